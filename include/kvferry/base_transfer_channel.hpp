@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/async_result.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/completion.hpp>
+#include <kvferry/error.hpp>
+#include <kvferry/memory_region.hpp>
+#include <kvferry/side_message.hpp>
+#include <kvferry/transfer_spec.hpp>
+
+namespace kvferry {
+
+/// What a channel knows of a peer it is connected to.
+struct PeerInfo {
+  std::string id;
+  std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
+  std::string init_url;               ///< Where the peer's handshakes are answered; empty if it has no listener.
+  std::vector<RemoteRegion> regions;  ///< What it offers.
+  std::string path;                   ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes".
+};
+
+/// A handshake as a transport gets it.
+struct InitRequest {
+  std::string local_id;
+  std::string peer_id;
+  std::string peer_init_url;
+  std::optional<SideMessage> side_message;
+  std::optional<std::chrono::milliseconds> timeout;
+  std::string* diagnostic = nullptr;
+};
+
+/// Moves pages of KV caches between peers, over any transport.
+///
+/// A channel offers regions of memory to its peers, shakes hands with them, and moves batches of objects: one-sided
+/// (write, read: only the initiator acts, the peer's page indexes are given) or paired (send, recv: matched by peer and
+/// tag). Once either side has connected, both may start operations. LMCache: `BaseTransferChannel`.
+///
+/// **Objects** are buffers. An object written to (read from) page index `i` lies at
+/// `[i * page_size, i * page_size + size)` of the peer's region; its size is at most the region's page size. The bytes
+/// belong to the channel from the initiating call until the completion, and not a moment longer: when an operation has
+/// ended - done, failed, timed out, cancelled or closed - nothing touches its buffers any more.
+///
+/// **Forms.** Each operation comes three times: blocking and throwing `TransferError`; blocking with `std::error_code&`;
+/// and asynchronous, taking any Asio completion token (a callback, `use_future`, `use_awaitable`, `deferred`, one bound to
+/// an executor or to a cancellation slot). A handler runs on its associated executor, or the channel's where it has none; never
+/// inside the call that started the operation, and with no lock of the library's held.
+///
+/// **Completion.** Every operation ends exactly once, by its deadline at the latest (a transport may state a short grace
+/// for draining what is on the wire). The count is the number of objects that were transferred; when it is smaller than the batch, the
+/// error says why and `TransferSpec::statuses` says which. A write or send is done when it is in the peer's memory.
+///
+/// **Cancellation.** All `asio::cancellation_type`s are honoured alike: what has not started is dequeued, what has is drained
+/// or its connection failed; then the operation ends with `errc::cancelled`. After a write that did not succeed, the contents
+/// of its pages at the peer are unspecified.
+///
+/// **Threads.** All member functions may be called from any thread at any time, `close()` included; only construction and
+/// destruction must not overlap with anything else. A blocking form must not be called on a thread that runs the
+/// channel's executor: where that can be noticed it fails with `errc::would_deadlock`.
+///
+/// **Errors** that every transport reports alike: `errc::closed` after `close()`, `errc::empty_peer_id`, `errc::unknown_peer`
+/// (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::access_denied`, `errc::index_out_of_range`,
+/// `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`, `errc::peer_restarted` (reported once,
+/// by the first operation that finds the peer to be a new incarnation; the next one goes there), and codes of
+/// `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without any traffic.
+///
+/// **Transports.** A subclass overrides the protected `start_*` functions and the facts; the forms are written here once.
+/// `kit::TransferChannelKit` does more of it: deadlines, exactly-once, peers and handshakes.
+class BaseTransferChannel {
+ public:
+  BaseTransferChannel() = default;
+  BaseTransferChannel(const BaseTransferChannel&) = delete;
+  BaseTransferChannel& operator=(const BaseTransferChannel&) = delete;
+  virtual ~BaseTransferChannel() = default;
+
+  /// @name Facts
+  /// @{
+
+  /// The transport's name, as it travels in the handshake: "tcp", "rdma", ...
+  [[nodiscard]] virtual std::string_view transport() const noexcept = 0;
+
+  /// What this transport can do.
+  [[nodiscard]] virtual Capabilities capabilities() const noexcept = 0;
+
+  /// The executor of handlers that have none of their own.
+  [[nodiscard]] virtual asio::any_io_executor get_executor() const = 0;
+
+  /// The regions given at construction. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`.
+  [[nodiscard]] virtual std::span<const MemoryRegion> regions() const noexcept = 0;
+
+  /// Where this channel answers handshakes, as peers are told, with the port that was really bound; empty without a listener.
+  [[nodiscard]] virtual std::string peer_init_url() const = 0;
+
+  /// What is known of a connected peer; nothing if there is no usable connection.
+  [[nodiscard]] virtual std::optional<PeerInfo> peer_info(std::string_view peer_id) const = 0;
+
+  /// @}
+  /// @name Initialization
+  /// @{
+
+  /// Makes a peer usable: shakes hands at its init url and sets up the data path. Does nothing if the peer is usable
+  /// already. Then, in either case, sends the side message if there is one. LMCache: `lazy_init_peer_connection`.
+  ///
+  /// Two peers that call this at once for each other end with one connection. A peer that restarted is recognised, its
+  /// stale connection is dropped and a new one is made.
+  ///
+  /// @param local_id how the peer will know this channel; any non-empty string.
+  /// @param peer_id how this channel will know the peer; any non-empty string.
+  /// @param peer_init_url `tcp://host:port` or `host:port`; IPv6 hosts in brackets.
+  /// @param side_message sent to the peer's `handle_init_side_msg` after the handshake.
+  /// @return the answer to the side message, if one was sent.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_url`, `errc::self_connection`, `errc::handshake_failed`,
+  ///   `errc::version_mismatch`, `errc::transport_mismatch`, `errc::authentication_failed`, `errc::timed_out`,
+  ///   `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
+  std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
+                                                       std::string_view peer_init_url,
+                                                       std::optional<SideMessage> side_message = {},
+                                                       const InitSpec& spec = {});
+  /// As above, with the error in `ec`.
+  std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
+                                                       std::string_view peer_init_url,
+                                                       std::optional<SideMessage> side_message, const InitSpec& spec,
+                                                       std::error_code& ec);
+
+  /// As above, asynchronously. Completion signature: `void(std::error_code, std::optional<SideMessage>)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::optional<SideMessage>)) CompletionToken>
+  auto async_lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
+                                       std::string_view peer_init_url, std::optional<SideMessage> side_message,
+                                       const InitSpec& spec, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code, std::optional<SideMessage>)>(
+        [this](auto&& handler, InitRequest request) {
+          start_init_peer(std::move(request),
+                          SideMessageCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token,
+        InitRequest{std::string(local_id), std::string(peer_id), std::string(peer_init_url), std::move(side_message),
+                    spec.timeout, spec.diagnostic});
+  }
+
+  /// Whether there is a usable connection to the peer, in both directions. LMCache: `remote_xfer_handler_exists`.
+  [[nodiscard]] virtual bool remote_xfer_handler_exists(std::string_view peer_id) const = 0;
+
+  /// Answers a side message; to be overridden by those who have messages of their own. LMCache: `handle_init_side_msg`.
+  ///
+  /// Runs on a thread that the channel keeps for side messages: it may block, and then delays other side messages, but
+  /// no handshake and no transfer. An exception becomes an error message to the peer; a `std::system_error`'s code goes along.
+  ///
+  /// The default answers nothing: it throws `errc::unhandled_side_message`. `kit::TransferChannelKit` answers
+  /// `P2PInitSideMsg` and `PySocketInitRequest` as LMCache does.
+  virtual SideMessage handle_init_side_msg(const SideMessage& message);
+
+  /// Sends one side message to whoever answers handshakes at `peer_init_url` - a kvferry channel, or an LMCache channel
+  /// with LMCache's messages - and returns the answer. Needs no connection and makes none. LMCache: `send_init_side_msg`.
+  /// @throws TransferError `errc::invalid_url`, `errc::timed_out`, `errc::closed`, `errc::malformed_message`, and the code in
+  ///   the answer if that is a `SideMessageError`.
+  SideMessage send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec = {});
+  /// As above, with the error in `ec`; the result is then an empty message.
+  SideMessage send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec,
+                                 std::error_code& ec);
+
+  /// As above, asynchronously. Completion signature: `void(std::error_code, std::optional<SideMessage>)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::optional<SideMessage>)) CompletionToken>
+  auto async_send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec,
+                                CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code, std::optional<SideMessage>)>(
+        [this](auto&& handler, InitRequest request) {
+          start_side_message(std::move(request),
+                             SideMessageCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token,
+        InitRequest{{}, {}, std::string(peer_init_url), std::move(message), spec.timeout, spec.diagnostic});
+  }
+
+  /// @}
+  /// @name Utility
+  /// @{
+
+  /// The page index of each object in a local region. LMCache: `get_local_mem_indices`.
+  /// @throws TransferError `errc::unknown_region`; `errc::not_in_region` if an object does not start at a page of the region
+  ///   or does not fit in it.
+  [[nodiscard]] std::vector<std::uint64_t> get_local_mem_indices(const ConstObjects& objects,
+                                                                 std::uint32_t region = 0) const;
+
+  /// @}
+  /// @name Paired operations
+  /// @{
+
+  /// Sends objects to the peer's recv with the same tag; the sender's n-th send of a tag meets the receiver's n-th recv of it,
+  /// object i meets buffer i. Both batches must have the same number of objects (else both end with
+  /// `errc::count_mismatch`). An object that is larger than its buffer isn't transferred, both sides report
+  /// `errc::buffer_too_small` for it, and the others arrive. LMCache: `batched_send`.
+  /// @return the number of objects that are in the peer's buffers.
+  /// @throws TransferError with the number of objects that are there all the same.
+  std::size_t batched_send(ConstObjects objects, const TransferSpec& spec);
+  /// As above, with the error in `ec`.
+  std::size_t batched_send(ConstObjects objects, const TransferSpec& spec, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, std::size_t)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::size_t)) CompletionToken>
+  auto async_batched_send(ConstObjects objects, const TransferSpec& spec, CompletionToken&& token) {
+    return async_transfer(make_request(TransferKind::send, std::move(objects), spec),
+                          std::forward<CompletionToken>(token));
+  }
+
+  /// Receives objects from the peer's send with the same tag; see `batched_send`. `TransferSpec::sizes` tells how many
+  /// bytes each object had. LMCache: `batched_recv`.
+  std::size_t batched_recv(MutableObjects objects, const TransferSpec& spec);
+  /// As above, with the error in `ec`.
+  std::size_t batched_recv(MutableObjects objects, const TransferSpec& spec, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, std::size_t)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::size_t)) CompletionToken>
+  auto async_batched_recv(MutableObjects objects, const TransferSpec& spec, CompletionToken&& token) {
+    return async_transfer(make_request(TransferKind::recv, std::move(objects), spec),
+                          std::forward<CompletionToken>(token));
+  }
+
+  /// @}
+  /// @name One-sided operations
+  /// @{
+
+  /// Writes objects into pages of the peer's region. Done when they are in the peer's memory; the notification, if there
+  /// is one, is handed to the peer only after that, whether or not this side calls again. LMCache: `batched_write`.
+  ///
+  /// Pages of one batch that overlap at the peer end with one of the objects' bytes, unspecified which.
+  std::size_t batched_write(ConstObjects objects, const TransferSpec& spec);
+  /// As above, with the error in `ec`.
+  std::size_t batched_write(ConstObjects objects, const TransferSpec& spec, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, std::size_t)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::size_t)) CompletionToken>
+  auto async_batched_write(ConstObjects objects, const TransferSpec& spec, CompletionToken&& token) {
+    return async_transfer(make_request(TransferKind::write, std::move(objects), spec),
+                          std::forward<CompletionToken>(token));
+  }
+
+  /// Reads pages of the peer's region into buffers, each filled whole. LMCache: `batched_read`.
+  std::size_t batched_read(MutableObjects objects, const TransferSpec& spec);
+  /// As above, with the error in `ec`.
+  std::size_t batched_read(MutableObjects objects, const TransferSpec& spec, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, std::size_t)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::size_t)) CompletionToken>
+  auto async_batched_read(MutableObjects objects, const TransferSpec& spec, CompletionToken&& token) {
+    return async_transfer(make_request(TransferKind::read, std::move(objects), spec),
+                          std::forward<CompletionToken>(token));
+  }
+
+  /// Any of the four, as a value: for decorators and for those who choose the transfer at run time.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::size_t)) CompletionToken>
+  auto async_transfer(TransferRequest request, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code, std::size_t)>(
+        [this](auto&& handler, TransferRequest started) {
+          start_transfer(std::move(started), Completion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, std::move(request));
+  }
+
+  /// @}
+  /// @name Notifications
+  /// @{
+
+  /// The next notification that a peer attached to a write: oldest first, each handed out once.
+  /// @param timeout unset: waits until there is one or the channel is closed.
+  /// @throws TransferError `errc::timed_out`, `errc::closed`, `errc::would_deadlock`.
+  Notification receive_notification(std::optional<std::chrono::milliseconds> timeout = {});
+  /// As above, with the error in `ec`.
+  Notification receive_notification(std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, Notification)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, Notification)) CompletionToken>
+  auto async_receive_notification(std::optional<std::chrono::milliseconds> timeout, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code, Notification)>(
+        [this](auto&& handler, std::optional<std::chrono::milliseconds> limit) {
+          start_receive_notification(limit,
+                                     NotificationCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, timeout);
+  }
+
+  /// @}
+
+  /// Ends everything: refuses new calls, completes what is pending with `errc::closed`, wakes whoever is blocked, and
+  /// drops all connections. When it returns, no buffer and no region is touched any more; handlers may still be
+  /// on their way to their executors. Idempotent; may be called from a handler. LMCache: `close`.
+  virtual void close() = 0;
+
+  /// Copies what a spec and its objects describe into a request.
+  [[nodiscard]] static TransferRequest make_request(TransferKind kind, ConstObjects objects, const TransferSpec& spec);
+  [[nodiscard]] static TransferRequest make_request(TransferKind kind, MutableObjects objects, const TransferSpec& spec);
+
+ protected:
+  /// @name What a transport implements
+  /// None of these may call the completion inside the call (`CompletionHandler` sees to that: it posts).
+  /// @{
+
+  /// Starts a transfer and ends it exactly once, whatever happens. Must not block.
+  virtual void start_transfer(TransferRequest request, Completion completion) = 0;
+  /// Starts a handshake.
+  virtual void start_init_peer(InitRequest request, SideMessageCompletion completion) = 0;
+  /// Starts the exchange of one side message; `local_id` and `peer_id` are empty.
+  virtual void start_side_message(InitRequest request, SideMessageCompletion completion) = 0;
+  /// Starts the wait for a notification.
+  virtual void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
+                                          NotificationCompletion completion) = 0;
+
+  /// A transfer on the caller's thread. The default waits for `start_transfer`; a transport that can post and poll on the
+  /// caller's thread overrides it.
+  virtual std::size_t run_transfer(TransferRequest request, std::error_code& ec);
+
+  /// Whether the calling thread is one that completes operations, so that blocking it would block for ever.
+  [[nodiscard]] virtual bool running_in_io_thread() const noexcept { return false; }
+  /// @}
+
+ private:
+  std::size_t transfer_or_throw(TransferRequest request);
+};
+
+}  // namespace kvferry

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <kvferry/memory_region.hpp>
+
+namespace kvferry {
+
+/// How a channel's own I/O threads wait for work.
+struct PollPolicy {
+  /// How long an I/O thread that ran out of work keeps looking for more before it sleeps. Zero: sleeps at once. Waking a
+  /// sleeping thread takes tens of microseconds on many machines; a polling one costs its core meanwhile. An idle channel
+  /// always sleeps.
+  std::chrono::microseconds spin{0};
+};
+
+/// What every channel may be told, whatever its transport.
+struct ChannelOptions {
+  /// The memory offered to peers. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`.
+  std::vector<MemoryRegion> regions;
+
+  /// Where to answer handshakes: `tcp://host:port` or `host:port`, port 0 for any free one, host `*` for all addresses.
+  /// Empty: no listener; the channel can connect, but not be connected to. LMCache: `peer_init_url`.
+  std::string peer_init_url;
+
+  /// What peers are told instead of the address that was bound, where the two differ (NAT, a wildcard bind). Port 0 stands
+  /// for the bound port. Empty: the bound address.
+  std::string advertised_init_url;
+
+  /// The answer to LMCache's `P2PInitSideMsg`. Empty: such a message is answered with an error. LMCache: `peer_lookup_url`.
+  std::string peer_lookup_url;
+
+  /// Whether a handshake fails with `errc::page_size_mismatch` if both sides have a region of the same number with pages of
+  /// different sizes, as LMCache assumes they never do. The check is made on either side that has it on.
+  bool require_equal_page_sizes = true;
+
+  /// How many peers a channel knows at most; a handshake with one more is refused with `errc::resource_limit`.
+  std::size_t max_peers = 4096;
+
+  /// The deadline of transfers that set none.
+  std::chrono::milliseconds default_timeout{30'000};
+
+  /// The deadline of handshakes and side messages that set none.
+  std::chrono::milliseconds handshake_timeout{10'000};
+
+  /// How many operations may be pending at a time; a call beyond that ends with `errc::resource_limit`.
+  std::size_t max_pending_operations = std::size_t{1} << 16;
+
+  /// How many notifications wait for `receive_notification`; a write that brings one more ends with `errc::resource_limit`
+  /// at its initiator: its data has landed, its notification is not handed out.
+  std::size_t max_pending_notifications = std::size_t{1} << 16;
+
+  /// Where I/O and handlers without an executor of their own run. Unset: threads of the channel's own. An executor given
+  /// here must be run by the caller until the channel is closed, and its context must outlive the channel.
+  std::optional<asio::any_io_executor> executor;
+
+  /// How many threads of its own the channel has, if it is given no executor.
+  std::size_t io_threads = 1;
+
+  /// How those threads wait.
+  PollPolicy poll;
+
+  /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never terminated.
+  /// Null: one that the process's channels share.
+  void* zmq_context = nullptr;
+};
+
+}  // namespace kvferry

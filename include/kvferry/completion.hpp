@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/associated_allocator.hpp>
+#include <asio/associated_cancellation_slot.hpp>
+#include <asio/associated_executor.hpp>
+#include <asio/cancellation_type.hpp>
+#include <asio/executor_work_guard.hpp>
+#include <asio/post.hpp>
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <system_error>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include <kvferry/side_message.hpp>
+#include <kvferry/transfer_spec.hpp>
+
+namespace kvferry {
+
+template <class Signature>
+class CompletionHandler;
+
+/// A completion handler of any type behind one type, so that virtual functions can take it. Move-only; called once.
+///
+/// It holds the handler, a work guard on the executor that the handler is associated with (the channel's where it has
+/// none) and the handler's cancellation slot. Calling it never runs the handler inside the call: the handler is posted
+/// to its executor. (Asio 1.22 has no `any_completion_handler`.)
+///
+/// Thread safety: distinct objects are independent. The call may come from any thread. The cancellation slot is touched
+/// in two places only, where Asio's rules for slots are met: in the initiating call (`on_cancel`) and on the handler's
+/// executor, just before the handler runs.
+template <class... Args>
+class CompletionHandler<void(Args...)> {
+ public:
+  using CancelFunction = std::function<void(asio::cancellation_type)>;
+
+  CompletionHandler() = default;
+
+  /// @param handler any Asio completion handler for `void(Args...)`.
+  /// @param fallback where the handler runs if it is not associated with an executor of its own.
+  template <class Handler>
+  CompletionHandler(Handler&& handler, const asio::any_io_executor& fallback)
+      : model_(std::make_unique<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback)) {}
+
+  /// A handler that runs inside the call that completes it, on whatever thread that is. For the library's own use and
+  /// for transports that wrap another: it may wake a thread or post; it must not block or call into a channel.
+  template <class Function>
+  [[nodiscard]] static CompletionHandler direct(Function&& function) {
+    CompletionHandler handler;
+    handler.model_ = std::make_unique<Direct<std::decay_t<Function>>>(std::forward<Function>(function));
+    return handler;
+  }
+
+  CompletionHandler(CompletionHandler&&) noexcept = default;
+  CompletionHandler& operator=(CompletionHandler&&) noexcept = default;
+
+  /// Whether there is a handler that has not been called yet.
+  explicit operator bool() const noexcept { return model_ != nullptr; }
+
+  /// Posts the handler with these arguments to its executor. Afterwards this object is empty.
+  void operator()(Args... args) {
+    auto model = std::move(model_);
+    model->post(std::move(args)...);
+  }
+
+  /// Has `cancel` called when the caller emits on the handler's cancellation slot; does nothing if there is no slot.
+  /// To be called within the initiating function only. `cancel` must be cheap and must not run the handler.
+  void on_cancel(CancelFunction cancel) { model_->on_cancel(std::move(cancel)); }
+
+  /// Whether the caller can cancel at all: spares building a function for `on_cancel` that nobody could call.
+  [[nodiscard]] bool cancellable() const noexcept { return model_->cancellable(); }
+
+ private:
+  struct Concept {
+    virtual ~Concept() = default;
+    virtual void post(Args... args) = 0;
+    virtual void on_cancel(CancelFunction cancel) = 0;
+    [[nodiscard]] virtual bool cancellable() const noexcept = 0;
+  };
+
+  template <class Handler>
+  struct Invocation {
+    using allocator_type = asio::associated_allocator_t<Handler>;
+    [[nodiscard]] allocator_type get_allocator() const noexcept { return asio::get_associated_allocator(handler); }
+
+    void operator()() {
+      if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected()) {
+        slot.clear();
+      }
+      std::apply(std::move(handler), std::move(args));
+    }
+
+    Handler handler;
+    std::tuple<Args...> args;
+  };
+
+  template <class Handler>
+  struct Model final : Concept {
+    using Executor = asio::associated_executor_t<Handler, asio::any_io_executor>;
+
+    Model(Handler&& handler, const asio::any_io_executor& fallback)
+        : handler_(std::move(handler)), work_(asio::get_associated_executor(handler_, fallback)) {}
+    Model(const Handler& handler, const asio::any_io_executor& fallback)
+        : handler_(handler), work_(asio::get_associated_executor(handler_, fallback)) {}
+
+    void post(Args... args) override {
+      auto work = std::move(work_);
+      asio::post(work.get_executor(),
+                 Invocation<Handler>{std::move(handler_), std::tuple<Args...>(std::move(args)...)});
+    }
+
+    void on_cancel(CancelFunction cancel) override {
+      if (auto slot = asio::get_associated_cancellation_slot(handler_); slot.is_connected()) {
+        slot.assign(std::move(cancel));
+      }
+    }
+
+    [[nodiscard]] bool cancellable() const noexcept override {
+      return asio::get_associated_cancellation_slot(handler_).is_connected();
+    }
+
+    Handler handler_;
+    asio::executor_work_guard<Executor> work_;
+  };
+
+  template <class Function>
+  struct Direct final : Concept {
+    explicit Direct(Function function) : function_(std::move(function)) {}
+    void post(Args... args) override { std::move(function_)(std::move(args)...); }
+    void on_cancel(CancelFunction) override {}
+    [[nodiscard]] bool cancellable() const noexcept override { return false; }
+
+    Function function_;
+  };
+
+  std::unique_ptr<Concept> model_;
+};
+
+/// Ends a transfer: what went wrong, if anything, and how many objects were transferred.
+using Completion = CompletionHandler<void(std::error_code, std::size_t)>;
+/// Ends a handshake or a side message's exchange: what went wrong, and the answer if there was one.
+using SideMessageCompletion = CompletionHandler<void(std::error_code, std::optional<SideMessage>)>;
+/// Ends the wait for a notification.
+using NotificationCompletion = CompletionHandler<void(std::error_code, Notification)>;
+
+}  // namespace kvferry

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <system_error>
+
+namespace kvferry {
+
+/// Why a call failed, as far as kvferry itself found out. errno values and Asio's codes pass through unchanged.
+/// Callers that only have to decide what to do next compare with a `condition` instead.
+enum class errc {
+  // The call's arguments
+  empty_peer_id = 1,       ///< A peer id is empty.
+  unknown_peer,            ///< No handshake with this peer has taken place on this channel.
+  self_connection,         ///< The url leads back to this very channel.
+  invalid_url,             ///< Not `tcp://host:port`, `host:port`, or their IPv6 forms.
+  count_mismatch,          ///< Numbers of objects, indexes, statuses or sizes that must be equal are not.
+  unknown_region,          ///< The peer (or this channel) has no region of that number.
+  index_out_of_range,      ///< A page index lies behind the region's last page.
+  object_too_large,        ///< An object does not fit its page, or a page its capacity.
+  not_in_region,           ///< A buffer does not start at a page of the local region.
+  access_denied,           ///< The region's access does not allow what was asked.
+  notification_too_large,  ///< The notification exceeds `Capabilities::max_notification_bytes`.
+  invalid_region,          ///< A region is empty, has no pages, or its size is not a multiple of its page size.
+  not_supported,           ///< The transport cannot do this; see `Capabilities`.
+  would_deadlock,          ///< A blocking form was called on the thread that would have to complete it.
+
+  // What became of an operation
+  timed_out,         ///< The deadline passed.
+  cancelled,         ///< The caller cancelled the operation.
+  closed,            ///< The channel was closed.
+  peer_cancelled,    ///< The other side of a send or recv timed out or was cancelled.
+  buffer_too_small,  ///< An object sent did not fit the buffer posted for it by the recv.
+  resource_limit,    ///< A bounded queue, here or at the peer, is full; nothing was harmed, try again.
+
+  // What became of a peer
+  peer_closed,             ///< The peer closed its connection.
+  connection_lost,         ///< The connection to the peer broke, or was broken because it stalled.
+  peer_restarted,          ///< The peer is a new incarnation: page indexes agreed with the old one are stale.
+  handshake_failed,        ///< The peer refused the handshake or answered with something else.
+  version_mismatch,        ///< The peer speaks another protocol version.
+  transport_mismatch,      ///< The peer's channel uses another transport.
+  page_size_mismatch,      ///< Both sides' regions of one number have pages of different sizes.
+  authentication_failed,   ///< A data connection did not prove that it belongs to the peer.
+  protocol_violation,      ///< The peer sent what the protocol does not allow.
+  malformed_message,       ///< A side message is not msgpack, or not of the expected shape.
+  unhandled_side_message,  ///< The receiver has no answer to a side message of this type.
+};
+
+/// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that
+/// belongs to the condition.
+enum class condition {
+  invalid_argument = 1,  ///< The call itself was wrong: repeating it unchanged fails again.
+  peer_failed,           ///< The peer or the way to it is gone: errc::peer_closed, connection_lost, ..., ECONNRESET, EOF, ...
+  retryable,             ///< The same call may succeed later: every peer_failed, timed_out, resource_limit, peer_cancelled.
+  cancelled,             ///< Ended from this side: errc::cancelled, errc::closed, ECANCELED.
+  timed_out,             ///< errc::timed_out, ETIMEDOUT.
+};
+
+/// The category of `errc`; its name is "kvferry".
+[[nodiscard]] const std::error_category& error_category() noexcept;
+
+/// The category of `condition`; its name is "kvferry.condition".
+[[nodiscard]] const std::error_category& condition_category() noexcept;
+
+[[nodiscard]] std::error_code make_error_code(errc code) noexcept;
+[[nodiscard]] std::error_condition make_error_condition(condition value) noexcept;
+
+/// Thrown by the throwing form of every blocking call. `what()` names the peer, the field and both values.
+class TransferError : public std::system_error {
+ public:
+  TransferError(std::error_code code, const std::string& what, std::size_t transferred = 0)
+      : std::system_error(code, what), transferred_(transferred) {}
+
+  /// How many objects of the batch were transferred all the same.
+  [[nodiscard]] std::size_t transferred() const noexcept { return transferred_; }
+
+ private:
+  std::size_t transferred_;
+};
+
+}  // namespace kvferry
+
+template <>
+struct std::is_error_code_enum<kvferry::errc> : std::true_type {};
+template <>
+struct std::is_error_condition_enum<kvferry::condition> : std::true_type {};

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <system_error>
+
+#include <kvferry/side_message.hpp>
+
+namespace kvferry::kit {
+
+/// Asks and answers side messages over ZeroMQ: a ROUTER that serves kvferry clients and plain REQ sockets alike, and
+/// a client socket for each question. Transport-neutral: it knows nothing of what the messages mean.
+///
+/// One thread runs all of it, whatever the number of peers, so neither a slow peer nor one that never answers delays
+/// another. Every request gets exactly one reply, errors included; frames that aren't messages are answered with a
+/// `SideMessageError` and harm nobody. No socket is used for a second question.
+///
+/// Thread safety: all member functions may be called from any thread.
+class HandshakeService {
+ public:
+  struct Options {
+    /// Where to listen: `tcp://host:port`, `host:port`, IPv6 in brackets, port 0 for any, host `*` for all.
+    /// Empty: only asks.
+    std::string bind_url;
+    /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) that stays the caller's and is never terminated here. Null: one
+    /// that all channels of the process share, gone with the last of them.
+    void* zmq_context = nullptr;
+    /// Larger messages are cut off by ZeroMQ, which drops their connection.
+    std::size_t max_message_bytes = std::size_t{1} << 20;
+  };
+
+  /// The one reply to a request. Move-only; may be kept and called later from any thread. If it is destroyed uncalled,
+  /// the peer gets a `SideMessageError` with `errc::handshake_failed`. After the service is closed a call does nothing.
+  class Reply {
+   public:
+    Reply(Reply&&) noexcept;
+    Reply& operator=(Reply&&) noexcept;
+    ~Reply();
+    void operator()(const SideMessage& answer);
+
+    struct State;
+    explicit Reply(std::unique_ptr<State> state) noexcept;
+
+   private:
+    std::unique_ptr<State> state_;
+  };
+
+  /// Gets every well-formed request. Runs on the service's thread: must not block. An exception is answered as an error.
+  using RequestHandler = std::function<void(SideMessage request, Reply reply)>;
+
+  /// Gets the outcome of one question: a message, or an error and a sentence that names the url. Runs on the service's
+  /// thread (on the closing thread for what `close` ends): must not block.
+  using AnswerHandler = std::function<void(std::error_code, SideMessage answer, std::string diagnostic)>;
+
+  /// @throws TransferError `errc::invalid_url`, or the errno of the bind (EADDRINUSE, ...), naming the url.
+  HandshakeService(Options options, RequestHandler on_request);
+  HandshakeService(const HandshakeService&) = delete;
+  HandshakeService& operator=(const HandshakeService&) = delete;
+  ~HandshakeService();
+
+  /// `tcp://host:port` with the port that was bound; empty if it doesn't listen.
+  [[nodiscard]] std::string bound_url() const;
+
+  /// Sends `question` to `url` and hands the answer to `on_answer`, exactly once: by the deadline with `errc::timed_out`
+  /// if none came, at `close` with `errc::closed`. A `SideMessageError` that comes back is handed out as its error code
+  /// (`errc::handshake_failed` if the code is unknown) and its sentence. Never calls `on_answer` inside the call.
+  void ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
+           AnswerHandler on_answer);
+
+  /// Ends all questions with `errc::closed`, closes all sockets (LINGER 0) and joins the thread, unless called on it.
+  /// Idempotent.
+  void close();
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <kvferry/kit/operation.hpp>
+#include <kvferry/memory_region.hpp>
+#include <kvferry/side_message.hpp>
+
+namespace kvferry::kit {
+
+/// What a peer said of itself in the handshake, checked.
+struct PeerDescription {
+  std::string id;                     ///< How this channel knows the peer.
+  std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
+  std::string init_url;               ///< Where the peer answers handshakes; empty if nowhere.
+  std::string reached_host;           ///< The host under which this side reached it; empty on the accepting side.
+  std::vector<RemoteRegion> regions;  ///< What the peer offers.
+};
+
+/// A transport's connection to one peer, whatever it is made of: sockets, queue pairs.
+///
+/// Thread safety: all functions may be called from any thread. No function may block on the network or call a
+/// completion handler's code (`Operation::finish` posts).
+class Link {
+ public:
+  virtual ~Link() = default;
+
+  /// Takes an operation that the kit has checked against the peer's description. From here on the link ends it.
+  /// An operation whose `stop_cause` is set already when its turn comes is ended with that cause.
+  virtual void start(std::shared_ptr<Operation> operation) = 0;
+
+  /// Ends an operation early, with `operation->stop_cause()`. What has not started is dequeued; what has is drained, or
+  /// the link fails; then `finish` is called. An operation that the link doesn't know is ignored.
+  virtual void stop(std::shared_ptr<Operation> operation) = 0;
+
+  /// Drops the connection and ends all operations with `cause`. When it returns, nothing of this link touches any buffer or
+  /// region. Idempotent.
+  virtual void shut(std::error_code cause, const std::string& why) = 0;
+
+  /// How the bytes travel, for people.
+  [[nodiscard]] virtual std::string path() const = 0;
+};
+
+/// What a link may tell the channel it belongs to. Stays valid after the channel is closed; calls then do nothing.
+class LinkHost {
+ public:
+  virtual ~LinkHost() = default;
+
+  [[nodiscard]] virtual const PeerDescription& peer() const noexcept = 0;
+  /// The channel's regions; to be touched only by links that have not been shut.
+  [[nodiscard]] virtual std::span<const MemoryRegion> local_regions() const noexcept = 0;
+  /// Hands a notification to the channel's user. @return false if the queue is full.
+  [[nodiscard]] virtual bool deliver_notification(std::vector<std::byte> payload) = 0;
+  /// The connection broke by itself: the peer counts as failed, and the next call reconnects.
+  virtual void link_failed(const Link& link, std::error_code cause) = 0;
+};
+
+/// Gets a link once it is usable in both directions, or an error and a sentence that names the peer. Called exactly once,
+/// from any thread, possibly inside the call that it was given to.
+using LinkHandler = std::function<void(std::error_code, std::shared_ptr<Link>, std::string diagnostic)>;
+
+/// One attempt of this side to connect, from before the handshake until the link is there.
+class Dial {
+ public:
+  virtual ~Dial() = default;
+  /// This side's endpoint, for the handshake's request; may be empty.
+  [[nodiscard]] virtual Bytes local_endpoint() = 0;
+  /// Connects to the endpoint in the handshake's answer. Must not block.
+  virtual void connect(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint, Clock::time_point deadline,
+                       LinkHandler on_link) = 0;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <system_error>
+
+#include <kvferry/completion.hpp>
+#include <kvferry/transfer_spec.hpp>
+
+namespace kvferry::kit {
+
+using Clock = std::chrono::steady_clock;
+
+class Link;
+class OperationRegistry;
+
+/// Something that must end by a deadline.
+class Expirable {
+ public:
+  virtual ~Expirable() = default;
+  /// The deadline has passed. Called at most once, on the channel's executor, with no lock held.
+  virtual void expire() = 0;
+};
+
+/// One transfer on its way: the request, its deadline, what has landed so far, and its completion, which is called exactly
+/// once. The kit makes it, checks it, and hands it to the peer's `Link`, which reports landings and finishes it.
+///
+/// Thread safety: all functions may be called from any thread; `landed` and `failed` for distinct objects at a time.
+class Operation final : public Expirable, public std::enable_shared_from_this<Operation> {
+ public:
+  Operation(TransferRequest request, Completion completion, Clock::time_point deadline,
+            std::shared_ptr<OperationRegistry> registry);
+
+  [[nodiscard]] const TransferRequest& request() const noexcept { return request_; }
+  [[nodiscard]] std::size_t object_count() const noexcept { return request_.objects.size(); }
+  [[nodiscard]] Clock::time_point deadline() const noexcept { return deadline_; }
+
+  /// Objects `[first, first + count)` are in the destination's memory.
+  void landed(std::size_t first, std::size_t count) noexcept;
+  /// Object `index` won't be transferred, though the rest may be.
+  void failed(std::size_t index, std::error_code cause) noexcept;
+  /// Recv: object `index` has `bytes` bytes.
+  void set_size(std::size_t index, std::size_t bytes) noexcept;
+
+  /// Ends the operation: fills in statuses and diagnostic and posts the handler. To be called when nothing touches the
+  /// buffers any more. Only the first call counts. Success with a failed object ends with that object's error.
+  void finish(std::error_code cause, std::string diagnostic = {});
+
+  /// Asks for the end, because of a deadline, a cancellation or a close: the link quiesces the buffers and calls `finish`.
+  /// Only the first cause counts.
+  void request_stop(std::error_code cause);
+
+  /// Why the operation is to end; no error while it isn't.
+  [[nodiscard]] std::error_code stop_cause() const;
+
+  /// Hands the operation to a link, unless it is to end already, in which case it ends.
+  void start_on(const std::shared_ptr<Link>& link);
+
+  /// Routes the handler's cancellation slot here; within the initiating call only.
+  void accept_cancellation();
+
+  void expire() override;
+
+ private:
+  TransferRequest request_;
+  Completion completion_;
+  const Clock::time_point deadline_;
+  const std::shared_ptr<OperationRegistry> registry_;
+
+  std::atomic<std::size_t> landed_{0};
+  std::atomic<bool> finished_{false};
+
+  mutable std::mutex mutex_;
+  std::weak_ptr<Link> link_;
+  bool started_ = false;
+  std::error_code stop_cause_;
+  std::error_code first_object_error_;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+
+#include <kvferry/base_transfer_channel.hpp>
+#include <kvferry/channel_options.hpp>
+#include <kvferry/kit/link.hpp>
+
+namespace kvferry::kit {
+
+/// Everything of a channel that does not depend on how bytes travel, written once: checks of arguments, deadlines,
+/// cancellation, exactly-once completion, statuses, the peer table, handshakes (also two at once, and restarts),
+/// side messages, notifications, I/O threads and closing.
+///
+/// A transport derives from it, implements `transport`, `capabilities`, `dial` and `accept` and a `Link`, calls
+/// `start()` at the end of its constructor and `close()` in its destructor.
+///
+/// What it adds to `BaseTransferChannel`'s promises: a transfer to a peer whose connection broke reconnects by itself, within
+/// the operation's deadline, where the peer's init url is known. If it then finds another incarnation of the peer, a one-sided
+/// transfer ends with `errc::peer_restarted`, once, because its page indexes were agreed with the old one;
+/// calling `lazy_init_peer_connection` acknowledges the new one beforehand.
+class TransferChannelKit : public BaseTransferChannel {
+ public:
+  ~TransferChannelKit() override;
+
+  [[nodiscard]] asio::any_io_executor get_executor() const override;
+  [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept override;
+  [[nodiscard]] std::string peer_init_url() const override;
+  [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override;
+  [[nodiscard]] bool remote_xfer_handler_exists(std::string_view peer_id) const override;
+  /// Answers `P2PInitSideMsg` with the lookup url and `PySocketInitRequest` with "ok", as LMCache does; throws
+  /// `errc::unhandled_side_message` for others.
+  SideMessage handle_init_side_msg(const SideMessage& message) override;
+  void close() override;
+
+ protected:
+  /// Checks the options and starts the I/O threads.
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`.
+  explicit TransferChannelKit(ChannelOptions options);
+
+  /// Starts listening for handshakes. From here on `accept` may be called.
+  /// @throws TransferError with the errno of a bind that failed.
+  void start();
+
+  /// @name What a transport implements
+  /// @{
+
+  /// Begins an attempt to connect to a peer. Called on a thread that starts an operation; must not block.
+  [[nodiscard]] virtual std::unique_ptr<Dial> dial(const std::string& peer_id) = 0;
+
+  /// Answers a peer's attempt: returns this side's endpoint and later hands over the link, or why there is none.
+  /// Called on the handshake thread; must not block. May throw `TransferError` to refuse.
+  [[nodiscard]] virtual Bytes accept(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint,
+                                     Clock::time_point deadline, LinkHandler on_link) = 0;
+
+  /// Called once by `close()` after all links are shut: stop listening for data.
+  virtual void stop_listening() {}
+  /// @}
+
+  [[nodiscard]] const ChannelOptions& options() const noexcept;
+  /// Drawn at random at construction.
+  [[nodiscard]] std::uint64_t incarnation() const noexcept;
+
+  void start_transfer(TransferRequest request, Completion completion) override;
+  void start_init_peer(InitRequest request, SideMessageCompletion completion) override;
+  void start_side_message(InitRequest request, SideMessageCompletion completion) override;
+  void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
+                                  NotificationCompletion completion) override;
+  [[nodiscard]] bool running_in_io_thread() const noexcept override;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvferry {
+
+/// What peers may do to a region by one-sided operations. The channel itself may always use its own regions.
+enum class Access : std::uint8_t {
+  none = 0,        ///< Peers reach nothing here; send and recv still work on its buffers.
+  read = 1,        ///< Peers may read.
+  write = 2,       ///< Peers may write.
+  read_write = 3,  ///< Both.
+};
+
+/// Whether `granted` includes everything in `wanted`.
+[[nodiscard]] constexpr bool allows(Access granted, Access wanted) noexcept {
+  return (static_cast<unsigned>(granted) & static_cast<unsigned>(wanted)) == static_cast<unsigned>(wanted);
+}
+
+/// Memory that a channel offers to its peers, divided into pages of equal size.
+///
+/// Page `i` lies at `data + i * page_size`. The memory stays the caller's: it must outlive the channel's `close()`, and
+/// is never freed by kvferry. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a channel, here several,
+/// numbered in the order in which they are handed to the constructor.
+struct MemoryRegion {
+  std::byte* data = nullptr;
+  std::size_t size = 0;       ///< Bytes; a multiple of `page_size`.
+  std::size_t page_size = 0;  ///< Bytes; at least 1.
+  Access peer_access = Access::read_write;
+
+  [[nodiscard]] std::size_t page_count() const noexcept { return page_size == 0 ? 0 : size / page_size; }
+};
+
+/// What a channel knows of a peer's region, from the handshake.
+struct RemoteRegion {
+  std::uint64_t size = 0;
+  std::uint64_t page_size = 0;
+  Access access = Access::none;
+
+  [[nodiscard]] std::uint64_t page_count() const noexcept { return page_size == 0 ? 0 : size / page_size; }
+  friend bool operator==(const RemoteRegion&, const RemoteRegion&) = default;
+};
+
+}  // namespace kvferry

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include <kvferry/channel_options.hpp>
+#include <kvferry/kit/transfer_channel_kit.hpp>
+
+namespace kvferry {
+
+/// What a TCP channel may be told. Byte counts are bytes; 0 leaves a socket option to the system.
+struct TcpOptions : ChannelOptions {
+  /// Where data connections are accepted: a host or address. Empty: that of `peer_init_url`. Only with a listener.
+  std::string data_host;
+  /// 0 for any free port.
+  std::uint16_t data_port = 0;
+  /// The `host:port` that peers are told, where it differs from what was bound. Empty: the bound port, at the host
+  /// under which the peer reached `peer_init_url`.
+  std::string advertised_data_address;
+
+  /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream can't fill the
+  /// network (100 Gb/s, long distances).
+  std::size_t lanes_per_peer = 1;
+
+  /// One-sided batches of at least this many bytes are spread over the lanes.
+  std::size_t stripe_threshold = std::size_t{4} << 20;
+
+  /// How long a connection whose operation passed its deadline, or was cancelled, with its bytes half on the wire may take to get the
+  /// rest through, before it is given up (and all its operations with it). The operation ends when its buffers are free.
+  std::chrono::milliseconds drain_timeout{100};
+
+  /// How long a data connection may take to prove that it belongs to a peer.
+  std::chrono::milliseconds hello_timeout{5'000};
+
+  /// SO_SNDBUF and SO_RCVBUF.
+  std::size_t send_buffer = 0;
+  std::size_t receive_buffer = 0;
+
+  /// An idle connection is probed after this long, so that one that a firewall dropped is noticed before it is used. Zero:
+  /// never.
+  std::chrono::seconds keepalive_idle{15};
+};
+
+/// Moves pages over TCP: gathered by the kernel straight from the caller's buffers, scattered by it straight into the
+/// destination pages. See `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what travels.
+///
+/// A deadline that passes while an operation's bytes are half on the wire is kept to within `TcpOptions::drain_timeout`.
+///
+/// A subclass that overrides `handle_init_side_msg` calls `close()` in its own destructor, so that no message meets a
+/// half-destroyed object.
+class TcpTransferChannel : public kit::TransferChannelKit {
+ public:
+  /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O threads.
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, or the errno of a bind that failed, naming the address.
+  explicit TcpTransferChannel(TcpOptions options);
+  ~TcpTransferChannel() override;
+
+  [[nodiscard]] std::string_view transport() const noexcept override;
+  [[nodiscard]] Capabilities capabilities() const noexcept override;
+
+ protected:
+  [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override;
+  [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                             kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
+  void stop_listening() override;
+
+ private:
+  class Impl;
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvferry

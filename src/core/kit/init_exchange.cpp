@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "init_exchange.hpp"
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::kit {
+
+void InitExchange::finish(Failure failure, std::optional<SideMessage> answer) {
+  if (ended_.exchange(true)) {
+    return;
+  }
+  if (failure && request_.diagnostic != nullptr) {
+    const std::string who = request_.peer_id.empty() ? std::string() : "peer '" + request_.peer_id + "', ";
+    *request_.diagnostic = who + request_.peer_init_url + ": " +
+                           (failure.sentence.empty() ? failure.code.message() : failure.sentence);
+  }
+  auto completion = std::move(completion_);
+  owner_->remove(*this);
+  completion(failure.code, std::move(answer));
+}
+
+void InitExchange::accept_cancellation() {
+  if (completion_.cancellable()) {
+    completion_.on_cancel([weak = weak_from_this()](asio::cancellation_type) {
+      if (const auto self = weak.lock()) {
+        self->finish({errc::cancelled, {}});
+      }
+    });
+  }
+}
+
+void InitExchange::expire() {
+  const auto given = request_.timeout.value_or(std::chrono::milliseconds::zero());
+  finish({errc::timed_out, "no usable connection or answer within the " + std::to_string(given.count()) +
+                               " ms that the call was given"});
+}
+
+std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMessageCompletion completion,
+                                                   Clock::time_point deadline) {
+  auto exchange =
+      std::make_shared<InitExchange>(std::move(request), std::move(completion), deadline, shared_from_this());
+  exchange->accept_cancellation();
+  bool refused = false;
+  {
+    const std::lock_guard lock(mutex_);
+    refused = closed_;
+    if (!refused) {
+      pending_.emplace(exchange.get(), exchange);
+    }
+  }
+  if (refused) {
+    exchange->finish({errc::closed, {}});
+    return nullptr;
+  }
+  deadlines_->add(deadline, exchange);
+  return exchange;
+}
+
+void InitExchanges::remove(const InitExchange& exchange) {
+  deadlines_->remove(exchange.deadline(), exchange);
+  std::shared_ptr<InitExchange> removed;
+  const std::lock_guard lock(mutex_);
+  if (const auto it = pending_.find(&exchange); it != pending_.end()) {
+    removed = std::move(it->second);
+    pending_.erase(it);
+  }
+}
+
+void InitExchanges::close() {
+  std::vector<std::shared_ptr<InitExchange>> all;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    for (const auto& [key, exchange] : pending_) {
+      all.push_back(exchange);
+    }
+  }
+  for (const auto& exchange : all) {
+    exchange->finish({errc::closed, {}});
+  }
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include <kvferry/base_transfer_channel.hpp>
+
+#include "failure.hpp"
+#include "operation_registry.hpp"
+
+namespace kvferry::kit {
+
+class InitExchanges;
+
+/// One call of `lazy_init_peer_connection` or `send_init_side_msg` on its way; ends exactly once.
+class InitExchange final : public Expirable, public std::enable_shared_from_this<InitExchange> {
+ public:
+  InitExchange(InitRequest request, SideMessageCompletion completion, Clock::time_point deadline,
+               std::shared_ptr<InitExchanges> owner)
+      : request_(std::move(request)),
+        completion_(std::move(completion)),
+        deadline_(deadline),
+        owner_(std::move(owner)) {}
+
+  [[nodiscard]] const InitRequest& request() const noexcept { return request_; }
+  [[nodiscard]] Clock::time_point deadline() const noexcept { return deadline_; }
+  [[nodiscard]] bool ended() const noexcept { return ended_; }
+
+  void finish(Failure failure, std::optional<SideMessage> answer = {});
+  void accept_cancellation();
+  void expire() override;
+
+ private:
+  const InitRequest request_;
+  SideMessageCompletion completion_;
+  const Clock::time_point deadline_;
+  const std::shared_ptr<InitExchanges> owner_;
+  std::atomic<bool> ended_{false};
+};
+
+/// Those of a channel that have not ended yet.
+class InitExchanges : public std::enable_shared_from_this<InitExchanges> {
+ public:
+  explicit InitExchanges(std::shared_ptr<DeadlineQueue> deadlines) : deadlines_(std::move(deadlines)) {}
+
+  /// @return nothing if the channel is closed, with the completion called.
+  [[nodiscard]] std::shared_ptr<InitExchange> begin(InitRequest request, SideMessageCompletion completion,
+                                                    Clock::time_point deadline);
+  void remove(const InitExchange& exchange);
+  void close();
+
+ private:
+  const std::shared_ptr<DeadlineQueue> deadlines_;
+  std::mutex mutex_;
+  std::unordered_map<const InitExchange*, std::shared_ptr<InitExchange>> pending_;
+  bool closed_ = false;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/executor_work_guard.hpp>
+#include <asio/io_context.hpp>
+
+#include <cstddef>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include <kvferry/channel_options.hpp>
+
+namespace kvferry::kit {
+
+/// The threads that run a channel's I/O and its unbound handlers, for channels that weren't given an executor.
+class IoThreads {
+ public:
+  IoThreads(std::size_t count, PollPolicy poll);
+  IoThreads(const IoThreads&) = delete;
+  IoThreads& operator=(const IoThreads&) = delete;
+  /// Runs what is left to run, then joins. Must not be called on one of the threads.
+  ~IoThreads();
+
+  [[nodiscard]] asio::io_context::executor_type executor() { return context_.get_executor(); }
+
+ private:
+  void run();
+
+  const PollPolicy poll_;
+  asio::io_context context_;
+  std::optional<asio::executor_work_guard<asio::io_context::executor_type>> work_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/kit/operation.hpp>
+
+#include <algorithm>
+#include <limits>
+
+#include <kvferry/error.hpp>
+#include <kvferry/kit/link.hpp>
+
+#include "operation_registry.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+/// Marks a status that no object has got yet; never seen by callers.
+std::error_code undecided() noexcept { return {std::numeric_limits<int>::min(), error_category()}; }
+
+}  // namespace
+
+Operation::Operation(TransferRequest request, Completion completion, Clock::time_point deadline,
+                     std::shared_ptr<OperationRegistry> registry)
+    : request_(std::move(request)),
+      completion_(std::move(completion)),
+      deadline_(deadline),
+      registry_(std::move(registry)) {
+  std::ranges::fill(request_.statuses, undecided());
+}
+
+void Operation::landed(std::size_t first, std::size_t count) noexcept {
+  landed_.fetch_add(count, std::memory_order_relaxed);
+  if (!request_.statuses.empty()) {
+    std::ranges::fill(request_.statuses.subspan(first, count), std::error_code());
+  }
+}
+
+void Operation::failed(std::size_t index, std::error_code cause) noexcept {
+  if (!request_.statuses.empty()) {
+    request_.statuses[index] = cause;
+  }
+  const std::lock_guard lock(mutex_);
+  if (!first_object_error_) {
+    first_object_error_ = cause;
+  }
+}
+
+void Operation::set_size(std::size_t index, std::size_t bytes) noexcept {
+  if (!request_.sizes.empty()) {
+    request_.sizes[index] = bytes;
+  }
+}
+
+void Operation::finish(std::error_code cause, std::string diagnostic) {
+  if (finished_.exchange(true)) {
+    return;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (!cause) {
+      cause = first_object_error_;
+    }
+  }
+  const std::size_t transferred = landed_.load(std::memory_order_relaxed);
+  std::ranges::replace(request_.statuses, undecided(), cause);
+  if (cause && request_.diagnostic != nullptr) {
+    if (diagnostic.empty()) {
+      diagnostic = cause.message();
+    }
+    *request_.diagnostic = std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
+                           " objects, peer '" + request_.peer_id + "': " + diagnostic + " (" +
+                           std::to_string(transferred) + " transferred)";
+  }
+  auto completion = std::move(completion_);
+  // Out of the registry first: once the handler can run, the channel may be closed and gone.
+  registry_->remove(*this);
+  completion(cause, transferred);
+}
+
+void Operation::request_stop(std::error_code cause) {
+  std::shared_ptr<Link> link;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stop_cause_ || finished_) {
+      return;
+    }
+    stop_cause_ = cause;
+    link = link_.lock();
+    if (started_ && !link) {
+      return;  // the link is going down and ends its operations itself
+    }
+  }
+  if (link) {
+    link->stop(shared_from_this());
+  } else {
+    finish(cause);
+  }
+}
+
+std::error_code Operation::stop_cause() const {
+  const std::lock_guard lock(mutex_);
+  return stop_cause_;
+}
+
+void Operation::start_on(const std::shared_ptr<Link>& link) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stop_cause_ || finished_) {
+      return;  // request_stop ended it
+    }
+    link_ = link;
+    started_ = true;
+  }
+  link->start(shared_from_this());
+}
+
+void Operation::accept_cancellation() {
+  if (completion_.cancellable()) {
+    completion_.on_cancel([weak = weak_from_this()](asio::cancellation_type) {
+      if (const auto self = weak.lock()) {
+        self->request_stop(errc::cancelled);
+      }
+    });
+  }
+}
+
+void Operation::expire() { request_stop(errc::timed_out); }
+
+}  // namespace kvferry::kit

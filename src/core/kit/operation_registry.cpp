@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "operation_registry.hpp"
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::kit {
+
+void DeadlineQueue::add(Clock::time_point deadline, std::shared_ptr<Expirable> entry) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) {
+    return;
+  }
+  entries_.emplace(deadline, std::move(entry));
+  if (!armed_ || deadline < *armed_) {
+    arm(deadline);
+  }
+}
+
+void DeadlineQueue::remove(Clock::time_point deadline, const Expirable& entry) {
+  std::shared_ptr<Expirable> removed;  // destroyed after the lock is released
+  const std::lock_guard lock(mutex_);
+  const auto [first, last] = entries_.equal_range(deadline);
+  for (auto it = first; it != last; ++it) {
+    if (it->second.get() == &entry) {
+      removed = std::move(it->second);
+      entries_.erase(it);
+      return;
+    }
+  }
+}
+
+void DeadlineQueue::close() {
+  decltype(entries_) dropped;
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  dropped.swap(entries_);
+  timer_.cancel();
+}
+
+void DeadlineQueue::arm(Clock::time_point deadline) {
+  armed_ = deadline;
+  timer_.expires_at(deadline);
+  timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
+    // Re-armed for an earlier deadline, or closed.
+    if (ec == asio::error::operation_aborted) {
+      return;
+    }
+    if (auto self = weak.lock()) {
+      self->on_timer();
+    }
+  });
+}
+
+void DeadlineQueue::on_timer() {
+  std::vector<std::shared_ptr<Expirable>> expired;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) {
+      return;
+    }
+    const auto now = Clock::now();
+    while (!entries_.empty() && entries_.begin()->first <= now) {
+      expired.push_back(std::move(entries_.begin()->second));
+      entries_.erase(entries_.begin());
+    }
+    armed_.reset();
+    if (!entries_.empty()) {
+      arm(entries_.begin()->first);
+    }
+  }
+  for (const auto& entry : expired) {
+    entry->expire();
+  }
+}
+
+std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operation) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) {
+      return errc::closed;
+    }
+    if (pending_.size() >= limit_) {
+      return errc::resource_limit;
+    }
+    pending_.emplace(operation.get(), operation);
+  }
+  deadlines_->add(operation->deadline(), operation);
+  return {};
+}
+
+void OperationRegistry::remove(const Operation& operation) {
+  deadlines_->remove(operation.deadline(), operation);
+  std::shared_ptr<Operation> removed;
+  const std::lock_guard lock(mutex_);
+  if (const auto it = pending_.find(&operation); it != pending_.end()) {
+    removed = std::move(it->second);
+    pending_.erase(it);
+    if (pending_.empty()) {
+      empty_.notify_all();
+    }
+  }
+}
+
+void OperationRegistry::close(std::error_code cause) {
+  std::vector<std::shared_ptr<Operation>> all;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    all.reserve(pending_.size());
+    for (const auto& [key, operation] : pending_) {
+      all.push_back(operation);
+    }
+  }
+  for (const auto& operation : all) {
+    operation->request_stop(cause);
+  }
+}
+
+void OperationRegistry::wait_until_empty() {
+  std::unique_lock lock(mutex_);
+  empty_.wait(lock, [&] { return pending_.empty(); });
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/kit/transfer_channel_kit.hpp>
+
+#include <asio/io_context.hpp>
+#include <asio/post.hpp>
+#include <asio/thread_pool.hpp>
+
+#include <atomic>
+#include <mutex>
+#include <random>
+#include <utility>
+
+#include <kvferry/kit/handshake_service.hpp>
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
+
+#include "checks.hpp"
+#include "init_exchange.hpp"
+#include "io_threads.hpp"
+#include "notification_queue.hpp"
+#include "operation_registry.hpp"
+#include "peer_directory.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+std::uint64_t random_incarnation() {
+  std::random_device device;
+  const std::uint64_t high = device();
+  // Never 0, which stands for "none".
+  return (high << 32 | device()) | 1;
+}
+
+std::string advertised_url(const ChannelOptions& options, const std::string& bound) {
+  if (bound.empty() || options.advertised_init_url.empty()) {
+    return bound;
+  }
+  HostPort advertised = parse_url(options.advertised_init_url);
+  if (advertised.port == 0) {
+    advertised.port = parse_url(bound).port;
+  }
+  return advertised.to_url();
+}
+
+/// A wildcard bind is no address to dial: peers are then told nothing, and dial where they were told to by other means.
+std::string dialable_url(const std::string& advertised) {
+  return advertised.empty() || parse_url(advertised).is_wildcard() ? std::string() : advertised;
+}
+
+}  // namespace
+
+class TransferChannelKit::Impl {
+ public:
+  explicit Impl(ChannelOptions given) : options(std::move(given)), incarnation(random_incarnation()) {
+    check_regions(options.regions);
+    if (!options.advertised_init_url.empty()) {
+      (void)parse_url(options.advertised_init_url);
+    }
+    if (!options.executor) {
+      threads.emplace(options.io_threads, options.poll);
+      executor = threads->executor();
+    } else {
+      executor = *options.executor;
+    }
+    deadlines = std::make_shared<DeadlineQueue>(executor);
+    operations = std::make_shared<OperationRegistry>(deadlines, options.max_pending_operations);
+    exchanges = std::make_shared<InitExchanges>(deadlines);
+    notifications = std::make_shared<NotificationQueue>(deadlines, options.max_pending_notifications);
+  }
+
+  [[nodiscard]] Clock::time_point deadline(std::optional<std::chrono::milliseconds> timeout,
+                                           std::chrono::milliseconds standard) const {
+    // Far enough for anyone, and safe to add.
+    constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365);
+    return Clock::now() + std::min(timeout.value_or(standard), longest);
+  }
+
+  void answer_side_message(TransferChannelKit& channel, const SideMessage& request, HandshakeService::Reply& reply) {
+    SideMessageError error{static_cast<std::int64_t>(errc::handshake_failed), {}};
+    try {
+      reply(channel.handle_init_side_msg(request));
+      return;
+    } catch (const std::system_error& failure) {
+      error.message = failure.what();
+      if (failure.code().category() == error_category()) {
+        error.code = failure.code().value();
+      }
+    } catch (const std::exception& failure) {
+      error.message = failure.what();
+    }
+    reply(encode_side_message(error));
+  }
+
+  /// @return nothing if the exchange has ended already.
+  std::shared_ptr<InitExchange> begin_exchange(InitRequest request, SideMessageCompletion completion) {
+    request.timeout = request.timeout.value_or(options.handshake_timeout);
+    const std::string given_url = request.peer_init_url;
+    std::error_code ec;
+    const HostPort address = parse_url(given_url, ec);
+    const bool dialable = !ec && address.port != 0 && !address.is_wildcard();
+    if (dialable) {
+      request.peer_init_url = address.to_url();
+    }
+    const auto until = deadline(request.timeout, options.handshake_timeout);
+    auto exchange = exchanges->begin(std::move(request), std::move(completion), until);
+    if (exchange && !dialable) {
+      exchange->finish({errc::invalid_url, "'" + given_url + "' is no tcp://host:port to connect to"});
+      return nullptr;
+    }
+    return exchange;
+  }
+
+  void ask(const std::shared_ptr<InitExchange>& exchange) {
+    const InitRequest& asked = exchange->request();
+    handshakes->ask(asked.peer_init_url, asked.side_message.value_or(SideMessage{}), exchange->deadline(),
+                    [exchange](std::error_code ec, SideMessage answer, std::string diagnostic) {
+                      exchange->finish({ec, std::move(diagnostic)},
+                                       ec ? std::nullopt : std::optional(std::move(answer)));
+                    });
+  }
+
+  const ChannelOptions options;
+  const std::uint64_t incarnation;
+  std::optional<IoThreads> threads;
+  asio::any_io_executor executor;
+  std::shared_ptr<DeadlineQueue> deadlines;
+  std::shared_ptr<OperationRegistry> operations;
+  std::shared_ptr<InitExchanges> exchanges;
+  std::shared_ptr<NotificationQueue> notifications;
+  std::shared_ptr<PeerDirectory> peers;
+  std::string advertised;
+  asio::thread_pool side_message_thread{1};
+  std::optional<HandshakeService> handshakes;
+  std::atomic<bool> closed{false};
+  std::once_flag close_once;
+};
+
+TransferChannelKit::TransferChannelKit(ChannelOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+
+TransferChannelKit::~TransferChannelKit() {
+  TransferChannelKit::close();
+  impl_->handshakes.reset();
+  impl_->side_message_thread.join();
+}
+
+void TransferChannelKit::start() {
+  impl_->peers = std::make_shared<PeerDirectory>(
+      impl_->options, impl_->incarnation,
+      TransportHooks{std::string(transport()), [this](const std::string& peer_id) { return dial(peer_id); },
+                     [this](std::shared_ptr<LinkHost> host, const Bytes& endpoint, Clock::time_point deadline,
+                            LinkHandler on_link) {
+                       return accept(std::move(host), endpoint, deadline, std::move(on_link));
+                     }},
+      impl_->deadlines, impl_->notifications);
+  impl_->handshakes.emplace(
+      HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context},
+      [this](SideMessage request, HandshakeService::Reply reply) {
+        if (request.is<InitQuestion>()) {
+          impl_->peers->answer(request, std::move(reply));
+          return;
+        }
+        asio::post(impl_->side_message_thread,
+                   [this, request = std::move(request), reply = std::move(reply)]() mutable {
+                     impl_->answer_side_message(*this, request, reply);
+                   });
+      });
+  impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
+  impl_->peers->use(*impl_->handshakes, dialable_url(impl_->advertised));
+}
+
+asio::any_io_executor TransferChannelKit::get_executor() const { return impl_->executor; }
+
+std::span<const MemoryRegion> TransferChannelKit::regions() const noexcept { return impl_->options.regions; }
+
+std::string TransferChannelKit::peer_init_url() const { return impl_->advertised; }
+
+std::optional<PeerInfo> TransferChannelKit::peer_info(std::string_view peer_id) const {
+  return impl_->peers->info(peer_id);
+}
+
+bool TransferChannelKit::remote_xfer_handler_exists(std::string_view peer_id) const {
+  return impl_->peers->info(peer_id).has_value();
+}
+
+const ChannelOptions& TransferChannelKit::options() const noexcept { return impl_->options; }
+
+std::uint64_t TransferChannelKit::incarnation() const noexcept { return impl_->incarnation; }
+
+bool TransferChannelKit::running_in_io_thread() const noexcept {
+  const auto* executor = impl_->executor.target<asio::io_context::executor_type>();
+  return executor != nullptr && executor->running_in_this_thread();
+}
+
+SideMessage TransferChannelKit::handle_init_side_msg(const SideMessage& message) {
+  if (message.is<PySocketInitRequest>()) {
+    return encode_side_message(PySocketInitResponse{"ok"});
+  }
+  if (message.is<P2PInitSideMsg>() && !impl_->options.peer_lookup_url.empty()) {
+    return encode_side_message(P2PInitSideRetMsg{impl_->options.peer_lookup_url});
+  }
+  return BaseTransferChannel::handle_init_side_msg(message);
+}
+
+void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
+  const auto deadline = impl_->deadline(request.timeout, impl_->options.default_timeout);
+  auto operation =
+      std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
+  if (impl_->closed) {
+    operation->finish(errc::closed);
+    return;
+  }
+  if (Failure failure = check_request(operation->request(), capabilities())) {
+    operation->finish(failure.code, std::move(failure.sentence));
+    return;
+  }
+  if (operation->object_count() == 0) {
+    operation->finish({});
+    return;
+  }
+  operation->accept_cancellation();
+  if (const auto refused = impl_->operations->add(operation)) {
+    operation->finish(refused);
+    return;
+  }
+  if (deadline <= Clock::now()) {
+    operation->request_stop(errc::timed_out);
+    return;
+  }
+  impl_->peers->route(operation);
+}
+
+void TransferChannelKit::start_init_peer(InitRequest request, SideMessageCompletion completion) {
+  const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion));
+  if (!exchange) {
+    return;
+  }
+  const InitRequest& asked = exchange->request();
+  if (asked.peer_id.empty() || asked.local_id.empty()) {
+    exchange->finish(
+        {errc::empty_peer_id, std::string(asked.peer_id.empty() ? "the peer's" : "the local") + " id is empty"});
+    return;
+  }
+  impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url, exchange->deadline(),
+                        [this, exchange](const Failure& failure) {
+                          if (failure || exchange->ended()) {
+                            exchange->finish(failure);
+                            return;
+                          }
+                          impl_->peers->acknowledge(exchange->request().peer_id);
+                          if (exchange->request().side_message) {
+                            impl_->ask(exchange);
+                          } else {
+                            exchange->finish({});
+                          }
+                        });
+}
+
+void TransferChannelKit::start_side_message(InitRequest request, SideMessageCompletion completion) {
+  if (const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion))) {
+    impl_->ask(exchange);
+  }
+}
+
+void TransferChannelKit::start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
+                                                    NotificationCompletion completion) {
+  impl_->notifications->receive(timeout, std::move(completion));
+}
+
+void TransferChannelKit::close() {
+  std::call_once(impl_->close_once, [this] {
+    impl_->closed = true;
+    // Links go first: shutting them ends their operations at once, where stopping each would drain it.
+    if (impl_->peers) {
+      impl_->peers->close();
+      stop_listening();
+    }
+    impl_->operations->close(errc::closed);
+    impl_->operations->wait_until_empty();
+    impl_->exchanges->close();
+    if (impl_->handshakes) {
+      impl_->handshakes->close();
+    }
+    impl_->notifications->close();
+    impl_->side_message_thread.stop();
+    impl_->deadlines->close();
+  });
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data_acceptor.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
+
+#include "tcp_link.hpp"
+
+namespace kvferry::tcp {
+namespace {
+
+using asio::ip::tcp;
+
+constexpr std::size_t max_greetings = 256;
+constexpr std::size_t max_expected = 4096;
+/// How long accepting rests when the process is out of file descriptors.
+constexpr std::chrono::milliseconds accept_pause{100};
+
+tcp::endpoint listening_endpoint(const asio::any_io_executor& executor, const std::string& host, std::uint16_t port) {
+  if (host == "*") {
+    return {tcp::v4(), port};
+  }
+  std::error_code ec;
+  const auto address = asio::ip::make_address(host, ec);
+  if (!ec) {
+    return {address, port};
+  }
+  tcp::resolver resolver(executor);
+  const auto results = resolver.resolve(host, std::to_string(port), tcp::resolver::passive, ec);
+  if (ec || results.empty()) {
+    throw TransferError(ec ? ec : std::make_error_code(std::errc::address_not_available),
+                        "data connections: cannot resolve '" + host + "'");
+  }
+  return results.begin()->endpoint();
+}
+
+}  // namespace
+
+/// A handshake whose connections are on their way.
+struct DataAcceptor::Expected {
+  Expected(const asio::any_io_executor& executor, std::size_t lanes) : sockets(lanes), timer(executor) {}
+
+  std::shared_ptr<kit::LinkHost> host;
+  kit::LinkHandler on_link;
+  Secret dial_secret = random_secret();
+  Secret accept_secret = random_secret();
+  std::vector<std::optional<tcp::socket>> sockets;
+  std::size_t arrived = 0;
+  asio::steady_timer timer;
+};
+
+/// A connection that has proved nothing yet.
+struct DataAcceptor::Greeting {
+  explicit Greeting(tcp::socket accepted) : socket(std::move(accepted)), timer(socket.get_executor()) {}
+
+  tcp::socket socket;
+  std::array<std::byte, sizeof(Hello)> bytes{};
+  std::size_t received = 0;
+  asio::steady_timer timer;
+};
+
+DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options)
+    : executor_(executor), options_(options), acceptor_(executor), accept_pause_(executor) {}
+
+void DataAcceptor::listen(const std::string& host, std::uint16_t port) {
+  const tcp::endpoint endpoint = listening_endpoint(executor_, host, port);
+  const std::unique_lock lock(mutex_);
+  std::error_code ec;
+  acceptor_.open(endpoint.protocol(), ec);
+  if (!ec) {
+    acceptor_.set_option(tcp::acceptor::reuse_address(true), ec);
+  }
+  if (!ec) {
+    acceptor_.bind(endpoint, ec);
+  }
+  if (!ec) {
+    acceptor_.listen(tcp::acceptor::max_listen_connections, ec);
+  }
+  if (ec) {
+    throw TransferError(ec, "data connections: cannot listen at " + HostPort{host, port}.to_string());
+  }
+  accept_next();
+}
+
+std::uint16_t DataAcceptor::port() const {
+  const std::lock_guard lock(mutex_);
+  std::error_code ec;
+  return acceptor_.local_endpoint(ec).port();
+}
+
+AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost> host, std::size_t lanes,
+                                    kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  auto expected = std::make_shared<Expected>(executor_, lanes);
+  expected->host = std::move(host);
+  expected->on_link = std::move(on_link);
+  AcceptEndpoint endpoint;
+  endpoint.lanes = lanes;
+  endpoint.dial_secret.assign(expected->dial_secret.begin(), expected->dial_secret.end());
+  endpoint.accept_secret.assign(expected->accept_secret.begin(), expected->accept_secret.end());
+  endpoint.port = port();
+
+  const std::lock_guard lock(mutex_);
+  if (closed_ || expected_.size() >= max_expected) {
+    throw TransferError(closed_ ? errc::closed : errc::resource_limit,
+                        std::to_string(expected_.size()) + " handshakes await their data connections");
+  }
+  expected_.push_back(expected);
+  expected->timer.expires_at(deadline);
+  expected->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(expected)](std::error_code ec) {
+    const auto late = weak.lock();
+    if (late && ec != asio::error::operation_aborted) {
+      self->give_up(late);
+    }
+  });
+  return endpoint;
+}
+
+void DataAcceptor::give_up(const std::shared_ptr<Expected>& expected) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::erase(expected_, expected) == 0) {
+      return;
+    }
+  }
+  expected->on_link(errc::timed_out, nullptr,
+                    "peer '" + expected->host->peer().id + "' made " + std::to_string(expected->arrived) + " of " +
+                        std::to_string(expected->sockets.size()) + " data connections in time");
+}
+
+void DataAcceptor::accept_next() {
+  acceptor_.async_accept([self = shared_from_this()](std::error_code ec, tcp::socket socket) {
+    const std::unique_lock lock(self->mutex_);
+    if (self->closed_) {
+      return;
+    }
+    if (ec) {
+      // Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy loop.
+      self->accept_pause_.expires_after(accept_pause);
+      self->accept_pause_.async_wait([self](std::error_code aborted) {
+        const std::lock_guard relock(self->mutex_);
+        if (!aborted && !self->closed_) {
+          self->accept_next();
+        }
+      });
+      return;
+    }
+    prepare_socket(socket, self->options_.socket, ec);
+    if (!ec) {
+      if (self->greetings_.size() >= max_greetings) {
+        self->drop(self->greetings_.front());
+      }
+      auto greeting = std::make_shared<Greeting>(std::move(socket));
+      self->greetings_.push_back(greeting);
+      greeting->timer.expires_after(self->options_.hello_timeout);
+      greeting->timer.async_wait([self, weak = std::weak_ptr(greeting)](std::error_code aborted) {
+        const std::lock_guard relock(self->mutex_);
+        if (const auto late = weak.lock(); late && !aborted) {
+          self->drop(late);
+        }
+      });
+      self->wait_for_hello(greeting);
+    }
+    self->accept_next();
+  });
+}
+
+void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>& greeting) {
+  greeting->socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), greeting](std::error_code ec) {
+    if (!ec) {
+      self->read_hello(greeting);
+    }
+  });
+}
+
+void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& greeting) {
+  std::unique_lock lock(mutex_);
+  if (closed_ || !greeting->socket.is_open()) {
+    return;
+  }
+  while (greeting->received < greeting->bytes.size()) {
+    std::error_code ec;
+    const std::size_t received = greeting->socket.read_some(
+        asio::buffer(greeting->bytes.data() + greeting->received, greeting->bytes.size() - greeting->received), ec);
+    if (ec == asio::error::would_block || ec == asio::error::try_again) {
+      wait_for_hello(greeting);
+      return;
+    }
+    if (ec) {
+      drop(greeting);
+      return;
+    }
+    greeting->received += received;
+  }
+  admit(greeting, lock);
+}
+
+void DataAcceptor::admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock) {
+  Hello hello;
+  std::memcpy(&hello, greeting->bytes.data(), sizeof(hello));
+  greeting->timer.cancel();
+  const auto expected = std::ranges::find_if(expected_, [&](const std::shared_ptr<Expected>& candidate) {
+    return equal(candidate->dial_secret, hello.secret);
+  });
+  const bool known = hello.magic == Hello::dialing && hello.version == Hello().version && expected != expected_.end() &&
+                     hello.incarnation == (*expected)->host->peer().incarnation &&
+                     hello.lane_count == (*expected)->sockets.size() && hello.lane < hello.lane_count &&
+                     !(*expected)->sockets[hello.lane];
+  if (!known) {
+    drop(greeting);
+    return;
+  }
+  (*expected)->sockets[hello.lane].emplace(std::move(greeting->socket));
+  greetings_.remove(greeting);
+  if (++(*expected)->arrived == (*expected)->sockets.size()) {
+    complete(std::shared_ptr(*expected), lock);
+  }
+}
+
+void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock) {
+  expected_.remove(expected);
+  expected->timer.cancel();
+  lock.unlock();
+
+  std::vector<tcp::socket> sockets;
+  std::error_code ec;
+  for (auto& socket : expected->sockets) {
+    Hello welcome;
+    welcome.magic = Hello::accepting;
+    welcome.lane = static_cast<std::uint32_t>(sockets.size());
+    welcome.lane_count = static_cast<std::uint32_t>(expected->sockets.size());
+    welcome.incarnation = options_.incarnation;
+    welcome.secret = expected->accept_secret;
+    // The first bytes of a connection always fit its send buffer.
+    if (!ec && socket->write_some(asio::buffer(&welcome, sizeof(welcome)), ec) != sizeof(welcome) && !ec) {
+      ec = asio::error::would_block;
+    }
+    sockets.push_back(std::move(*socket));
+  }
+  if (ec) {
+    expected->on_link(ec, nullptr, "peer '" + expected->host->peer().id + "': sending the welcome: " + ec.message());
+    return;
+  }
+  const auto link =
+      TcpLink::create(expected->host, std::move(sockets), options_.stripe_threshold, options_.drain_timeout);
+  link->run();
+  expected->on_link({}, link, {});
+}
+
+void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {
+  // Keeps it alive where the argument is the list's own element.
+  const auto dropped = greeting;
+  std::error_code ignored;
+  dropped->timer.cancel();
+  dropped->socket.close(ignored);
+  greetings_.remove(dropped);
+}
+
+void DataAcceptor::close() {
+  std::list<std::shared_ptr<Expected>> expected;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    std::error_code ignored;
+    acceptor_.close(ignored);
+    accept_pause_.cancel();
+    while (!greetings_.empty()) {
+      drop(greetings_.front());
+    }
+    expected.swap(expected_);
+    for (const auto& unfinished : expected) {
+      unfinished->timer.cancel();
+    }
+  }
+  for (const auto& unfinished : expected) {
+    unfinished->on_link(errc::closed, nullptr, "the channel was closed");
+  }
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "data_dialer.hpp"
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
+
+#include "tcp_link.hpp"
+
+namespace kvferry::tcp {
+
+using asio::ip::tcp;
+
+struct DataDialer::LaneDial {
+  LaneDial(const asio::any_io_executor& executor, std::size_t lane) : number(lane), socket(executor) {}
+
+  const std::size_t number;
+  tcp::socket socket;
+  std::size_t candidate = 0;
+  std::array<std::byte, sizeof(Hello)> bytes{};
+  std::size_t received = 0;
+};
+
+DataDialer::DataDialer(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::LinkHost> host,
+                       AcceptEndpoint endpoint, kit::LinkHandler on_link)
+    : executor_(executor),
+      options_(options),
+      host_(std::move(host)),
+      endpoint_(std::move(endpoint)),
+      on_link_(std::move(on_link)),
+      resolver_(executor),
+      timer_(executor) {}
+
+std::string DataDialer::where() const {
+  return "data connection to peer '" + host_->peer().id + "' at " +
+         HostPort{endpoint_.host, static_cast<std::uint16_t>(endpoint_.port)}.to_string();
+}
+
+void DataDialer::dial(kit::Clock::time_point deadline) {
+  const std::lock_guard lock(mutex_);
+  timer_.expires_at(deadline);
+  timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
+    const auto self = weak.lock();
+    if (self && ec != asio::error::operation_aborted) {
+      self->fail(errc::timed_out, self->where() + " was not there in time");
+    }
+  });
+  for (std::size_t i = 0; i < endpoint_.lanes; ++i) {
+    lanes_.push_back(std::make_shared<LaneDial>(executor_, i));
+  }
+  const auto port = static_cast<std::uint16_t>(endpoint_.port);
+  std::error_code ec;
+  if (const auto address = asio::ip::make_address(endpoint_.host, ec); !ec) {
+    candidates_.emplace_back(address, port);
+    for (const auto& lane : lanes_) {
+      connect(lane);
+    }
+    return;
+  }
+  resolver_.async_resolve(endpoint_.host, std::to_string(port),
+                          [self = shared_from_this()](std::error_code failed, const tcp::resolver::results_type& found) {
+                            if (failed || found.empty()) {
+                              self->fail(failed, self->where() + ": " + failed.message());
+                              return;
+                            }
+                            const std::lock_guard relock(self->mutex_);
+                            for (const auto& entry : found) {
+                              self->candidates_.push_back(entry.endpoint());
+                            }
+                            for (const auto& lane : self->lanes_) {
+                              self->connect(lane);
+                            }
+                          });
+}
+
+void DataDialer::connect(const std::shared_ptr<LaneDial>& lane) {
+  if (!on_link_) {
+    return;
+  }
+  lane->socket.async_connect(candidates_[lane->candidate], [self = shared_from_this(), lane](std::error_code ec) {
+    if (!ec) {
+      self->send_hello(lane);
+      return;
+    }
+    {
+      const std::lock_guard lock(self->mutex_);
+      if (!self->on_link_) {
+        return;
+      }
+      if (++lane->candidate < self->candidates_.size()) {
+        std::error_code ignored;
+        lane->socket.close(ignored);
+        self->connect(lane);
+        return;
+      }
+    }
+    self->fail(ec, self->where() + ": " + ec.message());
+  });
+}
+
+void DataDialer::send_hello(const std::shared_ptr<LaneDial>& lane) {
+  std::error_code ec;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!on_link_) {
+      return;
+    }
+    prepare_socket(lane->socket, options_.socket, ec);
+    Hello hello;
+    hello.lane = static_cast<std::uint32_t>(lane->number);
+    hello.lane_count = static_cast<std::uint32_t>(lanes_.size());
+    hello.incarnation = options_.incarnation;
+    std::ranges::copy(endpoint_.dial_secret, hello.secret.begin());
+    // The first bytes of a connection always fit its send buffer.
+    if (!ec && lane->socket.write_some(asio::buffer(&hello, sizeof(hello)), ec) != sizeof(hello) && !ec) {
+      ec = asio::error::would_block;
+    }
+    if (!ec) {
+      wait_for_welcome(lane);
+      return;
+    }
+  }
+  fail(ec, where() + ": " + ec.message());
+}
+
+void DataDialer::wait_for_welcome(const std::shared_ptr<LaneDial>& lane) {
+  lane->socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), lane](std::error_code ec) {
+    if (!ec) {
+      self->read_welcome(lane);
+    }
+  });
+}
+
+void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& lane) {
+  std::error_code ec;
+  std::string why;
+  {
+    const std::lock_guard lock(mutex_);
+    while (on_link_ && !ec && lane->received < lane->bytes.size()) {
+      lane->received += lane->socket.read_some(
+          asio::buffer(lane->bytes.data() + lane->received, lane->bytes.size() - lane->received), ec);
+    }
+    if (!on_link_) {
+      return;
+    }
+    if (ec == asio::error::would_block || ec == asio::error::try_again) {
+      wait_for_welcome(lane);
+      return;
+    }
+    if (!ec) {
+      Hello welcome;
+      std::memcpy(&welcome, lane->bytes.data(), sizeof(welcome));
+      Secret expected;
+      std::ranges::copy(endpoint_.accept_secret, expected.begin());
+      if (welcome.magic != Hello::accepting || welcome.version != Hello().version ||
+          !equal(welcome.secret, expected) || welcome.incarnation != host_->peer().incarnation) {
+        ec = errc::authentication_failed;
+        why = " did not prove that it belongs to the peer";
+      } else if (++welcomed_ < lanes_.size()) {
+        return;
+      }
+    } else {
+      // The accepting side closes a connection that it can't place.
+      why = " was refused: " + ec.message();
+      ec = ec == asio::error::eof ? std::error_code(errc::authentication_failed) : ec;
+    }
+  }
+  if (ec) {
+    fail(ec, where() + why);
+  } else {
+    finish();
+  }
+}
+
+void DataDialer::finish() {
+  kit::LinkHandler on_link;
+  std::vector<tcp::socket> sockets;
+  {
+    const std::lock_guard lock(mutex_);
+    on_link = std::exchange(on_link_, {});
+    timer_.cancel();
+    for (const auto& lane : lanes_) {
+      sockets.push_back(std::move(lane->socket));
+    }
+    lanes_.clear();
+  }
+  if (!on_link) {
+    return;
+  }
+  const auto link = TcpLink::create(host_, std::move(sockets), options_.stripe_threshold, options_.drain_timeout);
+  link->run();
+  on_link({}, link, {});
+}
+
+void DataDialer::fail(std::error_code cause, std::string why) {
+  kit::LinkHandler on_link;
+  {
+    const std::lock_guard lock(mutex_);
+    on_link = std::exchange(on_link_, {});
+    timer_.cancel();
+    resolver_.cancel();
+    std::error_code ignored;
+    for (const auto& lane : lanes_) {
+      lane->socket.close(ignored);
+    }
+    lanes_.clear();
+  }
+  if (on_link) {
+    on_link(cause, nullptr, std::move(why));
+  }
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <system_error>
+#include <vector>
+
+#include "frame.hpp"
+
+namespace kvferry::tcp {
+
+/// Decides about frames as they come in. An error from any function means that the peer broke the protocol.
+class FrameSink {
+ public:
+  virtual ~FrameSink() = default;
+  /// A header has arrived: checks what bounds memory, before any is set aside.
+  [[nodiscard]] virtual std::error_code check_header(const FrameHeader& header) = 0;
+  /// Descriptors have arrived: appends where the payload is to go, `header.payload_bytes` in all, or nothing to have it
+  /// thrown away.
+  [[nodiscard]] virtual std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) = 0;
+  /// All of the frame has arrived.
+  [[nodiscard]] virtual std::error_code end_frame(Frame& frame) = 0;
+};
+
+/// Takes a connection's bytes apart into frames. Payload goes from the kernel straight to its destination: a read asks for
+/// the destinations and, behind them, for the next header, so that a stream of frames needs no read for headers alone.
+///
+/// Only what lies within `read_ahead` bytes of a header is copied: a shorter read for the header would cost a system call
+/// more a frame, which is dearer than copying a few hundred bytes.
+class FrameReader {
+ public:
+  static constexpr std::size_t read_ahead = 512;
+
+  /// Where the next bytes from the socket are to go, at most `max_bytes` besides the read-ahead.
+  /// @return the number of pieces of `out` used; 0 if the next bytes are to be thrown away: see `discardable`.
+  std::size_t prepare(std::span<iovec> out, std::size_t max_bytes);
+
+  /// How many of the next bytes nobody wants.
+  [[nodiscard]] std::size_t discardable() const noexcept { return discard_; }
+
+  /// Says that `count` bytes were read into what `prepare` returned (or were thrown away).
+  [[nodiscard]] std::error_code commit(std::size_t count, FrameSink& sink);
+
+  /// Has the rest of the payload that is being received thrown away: its destinations are not touched any more.
+  void abandon_payload();
+
+ private:
+  enum class State { header, descriptors, payload, notification };
+
+  [[nodiscard]] std::error_code advance(FrameSink& sink);
+  [[nodiscard]] bool fill_from_buffer();
+  [[nodiscard]] std::error_code enter(State state, FrameSink& sink);
+  void want_descriptors();
+  [[nodiscard]] bool destinations_full() const noexcept { return head_ == destinations_.size() && discard_ == 0; }
+  void advance_destinations(std::size_t count);
+
+  State state_ = State::header;
+  Frame frame_;
+  std::vector<iovec> destinations_;
+  std::size_t head_ = 0;
+  std::size_t discard_ = 0;
+  std::array<std::byte, read_ahead> buffer_;
+  std::size_t begin_ = 0;
+  std::size_t end_ = 0;
+};
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "gather_queue.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace kvferry::tcp {
+namespace {
+
+/// Buffers for headers are used again rather than allocated for each frame; few, and small, so that an idle connection
+/// holds little.
+constexpr std::size_t max_spares = 4;
+constexpr std::size_t max_spare_bytes = 4096;
+
+}  // namespace
+
+std::vector<std::byte> GatherQueue::spare() {
+  if (spares_.empty()) {
+    return {};
+  }
+  std::vector<std::byte> bytes = std::move(spares_.back());
+  spares_.pop_back();
+  bytes.clear();
+  return bytes;
+}
+
+void GatherQueue::add_header(const FrameHeader& header, std::span<const Descriptor> descriptors) {
+  std::vector<std::byte> bytes = spare();
+  const auto header_bytes = std::as_bytes(std::span(&header, 1));
+  const auto descriptor_bytes = std::as_bytes(descriptors);
+  bytes.reserve(header_bytes.size() + descriptor_bytes.size());
+  bytes.insert(bytes.end(), header_bytes.begin(), header_bytes.end());
+  bytes.insert(bytes.end(), descriptor_bytes.begin(), descriptor_bytes.end());
+  add_owned(std::move(bytes));
+}
+
+void GatherQueue::add_copy(std::span<const std::byte> bytes) {
+  if (!bytes.empty()) {
+    add_owned({bytes.begin(), bytes.end()});
+  }
+}
+
+void GatherQueue::add_owned(std::vector<std::byte> bytes) {
+  add_view(bytes.data(), bytes.size());
+  copies_.push_back({added_, std::move(bytes)});
+}
+
+void GatherQueue::add_view(const std::byte* data, std::size_t size) {
+  if (size != 0) {
+    pieces_.push_back({const_cast<std::byte*>(data), size});
+    added_ += size;
+  }
+}
+
+std::size_t GatherQueue::front(std::span<iovec> out, std::size_t max_bytes) const {
+  std::size_t count = 0;
+  for (std::size_t i = head_; i < pieces_.size() && count < out.size() && max_bytes != 0; ++i) {
+    out[count] = pieces_[i];
+    out[count].iov_len = std::min(out[count].iov_len, max_bytes);
+    max_bytes -= out[count].iov_len;
+    ++count;
+  }
+  return count;
+}
+
+void GatherQueue::drop(std::size_t count) {
+  sent_ += count;
+  while (count != 0) {
+    iovec& piece = pieces_[head_];
+    const std::size_t part = std::min(piece.iov_len, count);
+    piece.iov_base = static_cast<std::byte*>(piece.iov_base) + part;
+    piece.iov_len -= part;
+    count -= part;
+    if (piece.iov_len == 0) {
+      ++head_;
+    }
+  }
+  // Moving what is left costs at most what was sent since the last time.
+  if (head_ * 2 >= pieces_.size()) {
+    pieces_.erase(pieces_.begin(), pieces_.begin() + static_cast<std::ptrdiff_t>(head_));
+    head_ = 0;
+  }
+  while (!copies_.empty() && copies_.front().end <= sent_) {
+    if (spares_.size() < max_spares && copies_.front().bytes.capacity() <= max_spare_bytes) {
+      spares_.push_back(std::move(copies_.front().bytes));
+    }
+    copies_.pop_front();
+  }
+}
+
+void GatherQueue::clear() { *this = GatherQueue(); }
+
+}  // namespace kvferry::tcp

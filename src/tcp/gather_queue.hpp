@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "frame.hpp"
+
+namespace kvferry::tcp {
+
+/// Bytes on their way out of a connection: headers that it owns and payload that it only points to, in the order in which the
+/// kernel is to gather them.
+class GatherQueue {
+ public:
+  /// Appends a header and its descriptors, copied.
+  void add_header(const FrameHeader& header, std::span<const Descriptor> descriptors = {});
+  /// Appends bytes, copied.
+  void add_copy(std::span<const std::byte> bytes);
+  /// Appends bytes that stay where they are until they are sent.
+  void add_view(const std::byte* data, std::size_t size);
+  /// Marks the end of what `owner`'s buffers were added for; `consume` reports it once it is sent.
+  void pin(std::uint64_t owner) { pins_.push_back({added_, owner}); }
+
+  [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>(added_ - sent_); }
+  [[nodiscard]] bool empty() const noexcept { return added_ == sent_; }
+
+  /// The next bytes to send, at most `max_bytes` in at most `out.size()` pieces. @return the number of pieces.
+  std::size_t front(std::span<iovec> out, std::size_t max_bytes) const;
+
+  /// Drops `count` bytes from the front and calls `unpinned(owner)` for each pin that lies before them.
+  template <class Function>
+  void consume(std::size_t count, Function unpinned) {
+    drop(count);
+    while (!pins_.empty() && pins_.front().end <= sent_) {
+      const auto owner = pins_.front().owner;
+      pins_.pop_front();
+      unpinned(owner);
+    }
+  }
+
+  /// Forgets everything, pins included.
+  void clear();
+
+ private:
+  struct Pin {
+    std::uint64_t end;
+    std::uint64_t owner;
+  };
+  struct Copy {
+    std::uint64_t end;
+    std::vector<std::byte> bytes;
+  };
+
+  [[nodiscard]] std::vector<std::byte> spare();
+  void add_owned(std::vector<std::byte> bytes);
+  void drop(std::size_t count);
+
+  std::vector<iovec> pieces_;
+  std::size_t head_ = 0;  ///< First piece that isn't wholly sent.
+  std::uint64_t added_ = 0;
+  std::uint64_t sent_ = 0;
+  std::deque<Pin> pins_;
+  std::deque<Copy> copies_;
+  std::vector<std::vector<std::byte>> spares_;
+};
+
+}  // namespace kvferry::tcp

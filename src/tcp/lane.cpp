@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lane.hpp"
+
+#include <sys/socket.h>
+
+#include <asio/post.hpp>
+
+#include <array>
+#include <cerrno>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::tcp {
+namespace {
+
+/// Bytes in one system call: few enough that they are still in the cache when the kernel or the peer copies them on,
+/// many enough that the call itself doesn't count.
+constexpr std::size_t step_bytes = std::size_t{256} << 10;
+/// IOV_MAX on Linux.
+constexpr std::size_t max_pieces = 1024;
+/// Bytes that the reactor's thread moves on one lane before it looks after the others.
+constexpr std::size_t turn_bytes = std::size_t{4} << 20;
+/// Bytes that a caller moves on its own thread: an operation's first bytes, not its whole.
+constexpr std::size_t caller_bytes = step_bytes;
+
+std::string address(const asio::ip::tcp::endpoint& endpoint) {
+  const std::string host = endpoint.address().to_string();
+  return (endpoint.address().is_v6() ? "[" + host + "]" : host) + ":" + std::to_string(endpoint.port());
+}
+
+std::string local_address_of(const asio::ip::tcp::socket& socket) {
+  std::error_code ec;
+  const auto endpoint = socket.local_endpoint(ec);
+  return ec ? std::string("?") : address(endpoint);
+}
+
+std::string remote_address_of(const asio::ip::tcp::socket& socket) {
+  std::error_code ec;
+  const auto endpoint = socket.remote_endpoint(ec);
+  return ec ? std::string("?") : address(endpoint);
+}
+
+msghdr message(std::array<iovec, max_pieces>& pieces, std::size_t count) {
+  msghdr header{};
+  header.msg_iov = pieces.data();
+  header.msg_iovlen = count;
+  return header;
+}
+
+std::error_code last_error() { return {errno, std::system_category()}; }
+
+}  // namespace
+
+Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
+           FailureHandler on_failure)
+    : local_(local_address_of(socket)),
+      remote_(remote_address_of(socket)),
+      drain_timeout_(drain_timeout),
+      executor_(socket.get_executor()),
+      socket_(std::move(socket)),
+      drain_timer_(executor_),
+      protocol_(std::move(host)),
+      on_failure_(std::move(on_failure)) {}
+
+template <class Put>
+void Lane::put(Put put_into) {
+  const std::lock_guard lock(inbox_mutex_);
+  put_into(inbox_);
+}
+
+void Lane::run() {
+  put([](Inbox& inbox) { inbox.readable = true; });
+  drive(turn_bytes);
+}
+
+void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
+  put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
+  drive(caller_bytes);
+}
+
+void Lane::stop(std::shared_ptr<kit::Operation> operation) {
+  put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
+  drive(caller_bytes);
+}
+
+void Lane::shut(std::error_code cause, const std::string& why) {
+  {
+    const std::lock_guard engine(engine_mutex_);
+    fail(cause, why);
+    report_failure_ = false;
+  }
+  // Operations that were left in the inbox end too.
+  drive(caller_bytes);
+}
+
+void Lane::drive(std::size_t budget) {
+  for (;;) {
+    FailureHandler report;
+    bool more = false;
+    {
+      const std::unique_lock engine(engine_mutex_, std::try_to_lock);
+      if (!engine) {
+        return;  // the driver looks into the inbox once more after it has let go
+      }
+      more = move_bytes(budget);
+      if (std::exchange(report_failure_, false)) {
+        report = std::exchange(on_failure_, {});
+      }
+    }
+    if (report) {
+      report(failure_, failure_why_);
+    }
+    if (more) {
+      asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+      return;
+    }
+    const std::lock_guard lock(inbox_mutex_);
+    if (inbox_.empty()) {
+      return;
+    }
+  }
+}
+
+bool Lane::move_bytes(std::size_t budget) {
+  for (;;) {
+    take_inbox();
+    if (failed_) {
+      return false;
+    }
+    if (budget == 0) {
+      return true;
+    }
+    const Step received = receive_step(budget);
+    const Step sent = failed_ ? Step::nothing : send_step(budget);
+    if (received != Step::progress && sent != Step::progress) {
+      break;
+    }
+  }
+  if (!failed_) {
+    update_drain_timer();
+    wait_for_events();
+  }
+  return false;
+}
+
+void Lane::take_inbox() {
+  Inbox taken;
+  {
+    const std::lock_guard lock(inbox_mutex_);
+    std::swap(taken, inbox_);
+  }
+  if (taken.readable) {
+    readable_ = true;
+    waiting_readable_ = false;
+  }
+  if (taken.writable) {
+    writable_ = true;
+    waiting_writable_ = false;
+  }
+  for (auto& start : taken.starts) {
+    protocol_.start(std::move(start.batch), start.range);
+  }
+  bool dead = false;
+  for (const auto& operation : taken.stops) {
+    dead |= protocol_.stop(*operation);
+  }
+  if (dead && !failed_) {
+    fail(errc::connection_lost, "nothing came from the peer while an operation waited for its whole time");
+  }
+  if (taken.drain_expired) {
+    drain_timer_armed_ = false;
+    if (protocol_.draining() && !failed_) {
+      fail(errc::connection_lost, "the connection stalled with a stopped operation's bytes half sent");
+    }
+  }
+}
+
+Lane::Step Lane::send_step(std::size_t& budget) {
+  protocol_.fill(step_bytes);
+  if (protocol_.out().empty()) {
+    return Step::nothing;
+  }
+  if (!writable_) {
+    return Step::blocked;
+  }
+  std::array<iovec, max_pieces> pieces;
+  const std::size_t count = protocol_.out().front(pieces, std::min(step_bytes, budget == 0 ? step_bytes : budget));
+  const msghdr header = message(pieces, count);
+  const ssize_t sent = ::sendmsg(socket_.native_handle(), &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent >= 0) {
+    protocol_.sent(static_cast<std::size_t>(sent));
+    budget -= std::min(budget, static_cast<std::size_t>(sent));
+    return Step::progress;
+  }
+  if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS) {
+    writable_ = false;
+    return Step::blocked;
+  }
+  if (errno != EINTR) {
+    const auto ec = last_error();
+    fail(ec, "sending to " + remote_ + ": " + ec.message());
+  }
+  return Step::progress;
+}
+
+Lane::Step Lane::receive_step(std::size_t& budget) {
+  if (!readable_) {
+    return Step::nothing;
+  }
+  std::array<iovec, max_pieces> pieces;
+  FrameReader& reader = protocol_.reader();
+  ssize_t received = 0;
+  if (const std::size_t count = reader.prepare(pieces, step_bytes); count != 0) {
+    msghdr header = message(pieces, count);
+    received = ::recvmsg(socket_.native_handle(), &header, MSG_DONTWAIT);
+  } else {
+    // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)).
+    received = ::recv(socket_.native_handle(), nullptr, std::min(reader.discardable(), step_bytes),
+                      MSG_DONTWAIT | MSG_TRUNC);
+  }
+  if (received > 0) {
+    if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
+      fail(ec, remote_ + ": " + protocol_.violation());
+    }
+    budget -= std::min(budget, static_cast<std::size_t>(received));
+    return Step::progress;
+  }
+  if (received == 0) {
+    fail(errc::peer_closed, remote_ + " closed the connection");
+  } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+    readable_ = false;
+    return Step::blocked;
+  } else if (errno != EINTR) {
+    const auto ec = last_error();
+    fail(ec, "receiving from " + remote_ + ": " + ec.message());
+  }
+  return Step::progress;
+}
+
+void Lane::wait_for_events() {
+  if (!readable_ && !waiting_readable_) {
+    waiting_readable_ = true;
+    socket_.async_wait(asio::ip::tcp::socket::wait_read, [self = shared_from_this()](std::error_code ec) {
+      if (ec != asio::error::operation_aborted) {
+        self->put([](Inbox& inbox) { inbox.readable = true; });
+        self->drive(turn_bytes);
+      }
+    });
+  }
+  if (!writable_ && !waiting_writable_) {
+    waiting_writable_ = true;
+    socket_.async_wait(asio::ip::tcp::socket::wait_write, [self = shared_from_this()](std::error_code ec) {
+      if (ec != asio::error::operation_aborted) {
+        self->put([](Inbox& inbox) { inbox.writable = true; });
+        self->drive(turn_bytes);
+      }
+    });
+  }
+}
+
+void Lane::update_drain_timer() {
+  if (!protocol_.draining() || drain_timer_armed_) {
+    return;
+  }
+  drain_timer_armed_ = true;
+  drain_timer_.expires_after(drain_timeout_);
+  drain_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
+    if (ec != asio::error::operation_aborted) {
+      self->put([](Inbox& inbox) { inbox.drain_expired = true; });
+      self->drive(turn_bytes);
+    }
+  });
+}
+
+void Lane::fail(std::error_code cause, std::string why) {
+  if (failed_) {
+    return;
+  }
+  failed_ = true;
+  report_failure_ = true;
+  failure_ = cause;
+  failure_why_ = std::move(why);
+  drain_timer_.cancel();
+  std::error_code ignored;
+  socket_.close(ignored);
+  protocol_.fail(cause, failure_why_);
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/ip/tcp.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include "lane_protocol.hpp"
+
+namespace kvferry::tcp {
+
+/// A data connection: a socket and what is said on it.
+///
+/// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - leaves it in the
+/// inbox and tries to become the one that drives: the driver empties the inbox and moves bytes until there is nothing to
+/// do. If another thread is driving already, that one finds the inbox filled before it stops. So nobody waits for a lock
+/// across a system call, an operation's first bytes leave on the caller's own thread, without waking another, and
+/// buffers are touched by the driver alone: when it ends an operation, they are quiet.
+class Lane : public std::enable_shared_from_this<Lane> {
+ public:
+  /// Called once when the connection has broken by itself, with no lock held.
+  using FailureHandler = std::function<void(std::error_code, const std::string& why)>;
+
+  Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
+       FailureHandler on_failure);
+
+  /// Starts receiving.
+  void run();
+  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
+  void stop(std::shared_ptr<kit::Operation> operation);
+  /// See `kit::Link::shut`.
+  void shut(std::error_code cause, const std::string& why);
+
+  [[nodiscard]] std::string local_address() const { return local_; }
+  [[nodiscard]] std::string remote_address() const { return remote_; }
+
+ private:
+  struct Start {
+    std::shared_ptr<StripedOperation> batch;
+    ObjectRange range;
+  };
+
+  struct Inbox {
+    std::vector<Start> starts;
+    std::vector<std::shared_ptr<kit::Operation>> stops;
+    bool readable = false;
+    bool writable = false;
+    bool drain_expired = false;
+
+    [[nodiscard]] bool empty() const noexcept {
+      return starts.empty() && stops.empty() && !readable && !writable && !drain_expired;
+    }
+  };
+
+  enum class Step { progress, blocked, nothing };
+
+  template <class Put>
+  void put(Put put_into);
+  void drive(std::size_t budget);
+  /// @return whether the budget ran out with work left.
+  bool move_bytes(std::size_t budget);
+  void take_inbox();
+  Step send_step(std::size_t& budget);
+  Step receive_step(std::size_t& budget);
+  void wait_for_events();
+  void update_drain_timer();
+  void fail(std::error_code cause, std::string why);
+
+  const std::string local_;
+  const std::string remote_;
+  const std::chrono::milliseconds drain_timeout_;
+  const asio::any_io_executor executor_;
+
+  std::mutex inbox_mutex_;
+  Inbox inbox_;
+
+  std::mutex engine_mutex_;  ///< Held by the driver; guards everything below.
+  asio::ip::tcp::socket socket_;
+  asio::steady_timer drain_timer_;
+  LaneProtocol protocol_;
+  FailureHandler on_failure_;
+  bool readable_ = false;
+  bool writable_ = true;
+  bool waiting_readable_ = false;
+  bool waiting_writable_ = false;
+  bool drain_timer_armed_ = false;
+  bool failed_ = false;
+  bool report_failure_ = false;
+  std::error_code failure_;
+  std::string failure_why_;
+};
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "lane_protocol.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::tcp {
+
+void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
+  const auto& operation = batch->operation();
+  const TransferRequest& request = operation->request();
+  std::error_code refused = failed_ ? failed_ : operation->stop_cause();
+  std::string why = failed_ ? failed_why_ : std::string();
+  if (!refused && !request.one_sided() && request.objects.size() > max_paired_objects) {
+    refused = errc::resource_limit;
+    why = std::to_string(request.objects.size()) + " objects, at most " + std::to_string(max_paired_objects) +
+          " go in one " + std::string(to_string(request.kind));
+  }
+  if (refused) {
+    (void)batch->part_done(refused, std::move(why));
+    return;
+  }
+
+  const std::uint64_t id = next_id_++;
+  ids_.emplace(operation.get(), id);
+  Transfer& transfer = transfers_[id];
+  transfer.id = id;
+  transfer.batch = std::move(batch);
+  transfer.cursor = ChunkCursor(request.objects, range);
+  transfer.started = kit::Clock::now();
+  switch (request.kind) {
+    case TransferKind::write: ready_data_.push_back(id); break;
+    case TransferKind::read: ready_reads_.push_back(id); break;
+    case TransferKind::send:
+      waiting_sends_[request.tag].push_back(id);
+      match(request.tag);
+      break;
+    case TransferKind::recv: {
+      ControlFrame post;
+      post.header.type = FrameType::recv_post;
+      post.header.operation = id;
+      post.header.tag = request.tag;
+      post.header.count = static_cast<std::uint32_t>(request.objects.size());
+      post.descriptors.reserve(request.objects.size());
+      for (const MutableBuffer object : request.objects) {
+        post.descriptors.push_back({post.descriptors.size(), object.size()});
+      }
+      control_.push_back(std::move(post));
+      break;
+    }
+  }
+}
+
+bool LaneProtocol::stop(const kit::Operation& operation) {
+  const auto it = ids_.find(&operation);
+  if (it == ids_.end()) {
+    return false;
+  }
+  Transfer& transfer = transfers_.at(it->second);
+  if (transfer.stopping) {
+    return false;
+  }
+  const auto cause = operation.stop_cause();
+  const bool unanswered = !transfer.outstanding.empty() && last_received_ < transfer.started;
+  switch (transfer.request().kind) {
+    case TransferKind::send:
+      if (transfer.remote_recv != 0) {
+        tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled);
+      }
+      break;
+    case TransferKind::recv: {
+      FrameHeader cancel;
+      cancel.type = FrameType::recv_cancel;
+      cancel.operation = transfer.id;
+      cancel.tag = transfer.request().tag;
+      tell(cancel);
+      break;
+    }
+    case TransferKind::write:
+    case TransferKind::read: break;
+  }
+  if (receiving_ == transfer.id) {
+    reader_.abandon_payload();
+  }
+  end_when_sent(transfer, cause, {});
+  return unanswered && cause == errc::timed_out;
+}
+
+void LaneProtocol::end_when_sent(Transfer& transfer, std::error_code cause, std::string why) {
+  if (transfer.pins == 0) {
+    end(transfer, cause, std::move(why));
+    return;
+  }
+  transfer.failure = cause;
+  transfer.why = std::move(why);
+  transfer.stopping = true;
+  ++draining_;
+}
+
+void LaneProtocol::end(Transfer& transfer, std::error_code cause, std::string why) {
+  const auto batch = transfer.batch;
+  if (transfer.notifying) {
+    forget(transfer);
+    batch->operation()->finish(cause, std::move(why));
+    return;
+  }
+  if (batch->part_done(cause, why)) {
+    if (!batch->operation()->request().notification.empty() && !transfer.notification_attached) {
+      transfer.notifying = true;
+      ready_data_.push_back(transfer.id);
+      return;
+    }
+    forget(transfer);
+    batch->operation()->finish({}, std::move(why));
+    return;
+  }
+  forget(transfer);
+}
+
+void LaneProtocol::forget(const Transfer& transfer) {
+  if (receiving_ == transfer.id) {
+    receiving_ = 0;
+  }
+  if (transfer.stopping) {
+    --draining_;
+  }
+  const TransferRequest& request = transfer.request();
+  if (request.kind == TransferKind::send) {
+    if (transfer.remote_recv != 0) {
+      sends_by_recv_.erase(transfer.remote_recv);
+    } else if (const auto waiting = waiting_sends_.find(request.tag); waiting != waiting_sends_.end()) {
+      std::erase(waiting->second, transfer.id);
+      if (waiting->second.empty()) {
+        waiting_sends_.erase(waiting);
+      }
+    }
+  }
+  ids_.erase(&transfer.operation());
+  // An id that is still in a ready queue is skipped there.
+  transfers_.erase(transfer.id);
+}
+
+void LaneProtocol::fail(std::error_code cause, const std::string& why) {
+  if (failed_) {
+    return;
+  }
+  failed_ = cause;
+  failed_why_ = why;
+  out_.clear();
+  control_.clear();
+  responses_.clear();
+  posts_.clear();
+  reader_.abandon_payload();
+  while (!transfers_.empty()) {
+    Transfer& transfer = transfers_.begin()->second;
+    transfer.pins = 0;
+    const bool stopped = transfer.stopping;
+    end(transfer, stopped ? transfer.failure : cause, stopped ? transfer.why : why);
+  }
+}
+
+void LaneProtocol::sent(std::size_t count) {
+  out_.consume(count, [this](std::uint64_t id) {
+    const auto it = transfers_.find(id);
+    if (it != transfers_.end() && --it->second.pins == 0 && it->second.stopping) {
+      end(it->second, it->second.failure, std::move(it->second.why));
+    }
+  });
+}
+
+void LaneProtocol::fill(std::size_t enough) {
+  while (out_.bytes() < enough) {
+    // Requests are as short as control frames, and the peer can work on them while data goes out.
+    if (fill_control() || fill_read_request()) {
+      continue;
+    }
+    response_next_ = !response_next_;
+    const bool filled = response_next_ ? fill_response() || fill_data() : fill_data() || fill_response();
+    if (!filled) {
+      return;
+    }
+  }
+}
+
+bool LaneProtocol::fill_control() {
+  if (control_.empty()) {
+    return false;
+  }
+  const ControlFrame& frame = control_.front();
+  out_.add_header(frame.header, frame.descriptors);
+  if (frame.header.type == FrameType::write_ack || frame.header.type == FrameType::send_ack) {
+    --queued_acknowledgements_;
+  }
+  control_.pop_front();
+  return true;
+}
+
+bool LaneProtocol::fill_response() {
+  if (responses_.empty()) {
+    return false;
+  }
+  const Response& response = responses_.front();
+  out_.add_header(response.header);
+  for (const iovec& piece : response.pieces) {
+    out_.add_view(static_cast<const std::byte*>(piece.iov_base), piece.iov_len);
+  }
+  responses_.pop_front();
+  return true;
+}
+
+bool LaneProtocol::fill_data() {
+  while (!ready_data_.empty() && unacknowledged_ < max_unacknowledged) {
+    const auto it = transfers_.find(ready_data_.front());
+    ready_data_.pop_front();
+    if (it == transfers_.end() || it->second.stopping) {
+      continue;
+    }
+    Transfer& transfer = it->second;
+    ++unacknowledged_;
+    if (transfer.notifying) {
+      add_notification(transfer);
+      return true;
+    }
+    FrameHeader header;
+    if (transfer.request().kind == TransferKind::write) {
+      header.type = FrameType::write;
+      header.operation = transfer.id;
+      header.region = transfer.request().remote_region;
+    } else {
+      header.type = FrameType::send_data;
+      header.operation = transfer.remote_recv;
+      header.tag = transfer.id;
+    }
+    add_chunk(transfer, header);
+    if (!transfer.cursor.done()) {
+      ready_data_.push_back(transfer.id);
+    }
+    return true;
+  }
+  return false;
+}
+
+bool LaneProtocol::fill_read_request() {
+  while (!ready_reads_.empty() && outstanding_reads_ < max_outstanding_reads) {
+    const auto it = transfers_.find(ready_reads_.front());
+    ready_reads_.pop_front();
+    if (it == transfers_.end()) {
+      continue;
+    }
+    Transfer& transfer = it->second;
+    ++outstanding_reads_;
+    FrameHeader header;
+    header.type = FrameType::read;
+    header.operation = transfer.id;
+    header.region = transfer.request().remote_region;
+    add_chunk(transfer, header);
+    if (!transfer.cursor.done()) {
+      ready_reads_.push_back(transfer.id);
+    }
+    return true;
+  }
+  return false;
+}
+
+void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
+  const TransferRequest& request = transfer.request();
+  const Chunk chunk = transfer.cursor.next();
+  scratch_.clear();
+  transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+    if (request.one_sided()) {
+      scratch_.push_back({request.remote_indexes[piece.object], piece.length});
+    } else if (piece.refused) {
+      scratch_.push_back({piece.object | Descriptor::refused, request.objects[piece.object].size()});
+    } else {
+      scratch_.push_back({piece.object | (piece.completes ? 0 : Descriptor::continues), piece.length});
+    }
+  });
+  header.count = static_cast<std::uint32_t>(chunk.count);
+  header.payload_bytes = chunk.bytes;
+  header.first_offset = chunk.first_offset;
+  if (transfer.cursor.done()) {
+    header.flags |= FrameHeader::last_chunk;
+  }
+  const bool only_chunk = chunk.first_offset == 0 && chunk.count == request.objects.size() && transfer.cursor.done();
+  const bool attach = header.type == FrameType::write && only_chunk && !request.notification.empty();
+  if (attach) {
+    transfer.notification_attached = true;
+    header.notification_bytes = static_cast<std::uint32_t>(request.notification.size());
+  }
+  out_.add_header(header, scratch_);
+  if (header.type != FrameType::read) {
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      out_.add_view(request.objects[piece.object].data() + piece.offset, piece.length);
+    });
+    if (attach) {
+      out_.add_copy(request.notification);
+    }
+    out_.pin(transfer.id);
+    ++transfer.pins;
+  }
+  transfer.outstanding.push_back(chunk);
+}
+
+void LaneProtocol::add_notification(Transfer& transfer) {
+  const auto& notification = transfer.request().notification;
+  FrameHeader header;
+  header.type = FrameType::notify;
+  header.operation = transfer.id;
+  header.notification_bytes = static_cast<std::uint32_t>(notification.size());
+  out_.add_header(header);
+  out_.add_copy(notification);
+}
+
+void LaneProtocol::match(std::uint64_t tag) {
+  for (;;) {
+    const auto sends = waiting_sends_.find(tag);
+    const auto posts = posts_.find(tag);
+    if (sends == waiting_sends_.end() || posts == posts_.end()) {
+      return;
+    }
+    Transfer& send = transfers_.at(sends->second.front());
+    sends->second.pop_front();
+    if (sends->second.empty()) {
+      waiting_sends_.erase(sends);
+    }
+    Post post = std::move(posts->second.front());
+    posts->second.pop_front();
+    if (posts->second.empty()) {
+      posts_.erase(posts);
+    }
+    posted_cost_ -= post.cost();
+    meet(send, std::move(post));
+  }
+}
+
+void LaneProtocol::meet(Transfer& send, Post post) {
+  const auto& objects = send.request().objects;
+  send.remote_recv = post.recv;
+  if (objects.size() != post.buffers.size()) {
+    tell_recv_aborted(post.recv, errc::count_mismatch, objects.size());
+    end(send, errc::count_mismatch,
+        "tag " + std::to_string(send.request().tag) + ": the send has " + std::to_string(objects.size()) +
+            " objects, the peer's recv " + std::to_string(post.buffers.size()));
+    return;
+  }
+  std::vector<bool> refused;
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    if (objects[i].size() > post.buffers[i].length) {
+      refused.resize(objects.size());
+      refused[i] = true;
+      send.operation().failed(i, errc::buffer_too_small);
+      if (send.why.empty()) {
+        send.why = "object " + std::to_string(i) + " has " + std::to_string(objects[i].size()) +
+                   " bytes, the peer's buffer " + std::to_string(post.buffers[i].length);
+      }
+    }
+  }
+  send.cursor.refuse(std::move(refused));
+  sends_by_recv_.emplace(post.recv, send.id);
+  ready_data_.push_back(send.id);
+}
+
+void LaneProtocol::tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count) {
+  FrameHeader header;
+  header.type = FrameType::send_abort;
+  header.operation = recv;
+  header.status = static_cast<std::uint32_t>(cause.value());
+  header.first_offset = count;
+  tell(header);
+}
+
+void LaneProtocol::settle(Transfer& transfer, const Chunk& chunk, std::error_code status) {
+  kit::Operation& operation = transfer.operation();
+  ObjectRange run{chunk.first, chunk.first};
+  const auto end_run = [&](std::size_t next) {
+    if (run.begin != run.end) {
+      operation.landed(run.begin, run.end - run.begin);
+    }
+    run = {next, next};
+  };
+  transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+    if (status) {
+      operation.failed(piece.object, status);
+      transfer.failed_object = piece.object;
+    } else if (piece.completes && !piece.refused && piece.object != transfer.failed_object) {
+      ++run.end;
+      return;
+    }
+    end_run(piece.object + 1);
+  });
+  end_run(0);
+  if (status && !transfer.failure) {
+    transfer.failure = status;
+    transfer.why = "the peer refused objects from number " + std::to_string(chunk.first) + " on: " + status.message();
+  }
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <unordered_map>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include "chunk.hpp"
+#include "frame.hpp"
+#include "frame_reader.hpp"
+#include "gather_queue.hpp"
+#include "striped_operation.hpp"
+
+namespace kvferry::tcp {
+
+/// What one data connection says and understands, without the connection: bytes in through `reader`, bytes out through
+/// `out`. One thread at a time.
+///
+/// One-sided: `write` frames are placed and acknowledged by the peer's side of this class, `read` frames answered with
+/// `read_data`. Paired: a recv is posted to the sender, which matches it with its sends by tag and then sends straight into it,
+/// so that no byte of an object is ever received before its destination is known.
+class LaneProtocol final : private FrameSink {
+ public:
+  explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host) : host_(std::move(host)) {}
+
+  /// Takes objects `range` of an operation.
+  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
+
+  /// Ends an operation's part with the operation's stop cause: now, or when what is half sent of it is out: see `draining`.
+  /// @return whether the connection looks dead: nothing has come back since the operation was started.
+  bool stop(const kit::Operation& operation);
+
+  /// Whether a stopped operation's bytes are still being sent.
+  [[nodiscard]] bool draining() const noexcept { return draining_ != 0; }
+
+  /// The connection is gone: ends all parts with `cause`, later ones too.
+  void fail(std::error_code cause, const std::string& why);
+
+  /// Adds frames to the outgoing queue until it holds `enough` bytes or there is nothing more to send.
+  void fill(std::size_t enough);
+  [[nodiscard]] const GatherQueue& out() const noexcept { return out_; }
+  /// `count` bytes of the outgoing queue are in the socket.
+  void sent(std::size_t count);
+
+  [[nodiscard]] FrameReader& reader() noexcept { return reader_; }
+  /// `count` bytes have come in where the reader wanted them. @return `errc::protocol_violation`, with `violation()` saying how.
+  [[nodiscard]] std::error_code received(std::size_t count);
+  [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
+
+  /// Operations under way.
+  [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
+
+ private:
+  struct Transfer {
+    std::uint64_t id = 0;
+    std::shared_ptr<StripedOperation> batch;
+    ChunkCursor cursor;
+    std::deque<Chunk> outstanding;  ///< Sent and not acknowledged, or asked for and not answered.
+    std::size_t pins = 0;           ///< Chunks in the outgoing queue that point into the buffers.
+    std::error_code failure;
+    std::string why;
+    bool stopping = false;
+    bool notifying = false;  ///< All objects have landed; what is left is the notification.
+    bool notification_attached = false;
+    std::uint64_t failed_object = ~std::uint64_t{0};
+    std::uint64_t remote_recv = 0;  ///< send: the recv that it met; 0 before.
+    std::size_t next_object = 0;    ///< recv
+    std::size_t next_offset = 0;    ///< recv
+    kit::Clock::time_point started;
+
+    [[nodiscard]] kit::Operation& operation() const noexcept { return *batch->operation(); }
+    [[nodiscard]] const TransferRequest& request() const noexcept { return operation().request(); }
+  };
+
+  struct ControlFrame {
+    FrameHeader header;
+    std::vector<Descriptor> descriptors;
+  };
+
+  /// The answer to a peer's read.
+  struct Response {
+    FrameHeader header;
+    std::vector<iovec> pieces;
+  };
+
+  /// A recv of the peer's that no send has met.
+  struct Post {
+    std::uint64_t recv = 0;
+    std::vector<Descriptor> buffers;
+    [[nodiscard]] std::size_t cost() const noexcept { return buffers.size() + 8; }
+  };
+
+  // Sending (lane_protocol.cpp)
+  bool fill_control();
+  bool fill_response();
+  bool fill_data();
+  bool fill_read_request();
+  void add_chunk(Transfer& transfer, FrameHeader header);
+  void add_notification(Transfer& transfer);
+  void match(std::uint64_t tag);
+  void meet(Transfer& send, Post post);
+  void tell(FrameHeader header) { control_.push_back({header, {}}); }
+  void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
+  void end(Transfer& transfer, std::error_code cause, std::string why);
+  void end_when_sent(Transfer& transfer, std::error_code cause, std::string why);
+  void settle(Transfer& transfer, const Chunk& chunk, std::error_code status);
+  void forget(const Transfer& transfer);
+
+  // Receiving (lane_protocol_receive.cpp)
+  [[nodiscard]] std::error_code check_header(const FrameHeader& header) override;
+  [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
+  [[nodiscard]] std::error_code end_frame(Frame& frame) override;
+  [[nodiscard]] std::error_code region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
+                                              std::error_code& status);
+  [[nodiscard]] std::error_code begin_read_data(const Frame& frame, std::vector<iovec>& scatter);
+  [[nodiscard]] std::error_code begin_send_data(const Frame& frame, std::vector<iovec>& scatter);
+  [[nodiscard]] std::error_code end_write(Frame& frame);
+  [[nodiscard]] std::error_code end_acknowledgement(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_read(const Frame& frame);
+  [[nodiscard]] std::error_code end_read_data(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_recv_post(Frame& frame);
+  [[nodiscard]] std::error_code end_recv_cancel(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_send_data(const Frame& frame);
+  [[nodiscard]] std::error_code end_send_abort(const FrameHeader& header);
+  [[nodiscard]] std::error_code acknowledge(FrameHeader header);
+  [[nodiscard]] std::error_code violated(std::string how);
+  /// @return null if the operation has ended; then `ec` tells whether it ever was one of the kind.
+  [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
+
+  const std::shared_ptr<kit::LinkHost> host_;
+  FrameReader reader_;
+  GatherQueue out_;
+  std::error_code failed_;
+  std::string failed_why_;
+  std::string violation_;
+  kit::Clock::time_point last_received_{};
+
+  std::uint64_t next_id_ = 1;
+  std::unordered_map<std::uint64_t, Transfer> transfers_;
+  std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
+  std::size_t draining_ = 0;
+
+  std::deque<ControlFrame> control_;
+  std::size_t queued_acknowledgements_ = 0;
+  std::deque<Response> responses_;
+  std::deque<std::uint64_t> ready_data_;   ///< Writes and matched sends with chunks to send, in turn.
+  std::deque<std::uint64_t> ready_reads_;  ///< Reads with chunks to ask for, in turn.
+  bool response_next_ = false;
+  std::size_t unacknowledged_ = 0;
+  std::size_t outstanding_reads_ = 0;
+  std::vector<Descriptor> scratch_;
+
+  std::unordered_map<std::uint64_t, std::deque<std::uint64_t>> waiting_sends_;  ///< By tag.
+  std::unordered_map<std::uint64_t, std::deque<Post>> posts_;                   ///< By tag.
+  std::size_t posted_cost_ = 0;
+  std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;
+
+  std::uint64_t receiving_ = 0;      ///< The transfer into whose buffers the payload under way goes.
+  std::error_code frame_status_;     ///< What is wrong with the write or read under way.
+};
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tcp_link.hpp"
+
+#include <utility>
+
+namespace kvferry::tcp {
+
+std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
+                                         std::vector<asio::ip::tcp::socket> sockets, std::size_t stripe_threshold,
+                                         std::chrono::milliseconds drain_timeout) {
+  std::shared_ptr<TcpLink> link(new TcpLink(host, stripe_threshold));
+  link->lanes_.reserve(sockets.size());
+  for (auto& socket : sockets) {
+    link->lanes_.push_back(std::make_shared<Lane>(
+        std::move(socket), host, drain_timeout,
+        [weak = std::weak_ptr(link)](std::error_code cause, const std::string& why) {
+          const auto self = weak.lock();
+          if (self && !self->failed_.exchange(true)) {
+            self->host_->link_failed(*self, cause);
+            self->shut(cause, why);
+          }
+        }));
+  }
+  return link;
+}
+
+void TcpLink::run() {
+  for (const auto& lane : lanes_) {
+    lane->run();
+  }
+}
+
+void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
+  const TransferRequest& request = operation->request();
+  std::size_t lane = 0;
+  if (lanes_.size() > 1) {
+    if (!request.one_sided()) {
+      lane = static_cast<std::size_t>(request.tag % lanes_.size());
+    } else {
+      std::size_t total = 0;
+      for (const MutableBuffer object : request.objects) {
+        total += object.size();
+      }
+      if (total >= stripe_threshold_ && request.objects.size() > 1) {
+        start_striped(operation, total);
+        return;
+      }
+      lane = next_lane_.fetch_add(1, std::memory_order_relaxed) % lanes_.size();
+    }
+  }
+  const std::size_t count = request.objects.size();
+  lanes_[lane]->start(std::make_shared<StripedOperation>(std::move(operation), 1), {0, count});
+}
+
+void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
+  const auto& objects = operation->request().objects;
+  const std::size_t share = total_bytes / lanes_.size() + 1;
+  std::vector<ObjectRange> ranges;
+  ObjectRange range;
+  std::size_t bytes = 0;
+  while (range.end < objects.size()) {
+    bytes += objects[range.end++].size();
+    if (bytes >= share && ranges.size() + 1 < lanes_.size()) {
+      ranges.push_back(std::exchange(range, {range.end, range.end}));
+      bytes = 0;
+    }
+  }
+  if (range.begin != range.end) {
+    ranges.push_back(range);
+  }
+  const auto batch = std::make_shared<StripedOperation>(operation, ranges.size());
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    lanes_[i]->start(batch, ranges[i]);
+  }
+}
+
+void TcpLink::stop(std::shared_ptr<kit::Operation> operation) {
+  for (const auto& lane : lanes_) {
+    lane->stop(operation);
+  }
+}
+
+void TcpLink::shut(std::error_code cause, const std::string& why) {
+  failed_ = true;
+  for (const auto& lane : lanes_) {
+    lane->shut(cause, why);
+  }
+}
+
+std::string TcpLink::path() const {
+  return "tcp " + lanes_.front()->local_address() + " -> " + lanes_.front()->remote_address() + ", " +
+         std::to_string(lanes_.size()) + (lanes_.size() == 1 ? " lane" : " lanes");
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/ip/tcp.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include "lane.hpp"
+
+namespace kvferry::tcp {
+
+/// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them; a paired one goes over the lane
+/// that its tag names, the same on both sides, so that those of a tag stay in order. A lane that breaks takes the link with it.
+class TcpLink final : public kit::Link, public std::enable_shared_from_this<TcpLink> {
+ public:
+  /// @param sockets connected, in the order of their lane numbers, which both sides agree on.
+  [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host,
+                                                       std::vector<asio::ip::tcp::socket> sockets,
+                                                       std::size_t stripe_threshold,
+                                                       std::chrono::milliseconds drain_timeout);
+
+  /// Starts receiving. To be called once the link's user can be told that it fails.
+  void run();
+
+  void start(std::shared_ptr<kit::Operation> operation) override;
+  void stop(std::shared_ptr<kit::Operation> operation) override;
+  void shut(std::error_code cause, const std::string& why) override;
+  [[nodiscard]] std::string path() const override;
+
+ private:
+  TcpLink(std::shared_ptr<kit::LinkHost> host, std::size_t stripe_threshold)
+      : host_(std::move(host)), stripe_threshold_(stripe_threshold) {}
+
+  void start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes);
+
+  const std::shared_ptr<kit::LinkHost> host_;
+  const std::size_t stripe_threshold_;
+  std::vector<std::shared_ptr<Lane>> lanes_;
+  std::atomic<std::size_t> next_lane_{0};
+  std::atomic<bool> failed_{false};
+};
+
+}  // namespace kvferry::tcp

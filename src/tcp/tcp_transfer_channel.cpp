@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/tcp_transfer_channel.hpp>
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
+
+#include "data_acceptor.hpp"
+#include "data_dialer.hpp"
+#include "frame.hpp"
+#include "hello.hpp"
+
+namespace kvferry {
+namespace {
+
+std::size_t bounded_lanes(std::uint64_t lanes) {
+  return static_cast<std::size_t>(std::clamp<std::uint64_t>(lanes, 1, tcp::max_lanes));
+}
+
+/// Opaque to the handshake; inside, a message like any other.
+template <class Endpoint>
+Bytes encode_endpoint(const Endpoint& endpoint) {
+  return encode_side_message(endpoint).encoded();
+}
+
+template <class Endpoint>
+Endpoint decode_endpoint(const Bytes& bytes, std::error_code& ec) {
+  const SideMessage message = parse_side_message(bytes, ec);
+  return ec ? Endpoint() : decode_side_message<Endpoint>(message, ec);
+}
+
+/// Attempts to connect that are under way, so that closing can end them.
+class Dialers {
+ public:
+  /// @return false if the channel is closed.
+  [[nodiscard]] bool add(const std::shared_ptr<tcp::DataDialer>& dialer) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(dialers_, [](const auto& weak) { return weak.expired(); });
+    dialers_.push_back(dialer);
+    return !closed_;
+  }
+
+  void close() {
+    std::vector<std::weak_ptr<tcp::DataDialer>> dialers;
+    {
+      const std::lock_guard lock(mutex_);
+      closed_ = true;
+      dialers.swap(dialers_);
+    }
+    for (const auto& weak : dialers) {
+      if (const auto dialer = weak.lock()) {
+        dialer->fail(errc::closed, "the channel was closed");
+      }
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<tcp::DataDialer>> dialers_;
+  bool closed_ = false;
+};
+
+class TcpDial final : public kit::Dial {
+ public:
+  TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers)
+      : executor_(std::move(executor)), options_(options), lanes_(lanes), dialers_(std::move(dialers)) {}
+
+  [[nodiscard]] Bytes local_endpoint() override { return encode_endpoint(tcp::DialEndpoint{lanes_}); }
+
+  void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
+               kit::LinkHandler on_link) override {
+    std::error_code ec;
+    auto endpoint = decode_endpoint<tcp::AcceptEndpoint>(remote_endpoint, ec);
+    if (!ec && (endpoint.port == 0 || endpoint.port > 65535 || endpoint.lanes == 0 || endpoint.lanes > lanes_ ||
+                endpoint.dial_secret.size() != sizeof(tcp::Secret) ||
+                endpoint.accept_secret.size() != sizeof(tcp::Secret))) {
+      ec = errc::malformed_message;
+    }
+    if (ec) {
+      asio::post(executor_, [ec, host = std::move(host), on_link = std::move(on_link)] {
+        on_link(ec, nullptr, "peer '" + host->peer().id + "' answered with a senseless tcp endpoint: " + ec.message());
+      });
+      return;
+    }
+    if (endpoint.host.empty()) {
+      endpoint.host = host->peer().reached_host;
+    }
+    auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, std::move(host), std::move(endpoint),
+                                                    std::move(on_link));
+    if (dialers_->add(dialer)) {
+      dialer->dial(deadline);
+    } else {
+      dialer->fail(errc::closed, "the channel was closed");
+    }
+  }
+
+ private:
+  const asio::any_io_executor executor_;
+  const tcp::LinkOptions options_;
+  const std::size_t lanes_;
+  const std::shared_ptr<Dialers> dialers_;
+};
+
+}  // namespace
+
+class TcpTransferChannel::Impl {
+ public:
+  TcpOptions options;
+  tcp::LinkOptions link_options;
+  std::shared_ptr<Dialers> dialers = std::make_shared<Dialers>();
+  std::shared_ptr<tcp::DataAcceptor> acceptor;
+  HostPort advertised_data;  ///< Without host: wherever the handshake was answered.
+};
+
+TcpTransferChannel::TcpTransferChannel(TcpOptions options)
+    : TransferChannelKit(options), impl_(std::make_unique<Impl>()) {
+  impl_->options = std::move(options);
+  const TcpOptions& given = impl_->options;
+  impl_->link_options = {incarnation(), given.stripe_threshold, given.drain_timeout, given.hello_timeout,
+                         {given.send_buffer, given.receive_buffer, given.keepalive_idle}};
+  if (!given.peer_init_url.empty()) {
+    const std::string host = given.data_host.empty() ? parse_url(given.peer_init_url).host : given.data_host;
+    impl_->acceptor = std::make_shared<tcp::DataAcceptor>(get_executor(), impl_->link_options);
+    impl_->acceptor->listen(host, given.data_port);
+    if (!given.advertised_data_address.empty()) {
+      impl_->advertised_data = parse_url(given.advertised_data_address);
+    } else if (!given.data_host.empty() && !HostPort{host, 0}.is_wildcard()) {
+      impl_->advertised_data.host = host;
+    }
+  }
+  try {
+    start();
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+TcpTransferChannel::~TcpTransferChannel() { close(); }
+
+std::string_view TcpTransferChannel::transport() const noexcept { return "tcp"; }
+
+Capabilities TcpTransferChannel::capabilities() const noexcept {
+  return {.send_recv = true,
+          .write = true,
+          .read = true,
+          .notifications = true,
+          .unregistered_objects = true,
+          .max_notification_bytes = tcp::max_notification_bytes};
+}
+
+std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {
+  return std::make_unique<TcpDial>(get_executor(), impl_->link_options, bounded_lanes(impl_->options.lanes_per_peer),
+                                   impl_->dialers);
+}
+
+Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                                 kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  std::error_code ec;
+  const auto dialing = decode_endpoint<tcp::DialEndpoint>(remote_endpoint, ec);
+  if (ec) {
+    throw TransferError(ec, "peer '" + host->peer().id + "' asked with a senseless tcp endpoint");
+  }
+  const std::size_t lanes = std::min(bounded_lanes(dialing.lanes), bounded_lanes(impl_->options.lanes_per_peer));
+  auto endpoint = impl_->acceptor->expect(std::move(host), lanes, deadline, std::move(on_link));
+  endpoint.host = impl_->advertised_data.host;
+  if (impl_->advertised_data.port != 0) {
+    endpoint.port = impl_->advertised_data.port;
+  }
+  return encode_endpoint(endpoint);
+}
+
+void TcpTransferChannel::stop_listening() {
+  impl_->dialers->close();
+  if (impl_->acceptor) {
+    impl_->acceptor->close();
+  }
+}
+
+}  // namespace kvferry
