@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/io_context.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "core/kit/operation_registry.hpp"
+#include "tcp/lane_protocol.hpp"
+
+namespace kvferry::tcp::testing {
+
+/// A channel's side of a lane: regions, and the notifications that arrived.
+class Host final : public kit::LinkHost {
+ public:
+  explicit Host(std::vector<MemoryRegion> regions) : regions_(std::move(regions)) { peer_.id = "peer"; }
+
+  [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
+  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return regions_; }
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
+    if (notifications.size() >= notification_limit) {
+      return false;
+    }
+    notifications.push_back(std::move(payload));
+    return true;
+  }
+  void link_failed(const kit::Link&, std::error_code) override {}
+
+  std::vector<std::vector<std::byte>> notifications;
+  std::size_t notification_limit = 16;
+
+ private:
+  kit::PeerDescription peer_;
+  std::vector<MemoryRegion> regions_;
+};
+
+/// How an operation ended.
+struct Outcome {
+  int calls = 0;
+  std::error_code ec;
+  std::size_t count = 0;
+  std::string diagnostic;
+  std::vector<std::error_code> statuses;
+  std::vector<std::size_t> sizes;
+};
+
+/// One end of a connection without the connection.
+class Side {
+ public:
+  static constexpr std::size_t page = 4096;
+  static constexpr std::size_t pages = 1024;
+
+  explicit Side(Access access = Access::read_write)
+      : memory(page * pages),
+        host(std::make_shared<Host>(
+            std::vector<MemoryRegion>{{memory.data(), memory.size(), page, access},
+                                      {memory.data(), memory.size(), page, Access::none}})),
+        protocol(std::make_unique<LaneProtocol>(host)),
+        deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),
+        registry_(std::make_shared<kit::OperationRegistry>(deadlines_, 1U << 20)) {}
+
+  /// Starts a transfer of `objects`; the outcome is filled in when it ends.
+  std::shared_ptr<kit::Operation> start(TransferRequest request, std::shared_ptr<Outcome> outcome) {
+    outcome->statuses.resize(request.objects.size());
+    request.statuses = outcome->statuses;
+    request.diagnostic = &outcome->diagnostic;
+    if (request.kind == TransferKind::recv) {
+      outcome->sizes.resize(request.objects.size());
+      request.sizes = outcome->sizes;
+    }
+    auto operation = std::make_shared<kit::Operation>(
+        std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t count) {
+          ++outcome->calls;
+          outcome->ec = ec;
+          outcome->count = count;
+        }),
+        kit::Clock::now() + std::chrono::hours(1), registry_);
+    (void)registry_->add(operation);
+    protocol->start(std::make_shared<StripedOperation>(operation, 1), {0, operation->object_count()});
+    return operation;
+  }
+
+  /// Ends an operation as a cancellation does.
+  void stop(kit::Operation& operation) {
+    // Without a link the request only records its cause and ends the operation; the protocol must let go all the same.
+    operation.request_stop(errc::cancelled);
+    protocol->stop(operation);
+  }
+
+  [[nodiscard]] MutableBuffer page_at(std::size_t index, std::size_t size = page) {
+    return {memory.data() + index * page, size};
+  }
+
+  /// Feeds bytes as a socket would, in reads of at most `step` bytes.
+  [[nodiscard]] std::error_code feed(std::span<const std::byte> bytes, std::size_t step = std::size_t{256} << 10) {
+    std::array<iovec, 64> pieces;
+    while (!bytes.empty()) {
+      std::size_t taken = 0;
+      if (const std::size_t count = protocol->reader().prepare(pieces, step); count == 0) {
+        taken = std::min({bytes.size(), step, protocol->reader().discardable()});
+      } else {
+        for (std::size_t i = 0; i < count && taken < std::min(bytes.size(), step); ++i) {
+          const std::size_t part = std::min({pieces[i].iov_len, bytes.size() - taken, step - taken});
+          std::memcpy(pieces[i].iov_base, bytes.data() + taken, part);
+          taken += part;
+        }
+      }
+      bytes = bytes.subspan(taken);
+      if (const auto ec = protocol->received(taken)) {
+        return ec;
+      }
+    }
+    return {};
+  }
+
+  /// Takes at most `step` outgoing bytes.
+  [[nodiscard]] std::vector<std::byte> take(std::size_t step) {
+    std::array<iovec, 64> pieces;
+    protocol->fill(step);
+    const std::size_t count = protocol->out().front(pieces, step);
+    std::vector<std::byte> bytes;
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto* data = static_cast<const std::byte*>(pieces[i].iov_base);
+      bytes.insert(bytes.end(), data, data + pieces[i].iov_len);
+    }
+    protocol->sent(bytes.size());
+    return bytes;
+  }
+
+  std::vector<std::byte> memory;
+  std::shared_ptr<Host> host;
+  std::unique_ptr<LaneProtocol> protocol;
+
+ private:
+  asio::io_context context_;
+  std::shared_ptr<kit::DeadlineQueue> deadlines_;
+  std::shared_ptr<kit::OperationRegistry> registry_;
+};
+
+/// Moves bytes both ways until neither side has anything to send. @return the first violation.
+inline std::error_code settle(Side& a, Side& b, std::size_t step = std::size_t{256} << 10) {
+  for (;;) {
+    const auto to_b = a.take(step);
+    const auto to_a = b.take(step);
+    if (to_b.empty() && to_a.empty()) {
+      return {};
+    }
+    if (const auto ec = b.feed(to_b, step)) {
+      return ec;
+    }
+    if (const auto ec = a.feed(to_a, step)) {
+      return ec;
+    }
+  }
+}
+
+/// A frame as a hostile peer might send it.
+inline std::vector<std::byte> frame_bytes(const FrameHeader& header, std::span<const Descriptor> descriptors = {},
+                                          std::span<const std::byte> payload = {}) {
+  const auto head = std::as_bytes(std::span(&header, 1));
+  const auto middle = std::as_bytes(descriptors);
+  std::vector<std::byte> bytes(head.begin(), head.end());
+  bytes.insert(bytes.end(), middle.begin(), middle.end());
+  bytes.insert(bytes.end(), payload.begin(), payload.end());
+  return bytes;
+}
+
+}  // namespace kvferry::tcp::testing
