@@ -63,6 +63,9 @@ class TcpTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] std::string_view transport() const noexcept override;
   [[nodiscard]] Capabilities capabilities() const noexcept override;
 
+  /// The port at which data connections are accepted, for those who have to open or forward it; 0 without a listener.
+  [[nodiscard]] std::uint16_t data_port() const;
+
  protected:
   [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override;
   [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,

@@ -53,7 +53,7 @@ std::error_code last_error() { return {errno, std::system_category()}; }
 }  // namespace
 
 Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
-           FailureHandler on_failure)
+           std::weak_ptr<Owner> owner)
     : local_(local_address_of(socket)),
       remote_(remote_address_of(socket)),
       drain_timeout_(drain_timeout),
@@ -61,7 +61,7 @@ Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, st
       socket_(std::move(socket)),
       drain_timer_(executor_),
       protocol_(std::move(host)),
-      on_failure_(std::move(on_failure)) {}
+      owner_(std::move(owner)) {}
 
 template <class Put>
 void Lane::put(Put put_into) {
@@ -87,8 +87,8 @@ void Lane::stop(std::shared_ptr<kit::Operation> operation) {
 void Lane::shut(std::error_code cause, const std::string& why) {
   {
     const std::lock_guard engine(engine_mutex_);
+    owner_.reset();  // it knows
     fail(cause, why);
-    report_failure_ = false;
   }
   // Operations that were left in the inbox end too.
   drive(caller_bytes);
@@ -96,7 +96,7 @@ void Lane::shut(std::error_code cause, const std::string& why) {
 
 void Lane::drive(std::size_t budget) {
   for (;;) {
-    FailureHandler report;
+    std::shared_ptr<Owner> told_owner;
     bool more = false;
     {
       const std::unique_lock engine(engine_mutex_, std::try_to_lock);
@@ -104,12 +104,10 @@ void Lane::drive(std::size_t budget) {
         return;  // the driver looks into the inbox once more after it has let go
       }
       more = move_bytes(budget);
-      if (std::exchange(report_failure_, false)) {
-        report = std::exchange(on_failure_, {});
-      }
+      told_owner = std::exchange(told_owner_, nullptr);
     }
-    if (report) {
-      report(failure_, failure_why_);
+    if (told_owner) {
+      told_owner->lane_broken(failure_, failure_why_);
     }
     if (more) {
       asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
@@ -163,9 +161,13 @@ void Lane::take_inbox() {
   }
   bool dead = false;
   for (const auto& operation : taken.stops) {
-    dead |= protocol_.stop(*operation);
+    if (!dead && !failed_ && protocol_.looks_dead(*operation)) {
+      dead = true;
+      announce_failure(errc::connection_lost);
+    }
+    protocol_.stop(*operation);
   }
-  if (dead && !failed_) {
+  if (dead) {
     fail(errc::connection_lost, "nothing came from the peer while an operation waited for its whole time");
   }
   if (taken.drain_expired) {
@@ -273,12 +275,19 @@ void Lane::update_drain_timer() {
   });
 }
 
+void Lane::announce_failure(std::error_code cause) {
+  if (auto owner = std::exchange(owner_, {}).lock()) {
+    owner->lane_breaking(cause);
+    told_owner_ = std::move(owner);
+  }
+}
+
 void Lane::fail(std::error_code cause, std::string why) {
   if (failed_) {
     return;
   }
+  announce_failure(cause);
   failed_ = true;
-  report_failure_ = true;
   failure_ = cause;
   failure_why_ = std::move(why);
   drain_timer_.cancel();

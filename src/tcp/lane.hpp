@@ -6,7 +6,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -28,11 +27,19 @@ namespace kvferry::tcp {
 /// buffers are touched by the driver alone: when it ends an operation, they are quiet.
 class Lane : public std::enable_shared_from_this<Lane> {
  public:
-  /// Called once when the connection has broken by itself, with no lock held.
-  using FailureHandler = std::function<void(std::error_code, const std::string& why)>;
+  /// What a lane belongs to, told when its connection breaks by itself.
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and reconnects.
+    /// Must not touch a lane.
+    virtual void lane_breaking(std::error_code cause) = 0;
+    /// After this lane's operations have ended.
+    virtual void lane_broken(std::error_code cause, const std::string& why) = 0;
+  };
 
   Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
-       FailureHandler on_failure);
+       std::weak_ptr<Owner> owner);
 
   /// Starts receiving.
   void run();
@@ -74,6 +81,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   Step receive_step(std::size_t& budget);
   void wait_for_events();
   void update_drain_timer();
+  void announce_failure(std::error_code cause);
   void fail(std::error_code cause, std::string why);
 
   const std::string local_;
@@ -88,14 +96,14 @@ class Lane : public std::enable_shared_from_this<Lane> {
   asio::ip::tcp::socket socket_;
   asio::steady_timer drain_timer_;
   LaneProtocol protocol_;
-  FailureHandler on_failure_;
+  std::weak_ptr<Owner> owner_;
+  std::shared_ptr<Owner> told_owner_;  ///< Kept from `lane_breaking` until `lane_broken`.
   bool readable_ = false;
   bool writable_ = true;
   bool waiting_readable_ = false;
   bool waiting_writable_ = false;
   bool drain_timer_armed_ = false;
   bool failed_ = false;
-  bool report_failure_ = false;
   std::error_code failure_;
   std::string failure_why_;
 };

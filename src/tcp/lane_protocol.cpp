@@ -53,17 +53,24 @@ void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange ra
   }
 }
 
-bool LaneProtocol::stop(const kit::Operation& operation) {
+bool LaneProtocol::looks_dead(const kit::Operation& operation) const {
+  const auto it = ids_.find(&operation);
+  if (it == ids_.end() || operation.stop_cause() != errc::timed_out) {
+    return false;
+  }
+  const Transfer& transfer = transfers_.at(it->second);
+  return !transfer.outstanding.empty() && last_received_ < transfer.started;
+}
+
+void LaneProtocol::stop(const kit::Operation& operation) {
   const auto it = ids_.find(&operation);
   if (it == ids_.end()) {
-    return false;
+    return;
   }
   Transfer& transfer = transfers_.at(it->second);
   if (transfer.stopping) {
-    return false;
+    return;
   }
-  const auto cause = operation.stop_cause();
-  const bool unanswered = !transfer.outstanding.empty() && last_received_ < transfer.started;
   switch (transfer.request().kind) {
     case TransferKind::send:
       if (transfer.remote_recv != 0) {
@@ -84,8 +91,7 @@ bool LaneProtocol::stop(const kit::Operation& operation) {
   if (receiving_ == transfer.id) {
     reader_.abandon_payload();
   }
-  end_when_sent(transfer, cause, {});
-  return unanswered && cause == errc::timed_out;
+  end_when_sent(transfer, operation.stop_cause(), {});
 }
 
 void LaneProtocol::end_when_sent(Transfer& transfer, std::error_code cause, std::string why) {

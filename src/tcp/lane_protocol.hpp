@@ -35,9 +35,12 @@ class LaneProtocol final : private FrameSink {
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
 
+  /// Whether an operation that is to be stopped has waited in vain for all of its time: it was sent, and nothing at all
+  /// has come in since.
+  [[nodiscard]] bool looks_dead(const kit::Operation& operation) const;
+
   /// Ends an operation's part with the operation's stop cause: now, or when what is half sent of it is out: see `draining`.
-  /// @return whether the connection looks dead: nothing has come back since the operation was started.
-  bool stop(const kit::Operation& operation);
+  void stop(const kit::Operation& operation);
 
   /// Whether a stopped operation's bytes are still being sent.
   [[nodiscard]] bool draining() const noexcept { return draining_ != 0; }

@@ -11,15 +11,8 @@ std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
   std::shared_ptr<TcpLink> link(new TcpLink(host, stripe_threshold));
   link->lanes_.reserve(sockets.size());
   for (auto& socket : sockets) {
-    link->lanes_.push_back(std::make_shared<Lane>(
-        std::move(socket), host, drain_timeout,
-        [weak = std::weak_ptr(link)](std::error_code cause, const std::string& why) {
-          const auto self = weak.lock();
-          if (self && !self->failed_.exchange(true)) {
-            self->host_->link_failed(*self, cause);
-            self->shut(cause, why);
-          }
-        }));
+    link->lanes_.push_back(
+        std::make_shared<Lane>(std::move(socket), host, drain_timeout, std::shared_ptr<Lane::Owner>(link, link.get())));
   }
   return link;
 }
@@ -79,6 +72,14 @@ void TcpLink::stop(std::shared_ptr<kit::Operation> operation) {
     lane->stop(operation);
   }
 }
+
+void TcpLink::lane_breaking(std::error_code cause) {
+  if (!failed_.exchange(true)) {
+    host_->link_failed(*this, cause);
+  }
+}
+
+void TcpLink::lane_broken(std::error_code cause, const std::string& why) { shut(cause, why); }
 
 void TcpLink::shut(std::error_code cause, const std::string& why) {
   failed_ = true;

@@ -17,7 +17,7 @@ namespace kvferry::tcp {
 
 /// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them; a paired one goes over the lane
 /// that its tag names, the same on both sides, so that those of a tag stay in order. A lane that breaks takes the link with it.
-class TcpLink final : public kit::Link, public std::enable_shared_from_this<TcpLink> {
+class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_shared_from_this<TcpLink> {
  public:
   /// @param sockets connected, in the order of their lane numbers, which both sides agree on.
   [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host,
@@ -37,6 +37,8 @@ class TcpLink final : public kit::Link, public std::enable_shared_from_this<TcpL
   TcpLink(std::shared_ptr<kit::LinkHost> host, std::size_t stripe_threshold)
       : host_(std::move(host)), stripe_threshold_(stripe_threshold) {}
 
+  void lane_breaking(std::error_code cause) override;
+  void lane_broken(std::error_code cause, const std::string& why) override;
   void start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes);
 
   const std::shared_ptr<kit::LinkHost> host_;

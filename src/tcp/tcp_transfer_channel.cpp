@@ -155,6 +155,10 @@ Capabilities TcpTransferChannel::capabilities() const noexcept {
           .max_notification_bytes = tcp::max_notification_bytes};
 }
 
+std::uint16_t TcpTransferChannel::data_port() const {
+  return impl_->acceptor == nullptr ? std::uint16_t{0} : impl_->acceptor->port();
+}
+
 std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {
   return std::make_unique<TcpDial>(get_executor(), impl_->link_options, bounded_lanes(impl_->options.lanes_per_peer),
                                    impl_->dialers);

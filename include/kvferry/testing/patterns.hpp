@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include <kvferry/transfer_spec.hpp>
+
+namespace kvferry::testing {
+
+/// What memory holds that nothing was put into.
+inline constexpr std::byte background{0x5a};
+/// What surrounds local objects, and must stay.
+inline constexpr std::byte guard{0xa5};
+inline constexpr std::size_t guard_size = 48;
+
+namespace detail {
+
+/// The words of a pattern: SplitMix64, so that neither neighbouring seeds nor neighbouring offsets look alike.
+class PatternWords {
+ public:
+  explicit PatternWords(std::uint64_t seed) : state_(seed * 0xd1342543de82ef95ULL) {}
+
+  std::uint64_t next() {
+    state_ += 0x9e3779b97f4a7c15ULL;
+    std::uint64_t word = state_;
+    word = (word ^ (word >> 30U)) * 0xbf58476d1ce4e5b9ULL;
+    word = (word ^ (word >> 27U)) * 0x94d049bb133111ebULL;
+    return word ^ (word >> 31U);
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+inline ::testing::AssertionResult differs(std::size_t offset, std::size_t size, std::byte found, std::byte expected) {
+  return ::testing::AssertionFailure() << "byte " << offset << " of " << size << " is " << std::to_integer<int>(found)
+                                       << ", not " << std::to_integer<int>(expected);
+}
+
+}  // namespace detail
+
+/// Fills a buffer with the pattern of a seed.
+inline void fill(MutableBuffer buffer, std::uint64_t seed) {
+  detail::PatternWords words(seed);
+  for (std::size_t offset = 0; offset < buffer.size(); offset += sizeof(std::uint64_t)) {
+    const std::uint64_t word = words.next();
+    std::memcpy(buffer.data() + offset, &word, std::min(sizeof(word), buffer.size() - offset));
+  }
+}
+
+/// Whether a buffer holds the pattern of a seed, from its first byte to its last.
+[[nodiscard]] inline ::testing::AssertionResult matches(ConstBuffer buffer, std::uint64_t seed) {
+  detail::PatternWords words(seed);
+  for (std::size_t offset = 0; offset < buffer.size(); offset += sizeof(std::uint64_t)) {
+    const std::uint64_t word = words.next();
+    const std::size_t size = std::min(sizeof(word), buffer.size() - offset);
+    if (std::memcmp(buffer.data() + offset, &word, size) == 0) {
+      continue;
+    }
+    std::byte expected[sizeof(word)];
+    std::memcpy(expected, &word, sizeof(word));
+    for (std::size_t i = 0; i < size; ++i) {
+      if (buffer[offset + i] != expected[i]) {
+        return detail::differs(offset + i, buffer.size(), buffer[offset + i], expected[i]) << " of pattern " << seed;
+      }
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+inline void fill_constant(MutableBuffer buffer, std::byte value) {
+  std::fill(buffer.begin(), buffer.end(), value);
+}
+
+/// Whether all bytes of a buffer have one value.
+[[nodiscard]] inline ::testing::AssertionResult is_constant(ConstBuffer buffer, std::byte value) {
+  const auto found = std::find_if(buffer.begin(), buffer.end(), [value](std::byte byte) { return byte != value; });
+  if (found == buffer.end()) {
+    return ::testing::AssertionSuccess();
+  }
+  return detail::differs(static_cast<std::size_t>(found - buffer.begin()), buffer.size(), *found, value);
+}
+
+/// Whether a page starts with the pattern of a seed and has the background behind it.
+[[nodiscard]] inline ::testing::AssertionResult page_holds(ConstBuffer page, std::size_t size, std::uint64_t seed) {
+  if (auto object = matches(page.first(size), seed); !object) {
+    return object << " (the object)";
+  }
+  if (auto rest = is_constant(page.subspan(size), background); !rest) {
+    return rest << " (behind the object's " << size << " bytes)";
+  }
+  return ::testing::AssertionSuccess();
+}
+
+/// The objects of a batch in local memory, with guard bytes around each.
+///
+/// The memory is the caller's (part of a region, for transports that need that) and is used up from its start.
+class Objects {
+ public:
+  Objects() = default;
+
+  /// How much memory objects of these sizes take.
+  [[nodiscard]] static std::size_t footprint(std::span<const std::size_t> sizes) {
+    std::size_t total = guard_size;
+    for (const std::size_t size : sizes) {
+      total += size + guard_size;
+    }
+    return total;
+  }
+
+  Objects(MutableBuffer memory, std::span<const std::size_t> sizes) {
+    memory_ = memory.first(footprint(sizes));
+    fill_constant(memory_, guard);
+    std::size_t offset = guard_size;
+    for (const std::size_t size : sizes) {
+      buffers_.push_back(memory_.subspan(offset, size));
+      fill_constant(buffers_.back(), background);
+      offset += size + guard_size;
+    }
+  }
+
+  [[nodiscard]] std::size_t count() const { return buffers_.size(); }
+  [[nodiscard]] MutableBuffer operator[](std::size_t i) const { return buffers_.at(i); }
+  [[nodiscard]] const std::vector<MutableBuffer>& buffers() const { return buffers_; }
+  [[nodiscard]] ConstObjects readable() const { return ConstObjects(buffers_); }
+  [[nodiscard]] MutableObjects writable() const { return MutableObjects(buffers_); }
+
+  /// Object i gets the pattern of `seed + i`.
+  const Objects& fill(std::uint64_t seed) const {
+    for (std::size_t i = 0; i < buffers_.size(); ++i) {
+      testing::fill(buffers_[i], seed + i);
+    }
+    return *this;
+  }
+
+  /// Whether object i holds the pattern of `seed + i`, and no byte around any of them changed.
+  [[nodiscard]] ::testing::AssertionResult match(std::uint64_t seed) const {
+    for (std::size_t i = 0; i < buffers_.size(); ++i) {
+      if (auto result = matches(buffers_[i], seed + i); !result) {
+        return result << " (object " << i << ")";
+      }
+    }
+    return guards_intact();
+  }
+
+  /// Whether nothing was put into any object.
+  [[nodiscard]] ::testing::AssertionResult untouched() const {
+    for (std::size_t i = 0; i < buffers_.size(); ++i) {
+      if (auto result = is_constant(buffers_[i], background); !result) {
+        return result << " (object " << i << ")";
+      }
+    }
+    return guards_intact();
+  }
+
+  [[nodiscard]] ::testing::AssertionResult guards_intact() const {
+    std::size_t offset = 0;
+    for (std::size_t i = 0; i <= buffers_.size(); ++i) {
+      if (auto result = is_constant(memory_.subspan(offset, guard_size), guard); !result) {
+        return result << " (the guard before object " << i << ")";
+      }
+      offset += guard_size + (i < buffers_.size() ? buffers_[i].size() : 0);
+    }
+    return ::testing::AssertionSuccess();
+  }
+
+ private:
+  MutableBuffer memory_;
+  std::vector<MutableBuffer> buffers_;
+};
+
+}  // namespace kvferry::testing

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/testing/conformance_test.hpp>
+
+namespace kvferry::testing {
+
+/// For tests of what ends an operation other than its success: a peer that can be held up, more bytes a transfer than any
+/// socket's buffer holds, and a check that buffers are left alone afterwards.
+template <class Traits>
+class StalledPeerTest : public ConformanceTest<Traits> {
+ protected:
+  using Pair = ConformanceBase::Pair;
+
+  static constexpr std::size_t big_pages = 16;
+  static constexpr std::size_t big_page = std::size_t{1} << 20;
+
+  /// A transfer with the stalled peer, and its objects.
+  struct Stalled {
+    TransferKind kind;
+    std::shared_ptr<Transfer> transfer;
+    Objects objects;
+  };
+
+  /// The second can be paused.
+  [[nodiscard]] Pair pair_with_pausable_peer() {
+    return this->connected_pair({.regions = {}, .local_bytes = 5 * big_pages * big_page},
+                                {.regions = {{2 * big_pages, big_page}}, .local_bytes = 64 * 1024, .pausable = true});
+  }
+
+  [[nodiscard]] Stalled start_big(TransferKind kind, Pair nodes, std::optional<std::chrono::milliseconds> timeout = {}) {
+    return start_stalled(kind, nodes, nodes.a.objects(big_pages, big_page), timeout);
+  }
+  [[nodiscard]] Stalled start_small(TransferKind kind, Pair nodes, std::optional<std::chrono::milliseconds> timeout = {}) {
+    return start_stalled(kind, nodes, nodes.a.objects({100, 1, 4096}), timeout);
+  }
+
+  /// Starts one of each kind of transfer that the peer, paused, won't answer.
+  [[nodiscard]] std::vector<Stalled> start_one_of_each(Pair nodes) {
+    std::vector<Stalled> all;
+    for (const TransferKind kind : this->kinds()) {
+      all.push_back(start_big(kind, nodes));
+    }
+    return all;
+  }
+
+  /// Ended for this reason; or - a peer's memory may be within reach without the peer - done, and then truly.
+  void expect_ended(const Stalled& stalled, errc code, const Node& peer) {
+    SCOPED_TRACE(to_string(stalled.kind));
+    const Outcome outcome = stalled.transfer->outcome();
+    EXPECT_TRUE(stalled.transfer->consistent());
+    if (outcome.error) {
+      EXPECT_EQ(outcome.error, code) << outcome << " " << stalled.transfer->diagnostic();
+      return;
+    }
+    ASSERT_TRUE(stalled.kind == TransferKind::write || stalled.kind == TransferKind::read) << "met by nobody, but done";
+    for (std::size_t i = 0; stalled.kind == TransferKind::write && i < stalled.objects.count(); ++i) {
+      EXPECT_TRUE(matches(peer.page(i).first(stalled.objects[i].size()), stalled_seed + i)) << "done, but not in the peer's memory";
+    }
+  }
+
+  /// Lets go of what was held up, and sees whether it still reaches for the buffers of what has ended.
+  void expect_quiet(Pair nodes, std::vector<Stalled> ended) {
+    for (Stalled& stalled : ended) {
+      stalled.objects.fill(4242);
+    }
+    nodes.b.resume();
+    // Drains what was on its way, and ends with all of it handled.
+    nodes.b.destroy_channel();
+    for (const Stalled& stalled : ended) {
+      EXPECT_TRUE(stalled.objects.match(4242)) << to_string(stalled.kind) << " has ended";
+    }
+  }
+
+  static constexpr std::uint64_t stalled_seed = 77;
+
+ private:
+  [[nodiscard]] Stalled start_stalled(TransferKind kind, Pair nodes, Objects objects,
+                                      std::optional<std::chrono::milliseconds> timeout) {
+    objects.fill(stalled_seed);
+    auto transfer = this->start_any(kind, nodes.a, nodes.b, objects, timeout);
+    return {kind, std::move(transfer), std::move(objects)};
+  }
+};
+
+}  // namespace kvferry::testing

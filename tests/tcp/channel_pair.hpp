@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/use_future.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <future>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <kvferry/tcp_transfer_channel.hpp>
+
+#include "relay.hpp"
+
+namespace kvferry::tcp::testing {
+
+inline constexpr std::size_t page_size = 4096;
+inline constexpr std::chrono::seconds long_enough{30};
+
+/// A channel with one region of memory of its own.
+struct Node {
+  explicit Node(std::size_t pages, TcpOptions options = {}, bool listens = true) : memory(pages * page_size) {
+    options.regions.push_back({memory.data(), memory.size(), page_size});
+    if (listens && options.peer_init_url.empty()) {
+      options.peer_init_url = "tcp://127.0.0.1:0";
+    }
+    channel.emplace(std::move(options));
+  }
+
+  [[nodiscard]] MutableBuffer page(std::size_t index, std::size_t size = page_size) {
+    return {memory.data() + index * page_size, size};
+  }
+  void fill(unsigned seed) {
+    std::mt19937_64 random(seed);
+    for (std::size_t i = 0; i + sizeof(std::uint64_t) <= memory.size(); i += sizeof(std::uint64_t)) {
+      const std::uint64_t value = random();
+      std::memcpy(memory.data() + i, &value, sizeof(value));
+    }
+  }
+  [[nodiscard]] std::vector<MutableBuffer> pages(std::size_t count) {
+    std::vector<MutableBuffer> all;
+    for (std::size_t i = 0; i < count; ++i) {
+      all.push_back(page(i));
+    }
+    return all;
+  }
+
+  std::vector<std::byte> memory;
+  std::optional<TcpTransferChannel> channel;
+};
+
+inline std::vector<std::uint64_t> indexes(std::size_t count) {
+  std::vector<std::uint64_t> all(count);
+  std::iota(all.begin(), all.end(), std::uint64_t{0});
+  return all;
+}
+
+/// "a" connects to "b"; what "a" and "b" say on the data connection goes through the relay.
+struct RelayedPair {
+  explicit RelayedPair(std::size_t pages, TcpOptions a_options = {}) : a(pages, std::move(a_options), false) {
+    TcpOptions b_options;
+    b_options.advertised_data_address = relay.address();
+    b.emplace(pages, std::move(b_options));
+    relay.set_target(b->channel->data_port());
+    a.channel->lazy_init_peer_connection("a", "b", b->channel->peer_init_url());
+  }
+
+  Relay relay;
+  Node a;
+  std::optional<Node> b;
+};
+
+}  // namespace kvferry::tcp::testing
