@@ -9,6 +9,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include "system_code.hpp"
 #include "tcp_link.hpp"
 
 namespace kvferry::tcp {
@@ -82,7 +83,7 @@ void DataAcceptor::listen(const std::string& host, std::uint16_t port) {
     acceptor_.listen(tcp::acceptor::max_listen_connections, ec);
   }
   if (ec) {
-    throw TransferError(ec, "data connections: cannot listen at " + HostPort{host, port}.to_string());
+    throw TransferError(system_code(ec), "data connections: cannot listen at " + HostPort{host, port}.to_string());
   }
   accept_next();
 }
@@ -242,7 +243,7 @@ void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::uniq
     sockets.push_back(std::move(*socket));
   }
   if (ec) {
-    expected->on_link(ec, nullptr, "peer '" + expected->host->peer().id + "': sending the welcome: " + ec.message());
+    expected->on_link(system_code(ec), nullptr, "peer '" + expected->host->peer().id + "': sending the welcome: " + ec.message());
     return;
   }
   const auto link =

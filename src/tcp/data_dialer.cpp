@@ -10,6 +10,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include "system_code.hpp"
 #include "tcp_link.hpp"
 
 namespace kvferry::tcp {
@@ -211,7 +212,7 @@ void DataDialer::fail(std::error_code cause, std::string why) {
     lanes_.clear();
   }
   if (on_link) {
-    on_link(cause, nullptr, std::move(why));
+    on_link(system_code(cause), nullptr, std::move(why));
   }
 }
 

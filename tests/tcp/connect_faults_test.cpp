@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+// Faults of connecting: lines 6 to 9 of docs/fault_table.md, and data connections that don't belong.
+#include <gtest/gtest.h>
+
+#include <dirent.h>
+#include <sys/stat.h>
+
+#include <asio/connect.hpp>
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/write.hpp>
+
+#include <thread>
+
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
+
+#include "channel_pair.hpp"
+#include "core/kit/init_messages.hpp"
+#include "tcp/hello.hpp"
+
+namespace kvferry::tcp::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+/// How many TCP connections this process has open to or from a port.
+std::size_t connections_at(std::uint16_t port) {
+  std::size_t count = 0;
+  for (int fd = 0; fd < 4096; ++fd) {
+    sockaddr_in local{};
+    sockaddr_in remote{};
+    socklen_t size = sizeof(local);
+    if (::getsockname(fd, reinterpret_cast<sockaddr*>(&local), &size) != 0 || local.sin_family != AF_INET) {
+      continue;
+    }
+    size = sizeof(remote);
+    if (::getpeername(fd, reinterpret_cast<sockaddr*>(&remote), &size) != 0) {
+      continue;
+    }
+    count += ntohs(local.sin_port) == port || ntohs(remote.sin_port) == port ? 1U : 0U;
+  }
+  return count;
+}
+
+kit::InitQuestion question() {
+  kit::InitQuestion made;
+  made.transport = "tcp";
+  made.sender_id = "stranger";
+  made.receiver_id = "b";
+  made.incarnation = 4711;
+  made.endpoint = encode_side_message(DialEndpoint{1}).encoded();
+  return made;
+}
+
+TEST(ConnectFaults, Line06_TwoThatDialAtOnceEndWithOneConnectionAndNoLeak) {
+  for (int round = 0; round < 20; ++round) {
+    Node a(4);
+    Node b(4);
+    std::thread other([&] { b.channel->lazy_init_peer_connection("b", "a", a.channel->peer_init_url()); });
+    a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+    other.join();
+    EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+    EXPECT_EQ(b.channel->batched_write(b.pages(4), {.peer_id = "a", .remote_indexes = indexes(4)}), 4U);
+    // One connection has two ends in this process; a second one would add two more.
+    EXPECT_EQ(connections_at(a.channel->data_port()) + connections_at(b.channel->data_port()), 2U) << "round " << round;
+  }
+}
+
+TEST(ConnectFaults, Line06_APeerIsNotPublishedBeforeItsConnectionsAreThere) {
+  Node b(4);
+  Node asking(4);
+  const auto answer =
+      asking.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(question()));
+  EXPECT_TRUE(answer.is<kit::InitAnswer>());
+  EXPECT_FALSE(b.channel->remote_xfer_handler_exists("stranger"));
+  std::error_code ec;
+  b.channel->batched_write(b.pages(1), {.peer_id = "stranger", .remote_indexes = indexes(1)}, ec);
+  EXPECT_EQ(ec, errc::unknown_peer);
+}
+
+TEST(ConnectFaults, Line07_MismatchesNameTheFieldAndBothValues) {
+  Node b(4);
+  Node asking(4);
+  const auto ask = [&](const kit::InitQuestion& made) {
+    std::string diagnostic;
+    std::error_code ec;
+    (void)asking.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(made),
+                                             {.diagnostic = &diagnostic}, ec);
+    return std::pair(ec, diagnostic);
+  };
+  const auto expect = [&](const kit::InitQuestion& made, errc code, std::initializer_list<const char*> words) {
+    const auto [ec, diagnostic] = ask(made);
+    EXPECT_EQ(ec, code) << diagnostic;
+    for (const char* word : words) {
+      EXPECT_NE(diagnostic.find(word), std::string::npos) << "'" << word << "' in: " << diagnostic;
+    }
+  };
+  auto made = question();
+  made.version = 99;
+  expect(made, errc::version_mismatch, {"protocol version", "99", "1", "'stranger'"});
+  made = question();
+  made.transport = "pigeon";
+  expect(made, errc::transport_mismatch, {"transport", "pigeon", "tcp"});
+  made = question();
+  made.regions = {{8192, 8192, 3}};
+  expect(made, errc::page_size_mismatch, {"region 0", "page size", "8192", "4096"});
+  made = question();
+  made.regions = {{8193, 4096, 3}};
+  expect(made, errc::invalid_region, {"region 0", "8193", "4096"});
+  made = question();
+  made.regions = {{8192, 4096, 4}};
+  expect(made, errc::invalid_region, {"access", "4"});
+  made = question();
+  made.sender_id.clear();
+  expect(made, errc::empty_peer_id, {});
+  made = question();
+  made.endpoint.clear();
+  expect(made, errc::malformed_message, {"stranger"});
+}
+
+TEST(ConnectFaults, Line07_TheDialingSideChecksToo) {
+  Node b(4);
+  std::vector<std::byte> memory(16384);
+  TcpOptions options;
+  options.regions = {{memory.data(), memory.size(), 8192}};
+  TcpTransferChannel a(std::move(options));
+  try {
+    a.lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+    FAIL() << "page sizes 8192 and 4096 were accepted";
+  } catch (const TransferError& error) {
+    EXPECT_EQ(error.code(), errc::page_size_mismatch);
+    EXPECT_NE(std::string(error.what()).find("8192"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("4096"), std::string::npos) << error.what();
+  }
+}
+
+TEST(ConnectFaults, Line07_DifferentPageSizesCanBeAllowedOnBothSides) {
+  TcpOptions b_options;
+  b_options.require_equal_page_sizes = false;
+  Node b(4, b_options);
+  std::vector<std::byte> memory(16384, std::byte{7});
+  TcpOptions options;
+  options.require_equal_page_sizes = false;
+  options.regions = {{memory.data(), memory.size(), 8192}};
+  TcpTransferChannel a(std::move(options));
+  a.lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  EXPECT_EQ(a.batched_write({ConstBuffer(memory).first(100)}, {.peer_id = "b", .remote_indexes = indexes(1)}), 1U);
+  std::error_code ec;
+  a.batched_write({ConstBuffer(memory).first(8192)}, {.peer_id = "b", .remote_indexes = indexes(1)}, ec);
+  EXPECT_EQ(ec, errc::object_too_large);
+}
+
+/// A peer that is replaced by a new incarnation at the same address.
+TEST(ConnectFaults, Line08_ARestartedPeerIsRecognisedAndReconnectedTo) {
+  Node a(4, {}, false);
+  a.fill(1);
+  std::optional<Node> b(std::in_place, 4);
+  const std::string url = b->channel->peer_init_url();
+  a.channel->lazy_init_peer_connection("a", "b", url);
+  const auto first = a.channel->peer_info("b")->incarnation;
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+  b.reset();
+
+  TcpOptions options;
+  options.peer_init_url = url;
+  b.emplace(4, options);
+  // One-sided: the indexes were agreed with the old incarnation, so the caller must be told, once.
+  std::error_code ec;
+  std::string diagnostic;
+  a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4), .diagnostic = &diagnostic}, ec);
+  EXPECT_EQ(ec, errc::peer_restarted) << diagnostic;
+  EXPECT_EQ(ec, condition::peer_failed);
+  EXPECT_EQ(ec, condition::retryable);
+  EXPECT_EQ(std::ranges::count(b->memory, std::byte{0}), static_cast<std::ptrdiff_t>(b->memory.size()));
+  EXPECT_NE(a.channel->peer_info("b")->incarnation, first);
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+  EXPECT_EQ(a.memory, b->memory);
+
+  // Connecting anew acknowledges the new incarnation: nothing to be told then.
+  b.reset();
+  b.emplace(4, options);
+  const auto failed = [&] { return !a.channel->remote_xfer_handler_exists("b"); };
+  for (int i = 0; i < 100 && !failed(); ++i) {
+    a.channel->batched_recv(a.pages(1), {.peer_id = "b", .timeout = milliseconds(100)}, ec);
+  }
+  a.channel->lazy_init_peer_connection("a", "b", url);
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+}
+
+TEST(ConnectFaults, Line08_ThePassiveSideSeesARestartToo) {
+  Node b(4);
+  std::optional<Node> a(std::in_place, 4);
+  a->channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  EXPECT_EQ(b.channel->batched_write(b.pages(4), {.peer_id = "a", .remote_indexes = indexes(4)}), 4U);
+  a.reset();
+  a.emplace(4);
+  a->channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  std::error_code ec;
+  b.channel->batched_write(b.pages(4), {.peer_id = "a", .remote_indexes = indexes(4)}, ec);
+  EXPECT_EQ(ec, errc::peer_restarted);
+  EXPECT_EQ(b.channel->batched_write(b.pages(4), {.peer_id = "a", .remote_indexes = indexes(4)}), 4U);
+}
+
+TEST(ConnectFaults, Line09_UnknownAndFailedPeersAreDifferentErrors) {
+  Node a(4, {}, false);
+  std::error_code ec;
+  a.channel->batched_write(a.pages(1), {.peer_id = "b", .remote_indexes = indexes(1)}, ec);
+  EXPECT_EQ(ec, errc::unknown_peer);
+  EXPECT_EQ(ec, condition::invalid_argument);
+  std::optional<Node> b(std::in_place, 4);
+  a.channel->lazy_init_peer_connection("a", "b", b->channel->peer_init_url());
+  auto recv = a.channel->async_batched_recv(a.pages(1), {.peer_id = "b"}, asio::use_future);
+  b.reset();
+  try {
+    recv.get();
+    FAIL();
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code(), condition::peer_failed) << error.code().message();
+    EXPECT_NE(error.code(), condition::invalid_argument);
+  }
+}
+
+TEST(ConnectFaults, Line09_APassivePeerWithoutUrlFailsWithItsLastError) {
+  Node b(4);
+  std::optional<Node> a(std::in_place, 4, TcpOptions(), false);
+  a->channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  auto recv = b.channel->async_batched_recv(b.pages(1), {.peer_id = "a"}, asio::use_future);
+  a.reset();
+  EXPECT_THROW(recv.get(), std::system_error);
+  std::error_code ec;
+  std::string diagnostic;
+  b.channel->batched_write(b.pages(1), {.peer_id = "a", .remote_indexes = indexes(1), .diagnostic = &diagnostic}, ec);
+  EXPECT_EQ(ec, condition::peer_failed) << ec.message();
+  EXPECT_NE(diagnostic.find("init url is not known"), std::string::npos) << diagnostic;
+}
+
+TEST(ConnectFaults, Line09_Ipv6) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor probe(context);
+  std::error_code ec;
+  probe.open(asio::ip::tcp::v6(), ec);
+  if (!ec) {
+    probe.bind({asio::ip::make_address("::1"), 0}, ec);
+  }
+  if (ec) {
+    GTEST_SKIP() << "this machine has no ::1: " << ec.message();
+  }
+  TcpOptions options;
+  options.peer_init_url = "tcp://[::1]:0";
+  Node a(4, options);
+  Node b(4, options);
+  EXPECT_TRUE(b.channel->peer_init_url().starts_with("tcp://[::1]:")) << b.channel->peer_init_url();
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+  EXPECT_NE(a.channel->peer_info("b")->path.find("[::1]:"), std::string::npos) << a.channel->peer_info("b")->path;
+}
+
+TEST(ConnectFaults, Line09_BoundAndAdvertisedAddressesCanDiffer) {
+  Relay data;
+  Relay handshakes;
+  TcpOptions options;
+  options.peer_init_url = "tcp://*:0";
+  options.advertised_init_url = "tcp://" + handshakes.address();
+  options.advertised_data_address = data.address();
+  Node b(4, options);
+  data.set_target(b.channel->data_port());
+  EXPECT_EQ(b.channel->peer_init_url(), "tcp://" + handshakes.address());
+  // The port that was bound can be had by advertising port 0.
+  TcpOptions by_name;
+  by_name.peer_init_url = "tcp://127.0.0.1:0";
+  by_name.advertised_init_url = "localhost:0";
+  Node c(4, by_name);
+  EXPECT_EQ(parse_url(c.channel->peer_init_url()).host, "localhost");
+  Node a(4, {}, false);
+  a.channel->lazy_init_peer_connection("a", "c", c.channel->peer_init_url());
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "c", .remote_indexes = indexes(4)}), 4U);
+}
+
+/// A connection to a channel's data port that is no peer.
+class Intruder {
+ public:
+  explicit Intruder(std::uint16_t port) : socket_(context_) {
+    socket_.connect({asio::ip::make_address("127.0.0.1"), port});
+  }
+  void send(std::span<const std::byte> bytes) {
+    std::error_code ignored;
+    asio::write(socket_, asio::buffer(bytes.data(), bytes.size()), ignored);
+  }
+  /// Waits for the other side to close, and tells whether it sent anything before.
+  [[nodiscard]] bool closed_without_a_word() {
+    std::array<std::byte, 64> bytes{};
+    std::error_code ec;
+    return socket_.read_some(asio::buffer(bytes), ec) == 0 && ec;
+  }
+
+ private:
+  asio::io_context context_;
+  asio::ip::tcp::socket socket_;
+};
+
+TEST(DataConnections, StrangersAreRefusedAndDisturbNobody) {
+  TcpOptions options;
+  options.hello_timeout = milliseconds(200);
+  Node a(4);
+  Node b(4, options);
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  const std::uint16_t port = b.channel->data_port();
+
+  Intruder garbage(port);
+  garbage.send(std::vector<std::byte>(1000, std::byte{0x55}));
+  EXPECT_TRUE(garbage.closed_without_a_word());
+
+  Hello hello;
+  hello.lane_count = 1;
+  hello.secret = random_secret();
+  Intruder guessing(port);
+  guessing.send(std::as_bytes(std::span(&hello, 1)));
+  EXPECT_TRUE(guessing.closed_without_a_word());
+
+  Intruder silent(port);
+  EXPECT_TRUE(silent.closed_without_a_word());
+
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+}
+
+TEST(DataConnections, ASecretServesOneHandshakeOnly) {
+  Node b(4);
+  Node asking(4);
+  const auto answer = decode_side_message<kit::InitAnswer>(
+      asking.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(question())));
+  std::error_code ec;
+  const auto endpoint = decode_side_message<AcceptEndpoint>(parse_side_message(answer.endpoint, ec));
+  ASSERT_FALSE(ec);
+  Hello hello;
+  hello.lane_count = 1;
+  hello.incarnation = question().incarnation;
+  std::ranges::copy(endpoint.dial_secret, hello.secret.begin());
+  const std::uint16_t port = b.channel->data_port();
+
+  Hello wrong = hello;
+  wrong.incarnation ^= 1;
+  Intruder other_incarnation(port);
+  other_incarnation.send(std::as_bytes(std::span(&wrong, 1)));
+  EXPECT_TRUE(other_incarnation.closed_without_a_word());
+  wrong = hello;
+  wrong.lane = 1;
+  Intruder other_lane(port);
+  other_lane.send(std::as_bytes(std::span(&wrong, 1)));
+  EXPECT_TRUE(other_lane.closed_without_a_word());
+
+  Intruder rightful(port);
+  rightful.send(std::as_bytes(std::span(&hello, 1)));
+  EXPECT_FALSE(rightful.closed_without_a_word());
+  Intruder replay(port);
+  replay.send(std::as_bytes(std::span(&hello, 1)));
+  EXPECT_TRUE(replay.closed_without_a_word());
+}
+
+TEST(DataConnections, AnAcceptingSideWithoutTheSecretIsRefused) {
+  // Something else listens where the peer says its data port is: it can't say the welcome that was agreed upon.
+  asio::io_context context;
+  asio::ip::tcp::acceptor impostor(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions options;
+  options.advertised_data_address = "127.0.0.1:" + std::to_string(impostor.local_endpoint().port());
+  Node b(4, options);
+  Node a(4, {}, false);
+  std::thread listener([&] {
+    asio::ip::tcp::socket socket = impostor.accept();
+    Hello welcome;
+    welcome.magic = Hello::accepting;
+    asio::write(socket, asio::buffer(&welcome, sizeof(welcome)));
+    std::array<std::byte, 256> rest{};
+    std::error_code ignored;
+    while (!ignored) {
+      socket.read_some(asio::buffer(rest), ignored);
+    }
+  });
+  std::error_code ec;
+  std::string diagnostic;
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
+  EXPECT_EQ(ec, errc::authentication_failed) << diagnostic;
+  EXPECT_FALSE(a.channel->remote_xfer_handler_exists("b"));
+  listener.join();
+}
+
+TEST(DataConnections, MoreStrangersThanPlacesDoNotKeepAPeerOut) {
+  TcpOptions options;
+  options.hello_timeout = long_enough;
+  Node b(4, options);
+  std::vector<std::unique_ptr<Intruder>> strangers;
+  for (int i = 0; i < 400; ++i) {
+    strangers.push_back(std::make_unique<Intruder>(b.channel->data_port()));
+  }
+  Node a(4, {}, false);
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+}
+
+TEST(DataConnections, AnUnreachableDataPortIsNamed) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor closed(context, {asio::ip::make_address("127.0.0.1"), 0});
+  const auto port = closed.local_endpoint().port();
+  closed.close();
+  TcpOptions options;
+  options.advertised_data_address = "127.0.0.1:" + std::to_string(port);
+  Node b(4, options);
+  Node a(4, {}, false);
+  std::error_code ec;
+  std::string diagnostic;
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
+  EXPECT_EQ(ec, condition::peer_failed) << ec.message();
+  EXPECT_NE(diagnostic.find(std::to_string(port)), std::string::npos) << diagnostic;
+}
+
+TEST(DataConnections, ATakenDataPortIsNamed) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor taken(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions options;
+  options.data_port = taken.local_endpoint().port();
+  try {
+    Node b(4, options);
+    FAIL() << "two listeners at one port";
+  } catch (const TransferError& error) {
+    EXPECT_EQ(error.code(), std::errc::address_in_use);
+    EXPECT_NE(std::string(error.what()).find(std::to_string(options.data_port)), std::string::npos) << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
