@@ -32,7 +32,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < 2) {
     return 0;
   }
-  Side side;
+  Side side(16);
   std::vector<std::shared_ptr<Outcome>> outcomes;
   std::size_t page = 0;
   for (const auto kind : {TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv}) {

@@ -60,10 +60,10 @@ class Side {
   static constexpr std::size_t page = 4096;
   static constexpr std::size_t pages = 1024;
 
-  explicit Side(Access access = Access::read_write)
-      : memory(page * pages),
+  explicit Side(std::size_t page_count = pages)
+      : memory(page * page_count),
         host(std::make_shared<Host>(
-            std::vector<MemoryRegion>{{memory.data(), memory.size(), page, access},
+            std::vector<MemoryRegion>{{memory.data(), memory.size(), page, Access::read_write},
                                       {memory.data(), memory.size(), page, Access::none}})),
         protocol(std::make_unique<LaneProtocol>(host)),
         deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),

@@ -5,6 +5,7 @@
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
 
+#include <filesystem>
 #include <fstream>
 #include <iomanip>
 #include <sstream>
@@ -165,6 +166,34 @@ TEST(TransferFaults, Line15_AFullQueueRefusesAndHarmsNothing) {
     EXPECT_EQ(write.get(), 4U);
   }
   EXPECT_TRUE(same(pair.a, *pair.b));
+}
+
+TEST(TransferFaults, Line15_TwentyFourPeersTakeNoThreadEach) {
+  const auto threads = [] {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
+  };
+  Node hub(24);
+  std::vector<std::unique_ptr<Node>> peers;
+  for (int i = 0; i < 24; ++i) {
+    peers.push_back(std::make_unique<Node>(24));
+    peers.back()->fill(static_cast<unsigned>(i));
+  }
+  const auto before = threads();
+  std::vector<std::future<std::size_t>> writes;
+  for (std::size_t i = 0; i < peers.size(); ++i) {
+    const std::string id = "peer " + std::to_string(i);
+    hub.channel->lazy_init_peer_connection("hub", id, peers[i]->channel->peer_init_url());
+    peers[i]->channel->lazy_init_peer_connection(id, "hub", hub.channel->peer_init_url());
+    const std::uint64_t page = i;
+    writes.push_back(peers[i]->channel->async_batched_write(
+        {peers[i]->page(0)}, {.peer_id = "hub", .remote_indexes = {&page, 1}},
+        asio::bind_executor(hub.channel->get_executor(), asio::use_future)));
+  }
+  for (std::size_t i = 0; i < peers.size(); ++i) {
+    EXPECT_EQ(writes[i].get(), 1U);
+    EXPECT_TRUE(std::ranges::equal(hub.page(i), peers[i]->page(0)));
+  }
+  EXPECT_EQ(threads(), before);
 }
 
 TEST(TransferFaults, Line16_NothingBlocksTheCallersExecutor) {
