@@ -67,14 +67,14 @@ struct InitRequest {
 /// of its pages at the peer are unspecified.
 ///
 /// **Threads.** All member functions may be called from any thread at any time, `close()` included; only construction and
-/// destruction must not overlap with anything else. A blocking form must not be called on a thread that runs the
+/// destruction must not overlap with anything else, nor may the destructor run on a thread of the channel's own. A blocking form must not be called on a thread that runs the
 /// channel's executor: where that can be noticed it fails with `errc::would_deadlock`.
 ///
 /// **Errors** that every transport reports alike: `errc::closed` after `close()`, `errc::empty_peer_id`, `errc::unknown_peer`
 /// (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::access_denied`, `errc::index_out_of_range`,
-/// `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`, `errc::peer_restarted` (reported once,
-/// by the first operation that finds the peer to be a new incarnation; the next one goes there), and codes of
-/// `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without any traffic.
+/// `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`, `errc::peer_restarted` (the
+/// peer is a new incarnation, and the operation was started before that was known: agree on page indexes anew), and codes
+/// of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without any traffic.
 ///
 /// **Transports.** A subclass overrides the protected `start_*` functions and the facts; the forms are written here once.
 /// `kit::TransferChannelKit` does more of it: deadlines, exactly-once, peers and handshakes.
@@ -289,7 +289,8 @@ class BaseTransferChannel {
 
   /// Ends everything: refuses new calls, completes what is pending with `errc::closed`, wakes whoever is blocked, and
   /// drops all connections. When it returns, no buffer and no region is touched any more; handlers may still be
-  /// on their way to their executors. Idempotent; may be called from a handler. LMCache: `close`.
+  /// on their way to their executors. Waits for a `handle_init_side_msg` that is running, unless called there. Idempotent;
+  /// may be called from a handler. LMCache: `close`.
   virtual void close() = 0;
 
   /// Copies what a spec and its objects describe into a request.

@@ -37,11 +37,16 @@ struct ChannelOptions {
   /// The answer to LMCache's `P2PInitSideMsg`. Empty: such a message is answered with an error. LMCache: `peer_lookup_url`.
   std::string peer_lookup_url;
 
+  /// Whether side messages wait until `answer_side_messages()` is called. For subclasses that override `handle_init_side_msg`: a
+  /// peer's message that comes while their constructor still runs would find the base class's function.
+  bool hold_side_messages = false;
+
   /// Whether a handshake fails with `errc::page_size_mismatch` if both sides have a region of the same number with pages of
   /// different sizes, as LMCache assumes they never do. The check is made on either side that has it on.
   bool require_equal_page_sizes = true;
 
-  /// How many peers a channel knows at most; a handshake with one more is refused with `errc::resource_limit`.
+  /// How many peers a channel knows at most. One more makes it forget the one that has been out of use for longest; if all are
+  /// in use, the handshake is refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.
@@ -58,7 +63,8 @@ struct ChannelOptions {
   std::size_t max_pending_notifications = std::size_t{1} << 16;
 
   /// Where I/O and handlers without an executor of their own run. Unset: threads of the channel's own. An executor given
-  /// here must be run by the caller until the channel is closed, and its context must outlive the channel.
+  /// here must be run by the caller until the channel is closed, and its context must outlive the channel. With threads of the
+  /// channel's own, the destructor runs the handlers that are left and waits until nothing else uses their executor.
   std::optional<asio::any_io_executor> executor;
 
   /// How many threads of its own the channel has, if it is given no executor.

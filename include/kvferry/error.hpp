@@ -53,7 +53,8 @@ enum class errc {
 enum class condition {
   invalid_argument = 1,  ///< The call itself was wrong: repeating it unchanged fails again.
   peer_failed,           ///< The peer or the way to it is gone: errc::peer_closed, connection_lost, ..., ECONNRESET, EOF, ...
-  retryable,             ///< The same call may succeed later: every peer_failed, timed_out, resource_limit, peer_cancelled.
+  retryable,             ///< The same call may succeed later: timed_out, resource_limit, peer_cancelled, and every
+                         ///< peer_failed but errc::peer_restarted, after which page indexes have to be agreed anew.
   cancelled,             ///< Ended from this side: errc::cancelled, errc::closed, ECANCELED.
   timed_out,             ///< errc::timed_out, ETIMEDOUT.
 };

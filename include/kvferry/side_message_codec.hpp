@@ -28,9 +28,9 @@ namespace kvferry {
 /// Containers that are nested deeper than this in a side message are refused.
 inline constexpr std::size_t max_side_message_depth = 32;
 
-/// Takes a received frame for a side message if it is one: a single msgpack map, nothing behind it, whose keys are strings and
-/// whose key "type" occurs once and holds a string. All its strings must be UTF-8. The fields are not looked at; the frame may
-/// come from anybody: nothing that it declares is allocated before it is known to be there.
+/// Takes a received frame for a side message if it is one: a single msgpack map, nothing behind it, whose keys are
+/// strings and whose key "type" occurs once and holds a string. All its strings must be UTF-8. The fields are not looked
+/// at; the frame may come from anybody: nothing that it declares is allocated before it is known to be there.
 ///
 /// On anything else `ec` becomes `errc::malformed_message` and the result is empty.
 [[nodiscard]] SideMessage parse_side_message(std::span<const std::byte> frame, std::error_code& ec);
@@ -328,9 +328,9 @@ bool decode_message(const SideMessage& message, T& to, DecodeProblem& problem) {
 
 }  // namespace detail
 
-/// Encodes a struct as msgspec encodes a tagged struct: a map, first the key "type", then the fields as declared. Integers
-/// take as few bytes as they need, floats are float64, an unset `std::optional` is nil. A field may be a `SideMessageStruct`
-/// itself, and what msgpack-cxx has an adaptor for.
+/// Encodes a struct as msgspec encodes a tagged struct: a map, first the key "type", then the fields as declared.
+/// Integers take as few bytes as they need, floats are float64, an unset `std::optional` is nil. A field may be a
+/// `SideMessageStruct` itself, and what msgpack-cxx has an adaptor for.
 template <SideMessageStruct T>
 [[nodiscard]] SideMessage encode_side_message(const T& message) {
   Bytes encoded;
@@ -339,9 +339,9 @@ template <SideMessageStruct T>
   return SideMessage(std::string(T::side_message_type), std::move(encoded));
 }
 
-/// Decodes a message of struct T. Keys may come in any order and unknown ones are skipped; a field that is missing (unless it
-/// is a `std::optional`), of another kind, out of its type's range or there twice makes the message malformed, as does
-/// another type. str and bin are distinct kinds.
+/// Decodes a message of struct T. Keys may come in any order and unknown ones are skipped; a field that is missing
+/// (unless it is a `std::optional`), of another kind, out of its type's range or there twice makes the message
+/// malformed, as does another type. str and bin are distinct kinds.
 /// @throws TransferError `errc::malformed_message`, naming the type, the field, and what was expected and found.
 template <SideMessageStruct T>
 [[nodiscard]] T decode_side_message(const SideMessage& message) {

@@ -51,8 +51,8 @@ struct TcpOptions : ChannelOptions {
 ///
 /// A deadline that passes while an operation's bytes are half on the wire is kept to within `TcpOptions::drain_timeout`.
 ///
-/// A subclass that overrides `handle_init_side_msg` calls `close()` in its own destructor, so that no message meets a
-/// half-destroyed object.
+/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the end
+/// of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed object.
 class TcpTransferChannel : public kit::TransferChannelKit {
  public:
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O threads.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvferry/base_transfer_channel.hpp>
 
+#include <algorithm>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -44,6 +45,14 @@ Result wait_for(Start start, std::error_code& ec) {
   return std::move(result);
 }
 
+/// Says that a blocking call was made where it could never end.
+std::error_code refuse_to_block(std::string* diagnostic) {
+  if (diagnostic != nullptr) {
+    *diagnostic = "a blocking call on a thread that runs the channel's executor would wait for itself";
+  }
+  return errc::would_deadlock;
+}
+
 std::string sentence(const std::string& diagnostic, std::string_view what) {
   return diagnostic.empty() ? std::string(what) : diagnostic;
 }
@@ -81,7 +90,7 @@ std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(std::s
                                                                           const InitSpec& spec, std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
-    ec = errc::would_deadlock;
+    ec = refuse_to_block(spec.diagnostic);
     return std::nullopt;
   }
   return wait_for<std::optional<SideMessage>>(
@@ -119,7 +128,7 @@ SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_u
                                                     const InitSpec& spec, std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
-    ec = errc::would_deadlock;
+    ec = refuse_to_block(spec.diagnostic);
     return {};
   }
   auto answer = wait_for<std::optional<SideMessage>>(
@@ -183,7 +192,8 @@ TransferRequest BaseTransferChannel::make_request(TransferKind kind, MutableObje
 
 std::size_t BaseTransferChannel::run_transfer(TransferRequest request, std::error_code& ec) {
   if (running_in_io_thread()) {
-    ec = errc::would_deadlock;
+    ec = refuse_to_block(request.diagnostic);
+    std::ranges::fill(request.statuses, ec);
     return 0;
   }
   return wait_for<std::size_t>(
@@ -245,7 +255,7 @@ Notification BaseTransferChannel::receive_notification(std::optional<std::chrono
                                                        std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
-    ec = errc::would_deadlock;
+    ec = refuse_to_block(nullptr);
     return {};
   }
   return wait_for<Notification>(

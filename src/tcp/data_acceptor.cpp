@@ -248,8 +248,9 @@ void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::uniq
   }
   const auto link =
       TcpLink::create(expected->host, std::move(sockets), options_.stripe_threshold, options_.drain_timeout);
-  link->run();
+  // Handed over first: a channel that is being closed must find the link, and shut it, before it touches a region.
   expected->on_link({}, link, {});
+  link->run();
 }
 
 void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {

@@ -194,8 +194,9 @@ void DataDialer::finish() {
     return;
   }
   const auto link = TcpLink::create(host_, std::move(sockets), options_.stripe_threshold, options_.drain_timeout);
-  link->run();
+  // Handed over first: a channel that is being closed must find the link, and shut it, before it touches a region.
   on_link({}, link, {});
+  link->run();
 }
 
 void DataDialer::fail(std::error_code cause, std::string why) {

@@ -78,6 +78,7 @@ void GatherQueue::drop(std::size_t count) {
   // Moving what is left costs at most what was sent since the last time.
   if (head_ * 2 >= pieces_.size()) {
     pieces_.erase(pieces_.begin(), pieces_.begin() + static_cast<std::ptrdiff_t>(head_));
+    piece_base_ += head_;
     head_ = 0;
   }
   while (!copies_.empty() && copies_.front().end <= sent_) {
@@ -86,6 +87,32 @@ void GatherQueue::drop(std::size_t count) {
     }
     copies_.pop_front();
   }
+}
+
+std::size_t GatherQueue::drop_unbegun(std::uint64_t owner) {
+  std::size_t dropped = 0;
+  for (auto pin = pins_.begin(); pin != pins_.end();) {
+    if (pin->owner != owner || pin->begin.byte < sent_) {
+      ++pin;
+      continue;
+    }
+    const std::uint64_t bytes = pin->end.byte - pin->begin.byte;
+    const std::uint64_t pieces = pin->end.piece - pin->begin.piece;
+    const auto first = pieces_.begin() + static_cast<std::ptrdiff_t>(pin->begin.piece - piece_base_);
+    pieces_.erase(first, first + static_cast<std::ptrdiff_t>(pieces));
+    std::erase_if(copies_, [&](const Copy& copy) { return copy.end > pin->begin.byte && copy.end <= pin->end.byte; });
+    for (Copy& copy : copies_) {
+      copy.end -= copy.end > pin->begin.byte ? bytes : 0;
+    }
+    pin = pins_.erase(pin);
+    for (auto later = pin; later != pins_.end(); ++later) {
+      later->begin = {later->begin.byte - bytes, later->begin.piece - pieces};
+      later->end = {later->end.byte - bytes, later->end.piece - pieces};
+    }
+    added_ -= bytes;
+    ++dropped;
+  }
+  return dropped;
 }
 
 void GatherQueue::clear() { *this = GatherQueue(); }

@@ -23,8 +23,14 @@ class GatherQueue {
   void add_copy(std::span<const std::byte> bytes);
   /// Appends bytes that stay where they are until they are sent.
   void add_view(const std::byte* data, std::size_t size);
-  /// Marks the end of what `owner`'s buffers were added for; `consume` reports it once it is sent.
-  void pin(std::uint64_t owner) { pins_.push_back({added_, owner}); }
+  /// Marks the beginning of a frame. Until `pin`, what is added belongs to it.
+  void begin_frame() { frame_begin_ = {added_, piece_base_ + pieces_.size()}; }
+  /// Marks the end of a frame that points into `owner`'s buffers; `consume` reports it once it is sent.
+  void pin(std::uint64_t owner) {
+    pins_.push_back({frame_begin_, {added_, piece_base_ + pieces_.size()}, owner});
+  }
+  /// Takes out the frames of `owner` of which nothing has been sent. @return their number.
+  std::size_t drop_unbegun(std::uint64_t owner);
 
   [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>(added_ - sent_); }
   [[nodiscard]] bool empty() const noexcept { return added_ == sent_; }
@@ -36,7 +42,7 @@ class GatherQueue {
   template <class Function>
   void consume(std::size_t count, Function unpinned) {
     drop(count);
-    while (!pins_.empty() && pins_.front().end <= sent_) {
+    while (!pins_.empty() && pins_.front().end.byte <= sent_) {
       const auto owner = pins_.front().owner;
       pins_.pop_front();
       unpinned(owner);
@@ -47,8 +53,14 @@ class GatherQueue {
   void clear();
 
  private:
+  /// Counted from the first byte and piece ever added.
+  struct Position {
+    std::uint64_t byte = 0;
+    std::uint64_t piece = 0;
+  };
   struct Pin {
-    std::uint64_t end;
+    Position begin;
+    Position end;
     std::uint64_t owner;
   };
   struct Copy {
@@ -61,6 +73,8 @@ class GatherQueue {
   void drop(std::size_t count);
 
   std::vector<iovec> pieces_;
+  std::uint64_t piece_base_ = 0;  ///< Pieces that were dropped from the front of `pieces_`.
+  Position frame_begin_;
   std::size_t head_ = 0;  ///< First piece that isn't wholly sent.
   std::uint64_t added_ = 0;
   std::uint64_t sent_ = 0;

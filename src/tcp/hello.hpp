@@ -26,7 +26,7 @@ using Secret = std::array<std::byte, 16>;
 /// The first bytes on a data connection, in either direction: the dialing side's hello, then the accepting side's welcome.
 struct Hello {
   static constexpr std::uint64_t dialing = 0x4f4c4c454846564b;    // "KVFHELLO"
-  static constexpr std::uint64_t accepting = 0x4d4f434c45574652;  // "RFWELCOM"
+  static constexpr std::uint64_t accepting = 0x4d434c455746564b;  // "KVFWELCM"
 
   std::uint64_t magic = dialing;
   std::uint32_t version = 1;

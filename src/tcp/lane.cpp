@@ -5,8 +5,10 @@
 
 #include <asio/post.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <span>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -23,6 +25,10 @@ constexpr std::size_t max_pieces = 1024;
 constexpr std::size_t turn_bytes = std::size_t{4} << 20;
 /// Bytes that a caller moves on its own thread: an operation's first bytes, not its whole.
 constexpr std::size_t caller_bytes = step_bytes;
+/// What a round of the driver costs of these, besides the bytes it moves.
+constexpr std::size_t round_cost = 1024;
+/// An operation that timed out in less than this says nothing about its connection.
+constexpr std::chrono::seconds least_silence{1};
 
 std::string address(const asio::ip::tcp::endpoint& endpoint) {
   const std::string host = endpoint.address().to_string();
@@ -70,7 +76,6 @@ void Lane::put(Put put_into) {
 }
 
 void Lane::run() {
-  put([](Inbox& inbox) { inbox.readable = true; });
   drive(turn_bytes);
 }
 
@@ -120,9 +125,11 @@ void Lane::drive(std::size_t budget) {
   }
 }
 
-bool Lane::move_bytes(std::size_t budget) {
+bool Lane::move_bytes(std::size_t& budget) {
   for (;;) {
     take_inbox();
+    // Each round costs something, so that a flood of small operations ends a turn as well.
+    budget -= std::min(budget, round_cost);
     if (failed_) {
       return false;
     }
@@ -159,9 +166,25 @@ void Lane::take_inbox() {
   for (auto& start : taken.starts) {
     protocol_.start(std::move(start.batch), start.range);
   }
+  if (!taken.stops.empty()) {
+    stop_operations(taken.stops);
+  }
+  if (taken.drain_expired) {
+    drain_timer_armed_ = false;
+    drain_expired();
+  }
+}
+
+void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations) {
+  // What the peer has said may be in the socket still.
+  std::size_t unlimited = step_bytes;
+  if (!failed_) {
+    readable_ = true;
+    (void)receive_step(unlimited);
+  }
   bool dead = false;
-  for (const auto& operation : taken.stops) {
-    if (!dead && !failed_ && protocol_.looks_dead(*operation)) {
+  for (const auto& operation : operations) {
+    if (!dead && !failed_ && protocol_.looks_dead(*operation, least_silence)) {
       dead = true;
       announce_failure(errc::connection_lost);
     }
@@ -170,21 +193,23 @@ void Lane::take_inbox() {
   if (dead) {
     fail(errc::connection_lost, "nothing came from the peer while an operation waited for its whole time");
   }
-  if (taken.drain_expired) {
-    drain_timer_armed_ = false;
-    if (protocol_.draining() && !failed_) {
-      fail(errc::connection_lost, "the connection stalled with a stopped operation's bytes half sent");
-    }
+}
+
+void Lane::drain_expired() {
+  const auto since = protocol_.draining_since();
+  if (since && !failed_ && kit::Clock::now() - *since >= drain_timeout_) {
+    fail(errc::connection_lost, "the connection stalled with a stopped operation's bytes half sent");
   }
 }
 
 Lane::Step Lane::send_step(std::size_t& budget) {
+  // What is not in the outgoing queue yet can still be dropped.
+  if (!writable_) {
+    return Step::blocked;
+  }
   protocol_.fill(step_bytes);
   if (protocol_.out().empty()) {
     return Step::nothing;
-  }
-  if (!writable_) {
-    return Step::blocked;
   }
   std::array<iovec, max_pieces> pieces;
   const std::size_t count = protocol_.out().front(pieces, std::min(step_bytes, budget == 0 ? step_bytes : budget));
@@ -213,15 +238,21 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   std::array<iovec, max_pieces> pieces;
   FrameReader& reader = protocol_.reader();
   ssize_t received = 0;
+  std::size_t asked = 0;
   if (const std::size_t count = reader.prepare(pieces, step_bytes); count != 0) {
+    for (const iovec& piece : std::span(pieces).first(count)) {
+      asked += piece.iov_len;
+    }
     msghdr header = message(pieces, count);
     received = ::recvmsg(socket_.native_handle(), &header, MSG_DONTWAIT);
   } else {
     // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)).
-    received = ::recv(socket_.native_handle(), nullptr, std::min(reader.discardable(), step_bytes),
-                      MSG_DONTWAIT | MSG_TRUNC);
+    asked = std::min(reader.discardable(), step_bytes);
+    received = ::recv(socket_.native_handle(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC);
   }
   if (received > 0) {
+    // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
+    readable_ = static_cast<std::size_t>(received) == asked;
     if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
       fail(ec, remote_ + ": " + protocol_.violation());
     }
@@ -262,11 +293,12 @@ void Lane::wait_for_events() {
 }
 
 void Lane::update_drain_timer() {
-  if (!protocol_.draining() || drain_timer_armed_) {
+  const auto since = protocol_.draining_since();
+  if (!since || drain_timer_armed_) {
     return;
   }
   drain_timer_armed_ = true;
-  drain_timer_.expires_after(drain_timeout_);
+  drain_timer_.expires_at(*since + drain_timeout_);
   drain_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
     if (ec != asio::error::operation_aborted) {
       self->put([](Inbox& inbox) { inbox.drain_expired = true; });

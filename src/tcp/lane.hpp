@@ -41,7 +41,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
        std::weak_ptr<Owner> owner);
 
-  /// Starts receiving.
+  /// Starts receiving, unless the lane has been shut.
   void run();
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
@@ -75,12 +75,14 @@ class Lane : public std::enable_shared_from_this<Lane> {
   void put(Put put_into);
   void drive(std::size_t budget);
   /// @return whether the budget ran out with work left.
-  bool move_bytes(std::size_t budget);
+  bool move_bytes(std::size_t& budget);
   void take_inbox();
   Step send_step(std::size_t& budget);
   Step receive_step(std::size_t& budget);
   void wait_for_events();
   void update_drain_timer();
+  void stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations);
+  void drain_expired();
   void announce_failure(std::error_code cause);
   void fail(std::error_code cause, std::string why);
 

@@ -7,6 +7,11 @@
 #include <kvferry/error.hpp>
 
 namespace kvferry::tcp {
+namespace {
+
+constexpr auto refusal_status = static_cast<std::uint32_t>(errc::resource_limit);
+
+}  // namespace
 
 void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
   const auto& operation = batch->operation();
@@ -34,7 +39,7 @@ void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange ra
     case TransferKind::write: ready_data_.push_back(id); break;
     case TransferKind::read: ready_reads_.push_back(id); break;
     case TransferKind::send:
-      waiting_sends_[request.tag].push_back(id);
+      waiting_sends_[request.tag].insert(id);
       match(request.tag);
       break;
     case TransferKind::recv: {
@@ -53,13 +58,14 @@ void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange ra
   }
 }
 
-bool LaneProtocol::looks_dead(const kit::Operation& operation) const {
+bool LaneProtocol::looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const {
   const auto it = ids_.find(&operation);
   if (it == ids_.end() || operation.stop_cause() != errc::timed_out) {
     return false;
   }
   const Transfer& transfer = transfers_.at(it->second);
-  return !transfer.outstanding.empty() && last_received_ < transfer.started;
+  return !transfer.outstanding.empty() && last_received_ < transfer.started &&
+         kit::Clock::now() - transfer.started >= least_silence;
 }
 
 void LaneProtocol::stop(const kit::Operation& operation) {
@@ -94,7 +100,22 @@ void LaneProtocol::stop(const kit::Operation& operation) {
   end_when_sent(transfer, operation.stop_cause(), {});
 }
 
+std::optional<kit::Clock::time_point> LaneProtocol::draining_since() const {
+  std::optional<kit::Clock::time_point> since;
+  if (draining_ != 0) {
+    for (const auto& [id, transfer] : transfers_) {
+      if (transfer.stopping && (!since || transfer.stopped < *since)) {
+        since = transfer.stopped;
+      }
+    }
+  }
+  return since;
+}
+
 void LaneProtocol::end_when_sent(Transfer& transfer, std::error_code cause, std::string why) {
+  const std::size_t dropped = out_.drop_unbegun(transfer.id);
+  transfer.pins -= dropped;
+  unacknowledged_ -= dropped;
   if (transfer.pins == 0) {
     end(transfer, cause, std::move(why));
     return;
@@ -102,6 +123,7 @@ void LaneProtocol::end_when_sent(Transfer& transfer, std::error_code cause, std:
   transfer.failure = cause;
   transfer.why = std::move(why);
   transfer.stopping = true;
+  transfer.stopped = kit::Clock::now();
   ++draining_;
 }
 
@@ -137,7 +159,7 @@ void LaneProtocol::forget(const Transfer& transfer) {
     if (transfer.remote_recv != 0) {
       sends_by_recv_.erase(transfer.remote_recv);
     } else if (const auto waiting = waiting_sends_.find(request.tag); waiting != waiting_sends_.end()) {
-      std::erase(waiting->second, transfer.id);
+      waiting->second.erase(transfer.id);
       if (waiting->second.empty()) {
         waiting_sends_.erase(waiting);
       }
@@ -198,6 +220,8 @@ bool LaneProtocol::fill_control() {
   out_.add_header(frame.header, frame.descriptors);
   if (frame.header.type == FrameType::write_ack || frame.header.type == FrameType::send_ack) {
     --queued_acknowledgements_;
+  } else if (frame.header.type == FrameType::send_abort && frame.header.status == refusal_status) {
+    --queued_refusals_;
   }
   control_.pop_front();
   return true;
@@ -295,6 +319,7 @@ void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
     transfer.notification_attached = true;
     header.notification_bytes = static_cast<std::uint32_t>(request.notification.size());
   }
+  out_.begin_frame();
   out_.add_header(header, scratch_);
   if (header.type != FrameType::read) {
     transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
@@ -326,45 +351,44 @@ void LaneProtocol::match(std::uint64_t tag) {
     if (sends == waiting_sends_.end() || posts == posts_.end()) {
       return;
     }
-    Transfer& send = transfers_.at(sends->second.front());
-    sends->second.pop_front();
+    Transfer& send = transfers_.at(*sends->second.begin());
+    sends->second.erase(sends->second.begin());
     if (sends->second.empty()) {
       waiting_sends_.erase(sends);
     }
-    Post post = std::move(posts->second.front());
-    posts->second.pop_front();
+    const auto post = posts->second.extract(posts->second.begin());
     if (posts->second.empty()) {
       posts_.erase(posts);
     }
-    posted_cost_ -= post.cost();
-    meet(send, std::move(post));
+    posted_cost_ -= cost(post.mapped());
+    meet(send, post.key(), post.mapped());
   }
 }
 
-void LaneProtocol::meet(Transfer& send, Post post) {
+void LaneProtocol::meet(Transfer& send, std::uint64_t recv, const Post& post) {
   const auto& objects = send.request().objects;
-  send.remote_recv = post.recv;
-  if (objects.size() != post.buffers.size()) {
-    tell_recv_aborted(post.recv, errc::count_mismatch, objects.size());
+  send.remote_recv = recv;
+  if (objects.size() != post.size()) {
+    tell_recv_aborted(recv, errc::count_mismatch, objects.size());
     end(send, errc::count_mismatch,
         "tag " + std::to_string(send.request().tag) + ": the send has " + std::to_string(objects.size()) +
-            " objects, the peer's recv " + std::to_string(post.buffers.size()));
+            " objects, the peer's recv " + std::to_string(post.size()));
     return;
   }
   std::vector<bool> refused;
   for (std::size_t i = 0; i < objects.size(); ++i) {
-    if (objects[i].size() > post.buffers[i].length) {
+    if (objects[i].size() > post[i]) {
       refused.resize(objects.size());
       refused[i] = true;
       send.operation().failed(i, errc::buffer_too_small);
       if (send.why.empty()) {
         send.why = "object " + std::to_string(i) + " has " + std::to_string(objects[i].size()) +
-                   " bytes, the peer's buffer " + std::to_string(post.buffers[i].length);
+                   " bytes, the peer's buffer " + std::to_string(post[i]);
       }
     }
   }
   send.cursor.refuse(std::move(refused));
-  sends_by_recv_.emplace(post.recv, send.id);
+  sends_by_recv_.emplace(recv, send.id);
   ready_data_.push_back(send.id);
 }
 

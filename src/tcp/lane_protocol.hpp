@@ -6,7 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <system_error>
 #include <unordered_map>
@@ -37,13 +40,14 @@ class LaneProtocol final : private FrameSink {
 
   /// Whether an operation that is to be stopped has waited in vain for all of its time: it was sent, and nothing at all
   /// has come in since.
-  [[nodiscard]] bool looks_dead(const kit::Operation& operation) const;
+  [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const;
 
-  /// Ends an operation's part with the operation's stop cause: now, or when what is half sent of it is out: see `draining`.
+  /// Ends an operation's part with the operation's stop cause: now, or when the frame of it that is half sent is out: see
+  /// `draining_since`.
   void stop(const kit::Operation& operation);
 
-  /// Whether a stopped operation's bytes are still being sent.
-  [[nodiscard]] bool draining() const noexcept { return draining_ != 0; }
+  /// Since when the bytes of the operation that was stopped first are still being sent; nothing if there is none.
+  [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
 
   /// The connection is gone: ends all parts with `cause`, later ones too.
   void fail(std::error_code cause, const std::string& why);
@@ -79,6 +83,7 @@ class LaneProtocol final : private FrameSink {
     std::size_t next_object = 0;    ///< recv
     std::size_t next_offset = 0;    ///< recv
     kit::Clock::time_point started;
+    kit::Clock::time_point stopped;
 
     [[nodiscard]] kit::Operation& operation() const noexcept { return *batch->operation(); }
     [[nodiscard]] const TransferRequest& request() const noexcept { return operation().request(); }
@@ -95,12 +100,9 @@ class LaneProtocol final : private FrameSink {
     std::vector<iovec> pieces;
   };
 
-  /// A recv of the peer's that no send has met.
-  struct Post {
-    std::uint64_t recv = 0;
-    std::vector<Descriptor> buffers;
-    [[nodiscard]] std::size_t cost() const noexcept { return buffers.size() + 8; }
-  };
+  /// A recv of the peer's that no send has met: the sizes of its buffers.
+  using Post = std::vector<std::uint64_t>;
+  [[nodiscard]] static std::size_t cost(const Post& post) noexcept { return post.size() + 8; }
 
   // Sending (lane_protocol.cpp)
   bool fill_control();
@@ -110,7 +112,7 @@ class LaneProtocol final : private FrameSink {
   void add_chunk(Transfer& transfer, FrameHeader header);
   void add_notification(Transfer& transfer);
   void match(std::uint64_t tag);
-  void meet(Transfer& send, Post post);
+  void meet(Transfer& send, std::uint64_t recv, const Post& post);
   void tell(FrameHeader header) { control_.push_back({header, {}}); }
   void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
   void end(Transfer& transfer, std::error_code cause, std::string why);
@@ -162,9 +164,12 @@ class LaneProtocol final : private FrameSink {
   std::size_t outstanding_reads_ = 0;
   std::vector<Descriptor> scratch_;
 
-  std::unordered_map<std::uint64_t, std::deque<std::uint64_t>> waiting_sends_;  ///< By tag.
-  std::unordered_map<std::uint64_t, std::deque<Post>> posts_;                   ///< By tag.
+  // By tag, and then by id, which is the order in which either side started them.
+  std::unordered_map<std::uint64_t, std::set<std::uint64_t>> waiting_sends_;
+  std::unordered_map<std::uint64_t, std::map<std::uint64_t, Post>> posts_;
   std::size_t posted_cost_ = 0;
+  std::uint64_t last_posted_ = 0;
+  std::size_t queued_refusals_ = 0;  ///< Of posts beyond the limit.
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;
 
   std::uint64_t receiving_ = 0;      ///< The transfer into whose buffers the payload under way goes.

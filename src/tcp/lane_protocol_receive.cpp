@@ -275,25 +275,35 @@ std::error_code LaneProtocol::end_read_data(const FrameHeader& header) {
 }
 
 std::error_code LaneProtocol::end_recv_post(Frame& frame) {
-  Post post{frame.header.operation, std::move(frame.descriptors)};
-  if (posted_cost_ + post.cost() > max_posted_cost) {
-    tell_recv_aborted(post.recv, errc::resource_limit);
+  const std::uint64_t recv = frame.header.operation;
+  if (recv <= last_posted_) {
+    return violated("recv " + text(recv) + " posted after recv " + text(last_posted_));
+  }
+  last_posted_ = recv;
+  Post post;
+  post.reserve(frame.descriptors.size());
+  for (const Descriptor& descriptor : frame.descriptors) {
+    post.push_back(descriptor.length);
+  }
+  if (posted_cost_ + cost(post) > max_posted_cost) {
+    if (++queued_refusals_ > max_unacknowledged) {
+      return violated("recvs posted far beyond the limit");
+    }
+    tell_recv_aborted(recv, errc::resource_limit);
     return {};
   }
-  posted_cost_ += post.cost();
-  posts_[frame.header.tag].push_back(std::move(post));
+  posted_cost_ += cost(post);
+  posts_[frame.header.tag].emplace(recv, std::move(post));
   match(frame.header.tag);
   return {};
 }
 
 std::error_code LaneProtocol::end_recv_cancel(const FrameHeader& header) {
   if (const auto posts = posts_.find(header.tag); posts != posts_.end()) {
-    auto& queue = posts->second;
-    const auto post = std::ranges::find(queue, header.operation, &Post::recv);
-    if (post != queue.end()) {
-      posted_cost_ -= post->cost();
-      queue.erase(post);
-      if (queue.empty()) {
+    if (const auto post = posts->second.find(header.operation); post != posts->second.end()) {
+      posted_cost_ -= cost(post->second);
+      posts->second.erase(post);
+      if (posts->second.empty()) {
         posts_.erase(posts);
       }
       return {};
@@ -322,6 +332,9 @@ std::error_code LaneProtocol::begin_send_data(const Frame& frame, std::vector<io
   for (const Descriptor& descriptor : frame.descriptors) {
     const bool refused = (descriptor.index & Descriptor::refused) != 0;
     const bool continues = (descriptor.index & Descriptor::continues) != 0;
+    if (continues && &descriptor != &frame.descriptors.back()) {
+      return violated("an object that goes on in the next frame is followed by another one");
+    }
     const std::uint64_t index = descriptor.index & ~(Descriptor::refused | Descriptor::continues);
     if (object >= objects.size() || index != object) {
       return violated("object " + text(index) + " sent, object " + text(object) + " of " + text(objects.size()) +

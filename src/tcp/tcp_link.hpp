@@ -25,7 +25,7 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
                                                        std::size_t stripe_threshold,
                                                        std::chrono::milliseconds drain_timeout);
 
-  /// Starts receiving. To be called once the link's user can be told that it fails.
+  /// Starts receiving. To be called when the link has been handed over; does nothing if it has been shut meanwhile.
   void run();
 
   void start(std::shared_ptr<kit::Operation> operation) override;

@@ -111,6 +111,18 @@ class TcpDial final : public kit::Dial {
 
 class TcpTransferChannel::Impl {
  public:
+  explicit Impl(const asio::any_io_executor& io_executor) : executor(io_executor) {}
+
+  void listen() {
+    const std::string host = options.data_host.empty() ? parse_url(options.peer_init_url).host : options.data_host;
+    acceptor = std::make_shared<tcp::DataAcceptor>(executor, link_options);
+    acceptor->listen(host, options.data_port);
+    if (options.advertised_data_address.empty() && !options.data_host.empty() && !HostPort{host, 0}.is_wildcard()) {
+      advertised_data.host = host;
+    }
+  }
+
+  const asio::any_io_executor executor;
   TcpOptions options;
   tcp::LinkOptions link_options;
   std::shared_ptr<Dialers> dialers = std::make_shared<Dialers>();
@@ -119,24 +131,25 @@ class TcpTransferChannel::Impl {
 };
 
 TcpTransferChannel::TcpTransferChannel(TcpOptions options)
-    : TransferChannelKit(options), impl_(std::make_unique<Impl>()) {
+    : TransferChannelKit(options), impl_(std::make_unique<Impl>(get_executor())) {
   impl_->options = std::move(options);
   const TcpOptions& given = impl_->options;
-  impl_->link_options = {incarnation(), given.stripe_threshold, given.drain_timeout, given.hello_timeout,
+  const auto bounded = [](std::chrono::milliseconds time) {
+    return std::clamp<std::chrono::milliseconds>(time, std::chrono::milliseconds::zero(), std::chrono::hours(1));
+  };
+  impl_->link_options = {incarnation(), given.stripe_threshold, bounded(given.drain_timeout), bounded(given.hello_timeout),
                          {given.send_buffer, given.receive_buffer, given.keepalive_idle}};
-  if (!given.peer_init_url.empty()) {
-    const std::string host = given.data_host.empty() ? parse_url(given.peer_init_url).host : given.data_host;
-    impl_->acceptor = std::make_shared<tcp::DataAcceptor>(get_executor(), impl_->link_options);
-    impl_->acceptor->listen(host, given.data_port);
-    if (!given.advertised_data_address.empty()) {
-      impl_->advertised_data = parse_url(given.advertised_data_address);
-    } else if (!given.data_host.empty() && !HostPort{host, 0}.is_wildcard()) {
-      impl_->advertised_data.host = host;
-    }
+  if (!given.advertised_data_address.empty()) {
+    impl_->advertised_data = parse_url(given.advertised_data_address);
   }
   try {
+    if (!given.peer_init_url.empty()) {
+      impl_->listen();
+    }
     start();
   } catch (...) {
+    // What listens keeps the I/O threads busy.
+    stop_listening();
     close();
     throw;
   }

@@ -228,12 +228,12 @@ TEST(LaneProtocol, Line13_AStoppedWriteDrainsTheFrameThatIsHalfOut) {
   const auto operation = a.start(request(TransferKind::send, {MutableBuffer(large)}), send);
   ASSERT_FALSE(a.feed(b.take(1000)));
   ASSERT_FALSE(b.feed(a.take(100'000)));
-  EXPECT_FALSE(a.protocol->draining());
+  EXPECT_FALSE(a.protocol->draining_since());
   operation->request_stop(errc::cancelled);
   a.protocol->stop(*operation);
-  EXPECT_TRUE(a.protocol->draining());
+  EXPECT_TRUE(a.protocol->draining_since());
   ASSERT_FALSE(settle(a, b));
-  EXPECT_FALSE(a.protocol->draining());
+  EXPECT_FALSE(a.protocol->draining_since());
   EXPECT_EQ(recv->ec, errc::peer_cancelled);
   EXPECT_EQ(recv->calls, 1);
 }
@@ -389,6 +389,8 @@ TEST(LaneProtocol, Line11_SendDataThatDoesNotFitItsRecvBreaksTheConnection) {
   EXPECT_EQ(attempt(header(FrameType::send_data, 2, 65), {{0 | Descriptor::continues, 64}, {0, 1}}),
             errc::protocol_violation);
   EXPECT_EQ(attempt(header(FrameType::send_data, 1, 64), {{0 | Descriptor::refused, 64}}), errc::protocol_violation);
+  EXPECT_EQ(attempt(header(FrameType::send_data, 2, 64), {{0 | Descriptor::continues, 32}, {0, 32}}),
+            errc::protocol_violation);
 }
 
 TEST(LaneProtocol, Line11_AnAcknowledgementBeforeTheBytesAreSentBreaksTheConnection) {
@@ -407,12 +409,72 @@ TEST(LaneProtocol, Line11_PostedRecvsAreBounded) {
   bool refused = false;
   while (!refused && posted < 2 * max_posted_cost) {
     FrameHeader made = header(FrameType::recv_post, static_cast<std::uint32_t>(descriptors.size()));
+    made.operation = posted + 1;
     ASSERT_FALSE(side.feed(frame_bytes(made, descriptors)));
     posted += descriptors.size();
     refused = !side.take(4096).empty();
   }
   EXPECT_TRUE(refused);
   EXPECT_LE(posted, max_posted_cost + descriptors.size());
+}
+
+TEST(LaneProtocol, Line11_RefusalsOfPostedRecvsAreBoundedToo) {
+  Side side;
+  const std::vector<Descriptor> many(max_paired_objects, Descriptor{0, 16});
+  std::uint64_t recv = 0;
+  const auto post = [&](std::size_t buffers) {
+    FrameHeader made = header(FrameType::recv_post, static_cast<std::uint32_t>(buffers));
+    made.operation = ++recv;
+    return side.feed(frame_bytes(made, std::span(many).first(buffers)));
+  };
+  ASSERT_FALSE(post(max_paired_objects));
+  ASSERT_FALSE(post(max_paired_objects - 16));  // with what each recv adds, that is all there is room for
+  std::error_code ec;
+  for (std::size_t i = 0; i < 2 * max_unacknowledged && !ec; ++i) {
+    ec = post(1);
+  }
+  EXPECT_EQ(ec, errc::protocol_violation);
+}
+
+TEST(LaneProtocol, Line11_ARecvIsPostedOnceAndNotUnderZero) {
+  const Descriptor buffer{0, 16};
+  for (const std::uint64_t second : {0U, 1U, 7U}) {
+    Side side;
+    FrameHeader made = header(FrameType::recv_post, 1);
+    made.operation = 7;
+    ASSERT_FALSE(side.feed(frame_bytes(made, {&buffer, 1})));
+    made.operation = second;
+    EXPECT_EQ(side.feed(frame_bytes(made, {&buffer, 1})), errc::protocol_violation) << second;
+  }
+  // A send that met a recv, then its end, then a cancellation of that recv.
+  Side side;
+  FrameHeader made = header(FrameType::recv_post, 1);
+  made.operation = 0;
+  EXPECT_EQ(side.feed(frame_bytes(made, {&buffer, 1})), errc::protocol_violation);
+}
+
+TEST(LaneProtocol, Line13_AStoppedWriteOfWhichNothingIsOutIsTakenBack) {
+  Side a;
+  Side b;
+  fill(a.memory, 11);
+  const auto first = std::make_shared<Outcome>();
+  const auto second = std::make_shared<Outcome>();
+  const auto third = std::make_shared<Outcome>();
+  a.start(request(TransferKind::write, {a.page_at(0)}, {0}), first);
+  const auto operation = a.start(request(TransferKind::write, {a.page_at(1)}, {1}), second);
+  a.start(request(TransferKind::write, {a.page_at(2)}, {2}), third);
+  a.protocol->fill(1 << 20);  // all three are in the outgoing queue
+  ASSERT_FALSE(b.feed(a.take(10)));
+  operation->request_stop(errc::cancelled);
+  a.protocol->stop(*operation);
+  EXPECT_FALSE(a.protocol->draining_since());
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(first->count, 1U);
+  EXPECT_EQ(second->ec, errc::cancelled);
+  EXPECT_EQ(third->count, 1U);
+  EXPECT_TRUE(std::ranges::equal(a.page_at(0), b.page_at(0)));
+  EXPECT_TRUE(std::ranges::all_of(b.page_at(1), [](std::byte byte) { return byte == std::byte{0}; }));
+  EXPECT_TRUE(std::ranges::equal(a.page_at(2), b.page_at(2)));
 }
 
 TEST(LaneProtocol, Line15_MoreChunksThanTheWindowHoldsFlowAllTheSame) {

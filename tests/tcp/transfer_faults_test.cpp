@@ -254,7 +254,7 @@ TEST(TransferFaults, Line17_ASilentlyDroppedConnectionIsNotUsedTwice) {
   pair.relay.swallow();
   std::error_code ec;
   pair.a.channel->batched_write(pair.a.pages(4),
-                                {.peer_id = "b", .remote_indexes = indexes(4), .timeout = milliseconds(200)}, ec);
+                                {.peer_id = "b", .remote_indexes = indexes(4), .timeout = milliseconds(1200)}, ec);
   EXPECT_EQ(ec, errc::timed_out);
   EXPECT_EQ(pair.a.channel->batched_write(pair.a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
   EXPECT_TRUE(same(pair.a, *pair.b));

@@ -67,7 +67,8 @@ class LinkHost {
 /// from any thread, possibly inside the call that it was given to.
 using LinkHandler = std::function<void(std::error_code, std::shared_ptr<Link>, std::string diagnostic)>;
 
-/// One attempt of this side to connect, from before the handshake until the link is there.
+/// One attempt of this side to connect, from before the handshake until the `LinkHandler` that `connect` got is gone. Its
+/// destructor must not call into the channel.
 class Dial {
  public:
   virtual ~Dial() = default;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -15,6 +16,9 @@
 namespace kvferry::kit {
 
 using Clock = std::chrono::steady_clock;
+
+/// Now and `timeout`, without overflow: less than nothing is now, more than a year is a year.
+[[nodiscard]] Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept;
 
 class Link;
 class OperationRegistry;
@@ -55,6 +59,11 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
   /// Only the first cause counts.
   void request_stop(std::error_code cause);
 
+  [[nodiscard]] bool finished() const noexcept { return finished_; }
+
+  /// Which incarnation of its peer the operation was started for: what is given at the first call sticks.
+  std::uint64_t mean_for(std::uint64_t incarnation) noexcept;
+
   /// Why the operation is to end; no error while it isn't.
   [[nodiscard]] std::error_code stop_cause() const;
 
@@ -74,6 +83,7 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
 
   std::atomic<std::size_t> landed_{0};
   std::atomic<bool> finished_{false};
+  std::atomic<std::uint64_t> meant_for_{0};
 
   mutable std::mutex mutex_;
   std::weak_ptr<Link> link_;

@@ -22,9 +22,9 @@ namespace kvferry::kit {
 /// `start()` at the end of its constructor and `close()` in its destructor.
 ///
 /// What it adds to `BaseTransferChannel`'s promises: a transfer to a peer whose connection broke reconnects by itself, within
-/// the operation's deadline, where the peer's init url is known. If it then finds another incarnation of the peer, a one-sided
-/// transfer ends with `errc::peer_restarted`, once, because its page indexes were agreed with the old one;
-/// calling `lazy_init_peer_connection` acknowledges the new one beforehand.
+/// the operation's deadline, where the peer's init url is known. If it then finds another incarnation of the peer, every one-sided
+/// transfer that was started before that is known ends with `errc::peer_restarted`, because its page indexes were agreed
+/// with the old one. Those started after one of them was told so, or after a `lazy_init_peer_connection`, go to the new one.
 class TransferChannelKit : public BaseTransferChannel {
  public:
   ~TransferChannelKit() override;
@@ -51,7 +51,8 @@ class TransferChannelKit : public BaseTransferChannel {
   /// @name What a transport implements
   /// @{
 
-  /// Begins an attempt to connect to a peer. Called on a thread that starts an operation; must not block.
+  /// Begins an attempt to connect to a peer. Called on any thread: a caller's, the handshake thread, one that runs the executor;
+  /// must not block.
   [[nodiscard]] virtual std::unique_ptr<Dial> dial(const std::string& peer_id) = 0;
 
   /// Answers a peer's attempt: returns this side's endpoint and later hands over the link, or why there is none.
@@ -62,6 +63,10 @@ class TransferChannelKit : public BaseTransferChannel {
   /// Called once by `close()` after all links are shut: stop listening for data.
   virtual void stop_listening() {}
   /// @}
+
+  /// Lets side messages reach `handle_init_side_msg`, those that came before first. For subclasses whose options have
+  /// `hold_side_messages`: to be called at the end of the constructor.
+  void answer_side_messages();
 
   [[nodiscard]] const ChannelOptions& options() const noexcept;
   /// Drawn at random at construction.

@@ -17,210 +17,209 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/silent_listener.hpp>
 #include <kvferry/testing/stalled_peer.hpp>
+#include <kvferry/testing/suite_macros.hpp>
 
 namespace kvferry::testing {
 
 /// `close` and destruction while there is work: all of it ends, with `errc::closed`, and buffers are quiet.
-template <class Traits>
-class ClosingTest : public StalledPeerTest<Traits> {};
-TYPED_TEST_SUITE_P(ClosingTest);
-
-TYPED_TEST_P(ClosingTest, CloseEndsTransfersInFlight) {
-  const auto nodes = this->pair_with_pausable_peer();
-  nodes.b.pause(this->limit());
-  const auto pending = this->start_one_of_each(nodes);
-  nodes.a->close();
-  for (const auto& stalled : pending) {
-    this->expect_ended(stalled, errc::closed, nodes.b);
-  }
-  this->expect_quiet(nodes, pending);
-}
-
-TYPED_TEST_P(ClosingTest, DestructionEndsTransfersInFlight) {
-  const auto nodes = this->pair_with_pausable_peer();
-  nodes.b.pause(this->limit());
-  const auto pending = this->start_one_of_each(nodes);
-  nodes.a.destroy_channel();
-  for (const auto& stalled : pending) {
-    this->expect_ended(stalled, errc::closed, nodes.b);
-  }
-  this->expect_quiet(nodes, pending);
-}
-
-TYPED_TEST_P(ClosingTest, CloseLeavesItsRegionsQuiet) {
-  KVFERRY_TESTING_REQUIRE(write);
-  const auto [a, b] = this->connected_pair({.local_bytes = 1 << 20}, {.regions = {{150}}});
-  std::vector<std::shared_ptr<Transfer>> writes;
-  for (std::uint64_t i = 0; i < 50; ++i) {
-    const Objects objects = a.objects({4096, 4096, 4096}).fill(1);
-    writes.push_back(this->start(TransferKind::write, a, b, objects, at({3 * i, 3 * i + 1, 3 * i + 2})));
-  }
-  b->close();
-  fill(b.region(), 4711);
-  for (const auto& write : writes) {
-    const Outcome outcome = write->outcome();
-    EXPECT_TRUE(!outcome.error || outcome.error == condition::retryable) << outcome;
-  }
-  EXPECT_TRUE(matches(b.region(), 4711));
-}
-
-TYPED_TEST_P(ClosingTest, CloseWakesBlockedTransfers) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const auto [a, b] = this->connected_pair();
-  const Objects objects = a.objects({64, 64});
-  const TransferSpec receiving{.peer_id = b.id(), .tag = 1};
-  const TransferSpec sending{.peer_id = b.id(), .tag = 2};
-  std::latch started(2);
-  auto recv = this->aside([&, &channel = a.channel()] {
-    started.count_down();
-    std::error_code error;
-    const std::size_t count = channel.batched_recv(objects.writable(), receiving, error);
-    return Outcome{error, count};
-  });
-  auto send = this->aside([&, &channel = a.channel()] {
-    started.count_down();
-    try {
-      return done(channel.batched_send(objects.readable(), sending));
-    } catch (const TransferError& error) {
-      return Outcome{error.code(), error.transferred()};
+class ClosingTests : public StalledPeerBase {
+ public:
+  void CloseEndsTransfersInFlight() {
+    const auto nodes = pair_with_pausable_peer();
+    nodes.b.pause(limit());
+    const auto pending = start_one_of_each(nodes);
+    nodes.a->close();
+    for (const auto& stalled : pending) {
+      expect_ended(stalled, errc::closed, nodes.b);
     }
-  });
-  started.wait();
-  a->close();
-  EXPECT_EQ(this->in_time(recv), failed(errc::closed));
-  EXPECT_EQ(this->in_time(send), failed(errc::closed));
-}
-
-TYPED_TEST_P(ClosingTest, CloseWakesBlockedReceiveNotification) {
-  KVFERRY_TESTING_REQUIRE(notifications);
-  Node& node = this->add_node();
-  std::latch started(1);
-  auto blocked = this->aside([&] {
-    started.count_down();
-    std::error_code error;
-    const Notification notification = node->receive_notification({}, error);
-    EXPECT_TRUE(notification.payload.empty());
-    return error;
-  });
-  started.wait();
-  node->close();
-  EXPECT_EQ(this->in_time(blocked), errc::closed);
-}
-
-TYPED_TEST_P(ClosingTest, CloseEndsPendingReceiveNotifications) {
-  KVFERRY_TESTING_REQUIRE(notifications);
-  Node& node = this->add_node();
-  const auto endless = this->start_receive_notification(node);
-  const auto limited = this->start_receive_notification(node, this->limit());
-  node->close();
-  EXPECT_EQ(endless->error(), errc::closed);
-  EXPECT_EQ(limited->error(), errc::closed);
-}
-
-TYPED_TEST_P(ClosingTest, CloseEndsPendingHandshakes) {
-  const SilentListener nobody;
-  Node& node = this->add_node();
-  const auto handshake = this->start_connect(node, node.id(), "nobody", nobody.url());
-  const auto question = this->start_side_message(node, nobody.url(), SideMessage("X", {}));
-  node->close();
-  EXPECT_EQ(handshake->error(), errc::closed);
-  EXPECT_EQ(question->error(), errc::closed);
-}
-
-TYPED_TEST_P(ClosingTest, CloseWakesBlockedHandshake) {
-  const SilentListener nobody;
-  Node& node = this->add_node();
-  std::latch started(1);
-  auto blocked = this->aside([&, url = nobody.url()] {
-    started.count_down();
-    std::error_code error;
-    node->lazy_init_peer_connection(node.id(), "nobody", url, {}, {}, error);
-    return error;
-  });
-  started.wait();
-  node->close();
-  EXPECT_EQ(this->in_time(blocked), errc::closed);
-}
-
-TYPED_TEST_P(ClosingTest, DestructionEndsEverythingPending) {
-  const SilentListener nobody;
-  const auto [a, b] = this->connected_pair();
-  const auto handshake = this->start_connect(a, a.id(), "nobody", nobody.url());
-  const auto notification = this->start_receive_notification(a);
-  std::vector<std::shared_ptr<Transfer>> transfers;
-  if (this->capabilities().send_recv) {
-    for (std::uint64_t tag = 0; tag < 20; ++tag) {
-      transfers.push_back(this->start(TransferKind::recv, a, b, a.objects({64}), tagged(tag)));
-      transfers.push_back(this->start(TransferKind::send, a, b, a.objects({64}), tagged(100 + tag)));
-    }
+    expect_quiet(nodes, pending);
   }
-  a.destroy_channel();
-  EXPECT_EQ(handshake->error(), errc::closed);
-  EXPECT_EQ(notification->error(), this->capabilities().notifications ? errc::closed : errc::not_supported);
-  for (const auto& transfer : transfers) {
-    EXPECT_EQ(transfer->outcome(), failed(errc::closed));
-    EXPECT_TRUE(transfer->consistent());
-  }
-}
 
-TYPED_TEST_P(ClosingTest, CloseRacesWithNewOperations) {
-  const std::size_t operations = 50;
-  for (int round = 0; round < 20; ++round) {
-    const auto [a, b] = this->connected_pair({}, {.regions = {{4 * operations * 2, 64}}});
-    std::latch running(3);
-    std::vector<std::future<void>> users;
-    for (std::uint64_t user = 0; user < 2; ++user) {
-      std::vector<std::pair<TransferKind, Objects>> work;
-      for (std::size_t i = 0; i < operations; ++i) {
-        for (const TransferKind kind : this->kinds()) {
-          work.emplace_back(kind, a.objects({64}));
-        }
-      }
-      users.push_back(this->aside([&, &from = a, &to = b, work, user] {
-        running.arrive_and_wait();
-        for (std::uint64_t i = 0; i < work.size(); ++i) {
-          const auto& [kind, objects] = work[i];
-          const bool one_sided = kind == TransferKind::write || kind == TransferKind::read;
-          this->start(kind, from, to, objects, one_sided ? at({work.size() * user + i}) : tagged(i));
-        }
-      }));
+  void DestructionEndsTransfersInFlight() {
+    const auto nodes = pair_with_pausable_peer();
+    nodes.b.pause(limit());
+    const auto pending = start_one_of_each(nodes);
+    nodes.a.destroy_channel();
+    for (const auto& stalled : pending) {
+      expect_ended(stalled, errc::closed, nodes.b);
     }
-    running.arrive_and_wait();
-    a->close();
-    for (auto& user : users) {
-      this->in_time(user);
-    }
-    for (const TransferKind kind : this->kinds()) {
-      EXPECT_EQ(this->start_any(kind, a, b, a.objects({64}))->outcome(), failed(errc::closed));
+    expect_quiet(nodes, pending);
+  }
+
+  void CloseLeavesItsRegionsQuiet() {
+    KVFERRY_TESTING_REQUIRE(write);
+    const auto [a, b] = connected_pair({.local_bytes = 1 << 20}, {.regions = {{150}}});
+    std::vector<std::shared_ptr<Transfer>> writes;
+    for (std::uint64_t i = 0; i < 50; ++i) {
+      const Objects objects = a.objects({4096, 4096, 4096}).fill(1);
+      writes.push_back(start(TransferKind::write, a, b, objects, at({3 * i, 3 * i + 1, 3 * i + 2})));
     }
     b->close();
+    fill(b.region(), 4711);
+    for (const auto& write : writes) {
+      const Outcome outcome = write->outcome();
+      EXPECT_TRUE(!outcome.error || outcome.error == condition::retryable) << outcome;
+    }
+    EXPECT_TRUE(matches(b.region(), 4711));
   }
-}
 
-TYPED_TEST_P(ClosingTest, PeerThatCloses) {
-  const auto [a, b] = this->connected_pair();
-  std::vector<std::shared_ptr<Transfer>> transfers;
-  if (this->capabilities().send_recv) {
-    transfers.push_back(this->start(TransferKind::recv, a, b, a.objects({64}), tagged(1)));
-    transfers.push_back(this->start(TransferKind::send, a, b, a.objects({64}), tagged(2)));
+  void CloseWakesBlockedTransfers() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const auto [a, b] = connected_pair();
+    const Objects objects = a.objects({64, 64});
+    const TransferSpec receiving{.peer_id = b.id(), .tag = 1};
+    const TransferSpec sending{.peer_id = b.id(), .tag = 2};
+    std::latch started(2);
+    auto recv = aside([&, &channel = a.channel()] {
+      started.count_down();
+      std::error_code error;
+      const std::size_t count = channel.batched_recv(objects.writable(), receiving, error);
+      return Outcome{error, count};
+    });
+    auto send = aside([&, &channel = a.channel()] {
+      started.count_down();
+      try {
+        return done(channel.batched_send(objects.readable(), sending));
+      } catch (const TransferError& error) {
+        return Outcome{error.code(), error.transferred()};
+      }
+    });
+    started.wait();
+    a->close();
+    EXPECT_EQ(in_time(recv), failed(errc::closed));
+    EXPECT_EQ(in_time(send), failed(errc::closed));
   }
-  b->close();
-  for (const auto& transfer : transfers) {
-    EXPECT_TRUE(is(transfer->outcome().error, condition::peer_failed));
-    EXPECT_EQ(transfer->outcome().count, 0U);
-    EXPECT_TRUE(transfer->consistent());
-  }
-  // Whether this side has noticed or not: never a success, and never "unknown".
-  for (const TransferKind kind : this->kinds()) {
-    const Outcome outcome = this->start_any(kind, a, b, a.objects({64}), std::chrono::milliseconds(500))->outcome();
-    EXPECT_TRUE(outcome.error == condition::peer_failed || outcome.error == condition::timed_out) << outcome;
-    EXPECT_EQ(outcome.count, 0U);
-  }
-}
 
-REGISTER_TYPED_TEST_SUITE_P(ClosingTest, CloseEndsTransfersInFlight, DestructionEndsTransfersInFlight,
-                            CloseLeavesItsRegionsQuiet, CloseWakesBlockedTransfers, CloseWakesBlockedReceiveNotification,
-                            CloseEndsPendingReceiveNotifications, CloseEndsPendingHandshakes, CloseWakesBlockedHandshake,
-                            DestructionEndsEverythingPending, CloseRacesWithNewOperations, PeerThatCloses);
+  void CloseWakesBlockedReceiveNotification() {
+    KVFERRY_TESTING_REQUIRE(notifications);
+    Node& node = add_node();
+    std::latch started(1);
+    auto blocked = aside([&] {
+      started.count_down();
+      std::error_code error;
+      const Notification notification = node->receive_notification({}, error);
+      EXPECT_TRUE(notification.payload.empty());
+      return error;
+    });
+    started.wait();
+    node->close();
+    EXPECT_EQ(in_time(blocked), errc::closed);
+  }
+
+  void CloseEndsPendingReceiveNotifications() {
+    KVFERRY_TESTING_REQUIRE(notifications);
+    Node& node = add_node();
+    const auto endless = start_receive_notification(node);
+    const auto limited = start_receive_notification(node, limit());
+    node->close();
+    EXPECT_EQ(endless->error(), errc::closed);
+    EXPECT_EQ(limited->error(), errc::closed);
+  }
+
+  void CloseEndsPendingHandshakes() {
+    const SilentListener nobody;
+    Node& node = add_node();
+    const auto handshake = start_connect(node, node.id(), "nobody", nobody.url());
+    const auto question = start_side_message(node, nobody.url(), SideMessage("X", {}));
+    node->close();
+    EXPECT_EQ(handshake->error(), errc::closed);
+    EXPECT_EQ(question->error(), errc::closed);
+  }
+
+  void CloseWakesBlockedHandshake() {
+    const SilentListener nobody;
+    Node& node = add_node();
+    std::latch started(1);
+    auto blocked = aside([&, url = nobody.url()] {
+      started.count_down();
+      std::error_code error;
+      node->lazy_init_peer_connection(node.id(), "nobody", url, {}, {}, error);
+      return error;
+    });
+    started.wait();
+    node->close();
+    EXPECT_EQ(in_time(blocked), errc::closed);
+  }
+
+  void DestructionEndsEverythingPending() {
+    const SilentListener nobody;
+    const auto [a, b] = connected_pair();
+    const auto handshake = start_connect(a, a.id(), "nobody", nobody.url());
+    const auto notification = start_receive_notification(a);
+    std::vector<std::shared_ptr<Transfer>> transfers;
+    if (capabilities().send_recv) {
+      for (std::uint64_t tag = 0; tag < 20; ++tag) {
+        transfers.push_back(start(TransferKind::recv, a, b, a.objects({64}), tagged(tag)));
+        transfers.push_back(start(TransferKind::send, a, b, a.objects({64}), tagged(100 + tag)));
+      }
+    }
+    a.destroy_channel();
+    EXPECT_EQ(handshake->error(), errc::closed);
+    EXPECT_EQ(notification->error(), capabilities().notifications ? errc::closed : errc::not_supported);
+    for (const auto& transfer : transfers) {
+      EXPECT_EQ(transfer->outcome(), failed(errc::closed));
+      EXPECT_TRUE(transfer->consistent());
+    }
+  }
+
+  void CloseRacesWithNewOperations() {
+    const std::size_t operations = 50;
+    for (int round = 0; round < 20; ++round) {
+      const auto [a, b] = connected_pair({}, {.regions = {{4 * operations * 2, 64}}});
+      std::latch running(3);
+      std::vector<std::future<void>> users;
+      for (std::uint64_t user = 0; user < 2; ++user) {
+        std::vector<std::pair<TransferKind, Objects>> work;
+        for (std::size_t i = 0; i < operations; ++i) {
+          for (const TransferKind kind : kinds()) {
+            work.emplace_back(kind, a.objects({64}));
+          }
+        }
+        users.push_back(aside([&, &from = a, &to = b, work, user] {
+          running.arrive_and_wait();
+          for (std::uint64_t i = 0; i < work.size(); ++i) {
+            const auto& [kind, objects] = work[i];
+            start(kind, from, to, objects, spec_of(kind, {work.size() * user + i}, i));
+          }
+        }));
+      }
+      running.arrive_and_wait();
+      a->close();
+      for (auto& user : users) {
+        in_time(user);
+      }
+      for (const TransferKind kind : kinds()) {
+        EXPECT_EQ(start_any(kind, a, b, a.objects({64}))->outcome(), failed(errc::closed));
+      }
+      b->close();
+    }
+  }
+
+  void PeerThatCloses() {
+    const auto [a, b] = connected_pair();
+    std::vector<std::shared_ptr<Transfer>> transfers;
+    if (capabilities().send_recv) {
+      transfers.push_back(start(TransferKind::recv, a, b, a.objects({64}), tagged(1)));
+      transfers.push_back(start(TransferKind::send, a, b, a.objects({64}), tagged(2)));
+    }
+    b->close();
+    for (const auto& transfer : transfers) {
+      EXPECT_TRUE(is(transfer->outcome().error, condition::peer_failed));
+      EXPECT_EQ(transfer->outcome().count, 0U);
+      EXPECT_TRUE(transfer->consistent());
+    }
+    // Whether this side has noticed or not: never a success, and never "unknown".
+    for (const TransferKind kind : kinds()) {
+      const Outcome outcome = start_any(kind, a, b, a.objects({64}), std::chrono::milliseconds(500))->outcome();
+      EXPECT_TRUE(outcome.error == condition::peer_failed || outcome.error == condition::timed_out) << outcome;
+      EXPECT_EQ(outcome.count, 0U);
+    }
+  }
+};
+
+KVFERRY_TESTING_SUITE(ClosingTest, ClosingTests, CloseEndsTransfersInFlight, DestructionEndsTransfersInFlight,
+                      CloseLeavesItsRegionsQuiet, CloseWakesBlockedTransfers, CloseWakesBlockedReceiveNotification,
+                      CloseEndsPendingReceiveNotifications, CloseEndsPendingHandshakes, CloseWakesBlockedHandshake,
+                      DestructionEndsEverythingPending, CloseRacesWithNewOperations, PeerThatCloses);
 
 }  // namespace kvferry::testing

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// @file
-/// The conformance suite: what `BaseTransferChannel` promises, as tests that any transport can be put to. In one file of a
-/// test program that links GoogleTest:
+/// @file The conformance suite: what `BaseTransferChannel` promises, as tests that any transport can be put to. In one
+/// file of a test program that links GoogleTest:
 /// @code
 /// #include <kvferry/testing/conformance.hpp>
 ///
@@ -13,9 +12,8 @@
 ///   }
 /// };
 /// KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(My, MyTraits);
-/// @endcode
-/// See `ConformanceTraits` for what traits may say besides. `main` is GoogleTest's, or `run_main`, which also counts what was
-/// skipped. Tests of what a transport cannot do (`Capabilities`) are skipped, with the reason.
+/// @endcode See `ConformanceTraits` for what traits may say besides. `main` is GoogleTest's, or `run_main`, which also
+/// counts what was skipped. Tests of what a transport cannot do (`Capabilities`) are skipped, with the reason.
 ///
 /// The tests of processes run the test program again, with `--gtest_filter`; Linux only.
 

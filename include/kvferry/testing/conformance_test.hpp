@@ -28,9 +28,9 @@
 #include <kvferry/testing/watchdog.hpp>
 
 /// Skips the test, visibly, where the transport says that it cannot do this. `run_main` counts these.
-#define KVFERRY_TESTING_REQUIRE(capability)                                       \
-  ::testing::Test::RecordProperty("kvferry_requires", #capability);               \
-  if (!this->capabilities().capability)                                           \
+#define KVFERRY_TESTING_REQUIRE(capability)                         \
+  ::testing::Test::RecordProperty("kvferry_requires", #capability); \
+  if (!this->capabilities().capability)                             \
   GTEST_SKIP() << "Capabilities::" #capability " of this transport is " << this->capabilities().capability
 
 namespace kvferry::testing {
@@ -45,9 +45,11 @@ class ConformanceBase : public ::testing::Test {
   [[nodiscard]] virtual std::unique_ptr<BaseTransferChannel> make_channel(ChannelOptions options) = 0;
   [[nodiscard]] virtual std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions options,
                                                                                     SideMessageAnswer answer) = 0;
+  [[nodiscard]] virtual TraitsFacts traits_facts() const = 0;
   virtual void drop_traits() = 0;
 
-  explicit ConformanceBase(TraitsFacts facts) : facts_(std::move(facts)) {
+  void SetUp() override {
+    facts_ = traits_facts();
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
     watchdog_.emplace(std::string(info->test_suite_name()) + "." + info->name(),
                       facts_.wait_limit * (sanitized ? 9 : 3));
@@ -73,6 +75,7 @@ class ConformanceBase : public ::testing::Test {
     const std::string url = spec.init_url.empty() ? facts_.listen_url : spec.init_url;
     const auto answer = spec.answer;
     return nodes_.emplace_back(std::move(spec), url, [&](ChannelOptions options) {
+      options.hold_side_messages = answer != nullptr;
       return answer ? make_answering_channel(std::move(options), answer) : make_channel(std::move(options));
     });
   }
@@ -82,7 +85,8 @@ class ConformanceBase : public ::testing::Test {
     std::string diagnostic;
     const auto error = start_connect(from, to, &diagnostic)->error();
     if (error) {
-      throw std::runtime_error(from.id() + " could not connect to " + to.id() + ": " + error.message() + " " + diagnostic);
+      throw std::runtime_error(from.id() + " could not connect to " + to.id() + ": " + error.message() + " " +
+                               diagnostic);
     }
   }
 
@@ -177,12 +181,13 @@ class ConformanceBase : public ::testing::Test {
     return probe;
   }
 
-  /// Starts an operation of this kind: a write to the peer's first pages, a read of those behind, a send or recv of tag 0.
+  /// Starts an operation of this kind: a write to the peer's first pages, a read of those behind, a send or recv of tag
+  /// 0.
   std::shared_ptr<Transfer> start_any(TransferKind kind, Node& from, const Node& to, const Objects& objects,
                                       std::optional<Milliseconds> timeout = {}) {
     const std::vector<std::uint64_t> indexes =
         consecutive(kind == TransferKind::read ? objects.count() : 0, objects.count());
-    TransferSpec spec = kind == TransferKind::write || kind == TransferKind::read ? at(indexes) : tagged(0);
+    TransferSpec spec = spec_of(kind, indexes);
     spec.timeout = timeout;
     return start(kind, from, to, objects, spec);
   }
@@ -291,7 +296,7 @@ class ConformanceBase : public ::testing::Test {
     }
   }
 
-  const TraitsFacts facts_;
+  TraitsFacts facts_;
   std::optional<Watchdog> watchdog_;
   int last_node_number_ = 0;
   std::uint64_t last_seed_ = 0;
@@ -300,12 +305,12 @@ class ConformanceBase : public ::testing::Test {
   std::list<Node> nodes_;
 };
 
-/// The fixture of the suite's tests for one transport.
-template <ConformanceTraits Traits>
-class ConformanceTest : public ConformanceBase {
+/// The fixture of tests for one transport.
+/// @tparam Tests a class derived from `ConformanceBase`, whose member functions are tests.
+template <class Tests, ConformanceTraits Traits>
+class ConformanceTest : public Tests {
  protected:
-  ConformanceTest() : ConformanceBase(TraitsFacts::of<Traits>()) {}
-  ~ConformanceTest() override = default;
+  [[nodiscard]] TraitsFacts traits_facts() const override { return TraitsFacts::of<Traits>(); }
 
   [[nodiscard]] Capabilities capabilities() override {
     static const Capabilities result = Traits().make_channel(suite_options())->capabilities();

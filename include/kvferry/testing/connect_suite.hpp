@@ -16,286 +16,303 @@
 #include <kvferry/error.hpp>
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/silent_listener.hpp>
+#include <kvferry/testing/suite_macros.hpp>
 
 namespace kvferry::testing {
 
 /// Handshakes: who is connected afterwards, and what is refused.
-template <class Traits>
-class ConnectTest : public ConformanceTest<Traits> {
+class ConnectTests : public ConformanceBase {
  protected:
   void expect_connected(Node& a, Node& b) {
     EXPECT_TRUE(a->remote_xfer_handler_exists(b.id()));
     EXPECT_TRUE(b->remote_xfer_handler_exists(a.id()));
-    this->expect_usable(a, b);
+    expect_usable(a, b);
   }
 
   void expect_not_connected(Node& a, Node& b) {
     EXPECT_FALSE(a->remote_xfer_handler_exists(b.id()));
     EXPECT_FALSE(b->remote_xfer_handler_exists(a.id()));
   }
-};
-TYPED_TEST_SUITE_P(ConnectTest);
 
-TYPED_TEST_P(ConnectTest, MakesBothDirectionsUsable) {
-  const auto [a, b] = this->pair();
-  this->expect_not_connected(a, b);
-  this->connect(a, b);
-  this->expect_connected(a, b);
-}
-
-TYPED_TEST_P(ConnectTest, AcceptingSideIsReadyAtOnce) {
-  for (int i = 0; i < 20; ++i) {
-    const auto [a, b] = this->connected_pair();
-    EXPECT_TRUE(b->remote_xfer_handler_exists(a.id()));
-    this->expect_usable_from(b, a);
+ public:
+  void MakesBothDirectionsUsable() {
+    const auto [a, b] = pair();
+    expect_not_connected(a, b);
+    connect(a, b);
+    expect_connected(a, b);
   }
-}
 
-TYPED_TEST_P(ConnectTest, WorksWithoutListenerOnOneSide) {
-  const auto [a, b] = this->pair({.listens = false}, {});
-  this->connect(a, b);
-  this->expect_connected(a, b);
-  EXPECT_EQ(b->peer_info(a.id()).value_or(PeerInfo{}).init_url, "");
-}
-
-TYPED_TEST_P(ConnectTest, BlockingForms) {
-  const auto [a, b] = this->pair();
-  EXPECT_EQ(a->lazy_init_peer_connection(a.id(), b.id(), b.url()), std::nullopt);
-  std::error_code error = std::make_error_code(std::errc::io_error);
-  EXPECT_EQ(b->lazy_init_peer_connection(b.id(), a.id(), a.url(), {}, {}, error), std::nullopt);
-  EXPECT_FALSE(error) << error.message();
-  this->expect_connected(a, b);
-}
-
-TYPED_TEST_P(ConnectTest, AcceptsUrlsWithoutScheme) {
-  const auto [a, b] = this->pair();
-  const std::string url = b.url();
-  const std::string scheme = "tcp://";
-  ASSERT_TRUE(url.starts_with(scheme)) << url;
-  EXPECT_FALSE(this->start_connect(a, a.id(), b.id(), url.substr(scheme.size()))->error());
-  this->expect_connected(a, b);
-}
-
-TYPED_TEST_P(ConnectTest, DescribesThePeer) {
-  const auto [a, b] = this->connected_pair({.regions = {{8, 4096, Access::read}}, .local_bytes = 0},
-                                           {.regions = {{16, 4096}, {4, 512, Access::none}}, .local_bytes = 0});
-  const auto info = a->peer_info(b.id());
-  ASSERT_TRUE(info.has_value());
-  EXPECT_EQ(info->id, b.id());
-  EXPECT_EQ(info->init_url, b.url());
-  EXPECT_FALSE(info->path.empty());
-  EXPECT_EQ(info->regions, (std::vector<RemoteRegion>{{16 * 4096, 4096, Access::read_write}, {4 * 512, 512, Access::none}}));
-
-  const auto mirror = b->peer_info(a.id());
-  ASSERT_TRUE(mirror.has_value());
-  EXPECT_EQ(mirror->id, a.id());
-  EXPECT_EQ(mirror->init_url, a.url());
-  EXPECT_EQ(mirror->regions, (std::vector<RemoteRegion>{{8 * 4096, 4096, Access::read}}));
-  EXPECT_NE(info->incarnation, mirror->incarnation);
-}
-
-TYPED_TEST_P(ConnectTest, PeerIdsTakeAnyForm) {
-  const std::string odd = "a b:c/\xc3\xa9 " + std::string(200, 'x');
-  const auto [a, b] = this->pair({.id = "10.0.0.1:5555"}, {.id = odd});
-  this->connect(a, b);
-  this->expect_connected(a, b);
-}
-
-TYPED_TEST_P(ConnectTest, IsLazy) {
-  const auto [a, b] = this->connected_pair();
-  const auto before = a->peer_info(b.id());
-  for (int i = 0; i < 20; ++i) {
-    this->connect(i % 2 == 0 ? a : b, i % 2 == 0 ? b : a);
-  }
-  const auto after = a->peer_info(b.id());
-  ASSERT_TRUE(before && after);
-  EXPECT_EQ(after->incarnation, before->incarnation);
-  EXPECT_EQ(after->path, before->path);
-  this->expect_connected(a, b);
-}
-
-TYPED_TEST_P(ConnectTest, ManyThreadsAtOnce) {
-  const auto [a, b] = this->pair();
-  std::latch ready(8);
-  std::vector<std::future<std::error_code>> callers;
-  for (int i = 0; i < 8; ++i) {
-    callers.push_back(this->aside([&ready, &from = a, &to = b] {
-      const std::string url = to.url();
-      std::error_code error;
-      ready.arrive_and_wait();
-      from->lazy_init_peer_connection(from.id(), to.id(), url, {}, {}, error);
-      return error;
-    }));
-  }
-  for (auto& caller : callers) {
-    const std::error_code error = this->in_time(caller);
-    EXPECT_FALSE(error) << error.message();
-  }
-  this->expect_connected(a, b);
-}
-
-TYPED_TEST_P(ConnectTest, BothSidesAtOnce) {
-  for (int round = 0; round < 20; ++round) {
-    SCOPED_TRACE(round);
-    const auto [a, b] = this->pair();
-    const std::string url = a.url();
-    std::latch ready(2);
-    auto other = this->aside([&ready, &url, &from = b, &to = a] {
-      std::error_code error;
-      ready.arrive_and_wait();
-      from->lazy_init_peer_connection(from.id(), to.id(), url, {}, {}, error);
-      return error;
-    });
-    ready.arrive_and_wait();
-    const std::error_code error = this->start_connect(a, b)->error();
-    EXPECT_FALSE(error) << error.message();
-    const std::error_code other_error = this->in_time(other);
-    EXPECT_FALSE(other_error) << other_error.message();
-    this->expect_connected(a, b);
-  }
-}
-
-TYPED_TEST_P(ConnectTest, BothSidesManyTimesAtOnceAndTransfersMeanwhile) {
-  const auto [a, b] = this->connected_pair();
-  std::vector<std::shared_ptr<SideMessageProbe>> handshakes;
-  for (int i = 0; i < 50; ++i) {
-    handshakes.push_back(this->start_connect(a, b));
-    handshakes.push_back(this->start_connect(b, a));
-    if (i % 10 == 0) {
-      this->expect_usable(a, b);
+  void AcceptingSideIsReadyAtOnce() {
+    for (int i = 0; i < 20; ++i) {
+      const auto [a, b] = connected_pair();
+      EXPECT_TRUE(b->remote_xfer_handler_exists(a.id()));
+      expect_usable_from(b, a);
     }
   }
-  for (const auto& handshake : handshakes) {
-    EXPECT_FALSE(handshake->error()) << handshake->error().message();
+
+  void WorksWithoutListenerOnOneSide() {
+    const auto [a, b] = pair({.listens = false}, {});
+    connect(a, b);
+    expect_connected(a, b);
+    EXPECT_EQ(b->peer_info(a.id()).value_or(PeerInfo{}).init_url, "");
   }
-  this->expect_connected(a, b);
-}
 
-TYPED_TEST_P(ConnectTest, UnknownPeer) {
-  Node& node = this->add_node();
-  for (const TransferKind kind : this->kinds()) {
-    SCOPED_TRACE(to_string(kind));
-    const std::uint64_t index = 0;
-    const bool one_sided = kind == TransferKind::write || kind == TransferKind::read;
-    const auto transfer =
-        this->start(kind, node, "stranger", node.objects({64}), one_sided ? at({&index, 1}) : tagged(0));
-    EXPECT_EQ(transfer->outcome(), failed(errc::unknown_peer));
-    EXPECT_NE(transfer->diagnostic().find("stranger"), std::string::npos) << transfer->diagnostic();
-    EXPECT_TRUE(transfer->consistent());
+  void BlockingForms() {
+    const auto [a, b] = pair();
+    EXPECT_EQ(a->lazy_init_peer_connection(a.id(), b.id(), b.url()), std::nullopt);
+    std::error_code error = std::make_error_code(std::errc::io_error);
+    EXPECT_EQ(b->lazy_init_peer_connection(b.id(), a.id(), a.url(), {}, {}, error), std::nullopt);
+    EXPECT_FALSE(error) << error.message();
+    expect_connected(a, b);
   }
-}
 
-TYPED_TEST_P(ConnectTest, EmptyIds) {
-  const auto [a, b] = this->pair();
-  EXPECT_EQ(this->start_connect(a, a.id(), "", b.url())->error(), errc::empty_peer_id);
-  EXPECT_EQ(this->start_connect(a, "", b.id(), b.url())->error(), errc::empty_peer_id);
-  std::error_code error;
-  a->lazy_init_peer_connection(a.id(), "", b.url(), {}, {}, error);
-  EXPECT_EQ(error, errc::empty_peer_id);
-  EXPECT_THROW(a->lazy_init_peer_connection("", b.id(), b.url()), TransferError);
-  for (const TransferKind kind : this->kinds()) {
-    SCOPED_TRACE(to_string(kind));
-    EXPECT_EQ(this->start(kind, a, "", a.objects({64}))->outcome(), failed(errc::empty_peer_id));
+  void AcceptsUrlsWithoutScheme() {
+    const auto [a, b] = pair();
+    const std::string url = b.url();
+    const std::string scheme = "tcp://";
+    ASSERT_TRUE(url.starts_with(scheme)) << url;
+    EXPECT_FALSE(start_connect(a, a.id(), b.id(), url.substr(scheme.size()))->error());
+    expect_connected(a, b);
   }
-  this->expect_not_connected(a, b);
-}
 
-TYPED_TEST_P(ConnectTest, InvalidUrls) {
-  Node& node = this->add_node();
-  for (const char* url : {"", "nonsense", "tcp://", "tcp://127.0.0.1", "127.0.0.1:", "udp://127.0.0.1:5555",
-                          "http://127.0.0.1:5555", "tcp://127.0.0.1:65536", "tcp://127.0.0.1:12x", "tcp://[::1:5555"}) {
-    SCOPED_TRACE(url);
-    std::string diagnostic;
-    EXPECT_EQ(this->start_connect(node, node.id(), "peer", url, {}, {{}, &diagnostic})->error(), errc::invalid_url);
-    EXPECT_NE(diagnostic.find(url), std::string::npos) << diagnostic;
+  void DescribesThePeer() {
+    const auto [a, b] = connected_pair({.regions = {{8, 4096, Access::read}}, .local_bytes = 0},
+                                       {.regions = {{16, 4096}, {4, 512, Access::none}}, .local_bytes = 0});
+    const auto info = a->peer_info(b.id());
+    ASSERT_TRUE(info.has_value());
+    EXPECT_EQ(info->id, b.id());
+    EXPECT_EQ(info->init_url, b.url());
+    EXPECT_FALSE(info->path.empty());
+    EXPECT_EQ(info->regions,
+              (std::vector<RemoteRegion>{{16 * 4096, 4096, Access::read_write}, {4 * 512, 512, Access::none}}));
+
+    const auto mirror = b->peer_info(a.id());
+    ASSERT_TRUE(mirror.has_value());
+    EXPECT_EQ(mirror->id, a.id());
+    EXPECT_EQ(mirror->init_url, a.url());
+    EXPECT_EQ(mirror->regions, (std::vector<RemoteRegion>{{8 * 4096, 4096, Access::read}}));
+    EXPECT_NE(info->incarnation, mirror->incarnation);
   }
-  EXPECT_FALSE(node->remote_xfer_handler_exists("peer"));
-}
 
-TYPED_TEST_P(ConnectTest, Itself) {
-  Node& node = this->add_node();
-  EXPECT_EQ(this->start_connect(node, node.id(), "myself", node.url())->error(), errc::self_connection);
-  EXPECT_FALSE(node->remote_xfer_handler_exists("myself"));
-  EXPECT_FALSE(node->remote_xfer_handler_exists(node.id()));
-}
+  void PeerIdsTakeAnyForm() {
+    const std::string odd = "a b:c/\xc3\xa9 " + std::string(200, 'x');
+    const auto [a, b] = pair({.id = "10.0.0.1:5555"}, {.id = odd});
+    connect(a, b);
+    expect_connected(a, b);
+  }
 
-TYPED_TEST_P(ConnectTest, NobodyThere) {
-  Node& node = this->add_node();
-  Node& gone = this->add_node();
-  const std::string url = gone.url();
-  gone.destroy_channel();
-  const auto handshake = this->start_connect(node, node.id(), "gone", url, {}, {std::chrono::milliseconds(300), nullptr});
-  const std::error_code error = handshake->error();
-  EXPECT_TRUE(error == condition::timed_out || error == condition::peer_failed) << error.message();
-  EXPECT_FALSE(node->remote_xfer_handler_exists("gone"));
-}
+  void IsLazy() {
+    const auto [a, b] = connected_pair();
+    const auto before = a->peer_info(b.id());
+    for (int i = 0; i < 20; ++i) {
+      connect(i % 2 == 0 ? a : b, i % 2 == 0 ? b : a);
+    }
+    const auto after = a->peer_info(b.id());
+    ASSERT_TRUE(before && after);
+    EXPECT_EQ(after->incarnation, before->incarnation);
+    EXPECT_EQ(after->path, before->path);
+    expect_connected(a, b);
+  }
 
-TYPED_TEST_P(ConnectTest, PeerThatNeverAnswers) {
-  const SilentListener nobody;
-  Node& node = this->add_node();
-  Node& other = this->add_node();
-  std::string diagnostic;
-  const auto handshake = this->start_connect(node, node.id(), "nobody", nobody.url(), {}, {std::chrono::milliseconds(300), &diagnostic});
-  // Meanwhile nobody else has to wait.
-  this->connect(node, other);
-  this->expect_connected(node, other);
-  EXPECT_TRUE(is(handshake->error(), condition::timed_out));
-  EXPECT_NE(diagnostic.find("nobody"), std::string::npos) << diagnostic;
-  EXPECT_FALSE(node->remote_xfer_handler_exists("nobody"));
-}
+  void ManyThreadsAtOnce() {
+    const auto [a, b] = pair();
+    std::latch ready(8);
+    std::vector<std::future<std::error_code>> callers;
+    for (int i = 0; i < 8; ++i) {
+      callers.push_back(aside([&ready, &from = a, &to = b] {
+        const std::string url = to.url();
+        std::error_code error;
+        ready.arrive_and_wait();
+        from->lazy_init_peer_connection(from.id(), to.id(), url, {}, {}, error);
+        return error;
+      }));
+    }
+    for (auto& caller : callers) {
+      const std::error_code error = in_time(caller);
+      EXPECT_FALSE(error) << error.message();
+    }
+    expect_connected(a, b);
+  }
 
-TYPED_TEST_P(ConnectTest, PageSizesThatMustBeEqualAndAre) {
-  NodeSpec spec{.regions = {{8, 4096}}};
-  spec.options.require_equal_page_sizes = true;
-  const auto [a, b] = this->connected_pair(spec, spec);
-  this->expect_connected(a, b);
-}
+  void BothSidesAtOnce() {
+    for (int round = 0; round < 20; ++round) {
+      SCOPED_TRACE(round);
+      const auto [a, b] = pair();
+      const std::string url = a.url();
+      std::latch ready(2);
+      auto other = aside([&ready, &url, &from = b, &to = a] {
+        std::error_code error;
+        ready.arrive_and_wait();
+        from->lazy_init_peer_connection(from.id(), to.id(), url, {}, {}, error);
+        return error;
+      });
+      ready.arrive_and_wait();
+      const std::error_code error = start_connect(a, b)->error();
+      EXPECT_FALSE(error) << error.message();
+      const std::error_code other_error = in_time(other);
+      EXPECT_FALSE(other_error) << other_error.message();
+      expect_connected(a, b);
+    }
+  }
 
-TYPED_TEST_P(ConnectTest, PageSizesThatDiffer) {
-  for (const bool a_insists : {false, true}) {
-    for (const bool b_insists : {false, true}) {
-      SCOPED_TRACE(::testing::Message() << a_insists << b_insists);
-      NodeSpec a_spec{.regions = {{8, 4096}}};
-      NodeSpec b_spec{.regions = {{8, 512}}};
-      a_spec.options.require_equal_page_sizes = a_insists;
-      b_spec.options.require_equal_page_sizes = b_insists;
-      const auto [a, b] = this->pair(a_spec, b_spec);
-      std::string diagnostic;
-      const std::error_code error = this->start_connect(a, b, &diagnostic)->error();
-      if (!a_insists && !b_insists) {
-        EXPECT_FALSE(error) << error.message();
-        this->expect_connected(a, b);
-        continue;
+  void BothSidesManyTimesAtOnceAndTransfersMeanwhile() {
+    const auto [a, b] = connected_pair();
+    std::vector<std::shared_ptr<SideMessageProbe>> handshakes;
+    for (int i = 0; i < 50; ++i) {
+      handshakes.push_back(start_connect(a, b));
+      handshakes.push_back(start_connect(b, a));
+      if (i % 10 == 0) {
+        expect_usable(a, b);
       }
-      EXPECT_EQ(error, errc::page_size_mismatch) << error.message();
-      EXPECT_NE(diagnostic.find("4096"), std::string::npos) << diagnostic;
-      EXPECT_NE(diagnostic.find("512"), std::string::npos) << diagnostic;
-      this->expect_not_connected(a, b);
+    }
+    for (const auto& handshake : handshakes) {
+      EXPECT_FALSE(handshake->error()) << handshake->error().message();
+    }
+    expect_connected(a, b);
+  }
+
+  void UnknownPeer() {
+    Node& node = add_node();
+    for (const TransferKind kind : kinds()) {
+      SCOPED_TRACE(to_string(kind));
+      const auto transfer = start(kind, node, "stranger", node.objects({64}), spec_of(kind, {0}));
+      EXPECT_EQ(transfer->outcome(), failed(errc::unknown_peer));
+      EXPECT_NE(transfer->diagnostic().find("stranger"), std::string::npos) << transfer->diagnostic();
+      EXPECT_TRUE(transfer->consistent());
     }
   }
-}
 
-TYPED_TEST_P(ConnectTest, MorePeersThanAllowed) {
-  NodeSpec spec;
-  spec.options.max_peers = 2;
-  Node& hub = this->add_node(spec);
-  Node& first = this->add_node();
-  Node& second = this->add_node();
-  Node& third = this->add_node();
-  this->connect(first, hub);
-  this->connect(hub, second);
-  EXPECT_EQ(this->start_connect(third, hub)->error(), errc::resource_limit);
-  EXPECT_EQ(this->start_connect(hub, third)->error(), errc::resource_limit);
-  this->expect_not_connected(hub, third);
-  this->expect_connected(hub, first);
-  this->expect_connected(hub, second);
-}
+  void EmptyIds() {
+    const auto [a, b] = pair();
+    EXPECT_EQ(start_connect(a, a.id(), "", b.url())->error(), errc::empty_peer_id);
+    EXPECT_EQ(start_connect(a, "", b.id(), b.url())->error(), errc::empty_peer_id);
+    std::error_code error;
+    a->lazy_init_peer_connection(a.id(), "", b.url(), {}, {}, error);
+    EXPECT_EQ(error, errc::empty_peer_id);
+    EXPECT_THROW(a->lazy_init_peer_connection("", b.id(), b.url()), TransferError);
+    for (const TransferKind kind : kinds()) {
+      SCOPED_TRACE(to_string(kind));
+      EXPECT_EQ(start(kind, a, "", a.objects({64}))->outcome(), failed(errc::empty_peer_id));
+    }
+    expect_not_connected(a, b);
+  }
 
-REGISTER_TYPED_TEST_SUITE_P(ConnectTest, MakesBothDirectionsUsable, AcceptingSideIsReadyAtOnce,
-                            WorksWithoutListenerOnOneSide, BlockingForms, AcceptsUrlsWithoutScheme, DescribesThePeer,
-                            PeerIdsTakeAnyForm, IsLazy, ManyThreadsAtOnce, BothSidesAtOnce,
-                            BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer, EmptyIds, InvalidUrls, Itself,
-                            NobodyThere, PeerThatNeverAnswers,
-                            PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer, MorePeersThanAllowed);
+  void InvalidUrls() {
+    Node& node = add_node();
+    for (const char* url :
+         {"", "nonsense", "tcp://", "tcp://127.0.0.1", "127.0.0.1:", "udp://127.0.0.1:5555", "http://127.0.0.1:5555",
+          "tcp://127.0.0.1:65536", "tcp://127.0.0.1:12x", "tcp://[::1:5555"}) {
+      SCOPED_TRACE(url);
+      std::string diagnostic;
+      EXPECT_EQ(start_connect(node, node.id(), "peer", url, {}, {{}, &diagnostic})->error(), errc::invalid_url);
+      EXPECT_NE(diagnostic.find(url), std::string::npos) << diagnostic;
+    }
+    EXPECT_FALSE(node->remote_xfer_handler_exists("peer"));
+  }
+
+  void Itself() {
+    Node& node = add_node();
+    EXPECT_EQ(start_connect(node, node.id(), "myself", node.url())->error(), errc::self_connection);
+    EXPECT_FALSE(node->remote_xfer_handler_exists("myself"));
+    EXPECT_FALSE(node->remote_xfer_handler_exists(node.id()));
+  }
+
+  void NobodyThere() {
+    Node& node = add_node();
+    Node& gone = add_node();
+    const std::string url = gone.url();
+    gone.destroy_channel();
+    const auto handshake = start_connect(node, node.id(), "gone", url, {}, {std::chrono::milliseconds(300), nullptr});
+    const std::error_code error = handshake->error();
+    EXPECT_TRUE(error == condition::timed_out || error == condition::peer_failed) << error.message();
+    EXPECT_FALSE(node->remote_xfer_handler_exists("gone"));
+  }
+
+  void PeerThatNeverAnswers() {
+    const SilentListener nobody;
+    Node& node = add_node();
+    Node& other = add_node();
+    std::string diagnostic;
+    const auto handshake =
+        start_connect(node, node.id(), "nobody", nobody.url(), {}, {std::chrono::milliseconds(300), &diagnostic});
+    // Meanwhile nobody else has to wait.
+    connect(node, other);
+    expect_connected(node, other);
+    EXPECT_TRUE(is(handshake->error(), condition::timed_out));
+    EXPECT_NE(diagnostic.find("nobody"), std::string::npos) << diagnostic;
+    EXPECT_FALSE(node->remote_xfer_handler_exists("nobody"));
+  }
+
+  void PageSizesThatMustBeEqualAndAre() {
+    NodeSpec spec{.regions = {{8, 4096}}};
+    spec.options.require_equal_page_sizes = true;
+    const auto [a, b] = connected_pair(spec, spec);
+    expect_connected(a, b);
+  }
+
+  void PageSizesThatDiffer() {
+    for (const bool a_insists : {false, true}) {
+      for (const bool b_insists : {false, true}) {
+        SCOPED_TRACE(::testing::Message() << a_insists << b_insists);
+        NodeSpec a_spec{.regions = {{8, 4096}}};
+        NodeSpec b_spec{.regions = {{8, 512}}};
+        a_spec.options.require_equal_page_sizes = a_insists;
+        b_spec.options.require_equal_page_sizes = b_insists;
+        const auto [a, b] = pair(a_spec, b_spec);
+        std::string diagnostic;
+        const std::error_code error = start_connect(a, b, &diagnostic)->error();
+        if (!a_insists && !b_insists) {
+          EXPECT_FALSE(error) << error.message();
+          expect_connected(a, b);
+          continue;
+        }
+        EXPECT_EQ(error, errc::page_size_mismatch) << error.message();
+        EXPECT_NE(diagnostic.find("4096"), std::string::npos) << diagnostic;
+        EXPECT_NE(diagnostic.find("512"), std::string::npos) << diagnostic;
+        expect_not_connected(a, b);
+      }
+    }
+  }
+
+  void MorePeersThanAllowed() {
+    NodeSpec spec;
+    spec.options.max_peers = 2;
+    Node& hub = add_node(spec);
+    Node& first = add_node();
+    Node& second = add_node();
+    Node& third = add_node();
+    connect(first, hub);
+    connect(hub, second);
+    EXPECT_EQ(start_connect(third, hub)->error(), errc::resource_limit);
+    EXPECT_EQ(start_connect(hub, third)->error(), errc::resource_limit);
+    expect_not_connected(hub, third);
+    expect_connected(hub, first);
+    expect_connected(hub, second);
+  }
+
+  void PeersThatHaveGoneMakeRoom() {
+    NodeSpec spec;
+    spec.options.max_peers = 1;
+    Node& hub = add_node(spec);
+    for (int i = 0; i < 5; ++i) {
+      Node& visitor = add_node();
+      connect(visitor, hub);
+      const auto unmet =
+          capabilities().send_recv ? start(TransferKind::recv, hub, visitor, hub.objects({64}), tagged(1)) : nullptr;
+      visitor.destroy_channel();
+      if (unmet != nullptr) {
+        // When it has ended, the hub has noticed.
+        EXPECT_TRUE(is(unmet->outcome().error, condition::peer_failed));
+      }
+    }
+  }
+};
+
+KVFERRY_TESTING_SUITE(ConnectTest, ConnectTests, MakesBothDirectionsUsable, AcceptingSideIsReadyAtOnce,
+                      WorksWithoutListenerOnOneSide, BlockingForms, AcceptsUrlsWithoutScheme, DescribesThePeer,
+                      PeerIdsTakeAnyForm, IsLazy, ManyThreadsAtOnce, BothSidesAtOnce,
+                      BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer, EmptyIds, InvalidUrls, Itself,
+                      NobodyThere, PeerThatNeverAnswers, PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer,
+                      MorePeersThanAllowed, PeersThatHaveGoneMakeRoom);
 
 }  // namespace kvferry::testing

@@ -28,8 +28,8 @@ struct RegionSpec {
   Access access = Access::read_write;
 };
 
-/// The options of the suite's channels: deadlines shorter than the suite's patience, and regions of any pages, because the
-/// local regions' numbers differ.
+/// The options of the suite's channels: deadlines shorter than the suite's patience, and regions of any pages, because
+/// the local regions' numbers differ.
 [[nodiscard]] inline ChannelOptions suite_options() {
   ChannelOptions options;
   options.require_equal_page_sizes = false;
@@ -40,13 +40,13 @@ struct RegionSpec {
 
 /// What a `Node` is to be.
 struct NodeSpec {
-  std::string id = {};                      ///< Empty: the fixture numbers it.
-  std::vector<RegionSpec> regions{{}};      ///< What peers may reach.
-  std::size_t local_bytes = 256 * 1024;     ///< The size of one more region, the last, closed to peers, for local objects.
+  std::string id = {};                   ///< Empty: the fixture numbers it.
+  std::vector<RegionSpec> regions{{}};   ///< What peers may reach.
+  std::size_t local_bytes = 256 * 1024;  ///< The size of one more region, the last, closed to peers, for local objects.
   bool listens = true;
-  bool pausable = false;                    ///< Runs on an executor that `Node::pause` holds up.
-  std::string init_url = {};                ///< Empty: the traits' `listen_url`.
-  SideMessageAnswer answer = {};            ///< Set: made by `Traits::make_answering_channel`.
+  bool pausable = false;          ///< Runs on an executor that `Node::pause` holds up.
+  std::string init_url = {};      ///< Empty: the traits' `listen_url`.
+  SideMessageAnswer answer = {};  ///< Set: made by `Traits::make_answering_channel`.
   ChannelOptions options = suite_options();
 };
 

@@ -11,12 +11,12 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/testing/conformance_test.hpp>
+#include <kvferry/testing/suite_macros.hpp>
 
 namespace kvferry::testing {
 
 /// Which send meets which recv: the n-th of a tag the n-th of that tag, whatever else is under way.
-template <class Traits>
-class OrderingTest : public ConformanceTest<Traits> {
+class OrderingTests : public ConformanceBase {
  protected:
   static constexpr TransferKind send = TransferKind::send;
   static constexpr TransferKind recv = TransferKind::recv;
@@ -37,12 +37,13 @@ class OrderingTest : public ConformanceTest<Traits> {
 
   /// Starts a send of one object with this seed.
   void start_send(Node& from, Node& to, std::uint64_t tag, std::uint64_t seed, std::size_t size = 64) {
-    sends_.push_back(this->start(send, from, to, from.objects({size}).fill(seed), tagged(tag)));
+    sends_.push_back(start(send, from, to, from.objects({size}).fill(seed), tagged(tag)));
   }
   /// Starts a recv that is to get this seed.
-  [[nodiscard]] Expected start_recv(Node& to, Node& from, std::uint64_t tag, std::uint64_t seed, std::size_t size = 64) {
+  [[nodiscard]] Expected start_recv(Node& to, Node& from, std::uint64_t tag, std::uint64_t seed,
+                                    std::size_t size = 64) {
     const Objects target = to.objects({size});
-    return {this->start(recv, to, from, target, tagged(tag)), target, seed};
+    return {start(recv, to, from, target, tagged(tag)), target, seed};
   }
 
   void expect_sends_done() {
@@ -51,145 +52,145 @@ class OrderingTest : public ConformanceTest<Traits> {
     }
   }
 
+ public:
+  void SameTagRecvsFirst() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const auto [a, b] = connected_pair();
+    std::vector<Expected> recvs;
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      recvs.push_back(start_recv(b, a, 7, i));
+    }
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      start_send(a, b, 7, i);
+    }
+    expect_all(recvs);
+    expect_sends_done();
+  }
+
+  void SameTagSendsFirst() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const auto [a, b] = connected_pair();
+    std::vector<Expected> recvs;
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      start_send(a, b, 7, i);
+    }
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      recvs.push_back(start_recv(b, a, 7, i));
+    }
+    expect_all(recvs);
+    expect_sends_done();
+  }
+
+  void SameTagOfAnySize() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const NodeSpec spec{.regions = {}, .local_bytes = 20 << 20};
+    const auto [a, b] = connected_pair(spec, spec);
+    // Large ones are overtaken by small ones if order is left to the connection.
+    const std::vector<std::size_t> sizes{6 << 20, 1, 0, 70'000, 5 << 20, 300, 1 << 20, 2};
+    std::vector<Expected> recvs;
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+      start_send(a, b, 7, i, sizes[i]);
+      recvs.push_back(start_recv(b, a, 7, i, sizes[i]));
+    }
+    expect_all(recvs);
+    expect_sends_done();
+  }
+
+  void DifferentTagsOutOfOrder() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const auto [a, b] = connected_pair();
+    std::vector<Expected> recvs;
+    for (std::uint64_t tag = 0; tag < 100; ++tag) {
+      start_send(a, b, tag, 1000 + tag);
+    }
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      const std::uint64_t tag = (i * 37 + 99) % 100;
+      recvs.push_back(start_recv(b, a, tag, 1000 + tag));
+      EXPECT_EQ(recvs.back().transfer->outcome(), done(1));
+    }
+    expect_all(recvs);
+    expect_sends_done();
+  }
+
+  void AnyTagIsATag() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const auto [a, b] = connected_pair();
+    const std::vector<std::uint64_t> tags{
+        0, 1, std::numeric_limits<std::uint64_t>::max(), std::uint64_t{1} << 63, std::uint64_t{1} << 32, 0xffff'ffff};
+    std::vector<Expected> recvs;
+    for (const std::uint64_t tag : tags) {
+      recvs.push_back(start_recv(b, a, tag, tag));
+    }
+    for (auto tag = tags.rbegin(); tag != tags.rend(); ++tag) {
+      start_send(a, b, *tag, *tag);
+    }
+    expect_all(recvs);
+    expect_sends_done();
+  }
+
+  void SendWithoutRecvHoldsNothingUp() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const NodeSpec spec{.regions = {}, .local_bytes = 20 << 20};
+    const auto [a, b] = connected_pair(spec, spec);
+    const std::size_t large = 8 << 20;
+    const auto unmet = start(send, a, b, a.objects({large}).fill(1), tagged(1));
+    std::vector<Expected> recvs;
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      start_send(a, b, 2, i);
+      recvs.push_back(start_recv(b, a, 2, i));
+    }
+    expect_all(recvs);
+    expect_sends_done();
+    EXPECT_FALSE(unmet->ended());
+    const auto met = start_recv(b, a, 1, 1, large);
+    expect_all({met});
+    EXPECT_EQ(unmet->outcome(), done(1));
+  }
+
+  void BothDirectionsAtOnce() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const NodeSpec spec{.regions = {}, .local_bytes = 20 << 20};
+    const auto [a, b] = connected_pair(spec, spec);
+    std::vector<Expected> recvs;
+    const std::size_t size = 200'000;
+    for (std::uint64_t i = 0; i < 40; ++i) {
+      start_send(a, b, 7, i, size);
+      start_send(b, a, 7, 500 + i, size);
+      recvs.push_back(start_recv(b, a, 7, i, size));
+      recvs.push_back(start_recv(a, b, 7, 500 + i, size));
+    }
+    expect_all(recvs);
+    expect_sends_done();
+  }
+
+  void PeersAreKeptApart() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    Node& hub = add_node();
+    Node& first = add_node();
+    Node& second = add_node();
+    connect(first, hub);
+    connect(hub, second);
+    std::vector<Expected> recvs;
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      recvs.push_back(start_recv(hub, first, 7, i));
+    }
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      start_send(second, hub, 7, 500 + i);
+    }
+    for (std::uint64_t i = 0; i < 20; ++i) {
+      start_send(first, hub, 7, i);
+      recvs.push_back(start_recv(hub, second, 7, 500 + i));
+    }
+    expect_all(recvs);
+    expect_sends_done();
+  }
+
  private:
   std::vector<std::shared_ptr<Transfer>> sends_;
 };
-TYPED_TEST_SUITE_P(OrderingTest);
 
-TYPED_TEST_P(OrderingTest, SameTagRecvsFirst) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const auto [a, b] = this->connected_pair();
-  std::vector<typename TestFixture::Expected> recvs;
-  for (std::uint64_t i = 0; i < 100; ++i) {
-    recvs.push_back(this->start_recv(b, a, 7, i));
-  }
-  for (std::uint64_t i = 0; i < 100; ++i) {
-    this->start_send(a, b, 7, i);
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-}
-
-TYPED_TEST_P(OrderingTest, SameTagSendsFirst) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const auto [a, b] = this->connected_pair();
-  std::vector<typename TestFixture::Expected> recvs;
-  for (std::uint64_t i = 0; i < 100; ++i) {
-    this->start_send(a, b, 7, i);
-  }
-  for (std::uint64_t i = 0; i < 100; ++i) {
-    recvs.push_back(this->start_recv(b, a, 7, i));
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-}
-
-TYPED_TEST_P(OrderingTest, SameTagOfAnySize) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const NodeSpec spec{.regions = {}, .local_bytes = 20 << 20};
-  const auto [a, b] = this->connected_pair(spec, spec);
-  // Large ones are overtaken by small ones if order is left to the connection.
-  const std::vector<std::size_t> sizes{6 << 20, 1, 0, 70'000, 5 << 20, 300, 1 << 20, 2};
-  std::vector<typename TestFixture::Expected> recvs;
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    this->start_send(a, b, 7, i, sizes[i]);
-    recvs.push_back(this->start_recv(b, a, 7, i, sizes[i]));
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-}
-
-TYPED_TEST_P(OrderingTest, DifferentTagsOutOfOrder) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const auto [a, b] = this->connected_pair();
-  std::vector<typename TestFixture::Expected> recvs;
-  for (std::uint64_t tag = 0; tag < 100; ++tag) {
-    this->start_send(a, b, tag, 1000 + tag);
-  }
-  for (std::uint64_t i = 0; i < 100; ++i) {
-    const std::uint64_t tag = (i * 37 + 99) % 100;
-    recvs.push_back(this->start_recv(b, a, tag, 1000 + tag));
-    EXPECT_EQ(recvs.back().transfer->outcome(), done(1));
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-}
-
-TYPED_TEST_P(OrderingTest, AnyTagIsATag) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const auto [a, b] = this->connected_pair();
-  const std::vector<std::uint64_t> tags{0, 1, std::numeric_limits<std::uint64_t>::max(), std::uint64_t{1} << 63,
-                                        std::uint64_t{1} << 32, 0xffff'ffff};
-  std::vector<typename TestFixture::Expected> recvs;
-  for (const std::uint64_t tag : tags) {
-    recvs.push_back(this->start_recv(b, a, tag, tag));
-  }
-  for (auto tag = tags.rbegin(); tag != tags.rend(); ++tag) {
-    this->start_send(a, b, *tag, *tag);
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-}
-
-TYPED_TEST_P(OrderingTest, SendWithoutRecvHoldsNothingUp) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const NodeSpec spec{.regions = {}, .local_bytes = 20 << 20};
-  const auto [a, b] = this->connected_pair(spec, spec);
-  const std::size_t large = 8 << 20;
-  const auto unmet = this->start(this->send, a, b, a.objects({large}).fill(1), tagged(1));
-  std::vector<typename TestFixture::Expected> recvs;
-  for (std::uint64_t i = 0; i < 20; ++i) {
-    this->start_send(a, b, 2, i);
-    recvs.push_back(this->start_recv(b, a, 2, i));
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-  EXPECT_FALSE(unmet->ended());
-  const auto met = this->start_recv(b, a, 1, 1, large);
-  this->expect_all({met});
-  EXPECT_EQ(unmet->outcome(), done(1));
-}
-
-TYPED_TEST_P(OrderingTest, BothDirectionsAtOnce) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  const NodeSpec spec{.regions = {}, .local_bytes = 20 << 20};
-  const auto [a, b] = this->connected_pair(spec, spec);
-  std::vector<typename TestFixture::Expected> recvs;
-  const std::size_t size = 200'000;
-  for (std::uint64_t i = 0; i < 40; ++i) {
-    this->start_send(a, b, 7, i, size);
-    this->start_send(b, a, 7, 500 + i, size);
-    recvs.push_back(this->start_recv(b, a, 7, i, size));
-    recvs.push_back(this->start_recv(a, b, 7, 500 + i, size));
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-}
-
-TYPED_TEST_P(OrderingTest, PeersAreKeptApart) {
-  KVFERRY_TESTING_REQUIRE(send_recv);
-  Node& hub = this->add_node();
-  Node& first = this->add_node();
-  Node& second = this->add_node();
-  this->connect(first, hub);
-  this->connect(hub, second);
-  std::vector<typename TestFixture::Expected> recvs;
-  for (std::uint64_t i = 0; i < 20; ++i) {
-    recvs.push_back(this->start_recv(hub, first, 7, i));
-  }
-  for (std::uint64_t i = 0; i < 20; ++i) {
-    this->start_send(second, hub, 7, 500 + i);
-  }
-  for (std::uint64_t i = 0; i < 20; ++i) {
-    this->start_send(first, hub, 7, i);
-    recvs.push_back(this->start_recv(hub, second, 7, 500 + i));
-  }
-  this->expect_all(recvs);
-  this->expect_sends_done();
-}
-
-REGISTER_TYPED_TEST_SUITE_P(OrderingTest, SameTagRecvsFirst, SameTagSendsFirst, SameTagOfAnySize,
-                            DifferentTagsOutOfOrder, AnyTagIsATag, SendWithoutRecvHoldsNothingUp, BothDirectionsAtOnce,
-                            PeersAreKeptApart);
+KVFERRY_TESTING_SUITE(OrderingTest, OrderingTests, SameTagRecvsFirst, SameTagSendsFirst, SameTagOfAnySize,
+                      DifferentTagsOutOfOrder, AnyTagIsATag, SendWithoutRecvHoldsNothingUp, BothDirectionsAtOnce,
+                      PeersAreKeptApart);
 
 }  // namespace kvferry::testing

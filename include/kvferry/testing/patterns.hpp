@@ -75,9 +75,7 @@ inline void fill(MutableBuffer buffer, std::uint64_t seed) {
   return ::testing::AssertionSuccess();
 }
 
-inline void fill_constant(MutableBuffer buffer, std::byte value) {
-  std::fill(buffer.begin(), buffer.end(), value);
-}
+inline void fill_constant(MutableBuffer buffer, std::byte value) { std::fill(buffer.begin(), buffer.end(), value); }
 
 /// Whether all bytes of a buffer have one value.
 [[nodiscard]] inline ::testing::AssertionResult is_constant(ConstBuffer buffer, std::byte value) {

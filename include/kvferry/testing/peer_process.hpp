@@ -105,9 +105,9 @@ class LineSocket {
 
 /// A second process that runs the test which is running here, in the role of the peer.
 ///
-/// The process is this executable again, told by `--gtest_filter` to run this test alone, so that test and peer stand in one
-/// body, and nothing is asked of `main`: `if (PeerProcess::is_peer()) { ...; return; }`. It is killed at the end of the test,
-/// whatever happens, and does not survive this process.
+/// The process is this executable again, told by `--gtest_filter` to run this test alone, so that test and peer stand
+/// in one body, and nothing is asked of `main`: `if (PeerProcess::is_peer()) { ...; return; }`. It is killed at the end
+/// of the test, whatever happens, and does not survive this process.
 class PeerProcess {
  public:
   /// Whether this is the process that `PeerProcess` started.
@@ -203,7 +203,8 @@ class PeerProcess {
     std::vector<std::string> environment;
     for (char** entry = environ; *entry != nullptr; ++entry) {
       const std::string_view variable(*entry);
-      if (!variable.starts_with("GTEST_") && !variable.starts_with("TEST_") && !variable.starts_with("XML_OUTPUT_FILE")) {
+      if (!variable.starts_with("GTEST_") && !variable.starts_with("TEST_") &&
+          !variable.starts_with("XML_OUTPUT_FILE")) {
         environment.emplace_back(variable);
       }
     }
@@ -220,7 +221,8 @@ class PeerProcess {
     return result;
   }
 
-  /// Only what is safe between fork and exec in a process with threads. The peer must not hold this process's sockets open.
+  /// Only what is safe between fork and exec in a process with threads. The peer must not hold this process's sockets
+  /// open.
   [[noreturn]] static void become_peer(pid_t parent, int socket, char* const* argv, char* const* envp) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() == parent && ::close_range(3, ~0U, CLOSE_RANGE_CLOEXEC) == 0 && ::fcntl(socket, F_SETFD, 0) == 0 &&

@@ -20,7 +20,8 @@
 
 namespace kvferry::testing {
 
-/// Marks the calling thread as being inside a call that starts an operation: a handler that runs there was called inline.
+/// Marks the calling thread as being inside a call that starts an operation: a handler that runs there was called
+/// inline.
 class InitiationScope {
  public:
   InitiationScope() { ++depth(); }
@@ -50,7 +51,9 @@ class ProbeBase {
 
   bool wait_for(std::chrono::milliseconds limit) {
     std::unique_lock lock(mutex_);
-    const bool settled = changed_.wait_for(lock, limit, [this] { return calls_ > 0 || dropped_; });
+    // What was missed once is not waited for again.
+    const bool settled = changed_.wait_for(lock, reported_ ? std::chrono::milliseconds(0) : limit,
+                                           [this] { return calls_ > 0 || dropped_; });
     if (calls_ > 0) {
       return true;
     }
@@ -155,9 +158,7 @@ class Probe : public ProbeBase, public std::enable_shared_from_this<Probe<Result
   }
 
   /// Waits for the error. If there is none to be had, `errc::not_supported` and a test failure.
-  std::error_code error() {
-    return wait() ? std::get<0>(results()) : make_error_code(errc::not_supported);
-  }
+  std::error_code error() { return wait() ? std::get<0>(results()) : make_error_code(errc::not_supported); }
 
  private:
   void complete(Results... results) {

@@ -30,11 +30,8 @@ namespace kvferry::testing {
 ///   write|read|send|recv PEER SEED  one batch, of the standard objects; read and recv check what arrived
 ///   storm PEER                      starts transfers without end; answers "in the middle" when it is there
 ///   close                           closes its channel
-template <class Traits>
-class ProcessTest : public StalledPeerTest<Traits> {
+class ProcessBase : public StalledPeerBase {
  protected:
-  using Pair = ConformanceBase::Pair;
-
   static constexpr std::size_t page_size = std::size_t{1} << 20;
   static constexpr std::size_t pages = 32;
   static constexpr std::uint64_t tag = 11;
@@ -46,7 +43,7 @@ class ProcessTest : public StalledPeerTest<Traits> {
       return false;
     }
     LineSocket line = PeerProcess::line_to_starter();
-    while (const auto command = line.read_line(3 * this->limit())) {
+    while (const auto command = line.read_line(3 * limit())) {
       std::istringstream words(*command);
       try {
         line.write_line(execute(words));
@@ -74,22 +71,18 @@ class ProcessTest : public StalledPeerTest<Traits> {
   /// The request of a transfer of the standard objects, which lie in a node's local memory.
   [[nodiscard]] static TransferRequest request(TransferKind kind, const std::string& peer, const Objects& objects,
                                                std::uint64_t first_page, std::uint64_t request_tag) {
-    TransferSpec spec{};
-    const std::vector<std::uint64_t> indexes = ConformanceBase::consecutive(first_page, objects.count());
+    const std::vector<std::uint64_t> indexes = consecutive(first_page, objects.count());
+    TransferSpec spec = spec_of(kind, indexes, request_tag);
     spec.peer_id = peer;
-    spec.tag = request_tag;
-    if (kind == TransferKind::write || kind == TransferKind::read) {
-      spec.remote_indexes = indexes;
-    }
     return BaseTransferChannel::make_request(kind, objects.writable(), spec);
   }
 
-  /// Starts transfers of all kinds, two of each one-sided kind, that go on until they fail. Each side sends with the tag with
-  /// which the other receives.
+  /// Starts transfers of all kinds, two of each, that go on until they fail. Each side sends with the
+  /// tag with which the other receives.
   [[nodiscard]] std::shared_ptr<Storm> start_storm(Node& node, const std::string& peer, bool first_side,
                                                    std::vector<Objects>& used) {
     auto storm = std::make_shared<Storm>(node.channel());
-    for (const TransferKind kind : this->kinds()) {
+    for (const TransferKind kind : kinds()) {
       for (std::uint64_t i = 0; i < 2; ++i) {
         used.push_back(node.objects(sizes()).fill(1));
         // Both sides' transfers run at once: each page is written or read by one of them only.
@@ -109,7 +102,7 @@ class ProcessTest : public StalledPeerTest<Traits> {
     const Objects source = node.objects(object_sizes).fill(31);
     const Objects target = node.objects(object_sizes);
     const std::string command = " " + node.id() + " ";
-    for (const TransferKind kind : this->kinds()) {
+    for (const TransferKind kind : kinds()) {
       SCOPED_TRACE(to_string(kind));
       const bool outgoing = kind == TransferKind::send || kind == TransferKind::write;
       const Objects& objects = outgoing ? source : target;
@@ -120,23 +113,22 @@ class ProcessTest : public StalledPeerTest<Traits> {
       } else if (kind == TransferKind::recv) {
         process.tell("send" + command + "31");
       }
-      const auto indexes = this->consecutive(0, objects.count());
-      const bool one_sided = kind == TransferKind::read || kind == TransferKind::write;
-      const auto transfer = this->start(kind, node, peer_id, objects, one_sided ? at(indexes) : tagged(tag));
+      const auto indexes = consecutive(0, objects.count());
+      const auto transfer = start(kind, node, peer_id, objects, spec_of(kind, indexes, tag));
       EXPECT_EQ(transfer->outcome(), done(objects.count())) << transfer->diagnostic();
       EXPECT_TRUE(outgoing || target.match(31));
-      EXPECT_EQ(one_sided ? process.ask("check 31") : process.next_line(), "ok");
+      EXPECT_EQ(is_one_sided(kind) ? process.ask("check 31") : process.next_line(), "ok");
       fill_constant(target[0], background);
     }
   }
 
   /// Has the peer's process do the one-sided transfers, with this node as their target.
   void expect_transfers_by_peer(Node& node, PeerProcess& process) {
-    if (this->capabilities().write) {
+    if (capabilities().write) {
       EXPECT_EQ(process.ask("write " + node.id() + " 51"), "ok");
       EXPECT_TRUE(pages_hold(node, 51));
     }
-    if (this->capabilities().read) {
+    if (capabilities().read) {
       fill_pages(node, 61);
       EXPECT_EQ(process.ask("read " + node.id() + " 61"), "ok");
     }
@@ -169,7 +161,7 @@ class ProcessTest : public StalledPeerTest<Traits> {
     if (command == "start") {
       NodeSpec spec = node_spec();
       words >> spec.id >> spec.init_url;
-      served_ = &this->add_node(std::move(spec));
+      served_ = &add_node(std::move(spec));
       return served_->url();
     }
     Node& node = *served_;
@@ -183,7 +175,7 @@ class ProcessTest : public StalledPeerTest<Traits> {
     if (command == "storm") {
       words >> id;
       storm_ = start_storm(node, id, false, storm_objects_);
-      return storm_->wait_done(10, this->limit()) ? "in the middle" : "nothing is done";
+      return storm_->wait_done(10, limit()) ? "in the middle" : "nothing is done";
     }
     if (command == "close") {
       node->close();
@@ -214,7 +206,7 @@ class ProcessTest : public StalledPeerTest<Traits> {
     if (outgoing) {
       objects.fill(seed);
     }
-    const auto transfer = this->template watch<Transfer>(command, objects.count());
+    const auto transfer = watch<Transfer>(command, objects.count());
     node->async_transfer(request(kind, peer, objects, 0, tag), transfer->handler());
     if (const Outcome outcome = transfer->outcome(); outcome != done(objects.count())) {
       return outcome.error.message();

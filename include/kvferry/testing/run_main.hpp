@@ -50,7 +50,8 @@ class SkipReport final : public ::testing::EmptyTestEventListener {
     if (reasons_.empty()) {
       return;
     }
-    std::printf("[ SKIPS    ] %d of %d tests were skipped:\n", unit_test.skipped_test_count(), unit_test.test_to_run_count());
+    std::printf("[ SKIPS    ] %d of %d tests were skipped:\n", unit_test.skipped_test_count(),
+                unit_test.test_to_run_count());
     for (const auto& [reason, count] : reasons_) {
       std::printf("[ SKIPS    ] %5zu: %s\n", count, reason.c_str());
     }
@@ -88,8 +89,8 @@ class SkipReport final : public ::testing::EmptyTestEventListener {
   std::map<std::string, std::size_t> reasons_;
 };
 
-/// A `main` for programs with the conformance suite: GoogleTest's, with skips counted and listed at the end. A run of all tests
-/// in which all that concerns what a transport can do was skipped fails.
+/// A `main` for programs with the conformance suite: GoogleTest's, with skips counted and listed at the end. A run of
+/// all tests in which all that concerns what a transport can do was skipped fails.
 [[nodiscard]] inline int run_main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);
   auto report = std::make_unique<SkipReport>();

@@ -19,11 +19,11 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/silent_listener.hpp>
+#include <kvferry/testing/suite_macros.hpp>
 
 /// Skips the test, visibly, where the traits cannot make a channel that answers side messages as the test says.
 #define KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL() \
-  if (!this->facts().answers_side_messages)         \
-  GTEST_SKIP() << "the traits have no make_answering_channel"
+  if (!this->facts().answers_side_messages) GTEST_SKIP() << "the traits have no make_answering_channel"
 
 namespace kvferry::testing {
 
@@ -47,8 +47,7 @@ struct Reply {
 };
 
 /// Side messages, with the handshake and without.
-template <class Traits>
-class SideMessageTest : public ConformanceTest<Traits> {
+class SideMessageTests : public ConformanceBase {
  protected:
   static constexpr const char* lookup_url = "tcp://10.0.0.7:5600";
 
@@ -76,168 +75,170 @@ class SideMessageTest : public ConformanceTest<Traits> {
     ASSERT_TRUE(answer.has_value());
     EXPECT_EQ(*answer, encode_side_message(P2PInitSideRetMsg{lookup_url}));
   }
+
+ public:
+  void LookupUrlWithTheHandshake() {
+    const auto [a, b] = pair({}, with_lookup_url());
+    const SideMessage message = encode_side_message(P2PInitSideMsg{});
+    const auto first = start_connect(a, a.id(), b.id(), b.url(), message);
+    EXPECT_FALSE(first->error()) << first->error().message();
+    expect_lookup_answer(std::get<1>(first->results()));
+    // Connected already: the message is sent all the same.
+    const auto second = start_connect(a, a.id(), b.id(), b.url(), message);
+    expect_lookup_answer(std::get<1>(second->results()));
+    expect_lookup_answer(a->lazy_init_peer_connection(a.id(), b.id(), b.url(), message));
+    expect_usable(a, b);
+  }
+
+  void NoAnswerWithoutQuestion() {
+    const auto [a, b] = pair({}, with_lookup_url());
+    const auto handshake = start_connect(a, b);
+    EXPECT_FALSE(handshake->error());
+    EXPECT_FALSE(std::get<1>(handshake->results()).has_value());
+  }
+
+  void LookupUrlThatIsNotConfigured() {
+    const auto [a, b] = pair();
+    const auto handshake = start_connect(a, a.id(), b.id(), b.url(), encode_side_message(P2PInitSideMsg{}));
+    EXPECT_TRUE(handshake->error());
+    EXPECT_FALSE(std::get<1>(handshake->results()).has_value());
+  }
+
+  void UnknownTypeIsRefused() {
+    const auto [a, b] = pair();
+    const SideMessage question = encode_side_message(Question{"anyone?", 1});
+    std::string diagnostic;
+    EXPECT_EQ(start_side_message(a, b.url(), question, {{}, &diagnostic})->error(), errc::unhandled_side_message);
+    EXPECT_NE(diagnostic.find(Question::side_message_type), std::string::npos) << diagnostic;
+    EXPECT_EQ(start_connect(a, a.id(), b.id(), b.url(), question)->error(), errc::unhandled_side_message);
+
+    std::error_code error;
+    EXPECT_EQ(a->send_init_side_msg(b.url(), question, {}, error), SideMessage());
+    EXPECT_EQ(error, errc::unhandled_side_message);
+    EXPECT_THROW(a->send_init_side_msg(b.url(), question), TransferError);
+    connect(a, b);
+    expect_usable(a, b);
+  }
+
+  void NeedsNoConnectionAndMakesNone() {
+    const auto [a, b] = pair({.listens = false}, with_lookup_url());
+    const auto exchange = start_side_message(a, b.url(), encode_side_message(P2PInitSideMsg{}));
+    EXPECT_FALSE(exchange->error()) << exchange->error().message();
+    expect_lookup_answer(std::get<1>(exchange->results()));
+    expect_lookup_answer(a->send_init_side_msg(b.url(), encode_side_message(P2PInitSideMsg{})));
+    EXPECT_FALSE(a->remote_xfer_handler_exists(b.id()));
+    EXPECT_FALSE(b->remote_xfer_handler_exists(a.id()));
+  }
+
+  void ServesPySocketPeers() {
+    const auto [a, b] = pair();
+    const SideMessage answer =
+        a->send_init_side_msg(b.url(), encode_side_message(PySocketInitRequest{"10.0.0.7:5555"}));
+    EXPECT_EQ(answer, encode_side_message(PySocketInitResponse{"ok"}));
+  }
+
+  void ErrorsOfTheCall() {
+    const SilentListener nobody;
+    Node& node = add_node();
+    const SideMessage message = encode_side_message(P2PInitSideMsg{});
+    EXPECT_EQ(start_side_message(node, "nonsense", message)->error(), errc::invalid_url);
+    const auto unanswered = start_side_message(node, nobody.url(), message, {std::chrono::milliseconds(200), nullptr});
+    EXPECT_TRUE(is(unanswered->error(), condition::timed_out));
+    const auto hasty = start_side_message(node, nobody.url(), message, {std::chrono::milliseconds(0), nullptr});
+    EXPECT_TRUE(is(hasty->error(), condition::timed_out));
+  }
+
+  void UsersOwnAnswers() {
+    KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
+    NodeSpec spec = with_lookup_url();
+    spec.answer = answer_question;
+    const auto [a, b] = pair({}, spec);
+    const auto reply = start_connect(a, a.id(), b.id(), b.url(), encode_side_message(Question{"how many?", 42}));
+    ASSERT_FALSE(reply->error()) << reply->error().message();
+    EXPECT_EQ(std::get<1>(reply->results()), encode_side_message(Reply{"how many? 42"}));
+    // What the user does not answer, the channel does.
+    expect_lookup_answer(a->send_init_side_msg(b.url(), encode_side_message(P2PInitSideMsg{})));
+    expect_usable(a, b);
+  }
+
+  void ExceptionsOfTheUsersAnswerBecomeErrors() {
+    KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
+    const auto [a, b] = pair({}, {.answer = answer_question});
+    std::string diagnostic;
+    const auto refused =
+        start_side_message(a, b.url(), encode_side_message(Question{"system_error", 0}), {{}, &diagnostic});
+    EXPECT_EQ(refused->error(), errc::resource_limit);
+    EXPECT_NE(diagnostic.find("no more questions"), std::string::npos) << diagnostic;
+    EXPECT_TRUE(start_side_message(a, b.url(), encode_side_message(Question{"runtime_error", 0}))->error());
+    const SideMessage answer = a->send_init_side_msg(b.url(), encode_side_message(Question{"still there?", 1}));
+    EXPECT_EQ(answer, encode_side_message(Reply{"still there? 1"}));
+  }
+
+  void SlowAnswerDelaysNoHandshakeAndNoTransfer() {
+    KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
+    std::binary_semaphore answering(0);
+    std::binary_semaphore may_answer(0);
+    const auto patience = limit();
+    const auto slow = [&](const SideMessage&) {
+      answering.release();
+      EXPECT_TRUE(may_answer.try_acquire_for(patience));
+      return encode_side_message(Reply{"at last"});
+    };
+    Node& hub = add_node({.answer = slow});
+    Node& asking = add_node();
+    Node& other = add_node();
+    const auto question =
+        start_connect(asking, asking.id(), hub.id(), hub.url(), encode_side_message(Question{"?", 0}));
+    ASSERT_TRUE(answering.try_acquire_for(patience));
+
+    connect(other, hub);
+    expect_usable(other, hub);
+    expect_usable(asking, hub);
+    EXPECT_FALSE(question->ended());
+
+    may_answer.release();
+    EXPECT_FALSE(question->error()) << question->error().message();
+    EXPECT_EQ(std::get<1>(question->results()), encode_side_message(Reply{"at last"}));
+  }
+
+  void AskerMayCloseWhileWaiting() {
+    KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
+    std::binary_semaphore answering(0);
+    std::binary_semaphore may_answer(0);
+    const auto patience = limit();
+    Node& slow = add_node({.answer = [&](const SideMessage&) {
+      answering.release();
+      EXPECT_TRUE(may_answer.try_acquire_for(patience));
+      return encode_side_message(Reply{"too late"});
+    }});
+    Node& asking = add_node();
+    const auto question = start_side_message(asking, slow.url(), encode_side_message(Question{"?", 0}));
+    EXPECT_TRUE(answering.try_acquire_for(patience));
+    asking->close();
+    EXPECT_EQ(question->error(), errc::closed);
+    may_answer.release();
+    slow->close();
+  }
+
+  void ManyAtOnce() {
+    KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
+    const auto [a, b] = pair({.answer = answer_question}, {.answer = answer_question});
+    std::vector<std::shared_ptr<SideMessageProbe>> exchanges;
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      const SideMessage question = encode_side_message(Question{"number", i});
+      exchanges.push_back(start_side_message(a, b.url(), question));
+      exchanges.push_back(start_side_message(b, a.url(), question));
+    }
+    for (std::size_t i = 0; i < exchanges.size(); ++i) {
+      ASSERT_FALSE(exchanges[i]->error()) << exchanges[i]->error().message();
+      EXPECT_EQ(std::get<1>(exchanges[i]->results()), encode_side_message(Reply{"number " + std::to_string(i / 2)}));
+    }
+  }
 };
-TYPED_TEST_SUITE_P(SideMessageTest);
 
-TYPED_TEST_P(SideMessageTest, LookupUrlWithTheHandshake) {
-  const auto [a, b] = this->pair({}, this->with_lookup_url());
-  const SideMessage message = encode_side_message(P2PInitSideMsg{});
-  const auto first = this->start_connect(a, a.id(), b.id(), b.url(), message);
-  EXPECT_FALSE(first->error()) << first->error().message();
-  this->expect_lookup_answer(std::get<1>(first->results()));
-  // Connected already: the message is sent all the same.
-  const auto second = this->start_connect(a, a.id(), b.id(), b.url(), message);
-  this->expect_lookup_answer(std::get<1>(second->results()));
-  this->expect_lookup_answer(a->lazy_init_peer_connection(a.id(), b.id(), b.url(), message));
-  this->expect_usable(a, b);
-}
-
-TYPED_TEST_P(SideMessageTest, NoAnswerWithoutQuestion) {
-  const auto [a, b] = this->pair({}, this->with_lookup_url());
-  const auto handshake = this->start_connect(a, b);
-  EXPECT_FALSE(handshake->error());
-  EXPECT_FALSE(std::get<1>(handshake->results()).has_value());
-}
-
-TYPED_TEST_P(SideMessageTest, LookupUrlThatIsNotConfigured) {
-  const auto [a, b] = this->pair();
-  const auto handshake = this->start_connect(a, a.id(), b.id(), b.url(), encode_side_message(P2PInitSideMsg{}));
-  EXPECT_TRUE(handshake->error());
-  EXPECT_FALSE(std::get<1>(handshake->results()).has_value());
-}
-
-TYPED_TEST_P(SideMessageTest, UnknownTypeIsRefused) {
-  const auto [a, b] = this->pair();
-  const SideMessage question = encode_side_message(Question{"anyone?", 1});
-  std::string diagnostic;
-  EXPECT_EQ(this->start_side_message(a, b.url(), question, {{}, &diagnostic})->error(), errc::unhandled_side_message);
-  EXPECT_NE(diagnostic.find(Question::side_message_type), std::string::npos) << diagnostic;
-  EXPECT_EQ(this->start_connect(a, a.id(), b.id(), b.url(), question)->error(), errc::unhandled_side_message);
-
-  std::error_code error;
-  EXPECT_EQ(a->send_init_side_msg(b.url(), question, {}, error), SideMessage());
-  EXPECT_EQ(error, errc::unhandled_side_message);
-  EXPECT_THROW(a->send_init_side_msg(b.url(), question), TransferError);
-  this->connect(a, b);
-  this->expect_usable(a, b);
-}
-
-TYPED_TEST_P(SideMessageTest, NeedsNoConnectionAndMakesNone) {
-  const auto [a, b] = this->pair({.listens = false}, this->with_lookup_url());
-  const auto exchange = this->start_side_message(a, b.url(), encode_side_message(P2PInitSideMsg{}));
-  EXPECT_FALSE(exchange->error()) << exchange->error().message();
-  this->expect_lookup_answer(std::get<1>(exchange->results()));
-  this->expect_lookup_answer(a->send_init_side_msg(b.url(), encode_side_message(P2PInitSideMsg{})));
-  EXPECT_FALSE(a->remote_xfer_handler_exists(b.id()));
-  EXPECT_FALSE(b->remote_xfer_handler_exists(a.id()));
-}
-
-TYPED_TEST_P(SideMessageTest, ServesPySocketPeers) {
-  const auto [a, b] = this->pair();
-  const SideMessage answer = a->send_init_side_msg(b.url(), encode_side_message(PySocketInitRequest{"10.0.0.7:5555"}));
-  EXPECT_EQ(answer, encode_side_message(PySocketInitResponse{"ok"}));
-}
-
-TYPED_TEST_P(SideMessageTest, ErrorsOfTheCall) {
-  const SilentListener nobody;
-  Node& node = this->add_node();
-  const SideMessage message = encode_side_message(P2PInitSideMsg{});
-  EXPECT_EQ(this->start_side_message(node, "nonsense", message)->error(), errc::invalid_url);
-  const auto unanswered = this->start_side_message(node, nobody.url(), message, {std::chrono::milliseconds(200), nullptr});
-  EXPECT_TRUE(is(unanswered->error(), condition::timed_out));
-  const auto hasty = this->start_side_message(node, nobody.url(), message, {std::chrono::milliseconds(0), nullptr});
-  EXPECT_TRUE(is(hasty->error(), condition::timed_out));
-}
-
-TYPED_TEST_P(SideMessageTest, UsersOwnAnswers) {
-  KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
-  NodeSpec spec = this->with_lookup_url();
-  spec.answer = this->answer_question;
-  const auto [a, b] = this->pair({}, spec);
-  const auto reply = this->start_connect(a, a.id(), b.id(), b.url(), encode_side_message(Question{"how many?", 42}));
-  ASSERT_FALSE(reply->error()) << reply->error().message();
-  EXPECT_EQ(std::get<1>(reply->results()), encode_side_message(Reply{"how many? 42"}));
-  // What the user does not answer, the channel does.
-  this->expect_lookup_answer(a->send_init_side_msg(b.url(), encode_side_message(P2PInitSideMsg{})));
-  this->expect_usable(a, b);
-}
-
-TYPED_TEST_P(SideMessageTest, ExceptionsOfTheUsersAnswerBecomeErrors) {
-  KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
-  const auto [a, b] = this->pair({}, {.answer = this->answer_question});
-  std::string diagnostic;
-  const auto refused = this->start_side_message(a, b.url(), encode_side_message(Question{"system_error", 0}), {{}, &diagnostic});
-  EXPECT_EQ(refused->error(), errc::resource_limit);
-  EXPECT_NE(diagnostic.find("no more questions"), std::string::npos) << diagnostic;
-  EXPECT_TRUE(this->start_side_message(a, b.url(), encode_side_message(Question{"runtime_error", 0}))->error());
-  const SideMessage answer = a->send_init_side_msg(b.url(), encode_side_message(Question{"still there?", 1}));
-  EXPECT_EQ(answer, encode_side_message(Reply{"still there? 1"}));
-}
-
-TYPED_TEST_P(SideMessageTest, SlowAnswerDelaysNoHandshakeAndNoTransfer) {
-  KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
-  std::binary_semaphore answering(0);
-  std::binary_semaphore may_answer(0);
-  const auto limit = this->limit();
-  const auto slow = [&](const SideMessage&) {
-    answering.release();
-    EXPECT_TRUE(may_answer.try_acquire_for(limit));
-    return encode_side_message(Reply{"at last"});
-  };
-  Node& hub = this->add_node({.answer = slow});
-  Node& asking = this->add_node();
-  Node& other = this->add_node();
-  const auto question = this->start_connect(asking, asking.id(), hub.id(), hub.url(), encode_side_message(Question{"?", 0}));
-  ASSERT_TRUE(answering.try_acquire_for(limit));
-
-  this->connect(other, hub);
-  this->expect_usable(other, hub);
-  this->expect_usable(asking, hub);
-  EXPECT_FALSE(question->ended());
-
-  may_answer.release();
-  EXPECT_FALSE(question->error()) << question->error().message();
-  EXPECT_EQ(std::get<1>(question->results()), encode_side_message(Reply{"at last"}));
-}
-
-TYPED_TEST_P(SideMessageTest, AskerMayCloseWhileWaiting) {
-  KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
-  std::binary_semaphore answering(0);
-  std::binary_semaphore may_answer(0);
-  const auto limit = this->limit();
-  Node& slow = this->add_node({.answer = [&](const SideMessage&) {
-    answering.release();
-    EXPECT_TRUE(may_answer.try_acquire_for(limit));
-    return encode_side_message(Reply{"too late"});
-  }});
-  Node& asking = this->add_node();
-  const auto question = this->start_side_message(asking, slow.url(), encode_side_message(Question{"?", 0}));
-  EXPECT_TRUE(answering.try_acquire_for(limit));
-  asking->close();
-  EXPECT_EQ(question->error(), errc::closed);
-  may_answer.release();
-  slow->close();
-}
-
-TYPED_TEST_P(SideMessageTest, ManyAtOnce) {
-  KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
-  const auto [a, b] = this->pair({.answer = this->answer_question}, {.answer = this->answer_question});
-  std::vector<std::shared_ptr<SideMessageProbe>> exchanges;
-  for (std::uint64_t i = 0; i < 100; ++i) {
-    const SideMessage question = encode_side_message(Question{"number", i});
-    exchanges.push_back(this->start_side_message(a, b.url(), question));
-    exchanges.push_back(this->start_side_message(b, a.url(), question));
-  }
-  for (std::size_t i = 0; i < exchanges.size(); ++i) {
-    ASSERT_FALSE(exchanges[i]->error()) << exchanges[i]->error().message();
-    EXPECT_EQ(std::get<1>(exchanges[i]->results()), encode_side_message(Reply{"number " + std::to_string(i / 2)}));
-  }
-}
-
-REGISTER_TYPED_TEST_SUITE_P(SideMessageTest, LookupUrlWithTheHandshake, NoAnswerWithoutQuestion,
-                            LookupUrlThatIsNotConfigured, UnknownTypeIsRefused, NeedsNoConnectionAndMakesNone,
-                            ServesPySocketPeers, ErrorsOfTheCall, UsersOwnAnswers,
-                            ExceptionsOfTheUsersAnswerBecomeErrors, SlowAnswerDelaysNoHandshakeAndNoTransfer,
-                            AskerMayCloseWhileWaiting, ManyAtOnce);
+KVFERRY_TESTING_SUITE(SideMessageTest, SideMessageTests, LookupUrlWithTheHandshake, NoAnswerWithoutQuestion,
+                      LookupUrlThatIsNotConfigured, UnknownTypeIsRefused, NeedsNoConnectionAndMakesNone,
+                      ServesPySocketPeers, ErrorsOfTheCall, UsersOwnAnswers, ExceptionsOfTheUsersAnswerBecomeErrors,
+                      SlowAnswerDelaysNoHandshakeAndNoTransfer, AskerMayCloseWhileWaiting, ManyAtOnce);
 
 }  // namespace kvferry::testing

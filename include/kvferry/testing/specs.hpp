@@ -30,6 +30,21 @@ namespace kvferry::testing {
   return spec;
 }
 
+[[nodiscard]] constexpr bool is_one_sided(TransferKind kind) {
+  return kind == TransferKind::write || kind == TransferKind::read;
+}
+
+/// A spec for a transfer of any kind: for pages if it is one-sided, else with a tag.
+[[nodiscard]] inline TransferSpec spec_of(TransferKind kind, std::span<const std::uint64_t> indexes,
+                                          std::uint64_t tag = 0) {
+  return is_one_sided(kind) ? at(indexes) : tagged(tag);
+}
+/// As above; the list lives as long as the full expression that it is written in.
+[[nodiscard]] inline TransferSpec spec_of(TransferKind kind, std::initializer_list<std::uint64_t> indexes,
+                                          std::uint64_t tag = 0) {
+  return is_one_sided(kind) ? at(indexes) : tagged(tag);
+}
+
 [[nodiscard]] inline TransferSpec within(std::chrono::milliseconds timeout, TransferSpec spec = {}) {
   spec.timeout = timeout;
   return spec;

@@ -14,7 +14,8 @@
 
 namespace kvferry::testing {
 
-/// Transfers each of which is started again as soon as it is done, until it fails: there is always something in the middle.
+/// Transfers each of which is started again as soon as it is done, until it fails: there is always something in the
+/// middle.
 ///
 /// Keeps itself alive while anything is pending. The channel must outlive the storm.
 class Storm : public std::enable_shared_from_this<Storm> {
@@ -69,9 +70,9 @@ class Storm : public std::enable_shared_from_this<Storm> {
       request = slots_[number].request;
       ++pending_;
     }
-    channel_.async_transfer(std::move(request), [self = shared_from_this(), number](std::error_code error, std::size_t) {
-      self->ended(number, error);
-    });
+    channel_.async_transfer(
+        std::move(request),
+        [self = shared_from_this(), number](std::error_code error, std::size_t) { self->ended(number, error); });
   }
 
   void ended(std::size_t number, std::error_code error) {

@@ -31,12 +31,12 @@ inline constexpr bool sanitized = false;
 /// How a test answers side messages in place of `handle_init_side_msg`.
 using SideMessageAnswer = std::function<SideMessage(const SideMessage&)>;
 
-/// How the conformance suite makes a transport's channels. Each test has one object of this type; it outlives all channels
-/// that it made, so it may own what they run on (an `asio::io_context` and the thread that runs it). Its destructor must not
-/// discard handlers that are still queued there: the suite waits for them.
+/// How the conformance suite makes a transport's channels. Each test has one object of this type; it outlives all
+/// channels that it made, so it may own what they run on (an `asio::io_context` and the thread that runs it). Its
+/// destructor must not discard handlers that are still queued there: the suite waits for them.
 ///
-/// Required: `make_channel`, static or not, may throw what the channel's constructor throws. It must hand on all options,
-/// `ChannelOptions::executor` too where the test set it.
+/// Required: `make_channel`, static or not, may throw what the channel's constructor throws. It must hand on all
+/// options, `ChannelOptions::executor` too where the test set it.
 ///
 /// Optional members, with what the suite assumes without them:
 /// @code
@@ -53,7 +53,8 @@ concept ConformanceTraits = std::default_initializable<T> && requires(T traits, 
   { traits.make_channel(std::move(options)) } -> std::convertible_to<std::unique_ptr<BaseTransferChannel>>;
 };
 
-/// A channel whose side messages are answered by a function: what `Traits::make_answering_channel` returns.
+/// A channel whose side messages are answered by a function: what `Traits::make_answering_channel` returns. The options
+/// that the suite hands to that have `ChannelOptions::hold_side_messages`.
 /// @code
 /// return std::make_unique<kvferry::testing::AnsweringChannel<MyChannel>>(std::move(answer), std::move(options));
 /// @endcode
@@ -62,7 +63,11 @@ class AnsweringChannel final : public Channel {
  public:
   template <class... Args>
   explicit AnsweringChannel(SideMessageAnswer answer, Args&&... args)
-      : Channel(std::forward<Args>(args)...), answer_(std::move(answer)) {}
+      : Channel(std::forward<Args>(args)...), answer_(std::move(answer)) {
+    if constexpr (requires { this->answer_side_messages(); }) {
+      this->answer_side_messages();
+    }
+  }
   /// No message may meet a half-destroyed object.
   ~AnsweringChannel() override { this->close(); }
 
@@ -86,16 +91,22 @@ struct TraitsFacts {
   template <ConformanceTraits Traits>
   [[nodiscard]] static TraitsFacts of() {
     TraitsFacts facts;
-    if constexpr (requires { { Traits::listen_url() } -> std::convertible_to<std::string>; }) {
+    if constexpr (requires {
+                    { Traits::listen_url() } -> std::convertible_to<std::string>;
+                  }) {
       facts.listen_url = Traits::listen_url();
     }
     if constexpr (requires { std::chrono::milliseconds(Traits::wait_limit); }) {
       facts.wait_limit = Traits::wait_limit;
     }
-    if constexpr (requires { { Traits::reconnects } -> std::convertible_to<bool>; }) {
+    if constexpr (requires {
+                    { Traits::reconnects } -> std::convertible_to<bool>;
+                  }) {
       facts.reconnects = Traits::reconnects;
     }
-    if constexpr (requires { { Traits::notices_blocking_in_handler } -> std::convertible_to<bool>; }) {
+    if constexpr (requires {
+                    { Traits::notices_blocking_in_handler } -> std::convertible_to<bool>;
+                  }) {
       facts.notices_blocking_in_handler = Traits::notices_blocking_in_handler;
     }
     facts.answers_side_messages = requires(Traits traits, ChannelOptions options, SideMessageAnswer answer) {

@@ -12,8 +12,8 @@
 
 namespace kvferry::testing {
 
-/// Ends the process if a test does not end: a channel that blocks for ever (in `close`, in a destructor, in a blocking call)
-/// can't be made to stop, so there is nothing to go on with.
+/// Ends the process if a test does not end: a channel that blocks for ever (in `close`, in a destructor, in a blocking
+/// call) can't be made to stop, so there is nothing to go on with.
 class Watchdog {
  public:
   Watchdog(std::string what, std::chrono::milliseconds limit)

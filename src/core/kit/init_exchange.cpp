@@ -39,7 +39,7 @@ std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMess
                                                    Clock::time_point deadline) {
   auto exchange =
       std::make_shared<InitExchange>(std::move(request), std::move(completion), deadline, shared_from_this());
-  exchange->accept_cancellation();
+  exchange->accept_cancellation();  // while nobody else can end it
   bool refused = false;
   {
     const std::lock_guard lock(mutex_);
@@ -53,6 +53,9 @@ std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMess
     return nullptr;
   }
   deadlines_->add(deadline, exchange);
+  if (exchange->ended()) {
+    remove(*exchange);  // cancelled before it was entered
+  }
   return exchange;
 }
 

@@ -7,7 +7,7 @@
 namespace kvferry::kit {
 
 IoThreads::IoThreads(std::size_t count, PollPolicy poll)
-    : poll_(poll), context_(static_cast<int>(std::max<std::size_t>(count, 1))), work_(context_.get_executor()) {
+    : poll_{std::min<std::chrono::microseconds>(poll.spin, std::chrono::hours(1))}, context_(static_cast<int>(std::max<std::size_t>(count, 1))), work_(context_.get_executor()) {
   threads_.reserve(std::max<std::size_t>(count, 1));
   for (std::size_t i = 0; i < std::max<std::size_t>(count, 1); ++i) {
     threads_.emplace_back([this] { run(); });

@@ -60,7 +60,7 @@ void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout
   }
   auto wait = std::make_shared<Wait>(weak_from_this(), std::move(completion));
   if (timeout) {
-    wait->deadline = Clock::now() + *timeout;
+    wait->deadline = deadline_after(*timeout);
   }
   if (wait->completion.cancellable()) {
     wait->completion.on_cancel([weak = std::weak_ptr(wait)](asio::cancellation_type) {

@@ -17,6 +17,11 @@ std::error_code undecided() noexcept { return {std::numeric_limits<int>::min(), 
 
 }  // namespace
 
+Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept {
+  constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365);
+  return Clock::now() + std::clamp(timeout, std::chrono::milliseconds::zero(), longest);
+}
+
 Operation::Operation(TransferRequest request, Completion completion, Clock::time_point deadline,
                      std::shared_ptr<OperationRegistry> registry)
     : request_(std::move(request)),
@@ -93,6 +98,11 @@ void Operation::request_stop(std::error_code cause) {
   } else {
     finish(cause);
   }
+}
+
+std::uint64_t Operation::mean_for(std::uint64_t incarnation) noexcept {
+  std::uint64_t none = 0;
+  return meant_for_.compare_exchange_strong(none, incarnation) ? incarnation : none;
 }
 
 std::error_code Operation::stop_cause() const {

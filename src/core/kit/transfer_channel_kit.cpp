@@ -6,9 +6,11 @@
 #include <asio/thread_pool.hpp>
 
 #include <atomic>
+#include <functional>
 #include <mutex>
 #include <random>
 #include <utility>
+#include <vector>
 
 #include <kvferry/kit/handshake_service.hpp>
 #include <kvferry/side_message_codec.hpp>
@@ -68,13 +70,6 @@ class TransferChannelKit::Impl {
     notifications = std::make_shared<NotificationQueue>(deadlines, options.max_pending_notifications);
   }
 
-  [[nodiscard]] Clock::time_point deadline(std::optional<std::chrono::milliseconds> timeout,
-                                           std::chrono::milliseconds standard) const {
-    // Far enough for anyone, and safe to add.
-    constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365);
-    return Clock::now() + std::min(timeout.value_or(standard), longest);
-  }
-
   void answer_side_message(TransferChannelKit& channel, const SideMessage& request, HandshakeService::Reply& reply) {
     SideMessageError error{static_cast<std::int64_t>(errc::handshake_failed), {}};
     try {
@@ -87,8 +82,36 @@ class TransferChannelKit::Impl {
       }
     } catch (const std::exception& failure) {
       error.message = failure.what();
+    } catch (...) {
+      error.message = "handle_init_side_msg threw something";
     }
     reply(encode_side_message(error));
+  }
+
+  /// Has a message answered on the side messages' thread, now or when they are let through.
+  void take_side_message(std::function<void()> answer) {
+    const std::lock_guard lock(held_mutex);
+    if (holding) {
+      held.push_back(std::move(answer));
+    } else {
+      asio::post(side_message_thread, std::move(answer));
+    }
+  }
+
+  void let_side_messages_through() {
+    const std::lock_guard lock(held_mutex);
+    holding = false;
+    for (auto& answer : held) {
+      asio::post(side_message_thread, std::move(answer));
+    }
+    held.clear();
+  }
+
+  void join_side_messages() {
+    if (!side_message_thread.get_executor().running_in_this_thread()) {
+      const std::lock_guard lock(join_mutex);
+      side_message_thread.join();
+    }
   }
 
   /// @return nothing if the exchange has ended already.
@@ -101,7 +124,7 @@ class TransferChannelKit::Impl {
     if (dialable) {
       request.peer_init_url = address.to_url();
     }
-    const auto until = deadline(request.timeout, options.handshake_timeout);
+    const auto until = deadline_after(*request.timeout);
     auto exchange = exchanges->begin(std::move(request), std::move(completion), until);
     if (exchange && !dialable) {
       exchange->finish({errc::invalid_url, "'" + given_url + "' is no tcp://host:port to connect to"});
@@ -130,6 +153,10 @@ class TransferChannelKit::Impl {
   std::shared_ptr<PeerDirectory> peers;
   std::string advertised;
   asio::thread_pool side_message_thread{1};
+  std::mutex held_mutex;
+  std::vector<std::function<void()>> held;
+  bool holding = options.hold_side_messages;
+  std::mutex join_mutex;
   std::optional<HandshakeService> handshakes;
   std::atomic<bool> closed{false};
   std::once_flag close_once;
@@ -140,7 +167,6 @@ TransferChannelKit::TransferChannelKit(ChannelOptions options) : impl_(std::make
 TransferChannelKit::~TransferChannelKit() {
   TransferChannelKit::close();
   impl_->handshakes.reset();
-  impl_->side_message_thread.join();
 }
 
 void TransferChannelKit::start() {
@@ -159,10 +185,11 @@ void TransferChannelKit::start() {
           impl_->peers->answer(request, std::move(reply));
           return;
         }
-        asio::post(impl_->side_message_thread,
-                   [this, request = std::move(request), reply = std::move(reply)]() mutable {
-                     impl_->answer_side_message(*this, request, reply);
-                   });
+        // Shared, because what is posted has to be copyable.
+        const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
+        impl_->take_side_message([this, request = std::move(request), shared_reply] {
+          impl_->answer_side_message(*this, request, *shared_reply);
+        });
       });
   impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
   impl_->peers->use(*impl_->handshakes, dialable_url(impl_->advertised));
@@ -179,7 +206,7 @@ std::optional<PeerInfo> TransferChannelKit::peer_info(std::string_view peer_id) 
 }
 
 bool TransferChannelKit::remote_xfer_handler_exists(std::string_view peer_id) const {
-  return impl_->peers->info(peer_id).has_value();
+  return impl_->peers->usable(peer_id);
 }
 
 const ChannelOptions& TransferChannelKit::options() const noexcept { return impl_->options; }
@@ -202,7 +229,7 @@ SideMessage TransferChannelKit::handle_init_side_msg(const SideMessage& message)
 }
 
 void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
-  const auto deadline = impl_->deadline(request.timeout, impl_->options.default_timeout);
+  const auto deadline = deadline_after(request.timeout.value_or(impl_->options.default_timeout));
   auto operation =
       std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
   if (impl_->closed) {
@@ -217,9 +244,13 @@ void TransferChannelKit::start_transfer(TransferRequest request, Completion comp
     operation->finish({});
     return;
   }
-  operation->accept_cancellation();
+  operation->accept_cancellation();  // while nobody else can end it
   if (const auto refused = impl_->operations->add(operation)) {
     operation->finish(refused);
+    return;
+  }
+  if (operation->finished()) {
+    impl_->operations->remove(*operation);  // cancelled before it was entered
     return;
   }
   if (deadline <= Clock::now()) {
@@ -240,20 +271,23 @@ void TransferChannelKit::start_init_peer(InitRequest request, SideMessageComplet
         {errc::empty_peer_id, std::string(asked.peer_id.empty() ? "the peer's" : "the local") + " id is empty"});
     return;
   }
-  impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url, exchange->deadline(),
-                        [this, exchange](const Failure& failure) {
-                          if (failure || exchange->ended()) {
-                            exchange->finish(failure);
-                            return;
-                          }
-                          impl_->peers->acknowledge(exchange->request().peer_id);
-                          if (exchange->request().side_message) {
-                            impl_->ask(exchange);
-                          } else {
-                            exchange->finish({});
-                          }
-                        });
+  const auto connected = [this, exchange](const Failure& failure) {
+    if (failure || exchange->ended()) {
+      exchange->finish(failure);
+      return;
+    }
+    impl_->peers->acknowledge(exchange->request().peer_id);
+    if (exchange->request().side_message) {
+      impl_->ask(exchange);
+    } else {
+      exchange->finish({});
+    }
+  };
+  impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url,
+                        {exchange->deadline(), connected, [exchange] { return exchange->ended(); }});
 }
+
+void TransferChannelKit::answer_side_messages() { impl_->let_side_messages_through(); }
 
 void TransferChannelKit::start_side_message(InitRequest request, SideMessageCompletion completion) {
   if (const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion))) {
@@ -284,6 +318,8 @@ void TransferChannelKit::close() {
     impl_->side_message_thread.stop();
     impl_->deadlines->close();
   });
+  // Outside, because a handler that is waited for may be calling this as well.
+  impl_->join_side_messages();
 }
 
 }  // namespace kvferry::kit

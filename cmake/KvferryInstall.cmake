@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+# What `cmake --install` puts where: libraries, headers, a .pc file, and the CMake package with an export set for each
+# component.
+
+include(CMakePackageConfigHelpers)
+
+set(_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/kvferry")
+
+foreach(component IN LISTS KVFERRY_COMPONENTS)
+  install(
+    TARGETS kvferry_${component}
+    EXPORT kvferry_${component}
+    RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
+    LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+    ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+    FILE_SET HEADERS
+    DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
+  install(
+    EXPORT kvferry_${component}
+    NAMESPACE kvferry::
+    FILE kvferry_${component}.cmake
+    DESTINATION "${_package_dir}")
+endforeach()
+
+configure_package_config_file(cmake/kvferryConfig.cmake.in kvferryConfig.cmake INSTALL_DESTINATION "${_package_dir}")
+write_basic_package_version_file(kvferryConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES "${PROJECT_BINARY_DIR}/kvferryConfig.cmake" "${PROJECT_BINARY_DIR}/kvferryConfigVersion.cmake"
+              cmake/FindAsio.cmake cmake/FindMsgpackCxx.cmake DESTINATION "${_package_dir}")
+
+# A static kvferry needs ZeroMQ from whoever links it, a shared one has it linked.
+if(BUILD_SHARED_LIBS)
+  set(KVFERRY_PC_ZMQ "Requires.private: libzmq")
+else()
+  set(KVFERRY_PC_ZMQ "Requires: libzmq")
+endif()
+# Relative to the file's own place, so that it holds after `cmake --install --prefix`.
+file(RELATIVE_PATH KVFERRY_PC_PREFIX "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
+string(REGEX REPLACE "/$" "" KVFERRY_PC_PREFIX "${KVFERRY_PC_PREFIX}")
+cmake_path(APPEND KVFERRY_PC_LIBDIR "\${prefix}" "${CMAKE_INSTALL_LIBDIR}")
+cmake_path(APPEND KVFERRY_PC_INCLUDEDIR "\${prefix}" "${CMAKE_INSTALL_INCLUDEDIR}")
+configure_file(cmake/kvferry.pc.in kvferry.pc @ONLY)
+install(FILES "${PROJECT_BINARY_DIR}/kvferry.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")

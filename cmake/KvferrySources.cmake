@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Which file belongs to which target, all in one place.
+
+set(_include "${PROJECT_SOURCE_DIR}/include/kvferry")
+set(_src "${PROJECT_SOURCE_DIR}/src")
+set(_tests "${PROJECT_SOURCE_DIR}/tests")
+
+file(GLOB KVFERRY_TCP_HEADERS CONFIGURE_DEPENDS "${_include}/tcp_*.hpp")
+file(GLOB KVFERRY_CORE_HEADERS CONFIGURE_DEPENDS "${_include}/*.hpp" "${_include}/kit/*.hpp")
+list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/tcp_[a-z_]+\\.hpp$")
+file(GLOB KVFERRY_TESTING_HEADERS CONFIGURE_DEPENDS "${_include}/testing/*.hpp")
+
+file(GLOB KVFERRY_CORE_SOURCES CONFIGURE_DEPENDS "${_src}/core/*.cpp" "${_src}/core/kit/*.cpp")
+file(GLOB KVFERRY_TCP_SOURCES CONFIGURE_DEPENDS "${_src}/tcp/*.cpp")
+
+file(GLOB KVFERRY_EXAMPLES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*_peer.cpp")
+file(GLOB KVFERRY_EXAMPLE_SUPPORT CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*.cpp")
+list(FILTER KVFERRY_EXAMPLE_SUPPORT EXCLUDE REGEX "_peer\\.cpp$")
+file(GLOB KVFERRY_FUZZERS CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/fuzz/*.cpp")
+
+file(GLOB KVFERRY_CORE_TESTS CONFIGURE_DEPENDS "${_tests}/core/*.cpp" "${_tests}/core/kit/*.cpp")
+file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp")
+file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.cpp")
+file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/*.cpp")
+
+unset(_include)
+unset(_src)
+unset(_tests)

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "options.hpp"
+
+#include <fmt/core.h>
+#include <kvferry/url.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <cmath>
+#include <system_error>
+#include <vector>
+
+#include "exit_code.hpp"
+#include "messages.hpp"
+
+namespace example {
+namespace {
+
+/// What is on the command line in another form than in the options.
+struct RawOptions {
+  std::string transport = "tcp";
+  std::string model = "llama-3.1-8b";
+  double timeout_seconds = 30;
+  double accept_timeout_seconds = 300;
+};
+
+/// The largest values that make sense; nothing that is computed from them overflows.
+constexpr std::uint64_t max_tokens = std::uint64_t{1} << 24;
+constexpr std::uint64_t max_page_size = std::uint64_t{1} << 30;
+constexpr std::uint64_t max_bytes = std::uint64_t{1} << 46;
+
+std::string geometry_help() {
+  std::string help =
+      "Size of a KV cache:\n"
+      "  grouped-query attention  2 (K and V) x num_hidden_layers x num_key_value_heads x head_dim\n"
+      "                           x dtype-bytes, for each token\n"
+      "  latent attention (MLA)   num_hidden_layers x (kv_lora_rank + qk_rope_head_dim) x dtype-bytes,\n"
+      "                           for each token\n"
+      "The numbers are those of each model's published config.json:\n";
+  for (const auto& model : known_models) {
+    help += fmt::format(
+        "  {:<14} {} = {} bytes a token at 2 bytes a number\n", model.model,
+        model.is_latent()
+            ? fmt::format("{} x ({} + {}) x 2", model.num_hidden_layers, model.kv_lora_rank, model.qk_rope_head_dim)
+            : fmt::format("2 x {} x {} x {} x 2", model.num_hidden_layers, model.num_key_value_heads, model.head_dim),
+        model.bytes_per_token(2));
+  }
+  return help + fmt::format(
+                    "A page is one block of {} tokens of one layer, as servers with paged attention have them, unless\n"
+                    "--page-size says otherwise. The cache is cut into such pages; the last one may be partly used.\n",
+                    KvGeometry::tokens_per_block);
+}
+
+// CLI11's validators, without their descriptions in the list of options.
+
+template <class T>
+CLI::Validator between(T smallest, T largest) {
+  return CLI::Range(smallest, largest).description("");
+}
+
+CLI::Validator one_of(const std::vector<std::string>& values) { return CLI::IsMember(values).description(""); }
+
+CLI::Validator size_with_unit() { return CLI::AsSizeValue(false).description(""); }
+
+std::string check_transport(const std::string& name) {
+  return name == "tcp" ? "" : fmt::format("'{}' is not available, this program moves pages over tcp only", name);
+}
+
+std::string check_model(const std::string& name) {
+  if (find_model(name) != nullptr) {
+    return "";
+  }
+  std::string known;
+  for (const auto& model : known_models) {
+    known += (known.empty() ? "" : ", ") + std::string(model.model);
+  }
+  return fmt::format("'{}' is not one of {}", name, known);
+}
+
+std::string check_url(const std::string& url) {
+  std::error_code ec;
+  static_cast<void>(kvferry::parse_url(url, ec));
+  return ec ? fmt::format("'{}' is not host:port", url) : "";
+}
+
+void add_common_options(CLI::App& app, CommonOptions& options, RawOptions& raw) {
+  app.add_option("--transport", raw.transport, "What carries the pages; only tcp here")
+      ->type_name("NAME")
+      ->capture_default_str()
+      ->check(check_transport);
+  app.add_option("--model", raw.model, "The model whose KV cache it is; see below")
+      ->type_name("NAME")
+      ->capture_default_str()
+      ->check(check_model);
+  app.add_option("--tokens", options.tokens, "How many tokens are cached")
+      ->type_name("N")
+      ->capture_default_str()
+      ->check(between(std::uint64_t{1}, max_tokens));
+  app.add_option("--dtype-bytes", options.dtype_bytes, "Bytes of one number: 2 for bf16 and fp16, 1 for fp8")
+      ->type_name("N")
+      ->capture_default_str()
+      ->check(between(std::uint64_t{1}, std::uint64_t{8}));
+  app.add_option("--page-size", options.page_size,
+                 "Bytes of a page, the same at both peers (4096, 64K, 1M, ...; default: one block of the model)")
+      ->type_name("SIZE")
+      ->transform(size_with_unit())
+      ->check(between(std::uint64_t{1}, max_page_size));
+  app.add_option("--depth", options.depth, "How many batches this peer keeps in flight")
+      ->type_name("N")
+      ->capture_default_str()
+      ->check(between(std::size_t{1}, std::size_t{1024}));
+  app.add_option("--lanes", options.lanes, "TCP connections for the pages; the smaller number of both peers counts")
+      ->type_name("N")
+      ->capture_default_str()
+      ->check(between(std::size_t{1}, std::size_t{64}));
+  app.add_option("--max-rate", options.max_rate,
+                 "Bytes a second at most that this peer starts to transfer (default: no limit)")
+      ->type_name("SIZE")
+      ->transform(size_with_unit())
+      ->check(between(std::uint64_t{1}, max_bytes));
+  app.add_option("--timeout", raw.timeout_seconds,
+                 "Seconds that the peer may take for each step: the handshake, a batch, the verdict")
+      ->type_name("SECONDS")
+      ->capture_default_str()
+      ->check(between(0.001, 86'400.0));
+  app.add_option("--corrupt-byte", options.corrupt_byte,
+                 "Fault injection for tests: flips this byte of the cache behind the checksum's back")
+      ->type_name("OFFSET");
+  app.get_formatter()->column_width(34);
+}
+
+/// Parses, and fills in what follows from the rest. False: help was asked for and given.
+bool parse(CLI::App& app, int argc, const char* const* argv, CommonOptions& options, const RawOptions& raw) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    app.exit(success);
+    return false;
+  } catch (const CLI::ParseError& error) {
+    throw Failure(ExitCode::bad_options, fmt::format("{} (--help explains the options)", error.what()));
+  }
+  options.geometry = *find_model(raw.model);
+  if (options.page_size == 0) {
+    options.page_size = options.geometry.bytes_per_block(options.dtype_bytes);
+  }
+  options.timeout = std::chrono::milliseconds(std::llround(raw.timeout_seconds * 1000));
+  return true;
+}
+
+}  // namespace
+
+kvferry::TcpOptions CommonOptions::channel_options(const kvferry::MemoryRegion& region) const {
+  kvferry::TcpOptions channel;
+  channel.regions = {region};
+  channel.default_timeout = timeout;
+  channel.handshake_timeout = timeout;
+  channel.lanes_per_peer = lanes;
+  return channel;
+}
+
+std::optional<PrefillOptions> parse_prefill_options(int argc, const char* const* argv) {
+  PrefillOptions options;
+  RawOptions raw;
+  CLI::App app("Has a KV cache and moves it to a decode peer. Start decode_peer first; it says where it listens.");
+  app.add_option("--connect", options.connect, "Where decode_peer listens")
+      ->type_name("HOST:PORT")
+      ->required()
+      ->check(check_url);
+  options.mode = mode_write;
+  app.add_option("--mode", options.mode,
+                 "write: this peer writes into decode's pages; read: decode reads this peer's pages; "
+                 "sendrecv: this peer sends and decode receives, paired by tag")
+      ->type_name("MODE")
+      ->capture_default_str()
+      ->check(one_of({std::string(mode_write), std::string(mode_read), std::string(mode_sendrecv)}));
+  app.add_option("--file", options.file, "Move this file's bytes instead of generated ones; any size")
+      ->type_name("PATH");
+  app.add_option("--batch", options.pages_per_batch, "Pages in a batch")
+      ->type_name("N")
+      ->capture_default_str()
+      ->check(between(std::size_t{1}, std::size_t{1} << 20));
+  add_common_options(app, options, raw);
+  app.footer(fmt::format("\n{}\n{}", geometry_help(), exit_code_help));
+  if (!parse(app, argc, argv, options, raw)) {
+    return std::nullopt;
+  }
+  return options;
+}
+
+std::optional<DecodeOptions> parse_decode_options(int argc, const char* const* argv) {
+  DecodeOptions options;
+  RawOptions raw;
+  CLI::App app("Has a pool of pages and takes one KV cache from a prefill peer into it.");
+  app.add_option("--listen", options.listen, "Where to listen; port 0: any free one, which is printed")
+      ->type_name("HOST:PORT")
+      ->capture_default_str()
+      ->check(check_url);
+  app.add_option("--advertise", options.advertise,
+                 "What prefill is told instead of the address listened at (NAT, a wildcard address)")
+      ->type_name("HOST:PORT")
+      ->check(check_url);
+  app.add_option("--data-port", options.data_port, "The port that the pages come in at; 0: any free one")
+      ->type_name("PORT")
+      ->capture_default_str();
+  app.add_option("--pool-size", options.pool_bytes,
+                 "Bytes of memory for pages (64M, 2G, ...; default: what a cache of --tokens takes)")
+      ->type_name("SIZE")
+      ->transform(size_with_unit())
+      ->check(between(std::uint64_t{0}, max_bytes));
+  app.add_option("--output", options.output, "Write what arrived to this file")->type_name("PATH");
+  app.add_option("--accept-timeout", raw.accept_timeout_seconds, "Seconds to wait for a prefill peer")
+      ->type_name("SECONDS")
+      ->capture_default_str()
+      ->check(between(0.001, 864'000.0));
+  add_common_options(app, options, raw);
+  app.footer(fmt::format("\n{}\n{}", geometry_help(), exit_code_help));
+  if (!parse(app, argc, argv, options, raw)) {
+    return std::nullopt;
+  }
+  options.accept_timeout = std::chrono::milliseconds(std::llround(raw.accept_timeout_seconds * 1000));
+  if (options.pool_bytes == 0) {
+    options.pool_bytes = options.cache_bytes();
+  }
+  return options;
+}
+
+}  // namespace example

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# Debian packages that kvferry needs. To be sourced by bash scripts:
+#
+#   . scripts/debian_packages.sh
+#   kvferry_ensure_packages build test
+#
+# Groups:
+#   build  compiler, CMake and libraries for the library and the examples
+#   test   build, and what the tests need besides
+#   fuzz   build, and Clang with libFuzzer
+#
+# Whatever is missing is installed with apt-get, through sudo for users other than root. Where nothing is missing, apt
+# is not called at all. On systems without dpkg nothing is checked: install the counterparts of these packages.
+
+_kvferry_packages() {
+  local group
+  for group in "$@"; do
+    case "$group" in
+      build)
+        echo g++ cmake ninja-build pkg-config libasio-dev cppzmq-dev libzmq3-dev libmsgpack-cxx-dev
+        echo libcli11-dev libfmt-dev libxxhash-dev
+        ;;
+      test)
+        _kvferry_packages build
+        echo libgtest-dev python3 python3-zmq python3-msgpack
+        ;;
+      fuzz)
+        _kvferry_packages build
+        echo clang libclang-rt-14-dev llvm
+        ;;
+      *)
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test and fuzz" >&2
+        return 1
+        ;;
+    esac
+  done
+}
+
+kvferry_ensure_packages() {
+  local wanted installed package missing=() as_root=()
+  wanted=$(_kvferry_packages "$@") || return
+  command -v dpkg-query >/dev/null || return 0
+
+  # shellcheck disable=SC2086 # a list of words
+  installed=$(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' $wanted 2>/dev/null || true)
+  for package in $wanted; do
+    grep -qxF "installed $package" <<<"$installed" || missing+=("$package")
+  done
+  ((${#missing[@]})) || return 0
+
+  echo "Installing ${missing[*]}" >&2
+  if ((EUID != 0)); then
+    as_root=(sudo)
+  fi
+  "${as_root[@]}" apt-get update -qq &&
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}

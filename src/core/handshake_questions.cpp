@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "handshake_questions.hpp"
+
+#include <asio/post.hpp>
+#include <asio/system_executor.hpp>
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/side_message_codec.hpp>
+
+#include "name_resolution.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+/// A name may have many addresses; the first to accept a connection gets the question.
+constexpr std::size_t max_addresses = 8;
+constexpr int reconnect_interval_ms = 20;
+constexpr int longest_reconnect_interval_ms = 500;
+/// The kernel waits for minutes, with growing pauses, for a host that does not respond.
+constexpr int connect_timeout_ms = 2000;
+
+/// Looking up a name may block for long, so it must hold up neither this thread nor ZeroMQ's, which would do it itself.
+void resolve_elsewhere(std::uint64_t number, const HostPort& target, const std::weak_ptr<HandshakeMailbox>& mailbox) {
+  asio::post(asio::system_executor(), [number, target, mailbox] {
+    if (mailbox.expired()) {
+      return;
+    }
+    std::error_code ec;
+    auto addresses = resolve(target, ec);
+    Command command = ResolvedCommand{number, ec, std::move(addresses)};
+    if (const auto open = mailbox.lock()) {
+      open->post(command);
+    }
+  });
+}
+
+/// The peer's own end is not this side's: `errc::closed` from here would say that this channel was closed.
+errc code_of(const SideMessageError& error) noexcept {
+  if (error.code < static_cast<std::int64_t>(errc::empty_peer_id) ||
+      error.code > static_cast<std::int64_t>(errc::unhandled_side_message)) {
+    return errc::handshake_failed;
+  }
+  switch (const auto code = static_cast<errc>(error.code)) {
+    case errc::closed: return errc::peer_closed;
+    case errc::cancelled: return errc::peer_cancelled;
+    default: return code;
+  }
+}
+
+std::string no_answer_in_time(const Question& question) {
+  const auto allowed = question.deadline > question.asked_at
+                           ? std::chrono::ceil<std::chrono::milliseconds>(question.deadline - question.asked_at)
+                           : std::chrono::milliseconds(0);
+  return "no answer from " + question.url + " within " + std::to_string(allowed.count()) + " ms";
+}
+
+}  // namespace
+
+void end_with_closed(const Question& question) {
+  question.on_answer(errc::closed, {}, "question to " + question.url + " ended: the channel was closed");
+}
+
+void HandshakeQuestions::start(Question&& question) {
+  const auto number = next_number_++;
+  const auto open = open_.emplace(number, Open{std::move(question), {}}).first;
+  const auto& url = open->second.question.url;
+  HostPort target;
+  try {
+    target = parse_url(url);
+  } catch (const TransferError& error) {
+    end(open, error.code(), error.what());
+    return;
+  }
+  if (target.is_wildcard() || target.port == 0) {
+    end(open, errc::invalid_url, "cannot connect to " + url + ": it names no particular host and port");
+  } else if (open->second.question.deadline <= std::chrono::steady_clock::now()) {
+    end(open, errc::timed_out, no_answer_in_time(open->second.question));
+  } else if (is_numeric_host(target.host)) {
+    connect(open, {&target, 1});
+  } else {
+    resolve_elsewhere(number, target, mailbox_);
+  }
+}
+
+void HandshakeQuestions::resolved(ResolvedCommand&& command) {
+  const auto open = open_.find(command.question);
+  if (open == open_.end()) {
+    return;
+  }
+  if (command.error) {
+    end(open, command.error,
+        "cannot resolve the host of " + open->second.question.url + ": " + command.error.message());
+    return;
+  }
+  connect(open, command.addresses);
+}
+
+void HandshakeQuestions::connect(Iterator open, std::span<const HostPort> addresses) {
+  try {
+    for (const auto& address : addresses.first(std::min(addresses.size(), max_addresses))) {
+      open->second.candidates.push_back(connect(address));
+    }
+  } catch (const zmq::error_t& error) {
+    end(open, error_code_of(error), "cannot connect to " + open->second.question.url + ": " + error.what());
+  }
+}
+
+HandshakeQuestions::Candidate HandshakeQuestions::connect(const HostPort& address) const {
+  // A REQ, unlike a DEALER, takes none but servers for its peer: no other client, and not itself, to which TCP may
+  // connect it while nobody listens at a port of the ephemeral range.
+  HandshakeSocket socket(context_, zmq::socket_type::req, max_message_bytes_);
+  socket.ref().set(zmq::sockopt::reconnect_ivl, reconnect_interval_ms);
+  socket.ref().set(zmq::sockopt::reconnect_ivl_max, longest_reconnect_interval_ms);
+  socket.ref().set(zmq::sockopt::connect_timeout, connect_timeout_ms);
+  // ZMQ_IMMEDIATE would tell of a connection with less effort, but loses the answer of a server that hangs up after it.
+  HandshakeMonitor monitor(context_, socket, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED);
+  socket.connect(address);
+  return {std::move(socket), std::move(monitor)};
+}
+
+void HandshakeQuestions::append_poll_items(std::vector<zmq_pollitem_t>& items) {
+  polled_.clear();
+  for (const auto& [number, open] : open_) {
+    for (const auto& [socket, monitor] : open.candidates) {
+      items.push_back({socket.ref().handle(), 0, ZMQ_POLLIN, 0});
+      items.push_back({monitor.ref().handle(), 0, ZMQ_POLLIN, 0});
+      polled_.push_back(number);
+    }
+  }
+}
+
+void HandshakeQuestions::serve(std::span<const zmq_pollitem_t> items) {
+  for (std::size_t i = 0; i < polled_.size(); ++i) {
+    const auto& socket = items[2 * i];
+    const auto& monitor = items[2 * i + 1];
+    if (socket.revents == 0 && monitor.revents == 0) {
+      continue;
+    }
+    const auto open = open_.find(polled_[i]);
+    if (open == open_.end()) {
+      continue;
+    }
+    try {
+      serve(open, socket, monitor);
+    } catch (const zmq::error_t& error) {
+      end(open, error_code_of(error), "question to " + open->second.question.url + " failed: " + error.what());
+    }
+  }
+}
+
+void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor) {
+  const auto& candidates = open->second.candidates;
+  const auto candidate = std::ranges::find_if(
+      candidates, [&](const Candidate& one) { return one.monitor.ref().handle() == monitor.socket; });
+  if (candidate == candidates.end() || (socket.revents != 0 && receive(open))) {
+    return;
+  }
+  const auto event = candidate->monitor.receive();
+  if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !open->second.sent) {
+    send(open->second, static_cast<std::size_t>(candidate - candidates.begin()));
+  } else if (event == ZMQ_EVENT_DISCONNECTED && open->second.sent && !receive(open)) {
+    end(open, errc::connection_lost, "connection to " + open->second.question.url + " was lost before an answer came");
+  }
+}
+
+void HandshakeQuestions::send(Open& open, std::size_t candidate) const {
+  auto connected = std::move(open.candidates[candidate]);
+  open.candidates.clear();
+  open.candidates.push_back(std::move(connected));
+  open.sent = open.candidates.front().socket.send({}, open.question.message.encoded());
+}
+
+bool HandshakeQuestions::receive(Iterator open) {
+  const auto frames = open->second.candidates.front().socket.receive();
+  if (frames.empty()) {
+    return false;
+  }
+  const auto& url = open->second.question.url;
+  if (frames.size() != 1) {
+    end(open, errc::malformed_message, "answer from " + url + " is not a single frame");
+    return true;
+  }
+  std::string_view problem;
+  auto message = detail::parse_frame(bytes_of(frames.front()), problem);
+  if (!problem.empty()) {
+    end(open, errc::malformed_message, "answer from " + url + " is no side message: " + std::string(problem));
+    return true;
+  }
+  answer(open, std::move(message));
+  return true;
+}
+
+void HandshakeQuestions::answer(Iterator open, SideMessage message) {
+  if (!message.is<SideMessageError>()) {
+    end(open, {}, {}, std::move(message));
+    return;
+  }
+  try {
+    constexpr std::size_t longest_sentence = 4096;
+    const auto error = decode_side_message<SideMessageError>(message);
+    end(open, code_of(error), open->second.question.url + " answered: " + error.message.substr(0, longest_sentence));
+  } catch (const TransferError& error) {
+    end(open, error.code(), "answer from " + open->second.question.url + ": " + error.what());
+  }
+}
+
+std::optional<HandshakeQuestions::TimePoint> HandshakeQuestions::next_deadline() const {
+  const auto next = std::ranges::min_element(open_, {}, [](const auto& one) { return one.second.question.deadline; });
+  return next == open_.end() ? std::nullopt : std::optional(next->second.question.deadline);
+}
+
+void HandshakeQuestions::expire(TimePoint now) {
+  for (auto open = open_.begin(); open != open_.end();) {
+    const auto candidate = open++;
+    const auto& [question, candidates, sent] = candidate->second;
+    if (question.deadline > now) {
+      continue;
+    }
+    auto diagnostic = no_answer_in_time(question);
+    if (!sent) {
+      diagnostic += candidates.empty() ? " (its host was not resolved)" : " (no connection was made)";
+    }
+    end(candidate, errc::timed_out, diagnostic);
+  }
+}
+
+void HandshakeQuestions::close() {
+  auto ended = std::exchange(open_, {});
+  for (auto& [number, open] : ended) {
+    open.candidates.clear();
+  }
+  for (const auto& [number, open] : ended) {
+    end_with_closed(open.question);
+  }
+}
+
+void HandshakeQuestions::end(Iterator open, std::error_code ec, const std::string& diagnostic,
+                             SideMessage message) noexcept {
+  // A handler that throws has nobody to throw to.
+  const auto on_answer = std::move(open->second.question.on_answer);
+  open_.erase(open);
+  on_answer(ec, std::move(message), diagnostic);
+}
+
+}  // namespace kvferry::kit

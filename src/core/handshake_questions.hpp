@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "handshake_mailbox.hpp"
+#include "handshake_sockets.hpp"
+
+namespace kvferry::kit {
+
+/// The questions that are on their way, each on sockets of its own. Used by the service's thread alone.
+class HandshakeQuestions {
+ public:
+  using TimePoint = std::chrono::steady_clock::time_point;
+
+  HandshakeQuestions(const SharedContext& context, std::size_t max_message_bytes,
+                     std::weak_ptr<HandshakeMailbox> mailbox)
+      : context_(context), max_message_bytes_(max_message_bytes), mailbox_(std::move(mailbox)) {}
+
+  void start(Question&& question);
+  void resolved(ResolvedCommand&& command);
+
+  /// Adds what to wait for; `serve` has to be given the same items, in this order, after the wait.
+  void append_poll_items(std::vector<zmq_pollitem_t>& items);
+  void serve(std::span<const zmq_pollitem_t> items);
+
+  [[nodiscard]] std::optional<TimePoint> next_deadline() const;
+  void expire(TimePoint now);
+
+  /// Closes all sockets, then ends all questions with `errc::closed`.
+  void close();
+
+ private:
+  /// A connection to one of the host's addresses, or what may become one, and what tells whether it has.
+  struct Candidate {
+    HandshakeSocket socket;
+    HandshakeMonitor monitor;
+  };
+  struct Open {
+    Question question;
+    std::vector<Candidate> candidates;  ///< Empty until the host's name is resolved, one once the question is sent.
+    bool sent = false;
+  };
+  using Iterator = std::map<std::uint64_t, Open>::iterator;
+
+  void connect(Iterator open, std::span<const HostPort> addresses);
+  Candidate connect(const HostPort& address) const;
+  void serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor);
+  void send(Open& open, std::size_t candidate) const;
+  /// @return whether there was anything to receive, so that the question has ended.
+  bool receive(Iterator open);
+  void answer(Iterator open, SideMessage message);
+  void end(Iterator open, std::error_code ec, const std::string& diagnostic, SideMessage message = {}) noexcept;
+
+  const SharedContext& context_;
+  std::size_t max_message_bytes_;
+  std::weak_ptr<HandshakeMailbox> mailbox_;
+  std::uint64_t next_number_ = 0;
+  std::map<std::uint64_t, Open> open_;
+  std::vector<std::uint64_t> polled_;
+};
+
+/// Ends a question that was asked of a closed service.
+void end_with_closed(const Question& question);
+
+}  // namespace kvferry::kit

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/kit/handshake_service.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "handshake_listener.hpp"
+#include "handshake_mailbox.hpp"
+#include "handshake_questions.hpp"
+#include "handshake_sockets.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+/// The service whose thread this is.
+thread_local const void* serving = nullptr;
+
+template <class... Functions>
+struct Overloaded : Functions... {
+  using Functions::operator()...;
+};
+template <class... Functions>
+Overloaded(Functions...) -> Overloaded<Functions...>;
+
+/// Until the deadline, in ZeroMQ's milliseconds: rounded up, lest the last one be spent polling.
+long poll_timeout(const std::optional<HandshakeQuestions::TimePoint>& deadline) {
+  if (!deadline) {
+    return -1;
+  }
+  constexpr std::chrono::milliseconds longest = std::chrono::hours(1);
+  const auto now = std::chrono::steady_clock::now();
+  if (*deadline <= now) {
+    return 0;
+  }
+  return std::min(std::chrono::ceil<std::chrono::milliseconds>(*deadline - now), longest).count();
+}
+
+}  // namespace
+
+struct HandshakeService::Impl {
+  Impl(const Options& options, RequestHandler on_request)
+      : context(options.zmq_context),
+        mailbox(std::make_shared<HandshakeMailbox>()),
+        questions(context, options.max_message_bytes, mailbox) {
+    if (options.bind_url.empty()) {
+      return;
+    }
+    try {
+      listener.emplace(context, options, std::move(on_request), mailbox);
+    } catch (const zmq::error_t& error) {
+      const auto* hint = error.num() == ENODEV ? " (no address of this machine)" : "";
+      throw TransferError(error_code_of(error), "cannot listen at " + options.bind_url + hint);
+    }
+    bound_url = listener->bound_url();
+  }
+
+  void start() {
+    thread = std::thread([this] { run(); });
+  }
+
+  void run() {
+    serving = this;
+    while (!mailbox->closed()) {
+      try {
+        take_turn();
+      } catch (const zmq::error_t& error) {
+        if (error.num() != ETERM) {
+          throw;
+        }
+        // The user terminates the context and waits for the sockets to go.
+        mailbox->close();
+      }
+    }
+    listener.reset();
+    questions.close();
+    end_what_is_left();
+  }
+
+  void end_what_is_left() {
+    do {
+      for (const auto& command : mailbox->take()) {
+        if (const auto* question = std::get_if<Question>(&command)) {
+          end_with_closed(*question);
+        }
+      }
+    } while (!mailbox->retire());
+  }
+
+  void take_turn() {
+    poll_items.assign(1, {nullptr, mailbox->event_fd(), ZMQ_POLLIN, 0});
+    if (listener) {
+      poll_items.push_back(listener->poll_item());
+    }
+    const auto first_question = poll_items.size();
+    questions.append_poll_items(poll_items);
+    const auto count = static_cast<int>(poll_items.size());
+    if (zmq_poll(poll_items.data(), count, poll_timeout(questions.next_deadline())) < 0) {
+      const zmq::error_t error;
+      if (error.num() == EINTR) {
+        return;
+      }
+      throw error;
+    }
+    questions.serve(std::span(poll_items).subspan(first_question));
+    if (listener && poll_items[1].revents != 0) {
+      listener->serve();
+    }
+    if (poll_items[0].revents != 0) {
+      obey(mailbox->take());
+    }
+    questions.expire(std::chrono::steady_clock::now());
+  }
+
+  void obey(std::vector<Command> commands) {
+    const Overloaded obey_one{
+        [this](ReplyCommand& command) { listener->reply(command); },
+        [this](Question& question) { questions.start(std::move(question)); },
+        [this](ResolvedCommand& command) { questions.resolved(std::move(command)); },
+    };
+    for (auto& command : commands) {
+      std::visit(obey_one, command);
+    }
+  }
+
+  void ask(Question question) {
+    Command command = std::move(question);
+    if (mailbox->post(command)) {
+      return;
+    }
+    // Closed, and the thread has ended or is about to: the question needs a thread that tells its handler.
+    const std::lock_guard lock(thread_mutex);
+    if (mailbox->post(command)) {
+      return;
+    }
+    join_thread();
+    thread = std::thread([this, late = std::get<Question>(std::move(command))] {
+      serving = this;
+      mailbox->reopen();
+      end_with_closed(late);
+      end_what_is_left();
+    });
+  }
+
+  void close() {
+    mailbox->close();
+    if (serving != this) {
+      const std::lock_guard lock(thread_mutex);
+      join_thread();
+    }
+  }
+
+  void join_thread() {
+    if (thread.joinable()) {
+      thread.join();
+    }
+  }
+
+  SharedContext context;
+  std::shared_ptr<HandshakeMailbox> mailbox;
+  HandshakeQuestions questions;
+  std::optional<HandshakeListener> listener;
+  std::string bound_url;
+  std::vector<zmq_pollitem_t> poll_items;
+  std::mutex thread_mutex;
+  std::thread thread;
+};
+
+HandshakeService::HandshakeService(Options options, RequestHandler on_request)
+    : impl_(std::make_shared<Impl>(options, std::move(on_request))) {
+  impl_->start();
+}
+
+HandshakeService::~HandshakeService() { close(); }
+
+std::string HandshakeService::bound_url() const { return impl_->bound_url; }
+
+void HandshakeService::ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
+                           AnswerHandler on_answer) {
+  impl_->ask({url, std::move(question), std::chrono::steady_clock::now(), deadline, std::move(on_answer)});
+}
+
+void HandshakeService::close() { impl_->close(); }
+
+}  // namespace kvferry::kit

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "handshake_sockets.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <mutex>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::kit {
+namespace {
+
+std::shared_ptr<zmq::context_t> process_context() {
+  static std::mutex mutex;
+  static std::weak_ptr<zmq::context_t> shared;
+  const std::lock_guard lock(mutex);
+  auto context = shared.lock();
+  if (!context) {
+    context = std::make_shared<zmq::context_t>();
+    // Three for each question that is on its way; the default is 1023.
+    context->set(zmq::ctxopt::max_sockets, 8192);
+    shared = context;
+  }
+  return context;
+}
+
+/// What cppzmq does with EINTR - throw - is of use to nobody here.
+template <class Operation>
+auto uninterrupted(Operation operation) {
+  while (true) {
+    try {
+      return operation();
+    } catch (const zmq::error_t& error) {
+      if (error.num() != EINTR) {
+        throw;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+SharedContext::SharedContext(void* user) : user_(user), own_(user == nullptr ? process_context() : nullptr) {}
+
+HandshakeSocket::HandshakeSocket(const SharedContext& context, zmq::socket_type type, std::size_t max_message_bytes)
+    : handle_(zmq_socket(context.handle(), static_cast<int>(type))) {
+  if (handle_ == nullptr) {
+    throw zmq::error_t();
+  }
+  constexpr std::size_t no_limit = std::numeric_limits<std::int64_t>::max();
+  ref().set(zmq::sockopt::linger, 0);
+  ref().set(zmq::sockopt::maxmsgsize, static_cast<std::int64_t>(std::min(max_message_bytes, no_limit)));
+  ref().set(zmq::sockopt::tcp_keepalive, 1);
+}
+
+void HandshakeSocket::connect(const HostPort& address) const {
+  ref().set(zmq::sockopt::ipv6, address.is_ipv6_literal());
+  ref().connect(address.to_url());
+}
+
+std::uint16_t HandshakeSocket::bind(const HostPort& address) const {
+  ref().set(zmq::sockopt::ipv6, address.is_ipv6_literal() || address.host == "*");
+  ref().bind(address.to_url());
+  return parse_url(ref().get(zmq::sockopt::last_endpoint)).port;
+}
+
+void HandshakeSocket::unbind() const { ref().unbind(ref().get(zmq::sockopt::last_endpoint)); }
+
+std::vector<zmq::message_t> HandshakeSocket::receive() const {
+  std::vector<zmq::message_t> frames;
+  bool more = true;
+  while (more) {
+    zmq::message_t frame;
+    if (!uninterrupted([&] { return ref().recv(frame, zmq::recv_flags::dontwait); })) {
+      break;
+    }
+    more = frame.more();
+    if (frames.size() <= max_frames) {
+      frames.push_back(std::move(frame));
+    }
+  }
+  return frames;
+}
+
+bool HandshakeSocket::send(std::span<const Bytes> envelope, const Bytes& payload) const {
+  const auto send_frame = [this](const Bytes& frame, zmq::send_flags flags) {
+    return uninterrupted([&] {
+      return ref().send(zmq::buffer(frame.data(), frame.size()), flags | zmq::send_flags::dontwait).has_value();
+    });
+  };
+  return std::ranges::all_of(envelope,
+                             [&](const Bytes& frame) { return send_frame(frame, zmq::send_flags::sndmore); }) &&
+         send_frame(payload, zmq::send_flags::none);
+}
+
+HandshakeMonitor::HandshakeMonitor(const SharedContext& context, const HandshakeSocket& watched, int events)
+    : pair_(context, zmq::socket_type::pair, 0) {
+  static std::atomic<std::uint64_t> count = 0;
+  const auto endpoint = "inproc://kvferry-monitor-" + std::to_string(count++);
+  // No limit, lest ZeroMQ's thread wait for room.
+  ref().set(zmq::sockopt::rcvhwm, 0);
+  if (zmq_socket_monitor(watched.ref().handle(), endpoint.c_str(), events) != 0) {
+    throw zmq::error_t();
+  }
+  watched_.reset(watched.ref().handle());
+  ref().connect(endpoint);
+}
+
+std::optional<int> HandshakeMonitor::receive(std::chrono::milliseconds timeout) const {
+  ref().set(zmq::sockopt::rcvtimeo, static_cast<int>(timeout.count()));
+  zmq::message_t event;
+  zmq::message_t address;
+  std::uint16_t number = 0;
+  const auto receive_into = [this](zmq::message_t& frame) {
+    return uninterrupted([&] { return ref().recv(frame).has_value(); });
+  };
+  if (!receive_into(event) || !receive_into(address) || event.size() < sizeof(number)) {
+    return std::nullopt;
+  }
+  std::memcpy(&number, event.data(), sizeof(number));
+  return number;
+}
+
+std::error_code error_code_of(const zmq::error_t& error) noexcept {
+  if (error.num() == ETERM) {
+    return errc::closed;
+  }
+  return {error.num(), std::system_category()};
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/side_message_codec.hpp>
+
+#include <bit>
+
+namespace kvferry {
+namespace {
+
+constexpr std::string_view type_key = "type";
+
+bool is_utf8(std::string_view text) noexcept {
+  const auto byte_at = [text](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  for (std::size_t i = 0; i < text.size();) {
+    const unsigned lead = byte_at(i);
+    const std::size_t size = lead < 0x80   ? 1
+                             : lead < 0xC2 ? 0
+                             : lead < 0xE0 ? 2
+                             : lead < 0xF0 ? 3
+                             : lead < 0xF5 ? 4
+                                           : 0;
+    if (size == 0 || text.size() - i < size) {
+      return false;
+    }
+    for (std::size_t next = i + 1; next < i + size; ++next) {
+      if ((byte_at(next) & 0xC0U) != 0x80) {
+        return false;
+      }
+    }
+    if (size > 2) {
+      // Longer than necessary, a surrogate, or behind the last code point.
+      const unsigned second = byte_at(i + 1);
+      if ((lead == 0xE0 && second < 0xA0) || (lead == 0xED && second > 0x9F) || (lead == 0xF0 && second < 0x90) ||
+          (lead == 0xF4 && second > 0x8F)) {
+        return false;
+      }
+    }
+    i += size;
+  }
+  return true;
+}
+
+/// Walks through a frame without storing any of it, checks its shape and picks out the type.
+class ShapeVisitor : public msgpack::null_visitor {
+ public:
+  explicit ShapeVisitor(std::size_t frame_size) noexcept : frame_size_(frame_size) {}
+
+  [[nodiscard]] std::string_view problem() const noexcept { return problem_; }
+  [[nodiscard]] std::optional<std::string_view> type() const noexcept { return type_; }
+
+  bool visit_nil() { return accept_non_string(); }
+  bool visit_boolean(bool) { return accept_non_string(); }
+  bool visit_positive_integer(std::uint64_t) { return accept_non_string(); }
+  bool visit_negative_integer(std::int64_t) { return accept_non_string(); }
+  bool visit_float32(float) { return accept_non_string(); }
+  bool visit_float64(double) { return accept_non_string(); }
+  bool visit_bin(const char*, std::uint32_t) { return accept_non_string(); }
+  bool visit_ext(const char*, std::uint32_t) { return accept_non_string(); }
+
+  bool visit_str(const char* data, std::uint32_t size) {
+    const std::string_view text(data, size);
+    if (depth_ == 0) {
+      return refuse(not_a_map);
+    }
+    if (!is_utf8(text)) {
+      return refuse("a string is not UTF-8");
+    }
+    if (depth_ > 1) {
+      return true;
+    }
+    if (in_key_) {
+      is_type_value_ = text == type_key;
+      return !is_type_value_ || !type_ || refuse("the key \"type\" is there twice");
+    }
+    if (is_type_value_) {
+      type_ = text;
+    }
+    return true;
+  }
+
+  bool start_array(std::uint32_t count) { return accept_non_string() && start_container(count); }
+  bool end_array() { return end_container(); }
+  bool start_map(std::uint32_t count) { return (depth_ == 0 || accept_non_string()) && start_container(count); }
+  bool end_map() { return end_container(); }
+
+  bool start_map_key() { return set_in_key(true); }
+  bool end_map_key() { return set_in_key(false); }
+
+  void parse_error(std::size_t, std::size_t) {
+    if (problem_.empty()) {
+      problem_ = "it is not msgpack";
+    }
+  }
+  void insufficient_bytes(std::size_t, std::size_t) { problem_ = "it is cut off"; }
+
+ private:
+  static constexpr std::string_view not_a_map = "it is not a map";
+
+  bool refuse(std::string_view problem) {
+    problem_ = problem;
+    return false;
+  }
+
+  bool accept_non_string() {
+    if (depth_ == 0) {
+      return refuse(not_a_map);
+    }
+    if (depth_ == 1 && in_key_) {
+      return refuse("a key is not a string");
+    }
+    return depth_ > 1 || !is_type_value_ || refuse("the value of \"type\" is not a string");
+  }
+
+  /// Only the keys of the outermost map matter.
+  bool set_in_key(bool in_key) {
+    if (depth_ == 1) {
+      in_key_ = in_key;
+    }
+    return true;
+  }
+
+  bool start_container(std::uint32_t count) {
+    if (depth_ == max_side_message_depth) {
+      return refuse("it is nested too deeply");
+    }
+    if (count > frame_size_) {
+      return refuse("it is cut off");
+    }
+    ++depth_;
+    return true;
+  }
+
+  bool end_container() {
+    --depth_;
+    return true;
+  }
+
+  std::size_t frame_size_;
+  std::size_t depth_ = 0;
+  bool in_key_ = false;
+  bool is_type_value_ = false;
+  std::optional<std::string_view> type_;
+  std::string_view problem_;
+};
+
+/// The frame's type; nothing and a problem if the frame isn't a side message.
+std::optional<std::string_view> check_shape(std::span<const std::byte> frame, std::string_view& problem) {
+  const auto* data = reinterpret_cast<const char*>(frame.data());
+  ShapeVisitor visitor(frame.size());
+  std::size_t consumed = 0;
+  if (!msgpack::parse(data, frame.size(), consumed, visitor)) {
+    problem = visitor.problem();
+  } else if (consumed != frame.size()) {
+    problem = "something follows the map";
+  } else if (!visitor.type()) {
+    problem = "the key \"type\" is missing";
+  } else {
+    return visitor.type();
+  }
+  return std::nullopt;
+}
+
+std::string_view kind_of(const msgpack::object& value) noexcept {
+  switch (value.type) {
+    case msgpack::type::NIL: return "nil";
+    case msgpack::type::BOOLEAN: return "bool";
+    case msgpack::type::POSITIVE_INTEGER:
+    case msgpack::type::NEGATIVE_INTEGER: return "int";
+    case msgpack::type::FLOAT32:
+    case msgpack::type::FLOAT64: return "float";
+    case msgpack::type::STR: return "str";
+    case msgpack::type::BIN: return "bin";
+    case msgpack::type::ARRAY: return "array";
+    case msgpack::type::MAP: return "map";
+    case msgpack::type::EXT: return "ext";
+  }
+  return "something else";
+}
+
+bool is_string(const msgpack::object& value, std::string_view text) noexcept {
+  return value.type == msgpack::type::STR && std::string_view(value.via.str.ptr, value.via.str.size) == text;
+}
+
+}  // namespace
+
+SideMessage parse_side_message(std::span<const std::byte> frame, std::error_code& ec) {
+  std::string_view problem;
+  auto message = detail::parse_frame(frame, problem);
+  ec = problem.empty() ? std::error_code() : make_error_code(errc::malformed_message);
+  return message;
+}
+
+SideMessage parse_side_message(std::span<const std::byte> frame) {
+  std::string_view problem;
+  auto message = detail::parse_frame(frame, problem);
+  if (!problem.empty()) {
+    throw TransferError(errc::malformed_message, "frame of " + std::to_string(frame.size()) +
+                                                     " bytes is no side message: " + std::string(problem));
+  }
+  return message;
+}
+
+namespace detail {
+
+SideMessage parse_frame(std::span<const std::byte> frame, std::string_view& problem) {
+  const auto type = check_shape(frame, problem);
+  return type ? SideMessage(std::string(*type), Bytes(frame.begin(), frame.end())) : SideMessage();
+}
+
+void encode_float64(Bytes& bytes, double value) {
+  constexpr std::byte float64{0xCB};
+  bytes.push_back(float64);
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    bytes.push_back(static_cast<std::byte>(bits >> shift));
+  }
+}
+
+bool unpack_side_message(std::span<const std::byte> encoded, msgpack::object_handle& result, DecodeProblem& problem) {
+  // Unpacking allocates what a container declares, so it comes after the walk that has seen all the elements.
+  std::string_view shape_problem;
+  if (!check_shape(encoded, shape_problem)) {
+    problem.what = shape_problem;
+    return false;
+  }
+  const auto refer_to_frame = [](msgpack::type::object_type, std::size_t, void*) { return true; };
+  msgpack::unpack(result, reinterpret_cast<const char*>(encoded.data()), encoded.size(), refer_to_frame);
+  return true;
+}
+
+bool unexpected(const msgpack::object& from, std::string_view expected, DecodeProblem& problem) {
+  problem.what = "expected " + std::string(expected) + ", got " + std::string(kind_of(from));
+  return false;
+}
+
+bool expect_kind(const msgpack::object& from, msgpack::type::object_type expected, DecodeProblem& problem) {
+  if (from.type == expected) {
+    return true;
+  }
+  msgpack::object example;
+  example.type = expected;
+  return unexpected(from, kind_of(example), problem);
+}
+
+const msgpack::object* find_field(const msgpack::object& map, std::string_view name, DecodeProblem& problem) {
+  const msgpack::object* found = nullptr;
+  for (const auto& [key, value] : std::span(map.via.map.ptr, map.via.map.size)) {
+    if (!is_string(key, name)) {
+      continue;
+    }
+    if (found != nullptr) {
+      problem.what = "there twice";
+      return nullptr;
+    }
+    found = &value;
+  }
+  return found;
+}
+
+bool expect_type(const msgpack::object& map, std::string_view type, DecodeProblem& problem) {
+  std::string actual;
+  if (!decode_field(map, type_key, actual, problem)) {
+    return false;
+  }
+  if (actual != type) {
+    problem = {std::string(type_key), "expected \"" + std::string(type) + "\", got \"" + actual.substr(0, 64) + '"'};
+    return false;
+  }
+  return true;
+}
+
+void throw_malformed(std::string_view type, const DecodeProblem& problem) {
+  auto text = "side message " + std::string(type) + ": ";
+  if (!problem.where.empty()) {
+    text += "field \"" + problem.where + "\": ";
+  }
+  throw TransferError(errc::malformed_message, text + problem.what);
+}
+
+}  // namespace detail
+}  // namespace kvferry

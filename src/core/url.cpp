@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
+
+#include <asio/ip/address_v6.hpp>
+
+#include <algorithm>
+#include <charconv>
+
+namespace kvferry {
+namespace {
+
+constexpr std::string_view scheme = "tcp://";
+constexpr std::size_t longest_url = 512;
+
+/// What is wrong with a url; nothing if it is in order.
+using Problem = std::string_view;
+
+bool is_host_character(char c) noexcept {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '-' || c == '_';
+}
+
+Problem parse_port(std::string_view text, std::uint16_t& port) {
+  const auto* end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data(), end, port);
+  if (text.empty() || error != std::errc{} || stopped != end) {
+    return "the port is not a number from 0 to 65535";
+  }
+  return {};
+}
+
+Problem parse_bracketed_host(std::string_view text, HostPort& result) {
+  const auto bracket = text.find(']');
+  if (bracket == std::string_view::npos) {
+    return "the closing bracket is missing";
+  }
+  result.host = text.substr(1, bracket - 1);
+  asio::error_code ec;
+  asio::ip::make_address_v6(result.host, ec);
+  if (ec) {
+    return "what is in brackets is not an IPv6 address";
+  }
+  if (text.substr(bracket + 1, 1) != ":") {
+    return "the port is missing";
+  }
+  return parse_port(text.substr(bracket + 2), result.port);
+}
+
+Problem parse_plain_host(std::string_view text, HostPort& result) {
+  const auto colon = text.find(':');
+  if (colon == std::string_view::npos) {
+    return "the port is missing";
+  }
+  if (colon != text.rfind(':')) {
+    return "an IPv6 address needs brackets";
+  }
+  result.host = text.substr(0, colon);
+  if (result.host.empty()) {
+    return "the host is missing";
+  }
+  if (result.host != "*" && !std::ranges::all_of(result.host, is_host_character)) {
+    return "the host has a character that no host name has";
+  }
+  return parse_port(text.substr(colon + 1), result.port);
+}
+
+Problem parse(std::string_view url, HostPort& result) {
+  if (url.empty()) {
+    return "it is empty";
+  }
+  if (url.size() > longest_url) {
+    return "it is longer than 512 characters";
+  }
+  if (url.starts_with(scheme)) {
+    url.remove_prefix(scheme.size());
+  } else if (url.find("://") != std::string_view::npos) {
+    return "the scheme is not tcp";
+  }
+  return url.starts_with('[') ? parse_bracketed_host(url, result) : parse_plain_host(url, result);
+}
+
+/// The url as far as it can be shown on one line of a log.
+std::string quote(std::string_view url) {
+  constexpr std::size_t longest_quote = 128;
+  std::string text(url.substr(0, longest_quote));
+  std::ranges::replace_if(
+      text, [](char c) { return c < ' ' || c > '~'; }, '?');
+  return '"' + text + (url.size() > longest_quote ? "...\"" : "\"");
+}
+
+}  // namespace
+
+std::string HostPort::to_string() const {
+  const auto text = is_ipv6_literal() ? '[' + host + ']' : host;
+  return text + ':' + std::to_string(port);
+}
+
+std::string HostPort::to_url() const { return std::string(scheme) + to_string(); }
+
+HostPort parse_url(std::string_view url, std::error_code& ec) {
+  HostPort result;
+  if (!parse(url, result).empty()) {
+    ec = errc::invalid_url;
+    return {};
+  }
+  ec.clear();
+  return result;
+}
+
+HostPort parse_url(std::string_view url) {
+  HostPort result;
+  if (const auto problem = parse(url, result); !problem.empty()) {
+    throw TransferError(errc::invalid_url, "url " + quote(url) + ": " + std::string(problem));
+  }
+  return result;
+}
+
+}  // namespace kvferry

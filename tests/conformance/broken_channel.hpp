@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/execution.hpp>
+#include <asio/execution_context.hpp>
+#include <asio/query.hpp>
+#include <asio/use_future.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdlib>
+#include <future>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "conformance/decorated_channel.hpp"
+
+namespace kvferry::testing {
+
+/// What a deliberately broken channel does wrong.
+enum class Fault {
+  none,                ///< Nothing: for control.
+  double_completion,   ///< Calls a completion twice.
+  lost_completion,     ///< Drops every third completion.
+  stuck_completion,    ///< Keeps every third completion, and never calls it.
+  inline_handler,      ///< Runs handlers inside the call that started the operation.
+  early_release,       ///< Ends a write before its bytes have moved.
+  early_notification,  ///< Hands a notification out before the bytes have moved.
+  wrong_byte,          ///< Changes one byte of each batch.
+  wrong_count,         ///< Counts one object too few.
+  whole_pages,         ///< Writes whole pages where objects are smaller.
+  no_statuses,         ///< Does not report on the objects of a batch.
+  deaf_to_cancel,      ///< Ignores the cancellation slot.
+  endless,             ///< Ignores the deadline.
+  deaf_to_close,       ///< Goes on after `close`.
+  hanging_close,       ///< Never returns from `close`.
+  incapable,           ///< Offers nothing, so that every test of what it can do is skipped.
+};
+
+[[nodiscard]] inline const std::map<std::string_view, Fault>& faults() {
+  static const std::map<std::string_view, Fault> all{
+      {"none", Fault::none},
+      {"double_completion", Fault::double_completion},
+      {"lost_completion", Fault::lost_completion},
+      {"stuck_completion", Fault::stuck_completion},
+      {"inline_handler", Fault::inline_handler},
+      {"early_release", Fault::early_release},
+      {"early_notification", Fault::early_notification},
+      {"wrong_byte", Fault::wrong_byte},
+      {"wrong_count", Fault::wrong_count},
+      {"whole_pages", Fault::whole_pages},
+      {"no_statuses", Fault::no_statuses},
+      {"deaf_to_cancel", Fault::deaf_to_cancel},
+      {"endless", Fault::endless},
+      {"deaf_to_close", Fault::deaf_to_close},
+      {"hanging_close", Fault::hanging_close},
+      {"incapable", Fault::incapable},
+  };
+  return all;
+}
+
+/// Where the test that starts this program says which fault it wants.
+inline constexpr const char* fault_variable = "KVFERRY_TESTING_FAULT";
+
+[[nodiscard]] inline Fault requested_fault() {
+  const char* const name = std::getenv(fault_variable);
+  const auto found = faults().find(name == nullptr ? std::string_view() : std::string_view(name));
+  if (found == faults().end()) {
+    throw std::invalid_argument(std::string("set ") + fault_variable + " to one of the faults in broken_channel.hpp");
+  }
+  return found->second;
+}
+
+/// An executor that runs everything at once, where it is; also what is posted, which Asio forbids.
+class InlineExecutor {
+ public:
+  explicit InlineExecutor(asio::execution_context& context) : context_(&context) {}
+
+  template <class Function>
+  void execute(Function&& function) const {
+    std::decay_t<Function> own(std::forward<Function>(function));
+    own();
+  }
+
+  [[nodiscard]] asio::execution_context& query(asio::execution::context_t) const noexcept { return *context_; }
+  [[nodiscard]] static constexpr asio::execution::blocking_t query(asio::execution::blocking_t) noexcept {
+    return asio::execution::blocking.never;
+  }
+  [[nodiscard]] const InlineExecutor& require(asio::execution::blocking_t::never_t) const noexcept { return *this; }
+
+  friend bool operator==(const InlineExecutor& a, const InlineExecutor& b) noexcept { return a.context_ == b.context_; }
+  friend bool operator!=(const InlineExecutor& a, const InlineExecutor& b) noexcept { return !(a == b); }
+
+ private:
+  asio::execution_context* context_;
+};
+
+/// A channel with one fault, and otherwise as good as the one in it.
+class BrokenChannel final : public DecoratedChannel {
+ public:
+  BrokenChannel(std::unique_ptr<BaseTransferChannel> inner_channel, Fault fault)
+      : DecoratedChannel(std::move(inner_channel)), fault_(fault) {}
+
+  [[nodiscard]] asio::any_io_executor get_executor() const override {
+    const auto executor = DecoratedChannel::get_executor();
+    return fault_ == Fault::inline_handler
+               ? asio::any_io_executor(InlineExecutor(asio::query(executor, asio::execution::context)))
+               : executor;
+  }
+
+  [[nodiscard]] Capabilities capabilities() const noexcept override {
+    return fault_ == Fault::incapable ? Capabilities{} : DecoratedChannel::capabilities();
+  }
+
+  void close() override {
+    if (fault_ == Fault::deaf_to_close) {
+      return;
+    }
+    if (fault_ == Fault::hanging_close) {
+      std::promise<void>().get_future().wait_until(std::chrono::steady_clock::time_point::max());
+    }
+    release_held();
+    DecoratedChannel::close();
+  }
+
+ protected:
+  void start_transfer(TransferRequest request, Completion completion) override {
+    release_held();
+    switch (fault_) {
+      case Fault::double_completion: complete_twice(std::move(request), std::move(completion)); break;
+      case Fault::lost_completion:
+      case Fault::stuck_completion: lose_some(std::move(request), std::move(completion)); break;
+      case Fault::inline_handler: complete_inline(std::move(request), std::move(completion)); break;
+      case Fault::early_release: release_early(std::move(request), std::move(completion)); break;
+      case Fault::early_notification: notify_early(std::move(request), std::move(completion)); break;
+      case Fault::wrong_byte: change_a_byte(std::move(request), std::move(completion)); break;
+      case Fault::wrong_count: miscount(std::move(request), std::move(completion)); break;
+      case Fault::whole_pages: widen(std::move(request), std::move(completion)); break;
+      case Fault::deaf_to_cancel: transfer_then(std::move(request), std::move(completion), complete); break;
+      case Fault::no_statuses:
+        request.statuses = {};
+        DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+        break;
+      case Fault::endless:
+        request.timeout = std::chrono::hours(1);
+        DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+        break;
+      case Fault::none:
+      case Fault::deaf_to_close:
+      case Fault::hanging_close:
+      case Fault::incapable: DecoratedChannel::start_transfer(std::move(request), std::move(completion)); break;
+    }
+  }
+
+ private:
+  struct Held {
+    TransferRequest request;
+    Completion completion;  ///< Empty: it has been called already.
+  };
+
+  static void complete(Completion& completion, std::error_code error, std::size_t count) { completion(error, count); }
+
+  /// Does the transfer and has `finish` call the completion.
+  template <class Finish>
+  void transfer_then(TransferRequest request, Completion completion, Finish finish) {
+    inner().async_transfer(std::move(request),
+                           [completion = std::move(completion), finish = std::move(finish)](
+                               std::error_code error, std::size_t count) mutable { finish(completion, error, count); });
+  }
+
+  void complete_twice(TransferRequest request, Completion completion) {
+    transfer_then(std::move(request), std::move(completion),
+                  [](Completion& end, std::error_code error, std::size_t count) {
+                    end(error, count);
+                    end(error, count);
+                  });
+  }
+
+  void miscount(TransferRequest request, Completion completion) {
+    transfer_then(
+        std::move(request), std::move(completion),
+        [](Completion& end, std::error_code error, std::size_t count) { end(error, count == 0 ? 0 : count - 1); });
+  }
+
+  void lose_some(TransferRequest request, Completion completion) {
+    const std::unique_lock lock(mutex_);
+    if (++started_ % 3 != 0) {
+      DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+      return;
+    }
+    inner().async_transfer(std::move(request), [](std::error_code, std::size_t) {});
+    if (fault_ == Fault::stuck_completion) {
+      kept_.push_back(std::move(completion));
+    }
+  }
+
+  void complete_inline(TransferRequest request, Completion completion) {
+    auto result = inner().async_transfer(std::move(request), asio::use_future);
+    try {
+      const std::size_t count = result.get();
+      completion({}, count);
+    } catch (const std::system_error& error) {
+      completion(error.code(), 0);
+    }
+  }
+
+  /// Says "done", and does it only with the next operation.
+  void release_early(TransferRequest request, Completion completion) {
+    if (request.kind != TransferKind::write || request.objects.empty()) {
+      DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+      return;
+    }
+    const std::size_t count = request.objects.size();
+    std::fill(request.statuses.begin(), request.statuses.end(), std::error_code());
+    request.statuses = {};
+    request.diagnostic = nullptr;
+    hold(std::move(request), {});
+    completion({}, count);
+  }
+
+  /// Sends the notification behind nothing, and the write with the next operation.
+  void notify_early(TransferRequest request, Completion completion) {
+    if (request.notification.empty() || request.objects.empty()) {
+      DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+      return;
+    }
+    TransferRequest alone = request;
+    alone.objects.assign(1, MutableBuffer());
+    alone.remote_indexes.resize(1);
+    alone.statuses = {};
+    alone.diagnostic = nullptr;
+    request.notification.clear();
+    hold(std::move(request), std::move(completion));
+    inner().async_transfer(std::move(alone), [](std::error_code, std::size_t) {});
+  }
+
+  void hold(TransferRequest request, Completion completion) {
+    const std::lock_guard lock(mutex_);
+    held_.push_back({std::move(request), std::move(completion)});
+  }
+
+  void release_held() {
+    std::vector<Held> held;
+    {
+      const std::lock_guard lock(mutex_);
+      held.swap(held_);
+    }
+    for (Held& late : held) {
+      transfer_then(std::move(late.request), std::move(late.completion),
+                    [](Completion& end, std::error_code error, std::size_t count) {
+                      if (end) {
+                        end(error, count);
+                      }
+                    });
+    }
+  }
+
+  /// The last byte of the last object that has one: of a copy before it goes out, of the buffer after it has come in.
+  void change_a_byte(TransferRequest request, Completion completion) {
+    const auto last = std::find_if(request.objects.rbegin(), request.objects.rend(),
+                                   [](MutableBuffer object) { return !object.empty(); });
+    if (last == request.objects.rend()) {
+      DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+      return;
+    }
+    if (request.kind == TransferKind::write || request.kind == TransferKind::send) {
+      const auto copy = std::make_shared<std::vector<std::byte>>(last->begin(), last->end());
+      copy->back() ^= std::byte{1};
+      *last = MutableBuffer(*copy);
+      transfer_then(std::move(request), std::move(completion),
+                    [copy](Completion& end, std::error_code error, std::size_t count) { end(error, count); });
+      return;
+    }
+    const MutableBuffer incoming = *last;
+    transfer_then(std::move(request), std::move(completion),
+                  [incoming](Completion& end, std::error_code error, std::size_t count) {
+                    incoming.back() ^= std::byte{2};
+                    end(error, count);
+                  });
+  }
+
+  /// Makes every object of a write as large as a page.
+  void widen(TransferRequest request, Completion completion) {
+    const auto info = inner().peer_info(request.peer_id);
+    const auto wide = std::make_shared<std::list<std::vector<std::byte>>>();
+    for (MutableBuffer& object : request.objects) {
+      if (info && request.kind == TransferKind::write) {
+        auto& copy = wide->emplace_back(info->regions.at(request.remote_region).page_size);
+        std::copy_n(object.begin(), std::min(object.size(), copy.size()), copy.begin());
+        object = copy;
+      }
+    }
+    transfer_then(std::move(request), std::move(completion),
+                  [wide](Completion& end, std::error_code error, std::size_t count) { end(error, count); });
+  }
+
+  const Fault fault_;
+  std::mutex mutex_;
+  std::size_t started_ = 0;
+  std::vector<Completion> kept_;
+  std::vector<Held> held_;
+};
+
+}  // namespace kvferry::testing

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The conformance suite for a channel that is broken as KVFERRY_TESTING_FAULT says; broken_channels_test.cpp runs it.
+#include <chrono>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/conformance.hpp>
+
+#include "conformance/broken_channel.hpp"
+
+namespace kvferry::testing {
+
+struct Broken {
+  static constexpr std::string_view name = "Channel";
+  /// What is lost here is lost on purpose, and need not be waited for as long.
+  static constexpr std::chrono::milliseconds wait_limit{5000};
+  static constexpr bool reconnects = true;
+
+  static std::unique_ptr<BaseTransferChannel> make_channel(ChannelOptions options) {
+    TcpOptions tcp;
+    static_cast<ChannelOptions&>(tcp) = std::move(options);
+    return std::make_unique<BrokenChannel>(std::make_unique<TcpTransferChannel>(std::move(tcp)), requested_fault());
+  }
+};
+
+}  // namespace kvferry::testing
+
+KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Broken, Broken);
+
+int main(int argc, char** argv) { return kvferry::testing::run_main(argc, argv); }

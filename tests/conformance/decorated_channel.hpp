@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/bind_executor.hpp>
+#include <asio/cancellation_signal.hpp>
+#include <asio/post.hpp>
+#include <asio/strand.hpp>
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include <kvferry/base_transfer_channel.hpp>
+
+namespace kvferry::testing {
+
+/// A channel around another that does what the other does. Deliberately broken channels override a part of it.
+class DecoratedChannel : public BaseTransferChannel {
+ public:
+  explicit DecoratedChannel(std::unique_ptr<BaseTransferChannel> inner) : inner_(std::move(inner)) {}
+
+  [[nodiscard]] std::string_view transport() const noexcept override { return inner_->transport(); }
+  [[nodiscard]] Capabilities capabilities() const noexcept override { return inner_->capabilities(); }
+  [[nodiscard]] asio::any_io_executor get_executor() const override { return inner_->get_executor(); }
+  [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept override { return inner_->regions(); }
+  [[nodiscard]] std::string peer_init_url() const override { return inner_->peer_init_url(); }
+  [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override {
+    return inner_->peer_info(peer_id);
+  }
+  [[nodiscard]] bool remote_xfer_handler_exists(std::string_view peer_id) const override {
+    return inner_->remote_xfer_handler_exists(peer_id);
+  }
+  void close() override { inner_->close(); }
+
+ protected:
+  [[nodiscard]] BaseTransferChannel& inner() { return *inner_; }
+
+  void start_transfer(TransferRequest request, Completion completion) override {
+    forward(std::move(completion),
+            [&](auto handler) { inner_->async_transfer(std::move(request), std::move(handler)); });
+  }
+
+  void start_init_peer(InitRequest request, SideMessageCompletion completion) override {
+    forward(std::move(completion), [&](auto handler) {
+      inner_->async_lazy_init_peer_connection(request.local_id, request.peer_id, request.peer_init_url,
+                                              std::move(request.side_message), {request.timeout, request.diagnostic},
+                                              std::move(handler));
+    });
+  }
+
+  void start_side_message(InitRequest request, SideMessageCompletion completion) override {
+    forward(std::move(completion), [&](auto handler) {
+      inner_->async_send_init_side_msg(request.peer_init_url, std::move(request.side_message).value_or(SideMessage{}),
+                                       {request.timeout, request.diagnostic}, std::move(handler));
+    });
+  }
+
+  void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
+                                  NotificationCompletion completion) override {
+    forward(std::move(completion),
+            [&](auto handler) { inner_->async_receive_notification(timeout, std::move(handler)); });
+  }
+
+ private:
+  /// Starts an operation of the inner channel that ends with this completion, and is cancelled with it. The inner
+  /// handler and the inner signal meet on a strand, as Asio asks.
+  template <class... Results, class Start>
+  void forward(CompletionHandler<void(std::error_code, Results...)> completion, Start start) {
+    const auto signal = std::make_shared<asio::cancellation_signal>();
+    const asio::any_io_executor strand = asio::make_strand(inner_->get_executor());
+    completion.on_cancel(
+        [signal, strand](asio::cancellation_type type) { asio::post(strand, [signal, type] { signal->emit(type); }); });
+    start(asio::bind_cancellation_slot(
+        signal->slot(), asio::bind_executor(strand, [signal, completion = std::move(completion)](
+                                                        std::error_code error, Results... results) mutable {
+          completion(error, std::move(results)...);
+        })));
+  }
+
+  std::unique_ptr<BaseTransferChannel> inner_;
+};
+
+}  // namespace kvferry::testing

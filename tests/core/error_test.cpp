@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/error.hpp>
+
+#include <gtest/gtest.h>
+#include <asio/error.hpp>
+
+#include <cerrno>
+#include <set>
+#include <string>
+#include <system_error>
+#include <vector>
+
+namespace kvferry {
+namespace {
+
+constexpr auto last_errc = errc::unhandled_side_message;
+
+std::vector<std::error_code> own_codes() {
+  std::vector<std::error_code> codes;
+  for (int value = 1; value <= static_cast<int>(last_errc); ++value) {
+    codes.emplace_back(value, error_category());
+  }
+  return codes;
+}
+
+/// The values of those of our own codes that belong to a condition.
+std::set<errc> own_codes_of(condition wanted) {
+  std::set<errc> codes;
+  for (const auto& code : own_codes()) {
+    if (code == wanted) {
+      codes.insert(static_cast<errc>(code.value()));
+    }
+  }
+  return codes;
+}
+
+TEST(Error, EveryCodeHasASentenceOfItsOwn) {
+  std::set<std::string> sentences;
+  for (const auto& code : own_codes()) {
+    EXPECT_NE(code.message(), "unknown error") << code.value();
+    EXPECT_TRUE(sentences.insert(code.message()).second) << code.message();
+  }
+  EXPECT_EQ(std::error_code(static_cast<int>(last_errc) + 1, error_category()).message(), "unknown error");
+  EXPECT_EQ(std::error_code(0, error_category()).message(), "unknown error");
+  EXPECT_STREQ(error_category().name(), "kvferry");
+  EXPECT_STREQ(condition_category().name(), "kvferry.condition");
+  EXPECT_FALSE(make_error_condition(condition::retryable).message().empty());
+}
+
+TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
+  const std::set<errc> arguments{errc::empty_peer_id,      errc::unknown_peer,           errc::self_connection,
+                                 errc::invalid_url,        errc::count_mismatch,         errc::unknown_region,
+                                 errc::index_out_of_range, errc::object_too_large,       errc::not_in_region,
+                                 errc::access_denied,      errc::notification_too_large, errc::invalid_region,
+                                 errc::not_supported,      errc::would_deadlock};
+  EXPECT_EQ(own_codes_of(condition::invalid_argument), arguments);
+  EXPECT_EQ(own_codes_of(condition::peer_failed),
+            (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted}));
+  EXPECT_EQ(own_codes_of(condition::retryable),
+            (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit,
+                      errc::peer_cancelled}));
+  EXPECT_EQ(own_codes_of(condition::cancelled), (std::set{errc::cancelled, errc::closed}));
+  EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out}));
+}
+
+TEST(HandshakeFaults, Line09_UnknownPeerAndFailedPeerDiffer) {
+  const std::error_code unknown = errc::unknown_peer;
+  EXPECT_NE(unknown, condition::peer_failed);
+  EXPECT_NE(unknown, condition::retryable);
+  const std::error_code lost = errc::connection_lost;
+  EXPECT_EQ(lost, condition::peer_failed);
+  EXPECT_NE(lost, condition::invalid_argument);
+}
+
+TEST(HandshakeFaults, Line08_TheSameCallToARestartedPeerIsNotWorthAnotherTry) {
+  const std::error_code restarted = errc::peer_restarted;
+  EXPECT_EQ(restarted, condition::peer_failed);
+  EXPECT_NE(restarted, condition::retryable);
+}
+
+class PeerFailure : public testing::TestWithParam<std::error_code> {};
+
+TEST_P(PeerFailure, IsPeerFailedAndRetryable) {
+  EXPECT_EQ(GetParam(), condition::peer_failed);
+  EXPECT_EQ(GetParam(), condition::retryable);
+  EXPECT_NE(GetParam(), condition::cancelled);
+  EXPECT_NE(GetParam(), condition::timed_out);
+  EXPECT_NE(GetParam(), condition::invalid_argument);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Error, PeerFailure,
+    testing::Values(
+        std::error_code(asio::error::eof), std::error_code(asio::error::connection_reset),
+        std::error_code(asio::error::host_not_found), std::error_code(asio::error::host_not_found_try_again),
+        std::error_code(ECONNRESET, std::system_category()), std::error_code(ECONNRESET, std::generic_category()),
+        std::error_code(EPIPE, std::system_category()), std::error_code(ECONNREFUSED, std::system_category()),
+        std::error_code(ECONNABORTED, std::system_category()), std::error_code(EHOSTUNREACH, std::system_category()),
+        std::error_code(EHOSTDOWN, std::system_category()), std::error_code(ENETUNREACH, std::system_category()),
+        std::error_code(ENETDOWN, std::system_category()), std::error_code(ENETRESET, std::system_category()),
+        std::error_code(ENOTCONN, std::system_category())));
+
+TEST(Error, CodesOfOtherCategoriesFallUnderTheConditions) {
+  EXPECT_EQ(std::error_code(asio::error::operation_aborted), condition::cancelled);
+  EXPECT_NE(std::error_code(asio::error::operation_aborted), condition::retryable);
+  EXPECT_EQ(std::error_code(ETIMEDOUT, std::system_category()), condition::timed_out);
+  EXPECT_EQ(std::error_code(asio::error::timed_out), condition::timed_out);
+  EXPECT_EQ(std::error_code(ETIMEDOUT, std::system_category()), condition::retryable);
+  EXPECT_EQ(std::error_code(EINVAL, std::system_category()), condition::invalid_argument);
+  EXPECT_NE(std::error_code(ENOENT, std::system_category()), condition::retryable);
+}
+
+TEST(Error, NothingIsNoCondition) {
+  for (const auto wanted : {condition::invalid_argument, condition::peer_failed, condition::retryable,
+                            condition::cancelled, condition::timed_out}) {
+    EXPECT_NE(std::error_code(), wanted);
+  }
+}
+
+TEST(Error, OwnCodesCompareWithTheStandardOnes) {
+  const std::error_code cancelled = errc::cancelled;
+  const std::error_code timed_out = errc::timed_out;
+  const std::error_code closed = errc::closed;
+  EXPECT_EQ(cancelled, std::errc::operation_canceled);
+  EXPECT_EQ(timed_out, std::errc::timed_out);
+  EXPECT_NE(closed, std::errc::operation_canceled);
+}
+
+TEST(Error, TransferErrorCarriesCountCodeAndText) {
+  const TransferError error(errc::timed_out, "peer \"a\"", 3);
+  EXPECT_EQ(error.transferred(), 3U);
+  EXPECT_EQ(error.code(), errc::timed_out);
+  EXPECT_STREQ(error.what(), "peer \"a\": the deadline passed");
+}
+
+}  // namespace
+}  // namespace kvferry

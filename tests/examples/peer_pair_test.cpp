@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The peer pair as its users meet it: two programs, their output, and their exit codes.
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <random>
+#include <string>
+#include <tuple>
+
+#include "peer_pair.hpp"
+
+namespace kvferry_test {
+namespace {
+
+const Arguments small_cache{"--model", "qwen2.5-7b", "--tokens", "100"};  // 5.7 MB in 175 pages
+
+std::string random_bytes(std::size_t size) {
+  std::mt19937_64 random(size + 1);
+  std::string bytes(size, '\0');
+  for (auto& byte : bytes) {
+    byte = static_cast<char>(random());
+  }
+  return bytes;
+}
+
+std::string checksum_in(PeerProcess& peer) {
+  const auto line = peer.wait_for_line("checksum XXH3-128 ");
+  return line.substr(line.find("XXH3-128 ") + 9, 32);
+}
+
+class PeerPairMode : public testing::TestWithParam<const char*> {
+ protected:
+  [[nodiscard]] static Arguments mode() { return {"--mode", GetParam()}; }
+};
+
+TEST_P(PeerPairMode, MovesAGeneratedCache) {
+  PeerPair peers(small_cache, mode());
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();
+  EXPECT_EQ(peers.decode.wait_for_exit(), 0) << peers.decode.errors();
+
+  const std::string moved = "moved 5734400 bytes in 175 pages, ";
+  EXPECT_NE(peers.prefill.output().find(moved), std::string::npos) << peers.prefill.output();
+  EXPECT_NE(peers.decode.output().find(moved), std::string::npos) << peers.decode.output();
+  EXPECT_NE(peers.prefill.output().find(std::string(" GB/s, mode ") + GetParam() + ", path tcp "), std::string::npos)
+      << peers.prefill.output();
+  EXPECT_EQ(checksum_in(peers.prefill), checksum_in(peers.decode));
+}
+
+TEST_P(PeerPairMode, MovesManySmallPagesOverSeveralLanes) {
+  PeerPair peers({"--model", "deepseek-v3", "--tokens", "30", "--page-size", "100", "--lanes", "3", "--depth", "7"},
+                 mode() + Arguments{"--batch", "1000"});
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();
+  EXPECT_EQ(peers.decode.wait_for_exit(), 0) << peers.decode.errors();
+  EXPECT_NE(peers.prefill.output().find("moved 2108160 bytes in 21082 pages, "), std::string::npos)
+      << peers.prefill.output();
+}
+
+TEST_P(PeerPairMode, AByteThatChangedOnTheWayIsNoticedByBoth) {
+  PeerPair peers(small_cache, mode(), {"--corrupt-byte", "5734399"});
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 6);
+  EXPECT_EQ(peers.decode.wait_for_exit(), 6);
+  EXPECT_NE(peers.prefill.errors().find("prefill_peer: checksum mismatch: "), std::string::npos);
+  EXPECT_NE(peers.decode.errors().find("decode_peer: checksum mismatch: "), std::string::npos);
+}
+
+TEST_P(PeerPairMode, AByteThatChangedBeforeItLeftIsNoticedByBoth) {
+  TemporaryFolder folder;
+  PeerPair peers(small_cache, mode() + Arguments{"--corrupt-byte", "0"}, {"--output", folder.file("arrived")});
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 6);
+  EXPECT_EQ(peers.decode.wait_for_exit(), 6);
+  EXPECT_FALSE(std::filesystem::exists(folder.file("arrived")));
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, PeerPairMode, testing::Values("write", "read", "sendrecv"),
+                         [](const auto& mode) { return mode.param; });
+
+class PeerPairFile : public testing::TestWithParam<std::tuple<const char*, std::size_t>> {};
+
+TEST_P(PeerPairFile, ArrivesByteForByte) {
+  const auto [mode, size] = GetParam();
+  TemporaryFolder folder;
+  const auto content = random_bytes(size);
+  write_file(folder.file("sent"), content);
+  PeerPair peers({"--page-size", "4K", "--depth", "3"}, {"--mode", mode, "--batch", "5", "--file", folder.file("sent")},
+                 {"--pool-size", "1M", "--output", folder.file("arrived")});
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();
+  EXPECT_EQ(peers.decode.wait_for_exit(), 0) << peers.decode.errors();
+  EXPECT_TRUE(std::filesystem::exists(folder.file("arrived")));
+  EXPECT_TRUE(read_file(folder.file("arrived")) == content);
+}
+
+INSTANTIATE_TEST_SUITE_P(ModesAndSizes, PeerPairFile,
+                         testing::Combine(testing::Values("write", "read", "sendrecv"),
+                                          testing::Values(0, 1, 4095, 4096, 4097, 20'480, 777'777, 1 << 20)),
+                         [](const auto& file) {
+                           return std::string(std::get<0>(file.param)) + "_" + std::to_string(std::get<1>(file.param));
+                         });
+
+}  // namespace
+}  // namespace kvferry_test
