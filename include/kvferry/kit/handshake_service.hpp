@@ -52,8 +52,8 @@ class HandshakeService {
   /// Gets every well-formed request. Runs on the service's thread: must not block. An exception is answered as an error.
   using RequestHandler = std::function<void(SideMessage request, Reply reply)>;
 
-  /// Gets the outcome of one question: a message, or an error and a sentence that names the url. Runs on the service's
-  /// thread (on the closing thread for what `close` ends): must not block.
+  /// Gets the outcome of one question: a message, or an error and a sentence that names the url. Runs on a thread of the
+  /// service: must not block.
   using AnswerHandler = std::function<void(std::error_code, SideMessage answer, std::string diagnostic)>;
 
   /// @throws TransferError `errc::invalid_url`, or the errno of the bind (EADDRINUSE, ...), naming the url.
