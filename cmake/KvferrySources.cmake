@@ -21,6 +21,8 @@ file(GLOB KVFERRY_FUZZERS CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/fuzz/*.cpp")
 file(GLOB KVFERRY_CORE_TESTS CONFIGURE_DEPENDS "${_tests}/core/*.cpp" "${_tests}/core/kit/*.cpp")
 file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp")
 file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.cpp")
+list(FILTER KVFERRY_CONFORMANCE_TESTS EXCLUDE REGEX "/broken_channel_main\\.cpp$")
+set(KVFERRY_BROKEN_CHANNEL "${_tests}/conformance/broken_channel_main.cpp")
 file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/*.cpp")
 
 unset(_include)
