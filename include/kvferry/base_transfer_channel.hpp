@@ -198,7 +198,7 @@ class BaseTransferChannel {
   /// @{
 
   /// Sends objects to the peer's recv with the same tag; the sender's n-th send of a tag meets the receiver's n-th recv of it,
-  /// object i meets buffer i. Both batches must have the same number of objects (else both end with
+  /// not counting those that were cancelled or timed out: a send whose recv is gone goes to the next one. Object i meets buffer i. Both batches must have the same number of objects (else both end with
   /// `errc::count_mismatch`). An object that is larger than its buffer isn't transferred, both sides report
   /// `errc::buffer_too_small` for it, and the others arrive. LMCache: `batched_send`.
   /// @return the number of objects that are in the peer's buffers.

@@ -228,29 +228,19 @@ void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::uniq
   lock.unlock();
 
   std::vector<tcp::socket> sockets;
-  std::error_code ec;
   for (auto& socket : expected->sockets) {
-    Hello welcome;
-    welcome.magic = Hello::accepting;
-    welcome.lane = static_cast<std::uint32_t>(sockets.size());
-    welcome.lane_count = static_cast<std::uint32_t>(expected->sockets.size());
-    welcome.incarnation = options_.incarnation;
-    welcome.secret = expected->accept_secret;
-    // The first bytes of a connection always fit its send buffer.
-    if (!ec && socket->write_some(asio::buffer(&welcome, sizeof(welcome)), ec) != sizeof(welcome) && !ec) {
-      ec = asio::error::would_block;
-    }
     sockets.push_back(std::move(*socket));
-  }
-  if (ec) {
-    expected->on_link(system_code(ec), nullptr, "peer '" + expected->host->peer().id + "': sending the welcome: " + ec.message());
-    return;
   }
   const auto link =
       TcpLink::create(expected->host, std::move(sockets), options_.stripe_threshold, options_.drain_timeout);
-  // Handed over first: a channel that is being closed must find the link, and shut it, before it touches a region.
+  // Handed over first, and welcomed then: when the peer learns that it is connected, this side is ready for it. And a
+  // channel that is being closed finds the link, and shuts it, before it touches a region.
   expected->on_link({}, link, {});
-  link->run();
+  Hello welcome;
+  welcome.magic = Hello::accepting;
+  welcome.incarnation = options_.incarnation;
+  welcome.secret = expected->accept_secret;
+  link->run(welcome);
 }
 
 void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {

@@ -75,7 +75,12 @@ void Lane::put(Put put_into) {
   put_into(inbox_);
 }
 
-void Lane::run() {
+void Lane::run(std::span<const std::byte> first) {
+  {
+    const std::lock_guard engine(engine_mutex_);
+    running_ = true;
+    protocol_.say(first);
+  }
   drive(turn_bytes);
 }
 
@@ -130,7 +135,7 @@ bool Lane::move_bytes(std::size_t& budget) {
     take_inbox();
     // Each round costs something, so that a flood of small operations ends a turn as well.
     budget -= std::min(budget, round_cost);
-    if (failed_) {
+    if (failed_ || !running_) {
       return false;
     }
     if (budget == 0) {
@@ -178,7 +183,7 @@ void Lane::take_inbox() {
 void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations) {
   // What the peer has said may be in the socket still.
   std::size_t unlimited = step_bytes;
-  if (!failed_) {
+  if (running_ && !failed_) {
     readable_ = true;
     (void)receive_step(unlimited);
   }

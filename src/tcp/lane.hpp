@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -41,8 +42,9 @@ class Lane : public std::enable_shared_from_this<Lane> {
   Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
        std::weak_ptr<Owner> owner);
 
-  /// Starts receiving, unless the lane has been shut.
-  void run();
+  /// Starts receiving and sending, unless the lane has been shut; until then it only takes operations.
+  /// @param first what to send before anything else.
+  void run(std::span<const std::byte> first);
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
   /// See `kit::Link::shut`.
@@ -105,6 +107,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   bool waiting_readable_ = false;
   bool waiting_writable_ = false;
   bool drain_timer_armed_ = false;
+  bool running_ = false;
   bool failed_ = false;
   std::error_code failure_;
   std::string failure_why_;

@@ -32,14 +32,16 @@ void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange ra
   ids_.emplace(operation.get(), id);
   Transfer& transfer = transfers_[id];
   transfer.id = id;
+  transfer.order = id;
   transfer.batch = std::move(batch);
+  transfer.range = range;
   transfer.cursor = ChunkCursor(request.objects, range);
   transfer.started = kit::Clock::now();
   switch (request.kind) {
     case TransferKind::write: ready_data_.push_back(id); break;
     case TransferKind::read: ready_reads_.push_back(id); break;
     case TransferKind::send:
-      waiting_sends_[request.tag].insert(id);
+      waiting_sends_[request.tag].emplace(id, id);
       match(request.tag);
       break;
     case TransferKind::recv: {
@@ -159,7 +161,7 @@ void LaneProtocol::forget(const Transfer& transfer) {
     if (transfer.remote_recv != 0) {
       sends_by_recv_.erase(transfer.remote_recv);
     } else if (const auto waiting = waiting_sends_.find(request.tag); waiting != waiting_sends_.end()) {
-      waiting->second.erase(transfer.id);
+      waiting->second.erase(transfer.order);
       if (waiting->second.empty()) {
         waiting_sends_.erase(waiting);
       }
@@ -192,8 +194,13 @@ void LaneProtocol::fail(std::error_code cause, const std::string& why) {
 void LaneProtocol::sent(std::size_t count) {
   out_.consume(count, [this](std::uint64_t id) {
     const auto it = transfers_.find(id);
-    if (it != transfers_.end() && --it->second.pins == 0 && it->second.stopping) {
+    if (it == transfers_.end() || --it->second.pins != 0) {
+      return;
+    }
+    if (it->second.stopping) {
       end(it->second, it->second.failure, std::move(it->second.why));
+    } else if (it->second.meets_again) {
+      wait_for_recv(it->second);
     }
   });
 }
@@ -244,7 +251,7 @@ bool LaneProtocol::fill_data() {
   while (!ready_data_.empty() && unacknowledged_ < max_unacknowledged) {
     const auto it = transfers_.find(ready_data_.front());
     ready_data_.pop_front();
-    if (it == transfers_.end() || it->second.stopping) {
+    if (it == transfers_.end() || it->second.stopping || it->second.meets_again) {
       continue;
     }
     Transfer& transfer = it->second;
@@ -351,7 +358,7 @@ void LaneProtocol::match(std::uint64_t tag) {
     if (sends == waiting_sends_.end() || posts == posts_.end()) {
       return;
     }
-    Transfer& send = transfers_.at(*sends->second.begin());
+    Transfer& send = transfers_.at(sends->second.begin()->second);
     sends->second.erase(sends->second.begin());
     if (sends->second.empty()) {
       waiting_sends_.erase(sends);
@@ -390,6 +397,39 @@ void LaneProtocol::meet(Transfer& send, std::uint64_t recv, const Post& post) {
   send.cursor.refuse(std::move(refused));
   sends_by_recv_.emplace(recv, send.id);
   ready_data_.push_back(send.id);
+}
+
+/// The recv that a send met was cancelled or timed out, perhaps before the two met: the send goes to the next one.
+void LaneProtocol::lose_recv(Transfer& send) {
+  const std::size_t dropped = out_.drop_unbegun(send.id);
+  send.pins -= dropped;
+  unacknowledged_ -= dropped;
+  sends_by_recv_.erase(send.remote_recv);
+  send.remote_recv = 0;
+  send.meets_again = true;
+  if (send.pins == 0) {
+    wait_for_recv(send);
+  }
+}
+
+void LaneProtocol::wait_for_recv(Transfer& send) {
+  // Under a new id: what the peer says of the old one is not about what is sent now.
+  auto node = transfers_.extract(send.id);
+  const std::uint64_t id = next_id_++;
+  node.key() = id;
+  Transfer& again = transfers_.insert(std::move(node)).position->second;
+  again.id = id;
+  again.meets_again = false;
+  again.outstanding.clear();
+  again.failure.clear();
+  again.why.clear();
+  again.failed_object = ~std::uint64_t{0};
+  again.cursor = ChunkCursor(again.request().objects, again.range);
+  again.operation().start_over();
+  ids_[&again.operation()] = id;
+  const std::uint64_t tag = again.request().tag;
+  waiting_sends_[tag].emplace(again.order, id);
+  match(tag);
 }
 
 void LaneProtocol::tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count) {

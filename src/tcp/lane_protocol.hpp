@@ -9,7 +9,7 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <set>
+#include <span>
 #include <string>
 #include <system_error>
 #include <unordered_map>
@@ -52,6 +52,8 @@ class LaneProtocol final : private FrameSink {
   /// The connection is gone: ends all parts with `cause`, later ones too.
   void fail(std::error_code cause, const std::string& why);
 
+  /// Adds bytes that are no frame to the outgoing queue.
+  void say(std::span<const std::byte> bytes) { out_.add_copy(bytes); }
   /// Adds frames to the outgoing queue until it holds `enough` bytes or there is nothing more to send.
   void fill(std::size_t enough);
   [[nodiscard]] const GatherQueue& out() const noexcept { return out_; }
@@ -69,13 +71,16 @@ class LaneProtocol final : private FrameSink {
  private:
   struct Transfer {
     std::uint64_t id = 0;
+    std::uint64_t order = 0;  ///< Among the sends of a tag.
     std::shared_ptr<StripedOperation> batch;
+    ObjectRange range;
     ChunkCursor cursor;
     std::deque<Chunk> outstanding;  ///< Sent and not acknowledged, or asked for and not answered.
     std::size_t pins = 0;           ///< Chunks in the outgoing queue that point into the buffers.
     std::error_code failure;
     std::string why;
     bool stopping = false;
+    bool meets_again = false;  ///< send: the recv that it met is gone; it waits for another when its bytes are out.
     bool notifying = false;  ///< All objects have landed; what is left is the notification.
     bool notification_attached = false;
     std::uint64_t failed_object = ~std::uint64_t{0};
@@ -114,6 +119,8 @@ class LaneProtocol final : private FrameSink {
   void match(std::uint64_t tag);
   void meet(Transfer& send, std::uint64_t recv, const Post& post);
   void tell(FrameHeader header) { control_.push_back({header, {}}); }
+  void lose_recv(Transfer& send);
+  void wait_for_recv(Transfer& send);
   void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
   void end(Transfer& transfer, std::error_code cause, std::string why);
   void end_when_sent(Transfer& transfer, std::error_code cause, std::string why);
@@ -164,8 +171,8 @@ class LaneProtocol final : private FrameSink {
   std::size_t outstanding_reads_ = 0;
   std::vector<Descriptor> scratch_;
 
-  // By tag, and then by id, which is the order in which either side started them.
-  std::unordered_map<std::uint64_t, std::set<std::uint64_t>> waiting_sends_;
+  // By tag, and then in the order in which either side started them.
+  std::unordered_map<std::uint64_t, std::map<std::uint64_t, std::uint64_t>> waiting_sends_;  ///< Order to id.
   std::unordered_map<std::uint64_t, std::map<std::uint64_t, Post>> posts_;
   std::size_t posted_cost_ = 0;
   std::uint64_t last_posted_ = 0;

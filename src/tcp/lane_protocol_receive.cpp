@@ -206,7 +206,7 @@ std::error_code LaneProtocol::end_acknowledgement(const FrameHeader& header) {
   const Chunk chunk = transfer->outstanding.front();
   transfer->outstanding.pop_front();
   settle(*transfer, chunk, status);
-  if (transfer->cursor.done() && transfer->outstanding.empty() && !transfer->stopping) {
+  if (transfer->cursor.done() && transfer->outstanding.empty() && !transfer->stopping && !transfer->meets_again) {
     end(*transfer, transfer->failure, std::move(transfer->why));
   }
   return {};
@@ -312,7 +312,7 @@ std::error_code LaneProtocol::end_recv_cancel(const FrameHeader& header) {
   if (const auto met = sends_by_recv_.find(header.operation); met != sends_by_recv_.end()) {
     Transfer& send = transfers_.at(met->second);
     if (!send.stopping) {
-      end_when_sent(send, errc::peer_cancelled, "the peer's recv was cancelled or timed out");
+      lose_recv(send);
     }
   }
   return {};

@@ -17,9 +17,15 @@ std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
   return link;
 }
 
-void TcpLink::run() {
-  for (const auto& lane : lanes_) {
-    lane->run();
+void TcpLink::run(std::optional<Hello> welcome) {
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    if (welcome) {
+      welcome->lane = static_cast<std::uint32_t>(i);
+      welcome->lane_count = static_cast<std::uint32_t>(lanes_.size());
+      lanes_[i]->run(std::as_bytes(std::span(&*welcome, 1)));
+    } else {
+      lanes_[i]->run({});
+    }
   }
 }
 

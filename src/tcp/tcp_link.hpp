@@ -6,11 +6,13 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
 
+#include "hello.hpp"
 #include "lane.hpp"
 
 namespace kvferry::tcp {
@@ -25,8 +27,10 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
                                                        std::size_t stripe_threshold,
                                                        std::chrono::milliseconds drain_timeout);
 
-  /// Starts receiving. To be called when the link has been handed over; does nothing if it has been shut meanwhile.
-  void run();
+  /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed over;
+  /// does nothing if it has been shut meanwhile.
+  /// @param welcome what is sent on each lane first, with the lane's number filled in.
+  void run(std::optional<Hello> welcome = {});
 
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;

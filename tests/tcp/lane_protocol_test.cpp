@@ -258,6 +258,38 @@ TEST(LaneProtocol, ACancelledRecvGivesItsSendToTheNextOne) {
   EXPECT_TRUE(std::ranges::equal(b.page_at(1), a.page_at(3)));
 }
 
+TEST(LaneProtocol, ASendWhoseRecvIsGoneGoesToTheNextOneWhateverOfItWasSent) {
+  for (const std::size_t sent : {0UL, 10UL, 5000UL, 1'500'000UL}) {
+    Side a;
+    Side b;
+    std::vector<std::byte> large(3 * max_chunk_bytes);
+    std::vector<std::byte> gone(large.size());
+    std::vector<std::byte> target(large.size());
+    fill(large, 12);
+    const auto send = std::make_shared<Outcome>();
+    const auto first = std::make_shared<Outcome>();
+    const auto second = std::make_shared<Outcome>();
+    const auto operation = b.start(request(TransferKind::recv, {MutableBuffer(gone)}), first);
+    ASSERT_FALSE(a.feed(b.take(1000)));
+    a.start(request(TransferKind::send, {MutableBuffer(large)}), send);
+    if (sent != 0) {
+      ASSERT_FALSE(b.feed(a.take(sent)));
+    }
+    b.stop(*operation);
+    const auto quiet = gone;
+    ASSERT_FALSE(settle(a, b));
+    EXPECT_EQ(send->calls, 0);
+    b.start(request(TransferKind::recv, {MutableBuffer(target)}), second);
+    ASSERT_FALSE(settle(a, b));
+    EXPECT_EQ(first->ec, errc::cancelled);
+    EXPECT_EQ(send->calls, 1);
+    EXPECT_EQ(send->count, 1U) << send->diagnostic;
+    EXPECT_EQ(second->count, 1U);
+    EXPECT_EQ(target, large);
+    EXPECT_EQ(gone, quiet);
+  }
+}
+
 TEST(LaneProtocol, FailEndsEverythingOnceWithItsCause) {
   Side a;
   Side b;

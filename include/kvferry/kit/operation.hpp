@@ -48,6 +48,8 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
   void landed(std::size_t first, std::size_t count) noexcept;
   /// Object `index` won't be transferred, though the rest may be.
   void failed(std::size_t index, std::error_code cause) noexcept;
+  /// Nothing has landed or failed after all: the whole operation is done again.
+  void start_over() noexcept;
   /// Recv: object `index` has `bytes` bytes.
   void set_size(std::size_t index, std::size_t bytes) noexcept;
 

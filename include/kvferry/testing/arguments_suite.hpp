@@ -247,8 +247,8 @@ class ArgumentsTests : public ConformanceBase {
     }
     EXPECT_EQ(start(TransferKind::recv, a, b, a.objects({16}), tagged(8))->outcome(), failed(errc::resource_limit));
     for (std::uint64_t tag = 0; tag < 8; ++tag) {
-      EXPECT_EQ(start(TransferKind::send, b, a, b.objects({16}).fill(tag), tagged(tag))->outcome(), done(1));
-      EXPECT_EQ(pending[tag]->outcome(), done(1)) << "harmed by a refused operation";
+      ASSERT_EQ(start(TransferKind::send, b, a, b.objects({16}).fill(tag), tagged(tag))->outcome(), done(1));
+      ASSERT_EQ(pending[tag]->outcome(), done(1)) << "harmed by a refused operation";
       EXPECT_TRUE(targets[tag].match(tag));
     }
     expect_usable(a, b);

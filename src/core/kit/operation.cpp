@@ -48,6 +48,13 @@ void Operation::failed(std::size_t index, std::error_code cause) noexcept {
   }
 }
 
+void Operation::start_over() noexcept {
+  landed_ = 0;
+  std::ranges::fill(request_.statuses, undecided());
+  const std::lock_guard lock(mutex_);
+  first_object_error_.clear();
+}
+
 void Operation::set_size(std::size_t index, std::size_t bytes) noexcept {
   if (!request_.sizes.empty()) {
     request_.sizes[index] = bytes;
