@@ -98,10 +98,16 @@ void Lane::shut(std::error_code cause, const std::string& why) {
   {
     const std::lock_guard engine(engine_mutex_);
     owner_.reset();  // it knows
-    fail(cause, why);
+    end_all(cause, why);
   }
   // Operations that were left in the inbox end too.
   drive(caller_bytes);
+}
+
+void Lane::disconnect() {
+  const std::lock_guard engine(engine_mutex_);
+  std::error_code ignored;
+  socket_.close(ignored);
 }
 
 void Lane::drive(std::size_t budget) {
@@ -324,12 +330,19 @@ void Lane::fail(std::error_code cause, std::string why) {
     return;
   }
   announce_failure(cause);
+  std::error_code ignored;
+  socket_.close(ignored);
+  end_all(cause, std::move(why));
+}
+
+void Lane::end_all(std::error_code cause, std::string why) {
+  if (failed_) {
+    return;
+  }
   failed_ = true;
   failure_ = cause;
   failure_why_ = std::move(why);
   drain_timer_.cancel();
-  std::error_code ignored;
-  socket_.close(ignored);
   protocol_.fail(cause, failure_why_);
 }
 

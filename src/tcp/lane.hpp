@@ -47,8 +47,11 @@ class Lane : public std::enable_shared_from_this<Lane> {
   void run(std::span<const std::byte> first);
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
-  /// See `kit::Link::shut`.
+  /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open, lest the peer's
+  /// answer to its end reach another lane of the link before that is shut as well.
   void shut(std::error_code cause, const std::string& why);
+  /// Closes the socket of a lane that has been shut.
+  void disconnect();
 
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
@@ -87,6 +90,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   void drain_expired();
   void announce_failure(std::error_code cause);
   void fail(std::error_code cause, std::string why);
+  void end_all(std::error_code cause, std::string why);
 
   const std::string local_;
   const std::string remote_;

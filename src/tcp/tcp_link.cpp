@@ -92,6 +92,9 @@ void TcpLink::shut(std::error_code cause, const std::string& why) {
   for (const auto& lane : lanes_) {
     lane->shut(cause, why);
   }
+  for (const auto& lane : lanes_) {
+    lane->disconnect();
+  }
 }
 
 std::string TcpLink::path() const {
