@@ -35,8 +35,8 @@ class BatchWindow {
   BatchWindow(std::string peer_id, const CacheBatches& batches, Limits limits, const Supervisor& supervisor,
               Landed landed);
 
-  /// Calls `start(batch, spec, handler)` for each batch: it completes the spec, and starts the transfer with it and with the
-  /// handler as its completion token. Returns when all have been transferred. @throws Failure if one was not.
+  /// Calls `start(batch, spec, handler)` for each batch: it completes the spec, and starts the transfer with it and
+  /// with the handler as completion token. Returns when all have been transferred. @throws Failure if one was not.
   template <class Start>
   void run(Start start) {
     for (std::size_t batch = 0; batch < batches_.count(); ++batch) {

@@ -18,8 +18,8 @@ namespace example {
 
 /// Decode's channel: a TCP channel that answers messages of its user's own. It takes one cache.
 ///
-/// No message may meet a half-made or half-destroyed object: so messages are held until the end of the constructor, and the
-/// most derived class closes in its destructor.
+/// No message may meet a half-made or half-destroyed object: so messages are held until the end of the constructor, and
+/// the most derived class closes in its destructor.
 class DecodeChannel final : public kvferry::TcpTransferChannel {
  public:
   /// @param pool where an offered cache gets its pages from; must outlive the channel.

@@ -72,7 +72,7 @@ class Decode {
  private:
   /// Prefill writes; each batch's notification says that it is here.
   void await_pages() {
-    channel_.wait_for_page_table(options_.timeout);
+    channel_.wait_for_page_table(options_.connect_timeout);
     Progress progress(program, "getting", cache_);
     std::vector<bool> is_here(batches_.count());
     for (std::size_t missing = batches_.count(); missing > 0; --missing) {
@@ -108,7 +108,7 @@ class Decode {
 
   /// One-sided: prefill does nothing but wait for the receipts.
   void read_pages() {
-    const auto prefill_indexes = channel_.wait_for_page_table(options_.timeout);
+    const auto prefill_indexes = channel_.wait_for_page_table(options_.connect_timeout);
     Progress progress(program, "reading", cache_);
     auto window = window_onto_prefill([&](std::size_t batch) {
       progress.advance(batches_.bytes(batch));

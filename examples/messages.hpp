@@ -49,8 +49,8 @@ struct CacheAccepted {
   }
 };
 
-/// Part of a page table: page `first + i` of the cache lies at page `indexes[i]` of the sender's pool. Prefill sends its own
-/// part and is answered with the same part of decode's. (In parts, because a side message may have 1 MiB at most.)
+/// Part of a page table: page `first + i` of the cache lies at page `indexes[i]` of the sender's pool. Prefill sends
+/// its own and is answered with the same part of decode's. (In parts, because a side message may have 1 MiB at most.)
 struct PageTablePart {
   std::uint64_t first = 0;
   std::vector<std::uint64_t> indexes;

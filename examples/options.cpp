@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include <cmath>
+#include <optional>
 #include <system_error>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct RawOptions {
   std::string transport = "tcp";
   std::string model = "llama-3.1-8b";
   double timeout_seconds = 30;
+  std::optional<double> connect_timeout_seconds;
   double accept_timeout_seconds = 300;
 };
 
@@ -49,6 +51,10 @@ std::string geometry_help() {
                     "A page is one block of {} tokens of one layer, as servers with paged attention have them, unless\n"
                     "--page-size says otherwise. The cache is cut into such pages; the last one may be partly used.\n",
                     KvGeometry::tokens_per_block);
+}
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(std::llround(seconds * 1000));
 }
 
 // CLI11's validators, without their descriptions in the list of options.
@@ -123,6 +129,10 @@ void add_common_options(CLI::App& app, CommonOptions& options, RawOptions& raw) 
       ->type_name("SECONDS")
       ->capture_default_str()
       ->check(between(0.001, 86'400.0));
+  app.add_option("--connect-timeout", raw.connect_timeout_seconds,
+                 "The same for the handshake and what follows before the first batch (default: --timeout)")
+      ->type_name("SECONDS")
+      ->check(between(0.001, 86'400.0));
   app.add_option("--corrupt-byte", options.corrupt_byte,
                  "Fault injection for tests: flips this byte of the cache behind the checksum's back")
       ->type_name("OFFSET");
@@ -143,7 +153,8 @@ bool parse(CLI::App& app, int argc, const char* const* argv, CommonOptions& opti
   if (options.page_size == 0) {
     options.page_size = options.geometry.bytes_per_block(options.dtype_bytes);
   }
-  options.timeout = std::chrono::milliseconds(std::llround(raw.timeout_seconds * 1000));
+  options.timeout = milliseconds(raw.timeout_seconds);
+  options.connect_timeout = milliseconds(raw.connect_timeout_seconds.value_or(raw.timeout_seconds));
   return true;
 }
 
@@ -153,7 +164,7 @@ kvferry::TcpOptions CommonOptions::channel_options(const kvferry::MemoryRegion& 
   kvferry::TcpOptions channel;
   channel.regions = {region};
   channel.default_timeout = timeout;
-  channel.handshake_timeout = timeout;
+  channel.handshake_timeout = connect_timeout;
   channel.lanes_per_peer = lanes;
   return channel;
 }
@@ -217,7 +228,7 @@ std::optional<DecodeOptions> parse_decode_options(int argc, const char* const* a
   if (!parse(app, argc, argv, options, raw)) {
     return std::nullopt;
   }
-  options.accept_timeout = std::chrono::milliseconds(std::llround(raw.accept_timeout_seconds * 1000));
+  options.accept_timeout = milliseconds(raw.accept_timeout_seconds);
   if (options.pool_bytes == 0) {
     options.pool_bytes = options.cache_bytes();
   }

@@ -23,7 +23,8 @@ struct CommonOptions {
   std::size_t depth = 4;
   std::size_t lanes = 1;
   std::uint64_t max_rate = 0;
-  std::chrono::milliseconds timeout{30'000};
+  std::chrono::milliseconds timeout{30'000};          ///< For each batch, and for the verdict.
+  std::chrono::milliseconds connect_timeout{30'000};  ///< For the handshake and each message of the agreement.
   std::optional<std::uint64_t> corrupt_byte;
 
   /// The size of a cache of so many tokens.

@@ -17,7 +17,7 @@ namespace example {
 
 PagePool::PagePool(std::size_t page_size, std::size_t page_count, std::uint64_t shuffle_seed)
     : page_size_(page_size), page_count_(page_count) {
-  // MAP_POPULATE: a server's pages have been touched long before a cache arrives, so that no transfer waits for page faults.
+  // MAP_POPULATE: a server's pages were touched long before a cache arrives, so that no transfer waits for page faults.
   const auto size = page_size * page_count;
   void* mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (mapped == MAP_FAILED) {

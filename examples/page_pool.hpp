@@ -10,7 +10,7 @@
 
 namespace example {
 
-/// Memory in pages of equal size, as an inference server has it for its KV caches: allotted and touched once, at the start.
+/// Memory in pages of equal size, as an inference server has it for its KV caches: allotted and touched once, at start.
 class PagePool {
  public:
   /// @param shuffle_seed decides the order in which pages are handed out.

@@ -13,8 +13,8 @@ namespace example {
 
 /// Notices at once that a peer is gone, also while this side only waits for it to act.
 ///
-/// A write that never comes, and a notification that never comes, do not fail. A recv does when its peer goes: so the watch
-/// is a recv of something that the peer never sends.
+/// A write that never comes, and a notification that never comes, do not fail. A recv does when its peer goes: so the
+/// watch is a recv of something that the peer never sends.
 class PeerWatch {
  public:
   /// From here on the supervisor ends the work if the peer goes. Both must outlive the watch.

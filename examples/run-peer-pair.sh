@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the peer pair and moves a KV cache from prefill_peer to decode_peer over loopback. From any folder, on a Debian 12
-# that needs nothing but this checkout. --help lists the options.
+# Builds the peer pair and moves a KV cache from prefill_peer to decode_peer over loopback. From any folder, on a
+# Debian 12 that needs nothing but this checkout. --help lists the options.
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$repository/build/examples
@@ -11,8 +11,8 @@ usage() {
   cat <<'TEXT'
 run-peer-pair.sh [OPTION VALUE]...
 
-Builds prefill_peer and decode_peer, starts both on this machine, and moves a KV cache from one to the other. Ends with 0
-once it has arrived and the checksums match, otherwise with the exit code of the peer that failed.
+Builds prefill_peer and decode_peer, starts both on this machine, and moves a KV cache from one to the other. Ends
+with 0 once it has arrived and the checksums match, otherwise with the exit code of the peer that failed.
 
   --transport NAME      what carries the pages; only tcp (default)
   --mode MODE           write (default), read or sendrecv
@@ -28,6 +28,7 @@ once it has arrived and the checksums match, otherwise with the exit code of the
   --lanes N             TCP connections for the pages (default 1)
   --max-rate SIZE       bytes a second at most
   --timeout SECONDS     what each peer may take for a step (default 30)
+  --connect-timeout SECONDS  the same before the first batch (default: --timeout)
   --listen HOST:PORT    where decode_peer listens (default 127.0.0.1:0, any free port)
   --corrupt-byte OFFSET fault injection: flips a byte of what arrived
 
@@ -70,7 +71,7 @@ while (($#)); do
     --mode | --batch) prefill_options+=("$option" "$value") ;;
     --pool-size) pool_size=$value ;;
     --output | --listen | --corrupt-byte) decode_options+=("$option" "$value") ;;
-    --model | --tokens | --dtype-bytes | --page-size | --depth | --lanes | --max-rate | --timeout)
+    --model | --tokens | --dtype-bytes | --page-size | --depth | --lanes | --max-rate | --timeout | --connect-timeout)
       prefill_options+=("$option" "$value")
       decode_options+=("$option" "$value")
       ;;
@@ -116,7 +117,9 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 mkdir -p "$build"
-[[ -x $programs/prefill_peer && -x $programs/decode_peer ]] || echo "Building the peers and installing what that needs; later runs start at once" >&2
+if [[ ! -x $programs/prefill_peer || ! -x $programs/decode_peer ]]; then
+  echo "Building the peers and installing what that needs; later runs start at once" >&2
+fi
 build_programs >"$build/run-peer-pair.log" 2>&1 || {
   cat "$build/run-peer-pair.log" >&2
   fail 1 "the peers could not be built, see above"

@@ -20,8 +20,7 @@ namespace example {
 
 /// Ends a channel's work early: on SIGINT or SIGTERM, and when a handler on its executor says so.
 ///
-/// It does so by closing the channel: that wakes every blocking call, which lets the main thread be written straight on,
-/// with calls that block.
+/// It does so by closing the channel: that wakes every blocking call, so the main thread can be written straight on.
 class Supervisor {
  public:
   /// The channel must outlive the supervisor.

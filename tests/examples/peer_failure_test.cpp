@@ -92,7 +92,7 @@ INSTANTIATE_TEST_SUITE_P(Modes, PeerFailure, testing::Values("write", "read", "s
 /// A peer that hangs keeps its connections open: only the time-out helps.
 class PeerHang : public PeerFailure {
  protected:
-  PeerHang() : PeerFailure({"--timeout", "2"}) {}
+  PeerHang() : PeerFailure({"--timeout", "3", "--connect-timeout", "60"}) {}
 };
 
 TEST_P(PeerHang, PrefillStopped) {

@@ -12,7 +12,7 @@ namespace kvferry_test {
 
 using Arguments = std::vector<std::string>;
 
-/// A program that was started, its output, and its end. Everything that waits has a deadline, and throws when it passes.
+/// A program that was started, its output, and its end. Everything that waits has a deadline, and throws past it.
 class PeerProcess {
  public:
   PeerProcess(std::string path, const Arguments& arguments);

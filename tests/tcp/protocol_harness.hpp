@@ -69,6 +69,11 @@ class Side {
         deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),
         registry_(std::make_shared<kit::OperationRegistry>(deadlines_, 1U << 20)) {}
 
+  Side(const Side&) = delete;
+  Side& operator=(const Side&) = delete;
+  /// Ends what is left: an operation and the registry that it is in hold each other.
+  ~Side() { protocol->fail(errc::closed, "the test ends"); }
+
   /// Starts a transfer of `objects`; the outcome is filled in when it ends.
   std::shared_ptr<kit::Operation> start(TransferRequest request, std::shared_ptr<Outcome> outcome) {
     outcome->statuses.resize(request.objects.size());
