@@ -77,13 +77,23 @@ void Lane::put(Put put_into) {
   put_into(inbox_);
 }
 
-void Lane::run(std::span<const std::byte> first) {
+template <class Change>
+void Lane::change(Change change_engine, std::size_t budget) {
   {
     const std::lock_guard engine(engine_mutex_);
-    running_ = true;
-    protocol_.say(first);
+    change_engine();
   }
-  drive(turn_bytes);
+  // Whoever came meanwhile has left its work in the inbox, taking this thread for the driver.
+  drive(budget);
+}
+
+void Lane::run(std::span<const std::byte> first) {
+  change(
+      [&] {
+        running_ = true;
+        protocol_.say(first);
+      },
+      turn_bytes);
 }
 
 void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
@@ -97,19 +107,21 @@ void Lane::stop(std::shared_ptr<kit::Operation> operation) {
 }
 
 void Lane::shut(std::error_code cause, const std::string& why) {
-  {
-    const std::lock_guard engine(engine_mutex_);
-    owner_.reset();  // it knows
-    end_all(cause, why);
-  }
-  // Operations that were left in the inbox end too.
-  drive(caller_bytes);
+  change(
+      [&] {
+        owner_.reset();  // it knows
+        end_all(cause, why);
+      },
+      caller_bytes);
 }
 
 void Lane::disconnect() {
-  const std::lock_guard engine(engine_mutex_);
-  std::error_code ignored;
-  socket_.close(ignored);
+  change(
+      [&] {
+        std::error_code ignored;
+        socket_.close(ignored);
+      },
+      caller_bytes);
 }
 
 void Lane::drive(std::size_t budget) {

@@ -78,6 +78,9 @@ class Lane : public std::enable_shared_from_this<Lane> {
 
   template <class Put>
   void put(Put put_into);
+  /// Changes what the driver guards, and drives.
+  template <class Change>
+  void change(Change change_engine, std::size_t budget);
   void drive(std::size_t budget);
   /// @return whether the budget ran out with work left.
   bool move_bytes(std::size_t& budget);
