@@ -8,15 +8,12 @@
 
 #include <kvferry/transfer_spec.hpp>
 
+#include "core/kit/striped_operation.hpp"
 #include "frame.hpp"
 
 namespace kvferry::tcp {
 
-/// Objects `[begin, end)` of a batch.
-struct ObjectRange {
-  std::size_t begin = 0;
-  std::size_t end = 0;
-};
+using kit::ObjectRange;
 
 /// The part of a batch that travels in one frame: `[first, first + count)` of its objects, the first one from
 /// `first_offset` on, the last one up to `last_end`.

@@ -77,10 +77,6 @@ struct Frame {
 inline constexpr std::size_t max_chunk_bytes = std::size_t{1} << 20;
 inline constexpr std::size_t max_chunk_objects = 1024;
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
-/// Objects in one send or recv.
-inline constexpr std::size_t max_paired_objects = std::size_t{1} << 20;
-/// Buffers posted by recvs that no send has met yet, per connection, with eight added for each recv.
-inline constexpr std::size_t max_posted_cost = std::size_t{2} << 20;
 /// Frames sent that await an acknowledgement, and reads that await their data.
 inline constexpr std::size_t max_unacknowledged = 1024;
 inline constexpr std::size_t max_outstanding_reads = 64;

@@ -71,19 +71,9 @@ Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, st
       protocol_(std::move(host)),
       owner_(std::move(owner)) {}
 
-template <class Put>
-void Lane::put(Put put_into) {
-  const std::lock_guard lock(inbox_mutex_);
-  put_into(inbox_);
-}
-
 template <class Change>
 void Lane::change(Change change_engine, std::size_t budget) {
-  {
-    const std::lock_guard engine(engine_mutex_);
-    change_engine();
-  }
-  // Whoever came meanwhile has left its work in the inbox, taking this thread for the driver.
+  driver_.change(change_engine);
   drive(budget);
 }
 
@@ -97,12 +87,12 @@ void Lane::run(std::span<const std::byte> first) {
 }
 
 void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
-  put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
+  driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
   drive(caller_bytes);
 }
 
 void Lane::stop(std::shared_ptr<kit::Operation> operation) {
-  put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
+  driver_.put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
   drive(caller_bytes);
 }
 
@@ -125,29 +115,24 @@ void Lane::disconnect() {
 }
 
 void Lane::drive(std::size_t budget) {
-  for (;;) {
+  struct Driven {
+    bool more;
     std::shared_ptr<Owner> told_owner;
-    bool more = false;
-    {
-      const std::unique_lock engine(engine_mutex_, std::try_to_lock);
-      if (!engine) {
-        return;  // the driver looks into the inbox once more after it has let go
-      }
-      more = move_bytes(budget);
-      told_owner = std::exchange(told_owner_, nullptr);
-    }
-    if (told_owner) {
-      told_owner->lane_broken(failure_, failure_why_);
-    }
-    if (more) {
-      asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
-      return;
-    }
-    const std::lock_guard lock(inbox_mutex_);
-    if (inbox_.empty()) {
-      return;
-    }
-  }
+  };
+  driver_.drive(
+      [&] {
+        const bool more = move_bytes(budget);
+        return Driven{more, std::exchange(told_owner_, nullptr)};
+      },
+      [&](const Driven& driven) {
+        if (driven.told_owner) {
+          driven.told_owner->lane_broken(failure_, failure_why_);
+        }
+        if (driven.more) {
+          asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+        }
+        return !driven.more;
+      });
 }
 
 bool Lane::move_bytes(std::size_t& budget) {
@@ -175,11 +160,7 @@ bool Lane::move_bytes(std::size_t& budget) {
 }
 
 void Lane::take_inbox() {
-  Inbox taken;
-  {
-    const std::lock_guard lock(inbox_mutex_);
-    std::swap(taken, inbox_);
-  }
+  Inbox taken = driver_.take();
   if (taken.readable) {
     readable_ = true;
     waiting_readable_ = false;
@@ -302,7 +283,7 @@ void Lane::wait_for_events() {
     waiting_readable_ = true;
     socket_.async_wait(asio::ip::tcp::socket::wait_read, [self = shared_from_this()](std::error_code ec) {
       if (ec != asio::error::operation_aborted) {
-        self->put([](Inbox& inbox) { inbox.readable = true; });
+        self->driver_.put([](Inbox& inbox) { inbox.readable = true; });
         self->drive(turn_bytes);
       }
     });
@@ -311,7 +292,7 @@ void Lane::wait_for_events() {
     waiting_writable_ = true;
     socket_.async_wait(asio::ip::tcp::socket::wait_write, [self = shared_from_this()](std::error_code ec) {
       if (ec != asio::error::operation_aborted) {
-        self->put([](Inbox& inbox) { inbox.writable = true; });
+        self->driver_.put([](Inbox& inbox) { inbox.writable = true; });
         self->drive(turn_bytes);
       }
     });
@@ -327,7 +308,7 @@ void Lane::update_drain_timer() {
   drain_timer_.expires_at(*since + drain_timeout_);
   drain_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
     if (ec != asio::error::operation_aborted) {
-      self->put([](Inbox& inbox) { inbox.drain_expired = true; });
+      self->driver_.put([](Inbox& inbox) { inbox.drain_expired = true; });
       self->drive(turn_bytes);
     }
   });

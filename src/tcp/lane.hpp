@@ -7,7 +7,6 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <system_error>
@@ -15,16 +14,15 @@
 
 #include <kvferry/kit/link.hpp>
 
+#include "core/kit/inbox_driver.hpp"
 #include "lane_protocol.hpp"
 
 namespace kvferry::tcp {
 
 /// A data connection: a socket and what is said on it.
 ///
-/// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - leaves it in the
-/// inbox and tries to become the one that drives: the driver empties the inbox and moves bytes until there is nothing to
-/// do. If another thread is driving already, that one finds the inbox filled before it stops. So nobody waits for a lock
-/// across a system call, an operation's first bytes leave on the caller's own thread, without waking another, and
+/// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - drives it, as
+/// `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
 /// buffers are touched by the driver alone: when it ends an operation, they are quiet.
 class Lane : public std::enable_shared_from_this<Lane> {
  public:
@@ -76,8 +74,6 @@ class Lane : public std::enable_shared_from_this<Lane> {
 
   enum class Step { progress, blocked, nothing };
 
-  template <class Put>
-  void put(Put put_into);
   /// Changes what the driver guards, and drives.
   template <class Change>
   void change(Change change_engine, std::size_t budget);
@@ -100,10 +96,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
   const std::chrono::milliseconds drain_timeout_;
   const asio::any_io_executor executor_;
 
-  std::mutex inbox_mutex_;
-  Inbox inbox_;
-
-  std::mutex engine_mutex_;  ///< Held by the driver; guards everything below.
+  kit::InboxDriver<Inbox> driver_;  ///< Its engine guards everything below.
   asio::ip::tcp::socket socket_;
   asio::steady_timer drain_timer_;
   LaneProtocol protocol_;

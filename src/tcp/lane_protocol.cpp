@@ -18,9 +18,9 @@ void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange ra
   const TransferRequest& request = operation->request();
   std::error_code refused = failed_ ? failed_ : operation->stop_cause();
   std::string why = failed_ ? failed_why_ : std::string();
-  if (!refused && !request.one_sided() && request.objects.size() > max_paired_objects) {
+  if (!refused && !request.one_sided() && request.objects.size() > kit::max_paired_objects) {
     refused = errc::resource_limit;
-    why = std::to_string(request.objects.size()) + " objects, at most " + std::to_string(max_paired_objects) +
+    why = std::to_string(request.objects.size()) + " objects, at most " + std::to_string(kit::max_paired_objects) +
           " go in one " + std::string(to_string(request.kind));
   }
   if (refused) {
@@ -41,7 +41,7 @@ void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange ra
     case TransferKind::write: ready_data_.push_back(id); break;
     case TransferKind::read: ready_reads_.push_back(id); break;
     case TransferKind::send:
-      waiting_sends_[request.tag].emplace(id, id);
+      matcher_.add_send(request.tag, id, id);
       match(request.tag);
       break;
     case TransferKind::recv: {
@@ -160,11 +160,8 @@ void LaneProtocol::forget(const Transfer& transfer) {
   if (request.kind == TransferKind::send) {
     if (transfer.remote_recv != 0) {
       sends_by_recv_.erase(transfer.remote_recv);
-    } else if (const auto waiting = waiting_sends_.find(request.tag); waiting != waiting_sends_.end()) {
-      waiting->second.erase(transfer.order);
-      if (waiting->second.empty()) {
-        waiting_sends_.erase(waiting);
-      }
+    } else {
+      matcher_.remove_send(request.tag, transfer.order);
     }
   }
   ids_.erase(&transfer.operation());
@@ -181,7 +178,7 @@ void LaneProtocol::fail(std::error_code cause, const std::string& why) {
   out_.clear();
   control_.clear();
   responses_.clear();
-  posts_.clear();
+  matcher_.clear_posts();
   reader_.abandon_payload();
   while (!transfers_.empty()) {
     Transfer& transfer = transfers_.begin()->second;
@@ -352,23 +349,8 @@ void LaneProtocol::add_notification(Transfer& transfer) {
 }
 
 void LaneProtocol::match(std::uint64_t tag) {
-  for (;;) {
-    const auto sends = waiting_sends_.find(tag);
-    const auto posts = posts_.find(tag);
-    if (sends == waiting_sends_.end() || posts == posts_.end()) {
-      return;
-    }
-    Transfer& send = transfers_.at(sends->second.begin()->second);
-    sends->second.erase(sends->second.begin());
-    if (sends->second.empty()) {
-      waiting_sends_.erase(sends);
-    }
-    const auto post = posts->second.extract(posts->second.begin());
-    if (posts->second.empty()) {
-      posts_.erase(posts);
-    }
-    posted_cost_ -= cost(post.mapped());
-    meet(send, post.key(), post.mapped());
+  while (const auto match = matcher_.match(tag)) {
+    meet(transfers_.at(match->send), match->recv, match->post);
   }
 }
 
@@ -428,7 +410,7 @@ void LaneProtocol::wait_for_recv(Transfer& send) {
   again.operation().start_over();
   ids_[&again.operation()] = id;
   const std::uint64_t tag = again.request().tag;
-  waiting_sends_[tag].emplace(again.order, id);
+  matcher_.add_send(tag, again.order, id);
   match(tag);
 }
 

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -17,13 +16,18 @@
 
 #include <kvferry/kit/link.hpp>
 
+#include "core/kit/striped_operation.hpp"
+#include "core/kit/tag_matcher.hpp"
+
 #include "chunk.hpp"
 #include "frame.hpp"
 #include "frame_reader.hpp"
 #include "gather_queue.hpp"
-#include "striped_operation.hpp"
+
 
 namespace kvferry::tcp {
+
+using kit::StripedOperation;
 
 /// What one data connection says and understands, without the connection: bytes in through `reader`, bytes out through
 /// `out`. One thread at a time.
@@ -107,7 +111,6 @@ class LaneProtocol final : private FrameSink {
 
   /// A recv of the peer's that no send has met: the sizes of its buffers.
   using Post = std::vector<std::uint64_t>;
-  [[nodiscard]] static std::size_t cost(const Post& post) noexcept { return post.size() + 8; }
 
   // Sending (lane_protocol.cpp)
   bool fill_control();
@@ -171,10 +174,7 @@ class LaneProtocol final : private FrameSink {
   std::size_t outstanding_reads_ = 0;
   std::vector<Descriptor> scratch_;
 
-  // By tag, and then in the order in which either side started them.
-  std::unordered_map<std::uint64_t, std::map<std::uint64_t, std::uint64_t>> waiting_sends_;  ///< Order to id.
-  std::unordered_map<std::uint64_t, std::map<std::uint64_t, Post>> posts_;
-  std::size_t posted_cost_ = 0;
+  kit::TagMatcher<Post> matcher_;
   std::uint64_t last_posted_ = 0;
   std::size_t queued_refusals_ = 0;  ///< Of posts beyond the limit.
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;

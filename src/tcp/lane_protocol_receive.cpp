@@ -67,7 +67,7 @@ std::error_code LaneProtocol::check_header(const FrameHeader& header) {
     case FrameType::read:
     case FrameType::send_data: bounds = {1, max_chunk_objects, max_chunk_bytes, 0}; break;
     case FrameType::read_data: bounds = {0, 0, max_chunk_bytes, 0}; break;
-    case FrameType::recv_post: bounds = {1, max_paired_objects, 0, 0}; break;
+    case FrameType::recv_post: bounds = {1, kit::max_paired_objects, 0, 0}; break;
     case FrameType::write_ack:
     case FrameType::recv_cancel:
     case FrameType::send_ack:
@@ -285,29 +285,21 @@ std::error_code LaneProtocol::end_recv_post(Frame& frame) {
   for (const Descriptor& descriptor : frame.descriptors) {
     post.push_back(descriptor.length);
   }
-  if (posted_cost_ + cost(post) > max_posted_cost) {
+  if (matcher_.cost() + matcher_.cost_of(post.size()) > kit::max_posted_cost) {
     if (++queued_refusals_ > max_unacknowledged) {
       return violated("recvs posted far beyond the limit");
     }
     tell_recv_aborted(recv, errc::resource_limit);
     return {};
   }
-  posted_cost_ += cost(post);
-  posts_[frame.header.tag].emplace(recv, std::move(post));
+  matcher_.add_post(frame.header.tag, recv, std::move(post));
   match(frame.header.tag);
   return {};
 }
 
 std::error_code LaneProtocol::end_recv_cancel(const FrameHeader& header) {
-  if (const auto posts = posts_.find(header.tag); posts != posts_.end()) {
-    if (const auto post = posts->second.find(header.operation); post != posts->second.end()) {
-      posted_cost_ -= cost(post->second);
-      posts->second.erase(post);
-      if (posts->second.empty()) {
-        posts_.erase(posts);
-      }
-      return {};
-    }
+  if (matcher_.remove_post(header.tag, header.operation)) {
+    return {};
   }
   if (const auto met = sends_by_recv_.find(header.operation); met != sends_by_recv_.end()) {
     Transfer& send = transfers_.at(met->second);

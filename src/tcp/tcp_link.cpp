@@ -36,10 +36,7 @@ void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
     if (!request.one_sided()) {
       lane = static_cast<std::size_t>(request.tag % lanes_.size());
     } else {
-      std::size_t total = 0;
-      for (const MutableBuffer object : request.objects) {
-        total += object.size();
-      }
+      const std::size_t total = kit::total_bytes(request.objects);
       if (total >= stripe_threshold_ && request.objects.size() > 1) {
         start_striped(operation, total);
         return;
@@ -52,21 +49,7 @@ void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
 }
 
 void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
-  const auto& objects = operation->request().objects;
-  const std::size_t share = total_bytes / lanes_.size() + 1;
-  std::vector<ObjectRange> ranges;
-  ObjectRange range;
-  std::size_t bytes = 0;
-  while (range.end < objects.size()) {
-    bytes += objects[range.end++].size();
-    if (bytes >= share && ranges.size() + 1 < lanes_.size()) {
-      ranges.push_back(std::exchange(range, {range.end, range.end}));
-      bytes = 0;
-    }
-  }
-  if (range.begin != range.end) {
-    ranges.push_back(range);
-  }
+  const auto ranges = kit::cut_into_stripes(operation->request().objects, total_bytes, lanes_.size());
   const auto batch = std::make_shared<StripedOperation>(operation, ranges.size());
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     lanes_[i]->start(batch, ranges[i]);

@@ -4,13 +4,13 @@
 #include <asio/post.hpp>
 
 #include <algorithm>
-#include <mutex>
 #include <utility>
 #include <vector>
 
-#include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/kit/attempts.hpp"
+#include "core/kit/endpoint_codec.hpp"
 #include "data_acceptor.hpp"
 #include "data_dialer.hpp"
 #include "frame.hpp"
@@ -23,60 +23,19 @@ std::size_t bounded_lanes(std::uint64_t lanes) {
   return static_cast<std::size_t>(std::clamp<std::uint64_t>(lanes, 1, tcp::max_lanes));
 }
 
-/// Opaque to the handshake; inside, a message like any other.
-template <class Endpoint>
-Bytes encode_endpoint(const Endpoint& endpoint) {
-  return encode_side_message(endpoint).encoded();
-}
-
-template <class Endpoint>
-Endpoint decode_endpoint(const Bytes& bytes, std::error_code& ec) {
-  const SideMessage message = parse_side_message(bytes, ec);
-  return ec ? Endpoint() : decode_side_message<Endpoint>(message, ec);
-}
-
-/// Attempts to connect that are under way, so that closing can end them.
-class Dialers {
- public:
-  /// @return false if the channel is closed.
-  [[nodiscard]] bool add(const std::shared_ptr<tcp::DataDialer>& dialer) {
-    const std::lock_guard lock(mutex_);
-    std::erase_if(dialers_, [](const auto& weak) { return weak.expired(); });
-    dialers_.push_back(dialer);
-    return !closed_;
-  }
-
-  void close() {
-    std::vector<std::weak_ptr<tcp::DataDialer>> dialers;
-    {
-      const std::lock_guard lock(mutex_);
-      closed_ = true;
-      dialers.swap(dialers_);
-    }
-    for (const auto& weak : dialers) {
-      if (const auto dialer = weak.lock()) {
-        dialer->fail(errc::closed, "the channel was closed");
-      }
-    }
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::weak_ptr<tcp::DataDialer>> dialers_;
-  bool closed_ = false;
-};
+using Dialers = kit::Attempts<tcp::DataDialer>;
 
 class TcpDial final : public kit::Dial {
  public:
   TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers)
       : executor_(std::move(executor)), options_(options), lanes_(lanes), dialers_(std::move(dialers)) {}
 
-  [[nodiscard]] Bytes local_endpoint() override { return encode_endpoint(tcp::DialEndpoint{lanes_}); }
+  [[nodiscard]] Bytes local_endpoint() override { return kit::encode_endpoint(tcp::DialEndpoint{lanes_}); }
 
   void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
                kit::LinkHandler on_link) override {
     std::error_code ec;
-    auto endpoint = decode_endpoint<tcp::AcceptEndpoint>(remote_endpoint, ec);
+    auto endpoint = kit::decode_endpoint<tcp::AcceptEndpoint>(remote_endpoint, ec);
     if (!ec && (endpoint.port == 0 || endpoint.port > 65535 || endpoint.lanes == 0 || endpoint.lanes > lanes_ ||
                 endpoint.dial_secret.size() != sizeof(tcp::Secret) ||
                 endpoint.accept_secret.size() != sizeof(tcp::Secret))) {
@@ -142,6 +101,12 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
   }
+  for (std::size_t i = 0; i < given.regions.size(); ++i) {
+    if (given.regions[i].dmabuf_fd != -1) {
+      close();
+      throw TransferError(errc::invalid_region, "region " + std::to_string(i) + ": tcp can't reach memory of a dma-buf");
+    }
+  }
   try {
     if (!given.peer_init_url.empty()) {
       impl_->listen();
@@ -180,7 +145,7 @@ std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {
 Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                                  kit::Clock::time_point deadline, kit::LinkHandler on_link) {
   std::error_code ec;
-  const auto dialing = decode_endpoint<tcp::DialEndpoint>(remote_endpoint, ec);
+  const auto dialing = kit::decode_endpoint<tcp::DialEndpoint>(remote_endpoint, ec);
   if (ec) {
     throw TransferError(ec, "peer '" + host->peer().id + "' asked with a senseless tcp endpoint");
   }
@@ -190,7 +155,7 @@ Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byte
   if (impl_->advertised_data.port != 0) {
     endpoint.port = impl_->advertised_data.port;
   }
-  return encode_endpoint(endpoint);
+  return kit::encode_endpoint(endpoint);
 }
 
 void TcpTransferChannel::stop_listening() {

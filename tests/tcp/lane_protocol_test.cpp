@@ -439,7 +439,7 @@ TEST(LaneProtocol, Line11_PostedRecvsAreBounded) {
   std::size_t posted = 0;
   std::vector<Descriptor> descriptors(max_chunk_objects, Descriptor{0, 16});
   bool refused = false;
-  while (!refused && posted < 2 * max_posted_cost) {
+  while (!refused && posted < 2 * kit::max_posted_cost) {
     FrameHeader made = header(FrameType::recv_post, static_cast<std::uint32_t>(descriptors.size()));
     made.operation = posted + 1;
     ASSERT_FALSE(side.feed(frame_bytes(made, descriptors)));
@@ -447,20 +447,20 @@ TEST(LaneProtocol, Line11_PostedRecvsAreBounded) {
     refused = !side.take(4096).empty();
   }
   EXPECT_TRUE(refused);
-  EXPECT_LE(posted, max_posted_cost + descriptors.size());
+  EXPECT_LE(posted, kit::max_posted_cost + descriptors.size());
 }
 
 TEST(LaneProtocol, Line11_RefusalsOfPostedRecvsAreBoundedToo) {
   Side side;
-  const std::vector<Descriptor> many(max_paired_objects, Descriptor{0, 16});
+  const std::vector<Descriptor> many(kit::max_paired_objects, Descriptor{0, 16});
   std::uint64_t recv = 0;
   const auto post = [&](std::size_t buffers) {
     FrameHeader made = header(FrameType::recv_post, static_cast<std::uint32_t>(buffers));
     made.operation = ++recv;
     return side.feed(frame_bytes(made, std::span(many).first(buffers)));
   };
-  ASSERT_FALSE(post(max_paired_objects));
-  ASSERT_FALSE(post(max_paired_objects - 16));  // with what each recv adds, that is all there is room for
+  ASSERT_FALSE(post(kit::max_paired_objects));
+  ASSERT_FALSE(post(kit::max_paired_objects - 16));  // with what each recv adds, that is all there is room for
   std::error_code ec;
   for (std::size_t i = 0; i < 2 * max_unacknowledged && !ec; ++i) {
     ec = post(1);

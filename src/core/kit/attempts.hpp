@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::kit {
+
+/// Attempts to connect that are under way, so that closing can end them.
+///
+/// @tparam Attempt has `fail(std::error_code, std::string)`, which does nothing once the attempt is over.
+template <class Attempt>
+class Attempts {
+ public:
+  /// @return false if the channel is closed.
+  [[nodiscard]] bool add(const std::shared_ptr<Attempt>& attempt) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(attempts_, [](const auto& weak) { return weak.expired(); });
+    attempts_.push_back(attempt);
+    return !closed_;
+  }
+
+  void close() {
+    std::vector<std::weak_ptr<Attempt>> attempts;
+    {
+      const std::lock_guard lock(mutex_);
+      closed_ = true;
+      attempts.swap(attempts_);
+    }
+    for (const auto& weak : attempts) {
+      if (const auto attempt = weak.lock()) {
+        attempt->fail(errc::closed, "the channel was closed");
+      }
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<Attempt>> attempts_;
+  bool closed_ = false;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <mutex>
+#include <optional>
+#include <utility>
+
+namespace kvferry::kit {
+
+/// Who drives a connection. Whoever has something for it leaves that in the inbox and tries to become the driver: the one that
+/// holds the engine, empties the inbox and works until there is nothing to do. If another thread drives already, that one finds the
+/// inbox filled before it stops. So nobody waits for a lock that is held across a system call, and what the engine
+/// guards is touched by the driver alone.
+///
+/// @tparam Inbox default-constructible, with `empty()`.
+template <class Inbox>
+class InboxDriver {
+ public:
+  template <class Put>
+  void put(Put put_into) {
+    const std::lock_guard lock(inbox_mutex_);
+    put_into(inbox_);
+  }
+
+  /// By the driver: takes all that is there.
+  [[nodiscard]] Inbox take() {
+    const std::lock_guard lock(inbox_mutex_);
+    return std::exchange(inbox_, Inbox());
+  }
+
+  /// Drives, unless another thread does. @param step works, with the engine held. @param released gets what `step` returned,
+  /// with the engine let go; @return whether to look into the inbox again.
+  template <class Step, class Released>
+  void drive(Step step, Released released) {
+    for (;;) {
+      std::optional<decltype(step())> result;
+      {
+        const std::unique_lock engine(engine_mutex_, std::try_to_lock);
+        if (!engine) {
+          return;  // the driver looks into the inbox once more after it has let go
+        }
+        result.emplace(step());
+      }
+      if (!released(std::move(*result))) {
+        return;
+      }
+      const std::lock_guard lock(inbox_mutex_);
+      if (inbox_.empty()) {
+        return;
+      }
+    }
+  }
+
+  /// Changes what the engine guards, waiting for the driver. To be followed by `drive`: whoever came meanwhile has left its work
+  /// in the inbox, taking this thread for the driver.
+  template <class Change>
+  void change(Change change_engine) {
+    const std::lock_guard engine(engine_mutex_);
+    change_engine();
+  }
+
+ private:
+  std::mutex inbox_mutex_;
+  Inbox inbox_;
+  std::mutex engine_mutex_;
+};
+
+}  // namespace kvferry::kit

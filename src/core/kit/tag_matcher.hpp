@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+
+namespace kvferry::kit {
+
+/// Which send of this side meets which recv of the peer's: of each tag the first of either, in the order in which each side
+/// started them.
+///
+/// @tparam Post what a posted recv says of its buffers: a container of one element each.
+template <class Post>
+class TagMatcher {
+ public:
+  struct Match {
+    std::uint64_t send = 0;
+    std::uint64_t recv = 0;
+    Post post;
+  };
+
+  /// @param order among the sends of a tag, @param id what the match will call it.
+  void add_send(std::uint64_t tag, std::uint64_t order, std::uint64_t id) { sends_[tag].emplace(order, id); }
+  void remove_send(std::uint64_t tag, std::uint64_t order) {
+    if (const auto it = sends_.find(tag); it != sends_.end()) {
+      it->second.erase(order);
+      drop_if_empty(sends_, it);
+    }
+  }
+
+  /// @param recv the peer's id of it; later recvs have larger ones.
+  void add_post(std::uint64_t tag, std::uint64_t recv, Post post) {
+    cost_ += cost_of(post.size());
+    posts_[tag].emplace(recv, std::move(post));
+  }
+  /// @return false if there is no such recv (any more).
+  bool remove_post(std::uint64_t tag, std::uint64_t recv) {
+    const auto it = posts_.find(tag);
+    if (it == posts_.end()) {
+      return false;
+    }
+    const auto post = it->second.find(recv);
+    if (post == it->second.end()) {
+      return false;
+    }
+    cost_ -= cost_of(post->second.size());
+    it->second.erase(post);
+    drop_if_empty(posts_, it);
+    return true;
+  }
+
+  /// Takes the first send and the first recv of a tag out, if there are both.
+  [[nodiscard]] std::optional<Match> match(std::uint64_t tag) {
+    const auto sends = sends_.find(tag);
+    const auto posts = posts_.find(tag);
+    if (sends == sends_.end() || posts == posts_.end()) {
+      return std::nullopt;
+    }
+    auto post = posts->second.extract(posts->second.begin());
+    Match match{sends->second.begin()->second, post.key(), std::move(post.mapped())};
+    sends->second.erase(sends->second.begin());
+    cost_ -= cost_of(match.post.size());
+    drop_if_empty(sends_, sends);
+    drop_if_empty(posts_, posts);
+    return match;
+  }
+
+  /// What the recvs that no send has met cost: their buffers, and something for each recv.
+  [[nodiscard]] std::size_t cost() const noexcept { return cost_; }
+  [[nodiscard]] static constexpr std::size_t cost_of(std::size_t buffers) noexcept { return buffers + 8; }
+
+  void clear_posts() {
+    posts_.clear();
+    cost_ = 0;
+  }
+
+ private:
+  template <class Map>
+  static void drop_if_empty(Map& map, typename Map::iterator it) {
+    if (it->second.empty()) {
+      map.erase(it);
+    }
+  }
+
+  std::unordered_map<std::uint64_t, std::map<std::uint64_t, std::uint64_t>> sends_;  ///< By tag: order to id.
+  std::unordered_map<std::uint64_t, std::map<std::uint64_t, Post>> posts_;           ///< By tag: recv to its buffers.
+  std::size_t cost_ = 0;
+};
+
+/// Bounds that both sides keep, so that each can hold the other to them.
+
+/// Objects in one send or recv.
+inline constexpr std::size_t max_paired_objects = std::size_t{1} << 20;
+/// `TagMatcher::cost` of the recvs of one connection.
+inline constexpr std::size_t max_posted_cost = std::size_t{2} << 20;
+
+}  // namespace kvferry::kit
