@@ -25,16 +25,18 @@ bring_up_rails() {
   ip link set lo up
   # Nobody else could have these addresses: no waiting for their duplicates.
   echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+  # Two guests have links to each other; one alone gets a cable from one of its ports to the other.
   if [[ ! -e /sys/class/net/eth0 ]]; then
     ip link add eth0 mtu 9000 type veth peer name eth1 mtu 9000
   fi
   for rail in 0 1; do
     echo 0 >"/proc/sys/net/ipv6/conf/eth$rail/accept_dad"
+    echo 1 >"/proc/sys/net/ipv6/conf/eth$rail/keep_addr_on_down" # as it is for IPv4
     ip link set "eth$rail" mtu 9000 up
   done
   for rail in 0 1; do
     ip address add "10.77.$rail.$((guest + 1))/24" dev "eth$rail"
-    ip address add "fd77:$rail::$((guest + 1))/64" dev "eth$rail" nodad
+    ip address add "fd77:$((rail + 1))::$((guest + 1))/64" dev "eth$rail" nodad
     rdma link add "rxe$rail" type rxe netdev "eth$rail"
   done
   for rail in 0 1; do
@@ -48,7 +50,7 @@ bring_up_rails() {
 
 run_command() (
   mapfile -d '' -t command <"$share/command"
-  cd "$(<"$share/folder")"
+  cd "$(<"$share/repository")"
   ulimit -l unlimited
   exec "${command[@]}" </dev/null >>"$results/stdout" 2>>"$results/stderr"
 )

@@ -58,14 +58,16 @@ prepare() {
     cp "$file" "ready/modules/$((++number))-${file##*/}"
   done
   cp "boot/vmlinuz-$version" ready/vmlinuz
+  cp "$self" ready/made_by
 }
 
 (($# == 1)) || fail "usage: kernel.sh FOLDER"
 folder=$1
+self=$(realpath "${BASH_SOURCE[0]}")
 mkdir -p "$(dirname "$folder")"
 exec {lock}>"$folder.lock"
 flock "$lock" # two runs at a time
-if [[ ! -f $folder/vmlinuz || $0 -nt $folder/vmlinuz ]]; then
+if ! cmp -s "$self" "$folder/made_by"; then
   echo "Fetching Debian's kernel package; it is unpacked into $folder, not installed" >&2
   scratch=$(mktemp -d "$folder.XXXXXX")
   trap 'rm -rf "$scratch"' EXIT

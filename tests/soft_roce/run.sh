@@ -23,9 +23,11 @@ Ends with COMMAND's exit status; with 124 at the time-out; with 125 where a virt
 
 In a virtual machine COMMAND finds in its environment:
   KVFERRY_SHARE                             a folder common to the guests and this machine, at the same path
-  KVFERRY_GUEST                             0 or 1
+  KVFERRY_GUEST                             0 or 1; KVFERRY_BOOT says how often it has been started, 1 at first
   KVFERRY_RAIL0, KVFERRY_RAIL1              IPv4 addresses of rxe0 and rxe1; with _V6 added, IPv6 addresses
   KVFERRY_PEER_RAIL0, KVFERRY_PEER_RAIL1    the same of the other guest, where there are two
+Of two, one can switch the other, N, off by making a file power-off-N in $KVFERRY_SHARE, and on again by power-on-N. The
+file is gone once that is done. What is off counts as a success.
 TEXT
 }
 
@@ -34,7 +36,7 @@ fail() {
   exit 125
 }
 
-guests=
+count=
 timeout=600
 share=
 cache=$repository/build/soft_roce
@@ -60,7 +62,7 @@ while (($#)); do
   case "$1" in
     --guests)
       [[ $2 == [12] ]] || fail "--guests: 1 or 2, not '$2'"
-      guests=$2
+      count=$2
       ;;
     --timeout)
       [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "--timeout: a number of seconds, not '$2'"
@@ -82,7 +84,7 @@ has_rdma_device() {
   return 1
 }
 
-if [[ -z $force_vm && $guests != 2 ]] && has_rdma_device; then
+if [[ -z $force_vm && $count != 2 ]] && has_rdma_device; then
   cd "$repository"
   ulimit -l unlimited 2>/dev/null || true
   exec timeout --foreground "$timeout" "$@"
@@ -94,7 +96,6 @@ fi
 kvferry_ensure_packages rdma soft_roce || fail "packages are missing"
 "$here/kernel.sh" "$cache/kernel" || fail "no kernel"
 
-guests=${guests:-1}
 scratch=$(mktemp -d)
 if [[ -z $share ]]; then
   share=$scratch/share
@@ -102,111 +103,15 @@ fi
 mkdir -p "$share"
 share=$(cd "$share" && pwd)
 
-qemu=()   # process of each guest
-output=() # processes that pass output on
+# shellcheck source=tests/soft_roce/guests.sh
+. "$here/guests.sh"
 clean_up() {
   trap '' INT TERM
-  local pid
-  for pid in "${qemu[@]}" "${output[@]}"; do
-    kill -KILL "$pid" 2>/dev/null || true
-  done
-  wait
+  clean_up_guests
   rm -rf "$scratch"
 }
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-make_initramfs() {
-  local root=$scratch/initramfs
-  mkdir -p "$root"/{bin,modules,proc}
-  cp "$(command -v busybox)" "$root/bin/busybox"
-  cp "$cache"/kernel/modules/* "$root/modules/"
-  cp "$here/init.sh" "$root/init"
-  (cd "$root" && find . | cpio --quiet -o -H newc) >"$scratch/initramfs.cpio"
-}
-
-# What a guest finds in the share.
-prepare_guest() {
-  local guest=$1 peer=$((1 - $1)) rail
-  rm -rf "$share/guest$guest"
-  mkdir "$share/guest$guest"
-  : >"$share/guest$guest/stdout"
-  : >"$share/guest$guest/stderr"
-  (
-    export KVFERRY_SHARE=$share KVFERRY_GUEST=$guest
-    for rail in 0 1; do
-      export "KVFERRY_RAIL$rail=10.77.$rail.$((guest + 1))" "KVFERRY_RAIL${rail}_V6=fd77:$rail::$((guest + 1))"
-      if ((guests == 2)); then
-        export "KVFERRY_PEER_RAIL$rail=10.77.$rail.$((peer + 1))" "KVFERRY_PEER_RAIL${rail}_V6=fd77:$rail::$((peer + 1))"
-      fi
-    done
-    export -p
-  ) >"$share/guest$guest/environment"
-}
-
-boot() {
-  local guest=$1 peer=$((1 - $1)) rail options
-  options=(
-    -accel tcg,thread=multi -cpu max -smp 2 -m 4096 # /dev/kvm may be there, but nested guests hang in it
-    -nodefaults -no-user-config -display none -no-reboot -serial "file:$share/guest$guest/console"
-    -kernel "$cache/kernel/vmlinuz" -initrd "$scratch/initramfs.cpio"
-    -append "console=ttyS0 loglevel=4 panic=-1 oops=panic mitigations=off random.trust_cpu=on guest=$guest"
-    -device virtio-rng-pci
-    -fsdev "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"
-    -device virtio-9p-pci,fsdev=host,mount_tag=host
-    -fsdev "local,id=share,path=${share//,/,,},security_model=none"
-    -device virtio-9p-pci,fsdev=share,mount_tag=share
-  )
-  qemu-system-x86_64 "${options[@]}" </dev/null >>"$share/guest$guest/console" 2>&1 &
-  qemu[guest]=$!
-}
-
-# pass_on FILE: to stdout as it grows, until the process $running ends.
-pass_on() {
-  tail --pid="$running" -s 0.1 -n +1 -f "$1"
-}
-
-last_lines() {
-  local guest=$1
-  {
-    echo "run.sh: $2; the last lines of guest $guest's console:"
-    tail -n 40 "$share/guest$guest/console" | tr -d '\r'
-  } >&2
-}
-
-make_initramfs
-echo "$share" >"$share/path"
-echo "$repository" >"$share/repository"
-echo "$repository" >"$share/folder"
-printf '%s\0' "$@" >"$share/command"
-
-sleep infinity &
-running=$!
-output+=("$running")
-for ((guest = 0; guest < guests; ++guest)); do
-  prepare_guest "$guest"
-  boot "$guest"
-  pass_on "$share/guest$guest/stdout" &
-  output+=("$!")
-  pass_on "$share/guest$guest/stderr" >&2 &
-  output+=("$!")
-done
-
-timed_out=
-deadline=$((SECONDS + timeout))
-while kill -0 "${qemu[@]}" 2>/dev/null; do
-  if ((SECONDS >= deadline)); then
-    timed_out=yes
-    kill -KILL "${qemu[@]}"
-    break
-  fi
-  sleep 0.1
-done
-wait "${qemu[@]}" 2>/dev/null || true
-kill "$running"
-wait "${output[@]}" 2>/dev/null || true
-cat "$share/guest0/boot_seconds" >&2
-if [[ -n $timed_out ]]; then last_lines 0 "timeout"; exit 124; fi
-if [[ ! -s $share/guest0/status ]]; then last_lines 0 "no status"; exit 125; fi
-exit "$(<"$share/guest0/status")"
+run_guests "${count:-1}" "$timeout" "$@"
