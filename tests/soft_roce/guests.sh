@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 #
 # The virtual machines of run.sh, which sources this. All guests have one share with the host; in it, guestN/ is of
 # guest N: environment (in), stdout, stderr, status and console (out).
@@ -7,7 +7,8 @@
 #   run_guests COUNT SECONDS COMMAND...   its status is that of run.sh
 #   clean_up_guests                       whatever has happened before
 #
-# Expects set -e, and the variables repository, here (this folder), cache, scratch (a temporary folder) and share.
+# Expects set -e, and the variables repository, here (this folder), cache, scratch (a temporary folder), share and
+# writable (folders).
 
 guests=0
 boots=()       # how often each guest was started
@@ -52,21 +53,27 @@ link_options() {
 }
 
 boot() {
-  local guest=$1 results=$share/guest$1 options
+  local guest=$1 results=$share/guest$1 options number
   boots[guest]=$((${boots[guest]-0} + 1))
   unset "switched_off[guest]"
   print_environment "$guest" >"$results/environment"
   options=(
-    -accel tcg,thread=multi -cpu max -smp 2 -m 4096 # no KVM: where it is nested, guests may hang
+    -accel "tcg,thread=multi" -cpu max -smp 2 -m 4096 # no KVM: where it is nested, guests may hang
     -nodefaults -no-user-config -display none -no-reboot -serial stdio
     -kernel "$cache/kernel/vmlinuz" -initrd "$scratch/initramfs.cpio"
     -append "console=ttyS0 loglevel=4 panic=-1 oops=panic mitigations=off tsc=reliable guest=$guest"
     -device virtio-rng-pci
     -fsdev "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"
-    -device virtio-9p-pci,fsdev=host,mount_tag=host
+    -device "virtio-9p-pci,fsdev=host,mount_tag=host"
     -fsdev "local,id=share,path=${share//,/,,},security_model=none"
-    -device virtio-9p-pci,fsdev=share,mount_tag=share
+    -device "virtio-9p-pci,fsdev=share,mount_tag=share"
   )
+  for ((number = 0; number < ${#writable[@]}; ++number)); do
+    options+=(
+      -fsdev "local,id=writable$number,path=${writable[number]//,/,,},security_model=none"
+      -device "virtio-9p-pci,fsdev=writable$number,mount_tag=writable$number"
+    )
+  done
   if ((guests == 2)); then
     local links
     mapfile -t links < <(link_options "$guest")
@@ -185,6 +192,7 @@ run_guests() {
   make_initramfs
   echo "$share" >"$share/path"
   echo "$repository" >"$share/repository"
+  printf '%s\n' "${writable[@]}" >"$share/writable"
   printf '%s\0' "${@:3}" >"$share/command"
   rm -f "$share"/power-*
   for ((guest = 0; guest < guests; ++guest)); do

@@ -1,5 +1,7 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=dash
+#
 # A guest's first process, in the initramfs: loads the modules and goes on, in guest.sh, in the host's file system. What
 # is written there stays in the guest's memory; only the share is the host's as well.
 set -e
@@ -31,10 +33,17 @@ ln -sf fd/0 /root/dev/stdin
 ln -sf fd/1 /root/dev/stdout
 ln -sf fd/2 /root/dev/stderr
 
-# The share lies at the same path as on the host.
+# What is the host's as well lies at the same path as there.
+number=0
+while read -r folder; do
+  [ -n "$folder" ] || break
+  mount -t 9p -o "$over_9p,cache=mmap" "writable$number" "/root$folder"
+  number=$((number + 1))
+done </share/writable
 share=$(cat /share/path)
 mkdir -p "/root$share"
 mount --move /share "/root$share"
 
 # The kernel hands guest= of its command line on as a variable.
+# shellcheck disable=SC2154
 exec chroot /root /bin/bash "$(cat "/root$share/repository")/tests/soft_roce/guest.sh" "$share" "$guest"

@@ -17,6 +17,7 @@ It needs neither privileges nor a network. What COMMAND writes is lost, but for 
   --guests N         N virtual machines, 1 or 2; each runs COMMAND, and two are joined by two links, one a rail
   --timeout SECONDS  what all of it may take (default 600)
   --share DIR        the folder for $KVFERRY_SHARE, which is kept; by default it is a temporary one
+  --writable DIR     a folder of this machine in which COMMAND can write as well; may be given more than once
   --cache DIR        where the kernel is kept (default build/soft_roce)
 
 Ends with COMMAND's exit status; with 124 at the time-out; with 125 where a virtual machine could not do its part.
@@ -39,6 +40,7 @@ fail() {
 count=
 timeout=600
 share=
+writable=()
 cache=$repository/build/soft_roce
 force_vm=
 while (($#)); do
@@ -69,6 +71,7 @@ while (($#)); do
       timeout=$2
       ;;
     --share) share=$2 ;;
+    --writable) writable+=("$(realpath -e -- "$2")") || fail "--writable: there is no '$2'" ;;
     --cache) cache=$2 ;;
     *) fail "no option '$1' (--help lists the options)" ;;
   esac
