@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// Two hosts joined by links: packets that are lost, late and out of order, and a host that is switched off. The program runs on both:
+// on host 0 the tests, on host 1 their peer. The last test ends host 1.
+#include <gtest/gtest.h>
+
+#include <asio/use_future.hpp>
+
+#include <cstdlib>
+#include <functional>
+#include <fstream>
+#include <future>
+#include <string_view>
+
+#include "rdma/rdma_node.hpp"
+
+namespace kvferry::rdma::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr std::size_t count = 512;
+/// For both to get here, one of which may still be booting, and for slow transfers.
+constexpr std::chrono::seconds patience{120};
+
+std::string environment(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? std::string() : value;
+}
+
+bool is_peer() { return environment("KVFERRY_GUEST") == "1"; }
+
+void run(const std::string& command) {
+  if (std::system(command.c_str()) != 0) {
+    ADD_FAILURE() << command;
+  }
+}
+
+/// netem on this host's way out to the other, for as long as this lives.
+class Disturbance {
+ public:
+  explicit Disturbance(const std::string& how) { run("tc qdisc replace dev eth0 root netem " + how); }
+  Disturbance(const Disturbance&) = delete;
+  Disturbance& operator=(const Disturbance&) = delete;
+  ~Disturbance() { run("tc qdisc del dev eth0 root"); }
+};
+
+NodeOptions patient(std::size_t rails) {
+  NodeOptions options;
+  options.rails = rails;
+  options.channel.default_timeout = patience;
+  options.channel.handshake_timeout = patience;
+  options.channel.stripe_threshold = 64 * page_size;
+  return options;
+}
+
+/// The address of the peer's channel in the test that is running.
+std::string url(const char* address_variable) {
+  const std::string name = ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  // Each test has a port of its own, so that none meets the peer of another.
+  const std::size_t port = 20'000 + std::hash<std::string>()(name) % 10'000;
+  return "tcp://" + environment(address_variable) + ":" + std::to_string(port);
+}
+
+ConstBuffer bytes(std::string_view text) { return std::as_bytes(std::span(text)); }
+
+/// Serves until the other host says that it is done: on "echo" receives a batch and sends it back.
+void serve(std::size_t rails) {
+  auto options = patient(rails);
+  options.channel.peer_init_url = url("KVFERRY_RAIL0");
+  Node peer(count, std::move(options));
+  for (;;) {
+    const Notification told = peer.channel->receive_notification(patience);
+    if (std::ranges::equal(told.payload, bytes("end"))) {
+      return;
+    }
+    std::vector<std::byte> memory(count * page_size);
+    const MutableBuffer all(memory);
+    peer.channel->batched_recv({all}, {.peer_id = told.peer_id, .tag = 1});
+    peer.channel->batched_send({ConstBuffer(all)}, {.peer_id = told.peer_id, .tag = 2});
+  }
+}
+
+class Tester {
+ public:
+  explicit Tester(std::size_t rails) : node_(count, options(rails)) {
+    node_.channel->lazy_init_peer_connection("tester", "peer", url("KVFERRY_PEER_RAIL0"));
+  }
+
+  [[nodiscard]] Node& node() { return node_; }
+
+  /// All kinds of transfer, there and back.
+  void expect_transfers(unsigned seed) {
+    const auto all = indexes(count);
+    const TransferSpec pages{.peer_id = "peer", .remote_indexes = all};
+    node_.fill(seed);
+    const std::vector<std::byte> sent(node_.region.begin(), node_.region.end());
+    ASSERT_EQ(node_.channel->batched_write(node_.pages(count), pages), count);
+    node_.fill(std::byte{0});
+    ASSERT_EQ(node_.channel->batched_read(node_.pages(count), pages), count);
+    EXPECT_TRUE(std::ranges::equal(node_.region, sent));
+
+    tell("echo");
+    std::vector<std::byte> back(sent.size());
+    ASSERT_EQ(node_.channel->batched_send({ConstBuffer(sent)}, {.peer_id = "peer", .tag = 1}), 1U);
+    ASSERT_EQ(node_.channel->batched_recv({MutableBuffer(back)}, {.peer_id = "peer", .tag = 2}), 1U);
+    EXPECT_EQ(back, sent);
+  }
+
+  void tell(std::string_view command) {
+    const std::uint64_t last = count - 1;
+    node_.channel->batched_write({node_.page(last)}, {.peer_id = "peer",
+                                                      .remote_indexes = std::span(&last, 1),
+                                                      .notification = bytes(command)});
+  }
+
+ private:
+  static NodeOptions options(std::size_t rails) {
+    auto options = patient(rails);
+    options.listens = false;
+    return options;
+  }
+
+  Node node_;
+};
+
+void expect_transfers_with(const std::string& disturbance, std::size_t rails = 1) {
+  if (is_peer()) {
+    serve(rails);
+    return;
+  }
+  Tester tester(rails);
+  {
+    const Disturbance netem(disturbance);
+    for (unsigned round = 0; round < 3; ++round) {
+      tester.expect_transfers(round);
+    }
+  }
+  tester.tell("end");
+}
+
+TEST(RdmaTwoHosts, NothingDisturbed) { expect_transfers_with("delay 0ms", 2); }
+
+TEST(RdmaTwoHosts, PacketsAreLost) { expect_transfers_with("loss 1%"); }
+
+TEST(RdmaTwoHosts, PacketsAreLate) { expect_transfers_with("delay 3ms 1ms"); }
+
+TEST(RdmaTwoHosts, PacketsOvertakeEachOther) { expect_transfers_with("delay 2ms reorder 75% 25%"); }
+
+TEST(RdmaTwoHosts, PacketsAreLostLateAndOvertakeEachOther) {
+  expect_transfers_with("delay 2ms 1ms loss 0.5% reorder 75% 25%");
+}
+
+// The last one: host 1 does not come back.
+TEST(RdmaTwoHosts, TheOtherHostIsSwitchedOffInTheMiddleOfABatch) {
+  if (is_peer()) {
+    serve(1);
+    return;
+  }
+  Tester tester(1);
+  Node& node = tester.node();
+  node.fill(1);
+  tester.expect_transfers(1);
+  const std::vector<std::byte> sent(node.region.begin(), node.region.end());
+  const auto all = indexes(count);
+  std::vector<std::byte> outside(std::size_t{1} << 20);
+  auto receiving = node.channel->async_batched_recv({MutableBuffer(outside)}, {.peer_id = "peer", .tag = 77}, asio::use_future);
+  // One after the other without an end, until the host is gone.
+  auto writing = std::async(std::launch::async, [&] {
+    std::error_code ec;
+    while (!ec) {
+      node.channel->batched_write(node.pages(count), {.peer_id = "peer", .remote_indexes = all}, ec);
+    }
+    return ec;
+  });
+  std::ofstream(environment("KVFERRY_SHARE") + "/power-off-1") << "now\n";
+  ASSERT_EQ(writing.wait_for(patience), std::future_status::ready);
+  const auto error = writing.get();
+  EXPECT_EQ(error, condition::peer_failed) << error.message();
+  EXPECT_EQ(error, condition::retryable) << error.message();
+  ASSERT_EQ(receiving.wait_for(patience), std::future_status::ready);
+  try {
+    receiving.get();
+    ADD_FAILURE() << "received from nobody";
+  } catch (const std::system_error& failed) {
+    EXPECT_EQ(failed.code(), condition::peer_failed) << failed.what();
+  }
+  EXPECT_TRUE(std::ranges::equal(node.region, sent));
+  // The next call tries to reconnect, and says by its deadline that nobody is there.
+  std::error_code again;
+  node.channel->batched_write(node.pages(1), {.peer_id = "peer", .remote_indexes = indexes(1), .timeout = milliseconds(1000)},
+                              again);
+  EXPECT_TRUE(again == condition::peer_failed || again == condition::timed_out) << again.message();
+}
+
+}  // namespace
+}  // namespace kvferry::rdma::testing
