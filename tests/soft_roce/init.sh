@@ -6,6 +6,7 @@
 # is written there stays in the guest's memory; only the share is the host's as well.
 set -e
 /bin/busybox --install -s /bin
+dmesg -n 7 # from here on all that the kernel says, for the last lines that are shown when something goes wrong
 
 mount -t proc proc /proc
 # However this ends: the kernel would panic when its first process is gone.
@@ -14,7 +15,7 @@ for module in /modules/*.ko; do
   insmod "$module" || echo "init.sh: $module could not be loaded"
 done
 
-over_9p=trans=virtio,version=9p2000.L,msize=1048576
+over_9p=trans=virtio,version=9p2000.L,msize=512000
 mkdir -p /host /share /memory /root
 mount -t 9p -o "$over_9p,ro,cache=loose" host /host
 mount -t 9p -o "$over_9p,cache=none" share /share
