@@ -123,9 +123,17 @@ void Rail::stop(std::shared_ptr<kit::Operation> operation) {
   drive(caller_rounds);
 }
 
-void Rail::shut(std::error_code cause, const std::string& why) {
+void Rail::hold() {
   driver_.change([&] {
     owner_.reset();  // it knows
+    held_ = true;
+  });
+  drive(caller_rounds);
+}
+
+void Rail::shut(std::error_code cause, const std::string& why) {
+  driver_.change([&] {
+    owner_.reset();
     if (!failed_) {
       say_goodbye();
       end_all(cause, why, 0);
@@ -182,7 +190,7 @@ void Rail::drive(std::size_t rounds) {
 bool Rail::work(std::size_t& rounds) {
   for (;;) {
     take_inbox();
-    if (failed_ || (phase_ != Phase::greeting && phase_ != Phase::running)) {
+    if (failed_ || held_ || (phase_ != Phase::greeting && phase_ != Phase::running)) {
       return false;
     }
     if (rounds == 0) {
@@ -238,7 +246,7 @@ void Rail::take_inbox() {
   }
   if (!taken.stops.empty() && protocol_) {
     // What has completed already counts.
-    while (!failed_ && phase_ == Phase::running && poll_step()) {
+    while (!failed_ && !held_ && phase_ == Phase::running && poll_step()) {
     }
     for (const auto& operation : taken.stops) {
       protocol_->stop(*operation);
@@ -321,7 +329,7 @@ void Rail::post(const char* what) {
 }
 
 void Rail::check_timer() {
-  if (failed_ || phase_ != Phase::running) {
+  if (failed_ || held_ || phase_ != Phase::running) {
     return;
   }
   const auto now = kit::Clock::now();

@@ -67,6 +67,9 @@ class Rail : public std::enable_shared_from_this<Rail> {
 
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
+  /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this one's
+  /// operations before `shut` does.
+  void hold();
   /// Destroys the queue pair, after telling the peer if that can be done in a moment, and ends all operations with `cause`.
   void shut(std::error_code cause, const std::string& why);
 
@@ -128,6 +131,7 @@ class Rail : public std::enable_shared_from_this<Rail> {
   std::shared_ptr<Owner> told_owner_;     ///< Kept from `rail_breaking` until `rail_broken`.
   std::shared_ptr<Owner> greeted_owner_;  ///< To be told.
   Phase phase_ = Phase::made;
+  bool held_ = false;
   bool armed_ = false;
   bool waiting_ = false;
   std::optional<kit::Clock::time_point> timer_at_;

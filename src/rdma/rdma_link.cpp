@@ -167,6 +167,9 @@ void RdmaLink::stop(std::shared_ptr<kit::Operation> operation) {
 void RdmaLink::shut(std::error_code cause, const std::string& why) {
   failed_ = true;
   for (const auto& rail : rails_) {
+    rail->hold();
+  }
+  for (const auto& rail : rails_) {
     rail->shut(cause, why);
   }
 }
