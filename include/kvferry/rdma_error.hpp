@@ -10,7 +10,7 @@ namespace kvferry {
 enum class wc_status {
   success = 0,
   local_length_error = 1,
-  local_qp_operation_error = 2,
+  local_qp_operation_error = 2,  ///< The adapter could not carry it out: Soft-RoCE says so when its link is down.
   local_eec_operation_error = 3,
   local_protection_error = 4,
   flushed = 5,  ///< The queue pair was in its error state already.

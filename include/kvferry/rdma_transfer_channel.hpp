@@ -50,9 +50,10 @@ struct RdmaOptions : ChannelOptions {
   std::size_t eager_bytes = 4096;
 
   /// How long an adapter waits for the peer's before it sends again (rounded up to a power of two of 4.096 us), and how often it
-  /// does so (at most 7). Together: how long it takes to notice that a peer, its host or the way there is gone.
+  /// does so (at most 6: Soft-RoCE takes 7 for "without end"). Together: how long it takes to notice that a peer, its host or
+  /// the way there is gone.
   std::chrono::milliseconds ack_timeout{250};
-  unsigned retry_count = 7;
+  unsigned retry_count = 6;
 
   /// A connection on which nothing happened for this long is probed, which its peer's adapter answers by itself. Zero: never.
   std::chrono::milliseconds keepalive_interval{2'000};

@@ -21,6 +21,7 @@ static_assert(static_cast<int>(wc_status::general) == IBV_WC_GENERAL_ERR);
 
 bool peer_unreachable(wc_status status) noexcept {
   switch (status) {
+    case wc_status::local_qp_operation_error:
     case wc_status::retry_exceeded:
     case wc_status::rnr_retry_exceeded:
     case wc_status::remote_aborted:

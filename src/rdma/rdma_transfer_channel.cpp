@@ -98,7 +98,7 @@ class RdmaTransferChannel::Impl {
     rail.queue_pair.read_depth = std::clamp<std::size_t>(given.read_depth, 1, 255);
     rail.queue_pair.eager_bytes = std::min<std::size_t>(given.eager_bytes, 4096);
     rail.queue_pair.timeout_exponent = timeout_exponent(given.ack_timeout);
-    rail.queue_pair.retry_count = static_cast<std::uint8_t>(std::min(given.retry_count, 7U));
+    rail.queue_pair.retry_count = static_cast<std::uint8_t>(std::min(given.retry_count, 6U));
     rail.queue_pair.service_level = given.service_level;
     rail.queue_pair.traffic_class = given.traffic_class;
   }

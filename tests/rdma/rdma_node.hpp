@@ -56,12 +56,15 @@ template <class Condition>
 /// What a channel says of itself in handshakes, changed before the peer gets it.
 using ChangeEndpoint = std::function<void(Endpoint&)>;
 
-/// A channel that may lie: about itself when it is connected to (`told`), or to itself about the peer when it connects
-/// (`heard`), as a program would that wants to reach what it may not.
+/// A channel that may lie: about itself when it is connected to (`told`) or connects (`asked`), or to itself about the peer when it
+/// connects (`heard`), as a program would that wants to reach what it may not.
 class LyingChannel final : public RdmaTransferChannel {
  public:
-  LyingChannel(RdmaOptions options, ChangeEndpoint told, ChangeEndpoint heard)
-      : RdmaTransferChannel(std::move(options)), told_(std::move(told)), heard_(std::move(heard)) {}
+  LyingChannel(RdmaOptions options, ChangeEndpoint told, ChangeEndpoint asked, ChangeEndpoint heard)
+      : RdmaTransferChannel(std::move(options)),
+        told_(std::move(told)),
+        asked_(std::move(asked)),
+        heard_(std::move(heard)) {}
   ~LyingChannel() override { close(); }
 
  protected:
@@ -71,7 +74,7 @@ class LyingChannel final : public RdmaTransferChannel {
   }
 
   [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override {
-    return std::make_unique<LyingDial>(RdmaTransferChannel::dial(peer_id), heard_);
+    return std::make_unique<LyingDial>(RdmaTransferChannel::dial(peer_id), asked_, heard_);
   }
 
  private:
@@ -87,8 +90,9 @@ class LyingChannel final : public RdmaTransferChannel {
 
   class LyingDial final : public kit::Dial {
    public:
-    LyingDial(std::unique_ptr<kit::Dial> dial, ChangeEndpoint heard) : dial_(std::move(dial)), heard_(std::move(heard)) {}
-    [[nodiscard]] Bytes local_endpoint() override { return dial_->local_endpoint(); }
+    LyingDial(std::unique_ptr<kit::Dial> dial, ChangeEndpoint asked, ChangeEndpoint heard)
+        : dial_(std::move(dial)), asked_(std::move(asked)), heard_(std::move(heard)) {}
+    [[nodiscard]] Bytes local_endpoint() override { return changed(dial_->local_endpoint(), asked_); }
     void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote, kit::Clock::time_point deadline,
                  kit::LinkHandler on_link) override {
       dial_->connect(std::move(host), changed(remote, heard_), deadline, std::move(on_link));
@@ -96,10 +100,12 @@ class LyingChannel final : public RdmaTransferChannel {
 
    private:
     const std::unique_ptr<kit::Dial> dial_;
+    const ChangeEndpoint asked_;
     const ChangeEndpoint heard_;
   };
 
   const ChangeEndpoint told_;
+  const ChangeEndpoint asked_;
   const ChangeEndpoint heard_;
 };
 
@@ -109,6 +115,7 @@ struct NodeOptions {
   Access access = Access::read_write;
   bool listens = true;
   ChangeEndpoint told = {};
+  ChangeEndpoint asked = {};
   ChangeEndpoint heard = {};
 };
 
@@ -124,7 +131,8 @@ struct Node {
     if (options.listens && channel_options.peer_init_url.empty()) {
       channel_options.peer_init_url = "tcp://127.0.0.1:0";
     }
-    channel = std::make_unique<LyingChannel>(channel_options, std::move(options.told), std::move(options.heard));
+    channel = std::make_unique<LyingChannel>(channel_options, std::move(options.told), std::move(options.asked),
+                                             std::move(options.heard));
   }
 
   [[nodiscard]] MutableBuffer page(std::size_t index, std::size_t size = page_size) const {

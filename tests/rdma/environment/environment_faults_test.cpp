@@ -114,37 +114,6 @@ TEST(RdmaEnvironment, ALinkThatGoesDownAndUpInTheMiddleOfABatch) {
   }
 }
 
-TEST(RdmaEnvironment, ARailThatIsDownIsLeftOut) {
-  if (!may_change_links()) {
-    GTEST_SKIP() << "not in a virtual machine: the link is somebody's";
-  }
-  constexpr std::size_t count = 512;
-  const auto two_rails = [] {
-    auto options = impatient();
-    options.rails = 2;
-    return options;
-  };
-  Node node(count, two_rails());
-  Node peer(count, two_rails());
-  node.fill(2);
-  node.connect("node", "peer", peer);
-  const auto all = indexes(count);
-  EXPECT_EQ(node.channel->batched_write(node.pages(count), {.peer_id = "peer", .remote_indexes = all}), count);
-  const auto rails = first_rails(2);
-  EXPECT_NE(node.channel->peer_info("peer")->path.find(rails[1].device), std::string::npos);
-  const Link link(rails[1]);
-  link.set_down();
-  // The rail's own operations end with an error, or all goes on over the other: not silently, nothing is lost.
-  std::error_code error;
-  peer.fill(std::byte{0});
-  EXPECT_TRUE(eventually([&] {
-    node.channel->batched_write(node.pages(count), {.peer_id = "peer", .remote_indexes = all}, error);
-    EXPECT_TRUE(!error || error == condition::retryable) << error.message();
-    return !error && node.channel->peer_info("peer")->path.find(rails[1].device) == std::string::npos;
-  })) << error.message() << " " << node.channel->peer_info("peer").value_or(PeerInfo{}).path;
-  EXPECT_TRUE(same(node, peer));
-}
-
 /// Buffers that a stopped peer, once it goes on, would write to if it could.
 void expect_quiet_after_deadline(Node& node, PeerProcess& process, MutableBuffer buffer, std::uint64_t tag) {
   EXPECT_EQ(process.ask("send " + std::to_string(tag) + " " + std::to_string(buffer.size())), "started");

@@ -150,6 +150,33 @@ TEST(RdmaTwoHosts, PacketsAreLostLateAndOvertakeEachOther) {
   expect_transfers_with("delay 2ms 1ms loss 0.5% reorder 75% 25%");
 }
 
+TEST(RdmaTwoHosts, ARailThatIsDownIsLeftOut) {
+  if (is_peer()) {
+    serve(2);
+    return;
+  }
+  const auto second = first_rails(2)[1].device;
+  Tester tester(2);
+  const auto path = [&] { return tester.node().channel->peer_info("peer").value_or(PeerInfo{}).path; };
+  tester.expect_transfers(1);
+  EXPECT_NE(path().find(second), std::string::npos) << path();
+  run("sysctl -q -w net.ipv6.conf.eth1.keep_addr_on_down=1; ip link set eth1 down");
+  // What the rail carries ends with an error that says that it may be tried again, and then goes over the other one.
+  const auto all = indexes(count);
+  std::error_code error;
+  EXPECT_TRUE(eventually([&] {
+    tester.node().channel->batched_write(tester.node().pages(count), {.peer_id = "peer", .remote_indexes = all}, error);
+    EXPECT_TRUE(!error || error == condition::retryable) << error.message();
+    return !error && path().find(second) == std::string::npos;
+  })) << error.message()
+      << " " << path();
+  const auto before = tester.node().channel->rails().at(1).bytes_written;
+  tester.expect_transfers(2);
+  EXPECT_EQ(tester.node().channel->rails().at(1).bytes_written, before);
+  run("ip link set eth1 up");
+  tester.tell("end");
+}
+
 // The last one: host 1 does not come back.
 TEST(RdmaTwoHosts, TheOtherHostIsSwitchedOffInTheMiddleOfABatch) {
   if (is_peer()) {
