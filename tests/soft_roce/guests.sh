@@ -48,7 +48,7 @@ link_options() {
     local_end=$scratch/link$rail.$guest remote_end=$scratch/link$rail.$((1 - guest))
     printf '%s\n' -netdev \
       "dgram,id=link$rail,local.type=unix,local.path=$local_end,remote.type=unix,remote.path=$remote_end" \
-      -device "virtio-net-pci,netdev=link$rail,mac=52:54:00:00:0$rail:0$((guest + 1)),romfile="
+      -device "virtio-net-pci,netdev=link$rail,mac=52:54:00:00:0$rail:0$((guest + 1)),romfile=,speed=10000,duplex=full"
   done
 }
 
