@@ -134,8 +134,9 @@ class Prefill {
   /// One-sided, from the other side: decode reads, and says so after each batch. A server would then reuse the pages.
   void lend_pages() {
     // Decode starts to read when it has the page table: so the clock starts before.
-    Progress progress(program, "lending", cache_);
+    const auto started = Progress::Clock::now();
     exchange_page_tables();
+    Progress progress(program, "lending", cache_, started);
     for (std::size_t batch = 0; batch < batches_.count(); ++batch) {
       std::byte receipt{};
       kvferry::TransferSpec spec;

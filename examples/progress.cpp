@@ -30,13 +30,13 @@ std::string human_bytes(std::uint64_t bytes) {
   return fmt::format("{:.4g} {}", value, units[unit]);
 }
 
-Progress::Progress(std::string_view program, std::string_view what, const PagedCache& cache)
+Progress::Progress(std::string_view program, std::string_view what, const PagedCache& cache, Clock::time_point started)
     : program_(program),
       what_(what),
       total_bytes_(cache.bytes()),
       total_pages_(cache.page_count()),
       on_terminal_(::isatty(STDERR_FILENO) == 1),
-      started_(Clock::now()) {
+      started_(started) {
   if (on_terminal_) {
     line_is_open_ = true;
     draw();

@@ -17,8 +17,10 @@ namespace example {
 /// What has been moved of a cache, and since when. Shows a bar on a terminal, one plain line elsewhere; on stderr.
 class Progress {
  public:
-  /// Starts the clock.
-  Progress(std::string_view program, std::string_view what, const PagedCache& cache);
+  using Clock = std::chrono::steady_clock;
+
+  Progress(std::string_view program, std::string_view what, const PagedCache& cache,
+           Clock::time_point started = Clock::now());
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   ~Progress();
@@ -29,8 +31,6 @@ class Progress {
   void finish(std::string_view mode, std::string_view path);
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   void draw() const;
   void leave_line();
 

@@ -7,7 +7,7 @@
 #   kvferry_ensure_packages build test
 #
 # Groups:
-#   build  compiler, CMake and libraries for the library and the examples
+#   build  compiler, CMake and libraries for the library, the examples and the benchmarks
 #   test   build, and what the tests need besides
 #   fuzz   build, and Clang with libFuzzer
 #   rdma   build, and what RDMA takes: verbs, and the programs that tests and measurements of it use
@@ -22,7 +22,7 @@ _kvferry_packages() {
     case "$group" in
       build)
         echo g++ cmake ninja-build pkg-config libasio-dev cppzmq-dev libzmq3-dev libmsgpack-cxx-dev
-        echo libcli11-dev libfmt-dev libxxhash-dev
+        echo libcli11-dev libfmt-dev libxxhash-dev nlohmann-json3-dev
         ;;
       test)
         _kvferry_packages build

@@ -55,12 +55,13 @@ class ClosingTests : public StalledPeerBase {
       writes.push_back(start(TransferKind::write, a, b, objects, at({3 * i, 3 * i + 1, 3 * i + 2})));
     }
     b->close();
-    fill(b.region(), 4711);
+    const MutableBuffer region = b.region();
+    fill(region, 4711);
     for (const auto& write : writes) {
       const Outcome outcome = write->outcome();
       EXPECT_TRUE(!outcome.error || outcome.error == condition::retryable) << outcome;
     }
-    EXPECT_TRUE(matches(b.region(), 4711));
+    EXPECT_TRUE(matches(region, 4711));
   }
 
   void CloseWakesBlockedTransfers() {

@@ -18,6 +18,7 @@
 #include <kvferry/channel_options.hpp>
 #include <kvferry/testing/patterns.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
+#include <kvferry/testing/peer_memory.hpp>
 #include <kvferry/testing/traits.hpp>
 
 namespace kvferry::testing {
@@ -95,10 +96,10 @@ class Node {
     channel_.reset();
   }
 
-  [[nodiscard]] MutableBuffer region(std::size_t number = 0) const { return memory_.at(number).span(); }
-  [[nodiscard]] MutableBuffer page(std::uint64_t index, std::size_t region_number = 0) const {
+  [[nodiscard]] PeerMemory region(std::size_t number = 0) const { return PeerMemory(memory_.at(number).span()); }
+  [[nodiscard]] PeerMemory page(std::uint64_t index, std::size_t region_number = 0) const {
     const Memory& memory = memory_.at(region_number);
-    return memory.span().subspan(static_cast<std::size_t>(index) * memory.page_size, memory.page_size);
+    return PeerMemory(memory.span().subspan(static_cast<std::size_t>(index) * memory.page_size, memory.page_size));
   }
 
   /// Whether nothing was put into a region.

@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include <kvferry/testing/peer_memory.hpp>
 #include <kvferry/transfer_spec.hpp>
 
 namespace kvferry::testing {
@@ -96,6 +97,30 @@ inline void fill_constant(MutableBuffer buffer, std::byte value) { std::fill(buf
   }
   return ::testing::AssertionSuccess();
 }
+
+/// @name The same for memory that others access
+/// @{
+inline void fill(PeerMemory memory, std::uint64_t seed) {
+  const UnwatchedAccess unwatched;
+  fill(MutableBuffer(memory), seed);
+}
+inline void fill_constant(PeerMemory memory, std::byte value) {
+  const UnwatchedAccess unwatched;
+  fill_constant(MutableBuffer(memory), value);
+}
+[[nodiscard]] inline ::testing::AssertionResult matches(PeerMemory memory, std::uint64_t seed) {
+  const UnwatchedAccess unwatched;
+  return matches(ConstBuffer(memory), seed);
+}
+[[nodiscard]] inline ::testing::AssertionResult is_constant(PeerMemory memory, std::byte value) {
+  const UnwatchedAccess unwatched;
+  return is_constant(ConstBuffer(memory), value);
+}
+[[nodiscard]] inline ::testing::AssertionResult page_holds(PeerMemory page, std::size_t size, std::uint64_t seed) {
+  const UnwatchedAccess unwatched;
+  return page_holds(ConstBuffer(page), size, seed);
+}
+/// @}
 
 /// The objects of a batch in local memory, with guard bytes around each.
 ///

@@ -11,6 +11,14 @@
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
 
+#if defined(__SANITIZE_THREAD__)
+#define KVFERRY_TESTING_THREAD_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define KVFERRY_TESTING_THREAD_SANITIZED 1
+#endif
+#endif
+
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define KVFERRY_TESTING_SANITIZED 1
 #elif defined(__has_feature)

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// What plain sockets can do: a ceiling for every transfer library over TCP.
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <asio/connect.hpp>
+#include <asio/io_context.hpp>
+#include <asio/read.hpp>
+#include <asio/write.hpp>
+
+#include <cstring>
+#include <thread>
+
+#include "common/program.hpp"
+#include "raw/pump.hpp"
+
+namespace bench {
+namespace {
+
+using asio::ip::tcp;
+
+/// The first bytes of a connection: which of whose it is.
+struct Hello {
+  std::uint32_t stream = 0;
+  std::uint32_t lane = 0;
+};
+
+class SocketInitiator final : public Initiator {
+ public:
+  SocketInitiator(const Setup& setup, const Json& endpoint) {
+    const auto options = setup.job.settings.get<LaneOptions>();
+    const auto to = tcp::resolver(context_).resolve(endpoint.at("host").get<std::string>(),
+                                                    std::to_string(endpoint.at("port").get<int>()));
+    for (std::uint32_t stream = 0; stream < setup.job.streams(); ++stream) {
+      std::vector<Lane> lanes;
+      for (std::uint32_t lane = 0; lane < options.lanes; ++lane) {
+        tcp::socket socket(context_);
+        asio::connect(socket, to);
+        const Hello hello{stream, lane};
+        asio::write(socket, asio::buffer(&hello, sizeof(hello)));
+        lanes.emplace_back(std::move(socket), options);
+      }
+      pumps_.emplace_back(setup, options, stream, false, std::move(lanes));
+    }
+  }
+
+  void run(std::span<Stream> streams) override {
+    run_in_threads(streams.size(), [&](std::size_t i) { pumps_[i].initiate(streams[i]); });
+  }
+
+  void finish() override { std::ranges::for_each(pumps_, &Pump::shut); }
+
+ private:
+  asio::io_context context_{1};
+  std::vector<Pump> pumps_;
+};
+
+class SocketTarget final : public Target {
+ public:
+  explicit SocketTarget(const Setup& setup)
+      : acceptor_(context_, *tcp::resolver(context_).resolve(setup.host, "0").begin()),
+        host_(setup.host),
+        thread_([this, setup] { serve(setup); }) {}
+
+  [[nodiscard]] Json endpoint() const override {
+    return {{"host", host_}, {"port", acceptor_.local_endpoint().port()}};
+  }
+
+  void finish() override {
+    thread_.join();
+    if (failure_) {
+      std::rethrow_exception(failure_);
+    }
+  }
+
+ private:
+  void serve(const Setup& setup) {
+    try {
+      const auto options = setup.job.settings.get<LaneOptions>();
+      std::vector<std::vector<std::optional<tcp::socket>>> sockets(setup.job.streams());
+      std::ranges::for_each(sockets, [&](auto& lanes) { lanes.resize(options.lanes); });
+      for (std::size_t i = 0; i < setup.job.streams() * options.lanes; ++i) {
+        auto socket = acceptor_.accept();
+        Hello hello;
+        asio::read(socket, asio::buffer(&hello, sizeof(hello)));
+        sockets.at(hello.stream).at(hello.lane) = std::move(socket);
+      }
+      run_in_threads(sockets.size(), [&](std::size_t stream) {
+        std::vector<Lane> lanes;
+        for (auto& socket : sockets[stream]) {
+          lanes.emplace_back(std::move(socket.value()), options);
+        }
+        Pump(setup, options, stream, true, std::move(lanes)).serve();
+      });
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+
+  asio::io_context context_{1};
+  tcp::acceptor acceptor_;
+  std::string host_;
+  std::exception_ptr failure_;
+  std::jthread thread_;
+};
+
+/// The options as they stand on the command line.
+struct RawOptions {
+  std::string mode = "polling";
+  std::optional<std::string> wait;
+  std::optional<std::size_t> step;
+  std::optional<std::size_t> buffer;
+  LaneOptions lane;
+};
+
+void add_options(CLI::App& app, RawOptions& raw, Job& job) {
+  app.add_option(
+         "--mode", raw.mode,
+         "blocking: calls that wait and take a whole batch each; polling: calls that don't wait, in steps of 256 "
+         "KiB, with 4 MiB of socket buffers; the options below change either")
+      ->check(CLI::IsMember({"blocking", "polling"}))
+      ->capture_default_str();
+  app.add_option("--wait", raw.wait, "How to wait: block, poll (always), adaptive (for --spin, then block)")
+      ->check(CLI::IsMember({"block", "poll", "adaptive"}));
+  app.add_option("--spin", raw.lane.spin_us, "Microseconds")->capture_default_str();
+  app.add_option("--step", raw.step, "Bytes that a call moves at most; 0: no limit")
+      ->transform(CLI::AsSizeValue(false).description(""));
+  app.add_option("--buffer", raw.buffer, "SO_SNDBUF and SO_RCVBUF; 0: the system's")
+      ->transform(CLI::AsSizeValue(false).description(""));
+  app.add_option("--lanes", raw.lane.lanes, "Connections that each batch is spread over")
+      ->check(CLI::Range(1, 64).description(""))
+      ->capture_default_str();
+  app.add_option("--depth", job.depth, "Batches in flight, for each thread")
+      ->check(CLI::Range(1, 1 << 16).description(""))
+      ->capture_default_str();
+  app.add_option("--threads", job.threads, "Threads on each side, each with connections and batches of its own")
+      ->check(CLI::Range(1, 256).description(""))
+      ->capture_default_str();
+}
+
+}  // namespace
+}  // namespace bench
+
+int main(int argc, char** argv) {
+  using namespace bench;
+  RawOptions raw;
+  Job threads;
+  Program program;
+  program.name = "raw_socket_bench";
+  program.description = "Moves batches of pages over plain TCP sockets: what the system can do, without any library.";
+  program.operations = {"write", "read"};
+  program.add_options = [&](CLI::App& app) { add_options(app, raw, threads); };
+  program.configure = [&](Job& job) {
+    const bool polling = raw.mode == "polling";
+    LaneOptions lane = raw.lane;
+    lane.wait = raw.wait ? Json(*raw.wait).get<Wait>() : polling ? Wait::poll : Wait::block;
+    lane.step = raw.step.value_or(polling ? 256 * 1024 : 0);
+    lane.buffer = raw.buffer.value_or(polling ? std::size_t{4} << 20U : 0);
+    job.variant = "raw " + raw.mode;
+    job.depth = threads.depth;
+    job.threads = threads.threads;
+    job.streams_per_peer = threads.threads;
+    job.settings = lane;
+  };
+  program.make_initiator = [](const Setup& setup, const Json& endpoint) {
+    return std::make_unique<SocketInitiator>(setup, endpoint);
+  };
+  program.make_target = [](const Setup& setup) { return std::make_unique<SocketTarget>(setup); };
+  return run_program(program, argc, argv);
+}
