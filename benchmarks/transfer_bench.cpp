@@ -50,7 +50,7 @@ void add_options(CLI::App& app, RawOptions& raw) {
       ->check(CLI::IsMember({"never", "adaptive", "always"}).description(""));
   app.add_option("--spin", raw.channel.spin_us, "Microseconds that --poll adaptive polls for (default 50)")
       ->type_name("N");
-  app.add_option("--lanes", raw.channel.lanes, "Connections to a peer (default: the library's)")
+  app.add_option("--lanes", raw.channel.lanes, "Connections to a peer; with rdma, the first of this machine's rails (default: the library's)")
       ->type_name("N")
       ->check(between(1, 64));
   app.add_option("--io-threads", raw.channel.io_threads, "I/O threads of a channel (default: the library's)")

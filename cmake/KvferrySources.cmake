@@ -7,11 +7,13 @@ set(_tests "${PROJECT_SOURCE_DIR}/tests")
 
 file(GLOB KVFERRY_TCP_HEADERS CONFIGURE_DEPENDS "${_include}/tcp_*.hpp")
 file(GLOB KVFERRY_CORE_HEADERS CONFIGURE_DEPENDS "${_include}/*.hpp" "${_include}/kit/*.hpp")
-list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/tcp_[a-z_]+\\.hpp$")
+file(GLOB KVFERRY_RDMA_HEADERS CONFIGURE_DEPENDS "${_include}/rdma_*.hpp")
+list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/(tcp|rdma)_[a-z_]+\\.hpp$")
 file(GLOB KVFERRY_TESTING_HEADERS CONFIGURE_DEPENDS "${_include}/testing/*.hpp")
 
 file(GLOB KVFERRY_CORE_SOURCES CONFIGURE_DEPENDS "${_src}/core/*.cpp" "${_src}/core/kit/*.cpp")
 file(GLOB KVFERRY_TCP_SOURCES CONFIGURE_DEPENDS "${_src}/tcp/*.cpp")
+file(GLOB KVFERRY_RDMA_SOURCES CONFIGURE_DEPENDS "${_src}/rdma/*.cpp")
 
 file(GLOB KVFERRY_EXAMPLES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*_peer.cpp")
 file(GLOB KVFERRY_EXAMPLE_SUPPORT CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*.cpp")
@@ -25,8 +27,15 @@ file(GLOB KVFERRY_FUZZERS CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/fuzz/*.cpp")
 
 file(GLOB KVFERRY_CORE_TESTS CONFIGURE_DEPENDS "${_tests}/core/*.cpp" "${_tests}/core/kit/*.cpp")
 file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp")
+# Those that need a device are programs of their own.
+file(GLOB KVFERRY_RDMA_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/*.cpp")
+file(GLOB KVFERRY_RDMA_DEVICE_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/device/*.cpp")
+file(GLOB KVFERRY_RDMA_ENVIRONMENT_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/environment/*.cpp")
+file(GLOB KVFERRY_RDMA_TWO_HOSTS_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/two_hosts/*.cpp")
 file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.cpp")
-list(FILTER KVFERRY_CONFORMANCE_TESTS EXCLUDE REGEX "/broken_channel_main\\.cpp$")
+list(FILTER KVFERRY_CONFORMANCE_TESTS EXCLUDE REGEX "/(broken_channel_main|rdma_[a-z_]+)\\.cpp$")
+file(GLOB KVFERRY_RDMA_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/rdma_*.cpp")
+list(APPEND KVFERRY_RDMA_CONFORMANCE_TESTS "${_tests}/conformance/main.cpp")
 set(KVFERRY_BROKEN_CHANNEL "${_tests}/conformance/broken_channel_main.cpp")
 file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/*.cpp")
 

@@ -15,34 +15,22 @@
 namespace example {
 namespace {
 
-kvferry::TcpOptions with_side_messages_held(kvferry::TcpOptions options) {
-  options.hold_side_messages = true;
-  return options;
-}
-
 [[noreturn]] void refuse(kvferry::errc code, const std::string& why) { throw kvferry::TransferError(code, why); }
 
 }  // namespace
 
-DecodeChannel::DecodeChannel(kvferry::TcpOptions options, PagePool& pool)
-    : TcpTransferChannel(with_side_messages_held(std::move(options))), pool_(pool) {
-  answer_side_messages();
-}
-
-DecodeChannel::~DecodeChannel() { DecodeChannel::close(); }
-
-kvferry::SideMessage DecodeChannel::handle_init_side_msg(const kvferry::SideMessage& message) {
+std::optional<kvferry::SideMessage> CacheDesk::answer(const kvferry::SideMessage& message) {
   if (message.is<CacheOffer>()) {
     return kvferry::encode_side_message(take_offer(kvferry::decode_side_message<CacheOffer>(message)));
   }
   if (message.is<PageTablePart>()) {
     return kvferry::encode_side_message(exchange(kvferry::decode_side_message<PageTablePart>(message)));
   }
-  return TcpTransferChannel::handle_init_side_msg(message);
+  return std::nullopt;
 }
 
 // What is thrown here travels to prefill, whose call throws it. Nothing that a peer sends is taken on trust.
-CacheAccepted DecodeChannel::take_offer(CacheOffer offer) {
+CacheAccepted CacheDesk::take_offer(CacheOffer offer) {
   const std::lock_guard lock(mutex_);
   if (offer_.has_value()) {
     refuse(kvferry::errc::resource_limit, "decode has taken a cache already");
@@ -73,7 +61,7 @@ CacheAccepted DecodeChannel::take_offer(CacheOffer offer) {
   return {page_count};
 }
 
-PageTablePart DecodeChannel::exchange(const PageTablePart& part) {
+PageTablePart CacheDesk::exchange(const PageTablePart& part) {
   const std::lock_guard lock(mutex_);
   const auto known = prefill_indexes_.size();
   const auto missing = cache_.has_value() ? cache_->page_count() - known : 0;
@@ -90,7 +78,7 @@ PageTablePart DecodeChannel::exchange(const PageTablePart& part) {
 }
 
 template <class Arrived>
-void DecodeChannel::wait(std::unique_lock<std::mutex>& lock, std::chrono::milliseconds limit, std::string_view what,
+void CacheDesk::wait(std::unique_lock<std::mutex>& lock, std::chrono::milliseconds limit, std::string_view what,
                          Arrived arrived) {
   if (!changed_.wait_for(lock, limit, [&] { return closed_ || arrived(); })) {
     throw Failure(ExitCode::no_agreement, fmt::format("{} has not come from {} in {} s", what, prefill_id,
@@ -101,30 +89,29 @@ void DecodeChannel::wait(std::unique_lock<std::mutex>& lock, std::chrono::millis
   }
 }
 
-CacheOffer DecodeChannel::wait_for_offer(std::chrono::milliseconds limit) {
+CacheOffer CacheDesk::wait_for_offer(std::chrono::milliseconds limit) {
   std::unique_lock lock(mutex_);
   wait(lock, limit, "a cache", [this] { return offer_.has_value(); });
   return *offer_;
 }
 
-const PagedCache& DecodeChannel::cache() const {
+const PagedCache& CacheDesk::cache() const {
   const std::lock_guard lock(mutex_);
   return cache_.value();
 }
 
-std::vector<std::uint64_t> DecodeChannel::wait_for_page_table(std::chrono::milliseconds limit) {
+std::vector<std::uint64_t> CacheDesk::wait_for_page_table(std::chrono::milliseconds limit) {
   std::unique_lock lock(mutex_);
   wait(lock, limit, "the page table", [this] { return prefill_indexes_.size() == cache_->page_count(); });
   return prefill_indexes_;
 }
 
-void DecodeChannel::close() {
+void CacheDesk::close() {
   {
     const std::lock_guard lock(mutex_);
     closed_ = true;
   }
   changed_.notify_all();
-  TcpTransferChannel::close();
 }
 
 }  // namespace example

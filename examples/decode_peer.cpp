@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <memory>
 #include <span>
 #include <string>
 #include <system_error>
@@ -25,6 +26,7 @@
 #include "peer_watch.hpp"
 #include "progress.hpp"
 #include "supervisor.hpp"
+#include "transport.hpp"
 
 namespace example {
 namespace {
@@ -34,10 +36,12 @@ constexpr std::uint64_t shuffle_seed = 2;
 
 class Decode {
  public:
-  Decode(const DecodeOptions& options, CacheOffer offer, DecodeChannel& channel, Supervisor& supervisor)
+  Decode(const DecodeOptions& options, CacheOffer offer, CacheDesk& desk, kvferry::BaseTransferChannel& channel,
+         Supervisor& supervisor)
       : options_(options),
         offer_(std::move(offer)),
-        cache_(channel.cache()),
+        cache_(desk.cache()),
+        desk_(desk),
         channel_(channel),
         supervisor_(supervisor),
         batches_(cache_, offer_.pages_per_batch) {}
@@ -72,7 +76,7 @@ class Decode {
  private:
   /// Prefill writes; each batch's notification says that it is here.
   void await_pages() {
-    channel_.wait_for_page_table(options_.connect_timeout);
+    desk_.wait_for_page_table(options_.connect_timeout);
     Progress progress(program, "getting", cache_);
     std::vector<bool> is_here(batches_.count());
     for (std::size_t missing = batches_.count(); missing > 0; --missing) {
@@ -108,7 +112,7 @@ class Decode {
 
   /// One-sided: prefill does nothing but wait for the receipts.
   void read_pages() {
-    const auto prefill_indexes = channel_.wait_for_page_table(options_.connect_timeout);
+    const auto prefill_indexes = desk_.wait_for_page_table(options_.connect_timeout);
     Progress progress(program, "reading", cache_);
     auto window = window_onto_prefill([&](std::size_t batch) {
       progress.advance(batches_.bytes(batch));
@@ -162,22 +166,23 @@ class Decode {
   const DecodeOptions& options_;
   CacheOffer offer_;
   const PagedCache& cache_;
-  DecodeChannel& channel_;
+  CacheDesk& desk_;
+  kvferry::BaseTransferChannel& channel_;
   Supervisor& supervisor_;
   CacheBatches batches_;
 };
 
-kvferry::TcpOptions channel_options(const DecodeOptions& options, const PagePool& pool) {
+kvferry::ChannelOptions channel_options(const DecodeOptions& options, const PagePool& pool) {
   auto channel = options.channel_options(pool.region());
   channel.peer_init_url = options.listen;
   channel.advertised_init_url = options.advertise;
-  channel.data_port = options.data_port;
   return channel;
 }
 
-DecodeChannel listen(const DecodeOptions& options, PagePool& pool) {
+std::unique_ptr<kvferry::BaseTransferChannel> listen(const DecodeOptions& options, const PagePool& pool,
+                                                     CacheDesk& desk) {
   try {
-    return DecodeChannel(channel_options(options, pool), pool);
+    return make_channel<DecodeChannel>(options, channel_options(options, pool), desk);
   } catch (const kvferry::TransferError& error) {
     throw Failure(ExitCode::cannot_listen, error.what());
   }
@@ -187,13 +192,14 @@ void run(const DecodeOptions& options) {
   // Declared in the order of lifetimes: the memory outlives the channel, and the channel whoever may close it.
   PagePool pool(options.page_size, std::max<std::uint64_t>(1, pages_for(options.pool_bytes, options.page_size)),
                 shuffle_seed);
-  DecodeChannel channel = listen(options, pool);
-  Supervisor supervisor(channel);
-  fmt::print("{}: listening on {}\n", program, channel.peer_init_url());
+  CacheDesk desk(pool);
+  const auto channel = listen(options, pool, desk);
+  Supervisor supervisor(*channel);
+  fmt::print("{}: listening on {}\n", program, channel->peer_init_url());
   std::fflush(stdout);
   supervisor.supervise([&] {
-    auto offer = channel.wait_for_offer(options.accept_timeout);
-    Decode(options, std::move(offer), channel, supervisor).run();
+    auto offer = desk.wait_for_offer(options.accept_timeout);
+    Decode(options, std::move(offer), desk, *channel, supervisor).run();
   });
 }
 

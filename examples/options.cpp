@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <optional>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
@@ -19,7 +20,6 @@ namespace {
 
 /// What is on the command line in another form than in the options.
 struct RawOptions {
-  std::string transport = "tcp";
   std::string model = "llama-3.1-8b";
   double timeout_seconds = 30;
   std::optional<double> connect_timeout_seconds;
@@ -68,8 +68,15 @@ CLI::Validator one_of(const std::vector<std::string>& values) { return CLI::IsMe
 
 CLI::Validator size_with_unit() { return CLI::AsSizeValue(false).description(""); }
 
+#ifdef KVFERRY_EXAMPLES_WITH_RDMA
+constexpr std::string_view transports = "tcp or rdma";
+#else
+constexpr std::string_view transports = "tcp only, for kvferry::rdma was not built";
+#endif
+
 std::string check_transport(const std::string& name) {
-  return name == "tcp" ? "" : fmt::format("'{}' is not available, this program moves pages over tcp only", name);
+  const bool known = name == "tcp" || (name == "rdma" && transports == "tcp or rdma");
+  return known ? "" : fmt::format("'{}' is not available, this program moves pages over {}", name, transports);
 }
 
 std::string check_model(const std::string& name) {
@@ -90,7 +97,7 @@ std::string check_url(const std::string& url) {
 }
 
 void add_common_options(CLI::App& app, CommonOptions& options, RawOptions& raw) {
-  app.add_option("--transport", raw.transport, "What carries the pages; only tcp here")
+  app.add_option("--transport", options.transport, fmt::format("What carries the pages: {}", transports))
       ->type_name("NAME")
       ->capture_default_str()
       ->check(check_transport);
@@ -115,7 +122,7 @@ void add_common_options(CLI::App& app, CommonOptions& options, RawOptions& raw) 
       ->type_name("N")
       ->capture_default_str()
       ->check(between(std::size_t{1}, std::size_t{1024}));
-  app.add_option("--lanes", options.lanes, "TCP connections for the pages; the smaller number of both peers counts")
+  app.add_option("--lanes", options.lanes, "tcp: connections for the pages; the smaller number of both peers counts")
       ->type_name("N")
       ->capture_default_str()
       ->check(between(std::size_t{1}, std::size_t{64}));
@@ -160,12 +167,11 @@ bool parse(CLI::App& app, int argc, const char* const* argv, CommonOptions& opti
 
 }  // namespace
 
-kvferry::TcpOptions CommonOptions::channel_options(const kvferry::MemoryRegion& region) const {
-  kvferry::TcpOptions channel;
+kvferry::ChannelOptions CommonOptions::channel_options(const kvferry::MemoryRegion& region) const {
+  kvferry::ChannelOptions channel;
   channel.regions = {region};
   channel.default_timeout = timeout;
   channel.handshake_timeout = connect_timeout;
-  channel.lanes_per_peer = lanes;
   return channel;
 }
 
@@ -210,7 +216,7 @@ std::optional<DecodeOptions> parse_decode_options(int argc, const char* const* a
                  "What prefill is told instead of the address listened at (NAT, a wildcard address)")
       ->type_name("HOST:PORT")
       ->check(check_url);
-  app.add_option("--data-port", options.data_port, "The port that the pages come in at; 0: any free one")
+  app.add_option("--data-port", options.data_port, "tcp: the port that the pages come in at; 0: any free one")
       ->type_name("PORT")
       ->capture_default_str();
   app.add_option("--pool-size", options.pool_bytes,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/channel_options.hpp>
 
 #include <chrono>
 #include <cstddef>
@@ -16,12 +16,14 @@ namespace example {
 
 /// What both peers may be told.
 struct CommonOptions {
+  std::string transport = "tcp";
   KvGeometry geometry;
   std::uint64_t tokens = 1024;
   std::uint64_t dtype_bytes = 2;
   std::uint64_t page_size = 0;
   std::size_t depth = 4;
-  std::size_t lanes = 1;
+  std::size_t lanes = 1;       ///< tcp
+  std::uint16_t data_port = 0;  ///< tcp
   std::uint64_t max_rate = 0;
   std::chrono::milliseconds timeout{30'000};          ///< For each batch, and for the verdict.
   std::chrono::milliseconds connect_timeout{30'000};  ///< For the handshake and each message of the agreement.
@@ -33,7 +35,7 @@ struct CommonOptions {
   [[nodiscard]] BatchWindow::Limits window_limits() const noexcept { return {depth, timeout, max_rate}; }
 
   /// What they mean to a channel that offers one region.
-  [[nodiscard]] kvferry::TcpOptions channel_options(const kvferry::MemoryRegion& region) const;
+  [[nodiscard]] kvferry::ChannelOptions channel_options(const kvferry::MemoryRegion& region) const;
 };
 
 struct PrefillOptions : CommonOptions {
@@ -46,7 +48,6 @@ struct PrefillOptions : CommonOptions {
 struct DecodeOptions : CommonOptions {
   std::string listen = "127.0.0.1:0";
   std::string advertise;
-  std::uint16_t data_port = 0;
   std::uint64_t pool_bytes = 0;
   std::string output;  ///< Empty: what arrived is not written to a file.
   std::chrono::milliseconds accept_timeout{300'000};

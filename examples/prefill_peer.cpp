@@ -4,12 +4,12 @@
 
 #include <fmt/core.h>
 #include <kvferry/side_message_codec.hpp>
-#include <kvferry/tcp_transfer_channel.hpp>
 
 #include <algorithm>
 #include <cstdio>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,6 +23,7 @@
 #include "peer_watch.hpp"
 #include "progress.hpp"
 #include "supervisor.hpp"
+#include "transport.hpp"
 
 namespace example {
 namespace {
@@ -32,7 +33,7 @@ constexpr std::uint64_t shuffle_seed = 1;
 
 class Prefill {
  public:
-  Prefill(const PrefillOptions& options, const PagedCache& cache, kvferry::TcpTransferChannel& channel,
+  Prefill(const PrefillOptions& options, const PagedCache& cache, kvferry::BaseTransferChannel& channel,
           Supervisor& supervisor)
       : options_(options),
         cache_(cache),
@@ -176,7 +177,7 @@ class Prefill {
 
   const PrefillOptions& options_;
   const PagedCache& cache_;
-  kvferry::TcpTransferChannel& channel_;
+  kvferry::BaseTransferChannel& channel_;
   Supervisor& supervisor_;
   CacheBatches batches_;
 };
@@ -186,9 +187,9 @@ void run(const PrefillOptions& options) {
   // Declared in the order of lifetimes: the memory outlives the channel, and the channel whoever may close it.
   PagePool pool(options.page_size, std::max<std::uint64_t>(1, pages_for(bytes, options.page_size)), shuffle_seed);
   const PagedCache cache(pool, bytes);
-  kvferry::TcpTransferChannel channel(options.channel_options(pool.region()));
-  Supervisor supervisor(channel);
-  supervisor.supervise([&] { Prefill(options, cache, channel, supervisor).run(); });
+  const auto channel = make_channel<std::type_identity_t>(options, options.channel_options(pool.region()));
+  Supervisor supervisor(*channel);
+  supervisor.supervise([&] { Prefill(options, cache, *channel, supervisor).run(); });
 }
 
 }  // namespace

@@ -14,7 +14,8 @@ run-peer-pair.sh [OPTION VALUE]...
 Builds prefill_peer and decode_peer, starts both on this machine, and moves a KV cache from one to the other. Ends
 with 0 once it has arrived and the checksums match, otherwise with the exit code of the peer that failed.
 
-  --transport NAME      what carries the pages; only tcp (default)
+  --transport NAME      what carries the pages: tcp (default) or rdma; without an RDMA device, rdma runs in a virtual
+                        machine (see tests/soft_roce/run.sh --help)
   --mode MODE           write (default), read or sendrecv
   --model NAME          llama-3.1-8b (default), llama-3.1-70b, qwen2.5-7b, deepseek-v3
   --tokens N            how many tokens are cached (default 1024)
@@ -43,7 +44,9 @@ fail() {
 
 prefill_options=()
 decode_options=()
+transport=tcp
 file=
+output=
 pool_size=
 while (($#)); do
   case "$1" in
@@ -62,15 +65,14 @@ while (($#)); do
   shift 2
   case "$option" in
     --transport)
-      [[ $value == tcp ]] || fail 2 "--transport: '$value' is not available, the peer pair moves pages over tcp only"
+      [[ $value == tcp || $value == rdma ]] || fail 2 "--transport: tcp or rdma, not '$value'"
+      transport=$value
       ;;
-    --file)
-      file=$value
-      prefill_options+=("$option" "$value")
-      ;;
+    --file) file=$(realpath -ms -- "$value") ;;
+    --output) output=$(realpath -ms -- "$value") ;;
     --mode | --batch) prefill_options+=("$option" "$value") ;;
     --pool-size) pool_size=$value ;;
-    --output | --listen | --corrupt-byte) decode_options+=("$option" "$value") ;;
+    --listen | --corrupt-byte) decode_options+=("$option" "$value") ;;
     --model | --tokens | --dtype-bytes | --page-size | --depth | --lanes | --max-rate | --timeout | --connect-timeout)
       prefill_options+=("$option" "$value")
       decode_options+=("$option" "$value")
@@ -78,8 +80,14 @@ while (($#)); do
     *) fail 2 "no option '$option' (--help lists the options)" ;;
   esac
 done
-if [[ -z $pool_size && -n $file ]]; then
-  pool_size=$(stat -L -c %s -- "$file" 2>/dev/null) || fail 7 "cannot read '$file'"
+prefill_options+=(--transport "$transport")
+decode_options+=(--transport "$transport")
+if [[ -n $file ]]; then
+  prefill_options+=(--file "$file")
+  pool_size=${pool_size:-$(stat -L -c %s -- "$file" 2>/dev/null)} || fail 7 "cannot read '$file'"
+fi
+if [[ -n $output ]]; then
+  decode_options+=(--output "$output")
 fi
 if [[ -n $pool_size ]]; then
   decode_options+=(--pool-size "$pool_size")
@@ -89,32 +97,20 @@ build_programs() (
   cd "$repository" || exit
   # shellcheck source=scripts/debian_packages.sh
   . scripts/debian_packages.sh || exit
-  kvferry_ensure_packages build || exit
+  local with_rdma=AUTO
+  if [[ $transport == rdma ]]; then
+    kvferry_ensure_packages build rdma || exit
+    with_rdma=ON
+  else
+    kvferry_ensure_packages build || exit
+  fi
   if command -v ccache >/dev/null; then
     export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
   fi
   # A build folder of its own: the tests, which need more packages, stay out of it.
-  cmake --preset release -B "$build" -DKVFERRY_BUILD_TESTS=OFF || exit
+  cmake --preset release -B "$build" -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_WITH_RDMA="$with_rdma" || exit
   cmake --build "$build" --target kvferry_prefill_peer kvferry_decode_peer --parallel "$(nproc)"
 )
-
-decode_pid=
-prefill_pid=
-
-# Whatever ends this script ends both peers: asked first, then made to.
-end_peers() {
-  local pid
-  trap '' INT TERM
-  for pid in $prefill_pid $decode_pid; do
-    kill -TERM "$pid" 2>/dev/null || true
-  done
-  for pid in $prefill_pid $decode_pid; do
-    timeout 10 tail --pid="$pid" -s 0.1 -f /dev/null || kill -KILL "$pid" 2>/dev/null || true
-  done
-}
-trap end_peers EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 mkdir -p "$build"
 if [[ ! -x $programs/prefill_peer || ! -x $programs/decode_peer ]]; then
@@ -125,37 +121,13 @@ build_programs >"$build/run-peer-pair.log" 2>&1 || {
   fail 1 "the peers could not be built, see above"
 }
 
-# Decode's stderr is no terminal, so that only one of the two draws a progress bar.
-exec {decode_output}< <(exec "$programs/decode_peer" "${decode_options[@]}" 2> >(exec cat >&2))
-decode_pid=$!
-url=
-while [[ -z $url ]] && read -r line <&"$decode_output"; do
-  echo "$line"
-  if [[ $line == *' listening on '* ]]; then
-    url=${line##* }
-  fi
-done
-if [[ -z $url ]]; then
-  wait "$decode_pid" || exit $?
-  fail 1 "decode_peer ended before it listened"
+exchange=("$repository/examples/exchange.sh" "$programs" "${decode_options[@]}" -- "${prefill_options[@]}")
+if [[ $transport != rdma ]]; then
+  exec "${exchange[@]}"
 fi
-cat <&"$decode_output" &
-cat_pid=$!
-
-"$programs/prefill_peer" --connect "$url" "${prefill_options[@]}" &
-prefill_pid=$!
-prefill_code=0
-wait "$prefill_pid" || prefill_code=$?
-prefill_pid=
-
-# After these, decode ends by itself, and has something to say. After others it may never have met a peer.
-case $prefill_code in
-  0 | 5 | 6) ;;
-  *) exit "$prefill_code" ;;
-esac
-decode_code=0
-wait "$decode_pid" || decode_code=$?
-decode_pid=
-wait "$cat_pid"
-((prefill_code == 0)) || exit "$prefill_code"
-exit "$decode_code"
+writable=()
+if [[ -n $output ]]; then
+  [[ -d $(dirname "$output") ]] || fail 7 "cannot write '$output'"
+  writable=(--writable "$(dirname "$output")")
+fi
+exec "$repository/tests/soft_roce/run.sh" --timeout 86400 "${writable[@]}" -- "${exchange[@]}"

@@ -10,6 +10,8 @@
 #   build  compiler, CMake and libraries for the library, the examples and the benchmarks
 #   test   build, and what the tests need besides
 #   fuzz   build, and Clang with libFuzzer
+#   rdma   build, and what RDMA takes: verbs, and the programs that tests and measurements of it use
+#   soft_roce  what tests/soft_roce/run.sh needs for a virtual machine with RDMA devices
 #
 # Whatever is missing is installed with apt-get, through sudo for users other than root. Where nothing is missing, apt
 # is not called at all. On systems without dpkg nothing is checked: install the counterparts of these packages.
@@ -30,8 +32,15 @@ _kvferry_packages() {
         _kvferry_packages build
         echo clang libclang-rt-14-dev llvm
         ;;
+      rdma)
+        _kvferry_packages build
+        echo libibverbs-dev ibverbs-providers ibverbs-utils perftest iproute2
+        ;;
+      soft_roce)
+        echo qemu-system-x86 busybox-static cpio kmod iproute2 ibverbs-providers
+        ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test and fuzz" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma and soft_roce" >&2
         return 1
         ;;
     esac

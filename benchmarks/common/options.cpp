@@ -60,6 +60,7 @@ void add_common_options(CLI::App& app, const Program& program, Options& options)
   app.add_option("--connect", options.connect, "Where the target listens (default: it is started on this machine)")
       ->type_name("HOST:PORT")
       ->excludes(listen);
+  app.add_flag("--adjacent", job.adjacent, "A batch's pages lie side by side (default: in random order)");
   app.add_flag("--corrupt", job.corrupt, "Fault injection: change a byte of what arrived; the verification must fail");
   app.add_flag(target_option, options.target_on_stdin)->group("");
   app.get_formatter()->column_width(32);

@@ -8,11 +8,13 @@
 namespace bench {
 namespace {
 
-void append_shuffled(std::vector<std::uint64_t>& pages, std::size_t count, std::mt19937_64& random) {
+void append_pages(std::vector<std::uint64_t>& pages, std::size_t count, bool shuffled, std::mt19937_64& random) {
   const auto first = static_cast<std::ptrdiff_t>(pages.size());
   pages.resize(pages.size() + count);
   std::iota(pages.begin() + first, pages.end(), std::uint64_t{0});
-  std::shuffle(pages.begin() + first, pages.end(), random);
+  if (shuffled) {
+    std::shuffle(pages.begin() + first, pages.end(), random);
+  }
 }
 
 }  // namespace
@@ -23,10 +25,10 @@ PageMap::PageMap(const Job& job)
       streams_per_peer_(job.streams_per_peer),
       batches_per_stream_(std::max<std::size_t>(1, job.region / job.batch_bytes() / job.streams())) {
   std::mt19937_64 random(20240229);
-  append_shuffled(initiator_, job.peers * pages_per_peer(), random);
+  append_pages(initiator_, job.peers * pages_per_peer(), !job.adjacent, random);
   target_.reserve(initiator_.size());
   for (std::size_t peer = 0; peer < job.peers; ++peer) {
-    append_shuffled(target_, pages_per_peer(), random);
+    append_pages(target_, pages_per_peer(), !job.adjacent, random);
   }
 }
 

@@ -10,7 +10,7 @@
 
 namespace bench {
 
-/// Which page goes where: both sides' pages in random order, the same at both. The n-th page of the one order goes to the
+/// Which page goes where: both sides' pages in random order (or all in order), the same at both. The n-th page of the one order goes to the
 /// n-th page of the other. Each stream has a range of whole batches and goes round in it.
 class PageMap {
  public:

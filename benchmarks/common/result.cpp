@@ -52,6 +52,7 @@ Json to_json(const Result& result) {
           {"threads", result.job.threads},
           {"peers", result.job.peers},
           {"region_bytes", result.job.region},
+          {"adjacent", result.job.adjacent},
           {"settings", result.job.settings},
           {"seconds", result.seconds},
           {"batches", result.batches},

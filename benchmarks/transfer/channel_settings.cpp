@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "channel_settings.hpp"
 
+#ifdef KVFERRY_BENCH_WITH_RDMA
+#include <kvferry/rdma_transfer_channel.hpp>
+#endif
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/url.hpp>
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
 
 namespace bench {
 namespace {
@@ -32,6 +37,16 @@ void apply(const ChannelSettings& settings, const kvferry::MemoryRegion& region,
 std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings& settings,
                                                            const kvferry::MemoryRegion& region,
                                                            const std::string& init_host) {
+#ifdef KVFERRY_BENCH_WITH_RDMA
+  if (settings.transport == "rdma") {
+    kvferry::RdmaOptions options;
+    apply(settings, region, init_host, options);
+    const auto rails = kvferry::RdmaTransferChannel::active_rails();
+    // Of a connection's lanes there are as many as rails here.
+    options.rails.assign(rails.begin(), rails.begin() + static_cast<std::ptrdiff_t>(std::min(settings.lanes, rails.size())));
+    return std::make_unique<kvferry::RdmaTransferChannel>(std::move(options));
+  }
+#endif
   kvferry::TcpOptions options;
   apply(settings, region, init_host, options);
   if (settings.lanes != 0) {
@@ -46,6 +61,12 @@ std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings
   return std::make_unique<kvferry::TcpTransferChannel>(std::move(options));
 }
 
-std::vector<std::string> transports() { return {"tcp"}; }
+std::vector<std::string> transports() {
+#ifdef KVFERRY_BENCH_WITH_RDMA
+  return {"tcp", "rdma"};
+#else
+  return {"tcp"};
+#endif
+}
 
 }  // namespace bench

@@ -108,6 +108,12 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
   }
+  for (std::size_t i = 0; i < given.regions.size(); ++i) {
+    if (given.regions[i].dmabuf_fd != -1) {
+      close();
+      throw TransferError(errc::invalid_region, "region " + std::to_string(i) + ": tcp can't reach memory of a dma-buf");
+    }
+  }
   try {
     if (!given.peer_init_url.empty()) {
       impl_->listen();

@@ -148,8 +148,8 @@ INSTANTIATE_TEST_SUITE_P(
                     BadOptions{"Mode", "prefill_peer", {"--connect", "127.0.0.1:1", "--mode", "push"}, "push"},
                     BadOptions{"Transport",
                                "prefill_peer",
-                               {"--connect", "127.0.0.1:1", "--transport", "rdma"},
-                               "'rdma' is not available"},
+                               {"--connect", "127.0.0.1:1", "--transport", "carrier-pigeon"},
+                               "'carrier-pigeon' is not available"},
                     BadOptions{"Batch", "prefill_peer", {"--connect", "127.0.0.1:1", "--batch", "0"}, "--batch"},
                     BadOptions{"NoSuchByte",
                                "prefill_peer",
@@ -177,7 +177,7 @@ TEST(RunPeerPair, RefusesBadArgumentsInOneLine) {
     const char* complaint;
   };
   for (const auto& [arguments, code, complaint] :
-       {Case{{"--transport", "rdma"}, 2, "'rdma' is not available"}, Case{{"--fast", "yes"}, 2, "no option '--fast'"},
+       {Case{{"--transport", "carrier-pigeon"}, 2, "tcp or rdma, not 'carrier-pigeon'"}, Case{{"--fast", "yes"}, 2, "no option '--fast'"},
         Case{{"--tokens"}, 2, "--tokens needs a value"}, Case{{"--file=/nowhere/at/all"}, 7, "/nowhere/at/all"}}) {
     PeerProcess run(script, arguments);
     expect_end(run, code, complaint);

@@ -77,7 +77,7 @@ using LinkHandler = std::function<void(std::error_code, std::shared_ptr<Link>, s
 class Dial {
  public:
   virtual ~Dial() = default;
-  /// This side's endpoint, for the handshake's request; may be empty.
+  /// This side's endpoint, for the handshake's request; may be empty. May throw `TransferError`: then there is no handshake.
   [[nodiscard]] virtual Bytes local_endpoint() = 0;
   /// Connects to the endpoint in the handshake's answer. Must not block.
   virtual void connect(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint, Clock::time_point deadline,

@@ -53,7 +53,7 @@ class TransferChannelKit : public BaseTransferChannel {
   /// @{
 
   /// Begins an attempt to connect to a peer. Called on any thread: a caller's, the handshake thread, one that runs the executor;
-  /// must not block.
+  /// must not block. May throw `TransferError` if there can't be an attempt.
   [[nodiscard]] virtual std::unique_ptr<Dial> dial(const std::string& peer_id) = 0;
 
   /// Answers a peer's attempt: returns this side's endpoint and later hands over the link, or why there is none.

@@ -67,8 +67,14 @@ void PeerDirectory::start_dial(Peer& peer, Lock& lock) {
   question.regions = describe_regions(options_.regions);
   lock.unlock();
 
-  const std::shared_ptr<Dial> dial = hooks_.dial(peer_id);
-  question.endpoint = dial->local_endpoint();
+  std::shared_ptr<Dial> dial;
+  try {
+    dial = hooks_.dial(peer_id);
+    question.endpoint = dial->local_endpoint();
+  } catch (const std::system_error& error) {
+    fail_attempt(peer_id, attempt, {error.code(), error.what()});
+    return;
+  }
   const SideMessage message = encode_side_message(question);
   lock.lock();
   if (Peer* const still = current(peer_id, attempt)) {

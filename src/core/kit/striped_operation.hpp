@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -31,7 +32,7 @@ struct ObjectRange {
 /// Cuts a batch into at most `parts` contiguous parts of about the same number of bytes.
 [[nodiscard]] inline std::vector<ObjectRange> cut_into_stripes(std::span<const MutableBuffer> objects,
                                                                std::size_t bytes_of_all, std::size_t parts) {
-  const std::size_t share = bytes_of_all / parts + 1;
+  const std::size_t share = std::max<std::size_t>((bytes_of_all + parts - 1) / parts, 1);
   std::vector<ObjectRange> ranges;
   ObjectRange range;
   std::size_t bytes = 0;

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp_transfer_channel.hpp>
+#ifdef KVFERRY_EXAMPLES_WITH_RDMA
+#include <kvferry/rdma_transfer_channel.hpp>
+#endif
+
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "options.hpp"
+
+namespace example {
+
+/// What carries the pages, apart from what all channels may be told.
+template <class Options>
+[[nodiscard]] Options transport_options(kvferry::ChannelOptions common) {
+  Options options;
+  static_cast<kvferry::ChannelOptions&>(options) = std::move(common);
+  return options;
+}
+
+/// Makes a channel of the transport that the options name: `Channel<kvferry::TcpTransferChannel>` or its counterpart, from the
+/// transport's options and `arguments`.
+template <template <class> class Channel, class... Arguments>
+[[nodiscard]] std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const CommonOptions& options,
+                                                                         kvferry::ChannelOptions common,
+                                                                         Arguments&&... arguments) {
+#ifdef KVFERRY_EXAMPLES_WITH_RDMA
+  if (options.transport == "rdma") {
+    return std::make_unique<Channel<kvferry::RdmaTransferChannel>>(
+        transport_options<kvferry::RdmaOptions>(std::move(common)), std::forward<Arguments>(arguments)...);
+  }
+#endif
+  auto tcp = transport_options<kvferry::TcpOptions>(std::move(common));
+  tcp.lanes_per_peer = options.lanes;
+  tcp.data_port = options.data_port;
+  return std::make_unique<Channel<kvferry::TcpTransferChannel>>(std::move(tcp), std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace example

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "borrowed_memory.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <system_error>
+
+namespace kvferry::rdma {
+namespace {
+
+constexpr std::uint64_t page_bytes = 4096;
+/// Registering costs about as much as copying this much.
+constexpr std::uint64_t least_registered = std::uint64_t{64} << 10;
+
+struct Range {
+  std::uint64_t begin;
+  std::uint64_t end;
+};
+
+/// Joins ranges whose pages touch: what lies between them then is on the same pages, and registered locally only.
+void join_ranges(std::vector<Range>& ranges) {
+  std::ranges::sort(ranges, {}, &Range::begin);
+  std::vector<Range> joined;
+  for (const Range& range : ranges) {
+    const bool touches = !joined.empty() && range.begin / page_bytes <= (joined.back().end + page_bytes - 1) / page_bytes;
+    if (touches) {
+      joined.back().end = std::max(joined.back().end, range.end);
+    } else {
+      joined.push_back(range);
+    }
+  }
+  ranges.swap(joined);
+}
+
+MemoryRegionPtr register_range(RailDevice& device, const Range& range, int access, kit::Failure& failure) {
+  const std::size_t size = static_cast<std::size_t>(range.end - range.begin);
+  auto region = register_memory(device.domain(), reinterpret_cast<void*>(range.begin), size, access);
+  if (region == nullptr) {
+    failure.code = last_verbs_error();
+    failure.sentence = "RDMA device '" + device.name() + "' can't register " + std::to_string(size) +
+                       " bytes outside of every region: " + failure.code.message();
+  }
+  return region;
+}
+
+}  // namespace
+
+std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const std::vector<MutableBuffer>& objects,
+                                                       kit::ObjectRange range, bool will_be_read,
+                                                       kit::Failure& failure) {
+  const Slice* hint = nullptr;
+  std::vector<std::size_t> outside;
+  std::size_t bytes = 0;
+  for (std::size_t i = range.begin; i < range.end; ++i) {
+    if (!device.regions().covers(address_of(objects[i].data()), objects[i].size(), hint)) {
+      outside.push_back(i);
+      bytes += objects[i].size();
+    }
+  }
+  if (outside.empty()) {
+    return nullptr;
+  }
+  auto borrowed = std::make_unique<BorrowedMemory>();
+  borrowed->objects_ = objects;
+  try {
+    borrowed->block_ = device.take_staging_block(bytes);
+  } catch (const std::system_error& error) {
+    failure = {error.code(), error.what()};
+    return nullptr;
+  }
+  if (borrowed->block_) {
+    std::byte* next = borrowed->block_->data();
+    for (const std::size_t object : outside) {
+      const MutableBuffer owner = objects[object];
+      if (will_be_read) {
+        borrowed->staged_.push_back({object, owner});
+      } else {
+        std::memcpy(next, owner.data(), owner.size());
+      }
+      borrowed->objects_[object] = {next, owner.size()};
+      next += owner.size();
+    }
+    const std::uint64_t begin = address_of(borrowed->block_->data());
+    borrowed->slices_.add({begin, begin + bytes, borrowed->block_->local_key(), 0, false, false});
+    return borrowed;
+  }
+  std::vector<Range> ranges;
+  for (const std::size_t object : outside) {
+    const std::uint64_t begin = address_of(objects[object].data());
+    ranges.push_back({begin, begin + objects[object].size()});
+  }
+  join_ranges(ranges);
+  for (const Range& joined : ranges) {
+    // Memory that is only read from needs no right to be written, which the caller may not have.
+    auto region = register_range(device, joined, will_be_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
+    if (region == nullptr) {
+      return nullptr;
+    }
+    borrowed->slices_.add({joined.begin, joined.end, region->lkey, 0, false, false});
+    borrowed->registered_.push_back(std::move(region));
+  }
+  return borrowed;
+}
+
+void BorrowedMemory::copy_back(std::size_t begin, std::size_t end) const {
+  for (const Staged& staged : staged_) {
+    if (staged.object >= begin && staged.object < end) {
+      std::memcpy(staged.owner.data(), objects_[staged.object].data(), staged.owner.size());
+    }
+  }
+}
+
+kit::Failure OfferedBuffers::offer(RailDevice& device, std::span<const MutableBuffer> objects, std::size_t eager_bytes,
+                                   OfferedBuffers& offered) {
+  const Slice* hint = nullptr;
+  offered.posted_.reserve(objects.size());
+  std::size_t run_begin = 0;  // objects that lie end to end, none of them in a region that peers may write to
+  Range run{0, 0};
+  kit::Failure failure;
+  const auto end_run = [&](std::size_t next) {
+    if (run.end - run.begin >= least_registered && !failure) {
+      auto region = register_range(device, run, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, failure);
+      for (std::size_t i = run_begin; i < next && region != nullptr; ++i) {
+        PostedBuffer& posted = offered.posted_[i];
+        if (posted.size > eager_bytes) {
+          posted.key = region->rkey;
+          posted.address = address_of(objects[i].data());
+          posted.direct = 1;
+          offered.any_direct_ = true;
+        }
+      }
+      if (region != nullptr) {
+        offered.registered_.push_back(std::move(region));
+      }
+    }
+    run = {0, 0};
+    run_begin = next;
+  };
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    const std::uint64_t begin = address_of(objects[i].data());
+    const std::uint64_t end = begin + objects[i].size();
+    PostedBuffer posted{objects[i].size(), 0, 0, 0};
+    const Slice* const slice = objects[i].empty() ? nullptr : device.regions().find(begin, hint);
+    if (slice != nullptr && slice->device_memory) {
+      return {errc::not_supported, "object " + std::to_string(i) + " lies in a dma-buf's region, which is for writes and reads"};
+    }
+    if (slice != nullptr && slice->peers_may_write && end <= slice->end) {
+      end_run(i);
+      if (objects[i].size() > eager_bytes) {
+        posted = {objects[i].size(), begin, slice->remote_key, 1};
+        offered.any_direct_ = true;
+        offered.uses_region_keys_ = true;
+      }
+      offered.posted_.push_back(posted);
+      end_run(i + 1);
+      continue;
+    }
+    if (run.end != begin) {
+      end_run(i);
+      run = {begin, end};
+    } else {
+      run.end = end;
+    }
+    offered.posted_.push_back(posted);
+  }
+  end_run(objects.size());
+  return failure;
+}
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <kvferry/transfer_spec.hpp>
+
+#include "core/kit/failure.hpp"
+#include "core/kit/striped_operation.hpp"
+#include "message.hpp"
+#include "rail_device.hpp"
+
+namespace kvferry::rdma {
+
+/// An operation's objects as its rail's device can use them, where some lie outside of every region: those are copied through
+/// a staging block if they are small, else registered, for as long as this lives.
+///
+/// There is no cache of registrations. A cache would have to know when memory was unmapped and mapped anew, or the adapter would
+/// write into pages that are no longer the caller's; here nothing stays registered that the caller didn't lend.
+class BorrowedMemory {
+ public:
+  /// @return nothing, without an error, if all objects lie in regions.
+  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device,
+                                                              const std::vector<MutableBuffer>& objects,
+                                                              kit::ObjectRange range, bool will_be_read,
+                                                              kit::Failure& failure);
+
+  /// Where the objects lie now; those outside of the range are as they were.
+  [[nodiscard]] std::span<const MutableBuffer> objects() const noexcept { return objects_; }
+  [[nodiscard]] const SliceTable& slices() const noexcept { return slices_; }
+
+  /// After a read: hands objects `[begin, end)` that were staged to their owner.
+  void copy_back(std::size_t begin, std::size_t end) const;
+
+ private:
+  struct Staged {
+    std::size_t object;
+    MutableBuffer owner;
+  };
+
+  std::vector<MutableBuffer> objects_;
+  std::vector<Staged> staged_;
+  SliceTable slices_;
+  std::unique_ptr<RailDevice::StagingBlock> block_;
+  std::vector<MemoryRegionPtr> registered_;
+};
+
+/// The buffers of a recv, as they are offered to the sender. Into those in regions that peers may write to it can write directly;
+/// large others are registered for as long as this lives, and closed to the sender with it.
+class OfferedBuffers {
+ public:
+  /// @param eager_bytes up to this size no offer is worth while.
+  [[nodiscard]] static kit::Failure offer(RailDevice& device, std::span<const MutableBuffer> objects,
+                                          std::size_t eager_bytes, OfferedBuffers& offered);
+
+  [[nodiscard]] const std::vector<PostedBuffer>& posted() const noexcept { return posted_; }
+  /// Whether the sender may write into any of them.
+  [[nodiscard]] bool any_direct() const noexcept { return any_direct_; }
+  /// Whether closing is enough to keep the sender out; else the region's key lets it in as long as there is a queue pair.
+  [[nodiscard]] bool revocable() const noexcept { return !uses_region_keys_; }
+  void close() { registered_.clear(); }
+
+ private:
+  std::vector<PostedBuffer> posted_;
+  std::vector<MemoryRegionPtr> registered_;
+  bool any_direct_ = false;
+  bool uses_region_keys_ = false;
+};
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "endpoint.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "message.hpp"
+
+namespace kvferry::rdma {
+namespace {
+
+std::string text(std::uint64_t number) { return std::to_string(number); }
+
+constexpr std::uint64_t max_24_bits = (std::uint64_t{1} << 24) - 1;
+
+/// Whether the GID stands for an IPv4 address: ::ffff:a.b.c.d.
+bool is_ipv4(const Bytes& gid) {
+  constexpr std::array<unsigned char, 12> prefix{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+  return std::ranges::equal(std::span(gid).first(prefix.size()), prefix, {},
+                            [](std::byte byte) { return std::to_integer<unsigned char>(byte); });
+}
+
+std::string check_region(const RegionKeys& keys, const RemoteRegion& region) {
+  if (region.access == Access::none) {
+    return keys.keys.empty() ? std::string() : "keys for a region that is closed";
+  }
+  if (keys.address + region.size < keys.address || keys.slice_bytes == 0) {
+    return "a region of " + text(region.size) + " bytes at address " + text(keys.address) + " in slices of " +
+           text(keys.slice_bytes);
+  }
+  const std::uint64_t slices = (region.size - 1) / keys.slice_bytes + 1;
+  if (keys.keys.size() != slices) {
+    return text(keys.keys.size()) + " keys for a region of " + text(slices) + " slices";
+  }
+  return {};
+}
+
+std::string check_rail(const RailEndpoint& rail, std::span<const RemoteRegion> regions) {
+  constexpr std::array<std::uint64_t, 5> mtus{256, 512, 1024, 2048, 4096};
+  if (rail.rail >= max_rails || rail.gid.size() != 16 || rail.lid > 0xffff || rail.queue_pair > max_24_bits ||
+      rail.packet_number > max_24_bits || std::ranges::find(mtus, rail.mtu) == mtus.end() || rail.reads_taken > 255 ||
+      rail.reads_made > 255 || rail.max_message < max_message_bytes) {
+    return "rail " + text(rail.rail) + " with queue pair " + text(rail.queue_pair) + ", packet number " +
+           text(rail.packet_number) + ", lid " + text(rail.lid) + ", mtu " + text(rail.mtu) + ", largest request " +
+           text(rail.max_message);
+  }
+  if (rail.regions.size() != regions.size()) {
+    return "keys of " + text(rail.regions.size()) + " regions, it has " + text(regions.size());
+  }
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    if (auto wrong = check_region(rail.regions[i], regions[i]); !wrong.empty()) {
+      return wrong;
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions) {
+  if (endpoint.message_bytes < min_message_bytes || endpoint.message_bytes > max_message_bytes ||
+      endpoint.messages < min_messages || endpoint.messages > max_messages) {
+    return text(endpoint.messages) + " receive buffers of " + text(endpoint.message_bytes) + " bytes";
+  }
+  if (endpoint.rails.empty() || endpoint.rails.size() > max_rails) {
+    return text(endpoint.rails.size()) + " rails, at least 1 and at most " + text(max_rails);
+  }
+  for (std::size_t i = 0; i < endpoint.rails.size(); ++i) {
+    if (i != 0 && endpoint.rails[i].rail <= endpoint.rails[i - 1].rail) {
+      return "rail " + text(endpoint.rails[i].rail) + " after rail " + text(endpoint.rails[i - 1].rail);
+    }
+    if (auto wrong = check_rail(endpoint.rails[i], regions); !wrong.empty()) {
+      return wrong;
+    }
+  }
+  return {};
+}
+
+std::string check_pairing(const RailEndpoint& own, const RailEndpoint& peers) {
+  const std::string rail = "rail " + text(own.rail) + ": ";
+  if (own.link_layer != peers.link_layer) {
+    return rail + "link layer '" + peers.link_layer + "', this side's is '" + own.link_layer + "'";
+  }
+  if (own.gid_type != peers.gid_type) {
+    return rail + "GID type '" + peers.gid_type + "', this side's is '" + own.gid_type + "'";
+  }
+  if (own.link_layer == "Ethernet" && is_ipv4(own.gid) != is_ipv4(peers.gid)) {
+    const auto family = [](const RailEndpoint& endpoint) { return is_ipv4(endpoint.gid) ? "IPv4" : "IPv6"; };
+    return rail + "a GID of an " + family(peers) + " address, this side's is of an " + family(own) + " address";
+  }
+  return {};
+}
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include <kvferry/memory_region.hpp>
+#include <kvferry/side_message.hpp>
+
+namespace kvferry::rdma {
+
+/// Where a region lies in its owner's memory, and the remote keys of its slices; no keys if peers may not reach it.
+struct RegionKeys {
+  std::uint64_t address = 0;
+  std::uint64_t slice_bytes = 0;
+  std::vector<std::uint32_t> keys;
+
+  static constexpr std::string_view side_message_type = "RdmaRegion";
+  static constexpr auto side_message_fields() {
+    return std::tuple(side_message_field("address", &RegionKeys::address),
+                      side_message_field("slice_bytes", &RegionKeys::slice_bytes),
+                      side_message_field("keys", &RegionKeys::keys));
+  }
+};
+
+/// A queue pair, and all that the peer needs to know to join it with one of its own.
+struct RailEndpoint {
+  std::uint64_t rail = 0;  ///< Its number; joined with the one of the same number.
+  std::string link_layer;  ///< "Ethernet" or "InfiniBand"
+  std::string gid_type;    ///< "RoCE v2", "RoCE v1" or "InfiniBand"
+  Bytes gid;               ///< 16 bytes
+  std::uint64_t lid = 0;
+  std::uint64_t queue_pair = 0;
+  std::uint64_t packet_number = 0;
+  std::uint64_t mtu = 0;          ///< Bytes.
+  std::uint64_t reads_taken = 0;  ///< RDMA reads of the peer's that it can have under way.
+  std::uint64_t reads_made = 0;   ///< RDMA reads of its own that it can have under way.
+  std::uint64_t max_message = 0;  ///< Bytes in one work request.
+  std::vector<RegionKeys> regions;
+
+  static constexpr std::string_view side_message_type = "RdmaRail";
+  static constexpr auto side_message_fields() {
+    return std::tuple(side_message_field("rail", &RailEndpoint::rail),
+                      side_message_field("link_layer", &RailEndpoint::link_layer),
+                      side_message_field("gid_type", &RailEndpoint::gid_type),
+                      side_message_field("gid", &RailEndpoint::gid), side_message_field("lid", &RailEndpoint::lid),
+                      side_message_field("queue_pair", &RailEndpoint::queue_pair),
+                      side_message_field("packet_number", &RailEndpoint::packet_number),
+                      side_message_field("mtu", &RailEndpoint::mtu),
+                      side_message_field("reads_taken", &RailEndpoint::reads_taken),
+                      side_message_field("reads_made", &RailEndpoint::reads_made),
+                      side_message_field("max_message", &RailEndpoint::max_message),
+                      side_message_field("regions", &RailEndpoint::regions));
+  }
+};
+
+/// What either side says of itself in the handshake.
+struct Endpoint {
+  std::uint64_t message_bytes = 0;  ///< What a receive buffer holds.
+  std::uint64_t messages = 0;       ///< Receive buffers of each rail.
+  std::vector<RailEndpoint> rails;
+
+  static constexpr std::string_view side_message_type = "RdmaEndpoint";
+  static constexpr auto side_message_fields() {
+    return std::tuple(side_message_field("message_bytes", &Endpoint::message_bytes),
+                      side_message_field("messages", &Endpoint::messages),
+                      side_message_field("rails", &Endpoint::rails));
+  }
+};
+
+inline constexpr std::size_t max_rails = 16;
+
+/// What is senseless about a peer's endpoint, given the regions that it described; empty if nothing is.
+[[nodiscard]] std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions);
+
+/// Why two queue pairs can't be joined, naming both values; empty if they can.
+[[nodiscard]] std::string check_pairing(const RailEndpoint& own, const RailEndpoint& peers);
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+namespace kvferry::rdma {
+
+// Structures travel as they lie in memory. A big-endian port would have to swap here.
+static_assert(std::endian::native == std::endian::little, "kvferry's RDMA messages are little-endian");
+
+/// What travels by SEND; docs/wire_protocol.md has the meaning of every field.
+enum class MessageType : std::uint8_t {
+  hello = 1,
+  welcome,
+  credit,
+  goodbye,
+  notify,
+  notify_ack,
+  recv_post,
+  recv_cancel,
+  recv_cancel_ack,
+  send_data,
+  send_ack,
+  send_abort,
+};
+
+struct MessageHeader {
+  static constexpr std::uint32_t expected_magic = 0x3152564b;  // "KVR1"
+  /// notify, recv_post, send_data: the last message of its operation.
+  static constexpr std::uint8_t last = 1;
+
+  std::uint32_t magic = expected_magic;
+  MessageType type = MessageType::hello;
+  std::uint8_t flags = 0;
+  std::uint16_t credits = 0;     ///< Receive buffers that the sender has posted anew since it last said so.
+  std::uint32_t count = 0;       ///< recv_post, send_data: entries in the body. send_abort: the send's objects.
+  std::uint32_t body_bytes = 0;  ///< Bytes that follow.
+  std::uint64_t operation = 0;   ///< The id at the side that gave it: see the type. hello, welcome: the incarnation.
+  std::uint64_t tag = 0;         ///< recv_post, recv_cancel: the tag. send_data: the send's id. hello, welcome: the rail.
+  std::uint64_t first = 0;       ///< recv_post: number of the first object in the body.
+  std::uint32_t status = 0;      ///< 0 or a kvferry::errc.
+  std::uint32_t total = 0;       ///< recv_post: objects. notify: bytes. Of all messages of the operation.
+};
+static_assert(sizeof(MessageHeader) == 48);
+
+/// A buffer of a recv: recv_post.
+struct PostedBuffer {
+  std::uint64_t size = 0;
+  std::uint64_t address = 0;  ///< If the sender may write into it directly.
+  std::uint32_t key = 0;
+  std::uint32_t direct = 0;  ///< 1 if it may.
+};
+static_assert(sizeof(PostedBuffer) == 24);
+
+/// What comes before each object of send_data: its bytes in this message, and what there is to know of them.
+struct SentObject {
+  /// None of its bytes follow: it does not fit the buffer; the length is its size.
+  static constexpr std::uint64_t refused = std::uint64_t{1} << 63;
+  /// None of its bytes follow: all of them have been written into the buffer.
+  static constexpr std::uint64_t direct = std::uint64_t{1} << 62;
+  /// More bytes of it come in the next message.
+  static constexpr std::uint64_t continues = std::uint64_t{1} << 61;
+  static constexpr std::uint64_t length_mask = continues - 1;
+};
+
+// What receive buffers may be: bounds that both sides keep, so that each can hold the other to them.
+inline constexpr std::size_t min_message_bytes = 1024;
+inline constexpr std::size_t max_message_bytes = std::size_t{64} << 10;
+inline constexpr std::size_t min_messages = 8;
+inline constexpr std::size_t max_messages = 4096;
+/// What this implementation uses.
+inline constexpr std::size_t message_bytes = 8192;
+inline constexpr std::size_t messages = 64;
+
+inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
+/// Answers that wait for their turn because the peer takes no messages; a peer that causes more of them breaks the connection.
+inline constexpr std::size_t max_queued_answers = 4096;
+
+}  // namespace kvferry::rdma

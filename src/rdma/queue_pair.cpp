@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "queue_pair.hpp"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <random>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::rdma {
+namespace {
+
+constexpr std::size_t send_slots = 32;
+/// A probe and a goodbye go when the queue is full of operations' requests, too.
+constexpr std::size_t spare_requests = 8;
+constexpr std::uint32_t wanted_pieces = 16;
+constexpr std::uint32_t wanted_inline = 128;
+/// 0.64 ms (InfiniBand's table): what a sender waits that found no receive buffer, which takes a peer that breaks the rules.
+constexpr std::uint8_t receiver_not_ready_timer = 12;
+constexpr std::uint8_t receiver_not_ready_retries = 7;  // without end
+constexpr std::uint8_t hop_limit = 64;
+constexpr std::size_t largest_request = std::size_t{1} << 20;
+
+std::uint32_t random_packet_number() {
+  std::random_device device;
+  return device() & 0xffffff;
+}
+
+std::uint64_t mtu_bytes(ibv_mtu mtu) { return std::uint64_t{128} << mtu; }
+
+ibv_mtu mtu_of(std::uint64_t bytes) {
+  ibv_mtu mtu = IBV_MTU_256;
+  while (mtu != IBV_MTU_4096 && mtu_bytes(mtu) < bytes) {
+    mtu = static_cast<ibv_mtu>(mtu + 1);
+  }
+  return mtu;
+}
+
+std::string name_of(ibv_gid_type type) {
+  switch (type) {
+    case IBV_GID_TYPE_ROCE_V1: return "RoCE v1";
+    case IBV_GID_TYPE_ROCE_V2: return "RoCE v2";
+    case IBV_GID_TYPE_IB: break;
+  }
+  return "InfiniBand";
+}
+
+}  // namespace
+
+QueuePair::QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const QueuePairOptions& options)
+    : device_(std::move(device)), options_(options), address_(device_->address()) {
+  const ibv_device_attr& limits = device_->limits();
+  create();
+  change_to_init();
+  endpoint_.rail = rail;
+  endpoint_.link_layer = address_.ethernet ? "Ethernet" : "InfiniBand";
+  endpoint_.gid_type = name_of(address_.gid_type);
+  const auto gid = std::as_bytes(std::span(address_.gid.raw));
+  endpoint_.gid.assign(gid.begin(), gid.end());
+  endpoint_.lid = address_.lid;
+  endpoint_.queue_pair = pair_->qp_num;
+  endpoint_.packet_number = random_packet_number();
+  endpoint_.mtu = mtu_bytes(address_.mtu);
+  const auto bounded = [&](int of_device) {
+    return std::min(static_cast<std::uint64_t>(std::clamp(of_device, 0, 255)), std::uint64_t{options_.read_depth});
+  };
+  endpoint_.reads_taken = bounded(limits.max_qp_rd_atom);
+  endpoint_.reads_made = bounded(limits.max_qp_init_rd_atom);
+  endpoint_.max_message = address_.max_message;
+  endpoint_.regions = device_->region_keys();
+}
+
+void QueuePair::create() {
+  const auto fail = [&](const char* what) {
+    const auto error = last_verbs_error();
+    throw TransferError(error, "RDMA device '" + device_->name() + "': no " + what + ": " + error.message());
+  };
+  try {
+    memory_ = RegisteredBuffer(device_->domain(), (messages + send_slots) * message_bytes);
+  } catch (const std::system_error& error) {
+    throw TransferError(error.code(), "RDMA device '" + device_->name() + "': " + error.what());
+  }
+  channel_.reset(ibv_create_comp_channel(device_->context()));
+  if (channel_ == nullptr) {
+    fail("completion channel");
+  }
+  const int flags = ::fcntl(channel_->fd, F_GETFL);
+  if (flags < 0 || ::fcntl(channel_->fd, F_SETFL, flags | O_NONBLOCK) != 0) {
+    fail("non-blocking completion channel");
+  }
+  const std::size_t requests = options_.queue_depth + spare_requests;
+  completions_.reset(
+      ibv_create_cq(device_->context(), static_cast<int>(requests + messages), nullptr, channel_.get(), 0));
+  if (completions_ == nullptr) {
+    fail("completion queue");
+  }
+  ibv_qp_init_attr attributes{};
+  attributes.send_cq = completions_.get();
+  attributes.recv_cq = completions_.get();
+  attributes.qp_type = IBV_QPT_RC;
+  attributes.cap.max_send_wr = static_cast<std::uint32_t>(requests);
+  attributes.cap.max_recv_wr = static_cast<std::uint32_t>(messages);
+  attributes.cap.max_send_sge =
+      std::min(wanted_pieces, static_cast<std::uint32_t>(std::max(device_->limits().max_sge, 1)));
+  attributes.cap.max_recv_sge = 1;
+  attributes.cap.max_inline_data = wanted_inline;
+  pair_.reset(ibv_create_qp(device_->domain(), &attributes));
+  if (pair_ == nullptr) {
+    attributes.cap.max_inline_data = 0;  // not every device has it
+    pair_.reset(ibv_create_qp(device_->domain(), &attributes));
+  }
+  if (pair_ == nullptr) {
+    fail("queue pair");
+  }
+  max_inline_ = attributes.cap.max_inline_data;
+  max_pieces_ = std::min({attributes.cap.max_send_sge, wanted_pieces,
+                          static_cast<std::uint32_t>(std::max(device_->limits().max_sge_rd, 1))});
+}
+
+void QueuePair::change_to_init() {
+  ibv_qp_attr attributes{};
+  attributes.qp_state = IBV_QPS_INIT;
+  attributes.pkey_index = 0;
+  attributes.port_num = device_->port();
+  attributes.qp_access_flags = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
+  const int result = ibv_modify_qp(pair_.get(), &attributes,
+                                   IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+  if (result != 0) {
+    throw TransferError(verbs_error(result), "RDMA device '" + device_->name() + "': the queue pair can't be initialised");
+  }
+  std::array<ibv_wc, messages> all{};
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    all[i].wr_id = receive_flag | i;
+  }
+  if (const auto error = post_receives(all)) {
+    throw TransferError(error, "RDMA device '" + device_->name() + "': receive buffers can't be posted");
+  }
+}
+
+MessageSlots QueuePair::slots() const noexcept {
+  return {memory_.data() + messages * message_bytes, send_slots, slot_bytes_, memory_.local_key()};
+}
+
+kit::Failure QueuePair::connect(const Endpoint& peer, const RailEndpoint& peers_rail) {
+  if (auto mismatch = check_pairing(endpoint_, peers_rail); !mismatch.empty()) {
+    return {errc::handshake_failed, std::move(mismatch)};
+  }
+  if (auto failure = change_to_ready(peers_rail)) {
+    return failure;
+  }
+  slot_bytes_ = std::min<std::size_t>(message_bytes, static_cast<std::size_t>(peer.message_bytes));
+  terms_.peer_buffers = static_cast<std::size_t>(peer.messages);
+  terms_.own_buffers = messages;
+  terms_.queue_depth = options_.queue_depth;
+  terms_.max_inline = max_inline_;
+  terms_.request.pieces = max_pieces_;
+  terms_.request.bytes = static_cast<std::size_t>(
+      std::min({std::uint64_t{largest_request}, endpoint_.max_message, peers_rail.max_message}));
+  terms_.remote_regions = peers_rail.regions;
+  terms_.eager_bytes = std::min(options_.eager_bytes, slot_bytes_ - sizeof(MessageHeader) - sizeof(std::uint64_t));
+  return {};
+}
+
+kit::Failure QueuePair::change_to_ready(const RailEndpoint& peers) {
+  const auto failed = [&](int result, const char* state) {
+    const auto error = verbs_error(result);
+    return kit::Failure{error, "RDMA device '" + device_->name() + "': the queue pair can't be made ready to " + state +
+                                   ": " + error.message()};
+  };
+  ibv_qp_attr ready{};
+  ready.qp_state = IBV_QPS_RTR;
+  ready.path_mtu = mtu_of(std::min(endpoint_.mtu, peers.mtu));
+  ready.dest_qp_num = static_cast<std::uint32_t>(peers.queue_pair);
+  ready.rq_psn = static_cast<std::uint32_t>(peers.packet_number);
+  ready.max_dest_rd_atomic = static_cast<std::uint8_t>(std::min(endpoint_.reads_taken, peers.reads_made));
+  ready.min_rnr_timer = receiver_not_ready_timer;
+  ibv_gid peers_gid{};
+  std::memcpy(peers_gid.raw, peers.gid.data(), sizeof(peers_gid.raw));
+  ready.ah_attr.port_num = device_->port();
+  ready.ah_attr.sl = options_.service_level;
+  ready.ah_attr.dlid = static_cast<std::uint16_t>(peers.lid);
+  // InfiniBand needs no global route within its subnet.
+  const bool same_subnet = std::memcmp(peers_gid.raw, address_.gid.raw, sizeof(peers_gid.raw) / 2) == 0;
+  if (address_.ethernet || peers.lid == 0 || !same_subnet) {
+    ready.ah_attr.is_global = 1;
+    ready.ah_attr.grh.dgid = peers_gid;
+    ready.ah_attr.grh.sgid_index = static_cast<std::uint8_t>(address_.gid_index);
+    ready.ah_attr.grh.hop_limit = hop_limit;
+    ready.ah_attr.grh.traffic_class = options_.traffic_class;
+  }
+  if (const int result = ibv_modify_qp(pair_.get(), &ready,
+                                       IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+                                           IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
+      result != 0) {
+    return failed(result, "receive");
+  }
+  ibv_qp_attr sending{};
+  sending.qp_state = IBV_QPS_RTS;
+  sending.sq_psn = static_cast<std::uint32_t>(endpoint_.packet_number);
+  sending.timeout = options_.timeout_exponent;
+  sending.retry_cnt = options_.retry_count;
+  sending.rnr_retry = receiver_not_ready_retries;
+  sending.max_rd_atomic = static_cast<std::uint8_t>(std::min(endpoint_.reads_made, peers.reads_taken));
+  if (const int result = ibv_modify_qp(pair_.get(), &sending,
+                                       IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
+                                           IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);
+      result != 0) {
+    return failed(result, "send");
+  }
+  return {};
+}
+
+std::error_code QueuePair::post(WorkList& list) {
+  ibv_send_wr* bad = nullptr;
+  const int result = ibv_post_send(pair_.get(), list.finish(), &bad);
+  if (result != 0) {
+    return verbs_error(result);
+  }
+  device_->bytes_written.fetch_add(list.bytes_written, std::memory_order_relaxed);
+  device_->bytes_read.fetch_add(list.bytes_read, std::memory_order_relaxed);
+  return {};
+}
+
+int QueuePair::poll(std::span<ibv_wc> completions) {
+  return ibv_poll_cq(completions_.get(), static_cast<int>(completions.size()), completions.data());
+}
+
+std::span<const std::byte> QueuePair::message(const ibv_wc& completion) const noexcept {
+  const std::size_t buffer = static_cast<std::size_t>(completion.wr_id & ~receive_flag);
+  return {memory_.data() + buffer * message_bytes, std::min<std::size_t>(completion.byte_len, message_bytes)};
+}
+
+std::error_code QueuePair::post_receives(std::span<const ibv_wc> completions) {
+  std::array<ibv_recv_wr, messages> requests;
+  std::array<ibv_sge, messages> pieces;
+  std::size_t count = 0;
+  for (const ibv_wc& completion : completions) {
+    if (!is_receive(completion)) {
+      continue;
+    }
+    const std::size_t buffer = static_cast<std::size_t>(completion.wr_id & ~receive_flag);
+    pieces[count] = {address_of(memory_.data() + buffer * message_bytes), static_cast<std::uint32_t>(message_bytes),
+                     memory_.local_key()};
+    requests[count] = {};
+    requests[count].wr_id = completion.wr_id;
+    requests[count].sg_list = &pieces[count];
+    requests[count].num_sge = 1;
+    if (count != 0) {
+      requests[count - 1].next = &requests[count];
+    }
+    ++count;
+  }
+  if (count == 0) {
+    return {};
+  }
+  ibv_recv_wr* bad = nullptr;
+  const int result = ibv_post_recv(pair_.get(), requests.data(), &bad);
+  return result == 0 ? std::error_code() : verbs_error(result);
+}
+
+std::error_code QueuePair::arm() {
+  const int result = ibv_req_notify_cq(completions_.get(), 0);
+  return result == 0 ? std::error_code() : verbs_error(result);
+}
+
+void QueuePair::take_events() {
+  ibv_cq* queue = nullptr;
+  void* context = nullptr;
+  unsigned events = 0;
+  while (ibv_get_cq_event(channel_.get(), &queue, &context) == 0) {
+    ++events;
+  }
+  if (events != 0) {
+    ibv_ack_cq_events(completions_.get(), events);
+  }
+}
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <system_error>
+#include <vector>
+
+#include "core/kit/failure.hpp"
+#include "endpoint.hpp"
+#include "rail_device.hpp"
+#include "rail_protocol.hpp"
+#include "verbs.hpp"
+#include "work_list.hpp"
+
+namespace kvferry::rdma {
+
+struct QueuePairOptions {
+  std::size_t queue_depth = 0;
+  std::size_t read_depth = 0;
+  std::size_t eager_bytes = 0;
+  std::uint8_t timeout_exponent = 0;
+  std::uint8_t retry_count = 0;
+  std::uint8_t service_level = 0;
+  std::uint8_t traffic_class = 0;
+};
+
+/// A reliable connection: a queue pair, the completion queue that is its alone, the channel that tells of completions, and the memory
+/// that messages go through. One thread at a time.
+class QueuePair {
+ public:
+  /// Makes it, with all receive buffers posted. @throws TransferError naming the device and what failed.
+  QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const QueuePairOptions& options);
+  QueuePair(const QueuePair&) = delete;
+  QueuePair& operator=(const QueuePair&) = delete;
+
+  [[nodiscard]] const RailEndpoint& endpoint() const noexcept { return endpoint_; }
+
+  /// Joins it with the peer's.
+  [[nodiscard]] kit::Failure connect(const Endpoint& peer, const RailEndpoint& peers_rail);
+  /// What the two agreed upon, after `connect`.
+  [[nodiscard]] const RailTerms& terms() const noexcept { return terms_; }
+  [[nodiscard]] MessageSlots slots() const noexcept;
+
+  /// Posts a list that has been finished. If it fails, some of it may have been posted.
+  [[nodiscard]] std::error_code post(WorkList& list);
+  /// @return how many completions there were; negative if the queue is broken.
+  [[nodiscard]] int poll(std::span<ibv_wc> completions);
+
+  [[nodiscard]] static bool is_receive(const ibv_wc& completion) noexcept { return (completion.wr_id & receive_flag) != 0; }
+  /// What came in by a receive.
+  [[nodiscard]] std::span<const std::byte> message(const ibv_wc& completion) const noexcept;
+  /// Posts the receive buffers of these completions anew.
+  [[nodiscard]] std::error_code post_receives(std::span<const ibv_wc> completions);
+
+  /// Readable when there is an event. Belongs to this object.
+  [[nodiscard]] int event_descriptor() const noexcept { return channel_->fd; }
+  /// Asks for an event with the next completion; those before must be polled for once more.
+  [[nodiscard]] std::error_code arm();
+  void take_events();
+
+ private:
+  static constexpr std::uint64_t receive_flag = std::uint64_t{1} << 63;
+
+  void create();
+  void change_to_init();
+  [[nodiscard]] kit::Failure change_to_ready(const RailEndpoint& peers);
+
+  const std::shared_ptr<RailDevice> device_;
+  const QueuePairOptions options_;
+  PortAddress address_;
+  RegisteredBuffer memory_;  ///< First the receive buffers, then the slots.
+  CompletionChannelPtr channel_;
+  CompletionQueuePtr completions_;
+  QueuePairPtr pair_;
+  RailEndpoint endpoint_;
+  RailTerms terms_;
+  std::size_t max_inline_ = 0;
+  std::size_t max_pieces_ = 0;
+  std::size_t slot_bytes_ = message_bytes;
+};
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rail.hpp"
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/rdma_error.hpp>
+
+namespace kvferry::rdma {
+namespace {
+
+/// Completions that are taken from the queue at a time.
+constexpr std::size_t poll_batch = 32;
+/// Rounds of the driver - a batch of completions, a list of requests - that a caller does on its own thread: an operation's
+/// first requests, not its whole.
+constexpr std::size_t caller_rounds = 4;
+/// Rounds after which the reactor's thread looks after the others.
+constexpr std::size_t turn_rounds = 64;
+/// How long a goodbye may take. Without one the peer finds out by itself, later.
+constexpr std::chrono::milliseconds goodbye_time{20};
+
+}  // namespace
+
+Rail::Rail(const asio::any_io_executor& executor, std::shared_ptr<RailDevice> device, std::size_t number,
+           const RailOptions& options, std::weak_ptr<Owner> owner)
+    : executor_(executor),
+      device_(std::move(device)),
+      options_(options),
+      pair_(std::make_unique<QueuePair>(device_, number, options.queue_pair)),
+      endpoint_(pair_->endpoint()),
+      events_(executor),
+      timer_(executor),
+      owner_(std::move(owner)) {}
+
+kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, const RailEndpoint& peers_rail,
+                           Role role, std::uint64_t own_incarnation) {
+  kit::Failure failure;
+  driver_.change([&] {
+    if (failed_) {
+      failure = {failure_, failure_why_};
+      return;
+    }
+    failure = pair_->connect(peer, peers_rail);
+    if (failure) {
+      return;
+    }
+    peers_endpoint_ = peers_rail;
+    role_ = role;
+    own_incarnation_ = own_incarnation;
+    peers_incarnation_ = host->peer().incarnation;
+    protocol_.emplace(std::move(host), device_->regions(), pair_->slots(), pair_->terms());
+    events_.assign(pair_->event_descriptor());
+    phase_ = Phase::greeting;
+    last_activity_ = kit::Clock::now();
+    if (role_ == Role::dialing && protocol_->fill_message(list_, MessageType::hello, own_incarnation_, endpoint_.rail)) {
+      post("hello");
+    }
+  });
+  drive(caller_rounds);
+  return failure;
+}
+
+void Rail::run() {
+  driver_.change([&] {
+    if (failed_ || phase_ != Phase::greeted) {
+      return;
+    }
+    phase_ = Phase::running;
+    if (role_ == Role::accepting &&
+        protocol_->fill_message(list_, MessageType::welcome, own_incarnation_, endpoint_.rail)) {
+      post("welcome");
+    }
+  });
+  drive(turn_rounds);
+}
+
+kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange range,
+                           RailProtocol::Preparation& preparation) const {
+  const TransferRequest& request = batch.operation()->request();
+  const std::size_t eager = options_.queue_pair.eager_bytes;
+  kit::Failure failure;
+  if (request.kind == TransferKind::recv) {
+    preparation.offered = std::make_unique<OfferedBuffers>();
+    return OfferedBuffers::offer(*device_, request.objects, eager, *preparation.offered);
+  }
+  if (request.kind == TransferKind::send) {
+    const Slice* hint = nullptr;
+    bool any_large = false;
+    for (std::size_t i = 0; i < request.objects.size(); ++i) {
+      const MutableBuffer object = request.objects[i];
+      const Slice* const slice = object.empty() ? nullptr : device_->regions().find(address_of(object.data()), hint);
+      if (slice != nullptr && slice->device_memory) {
+        return {errc::not_supported,
+                "object " + std::to_string(i) + " lies in a dma-buf's region, which is for writes and reads"};
+      }
+      any_large = any_large || object.size() > eager;
+    }
+    if (!any_large) {
+      return {};
+    }
+  }
+  preparation.borrowed =
+      BorrowedMemory::borrow(*device_, request.objects, range, request.kind == TransferKind::read, failure);
+  return failure;
+}
+
+void Rail::start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range) {
+  RailProtocol::Preparation preparation;
+  if (auto failure = prepare(*batch, range, preparation)) {
+    (void)batch->part_done(failure.code, std::move(failure.sentence));
+    return;
+  }
+  driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range, std::move(preparation)}); });
+  drive(caller_rounds);
+}
+
+void Rail::stop(std::shared_ptr<kit::Operation> operation) {
+  driver_.put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
+  drive(caller_rounds);
+}
+
+void Rail::hold() {
+  driver_.change([&] {
+    owner_.reset();  // it knows
+    held_ = true;
+  });
+  drive(caller_rounds);
+}
+
+void Rail::shut(std::error_code cause, const std::string& why) {
+  driver_.change([&] {
+    owner_.reset();
+    if (!failed_) {
+      say_goodbye();
+      end_all(cause, why, 0);
+    }
+  });
+  drive(caller_rounds);
+}
+
+/// Waits a moment for the adapter, not for the peer: what was posted before is then out of the way as well.
+void Rail::say_goodbye() {
+  if (phase_ != Phase::running || !protocol_->fill_message(list_, MessageType::goodbye, 0, 0) || pair_->post(list_)) {
+    return;
+  }
+  const auto until = kit::Clock::now() + goodbye_time;
+  std::array<ibv_wc, poll_batch> completions;
+  while (protocol_->posted() != 0 && kit::Clock::now() < until) {
+    const int count = pair_->poll(completions);
+    for (const ibv_wc& completion : std::span(completions).first(static_cast<std::size_t>(std::max(count, 0)))) {
+      if (completion.status != IBV_WC_SUCCESS) {
+        return;
+      }
+      if (!QueuePair::is_receive(completion)) {
+        protocol_->completed();
+      }
+    }
+  }
+}
+
+void Rail::drive(std::size_t rounds) {
+  struct Driven {
+    bool more;
+    std::shared_ptr<Owner> told_owner;
+    std::shared_ptr<Owner> greeted_owner;
+  };
+  driver_.drive(
+      [&] {
+        const bool more = work(rounds);
+        return Driven{more, std::exchange(told_owner_, nullptr), std::exchange(greeted_owner_, nullptr)};
+      },
+      [&](const Driven& driven) {
+        if (driven.greeted_owner) {
+          driven.greeted_owner->rail_greeted();
+        }
+        if (driven.told_owner) {
+          driven.told_owner->rail_broken(failure_, failure_why_);
+        }
+        if (driven.more) {
+          asio::post(executor_, [self = shared_from_this()] { self->drive(turn_rounds); });
+        }
+        return !driven.more;
+      });
+}
+
+bool Rail::work(std::size_t& rounds) {
+  for (;;) {
+    take_inbox();
+    if (failed_ || held_ || (phase_ != Phase::greeting && phase_ != Phase::running)) {
+      return false;
+    }
+    if (rounds == 0) {
+      return true;
+    }
+    --rounds;
+    const bool polled = poll_step();
+    const bool posted = !failed_ && phase_ == Phase::running && post_step();
+    if (polled || posted) {
+      continue;
+    }
+    if (failed_) {
+      return false;
+    }
+    if (spins()) {
+      return true;
+    }
+    if (armed_) {
+      break;
+    }
+    if (const auto error = pair_->arm()) {
+      fail(error, "RDMA device '" + device_->name() + "': no completion events: " + error.message());
+      return false;
+    }
+    armed_ = true;  // what completed before has no event: once more
+  }
+  arm_timer();
+  wait_for_event();
+  return false;
+}
+
+bool Rail::spins() const {
+  return options_.spin.count() > 0 && !protocol_->idle() && kit::Clock::now() - last_activity_ < options_.spin;
+}
+
+void Rail::take_inbox() {
+  Inbox taken = driver_.take();
+  if (taken.event && !failed_) {
+    waiting_ = false;
+    armed_ = false;
+    pair_->take_events();
+  }
+  if (taken.timer) {
+    timer_at_.reset();
+    check_timer();
+  }
+  for (auto& start : taken.starts) {
+    if (protocol_) {
+      protocol_->start(std::move(start.batch), start.range, std::move(start.preparation));
+    } else {
+      (void)start.batch->part_done(failure_, failure_why_);  // only a rail that broke before it was joined gets here
+    }
+  }
+  if (!taken.stops.empty() && protocol_) {
+    // What has completed already counts.
+    while (!failed_ && !held_ && phase_ == Phase::running && poll_step()) {
+    }
+    for (const auto& operation : taken.stops) {
+      protocol_->stop(*operation);
+    }
+  }
+}
+
+bool Rail::poll_step() {
+  std::array<ibv_wc, poll_batch> completions;
+  // While greeting one at a time: what comes behind the peer's greeting is for later.
+  const int count = pair_->poll(std::span(completions).first(phase_ == Phase::greeting ? 1 : poll_batch));
+  if (count < 0) {
+    fail(errc::connection_lost, "RDMA device '" + device_->name() + "': the completion queue can't be polled");
+    return false;
+  }
+  if (count == 0) {
+    return false;
+  }
+  last_activity_ = kit::Clock::now();
+  const auto taken = std::span(completions).first(static_cast<std::size_t>(count));
+  for (const ibv_wc& completion : taken) {
+    take_completion(completion);
+    if (failed_) {
+      return true;
+    }
+  }
+  if (const auto error = pair_->post_receives(taken)) {
+    fail(error, "RDMA device '" + device_->name() + "': receive buffers can't be posted: " + error.message());
+  }
+  return true;
+}
+
+void Rail::take_completion(const ibv_wc& completion) {
+  if (completion.status != IBV_WC_SUCCESS) {
+    const bool flushed = completion.status == IBV_WC_WR_FLUSH_ERR;
+    const auto cause = flushed ? std::error_code(errc::connection_lost)
+                               : std::error_code(static_cast<wc_status>(completion.status));
+    const std::string why =
+        flushed ? "the queue pair is in its error state" : ibv_wc_status_str(static_cast<ibv_wc_status>(completion.status));
+    fail(cause, path() + ": " + why, QueuePair::is_receive(completion) ? 0 : completion.wr_id);
+    return;
+  }
+  if (!QueuePair::is_receive(completion)) {
+    protocol_->completed();
+    return;
+  }
+  if (phase_ == Phase::greeting) {
+    take_greeting(completion);
+    return;
+  }
+  if (const auto error = protocol_->received(pair_->message(completion))) {
+    fail(error, path() + ": " +
+                    (error == errc::peer_closed ? std::string("the peer closed the connection") : protocol_->violation()));
+  }
+}
+
+void Rail::take_greeting(const ibv_wc& completion) {
+  const auto expected = role_ == Role::dialing ? MessageType::welcome : MessageType::hello;
+  if (!protocol_->greeted(pair_->message(completion), expected, peers_incarnation_, endpoint_.rail)) {
+    fail(errc::authentication_failed, path() + ": the peer's first message was no greeting");
+    return;
+  }
+  phase_ = Phase::greeted;
+  greeted_owner_ = owner_.lock();
+}
+
+bool Rail::post_step() {
+  if (!protocol_->fill(list_)) {
+    return false;
+  }
+  post("work requests");
+  return true;
+}
+
+void Rail::post(const char* what) {
+  if (const auto error = pair_->post(list_)) {
+    // A part of the list may be with the adapter: only without its queue pair are buffers quiet.
+    fail(error, path() + ": " + what + " can't be posted: " + error.message(), list_[0].wr_id);
+  }
+}
+
+void Rail::check_timer() {
+  if (failed_ || held_ || phase_ != Phase::running) {
+    return;
+  }
+  const auto now = kit::Clock::now();
+  if (const auto since = protocol_->draining_since(); since && now - *since >= options_.drain_timeout) {
+    if (protocol_->cut_off(now - options_.drain_timeout)) {
+      fail(errc::connection_lost, path() + ": a stopped operation's requests didn't complete");
+      return;
+    }
+  }
+  const bool silent = options_.keepalive_interval.count() > 0 && now - last_activity_ >= options_.keepalive_interval;
+  if (silent && protocol_->posted() == 0 && protocol_->fill_probe(list_)) {
+    post("probe");
+  }
+}
+
+void Rail::arm_timer() {
+  std::optional<kit::Clock::time_point> next;
+  if (options_.keepalive_interval.count() > 0 && phase_ == Phase::running) {
+    // What is with the adapter is a probe in itself.
+    next = (protocol_->posted() == 0 ? last_activity_ : kit::Clock::now()) + options_.keepalive_interval;
+  }
+  if (const auto since = protocol_->draining_since()) {
+    const auto drained = *since + options_.drain_timeout;
+    next = next ? std::min(*next, drained) : drained;
+  }
+  if (!next || (timer_at_ && *timer_at_ <= *next)) {
+    return;
+  }
+  timer_at_ = next;
+  timer_.expires_at(*next);
+  timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
+    const auto self = weak.lock();
+    if (self && ec != asio::error::operation_aborted) {
+      self->driver_.put([](Inbox& inbox) { inbox.timer = true; });
+      self->drive(turn_rounds);
+    }
+  });
+}
+
+void Rail::wait_for_event() {
+  if (waiting_) {
+    return;
+  }
+  waiting_ = true;
+  events_.async_wait(asio::posix::stream_descriptor::wait_read, [self = shared_from_this()](std::error_code ec) {
+    if (ec != asio::error::operation_aborted) {
+      self->driver_.put([](Inbox& inbox) { inbox.event = true; });
+      self->drive(turn_rounds);
+    }
+  });
+}
+
+void Rail::fail(std::error_code cause, std::string why, std::uint64_t culprit) {
+  if (failed_) {
+    return;
+  }
+  if (auto owner = std::exchange(owner_, {}).lock()) {
+    owner->rail_breaking(cause);
+    told_owner_ = std::move(owner);
+  }
+  end_all(cause, std::move(why), culprit);
+}
+
+void Rail::end_all(std::error_code cause, std::string why, std::uint64_t culprit) {
+  failed_ = true;
+  failure_ = cause;
+  failure_why_ = std::move(why);
+  timer_.cancel();
+  if (events_.is_open()) {
+    events_.release();  // the descriptor is the completion channel's
+  }
+  // First the queue pair: without it the adapter reaches no memory. Then the operations.
+  pair_.reset();
+  if (protocol_) {
+    protocol_->fail(failure_, failure_why_, culprit);
+  }
+}
+
+std::string Rail::path() const {
+  return device_->name() + ":" + std::to_string(device_->port()) + " queue pair " + std::to_string(endpoint_.queue_pair) +
+         " -> " + std::to_string(peers_endpoint_.queue_pair);
+}
+
+}  // namespace kvferry::rdma

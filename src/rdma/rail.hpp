@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/posix/stream_descriptor.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include "core/kit/failure.hpp"
+#include "core/kit/inbox_driver.hpp"
+#include "queue_pair.hpp"
+#include "rail_protocol.hpp"
+
+namespace kvferry::rdma {
+
+struct RailOptions {
+  QueuePairOptions queue_pair;
+  std::chrono::milliseconds keepalive_interval{0};
+  std::chrono::milliseconds drain_timeout{0};
+  std::chrono::microseconds spin{0};
+};
+
+/// Which side of a handshake this is: the dialing one says hello, the accepting one welcome.
+enum class Role : std::uint8_t { dialing, accepting };
+
+/// A connection on one rail: a queue pair and what is said on it.
+///
+/// Whoever has something for the rail - a caller with an operation, the reactor with an event, a deadline - drives it, as
+/// `InboxDriver` says. So an operation's requests are posted on the caller's own thread, and operations are ended by the driver
+/// alone, when their requests have completed or the queue pair has been destroyed: then their buffers are quiet.
+class Rail : public std::enable_shared_from_this<Rail> {
+ public:
+  /// What a rail belongs to, told when it is usable, and when it breaks by itself.
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    /// The peer has greeted: messages go through in both directions. From here on nothing is received until `run`.
+    virtual void rail_greeted() = 0;
+    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and reconnects.
+    /// Must not touch a rail.
+    virtual void rail_breaking(std::error_code cause) = 0;
+    /// After this rail's operations have ended.
+    virtual void rail_broken(std::error_code cause, const std::string& why) = 0;
+  };
+
+  /// @throws TransferError if there can't be a queue pair.
+  Rail(const asio::any_io_executor& executor, std::shared_ptr<RailDevice> device, std::size_t number,
+       const RailOptions& options, std::weak_ptr<Owner> owner);
+
+  [[nodiscard]] const RailEndpoint& endpoint() const noexcept { return endpoint_; }
+
+  /// Joins the queue pair with the peer's and, on the dialing side, says hello.
+  [[nodiscard]] kit::Failure connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer,
+                                     const RailEndpoint& peers_rail, Role role, std::uint64_t own_incarnation);
+  /// The link has been handed over: welcomes the peer, on the accepting side, and receives. Does nothing if it has been shut.
+  void run();
+
+  void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range);
+  void stop(std::shared_ptr<kit::Operation> operation);
+  /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this one's
+  /// operations before `shut` does.
+  void hold();
+  /// Destroys the queue pair, after telling the peer if that can be done in a moment, and ends all operations with `cause`.
+  void shut(std::error_code cause, const std::string& why);
+
+  [[nodiscard]] std::string path() const;
+
+ private:
+  struct Start {
+    std::shared_ptr<kit::StripedOperation> batch;
+    kit::ObjectRange range;
+    RailProtocol::Preparation preparation;
+  };
+
+  struct Inbox {
+    std::vector<Start> starts;
+    std::vector<std::shared_ptr<kit::Operation>> stops;
+    bool event = false;
+    bool timer = false;
+
+    [[nodiscard]] bool empty() const noexcept { return starts.empty() && stops.empty() && !event && !timer; }
+  };
+
+  enum class Phase : std::uint8_t { made, greeting, greeted, running };
+
+  void drive(std::size_t rounds);
+  /// @return whether the rounds ran out with work left.
+  bool work(std::size_t& rounds);
+  void take_inbox();
+  bool poll_step();
+  void take_completion(const ibv_wc& completion);
+  void take_greeting(const ibv_wc& completion);
+  bool post_step();
+  void post(const char* what);
+  void check_timer();
+  void arm_timer();
+  void wait_for_event();
+  [[nodiscard]] bool spins() const;
+  [[nodiscard]] kit::Failure prepare(const kit::StripedOperation& batch, kit::ObjectRange range,
+                                     RailProtocol::Preparation& preparation) const;
+  void say_goodbye();
+  void fail(std::error_code cause, std::string why, std::uint64_t culprit = 0);
+  void end_all(std::error_code cause, std::string why, std::uint64_t culprit);
+
+  const asio::any_io_executor executor_;
+  const std::shared_ptr<RailDevice> device_;
+  const RailOptions options_;
+
+  kit::InboxDriver<Inbox> driver_;  ///< Its engine guards everything below, but for what is set before the rail is used.
+  std::unique_ptr<QueuePair> pair_;
+  const RailEndpoint endpoint_;
+  RailEndpoint peers_endpoint_;
+  Role role_ = Role::dialing;
+  std::uint64_t own_incarnation_ = 0;
+  std::uint64_t peers_incarnation_ = 0;
+  asio::posix::stream_descriptor events_;
+  asio::steady_timer timer_;
+  std::optional<RailProtocol> protocol_;
+  WorkList list_;
+  std::weak_ptr<Owner> owner_;
+  std::shared_ptr<Owner> told_owner_;     ///< Kept from `rail_breaking` until `rail_broken`.
+  std::shared_ptr<Owner> greeted_owner_;  ///< To be told.
+  Phase phase_ = Phase::made;
+  bool held_ = false;
+  bool armed_ = false;
+  bool waiting_ = false;
+  std::optional<kit::Clock::time_point> timer_at_;
+  kit::Clock::time_point last_activity_{};
+  bool failed_ = false;
+  std::error_code failure_;
+  std::string failure_why_;
+};
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rail_device.hpp"
+
+#include <asio/ip/address.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::rdma {
+namespace {
+
+constexpr std::size_t staging_blocks = 16;
+
+/// A GID table that claims to be larger is read so far.
+constexpr std::size_t max_gids = 1024;
+
+using DeviceList = std::unique_ptr<ibv_device*, decltype(&ibv_free_device_list)>;
+
+DeviceList list_devices(std::size_t& count) {
+  int number = 0;
+  DeviceList devices(ibv_get_device_list(&number), &ibv_free_device_list);
+  count = devices == nullptr ? 0 : static_cast<std::size_t>(number);
+  return devices;
+}
+
+ContextPtr open_device(const std::string& name) {
+  std::size_t count = 0;
+  const DeviceList devices = list_devices(count);
+  std::string known;
+  for (ibv_device* const device : std::span(devices.get(), count)) {
+    if (name == ibv_get_device_name(device)) {
+      ContextPtr context(ibv_open_device(device));
+      if (context == nullptr) {
+        throw TransferError(last_verbs_error(), "RDMA device '" + name + "' can't be opened");
+      }
+      return context;
+    }
+    known += std::string(known.empty() ? "" : ", ") + ibv_get_device_name(device);
+  }
+  throw TransferError(std::make_error_code(std::errc::no_such_device),
+                      "no RDMA device '" + name + "', there " + (known.empty() ? "is none" : "are: " + known));
+}
+
+std::vector<ibv_gid_entry> gids_of(ibv_context* context, std::uint8_t port) {
+  std::vector<ibv_gid_entry> entries(max_gids);
+  const ssize_t count = ibv_query_gid_table(context, entries.data(), entries.size(), 0);
+  entries.resize(count < 0 ? 0 : static_cast<std::size_t>(count));
+  std::erase_if(entries, [&](const ibv_gid_entry& entry) { return entry.port_num != port; });
+  return entries;
+}
+
+asio::ip::address_v6 as_address(const ibv_gid& gid) {
+  asio::ip::address_v6::bytes_type bytes;
+  std::memcpy(bytes.data(), gid.raw, bytes.size());
+  return asio::ip::address_v6(bytes);
+}
+
+/// The host as a GID holds it; nothing if it is a name or stands for all addresses.
+std::optional<asio::ip::address_v6> as_gid_address(const std::string& host) {
+  std::error_code ec;
+  const auto address = asio::ip::make_address(host, ec);
+  if (ec || address.is_unspecified()) {
+    return std::nullopt;
+  }
+  return address.is_v4() ? asio::ip::make_address_v6(asio::ip::v4_mapped, address.to_v4())
+                         : asio::ip::address_v6(address.to_v6().to_bytes());
+}
+
+/// The less, the better.
+int rank(const ibv_gid_entry& entry, const std::optional<asio::ip::address_v6>& preferred) {
+  const auto address = as_address(entry.gid);
+  const int type = entry.gid_type == IBV_GID_TYPE_ROCE_V1 ? 10 : 0;
+  if (preferred && address == *preferred) {
+    return type;
+  }
+  return type + (address.is_v4_mapped() ? 1 : address.is_link_local() ? 3 : 2);
+}
+
+bool is_active(ibv_context* context, std::uint8_t port) {
+  ibv_port_attr attributes{};
+  return ibv_query_port(context, port, &attributes) == 0 && attributes.state == IBV_PORT_ACTIVE;
+}
+
+/// Calls `function(context, device name, port)` for each active port until it returns true.
+template <class Function>
+void find_active_port(Function function) {
+  std::size_t count = 0;
+  const DeviceList devices = list_devices(count);
+  for (ibv_device* const device : std::span(devices.get(), count)) {
+    const ContextPtr context(ibv_open_device(device));
+    ibv_device_attr attributes{};
+    if (context == nullptr || ibv_query_device(context.get(), &attributes) != 0) {
+      continue;
+    }
+    for (unsigned port = 1; port <= attributes.phys_port_cnt; ++port) {
+      const auto number = static_cast<std::uint8_t>(port);
+      if (is_active(context.get(), number) && function(context.get(), ibv_get_device_name(device), number)) {
+        return;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+RdmaRail default_rail(const std::string& host) {
+  const auto wanted = as_gid_address(host);
+  std::optional<RdmaRail> first;
+  std::optional<RdmaRail> found;
+  find_active_port([&](ibv_context* context, const char* name, std::uint8_t port) {
+    if (!first) {
+      first = RdmaRail{name, port};
+    }
+    const auto entries = gids_of(context, port);
+    if (wanted && std::ranges::any_of(entries, [&](const auto& entry) { return as_address(entry.gid) == *wanted; })) {
+      found = RdmaRail{name, port};
+    }
+    return found.has_value();
+  });
+  if (!first) {
+    throw TransferError(std::make_error_code(std::errc::no_such_device), "no RDMA device with an active port");
+  }
+  return found ? *found : *first;
+}
+
+std::vector<RdmaRail> active_rails() {
+  std::vector<RdmaRail> rails;
+  find_active_port([&](ibv_context*, const char* name, std::uint8_t port) {
+    rails.push_back({name, port});
+    return false;
+  });
+  return rails;
+}
+
+RailDevice::RailDevice(RdmaRail rail, std::string preferred_host, std::span<const MemoryRegion> regions,
+                       std::size_t slice_bytes)
+    : rail_(std::move(rail)), preferred_host_(std::move(preferred_host)), context_(open_device(rail_.device)) {
+  if (const int result = ibv_query_device(context_.get(), &limits_); result != 0) {
+    throw TransferError(verbs_error(result), "RDMA device '" + rail_.device + "' says nothing of itself");
+  }
+  if (rail_.port == 0 || rail_.port > limits_.phys_port_cnt) {
+    throw TransferError(std::make_error_code(std::errc::no_such_device),
+                        "RDMA device '" + rail_.device + "' has no port " + std::to_string(rail_.port) + " but " +
+                            std::to_string(limits_.phys_port_cnt));
+  }
+  domain_.reset(ibv_alloc_pd(context_.get()));
+  if (domain_ == nullptr) {
+    throw TransferError(last_verbs_error(), "RDMA device '" + rail_.device + "': no protection domain");
+  }
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    register_region(i, regions[i], slice_bytes);
+  }
+}
+
+void RailDevice::register_region(std::size_t number, const MemoryRegion& region, std::size_t slice_bytes) {
+  int access = IBV_ACCESS_LOCAL_WRITE;
+  access |= allows(region.peer_access, Access::write) ? IBV_ACCESS_REMOTE_WRITE : 0;
+  access |= allows(region.peer_access, Access::read) ? IBV_ACCESS_REMOTE_READ : 0;
+  const bool is_device_memory = region.dmabuf_fd != -1;
+  RegionKeys keys;
+  if (region.peer_access != Access::none) {
+    keys.address = address_of(region.data);
+    keys.slice_bytes = slice_bytes;
+  }
+  for (std::size_t begin = 0; begin < region.size; begin += slice_bytes) {
+    const std::size_t size = std::min(slice_bytes, region.size - begin);
+    const std::uint64_t address = address_of(region.data) + begin;
+    auto slice = is_device_memory
+                     ? MemoryRegionPtr(ibv_reg_dmabuf_mr(domain_.get(), region.dmabuf_offset + begin, size, address,
+                                                         region.dmabuf_fd, access))
+                     : register_memory(domain_.get(), region.data + begin, size, access);
+    if (slice == nullptr) {
+      const auto error = last_verbs_error();
+      throw TransferError(error, "region " + std::to_string(number) + ": RDMA device '" + rail_.device +
+                                     "' can't register " + std::to_string(size) + " bytes of its " +
+                                     std::to_string(region.size) + (is_device_memory ? " (a dma-buf)" : "") + ": " +
+                                     error.message() + (error.value() == ENOMEM ? ", see ulimit -l" : ""));
+    }
+    slices_.add({address, address + size, slice->lkey, slice->rkey, (access & IBV_ACCESS_REMOTE_WRITE) != 0,
+                 is_device_memory});
+    if (region.peer_access != Access::none) {
+      keys.keys.push_back(slice->rkey);
+    }
+    registered_.push_back(std::move(slice));
+  }
+  keys_.push_back(std::move(keys));
+}
+
+void RailDevice::deregister_regions() { registered_.clear(); }
+
+PortAddress RailDevice::address() const {
+  ibv_port_attr attributes{};
+  if (const int result = ibv_query_port(context_.get(), rail_.port, &attributes); result != 0) {
+    throw TransferError(verbs_error(result), "RDMA device '" + rail_.device + "': its port can't be queried");
+  }
+  PortAddress address;
+  address.active = attributes.state == IBV_PORT_ACTIVE;
+  address.ethernet = attributes.link_layer == IBV_LINK_LAYER_ETHERNET;
+  address.lid = attributes.lid;
+  address.mtu = attributes.active_mtu;
+  address.max_message = attributes.max_msg_sz;
+
+  const auto entries = gids_of(context_.get(), rail_.port);
+  auto chosen = entries.end();
+  if (rail_.gid_index) {
+    chosen = std::ranges::find(entries, *rail_.gid_index, &ibv_gid_entry::gid_index);
+  } else {
+    const auto preferred = as_gid_address(preferred_host_);
+    chosen = std::ranges::min_element(entries, {}, [&](const auto& entry) { return rank(entry, preferred); });
+  }
+  if (chosen == entries.end()) {
+    if (address.active) {
+      throw TransferError(std::make_error_code(std::errc::address_not_available),
+                          "RDMA device '" + rail_.device + "' has no GID" +
+                              (rail_.gid_index ? " of index " + std::to_string(*rail_.gid_index) : std::string()));
+    }
+    return address;
+  }
+  address.gid_index = chosen->gid_index;
+  address.gid = chosen->gid;
+  address.gid_type = static_cast<ibv_gid_type>(chosen->gid_type);
+  return address;
+}
+
+std::unique_ptr<RailDevice::StagingBlock> RailDevice::take_staging_block(std::size_t bytes) {
+  if (bytes > StagingBlock::size) {
+    return nullptr;
+  }
+  const std::lock_guard lock(staging_mutex_);
+  if (!staging_made_) {
+    staging_ = RegisteredBuffer(domain_.get(), staging_blocks * StagingBlock::size);
+    staging_made_ = true;
+    for (std::size_t i = 0; i < staging_blocks; ++i) {
+      free_blocks_.push_back(i);
+    }
+  }
+  if (free_blocks_.empty()) {
+    return nullptr;
+  }
+  auto block = std::make_unique<StagingBlock>(*this, free_blocks_.back());
+  free_blocks_.pop_back();
+  return block;
+}
+
+RailDevice::StagingBlock::~StagingBlock() {
+  const std::lock_guard lock(device_.staging_mutex_);
+  device_.free_blocks_.push_back(number_);
+}
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <kvferry/memory_region.hpp>
+#include <kvferry/rdma_transfer_channel.hpp>
+
+#include "endpoint.hpp"
+#include "registered_buffer.hpp"
+#include "slice_table.hpp"
+#include "verbs.hpp"
+
+namespace kvferry::rdma {
+
+/// How a port can be addressed at this moment.
+struct PortAddress {
+  bool active = false;
+  bool ethernet = false;
+  std::uint16_t lid = 0;
+  ibv_mtu mtu = IBV_MTU_1024;
+  std::uint32_t max_message = 0;
+  std::uint32_t gid_index = 0;
+  ibv_gid gid{};
+  ibv_gid_type gid_type = IBV_GID_TYPE_IB;
+};
+
+/// One port of a device, opened for a channel, with the channel's regions registered there.
+class RailDevice {
+ public:
+  /// @param preferred_host an address of this host that its GID may be picked by.
+  /// @throws TransferError naming the device, or the region that can't be registered.
+  RailDevice(RdmaRail rail, std::string preferred_host, std::span<const MemoryRegion> regions, std::size_t slice_bytes);
+  RailDevice(const RailDevice&) = delete;
+  RailDevice& operator=(const RailDevice&) = delete;
+
+  [[nodiscard]] const std::string& name() const noexcept { return rail_.device; }
+  [[nodiscard]] std::uint8_t port() const noexcept { return rail_.port; }
+  [[nodiscard]] ibv_context* context() const noexcept { return context_.get(); }
+  [[nodiscard]] ibv_pd* domain() const noexcept { return domain_.get(); }
+  [[nodiscard]] const ibv_device_attr& limits() const noexcept { return limits_; }
+
+  /// As it is now: links go down and up, addresses change. @throws TransferError if there is no GID as asked for.
+  [[nodiscard]] PortAddress address() const;
+
+  /// The regions' memory and its keys.
+  [[nodiscard]] const SliceTable& regions() const noexcept { return slices_; }
+  [[nodiscard]] std::vector<RegionKeys> region_keys() const { return keys_; }
+  /// To be called when no queue pair is left.
+  void deregister_regions();
+
+  /// A piece of registered memory to copy through; given back when it is destroyed.
+  class StagingBlock;
+  /// @return nothing if `bytes` are more than a block has, or all blocks are in use.
+  [[nodiscard]] std::unique_ptr<StagingBlock> take_staging_block(std::size_t bytes);
+
+  std::atomic<std::uint64_t> bytes_written{0};
+  std::atomic<std::uint64_t> bytes_read{0};
+
+ private:
+  void register_region(std::size_t number, const MemoryRegion& region, std::size_t slice_bytes);
+
+  const RdmaRail rail_;
+  const std::string preferred_host_;
+  ContextPtr context_;
+  DomainPtr domain_;
+  ibv_device_attr limits_{};
+  std::vector<MemoryRegionPtr> registered_;
+  SliceTable slices_;
+  std::vector<RegionKeys> keys_;
+
+  std::mutex staging_mutex_;
+  RegisteredBuffer staging_;
+  std::vector<std::size_t> free_blocks_;
+  bool staging_made_ = false;
+};
+
+class RailDevice::StagingBlock {
+ public:
+  StagingBlock(RailDevice& device, std::size_t number) : device_(device), number_(number) {}
+  StagingBlock(const StagingBlock&) = delete;
+  StagingBlock& operator=(const StagingBlock&) = delete;
+  ~StagingBlock();
+
+  static constexpr std::size_t size = std::size_t{64} << 10;
+  [[nodiscard]] std::byte* data() const noexcept { return device_.staging_.data() + number_ * size; }
+  [[nodiscard]] std::uint32_t local_key() const noexcept { return device_.staging_.local_key(); }
+
+ private:
+  RailDevice& device_;
+  const std::size_t number_;
+};
+
+/// The rail to use where none is named: of the device that has `host`'s address, else the first that is active.
+/// @throws TransferError ENODEV.
+[[nodiscard]] RdmaRail default_rail(const std::string& host);
+[[nodiscard]] std::vector<RdmaRail> active_rails();
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+#include <unordered_map>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include "borrowed_memory.hpp"
+#include "core/kit/striped_operation.hpp"
+#include "core/kit/tag_matcher.hpp"
+#include "endpoint.hpp"
+#include "message.hpp"
+#include "work_list.hpp"
+#include "work_planner.hpp"
+
+namespace kvferry::rdma {
+
+/// Registered memory out of which messages are sent, in slots of equal size.
+struct MessageSlots {
+  std::byte* memory = nullptr;
+  std::size_t count = 0;
+  std::size_t bytes = 0;  ///< Of a slot: what the peer's receive buffers hold.
+  std::uint32_t key = 0;
+};
+
+/// What the two sides of a rail agreed upon.
+struct RailTerms {
+  std::size_t peer_buffers = 0;  ///< Receive buffers of the peer: messages that may be under way to it.
+  std::size_t own_buffers = 0;
+  std::size_t queue_depth = 0;  ///< Work requests posted at a time.
+  std::size_t max_inline = 0;
+  RequestLimits request;
+  std::vector<RegionKeys> remote_regions;
+  std::size_t eager_bytes = 0;
+};
+
+/// What a rail does and says, without its queue pair: lists of work requests out through `fill`, completions and messages in. One
+/// thread at a time.
+///
+/// One-sided operations become RDMA writes and reads of the peer's regions. A recv is posted to the sender, with the keys of those of its
+/// buffers that the sender may write to; the sender matches it with its sends by tag, writes large objects straight into them, and
+/// sends the rest in messages behind. Messages never exceed the receive buffers that the peer has posted.
+class RailProtocol {
+ public:
+  RailProtocol(std::shared_ptr<kit::LinkHost> host, const SliceTable& own_memory, MessageSlots slots, RailTerms terms);
+  RailProtocol(const RailProtocol&) = delete;
+  RailProtocol& operator=(const RailProtocol&) = delete;
+
+  /// What an operation needs besides itself, made on its caller's thread.
+  struct Preparation {
+    std::unique_ptr<BorrowedMemory> borrowed;
+    std::unique_ptr<OfferedBuffers> offered;  ///< recv
+  };
+
+  /// Takes objects `range` of an operation.
+  void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Preparation preparation);
+
+  /// Ends an operation's part with the operation's stop cause: now, or when nothing of it is with the adapters any more: see
+  /// `draining_since`.
+  void stop(const kit::Operation& operation);
+
+  /// Since when the operation that was stopped first waits for the adapters; nothing if there is none.
+  [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
+  /// Ends those that have waited since `until` or longer and can be. @return whether there are others, for which the queue
+  /// pair has to be destroyed.
+  [[nodiscard]] bool cut_off(kit::Clock::time_point until);
+
+  /// The queue pair is gone: ends all parts, later ones too. @param culprit the operation that broke it, which gets `cause` itself; 0
+  /// for none. The others get `cause` if it says that the peer can't be reached, else `errc::connection_lost`.
+  void fail(std::error_code cause, const std::string& why, std::uint64_t culprit = 0);
+
+  /// Makes the next list of work requests; its requests' `wr_id`s are what `fail` takes for a culprit.
+  /// @return false if there is nothing to do. What it returns must be posted, or the protocol be failed.
+  [[nodiscard]] bool fill(WorkList& list);
+  /// Makes a list of one request that the peer's adapter answers by itself. @return false if the queue is full.
+  [[nodiscard]] bool fill_probe(WorkList& list);
+  /// Makes a list of one message of this type, if it may be sent now.
+  [[nodiscard]] bool fill_message(WorkList& list, MessageType type, std::uint64_t operation, std::uint64_t tag);
+  /// The oldest list that has not been completed yet, is.
+  void completed();
+
+  /// The first message of a connection has come in. @return whether it is of this type, incarnation and rail.
+  [[nodiscard]] bool greeted(std::span<const std::byte> message, MessageType type, std::uint64_t incarnation,
+                             std::uint64_t rail);
+  /// A message has come in, out of a receive buffer that has been posted again. @return `errc::protocol_violation`, with
+  /// `violation()` saying how; `errc::peer_closed` if it was a goodbye.
+  [[nodiscard]] std::error_code received(std::span<const std::byte> message);
+  [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
+
+  /// Operations under way.
+  [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
+  /// Work requests with the adapter.
+  [[nodiscard]] std::size_t posted() const noexcept { return posted_; }
+  [[nodiscard]] std::size_t posted_bytes() const noexcept { return posted_bytes_; }
+
+ private:
+  enum class State : std::uint8_t {
+    moving,     ///< write, read, send: work requests are to be posted.
+    matching,   ///< send: waits for a recv.
+    telling,    ///< send: messages are to be sent.
+    told,       ///< Everything of it is posted or said.
+    notifying,  ///< write: all has landed on all rails; what is left is the notification.
+    stopping,   ///< Waits for what is under way.
+  };
+
+  struct Transfer {
+    std::uint64_t id = 0;
+    std::shared_ptr<kit::StripedOperation> batch;
+    kit::ObjectRange range;
+    State state = State::moving;
+    WorkPlanner planner;
+    std::unique_ptr<BorrowedMemory> borrowed;
+    std::unique_ptr<OfferedBuffers> offered;
+    std::size_t outstanding = 0;  ///< Records of it that are with the adapter.
+    std::size_t landed_end = 0;   ///< write, read: objects before it have landed.
+    std::error_code failure;
+    std::string why;
+    bool notification_attached = false;
+    bool notification_done = false;
+    bool recv_posted = false;  ///< recv: the peer has been told of all or some of it.
+    bool acknowledged = false;
+    std::uint64_t sent_as = 0;      ///< send: the id of this attempt, as the peer knows it.
+    std::uint64_t remote_recv = 0;  ///< send: the recv that it met; 0 before.
+    std::vector<PostedBuffer> post;
+    std::vector<bool> refused;
+    std::size_t next_object = 0;  ///< send, recv: in messages.
+    std::size_t next_offset = 0;
+    std::size_t said = 0;  ///< recv: objects posted. notification: bytes sent.
+    kit::Clock::time_point stopped;
+
+    [[nodiscard]] kit::Operation& operation() const noexcept { return *batch->operation(); }
+    [[nodiscard]] const TransferRequest& request() const noexcept { return operation().request(); }
+    [[nodiscard]] std::span<const MutableBuffer> objects() const noexcept {
+      return borrowed ? borrowed->objects() : std::span<const MutableBuffer>(request().objects);
+    }
+  };
+
+  /// What has been posted, oldest first: requests of one transfer, or a message.
+  struct Record {
+    std::uint64_t transfer = 0;  ///< 0: none.
+    std::size_t requests = 0;
+    std::size_t bytes = 0;
+    std::size_t objects_end = 0;
+    std::size_t slot = 0;
+    bool has_slot = false;
+    bool ends_list = false;
+  };
+
+  /// A recv of the peer's whose buffers come in several messages.
+  struct Assembly {
+    std::uint64_t recv = 0;  ///< 0: none.
+    std::uint64_t tag = 0;
+    std::vector<PostedBuffer> post;
+    bool refused = false;  ///< There is no room for it.
+  };
+
+  // Sending (rail_protocol.cpp)
+  bool add_message(WorkList& list);
+  bool add_recv_post(WorkList& list);
+  bool add_notification(WorkList& list);
+  bool add_send_data(WorkList& list);
+  bool add_work(WorkList& list);
+  [[nodiscard]] std::byte* begin_message();
+  void end_message(WorkList& list, MessageHeader header);
+  void add_record(WorkList& list, Record record);
+  void tell(const MessageHeader& header) { control_.push_back(header); }
+  void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
+  void match(std::uint64_t tag);
+  void meet(Transfer& send, std::uint64_t recv, std::vector<PostedBuffer> post);
+  void lose_recv(Transfer& send);
+  void planned_all(Transfer& transfer);
+  void end_if_done(Transfer& transfer);
+  void end_when_drained(Transfer& transfer, std::error_code cause, std::string why = {});
+  void end(Transfer& transfer, std::error_code cause, std::string why);
+  void forget_meeting(Transfer& transfer);
+  void forget(Transfer& transfer);
+  [[nodiscard]] bool is_direct(const Transfer& send, std::size_t object) const;
+
+  // Receiving (rail_protocol_receive.cpp)
+  [[nodiscard]] std::error_code check(const MessageHeader& header, std::size_t bytes);
+  [[nodiscard]] std::error_code end_notify(const MessageHeader& header, std::span<const std::byte> body);
+  [[nodiscard]] std::error_code end_notify_ack(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_recv_post(const MessageHeader& header, std::span<const std::byte> body);
+  [[nodiscard]] std::error_code end_recv_cancel(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_recv_cancel_ack(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_send_data(const MessageHeader& header, std::span<const std::byte> body);
+  [[nodiscard]] std::error_code take_sent_object(Transfer& recv, std::span<const std::byte>& body);
+  [[nodiscard]] std::error_code end_send_ack(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_send_abort(const MessageHeader& header);
+  [[nodiscard]] std::error_code answer(const MessageHeader& header);
+  [[nodiscard]] std::error_code violated(std::string how);
+  [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
+
+  const std::shared_ptr<kit::LinkHost> host_;
+  const SliceTable& own_memory_;
+  const MessageSlots slots_;
+  const RailTerms terms_;
+  std::error_code failed_;
+  std::string failed_why_;
+  std::string violation_;
+
+  std::uint64_t next_id_ = 1;
+  std::unordered_map<std::uint64_t, Transfer> transfers_;
+  std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
+  std::size_t draining_ = 0;
+
+  // What is with the adapter
+  std::deque<Record> records_;
+  std::size_t posted_ = 0;
+  std::size_t posted_bytes_ = 0;
+  std::vector<std::size_t> free_slots_;
+  std::size_t credits_ = 0;  ///< Receive buffers of the peer that no message is meant for.
+  std::size_t owed_ = 0;     ///< Receive buffers of this side of whose reposting the peer has not been told.
+
+  // What waits to be posted; ids of transfers that have ended, or are in another state by now, are skipped.
+  std::deque<MessageHeader> control_;
+  std::deque<std::uint64_t> recv_posts_;
+  std::deque<std::uint64_t> notifications_;
+  std::deque<std::uint64_t> telling_;  ///< Sends with messages, in turn.
+  std::deque<std::uint64_t> moving_;   ///< Transfers with work requests, in turn.
+
+  kit::TagMatcher<std::vector<PostedBuffer>> matcher_;
+  std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;
+  std::unordered_map<std::uint64_t, std::uint64_t> sends_by_attempt_;
+  std::uint64_t last_posted_ = 0;
+  Assembly assembly_;
+  std::vector<std::byte> notification_;  ///< The peer's one that is coming in, in parts.
+  std::uint64_t notification_of_ = 0;
+};
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+#include "rail_protocol.hpp"
+
+namespace kvferry::rdma {
+namespace {
+
+std::string text(std::uint64_t number) { return std::to_string(number); }
+
+/// A status as it came over the wire. Only what can be true of a single batch is believed.
+std::error_code status_code(std::uint32_t status) {
+  switch (static_cast<errc>(status)) {
+    case errc::count_mismatch:
+    case errc::resource_limit:
+    case errc::peer_cancelled: return static_cast<errc>(status);
+    default: return status == 0 ? std::error_code() : std::error_code(errc::protocol_violation);
+  }
+}
+
+MessageHeader header_of(std::span<const std::byte> message) {
+  MessageHeader header;
+  std::memcpy(&header, message.data(), sizeof(header));
+  return header;
+}
+
+}  // namespace
+
+std::error_code RailProtocol::violated(std::string how) {
+  violation_ = std::move(how);
+  return errc::protocol_violation;
+}
+
+RailProtocol::Transfer* RailProtocol::find(std::uint64_t id, TransferKind kind, std::error_code& ec) {
+  const auto it = transfers_.find(id);
+  if (it != transfers_.end() && it->second.request().kind == kind) {
+    return &it->second;
+  }
+  if (it != transfers_.end() || id == 0 || id >= next_id_) {
+    ec = violated("message for operation " + text(id) + ", which is no " + std::string(to_string(kind)));
+  }
+  return nullptr;
+}
+
+bool RailProtocol::greeted(std::span<const std::byte> message, MessageType type, std::uint64_t incarnation,
+                           std::uint64_t rail) {
+  if (message.size() < sizeof(MessageHeader)) {
+    return false;
+  }
+  const MessageHeader header = header_of(message);
+  if (check(header, message.size()) || header.type != type || header.operation != incarnation || header.tag != rail) {
+    return false;
+  }
+  credits_ += header.credits;
+  ++owed_;
+  return true;
+}
+
+std::error_code RailProtocol::check(const MessageHeader& header, std::size_t bytes) {
+  if (header.magic != MessageHeader::expected_magic) {
+    return violated("message with magic " + text(header.magic));
+  }
+  if (header.body_bytes != bytes - sizeof(header)) {
+    return violated("message with " + text(bytes - sizeof(header)) + " bytes behind its header, which says " +
+                    text(header.body_bytes));
+  }
+  if (header.credits > terms_.peer_buffers - credits_) {
+    return violated(text(header.credits) + " receive buffers posted anew, of " + text(terms_.peer_buffers) + " there were " +
+                    text(credits_) + " free");
+  }
+  return {};
+}
+
+std::error_code RailProtocol::received(std::span<const std::byte> message) {
+  if (message.size() < sizeof(MessageHeader)) {
+    return violated("message of " + text(message.size()) + " bytes");
+  }
+  const MessageHeader header = header_of(message);
+  if (const auto ec = check(header, message.size())) {
+    return ec;
+  }
+  credits_ += header.credits;
+  ++owed_;
+  const auto body = message.subspan(sizeof(header));
+  switch (header.type) {
+    case MessageType::credit: return {};
+    case MessageType::goodbye: return errc::peer_closed;
+    case MessageType::notify: return end_notify(header, body);
+    case MessageType::notify_ack: return end_notify_ack(header);
+    case MessageType::recv_post: return end_recv_post(header, body);
+    case MessageType::recv_cancel: return end_recv_cancel(header);
+    case MessageType::recv_cancel_ack: return end_recv_cancel_ack(header);
+    case MessageType::send_data: return end_send_data(header, body);
+    case MessageType::send_ack: return end_send_ack(header);
+    case MessageType::send_abort: return end_send_abort(header);
+    case MessageType::hello:
+    case MessageType::welcome: break;
+  }
+  return violated("message of unexpected type " + text(static_cast<std::uint64_t>(header.type)));
+}
+
+std::error_code RailProtocol::answer(const MessageHeader& header) {
+  if (control_.size() >= max_queued_answers) {
+    return violated("more than " + text(max_queued_answers) + " messages wait to be taken");
+  }
+  tell(header);
+  return {};
+}
+
+std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<const std::byte> body) {
+  if (header.first == 0) {
+    notification_.clear();
+    notification_of_ = header.operation;
+  }
+  const bool last = (header.flags & MessageHeader::last) != 0;
+  const std::size_t size = notification_.size() + body.size();
+  if (header.operation != notification_of_ || header.first != notification_.size() || header.total == 0 ||
+      header.total > max_notification_bytes || size > header.total || last != (size == header.total)) {
+    return violated("notification with bytes " + text(header.first) + " to " + text(header.first + body.size()) + " of " +
+                    text(header.total) + " after " + text(notification_.size()));
+  }
+  notification_.insert(notification_.end(), body.begin(), body.end());
+  if (!last) {
+    return {};
+  }
+  MessageHeader ack;
+  ack.type = MessageType::notify_ack;
+  ack.operation = header.operation;
+  if (!host_->deliver_notification(std::exchange(notification_, {}))) {
+    ack.status = static_cast<std::uint32_t>(errc::resource_limit);
+  }
+  return answer(ack);
+}
+
+std::error_code RailProtocol::end_notify_ack(const MessageHeader& header) {
+  std::error_code ec;
+  Transfer* const write = find(header.operation, TransferKind::write, ec);
+  if (write == nullptr || write->state == State::stopping) {
+    return ec;
+  }
+  if (write->notification_done || (write->state != State::notifying && !write->notification_attached)) {
+    return violated("acknowledgement of a notification that wasn't sent");
+  }
+  write->notification_done = true;
+  if (const auto status = status_code(header.status)) {
+    write->failure = status;
+    write->why = "the peer's queue of notifications is full; the data has landed";
+  }
+  if (write->state == State::notifying) {
+    end(*write, write->failure, std::move(write->why));
+  } else {
+    end_if_done(*write);
+  }
+  return {};
+}
+
+std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::span<const std::byte> body) {
+  if (header.count == 0 || body.size() != header.count * sizeof(PostedBuffer) || header.total > kit::max_paired_objects) {
+    return violated("recv with " + text(header.count) + " of " + text(header.total) + " buffers in " + text(body.size()) +
+                    " bytes");
+  }
+  if (header.first == 0) {
+    if (header.operation <= last_posted_) {
+      return violated("recv " + text(header.operation) + " posted after recv " + text(last_posted_));
+    }
+    last_posted_ = header.operation;
+    assembly_ = {header.operation, header.tag, {}, false};
+  }
+  if (header.operation != assembly_.recv || header.tag != assembly_.tag || header.first != assembly_.post.size()) {
+    return violated("recv " + text(header.operation) + " goes on with buffer " + text(header.first) + " after buffer " +
+                    text(assembly_.post.size()) + " of recv " + text(assembly_.recv));
+  }
+  const std::size_t size = assembly_.post.size() + header.count;
+  const bool last = (header.flags & MessageHeader::last) != 0;
+  if (size > header.total || last != (size == header.total)) {
+    return violated("recv of " + text(header.total) + " buffers with " + text(size));
+  }
+  const std::size_t before = assembly_.post.size();
+  assembly_.post.resize(size);
+  assembly_.refused = assembly_.refused || matcher_.cost() + matcher_.cost_of(size) > kit::max_posted_cost;
+  if (assembly_.refused) {
+    if (!last) {
+      return {};
+    }
+    assembly_ = {};
+    MessageHeader abort;
+    abort.type = MessageType::send_abort;
+    abort.operation = header.operation;
+    abort.status = static_cast<std::uint32_t>(errc::resource_limit);
+    return answer(abort);
+  }
+  std::memcpy(assembly_.post.data() + before, body.data(), body.size());
+  if (last) {
+    const std::uint64_t tag = assembly_.tag;
+    matcher_.add_post(tag, assembly_.recv, std::move(assembly_.post));
+    assembly_ = {};
+    match(tag);
+  }
+  return {};
+}
+
+std::error_code RailProtocol::end_recv_cancel(const MessageHeader& header) {
+  MessageHeader ack;
+  ack.type = MessageType::recv_cancel_ack;
+  ack.operation = header.operation;
+  if (assembly_.recv == header.operation) {
+    assembly_ = {};
+    return answer(ack);
+  }
+  if (matcher_.remove_post(header.tag, header.operation)) {
+    return answer(ack);
+  }
+  const auto met = sends_by_recv_.find(header.operation);
+  if (met == sends_by_recv_.end()) {
+    return answer(ack);
+  }
+  Transfer& send = transfers_.at(met->second);
+  if (send.state == State::told) {
+    return {};  // the receiver has everything, or answers that it didn't take it
+  }
+  // The acknowledgement goes out behind the writes into the recv's buffers that are under way; no others follow.
+  if (const auto ec = answer(ack)) {
+    return ec;
+  }
+  lose_recv(send);
+  return {};
+}
+
+std::error_code RailProtocol::end_recv_cancel_ack(const MessageHeader& header) {
+  std::error_code ec;
+  Transfer* const recv = find(header.operation, TransferKind::recv, ec);
+  if (recv != nullptr && recv->state == State::stopping) {
+    end(*recv, recv->failure, std::move(recv->why));
+  }
+  return ec;
+}
+
+std::error_code RailProtocol::end_send_data(const MessageHeader& header, std::span<const std::byte> body) {
+  std::error_code ec;
+  Transfer* const recv = find(header.operation, TransferKind::recv, ec);
+  if (ec) {
+    return ec;
+  }
+  const bool last = (header.flags & MessageHeader::last) != 0;
+  MessageHeader ack;
+  ack.type = MessageType::send_ack;
+  ack.operation = header.tag;
+  if (recv == nullptr) {
+    ack.status = static_cast<std::uint32_t>(errc::peer_cancelled);
+    return last ? answer(ack) : std::error_code();
+  }
+  for (std::uint32_t i = 0; i < header.count; ++i) {
+    if (const auto wrong = take_sent_object(*recv, body)) {
+      return wrong;
+    }
+  }
+  const std::size_t count = recv->request().objects.size();
+  if (!body.empty() || last != (recv->next_object == count && recv->next_offset == 0)) {
+    return violated("send data up to object " + text(recv->next_object) + " of " + text(count) + ", with " +
+                    text(body.size()) + " bytes left");
+  }
+  if (!last) {
+    return {};
+  }
+  ec = answer(ack);
+  end(*recv, {}, std::move(recv->why));
+  return ec;
+}
+
+std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const std::byte>& body) {
+  const auto& objects = recv.request().objects;
+  std::uint64_t entry = 0;
+  if (body.size() < sizeof(entry) || recv.next_object >= objects.size()) {
+    return violated("send data for object " + text(recv.next_object) + " of " + text(objects.size()) + " in " +
+                    text(body.size()) + " bytes");
+  }
+  std::memcpy(&entry, body.data(), sizeof(entry));
+  body = body.subspan(sizeof(entry));
+  const std::size_t object = recv.next_object;
+  const MutableBuffer buffer = objects[object];
+  const std::uint64_t length = entry & SentObject::length_mask;
+  const bool refused = (entry & SentObject::refused) != 0;
+  const bool direct = (entry & SentObject::direct) != 0;
+  kit::Operation& operation = recv.operation();
+  if (refused || direct) {
+    if (recv.next_offset != 0 || (direct && (refused || length > buffer.size() || recv.offered->posted()[object].direct == 0))) {
+      return violated("object " + text(object) + " said to have been written with " + text(length) + " bytes");
+    }
+    operation.set_size(object, static_cast<std::size_t>(length));
+    if (refused) {
+      operation.failed(object, errc::buffer_too_small);
+      recv.why = "object " + text(object) + " has " + text(length) + " bytes, its buffer " + text(buffer.size());
+    } else {
+      operation.landed(object, 1);
+    }
+    ++recv.next_object;
+    return {};
+  }
+  if (length > body.size() || length > buffer.size() - recv.next_offset) {
+    return violated("object " + text(object) + " sent with " + text(length) + " bytes at offset " + text(recv.next_offset) +
+                    " for a buffer of " + text(buffer.size()));
+  }
+  const auto size = static_cast<std::size_t>(length);
+  if (size != 0) {
+    std::memcpy(buffer.data() + recv.next_offset, body.data(), size);
+  }
+  body = body.subspan(size);
+  recv.next_offset += size;
+  if ((entry & SentObject::continues) == 0) {
+    operation.set_size(object, recv.next_offset);
+    operation.landed(object, 1);
+    ++recv.next_object;
+    recv.next_offset = 0;
+  }
+  return {};
+}
+
+std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
+  const auto it = sends_by_attempt_.find(header.operation);
+  if (it == sends_by_attempt_.end()) {
+    return header.operation == 0 || header.operation >= next_id_
+               ? violated("acknowledgement of send " + text(header.operation) + ", which there wasn't")
+               : std::error_code();
+  }
+  Transfer& send = transfers_.at(it->second);
+  if (send.state != State::told || send.acknowledged) {
+    return violated("acknowledgement of send " + text(header.operation) + " before all of it was sent");
+  }
+  if (status_code(header.status) == errc::peer_cancelled) {
+    lose_recv(send);
+    return {};
+  }
+  send.acknowledged = true;
+  const std::size_t count = send.request().objects.size();
+  if (send.refused.empty()) {
+    send.operation().landed(0, count);
+  } else {
+    for (std::size_t i = 0; i < count; ++i) {
+      if (!send.refused[i]) {
+        send.operation().landed(i, 1);
+      }
+    }
+  }
+  end_if_done(send);
+  return {};
+}
+
+std::error_code RailProtocol::end_send_abort(const MessageHeader& header) {
+  std::error_code ec;
+  Transfer* const recv = find(header.operation, TransferKind::recv, ec);
+  if (recv == nullptr) {
+    return ec;
+  }
+  if (recv->state == State::stopping) {
+    end(*recv, recv->failure, std::move(recv->why));
+    return {};
+  }
+  const auto status = status_code(header.status);
+  std::string why = "the peer's send was cancelled or timed out";
+  if (status == errc::count_mismatch) {
+    why = "tag " + text(recv->request().tag) + ": the recv has " + text(recv->request().objects.size()) +
+          " objects, the peer's send " + text(header.count);
+  }
+  end(*recv, status ? status : std::error_code(errc::peer_cancelled), std::move(why));
+  return {};
+}
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/rdma_error.hpp>
+
+#include <infiniband/verbs.h>
+
+#include <string>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry {
+namespace {
+
+static_assert(static_cast<int>(wc_status::local_protection_error) == IBV_WC_LOC_PROT_ERR);
+static_assert(static_cast<int>(wc_status::flushed) == IBV_WC_WR_FLUSH_ERR);
+static_assert(static_cast<int>(wc_status::remote_access_error) == IBV_WC_REM_ACCESS_ERR);
+static_assert(static_cast<int>(wc_status::retry_exceeded) == IBV_WC_RETRY_EXC_ERR);
+static_assert(static_cast<int>(wc_status::rnr_retry_exceeded) == IBV_WC_RNR_RETRY_EXC_ERR);
+static_assert(static_cast<int>(wc_status::remote_aborted) == IBV_WC_REM_ABORT_ERR);
+static_assert(static_cast<int>(wc_status::response_timeout) == IBV_WC_RESP_TIMEOUT_ERR);
+static_assert(static_cast<int>(wc_status::general) == IBV_WC_GENERAL_ERR);
+
+bool peer_unreachable(wc_status status) noexcept {
+  switch (status) {
+    case wc_status::local_qp_operation_error:
+    case wc_status::retry_exceeded:
+    case wc_status::rnr_retry_exceeded:
+    case wc_status::remote_aborted:
+    case wc_status::response_timeout: return true;
+    default: return false;
+  }
+}
+
+class RdmaCategory final : public std::error_category {
+ public:
+  [[nodiscard]] const char* name() const noexcept override { return "kvferry.rdma"; }
+
+  [[nodiscard]] std::string message(int value) const override {
+    return ibv_wc_status_str(static_cast<ibv_wc_status>(value));
+  }
+
+  [[nodiscard]] bool equivalent(int value, const std::error_condition& wanted) const noexcept override {
+    if (wanted == condition::peer_failed || wanted == condition::retryable) {
+      return peer_unreachable(static_cast<wc_status>(value));
+    }
+    return std::error_category::equivalent(value, wanted);
+  }
+};
+
+}  // namespace
+
+const std::error_category& rdma_category() noexcept {
+  static const RdmaCategory category;
+  return category;
+}
+
+std::error_code make_error_code(wc_status status) noexcept { return {static_cast<int>(status), rdma_category()}; }
+
+}  // namespace kvferry

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rdma_link.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::rdma {
+
+std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor,
+                                           const std::vector<std::shared_ptr<RailDevice>>& devices,
+                                           const LinkOptions& options) {
+  std::shared_ptr<RdmaLink> link(new RdmaLink(executor, options));
+  const std::shared_ptr<Rail::Owner> owner(link, link.get());
+  std::string inactive;
+  for (std::size_t i = 0; i < devices.size(); ++i) {
+    if (devices[i]->address().active) {
+      link->rails_.push_back(std::make_shared<Rail>(executor, devices[i], i, options.rail, owner));
+    } else {
+      inactive += (inactive.empty() ? "" : ", ") + devices[i]->name() + ":" + std::to_string(devices[i]->port());
+    }
+  }
+  if (link->rails_.empty()) {
+    throw TransferError(std::make_error_code(std::errc::network_down), "no rail is active: " + inactive);
+  }
+  return link;
+}
+
+Endpoint RdmaLink::endpoint() const {
+  Endpoint endpoint;
+  endpoint.message_bytes = message_bytes;
+  endpoint.messages = messages;
+  if (joined_.empty()) {
+    for (const auto& rail : rails_) {
+      endpoint.rails.push_back(rail->endpoint());
+    }
+  } else {
+    for (const Rail* const rail : joined_) {
+      endpoint.rails.push_back(rail->endpoint());
+    }
+  }
+  return endpoint;
+}
+
+void RdmaLink::join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, Role role,
+                    kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  const std::string who = "peer '" + host->peer().id + "': ";
+  if (const auto wrong = check_endpoint(peer, host->peer().regions); !wrong.empty()) {
+    throw TransferError(errc::malformed_message, who + wrong);
+  }
+  std::vector<const RailEndpoint*> peers_rails;
+  std::string own_numbers;
+  for (const auto& rail : rails_) {
+    const auto same = std::ranges::find(peer.rails, rail->endpoint().rail, &RailEndpoint::rail);
+    own_numbers += (own_numbers.empty() ? "" : ", ") + std::to_string(rail->endpoint().rail);
+    if (same != peer.rails.end()) {
+      joined_.push_back(rail.get());
+      peers_rails.push_back(&*same);
+    }
+  }
+  if (joined_.empty()) {
+    throw TransferError(errc::handshake_failed, who + "its first active rail is number " +
+                                                    std::to_string(peer.rails.front().rail) +
+                                                    ", this side's active ones are: " + own_numbers);
+  }
+  host_ = host;
+  {
+    const std::lock_guard lock(joining_mutex_);
+    on_link_ = std::move(on_link);
+    self_ = shared_from_this();
+    timer_.expires_at(deadline);
+    timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
+      const auto self = weak.lock();
+      if (self && ec != asio::error::operation_aborted) {
+        self->fail(errc::timed_out, "peer '" + self->host_->peer().id + "' did not greet on all rails in time");
+      }
+    });
+  }
+  for (std::size_t i = 0; i < joined_.size(); ++i) {
+    if (const auto failure = joined_[i]->connect(host, peer, *peers_rails[i], role, options_.incarnation)) {
+      std::shared_ptr<RdmaLink> kept;
+      if (!take_handler(kept)) {
+        return;  // another rail broke meanwhile, and the handler has been told
+      }
+      shut(failure.code, failure.sentence);
+      throw TransferError(failure.code, who + failure.sentence);
+    }
+  }
+}
+
+kit::LinkHandler RdmaLink::take_handler(std::shared_ptr<RdmaLink>& kept) {
+  const std::lock_guard lock(joining_mutex_);
+  kept = std::move(self_);
+  timer_.cancel();
+  return std::exchange(on_link_, nullptr);
+}
+
+void RdmaLink::rail_greeted() {
+  {
+    const std::lock_guard lock(joining_mutex_);
+    if (++greeted_ != joined_.size()) {
+      return;
+    }
+  }
+  std::shared_ptr<RdmaLink> kept;
+  const auto on_link = take_handler(kept);
+  if (!on_link) {
+    return;
+  }
+  // Handed over first, and welcoming then: when the peer learns that it is connected, this side is ready for it. And a
+  // channel that is being closed finds the link, and shuts it.
+  on_link({}, shared_from_this(), {});
+  for (Rail* const rail : joined_) {
+    rail->run();
+  }
+}
+
+void RdmaLink::fail(std::error_code cause, const std::string& why) {
+  std::shared_ptr<RdmaLink> kept;
+  if (const auto on_link = take_handler(kept)) {
+    shut(cause, why);
+    on_link(cause, nullptr, why);
+  }
+}
+
+void RdmaLink::rail_breaking(std::error_code cause) {
+  if (!failed_.exchange(true)) {
+    host_->link_failed(*this, cause);
+  }
+}
+
+void RdmaLink::rail_broken(std::error_code cause, const std::string& why) {
+  fail(cause, why);
+  shut(cause, why);
+}
+
+void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
+  const TransferRequest& request = operation->request();
+  std::size_t rail = 0;
+  if (joined_.size() > 1) {
+    if (!request.one_sided()) {
+      rail = static_cast<std::size_t>(request.tag % joined_.size());
+    } else {
+      const std::size_t total = kit::total_bytes(request.objects);
+      if (total >= options_.stripe_threshold && request.objects.size() > 1) {
+        const auto ranges = kit::cut_into_stripes(request.objects, total, joined_.size());
+        const auto batch = std::make_shared<kit::StripedOperation>(operation, ranges.size());
+        for (std::size_t i = 0; i < ranges.size(); ++i) {
+          joined_[i]->start(batch, ranges[i]);
+        }
+        return;
+      }
+      rail = next_rail_.fetch_add(1, std::memory_order_relaxed) % joined_.size();
+    }
+  }
+  const std::size_t count = request.objects.size();
+  joined_[rail]->start(std::make_shared<kit::StripedOperation>(std::move(operation), 1), {0, count});
+}
+
+void RdmaLink::stop(std::shared_ptr<kit::Operation> operation) {
+  for (Rail* const rail : joined_) {
+    rail->stop(operation);
+  }
+}
+
+void RdmaLink::shut(std::error_code cause, const std::string& why) {
+  failed_ = true;
+  for (const auto& rail : rails_) {
+    rail->hold();
+  }
+  for (const auto& rail : rails_) {
+    rail->shut(cause, why);
+  }
+}
+
+std::string RdmaLink::path() const {
+  std::string path = "rdma";
+  for (const Rail* const rail : joined_) {
+    path += (rail == joined_.front() ? " " : ", ") + rail->path();
+  }
+  return path;
+}
+
+}  // namespace kvferry::rdma

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include "endpoint.hpp"
+#include "rail.hpp"
+
+namespace kvferry::rdma {
+
+struct LinkOptions {
+  std::uint64_t incarnation = 0;
+  std::size_t stripe_threshold = 0;
+  RailOptions rail;
+};
+
+/// The connections to one peer, one a rail, from before they are joined. One-sided operations go over the rails in turn, large ones over
+/// all of them; a paired one goes over the rail that its tag names, the same on both sides, so that those of a tag stay in
+/// order. A rail that breaks takes the link with it: the next call makes a new one, of the rails that are active then.
+class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable_shared_from_this<RdmaLink> {
+ public:
+  /// Makes a queue pair on each rail that is active now. @throws TransferError if there is none.
+  [[nodiscard]] static std::shared_ptr<RdmaLink> create(const asio::any_io_executor& executor,
+                                                        const std::vector<std::shared_ptr<RailDevice>>& devices,
+                                                        const LinkOptions& options);
+
+  /// What the peer is to know: all rails, or after `join` those that were joined.
+  [[nodiscard]] Endpoint endpoint() const;
+
+  /// Joins the rails with the peer's and greets it. `on_link` gets this link when the peer has greeted on all of them, or why
+  /// it didn't. @throws TransferError, with `on_link` never called, if the endpoint is senseless or doesn't fit.
+  void join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, Role role, kit::Clock::time_point deadline,
+            kit::LinkHandler on_link);
+  /// Gives up joining; does nothing once the link has been handed over.
+  void fail(std::error_code cause, const std::string& why);
+
+  void start(std::shared_ptr<kit::Operation> operation) override;
+  void stop(std::shared_ptr<kit::Operation> operation) override;
+  void shut(std::error_code cause, const std::string& why) override;
+  [[nodiscard]] std::string path() const override;
+
+ private:
+  RdmaLink(const asio::any_io_executor& executor, const LinkOptions& options) : options_(options), timer_(executor) {}
+
+  /// Ends joining. @return the handler, if it hasn't been taken yet.
+  [[nodiscard]] kit::LinkHandler take_handler(std::shared_ptr<RdmaLink>& kept);
+  void rail_greeted() override;
+  void rail_breaking(std::error_code cause) override;
+  void rail_broken(std::error_code cause, const std::string& why) override;
+
+  const LinkOptions options_;
+  std::vector<std::shared_ptr<Rail>> rails_;  ///< All that were made.
+  std::vector<Rail*> joined_;                 ///< Those in use; set before the link is handed over.
+  std::shared_ptr<kit::LinkHost> host_;
+  std::atomic<std::size_t> next_rail_{0};
+  std::atomic<bool> failed_{false};
+
+  std::mutex joining_mutex_;  ///< Guards all below.
+  asio::steady_timer timer_;
+  kit::LinkHandler on_link_;        ///< Until it has been called.
+  std::shared_ptr<RdmaLink> self_;  ///< So long nobody else keeps it.
+  std::size_t greeted_ = 0;
+};
+
+}  // namespace kvferry::rdma

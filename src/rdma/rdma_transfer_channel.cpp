@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/rdma_transfer_channel.hpp>
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
+
+#include "core/kit/attempts.hpp"
+#include "core/kit/endpoint_codec.hpp"
+#include "endpoint.hpp"
+#include "message.hpp"
+#include "rail_device.hpp"
+#include "rdma_link.hpp"
+
+namespace kvferry {
+namespace {
+
+using Links = kit::Attempts<rdma::RdmaLink>;
+
+/// Peers whose greetings are awaited at a time: each costs a queue pair.
+constexpr std::size_t max_joining = 256;
+
+/// An adapter waits 4.096 us times 2 to the power of this.
+std::uint8_t timeout_exponent(std::chrono::milliseconds timeout) {
+  const double wanted_us = static_cast<double>(std::max<std::int64_t>(timeout.count(), 1)) * 1000;
+  std::uint8_t exponent = 1;
+  while (exponent < 31 && 4.096 * static_cast<double>(std::uint64_t{1} << exponent) < wanted_us) {
+    ++exponent;
+  }
+  return exponent;
+}
+
+class RdmaDial final : public kit::Dial {
+ public:
+  RdmaDial(asio::any_io_executor executor, std::shared_ptr<rdma::RdmaLink> link, std::shared_ptr<Links> attempts)
+      : executor_(std::move(executor)), link_(std::move(link)), attempts_(std::move(attempts)) {}
+  RdmaDial(const RdmaDial&) = delete;
+  RdmaDial& operator=(const RdmaDial&) = delete;
+  ~RdmaDial() override {
+    if (!joined_) {
+      link_->shut(errc::cancelled, "the attempt to connect was given up");
+    }
+  }
+
+  [[nodiscard]] Bytes local_endpoint() override { return kit::encode_endpoint(link_->endpoint()); }
+
+  void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
+               kit::LinkHandler on_link) override {
+    // Shared, because `join` takes it only if it doesn't throw.
+    const auto shared = std::make_shared<kit::LinkHandler>(std::move(on_link));
+    try {
+      std::error_code ec;
+      const auto endpoint = kit::decode_endpoint<rdma::Endpoint>(remote_endpoint, ec);
+      if (ec) {
+        throw TransferError(ec, "peer '" + host->peer().id + "' answered with a senseless rdma endpoint: " + ec.message());
+      }
+      link_->join(std::move(host), endpoint, rdma::Role::dialing, deadline,
+                  [shared](std::error_code error, std::shared_ptr<kit::Link> link, std::string diagnostic) {
+                    (*shared)(error, std::move(link), std::move(diagnostic));
+                  });
+      joined_ = true;
+    } catch (const std::system_error& error) {
+      asio::post(executor_, [shared, code = error.code(), why = std::string(error.what())] { (*shared)(code, nullptr, why); });
+      return;
+    }
+    if (!attempts_->add(link_)) {
+      link_->fail(errc::closed, "the channel was closed");
+    }
+  }
+
+ private:
+  const asio::any_io_executor executor_;
+  const std::shared_ptr<rdma::RdmaLink> link_;
+  const std::shared_ptr<Links> attempts_;
+  bool joined_ = false;
+};
+
+}  // namespace
+
+class RdmaTransferChannel::Impl {
+ public:
+  Impl(const asio::any_io_executor& io_executor, const RdmaOptions& given, std::uint64_t incarnation)
+      : executor(io_executor) {
+    const auto bounded = [](auto time) {
+      return std::clamp<decltype(time)>(time, decltype(time)::zero(), std::chrono::hours(1));
+    };
+    link_options.incarnation = incarnation;
+    link_options.stripe_threshold = given.stripe_threshold;
+    rdma::RailOptions& rail = link_options.rail;
+    rail.keepalive_interval = bounded(given.keepalive_interval);
+    rail.drain_timeout = bounded(given.drain_timeout);
+    rail.spin = bounded(given.poll.spin);
+    rail.queue_pair.read_depth = std::clamp<std::size_t>(given.read_depth, 1, 255);
+    rail.queue_pair.eager_bytes = std::min<std::size_t>(given.eager_bytes, 4096);
+    rail.queue_pair.timeout_exponent = timeout_exponent(given.ack_timeout);
+    rail.queue_pair.retry_count = static_cast<std::uint8_t>(std::min(given.retry_count, 6U));
+    rail.queue_pair.service_level = given.service_level;
+    rail.queue_pair.traffic_class = given.traffic_class;
+  }
+
+  void open(const RdmaOptions& given) {
+    std::string host;
+    for (const auto* url : {&given.advertised_init_url, &given.peer_init_url}) {
+      if (host.empty() && !url->empty()) {
+        host = parse_url(*url).host;
+      }
+    }
+    auto rails = given.rails;
+    if (rails.empty()) {
+      rails.push_back(rdma::default_rail(host));
+    }
+    if (rails.size() > rdma::max_rails) {
+      throw TransferError(std::make_error_code(std::errc::invalid_argument),
+                          std::to_string(rails.size()) + " rails, at most " + std::to_string(rdma::max_rails));
+    }
+    const std::size_t slice = std::max<std::size_t>(given.slice_bytes / 4096 * 4096, 4096);
+    std::size_t depth = std::clamp<std::size_t>(given.queue_depth, 16, 16384);
+    for (const RdmaRail& rail : rails) {
+      devices.push_back(std::make_shared<rdma::RailDevice>(rail, host, given.regions, slice));
+      // Room for the requests that a queue pair has besides.
+      const int of_device = devices.back()->limits().max_qp_wr;
+      depth = std::min(depth, static_cast<std::size_t>(std::max(of_device, 32)) - 16);
+    }
+    link_options.rail.queue_pair.queue_depth = depth;
+  }
+
+  const asio::any_io_executor executor;
+  rdma::LinkOptions link_options;
+  std::vector<std::shared_ptr<rdma::RailDevice>> devices;
+  std::shared_ptr<Links> attempts = std::make_shared<Links>();
+  std::shared_ptr<std::atomic<std::size_t>> accepting = std::make_shared<std::atomic<std::size_t>>(0);
+};
+
+RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)
+    : TransferChannelKit(options), impl_(std::make_unique<Impl>(get_executor(), options, incarnation())) {
+  try {
+    impl_->open(options);
+    start();
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+RdmaTransferChannel::~RdmaTransferChannel() { close(); }
+
+std::vector<RdmaRail> RdmaTransferChannel::active_rails() { return rdma::active_rails(); }
+
+std::string_view RdmaTransferChannel::transport() const noexcept { return "rdma"; }
+
+Capabilities RdmaTransferChannel::capabilities() const noexcept {
+  return {.send_recv = true,
+          .write = true,
+          .read = true,
+          .notifications = true,
+          .unregistered_objects = true,
+          .max_notification_bytes = rdma::max_notification_bytes};
+}
+
+std::vector<RdmaRailInfo> RdmaTransferChannel::rails() const {
+  std::vector<RdmaRailInfo> rails;
+  for (const auto& device : impl_->devices) {
+    rails.push_back({device->name(), device->port(), device->bytes_written, device->bytes_read});
+  }
+  return rails;
+}
+
+std::unique_ptr<kit::Dial> RdmaTransferChannel::dial(const std::string&) {
+  return std::make_unique<RdmaDial>(
+      get_executor(), rdma::RdmaLink::create(get_executor(), impl_->devices, impl_->link_options), impl_->attempts);
+}
+
+Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                                  kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  std::error_code ec;
+  const auto endpoint = kit::decode_endpoint<rdma::Endpoint>(remote_endpoint, ec);
+  if (ec) {
+    throw TransferError(ec, "peer '" + host->peer().id + "' asked with a senseless rdma endpoint");
+  }
+  const std::size_t joining = ++*impl_->accepting;
+  // Counted until the handler is gone, whatever becomes of it.
+  const std::shared_ptr<void> counted(nullptr, [count = impl_->accepting](void*) { --*count; });
+  if (joining > max_joining) {
+    throw TransferError(errc::resource_limit, std::to_string(joining) + " handshakes await their peers' greetings");
+  }
+  const auto link = rdma::RdmaLink::create(get_executor(), impl_->devices, impl_->link_options);
+  link->join(std::move(host), endpoint, rdma::Role::accepting, deadline,
+             [counted, handler = std::move(on_link)](std::error_code error, std::shared_ptr<kit::Link> made,
+                                                     std::string diagnostic) {
+               handler(error, std::move(made), std::move(diagnostic));
+             });
+  if (!impl_->attempts->add(link)) {
+    link->fail(errc::closed, "the channel was closed");
+  }
+  return kit::encode_endpoint(link->endpoint());
+}
+
+void RdmaTransferChannel::stop_listening() {
+  impl_->attempts->close();
+  // All links have been shut: no queue pair is left that could reach the regions.
+  for (const auto& device : impl_->devices) {
+    device->deregister_regions();
+  }
+}
+
+}  // namespace kvferry

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <kvferry/transfer_spec.hpp>
+
+#include "core/kit/striped_operation.hpp"
+#include "endpoint.hpp"
+#include "message.hpp"
+#include "slice_table.hpp"
+#include "work_list.hpp"
+
+namespace kvferry::rdma {
+
+/// Where a batch's objects lie in the peer's memory: on pages of a region, or in the buffers of a recv.
+class RemoteMemory {
+ public:
+  struct Place {
+    std::uint64_t address = 0;
+    std::uint32_t key = 0;
+    std::uint64_t available = 0;  ///< Bytes from there on that have the same key.
+  };
+
+  RemoteMemory() = default;
+  RemoteMemory(const RegionKeys& region, std::uint64_t page_size, std::span<const std::uint64_t> indexes)
+      : region_(&region), page_size_(page_size), indexes_(indexes) {}
+  explicit RemoteMemory(std::span<const PostedBuffer> buffers) : buffers_(buffers) {}
+
+  [[nodiscard]] Place place(std::size_t object, std::size_t offset) const noexcept {
+    if (region_ == nullptr) {
+      const PostedBuffer& buffer = buffers_[object];
+      return {buffer.address + offset, buffer.key, buffer.size - offset};
+    }
+    const std::uint64_t begin = indexes_[object] * page_size_ + offset;
+    const std::uint64_t slice = begin / region_->slice_bytes;
+    return {region_->address + begin, region_->keys[static_cast<std::size_t>(slice)],
+            (slice + 1) * region_->slice_bytes - begin};
+  }
+
+ private:
+  const RegionKeys* region_ = nullptr;
+  std::uint64_t page_size_ = 0;
+  std::span<const std::uint64_t> indexes_;
+  std::span<const PostedBuffer> buffers_;
+};
+
+/// What bounds a work request.
+struct RequestLimits {
+  std::size_t pieces = 1;                            ///< Entries in its gather list.
+  std::size_t bytes = std::size_t{1} << 20;          ///< Also so that operations take turns, and end soon when they are stopped.
+};
+
+/// Makes work requests of a batch: objects that lie end to end at the peer go in one, gathered from (or scattered to) wherever they
+/// lie here, until a limit, a slice or the list ends.
+class WorkPlanner {
+ public:
+  WorkPlanner() = default;
+  /// @param skipped objects of which nothing is moved; empty: none.
+  WorkPlanner(std::span<const MutableBuffer> objects, kit::ObjectRange range, RemoteMemory remote,
+              std::vector<bool> skipped = {})
+      : objects_(objects), remote_(remote), skipped_(std::move(skipped)), object_(range.begin), end_(range.end) {
+    skip_empty();
+  }
+
+  [[nodiscard]] bool done() const noexcept { return object_ == end_; }
+  /// Objects before this one are planned wholly.
+  [[nodiscard]] std::size_t next_object() const noexcept { return object_; }
+
+  /// Adds requests of up to `max_requests` and about `max_bytes`, as far as the list has room. @return how many bytes.
+  /// @param own registered memory in which the objects lie, @param borrowed what is registered besides.
+  std::size_t plan(WorkList& list, ibv_wr_opcode opcode, const RequestLimits& limits, std::size_t max_requests,
+                   std::size_t max_bytes, const SliceTable& own, const SliceTable* borrowed);
+
+ private:
+  [[nodiscard]] std::size_t size_of(std::size_t object) const {
+    return !skipped_.empty() && skipped_[object] ? 0 : objects_[object].size();
+  }
+  void skip_empty() {
+    while (object_ != end_ && offset_ == size_of(object_)) {
+      ++object_;
+      offset_ = 0;
+    }
+  }
+
+  std::span<const MutableBuffer> objects_;
+  RemoteMemory remote_;
+  std::vector<bool> skipped_;
+  std::size_t object_ = 0;
+  std::size_t offset_ = 0;
+  std::size_t end_ = 0;
+  const Slice* hint_ = nullptr;
+};
+
+}  // namespace kvferry::rdma

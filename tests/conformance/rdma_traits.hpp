@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+
+#include <kvferry/rdma_transfer_channel.hpp>
+#include <kvferry/testing/traits.hpp>
+
+namespace kvferry::testing {
+
+/// Makes RDMA channels on the first `Rails` active ports of this machine.
+template <class Derived, std::size_t Rails>
+struct RdmaTraits {
+  static constexpr bool reconnects = true;
+  static constexpr bool notices_blocking_in_handler = true;
+  /// The devices may be emulated ones, in a machine that is emulated, too.
+  static constexpr std::chrono::milliseconds wait_limit{120'000};
+
+  static void configure(RdmaOptions&) {}
+
+  static std::unique_ptr<BaseTransferChannel> make_channel(ChannelOptions options) {
+    return std::make_unique<RdmaTransferChannel>(rdma_options(std::move(options)));
+  }
+
+  static std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions options, SideMessageAnswer answer) {
+    return std::make_unique<AnsweringChannel<RdmaTransferChannel>>(std::move(answer), rdma_options(std::move(options)));
+  }
+
+ private:
+  [[nodiscard]] static RdmaOptions rdma_options(ChannelOptions options) {
+    RdmaOptions result;
+    static_cast<ChannelOptions&>(result) = std::move(options);
+    result.rails = RdmaTransferChannel::active_rails();
+    if (result.rails.size() < Rails) {
+      throw std::runtime_error("too few active RDMA ports");
+    }
+    result.rails.resize(Rails);
+    Derived::configure(result);
+    return result;
+  }
+};
+
+struct OneRail : RdmaTraits<OneRail, 1> {
+  static constexpr std::string_view name = "OneRail";
+};
+
+struct TwoRails : RdmaTraits<TwoRails, 2> {
+  static constexpr std::string_view name = "TwoRails";
+  static void configure(RdmaOptions& options) {
+    // So that ordinary batches are striped, too.
+    options.stripe_threshold = 2048;
+    options.poll.spin = std::chrono::microseconds(50);
+    // So that regions have several slices, with pages on their borders.
+    options.slice_bytes = std::size_t{100} << 10;
+  }
+};
+
+}  // namespace kvferry::testing

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rdma/work_planner.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace kvferry::rdma {
+namespace {
+
+constexpr std::uint64_t remote_base = std::uint64_t{1} << 40;
+constexpr std::uint32_t first_key = 100;
+
+/// A batch, planned to its end; what the requests say is carried out in memory.
+class WorkPlannerTest : public ::testing::Test {
+ protected:
+  /// Registers local memory in slices of this size, and gives the remote region slices of that.
+  void use(std::size_t local_bytes, std::size_t local_slice, std::size_t remote_bytes, std::size_t remote_slice) {
+    table_.clear();
+    local_.resize(local_bytes);
+    std::mt19937 random(1);
+    for (std::byte& byte : local_) {
+      byte = static_cast<std::byte>(random());
+    }
+    const std::uint64_t base = address_of(local_.data());
+    std::uint32_t key = 1;
+    for (std::size_t begin = 0; begin < local_bytes; begin += local_slice) {
+      table_.add({base + begin, base + std::min(begin + local_slice, local_bytes), key++, 0, false, false});
+    }
+    remote_.assign(remote_bytes, std::byte{0});
+    region_.address = remote_base;
+    region_.slice_bytes = remote_slice;
+    region_.keys.resize((remote_bytes - 1) / remote_slice + 1);
+    std::iota(region_.keys.begin(), region_.keys.end(), first_key);
+  }
+
+  [[nodiscard]] MutableBuffer at(std::size_t offset, std::size_t size) { return {local_.data() + offset, size}; }
+
+  /// Plans all, in lists of any number of requests. @return how many requests there were.
+  std::size_t plan_all(const std::vector<MutableBuffer>& objects, const std::vector<std::uint64_t>& indexes,
+                       std::size_t page_size, const RequestLimits& limits, std::size_t requests_a_list = 64) {
+    WorkPlanner planner(objects, {0, objects.size()}, RemoteMemory(region_, page_size, indexes));
+    std::size_t requests = 0;
+    auto list = std::make_unique<WorkList>();
+    while (!planner.done()) {
+      list->clear();
+      const std::size_t before = planner.next_object();
+      const std::size_t bytes =
+          planner.plan(*list, IBV_WR_RDMA_WRITE, limits, requests_a_list, std::size_t{1} << 30, table_, nullptr);
+      EXPECT_GE(planner.next_object(), before);
+      EXPECT_EQ(list->bytes_written, bytes);
+      if (list->empty()) {
+        ADD_FAILURE() << "no progress";
+        return requests;
+      }
+      EXPECT_LE(list->size(), requests_a_list);
+      requests += list->size();
+      carry_out(list->finish(), limits);
+    }
+    return requests;
+  }
+
+  void expect_moved(const std::vector<MutableBuffer>& objects, const std::vector<std::uint64_t>& indexes,
+                    std::size_t page_size) {
+    for (std::size_t i = 0; i < objects.size(); ++i) {
+      ASSERT_EQ(std::memcmp(remote_.data() + indexes[i] * page_size, objects[i].data(), objects[i].size()), 0)
+          << "object " << i;
+    }
+  }
+
+ private:
+  void carry_out(const ibv_send_wr* request, const RequestLimits& limits) {
+    for (; request != nullptr; request = request->next) {
+      EXPECT_EQ((request->send_flags & IBV_SEND_SIGNALED) != 0, request->next == nullptr);
+      ASSERT_GE(request->num_sge, 1);
+      EXPECT_LE(static_cast<std::size_t>(request->num_sge), limits.pieces);
+      std::uint64_t target = request->wr.rdma.remote_addr - remote_base;
+      const std::uint64_t slice = target / region_.slice_bytes;
+      EXPECT_EQ(request->wr.rdma.rkey, first_key + slice);
+      std::size_t total = 0;
+      for (int i = 0; i < request->num_sge; ++i) {
+        const ibv_sge& piece = request->sg_list[i];
+        const Slice* hint = nullptr;
+        const Slice* const local = table_.find(piece.addr, hint);
+        ASSERT_NE(local, nullptr);
+        EXPECT_EQ(piece.lkey, local->local_key);
+        EXPECT_LE(piece.addr + piece.length, local->end) << "a piece that goes beyond its slice";
+        ASSERT_LE(target + piece.length, remote_.size());
+        std::memcpy(remote_.data() + target, reinterpret_cast<const void*>(piece.addr), piece.length);
+        target += piece.length;
+        total += piece.length;
+      }
+      EXPECT_LE(target, (slice + 1) * region_.slice_bytes) << "a request that goes beyond its slice";
+      EXPECT_LE(total, limits.bytes);
+    }
+  }
+
+  std::vector<std::byte> local_;
+  std::vector<std::byte> remote_;
+  SliceTable table_;
+  RegionKeys region_;
+};
+
+constexpr std::size_t page = 4096;
+
+std::vector<std::uint64_t> consecutive(std::size_t count) {
+  std::vector<std::uint64_t> indexes(count);
+  std::iota(indexes.begin(), indexes.end(), std::uint64_t{0});
+  return indexes;
+}
+
+TEST_F(WorkPlannerTest, Line22_AdjacentOnBothSidesIsOneRequestOfOnePiece) {
+  use(256 * page, 256 * page, 256 * page, 256 * page);
+  std::vector<MutableBuffer> objects;
+  for (std::size_t i = 0; i < 256; ++i) {
+    objects.push_back(at(i * page, page));
+  }
+  EXPECT_EQ(plan_all(objects, consecutive(256), page, {.pieces = 1}), 1U);
+  expect_moved(objects, consecutive(256), page);
+}
+
+TEST_F(WorkPlannerTest, Line22_AdjacentAtThePeerIsGathered) {
+  use(512 * page, 512 * page, 256 * page, 256 * page);
+  std::vector<MutableBuffer> objects;
+  for (std::size_t i = 0; i < 256; ++i) {
+    objects.push_back(at(2 * i * page, page));
+  }
+  EXPECT_EQ(plan_all(objects, consecutive(256), page, {.pieces = 16}), 16U);
+  expect_moved(objects, consecutive(256), page);
+}
+
+TEST_F(WorkPlannerTest, Line22_ScatteredAtThePeerIsOneRequestAPage) {
+  use(100 * page, 100 * page, 300 * page, 300 * page);
+  std::vector<MutableBuffer> objects;
+  std::vector<std::uint64_t> indexes;
+  for (std::size_t i = 0; i < 100; ++i) {
+    objects.push_back(at(i * page, page));
+    indexes.push_back(299 - 3 * i);
+  }
+  EXPECT_EQ(plan_all(objects, indexes, page, {.pieces = 16}), 100U);
+  expect_moved(objects, indexes, page);
+}
+
+TEST_F(WorkPlannerTest, Line22_ObjectsThatDontFillTheirPagesAreNotMerged) {
+  use(4 * page, 4 * page, 4 * page, 4 * page);
+  const std::vector<MutableBuffer> objects{at(0, page - 1), at(page - 1, page), at(2 * page - 1, page)};
+  EXPECT_EQ(plan_all(objects, consecutive(3), page, {.pieces = 16}), 2U);
+  expect_moved(objects, consecutive(3), page);
+}
+
+TEST_F(WorkPlannerTest, Line22_RequestsAreCutAtTheLargestMessage) {
+  use(1'000'000, 1'000'000, 1'000'000, 1'000'000);
+  const std::vector<MutableBuffer> objects{at(0, 1'000'000)};
+  EXPECT_EQ(plan_all(objects, {0}, 1'000'000, {.pieces = 4, .bytes = 65'536}), 16U);
+  expect_moved(objects, {0}, 1'000'000);
+}
+
+TEST_F(WorkPlannerTest, Line23_RequestsAreCutAtTheBordersOfSlices) {
+  // 10 pages of 4096 bytes in slices of 3 pages here, 5,000 bytes there.
+  use(10 * page, 3 * page, 10 * page, 5000);
+  const std::vector<MutableBuffer> objects{at(0, 10 * page)};
+  EXPECT_EQ(plan_all(objects, {0}, 10 * page, {.pieces = 4}), 9U);
+  expect_moved(objects, {0}, 10 * page);
+}
+
+TEST_F(WorkPlannerTest, EmptyObjectsMakeNoRequests) {
+  use(4 * page, 4 * page, 8 * page, 8 * page);
+  const std::vector<MutableBuffer> objects{{}, at(0, 10), {}, {}, at(20, 10), {}};
+  EXPECT_EQ(plan_all(objects, consecutive(6), page, {.pieces = 4}), 2U);
+  expect_moved({at(0, 10), at(20, 10)}, {1, 4}, page);
+
+  const std::vector<MutableBuffer> nothing(3);
+  EXPECT_EQ(plan_all(nothing, consecutive(3), page, {.pieces = 4}), 0U);
+}
+
+TEST_F(WorkPlannerTest, SkippedObjectsDontMove) {
+  use(4 * page, 4 * page, 4 * page, 4 * page);
+  const std::vector<MutableBuffer> objects{at(0, page), at(page, page), at(2 * page, page)};
+  std::vector<PostedBuffer> buffers{{page, remote_base, first_key, 1}, {}, {page, remote_base + page, first_key, 1}};
+  WorkPlanner planner(objects, {0, 3}, RemoteMemory(buffers), {false, true, false});
+  SliceTable table;
+  table.add({address_of(objects[0].data()), address_of(objects[0].data()) + 4 * page, 1, 0, false, false});
+  auto list = std::make_unique<WorkList>();
+  EXPECT_EQ(planner.plan(*list, IBV_WR_RDMA_WRITE, {.pieces = 4}, 64, std::size_t{1} << 30, table, nullptr), 2 * page);
+  EXPECT_TRUE(planner.done());
+  ASSERT_EQ(list->size(), 1U);
+  EXPECT_EQ((*list)[0].num_sge, 2);
+}
+
+TEST_F(WorkPlannerTest, AnyBatchIsMovedWholly) {
+  std::mt19937 random(7);
+  const auto upto = [&](std::size_t most) { return static_cast<std::size_t>(random() % (most + 1)); };
+  for (int round = 0; round < 300; ++round) {
+    SCOPED_TRACE(round);
+    const std::size_t page_size = 1 + upto(600);
+    const std::size_t pages = 1 + upto(60);
+    use(pages * page_size, 1 + upto(2000), pages * page_size, 1 + upto(2000));
+    std::vector<std::uint64_t> indexes = consecutive(pages);
+    if (round % 2 == 0) {
+      std::shuffle(indexes.begin(), indexes.end(), random);
+    }
+    std::vector<MutableBuffer> objects;
+    for (std::size_t i = 0; i < pages; ++i) {
+      objects.push_back(at(i * page_size, round % 3 == 0 ? page_size : upto(page_size)));
+    }
+    plan_all(objects, indexes, page_size, {.pieces = 1 + upto(5), .bytes = 1 + upto(3000)}, 1 + upto(20));
+    expect_moved(objects, indexes, page_size);
+    if (HasFailure()) {
+      return;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvferry::rdma
