@@ -10,6 +10,7 @@
 #   build  compiler, CMake and libraries for the library, the examples and the benchmarks
 #   test   build, and what the tests need besides
 #   fuzz   build, and Clang with libFuzzer
+#   bench  build, and what benchmarks/compare.sh compares with and draws with
 #
 # Whatever is missing is installed with apt-get, through sudo for users other than root. Where nothing is missing, apt
 # is not called at all. On systems without dpkg nothing is checked: install the counterparts of these packages.
@@ -30,8 +31,12 @@ _kvferry_packages() {
         _kvferry_packages build
         echo clang libclang-rt-14-dev llvm
         ;;
+      bench)
+        _kvferry_packages build
+        echo libucx-dev libfabric-dev iperf3 python3 python3-matplotlib
+        ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test and fuzz" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz and bench" >&2
         return 1
         ;;
     esac
