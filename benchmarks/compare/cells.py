@@ -76,6 +76,8 @@ def rows():
         socket("socket polling write, 2 streams", "--mode", "polling", streams=2),
         socket("socket blocking write", "--mode", "blocking"),
         socket("socket blocking read", "--mode", "blocking", operation="read"),
+        socket("socket blocking write, cubic", "--mode", "blocking", "--congestion", "cubic"),
+        socket("socket blocking read, cubic", "--mode", "blocking", "--congestion", "cubic", operation="read"),
         peer("ucx write", "ucx_bench"),
         peer("ucx read", "ucx_bench", operation="read"),
         peer("libfabric write", "libfabric_bench"),

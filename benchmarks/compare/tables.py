@@ -102,9 +102,11 @@ def syscall_table(data):
 
 
 def compared_with(data, row):
-    """What a row of kvferry is held against: others that do the same; sends are held against writes."""
+    """What a row of kvferry is held against: others that do the same; sends are held against writes. Where it is told how
+    to poll: only sockets, which say how far that goes."""
     operation = "read" if row["operation"] == "read" else "write"
-    return [other for other in data["rows"] if other["kind"] != "kvferry" and other["operation"] == operation]
+    kinds = ("socket",) if "--poll" in row["command"] else ("socket", "peer", "memory")
+    return [other for other in data["rows"] if other["kind"] in kinds and other["operation"] == operation]
 
 
 def ratio(values, others, best):
@@ -130,7 +132,7 @@ def ratio_table(data, title, quantity, columns, best):
         others = compared_with(data, row)
         for kind, name in (("socket", "the best socket program"), ("peer", "the best peer")):
             group = [other for other in others if other["kind"] == kind]
-            lines.append([f"{row['name']} / {name}"] + [against(row, group, cell) for cell in columns])
+            lines.append([f"**{row['name']} / {name}**"] + [against(row, group, cell) for cell in columns])
         for other in others:
             lines.append([f"{row['name']} / {other['name']}"] + [against(row, [other], cell) for cell in columns])
     explanation = "Of the medians; in brackets: of the best rounds. What is best is chosen by median, for each cell."

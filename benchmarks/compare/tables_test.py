@@ -18,7 +18,7 @@ def result(gigabytes_per_second, p50):
 
 
 ROWS = [
-    {"name": "kvferry write", "kind": "kvferry", "operation": "write"},
+    {"name": "kvferry write", "kind": "kvferry", "operation": "write", "command": []},
     {"name": "socket one", "kind": "socket", "operation": "write"},
     {"name": "socket two", "kind": "socket", "operation": "write"},
     {"name": "socket read", "kind": "socket", "operation": "read"},
@@ -64,13 +64,13 @@ class TablesTest(unittest.TestCase):
 
     def test_ratios_of_medians_and_of_the_best(self):
         summary = tables.summary(data(5))
-        self.assertIn("| kvferry write / the best socket program | 0.75 (0.90) |", summary)
+        self.assertIn("| **kvferry write / the best socket program** | 0.75 (0.90) |", summary)
         self.assertIn("| kvferry write / peer | 3.00 (3.60) |", summary)
         self.assertNotIn("socket read |", summary.partition("ratios")[2].partition("## CPU")[0])
 
     def test_latency_ratios_are_of_the_lowest(self):
         latencies = tables.summary(data(5)).partition("Latency, ratios")[2]
-        self.assertIn("| kvferry write / the best socket program | 1.33 (1.11) |", latencies)
+        self.assertIn("| **kvferry write / the best socket program** | 1.33 (1.11) |", latencies)
 
     def test_medians_have_their_spread(self):
         self.assertIn("| kvferry write | 3.00 (3.00–3.60) | 3.00 (3.00–3.60) |", tables.summary(data(5)))
