@@ -33,13 +33,13 @@ void join_ranges(std::vector<Range>& ranges) {
   ranges.swap(joined);
 }
 
-MemoryRegionPtr register_range(RailDevice& device, const Range& range, int access, kit::Failure& failure) {
+MemoryRegionPtr register_range(ibv_pd* domain, const Range& range, int access, kit::Failure& failure) {
   const std::size_t size = static_cast<std::size_t>(range.end - range.begin);
-  auto region = register_memory(device.domain(), reinterpret_cast<void*>(range.begin), size, access);
+  auto region = register_memory(domain, reinterpret_cast<void*>(range.begin), size, access);
   if (region == nullptr) {
     failure.code = last_verbs_error();
-    failure.sentence = "RDMA device '" + device.name() + "' can't register " + std::to_string(size) +
-                       " bytes outside of every region: " + failure.code.message();
+    failure.sentence = std::string("RDMA device '") + ibv_get_device_name(domain->context->device) + "' can't register " +
+                       std::to_string(size) + " bytes outside of every region: " + failure.code.message();
   }
   return region;
 }
@@ -93,7 +93,7 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   join_ranges(ranges);
   for (const Range& joined : ranges) {
     // Memory that is only read from needs no right to be written, which the caller may not have.
-    auto region = register_range(device, joined, will_be_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
+    auto region = register_range(device.domain(), joined, will_be_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
     if (region == nullptr) {
       return nullptr;
     }
@@ -111,8 +111,8 @@ void BorrowedMemory::copy_back(std::size_t begin, std::size_t end) const {
   }
 }
 
-kit::Failure OfferedBuffers::offer(RailDevice& device, std::span<const MutableBuffer> objects, std::size_t eager_bytes,
-                                   OfferedBuffers& offered) {
+kit::Failure OfferedBuffers::offer(const SliceTable& regions, ibv_pd* domain, std::span<const MutableBuffer> objects,
+                                   std::size_t eager_bytes, OfferedBuffers& offered) {
   const Slice* hint = nullptr;
   offered.posted_.reserve(objects.size());
   std::size_t run_begin = 0;  // objects that lie end to end, none of them in a region that peers may write to
@@ -120,7 +120,7 @@ kit::Failure OfferedBuffers::offer(RailDevice& device, std::span<const MutableBu
   kit::Failure failure;
   const auto end_run = [&](std::size_t next) {
     if (run.end - run.begin >= least_registered && !failure) {
-      auto region = register_range(device, run, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, failure);
+      auto region = register_range(domain, run, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE, failure);
       for (std::size_t i = run_begin; i < next && region != nullptr; ++i) {
         PostedBuffer& posted = offered.posted_[i];
         if (posted.size > eager_bytes) {
@@ -141,7 +141,7 @@ kit::Failure OfferedBuffers::offer(RailDevice& device, std::span<const MutableBu
     const std::uint64_t begin = address_of(objects[i].data());
     const std::uint64_t end = begin + objects[i].size();
     PostedBuffer posted{objects[i].size(), 0, 0, 0};
-    const Slice* const slice = objects[i].empty() ? nullptr : device.regions().find(begin, hint);
+    const Slice* const slice = objects[i].empty() ? nullptr : regions.find(begin, hint);
     if (slice != nullptr && slice->device_memory) {
       return {errc::not_supported, "object " + std::to_string(i) + " lies in a dma-buf's region, which is for writes and reads"};
     }

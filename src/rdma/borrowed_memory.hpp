@@ -53,8 +53,10 @@ class BorrowedMemory {
 class OfferedBuffers {
  public:
   /// @param eager_bytes up to this size no offer is worth while.
-  [[nodiscard]] static kit::Failure offer(RailDevice& device, std::span<const MutableBuffer> objects,
-                                          std::size_t eager_bytes, OfferedBuffers& offered);
+  /// @param regions the device's, @param domain where to register the others.
+  [[nodiscard]] static kit::Failure offer(const SliceTable& regions, ibv_pd* domain,
+                                          std::span<const MutableBuffer> objects, std::size_t eager_bytes,
+                                          OfferedBuffers& offered);
 
   [[nodiscard]] const std::vector<PostedBuffer>& posted() const noexcept { return posted_; }
   /// Whether the sender may write into any of them.

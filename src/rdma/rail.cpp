@@ -85,7 +85,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
   kit::Failure failure;
   if (request.kind == TransferKind::recv) {
     preparation.offered = std::make_unique<OfferedBuffers>();
-    return OfferedBuffers::offer(*device_, request.objects, eager, *preparation.offered);
+    return OfferedBuffers::offer(device_->regions(), device_->domain(), request.objects, eager, *preparation.offered);
   }
   if (request.kind == TransferKind::send) {
     const Slice* hint = nullptr;

@@ -16,6 +16,17 @@ namespace {
 /// How long a side that yielded waits for the other's dial before it asks again: the other may not get through.
 constexpr std::chrono::milliseconds yield_patience{250};
 
+/// As which of kvferry's own codes a refusal travels: the numbers of other categories mean nothing to a peer.
+errc code_for_peer(const std::error_code& cause) {
+  if (cause.category() == error_category()) {
+    return static_cast<errc>(cause.value());
+  }
+  if (cause == condition::peer_failed) {
+    return errc::connection_lost;
+  }
+  return cause == std::errc::not_enough_memory ? errc::resource_limit : errc::handshake_failed;
+}
+
 }  // namespace
 
 std::uint64_t PeerDirectory::begin_attempt(Peer& peer, Clock::time_point deadline) {
@@ -172,7 +183,7 @@ Failure PeerDirectory::check(const InitQuestion& question) const {
 
 void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply reply) {
   const auto refuse = [&](const Failure& cause) {
-    reply(encode_side_message(SideMessageError{cause.code.value(), cause.sentence}));
+    reply(encode_side_message(SideMessageError{static_cast<int>(code_for_peer(cause.code)), cause.sentence}));
   };
   std::error_code ec;
   const auto question = decode_side_message<InitQuestion>(message, ec);

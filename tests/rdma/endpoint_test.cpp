@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "rdma/endpoint.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include <kvferry/error.hpp>
+#include <kvferry/rdma_error.hpp>
+
+namespace kvferry::rdma {
+namespace {
+
+RailEndpoint rail() {
+  RailEndpoint rail;
+  rail.link_layer = "Ethernet";
+  rail.gid_type = "RoCE v2";
+  rail.gid.resize(16);
+  rail.gid[10] = rail.gid[11] = std::byte{0xff};
+  rail.mtu = 1024;
+  rail.max_message = 1 << 20;
+  return rail;
+}
+
+TEST(RdmaEndpoint, Line21_MismatchesNameBothValues) {
+  EXPECT_EQ(check_pairing(rail(), rail()), "");
+  RailEndpoint other = rail();
+  other.link_layer = "InfiniBand";
+  EXPECT_EQ(check_pairing(rail(), other), "rail 0: link layer 'InfiniBand', this side's is 'Ethernet'");
+  other = rail();
+  other.gid_type = "RoCE v1";
+  EXPECT_EQ(check_pairing(rail(), other), "rail 0: GID type 'RoCE v1', this side's is 'RoCE v2'");
+  other = rail();
+  other.gid[0] = std::byte{0xfd};
+  EXPECT_EQ(check_pairing(rail(), other),
+            "rail 0: a GID of an IPv6 address, this side's is of an IPv4 address");
+}
+
+TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
+  const std::vector<RemoteRegion> regions{{10'000, 100, Access::read}, {100, 100, Access::none}};
+  Endpoint endpoint{8192, 64, {rail()}};
+  endpoint.rails[0].regions = {{4096, 5000, {1, 2}}, {}};
+  EXPECT_EQ(check_endpoint(endpoint, regions), "");
+  endpoint.rails[0].regions[0].slice_bytes = 4999;
+  EXPECT_EQ(check_endpoint(endpoint, regions), "2 keys for a region of 3 slices");
+  endpoint.rails[0].regions[0] = {~std::uint64_t{0} - 100, 5000, {1, 2}};
+  EXPECT_NE(check_endpoint(endpoint, regions), "");
+  endpoint.rails[0].regions[0] = {4096, 0, {1, 2}};
+  EXPECT_NE(check_endpoint(endpoint, regions), "");
+  endpoint.rails[0].regions = {{4096, 5000, {1, 2}}, {4096, 5000, {1}}};
+  EXPECT_EQ(check_endpoint(endpoint, regions), "keys for a region that is closed");
+}
+
+TEST(RdmaError, StatusesBelongToConditions) {
+  EXPECT_EQ(std::error_code(wc_status::retry_exceeded).category().name(), std::string("kvferry.rdma"));
+  for (const wc_status status : {wc_status::retry_exceeded, wc_status::rnr_retry_exceeded, wc_status::response_timeout}) {
+    EXPECT_EQ(std::error_code(status), condition::peer_failed);
+    EXPECT_EQ(std::error_code(status), condition::retryable);
+  }
+  for (const wc_status status : {wc_status::remote_access_error, wc_status::local_protection_error}) {
+    EXPECT_NE(std::error_code(status), condition::peer_failed);
+    EXPECT_NE(std::error_code(status), condition::retryable);
+  }
+  EXPECT_NE(std::error_code(wc_status::retry_exceeded), condition::timed_out);
+  EXPECT_FALSE(std::error_code(wc_status::remote_access_error).message().empty());
+}
+
+}  // namespace
+}  // namespace kvferry::rdma

@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is posted and said on a rail, with both of its ends in memory: requests are carried out by this test instead of an adapter.
+#include "rdma/rail_protocol.hpp"
+
+#include <gtest/gtest.h>
+
+#include <asio/io_context.hpp>
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/rdma_error.hpp>
+
+#include "core/kit/operation_registry.hpp"
+
+namespace kvferry::rdma {
+namespace {
+
+constexpr std::size_t page = 4096;
+constexpr std::size_t slot_count = 4;
+constexpr std::size_t small_message = min_message_bytes;
+
+class Host final : public kit::LinkHost {
+ public:
+  explicit Host(const MemoryRegion& region) : region_(region) {
+    peer_.id = "peer";
+    peer_.regions = {{region.size, region.page_size, Access::read_write}};
+  }
+
+  [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
+  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {&region_, 1}; }
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
+    notifications.push_back(std::move(payload));
+    return true;
+  }
+  void link_failed(const kit::Link&, std::error_code) override {}
+
+  std::vector<std::vector<std::byte>> notifications;
+
+ private:
+  kit::PeerDescription peer_;
+  MemoryRegion region_;
+};
+
+struct Outcome {
+  int calls = 0;
+  std::error_code ec;
+  std::size_t count = 0;
+};
+
+struct Side {
+  explicit Side(std::size_t pages, std::size_t buffers)
+      : memory(pages * page),
+        slots(slot_count * small_message),
+        host(std::make_shared<Host>(MemoryRegion{memory.data(), memory.size(), page})),
+        own_buffers(buffers),
+        deadlines(std::make_shared<kit::DeadlineQueue>(context.get_executor())),
+        registry(std::make_shared<kit::OperationRegistry>(deadlines, 1U << 20)) {
+    const std::uint64_t begin = address_of(memory.data());
+    table.add({begin, begin + memory.size(), 1, 1, true, false});
+  }
+  ~Side() { protocol->fail(errc::closed, "the test ends"); }
+
+  void join(const Side& peer) {
+    RailTerms terms;
+    terms.peer_buffers = peer.own_buffers;
+    terms.own_buffers = own_buffers;
+    terms.queue_depth = 16;
+    terms.request.pieces = 4;
+    terms.request.bytes = page;
+    terms.remote_regions = {{address_of(peer.memory.data()), peer.memory.size(), {1}}};
+    terms.eager_bytes = 512;
+    protocol.emplace(host, table, MessageSlots{slots.data(), slot_count, small_message, 2}, std::move(terms));
+  }
+
+  std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {
+    auto operation = std::make_shared<kit::Operation>(
+        std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t count) {
+          ++outcome->calls;
+          outcome->ec = ec;
+          outcome->count = count;
+        }),
+        kit::Clock::now() + std::chrono::hours(1), registry);
+    (void)registry->add(operation);
+    RailProtocol::Preparation preparation;
+    if (operation->request().kind == TransferKind::recv) {
+      preparation.offered = std::make_unique<OfferedBuffers>();
+      EXPECT_FALSE(OfferedBuffers::offer(table, nullptr, operation->request().objects, 512, *preparation.offered));
+    }
+    const std::size_t count = operation->object_count();
+    protocol->start(std::make_shared<kit::StripedOperation>(operation, 1), {0, count}, std::move(preparation));
+    return operation;
+  }
+
+  [[nodiscard]] MutableBuffer at(std::size_t offset, std::size_t size) {
+    return MutableBuffer(memory).subspan(offset, size);
+  }
+
+  asio::io_context context;
+  std::vector<std::byte> memory;
+  std::vector<std::byte> slots;
+  std::shared_ptr<Host> host;
+  SliceTable table;
+  std::size_t own_buffers;
+  std::shared_ptr<kit::DeadlineQueue> deadlines;
+  std::shared_ptr<kit::OperationRegistry> registry;
+  std::optional<RailProtocol> protocol;
+  std::deque<std::vector<std::byte>> arrived;  ///< Messages in receive buffers.
+  std::size_t most_arrived = 0;
+};
+
+class RailProtocolTest : public ::testing::Test {
+ protected:
+  static constexpr std::size_t buffers = 8;
+
+  RailProtocolTest() {
+    a.join(b);
+    b.join(a);
+    std::mt19937 random(3);
+    for (Side* const side : {&a, &b}) {
+      std::ranges::generate(side->memory, [&] { return static_cast<std::byte>(random()); });
+    }
+  }
+
+  /// Does what there is to do. @return whether there was anything.
+  bool step(Side& from, Side& to) {
+    if (!from.protocol->fill(*list_)) {
+      return false;
+    }
+    for (const ibv_send_wr* request = list_->finish(); request != nullptr; request = request->next) {
+      carry_out(*request, to);
+    }
+    from.protocol->completed();
+    return true;
+  }
+
+  bool receive(Side& side) {
+    if (side.arrived.empty()) {
+      return false;
+    }
+    const auto message = std::move(side.arrived.front());
+    side.arrived.pop_front();
+    EXPECT_EQ(side.protocol->received(message), std::error_code()) << side.protocol->violation();
+    return true;
+  }
+
+  /// Lets both sides work until nothing is left to do, each `lazy` times as often sending as receiving.
+  void run(int lazy = 1) {
+    bool busy = true;
+    while (busy) {
+      busy = false;
+      for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+        for (int i = 0; i < lazy; ++i) {
+          busy = step(*from, *to) || busy;
+        }
+        busy = receive(*to) || busy;
+      }
+    }
+  }
+
+  void carry_out(const ibv_send_wr& request, Side& to) {
+    std::vector<std::byte> message;
+    std::uint64_t remote = request.wr.rdma.remote_addr;
+    for (int i = 0; i < request.num_sge; ++i) {
+      const ibv_sge& piece = request.sg_list[i];
+      auto* const local = reinterpret_cast<std::byte*>(piece.addr);
+      if (request.opcode == IBV_WR_SEND) {
+        message.insert(message.end(), local, local + piece.length);
+        continue;
+      }
+      const Slice* hint = nullptr;
+      ASSERT_TRUE(to.table.covers(remote, piece.length, hint)) << "beyond the peer's region";
+      auto* const there = reinterpret_cast<std::byte*>(remote);
+      request.opcode == IBV_WR_RDMA_READ ? std::memcpy(local, there, piece.length)
+                                         : std::memcpy(there, local, piece.length);
+      remote += piece.length;
+    }
+    if (request.opcode == IBV_WR_SEND) {
+      to.arrived.push_back(std::move(message));
+      to.most_arrived = std::max(to.most_arrived, to.arrived.size());
+    }
+  }
+
+  static TransferRequest paired(TransferKind kind, std::vector<MutableBuffer> objects, std::uint64_t tag) {
+    TransferRequest request;
+    request.kind = kind;
+    request.peer_id = "peer";
+    request.objects = std::move(objects);
+    request.tag = tag;
+    return request;
+  }
+
+  static std::vector<MutableBuffer> cut(Side& side, std::size_t count, std::size_t size) {
+    std::vector<MutableBuffer> objects;
+    for (std::size_t i = 0; i < count; ++i) {
+      objects.push_back(side.at(i * size, size));
+    }
+    return objects;
+  }
+
+  Side a{512, buffers};
+  Side b{512, buffers};
+  std::unique_ptr<WorkList> list_ = std::make_unique<WorkList>();
+};
+
+TEST_F(RailProtocolTest, ManySmallObjectsOverFewReceiveBuffers) {
+  for (const int lazy : {1, 5}) {
+    SCOPED_TRACE(lazy);
+    const auto sent = std::make_shared<Outcome>();
+    const auto received = std::make_shared<Outcome>();
+    a.start(paired(TransferKind::send, cut(a, 20'000, 100), 1), sent);
+    b.start(paired(TransferKind::recv, cut(b, 20'000, 100), 1), received);
+    run(lazy);
+    EXPECT_EQ(sent->count, 20'000U) << sent->ec.message();
+    EXPECT_EQ(received->count, 20'000U);
+    EXPECT_TRUE(std::ranges::equal(a.at(0, 2'000'000), b.at(0, 2'000'000)));
+    EXPECT_LE(a.most_arrived, buffers) << "a message that would have found no receive buffer";
+    EXPECT_LE(b.most_arrived, buffers);
+    std::ranges::fill(b.memory, std::byte{0});
+  }
+}
+
+TEST_F(RailProtocolTest, BothSendAtOnceAndNeitherRunsOutOfCredits) {
+  std::vector<std::shared_ptr<Outcome>> outcomes;
+  for (std::uint64_t tag = 0; tag < 200; ++tag) {
+    for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+      const std::size_t half = from == &a ? 0 : a.memory.size() / 2;
+      outcomes.push_back(std::make_shared<Outcome>());
+      from->start(paired(TransferKind::send, {from->at(half + 3000 * tag, 3000)}, tag), outcomes.back());
+      outcomes.push_back(std::make_shared<Outcome>());
+      to->start(paired(TransferKind::recv, {to->at(half + 3000 * tag, 3000)}, tag), outcomes.back());
+    }
+  }
+  run(3);
+  for (const auto& outcome : outcomes) {
+    EXPECT_EQ(outcome->calls, 1);
+    EXPECT_EQ(outcome->count, 1U) << outcome->ec.message();
+  }
+  EXPECT_LE(std::max(a.most_arrived, b.most_arrived), buffers);
+}
+
+TEST_F(RailProtocolTest, ARecvWithDirectBuffersEndsWhenTheSenderHasAnswered) {
+  const auto sent = std::make_shared<Outcome>();
+  const auto received = std::make_shared<Outcome>();
+  const auto recv = b.start(paired(TransferKind::recv, {b.at(0, 100'000)}, 1), received);
+  ASSERT_TRUE(step(b, a));
+  ASSERT_TRUE(receive(a));  // the recv is known there
+  a.start(paired(TransferKind::send, {a.at(0, 100'000)}, 1), sent);
+  ASSERT_TRUE(step(a, b));  // a queue's depth of it is written
+  recv->request_stop(errc::cancelled);
+  b.protocol->stop(*recv);
+  EXPECT_TRUE(b.protocol->draining_since().has_value());
+  run();
+  EXPECT_FALSE(b.protocol->draining_since().has_value());
+  EXPECT_EQ(received->calls, 1);
+  EXPECT_EQ(sent->calls, 0) << "waits for the next recv";
+  const auto again = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, {b.at(200'000, 100'000)}, 1), again);
+  run();
+  EXPECT_EQ(sent->count, 1U);
+  EXPECT_EQ(again->count, 1U);
+  EXPECT_TRUE(std::ranges::equal(a.at(0, 100'000), b.at(200'000, 100'000)));
+}
+
+TEST_F(RailProtocolTest, ALongNotificationComesWhole) {
+  const auto written = std::make_shared<Outcome>();
+  TransferRequest request;
+  request.kind = TransferKind::write;
+  request.peer_id = "peer";
+  request.objects = {a.at(0, page)};
+  request.remote_indexes = {7};
+  request.notification.assign(a.memory.begin(), a.memory.begin() + max_notification_bytes);
+  a.start(request, written);
+  run();
+  EXPECT_EQ(written->count, 1U);
+  ASSERT_EQ(b.host->notifications.size(), 1U);
+  EXPECT_EQ(b.host->notifications[0], request.notification);
+  EXPECT_TRUE(std::ranges::equal(a.at(0, page), b.at(7 * page, page)));
+}
+
+TEST_F(RailProtocolTest, OthersMayTryAgainWhenOneBreaksTheQueuePair) {
+  std::vector<std::shared_ptr<Outcome>> outcomes;
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    TransferRequest request;
+    request.kind = TransferKind::write;
+    request.peer_id = "peer";
+    request.objects = {a.at(i * page, page)};
+    request.remote_indexes = {2 * i};
+    outcomes.push_back(std::make_shared<Outcome>());
+    a.start(request, outcomes.back());
+  }
+  ASSERT_TRUE(a.protocol->fill(*list_));
+  const std::uint64_t culprit = (*list_)[1].wr_id;
+  a.protocol->fail(wc_status::remote_access_error, "the test says so", culprit);
+  EXPECT_EQ(outcomes[0]->ec, errc::connection_lost);
+  EXPECT_EQ(outcomes[1]->ec, wc_status::remote_access_error);
+  EXPECT_NE(outcomes[1]->ec, condition::retryable);
+  EXPECT_EQ(outcomes[2]->ec, condition::retryable);
+}
+
+/// A message as a peer might send it.
+std::vector<std::byte> message(MessageHeader header, std::size_t body = 0) {
+  header.body_bytes = static_cast<std::uint32_t>(body);
+  std::vector<std::byte> bytes(sizeof(header) + body);
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  return bytes;
+}
+
+TEST_F(RailProtocolTest, Line11_SenselessMessagesAreViolations) {
+  const auto header = [](MessageType type, auto change) {
+    MessageHeader result;
+    result.type = type;
+    change(result);
+    return result;
+  };
+  const std::vector<std::vector<std::byte>> all{
+      {},
+      std::vector<std::byte>(20),
+      message(header(MessageType::credit, [](auto& h) { h.magic = 1; })),
+      message(header(MessageType::credit, [](auto& h) { h.credits = 1; })),
+      message(header(static_cast<MessageType>(99), [](auto&) {})),
+      message(header(MessageType::hello, [](auto&) {})),
+      message(header(MessageType::notify, [](auto& h) { h.total = 100'000; }), 10),
+      message(header(MessageType::notify, [](auto& h) { h.total = 5; }), 10),
+      message(header(MessageType::notify, [](auto& h) { h.total = 20, h.first = 10, h.flags = 1; }), 10),
+      message(header(MessageType::notify_ack, [](auto& h) { h.operation = 5; })),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 1, h.flags = 1; }), 23),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 1; }), 24),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 1U << 31; }), 24),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 0, h.count = 1, h.total = 1, h.flags = 1; }), 24),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 9, h.first = 3; }), 24),
+      message(header(MessageType::send_data, [](auto& h) { h.operation = 77, h.flags = 1; })),
+      message(header(MessageType::send_ack, [](auto& h) { h.operation = 77; })),
+      message(header(MessageType::send_abort, [](auto& h) { h.operation = 77; })),
+      message(header(MessageType::recv_cancel_ack, [](auto& h) { h.operation = 77; })),
+  };
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    SCOPED_TRACE(i);
+    Side side(4, buffers);
+    side.join(b);
+    EXPECT_EQ(side.protocol->received(all[i]), errc::protocol_violation);
+    EXPECT_FALSE(side.protocol->violation().empty());
+  }
+}
+
+TEST_F(RailProtocolTest, Line11_SentObjectsAreHeldToTheirBuffers) {
+  const std::vector<std::uint64_t> entries{
+      5000,                                      // more than the buffer holds
+      10,                                        // more than the message has
+      SentObject::direct | 5000,                 // more than the buffer holds
+      SentObject::direct | 100,                  // but this buffer wasn't offered
+      SentObject::direct | SentObject::refused,  // both
+      SentObject::length_mask,
+  };
+  for (const std::uint64_t entry : entries) {
+    SCOPED_TRACE(entry);
+    Side side(4, buffers);
+    side.join(b);
+    const auto outcome = std::make_shared<Outcome>();
+    side.start(paired(TransferKind::recv, {side.at(0, 400)}, 1), outcome);
+    MessageHeader header;
+    header.type = MessageType::send_data;
+    header.operation = 1;
+    header.count = 1;
+    header.flags = MessageHeader::last;
+    auto bytes = message(header, sizeof(entry));
+    std::memcpy(bytes.data() + sizeof(header), &entry, sizeof(entry));
+    EXPECT_EQ(side.protocol->received(bytes), errc::protocol_violation);
+    EXPECT_EQ(outcome->calls, 0);
+  }
+}
+
+TEST_F(RailProtocolTest, Line11_AnyBytesAreEitherUnderstoodOrViolations) {
+  std::mt19937 engine(11);
+  const auto random = [&] { return static_cast<std::uint32_t>(engine()); };
+  for (int round = 0; round < 20'000; ++round) {
+    Side side(1, buffers);
+    side.join(b);
+    const auto outcome = std::make_shared<Outcome>();
+    side.start(paired(TransferKind::recv, {side.at(0, 2000)}, 1), outcome);
+    for (int i = 0; i < 3; ++i) {
+      MessageHeader header;
+      header.type = static_cast<MessageType>(1 + random() % 13);
+      header.flags = static_cast<std::uint8_t>(random() % 2);
+      header.count = random() % 4;
+      header.operation = random() % 4;
+      header.tag = random() % 3;
+      header.first = random() % 3;
+      header.total = random() % 5;
+      header.status = random() % 30;
+      auto bytes = message(header, 8 * (random() % 10));
+      std::ranges::generate(bytes.begin() + sizeof(header), bytes.end(), [&] { return static_cast<std::byte>(random() % 5); });
+      if (side.protocol->received(bytes)) {
+        break;
+      }
+      while (side.protocol->fill(*list_)) {
+        side.protocol->completed();
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvferry::rdma
