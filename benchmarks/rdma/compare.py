@@ -59,6 +59,7 @@ def main():
     parser.add_argument("--gid-index", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5, help="the median of so many counts; programs take turns")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each of kvferry's runs")
+    parser.add_argument("--only", default="", help="cases whose names contain this")
     options = parser.parse_args()
 
     depth = 128  # perftest's default
@@ -72,6 +73,8 @@ def main():
     port = 18515
     rows = []
     for name, program, size, iterations, operation, page, batch, batches, extra in cases:
+        if options.only not in name:
+            continue
         theirs, ours, cpu = [], [], []
         for _ in range(options.runs):
             port += 1

@@ -42,7 +42,7 @@ struct RdmaOptions : ChannelOptions {
   std::size_t queue_depth = 256;
 
   /// RDMA reads that a connection has under way at a time, as far as both devices allow.
-  std::size_t read_depth = 16;
+  std::size_t read_depth = 128;
 
   /// Objects of a send up to this size travel in messages, which the receiver copies from; larger ones are written straight
   /// into the receiver's buffers, where those lie in a region that peers may write to or are large enough to be registered

@@ -256,6 +256,8 @@ TEST_F(RailProtocolTest, ARecvWithDirectBuffersEndsWhenTheSenderHasAnswered) {
   recv->request_stop(errc::cancelled);
   b.protocol->stop(*recv);
   EXPECT_TRUE(b.protocol->draining_since().has_value());
+  ASSERT_TRUE(step(b, a));
+  ASSERT_TRUE(receive(a));  // that it was cancelled
   run();
   EXPECT_FALSE(b.protocol->draining_since().has_value());
   EXPECT_EQ(received->calls, 1);
