@@ -21,6 +21,6 @@ if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
 fi
 cmake --preset release -B "$build" -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF >/dev/null
-cmake --build "$build" --target benchmarks/all --parallel "$(nproc)"
+cmake --build "$build" --target benchmarks/all --parallel "$(nproc)" >&2
 cd - >/dev/null
 exec "$python" "$repository/benchmarks/compare/run.py" --programs-in "$build/benchmarks" --results "$build/results" "$@"
