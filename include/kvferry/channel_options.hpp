@@ -41,8 +41,9 @@ struct ChannelOptions {
   /// The answer to LMCache's `P2PInitSideMsg`. Empty: such a message is answered with an error. LMCache: `peer_lookup_url`.
   std::string peer_lookup_url;
 
-  /// Whether side messages wait until `answer_side_messages()` is called. For subclasses that override `handle_init_side_msg`: a
-  /// peer's message that comes while their constructor still runs would find the base class's function.
+  /// Whether side messages and peers' handshakes wait until `answer_side_messages()` is called. For subclasses of a transport,
+  /// above all those that override `handle_init_side_msg`: a peer's message that comes while their constructor still runs
+  /// would meet a half-made object.
   bool hold_side_messages = false;
 
   /// Whether a handshake fails with `errc::page_size_mismatch` if both sides have a region of the same number with pages of

@@ -32,8 +32,8 @@ enum class wc_status {
   general = 21,
 };
 
-/// The category of `wc_status`; its name is "kvferry.rdma". Codes that say that the peer can't be reached, or has taken back the memory that it offered, belong to
-/// `condition::peer_failed` and `condition::retryable`.
+/// The category of `wc_status`; its name is "kvferry.rdma". Codes that say that the peer can't be reached belong to
+/// `condition::peer_failed` and `condition::retryable`; `remote_access_error` belongs to the former only.
 [[nodiscard]] const std::error_category& rdma_category() noexcept;
 
 [[nodiscard]] std::error_code make_error_code(wc_status status) noexcept;

@@ -164,7 +164,7 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
     return;
   }
   // What one operation did to the connection says nothing about the others, which may simply be tried again.
-  const bool concerns_all = culprit == 0 || cause == condition::peer_failed;
+  const bool concerns_all = culprit == 0 || cause == condition::retryable;
   failed_ = concerns_all ? cause : std::error_code(errc::connection_lost);
   failed_why_ = why;
   control_.clear();

@@ -53,8 +53,7 @@ TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
 
 TEST(RdmaError, StatusesBelongToConditions) {
   EXPECT_EQ(std::error_code(wc_status::retry_exceeded).category().name(), std::string("kvferry.rdma"));
-  for (const wc_status status : {wc_status::retry_exceeded, wc_status::rnr_retry_exceeded, wc_status::response_timeout,
-                                 wc_status::remote_access_error}) {
+  for (const wc_status status : {wc_status::retry_exceeded, wc_status::rnr_retry_exceeded, wc_status::response_timeout}) {
     EXPECT_EQ(std::error_code(status), condition::peer_failed);
     EXPECT_EQ(std::error_code(status), condition::retryable);
   }
@@ -62,6 +61,8 @@ TEST(RdmaError, StatusesBelongToConditions) {
     EXPECT_NE(std::error_code(status), condition::peer_failed);
     EXPECT_NE(std::error_code(status), condition::retryable);
   }
+  EXPECT_EQ(std::error_code(wc_status::remote_access_error), condition::peer_failed);
+  EXPECT_NE(std::error_code(wc_status::remote_access_error), condition::retryable);
   EXPECT_NE(std::error_code(wc_status::retry_exceeded), condition::timed_out);
   EXPECT_FALSE(std::error_code(wc_status::remote_access_error).message().empty());
 }

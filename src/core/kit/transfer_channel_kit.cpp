@@ -89,23 +89,25 @@ class TransferChannelKit::Impl {
     reply(encode_side_message(error));
   }
 
-  /// Has a message answered on the side messages' thread, now or when they are let through.
-  void take_side_message(std::function<void()> answer) {
+  /// Keeps what answers a message until messages are let through. @return false if they are: then it is still the caller's.
+  [[nodiscard]] bool hold(std::function<void()>& answer) {
     const std::lock_guard lock(held_mutex);
     if (holding) {
       held.push_back(std::move(answer));
-    } else {
-      asio::post(side_message_thread, std::move(answer));
     }
+    return holding;
   }
 
-  void let_side_messages_through() {
-    const std::lock_guard lock(held_mutex);
-    holding = false;
-    for (auto& answer : held) {
-      asio::post(side_message_thread, std::move(answer));
+  void let_messages_through() {
+    std::vector<std::function<void()>> answers;
+    {
+      const std::lock_guard lock(held_mutex);
+      holding = false;
+      answers.swap(held);
     }
-    held.clear();
+    for (const auto& answer : answers) {
+      answer();
+    }
   }
 
   void join_side_messages() {
@@ -182,15 +184,24 @@ void TransferChannelKit::start() {
   impl_->handshakes.emplace(
       HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context},
       [this](SideMessage request, HandshakeService::Reply reply) {
-        if (request.is<InitQuestion>()) {
-          impl_->peers->answer(request, std::move(reply));
-          return;
-        }
-        // Shared, because what is posted has to be copyable.
+        // Shared, because what is kept or posted has to be copyable.
         const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
-        impl_->take_side_message([this, request = std::move(request), shared_reply] {
-          impl_->answer_side_message(*this, request, *shared_reply);
-        });
+        std::function<void()> answer;
+        if (request.is<InitQuestion>()) {
+          answer = [this, request = std::move(request), shared_reply] {
+            impl_->peers->answer(request, std::move(*shared_reply));
+          };
+        } else {
+          answer = [this, request = std::move(request), shared_reply] {
+            asio::post(impl_->side_message_thread, [this, request, shared_reply] {
+              impl_->answer_side_message(*this, request, *shared_reply);
+            });
+          };
+        }
+        // A subclass may be in its constructor still: no virtual function of its before it says so.
+        if (!impl_->hold(answer)) {
+          answer();
+        }
       });
   impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
   impl_->peers->use(*impl_->handshakes, dialable_url(impl_->advertised));
@@ -309,7 +320,7 @@ void TransferChannelKit::start_init_peer(InitRequest request, SideMessageComplet
                         {exchange->deadline(), connected, [exchange] { return exchange->ended(); }});
 }
 
-void TransferChannelKit::answer_side_messages() { impl_->let_side_messages_through(); }
+void TransferChannelKit::answer_side_messages() { impl_->let_messages_through(); }
 
 void TransferChannelKit::start_side_message(InitRequest request, SideMessageCompletion completion) {
   if (const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion))) {
