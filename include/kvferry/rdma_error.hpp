@@ -5,8 +5,8 @@
 
 namespace kvferry {
 
-/// The status of a work completion, with the numbers that libibverbs gives them. Errors of verbs that were refused (registering
-/// memory, creating or changing a queue pair) are errno values instead.
+/// The status of a work completion, with the numbers that libibverbs gives them. Errors of verbs that were refused
+/// (registering memory, creating or changing a queue pair) are errno values instead.
 enum class wc_status {
   success = 0,
   local_length_error = 1,
