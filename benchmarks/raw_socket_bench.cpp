@@ -127,6 +127,9 @@ void add_options(CLI::App& app, RawOptions& raw, Job& job) {
       ->transform(CLI::AsSizeValue(false).description(""));
   app.add_option("--buffer", raw.buffer, "SO_SNDBUF and SO_RCVBUF; 0: the system's")
       ->transform(CLI::AsSizeValue(false).description(""));
+  app.add_option("--congestion", raw.lane.congestion,
+                 "TCP's congestion control, like cubic or bbr (default: the system's)")
+      ->type_name("NAME");
   app.add_option("--lanes", raw.lane.lanes, "Connections that each batch is spread over")
       ->check(CLI::Range(1, 64).description(""))
       ->capture_default_str();

@@ -12,6 +12,7 @@
 #   fuzz   build, and Clang with libFuzzer
 #   rdma   build, and what RDMA takes: verbs, and the programs that tests and measurements of it use
 #   soft_roce  what tests/soft_roce/run.sh needs for a virtual machine with RDMA devices
+#   bench  build, and what benchmarks/compare.sh compares with and draws with
 #
 # Whatever is missing is installed with apt-get, through sudo for users other than root. Where nothing is missing, apt
 # is not called at all. On systems without dpkg nothing is checked: install the counterparts of these packages.
@@ -39,8 +40,12 @@ _kvferry_packages() {
       soft_roce)
         echo qemu-system-x86 busybox-static cpio kmod iproute2 ibverbs-providers
         ;;
+      bench)
+        _kvferry_packages build
+        echo libucx-dev libfabric-dev iperf3 python3 python3-matplotlib
+        ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma and soft_roce" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma, soft_roce and bench" >&2
         return 1
         ;;
     esac

@@ -67,11 +67,12 @@ struct Program {
   /// Puts the program's own options into the job (variant, streams, settings). @throws CLI::ValidationError
   std::function<void(Job&)> configure = [](Job&) {};
   std::function<std::unique_ptr<Initiator>(const Setup&, const Json& endpoint)> make_initiator;
+  /// Empty: there is no target, the initiator does everything in one process, and its region is the destination.
   std::function<std::unique_ptr<Target>(const Setup&)> make_target;
 };
 
-/// What an initiator needs that works on pages of both sides in one process, and what the timed loop and the
-/// verification are made of. The whole of a benchmark program's main function.
+/// The whole of a benchmark program's main function: parses the options, becomes the initiator (and starts the target) or
+/// the target, runs and verifies each job, and reports.
 int run_program(const Program& program, int argc, char** argv);
 
 }  // namespace bench

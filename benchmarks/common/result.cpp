@@ -14,6 +14,9 @@
 namespace bench {
 namespace {
 
+/// Keeps the order in which the keys are written here.
+using OrderedJson = nlohmann::ordered_json;
+
 /// Nearest rank.
 Distribution distribution_of(std::vector<std::uint64_t> nanoseconds) {
   if (nanoseconds.empty()) {
@@ -27,12 +30,12 @@ Distribution distribution_of(std::vector<std::uint64_t> nanoseconds) {
   return {at(0.5), at(0.99), at(0.999), at(1)};
 }
 
-Json to_json(const Distribution& latency) {
+OrderedJson to_json(const Distribution& latency) {
   return {{"p50", latency.p50}, {"p99", latency.p99}, {"p999", latency.p999}, {"max", latency.max}};
 }
 
-Json to_json(const Result& result) {
-  const auto side = [&](const std::optional<Usage>& usage) -> Json {
+OrderedJson to_json(const Result& result) {
+  const auto side = [&](const std::optional<Usage>& usage) -> OrderedJson {
     if (!usage) {
       return nullptr;
     }
@@ -40,7 +43,7 @@ Json to_json(const Result& result) {
     return {{"cpu_seconds_per_gib", result.cpu_seconds_per_gib(*usage)},
             {"user_seconds", usage->user_seconds},
             {"system_seconds", usage->system_seconds},
-            {"syscalls_per_batch", syscalls ? Json(*syscalls) : Json()}};
+            {"syscalls_per_batch", syscalls ? OrderedJson(*syscalls) : OrderedJson()}};
   };
   return {{"program", result.program},
           {"variant", result.job.variant},
@@ -58,7 +61,7 @@ Json to_json(const Result& result) {
           {"batches", result.batches},
           {"gigabytes_per_second", result.gigabytes_per_second()},
           {"latency_us", to_json(result.latency)},
-          {"submission_us", result.submission ? to_json(*result.submission) : Json()},
+          {"submission_us", result.submission ? to_json(*result.submission) : OrderedJson()},
           {"slowest_peer_of_mean", result.slowest_peer},
           {"initiator", side(result.initiator)},
           {"target", side(result.target)},
@@ -66,7 +69,7 @@ Json to_json(const Result& result) {
 }
 
 /// A line of CSV: the JSON without its lists of settings, a column for each number.
-void flatten(const Json& json, const std::string& prefix, std::vector<std::pair<std::string, std::string>>& columns) {
+void flatten(const OrderedJson& json, const std::string& prefix, std::vector<std::pair<std::string, std::string>>& columns) {
   for (const auto& [key, value] : json.items()) {
     if (value.is_object()) {
       flatten(value, prefix + key + '.', columns);
@@ -80,12 +83,12 @@ void flatten(const Json& json, const std::string& prefix, std::vector<std::pair<
 
 /// The columns that every program has, also where one of them has nothing to put in.
 std::string to_csv(const std::vector<Result>& results) {
-  const Json no_distribution = to_json(Distribution{});
-  const Json no_side = {
+  const OrderedJson no_distribution = to_json(Distribution{});
+  const OrderedJson no_side = {
       {"cpu_seconds_per_gib", {}}, {"user_seconds", {}}, {"system_seconds", {}}, {"syscalls_per_batch", {}}};
   std::string csv;
   for (const auto& result : results) {
-    Json json = to_json(result);
+    OrderedJson json = to_json(result);
     json["settings"] = json["settings"].dump();
     if (json["submission_us"].is_null()) {
       json["submission_us"] = {{"p50", {}}, {"p99", {}}, {"p999", {}}, {"max", {}}};
@@ -205,7 +208,7 @@ void Report::add(const Result& result) {
 
 void Report::finish() const {
   if (!options_.json.empty()) {
-    Json json = Json::array();
+    OrderedJson json = OrderedJson::array();
     for (const auto& result : results_) {
       json.push_back(to_json(result));
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lane.hpp"
 
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -55,6 +56,11 @@ Lane::Lane(asio::ip::tcp::socket socket, const LaneOptions& options) : socket_(s
   if (options.buffer != 0) {
     socket_.set_option(asio::socket_base::send_buffer_size(static_cast<int>(options.buffer)));
     socket_.set_option(asio::socket_base::receive_buffer_size(static_cast<int>(options.buffer)));
+  }
+  const std::string& congestion = options.congestion;
+  if (!congestion.empty() && ::setsockopt(descriptor(), IPPROTO_TCP, TCP_CONGESTION, congestion.data(),
+                                          static_cast<socklen_t>(congestion.size())) != 0) {
+    throw std::system_error(errno, std::system_category(), "congestion control " + congestion);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "common/job.hpp"
 #include "common/region.hpp"
@@ -29,11 +30,12 @@ struct LaneOptions {
   std::size_t step = 0;    ///< Bytes that a system call moves at most; 0: as many as it takes.
   std::size_t buffer = 0;  ///< SO_SNDBUF and SO_RCVBUF; 0: the system's.
   std::uint64_t spin_us = 50;
+  std::string congestion;  ///< TCP_CONGESTION; empty: the system's.
 
   /// Whether system calls wait, which they can where a thread has but one connection.
   [[nodiscard]] bool blocking() const { return wait == Wait::block && lanes == 1; }
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LaneOptions, wait, lanes, step, buffer, spin_us)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LaneOptions, wait, lanes, step, buffer, spin_us, congestion)
 
 /// Where a batch's bytes are to go or come from next.
 class PageCursor {

@@ -13,12 +13,16 @@
 
 namespace kvferry {
 
-/// How a channel's own I/O threads wait for work.
+/// How long a thread that waits for a connection looks again and again before it sleeps. Waking a sleeping thread takes tens of
+/// microseconds on many machines; one that looks costs its core meanwhile. A thread looks only at connections on which something
+/// came or went within that time, and a blocking call at its own peer's: an idle channel sleeps.
 struct PollPolicy {
-  /// How long an I/O thread that ran out of work keeps looking for more before it sleeps. Zero: sleeps at once. Waking a
-  /// sleeping thread takes tens of microseconds on many machines; a polling one costs its core meanwhile. An idle channel
-  /// always sleeps.
-  std::chrono::microseconds spin{0};
+  std::chrono::microseconds spin{50};
+
+  /// Sleeps at once: least CPU, highest latency.
+  [[nodiscard]] static constexpr PollPolicy never() noexcept { return {std::chrono::microseconds::zero()}; }
+  /// Never sleeps once something has happened on a connection: costs a core for as long as there are connections.
+  [[nodiscard]] static constexpr PollPolicy always() noexcept { return {std::chrono::microseconds::max()}; }
 };
 
 /// What every channel may be told, whatever its transport.
@@ -70,7 +74,7 @@ struct ChannelOptions {
   /// How many threads of its own the channel has, if it is given no executor.
   std::size_t io_threads = 1;
 
-  /// How those threads wait.
+  /// How those threads wait, and threads in blocking calls.
   PollPolicy poll;
 
   /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never terminated.

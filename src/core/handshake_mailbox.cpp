@@ -1,31 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "handshake_mailbox.hpp"
 
-#include <sys/eventfd.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <utility>
 
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 
 namespace kvferry::kit {
-namespace {
-
-int make_event_fd() {
-  const int fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (fd < 0) {
-    throw TransferError({errno, std::system_category()}, "cannot create an eventfd");
-  }
-  return fd;
-}
-
-}  // namespace
-
-HandshakeMailbox::HandshakeMailbox() : event_fd_(make_event_fd()) {}
-
-HandshakeMailbox::~HandshakeMailbox() { ::close(event_fd_); }
 
 bool HandshakeMailbox::post(Command& command) {
   const std::lock_guard lock(mutex_);
@@ -33,15 +14,14 @@ bool HandshakeMailbox::post(Command& command) {
     return false;
   }
   commands_.push_back(std::move(command));
-  wake();
+  event_.set();
   return true;
 }
 
 std::vector<Command> HandshakeMailbox::take() {
   const std::lock_guard lock(mutex_);
   if (!closed_) {
-    std::uint64_t count = 0;
-    [[maybe_unused]] const auto size = ::read(event_fd_, &count, sizeof(count));
+    event_.clear();
   }
   return std::exchange(commands_, {});
 }
@@ -49,7 +29,7 @@ std::vector<Command> HandshakeMailbox::take() {
 void HandshakeMailbox::close() {
   const std::lock_guard lock(mutex_);
   closed_ = true;
-  wake();
+  event_.set();
 }
 
 bool HandshakeMailbox::closed() const {
@@ -66,12 +46,6 @@ bool HandshakeMailbox::retire() {
 void HandshakeMailbox::reopen() {
   const std::lock_guard lock(mutex_);
   retired_ = false;
-}
-
-void HandshakeMailbox::wake() noexcept {
-  // Fails only when the counter is full, and then the event is set already.
-  const std::uint64_t one = 1;
-  [[maybe_unused]] const auto size = ::write(event_fd_, &one, sizeof(one));
 }
 
 void HandshakeService::Reply::State::send(ServedRequest::State as, const SideMessage& answer) const {

@@ -15,6 +15,8 @@
 #include <kvferry/side_message.hpp>
 #include <kvferry/url.hpp>
 
+#include "event_descriptor.hpp"
+
 namespace kvferry::kit {
 
 /// A request that gets one reply. Its state says whose reply that is, so that the handler's reply, the one for a
@@ -59,13 +61,8 @@ using Command = std::variant<ReplyCommand, Question, ResolvedCommand>;
 /// What other threads leave for the service's thread, and the event that wakes it. Thread-safe.
 class HandshakeMailbox {
  public:
-  HandshakeMailbox();
-  HandshakeMailbox(const HandshakeMailbox&) = delete;
-  HandshakeMailbox& operator=(const HandshakeMailbox&) = delete;
-  ~HandshakeMailbox();
-
   /// Readable when there is something to take or the mailbox was closed.
-  [[nodiscard]] int event_fd() const noexcept { return event_fd_; }
+  [[nodiscard]] int event_fd() const noexcept { return event_.descriptor(); }
 
   /// Moves a command to the reader, unless that has retired; then returns false and the command is as it was.
   bool post(Command& command);
@@ -83,9 +80,7 @@ class HandshakeMailbox {
   void reopen();
 
  private:
-  void wake() noexcept;
-
-  const int event_fd_;
+  const EventDescriptor event_;
   mutable std::mutex mutex_;
   std::vector<Command> commands_;
   bool closed_ = false;

@@ -159,10 +159,7 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
     if (transfer.state == State::stopping) {
       end(transfer, transfer.failure, transfer.why);
     } else {
-      // A recv's buffers are open to the send that it met. If they no longer are, the recv was given up, or its process died,
-      // which takes them first: nothing is wrong with the send.
-      const bool is_send = transfer.request().kind == TransferKind::send;
-      end(transfer, transfer.id == culprit && !is_send ? cause : failed_, why);
+      end(transfer, transfer.id == culprit ? cause : failed_, why);
     }
   }
 }

@@ -76,7 +76,7 @@ class RailProtocol {
   [[nodiscard]] bool cut_off(kit::Clock::time_point until);
 
   /// The queue pair is gone: ends all parts, later ones too.
-  /// @param culprit the operation that broke it, which gets `cause` itself, unless it is a send; 0 for none. The others
+  /// @param culprit the operation that broke it, which gets `cause` itself; 0 for none. The others
   /// get `cause` if it says that the peer can't be reached, else `errc::connection_lost`.
   void fail(std::error_code cause, const std::string& why, std::uint64_t culprit = 0);
 

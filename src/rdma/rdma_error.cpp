@@ -19,9 +19,12 @@ static_assert(static_cast<int>(wc_status::remote_aborted) == IBV_WC_REM_ABORT_ER
 static_assert(static_cast<int>(wc_status::response_timeout) == IBV_WC_RESP_TIMEOUT_ERR);
 static_assert(static_cast<int>(wc_status::general) == IBV_WC_GENERAL_ERR);
 
-bool peer_unreachable(wc_status status) noexcept {
+/// Requests stay within what the peer offered. An adapter that refuses one all the same no longer has the memory registered:
+/// the peer is going down, and its kernel takes its memory back before its connections.
+bool peer_gone(wc_status status) noexcept {
   switch (status) {
     case wc_status::local_qp_operation_error:
+    case wc_status::remote_access_error:
     case wc_status::retry_exceeded:
     case wc_status::rnr_retry_exceeded:
     case wc_status::remote_aborted:
@@ -40,7 +43,7 @@ class RdmaCategory final : public std::error_category {
 
   [[nodiscard]] bool equivalent(int value, const std::error_condition& wanted) const noexcept override {
     if (wanted == condition::peer_failed || wanted == condition::retryable) {
-      return peer_unreachable(static_cast<wc_status>(value));
+      return peer_gone(static_cast<wc_status>(value));
     }
     return std::error_category::equivalent(value, wanted);
   }

@@ -16,14 +16,16 @@
 #include <kvferry/kit/link.hpp>
 
 #include "hello.hpp"
+#include "lane.hpp"
 
 namespace kvferry::tcp {
 
 struct LinkOptions {
   std::uint64_t incarnation = 0;
   std::size_t stripe_threshold = 0;
-  std::chrono::milliseconds drain_timeout{0};
   std::chrono::milliseconds hello_timeout{0};
+  std::chrono::nanoseconds patience{0};  ///< Of a thread that leads a lane, before it sleeps.
+  Lane::Options lane;
   SocketOptions socket;
 };
 

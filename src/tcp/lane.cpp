@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "lane.hpp"
 
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -60,13 +61,13 @@ std::error_code last_error() { return {errno, std::system_category()}; }
 
 }  // namespace
 
-Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
+Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options,
            std::weak_ptr<Owner> owner)
     : local_(local_address_of(socket)),
       remote_(remote_address_of(socket)),
-      drain_timeout_(drain_timeout),
+      options_(std::move(options)),
       executor_(socket.get_executor()),
-      socket_(std::move(socket)),
+      socket_(std::make_shared<Socket>(socket.release())),
       drain_timer_(executor_),
       protocol_(std::move(host)),
       owner_(std::move(owner)) {}
@@ -80,8 +81,16 @@ void Lane::change(Change change_engine, std::size_t budget) {
 void Lane::run(std::span<const std::byte> first) {
   change(
       [&] {
+        if (failed_) {
+          return;
+        }
         running_ = true;
         protocol_.say(first);
+        std::error_code ec;
+        options_.events->add(socket_->descriptor(), shared_from_this(), ec);
+        if (ec) {
+          fail(ec, "waiting for " + remote_ + ": " + ec.message());
+        }
       },
       turn_bytes);
 }
@@ -106,28 +115,94 @@ void Lane::shut(std::error_code cause, const std::string& why) {
 }
 
 void Lane::disconnect() {
-  change(
+  change([&] { close_socket(); }, caller_bytes);
+}
+
+void Lane::close_socket() {
+  if (socket_) {
+    options_.events->remove(socket_->descriptor());
+    socket_->shut();
+    socket_.reset();
+  }
+}
+
+std::shared_ptr<Socket> Lane::begin_leading() {
+  std::shared_ptr<Socket> socket;
+  driver_.change([&] {
+    led_ = true;
+    watched_ = false;
+    socket = socket_;
+    if (armed_ != 0 && socket_) {
+      armed_ = 0;
+      arm(0);
+    }
+  });
+  return socket;
+}
+
+void Lane::end_leading() {
+  change([&] { led_ = false; }, caller_bytes);
+}
+
+template <class Released>
+kit::Pollable::Found Lane::look(Role role, Released released) {
+  auto found = Found::something;  // unless this thread finds out: another is at it
+  driver_.drive(
       [&] {
-        std::error_code ignored;
-        socket_.close(ignored);
+        if (released()) {
+          found = Found::released;
+          return Driven{};
+        }
+        const std::uint64_t moved_before = moved_;
+        readable_ = true;
+        writable_ = true;
+        std::size_t budget = turn_bytes;
+        (void)move_bytes(budget, role);
+        found = failed_ ? Found::released : moved_ != moved_before ? Found::something : Found::nothing;
+        return Driven{false, std::exchange(told_owner_, nullptr)};
       },
-      caller_bytes);
+      [&](const Driven& driven) {
+        tell(driven);
+        return true;
+      });
+  return found;
+}
+
+kit::Pollable::Found Lane::lead() {
+  return look(Role::leader, [this] { return failed_; });
+}
+
+kit::Pollable::Found Lane::poll() {
+  return look(Role::visitor, [this] { return failed_ || !watched_; });
+}
+
+void Lane::rest() {
+  driver_.put([](Inbox& inbox) { inbox.rest = true; });
+  drive(turn_bytes);
+}
+
+void Lane::socket_ready(bool readable, bool writable) {
+  driver_.put([&](Inbox& inbox) {
+    inbox.readable |= readable;
+    inbox.writable |= writable;
+  });
+  drive(turn_bytes);
+}
+
+void Lane::tell(const Driven& driven) {
+  if (driven.told_owner) {
+    driven.told_owner->lane_broken(failure_, failure_why_);
+  }
 }
 
 void Lane::drive(std::size_t budget) {
-  struct Driven {
-    bool more;
-    std::shared_ptr<Owner> told_owner;
-  };
   driver_.drive(
       [&] {
         const bool more = move_bytes(budget);
-        return Driven{more, std::exchange(told_owner_, nullptr)};
+        return Driven{more && !watched_, std::exchange(told_owner_, nullptr)};
       },
       [&](const Driven& driven) {
-        if (driven.told_owner) {
-          driven.told_owner->lane_broken(failure_, failure_why_);
-        }
+        tell(driven);
         if (driven.more) {
           asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
         }
@@ -135,7 +210,7 @@ void Lane::drive(std::size_t budget) {
       });
 }
 
-bool Lane::move_bytes(std::size_t& budget) {
+bool Lane::move_bytes(std::size_t& budget, Role role) {
   for (;;) {
     take_inbox();
     // Each round costs something, so that a flood of small operations ends a turn as well.
@@ -154,20 +229,22 @@ bool Lane::move_bytes(std::size_t& budget) {
   }
   if (!failed_) {
     update_drain_timer();
-    wait_for_events();
+    wait_for_more(role);
   }
   return false;
 }
 
 void Lane::take_inbox() {
   Inbox taken = driver_.take();
-  if (taken.readable) {
-    readable_ = true;
-    waiting_readable_ = false;
+  if (taken.readable || taken.writable) {
+    armed_ = 0;
+    tired_ = false;
+    readable_ |= taken.readable;
+    writable_ |= taken.writable;
   }
-  if (taken.writable) {
-    writable_ = true;
-    waiting_writable_ = false;
+  if (taken.rest) {
+    watched_ = false;
+    tired_ = true;
   }
   for (auto& start : taken.starts) {
     protocol_.start(std::move(start.batch), start.range);
@@ -203,7 +280,7 @@ void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& o
 
 void Lane::drain_expired() {
   const auto since = protocol_.draining_since();
-  if (since && !failed_ && kit::Clock::now() - *since >= drain_timeout_) {
+  if (since && !failed_ && kit::Clock::now() - *since >= options_.drain_timeout) {
     fail(errc::connection_lost, "the connection stalled with a stopped operation's bytes half sent");
   }
 }
@@ -220,9 +297,11 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   std::array<iovec, max_pieces> pieces;
   const std::size_t count = protocol_.out().front(pieces, std::min(step_bytes, budget == 0 ? step_bytes : budget));
   const msghdr header = message(pieces, count);
-  const ssize_t sent = ::sendmsg(socket_.native_handle(), &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+  const ssize_t sent = ::sendmsg(socket_->descriptor(), &header, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (sent >= 0) {
     protocol_.sent(static_cast<std::size_t>(sent));
+    moved_ += static_cast<std::size_t>(sent);
+    tired_ = false;
     budget -= std::min(budget, static_cast<std::size_t>(sent));
     return Step::progress;
   }
@@ -250,12 +329,12 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
       asked += piece.iov_len;
     }
     msghdr header = message(pieces, count);
-    received = ::recvmsg(socket_.native_handle(), &header, MSG_DONTWAIT);
+    received = ::recvmsg(socket_->descriptor(), &header, MSG_DONTWAIT);
   } else {
     // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know that
     // and takes them to be stored at address null, hence the bare system call.
     asked = std::min(reader.discardable(), step_bytes);
-    received = ::syscall(SYS_recvfrom, socket_.native_handle(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
+    received = ::syscall(SYS_recvfrom, socket_->descriptor(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
   }
   if (received > 0) {
     // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
@@ -264,6 +343,8 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
       fail(ec, remote_ + ": " + protocol_.violation());
     }
     budget -= std::min(budget, static_cast<std::size_t>(received));
+    moved_ += static_cast<std::size_t>(received);
+    tired_ = false;
     return Step::progress;
   }
   if (received == 0) {
@@ -278,24 +359,35 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   return Step::progress;
 }
 
-void Lane::wait_for_events() {
-  if (!readable_ && !waiting_readable_) {
-    waiting_readable_ = true;
-    socket_.async_wait(asio::ip::tcp::socket::wait_read, [self = shared_from_this()](std::error_code ec) {
-      if (ec != asio::error::operation_aborted) {
-        self->driver_.put([](Inbox& inbox) { inbox.readable = true; });
-        self->drive(turn_bytes);
-      }
-    });
+void Lane::wait_for_more(Role role) {
+  if (role == Role::leader) {
+    wants_to_send_ = !writable_;
+    return;
   }
-  if (!writable_ && !waiting_writable_) {
-    waiting_writable_ = true;
-    socket_.async_wait(asio::ip::tcp::socket::wait_write, [self = shared_from_this()](std::error_code ec) {
-      if (ec != asio::error::operation_aborted) {
-        self->driver_.put([](Inbox& inbox) { inbox.writable = true; });
-        self->drive(turn_bytes);
-      }
-    });
+  if (led_) {
+    // The leader may not know that there is something to send.
+    if (!writable_) {
+      arm(EPOLLOUT);
+    }
+    return;
+  }
+  if (!watched_ && !tired_ && options_.poller) {
+    watched_ = options_.poller->watch(shared_from_this());
+  }
+  if (!watched_) {
+    arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);
+  }
+}
+
+void Lane::arm(std::uint32_t events) {
+  if ((events & ~armed_) == 0 && events != 0) {
+    return;
+  }
+  armed_ |= events;
+  std::error_code ec;
+  options_.events->arm(socket_->descriptor(), armed_, ec);
+  if (ec) {
+    fail(ec, "waiting for " + remote_ + ": " + ec.message());
   }
 }
 
@@ -305,7 +397,7 @@ void Lane::update_drain_timer() {
     return;
   }
   drain_timer_armed_ = true;
-  drain_timer_.expires_at(*since + drain_timeout_);
+  drain_timer_.expires_at(*since + options_.drain_timeout);
   drain_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
     if (ec != asio::error::operation_aborted) {
       self->driver_.put([](Inbox& inbox) { inbox.drain_expired = true; });
@@ -326,8 +418,7 @@ void Lane::fail(std::error_code cause, std::string why) {
     return;
   }
   announce_failure(cause);
-  std::error_code ignored;
-  socket_.close(ignored);
+  close_socket();
   end_all(cause, std::move(why));
 }
 

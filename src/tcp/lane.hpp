@@ -4,8 +4,10 @@
 #include <asio/ip/tcp.hpp>
 #include <asio/steady_timer.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,9 +15,12 @@
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/poller.hpp>
 
 #include "core/kit/inbox_driver.hpp"
 #include "lane_protocol.hpp"
+#include "socket.hpp"
+#include "socket_events.hpp"
 
 namespace kvferry::tcp {
 
@@ -24,8 +29,18 @@ namespace kvferry::tcp {
 /// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - drives it, as
 /// `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
 /// buffers are touched by the driver alone: when it ends an operation, they are quiet.
-class Lane : public std::enable_shared_from_this<Lane> {
+///
+/// What waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread that watches it, else an event
+/// that it has been armed for. One of them at a time, so that none wakes or delays another.
+class Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
+  struct Options {
+    std::chrono::milliseconds drain_timeout{0};
+    std::shared_ptr<SocketEvents> events;
+    std::shared_ptr<kit::Poller> poller;  ///< May be null.
+  };
+
+
   /// What a lane belongs to, told when its connection breaks by itself.
   class Owner {
    public:
@@ -37,8 +52,7 @@ class Lane : public std::enable_shared_from_this<Lane> {
     virtual void lane_broken(std::error_code cause, const std::string& why) = 0;
   };
 
-  Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, std::chrono::milliseconds drain_timeout,
-       std::weak_ptr<Owner> owner);
+  Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options, std::weak_ptr<Owner> owner);
 
   /// Starts receiving and sending, unless the lane has been shut; until then it only takes operations.
   /// @param first what to send before anything else.
@@ -50,6 +64,21 @@ class Lane : public std::enable_shared_from_this<Lane> {
   void shut(std::error_code cause, const std::string& why);
   /// Closes the socket of a lane that has been shut.
   void disconnect();
+
+  /// @name For a thread that looks at the lane itself. One at a time.
+  /// @{
+
+  /// From here on nobody is woken by what arrives. @return the socket to look at; null if there is none any more.
+  [[nodiscard]] std::shared_ptr<Socket> begin_leading();
+  [[nodiscard]] Found lead();
+  /// Whether the lane waits for room to send.
+  [[nodiscard]] bool wants_to_send() const noexcept { return wants_to_send_; }
+  void end_leading();
+  /// @}
+
+  Found poll() override;
+  void rest() override;
+  void socket_ready(bool readable, bool writable) override;
 
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
@@ -66,10 +95,19 @@ class Lane : public std::enable_shared_from_this<Lane> {
     bool readable = false;
     bool writable = false;
     bool drain_expired = false;
+    bool rest = false;
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && !readable && !writable && !drain_expired;
+      return starts.empty() && stops.empty() && !readable && !writable && !drain_expired && !rest;
     }
+  };
+
+  enum class Role { visitor, leader };
+
+  /// What is to be done when the engine has been let go.
+  struct Driven {
+    bool more = false;
+    std::shared_ptr<Owner> told_owner;
   };
 
   enum class Step { progress, blocked, nothing };
@@ -78,12 +116,18 @@ class Lane : public std::enable_shared_from_this<Lane> {
   template <class Change>
   void change(Change change_engine, std::size_t budget);
   void drive(std::size_t budget);
+  void tell(const Driven& driven);
+  /// Drives, having looked for bytes whether or not any were announced, unless `released()`.
+  template <class Released>
+  [[nodiscard]] Found look(Role role, Released released);
   /// @return whether the budget ran out with work left.
-  bool move_bytes(std::size_t& budget);
+  bool move_bytes(std::size_t& budget, Role role = Role::visitor);
   void take_inbox();
   Step send_step(std::size_t& budget);
   Step receive_step(std::size_t& budget);
-  void wait_for_events();
+  void wait_for_more(Role role);
+  void arm(std::uint32_t events);
+  void close_socket();
   void update_drain_timer();
   void stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations);
   void drain_expired();
@@ -93,24 +137,29 @@ class Lane : public std::enable_shared_from_this<Lane> {
 
   const std::string local_;
   const std::string remote_;
-  const std::chrono::milliseconds drain_timeout_;
+  const Options options_;
   const asio::any_io_executor executor_;
 
   kit::InboxDriver<Inbox> driver_;  ///< Its engine guards everything below.
-  asio::ip::tcp::socket socket_;
+  std::shared_ptr<Socket> socket_;  ///< Null when closed.
   asio::steady_timer drain_timer_;
   LaneProtocol protocol_;
   std::weak_ptr<Owner> owner_;
   std::shared_ptr<Owner> told_owner_;  ///< Kept from `lane_breaking` until `lane_broken`.
   bool readable_ = false;
   bool writable_ = true;
-  bool waiting_readable_ = false;
-  bool waiting_writable_ = false;
+  std::uint32_t armed_ = 0;  ///< The events that were asked for and have not come.
+  bool watched_ = false;     ///< By the poller.
+  bool led_ = false;
+  bool tired_ = false;  ///< Nothing has come since the poller gave it up.
+  std::uint64_t moved_ = 0;
   bool drain_timer_armed_ = false;
   bool running_ = false;
   bool failed_ = false;
   std::error_code failure_;
   std::string failure_why_;
+
+  std::atomic<bool> wants_to_send_{false};
 };
 
 }  // namespace kvferry::tcp

@@ -1,18 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tcp_link.hpp"
 
+#include <poll.h>
+
+#include <array>
 #include <utility>
 
 namespace kvferry::tcp {
+namespace {
+
+/// Sleeps until the socket can be received from (or sent to), or the wait is over.
+void sleep_until_ready(const Socket& socket, bool to_send, kit::BlockingWait& wait) {
+  const auto events = static_cast<short>(to_send ? POLLIN | POLLOUT : POLLIN);
+  std::array<pollfd, 2> waited{{{socket.descriptor(), events, 0}, {wait.descriptor(), POLLIN, 0}}};
+  if (!wait.over()) {
+    ::poll(waited.data(), waited.size(), -1);
+  }
+}
+
+}  // namespace
 
 std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
-                                         std::vector<asio::ip::tcp::socket> sockets, std::size_t stripe_threshold,
-                                         std::chrono::milliseconds drain_timeout) {
-  std::shared_ptr<TcpLink> link(new TcpLink(host, stripe_threshold));
+                                         std::vector<asio::ip::tcp::socket> sockets, Options options) {
+  std::shared_ptr<TcpLink> link(new TcpLink(host, options));
   link->lanes_.reserve(sockets.size());
   for (auto& socket : sockets) {
     link->lanes_.push_back(
-        std::make_shared<Lane>(std::move(socket), host, drain_timeout, std::shared_ptr<Lane::Owner>(link, link.get())));
+        std::make_shared<Lane>(std::move(socket), host, options.lane, std::shared_ptr<Lane::Owner>(link, link.get())));
   }
   return link;
 }
@@ -78,6 +92,29 @@ void TcpLink::shut(std::error_code cause, const std::string& why) {
   for (const auto& lane : lanes_) {
     lane->disconnect();
   }
+}
+
+void TcpLink::serve(kit::BlockingWait& wait) {
+  if (lanes_.size() != 1 || led_.exchange(true)) {
+    return;
+  }
+  Lane& lane = *lanes_.front();
+  const auto socket = lane.begin_leading();
+  auto last_found = kit::Clock::now();
+  while (socket && !wait.over()) {
+    const auto found = lane.lead();
+    if (found == Lane::Found::released) {
+      break;
+    }
+    const auto now = kit::Clock::now();
+    if (found == Lane::Found::something) {
+      last_found = now;
+    } else if (now - last_found > patience_) {
+      sleep_until_ready(*socket, lane.wants_to_send(), wait);
+    }
+  }
+  lane.end_leading();
+  led_ = false;
 }
 
 std::string TcpLink::path() const {

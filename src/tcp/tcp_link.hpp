@@ -21,11 +21,15 @@ namespace kvferry::tcp {
 /// that its tag names, the same on both sides, so that those of a tag stay in order. A lane that breaks takes the link with it.
 class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_shared_from_this<TcpLink> {
  public:
+  struct Options {
+    std::size_t stripe_threshold = 0;
+    std::chrono::nanoseconds patience{0};
+    Lane::Options lane;
+  };
+
   /// @param sockets connected, in the order of their lane numbers, which both sides agree on.
   [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host,
-                                                       std::vector<asio::ip::tcp::socket> sockets,
-                                                       std::size_t stripe_threshold,
-                                                       std::chrono::milliseconds drain_timeout);
+                                                       std::vector<asio::ip::tcp::socket> sockets, Options options);
 
   /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed over;
   /// does nothing if it has been shut meanwhile.
@@ -35,11 +39,13 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
   void shut(std::error_code cause, const std::string& why) override;
+  /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel has.
+  void serve(kit::BlockingWait& wait) override;
   [[nodiscard]] std::string path() const override;
 
  private:
-  TcpLink(std::shared_ptr<kit::LinkHost> host, std::size_t stripe_threshold)
-      : host_(std::move(host)), stripe_threshold_(stripe_threshold) {}
+  TcpLink(std::shared_ptr<kit::LinkHost> host, const Options& options)
+      : host_(std::move(host)), stripe_threshold_(options.stripe_threshold), patience_(options.patience) {}
 
   void lane_breaking(std::error_code cause) override;
   void lane_broken(std::error_code cause, const std::string& why) override;
@@ -47,9 +53,11 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
 
   const std::shared_ptr<kit::LinkHost> host_;
   const std::size_t stripe_threshold_;
+  const std::chrono::nanoseconds patience_;
   std::vector<std::shared_ptr<Lane>> lanes_;
   std::atomic<std::size_t> next_lane_{0};
   std::atomic<bool> failed_{false};
+  std::atomic<bool> led_{false};
 };
 
 }  // namespace kvferry::tcp

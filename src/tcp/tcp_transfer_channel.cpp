@@ -86,6 +86,7 @@ class TcpTransferChannel::Impl {
   tcp::LinkOptions link_options;
   std::shared_ptr<Dialers> dialers = std::make_shared<Dialers>();
   std::shared_ptr<tcp::DataAcceptor> acceptor;
+  std::shared_ptr<tcp::SocketEvents> events;
   HostPort advertised_data;  ///< Without host: wherever the handshake was answered.
 };
 
@@ -96,7 +97,13 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
   const auto bounded = [](std::chrono::milliseconds time) {
     return std::clamp<std::chrono::milliseconds>(time, std::chrono::milliseconds::zero(), std::chrono::hours(1));
   };
-  impl_->link_options = {incarnation(), given.stripe_threshold, bounded(given.drain_timeout), bounded(given.hello_timeout),
+  impl_->events = std::make_shared<tcp::SocketEvents>(get_executor());
+  impl_->link_options = {incarnation(),
+                         given.stripe_threshold,
+                         bounded(given.hello_timeout),
+                         std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(),
+                                                               std::chrono::hours(1)),
+                         {bounded(given.drain_timeout), impl_->events, poller()},
                          {given.send_buffer, given.receive_buffer, given.keepalive_idle}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
@@ -162,6 +169,9 @@ void TcpTransferChannel::stop_listening() {
   impl_->dialers->close();
   if (impl_->acceptor) {
     impl_->acceptor->close();
+  }
+  if (impl_->events) {
+    impl_->events->close();
   }
 }
 

@@ -50,6 +50,7 @@ struct ThreeLanes : TcpTraits<ThreeLanes> {
   static constexpr std::string_view name = "ThreeLanes";
   static void configure(TcpOptions& options) {
     options.lanes_per_peer = 3;
+    options.poll = PollPolicy::never();
     // So that ordinary batches are striped, too.
     options.stripe_threshold = 2048;
   }
@@ -92,6 +93,7 @@ class UserExecutor : public TcpTraits<UserExecutor> {
     if (!options.executor.has_value()) {
       options.executor = context_.get_executor();
     }
+    options.poll = PollPolicy::never();
   }
 
  private:

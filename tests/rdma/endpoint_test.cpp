@@ -52,12 +52,12 @@ TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
 
 TEST(RdmaError, StatusesBelongToConditions) {
   EXPECT_EQ(std::error_code(wc_status::retry_exceeded).category().name(), std::string("kvferry.rdma"));
-  for (const wc_status status :
-       {wc_status::retry_exceeded, wc_status::rnr_retry_exceeded, wc_status::response_timeout}) {
+  for (const wc_status status : {wc_status::retry_exceeded, wc_status::rnr_retry_exceeded, wc_status::response_timeout,
+                                 wc_status::remote_access_error}) {
     EXPECT_EQ(std::error_code(status), condition::peer_failed);
     EXPECT_EQ(std::error_code(status), condition::retryable);
   }
-  for (const wc_status status : {wc_status::remote_access_error, wc_status::local_protection_error}) {
+  for (const wc_status status : {wc_status::local_access_error, wc_status::local_protection_error}) {
     EXPECT_NE(std::error_code(status), condition::peer_failed);
     EXPECT_NE(std::error_code(status), condition::retryable);
   }

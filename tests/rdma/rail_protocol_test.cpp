@@ -300,9 +300,9 @@ TEST_F(RailProtocolTest, OthersMayTryAgainWhenOneBreaksTheQueuePair) {
   }
   ASSERT_TRUE(a.protocol->fill(*list_));
   const std::uint64_t culprit = (*list_)[1].wr_id;
-  a.protocol->fail(wc_status::remote_access_error, "the test says so", culprit);
+  a.protocol->fail(wc_status::local_protection_error, "the test says so", culprit);
   EXPECT_EQ(outcomes[0]->ec, errc::connection_lost);
-  EXPECT_EQ(outcomes[1]->ec, wc_status::remote_access_error);
+  EXPECT_EQ(outcomes[1]->ec, wc_status::local_protection_error);
   EXPECT_NE(outcomes[1]->ec, condition::retryable);
   EXPECT_EQ(outcomes[2]->ec, condition::retryable);
 }
@@ -315,7 +315,7 @@ TEST_F(RailProtocolTest, ASendWhoseRecvHasVanishedMayBeTriedAgain) {
   a.start(paired(TransferKind::send, {a.at(0, 10'000)}, 1), sent);
   ASSERT_TRUE(a.protocol->fill(*list_));
   a.protocol->fail(wc_status::remote_access_error, "the peer's process died", (*list_)[0].wr_id);
-  EXPECT_EQ(sent->ec, errc::connection_lost);
+  EXPECT_EQ(sent->ec, condition::peer_failed);
   EXPECT_EQ(sent->ec, condition::retryable);
 }
 

@@ -39,6 +39,7 @@ TEST(Lane, AnOperationThatMeetsTheEndOfItsLaneEndsToo) {
   const auto host = std::make_shared<Host>(std::vector<MemoryRegion>{});
   const auto deadlines = std::make_shared<kit::DeadlineQueue>(context.get_executor());
   const auto registry = std::make_shared<kit::OperationRegistry>(deadlines, 16);
+  const auto events = std::make_shared<SocketEvents>(context.get_executor());
   std::shared_ptr<Lane> lane;
   std::barrier turn(2);
   std::thread disconnecting([&] {
@@ -51,7 +52,8 @@ TEST(Lane, AnOperationThatMeetsTheEndOfItsLaneEndsToo) {
   int ended = 0;
   for (int round = 0; round < rounds; ++round) {
     Connection connection(context);
-    lane = std::make_shared<Lane>(std::move(connection.near), host, std::chrono::seconds(1), std::weak_ptr<Lane::Owner>());
+    lane = std::make_shared<Lane>(std::move(connection.near), host, Lane::Options{std::chrono::seconds(1), events, {}},
+                                  std::weak_ptr<Lane::Owner>());
     lane->run({});
     lane->shut(errc::closed, "the test ends it");
     std::vector<std::byte> object(64);

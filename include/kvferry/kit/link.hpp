@@ -10,6 +10,7 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/kit/blocking_wait.hpp>
 #include <kvferry/kit/operation.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/side_message.hpp>
@@ -44,6 +45,10 @@ class Link {
   /// Drops the connection and ends all operations with `cause`. When it returns, nothing of this link touches any buffer or
   /// region. Idempotent.
   virtual void shut(std::error_code cause, const std::string& why) = 0;
+
+  /// May move the link's bytes on the calling thread, which waits for an operation that was started here, until `wait.over()`. May
+  /// return earlier: then the thread sleeps until the operation ends. Must return soon after the operation ended.
+  virtual void serve(BlockingWait& wait) { (void)wait; }
 
   /// How the bytes travel, for people.
   [[nodiscard]] virtual std::string path() const = 0;

@@ -11,6 +11,7 @@
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/poller.hpp>
 
 namespace kvferry::kit {
 
@@ -72,7 +73,12 @@ class TransferChannelKit : public BaseTransferChannel {
   /// Drawn at random at construction.
   [[nodiscard]] std::uint64_t incarnation() const noexcept;
 
+  /// Null if the channel runs on the user's executor.
+  [[nodiscard]] std::shared_ptr<Poller> poller() const;
+
   void start_transfer(TransferRequest request, Completion completion) override;
+  /// Has the peer's link use the caller's thread: see `Link::serve`.
+  std::size_t run_transfer(TransferRequest request, std::error_code& ec) override;
   void start_init_peer(InitRequest request, SideMessageCompletion completion) override;
   void start_side_message(InitRequest request, SideMessageCompletion completion) override;
   void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,

@@ -16,6 +16,7 @@
 #include <semaphore>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -143,11 +144,9 @@ class CompletionTests : public ConformanceBase {
     // An executor may run in place what is dispatched to it from itself; if this one does, that tells whether one is on
     // it.
     const auto runs_in_place = [executor] {
-      bool in_place = false;
-      const auto flag = std::make_shared<std::atomic<bool>>(false);
-      asio::dispatch(executor, [flag] { *flag = true; });
-      in_place = *flag;
-      return in_place;
+      const auto ran_on = std::make_shared<std::atomic<std::thread::id>>();
+      asio::dispatch(executor, [ran_on] { *ran_on = std::this_thread::get_id(); });
+      return ran_on->load() == std::this_thread::get_id();
     };
     std::promise<bool> inside;
     auto tells = inside.get_future();

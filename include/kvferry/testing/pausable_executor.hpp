@@ -10,6 +10,7 @@
 #include <semaphore>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 namespace kvferry::testing {
 

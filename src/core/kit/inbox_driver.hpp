@@ -30,23 +30,24 @@ class InboxDriver {
 
   /// Drives, unless another thread does. @param step works, with the engine held. @param released gets what `step`
   /// returned, with the engine let go; @return whether to look into the inbox again.
+  /// @return whether this thread drove.
   template <class Step, class Released>
-  void drive(Step step, Released released) {
+  bool drive(Step step, Released released) {
     for (;;) {
       std::optional<decltype(step())> result;
       {
         const std::unique_lock engine(engine_mutex_, std::try_to_lock);
         if (!engine) {
-          return;  // the driver looks into the inbox once more after it has let go
+          return false;  // the driver looks into the inbox once more after it has let go
         }
         result.emplace(step());
       }
       if (!released(std::move(*result))) {
-        return;
+        return true;
       }
       const std::lock_guard lock(inbox_mutex_);
       if (inbox_.empty()) {
-        return;
+        return true;
       }
     }
   }

@@ -5,11 +5,13 @@
 #include <asio/io_context.hpp>
 
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <thread>
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
+#include <kvferry/kit/poller.hpp>
 
 namespace kvferry::kit {
 
@@ -22,12 +24,13 @@ class IoThreads {
   /// Runs what is left to run, then joins. Must not be called on one of the threads.
   ~IoThreads();
 
+  [[nodiscard]] const std::shared_ptr<Poller>& poller() const noexcept { return poller_; }
   [[nodiscard]] asio::io_context::executor_type executor() { return context_.get_executor(); }
 
  private:
   void run();
 
-  const PollPolicy poll_;
+  const std::shared_ptr<Poller> poller_;
   asio::io_context context_;
   std::optional<asio::executor_work_guard<asio::io_context::executor_type>> work_;
   std::vector<std::thread> threads_;

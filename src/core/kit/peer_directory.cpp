@@ -206,11 +206,13 @@ std::optional<PeerInfo> PeerDirectory::info(std::string_view peer_id) const {
   return info;
 }
 
-bool PeerDirectory::usable(std::string_view peer_id) const {
+std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {
   const Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
-  return it != peers_.end() && it->second.link;
+  return it == peers_.end() ? nullptr : it->second.link;
 }
+
+bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }
 
 void PeerDirectory::close() {
   std::map<std::string, Peer, std::less<>> peers;

@@ -69,6 +69,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void answer(const SideMessage& request, HandshakeService::Reply reply);
 
   [[nodiscard]] std::optional<PeerInfo> info(std::string_view peer_id) const;
+  /// Null if there is none.
+  [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
 
   /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads are doing

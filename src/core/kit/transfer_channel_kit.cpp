@@ -16,6 +16,7 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include "blocking_transfer.hpp"
 #include "checks.hpp"
 #include "init_exchange.hpp"
 #include "io_threads.hpp"
@@ -211,6 +212,10 @@ bool TransferChannelKit::remote_xfer_handler_exists(std::string_view peer_id) co
 
 const ChannelOptions& TransferChannelKit::options() const noexcept { return impl_->options; }
 
+std::shared_ptr<Poller> TransferChannelKit::poller() const {
+  return impl_->threads ? impl_->threads->poller() : nullptr;
+}
+
 std::uint64_t TransferChannelKit::incarnation() const noexcept { return impl_->incarnation; }
 
 bool TransferChannelKit::running_in_io_thread() const noexcept {
@@ -258,6 +263,23 @@ void TransferChannelKit::start_transfer(TransferRequest request, Completion comp
     return;
   }
   impl_->peers->route(operation);
+}
+
+std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error_code& ec) {
+  if (running_in_io_thread()) {
+    return BaseTransferChannel::run_transfer(std::move(request), ec);
+  }
+  const std::string peer_id = request.peer_id;
+  const auto transfer = std::make_shared<BlockingTransfer>();
+  start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
+                   transfer->complete(cause, transferred);
+                 }));
+  if (!transfer->over()) {
+    if (const auto link = impl_->peers->link(peer_id)) {
+      link->serve(*transfer);
+    }
+  }
+  return transfer->wait(ec);
 }
 
 void TransferChannelKit::start_init_peer(InitRequest request, SideMessageCompletion completion) {

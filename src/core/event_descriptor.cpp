@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "event_descriptor.hpp"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry {
+namespace {
+
+int make_event() {
+  const int descriptor = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (descriptor < 0) {
+    throw TransferError({errno, std::system_category()}, "cannot create an eventfd");
+  }
+  return descriptor;
+}
+
+}  // namespace
+
+EventDescriptor::EventDescriptor() : descriptor_(make_event()) {}
+
+EventDescriptor::~EventDescriptor() { ::close(descriptor_); }
+
+void EventDescriptor::set(int descriptor) noexcept {
+  // Fails only when the counter is full, and then the event is set already.
+  const std::uint64_t one = 1;
+  [[maybe_unused]] const auto size = ::write(descriptor, &one, sizeof(one));
+}
+
+void EventDescriptor::clear() const noexcept {
+  std::uint64_t count = 0;
+  [[maybe_unused]] const auto size = ::read(descriptor_, &count, sizeof(count));
+}
+
+}  // namespace kvferry

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <mutex>
+#include <system_error>
+
+#include <kvferry/kit/blocking_wait.hpp>
+
+namespace kvferry::kit {
+
+/// Where a blocking transfer waits for its completion. Shared with the handler, which may still be leaving `complete` when the
+/// waiting thread has gone on.
+class BlockingTransfer final : public BlockingWait {
+ public:
+  void complete(std::error_code cause, std::size_t transferred);
+
+  [[nodiscard]] bool over() const noexcept override { return over_.load(std::memory_order_acquire); }
+  [[nodiscard]] int descriptor() override;
+
+  /// Sleeps until the transfer has ended.
+  std::size_t wait(std::error_code& cause);
+
+ private:
+  std::atomic<bool> over_{false};
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  int descriptor_ = -1;
+  std::error_code cause_;
+  std::size_t transferred_ = 0;
+};
+
+}  // namespace kvferry::kit

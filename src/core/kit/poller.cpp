@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/kit/poller.hpp>
+
+#include <algorithm>
+#include <utility>
+
+namespace kvferry::kit {
+namespace {
+
+/// With more of them, asking the kernel which have something is cheaper than looking at each.
+constexpr std::size_t most_watched = 8;
+/// Rounds in which connections are looked at between two looks at everything else.
+constexpr unsigned rounds_between = 4;
+
+/// Whose thread this is.
+thread_local const Poller* entered = nullptr;
+
+}  // namespace
+
+Poller::Poller(PollPolicy policy)
+    : patience_(std::clamp<std::chrono::microseconds>(policy.spin, std::chrono::microseconds::zero(),
+                                                      std::chrono::hours(1))) {}
+
+void Poller::enter() noexcept { entered = this; }
+
+bool Poller::watch(std::shared_ptr<Pollable> pollable) {
+  if (patience_ == std::chrono::nanoseconds::zero()) {
+    return false;
+  }
+  const std::lock_guard lock(mutex_);
+  if ((!looking_ && entered != this) || count_ >= most_watched) {
+    return false;
+  }
+  ++count_;
+  added_.push_back(std::move(pollable));
+  any_added_.store(true, std::memory_order_release);
+  return true;
+}
+
+void Poller::look(const std::function<bool()>& run_ready) {
+  std::vector<Watched> watched;
+  for (unsigned round = 0;; ++round) {
+    auto now = std::chrono::steady_clock::now();
+    if (watched.empty() || any_added_.load(std::memory_order_acquire)) {
+      const std::lock_guard lock(mutex_);
+      if (round == 0) {
+        if (looking_) {
+          return;
+        }
+        looking_ = true;
+      }
+      for (auto& pollable : added_) {
+        watched.push_back({std::move(pollable), now});
+      }
+      added_.clear();
+      any_added_.store(false, std::memory_order_relaxed);
+      if (watched.empty()) {
+        looking_ = false;
+        return;
+      }
+    }
+    look_once(watched, now);
+    if (round % rounds_between == 0) {
+      run_ready();
+    }
+  }
+}
+
+void Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now) {
+  for (std::size_t i = 0; i < watched.size();) {
+    auto& [pollable, last_found] = watched[i];
+    const auto found = pollable->poll();
+    if (found == Pollable::Found::something) {
+      last_found = now;
+    }
+    const bool tired = found == Pollable::Found::nothing && now - last_found > patience_;
+    if (found != Pollable::Found::released && !tired) {
+      ++i;
+      continue;
+    }
+    const auto gone = std::move(pollable);
+    watched.erase(watched.begin() + static_cast<std::ptrdiff_t>(i));
+    {
+      const std::lock_guard lock(mutex_);
+      --count_;
+    }
+    if (tired) {
+      gone->rest();
+    }
+  }
+}
+
+}  // namespace kvferry::kit

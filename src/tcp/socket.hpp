@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+namespace kvferry::tcp {
+
+/// A connected socket. Shared by its lane and whoever waits for its events, so that no number is used after it was closed.
+class Socket {
+ public:
+  explicit Socket(int descriptor) noexcept : descriptor_(descriptor) {}
+  Socket(const Socket&) = delete;
+  Socket& operator=(const Socket&) = delete;
+  ~Socket() { ::close(descriptor_); }
+
+  [[nodiscard]] int descriptor() const noexcept { return descriptor_; }
+  /// Ends the connection and wakes whoever waits for its events.
+  void shut() const noexcept { ::shutdown(descriptor_, SHUT_RDWR); }
+
+ private:
+  const int descriptor_;
+};
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/kit/poller.hpp>
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <memory>
+#include <thread>
+#include <vector>
+
+namespace kvferry::kit {
+namespace {
+
+/// Finds something so many times, and nothing from then on.
+class Connection final : public Pollable {
+ public:
+  explicit Connection(int finds, Found then = Found::nothing) : finds_(finds), then_(then) {}
+
+  Found poll() override {
+    ++polls;
+    return polls <= finds_ ? Found::something : then_;
+  }
+  void rest() override { ++rests; }
+
+  int polls = 0;
+  int rests = 0;
+
+ private:
+  const int finds_;
+  const Found then_;
+};
+
+bool nothing_else() { return false; }
+
+TEST(Poller, NobodyLooksWithoutAnIoThread) {
+  Poller poller(PollPolicy{std::chrono::microseconds(10)});
+  EXPECT_FALSE(poller.watch(std::make_shared<Connection>(0)));
+}
+
+TEST(Poller, NeverMeansNever) {
+  Poller poller(PollPolicy::never());
+  poller.enter();
+  EXPECT_FALSE(poller.watch(std::make_shared<Connection>(0)));
+}
+
+TEST(Poller, AConnectionOnWhichNothingHappensIsLeftToItsEvents) {
+  Poller poller(PollPolicy{std::chrono::microseconds(10)});
+  poller.enter();
+  const auto connection = std::make_shared<Connection>(1000);
+  ASSERT_TRUE(poller.watch(connection));
+  poller.look(nothing_else);
+  EXPECT_GT(connection->polls, 1000);
+  EXPECT_EQ(connection->rests, 1);
+  poller.look(nothing_else);
+  EXPECT_EQ(connection->rests, 1);
+}
+
+TEST(Poller, AReleasedConnectionIsNotTouchedAgain) {
+  Poller poller(PollPolicy::always());
+  poller.enter();
+  const auto connection = std::make_shared<Connection>(3, Pollable::Found::released);
+  ASSERT_TRUE(poller.watch(connection));
+  poller.look(nothing_else);
+  EXPECT_EQ(connection->polls, 4);
+  EXPECT_EQ(connection->rests, 0);
+  EXPECT_EQ(connection.use_count(), 1);
+}
+
+TEST(Poller, EverythingElseIsRunMeanwhile) {
+  Poller poller(PollPolicy::always());
+  poller.enter();
+  const auto first = std::make_shared<Connection>(1000, Pollable::Found::released);
+  const auto second = std::make_shared<Connection>(10, Pollable::Found::released);
+  ASSERT_TRUE(poller.watch(first));
+  int runs = 0;
+  poller.look([&] {
+    if (++runs == 5) {
+      EXPECT_TRUE(poller.watch(second));
+    }
+    return true;
+  });
+  EXPECT_GE(runs, 100);
+  EXPECT_EQ(second->polls, 11);
+}
+
+TEST(Poller, NotMoreThanItCanLookAt) {
+  Poller poller(PollPolicy{std::chrono::microseconds(10)});
+  poller.enter();
+  std::vector<std::shared_ptr<Connection>> connections;
+  for (int i = 0; i < 100; ++i) {
+    connections.push_back(std::make_shared<Connection>(0));
+  }
+  std::size_t watched = 0;
+  for (const auto& connection : connections) {
+    watched += poller.watch(connection) ? 1U : 0U;
+  }
+  EXPECT_GT(watched, 0U);
+  EXPECT_LT(watched, connections.size());
+  poller.look(nothing_else);
+  EXPECT_TRUE(poller.watch(connections.back())) << "there is room again";
+  poller.look(nothing_else);
+}
+
+TEST(Poller, WhileOneThreadLooksAnotherNeedNot) {
+  Poller poller(PollPolicy::always());
+  poller.enter();
+  ASSERT_TRUE(poller.watch(std::make_shared<Connection>(1, Pollable::Found::released)));
+  bool tried = false;
+  bool accepted = false;
+  poller.look([&] {
+    if (!tried) {
+      tried = true;
+      std::thread([&] {
+        accepted = poller.watch(std::make_shared<Connection>(0, Pollable::Found::released));
+        poller.enter();
+        poller.look([] {
+          ADD_FAILURE() << "two threads look";
+          return false;
+        });
+      }).join();
+    }
+    return false;
+  });
+  EXPECT_TRUE(accepted) << "there is a thread that looks";
+}
+
+}  // namespace
+}  // namespace kvferry::kit

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <future>
+#include <latch>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "channel_pair.hpp"
+
+namespace kvferry::tcp {
+namespace {
+
+using testing::indexes;
+using testing::Node;
+
+struct Policy {
+  std::string name;
+  PollPolicy poll;
+};
+
+/// Blocking calls, in which the caller's thread waits for the connection itself.
+class BlockingCalls : public ::testing::TestWithParam<Policy> {
+ protected:
+  BlockingCalls() { a_.channel->lazy_init_peer_connection("a", "b", b_.channel->peer_init_url()); }
+
+  [[nodiscard]] static TcpOptions options() {
+    TcpOptions options;
+    options.poll = GetParam().poll;
+    return options;
+  }
+
+  Node a_{256, options()};
+  Node b_{256, options()};
+};
+
+INSTANTIATE_TEST_SUITE_P(Poll, BlockingCalls,
+                         ::testing::Values(Policy{"Never", PollPolicy::never()}, Policy{"Default", PollPolicy()},
+                                           Policy{"Always", PollPolicy::always()}),
+                         [](const auto& policy) { return policy.param.name; });
+
+TEST_P(BlockingCalls, MoveWhatTheyWaitFor) {
+  const auto all = indexes(256);
+  for (unsigned round = 1; round <= 20; ++round) {
+    a_.fill(round);
+    EXPECT_EQ(a_.channel->batched_write(a_.pages(256), {.peer_id = "b", .remote_indexes = all}), 256U);
+    EXPECT_EQ(a_.memory, b_.memory);
+    b_.fill(round + 1000);
+    EXPECT_EQ(a_.channel->batched_read(a_.pages(256), {.peer_id = "b", .remote_indexes = all}), 256U);
+    EXPECT_EQ(a_.memory, b_.memory);
+  }
+}
+
+TEST_P(BlockingCalls, OfBothSidesMeet) {
+  std::thread other([&] {
+    for (unsigned round = 1; round <= 50; ++round) {
+      EXPECT_EQ(b_.channel->batched_recv(b_.pages(16), {.peer_id = "a", .tag = round}), 16U);
+      EXPECT_EQ(b_.channel->batched_send(b_.pages(16), {.peer_id = "a", .tag = round}), 16U);
+    }
+  });
+  for (unsigned round = 1; round <= 50; ++round) {
+    EXPECT_EQ(a_.channel->batched_send(a_.pages(16), {.peer_id = "b", .tag = round}), 16U);
+    EXPECT_EQ(a_.channel->batched_recv(a_.pages(16), {.peer_id = "b", .tag = round}), 16U);
+  }
+  other.join();
+}
+
+TEST_P(BlockingCalls, OfSeveralThreadsShareAConnection) {
+  std::vector<std::thread> threads;
+  for (std::size_t thread = 0; thread < 4; ++thread) {
+    threads.emplace_back([&, thread] {
+      const std::vector<std::uint64_t> page{thread};
+      for (int round = 0; round < 100; ++round) {
+        EXPECT_EQ(a_.channel->batched_write(std::vector{a_.page(thread)}, {.peer_id = "b", .remote_indexes = page}), 1U);
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+}
+
+TEST_P(BlockingCalls, EndWithTheirDeadline) {
+  std::error_code error;
+  EXPECT_EQ(a_.channel->batched_recv(a_.pages(1), {.peer_id = "b", .tag = 1, .timeout = std::chrono::milliseconds(20)}, error),
+            0U);
+  EXPECT_EQ(error, errc::timed_out);
+}
+
+TEST_P(BlockingCalls, EndWithTheirChannel) {
+  std::latch started(1);
+  auto blocked = std::async(std::launch::async, [&] {
+    std::error_code error;
+    started.count_down();
+    a_.channel->batched_recv(a_.pages(1), {.peer_id = "b", .tag = 1}, error);
+    return error;
+  });
+  started.wait();
+  a_.channel->close();
+  EXPECT_EQ(blocked.get(), errc::closed);
+}
+
+TEST_P(BlockingCalls, LeaveTheConnectionToThosePeersStart) {
+  EXPECT_EQ(a_.channel->batched_write(std::vector{a_.page(0)}, {.peer_id = "b", .remote_indexes = indexes(1)}), 1U);
+  // Nobody at "a" waits for anything now.
+  b_.fill(7);
+  EXPECT_EQ(b_.channel->batched_write(b_.pages(256), {.peer_id = "a", .remote_indexes = indexes(256)}), 256U);
+  EXPECT_EQ(a_.memory, b_.memory);
+}
+
+}  // namespace
+}  // namespace kvferry::tcp
