@@ -18,7 +18,7 @@ enum class wc_status {
   bad_response = 7,
   local_access_error = 8,
   remote_invalid_request = 9,
-  remote_access_error = 10,  ///< The peer's adapter refused the key, the address or the length: most likely the peer is going down.
+  remote_access_error = 10,  ///< The peer's adapter refused the key, the address or the length: it may be going down.
   remote_operation_error = 11,
   retry_exceeded = 12,      ///< The peer, its host or the way there did not answer.
   rnr_retry_exceeded = 13,  ///< The peer had no receive buffer for too long.
@@ -32,8 +32,8 @@ enum class wc_status {
   general = 21,
 };
 
-/// The category of `wc_status`; its name is "kvferry.rdma". Codes that say that the peer can't be reached, or has taken back the memory that it offered, belong to
-/// `condition::peer_failed` and `condition::retryable`.
+/// The category of `wc_status`; its name is "kvferry.rdma". Codes that say that the peer can't be reached, or has taken
+/// back the memory that it offered, belong to `condition::peer_failed` and `condition::retryable`.
 [[nodiscard]] const std::error_category& rdma_category() noexcept;
 
 [[nodiscard]] std::error_code make_error_code(wc_status status) noexcept;

@@ -19,8 +19,8 @@ static_assert(static_cast<int>(wc_status::remote_aborted) == IBV_WC_REM_ABORT_ER
 static_assert(static_cast<int>(wc_status::response_timeout) == IBV_WC_RESP_TIMEOUT_ERR);
 static_assert(static_cast<int>(wc_status::general) == IBV_WC_GENERAL_ERR);
 
-/// Requests stay within what the peer offered. An adapter that refuses one all the same no longer has the memory registered:
-/// the peer is going down, and its kernel takes its memory back before its connections.
+/// Requests stay within what the peer offered. An adapter that refuses one all the same no longer has the memory
+/// registered: the peer is going down, and its kernel takes its memory back before its connections.
 bool peer_gone(wc_status status) noexcept {
   switch (status) {
     case wc_status::local_qp_operation_error:
