@@ -17,8 +17,8 @@
 
 namespace example {
 
-/// Decode's side of the agreement about the cache: takes the messages in which a prefill peer offers one, and what belongs
-/// to it. It takes one cache.
+/// Decode's side of the agreement about the cache: takes the messages in which a prefill peer offers one, and what
+/// belongs to it. It takes one cache.
 class CacheDesk {
  public:
   /// @param pool where an offered cache gets its pages from; must outlive the desk.
@@ -64,7 +64,8 @@ template <class Transport>
 class DecodeChannel final : public Transport {
  public:
   template <class Options>
-  DecodeChannel(Options options, CacheDesk& desk) : Transport(with_side_messages_held(std::move(options))), desk_(desk) {
+  DecodeChannel(Options options, CacheDesk& desk)
+      : Transport(with_side_messages_held(std::move(options))), desk_(desk) {
     this->answer_side_messages();
   }
   ~DecodeChannel() override { DecodeChannel::close(); }

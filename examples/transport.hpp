@@ -22,8 +22,8 @@ template <class Options>
   return options;
 }
 
-/// Makes a channel of the transport that the options name: `Channel<kvferry::TcpTransferChannel>` or its counterpart, from the
-/// transport's options and `arguments`.
+/// Makes a channel of the transport that the options name: `Channel<kvferry::TcpTransferChannel>` or its counterpart,
+/// from the transport's options and `arguments`.
 template <template <class> class Channel, class... Arguments>
 [[nodiscard]] std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const CommonOptions& options,
                                                                          kvferry::ChannelOptions common,

@@ -41,9 +41,9 @@ std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings
   if (settings.transport == "rdma") {
     kvferry::RdmaOptions options;
     apply(settings, region, init_host, options);
-    const auto rails = kvferry::RdmaTransferChannel::active_rails();
-    // Of a connection's lanes there are as many as rails here.
-    options.rails.assign(rails.begin(), rails.begin() + static_cast<std::ptrdiff_t>(std::min(settings.lanes, rails.size())));
+    // As many rails as a connection is to have lanes.
+    options.rails = kvferry::RdmaTransferChannel::active_rails();
+    options.rails.resize(std::min(settings.lanes, options.rails.size()));
     return std::make_unique<kvferry::RdmaTransferChannel>(std::move(options));
   }
 #endif

@@ -20,19 +20,21 @@ namespace kvferry {
 struct RdmaRail {
   std::string device;     ///< As `ibv_devices` calls it: "mlx5_0", "rxe0".
   std::uint8_t port = 1;  ///< From 1.
-  /// An entry of the port's GID table. Unset: the one of the advertised address if the port has it, else the first that is
-  /// RoCE v2 of an IPv4 address, then of an IPv6 address that is not link-local, then any RoCE v2; on InfiniBand the first.
+  /// An entry of the port's GID table. Unset: the one of the advertised address if the port has it, else the first that
+  /// is RoCE v2 of an IPv4 address, then of an IPv6 address that is not link-local, then any RoCE v2; on InfiniBand the
+  /// first.
   std::optional<std::uint32_t> gid_index = {};
 };
 
 /// What an RDMA channel may be told. Byte counts are bytes.
 struct RdmaOptions : ChannelOptions {
-  /// The rails. Rail number n of one side is joined with rail number n of the other; those that only one side has, or that
-  /// are not active, are left out, and `PeerInfo::path` says which are in use. Empty: one rail, on the device that has the address of
-  /// `advertised_init_url` or `peer_init_url`, or else on the first active one.
+  /// The rails. Rail number n of one side is joined with rail number n of the other; those that only one side has, or
+  /// that are not active, are left out, and `PeerInfo::path` says which are in use. Empty: one rail, on the device that
+  /// has the address of `advertised_init_url` or `peer_init_url`, or else on the first active one.
   std::vector<RdmaRail> rails;
 
-  /// One-sided batches of at least this many bytes are spread over the rails; smaller ones go over one rail each, in turn.
+  /// One-sided batches of at least this many bytes are spread over the rails; smaller ones go over one rail each, in
+  /// turn.
   std::size_t stripe_threshold = std::size_t{1} << 20;
 
   /// Regions are registered in slices of this size. Some adapters are slower with larger memory regions.
@@ -44,22 +46,23 @@ struct RdmaOptions : ChannelOptions {
   /// RDMA reads that a connection has under way at a time, as far as both devices allow.
   std::size_t read_depth = 128;
 
-  /// Objects of a send up to this size travel in messages, which the receiver copies from; larger ones are written straight
-  /// into the receiver's buffers, where those lie in a region that peers may write to or are large enough to be registered
-  /// for the occasion. At most 4 KiB.
+  /// Objects of a send up to this size travel in messages, which the receiver copies from; larger ones are written
+  /// straight into the receiver's buffers, where those lie in a region that peers may write to or are large enough to
+  /// be registered for the occasion. At most 4 KiB.
   std::size_t eager_bytes = 4096;
 
-  /// How long an adapter waits for the peer's before it sends again (rounded up to a power of two of 4.096 us), and how often it
-  /// does so (at most 6: Soft-RoCE takes 7 for "without end"). Together: how long it takes to notice that a peer, its host or
-  /// the way there is gone.
+  /// How long an adapter waits for the peer's before it sends again (rounded up to a power of two of 4.096 us), and how
+  /// often it does so (at most 6: Soft-RoCE takes 7 for "without end"). Together: how long it takes to notice that a
+  /// peer, its host or the way there is gone.
   std::chrono::milliseconds ack_timeout{250};
   unsigned retry_count = 6;
 
-  /// A connection on which nothing happened for this long is probed, which its peer's adapter answers by itself. Zero: never.
+  /// A connection on which nothing happened for this long is probed, which its peer's adapter answers by itself. Zero:
+  /// never.
   std::chrono::milliseconds keepalive_interval{2'000};
 
-  /// How long an operation that passed its deadline, or was cancelled, may wait for what the adapters have under way for it. Then
-  /// its queue pair is destroyed, with all that is on it, and the operation ends.
+  /// How long an operation that passed its deadline, or was cancelled, may wait for what the adapters have under way
+  /// for it. Then its queue pair is destroyed, with all that is on it, and the operation ends.
   std::chrono::milliseconds drain_timeout{250};
 
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.
@@ -74,27 +77,30 @@ struct RdmaRailInfo {
   std::uint64_t bytes_read = 0;     ///< By reads of this side.
 };
 
-/// Moves pages by RDMA: reliable connections on libibverbs, over InfiniBand or RoCE. See `BaseTransferChannel` for what every channel
-/// promises and docs/wire_protocol.md for what travels.
+/// Moves pages by RDMA: reliable connections on libibverbs, over InfiniBand or RoCE. See `BaseTransferChannel` for what
+/// every channel promises and docs/wire_protocol.md for what travels.
 ///
-/// Regions are registered at construction, so their memory counts against `ulimit -l`. Objects outside of every region may
-/// be used: small ones are copied through registered memory, large ones are registered for the time of their operation.
-/// A region with a `dmabuf_fd` is registered by that; its memory takes part in writes and reads, not in sends and recvs.
+/// Regions are registered at construction, so their memory counts against `ulimit -l`. Objects outside of every region
+/// may be used: small ones are copied through registered memory, large ones are registered for the time of their
+/// operation. A region with a `dmabuf_fd` is registered by that; its memory takes part in writes and reads, not in
+/// sends and recvs.
 ///
-/// A deadline that passes while an operation's requests are with the adapters is kept to within `RdmaOptions::drain_timeout`.
+/// A deadline that passes while an operation's requests are with the adapters is kept to within
+/// `RdmaOptions::drain_timeout`.
 ///
-/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the end
-/// of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed object.
+/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the
+/// end of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed
+/// object.
 class RdmaTransferChannel : public kit::TransferChannelKit {
  public:
   /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
-  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`; the errno of a bind, of a device that can't be opened or of
-  /// memory that can't be registered; ENODEV if there is no active device. The sentence names it.
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`; the errno of a bind, of a device that can't be
+  /// opened or of memory that can't be registered; ENODEV if there is no active device. The sentence names it.
   explicit RdmaTransferChannel(RdmaOptions options);
   ~RdmaTransferChannel() override;
 
-  /// The active ports of this machine's RDMA devices, in the order in which libibverbs lists them. Some may be on networks that
-  /// don't reach each other.
+  /// The active ports of this machine's RDMA devices, in the order in which libibverbs lists them. Some may be on
+  /// networks that don't reach each other.
   [[nodiscard]] static std::vector<RdmaRail> active_rails();
 
   [[nodiscard]] std::string_view transport() const noexcept override;

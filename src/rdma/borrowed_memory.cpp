@@ -10,7 +10,7 @@ namespace kvferry::rdma {
 namespace {
 
 constexpr std::uint64_t page_bytes = 4096;
-/// Registering costs about as much as copying this much.
+/// Less is copied in less time than it is registered in.
 constexpr std::uint64_t least_registered = std::uint64_t{64} << 10;
 
 struct Range {
@@ -23,7 +23,8 @@ void join_ranges(std::vector<Range>& ranges) {
   std::ranges::sort(ranges, {}, &Range::begin);
   std::vector<Range> joined;
   for (const Range& range : ranges) {
-    const bool touches = !joined.empty() && range.begin / page_bytes <= (joined.back().end + page_bytes - 1) / page_bytes;
+    const bool touches =
+        !joined.empty() && range.begin / page_bytes <= (joined.back().end + page_bytes - 1) / page_bytes;
     if (touches) {
       joined.back().end = std::max(joined.back().end, range.end);
     } else {
@@ -38,8 +39,9 @@ MemoryRegionPtr register_range(ibv_pd* domain, const Range& range, int access, k
   auto region = register_memory(domain, reinterpret_cast<void*>(range.begin), size, access);
   if (region == nullptr) {
     failure.code = last_verbs_error();
-    failure.sentence = std::string("RDMA device '") + ibv_get_device_name(domain->context->device) + "' can't register " +
-                       std::to_string(size) + " bytes outside of every region: " + failure.code.message();
+    failure.sentence = std::string("RDMA device '") + ibv_get_device_name(domain->context->device) +
+                       "' can't register " + std::to_string(size) +
+                       " bytes outside of every region: " + failure.code.message();
   }
   return region;
 }
@@ -47,8 +49,7 @@ MemoryRegionPtr register_range(ibv_pd* domain, const Range& range, int access, k
 }  // namespace
 
 std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const std::vector<MutableBuffer>& objects,
-                                                       kit::ObjectRange range, bool will_be_read,
-                                                       kit::Failure& failure) {
+                                                       kit::ObjectRange range, bool for_read, kit::Failure& failure) {
   const Slice* hint = nullptr;
   std::vector<std::size_t> outside;
   std::size_t bytes = 0;
@@ -73,7 +74,7 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
     std::byte* next = borrowed->block_->data();
     for (const std::size_t object : outside) {
       const MutableBuffer owner = objects[object];
-      if (will_be_read) {
+      if (for_read) {
         borrowed->staged_.push_back({object, owner});
       } else {
         std::memcpy(next, owner.data(), owner.size());
@@ -93,7 +94,7 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   join_ranges(ranges);
   for (const Range& joined : ranges) {
     // Memory that is only read from needs no right to be written, which the caller may not have.
-    auto region = register_range(device.domain(), joined, will_be_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
+    auto region = register_range(device.domain(), joined, for_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
     if (region == nullptr) {
       return nullptr;
     }
@@ -143,7 +144,8 @@ kit::Failure OfferedBuffers::offer(const SliceTable& regions, ibv_pd* domain, st
     PostedBuffer posted{objects[i].size(), 0, 0, 0};
     const Slice* const slice = objects[i].empty() ? nullptr : regions.find(begin, hint);
     if (slice != nullptr && slice->device_memory) {
-      return {errc::not_supported, "object " + std::to_string(i) + " lies in a dma-buf's region, which is for writes and reads"};
+      return {errc::not_supported,
+              "object " + std::to_string(i) + " lies in a dma-buf's region, which is for writes and reads"};
     }
     if (slice != nullptr && slice->peers_may_write && end <= slice->end) {
       end_run(i);

@@ -15,17 +15,18 @@
 
 namespace kvferry::rdma {
 
-/// An operation's objects as its rail's device can use them, where some lie outside of every region: those are copied through
-/// a staging block if they are small, else registered, for as long as this lives.
+/// An operation's objects as its rail's device can use them, where some lie outside of every region: those are copied
+/// through a staging block if they are small, else registered, for as long as this lives.
 ///
-/// There is no cache of registrations. A cache would have to know when memory was unmapped and mapped anew, or the adapter would
-/// write into pages that are no longer the caller's; here nothing stays registered that the caller didn't lend.
+/// There is no cache of registrations. A cache would have to know when memory was unmapped and mapped anew, or the
+/// adapter would write into pages that are no longer the caller's; here nothing stays registered that the caller didn't
+/// lend.
 class BorrowedMemory {
  public:
   /// @return nothing, without an error, if all objects lie in regions.
   [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device,
                                                               const std::vector<MutableBuffer>& objects,
-                                                              kit::ObjectRange range, bool will_be_read,
+                                                              kit::ObjectRange range, bool for_read,
                                                               kit::Failure& failure);
 
   /// Where the objects lie now; those outside of the range are as they were.
@@ -48,8 +49,8 @@ class BorrowedMemory {
   std::vector<MemoryRegionPtr> registered_;
 };
 
-/// The buffers of a recv, as they are offered to the sender. Into those in regions that peers may write to it can write directly;
-/// large others are registered for as long as this lives, and closed to the sender with it.
+/// The buffers of a recv, as they are offered to the sender. Into those in regions that peers may write to it can write
+/// directly; large others are registered for as long as this lives, and closed to the sender with it.
 class OfferedBuffers {
  public:
   /// @param eager_bytes up to this size no offer is worth while.
@@ -61,7 +62,8 @@ class OfferedBuffers {
   [[nodiscard]] const std::vector<PostedBuffer>& posted() const noexcept { return posted_; }
   /// Whether the sender may write into any of them.
   [[nodiscard]] bool any_direct() const noexcept { return any_direct_; }
-  /// Whether closing is enough to keep the sender out; else the region's key lets it in as long as there is a queue pair.
+  /// Whether closing is enough to keep the sender out; else the region's key lets it in as long as there is a queue
+  /// pair.
   [[nodiscard]] bool revocable() const noexcept { return !uses_region_keys_; }
   void close() { registered_.clear(); }
 

@@ -45,17 +45,15 @@ struct RailEndpoint {
 
   static constexpr std::string_view side_message_type = "RdmaRail";
   static constexpr auto side_message_fields() {
-    return std::tuple(side_message_field("rail", &RailEndpoint::rail),
-                      side_message_field("link_layer", &RailEndpoint::link_layer),
-                      side_message_field("gid_type", &RailEndpoint::gid_type),
-                      side_message_field("gid", &RailEndpoint::gid), side_message_field("lid", &RailEndpoint::lid),
-                      side_message_field("queue_pair", &RailEndpoint::queue_pair),
-                      side_message_field("packet_number", &RailEndpoint::packet_number),
-                      side_message_field("mtu", &RailEndpoint::mtu),
-                      side_message_field("reads_taken", &RailEndpoint::reads_taken),
-                      side_message_field("reads_made", &RailEndpoint::reads_made),
-                      side_message_field("max_message", &RailEndpoint::max_message),
-                      side_message_field("regions", &RailEndpoint::regions));
+    return std::tuple(
+        side_message_field("rail", &RailEndpoint::rail), side_message_field("link_layer", &RailEndpoint::link_layer),
+        side_message_field("gid_type", &RailEndpoint::gid_type), side_message_field("gid", &RailEndpoint::gid),
+        side_message_field("lid", &RailEndpoint::lid), side_message_field("queue_pair", &RailEndpoint::queue_pair),
+        side_message_field("packet_number", &RailEndpoint::packet_number),
+        side_message_field("mtu", &RailEndpoint::mtu), side_message_field("reads_taken", &RailEndpoint::reads_taken),
+        side_message_field("reads_made", &RailEndpoint::reads_made),
+        side_message_field("max_message", &RailEndpoint::max_message),
+        side_message_field("regions", &RailEndpoint::regions));
   }
 };
 

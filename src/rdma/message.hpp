@@ -38,10 +38,10 @@ struct MessageHeader {
   std::uint32_t count = 0;       ///< recv_post, send_data: entries in the body. send_abort: the send's objects.
   std::uint32_t body_bytes = 0;  ///< Bytes that follow.
   std::uint64_t operation = 0;   ///< The id at the side that gave it: see the type. hello, welcome: the incarnation.
-  std::uint64_t tag = 0;         ///< recv_post, recv_cancel: the tag. send_data: the send's id. hello, welcome: the rail.
-  std::uint64_t first = 0;       ///< recv_post: number of the first object in the body.
-  std::uint32_t status = 0;      ///< 0 or a kvferry::errc.
-  std::uint32_t total = 0;       ///< recv_post: objects. notify: bytes. Of all messages of the operation.
+  std::uint64_t tag = 0;     ///< recv_post, recv_cancel: the tag. send_data: the send's id. hello, welcome: the rail.
+  std::uint64_t first = 0;   ///< recv_post: number of the first object in the body.
+  std::uint32_t status = 0;  ///< 0 or a kvferry::errc.
+  std::uint32_t total = 0;   ///< recv_post: objects. notify: bytes. Of all messages of the operation.
 };
 static_assert(sizeof(MessageHeader) == 48);
 
@@ -75,7 +75,8 @@ inline constexpr std::size_t message_bytes = 8192;
 inline constexpr std::size_t messages = 64;
 
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
-/// Answers that wait for their turn because the peer takes no messages; a peer that causes more of them breaks the connection.
+/// Answers that wait for their turn because the peer takes no messages; a peer that causes more of them breaks the
+/// connection.
 inline constexpr std::size_t max_queued_answers = 4096;
 
 }  // namespace kvferry::rdma

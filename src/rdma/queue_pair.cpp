@@ -19,7 +19,8 @@ constexpr std::size_t send_slots = 32;
 constexpr std::size_t spare_requests = 8;
 constexpr std::uint32_t wanted_pieces = 16;
 constexpr std::uint32_t wanted_inline = 128;
-/// 0.64 ms (InfiniBand's table): what a sender waits that found no receive buffer, which takes a peer that breaks the rules.
+/// 0.64 ms (InfiniBand's table): what a sender waits that found no receive buffer, which takes a peer that breaks the
+/// rules.
 constexpr std::uint8_t receiver_not_ready_timer = 12;
 constexpr std::uint8_t receiver_not_ready_retries = 7;  // without end
 constexpr std::uint8_t hop_limit = 64;
@@ -127,10 +128,11 @@ void QueuePair::change_to_init() {
   attributes.pkey_index = 0;
   attributes.port_num = device_->port();
   attributes.qp_access_flags = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
-  const int result = ibv_modify_qp(pair_.get(), &attributes,
-                                   IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+  const int result =
+      ibv_modify_qp(pair_.get(), &attributes, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
   if (result != 0) {
-    throw TransferError(verbs_error(result), "RDMA device '" + device_->name() + "': the queue pair can't be initialised");
+    throw TransferError(verbs_error(result),
+                        "RDMA device '" + device_->name() + "': the queue pair can't be initialised");
   }
   std::array<ibv_wc, messages> all{};
   for (std::size_t i = 0; i < all.size(); ++i) {

@@ -27,8 +27,8 @@ struct QueuePairOptions {
   std::uint8_t traffic_class = 0;
 };
 
-/// A reliable connection: a queue pair, the completion queue that is its alone, the channel that tells of completions, and the memory
-/// that messages go through. One thread at a time.
+/// A reliable connection: a queue pair, the completion queue that is its alone, the channel that tells of completions,
+/// and the memory that messages go through. One thread at a time.
 class QueuePair {
  public:
   /// Makes it, with all receive buffers posted. @throws TransferError naming the device and what failed.
@@ -49,7 +49,9 @@ class QueuePair {
   /// @return how many completions there were; negative if the queue is broken.
   [[nodiscard]] int poll(std::span<ibv_wc> completions);
 
-  [[nodiscard]] static bool is_receive(const ibv_wc& completion) noexcept { return (completion.wr_id & receive_flag) != 0; }
+  [[nodiscard]] static bool is_receive(const ibv_wc& completion) noexcept {
+    return (completion.wr_id & receive_flag) != 0;
+  }
   /// What came in by a receive.
   [[nodiscard]] std::span<const std::byte> message(const ibv_wc& completion) const noexcept;
   /// Posts the receive buffers of these completions anew.

@@ -15,8 +15,8 @@ namespace {
 
 /// Completions that are taken from the queue at a time.
 constexpr std::size_t poll_batch = 32;
-/// Rounds of the driver - a batch of completions, a list of requests - that a caller does on its own thread: an operation's
-/// first requests, not its whole.
+/// Rounds of the driver - a batch of completions, a list of requests - that a caller does on its own thread: an
+/// operation's first requests, not its whole.
 constexpr std::size_t caller_rounds = 4;
 /// Rounds after which the reactor's thread looks after the others.
 constexpr std::size_t turn_rounds = 64;
@@ -35,6 +35,14 @@ Rail::Rail(const asio::any_io_executor& executor, std::shared_ptr<RailDevice> de
       events_(executor),
       timer_(executor),
       owner_(std::move(owner)) {}
+
+Rail::~Rail() {
+  // Only where the executor went before the channel is there anything left.
+  if (events_.is_open()) {
+    events_.release();
+  }
+  pair_.reset();
+}
 
 kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, const RailEndpoint& peers_rail,
                            Role role, std::uint64_t own_incarnation) {
@@ -56,7 +64,8 @@ kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& 
     events_.assign(pair_->event_descriptor());
     phase_ = Phase::greeting;
     last_activity_ = kit::Clock::now();
-    if (role_ == Role::dialing && protocol_->fill_message(list_, MessageType::hello, own_incarnation_, endpoint_.rail)) {
+    if (role_ == Role::dialing &&
+        protocol_->fill_message(list_, MessageType::hello, own_incarnation_, endpoint_.rail)) {
       post("hello");
     }
   });
@@ -282,10 +291,10 @@ bool Rail::poll_step() {
 void Rail::take_completion(const ibv_wc& completion) {
   if (completion.status != IBV_WC_SUCCESS) {
     const bool flushed = completion.status == IBV_WC_WR_FLUSH_ERR;
-    const auto cause = flushed ? std::error_code(errc::connection_lost)
-                               : std::error_code(static_cast<wc_status>(completion.status));
-    const std::string why =
-        flushed ? "the queue pair is in its error state" : ibv_wc_status_str(static_cast<ibv_wc_status>(completion.status));
+    const auto cause =
+        flushed ? std::error_code(errc::connection_lost) : std::error_code(static_cast<wc_status>(completion.status));
+    const std::string why = flushed ? "the queue pair is in its error state"
+                                    : ibv_wc_status_str(static_cast<ibv_wc_status>(completion.status));
     fail(cause, path() + ": " + why, QueuePair::is_receive(completion) ? 0 : completion.wr_id);
     return;
   }
@@ -298,8 +307,9 @@ void Rail::take_completion(const ibv_wc& completion) {
     return;
   }
   if (const auto error = protocol_->received(pair_->message(completion))) {
-    fail(error, path() + ": " +
-                    (error == errc::peer_closed ? std::string("the peer closed the connection") : protocol_->violation()));
+    fail(error,
+         path() + ": " +
+             (error == errc::peer_closed ? std::string("the peer closed the connection") : protocol_->violation()));
   }
 }
 
@@ -409,8 +419,8 @@ void Rail::end_all(std::error_code cause, std::string why, std::uint64_t culprit
 }
 
 std::string Rail::path() const {
-  return device_->name() + ":" + std::to_string(device_->port()) + " queue pair " + std::to_string(endpoint_.queue_pair) +
-         " -> " + std::to_string(peers_endpoint_.queue_pair);
+  return device_->name() + ":" + std::to_string(device_->port()) + " queue pair " +
+         std::to_string(endpoint_.queue_pair) + " -> " + std::to_string(peers_endpoint_.queue_pair);
 }
 
 }  // namespace kvferry::rdma

@@ -35,9 +35,10 @@ enum class Role : std::uint8_t { dialing, accepting };
 
 /// A connection on one rail: a queue pair and what is said on it.
 ///
-/// Whoever has something for the rail - a caller with an operation, the reactor with an event, a deadline - drives it, as
-/// `InboxDriver` says. So an operation's requests are posted on the caller's own thread, and operations are ended by the driver
-/// alone, when their requests have completed or the queue pair has been destroyed: then their buffers are quiet.
+/// Whoever has something for the rail - a caller with an operation, the reactor with an event, a deadline - drives it,
+/// as `InboxDriver` says. So an operation's requests are posted on the caller's own thread, and operations are ended by
+/// the driver alone, when their requests have completed or the queue pair has been destroyed: then their buffers are
+/// quiet.
 class Rail : public std::enable_shared_from_this<Rail> {
  public:
   /// What a rail belongs to, told when it is usable, and when it breaks by itself.
@@ -46,8 +47,8 @@ class Rail : public std::enable_shared_from_this<Rail> {
     virtual ~Owner() = default;
     /// The peer has greeted: messages go through in both directions. From here on nothing is received until `run`.
     virtual void rail_greeted() = 0;
-    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and reconnects.
-    /// Must not touch a rail.
+    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and
+    /// reconnects. Must not touch a rail.
     virtual void rail_breaking(std::error_code cause) = 0;
     /// After this rail's operations have ended.
     virtual void rail_broken(std::error_code cause, const std::string& why) = 0;
@@ -57,20 +58,26 @@ class Rail : public std::enable_shared_from_this<Rail> {
   Rail(const asio::any_io_executor& executor, std::shared_ptr<RailDevice> device, std::size_t number,
        const RailOptions& options, std::weak_ptr<Owner> owner);
 
+  Rail(const Rail&) = delete;
+  Rail& operator=(const Rail&) = delete;
+  ~Rail();
+
   [[nodiscard]] const RailEndpoint& endpoint() const noexcept { return endpoint_; }
 
   /// Joins the queue pair with the peer's and, on the dialing side, says hello.
   [[nodiscard]] kit::Failure connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer,
                                      const RailEndpoint& peers_rail, Role role, std::uint64_t own_incarnation);
-  /// The link has been handed over: welcomes the peer, on the accepting side, and receives. Does nothing if it has been shut.
+  /// The link has been handed over: welcomes the peer, on the accepting side, and receives. Does nothing if it has been
+  /// shut.
   void run();
 
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
-  /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this one's
-  /// operations before `shut` does.
+  /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this
+  /// one's operations before `shut` does.
   void hold();
-  /// Destroys the queue pair, after telling the peer if that can be done in a moment, and ends all operations with `cause`.
+  /// Destroys the queue pair, after telling the peer if that can be done in a moment, and ends all operations with
+  /// `cause`.
   void shut(std::error_code cause, const std::string& why);
 
   [[nodiscard]] std::string path() const;
@@ -116,7 +123,8 @@ class Rail : public std::enable_shared_from_this<Rail> {
   const std::shared_ptr<RailDevice> device_;
   const RailOptions options_;
 
-  kit::InboxDriver<Inbox> driver_;  ///< Its engine guards everything below, but for what is set before the rail is used.
+  kit::InboxDriver<Inbox>
+      driver_;  ///< Its engine guards everything below, but for what is set before the rail is used.
   std::unique_ptr<QueuePair> pair_;
   const RailEndpoint endpoint_;
   RailEndpoint peers_endpoint_;

@@ -168,10 +168,9 @@ void RailDevice::register_region(std::size_t number, const MemoryRegion& region,
   for (std::size_t begin = 0; begin < region.size; begin += slice_bytes) {
     const std::size_t size = std::min(slice_bytes, region.size - begin);
     const std::uint64_t address = address_of(region.data) + begin;
-    auto slice = is_device_memory
-                     ? MemoryRegionPtr(ibv_reg_dmabuf_mr(domain_.get(), region.dmabuf_offset + begin, size, address,
-                                                         region.dmabuf_fd, access))
-                     : register_memory(domain_.get(), region.data + begin, size, access);
+    auto slice = is_device_memory ? MemoryRegionPtr(ibv_reg_dmabuf_mr(domain_.get(), region.dmabuf_offset + begin, size,
+                                                                      address, region.dmabuf_fd, access))
+                                  : register_memory(domain_.get(), region.data + begin, size, access);
     if (slice == nullptr) {
       const auto error = last_verbs_error();
       throw TransferError(error, "region " + std::to_string(number) + ": RDMA device '" + rail_.device +
@@ -179,8 +178,8 @@ void RailDevice::register_region(std::size_t number, const MemoryRegion& region,
                                      std::to_string(region.size) + (is_device_memory ? " (a dma-buf)" : "") + ": " +
                                      error.message() + (error.value() == ENOMEM ? ", see ulimit -l" : ""));
     }
-    slices_.add({address, address + size, slice->lkey, slice->rkey, (access & IBV_ACCESS_REMOTE_WRITE) != 0,
-                 is_device_memory});
+    slices_.add(
+        {address, address + size, slice->lkey, slice->rkey, (access & IBV_ACCESS_REMOTE_WRITE) != 0, is_device_memory});
     if (region.peer_access != Access::none) {
       keys.keys.push_back(slice->rkey);
     }

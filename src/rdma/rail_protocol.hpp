@@ -43,12 +43,13 @@ struct RailTerms {
   std::size_t eager_bytes = 0;
 };
 
-/// What a rail does and says, without its queue pair: lists of work requests out through `fill`, completions and messages in. One
-/// thread at a time.
+/// What a rail does and says, without its queue pair: lists of work requests out through `fill`, completions and
+/// messages in. One thread at a time.
 ///
-/// One-sided operations become RDMA writes and reads of the peer's regions. A recv is posted to the sender, with the keys of those of its
-/// buffers that the sender may write to; the sender matches it with its sends by tag, writes large objects straight into them, and
-/// sends the rest in messages behind. Messages never exceed the receive buffers that the peer has posted.
+/// One-sided operations become RDMA writes and reads of the peer's regions. A recv is posted to the sender, with the
+/// keys of those of its buffers that the sender may write to; the sender matches it with its sends by tag, writes large
+/// objects straight into them, and sends the rest in messages behind. Messages never exceed the receive buffers that
+/// the peer has posted.
 class RailProtocol {
  public:
   RailProtocol(std::shared_ptr<kit::LinkHost> host, const SliceTable& own_memory, MessageSlots slots, RailTerms terms);
@@ -64,18 +65,19 @@ class RailProtocol {
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Preparation preparation);
 
-  /// Ends an operation's part with the operation's stop cause: now, or when nothing of it is with the adapters any more: see
-  /// `draining_since`.
+  /// Ends an operation's part with the operation's stop cause: now, or when nothing of it is with the adapters any
+  /// more: see `draining_since`.
   void stop(const kit::Operation& operation);
 
   /// Since when the operation that was stopped first waits for the adapters; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
-  /// Ends those that have waited since `until` or longer and can be. @return whether there are others, for which the queue
-  /// pair has to be destroyed.
+  /// Ends those that have waited since `until` or longer and can be. @return whether there are others, for which the
+  /// queue pair has to be destroyed.
   [[nodiscard]] bool cut_off(kit::Clock::time_point until);
 
-  /// The queue pair is gone: ends all parts, later ones too. @param culprit the operation that broke it, which gets `cause` itself; 0
-  /// for none. The others get `cause` if it says that the peer can't be reached, else `errc::connection_lost`.
+  /// The queue pair is gone: ends all parts, later ones too.
+  /// @param culprit the operation that broke it, which gets `cause` itself; 0 for none. The others
+  /// get `cause` if it says that the peer can't be reached, else `errc::connection_lost`.
   void fail(std::error_code cause, const std::string& why, std::uint64_t culprit = 0);
 
   /// Makes the next list of work requests; its requests' `wr_id`s are what `fail` takes for a culprit.
@@ -91,8 +93,8 @@ class RailProtocol {
   /// The first message of a connection has come in. @return whether it is of this type, incarnation and rail.
   [[nodiscard]] bool greeted(std::span<const std::byte> message, MessageType type, std::uint64_t incarnation,
                              std::uint64_t rail);
-  /// A message has come in, out of a receive buffer that has been posted again. @return `errc::protocol_violation`, with
-  /// `violation()` saying how; `errc::peer_closed` if it was a goodbye.
+  /// A message has come in, out of a receive buffer that has been posted again. @return `errc::protocol_violation`,
+  /// with `violation()` saying how; `errc::peer_closed` if it was a goodbye.
   [[nodiscard]] std::error_code received(std::span<const std::byte> message);
   [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
 
@@ -163,7 +165,7 @@ class RailProtocol {
     bool refused = false;  ///< There is no room for it.
   };
 
-  // Sending (rail_protocol.cpp)
+  // Posting (rail_protocol_post.cpp)
   bool add_message(WorkList& list);
   bool add_recv_post(WorkList& list);
   bool add_notification(WorkList& list);

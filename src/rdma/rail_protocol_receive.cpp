@@ -69,8 +69,8 @@ std::error_code RailProtocol::check(const MessageHeader& header, std::size_t byt
                     text(header.body_bytes));
   }
   if (header.credits > terms_.peer_buffers - credits_) {
-    return violated(text(header.credits) + " receive buffers posted anew, of " + text(terms_.peer_buffers) + " there were " +
-                    text(credits_) + " free");
+    return violated(text(header.credits) + " receive buffers posted anew, of " + text(terms_.peer_buffers) +
+                    " there were " + text(credits_) + " free");
   }
   return {};
 }
@@ -120,8 +120,8 @@ std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<
   const std::size_t size = notification_.size() + body.size();
   if (header.operation != notification_of_ || header.first != notification_.size() || header.total == 0 ||
       header.total > max_notification_bytes || size > header.total || last != (size == header.total)) {
-    return violated("notification with bytes " + text(header.first) + " to " + text(header.first + body.size()) + " of " +
-                    text(header.total) + " after " + text(notification_.size()));
+    return violated("notification with bytes " + text(header.first) + " to " + text(header.first + body.size()) +
+                    " of " + text(header.total) + " after " + text(notification_.size()));
   }
   notification_.insert(notification_.end(), body.begin(), body.end());
   if (!last) {
@@ -159,9 +159,10 @@ std::error_code RailProtocol::end_notify_ack(const MessageHeader& header) {
 }
 
 std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::span<const std::byte> body) {
-  if (header.count == 0 || body.size() != header.count * sizeof(PostedBuffer) || header.total > kit::max_paired_objects) {
-    return violated("recv with " + text(header.count) + " of " + text(header.total) + " buffers in " + text(body.size()) +
-                    " bytes");
+  if (header.count == 0 || body.size() != header.count * sizeof(PostedBuffer) ||
+      header.total > kit::max_paired_objects) {
+    return violated("recv with " + text(header.count) + " of " + text(header.total) + " buffers in " +
+                    text(body.size()) + " bytes");
   }
   if (header.first == 0) {
     if (header.operation <= last_posted_) {
@@ -287,7 +288,8 @@ std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const s
   const bool direct = (entry & SentObject::direct) != 0;
   kit::Operation& operation = recv.operation();
   if (refused || direct) {
-    if (recv.next_offset != 0 || (direct && (refused || length > buffer.size() || recv.offered->posted()[object].direct == 0))) {
+    if (recv.next_offset != 0 ||
+        (direct && (refused || length > buffer.size() || recv.offered->posted()[object].direct == 0))) {
       return violated("object " + text(object) + " said to have been written with " + text(length) + " bytes");
     }
     operation.set_size(object, static_cast<std::size_t>(length));
@@ -301,8 +303,8 @@ std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const s
     return {};
   }
   if (length > body.size() || length > buffer.size() - recv.next_offset) {
-    return violated("object " + text(object) + " sent with " + text(length) + " bytes at offset " + text(recv.next_offset) +
-                    " for a buffer of " + text(buffer.size()));
+    return violated("object " + text(object) + " sent with " + text(length) + " bytes at offset " +
+                    text(recv.next_offset) + " for a buffer of " + text(buffer.size()));
   }
   const auto size = static_cast<std::size_t>(length);
   if (size != 0) {

@@ -25,9 +25,10 @@ struct LinkOptions {
   RailOptions rail;
 };
 
-/// The connections to one peer, one a rail, from before they are joined. One-sided operations go over the rails in turn, large ones over
-/// all of them; a paired one goes over the rail that its tag names, the same on both sides, so that those of a tag stay in
-/// order. A rail that breaks takes the link with it: the next call makes a new one, of the rails that are active then.
+/// The connections to one peer, one a rail, from before they are joined. One-sided operations go over the rails in
+/// turn, large ones over all of them; a paired one goes over the rail that its tag names, the same on both sides, so
+/// that those of a tag stay in order. A rail that breaks takes the link with it: the next call makes a new one, of the
+/// rails that are active then.
 class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable_shared_from_this<RdmaLink> {
  public:
   /// Makes a queue pair on each rail that is active now. @throws TransferError if there is none.
@@ -38,8 +39,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   /// What the peer is to know: all rails, or after `join` those that were joined.
   [[nodiscard]] Endpoint endpoint() const;
 
-  /// Joins the rails with the peer's and greets it. `on_link` gets this link when the peer has greeted on all of them, or why
-  /// it didn't. @throws TransferError, with `on_link` never called, if the endpoint is senseless or doesn't fit.
+  /// Joins the rails with the peer's and greets it. `on_link` gets this link when the peer has greeted on all of them,
+  /// or why it didn't. @throws TransferError, with `on_link` never called, if the endpoint is senseless or doesn't fit.
   void join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, Role role, kit::Clock::time_point deadline,
             kit::LinkHandler on_link);
   /// Gives up joining; does nothing once the link has been handed over.

@@ -57,7 +57,8 @@ class RdmaDial final : public kit::Dial {
       std::error_code ec;
       const auto endpoint = kit::decode_endpoint<rdma::Endpoint>(remote_endpoint, ec);
       if (ec) {
-        throw TransferError(ec, "peer '" + host->peer().id + "' answered with a senseless rdma endpoint: " + ec.message());
+        throw TransferError(ec,
+                            "peer '" + host->peer().id + "' answered with a senseless rdma endpoint: " + ec.message());
       }
       link_->join(std::move(host), endpoint, rdma::Role::dialing, deadline,
                   [shared](std::error_code error, std::shared_ptr<kit::Link> link, std::string diagnostic) {
@@ -65,7 +66,8 @@ class RdmaDial final : public kit::Dial {
                   });
       joined_ = true;
     } catch (const std::system_error& error) {
-      asio::post(executor_, [shared, code = error.code(), why = std::string(error.what())] { (*shared)(code, nullptr, why); });
+      asio::post(executor_,
+                 [shared, code = error.code(), why = std::string(error.what())] { (*shared)(code, nullptr, why); });
       return;
     }
     if (!attempts_->add(link_)) {

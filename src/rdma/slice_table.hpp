@@ -32,7 +32,8 @@ class SliceTable {
   void clear() { slices_.clear(); }
   [[nodiscard]] bool empty() const noexcept { return slices_.empty(); }
 
-  /// @param hint the slice that was found last, or null; becomes the one that is found now. @return null if there is none.
+  /// @param hint the slice that was found last, or null; becomes the one that is found now. @return null if there is
+  /// none.
   const Slice* find(std::uint64_t address, const Slice*& hint) const noexcept {
     if (hint != nullptr && address >= hint->begin && address < hint->end) {
       return hint;

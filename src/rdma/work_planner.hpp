@@ -50,12 +50,13 @@ class RemoteMemory {
 
 /// What bounds a work request.
 struct RequestLimits {
-  std::size_t pieces = 1;                            ///< Entries in its gather list.
-  std::size_t bytes = std::size_t{1} << 20;          ///< Also so that operations take turns, and end soon when they are stopped.
+  std::size_t pieces = 1;  ///< Entries in its gather list.
+  std::size_t bytes =
+      std::size_t{1} << 20;  ///< Also so that operations take turns, and end soon when they are stopped.
 };
 
-/// Makes work requests of a batch: objects that lie end to end at the peer go in one, gathered from (or scattered to) wherever they
-/// lie here, until a limit, a slice or the list ends.
+/// Makes work requests of a batch: objects that lie end to end at the peer go in one, gathered from (or scattered to)
+/// wherever they lie here, until a limit, a slice or the list ends.
 class WorkPlanner {
  public:
   WorkPlanner() = default;

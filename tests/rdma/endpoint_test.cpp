@@ -32,8 +32,7 @@ TEST(RdmaEndpoint, Line21_MismatchesNameBothValues) {
   EXPECT_EQ(check_pairing(rail(), other), "rail 0: GID type 'RoCE v1', this side's is 'RoCE v2'");
   other = rail();
   other.gid[0] = std::byte{0xfd};
-  EXPECT_EQ(check_pairing(rail(), other),
-            "rail 0: a GID of an IPv6 address, this side's is of an IPv4 address");
+  EXPECT_EQ(check_pairing(rail(), other), "rail 0: a GID of an IPv6 address, this side's is of an IPv4 address");
 }
 
 TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {

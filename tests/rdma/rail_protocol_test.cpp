@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is posted and said on a rail, with both of its ends in memory: requests are carried out by this test instead of an adapter.
+// What is posted and said on a rail, with both of its ends in memory: requests are carried out by this test instead of
+// an adapter.
 #include "rdma/rail_protocol.hpp"
 
 #include <gtest/gtest.h>
@@ -299,11 +300,23 @@ TEST_F(RailProtocolTest, OthersMayTryAgainWhenOneBreaksTheQueuePair) {
   }
   ASSERT_TRUE(a.protocol->fill(*list_));
   const std::uint64_t culprit = (*list_)[1].wr_id;
-  a.protocol->fail(wc_status::remote_access_error, "the test says so", culprit);
+  a.protocol->fail(wc_status::local_protection_error, "the test says so", culprit);
   EXPECT_EQ(outcomes[0]->ec, errc::connection_lost);
-  EXPECT_EQ(outcomes[1]->ec, wc_status::remote_access_error);
+  EXPECT_EQ(outcomes[1]->ec, wc_status::local_protection_error);
   EXPECT_NE(outcomes[1]->ec, condition::retryable);
   EXPECT_EQ(outcomes[2]->ec, condition::retryable);
+}
+
+TEST_F(RailProtocolTest, ASendWhoseRecvHasVanishedMayBeTriedAgain) {
+  const auto sent = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, {b.at(0, 10'000)}, 1), std::make_shared<Outcome>());
+  ASSERT_TRUE(step(b, a));
+  ASSERT_TRUE(receive(a));
+  a.start(paired(TransferKind::send, {a.at(0, 10'000)}, 1), sent);
+  ASSERT_TRUE(a.protocol->fill(*list_));
+  a.protocol->fail(wc_status::remote_access_error, "the peer's process died", (*list_)[0].wr_id);
+  EXPECT_EQ(sent->ec, condition::peer_failed);
+  EXPECT_EQ(sent->ec, condition::retryable);
 }
 
 /// A message as a peer might send it.
@@ -332,11 +345,14 @@ TEST_F(RailProtocolTest, Line11_SenselessMessagesAreViolations) {
       message(header(MessageType::notify, [](auto& h) { h.total = 5; }), 10),
       message(header(MessageType::notify, [](auto& h) { h.total = 20, h.first = 10, h.flags = 1; }), 10),
       message(header(MessageType::notify_ack, [](auto& h) { h.operation = 5; })),
-      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 1, h.flags = 1; }), 23),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 1, h.flags = 1; }),
+              23),
       message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 1; }), 24),
       message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 1U << 31; }), 24),
-      message(header(MessageType::recv_post, [](auto& h) { h.operation = 0, h.count = 1, h.total = 1, h.flags = 1; }), 24),
-      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 9, h.first = 3; }), 24),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 0, h.count = 1, h.total = 1, h.flags = 1; }),
+              24),
+      message(header(MessageType::recv_post, [](auto& h) { h.operation = 1, h.count = 1, h.total = 9, h.first = 3; }),
+              24),
       message(header(MessageType::send_data, [](auto& h) { h.operation = 77, h.flags = 1; })),
       message(header(MessageType::send_ack, [](auto& h) { h.operation = 77; })),
       message(header(MessageType::send_abort, [](auto& h) { h.operation = 77; })),
@@ -397,7 +413,8 @@ TEST_F(RailProtocolTest, Line11_AnyBytesAreEitherUnderstoodOrViolations) {
       header.total = random() % 5;
       header.status = random() % 30;
       auto bytes = message(header, 8 * (random() % 10));
-      std::ranges::generate(bytes.begin() + sizeof(header), bytes.end(), [&] { return static_cast<std::byte>(random() % 5); });
+      std::ranges::generate(bytes.begin() + sizeof(header), bytes.end(),
+                            [&] { return static_cast<std::byte>(random() % 5); });
       if (side.protocol->received(bytes)) {
         break;
       }

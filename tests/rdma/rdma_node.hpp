@@ -56,8 +56,8 @@ template <class Condition>
 /// What a channel says of itself in handshakes, changed before the peer gets it.
 using ChangeEndpoint = std::function<void(Endpoint&)>;
 
-/// A channel that may lie: about itself when it is connected to (`told`) or connects (`asked`), or to itself about the peer when it
-/// connects (`heard`), as a program would that wants to reach what it may not.
+/// A channel that may lie: about itself when it is connected to (`told`) or connects (`asked`), or to itself about the
+/// peer when it connects (`heard`), as a program would that wants to reach what it may not.
 class LyingChannel final : public RdmaTransferChannel {
  public:
   LyingChannel(RdmaOptions options, ChangeEndpoint told, ChangeEndpoint asked, ChangeEndpoint heard)
@@ -122,7 +122,8 @@ struct NodeOptions {
 /// A channel with one region of memory of its own, in the middle of memory that nobody may touch.
 struct Node {
   explicit Node(std::size_t pages, NodeOptions options = {})
-      : memory((pages + 2 * guard_pages) * page_size, background), region(std::span(memory).subspan(guard_pages * page_size, pages * page_size)) {
+      : memory((pages + 2 * guard_pages) * page_size, background),
+        region(std::span(memory).subspan(guard_pages * page_size, pages * page_size)) {
     RdmaOptions& channel_options = options.channel;
     channel_options.regions.push_back({region.data(), region.size(), page_size, options.access});
     if (channel_options.rails.empty() && options.rails != 0) {

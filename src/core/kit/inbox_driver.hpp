@@ -7,10 +7,10 @@
 
 namespace kvferry::kit {
 
-/// Who drives a connection. Whoever has something for it leaves that in the inbox and tries to become the driver: the one that
-/// holds the engine, empties the inbox and works until there is nothing to do. If another thread drives already, that one finds the
-/// inbox filled before it stops. So nobody waits for a lock that is held across a system call, and what the engine
-/// guards is touched by the driver alone.
+/// Who drives a connection. Whoever has something for it leaves that in the inbox and tries to become the driver: the
+/// one that holds the engine, empties the inbox and works until there is nothing to do. If another thread drives
+/// already, that one finds the inbox filled before it stops. So nobody waits for a lock that is held across a system
+/// call, and what the engine guards is touched by the driver alone.
 ///
 /// @tparam Inbox default-constructible, with `empty()`.
 template <class Inbox>
@@ -28,8 +28,8 @@ class InboxDriver {
     return std::exchange(inbox_, Inbox());
   }
 
-  /// Drives, unless another thread does. @param step works, with the engine held. @param released gets what `step` returned,
-  /// with the engine let go; @return whether to look into the inbox again.
+  /// Drives, unless another thread does. @param step works, with the engine held. @param released gets what `step`
+  /// returned, with the engine let go; @return whether to look into the inbox again.
   /// @return whether this thread drove.
   template <class Step, class Released>
   bool drive(Step step, Released released) {
@@ -52,8 +52,8 @@ class InboxDriver {
     }
   }
 
-  /// Changes what the engine guards, waiting for the driver. To be followed by `drive`: whoever came meanwhile has left its work
-  /// in the inbox, taking this thread for the driver.
+  /// Changes what the engine guards, waiting for the driver. To be followed by `drive`: whoever came meanwhile has left
+  /// its work in the inbox, taking this thread for the driver.
   template <class Change>
   void change(Change change_engine) {
     const std::lock_guard engine(engine_mutex_);

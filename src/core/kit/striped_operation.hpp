@@ -49,7 +49,8 @@ struct ObjectRange {
   return ranges;
 }
 
-/// An operation of which each of several lanes or rails carries a part (or one of them all of it). It ends with its last part.
+/// An operation of which each of several lanes or rails carries a part (or one of them all of it). It ends with its
+/// last part.
 class StripedOperation {
  public:
   StripedOperation(std::shared_ptr<Operation> operation, std::size_t parts)

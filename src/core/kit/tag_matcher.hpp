@@ -10,8 +10,8 @@
 
 namespace kvferry::kit {
 
-/// Which send of this side meets which recv of the peer's: of each tag the first of either, in the order in which each side
-/// started them.
+/// Which send of this side meets which recv of the peer's: of each tag the first of either, in the order in which each
+/// side started them.
 ///
 /// @tparam Post what a posted recv says of its buffers: a container of one element each.
 template <class Post>

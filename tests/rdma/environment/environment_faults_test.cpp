@@ -2,11 +2,11 @@
 // What the machine does to a channel: a link that goes down, a peer that is stopped, memory that can't be registered.
 #include <gtest/gtest.h>
 
-#include <asio/use_future.hpp>
 #include <linux/capability.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <asio/use_future.hpp>
 
 #include <cstdlib>
 #include <fstream>
@@ -129,7 +129,8 @@ void expect_quiet_after_deadline(Node& node, PeerProcess& process, MutableBuffer
   EXPECT_EQ(process.ask("end"), "ended");
   EXPECT_TRUE(std::ranges::all_of(buffer, [](std::byte byte) { return byte == std::byte{0x5a}; }));
   EXPECT_EQ(process.ask("send " + std::to_string(tag + 1) + " 100"), "started");
-  EXPECT_EQ(node.channel->batched_recv({node.page(0)}, {.peer_id = "peer", .tag = tag + 1, .timeout = long_enough}), 1U);
+  EXPECT_EQ(node.channel->batched_recv({node.page(0)}, {.peer_id = "peer", .tag = tag + 1, .timeout = long_enough}),
+            1U);
   EXPECT_EQ(process.ask("end"), "ended");
   EXPECT_TRUE(std::ranges::all_of(buffer, [](std::byte byte) { return byte == std::byte{0x5a}; }));
 }
@@ -220,7 +221,8 @@ TEST(RdmaEnvironment, MemoryThatMayNotBeLockedIsNamed) {
   // An operation whose objects can't be registered ends, and harms no other.
   const MutableBuffer object(large);
   std::string diagnostic;
-  auto recv = a.channel->async_batched_recv({object}, {.peer_id = "b", .tag = 1, .diagnostic = &diagnostic}, asio::use_future);
+  auto recv =
+      a.channel->async_batched_recv({object}, {.peer_id = "b", .tag = 1, .diagnostic = &diagnostic}, asio::use_future);
   try {
     recv.get();
     ADD_FAILURE() << "received into memory that can't be registered";

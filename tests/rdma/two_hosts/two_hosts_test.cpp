@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two hosts joined by links: packets that are lost, late and out of order, and a host that is switched off. The program runs on both:
-// on host 0 the tests, on host 1 their peer. The last test ends host 1.
+// Two hosts joined by links: packets that are lost, late and out of order, and a host that is switched off. The program
+// runs on both: on host 0 the tests, on host 1 their peer. The last test ends host 1.
 #include <gtest/gtest.h>
 
 #include <asio/use_future.hpp>
 
 #include <cstdlib>
-#include <functional>
 #include <fstream>
+#include <functional>
 #include <future>
 #include <string_view>
 
@@ -85,8 +85,8 @@ void serve(std::size_t rails) {
     std::error_code ec;
     peer.channel->batched_recv({all}, {.peer_id = told.peer_id, .tag = tag_there(attempt), .timeout = one_try}, ec);
     if (!ec) {
-      peer.channel->batched_send({ConstBuffer(all)}, {.peer_id = told.peer_id, .tag = tag_back(attempt), .timeout = one_try},
-                                 ec);
+      peer.channel->batched_send({ConstBuffer(all)},
+                                 {.peer_id = told.peer_id, .tag = tag_back(attempt), .timeout = one_try}, ec);
     }
     EXPECT_TRUE(!ec || ec == condition::retryable) << ec.message();
   }
@@ -100,8 +100,8 @@ class Tester {
 
   [[nodiscard]] Node& node() { return node_; }
 
-  /// All kinds of transfer, there and back. A network that is bad enough breaks connections: then calls say that they may be
-  /// made again, and are, until they succeed.
+  /// All kinds of transfer, there and back. A network that is bad enough breaks connections: then calls say that they
+  /// may be made again, and are, until they succeed.
   void expect_transfers(unsigned seed) {
     const auto all = indexes(count);
     const TransferSpec pages{.peer_id = "peer", .remote_indexes = all, .timeout = one_try};
@@ -116,8 +116,8 @@ class Tester {
     expect_done([&](std::error_code& ec) {
       const std::uint64_t attempt = ++attempts_;
       tell(std::to_string(attempt));
-      node_.channel->batched_send({ConstBuffer(sent)}, {.peer_id = "peer", .tag = tag_there(attempt), .timeout = one_try},
-                                  ec);
+      node_.channel->batched_send({ConstBuffer(sent)},
+                                  {.peer_id = "peer", .tag = tag_there(attempt), .timeout = one_try}, ec);
       if (!ec) {
         node_.channel->batched_recv({MutableBuffer(back)},
                                     {.peer_id = "peer", .tag = tag_back(attempt), .timeout = one_try}, ec);
@@ -235,7 +235,8 @@ TEST(RdmaTwoHosts, TheOtherHostIsSwitchedOffInTheMiddleOfABatch) {
   const std::vector<std::byte> sent(node.region.begin(), node.region.end());
   const auto all = indexes(count);
   std::vector<std::byte> outside(std::size_t{1} << 20);
-  auto receiving = node.channel->async_batched_recv({MutableBuffer(outside)}, {.peer_id = "peer", .tag = 77}, asio::use_future);
+  auto receiving =
+      node.channel->async_batched_recv({MutableBuffer(outside)}, {.peer_id = "peer", .tag = 77}, asio::use_future);
   // One after the other without an end, until the host is gone.
   auto writing = std::async(std::launch::async, [&] {
     std::error_code ec;
@@ -259,8 +260,8 @@ TEST(RdmaTwoHosts, TheOtherHostIsSwitchedOffInTheMiddleOfABatch) {
   EXPECT_TRUE(std::ranges::equal(node.region, sent));
   // The next call tries to reconnect, and says by its deadline that nobody is there.
   std::error_code again;
-  node.channel->batched_write(node.pages(1), {.peer_id = "peer", .remote_indexes = indexes(1), .timeout = milliseconds(1000)},
-                              again);
+  node.channel->batched_write(node.pages(1),
+                              {.peer_id = "peer", .remote_indexes = indexes(1), .timeout = milliseconds(1000)}, again);
   EXPECT_TRUE(again == condition::peer_failed || again == condition::timed_out) << again.message();
 }
 

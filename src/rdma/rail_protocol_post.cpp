@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "rail_protocol.hpp"
+
+namespace kvferry::rdma {
+namespace {
+
+/// Bytes with the adapter at a time: enough for any network to be full, few enough to be gone soon when an operation is
+/// stopped.
+constexpr std::size_t window_bytes = std::size_t{8} << 20;
+/// What an operation may post before it is another one's turn.
+constexpr std::size_t turn_bytes = std::size_t{1} << 20;
+constexpr std::size_t turn_requests = 32;
+/// Places in the queue besides those for operations: for a probe, a goodbye.
+constexpr std::size_t reserved_requests = 2;
+
+ibv_wr_opcode opcode_of(TransferKind kind) { return kind == TransferKind::read ? IBV_WR_RDMA_READ : IBV_WR_RDMA_WRITE; }
+
+}  // namespace
+
+bool RailProtocol::fill(WorkList& list) {
+  list.clear();
+  while (list.has_request() && list.has_piece() && posted_ < terms_.queue_depth) {
+    if (!add_message(list) && (posted_bytes_ >= window_bytes || !add_work(list))) {
+      break;
+    }
+  }
+  if (list.empty() && owed_ >= terms_.own_buffers / 2) {
+    return fill_message(list, MessageType::credit, 0, 0);
+  }
+  if (list.empty()) {
+    return false;
+  }
+  records_.back().ends_list = true;
+  return true;
+}
+
+bool RailProtocol::fill_probe(WorkList& list) {
+  list.clear();
+  if (posted_ >= terms_.queue_depth + reserved_requests) {
+    return false;
+  }
+  list.add_request(IBV_WR_RDMA_WRITE).wr_id = 0;
+  add_record(list, {.requests = 1});
+  records_.back().ends_list = true;
+  return true;
+}
+
+bool RailProtocol::fill_message(WorkList& list, MessageType type, std::uint64_t operation, std::uint64_t tag) {
+  list.clear();
+  // The last credit is for these: there must always be one for the message that returns credits.
+  if (credits_ == 0 || free_slots_.empty() || posted_ >= terms_.queue_depth + reserved_requests) {
+    return false;
+  }
+  MessageHeader header;
+  header.type = type;
+  header.operation = operation;
+  header.tag = tag;
+  end_message(list, header);
+  records_.back().ends_list = true;
+  return true;
+}
+
+void RailProtocol::add_record(WorkList& list, Record record) {
+  posted_ += record.requests;
+  posted_bytes_ += record.bytes;
+  for (std::size_t i = list.size() - record.requests; i < list.size(); ++i) {
+    list[i].wr_id = record.transfer;
+  }
+  records_.push_back(record);
+}
+
+std::byte* RailProtocol::begin_message() {
+  return credits_ < 2 || free_slots_.empty()
+             ? nullptr
+             : slots_.memory + free_slots_.back() * slots_.bytes + sizeof(MessageHeader);
+}
+
+void RailProtocol::end_message(WorkList& list, MessageHeader header) {
+  const std::size_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  --credits_;
+  header.credits = static_cast<std::uint16_t>(std::min<std::size_t>(owed_, 0xffff));
+  owed_ -= header.credits;
+  std::byte* const memory = slots_.memory + slot * slots_.bytes;
+  std::memcpy(memory, &header, sizeof(header));
+  const std::size_t size = sizeof(header) + header.body_bytes;
+  ibv_send_wr& request = list.add_request(IBV_WR_SEND);
+  list.add_piece(address_of(memory), size, slots_.key);
+  if (size <= terms_.max_inline) {
+    request.send_flags |= IBV_SEND_INLINE;
+  }
+  list.bytes_written += size;
+  add_record(list, {.requests = 1, .bytes = 0, .slot = slot, .has_slot = true});
+}
+
+bool RailProtocol::add_message(WorkList& list) {
+  if (begin_message() == nullptr) {
+    return false;
+  }
+  if (!control_.empty()) {
+    end_message(list, control_.front());
+    control_.pop_front();
+    return true;
+  }
+  return add_recv_post(list) || add_notification(list) || add_send_data(list);
+}
+
+bool RailProtocol::add_recv_post(WorkList& list) {
+  while (!recv_posts_.empty()) {
+    const auto it = transfers_.find(recv_posts_.front());
+    if (it == transfers_.end() || it->second.state == State::stopping) {
+      recv_posts_.pop_front();
+      continue;
+    }
+    Transfer& recv = it->second;
+    const auto& posted = recv.offered->posted();
+    const std::size_t fit = (slots_.bytes - sizeof(MessageHeader)) / sizeof(PostedBuffer);
+    const std::size_t count = std::min(fit, posted.size() - recv.said);
+    std::memcpy(begin_message(), posted.data() + recv.said, count * sizeof(PostedBuffer));
+    MessageHeader header;
+    header.type = MessageType::recv_post;
+    header.operation = recv.id;
+    header.tag = recv.request().tag;
+    header.count = static_cast<std::uint32_t>(count);
+    header.body_bytes = static_cast<std::uint32_t>(count * sizeof(PostedBuffer));
+    header.first = recv.said;
+    header.total = static_cast<std::uint32_t>(posted.size());
+    recv.said += count;
+    recv.recv_posted = true;
+    if (recv.said == posted.size()) {
+      header.flags |= MessageHeader::last;
+      recv_posts_.pop_front();
+    }
+    end_message(list, header);
+    return true;
+  }
+  return false;
+}
+
+bool RailProtocol::add_notification(WorkList& list) {
+  while (!notifications_.empty()) {
+    const auto it = transfers_.find(notifications_.front());
+    if (it == transfers_.end() || it->second.state == State::stopping) {
+      notifications_.pop_front();
+      continue;
+    }
+    Transfer& write = it->second;
+    const auto& payload = write.request().notification;
+    const std::size_t size = std::min(slots_.bytes - sizeof(MessageHeader), payload.size() - write.said);
+    std::memcpy(begin_message(), payload.data() + write.said, size);
+    MessageHeader header;
+    header.type = MessageType::notify;
+    header.operation = write.id;
+    header.body_bytes = static_cast<std::uint32_t>(size);
+    header.first = write.said;
+    header.total = static_cast<std::uint32_t>(payload.size());
+    write.said += size;
+    if (write.said == payload.size()) {
+      header.flags |= MessageHeader::last;
+      notifications_.pop_front();
+    }
+    end_message(list, header);
+    return true;
+  }
+  return false;
+}
+
+bool RailProtocol::add_send_data(WorkList& list) {
+  while (!telling_.empty()) {
+    const auto it = transfers_.find(telling_.front());
+    telling_.pop_front();
+    if (it == transfers_.end() || it->second.state != State::telling) {
+      continue;
+    }
+    Transfer& send = it->second;
+    const auto objects = send.objects();
+    const std::size_t space = slots_.bytes - sizeof(MessageHeader);
+    std::byte* const body = begin_message();
+    std::size_t used = 0;
+    MessageHeader header;
+    while (send.next_object < objects.size() && space - used >= sizeof(std::uint64_t)) {
+      const MutableBuffer object = objects[send.next_object];
+      const bool refused = !send.refused.empty() && send.refused[send.next_object];
+      const bool direct = !refused && is_direct(send, send.next_object);
+      std::uint64_t entry = object.size();
+      std::size_t length = 0;
+      if (refused || direct) {
+        entry |= refused ? SentObject::refused : SentObject::direct;
+      } else {
+        const std::size_t rest = object.size() - send.next_offset;
+        length = std::min(rest, space - used - sizeof(entry));
+        if (length == 0 && rest != 0) {
+          break;
+        }
+        entry = length | (length < rest ? SentObject::continues : 0);
+      }
+      std::memcpy(body + used, &entry, sizeof(entry));
+      used += sizeof(entry);
+      if (length != 0) {
+        std::memcpy(body + used, object.data() + send.next_offset, length);
+        used += length;
+      }
+      ++header.count;
+      if ((entry & SentObject::continues) != 0 && !refused && !direct) {
+        send.next_offset += length;
+        break;
+      }
+      ++send.next_object;
+      send.next_offset = 0;
+    }
+    header.type = MessageType::send_data;
+    header.operation = send.remote_recv;
+    header.tag = send.sent_as;
+    header.body_bytes = static_cast<std::uint32_t>(used);
+    if (send.next_object == objects.size()) {
+      header.flags |= MessageHeader::last;
+      send.state = State::told;
+    } else {
+      telling_.push_back(send.id);
+    }
+    end_message(list, header);
+    return true;
+  }
+  return false;
+}
+
+bool RailProtocol::is_direct(const Transfer& send, std::size_t object) const {
+  return send.post[object].direct != 0 && send.objects()[object].size() > terms_.eager_bytes;
+}
+
+bool RailProtocol::add_work(WorkList& list) {
+  while (!moving_.empty()) {
+    const auto it = transfers_.find(moving_.front());
+    if (it == transfers_.end() || it->second.state != State::moving) {
+      moving_.pop_front();
+      continue;
+    }
+    Transfer& transfer = it->second;
+    const std::size_t before = list.size();
+    const std::size_t bytes = transfer.planner.plan(
+        list, opcode_of(transfer.request().kind), terms_.request, std::min(turn_requests, terms_.queue_depth - posted_),
+        turn_bytes, own_memory_, transfer.borrowed ? &transfer.borrowed->slices() : nullptr);
+    if (list.size() == before) {
+      return false;
+    }
+    moving_.pop_front();
+    ++transfer.outstanding;
+    add_record(list, {.transfer = transfer.id,
+                      .requests = list.size() - before,
+                      .bytes = bytes,
+                      .objects_end = transfer.planner.next_object()});
+    if (transfer.planner.done()) {
+      planned_all(transfer);
+    } else {
+      moving_.push_back(transfer.id);
+    }
+    return true;
+  }
+  return false;
+}
+
+/// All work requests of a transfer are in the list. What is said next arrives behind what they move.
+void RailProtocol::planned_all(Transfer& transfer) {
+  transfer.state = State::told;
+  if (transfer.request().kind == TransferKind::send) {
+    transfer.state = State::telling;
+    telling_.push_back(transfer.id);
+  } else if (!transfer.request().notification.empty() && transfer.batch->parts() == 1) {
+    transfer.notification_attached = true;
+    notifications_.push_back(transfer.id);
+  }
+}
+
+void RailProtocol::completed() {
+  bool ends_list = false;
+  while (!ends_list && !records_.empty()) {
+    const Record record = records_.front();
+    records_.pop_front();
+    ends_list = record.ends_list;
+    posted_ -= record.requests;
+    posted_bytes_ -= record.bytes;
+    if (record.has_slot) {
+      free_slots_.push_back(record.slot);
+    }
+    const auto it = transfers_.find(record.transfer);
+    if (it == transfers_.end()) {
+      continue;
+    }
+    Transfer& transfer = it->second;
+    --transfer.outstanding;
+    if (transfer.request().one_sided() && record.objects_end > transfer.landed_end) {
+      if (transfer.borrowed && transfer.request().kind == TransferKind::read) {
+        transfer.borrowed->copy_back(transfer.landed_end, record.objects_end);
+      }
+      transfer.operation().landed(transfer.landed_end, record.objects_end - transfer.landed_end);
+      transfer.landed_end = record.objects_end;
+    }
+    end_if_done(transfer);
+  }
+}
+
+}  // namespace kvferry::rdma
