@@ -5,8 +5,8 @@
 
 namespace kvferry {
 
-/// The status of a work completion, with the numbers that libibverbs gives them. Errors of verbs that were refused (registering
-/// memory, creating or changing a queue pair) are errno values instead.
+/// The status of a work completion, with the numbers that libibverbs gives them. Errors of verbs that were refused
+/// (registering memory, creating or changing a queue pair) are errno values instead.
 enum class wc_status {
   success = 0,
   local_length_error = 1,
@@ -18,7 +18,7 @@ enum class wc_status {
   bad_response = 7,
   local_access_error = 8,
   remote_invalid_request = 9,
-  remote_access_error = 10,  ///< The peer's adapter refused the key, the address or the length: most likely the peer is going down.
+  remote_access_error = 10,  ///< The peer's adapter refused the key, the address or the length: it may be going down.
   remote_operation_error = 11,
   retry_exceeded = 12,      ///< The peer, its host or the way there did not answer.
   rnr_retry_exceeded = 13,  ///< The peer had no receive buffer for too long.
