@@ -360,10 +360,12 @@ TEST(SideMessages, HeldMessagesAreAnsweredWhenTheChannelIsReady) {
   Late late(std::move(options));
   auto answer = asking.channel->async_send_init_side_msg(
       late.peer_init_url(), encode_side_message(P2PInitSideMsg{}), {}, asio::use_future);
-  // Handshakes aren't held, and come after the message on the same thread.
-  asking.channel->lazy_init_peer_connection("asking", "late", late.peer_init_url());
+  std::error_code held;
+  asking.channel->lazy_init_peer_connection("asking", "late", late.peer_init_url(), {}, {.timeout = milliseconds(50)}, held);
+  EXPECT_EQ(held, errc::timed_out);
   EXPECT_EQ(answer.wait_for(milliseconds(0)), std::future_status::timeout);
   late.answer_side_messages();
+  asking.channel->lazy_init_peer_connection("asking", "late", late.peer_init_url());
   EXPECT_EQ(decode_side_message<P2PInitSideRetMsg>(*answer.get()).peer_lookup_url, "tcp://10.0.0.7:5600");
 }
 
