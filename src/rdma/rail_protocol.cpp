@@ -5,6 +5,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "core/kit/checks.hpp"
+
 namespace kvferry::rdma {
 RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, const SliceTable& own_memory, MessageSlots slots,
                            RailTerms terms)
@@ -22,18 +24,12 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
                          Preparation preparation) {
   const auto& operation = batch->operation();
   const TransferRequest& request = operation->request();
-  std::error_code refused = failed_ ? failed_ : operation->stop_cause();
-  std::string why = failed_ ? failed_why_ : std::string();
-  if (!refused && !request.one_sided() && request.objects.size() > kit::max_paired_objects) {
-    refused = errc::resource_limit;
-    why = std::to_string(request.objects.size()) + " objects, at most " + std::to_string(kit::max_paired_objects) +
-          " go in one " + std::string(to_string(request.kind));
-  }
+  auto refused = failed_ ? kit::Failure{failed_, failed_why_} : kit::refusal_of(*operation);
   if (refused) {
     if (preparation.offered) {
       preparation.offered->close();
     }
-    (void)batch->part_done(refused, std::move(why));
+    (void)batch->part_done(refused.code, std::move(refused.sentence));
     return;
   }
 

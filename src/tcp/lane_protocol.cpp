@@ -6,6 +6,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "core/kit/checks.hpp"
+
 namespace kvferry::tcp {
 namespace {
 
@@ -16,15 +18,9 @@ constexpr auto refusal_status = static_cast<std::uint32_t>(errc::resource_limit)
 void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
   const auto& operation = batch->operation();
   const TransferRequest& request = operation->request();
-  std::error_code refused = failed_ ? failed_ : operation->stop_cause();
-  std::string why = failed_ ? failed_why_ : std::string();
-  if (!refused && !request.one_sided() && request.objects.size() > kit::max_paired_objects) {
-    refused = errc::resource_limit;
-    why = std::to_string(request.objects.size()) + " objects, at most " + std::to_string(kit::max_paired_objects) +
-          " go in one " + std::string(to_string(request.kind));
-  }
+  auto refused = failed_ ? kit::Failure{failed_, failed_why_} : kit::refusal_of(*operation);
   if (refused) {
-    (void)batch->part_done(refused, std::move(why));
+    (void)batch->part_done(refused.code, std::move(refused.sentence));
     return;
   }
 

@@ -61,10 +61,12 @@ using ChangeEndpoint = std::function<void(Endpoint&)>;
 class LyingChannel final : public RdmaTransferChannel {
  public:
   LyingChannel(RdmaOptions options, ChangeEndpoint told, ChangeEndpoint asked, ChangeEndpoint heard)
-      : RdmaTransferChannel(std::move(options)),
+      : RdmaTransferChannel(holding(std::move(options))),
         told_(std::move(told)),
         asked_(std::move(asked)),
-        heard_(std::move(heard)) {}
+        heard_(std::move(heard)) {
+    answer_side_messages();
+  }
   ~LyingChannel() override { close(); }
 
  protected:
@@ -78,6 +80,11 @@ class LyingChannel final : public RdmaTransferChannel {
   }
 
  private:
+  static RdmaOptions holding(RdmaOptions options) {
+    options.hold_side_messages = true;
+    return options;
+  }
+
   static Bytes changed(const Bytes& bytes, const ChangeEndpoint& change) {
     if (!change) {
       return bytes;

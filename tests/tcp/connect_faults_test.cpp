@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Faults of connecting: lines 6 to 9 of docs/fault_table.md, and data connections that don't belong.
+// Faults of connecting: lines 6 to 9 of docs/fault_table.md.
 #include <gtest/gtest.h>
 
-#include <dirent.h>
-#include <sys/stat.h>
-
-#include <asio/connect.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
-#include <asio/write.hpp>
 
 #include <atomic>
 #include <thread>
@@ -17,8 +12,7 @@
 #include <kvferry/url.hpp>
 
 #include "channel_pair.hpp"
-#include "core/kit/init_messages.hpp"
-#include "tcp/hello.hpp"
+#include "init_question.hpp"
 
 namespace kvferry::tcp::testing {
 namespace {
@@ -42,16 +36,6 @@ std::size_t connections_at(std::uint16_t port) {
     count += ntohs(local.sin_port) == port || ntohs(remote.sin_port) == port ? 1U : 0U;
   }
   return count;
-}
-
-kit::InitQuestion question() {
-  kit::InitQuestion made;
-  made.transport = "tcp";
-  made.sender_id = "stranger";
-  made.receiver_id = "b";
-  made.incarnation = 4711;
-  made.endpoint = encode_side_message(DialEndpoint{1}).encoded();
-  return made;
 }
 
 TEST(ConnectFaults, Line06_TwoThatDialAtOnceEndWithOneConnectionAndNoLeak) {
@@ -457,156 +441,6 @@ TEST(ConnectFaults, Line09_BoundAndAdvertisedAddressesCanDiffer) {
   Node a(4, {}, false);
   a.channel->lazy_init_peer_connection("a", "c", c.channel->peer_init_url());
   EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "c", .remote_indexes = indexes(4)}), 4U);
-}
-
-/// A connection to a channel's data port that is no peer.
-class Intruder {
- public:
-  explicit Intruder(std::uint16_t port) : socket_(context_) {
-    socket_.connect({asio::ip::make_address("127.0.0.1"), port});
-  }
-  void send(std::span<const std::byte> bytes) {
-    std::error_code ignored;
-    asio::write(socket_, asio::buffer(bytes.data(), bytes.size()), ignored);
-  }
-  /// Waits for the other side to close, and tells whether it sent anything before.
-  [[nodiscard]] bool closed_without_a_word() {
-    std::array<std::byte, 64> bytes{};
-    std::error_code ec;
-    return socket_.read_some(asio::buffer(bytes), ec) == 0 && ec;
-  }
-
- private:
-  asio::io_context context_;
-  asio::ip::tcp::socket socket_;
-};
-
-TEST(DataConnections, StrangersAreRefusedAndDisturbNobody) {
-  TcpOptions options;
-  options.hello_timeout = milliseconds(200);
-  Node a(4);
-  Node b(4, options);
-  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
-  const std::uint16_t port = b.channel->data_port();
-
-  Intruder garbage(port);
-  garbage.send(std::vector<std::byte>(1000, std::byte{0x55}));
-  EXPECT_TRUE(garbage.closed_without_a_word());
-
-  Hello hello;
-  hello.lane_count = 1;
-  hello.secret = random_secret();
-  Intruder guessing(port);
-  guessing.send(std::as_bytes(std::span(&hello, 1)));
-  EXPECT_TRUE(guessing.closed_without_a_word());
-
-  Intruder silent(port);
-  EXPECT_TRUE(silent.closed_without_a_word());
-
-  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
-}
-
-TEST(DataConnections, ASecretServesOneHandshakeOnly) {
-  Node b(4);
-  Node asking(4);
-  const auto answer = decode_side_message<kit::InitAnswer>(
-      asking.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(question())));
-  std::error_code ec;
-  const auto endpoint = decode_side_message<AcceptEndpoint>(parse_side_message(answer.endpoint, ec));
-  ASSERT_FALSE(ec);
-  Hello hello;
-  hello.lane_count = 1;
-  hello.incarnation = question().incarnation;
-  std::ranges::copy(endpoint.dial_secret, hello.secret.begin());
-  const std::uint16_t port = b.channel->data_port();
-
-  Hello wrong = hello;
-  wrong.incarnation ^= 1;
-  Intruder other_incarnation(port);
-  other_incarnation.send(std::as_bytes(std::span(&wrong, 1)));
-  EXPECT_TRUE(other_incarnation.closed_without_a_word());
-  wrong = hello;
-  wrong.lane = 1;
-  Intruder other_lane(port);
-  other_lane.send(std::as_bytes(std::span(&wrong, 1)));
-  EXPECT_TRUE(other_lane.closed_without_a_word());
-
-  Intruder rightful(port);
-  rightful.send(std::as_bytes(std::span(&hello, 1)));
-  EXPECT_FALSE(rightful.closed_without_a_word());
-  Intruder replay(port);
-  replay.send(std::as_bytes(std::span(&hello, 1)));
-  EXPECT_TRUE(replay.closed_without_a_word());
-}
-
-TEST(DataConnections, AnAcceptingSideWithoutTheSecretIsRefused) {
-  // Something else listens where the peer says its data port is: it can't say the welcome that was agreed upon.
-  asio::io_context context;
-  asio::ip::tcp::acceptor impostor(context, {asio::ip::make_address("127.0.0.1"), 0});
-  TcpOptions options;
-  options.advertised_data_address = "127.0.0.1:" + std::to_string(impostor.local_endpoint().port());
-  Node b(4, options);
-  Node a(4, {}, false);
-  std::thread listener([&] {
-    asio::ip::tcp::socket socket = impostor.accept();
-    Hello welcome;
-    welcome.magic = Hello::accepting;
-    asio::write(socket, asio::buffer(&welcome, sizeof(welcome)));
-    std::array<std::byte, 256> rest{};
-    std::error_code ignored;
-    while (!ignored) {
-      socket.read_some(asio::buffer(rest), ignored);
-    }
-  });
-  std::error_code ec;
-  std::string diagnostic;
-  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
-  EXPECT_EQ(ec, errc::authentication_failed) << diagnostic;
-  EXPECT_FALSE(a.channel->remote_xfer_handler_exists("b"));
-  listener.join();
-}
-
-TEST(DataConnections, MoreStrangersThanPlacesDoNotKeepAPeerOut) {
-  TcpOptions options;
-  options.hello_timeout = long_enough;
-  Node b(4, options);
-  std::vector<std::unique_ptr<Intruder>> strangers;
-  for (int i = 0; i < 400; ++i) {
-    strangers.push_back(std::make_unique<Intruder>(b.channel->data_port()));
-  }
-  Node a(4, {}, false);
-  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
-  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
-}
-
-TEST(DataConnections, AnUnreachableDataPortIsNamed) {
-  asio::io_context context;
-  asio::ip::tcp::acceptor closed(context, {asio::ip::make_address("127.0.0.1"), 0});
-  const auto port = closed.local_endpoint().port();
-  closed.close();
-  TcpOptions options;
-  options.advertised_data_address = "127.0.0.1:" + std::to_string(port);
-  Node b(4, options);
-  Node a(4, {}, false);
-  std::error_code ec;
-  std::string diagnostic;
-  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
-  EXPECT_EQ(ec, condition::peer_failed) << ec.message();
-  EXPECT_NE(diagnostic.find(std::to_string(port)), std::string::npos) << diagnostic;
-}
-
-TEST(DataConnections, ATakenDataPortIsNamed) {
-  asio::io_context context;
-  asio::ip::tcp::acceptor taken(context, {asio::ip::make_address("127.0.0.1"), 0});
-  TcpOptions options;
-  options.data_port = taken.local_endpoint().port();
-  try {
-    Node b(4, options);
-    FAIL() << "two listeners at one port";
-  } catch (const TransferError& error) {
-    EXPECT_EQ(error.code(), std::errc::address_in_use);
-    EXPECT_NE(std::string(error.what()).find(std::to_string(options.data_port)), std::string::npos) << error.what();
-  }
 }
 
 }  // namespace

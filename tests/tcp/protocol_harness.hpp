@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <random>
 #include <span>
 #include <string>
 #include <utility>
@@ -43,6 +44,22 @@ class Host final : public kit::LinkHost {
   kit::PeerDescription peer_;
   std::vector<MemoryRegion> regions_;
 };
+
+inline void fill(std::span<std::byte> memory, unsigned seed) {
+  std::mt19937 random(seed);
+  for (std::byte& byte : memory) {
+    byte = static_cast<std::byte>(random());
+  }
+}
+
+inline TransferRequest request(TransferKind kind, std::vector<MutableBuffer> objects, std::vector<std::uint64_t> indexes = {}) {
+  TransferRequest made;
+  made.kind = kind;
+  made.peer_id = "peer";
+  made.objects = std::move(objects);
+  made.remote_indexes = std::move(indexes);
+  return made;
+}
 
 /// How an operation ended.
 struct Outcome {

@@ -50,8 +50,8 @@ class Poller {
   /// Says that this thread looks at what is watched before it sleeps.
   void enter() noexcept;
   /// Looks until there is nothing left to look at. One thread does; others return at once.
-  /// @param run_ready runs what else there is to run and returns whether that was anything.
-  void look(const std::function<bool()>& run_ready);
+  /// @param run_ready runs what else there is to run.
+  void look(const std::function<void()>& run_ready);
   /// @}
 
  private:

@@ -6,6 +6,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "tag_matcher.hpp"
+
 namespace kvferry::kit {
 namespace {
 
@@ -164,6 +166,19 @@ std::vector<RemoteRegion> read_regions(const std::vector<RegionTuple>& regions) 
     remote.push_back({size, page_size, static_cast<Access>(access)});
   }
   return remote;
+}
+
+Failure refusal_of(const Operation& operation) {
+  if (const auto cause = operation.stop_cause()) {
+    return {cause, {}};
+  }
+  const TransferRequest& request = operation.request();
+  if (!request.one_sided() && request.objects.size() > max_paired_objects) {
+    return {errc::resource_limit, std::to_string(request.objects.size()) + " objects, at most " +
+                                      std::to_string(max_paired_objects) + " go in one " +
+                                      std::string(to_string(request.kind))};
+  }
+  return {};
 }
 
 }  // namespace kvferry::kit

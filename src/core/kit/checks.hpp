@@ -40,4 +40,7 @@ struct LocalFacts {
 [[nodiscard]] std::vector<RegionTuple> describe_regions(std::span<const MemoryRegion> regions);
 [[nodiscard]] std::vector<RemoteRegion> read_regions(const std::vector<RegionTuple>& regions);
 
+/// Why an operation can't begin on a connection that takes its sends and recvs by tag; no failure if it can.
+[[nodiscard]] Failure refusal_of(const Operation& operation);
+
 }  // namespace kvferry::kit

@@ -25,7 +25,7 @@ IoThreads::~IoThreads() {
 void IoThreads::run() {
   poller_->enter();
   while (context_.run_one() != 0) {
-    poller_->look([this] { return context_.poll() != 0; });
+    poller_->look([this] { context_.poll(); });
   }
 }
 

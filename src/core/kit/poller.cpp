@@ -37,10 +37,10 @@ bool Poller::watch(std::shared_ptr<Pollable> pollable) {
   return true;
 }
 
-void Poller::look(const std::function<bool()>& run_ready) {
+void Poller::look(const std::function<void()>& run_ready) {
   std::vector<Watched> watched;
   for (unsigned round = 0;; ++round) {
-    auto now = std::chrono::steady_clock::now();
+    const auto now = std::chrono::steady_clock::now();
     if (watched.empty() || any_added_.load(std::memory_order_acquire)) {
       const std::lock_guard lock(mutex_);
       if (round == 0) {

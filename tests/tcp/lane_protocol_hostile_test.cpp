@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a peer may say that no peer of ours would: line 11 of docs/fault_table.md.
+#include "tcp/lane_protocol.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "protocol_harness.hpp"
+
+namespace kvferry::tcp::testing {
+namespace {
+
+/// What a hostile peer may send, and what becomes of it.
+struct Hostile {
+  const char* name;
+  FrameHeader header;
+  std::vector<Descriptor> descriptors;
+  std::size_t payload = 0;
+};
+
+FrameHeader header(FrameType type, std::uint32_t count = 0, std::uint64_t payload = 0) {
+  FrameHeader made;
+  made.type = type;
+  made.operation = 1;
+  made.count = count;
+  made.payload_bytes = payload;
+  return made;
+}
+
+TEST(LaneProtocol, Line11_SenselessFramesBreakTheConnectionAndTouchNothing) {
+  auto bad_magic = header(FrameType::write, 1, 0);
+  bad_magic.magic = 0;
+  auto huge_notification = header(FrameType::notify);
+  huge_notification.notification_bytes = ~std::uint32_t{0};
+  auto unknown = header(static_cast<FrameType>(77));
+  const std::vector<Hostile> table = {
+      {"magic", bad_magic, {}},
+      {"unknown type", unknown, {}},
+      {"type 0", header(static_cast<FrameType>(0)), {}},
+      {"write without objects", header(FrameType::write, 0, 4096), {}},
+      {"write of too many objects", header(FrameType::write, max_chunk_objects + 1, 0), {}},
+      {"write of 2^64-1 bytes", header(FrameType::write, 1, ~std::uint64_t{0}), {}},
+      {"write whose descriptors don't add up", header(FrameType::write, 1, 4096), {{0, 4095}}},
+      {"write whose descriptors overflow", header(FrameType::write, 2, 0), {{0, ~std::uint64_t{0}}, {1, 1}}},
+      {"read of too many bytes", header(FrameType::read, 1, max_chunk_bytes + 1), {}},
+      {"recv of 2^32-1 objects", header(FrameType::recv_post, ~std::uint32_t{0}, 0), {}},
+      {"notification too large", huge_notification, {}},
+      {"acknowledgement of nothing", header(FrameType::write_ack), {}},
+      {"acknowledgement of no send", header(FrameType::send_ack), {}},
+      {"data that nobody asked for", header(FrameType::read_data, 0, 4096), {}, 4096},
+      {"data for a recv that never was", header(FrameType::send_data, 1, 16), {{0, 16}}, 16},
+      {"abort of a recv that never was", header(FrameType::send_abort), {}},
+      {"cancel with payload", header(FrameType::recv_cancel, 0, 1), {}},
+  };
+  for (const Hostile& hostile : table) {
+    Side side;
+    const auto before = side.memory;
+    const std::vector<std::byte> payload(hostile.payload, std::byte{0xee});
+    const auto ec = side.feed(frame_bytes(hostile.header, hostile.descriptors, payload));
+    EXPECT_EQ(ec, errc::protocol_violation) << hostile.name;
+    EXPECT_FALSE(side.protocol->violation().empty()) << hostile.name;
+    EXPECT_EQ(side.memory, before) << hostile.name;
+  }
+}
+
+TEST(LaneProtocol, Line11_RequestsOutOfBoundsAreRefusedAndTouchNothing) {
+  struct Case {
+    const char* name;
+    std::uint32_t region;
+    std::uint64_t first_offset;
+    Descriptor descriptor;
+    errc expected;
+  };
+  const std::vector<Case> table = {
+      {"no such region", 2, 0, {0, 16}, errc::unknown_region},
+      {"region 2^32-1", ~std::uint32_t{0}, 0, {0, 16}, errc::unknown_region},
+      {"region without access", 1, 0, {0, 16}, errc::access_denied},
+      {"page behind the last", 0, 0, {Side::pages, 16}, errc::index_out_of_range},
+      {"page 2^64-1", 0, 0, {~std::uint64_t{0}, 16}, errc::index_out_of_range},
+      {"page whose address wraps to the first", 0, 0, {std::uint64_t{1} << 52, 16}, errc::index_out_of_range},
+      {"more than a page", 0, 0, {0, Side::page + 1}, errc::object_too_large},
+      {"over the page's end", 0, 1, {0, Side::page}, errc::object_too_large},
+      {"offset 2^64-1", 0, ~std::uint64_t{0}, {0, 16}, errc::object_too_large},
+  };
+  for (const Case& hostile : table) {
+    for (const auto type : {FrameType::write, FrameType::read}) {
+      Side side;
+      const auto before = side.memory;
+      FrameHeader made = header(type, 1, hostile.descriptor.length);
+      made.region = hostile.region;
+      made.first_offset = hostile.first_offset;
+      const std::vector<std::byte> payload(type == FrameType::write ? hostile.descriptor.length : 0, std::byte{0xee});
+      ASSERT_FALSE(side.feed(frame_bytes(made, {&hostile.descriptor, 1}, payload))) << hostile.name;
+      const auto answer = side.take(4096);
+      ASSERT_EQ(answer.size(), sizeof(FrameHeader)) << hostile.name;
+      FrameHeader answered;
+      std::memcpy(&answered, answer.data(), sizeof(answered));
+      EXPECT_EQ(answered.status, static_cast<std::uint32_t>(hostile.expected)) << hostile.name;
+      EXPECT_EQ(side.memory, before) << hostile.name;
+    }
+  }
+}
+
+TEST(LaneProtocol, Line11_SendDataThatDoesNotFitItsRecvBreaksTheConnection) {
+  const auto attempt = [](const FrameHeader& made, std::vector<Descriptor> descriptors) {
+    Side side;
+    const auto outcome = std::make_shared<Outcome>();
+    side.start(request(TransferKind::recv, {side.page_at(0, 64), side.page_at(1, 64)}), outcome);
+    (void)side.take(4096);
+    const auto before = side.memory;
+    const std::vector<std::byte> payload(made.payload_bytes, std::byte{0xee});
+    const auto ec = side.feed(frame_bytes(made, descriptors, payload));
+    EXPECT_EQ(side.memory, before);
+    return ec;
+  };
+  EXPECT_EQ(attempt(header(FrameType::send_data, 1, 65), {{0, 65}}), errc::protocol_violation);
+  EXPECT_EQ(attempt(header(FrameType::send_data, 1, 64), {{1, 64}}), errc::protocol_violation);
+  EXPECT_EQ(attempt(header(FrameType::send_data, 3, 3), {{0, 1}, {1, 1}, {2, 1}}), errc::protocol_violation);
+  EXPECT_EQ(attempt(header(FrameType::send_data, 2, 65), {{0 | Descriptor::continues, 64}, {0, 1}}),
+            errc::protocol_violation);
+  EXPECT_EQ(attempt(header(FrameType::send_data, 1, 64), {{0 | Descriptor::refused, 64}}), errc::protocol_violation);
+  EXPECT_EQ(attempt(header(FrameType::send_data, 2, 64), {{0 | Descriptor::continues, 32}, {0, 32}}),
+            errc::protocol_violation);
+}
+
+TEST(LaneProtocol, Line11_AnAcknowledgementBeforeTheBytesAreSentBreaksTheConnection) {
+  Side a;
+  const auto outcome = std::make_shared<Outcome>();
+  a.start(request(TransferKind::write, {a.page_at(0)}, {0}), outcome);
+  (void)a.take(100);
+  EXPECT_EQ(a.feed(frame_bytes(header(FrameType::write_ack))), errc::protocol_violation);
+  EXPECT_EQ(outcome->calls, 0);
+}
+
+TEST(LaneProtocol, Line11_PostedRecvsAreBounded) {
+  Side side;
+  std::size_t posted = 0;
+  std::vector<Descriptor> descriptors(max_chunk_objects, Descriptor{0, 16});
+  bool refused = false;
+  while (!refused && posted < 2 * kit::max_posted_cost) {
+    FrameHeader made = header(FrameType::recv_post, static_cast<std::uint32_t>(descriptors.size()));
+    made.operation = posted + 1;
+    ASSERT_FALSE(side.feed(frame_bytes(made, descriptors)));
+    posted += descriptors.size();
+    refused = !side.take(4096).empty();
+  }
+  EXPECT_TRUE(refused);
+  EXPECT_LE(posted, kit::max_posted_cost + descriptors.size());
+}
+
+TEST(LaneProtocol, Line11_RefusalsOfPostedRecvsAreBoundedToo) {
+  Side side;
+  const std::vector<Descriptor> many(kit::max_paired_objects, Descriptor{0, 16});
+  std::uint64_t recv = 0;
+  const auto post = [&](std::size_t buffers) {
+    FrameHeader made = header(FrameType::recv_post, static_cast<std::uint32_t>(buffers));
+    made.operation = ++recv;
+    return side.feed(frame_bytes(made, std::span(many).first(buffers)));
+  };
+  ASSERT_FALSE(post(kit::max_paired_objects));
+  ASSERT_FALSE(post(kit::max_paired_objects - 16));  // with what each recv adds, that is all there is room for
+  std::error_code ec;
+  for (std::size_t i = 0; i < 2 * max_unacknowledged && !ec; ++i) {
+    ec = post(1);
+  }
+  EXPECT_EQ(ec, errc::protocol_violation);
+}
+
+TEST(LaneProtocol, Line11_ARecvIsPostedOnceAndNotUnderZero) {
+  const Descriptor buffer{0, 16};
+  for (const std::uint64_t second : {0U, 1U, 7U}) {
+    Side side;
+    FrameHeader made = header(FrameType::recv_post, 1);
+    made.operation = 7;
+    ASSERT_FALSE(side.feed(frame_bytes(made, {&buffer, 1})));
+    made.operation = second;
+    EXPECT_EQ(side.feed(frame_bytes(made, {&buffer, 1})), errc::protocol_violation) << second;
+  }
+  // A send that met a recv, then its end, then a cancellation of that recv.
+  Side side;
+  FrameHeader made = header(FrameType::recv_post, 1);
+  made.operation = 0;
+  EXPECT_EQ(side.feed(frame_bytes(made, {&buffer, 1})), errc::protocol_violation);
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
