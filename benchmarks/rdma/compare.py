@@ -52,6 +52,10 @@ def kvferry(program, operation, page, batch, depth, seconds, extra):
     return moved / MIB / result["seconds"], cpu
 
 
+def spread(speeds):
+    return f"{statistics.median(speeds):.1f} ({min(speeds):.1f} to {max(speeds):.1f})"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", default="build/release/benchmarks/transfer_bench", help="the program transfer_bench")
@@ -82,15 +86,15 @@ def main():
             speed, cpu_seconds = kvferry(options.bench, operation, page, batch, batches, options.seconds, extra)
             ours.append(speed)
             cpu.append(cpu_seconds)
-        rows.append((name, f"{program} -s {size} -t {depth}", statistics.median(theirs), statistics.median(ours),
-                     statistics.median(cpu)))
+        rows.append((name, f"{program} -s {size} -t {depth}", theirs, ours, statistics.median(cpu)))
         print(f"{name}: done", file=sys.stderr, flush=True)
 
     print("| kvferry | perftest | perftest MiB/s | kvferry MiB/s | ratio | kvferry CPU s/GiB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for name, program, theirs, ours, cpu in rows:
-        print(f"| {name} | `{program}` | {theirs:.1f} | {ours:.1f} | {ours / theirs:.2f} | {cpu:.2f} |")
-    print(f"\nMedians of {options.runs} runs, {time.strftime('%Y-%m-%d')}.")
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        print(f"| {name} | `{program}` | {spread(theirs)} | {spread(ours)} | {ratio:.2f} | {cpu:.2f} |")
+    print(f"\nMedians of {options.runs} runs (lowest to highest), {time.strftime('%Y-%m-%d')}.")
 
 
 if __name__ == "__main__":

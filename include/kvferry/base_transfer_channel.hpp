@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/channel_stats.hpp>
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/memory_region.hpp>
@@ -105,6 +106,10 @@ class BaseTransferChannel {
 
   /// What is known of a connected peer; nothing if there is no usable connection.
   [[nodiscard]] virtual std::optional<PeerInfo> peer_info(std::string_view peer_id) const = 0;
+
+  /// What the channel has done since it was made. Counting is always on; a snapshot takes microseconds. May also be called after
+  /// `close()`. The default, for transports that count nothing, has nothing but the transport's name.
+  [[nodiscard]] virtual ChannelStats stats() const;
 
   /// @}
   /// @name Initialization

@@ -105,6 +105,7 @@ class RdmaTransferChannel : public kit::TransferChannelKit {
 
   [[nodiscard]] std::string_view transport() const noexcept override;
   [[nodiscard]] Capabilities capabilities() const noexcept override;
+  [[nodiscard]] ChannelStats stats() const override;
 
   /// The channel's rails and what went over each.
   [[nodiscard]] std::vector<RdmaRailInfo> rails() const;

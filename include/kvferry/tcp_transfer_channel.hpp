@@ -62,6 +62,7 @@ class TcpTransferChannel : public kit::TransferChannelKit {
 
   [[nodiscard]] std::string_view transport() const noexcept override;
   [[nodiscard]] Capabilities capabilities() const noexcept override;
+  [[nodiscard]] ChannelStats stats() const override;
 
   /// The port at which data connections are accepted, for those who have to open or forward it; 0 without a listener.
   [[nodiscard]] std::uint16_t data_port() const;

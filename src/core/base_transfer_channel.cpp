@@ -120,6 +120,12 @@ std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(std::s
   return answer;
 }
 
+ChannelStats BaseTransferChannel::stats() const {
+  ChannelStats stats;
+  stats.transport = transport();
+  return stats;
+}
+
 SideMessage BaseTransferChannel::handle_init_side_msg(const SideMessage& message) {
   throw TransferError(errc::unhandled_side_message, "no answer to a side message of type '" + message.type() + "'");
 }

@@ -292,12 +292,12 @@ std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const s
         (direct && (refused || length > buffer.size() || recv.offered->posted()[object].direct == 0))) {
       return violated("object " + text(object) + " said to have been written with " + text(length) + " bytes");
     }
-    operation.set_size(object, static_cast<std::size_t>(length));
     if (refused) {
+      operation.set_size(object, static_cast<std::size_t>(length));
       operation.failed(object, errc::buffer_too_small);
       recv.why = "object " + text(object) + " has " + text(length) + " bytes, its buffer " + text(buffer.size());
     } else {
-      operation.landed(object, 1);
+      operation.received(object, static_cast<std::size_t>(length));
     }
     ++recv.next_object;
     return {};
@@ -313,8 +313,7 @@ std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const s
   body = body.subspan(size);
   recv.next_offset += size;
   if ((entry & SentObject::continues) == 0) {
-    operation.set_size(object, recv.next_offset);
-    operation.landed(object, 1);
+    operation.received(object, recv.next_offset);
     ++recv.next_object;
     recv.next_offset = 0;
   }

@@ -164,6 +164,14 @@ Capabilities RdmaTransferChannel::capabilities() const noexcept {
           .max_notification_bytes = rdma::max_notification_bytes};
 }
 
+ChannelStats RdmaTransferChannel::stats() const {
+  ChannelStats stats = TransferChannelKit::stats();
+  for (const RdmaRailInfo& rail : rails()) {
+    stats.paths.push_back({rail.device + ":" + std::to_string(rail.port), rail.bytes_written, rail.bytes_read});
+  }
+  return stats;
+}
+
 std::vector<RdmaRailInfo> RdmaTransferChannel::rails() const {
   std::vector<RdmaRailInfo> rails;
   for (const auto& device : impl_->devices) {

@@ -10,7 +10,6 @@
 #include <kvferry/url.hpp>
 
 #include "system_code.hpp"
-#include "tcp_link.hpp"
 
 namespace kvferry::tcp {
 namespace {
@@ -231,8 +230,7 @@ void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::uniq
   for (auto& socket : expected->sockets) {
     sockets.push_back(std::move(*socket));
   }
-  const auto link = TcpLink::create(expected->host, std::move(sockets),
-                                    {options_.stripe_threshold, options_.patience, options_.lane});
+  const auto link = TcpLink::create(expected->host, std::move(sockets), options_.link);
   // Handed over first, and welcomed then: when the peer learns that it is connected, this side is ready for it. And a
   // channel that is being closed finds the link, and shuts it, before it touches a region.
   expected->on_link({}, link, {});

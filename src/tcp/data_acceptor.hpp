@@ -16,16 +16,14 @@
 #include <kvferry/kit/link.hpp>
 
 #include "hello.hpp"
-#include "lane.hpp"
+#include "tcp_link.hpp"
 
 namespace kvferry::tcp {
 
 struct LinkOptions {
   std::uint64_t incarnation = 0;
-  std::size_t stripe_threshold = 0;
   std::chrono::milliseconds hello_timeout{0};
-  std::chrono::nanoseconds patience{0};  ///< Of a thread that leads a lane, before it sleeps.
-  Lane::Options lane;
+  TcpLink::Options link;
   SocketOptions socket;
 };
 

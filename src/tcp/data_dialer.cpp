@@ -193,8 +193,7 @@ void DataDialer::finish() {
   if (!on_link) {
     return;
   }
-  const auto link =
-      TcpLink::create(host_, std::move(sockets), {options_.stripe_threshold, options_.patience, options_.lane});
+  const auto link = TcpLink::create(host_, std::move(sockets), options_.link);
   // Handed over first: a channel that is being closed must find the link, and shut it, before it touches a region.
   on_link({}, link, {});
   link->run();

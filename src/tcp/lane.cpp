@@ -301,6 +301,7 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   if (sent >= 0) {
     protocol_.sent(static_cast<std::size_t>(sent));
     moved_ += static_cast<std::size_t>(sent);
+    options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
     tired_ = false;
     budget -= std::min(budget, static_cast<std::size_t>(sent));
     return Step::progress;
@@ -344,6 +345,7 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
     }
     budget -= std::min(budget, static_cast<std::size_t>(received));
     moved_ += static_cast<std::size_t>(received);
+    options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
     tired_ = false;
     return Step::progress;
   }

@@ -19,6 +19,7 @@
 
 #include "core/kit/inbox_driver.hpp"
 #include "lane_protocol.hpp"
+#include "lane_traffic.hpp"
 #include "socket.hpp"
 #include "socket_events.hpp"
 
@@ -38,8 +39,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     std::chrono::milliseconds drain_timeout{0};
     std::shared_ptr<SocketEvents> events;
     std::shared_ptr<kit::Poller> poller;  ///< May be null.
+    std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
   };
-
 
   /// What a lane belongs to, told when its connection breaks by itself.
   class Owner {

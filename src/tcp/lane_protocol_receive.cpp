@@ -376,13 +376,13 @@ std::error_code LaneProtocol::end_send_data(const Frame& frame) {
     if ((descriptor.index & Descriptor::continues) != 0) {
       break;
     }
-    operation.set_size(object, transfer->next_offset);
     if ((descriptor.index & Descriptor::refused) != 0) {
+      operation.set_size(object, transfer->next_offset);
       operation.failed(object, errc::buffer_too_small);
       transfer->why = "object " + text(object) + " has " + text(descriptor.length) + " bytes, its buffer " +
                       text(transfer->request().objects[object].size());
     } else {
-      operation.landed(object, 1);
+      operation.received(object, transfer->next_offset);
     }
     ++transfer->next_object;
     transfer->next_offset = 0;

@@ -24,9 +24,10 @@ std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
                                          std::vector<asio::ip::tcp::socket> sockets, Options options) {
   std::shared_ptr<TcpLink> link(new TcpLink(host, options));
   link->lanes_.reserve(sockets.size());
-  for (auto& socket : sockets) {
-    link->lanes_.push_back(
-        std::make_shared<Lane>(std::move(socket), host, options.lane, std::shared_ptr<Lane::Owner>(link, link.get())));
+  const std::shared_ptr<Lane::Owner> owner(link, link.get());
+  for (std::size_t i = 0; i < sockets.size(); ++i) {
+    options.lane.traffic = {options.traffic, &options.traffic->at(i)};
+    link->lanes_.push_back(std::make_shared<Lane>(std::move(sockets[i]), host, options.lane, owner));
   }
   return link;
 }

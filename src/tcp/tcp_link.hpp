@@ -23,8 +23,9 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
  public:
   struct Options {
     std::size_t stripe_threshold = 0;
-    std::chrono::nanoseconds patience{0};
-    Lane::Options lane;
+    std::chrono::nanoseconds patience{0};  ///< Of a thread that leads a lane, before it sleeps.
+    Lane::Options lane;                    ///< Of all lanes; the traffic is each one's own.
+    std::shared_ptr<TrafficOfLanes> traffic = std::make_shared<TrafficOfLanes>();
   };
 
   /// @param sockets connected, in the order of their lane numbers, which both sides agree on.

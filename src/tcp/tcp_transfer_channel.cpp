@@ -87,6 +87,7 @@ class TcpTransferChannel::Impl {
   std::shared_ptr<Dialers> dialers = std::make_shared<Dialers>();
   std::shared_ptr<tcp::DataAcceptor> acceptor;
   std::shared_ptr<tcp::SocketEvents> events;
+  std::shared_ptr<tcp::TrafficOfLanes> traffic = std::make_shared<tcp::TrafficOfLanes>();
   HostPort advertised_data;  ///< Without host: wherever the handshake was answered.
 };
 
@@ -99,11 +100,12 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
   };
   impl_->events = std::make_shared<tcp::SocketEvents>(get_executor());
   impl_->link_options = {incarnation(),
-                         given.stripe_threshold,
                          bounded(given.hello_timeout),
-                         std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(),
-                                                               std::chrono::hours(1)),
-                         {bounded(given.drain_timeout), impl_->events, poller()},
+                         {given.stripe_threshold,
+                          std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(),
+                                                                std::chrono::hours(1)),
+                          {bounded(given.drain_timeout), impl_->events, poller()},
+                          impl_->traffic},
                          {given.send_buffer, given.receive_buffer, given.keepalive_idle}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
@@ -138,6 +140,15 @@ Capabilities TcpTransferChannel::capabilities() const noexcept {
           .notifications = true,
           .unregistered_objects = true,
           .max_notification_bytes = tcp::max_notification_bytes};
+}
+
+ChannelStats TcpTransferChannel::stats() const {
+  ChannelStats stats = TransferChannelKit::stats();
+  for (std::size_t i = 0; i < bounded_lanes(impl_->options.lanes_per_peer); ++i) {
+    const tcp::LaneTraffic& lane = impl_->traffic->at(i);
+    stats.paths.push_back({"lane " + std::to_string(i), lane.sent, lane.received});
+  }
+  return stats;
 }
 
 std::uint16_t TcpTransferChannel::data_port() const {

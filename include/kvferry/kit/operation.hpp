@@ -42,15 +42,18 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
 
   [[nodiscard]] const TransferRequest& request() const noexcept { return request_; }
   [[nodiscard]] std::size_t object_count() const noexcept { return request_.objects.size(); }
+  [[nodiscard]] Clock::time_point started() const noexcept { return started_; }
   [[nodiscard]] Clock::time_point deadline() const noexcept { return deadline_; }
 
-  /// Objects `[first, first + count)` are in the destination's memory.
+  /// Objects `[first, first + count)` are in the destination's memory, whole.
   void landed(std::size_t first, std::size_t count) noexcept;
   /// Object `index` won't be transferred, though the rest may be.
   void failed(std::size_t index, std::error_code cause) noexcept;
   /// Nothing has landed or failed after all: the whole operation is done again.
   void start_over() noexcept;
-  /// Recv: object `index` has `bytes` bytes.
+  /// Recv: object `index` is in its buffer and has `bytes` bytes, which may be less than the buffer.
+  void received(std::size_t index, std::size_t bytes) noexcept;
+  /// Recv: object `index`, of which nothing is in its buffer, has `bytes` bytes.
   void set_size(std::size_t index, std::size_t bytes) noexcept;
 
   /// Ends the operation: fills in statuses and diagnostic and posts the handler. To be called when nothing touches the
@@ -78,18 +81,22 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
   void expire() override;
 
  private:
+  void count_landed(std::size_t first, std::size_t count, std::uint64_t bytes) noexcept;
+
   TransferRequest request_;
   Completion completion_;
   const Clock::time_point deadline_;
   const std::shared_ptr<OperationRegistry> registry_;
 
+  const Clock::time_point started_ = Clock::now();
   std::atomic<std::size_t> landed_{0};
+  std::atomic<std::uint64_t> landed_bytes_{0};
   std::atomic<bool> finished_{false};
   std::atomic<std::uint64_t> meant_for_{0};
 
   mutable std::mutex mutex_;
   std::weak_ptr<Link> link_;
-  bool started_ = false;
+  bool on_link_ = false;
   std::error_code stop_cause_;
   std::error_code first_object_error_;
 };

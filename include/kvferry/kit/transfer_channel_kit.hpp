@@ -35,6 +35,8 @@ class TransferChannelKit : public BaseTransferChannel {
   [[nodiscard]] std::string peer_init_url() const override;
   [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override;
   [[nodiscard]] bool remote_xfer_handler_exists(std::string_view peer_id) const override;
+  /// All but the paths, which the transport adds.
+  [[nodiscard]] ChannelStats stats() const override;
   /// Answers `P2PInitSideMsg` with the lookup url and `PySocketInitRequest` with "ok", as LMCache does; throws
   /// `errc::unhandled_side_message` for others.
   SideMessage handle_init_side_msg(const SideMessage& message) override;

@@ -8,6 +8,7 @@
 #include <kvferry/kit/link.hpp>
 
 #include "operation_registry.hpp"
+#include "striped_operation.hpp"
 
 namespace kvferry::kit {
 namespace {
@@ -29,10 +30,21 @@ Operation::Operation(TransferRequest request, Completion completion, Clock::time
       deadline_(deadline),
       registry_(std::move(registry)) {
   std::ranges::fill(request_.statuses, undecided());
+  registry_->counters().count_start(request_.kind);
 }
 
 void Operation::landed(std::size_t first, std::size_t count) noexcept {
+  count_landed(first, count, total_bytes(std::span(request_.objects).subspan(first, count)));
+}
+
+void Operation::received(std::size_t index, std::size_t bytes) noexcept {
+  set_size(index, bytes);
+  count_landed(index, 1, bytes);
+}
+
+void Operation::count_landed(std::size_t first, std::size_t count, std::uint64_t bytes) noexcept {
   landed_.fetch_add(count, std::memory_order_relaxed);
+  landed_bytes_.fetch_add(bytes, std::memory_order_relaxed);
   if (!request_.statuses.empty()) {
     std::ranges::fill(request_.statuses.subspan(first, count), std::error_code());
   }
@@ -50,6 +62,7 @@ void Operation::failed(std::size_t index, std::error_code cause) noexcept {
 
 void Operation::start_over() noexcept {
   landed_ = 0;
+  landed_bytes_ = 0;
   std::ranges::fill(request_.statuses, undecided());
   const std::lock_guard lock(mutex_);
   first_object_error_.clear();
@@ -81,6 +94,8 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
                            " objects, peer '" + request_.peer_id + "': " + diagnostic + " (" +
                            std::to_string(transferred) + " transferred)";
   }
+  registry_->counters().count_end(request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed),
+                                                  Clock::now() - started_});
   auto completion = std::move(completion_);
   // Out of the registry first: once the handler can run, the channel may be closed and gone.
   registry_->remove(*this);
@@ -96,7 +111,7 @@ void Operation::request_stop(std::error_code cause) {
     }
     stop_cause_ = cause;
     link = link_.lock();
-    if (started_ && !link) {
+    if (on_link_ && !link) {
       return;  // the link is going down and ends its operations itself
     }
   }
@@ -124,7 +139,7 @@ void Operation::start_on(const std::shared_ptr<Link>& link) {
       return;  // request_stop ended it
     }
     link_ = link;
-    started_ = true;
+    on_link_ = true;
   }
   link->start(shared_from_this());
 }

@@ -16,6 +16,8 @@
 
 #include <kvferry/kit/operation.hpp>
 
+#include "transfer_counters.hpp"
+
 namespace kvferry::kit {
 
 /// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier than the one it
@@ -40,7 +42,7 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
   bool closed_ = false;
 };
 
-/// The operations of a channel that have not ended yet.
+/// The operations of a channel that have not ended yet, and the numbers of all.
 class OperationRegistry {
  public:
   OperationRegistry(std::shared_ptr<DeadlineQueue> deadlines, std::size_t limit)
@@ -53,9 +55,12 @@ class OperationRegistry {
   void close(std::error_code cause);
   void wait_until_empty();
 
+  [[nodiscard]] TransferCounters& counters() noexcept { return counters_; }
+
  private:
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::size_t limit_;
+  TransferCounters counters_;
   std::mutex mutex_;
   std::condition_variable empty_;
   std::unordered_map<const Operation*, std::shared_ptr<Operation>> pending_;

@@ -214,6 +214,12 @@ std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {
 
 bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }
 
+std::size_t PeerDirectory::usable_count() const {
+  const Lock lock(mutex_);
+  return static_cast<std::size_t>(
+      std::ranges::count_if(peers_, [](const auto& entry) { return entry.second.link != nullptr; }));
+}
+
 void PeerDirectory::close() {
   std::map<std::string, Peer, std::less<>> peers;
   std::vector<std::weak_ptr<Link>> links;

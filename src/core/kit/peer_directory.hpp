@@ -72,6 +72,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// Null if there is none.
   [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
+  [[nodiscard]] std::size_t usable_count() const;
 
   /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads are doing
   /// here. Afterwards neither the transport's hooks nor the service are used.

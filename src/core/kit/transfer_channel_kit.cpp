@@ -221,6 +221,13 @@ bool TransferChannelKit::remote_xfer_handler_exists(std::string_view peer_id) co
   return impl_->peers->usable(peer_id);
 }
 
+ChannelStats TransferChannelKit::stats() const {
+  ChannelStats stats = BaseTransferChannel::stats();
+  stats.connected_peers = impl_->peers->usable_count();
+  stats.transfers = impl_->operations->counters().snapshot();
+  return stats;
+}
+
 const ChannelOptions& TransferChannelKit::options() const noexcept { return impl_->options; }
 
 std::shared_ptr<Poller> TransferChannelKit::poller() const {
@@ -269,7 +276,7 @@ void TransferChannelKit::start_transfer(TransferRequest request, Completion comp
     impl_->operations->remove(*operation);  // cancelled before it was entered
     return;
   }
-  if (deadline <= Clock::now()) {
+  if (deadline <= operation->started()) {
     operation->request_stop(errc::timed_out);
     return;
   }

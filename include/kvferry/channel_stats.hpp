@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <kvferry/transfer_spec.hpp>
+
+namespace kvferry {
+
+/// How long operations took, counted in buckets that double.
+struct LatencyHistogram {
+  /// 1 us, 2 us, 4 us, ... 2^25 us (33.6 s), and one for what took longer.
+  static constexpr std::size_t bucket_count = 27;
+
+  std::array<std::uint64_t, bucket_count> counts{};
+  std::chrono::nanoseconds sum{0};
+
+  /// The longest duration that bucket `index` counts; the maximum of the type for the last.
+  [[nodiscard]] static std::chrono::nanoseconds upper_bound(std::size_t index) noexcept;
+  /// The bucket that counts `duration`.
+  [[nodiscard]] static std::size_t bucket_of(std::chrono::nanoseconds duration) noexcept;
+
+  [[nodiscard]] std::uint64_t count() const noexcept;
+  /// The upper bound of the bucket in which the `fraction`-quantile lies (0.5: the median); zero if nothing was counted.
+  [[nodiscard]] std::chrono::nanoseconds quantile(double fraction) const noexcept;
+};
+
+/// What has become of the operations of one kind since the channel was made.
+struct TransferStats {
+  /// Operations that ended with the same error.
+  struct Failures {
+    std::error_code cause;
+    std::uint64_t operations = 0;
+  };
+
+  std::uint64_t started = 0;
+  std::uint64_t succeeded = 0;
+  std::vector<Failures> failures;  ///< Cancelled ones and refused ones included; ordered by cause.
+  std::uint64_t objects = 0;       ///< That were transferred, those of failed operations included.
+  std::uint64_t bytes = 0;         ///< Of these objects.
+  LatencyHistogram latency;        ///< From the call to the end, of the operations that succeeded.
+
+  [[nodiscard]] std::uint64_t failed() const noexcept;
+  [[nodiscard]] std::uint64_t in_flight() const noexcept { return started - succeeded - failed(); }
+};
+
+/// What went over one lane (TCP: the connections of that number, of all peers) or rail (RDMA: a port of a device).
+struct PathStats {
+  std::string name;  ///< "lane 0", "mlx5_0:1"
+  /// Bytes that this side moved out and in, the transport's own included. TCP: all that went through the sockets. RDMA: what
+  /// this side's work requests wrote or sent, and read; what peers write and read is seen by them alone.
+  std::uint64_t bytes_out = 0;
+  std::uint64_t bytes_in = 0;
+};
+
+/// A snapshot of what a channel has done. Its numbers are counted one by one while the channel works, so those of operations that
+/// are just ending may be in some and not yet in others; `in_flight()` is never less than none.
+struct ChannelStats {
+  std::string transport;
+  std::size_t connected_peers = 0;
+  std::array<TransferStats, 4> transfers;  ///< By `TransferKind`.
+  std::vector<PathStats> paths;
+  /// Further labels of the Prometheus text, for programs with several channels. `stats()` leaves them out.
+  std::map<std::string, std::string> labels;
+
+  [[nodiscard]] const TransferStats& of(TransferKind kind) const { return transfers.at(static_cast<std::size_t>(kind)); }
+};
+
+/// The statistics of a program's channels in Prometheus' text format, version 0.0.4: to be answered with the content type
+/// `text/plain; version=0.0.4`. Counters are named `kvferry_..._total`, durations are in seconds, sizes in bytes. Channels of the same
+/// transport need `labels` that tell them apart.
+/// @throws TransferError `std::errc::invalid_argument` for a label name that Prometheus forbids or kvferry uses itself.
+/// Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+[[nodiscard]] std::string to_prometheus(std::span<const ChannelStats> channels);
+[[nodiscard]] std::string to_prometheus(const ChannelStats& channel);
+
+}  // namespace kvferry

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an RDMA channel counts of what it does.
+#include <gtest/gtest.h>
+
+#include <asio/use_future.hpp>
+
+#include "rdma/rdma_node.hpp"
+
+namespace kvferry::rdma::testing {
+namespace {
+
+TEST(RdmaStats, EveryKindOfTransferIsCountedAndEveryRailsBytes) {
+  constexpr std::size_t count = 32;
+  NodeOptions options;
+  options.channel.keepalive_interval = std::chrono::milliseconds(0);
+  Node node(count, options);
+  Node peer(count);
+  node.fill(3);
+  node.connect("node", "peer", peer);
+  node.channel->batched_write(node.pages(count), {.peer_id = "peer", .remote_indexes = indexes(count)});
+  node.channel->batched_read(node.pages(5), {.peer_id = "peer", .remote_indexes = indexes(5)});
+  std::vector<std::size_t> sizes(3);
+  auto receiving = peer.channel->async_batched_recv({peer.region.first(8 * page_size), peer.page(9), peer.page(10, 5)},
+                                                    {.peer_id = "node", .sizes = sizes}, asio::use_future);
+  std::error_code ec;
+  node.channel->batched_send({node.region.first(8 * page_size - 1), node.page(9, 100), node.page(10, 6)},
+                             {.peer_id = "peer"}, ec);
+  EXPECT_EQ(ec, errc::buffer_too_small);
+  EXPECT_THROW(receiving.get(), std::system_error);
+
+  const ChannelStats own = node.channel->stats();
+  EXPECT_EQ(own.transport, "rdma");
+  EXPECT_EQ(own.connected_peers, 1U);
+  EXPECT_EQ(own.of(TransferKind::write).succeeded, 1U);
+  EXPECT_EQ(own.of(TransferKind::write).bytes, count * page_size);
+  EXPECT_EQ(own.of(TransferKind::read).objects, 5U);
+  EXPECT_EQ(own.of(TransferKind::read).bytes, 5 * page_size);
+  EXPECT_EQ(own.of(TransferKind::send).failed(), 1U);
+  EXPECT_EQ(own.of(TransferKind::send).objects, 2U);
+  ASSERT_EQ(own.paths.size(), 1U);
+  EXPECT_EQ(own.paths[0].name, node.channel->rails()[0].device + ":1");
+  EXPECT_GT(own.paths[0].bytes_out, (count + 8) * page_size);
+  EXPECT_EQ(own.paths[0].bytes_in, 5 * page_size);
+
+  const ChannelStats theirs = peer.channel->stats();
+  const TransferStats& recvs = theirs.of(TransferKind::recv);
+  EXPECT_EQ(recvs.failed(), 1U);
+  EXPECT_EQ(recvs.objects, 2U);
+  EXPECT_EQ(recvs.bytes, 8 * page_size - 1 + 100);
+}
+
+}  // namespace
+}  // namespace kvferry::rdma::testing

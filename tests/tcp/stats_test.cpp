@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a channel counts of what it does.
+#include <gtest/gtest.h>
+
+#include "channel_pair.hpp"
+
+namespace kvferry::tcp::testing {
+namespace {
+
+struct ConnectedPair {
+  explicit ConnectedPair(std::size_t pages, const TcpOptions& options = {})
+      : a(pages, options, false), b(pages, options) {
+    a.fill(1);
+    a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  }
+
+  Node a;
+  Node b;
+};
+
+TEST(Stats, EveryKindOfTransferIsCountedWhereItWasCalledFor) {
+  ConnectedPair pair(8);
+  const auto eight = indexes(8);
+  pair.a.channel->batched_write(pair.a.pages(8), {.peer_id = "b", .remote_indexes = eight});
+  pair.a.channel->batched_write({}, {.peer_id = "b"});
+  pair.a.channel->batched_read({pair.a.page(0, 100), pair.a.page(1, 7)},
+                               {.peer_id = "b", .remote_indexes = std::span(eight).first(2)});
+  auto receiving = pair.b.channel->async_batched_recv(pair.b.pages(3), {.peer_id = "a"}, asio::use_future);
+  pair.a.channel->batched_send({pair.a.page(0), pair.a.page(1, 0), pair.a.page(2, 33)}, {.peer_id = "b"});
+  EXPECT_EQ(receiving.get(), 3U);
+
+  const ChannelStats a = pair.a.channel->stats();
+  EXPECT_EQ(a.transport, "tcp");
+  EXPECT_EQ(a.connected_peers, 1U);
+  EXPECT_EQ(a.of(TransferKind::write).succeeded, 2U);
+  EXPECT_EQ(a.of(TransferKind::write).objects, 8U);
+  EXPECT_EQ(a.of(TransferKind::write).bytes, 8 * page_size);
+  EXPECT_EQ(a.of(TransferKind::write).latency.count(), 2U);
+  EXPECT_GT(a.of(TransferKind::write).latency.sum.count(), 0);
+  EXPECT_EQ(a.of(TransferKind::read).succeeded, 1U);
+  EXPECT_EQ(a.of(TransferKind::read).objects, 2U);
+  EXPECT_EQ(a.of(TransferKind::read).bytes, 107U);
+  EXPECT_EQ(a.of(TransferKind::send).objects, 3U);
+  EXPECT_EQ(a.of(TransferKind::send).bytes, page_size + 33);
+  EXPECT_EQ(a.of(TransferKind::recv).started, 0U);
+
+  const ChannelStats b = pair.b.channel->stats();
+  EXPECT_EQ(b.of(TransferKind::recv).succeeded, 1U);
+  EXPECT_EQ(b.of(TransferKind::recv).objects, 3U);
+  EXPECT_EQ(b.of(TransferKind::recv).bytes, page_size + 33) << "of the objects, not of the buffers";
+  EXPECT_EQ(b.of(TransferKind::write).started, 0U);
+}
+
+TEST(Stats, WhatIsUnderWayIsInFlightUntilItFails) {
+  ConnectedPair pair(2);
+  auto receiving = pair.a.channel->async_batched_recv(pair.a.pages(2), {.peer_id = "b"}, asio::use_future);
+  EXPECT_EQ(pair.a.channel->stats().of(TransferKind::recv).in_flight(), 1U);
+  pair.a.channel->close();
+  EXPECT_THROW(receiving.get(), std::system_error);
+
+  const ChannelStats stats = pair.a.channel->stats();
+  const TransferStats& recvs = stats.of(TransferKind::recv);
+  EXPECT_EQ(stats.connected_peers, 0U);
+  EXPECT_EQ(recvs.in_flight(), 0U);
+  EXPECT_EQ(recvs.succeeded, 0U);
+  EXPECT_EQ(recvs.objects, 0U);
+  ASSERT_EQ(recvs.failures.size(), 1U);
+  EXPECT_EQ(recvs.failures[0].cause, errc::closed);
+  EXPECT_EQ(recvs.latency.count(), 0U);
+}
+
+TEST(Stats, FailuresAreCountedByCause) {
+  ConnectedPair pair(2);
+  const std::uint64_t beyond = 9;
+  std::error_code ec;
+  pair.a.channel->batched_write(pair.a.pages(1), {.peer_id = "b", .remote_indexes = {&beyond, 1}}, ec);
+  pair.a.channel->batched_write(pair.a.pages(1), {.peer_id = "b", .remote_indexes = {&beyond, 1}}, ec);
+  pair.a.channel->batched_write(pair.a.pages(1), {.peer_id = "nobody", .remote_indexes = {&beyond, 1}}, ec);
+  const auto writes = pair.a.channel->stats().of(TransferKind::write);
+  EXPECT_EQ(writes.failed(), 3U);
+  ASSERT_EQ(writes.failures.size(), 2U);
+  const bool ordered = writes.failures[0].operations == 2;
+  EXPECT_EQ(writes.failures[ordered ? 0 : 1].cause, errc::index_out_of_range);
+  EXPECT_EQ(writes.failures[ordered ? 0 : 1].operations, 2U);
+  EXPECT_EQ(writes.failures[ordered ? 1 : 0].operations, 1U);
+}
+
+TEST(Stats, ARecvThatIsTooSmallCountsWhatArrived) {
+  ConnectedPair pair(4);
+  auto receiving = pair.b.channel->async_batched_recv({pair.b.page(0), pair.b.page(1, 10)}, {.peer_id = "a"}, asio::use_future);
+  std::error_code ec;
+  pair.a.channel->batched_send(pair.a.pages(2), {.peer_id = "b"}, ec);
+  EXPECT_EQ(ec, errc::buffer_too_small);
+  EXPECT_THROW(receiving.get(), std::system_error);
+  const auto recvs = pair.b.channel->stats().of(TransferKind::recv);
+  EXPECT_EQ(recvs.failed(), 1U);
+  EXPECT_EQ(recvs.objects, 1U);
+  EXPECT_EQ(recvs.bytes, page_size);
+}
+
+TEST(Stats, BytesAreCountedByLane) {
+  TcpOptions options;
+  options.lanes_per_peer = 3;
+  options.stripe_threshold = 64 * page_size;
+  constexpr std::size_t count = 96;
+  ConnectedPair pair(count, options);
+  const auto all = indexes(count);
+  pair.a.channel->batched_write(pair.a.pages(count), {.peer_id = "b", .remote_indexes = all});
+  const ChannelStats sender = pair.a.channel->stats();
+  const ChannelStats receiver = pair.b.channel->stats();
+  ASSERT_EQ(sender.paths.size(), 3U);
+  ASSERT_EQ(receiver.paths.size(), 3U);
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(sender.paths[i].name, "lane " + std::to_string(i));
+    EXPECT_GT(sender.paths[i].bytes_out, count / 3 * page_size);
+    EXPECT_LT(sender.paths[i].bytes_out, count / 3 * page_size * 11 / 10);
+    EXPECT_EQ(receiver.paths[i].bytes_in, sender.paths[i].bytes_out);
+    EXPECT_GT(sender.paths[i].bytes_in, 0U);
+  }
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
