@@ -34,6 +34,7 @@ class Row:
     kind: str  # kvferry, socket, peer, or memory
     operation: str = "write"
     smallest_batch: int = 1
+    region: str = ""  # memory on each side; empty: what compare.sh was told
 
 
 def readable_size(size):

@@ -16,6 +16,7 @@ import time
 
 import cells
 import plots
+import scale
 import tables
 
 # What a program is given to end once it should have; its own time-out comes first.
@@ -50,6 +51,7 @@ def parse_arguments():
         help="the polling profiles that kvferry's writes are measured with besides the default (default: %(default)s)",
     )
     parser.add_argument("--region", default="128M", help="memory on each side (default 128M)")
+    parser.add_argument("--no-scale", action="store_true", help="leave out batches of 100,000 pages and many peers")
     parser.add_argument("--no-iperf", action="store_true", help="leave iperf3 out")
     parser.add_argument("--no-syscalls", action="store_true", help="do not count system calls, which takes runs of its own")
     parser.add_argument("--results", type=pathlib.Path, required=True, metavar="FOLDER", help="where the results go")
@@ -96,7 +98,7 @@ def busy_seconds():
 def measure(arguments, row, cell, *options):
     """One run of one program. Returns its result, with how much of the CPUs others used meanwhile."""
     command = [str(arguments.programs_in / row.command[0]), *row.command[1:]]
-    command += ["--page", str(cell.page), "--batch", str(cell.batch), "--region", arguments.region, "--json", "-", *options]
+    command += ["--page", str(cell.page), "--batch", str(cell.batch), "--region", row.region or arguments.region, "--json", "-", *options]
     everyone, children = busy_seconds()
     begin = time.monotonic()
     done = subprocess.run(
@@ -181,12 +183,25 @@ def run_rounds(arguments, rows, data, failures):
                     failures.add(error)
                     continue
                 data["trials"].append({"round": number, "row": row.name, "cell": str(cell), "result": result})
+        if not arguments.no_scale:
+            run_scale(arguments, number, data, failures)
         if not arguments.no_iperf:
             try:
                 data["iperf3"].append(measure_iperf())
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 failures.add(f"iperf3: {error}")
     print(file=sys.stderr)
+
+
+def run_scale(arguments, number, data, failures):
+    for case in scale.CASES:
+        print(f"\rround {number + 1} of {arguments.rounds}: {case.row.name}          ", end="", file=sys.stderr, flush=True)
+        try:
+            result = measure(arguments, case.row, case.cell, "--seconds", str(arguments.seconds))
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            failures.add(error)
+            continue
+        data["scale"].append({"round": number, "case": case.row.name, "result": result})
 
 
 def count_syscalls(arguments, rows, data, failures):
@@ -220,6 +235,7 @@ def main():
             "cells": [str(cell) for cell in arguments.cells],
             "rows": [{"name": row.name, "kind": row.kind, "operation": row.operation, "command": row.command} for row in rows],
             "trials": [],
+            "scale": [],
             "syscalls": [],
             "iperf3": [],
         }
@@ -228,7 +244,7 @@ def main():
             count_syscalls(arguments, rows, data, failures)
         (arguments.results / "results.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     tables.write_csv(data, arguments.results / "results.csv")
-    summary = tables.summary(data)
+    summary = tables.summary(data) + scale.summary(data)
     (arguments.results / "summary.md").write_text(summary, encoding="utf-8")
     plots.draw(data, arguments.results)
     print(summary)

@@ -3,6 +3,7 @@
 
 import unittest
 
+import scale
 import tables
 
 
@@ -74,6 +75,17 @@ class TablesTest(unittest.TestCase):
 
     def test_medians_have_their_spread(self):
         self.assertIn("| kvferry write | 3.00 (3.00–3.60) | 3.00 (3.00–3.60) |", tables.summary(data(5)))
+
+    def test_many_peers_are_held_against_one(self):
+        trials = [
+            {"case": name, "result": {"gigabytes_per_second": speed, "slowest_peer_of_mean": 0.8, "submission_us": None}}
+            for name, speed in (("1 peer", 4.0), ("16 peers", 3.0))
+            for _ in range(5)
+        ]
+        text = scale.table({"scale": trials}, "Peers", "", scale.PEERS, "slowest", lambda result: result["slowest_peer_of_mean"])
+        self.assertIn("| 1 peer | 4.00 (4.00–4.00) | - | 0.80 (0.80–0.80) |", text)
+        self.assertIn("| 16 peers | 3.00 (3.00–3.00) | 0.75 | 0.80 (0.80–0.80) |", text)
+        self.assertNotIn("64 peers", text)
 
     def test_a_machine_that_is_not_quiet_is_named(self):
         noisy = data(5)
