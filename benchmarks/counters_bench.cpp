@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a channel's statistics cost: the time that counting takes, beside that of the operations that are counted.
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -123,7 +123,9 @@ void print(std::string_view what, const std::vector<double>& values) {
 
 int main(int argc, char** argv) {
   std::size_t rounds = 7;
-  CLI::App app("Measures what a channel's statistics cost, beside the operations that they count: always polling, over loopback.");
+  CLI::App app(
+      "Measures what a channel's statistics cost, beside the operations that they count: always polling, over "
+      "loopback.");
   app.add_option("--rounds", rounds, "How often all is measured")->check(CLI::Range(1, 1000))->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 
@@ -148,6 +150,7 @@ int main(int argc, char** argv) {
   print("adding up the sizes of 256 objects", adding);
   print("write of one page of 4 KiB (median)", one_page);
   print("write of 256 pages of 4 KiB (median)", many_pages);
-  fmt::print("\nCounting takes {:.2f} % of a write of one page, {:.2f} % of one of 256 (while another thread counts).\n",
-             100 * median(contended) / median(one_page), 100 * (median(contended) + median(adding)) / median(many_pages));
+  fmt::print(
+      "\nCounting takes {:.2f} % of a write of one page, {:.2f} % of one of 256 (while another thread counts).\n",
+      100 * median(contended) / median(one_page), 100 * (median(contended) + median(adding)) / median(many_pages));
 }

@@ -9,9 +9,9 @@
 #include <asio/write.hpp>
 
 #include <cstring>
-#include <thread>
 
 #include "common/program.hpp"
+#include "common/serving_thread.hpp"
 #include "raw/pump.hpp"
 
 namespace bench {
@@ -58,50 +58,40 @@ class SocketInitiator final : public Initiator {
 class SocketTarget final : public Target {
  public:
   explicit SocketTarget(const Setup& setup)
-      : acceptor_(context_, *tcp::resolver(context_).resolve(setup.host, "0").begin()),
-        host_(setup.host),
-        thread_([this, setup] { serve(setup); }) {}
+      : acceptor_(context_, *tcp::resolver(context_).resolve(setup.host, "0").begin()), host_(setup.host) {
+    thread_.start([this, setup](const std::stop_token&) { serve(setup); });
+  }
 
   [[nodiscard]] Json endpoint() const override {
     return {{"host", host_}, {"port", acceptor_.local_endpoint().port()}};
   }
 
-  void finish() override {
-    thread_.join();
-    if (failure_) {
-      std::rethrow_exception(failure_);
-    }
-  }
+  void finish() override { thread_.finish(); }
 
  private:
   void serve(const Setup& setup) {
-    try {
-      const auto options = setup.job.settings.get<LaneOptions>();
-      std::vector<std::vector<std::optional<tcp::socket>>> sockets(setup.job.streams());
-      std::ranges::for_each(sockets, [&](auto& lanes) { lanes.resize(options.lanes); });
-      for (std::size_t i = 0; i < setup.job.streams() * options.lanes; ++i) {
-        auto socket = acceptor_.accept();
-        Hello hello;
-        asio::read(socket, asio::buffer(&hello, sizeof(hello)));
-        sockets.at(hello.stream).at(hello.lane) = std::move(socket);
-      }
-      run_in_threads(sockets.size(), [&](std::size_t stream) {
-        std::vector<Lane> lanes;
-        for (auto& socket : sockets[stream]) {
-          lanes.emplace_back(std::move(socket.value()), options);
-        }
-        Pump(setup, options, stream, true, std::move(lanes)).serve();
-      });
-    } catch (...) {
-      failure_ = std::current_exception();
+    const auto options = setup.job.settings.get<LaneOptions>();
+    std::vector<std::vector<std::optional<tcp::socket>>> sockets(setup.job.streams());
+    std::ranges::for_each(sockets, [&](auto& lanes) { lanes.resize(options.lanes); });
+    for (std::size_t i = 0; i < setup.job.streams() * options.lanes; ++i) {
+      auto socket = acceptor_.accept();
+      Hello hello;
+      asio::read(socket, asio::buffer(&hello, sizeof(hello)));
+      sockets.at(hello.stream).at(hello.lane) = std::move(socket);
     }
+    run_in_threads(sockets.size(), [&](std::size_t stream) {
+      std::vector<Lane> lanes;
+      for (auto& socket : sockets[stream]) {
+        lanes.emplace_back(std::move(socket.value()), options);
+      }
+      Pump(setup, options, stream, true, std::move(lanes)).serve();
+    });
   }
 
   asio::io_context context_{1};
   tcp::acceptor acceptor_;
   std::string host_;
-  std::exception_ptr failure_;
-  std::jthread thread_;
+  ServingThread thread_;
 };
 
 /// The options as they stand on the command line.
@@ -165,9 +155,6 @@ int main(int argc, char** argv) {
     job.streams_per_peer = threads.threads;
     job.settings = lane;
   };
-  program.make_initiator = [](const Setup& setup, const Json& endpoint) {
-    return std::make_unique<SocketInitiator>(setup, endpoint);
-  };
-  program.make_target = [](const Setup& setup) { return std::make_unique<SocketTarget>(setup); };
+  use_halves<SocketInitiator, SocketTarget>(program);
   return run_program(program, argc, argv);
 }

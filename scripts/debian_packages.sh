@@ -13,6 +13,7 @@
 #   rdma   build, and what RDMA takes: verbs, and the programs that tests and measurements of it use
 #   soft_roce  what tests/soft_roce/run.sh needs for a virtual machine with RDMA devices
 #   bench  build, and what benchmarks/compare.sh compares with and draws with
+#   heaptrack  build, and what benchmarks/allocations.sh counts with
 #
 # Whatever is missing is installed with apt-get, through sudo for users other than root. Where nothing is missing, apt
 # is not called at all. On systems without dpkg nothing is checked: install the counterparts of these packages.
@@ -44,8 +45,12 @@ _kvferry_packages() {
         _kvferry_packages build
         echo libucx-dev libfabric-dev iperf3 python3 python3-matplotlib
         ;;
+      heaptrack)
+        _kvferry_packages build
+        echo heaptrack python3
+        ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma, soft_roce and bench" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma, soft_roce, bench and heaptrack" >&2
         return 1
         ;;
     esac

@@ -31,7 +31,7 @@ struct Job {
   double warm_up = 0;            ///< Seconds before that.
   unsigned timeout = 0;          ///< Seconds after which a run that hangs is ended.
   bool count_syscalls = false;   ///< Which makes each of them a little slower.
-  bool adjacent = false;  ///< Pages in order on both sides, not at random.
+  bool adjacent = false;         ///< Pages in order on both sides, not at random.
   bool corrupt = false;          ///< Fault injection: changes a byte of what arrived, so that the verification fails.
   Json settings;                 ///< The program's own options.
 
@@ -42,6 +42,7 @@ struct Job {
 };
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Job, variant, operation, page, batch, depth, threads, peers, streams_per_peer,
-                                   region, seconds, iterations, warm_up, timeout, count_syscalls, adjacent, corrupt, settings)
+                                   region, seconds, iterations, warm_up, timeout, count_syscalls, adjacent, corrupt,
+                                   settings)
 
 }  // namespace bench

@@ -71,6 +71,15 @@ struct Program {
   std::function<std::unique_ptr<Target>(const Setup&)> make_target;
 };
 
+/// For programs whose halves are made of the setup, and the initiator of the target's endpoint besides.
+template <class InitiatorHalf, class TargetHalf>
+void use_halves(Program& program) {
+  program.make_initiator = [](const Setup& setup, const Json& endpoint) {
+    return std::make_unique<InitiatorHalf>(setup, endpoint);
+  };
+  program.make_target = [](const Setup& setup) { return std::make_unique<TargetHalf>(setup); };
+}
+
 /// The whole of a benchmark program's main function: parses the options, becomes the initiator (and starts the target) or
 /// the target, runs and verifies each job, and reports.
 int run_program(const Program& program, int argc, char** argv);

@@ -37,11 +37,10 @@ def parse_arguments():
         "--cells",
         nargs="+",
         metavar="PAGExBATCH",
-        default=cells.THROUGHPUT_CELLS + cells.LATENCY_CELLS,
-        help="page and batch sizes (default: %(default)s)",
+        help=f"page and batch sizes (default: {' '.join(cells.THROUGHPUT_CELLS + cells.LATENCY_CELLS)})",
     )
     parser.add_argument(
-        "--rows", nargs="+", metavar="PATTERN", default=["*"], help="which rows, as shell patterns (default: all)"
+        "--rows", nargs="+", metavar="PATTERN", help="which rows, as shell patterns (default: all)"
     )
     parser.add_argument(
         "--poll",
@@ -51,13 +50,18 @@ def parse_arguments():
         help="the polling profiles that kvferry's writes are measured with besides the default (default: %(default)s)",
     )
     parser.add_argument("--region", default="128M", help="memory on each side (default 128M)")
-    parser.add_argument("--no-scale", action="store_true", help="leave out batches of 100,000 pages and many peers")
+    parser.add_argument("--scale", action=argparse.BooleanOptionalAction,
+                        help="batches of 100,000 pages, and many peers (default: unless cells or rows are chosen)")  # fmt: skip
     parser.add_argument("--no-iperf", action="store_true", help="leave iperf3 out")
     parser.add_argument("--no-syscalls", action="store_true", help="do not count system calls, which takes runs of its own")
     parser.add_argument("--results", type=pathlib.Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--from-json", type=pathlib.Path, help="measure nothing: make the tables and plots of this results.json")
     parser.add_argument("--programs-in", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.scale is None:
+        arguments.scale = arguments.cells is None and arguments.rows is None
+    arguments.cells = arguments.cells or cells.THROUGHPUT_CELLS + cells.LATENCY_CELLS
+    arguments.rows = arguments.rows or ["*"]
     try:
         arguments.cells = [cells.Cell.parse(cell) for cell in arguments.cells]
     except ValueError as error:
@@ -183,7 +187,7 @@ def run_rounds(arguments, rows, data, failures):
                     failures.add(error)
                     continue
                 data["trials"].append({"round": number, "row": row.name, "cell": str(cell), "result": result})
-        if not arguments.no_scale:
+        if arguments.scale:
             run_scale(arguments, number, data, failures)
         if not arguments.no_iperf:
             try:
@@ -201,7 +205,7 @@ def run_scale(arguments, number, data, failures):
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             failures.add(error)
             continue
-        data["scale"].append({"round": number, "case": case.row.name, "result": result})
+        data["scale"].append({"round": number, "row": case.row.name, "cell": str(case.cell), "result": result})
 
 
 def count_syscalls(arguments, rows, data, failures):

@@ -39,7 +39,7 @@ class Values:
     def __init__(self, data, quantity):
         self._values = {}
         for trial in data.get("scale", []):
-            self._values.setdefault(trial["case"], []).append(quantity(trial["result"]))
+            self._values.setdefault(trial["row"], []).append(quantity(trial["result"]))
 
     def of(self, name):
         return self._values.get(name, [])

@@ -147,7 +147,7 @@ def ratio_tables(data):
 
 
 def interference(data):
-    shares = [trial["result"]["cpu_share_of_others"] for trial in data["trials"]]
+    shares = [trial["result"]["cpu_share_of_others"] for trial in data["trials"] + data.get("scale", [])]
     if not shares:
         return ""
     text = f"Other processes used {statistics.median(shares):.0%} of the CPUs during the median run, {max(shares):.0%} at most."
@@ -179,7 +179,7 @@ def write_csv(data, path):
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        for trial in data["trials"]:
+        for trial in data["trials"] + data.get("scale", []):
             result = trial["result"]
             latencies = [result["latency_us"][name] for name in ("p50", "p99", "p999")]
             cpu = [cpu_of(side)(result) for side in ("initiator", "target")]

@@ -78,7 +78,7 @@ class TablesTest(unittest.TestCase):
 
     def test_many_peers_are_held_against_one(self):
         trials = [
-            {"case": name, "result": {"gigabytes_per_second": speed, "slowest_peer_of_mean": 0.8, "submission_us": None}}
+            {"row": name, "result": {"gigabytes_per_second": speed, "slowest_peer_of_mean": 0.8, "submission_us": None}}
             for name, speed in (("1 peer", 4.0), ("16 peers", 3.0))
             for _ in range(5)
         ]

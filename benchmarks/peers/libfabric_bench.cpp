@@ -14,9 +14,9 @@
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
-#include <thread>
 
 #include "common/program.hpp"
+#include "common/serving_thread.hpp"
 
 namespace bench {
 namespace {
@@ -190,34 +190,21 @@ class FabricTarget final : public Target {
         {"address", address},
         {"key", fi_mr_key(fabric_.memory())},
         {"region", fabric_.addresses_are_virtual() ? reinterpret_cast<std::uintptr_t>(setup.region.data()) : 0}};
-    thread_ = std::jthread([this](const std::stop_token& stop) { serve(stop); });
+    thread_.start([this](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        static_cast<void>(fabric_.poll());
+      }
+    });
   }
 
   [[nodiscard]] Json endpoint() const override { return endpoint_; }
 
-  void finish() override {
-    thread_.request_stop();
-    thread_.join();
-    if (failure_) {
-      std::rethrow_exception(failure_);
-    }
-  }
+  void finish() override { thread_.finish(); }
 
  private:
-  void serve(const std::stop_token& stop) {
-    try {
-      while (!stop.stop_requested()) {
-        static_cast<void>(fabric_.poll());
-      }
-    } catch (...) {
-      failure_ = std::current_exception();
-    }
-  }
-
   Fabric fabric_;
   Json endpoint_;
-  std::exception_ptr failure_;
-  std::jthread thread_;
+  ServingThread thread_;
 };
 
 }  // namespace
@@ -237,9 +224,6 @@ int main(int argc, char** argv) {
     job.variant = "libfabric " + provider;
     job.settings = {{"provider", provider}, {"version", fi_version()}};
   };
-  program.make_initiator = [](const Setup& setup, const Json& endpoint) {
-    return std::make_unique<FabricInitiator>(setup, endpoint);
-  };
-  program.make_target = [](const Setup& setup) { return std::make_unique<FabricTarget>(setup); };
+  use_halves<FabricInitiator, FabricTarget>(program);
   return run_program(program, argc, argv);
 }

@@ -11,9 +11,9 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
-#include <thread>
 
 #include "common/program.hpp"
+#include "common/serving_thread.hpp"
 
 namespace bench {
 namespace {
@@ -186,7 +186,7 @@ class UcxTarget final : public Target {
     endpoint_["key"] = std::vector<std::uint8_t>(bytes, bytes + size);
     ucp_rkey_buffer_release(key);
     endpoint_["region"] = reinterpret_cast<std::uintptr_t>(setup.region.data());
-    thread_ = std::jthread([this](const std::stop_token& stop) {
+    thread_.start([this](const std::stop_token& stop) {
       while (!stop.stop_requested()) {
         worker_.progress();
       }
@@ -195,15 +195,12 @@ class UcxTarget final : public Target {
 
   [[nodiscard]] Json endpoint() const override { return endpoint_; }
 
-  void finish() override {
-    thread_.request_stop();
-    thread_.join();
-  }
+  void finish() override { thread_.finish(); }
 
  private:
   Worker worker_;
   Json endpoint_;
-  std::jthread thread_;
+  ServingThread thread_;
 };
 
 }  // namespace
@@ -225,9 +222,6 @@ int main(int argc, char** argv) {
     job.variant = "ucx tcp " + wait;
     job.settings = {{"wait", wait}, {"version", ucp_get_version_string()}};
   };
-  program.make_initiator = [](const Setup& setup, const Json& endpoint) {
-    return std::make_unique<UcxInitiator>(setup, endpoint);
-  };
-  program.make_target = [](const Setup& setup) { return std::make_unique<UcxTarget>(setup); };
+  use_halves<UcxInitiator, UcxTarget>(program);
   return run_program(program, argc, argv);
 }

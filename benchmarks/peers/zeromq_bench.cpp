@@ -8,9 +8,9 @@
 
 #include <cstring>
 #include <stdexcept>
-#include <thread>
 
 #include "common/program.hpp"
+#include "common/serving_thread.hpp"
 
 namespace bench {
 namespace {
@@ -85,45 +85,35 @@ class ZeroMqTarget final : public Target {
   explicit ZeroMqTarget(const Setup& setup) : socket_(make_socket(context_)) {
     socket_.bind(fmt::format("tcp://{}:*", setup.host));
     url_ = socket_.get(zmq::sockopt::last_endpoint);
-    thread_ = std::jthread([this, setup] { serve(setup); });
+    thread_.start([this, setup](const std::stop_token&) { serve(setup); });
   }
 
   [[nodiscard]] Json endpoint() const override { return {{"url", url_}}; }
 
-  void finish() override {
-    thread_.join();
-    if (failure_) {
-      std::rethrow_exception(failure_);
-    }
-  }
+  void finish() override { thread_.finish(); }
 
  private:
   void serve(const Setup& setup) {
-    try {
-      for (std::uint64_t batch = 0;; ++batch) {
-        const auto pages = setup.map.target_pages(0, batch);
-        zmq::message_t part;
-        static_cast<void>(socket_.recv(part));
-        if (part.size() == 0) {
-          return;
-        }
-        if (setup.job.target_is_source()) {
-          send_pages(socket_, setup.region, pages);
-        } else {
-          receive_pages(socket_, part, setup.region, pages);
-          socket_.send(zmq::str_buffer("w"), zmq::send_flags::none);
-        }
+    for (std::uint64_t batch = 0;; ++batch) {
+      const auto pages = setup.map.target_pages(0, batch);
+      zmq::message_t part;
+      static_cast<void>(socket_.recv(part));
+      if (part.size() == 0) {
+        return;
       }
-    } catch (...) {
-      failure_ = std::current_exception();
+      if (setup.job.target_is_source()) {
+        send_pages(socket_, setup.region, pages);
+      } else {
+        receive_pages(socket_, part, setup.region, pages);
+        socket_.send(zmq::str_buffer("w"), zmq::send_flags::none);
+      }
     }
   }
 
   zmq::context_t context_;
   zmq::socket_t socket_;
   std::string url_;
-  std::exception_ptr failure_;
-  std::jthread thread_;
+  ServingThread thread_;
 };
 
 }  // namespace
@@ -136,9 +126,6 @@ int main(int argc, char** argv) {
   program.description = "Moves batches of pages over ZeroMQ's tcp transport.";
   program.operations = {"write", "read"};
   program.configure = [](Job& job) { job.variant = "zeromq"; };
-  program.make_initiator = [](const Setup& setup, const Json& endpoint) {
-    return std::make_unique<ZeroMqInitiator>(setup, endpoint);
-  };
-  program.make_target = [](const Setup& setup) { return std::make_unique<ZeroMqTarget>(setup); };
+  use_halves<ZeroMqInitiator, ZeroMqTarget>(program);
   return run_program(program, argc, argv);
 }

@@ -71,7 +71,9 @@ struct ChannelStats {
   /// Further labels of the Prometheus text, for programs with several channels. `stats()` leaves them out.
   std::map<std::string, std::string> labels;
 
-  [[nodiscard]] const TransferStats& of(TransferKind kind) const { return transfers.at(static_cast<std::size_t>(kind)); }
+  [[nodiscard]] const TransferStats& of(TransferKind kind) const {
+    return transfers.at(static_cast<std::size_t>(kind));
+  }
 };
 
 /// The statistics of a program's channels in Prometheus' text format, version 0.0.4: to be answered with the content type

@@ -27,7 +27,8 @@ std::uint64_t LatencyHistogram::count() const noexcept {
 }
 
 std::chrono::nanoseconds LatencyHistogram::quantile(double fraction) const noexcept {
-  const auto wanted = static_cast<std::uint64_t>(std::ceil(std::clamp(fraction, 0.0, 1.0) * static_cast<double>(count())));
+  const auto wanted =
+      static_cast<std::uint64_t>(std::ceil(std::clamp(fraction, 0.0, 1.0) * static_cast<double>(count())));
   std::uint64_t seen = 0;
   for (std::size_t i = 0; i < bucket_count; ++i) {
     seen += counts[i];

@@ -12,7 +12,8 @@ namespace {
 
 using Labels = std::vector<std::pair<std::string_view, std::string>>;
 
-constexpr std::array<std::string_view, 7> own_labels{"transport", "kind", "category", "cause", "path", "direction", "le"};
+constexpr std::array<std::string_view, 7> own_labels{"transport", "kind",      "category", "cause",
+                                                     "path",      "direction", "le"};
 
 bool is_label_name(std::string_view name) {
   const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
@@ -23,9 +24,10 @@ bool is_label_name(std::string_view name) {
 void check_labels(const ChannelStats& channel) {
   for (const auto& [name, value] : channel.labels) {
     if (!is_label_name(name) || std::ranges::find(own_labels, name) != own_labels.end()) {
-      throw TransferError(std::make_error_code(std::errc::invalid_argument),
-                          "label '" + name + "' = '" + value + "': " +
-                              (is_label_name(name) ? "kvferry uses this name itself" : "not a name of a Prometheus label"));
+      throw TransferError(
+          std::make_error_code(std::errc::invalid_argument),
+          "label '" + name + "' = '" + value +
+              "': " + (is_label_name(name) ? "kvferry uses this name itself" : "not a name of a Prometheus label"));
     }
   }
 }
@@ -73,7 +75,8 @@ class Exposition {
 
   /// As above, with samples for each kind of transfer.
   template <class AddSamples>
-  void metric_of_transfers(std::string_view name, std::string_view type, std::string_view help, AddSamples add_samples) {
+  void metric_of_transfers(std::string_view name, std::string_view type, std::string_view help,
+                           AddSamples add_samples) {
     metric(name, type, help, [&](const ChannelStats& channel) {
       for (std::size_t i = 0; i < channel.transfers.size(); ++i) {
         add_samples(channel.transfers[i], std::string(to_string(static_cast<TransferKind>(i))));
@@ -134,20 +137,20 @@ class Exposition {
 std::string to_prometheus(std::span<const ChannelStats> channels) {
   std::ranges::for_each(channels, check_labels);
   Exposition text(channels);
-  text.metric("kvferry_connected_peers", "gauge", "Peers with a usable connection.", [&](const ChannelStats& channel) {
-    text.sample({}, std::to_string(channel.connected_peers));
-  });
+  text.metric("kvferry_connected_peers", "gauge", "Peers with a usable connection.",
+              [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.connected_peers)); });
   text.value_of_transfers("kvferry_operations_started_total", "counter", "Operations that were called for.",
                           [](const TransferStats& transfers) { return transfers.started; });
   text.value_of_transfers("kvferry_operations_succeeded_total", "counter", "Operations that ended well.",
                           [](const TransferStats& transfers) { return transfers.succeeded; });
-  text.metric_of_transfers("kvferry_operations_failed_total", "counter", "Operations that ended with an error, by cause.",
-                           [&](const TransferStats& transfers, const std::string& kind) {
-                             for (const auto& [cause, operations] : transfers.failures) {
-                               text.sample({{"kind", kind}, {"category", cause.category().name()}, {"cause", cause.message()}},
-                                           std::to_string(operations));
-                             }
-                           });
+  text.metric_of_transfers(
+      "kvferry_operations_failed_total", "counter", "Operations that ended with an error, by cause.",
+      [&](const TransferStats& transfers, const std::string& kind) {
+        for (const auto& [cause, operations] : transfers.failures) {
+          text.sample({{"kind", kind}, {"category", cause.category().name()}, {"cause", cause.message()}},
+                      std::to_string(operations));
+        }
+      });
   text.value_of_transfers("kvferry_operations_in_flight", "gauge", "Operations that have not ended.",
                           [](const TransferStats& transfers) { return transfers.in_flight(); });
   text.value_of_transfers("kvferry_objects_total", "counter", "Objects that were transferred.",

@@ -24,7 +24,6 @@
 #include "frame_reader.hpp"
 #include "gather_queue.hpp"
 
-
 namespace kvferry::tcp {
 
 using kit::StripedOperation;
@@ -85,7 +84,7 @@ class LaneProtocol final : private FrameSink {
     std::string why;
     bool stopping = false;
     bool meets_again = false;  ///< send: the recv that it met is gone; it waits for another when its bytes are out.
-    bool notifying = false;  ///< All objects have landed; what is left is the notification.
+    bool notifying = false;    ///< All objects have landed; what is left is the notification.
     bool notification_attached = false;
     std::uint64_t failed_object = ~std::uint64_t{0};
     std::uint64_t remote_recv = 0;  ///< send: the recv that it met; 0 before.
@@ -179,8 +178,8 @@ class LaneProtocol final : private FrameSink {
   std::size_t queued_refusals_ = 0;  ///< Of posts beyond the limit.
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;
 
-  std::uint64_t receiving_ = 0;      ///< The transfer into whose buffers the payload under way goes.
-  std::error_code frame_status_;     ///< What is wrong with the write or read under way.
+  std::uint64_t receiving_ = 0;   ///< The transfer into whose buffers the payload under way goes.
+  std::error_code frame_status_;  ///< What is wrong with the write or read under way.
 };
 
 }  // namespace kvferry::tcp

@@ -25,8 +25,8 @@ namespace {
 using namespace std::chrono_literals;
 
 TEST(LatencyHistogram, EachDurationIsWithinItsBucketAndBeyondTheOneBefore) {
-  for (const std::chrono::nanoseconds duration :
-       {0ns, 1ns, 1000ns, 1001ns, 2000ns, 2001ns, 3'999ns, 5'000'000ns, 33'554'432'000ns, 33'554'432'001ns, 1'000'000'000'000ns}) {
+  for (const std::chrono::nanoseconds duration : {0ns, 1ns, 1000ns, 1001ns, 2000ns, 2001ns, 3'999ns, 5'000'000ns,
+                                                  33'554'432'000ns, 33'554'432'001ns, 1'000'000'000'000ns}) {
     const std::size_t bucket = LatencyHistogram::bucket_of(duration);
     EXPECT_LE(duration, LatencyHistogram::upper_bound(bucket));
     if (bucket != 0) {
@@ -81,8 +81,8 @@ TEST(TransferCounters, NoneHasEndedThatHasNotStarted) {
     threads.emplace_back([&counters, &working, i] {
       for (int n = 0; n < 20'000; ++n) {
         counters.count_start(TransferKind::write);
-        counters.count_end(TransferKind::write, {n % 64 == 0 ? std::error_code(errc::cancelled) : std::error_code(), 1, 1,
-                                                 std::chrono::microseconds(n % 100 * i)});
+        counters.count_end(TransferKind::write, {n % 64 == 0 ? std::error_code(errc::cancelled) : std::error_code(), 1,
+                                                 1, std::chrono::microseconds(n % 100 * i)});
       }
       --working;
     });
@@ -116,8 +116,7 @@ ChannelStats some_stats() {
 
 /// What Prometheus' own client reads in the text, a line a sample.
 std::set<std::string> read_by_prometheus(const std::string& text) {
-  const auto file = std::filesystem::temp_directory_path() /
-                    ("kvferry_stats_" + std::to_string(::getpid()) + ".prom");
+  const auto file = std::filesystem::temp_directory_path() / ("kvferry_stats_" + std::to_string(::getpid()) + ".prom");
   std::ofstream(file, std::ios::binary) << text;
   std::set<std::string> samples;
   const std::string command =

@@ -87,7 +87,8 @@ TEST(Stats, FailuresAreCountedByCause) {
 
 TEST(Stats, ARecvThatIsTooSmallCountsWhatArrived) {
   ConnectedPair pair(4);
-  auto receiving = pair.b.channel->async_batched_recv({pair.b.page(0), pair.b.page(1, 10)}, {.peer_id = "a"}, asio::use_future);
+  auto receiving =
+      pair.b.channel->async_batched_recv({pair.b.page(0), pair.b.page(1, 10)}, {.peer_id = "a"}, asio::use_future);
   std::error_code ec;
   pair.a.channel->batched_send(pair.a.pages(2), {.peer_id = "b"}, ec);
   EXPECT_EQ(ec, errc::buffer_too_small);

@@ -94,8 +94,8 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
                            " objects, peer '" + request_.peer_id + "': " + diagnostic + " (" +
                            std::to_string(transferred) + " transferred)";
   }
-  registry_->counters().count_end(request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed),
-                                                  Clock::now() - started_});
+  registry_->counters().count_end(
+      request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});
   auto completion = std::move(completion_);
   // Out of the registry first: once the handler can run, the channel may be closed and gone.
   registry_->remove(*this);

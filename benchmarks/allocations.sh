@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds transfer_bench and prints what kvferry allocates, as heaptrack counts it: for an operation, for a page of it, and for a
+# peer. From any folder.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+. scripts/debian_packages.sh
+kvferry_ensure_packages heaptrack
+
+if command -v ccache >/dev/null; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
+fi
+cmake --preset release -DKVFERRY_BUILD_BENCHMARKS=ON >&2
+cmake --build --preset release --target kvferry_transfer_bench --parallel "$(nproc)" >&2
+exec python3 -B benchmarks/compare/allocations.py build/release/benchmarks/transfer_bench
