@@ -16,6 +16,7 @@
 
 #include "core/kit/striped_operation.hpp"
 #include "core/kit/transfer_counters.hpp"
+#include "tcp/lane_traffic.hpp"
 
 namespace {
 
@@ -28,14 +29,18 @@ double nanoseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
 }
 
-/// What one operation's counting takes, both readings of the clock included, while `threads` do it at once.
+/// What one operation's counting takes, both readings of the clock and the bytes of two system calls included, while `threads` do
+/// it at once.
 double counting(std::size_t threads) {
   constexpr int operations = 200'000;
   kvferry::kit::TransferCounters counters;
-  const auto count = [&counters] {
+  kvferry::tcp::LaneTraffic lane;
+  const auto count = [&counters, &lane] {
     for (int i = 0; i < operations; ++i) {
       const auto started = Clock::now();
       counters.count_start(kvferry::TransferKind::write);
+      lane.sent.fetch_add(page_size, std::memory_order_relaxed);
+      lane.received.fetch_add(page_size, std::memory_order_relaxed);
       counters.count_end(kvferry::TransferKind::write, {{}, 1, page_size, Clock::now() - started});
     }
   };

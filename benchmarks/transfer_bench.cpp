@@ -62,6 +62,9 @@ void add_options(CLI::App& app, RawOptions& raw) {
   app.add_option("--receive-buffer", raw.channel.receive_buffer, "SO_RCVBUF (default: the library's)")
       ->type_name("SIZE")
       ->transform(size_with_unit());
+  app.add_option("--congestion", raw.channel.congestion, "TCP's congestion control (default: the system's)")
+      ->type_name("NAME");
+  app.add_flag("--unregistered", raw.channel.unregistered, "The initiator's objects lie outside of every region");
   app.add_option("--receives-ahead", raw.channel.receives_ahead,
                  "sendrecv: how many batches of each stream the target has posted (default 4)")
       ->type_name("N")

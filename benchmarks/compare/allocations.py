@@ -19,7 +19,7 @@ def free_port():
 
 
 def heaptrack(folder, command):
-    return ["heaptrack", "--record-only", "--output", str(folder / "heap"), *command]
+    return ["heaptrack", "--output", str(folder / "heap"), *command]
 
 
 def run(program, tracked, *options):

@@ -68,6 +68,11 @@ def rows():
         kvferry("kvferry read", operation="read"),
         kvferry("kvferry sendrecv", operation="sendrecv"),
     ]
+    result += [
+        kvferry("kvferry write, cubic", "--congestion", "cubic"),
+        kvferry("kvferry read, cubic", "--congestion", "cubic", operation="read"),
+        kvferry("kvferry sendrecv, cubic", "--congestion", "cubic", operation="sendrecv"),
+    ]
     result += [kvferry(f"kvferry write, poll {profile}", "--poll", profile) for profile in POLL_PROFILES]
     result += [
         socket("socket polling write", "--mode", "polling"),

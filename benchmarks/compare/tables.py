@@ -103,10 +103,19 @@ def syscall_table(data):
 
 def compared_with(data, row):
     """What a row of kvferry is held against: others that do the same; sends are held against writes. Where it is told how
-    to poll: only sockets, which say how far that goes."""
+    to poll: only sockets, which say how far that goes. Sockets are those with the same congestion control."""
     operation = "read" if row["operation"] == "read" else "write"
     kinds = ("socket",) if "--poll" in row["command"] else ("socket", "peer", "memory")
-    return [other for other in data["rows"] if other["kind"] in kinds and other["operation"] == operation]
+    def is_cubic(either):
+        return "cubic" in either["command"]
+
+    return [
+        other
+        for other in data["rows"]
+        if other["kind"] in kinds
+        and other["operation"] == operation
+        and (other["kind"] != "socket" or is_cubic(other) == is_cubic(row))
+    ]
 
 
 def ratio(values, others, best):

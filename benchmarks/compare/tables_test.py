@@ -20,10 +20,10 @@ def result(gigabytes_per_second, p50):
 
 ROWS = [
     {"name": "kvferry write", "kind": "kvferry", "operation": "write", "command": []},
-    {"name": "socket one", "kind": "socket", "operation": "write"},
-    {"name": "socket two", "kind": "socket", "operation": "write"},
-    {"name": "socket read", "kind": "socket", "operation": "read"},
-    {"name": "peer", "kind": "peer", "operation": "write"},
+    {"name": "socket one", "kind": "socket", "operation": "write", "command": []},
+    {"name": "socket two", "kind": "socket", "operation": "write", "command": []},
+    {"name": "socket read", "kind": "socket", "operation": "read", "command": []},
+    {"name": "peer", "kind": "peer", "operation": "write", "command": []},
 ]
 
 

@@ -16,7 +16,9 @@ namespace {
 
 void apply(const ChannelSettings& settings, const kvferry::MemoryRegion& region, const std::string& init_host,
            kvferry::ChannelOptions& options) {
-  options.regions = {region};
+  if (region.size != 0) {
+    options.regions = {region};
+  }
   if (!init_host.empty()) {
     options.peer_init_url = kvferry::HostPort{init_host, 0}.to_url();
   }
@@ -58,6 +60,7 @@ std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings
   if (settings.receive_buffer != 0) {
     options.receive_buffer = settings.receive_buffer;
   }
+  options.congestion_control = settings.congestion;
   return std::make_unique<kvferry::TcpTransferChannel>(std::move(options));
 }
 

@@ -168,12 +168,19 @@ class AsyncStream {
   std::error_code error_;
 };
 
+kvferry::MemoryRegion offered_region(const Setup& setup) {
+  if (setup.job.settings.get<ChannelSettings>().unregistered) {
+    return {};
+  }
+  return {setup.region.data(), setup.region.size(), setup.job.page};
+}
+
 class TransferInitiator final : public Initiator {
  public:
   TransferInitiator(const Setup& setup, const Json& endpoint)
       : settings_(setup.job.settings.get<ChannelSettings>()),
         threads_(setup.job.threads),
-        channel_(make_channel(settings_, {setup.region.data(), setup.region.size(), setup.job.page}, {})) {
+        channel_(make_channel(settings_, offered_region(setup), {})) {
     for (std::size_t peer = 0; peer < setup.job.peers; ++peer) {
       channel_->lazy_init_peer_connection(initiator_id, peer_id(peer), endpoint.at(peer).get<std::string>());
     }

@@ -54,31 +54,35 @@ struct InitRequest {
 /// belong to the channel from the initiating call until the completion, and not a moment longer: when an operation has
 /// ended - done, failed, timed out, cancelled or closed - nothing touches its buffers any more.
 ///
-/// **Forms.** Each operation comes three times: blocking and throwing `TransferError`; blocking with `std::error_code&`;
-/// and asynchronous, taking any Asio completion token (a callback, `use_future`, `use_awaitable`, `deferred`, one bound to
-/// an executor or to a cancellation slot). A handler runs on its associated executor, or the channel's where it has none; never
-/// inside the call that started the operation, and with no lock of the library's held.
+/// **Forms.** Each operation comes three times: blocking and throwing `TransferError`; blocking with
+/// `std::error_code&`; and asynchronous, taking any Asio completion token (a callback, `use_future`, `use_awaitable`,
+/// `deferred`, one bound to an executor or to a cancellation slot). A handler runs on its associated executor, or the
+/// channel's where it has none; never inside the call that started the operation, and with no lock of the library's
+/// held.
 ///
-/// **Completion.** Every operation ends exactly once, by its deadline at the latest (a transport may state a short grace
-/// for draining what is on the wire). The count is the number of objects that were transferred; when it is smaller than the batch, the
-/// error says why and `TransferSpec::statuses` says which. A write or send is done when it is in the peer's memory.
+/// **Completion.** Every operation ends exactly once, by its deadline at the latest (a transport may state a short
+/// grace for draining what is on the wire). The count is the number of objects that were transferred; when it is
+/// smaller than the batch, the error says why and `TransferSpec::statuses` says which. A write or send is done when it
+/// is in the peer's memory.
 ///
-/// **Cancellation.** All `asio::cancellation_type`s are honoured alike: what has not started is dequeued, what has is drained
-/// or its connection failed; then the operation ends with `errc::cancelled`. After a write that did not succeed, the contents
-/// of its pages at the peer are unspecified.
+/// **Cancellation.** All `asio::cancellation_type`s are honoured alike: what has not started is dequeued, what has is
+/// drained or its connection failed; then the operation ends with `errc::cancelled`. After a write that did not
+/// succeed, the contents of its pages at the peer are unspecified.
 ///
-/// **Threads.** All member functions may be called from any thread at any time, `close()` included; only construction and
-/// destruction must not overlap with anything else, nor may the destructor run on a thread of the channel's own. A blocking form must not be called on a thread that runs the
-/// channel's executor: where that can be noticed it fails with `errc::would_deadlock`.
+/// **Threads.** All member functions may be called from any thread at any time, `close()` included; only construction
+/// and destruction must not overlap with anything else, nor may the destructor run on a thread of the channel's own. A
+/// blocking form must not be called on a thread that runs the channel's executor: where that can be noticed it fails
+/// with `errc::would_deadlock`.
 ///
-/// **Errors** that every transport reports alike: `errc::closed` after `close()`, `errc::empty_peer_id`, `errc::unknown_peer`
-/// (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::access_denied`, `errc::index_out_of_range`,
-/// `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`, `errc::peer_restarted` (the
-/// peer is a new incarnation, and the operation was started before that was known: agree on page indexes anew), and codes
-/// of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without any traffic.
+/// **Errors** that every transport reports alike: `errc::closed` after `close()`, `errc::empty_peer_id`,
+/// `errc::unknown_peer` (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::access_denied`,
+/// `errc::index_out_of_range`, `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`,
+/// `errc::peer_restarted` (the peer is a new incarnation, and the operation was started before that was known: agree on
+/// page indexes anew), and codes of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without
+/// any traffic.
 ///
-/// **Transports.** A subclass overrides the protected `start_*` functions and the facts; the forms are written here once.
-/// `kit::TransferChannelKit` does more of it: deadlines, exactly-once, peers and handshakes.
+/// **Transports.** A subclass overrides the protected `start_*` functions and the facts; the forms are written here
+/// once. `kit::TransferChannelKit` does more of it: deadlines, exactly-once, peers and handshakes.
 class BaseTransferChannel {
  public:
   BaseTransferChannel() = default;
@@ -101,14 +105,15 @@ class BaseTransferChannel {
   /// The regions given at construction. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`.
   [[nodiscard]] virtual std::span<const MemoryRegion> regions() const noexcept = 0;
 
-  /// Where this channel answers handshakes, as peers are told, with the port that was really bound; empty without a listener.
+  /// Where this channel answers handshakes, as peers are told, with the port that was really bound; empty without a
+  /// listener.
   [[nodiscard]] virtual std::string peer_init_url() const = 0;
 
   /// What is known of a connected peer; nothing if there is no usable connection.
   [[nodiscard]] virtual std::optional<PeerInfo> peer_info(std::string_view peer_id) const = 0;
 
-  /// What the channel has done since it was made. Counting is always on; a snapshot takes microseconds. May also be called after
-  /// `close()`. The default, for transports that count nothing, has nothing but the transport's name.
+  /// What the channel has done since it was made. Counting is always on; a snapshot takes microseconds. May also be
+  /// called after `close()`. The default, for transports that count nothing, has nothing but the transport's name.
   [[nodiscard]] virtual ChannelStats stats() const;
 
   /// @}
@@ -126,9 +131,9 @@ class BaseTransferChannel {
   /// @param peer_init_url `tcp://host:port` or `host:port`; IPv6 hosts in brackets.
   /// @param side_message sent to the peer's `handle_init_side_msg` after the handshake.
   /// @return the answer to the side message, if one was sent.
-  /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_url`, `errc::self_connection`, `errc::handshake_failed`,
-  ///   `errc::version_mismatch`, `errc::transport_mismatch`, `errc::authentication_failed`, `errc::timed_out`,
-  ///   `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_url`, `errc::self_connection`,
+  ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::authentication_failed`,
+  ///   `errc::timed_out`, `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
   std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
                                                        std::string_view peer_init_url,
                                                        std::optional<SideMessage> side_message = {},
@@ -160,16 +165,19 @@ class BaseTransferChannel {
   /// Answers a side message; to be overridden by those who have messages of their own. LMCache: `handle_init_side_msg`.
   ///
   /// Runs on a thread that the channel keeps for side messages: it may block, and then delays other side messages, but
-  /// no handshake and no transfer. An exception becomes an error message to the peer; a `std::system_error`'s code goes along.
+  /// no handshake and no transfer. An exception becomes an error message to the peer; a `std::system_error`'s code goes
+  /// along.
   ///
   /// The default answers nothing: it throws `errc::unhandled_side_message`. `kit::TransferChannelKit` answers
   /// `P2PInitSideMsg` and `PySocketInitRequest` as LMCache does.
   virtual SideMessage handle_init_side_msg(const SideMessage& message);
 
   /// Sends one side message to whoever answers handshakes at `peer_init_url` - a kvferry channel, or an LMCache channel
-  /// with LMCache's messages - and returns the answer. Needs no connection and makes none. LMCache: `send_init_side_msg`.
-  /// @throws TransferError `errc::invalid_url`, `errc::timed_out`, `errc::closed`, `errc::malformed_message`, and the code in
-  ///   the answer if that is a `SideMessageError`.
+  /// with LMCache's messages - and returns the answer. Needs no connection and makes none. LMCache:
+  /// `send_init_side_msg`.
+  /// @param message at most 1 MiB when encoded, as is the answer.
+  /// @throws TransferError EMSGSIZE, `errc::invalid_url`, `errc::timed_out`, `errc::closed`, `errc::malformed_message`,
+  ///   and the code in the answer if that is a `SideMessageError`.
   SideMessage send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec = {});
   /// As above, with the error in `ec`; the result is then an empty message.
   SideMessage send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec,
@@ -193,8 +201,8 @@ class BaseTransferChannel {
   /// @{
 
   /// The page index of each object in a local region. LMCache: `get_local_mem_indices`.
-  /// @throws TransferError `errc::unknown_region`; `errc::not_in_region` if an object does not start at a page of the region
-  ///   or does not fit in it.
+  /// @throws TransferError `errc::unknown_region`; `errc::not_in_region` if an object does not start at a page of the
+  ///   region or does not fit in it.
   [[nodiscard]] std::vector<std::uint64_t> get_local_mem_indices(const ConstObjects& objects,
                                                                  std::uint32_t region = 0) const;
 
@@ -202,10 +210,11 @@ class BaseTransferChannel {
   /// @name Paired operations
   /// @{
 
-  /// Sends objects to the peer's recv with the same tag; the sender's n-th send of a tag meets the receiver's n-th recv of it,
-  /// not counting those that were cancelled or timed out: a send whose recv is gone goes to the next one. Object i meets buffer i. Both batches must have the same number of objects (else both end with
-  /// `errc::count_mismatch`). An object that is larger than its buffer isn't transferred, both sides report
-  /// `errc::buffer_too_small` for it, and the others arrive. LMCache: `batched_send`.
+  /// Sends objects to the peer's recv with the same tag; the sender's n-th send of a tag meets the receiver's n-th recv
+  /// of it, not counting those that were cancelled or timed out: a send whose recv is gone goes to the next one. Object
+  /// i meets buffer i. Both batches must have the same number of objects (else both end with `errc::count_mismatch`).
+  /// An object that is larger than its buffer isn't transferred, both sides report `errc::buffer_too_small` for it, and
+  /// the others arrive. LMCache: `batched_send`.
   /// @return the number of objects that are in the peer's buffers.
   /// @throws TransferError with the number of objects that are there all the same.
   std::size_t batched_send(ConstObjects objects, const TransferSpec& spec);
@@ -234,8 +243,9 @@ class BaseTransferChannel {
   /// @name One-sided operations
   /// @{
 
-  /// Writes objects into pages of the peer's region. Done when they are in the peer's memory; the notification, if there
-  /// is one, is handed to the peer only after that, whether or not this side calls again. LMCache: `batched_write`.
+  /// Writes objects into pages of the peer's region. Done when they are in the peer's memory; the notification, if
+  /// there is one, is handed to the peer only after that, whether or not this side calls again. LMCache:
+  /// `batched_write`.
   ///
   /// Pages of one batch that overlap at the peer end with one of the objects' bytes, unspecified which.
   std::size_t batched_write(ConstObjects objects, const TransferSpec& spec);
@@ -293,8 +303,8 @@ class BaseTransferChannel {
   /// @}
 
   /// Ends everything: refuses new calls, completes what is pending with `errc::closed`, wakes whoever is blocked, and
-  /// drops all connections. When it returns, no buffer and no region is touched any more; handlers may still be
-  /// on their way to their executors. Waits for a `handle_init_side_msg` that is running, unless called there. Idempotent;
+  /// drops all connections. When it returns, no buffer and no region is touched any more; handlers may still be on
+  /// their way to their executors. Waits for a `handle_init_side_msg` that is running, unless called there. Idempotent;
   /// may be called from a handler. LMCache: `close`.
   virtual void close() = 0;
 
@@ -317,8 +327,8 @@ class BaseTransferChannel {
   virtual void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
                                           NotificationCompletion completion) = 0;
 
-  /// A transfer on the caller's thread. The default waits for `start_transfer`; a transport that can post and poll on the
-  /// caller's thread overrides it.
+  /// A transfer on the caller's thread. The default waits for `start_transfer`; a transport that can post and poll on
+  /// the caller's thread overrides it.
   virtual std::size_t run_transfer(TransferRequest request, std::error_code& ec);
 
   /// Whether the calling thread is one that completes operations, so that blocking it would block for ever.

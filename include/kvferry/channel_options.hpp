@@ -13,9 +13,9 @@
 
 namespace kvferry {
 
-/// How long a thread that waits for a connection looks again and again before it sleeps. Waking a sleeping thread takes tens of
-/// microseconds on many machines; one that looks costs its core meanwhile. A thread looks only at connections on which something
-/// came or went within that time, and a blocking call at its own peer's: an idle channel sleeps.
+/// How long a thread that waits for a connection looks again and again before it sleeps. Waking a sleeping thread takes
+/// tens of microseconds on many machines; one that looks costs its core meanwhile. A thread looks only at connections
+/// on which something came or went within that time, and a blocking call at its own peer's: an idle channel sleeps.
 struct PollPolicy {
   std::chrono::microseconds spin{50};
 
@@ -34,24 +34,25 @@ struct ChannelOptions {
   /// Empty: no listener; the channel can connect, but not be connected to. LMCache: `peer_init_url`.
   std::string peer_init_url;
 
-  /// What peers are told instead of the address that was bound, where the two differ (NAT, a wildcard bind). Port 0 stands
-  /// for the bound port. Empty: the bound address.
+  /// What peers are told instead of the address that was bound, where the two differ (NAT, a wildcard bind). Port 0
+  /// stands for the bound port. Empty: the bound address.
   std::string advertised_init_url;
 
-  /// The answer to LMCache's `P2PInitSideMsg`. Empty: such a message is answered with an error. LMCache: `peer_lookup_url`.
+  /// The answer to LMCache's `P2PInitSideMsg`. Empty: such a message is answered with an error. LMCache:
+  /// `peer_lookup_url`.
   std::string peer_lookup_url;
 
-  /// Whether side messages and peers' handshakes wait until `answer_side_messages()` is called. For subclasses of a transport,
-  /// above all those that override `handle_init_side_msg`: a peer's message that comes while their constructor still runs
-  /// would meet a half-made object.
+  /// Whether side messages and peers' handshakes wait until `answer_side_messages()` is called. For subclasses of a
+  /// transport, above all those that override `handle_init_side_msg`: a peer's message that comes while their
+  /// constructor still runs would meet a half-made object.
   bool hold_side_messages = false;
 
-  /// Whether a handshake fails with `errc::page_size_mismatch` if both sides have a region of the same number with pages of
-  /// different sizes, as LMCache assumes they never do. The check is made on either side that has it on.
+  /// Whether a handshake fails with `errc::page_size_mismatch` if both sides have a region of the same number with
+  /// pages of different sizes, as LMCache assumes they never do. The check is made on either side that has it on.
   bool require_equal_page_sizes = true;
 
-  /// How many peers a channel knows at most. One more makes it forget the one that has been out of use for longest; if all are
-  /// in use, the handshake is refused with `errc::resource_limit`.
+  /// How many peers a channel knows at most. One more makes it forget the one that has been out of use for longest; if
+  /// all are in use, the handshake is refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.
@@ -63,23 +64,26 @@ struct ChannelOptions {
   /// How many operations may be pending at a time; a call beyond that ends with `errc::resource_limit`.
   std::size_t max_pending_operations = std::size_t{1} << 16;
 
-  /// How many notifications wait for `receive_notification`; a write that brings one more ends with `errc::resource_limit`
-  /// at its initiator: its data has landed, its notification is not handed out.
+  /// How many notifications wait for `receive_notification`; a write that brings one more ends with
+  /// `errc::resource_limit` at its initiator: its data has landed, its notification is not handed out.
   std::size_t max_pending_notifications = std::size_t{1} << 16;
 
-  /// Where I/O and handlers without an executor of their own run. Unset: threads of the channel's own. An executor given
-  /// here must be run by the caller until the channel is closed, and its context must outlive the channel. With threads of the
-  /// channel's own, the destructor runs the handlers that are left and waits until nothing else uses their executor.
+  /// Where I/O and handlers without an executor of their own run. Unset: threads of the channel's own. An executor
+  /// given here must be run by the caller until the channel is closed, and its context must outlive the channel. With
+  /// threads of the channel's own, the destructor runs the handlers that are left and waits until nothing else uses
+  /// their executor.
   std::optional<asio::any_io_executor> executor;
 
-  /// How many threads of its own the channel has, if it is given no executor.
+  /// How many threads of its own the channel has, if it is given no executor. Handlers without an executor of their own
+  /// run on them; one that takes long holds up the connections that its thread is looking at, even if another thread
+  /// has nothing to do.
   std::size_t io_threads = 1;
 
   /// How those threads wait, and threads in blocking calls.
   PollPolicy poll;
 
-  /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never terminated.
-  /// Null: one that the process's channels share.
+  /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never
+  /// terminated. Null: one that the process's channels share.
   void* zmq_context = nullptr;
 };
 

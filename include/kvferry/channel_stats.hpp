@@ -29,7 +29,8 @@ struct LatencyHistogram {
   [[nodiscard]] static std::size_t bucket_of(std::chrono::nanoseconds duration) noexcept;
 
   [[nodiscard]] std::uint64_t count() const noexcept;
-  /// The upper bound of the bucket in which the `fraction`-quantile lies (0.5: the median); zero if nothing was counted.
+  /// The upper bound of the bucket in which the `fraction`-quantile lies (0.5: the median); zero if nothing was
+  /// counted.
   [[nodiscard]] std::chrono::nanoseconds quantile(double fraction) const noexcept;
 };
 
@@ -43,10 +44,12 @@ struct TransferStats {
 
   std::uint64_t started = 0;
   std::uint64_t succeeded = 0;
-  std::vector<Failures> failures;  ///< Cancelled ones and refused ones included; ordered by cause.
-  std::uint64_t objects = 0;       ///< That were transferred, those of failed operations included.
-  std::uint64_t bytes = 0;         ///< Of these objects.
-  LatencyHistogram latency;        ///< From the call to the end, of the operations that succeeded.
+  /// Cancelled ones and refused ones included, except for calls that would have blocked an I/O thread; ordered by
+  /// cause.
+  std::vector<Failures> failures;
+  std::uint64_t objects = 0;  ///< That were transferred, those of failed operations included.
+  std::uint64_t bytes = 0;    ///< Of these objects.
+  LatencyHistogram latency;   ///< From the call to the end, of the operations that succeeded.
 
   [[nodiscard]] std::uint64_t failed() const noexcept;
   [[nodiscard]] std::uint64_t in_flight() const noexcept { return started - succeeded - failed(); }
@@ -54,15 +57,16 @@ struct TransferStats {
 
 /// What went over one lane (TCP: the connections of that number, of all peers) or rail (RDMA: a port of a device).
 struct PathStats {
-  std::string name;  ///< "lane 0", "mlx5_0:1"
-  /// Bytes that this side moved out and in, the transport's own included. TCP: all that went through the sockets. RDMA: what
+  std::string name;  ///< "lane 0", "rail 1 mlx5_0:1"
+  /// Bytes that this side moved out and in, the transport's own included. TCP: all that went through the
+  /// sockets once they were a lane, which leaves out the greetings. RDMA: what
   /// this side's work requests wrote or sent, and read; what peers write and read is seen by them alone.
   std::uint64_t bytes_out = 0;
   std::uint64_t bytes_in = 0;
 };
 
-/// A snapshot of what a channel has done. Its numbers are counted one by one while the channel works, so those of operations that
-/// are just ending may be in some and not yet in others; `in_flight()` is never less than none.
+/// A snapshot of what a channel has done. Its numbers are counted one by one while the channel works, so those of
+/// operations that are just ending may be in some and not yet in others; `in_flight()` is never less than none.
 struct ChannelStats {
   std::string transport;
   std::size_t connected_peers = 0;
@@ -76,11 +80,11 @@ struct ChannelStats {
   }
 };
 
-/// The statistics of a program's channels in Prometheus' text format, version 0.0.4: to be answered with the content type
-/// `text/plain; version=0.0.4`. Counters are named `kvferry_..._total`, durations are in seconds, sizes in bytes. Channels of the same
-/// transport need `labels` that tell them apart.
+/// The statistics of a program's channels in Prometheus' text format, version 0.0.4: to be answered with the content
+/// type `text/plain; version=0.0.4`. Counters are named `kvferry_..._total`, durations are in seconds, sizes in bytes.
+/// Channels of the same transport need `labels` that tell them apart.
 /// @throws TransferError `std::errc::invalid_argument` for a label name that Prometheus forbids or kvferry uses itself.
-/// Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+///   Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 [[nodiscard]] std::string to_prometheus(std::span<const ChannelStats> channels);
 [[nodiscard]] std::string to_prometheus(const ChannelStats& channel);
 

@@ -54,7 +54,8 @@ enum class condition {
   invalid_argument = 1,  ///< The call itself was wrong: repeating it unchanged fails again.
   peer_failed,           ///< The peer or the way to it is gone: errc::peer_closed, connection_lost, ..., ECONNRESET, EOF, ...
   retryable,             ///< The same call may succeed later: timed_out, resource_limit, peer_cancelled, and every
-                         ///< peer_failed but errc::peer_restarted, after which page indexes have to be agreed anew.
+                         ///< peer_failed but errc::peer_restarted, after which page indexes have to be agreed anew, and
+                         ///< RDMA's remote_access_error, after which it isn't sure that the peer offers what it did.
   cancelled,             ///< Ended from this side: errc::cancelled, errc::closed, ECANCELED.
   timed_out,             ///< errc::timed_out, ETIMEDOUT.
 };

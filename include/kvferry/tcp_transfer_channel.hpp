@@ -19,19 +19,20 @@ struct TcpOptions : ChannelOptions {
   std::string data_host;
   /// 0 for any free port.
   std::uint16_t data_port = 0;
-  /// The `host:port` that peers are told, where it differs from what was bound. Empty: the bound port, at the host
-  /// under which the peer reached `peer_init_url`.
+  /// The `host:port` that peers are told, where it differs from what was bound. Empty: the bound port, at `data_host`
+  /// if that is given and no wildcard, else at the host under which the peer reached `peer_init_url`.
   std::string advertised_data_address;
 
-  /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream can't fill the
-  /// network (100 Gb/s, long distances).
+  /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream
+  /// can't fill the network (100 Gb/s, long distances).
   std::size_t lanes_per_peer = 1;
 
   /// One-sided batches of at least this many bytes are spread over the lanes.
   std::size_t stripe_threshold = std::size_t{4} << 20;
 
-  /// How long a connection whose operation passed its deadline, or was cancelled, with its bytes half on the wire may take to get the
-  /// rest through, before it is given up (and all its operations with it). The operation ends when its buffers are free.
+  /// How long a connection whose operation passed its deadline, or was cancelled, with its bytes half on the wire may
+  /// take to get the rest through, before it is given up (and all its operations with it). The operation ends when its
+  /// buffers are free.
   std::chrono::milliseconds drain_timeout{100};
 
   /// How long a data connection may take to prove that it belongs to a peer.
@@ -41,22 +42,32 @@ struct TcpOptions : ChannelOptions {
   std::size_t send_buffer = 0;
   std::size_t receive_buffer = 0;
 
-  /// An idle connection is probed after this long, so that one that a firewall dropped is noticed before it is used. Zero:
-  /// never.
+  /// TCP_CONGESTION, of the data connections: "cubic", "bbr", "dctcp", ... as far as the system has and allows it (tcp(7)).
+  /// Empty: the system's. It governs what this side sends. bbr paces what it sends, which costs throughput where the way
+  /// is short, above all on loopback.
+  std::string congestion_control;
+
+  /// An idle connection is probed after this long, so that one that a firewall dropped is noticed before it is used.
+  /// Zero: never.
   std::chrono::seconds keepalive_idle{15};
 };
 
 /// Moves pages over TCP: gathered by the kernel straight from the caller's buffers, scattered by it straight into the
-/// destination pages. See `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what travels.
+/// destination pages. See `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what
+/// travels.
 ///
-/// A deadline that passes while an operation's bytes are half on the wire is kept to within `TcpOptions::drain_timeout`.
+/// A deadline that passes while an operation's bytes are half on the wire is kept to within
+/// `TcpOptions::drain_timeout`.
 ///
-/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the end
-/// of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed object.
+/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the
+/// end of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed
+/// object.
 class TcpTransferChannel : public kit::TransferChannelKit {
  public:
-  /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O threads.
-  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, or the errno of a bind that failed, naming the address.
+  /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
+  /// threads.
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, the errno of a congestion control that can't be
+  /// had (ENOENT, EPERM), or the errno of a bind that failed, naming the address.
   explicit TcpTransferChannel(TcpOptions options);
   ~TcpTransferChannel() override;
 

@@ -90,7 +90,8 @@ struct TransferSpec {
 
 /// What `lazy_init_peer_connection` and `send_init_side_msg` may be told besides their arguments.
 struct InitSpec {
-  /// How long the whole handshake may take: connect, exchange, data connections, side message. Unset: the channel's default.
+  /// How long the whole handshake may take: connect, exchange, data connections, side message. Unset: the channel's
+  /// default.
   std::optional<std::chrono::milliseconds> timeout = {};
 
   /// Optional: on failure, a sentence that names the peer, the field and the values. Written until the completion.

@@ -37,18 +37,6 @@ std::vector<Bytes> envelope_of(const std::vector<zmq::message_t>& frames) {
   return envelope;
 }
 
-/// The address at which to listen. ZeroMQ knows numbers and the names of network interfaces, not those of hosts.
-HostPort address_of(const HostPort& url) {
-  if (url.is_wildcard() || is_numeric_host(url.host)) {
-    return url;
-  }
-  std::error_code ec;
-  const auto addresses = resolve(url, ec);
-  // Peers without IPv6 can reach only an IPv4 address; those with it can reach either.
-  const auto ipv4 = std::ranges::find_if_not(addresses, &HostPort::is_ipv6_literal);
-  return addresses.empty() ? url : ipv4 != addresses.end() ? *ipv4 : addresses.front();
-}
-
 SideMessage error_message(std::error_code ec, const std::string& text) {
   const bool is_own = ec.category() == error_category();
   return encode_side_message(SideMessageError{is_own ? ec.value() : static_cast<int>(errc::handshake_failed), text});
@@ -59,14 +47,15 @@ SideMessage error_message(std::error_code ec, const std::string& text) {
 HandshakeListener::HandshakeListener(const SharedContext& context, const HandshakeService::Options& options,
                                      HandshakeService::RequestHandler on_request,
                                      std::weak_ptr<HandshakeMailbox> mailbox)
-    : socket_(context, zmq::socket_type::router, options.max_message_bytes),
+    : max_message_bytes_(options.max_message_bytes),
+      socket_(context, zmq::socket_type::router, options.max_message_bytes),
       monitor_(context, socket_, ZMQ_EVENT_CLOSED),
       on_request_(std::move(on_request)),
       mailbox_(std::move(mailbox)) {
   // A peer that names itself and comes back before its old connection is known to be dead gets through.
   socket_.ref().set(zmq::sockopt::router_handover, true);
   auto url = parse_url(options.bind_url);
-  url.port = socket_.bind(address_of(url));
+  url.port = socket_.bind(listening_address(url));
   bound_url_ = url.to_url();
 }
 
@@ -135,9 +124,16 @@ void HandshakeListener::refuse(const std::shared_ptr<ServedRequest>& request, st
 }
 
 void HandshakeListener::reply(const ReplyCommand& command) const {
-  if (command.request->state == command.state) {
-    socket_.send(command.request->envelope, command.encoded);
+  if (command.request->state != command.state) {
+    return;
   }
+  if (command.encoded.size() <= max_message_bytes_) {
+    socket_.send(command.request->envelope, command.encoded);
+    return;
+  }
+  const auto why = "the answer has " + std::to_string(command.encoded.size()) + " bytes, at most " +
+                   std::to_string(max_message_bytes_) + " get through";
+  socket_.send(command.request->envelope, error_message(std::make_error_code(std::errc::message_size), why).encoded());
 }
 
 }  // namespace kvferry::kit

@@ -31,6 +31,7 @@ class HandshakeListener {
   void hand_over(const std::shared_ptr<ServedRequest>& request, SideMessage message);
   void refuse(const std::shared_ptr<ServedRequest>& request, std::error_code ec, const std::string& text) const;
 
+  const std::size_t max_message_bytes_;
   HandshakeSocket socket_;
   HandshakeMonitor monitor_;
   std::string bound_url_;

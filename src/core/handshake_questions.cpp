@@ -68,6 +68,12 @@ void HandshakeQuestions::start(Question&& question) {
   const auto number = next_number_++;
   const auto open = open_.emplace(number, Open{std::move(question), {}}).first;
   const auto& url = open->second.question.url;
+  if (const auto size = open->second.question.message.encoded().size(); size > max_message_bytes_) {
+    end(open, std::make_error_code(std::errc::message_size),
+        "a message of " + std::to_string(size) + " bytes to " + url + ", at most " +
+            std::to_string(max_message_bytes_) + " get through");
+    return;
+  }
   HostPort target;
   try {
     target = parse_url(url);

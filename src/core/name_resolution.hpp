@@ -15,4 +15,9 @@ namespace kvferry::kit {
 /// The addresses of a host, as numbers, with its port. Asks name servers if it has to: may block for long.
 [[nodiscard]] std::vector<HostPort> resolve(const HostPort& target, std::error_code& ec);
 
+/// The address at which to listen for a host: itself if it is a number or a wildcard; of a name's addresses an IPv4 one
+/// if there is one, because peers without IPv6 can reach no other, and those with it can reach either. The name itself
+/// if it has none.
+[[nodiscard]] HostPort listening_address(const HostPort& host);
+
 }  // namespace kvferry::kit

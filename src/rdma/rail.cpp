@@ -97,6 +97,9 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
     return OfferedBuffers::offer(device_->regions(), device_->domain(), request.objects, eager, *preparation.offered);
   }
   if (request.kind == TransferKind::send) {
+    // What the protocol may write straight into the peer's buffers; the peer's messages may be smaller than this
+    // side's.
+    const std::size_t eager_here = protocol_ ? protocol_->eager_bytes() : eager;
     const Slice* hint = nullptr;
     bool any_large = false;
     for (std::size_t i = 0; i < request.objects.size(); ++i) {
@@ -106,7 +109,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
         return {errc::not_supported,
                 "object " + std::to_string(i) + " lies in a dma-buf's region, which is for writes and reads"};
       }
-      any_large = any_large || object.size() > eager;
+      any_large = any_large || object.size() > eager_here;
     }
     if (!any_large) {
       return {};
@@ -173,14 +176,15 @@ void Rail::say_goodbye() {
 
 void Rail::drive(std::size_t rounds) {
   struct Driven {
-    bool more;
+    bool to_be_continued;
     std::shared_ptr<Owner> told_owner;
     std::shared_ptr<Owner> greeted_owner;
   };
   driver_.drive(
       [&] {
         const bool more = work(rounds);
-        return Driven{more, std::exchange(told_owner_, nullptr), std::exchange(greeted_owner_, nullptr)};
+        return Driven{more && !std::exchange(continuation_posted_, true), std::exchange(told_owner_, nullptr),
+                      std::exchange(greeted_owner_, nullptr)};
       },
       [&](const Driven& driven) {
         if (driven.greeted_owner) {
@@ -189,10 +193,13 @@ void Rail::drive(std::size_t rounds) {
         if (driven.told_owner) {
           driven.told_owner->rail_broken(failure_, failure_why_);
         }
-        if (driven.more) {
-          asio::post(executor_, [self = shared_from_this()] { self->drive(turn_rounds); });
+        if (driven.to_be_continued) {
+          asio::post(executor_, [self = shared_from_this()] {
+            self->driver_.put([](Inbox& inbox) { inbox.continuation = true; });
+            self->drive(turn_rounds);
+          });
         }
-        return !driven.more;
+        return !driven.to_be_continued;
       });
 }
 
@@ -237,6 +244,9 @@ bool Rail::spins() const {
 
 void Rail::take_inbox() {
   Inbox taken = driver_.take();
+  if (taken.continuation) {
+    continuation_posted_ = false;
+  }
   if (taken.event && !failed_) {
     waiting_ = false;
     armed_ = false;

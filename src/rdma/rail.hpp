@@ -94,8 +94,11 @@ class Rail : public std::enable_shared_from_this<Rail> {
     std::vector<std::shared_ptr<kit::Operation>> stops;
     bool event = false;
     bool timer = false;
+    bool continuation = false;  ///< What was posted to go on driving has run.
 
-    [[nodiscard]] bool empty() const noexcept { return starts.empty() && stops.empty() && !event && !timer; }
+    [[nodiscard]] bool empty() const noexcept {
+      return starts.empty() && stops.empty() && !event && !timer && !continuation;
+    }
   };
 
   enum class Phase : std::uint8_t { made, greeting, greeted, running };
@@ -141,6 +144,7 @@ class Rail : public std::enable_shared_from_this<Rail> {
   Phase phase_ = Phase::made;
   bool held_ = false;
   bool armed_ = false;
+  bool continuation_posted_ = false;  ///< One at a time, however many threads stopped with work left.
   bool waiting_ = false;
   std::optional<kit::Clock::time_point> timer_at_;
   kit::Clock::time_point last_activity_{};

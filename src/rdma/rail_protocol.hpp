@@ -98,6 +98,9 @@ class RailProtocol {
   [[nodiscard]] std::error_code received(std::span<const std::byte> message);
   [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
 
+  /// The largest object of a send that always goes in messages.
+  [[nodiscard]] std::size_t eager_bytes() const noexcept { return terms_.eager_bytes; }
+
   /// Operations under way.
   [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
   /// Work requests with the adapter.

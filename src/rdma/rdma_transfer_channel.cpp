@@ -149,7 +149,10 @@ RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)
   }
 }
 
-RdmaTransferChannel::~RdmaTransferChannel() { close(); }
+RdmaTransferChannel::~RdmaTransferChannel() {
+  close();
+  run_handlers_left();
+}
 
 std::vector<RdmaRail> RdmaTransferChannel::active_rails() { return rdma::active_rails(); }
 
@@ -167,7 +170,10 @@ Capabilities RdmaTransferChannel::capabilities() const noexcept {
 ChannelStats RdmaTransferChannel::stats() const {
   ChannelStats stats = TransferChannelKit::stats();
   for (const RdmaRailInfo& rail : rails()) {
-    stats.paths.push_back({rail.device + ":" + std::to_string(rail.port), rail.bytes_written, rail.bytes_read});
+    // With its number, because two rails may share a port.
+    stats.paths.push_back(
+        {"rail " + std::to_string(stats.paths.size()) + " " + rail.device + ":" + std::to_string(rail.port),
+         rail.bytes_written, rail.bytes_read});
   }
   return stats;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "data_acceptor.hpp"
 
+#include <asio/ip/v6_only.hpp>
+
 #include <algorithm>
 #include <cstring>
 #include <optional>
@@ -9,6 +11,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/name_resolution.hpp"
 #include "system_code.hpp"
 
 namespace kvferry::tcp {
@@ -21,22 +24,38 @@ constexpr std::size_t max_expected = 4096;
 /// How long accepting rests when the process is out of file descriptors.
 constexpr std::chrono::milliseconds accept_pause{100};
 
-tcp::endpoint listening_endpoint(const asio::any_io_executor& executor, const std::string& host, std::uint16_t port) {
-  if (host == "*") {
-    return {tcp::v4(), port};
+std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint, bool both_families) {
+  std::error_code ec;
+  acceptor.open(endpoint.protocol(), ec);
+  if (!ec) {
+    acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
+  }
+  if (!ec && both_families) {
+    acceptor.set_option(asio::ip::v6_only(false), ec);
+  }
+  if (!ec) {
+    acceptor.bind(endpoint, ec);
+  }
+  if (!ec) {
+    acceptor.listen(tcp::acceptor::max_listen_connections, ec);
+  }
+  if (ec) {
+    std::error_code ignored;
+    acceptor.close(ignored);
+  }
+  return ec;
+}
+
+std::error_code listen_at(tcp::acceptor& acceptor, const HostPort& address) {
+  if (address.host == "*") {
+    // On a system without IPv6 there is only the other one.
+    return listen_at(acceptor, {tcp::v6(), address.port}, true) ? listen_at(acceptor, {tcp::v4(), address.port}, false)
+                                                                : std::error_code();
   }
   std::error_code ec;
-  const auto address = asio::ip::make_address(host, ec);
-  if (!ec) {
-    return {address, port};
-  }
-  tcp::resolver resolver(executor);
-  const auto results = resolver.resolve(host, std::to_string(port), tcp::resolver::passive, ec);
-  if (ec || results.empty()) {
-    throw TransferError(ec ? ec : std::make_error_code(std::errc::address_not_available),
-                        "data connections: cannot resolve '" + host + "'");
-  }
-  return results.begin()->endpoint();
+  const auto number = asio::ip::make_address(address.host, ec);
+  return ec ? std::make_error_code(std::errc::address_not_available)
+            : listen_at(acceptor, {number, address.port}, false);
 }
 
 }  // namespace
@@ -68,20 +87,9 @@ DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions op
     : executor_(executor), options_(options), acceptor_(executor), accept_pause_(executor) {}
 
 void DataAcceptor::listen(const std::string& host, std::uint16_t port) {
-  const tcp::endpoint endpoint = listening_endpoint(executor_, host, port);
+  const HostPort address = kit::listening_address({host, port});
   const std::unique_lock lock(mutex_);
-  std::error_code ec;
-  acceptor_.open(endpoint.protocol(), ec);
-  if (!ec) {
-    acceptor_.set_option(tcp::acceptor::reuse_address(true), ec);
-  }
-  if (!ec) {
-    acceptor_.bind(endpoint, ec);
-  }
-  if (!ec) {
-    acceptor_.listen(tcp::acceptor::max_listen_connections, ec);
-  }
-  if (ec) {
+  if (const auto ec = listen_at(acceptor_, address)) {
     throw TransferError(system_code(ec), "data connections: cannot listen at " + HostPort{host, port}.to_string());
   }
   accept_next();
@@ -139,7 +147,8 @@ void DataAcceptor::accept_next() {
       return;
     }
     if (ec) {
-      // Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy loop.
+      // Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy
+      // loop.
       self->accept_pause_.expires_after(accept_pause);
       self->accept_pause_.async_wait([self](std::error_code aborted) {
         const std::lock_guard relock(self->mutex_);

@@ -27,8 +27,8 @@ struct LinkOptions {
   SocketOptions socket;
 };
 
-/// Accepts data connections, has each prove within a time that it belongs to a handshake, and makes a link of those that
-/// belong together. Connections that prove nothing are bounded in number, the oldest giving way.
+/// Accepts data connections, has each prove within a time that it belongs to a handshake, and makes a link of those
+/// that belong together. Connections that prove nothing are bounded in number, the oldest giving way.
 class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
  public:
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options);

@@ -9,6 +9,15 @@ namespace {
 
 /// Descriptors are received in portions, so that memory grows with what a peer sends, not with what it announces.
 constexpr std::size_t descriptor_portion = 4096;
+/// A frame may have a million descriptors; what an idle connection keeps is enough for the usual ones.
+constexpr std::size_t entries_kept = 1024;
+
+template <class Entry>
+void release_excess(std::vector<Entry>& entries) {
+  if (entries.capacity() > entries_kept) {
+    std::vector<Entry>().swap(entries);
+  }
+}
 
 }  // namespace
 
@@ -115,6 +124,8 @@ std::error_code FrameReader::advance(FrameSink& sink) {
       case State::notification:
         ec = sink.end_frame(frame_);
         state_ = State::header;
+        release_excess(frame_.descriptors);
+        release_excess(destinations_);
         destinations_.clear();
         head_ = 0;
         break;

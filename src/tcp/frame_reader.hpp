@@ -27,11 +27,12 @@ class FrameSink {
   [[nodiscard]] virtual std::error_code end_frame(Frame& frame) = 0;
 };
 
-/// Takes a connection's bytes apart into frames. Payload goes from the kernel straight to its destination: a read asks for
-/// the destinations and, behind them, for the next header, so that a stream of frames needs no read for headers alone.
+/// Takes a connection's bytes apart into frames. Payload goes from the kernel straight to its destination: a read asks
+/// for the destinations and, behind them, for the next header, so that a stream of frames needs no read for headers
+/// alone.
 ///
-/// Only what lies within `read_ahead` bytes of a header is copied: a shorter read for the header would cost a system call
-/// more a frame, which is dearer than copying a few hundred bytes.
+/// Only what lies within `read_ahead` bytes of a header is copied: a shorter read for the header would cost a system
+/// call more a frame, which is dearer than copying a few hundred bytes.
 class FrameReader {
  public:
   static constexpr std::size_t read_ahead = 512;

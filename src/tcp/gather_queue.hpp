@@ -13,8 +13,8 @@
 
 namespace kvferry::tcp {
 
-/// Bytes on their way out of a connection: headers that it owns and payload that it only points to, in the order in which the
-/// kernel is to gather them.
+/// Bytes on their way out of a connection: headers that it owns and payload that it only points to, in the order in
+/// which the kernel is to gather them.
 class GatherQueue {
  public:
   /// Appends a header and its descriptors, copied.

@@ -7,6 +7,10 @@
 
 #include <cerrno>
 
+#include <kvferry/error.hpp>
+
+#include "socket.hpp"
+
 namespace kvferry::tcp {
 
 Secret random_secret() {
@@ -26,6 +30,25 @@ bool equal(const Secret& a, const Secret& b) noexcept {
   return difference == std::byte{0};
 }
 
+namespace {
+
+int set_congestion_control(int socket, const std::string& name) {
+  return ::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size()));
+}
+
+}  // namespace
+
+void check_congestion_control(const std::string& name) {
+  if (name.empty()) {
+    return;
+  }
+  const Socket probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (probe.descriptor() == -1 || set_congestion_control(probe.descriptor(), name) != 0) {
+    const std::error_code ec(errno, std::system_category());
+    throw TransferError(ec, "congestion control '" + name + "'");
+  }
+}
+
 void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options, std::error_code& ec) {
   socket.non_blocking(true, ec);
   if (!ec) {
@@ -40,6 +63,10 @@ void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options,
   }
   if (options.receive_buffer != 0) {
     socket.set_option(asio::socket_base::receive_buffer_size(static_cast<int>(options.receive_buffer)), ignored);
+  }
+  if (!options.congestion_control.empty()) {
+    // It was checked before; it may have been forbidden since.
+    (void)set_congestion_control(socket.native_handle(), options.congestion_control);
   }
   if (options.keepalive_idle.count() > 0) {
     constexpr int interval_seconds = 5;

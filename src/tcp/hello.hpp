@@ -23,7 +23,8 @@ using Secret = std::array<std::byte, 16>;
 /// Takes as long for any two secrets.
 [[nodiscard]] bool equal(const Secret& a, const Secret& b) noexcept;
 
-/// The first bytes on a data connection, in either direction: the dialing side's hello, then the accepting side's welcome.
+/// The first bytes on a data connection, in either direction: the dialing side's hello, then the accepting side's
+/// welcome.
 struct Hello {
   static constexpr std::uint64_t dialing = 0x4f4c4c454846564b;    // "KVFHELLO"
   static constexpr std::uint64_t accepting = 0x4d434c455746564b;  // "KVFWELCM"
@@ -69,9 +70,14 @@ struct SocketOptions {
   std::size_t send_buffer = 0;
   std::size_t receive_buffer = 0;
   std::chrono::seconds keepalive_idle{0};
+  std::string congestion_control;
 };
 
-/// Prepares a connected socket for lanes: non-blocking, TCP_NODELAY, keepalive. Failures of options that only tune are ignored.
+/// @throws TransferError with the errno if this process may not use the congestion control that is asked for.
+void check_congestion_control(const std::string& name);
+
+/// Prepares a connected socket for lanes: non-blocking, TCP_NODELAY, congestion control, keepalive. Failures of options
+/// that only tune are ignored.
 void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options, std::error_code& ec);
 
 inline constexpr std::size_t max_lanes = 64;

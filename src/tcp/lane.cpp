@@ -15,6 +15,7 @@
 #include <utility>
 
 #include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
 
 namespace kvferry::tcp {
 namespace {
@@ -34,8 +35,11 @@ constexpr std::size_t round_cost = 1024;
 constexpr std::chrono::seconds least_silence{1};
 
 std::string address(const asio::ip::tcp::endpoint& endpoint) {
-  const std::string host = endpoint.address().to_string();
-  return (endpoint.address().is_v6() ? "[" + host + "]" : host) + ":" + std::to_string(endpoint.port());
+  auto ip = endpoint.address();
+  if (ip.is_v6() && ip.to_v6().is_v4_mapped()) {
+    ip = asio::ip::make_address_v4(asio::ip::v4_mapped, ip.to_v6());
+  }
+  return HostPort{ip.to_string(), endpoint.port()}.to_string();
 }
 
 std::string local_address_of(const asio::ip::tcp::socket& socket) {
@@ -332,8 +336,8 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
     msghdr header = message(pieces, count);
     received = ::recvmsg(socket_->descriptor(), &header, MSG_DONTWAIT);
   } else {
-    // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know that
-    // and takes them to be stored at address null, hence the bare system call.
+    // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know
+    // that and takes them to be stored at address null, hence the bare system call.
     asked = std::min(reader.discardable(), step_bytes);
     received = ::syscall(SYS_recvfrom, socket_->descriptor(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
   }

@@ -27,12 +27,12 @@ namespace kvferry::tcp {
 
 /// A data connection: a socket and what is said on it.
 ///
-/// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - drives it, as
-/// `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
+/// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - drives it,
+/// as `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
 /// buffers are touched by the driver alone: when it ends an operation, they are quiet.
 ///
-/// What waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread that watches it, else an event
-/// that it has been armed for. One of them at a time, so that none wakes or delays another.
+/// What waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread that watches
+/// it, else an event that it has been armed for. One of them at a time, so that none wakes or delays another.
 class Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
   struct Options {
@@ -46,8 +46,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   class Owner {
    public:
     virtual ~Owner() = default;
-    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and reconnects.
-    /// Must not touch a lane.
+    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and
+    /// reconnects. Must not touch a lane.
     virtual void lane_breaking(std::error_code cause) = 0;
     /// After this lane's operations have ended.
     virtual void lane_broken(std::error_code cause, const std::string& why) = 0;
@@ -60,8 +60,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void run(std::span<const std::byte> first);
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
-  /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open, lest the peer's
-  /// answer to its end reach another lane of the link before that is shut as well.
+  /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open, lest the
+  /// peer's answer to its end reach another lane of the link before that is shut as well.
   void shut(std::error_code cause, const std::string& why);
   /// Closes the socket of a lane that has been shut.
   void disconnect();

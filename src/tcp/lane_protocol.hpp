@@ -32,8 +32,8 @@ using kit::StripedOperation;
 /// `out`. One thread at a time.
 ///
 /// One-sided: `write` frames are placed and acknowledged by the peer's side of this class, `read` frames answered with
-/// `read_data`. Paired: a recv is posted to the sender, which matches it with its sends by tag and then sends straight into it,
-/// so that no byte of an object is ever received before its destination is known.
+/// `read_data`. Paired: a recv is posted to the sender, which matches it with its sends by tag and then sends straight
+/// into it, so that no byte of an object is ever received before its destination is known.
 class LaneProtocol final : private FrameSink {
  public:
   explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host) : host_(std::move(host)) {}
@@ -45,8 +45,8 @@ class LaneProtocol final : private FrameSink {
   /// has come in since.
   [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const;
 
-  /// Ends an operation's part with the operation's stop cause: now, or when the frame of it that is half sent is out: see
-  /// `draining_since`.
+  /// Ends an operation's part with the operation's stop cause: now, or when the frame of it that is half sent is out:
+  /// see `draining_since`.
   void stop(const kit::Operation& operation);
 
   /// Since when the bytes of the operation that was stopped first are still being sent; nothing if there is none.
@@ -64,7 +64,8 @@ class LaneProtocol final : private FrameSink {
   void sent(std::size_t count);
 
   [[nodiscard]] FrameReader& reader() noexcept { return reader_; }
-  /// `count` bytes have come in where the reader wanted them. @return `errc::protocol_violation`, with `violation()` saying how.
+  /// `count` bytes have come in where the reader wanted them. @return `errc::protocol_violation`, with `violation()`
+  /// saying how.
   [[nodiscard]] std::error_code received(std::size_t count);
   [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
 

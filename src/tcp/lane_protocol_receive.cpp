@@ -112,8 +112,8 @@ std::error_code LaneProtocol::end_frame(Frame& frame) {
   return {};
 }
 
-/// Finds the region's memory that a write or read of the peer means. What the peer's own checks should have caught is its
-/// request's `status`; what makes the frame itself senseless is a violation.
+/// Finds the region's memory that a write or read of the peer means. What the peer's own checks should have caught is
+/// its request's `status`; what makes the frame itself senseless is a violation.
 std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
                                             std::error_code& status) {
   status.clear();

@@ -9,8 +9,8 @@
 
 namespace kvferry::tcp {
 
-/// What went through the sockets of all lanes of one number, of all of a channel's peers. On a cache line of its own: lanes of
-/// different numbers are driven by different threads.
+/// What went through the sockets of all lanes of one number, of all of a channel's peers. On a cache line of its own:
+/// lanes of different numbers are driven by different threads.
 struct alignas(64) LaneTraffic {
   std::atomic<std::uint64_t> sent{0};
   std::atomic<std::uint64_t> received{0};

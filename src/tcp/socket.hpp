@@ -6,7 +6,8 @@
 
 namespace kvferry::tcp {
 
-/// A connected socket. Shared by its lane and whoever waits for its events, so that no number is used after it was closed.
+/// A connected socket. Shared by its lane and whoever waits for its events, so that no number is used after it was
+/// closed.
 class Socket {
  public:
   explicit Socket(int descriptor) noexcept : descriptor_(descriptor) {}

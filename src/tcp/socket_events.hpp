@@ -12,10 +12,11 @@
 
 namespace kvferry::tcp {
 
-/// Wakes the executor when a socket of the channel's can be received from or sent to: an epoll of its own within Asio's.
+/// Wakes the executor when a socket of the channel's can be received from or sent to: an epoll of its own within
+/// Asio's.
 ///
-/// Asio keeps a socket that it knows registered for good, so that whatever arrives wakes a thread, although another is looking at the
-/// socket already. Here a socket wakes somebody only when it was armed, and once.
+/// Asio keeps a socket that it knows registered for good, so that whatever arrives wakes a thread, although another is
+/// looking at the socket already. Here a socket wakes somebody only when it was armed, and once.
 class SocketEvents : public std::enable_shared_from_this<SocketEvents> {
  public:
   class Listener {

@@ -100,6 +100,11 @@ void TcpLink::serve(kit::BlockingWait& wait) {
     return;
   }
   Lane& lane = *lanes_.front();
+  // Whatever ends the lead - a wait may find no descriptor left - somebody else has to see to the lane then.
+  const std::shared_ptr<void> lead(nullptr, [&](void*) {
+    lane.end_leading();
+    led_ = false;
+  });
   const auto socket = lane.begin_leading();
   auto last_found = kit::Clock::now();
   while (socket && !wait.over()) {
@@ -114,8 +119,6 @@ void TcpLink::serve(kit::BlockingWait& wait) {
       sleep_until_ready(*socket, lane.wants_to_send(), wait);
     }
   }
-  lane.end_leading();
-  led_ = false;
 }
 
 std::string TcpLink::path() const {

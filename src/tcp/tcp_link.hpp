@@ -17,8 +17,9 @@
 
 namespace kvferry::tcp {
 
-/// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them; a paired one goes over the lane
-/// that its tag names, the same on both sides, so that those of a tag stay in order. A lane that breaks takes the link with it.
+/// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them; a paired
+/// one goes over the lane that its tag names, the same on both sides, so that those of a tag stay in order. A lane that
+/// breaks takes the link with it.
 class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_shared_from_this<TcpLink> {
  public:
   struct Options {
@@ -32,15 +33,16 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host,
                                                        std::vector<asio::ip::tcp::socket> sockets, Options options);
 
-  /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed over;
-  /// does nothing if it has been shut meanwhile.
+  /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed
+  /// over; does nothing if it has been shut meanwhile.
   /// @param welcome what is sent on each lane first, with the lane's number filled in.
   void run(std::optional<Hello> welcome = {});
 
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
   void shut(std::error_code cause, const std::string& why) override;
-  /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel has.
+  /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
+  /// has.
   void serve(kit::BlockingWait& wait) override;
   [[nodiscard]] std::string path() const override;
 

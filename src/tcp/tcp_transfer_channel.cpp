@@ -106,7 +106,7 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
                                                                 std::chrono::hours(1)),
                           {bounded(given.drain_timeout), impl_->events, poller()},
                           impl_->traffic},
-                         {given.send_buffer, given.receive_buffer, given.keepalive_idle}};
+                         {given.send_buffer, given.receive_buffer, given.keepalive_idle, given.congestion_control}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
   }
@@ -117,6 +117,7 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
     }
   }
   try {
+    tcp::check_congestion_control(given.congestion_control);
     if (!given.peer_init_url.empty()) {
       impl_->listen();
     }
@@ -129,7 +130,10 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
   }
 }
 
-TcpTransferChannel::~TcpTransferChannel() { close(); }
+TcpTransferChannel::~TcpTransferChannel() {
+  close();
+  run_handlers_left();
+}
 
 std::string_view TcpTransferChannel::transport() const noexcept { return "tcp"; }
 

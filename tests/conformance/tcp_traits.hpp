@@ -74,8 +74,6 @@ struct TwoIoThreads : TcpTraits<TwoIoThreads> {
 class UserExecutor : public TcpTraits<UserExecutor> {
  public:
   static constexpr std::string_view name = "UserExecutor";
-  /// A channel does not know who runs an executor that it was given.
-  static constexpr bool notices_blocking_in_handler = false;
 
   UserExecutor() : work_(context_.get_executor()) {
     for (int i = 0; i < 2; ++i) {

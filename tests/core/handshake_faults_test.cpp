@@ -163,6 +163,26 @@ TEST_F(HandshakeServiceFaults, Line02_AMessageThatIsTooLargeHarmsNobody) {
   expect_serving(service);
 }
 
+TEST_F(HandshakeServiceFaults, Line02_OwnMessagesThatAreTooLargeAreRefusedWithBothSizes) {
+  auto options = listening();
+  options.max_message_bytes = 1000;
+  const SideMessage large = encode_side_message(SideMessageError{1, std::string(2000, 'x')});
+  HandshakeService answers_much(options, [&](const SideMessage&, HandshakeService::Reply reply) { reply(large); });
+  HandshakeService client({}, nullptr);
+  const auto url = answers_much.bound_url();
+  const std::string size = std::to_string(large.encoded().size());
+  const auto answer = get(ask(client, url, echo(1)));
+  EXPECT_TRUE(answer.ec);
+  EXPECT_NE(answer.diagnostic.find(size + " bytes, at most 1000"), std::string::npos) << answer.diagnostic;
+
+  options.bind_url.clear();
+  HandshakeService modest(options, nullptr);
+  const auto question = get(ask(modest, url, large));
+  EXPECT_EQ(question.ec, std::errc::message_size);
+  EXPECT_NE(question.diagnostic.find(size + " bytes to " + url + ", at most 1000"), std::string::npos)
+      << question.diagnostic;
+}
+
 TEST_F(HandshakeServiceFaults, Line02_AnAnswerThatIsGarbageEndsTheQuestion) {
   PeerSocket server(context_, zmq::socket_type::rep);
   const auto url = server.bind_anywhere();

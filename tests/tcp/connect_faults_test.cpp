@@ -401,46 +401,30 @@ TEST(ConnectFaults, Line09_APassivePeerWithoutUrlFailsWithItsLastError) {
   EXPECT_NE(diagnostic.find("init url is not known"), std::string::npos) << diagnostic;
 }
 
-TEST(ConnectFaults, Line09_Ipv6) {
-  asio::io_context context;
-  asio::ip::tcp::acceptor probe(context);
-  std::error_code ec;
-  probe.open(asio::ip::tcp::v6(), ec);
-  if (!ec) {
-    probe.bind({asio::ip::make_address("::1"), 0}, ec);
-  }
-  if (ec) {
-    GTEST_SKIP() << "this machine has no ::1: " << ec.message();
-  }
+TEST(ConnectFaults, ThePeerThatWentOutOfUseFirstIsForgottenFirst) {
   TcpOptions options;
-  options.peer_init_url = "tcp://[::1]:0";
-  Node a(4, options);
-  Node b(4, options);
-  EXPECT_TRUE(b.channel->peer_init_url().starts_with("tcp://[::1]:")) << b.channel->peer_init_url();
-  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
-  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
-  EXPECT_NE(a.channel->peer_info("b")->path.find("[::1]:"), std::string::npos) << a.channel->peer_info("b")->path;
-}
-
-TEST(ConnectFaults, Line09_BoundAndAdvertisedAddressesCanDiffer) {
-  Relay data;
-  Relay handshakes;
-  TcpOptions options;
-  options.peer_init_url = "tcp://*:0";
-  options.advertised_init_url = "tcp://" + handshakes.address();
-  options.advertised_data_address = data.address();
-  Node b(4, options);
-  data.set_target(b.channel->data_port());
-  EXPECT_EQ(b.channel->peer_init_url(), "tcp://" + handshakes.address());
-  // The port that was bound can be had by advertising port 0.
-  TcpOptions by_name;
-  by_name.peer_init_url = "tcp://127.0.0.1:0";
-  by_name.advertised_init_url = "localhost:0";
-  Node c(4, by_name);
-  EXPECT_EQ(parse_url(c.channel->peer_init_url()).host, "localhost");
-  Node a(4, {}, false);
-  a.channel->lazy_init_peer_connection("a", "c", c.channel->peer_init_url());
-  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "c", .remote_indexes = indexes(4)}), 4U);
+  options.max_peers = 2;
+  Node hub(1, options, false);
+  Node first(1);
+  Node second(1);
+  Node third(1);
+  hub.channel->lazy_init_peer_connection("hub", "first", first.channel->peer_init_url());
+  hub.channel->lazy_init_peer_connection("hub", "second", second.channel->peer_init_url());
+  for (Node* const gone : {&second, &first}) {
+    const std::string id = gone == &second ? "second" : "first";
+    auto unmet = hub.channel->async_batched_recv(hub.pages(1), {.peer_id = id}, asio::use_future);
+    gone->channel->close();
+    EXPECT_THROW(unmet.get(), std::system_error);  // the hub has noticed
+  }
+  hub.channel->lazy_init_peer_connection("hub", "third", third.channel->peer_init_url());
+  const auto error_of_write_to = [&](const std::string& id) {
+    std::error_code ec;
+    hub.channel->batched_write(hub.pages(1),
+                               {.peer_id = id, .remote_indexes = indexes(1), .timeout = milliseconds(100)}, ec);
+    return ec;
+  };
+  EXPECT_EQ(error_of_write_to("second"), errc::unknown_peer);
+  EXPECT_EQ(error_of_write_to("first"), condition::retryable) << "known, and tried";
 }
 
 }  // namespace

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <asio/post.hpp>
+
 #include <chrono>
 #include <future>
 #include <latch>
@@ -111,6 +116,67 @@ TEST_P(BlockingCalls, LeaveTheConnectionToThosePeersStart) {
   b_.fill(7);
   EXPECT_EQ(b_.channel->batched_write(b_.pages(256), {.peer_id = "a", .remote_indexes = indexes(256)}), 256U);
   EXPECT_EQ(a_.memory, b_.memory);
+}
+
+/// Keeps the process from opening anything more.
+class NoDescriptorsLeft {
+ public:
+  NoDescriptorsLeft() {
+    ::getrlimit(RLIMIT_NOFILE, &before_);
+    const int lowest_free = ::dup(0);
+    ::close(lowest_free);
+    rlimit limit = before_;
+    limit.rlim_cur = static_cast<rlim_t>(lowest_free);
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  }
+  NoDescriptorsLeft(const NoDescriptorsLeft&) = delete;
+  NoDescriptorsLeft& operator=(const NoDescriptorsLeft&) = delete;
+  ~NoDescriptorsLeft() { ::setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+TEST_P(BlockingCalls, WaitWithoutADescriptorOfTheirOwn) {
+  b_.fill(3);
+  auto outcome = std::async(std::launch::async, [&] {
+    const NoDescriptorsLeft none;
+    std::error_code error;
+    // Long enough for the call to want to sleep.
+    a_.channel->batched_recv(a_.pages(1), {.peer_id = "b", .tag = 1, .timeout = std::chrono::milliseconds(200)}, error);
+    EXPECT_EQ(error, errc::timed_out);
+    return a_.channel->batched_read(a_.pages(256), {.peer_id = "b", .remote_indexes = indexes(256)}, error);
+  });
+  EXPECT_EQ(outcome.get(), 256U);
+  EXPECT_EQ(a_.memory, b_.memory);
+  // Nobody holds the connection: what its peer starts gets through.
+  b_.fill(4);
+  EXPECT_EQ(b_.channel->batched_write(b_.pages(256), {.peer_id = "a", .remote_indexes = indexes(256)}), 256U);
+  EXPECT_EQ(a_.memory, b_.memory);
+}
+
+TEST(HandlersLeft, MayCallTheChannelThatIsBeingDestroyed) {
+  Node b(1);
+  Node a(1);
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  std::promise<std::error_code> second;
+  std::latch held(1);
+  TcpTransferChannel& channel = *a.channel;
+  channel.async_batched_recv(a.pages(1), {.peer_id = "b"}, [&](std::error_code first, std::size_t) {
+    EXPECT_EQ(first, errc::closed);
+    channel.async_batched_recv(a.pages(1), {.peer_id = "b"},
+                               [&](std::error_code ec, std::size_t) { second.set_value(ec); });
+  });
+  // The I/O thread gets to the handler when the channel has been closed, and its destructor waits for it.
+  asio::post(channel.get_executor(), [&] {
+    held.count_down();
+    while (channel.remote_xfer_handler_exists("b")) {
+      std::this_thread::yield();
+    }
+  });
+  held.wait();
+  a.channel.reset();
+  EXPECT_EQ(second.get_future().get(), errc::closed);
 }
 
 }  // namespace

@@ -3,13 +3,14 @@
 
 namespace kvferry::kit {
 
-/// A blocking call that waits for its operation to end, seen by a transport that would rather have the caller's thread move bytes
-/// than sleep. To be used on that thread only.
+/// A blocking call that waits for its operation to end, seen by a transport that would rather have the caller's thread
+/// move bytes than sleep. To be used on that thread only.
 class BlockingWait {
  public:
   /// Whether the operation has ended; the call is about to return.
   [[nodiscard]] virtual bool over() const noexcept = 0;
   /// A descriptor that is readable once the operation has ended, to be waited for beside others. Owned by the wait.
+  /// @throws TransferError EMFILE or ENFILE; `Link::serve` may let it through.
   [[nodiscard]] virtual int descriptor() = 0;
 
  protected:

@@ -29,7 +29,8 @@ class HandshakeService {
     /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) that stays the caller's and is never terminated here. Null: one
     /// that all channels of the process share, gone with the last of them.
     void* zmq_context = nullptr;
-    /// Larger messages are cut off by ZeroMQ, which drops their connection.
+    /// Larger messages of others are cut off by ZeroMQ, which drops their connection; own ones are refused with
+    /// EMSGSIZE, own answers by a `SideMessageError` in their place.
     std::size_t max_message_bytes = std::size_t{1} << 20;
   };
 
@@ -49,11 +50,12 @@ class HandshakeService {
     std::unique_ptr<State> state_;
   };
 
-  /// Gets every well-formed request. Runs on the service's thread: must not block. An exception is answered as an error.
+  /// Gets every well-formed request. Runs on the service's thread: must not block. An exception is answered as an
+  /// error.
   using RequestHandler = std::function<void(SideMessage request, Reply reply)>;
 
-  /// Gets the outcome of one question: a message, or an error and a sentence that names the url. Runs on a thread of the
-  /// service: must not block.
+  /// Gets the outcome of one question: a message, or an error and a sentence that names the url. Runs on a thread of
+  /// the service: must not block.
   using AnswerHandler = std::function<void(std::error_code, SideMessage answer, std::string diagnostic)>;
 
   /// @throws TransferError `errc::invalid_url`, or the errno of the bind (EADDRINUSE, ...), naming the url.
@@ -65,9 +67,10 @@ class HandshakeService {
   /// `tcp://host:port` with the port that was bound; empty if it doesn't listen.
   [[nodiscard]] std::string bound_url() const;
 
-  /// Sends `question` to `url` and hands the answer to `on_answer`, exactly once: by the deadline with `errc::timed_out`
-  /// if none came, at `close` with `errc::closed`. A `SideMessageError` that comes back is handed out as its error code
-  /// (`errc::handshake_failed` if the code is unknown) and its sentence. Never calls `on_answer` inside the call.
+  /// Sends `question` to `url` and hands the answer to `on_answer`, exactly once: by the deadline with
+  /// `errc::timed_out` if none came, at `close` with `errc::closed`. A `SideMessageError` that comes back is handed out
+  /// as its error code (`errc::handshake_failed` if the code is unknown) and its sentence. Never calls `on_answer`
+  /// inside the call.
   void ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
            AnswerHandler on_answer);
 

@@ -42,12 +42,13 @@ class Link {
   /// the link fails; then `finish` is called. An operation that the link doesn't know is ignored.
   virtual void stop(std::shared_ptr<Operation> operation) = 0;
 
-  /// Drops the connection and ends all operations with `cause`. When it returns, nothing of this link touches any buffer or
-  /// region. Idempotent.
+  /// Drops the connection and ends all operations with `cause`. When it returns, nothing of this link touches any
+  /// buffer or region. Idempotent.
   virtual void shut(std::error_code cause, const std::string& why) = 0;
 
-  /// May move the link's bytes on the calling thread, which waits for an operation that was started here, until `wait.over()`. May
-  /// return earlier: then the thread sleeps until the operation ends. Must return soon after the operation ended.
+  /// May move the link's bytes on the calling thread, which waits for an operation that was started here, until
+  /// `wait.over()`. May return earlier: then the thread sleeps until the operation ends. Must return soon after the
+  /// operation ended. May throw `std::system_error`, which counts as returning early.
   virtual void serve(BlockingWait& wait) { (void)wait; }
 
   /// How the bytes travel, for people.
@@ -68,16 +69,17 @@ class LinkHost {
   virtual void link_failed(const Link& link, std::error_code cause) = 0;
 };
 
-/// Gets a link once it is usable in both directions, or an error and a sentence that names the peer. Called exactly once,
-/// from any thread, possibly inside the call that it was given to.
+/// Gets a link once it is usable in both directions, or an error and a sentence that names the peer. Called exactly
+/// once, from any thread, possibly inside the call that it was given to.
 using LinkHandler = std::function<void(std::error_code, std::shared_ptr<Link>, std::string diagnostic)>;
 
-/// One attempt of this side to connect, from before the handshake until the `LinkHandler` that `connect` got is gone. Its
-/// destructor must not call into the channel.
+/// One attempt of this side to connect, from before the handshake until the `LinkHandler` that `connect` got is gone.
+/// Its destructor must not call into the channel.
 class Dial {
  public:
   virtual ~Dial() = default;
-  /// This side's endpoint, for the handshake's request; may be empty. May throw `TransferError`: then there is no handshake.
+  /// This side's endpoint, for the handshake's request; may be empty. May throw `TransferError`: then there is no
+  /// handshake.
   [[nodiscard]] virtual Bytes local_endpoint() = 0;
   /// Connects to the endpoint in the handshake's answer. Must not block.
   virtual void connect(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint, Clock::time_point deadline,

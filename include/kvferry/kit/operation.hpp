@@ -31,8 +31,9 @@ class Expirable {
   virtual void expire() = 0;
 };
 
-/// One transfer on its way: the request, its deadline, what has landed so far, and its completion, which is called exactly
-/// once. The kit makes it, checks it, and hands it to the peer's `Link`, which reports landings and finishes it.
+/// One transfer on its way: the request, its deadline, what has landed so far, and its completion, which is called
+/// exactly once. The kit makes it, checks it, and hands it to the peer's `Link`, which reports landings and finishes
+/// it.
 ///
 /// Thread safety: all functions may be called from any thread; `landed` and `failed` for distinct objects at a time.
 class Operation final : public Expirable, public std::enable_shared_from_this<Operation> {
@@ -60,8 +61,8 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
   /// buffers any more. Only the first call counts. Success with a failed object ends with that object's error.
   void finish(std::error_code cause, std::string diagnostic = {});
 
-  /// Asks for the end, because of a deadline, a cancellation or a close: the link quiesces the buffers and calls `finish`.
-  /// Only the first cause counts.
+  /// Asks for the end, because of a deadline, a cancellation or a close: the link quiesces the buffers and calls
+  /// `finish`. Only the first cause counts.
   void request_stop(std::error_code cause);
 
   [[nodiscard]] bool finished() const noexcept { return finished_; }

@@ -20,12 +20,13 @@ namespace kvferry::kit {
 /// side messages, notifications, I/O threads and closing.
 ///
 /// A transport derives from it, implements `transport`, `capabilities`, `dial` and `accept` and a `Link`, calls
-/// `start()` at the end of its constructor and `close()` in its destructor.
+/// `start()` at the end of its constructor and `close()` and `run_handlers_left()` in its destructor.
 ///
-/// What it adds to `BaseTransferChannel`'s promises: a transfer to a peer whose connection broke reconnects by itself, within
-/// the operation's deadline, where the peer's init url is known. If it then finds another incarnation of the peer, every one-sided
-/// transfer that was started before that is known ends with `errc::peer_restarted`, because its page indexes were agreed
-/// with the old one. Those started after one of them was told so, or after a `lazy_init_peer_connection`, go to the new one.
+/// What it adds to `BaseTransferChannel`'s promises: a transfer to a peer whose connection broke reconnects by itself,
+/// within the operation's deadline, where the peer's init url is known. If it then finds another incarnation of the
+/// peer, every one-sided transfer that was started before that is known ends with `errc::peer_restarted`, because its
+/// page indexes were agreed with the old one. Those started after one of them was told so, or after a
+/// `lazy_init_peer_connection`, go to the new one.
 class TransferChannelKit : public BaseTransferChannel {
  public:
   ~TransferChannelKit() override;
@@ -54,8 +55,8 @@ class TransferChannelKit : public BaseTransferChannel {
   /// @name What a transport implements
   /// @{
 
-  /// Begins an attempt to connect to a peer. Called on any thread: a caller's, the handshake thread, one that runs the executor;
-  /// must not block. May throw `TransferError` if there can't be an attempt.
+  /// Begins an attempt to connect to a peer. Called on any thread: a caller's, the handshake thread, one that runs the
+  /// executor; must not block. May throw `TransferError` if there can't be an attempt.
   [[nodiscard]] virtual std::unique_ptr<Dial> dial(const std::string& peer_id) = 0;
 
   /// Answers a peer's attempt: returns this side's endpoint and later hands over the link, or why there is none.
@@ -66,6 +67,10 @@ class TransferChannelKit : public BaseTransferChannel {
   /// Called once by `close()` after all links are shut: stop listening for data.
   virtual void stop_listening() {}
   /// @}
+
+  /// Runs the handlers that are left on the channel's own threads, which may call the channel still, and ends these
+  /// threads; does nothing with an executor of the user's. For destructors, after `close()`; not on one of the threads.
+  void run_handlers_left();
 
   /// Lets side messages reach `handle_init_side_msg`, those that came before first. For subclasses whose options have
   /// `hold_side_messages`: to be called at the end of the constructor.

@@ -11,8 +11,8 @@
 
 namespace kvferry::kit {
 
-/// Where a blocking transfer waits for its completion. Shared with the handler, which may still be leaving `complete` when the
-/// waiting thread has gone on.
+/// Where a blocking transfer waits for its completion. Shared with the handler, which may still be leaving `complete`
+/// when the waiting thread has gone on.
 class BlockingTransfer final : public BlockingWait {
  public:
   void complete(std::error_code cause, std::size_t transferred);

@@ -21,8 +21,11 @@ class IoThreads {
   IoThreads(std::size_t count, PollPolicy poll);
   IoThreads(const IoThreads&) = delete;
   IoThreads& operator=(const IoThreads&) = delete;
-  /// Runs what is left to run, then joins. Must not be called on one of the threads.
+  /// Finishes.
   ~IoThreads();
+
+  /// Runs what is left to run, then joins. Idempotent; must not be called on one of the threads.
+  void finish();
 
   [[nodiscard]] const std::shared_ptr<Poller>& poller() const noexcept { return poller_; }
   [[nodiscard]] asio::io_context::executor_type executor() { return context_.get_executor(); }

@@ -20,8 +20,9 @@
 
 namespace kvferry::kit {
 
-/// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier than the one it
-/// is armed for: the usual deadlines are all about as long, so the timer is touched once in a while, not once an operation.
+/// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier
+/// than the one it is armed for: the usual deadlines are all about as long, so the timer is touched once in a while,
+/// not once an operation.
 class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
  public:
   explicit DeadlineQueue(const asio::any_io_executor& executor) : timer_(executor) {}

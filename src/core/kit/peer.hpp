@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -37,6 +38,7 @@ struct PeerDirectory::Peer {
   std::shared_ptr<Link> link;
   std::shared_ptr<const PeerDescription> description;  ///< Of the latest link; null if there never was one.
   std::uint64_t acknowledged_incarnation = 0;
+  Clock::time_point out_of_use_since;  ///< Of an unconnected one.
   Failure last_failure;
 };
 
@@ -82,6 +84,23 @@ class PeerDirectory::Host final : public LinkHost {
   std::atomic<bool> failed_{false};
 };
 
+/// While it lasts, `close` waits. To be begun with the directory's mutex held, before it is closed, and ended without.
+class PeerDirectory::Stay {
+ public:
+  explicit Stay(PeerDirectory& directory) : directory_(directory) { ++directory_.visits_; }
+  Stay(const Stay&) = delete;
+  Stay& operator=(const Stay&) = delete;
+  ~Stay() {
+    const Lock lock(directory_.mutex_);
+    if (--directory_.visits_ == 0) {
+      directory_.no_visits_.notify_all();
+    }
+  }
+
+ private:
+  PeerDirectory& directory_;
+};
+
 /// A callback's stay in the directory: `close` waits for those that have begun and lets no more in.
 class PeerDirectory::Visit {
  public:
@@ -91,17 +110,7 @@ class PeerDirectory::Visit {
       if (directory_->closed_) {
         left_ = std::move(directory_);
       } else {
-        ++directory_->visits_;
-      }
-    }
-  }
-  Visit(const Visit&) = delete;
-  Visit& operator=(const Visit&) = delete;
-  ~Visit() {
-    if (directory_) {
-      const Lock lock(directory_->mutex_);
-      if (--directory_->visits_ == 0) {
-        directory_->no_visits_.notify_all();
+        stay_.emplace(*directory_);
       }
     }
   }
@@ -112,6 +121,7 @@ class PeerDirectory::Visit {
  private:
   std::shared_ptr<PeerDirectory> directory_;
   std::shared_ptr<PeerDirectory> left_;  ///< Not to be let go while its mutex is held.
+  std::optional<Stay> stay_;
 };
 
 }  // namespace kvferry::kit

@@ -76,6 +76,7 @@ void PeerDirectory::start_dial(Peer& peer, Lock& lock) {
   question.incarnation = incarnation_;
   question.init_url = own_init_url_;
   question.regions = describe_regions(options_.regions);
+  const Stay stay(*this);
   lock.unlock();
 
   std::shared_ptr<Dial> dial;
@@ -88,10 +89,13 @@ void PeerDirectory::start_dial(Peer& peer, Lock& lock) {
   }
   const SideMessage message = encode_side_message(question);
   lock.lock();
-  if (Peer* const still = current(peer_id, attempt)) {
+  Peer* const still = current(peer_id, attempt);
+  if (still != nullptr) {
     still->dial = dial;
     still->question = message;
-    lock.unlock();
+  }
+  lock.unlock();
+  if (still != nullptr) {
     ask(peer_id, attempt, url, message, deadline);
   }
 }
@@ -231,6 +235,7 @@ void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply r
   }
   const auto deadline = deadline_after(options_.handshake_timeout);
   const std::uint64_t attempt = begin_attempt(*peer, deadline);
+  const Stay stay(*this);
   lock.unlock();
   if (stale) {
     stale->shut(errc::peer_restarted, "the peer restarted");
@@ -283,6 +288,7 @@ void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t attem
       return;  // the peer did not get through with a second connection; the first one is still there
     }
     peer->state = Peer::State::unconnected;
+    peer->out_of_use_since = now;
     peer->last_failure = failure;
     // A call that came later may have more time than the attempt had, and one that waited for the peer's own attempt
     // has had no attempt yet.

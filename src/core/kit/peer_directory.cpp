@@ -33,11 +33,11 @@ PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id) {
     return &it->second;
   }
   if (peers_.size() >= options_.max_peers) {
-    // The one that was tried longest ago, of those that nobody uses, makes room.
+    // Of those that nobody uses, the one that has been so for longest makes room.
     auto oldest = peers_.end();
     for (auto it = peers_.begin(); it != peers_.end(); ++it) {
       const bool unused = it->second.state == Peer::State::unconnected && it->second.waiting.empty();
-      if (unused && (oldest == peers_.end() || it->second.attempt < oldest->second.attempt)) {
+      if (unused && (oldest == peers_.end() || it->second.out_of_use_since < oldest->second.out_of_use_since)) {
         oldest = it;
       }
     }
@@ -186,6 +186,7 @@ void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, st
     peer.last_failure = {cause, "the connection to the peer was lost: " + cause.message()};
     // The peer may be connecting anew already, having noticed first.
     peer.state = peer.expiry ? Peer::State::accepting : Peer::State::unconnected;
+    peer.out_of_use_since = Clock::now();
   }
 }
 

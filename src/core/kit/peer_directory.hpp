@@ -33,10 +33,10 @@ struct TransportHooks {
 
 /// The peers of a channel: who they are, the link to each, and the handshakes that lead there.
 ///
-/// A peer has at most one attempt at a time: its own dial or the acceptance of the peer's. When two peers dial each other at
-/// once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an attempt, and the
-/// other waits a little for the winner's request before it asks again. Results of an attempt that another one has superseded are
-/// dropped, links included.
+/// A peer has at most one attempt at a time: its own dial or the acceptance of the peer's. When two peers dial each
+/// other at once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an
+/// attempt, and the other waits a little for the winner's request before it asks again. Results of an attempt that
+/// another one has superseded are dropped, links included.
 class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
  public:
   /// Somebody who waits for a peer to become usable.
@@ -74,8 +74,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
 
-  /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads are doing
-  /// here. Afterwards neither the transport's hooks nor the service are used.
+  /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads
+  /// are doing here. Afterwards neither the transport's hooks nor the service are used.
   void close();
 
  private:
@@ -83,6 +83,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   struct Expiry;
   class Host;
   class Visit;
+  class Stay;
 
   using Lock = std::unique_lock<std::mutex>;
 

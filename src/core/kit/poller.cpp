@@ -9,8 +9,10 @@ namespace {
 
 /// With more of them, asking the kernel which have something is cheaper than looking at each.
 constexpr std::size_t most_watched = 8;
-/// Rounds in which connections are looked at between two looks at everything else.
+/// Rounds in which connections are looked at between two looks at everything else, as long as they don't take long: in the
+/// time that a round with much to move takes, connections that aren't looked at are to get their turn as well.
 constexpr unsigned rounds_between = 4;
+constexpr std::chrono::microseconds time_between{100};
 
 /// Whose thread this is.
 thread_local const Poller* entered = nullptr;
@@ -39,11 +41,13 @@ bool Poller::watch(std::shared_ptr<Pollable> pollable) {
 
 void Poller::look(const std::function<void()>& run_ready) {
   std::vector<Watched> watched;
+  std::chrono::steady_clock::time_point last_run{};
+  bool entered_now = true;
   for (unsigned round = 0;; ++round) {
     const auto now = std::chrono::steady_clock::now();
     if (watched.empty() || any_added_.load(std::memory_order_acquire)) {
       const std::lock_guard lock(mutex_);
-      if (round == 0) {
+      if (std::exchange(entered_now, false)) {
         if (looking_) {
           return;
         }
@@ -60,7 +64,8 @@ void Poller::look(const std::function<void()>& run_ready) {
       }
     }
     look_once(watched, now);
-    if (round % rounds_between == 0) {
+    if (round % rounds_between == 0 || now - last_run >= time_between) {
+      last_run = now;
       run_ready();
     }
   }

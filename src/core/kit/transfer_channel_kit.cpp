@@ -89,7 +89,8 @@ class TransferChannelKit::Impl {
     reply(encode_side_message(error));
   }
 
-  /// Keeps what answers a message until messages are let through. @return false if they are: then it is still the caller's.
+  /// Keeps what answers a message until messages are let through. @return false if they are: then it is still the
+  /// caller's.
   [[nodiscard]] bool hold(std::function<void()>& answer) {
     const std::lock_guard lock(held_mutex);
     if (holding) {
@@ -169,7 +170,17 @@ TransferChannelKit::TransferChannelKit(ChannelOptions options) : impl_(std::make
 
 TransferChannelKit::~TransferChannelKit() {
   TransferChannelKit::close();
+  run_handlers_left();
   impl_->handshakes.reset();
+}
+
+void TransferChannelKit::run_handlers_left() {
+  if (impl_->handshakes) {
+    impl_->handshakes->close();  // what was asked of it meanwhile has ended, too
+  }
+  if (impl_->threads) {
+    impl_->threads->finish();
+  }
 }
 
 void TransferChannelKit::start() {
@@ -294,7 +305,11 @@ std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error
                  }));
   if (!transfer->over()) {
     if (const auto link = impl_->peers->link(peer_id)) {
-      link->serve(*transfer);
+      try {
+        link->serve(*transfer);
+      } catch (const std::system_error&) {
+        // No descriptor to sleep on beside the link's: the I/O threads move it, and this one sleeps until it has ended.
+      }
     }
   }
   return transfer->wait(ec);

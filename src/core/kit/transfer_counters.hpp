@@ -16,7 +16,8 @@ namespace kvferry::kit {
 
 /// Counts what becomes of a channel's operations. Thread-safe.
 ///
-/// An operation takes one addition when it starts and five when it ends, without locks; only a failure, which is rare, takes one.
+/// An operation takes one addition when it starts and five when it ends, without locks; only a failure, which is rare,
+/// takes one.
 class TransferCounters {
  public:
   /// What an operation came to.

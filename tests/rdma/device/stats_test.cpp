@@ -38,7 +38,7 @@ TEST(RdmaStats, EveryKindOfTransferIsCountedAndEveryRailsBytes) {
   EXPECT_EQ(own.of(TransferKind::send).failed(), 1U);
   EXPECT_EQ(own.of(TransferKind::send).objects, 2U);
   ASSERT_EQ(own.paths.size(), 1U);
-  EXPECT_EQ(own.paths[0].name, node.channel->rails()[0].device + ":1");
+  EXPECT_EQ(own.paths[0].name, "rail 0 " + node.channel->rails()[0].device + ":1");
   EXPECT_GT(own.paths[0].bytes_out, (count + 8) * page_size);
   EXPECT_EQ(own.paths[0].bytes_in, 5 * page_size);
 

@@ -266,6 +266,23 @@ TEST(RdmaFaults, Line21_TheSmallerValuesCount) {
   EXPECT_TRUE(std::ranges::equal(node.region.first(32 * page_size), modest.region.last(32 * page_size)));
 }
 
+TEST(RdmaFaults, Line21_ObjectsOutsideOfRegionsFitAPeersSmallerMessages) {
+  // The peer's messages are too small for these objects, which this side would otherwise send in one.
+  Node modest(8);
+  NodeOptions options;
+  options.heard = [](Endpoint& endpoint) { endpoint.message_bytes = 1024; };
+  Node node(8, std::move(options));
+  node.connect("node", "modest", modest);
+  std::vector<std::byte> outside(3000, std::byte{7});
+  auto receiving = modest.channel->async_batched_recv({modest.region.first(2 * page_size), modest.page(4)},
+                                                      {.peer_id = "node", .tag = 1}, asio::use_future);
+  const std::span<std::byte> all(outside);
+  EXPECT_EQ(node.channel->batched_send({all, all.first(969)}, {.peer_id = "modest", .tag = 1}), 2U);
+  EXPECT_EQ(receiving.get(), 2U);
+  EXPECT_TRUE(std::ranges::equal(modest.region.first(3000), outside));
+  EXPECT_TRUE(std::ranges::equal(modest.page(4, 969), all.first(969)));
+}
+
 /// The GID that a channel with these options tells its peers, and the device it is of.
 std::pair<std::string, Bytes> told_gid(RdmaOptions options) {
   Bytes gid;

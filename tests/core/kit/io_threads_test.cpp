@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/kit/io_threads.hpp"
+
+#include <asio/post.hpp>
+#include <gtest/gtest.h>
+
+#include <future>
+#include <memory>
+
+namespace kvferry::kit {
+namespace {
+
+/// Always finds something, until it has been looked at often enough.
+class Busy final : public Pollable {
+ public:
+  static constexpr int enough = 1000;
+
+  Found poll() override { return ++polls < enough ? Found::something : Found::released; }
+  void rest() override {}
+
+  int polls = 0;
+};
+
+/// Handlers that post themselves again for as long as what is looked at has not been looked at often enough.
+class Repeated {
+ public:
+  Repeated(IoThreads& threads, std::shared_ptr<Busy> busy) : threads_(threads), busy_(std::move(busy)) {}
+
+  void run() {
+    if (busy_->polls >= Busy::enough || ++runs_ == 10'000'000) {
+      ended_.set_value(busy_->polls);
+      return;
+    }
+    asio::post(threads_.executor(), [this] { run(); });
+  }
+  [[nodiscard]] int polls_in_the_end() { return ended_.get_future().get(); }
+
+ private:
+  IoThreads& threads_;
+  const std::shared_ptr<Busy> busy_;
+  int runs_ = 0;
+  std::promise<int> ended_;
+};
+
+TEST(IoThreads, HandlersThatPostThemselvesAgainDoNotKeepThreadsFromLooking) {
+  IoThreads threads(1, PollPolicy::always());
+  const auto busy = std::make_shared<Busy>();
+  Repeated repeated(threads, busy);
+  asio::post(threads.executor(), [&] {
+    EXPECT_TRUE(threads.poller()->watch(busy));
+    repeated.run();
+  });
+  EXPECT_EQ(repeated.polls_in_the_end(), Busy::enough);
+}
+
+TEST(IoThreads, WhatIsLookedAtDoesNotKeepThemFromHandlers) {
+  IoThreads threads(1, PollPolicy::always());
+  const auto busy = std::make_shared<Busy>();
+  std::promise<int> polls;
+  asio::post(threads.executor(), [&] {
+    EXPECT_TRUE(threads.poller()->watch(busy));
+    asio::post(threads.executor(), [&] { polls.set_value(busy->polls); });
+  });
+  EXPECT_LT(polls.get_future().get(), Busy::enough);
+}
+
+}  // namespace
+}  // namespace kvferry::kit
