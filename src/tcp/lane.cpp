@@ -133,7 +133,7 @@ void Lane::close_socket() {
 std::shared_ptr<Socket> Lane::begin_leading() {
   std::shared_ptr<Socket> socket;
   driver_.change([&] {
-    led_ = true;
+    leader_ = std::this_thread::get_id();
     watched_ = false;
     socket = socket_;
     if (armed_ != 0 && socket_) {
@@ -145,7 +145,7 @@ std::shared_ptr<Socket> Lane::begin_leading() {
 }
 
 void Lane::end_leading() {
-  change([&] { led_ = false; }, caller_bytes);
+  change([&] { leader_ = {}; }, caller_bytes);
 }
 
 template <class Released>
@@ -203,7 +203,9 @@ void Lane::drive(std::size_t budget) {
   driver_.drive(
       [&] {
         const bool more = move_bytes(budget);
-        return Driven{more && !watched_, std::exchange(told_owner_, nullptr)};
+        // A leader that stops here goes on at once.
+        const bool goes_on = watched_ || leader_ == std::this_thread::get_id();
+        return Driven{more && !goes_on, std::exchange(told_owner_, nullptr)};
       },
       [&](const Driven& driven) {
         tell(driven);
@@ -366,11 +368,11 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
 }
 
 void Lane::wait_for_more(Role role) {
-  if (role == Role::leader) {
+  if (role == Role::leader || leader_ == std::this_thread::get_id()) {
     wants_to_send_ = !writable_;
     return;
   }
-  if (led_) {
+  if (leader_ != std::thread::id()) {
     // The leader may not know that there is something to send.
     if (!writable_) {
       arm(EPOLLOUT);

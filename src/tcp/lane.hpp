@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
@@ -151,7 +152,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   bool writable_ = true;
   std::uint32_t armed_ = 0;  ///< The events that were asked for and have not come.
   bool watched_ = false;     ///< By the poller.
-  bool led_ = false;
+  std::thread::id leader_;   ///< Of nobody: the lane is not led.
   bool tired_ = false;  ///< Nothing has come since the poller gave it up.
   std::uint64_t moved_ = 0;
   bool drain_timer_armed_ = false;

@@ -95,19 +95,18 @@ void TcpLink::shut(std::error_code cause, const std::string& why) {
   }
 }
 
-void TcpLink::serve(kit::BlockingWait& wait) {
+bool TcpLink::begin_serving() {
   if (lanes_.size() != 1 || led_.exchange(true)) {
-    return;
+    return false;
   }
+  led_socket_ = lanes_.front()->begin_leading();
+  return true;
+}
+
+void TcpLink::serve(kit::BlockingWait& wait) {
   Lane& lane = *lanes_.front();
-  // Whatever ends the lead - a wait may find no descriptor left - somebody else has to see to the lane then.
-  const std::shared_ptr<void> lead(nullptr, [&](void*) {
-    lane.end_leading();
-    led_ = false;
-  });
-  const auto socket = lane.begin_leading();
   auto last_found = kit::Clock::now();
-  while (socket && !wait.over()) {
+  while (led_socket_ && !wait.over()) {
     const auto found = lane.lead();
     if (found == Lane::Found::released) {
       break;
@@ -116,9 +115,15 @@ void TcpLink::serve(kit::BlockingWait& wait) {
     if (found == Lane::Found::something) {
       last_found = now;
     } else if (now - last_found > patience_) {
-      sleep_until_ready(*socket, lane.wants_to_send(), wait);
+      sleep_until_ready(*led_socket_, lane.wants_to_send(), wait);
     }
   }
+}
+
+void TcpLink::end_serving() {
+  led_socket_.reset();
+  lanes_.front()->end_leading();
+  led_ = false;
 }
 
 std::string TcpLink::path() const {

@@ -43,7 +43,9 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   void shut(std::error_code cause, const std::string& why) override;
   /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
   /// has.
+  [[nodiscard]] bool begin_serving() override;
   void serve(kit::BlockingWait& wait) override;
+  void end_serving() override;
   [[nodiscard]] std::string path() const override;
 
  private:
@@ -61,6 +63,7 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   std::atomic<std::size_t> next_lane_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> led_{false};
+  std::shared_ptr<Socket> led_socket_;  ///< Of the thread that leads.
 };
 
 }  // namespace kvferry::tcp

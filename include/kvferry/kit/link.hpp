@@ -46,10 +46,20 @@ class Link {
   /// buffer or region. Idempotent.
   virtual void shut(std::error_code cause, const std::string& why) = 0;
 
-  /// May move the link's bytes on the calling thread, which waits for an operation that was started here, until
-  /// `wait.over()`. May return earlier: then the thread sleeps until the operation ends. Must return soon after the
-  /// operation ended. May throw `std::system_error`, which counts as returning early.
+  /// @name For a thread that would rather move the link's bytes than sleep while it waits
+  /// @{
+
+  /// The calling thread is about to start an operation here and to wait for it. From here until `end_serving` the link may
+  /// leave to it what it would otherwise have another thread do.
+  /// @return false if the link has no use for it; then the thread just sleeps until the operation ends.
+  [[nodiscard]] virtual bool begin_serving() { return false; }
+  /// Moves the link's bytes until `wait.over()`, or less; must return soon after that. May throw `std::system_error`, which
+  /// counts as returning early.
   virtual void serve(BlockingWait& wait) { (void)wait; }
+  /// Somebody else has to see to the link now. To be called once for each `begin_serving` that returned true, by the same
+  /// thread.
+  virtual void end_serving() {}
+  /// @}
 
   /// How the bytes travel, for people.
   [[nodiscard]] virtual std::string path() const = 0;

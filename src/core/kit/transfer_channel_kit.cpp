@@ -298,13 +298,21 @@ std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error
   if (running_in_io_thread()) {
     return BaseTransferChannel::run_transfer(std::move(request), ec);
   }
-  const std::string peer_id = request.peer_id;
   const auto transfer = std::make_shared<BlockingTransfer>();
-  start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
-                   transfer->complete(cause, transferred);
-                 }));
-  if (!transfer->over()) {
-    if (const auto link = impl_->peers->link(peer_id)) {
+  {
+    auto link = impl_->peers->link(request.peer_id);
+    if (link && !link->begin_serving()) {
+      link.reset();
+    }
+    const std::shared_ptr<void> serving(nullptr, [&link](void*) {
+      if (link) {
+        link->end_serving();
+      }
+    });
+    start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
+                     transfer->complete(cause, transferred);
+                   }));
+    if (link && !transfer->over()) {
       try {
         link->serve(*transfer);
       } catch (const std::system_error&) {
