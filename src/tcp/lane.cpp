@@ -305,9 +305,9 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   const msghdr header = message(pieces, count);
   const ssize_t sent = ::sendmsg(socket_->descriptor(), &header, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (sent >= 0) {
+    options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
     protocol_.sent(static_cast<std::size_t>(sent));
     moved_ += static_cast<std::size_t>(sent);
-    options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
     tired_ = false;
     budget -= std::min(budget, static_cast<std::size_t>(sent));
     return Step::progress;
@@ -346,12 +346,13 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   if (received > 0) {
     // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
     readable_ = static_cast<std::size_t>(received) == asked;
+    // Before an operation ends of it, whose caller may then ask for the statistics.
+    options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
     if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
       fail(ec, remote_ + ": " + protocol_.violation());
     }
     budget -= std::min(budget, static_cast<std::size_t>(received));
     moved_ += static_cast<std::size_t>(received);
-    options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
     tired_ = false;
     return Step::progress;
   }

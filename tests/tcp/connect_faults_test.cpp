@@ -146,6 +146,11 @@ TEST(ConnectFaults, Line08_ARestartedPeerIsRecognisedAndReconnectedTo) {
   const auto first = a.channel->peer_info("b")->incarnation;
   EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
   b.reset();
+  // A write that comes before the end of the connection is noticed meets just that, and may be tried again.
+  for (const auto until = std::chrono::steady_clock::now() + long_enough;
+       a.channel->remote_xfer_handler_exists("b") && std::chrono::steady_clock::now() < until;) {
+    std::this_thread::yield();
+  }
 
   TcpOptions options;
   options.peer_init_url = url;
