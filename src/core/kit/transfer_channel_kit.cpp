@@ -50,6 +50,29 @@ std::string dialable_url(const std::string& advertised) {
   return advertised.empty() || parse_url(advertised).is_wildcard() ? std::string() : advertised;
 }
 
+/// A blocking call's thread at a link's service, where the link has a use for it.
+class Serving {
+ public:
+  explicit Serving(std::shared_ptr<Link> link) : link_(std::move(link)) {
+    if (link_ && !link_->begin_serving()) {
+      link_.reset();
+    }
+  }
+  Serving(const Serving&) = delete;
+  Serving& operator=(const Serving&) = delete;
+  ~Serving() {
+    if (link_) {
+      link_->end_serving();
+    }
+  }
+
+  explicit operator bool() const noexcept { return link_ != nullptr; }
+  Link* operator->() const noexcept { return link_.get(); }
+
+ private:
+  std::shared_ptr<Link> link_;
+};
+
 }  // namespace
 
 class TransferChannelKit::Impl {
@@ -300,21 +323,13 @@ std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error
   }
   const auto transfer = std::make_shared<BlockingTransfer>();
   {
-    auto link = impl_->peers->link(request.peer_id);
-    if (link && !link->begin_serving()) {
-      link.reset();
-    }
-    const std::shared_ptr<void> serving(nullptr, [&link](void*) {
-      if (link) {
-        link->end_serving();
-      }
-    });
+    const Serving serving(impl_->peers->link(request.peer_id));
     start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
                      transfer->complete(cause, transferred);
                    }));
-    if (link && !transfer->over()) {
+    if (serving && !transfer->over()) {
       try {
-        link->serve(*transfer);
+        serving->serve(*transfer);
       } catch (const std::system_error&) {
         // No descriptor to sleep on beside the link's: the I/O threads move it, and this one sleeps until it has ended.
       }
