@@ -54,11 +54,28 @@ std::string remote_address_of(const asio::ip::tcp::socket& socket) {
   return ec ? std::string("?") : address(endpoint);
 }
 
-msghdr message(std::array<iovec, max_pieces>& pieces, std::size_t count) {
+// A single piece goes without a list of pieces, which the kernel would have to fetch and check: polling asks for one piece,
+// the next header, most of the time.
+
+ssize_t send_pieces(int descriptor, std::span<iovec> pieces) {
+  constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+  if (pieces.size() == 1) {
+    return ::send(descriptor, pieces.front().iov_base, pieces.front().iov_len, flags);
+  }
   msghdr header{};
   header.msg_iov = pieces.data();
-  header.msg_iovlen = count;
-  return header;
+  header.msg_iovlen = pieces.size();
+  return ::sendmsg(descriptor, &header, flags);
+}
+
+ssize_t receive_pieces(int descriptor, std::span<iovec> pieces) {
+  if (pieces.size() == 1) {
+    return ::recv(descriptor, pieces.front().iov_base, pieces.front().iov_len, MSG_DONTWAIT);
+  }
+  msghdr header{};
+  header.msg_iov = pieces.data();
+  header.msg_iovlen = pieces.size();
+  return ::recvmsg(descriptor, &header, MSG_DONTWAIT);
 }
 
 std::error_code last_error() { return {errno, std::system_category()}; }
@@ -302,8 +319,7 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   }
   std::array<iovec, max_pieces> pieces;
   const std::size_t count = protocol_.out().front(pieces, std::min(step_bytes, budget == 0 ? step_bytes : budget));
-  const msghdr header = message(pieces, count);
-  const ssize_t sent = ::sendmsg(socket_->descriptor(), &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+  const ssize_t sent = send_pieces(socket_->descriptor(), std::span(pieces).first(count));
   if (sent >= 0) {
     options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
     protocol_.sent(static_cast<std::size_t>(sent));
@@ -335,8 +351,7 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
     for (const iovec& piece : std::span(pieces).first(count)) {
       asked += piece.iov_len;
     }
-    msghdr header = message(pieces, count);
-    received = ::recvmsg(socket_->descriptor(), &header, MSG_DONTWAIT);
+    received = receive_pieces(socket_->descriptor(), std::span(pieces).first(count));
   } else {
     // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know
     // that and takes them to be stored at address null, hence the bare system call.

@@ -60,7 +60,8 @@ class Poller {
     std::chrono::steady_clock::time_point last_found;
   };
 
-  void look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now);
+  /// @return whether anything was found.
+  [[nodiscard]] bool look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now);
 
   const std::chrono::nanoseconds patience_;
   std::mutex mutex_;

@@ -9,10 +9,9 @@ namespace {
 
 /// With more of them, asking the kernel which have something is cheaper than looking at each.
 constexpr std::size_t most_watched = 8;
-/// Rounds in which connections are looked at between two looks at everything else, as long as they don't take long: in the
-/// time that a round with much to move takes, connections that aren't looked at are to get their turn as well.
-constexpr unsigned rounds_between = 4;
-constexpr std::chrono::microseconds time_between{100};
+/// Between two looks at everything else as long as nothing is found: each costs a system call. What is found may end operations,
+/// whose handlers are run at once.
+constexpr std::chrono::microseconds time_between{10};
 
 /// Whose thread this is.
 thread_local const Poller* entered = nullptr;
@@ -43,7 +42,7 @@ void Poller::look(const std::function<void()>& run_ready) {
   std::vector<Watched> watched;
   std::chrono::steady_clock::time_point last_run{};
   bool entered_now = true;
-  for (unsigned round = 0;; ++round) {
+  for (;;) {
     const auto now = std::chrono::steady_clock::now();
     if (watched.empty() || any_added_.load(std::memory_order_acquire)) {
       const std::lock_guard lock(mutex_);
@@ -63,20 +62,21 @@ void Poller::look(const std::function<void()>& run_ready) {
         return;
       }
     }
-    look_once(watched, now);
-    if (round % rounds_between == 0 || now - last_run >= time_between) {
+    if (look_once(watched, now) || now - last_run >= time_between) {
       last_run = now;
       run_ready();
     }
   }
 }
 
-void Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now) {
+bool Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now) {
+  bool found_any = false;
   for (std::size_t i = 0; i < watched.size();) {
     auto& [pollable, last_found] = watched[i];
     const auto found = pollable->poll();
     if (found == Pollable::Found::something) {
       last_found = now;
+      found_any = true;
     }
     const bool tired = found == Pollable::Found::nothing && now - last_found > patience_;
     if (found != Pollable::Found::released && !tired) {
@@ -93,6 +93,7 @@ void Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock:
       gone->rest();
     }
   }
+  return found_any;
 }
 
 }  // namespace kvferry::kit
