@@ -30,6 +30,7 @@ file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp")
 # Those that need a device are programs of their own.
 file(GLOB KVFERRY_RDMA_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/*.cpp")
 file(GLOB KVFERRY_RDMA_DEVICE_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/device/*.cpp")
+file(GLOB KVFERRY_RDMA_PEER_PAIR_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/peer_pair/*.cpp" "${_tests}/examples/peer_process.cpp")
 file(GLOB KVFERRY_RDMA_ENVIRONMENT_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/environment/*.cpp")
 file(GLOB KVFERRY_RDMA_TWO_HOSTS_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/two_hosts/*.cpp")
 file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.cpp")

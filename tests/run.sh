@@ -48,7 +48,7 @@ run() {
   shift
   if (($(count "$@"))); then
     ran=yes
-    "${command[@]}" ctest --preset release "$@" || failed=yes
+    "${command[@]}" ctest --preset release "$@" || failed+=" '$*'"
   fi
 }
 
@@ -59,15 +59,19 @@ with_rdma=(tests/soft_roce/run.sh --timeout "${KVFERRY_RDMA_TIMEOUT:-1200}")
 second_try=(--repeat until-pass:2)
 [[ " $* " != *" --repeat"* ]] || second_try=()
 
-run -- --parallel "$(nproc)" -LE "$not_here" "${here_options[@]}"
+if (($(count -L '^rdma') == 0)); then
+  echo "RDMA is not tested: kvferry::rdma was not built"
+fi
 run "${with_rdma[@]}" -- --parallel 2 "${second_try[@]}" -L '^rdma$' "$@"
 run "${with_rdma[@]}" --guests 2 -- -L '^rdma_two_hosts$' "$@"
+# Last, so that the last lines are of the most tests.
+run -- --parallel "$(nproc)" -LE "$not_here" "${here_options[@]}"
 
-if (($(count -L '^rdma') == 0)); then
-  echo "RDMA was not tested: kvferry::rdma was not built"
-fi
 if [[ -z $ran ]]; then
   echo "tests/run.sh: no tests for these options: $*" >&2
   exit 1
 fi
-[[ -z $failed ]]
+if [[ -n $failed ]]; then
+  echo "tests/run.sh: tests failed among those of$failed" >&2
+  exit 1
+fi

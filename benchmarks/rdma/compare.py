@@ -73,7 +73,8 @@ def main():
         ("read, 64 KiB pages", "ib_read_bw", 65536, 700, "read", 65536, 64, 3, []),
         ("write, scattered 4 KiB pages, batches of 256", "ib_write_bw", 4096, 5000, "write", 4096, 256, 1, []),
         ("the same, two batches in flight", "ib_write_bw", 4096, 5000, "write", 4096, 256, 2, []),
-        ("write, adjacent 4 KiB pages, batches of 256", "ib_write_bw", 4096, 5000, "write", 4096, 256, 1, ["--adjacent"]),
+        ("write, adjacent 4 KiB pages, two batches of 256 in flight", "ib_write_bw", 4096, 5000, "write", 4096, 256, 2,
+         ["--adjacent"]),
     ]
     port = 18515
     rows = []

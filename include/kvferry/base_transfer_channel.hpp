@@ -28,7 +28,7 @@ namespace kvferry {
 struct PeerInfo {
   std::string id;
   std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
-  std::string init_url;               ///< Where the peer's handshakes are answered; empty if it has no listener.
+  std::string init_url;               ///< Where the peer's handshakes are answered; empty if it hasn't said.
   std::vector<RemoteRegion> regions;  ///< What it offers.
   std::string path;                   ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes".
 };
@@ -105,8 +105,8 @@ class BaseTransferChannel {
   /// The regions given at construction. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`.
   [[nodiscard]] virtual std::span<const MemoryRegion> regions() const noexcept = 0;
 
-  /// Where this channel answers handshakes, as peers are told, with the port that was really bound; empty without a
-  /// listener.
+  /// Where this channel answers handshakes: the advertised address, else the bound one, each with the port that was
+  /// really bound if none was given; empty without a listener.
   [[nodiscard]] virtual std::string peer_init_url() const = 0;
 
   /// What is known of a connected peer; nothing if there is no usable connection.
@@ -132,8 +132,8 @@ class BaseTransferChannel {
   /// @param side_message sent to the peer's `handle_init_side_msg` after the handshake.
   /// @return the answer to the side message, if one was sent.
   /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_url`, `errc::self_connection`,
-  ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::authentication_failed`,
-  ///   `errc::timed_out`, `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
+  ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::page_size_mismatch`,
+  ///   `errc::invalid_region`, `errc::authentication_failed`, `errc::resource_limit`, `errc::timed_out`, `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
   std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
                                                        std::string_view peer_init_url,
                                                        std::optional<SideMessage> side_message = {},

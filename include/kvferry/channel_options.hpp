@@ -35,7 +35,8 @@ struct ChannelOptions {
   std::string peer_init_url;
 
   /// What peers are told instead of the address that was bound, where the two differ (NAT, a wildcard bind). Port 0
-  /// stands for the bound port. Empty: the bound address.
+  /// stands for the bound port. Empty: the bound address, or nothing if that is a wildcard: then a peer that was
+  /// connected to from here can't connect again by itself.
   std::string advertised_init_url;
 
   /// The answer to LMCache's `P2PInitSideMsg`. Empty: such a message is answered with an error. LMCache:

@@ -22,7 +22,7 @@ struct RdmaRail {
   std::uint8_t port = 1;  ///< From 1.
   /// An entry of the port's GID table. Unset: the one of the advertised address if the port has it, else the first that
   /// is RoCE v2 of an IPv4 address, then of an IPv6 address that is not link-local, then any RoCE v2; on InfiniBand the
-  /// first.
+  /// first that is not link-local, if there is one.
   std::optional<std::uint32_t> gid_index = {};
 };
 

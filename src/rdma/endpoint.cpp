@@ -76,6 +76,11 @@ std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegio
   return {};
 }
 
+Agreement agree(const RailEndpoint& own, const RailEndpoint& peers) {
+  return {std::min(own.mtu, peers.mtu), std::min(own.reads_taken, peers.reads_made),
+          std::min(own.reads_made, peers.reads_taken), std::min(own.max_message, peers.max_message)};
+}
+
 std::string check_pairing(const RailEndpoint& own, const RailEndpoint& peers) {
   const std::string rail = "rail " + text(own.rail) + ": ";
   if (own.link_layer != peers.link_layer) {

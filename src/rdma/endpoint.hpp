@@ -76,6 +76,15 @@ inline constexpr std::size_t max_rails = 16;
 /// What is senseless about a peer's endpoint, given the regions that it described; empty if nothing is.
 [[nodiscard]] std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions);
 
+/// What two joined queue pairs keep to: the smaller of what each can do.
+struct Agreement {
+  std::uint64_t mtu = 0;
+  std::uint64_t reads_taken = 0;  ///< Of the peer's, at this side.
+  std::uint64_t reads_made = 0;   ///< Of this side's, at the peer.
+  std::uint64_t max_message = 0;
+};
+[[nodiscard]] Agreement agree(const RailEndpoint& own, const RailEndpoint& peers);
+
 /// Why two queue pairs can't be joined, naming both values; empty if they can.
 [[nodiscard]] std::string check_pairing(const RailEndpoint& own, const RailEndpoint& peers);
 

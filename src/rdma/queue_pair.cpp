@@ -11,6 +11,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "address_vector.hpp"
+
 namespace kvferry::rdma {
 namespace {
 
@@ -23,7 +25,6 @@ constexpr std::uint32_t wanted_inline = 128;
 /// rules.
 constexpr std::uint8_t receiver_not_ready_timer = 12;
 constexpr std::uint8_t receiver_not_ready_retries = 7;  // without end
-constexpr std::uint8_t hop_limit = 64;
 constexpr std::size_t largest_request = std::size_t{1} << 20;
 
 std::uint32_t random_packet_number() {
@@ -160,8 +161,8 @@ kit::Failure QueuePair::connect(const Endpoint& peer, const RailEndpoint& peers_
   terms_.queue_depth = options_.queue_depth;
   terms_.max_inline = max_inline_;
   terms_.request.pieces = max_pieces_;
-  terms_.request.bytes = static_cast<std::size_t>(
-      std::min({std::uint64_t{largest_request}, endpoint_.max_message, peers_rail.max_message}));
+  terms_.request.bytes =
+      static_cast<std::size_t>(std::min(std::uint64_t{largest_request}, agree(endpoint_, peers_rail).max_message));
   terms_.remote_regions = peers_rail.regions;
   terms_.eager_bytes = std::min(options_.eager_bytes, slot_bytes_ - sizeof(MessageHeader) - sizeof(std::uint64_t));
   return {};
@@ -173,27 +174,15 @@ kit::Failure QueuePair::change_to_ready(const RailEndpoint& peers) {
     return kit::Failure{error, "RDMA device '" + device_->name() + "': the queue pair can't be made ready to " + state +
                                    ": " + error.message()};
   };
+  const Agreement agreed = agree(endpoint_, peers);
   ibv_qp_attr ready{};
   ready.qp_state = IBV_QPS_RTR;
-  ready.path_mtu = mtu_of(std::min(endpoint_.mtu, peers.mtu));
+  ready.path_mtu = mtu_of(agreed.mtu);
   ready.dest_qp_num = static_cast<std::uint32_t>(peers.queue_pair);
   ready.rq_psn = static_cast<std::uint32_t>(peers.packet_number);
-  ready.max_dest_rd_atomic = static_cast<std::uint8_t>(std::min(endpoint_.reads_taken, peers.reads_made));
+  ready.max_dest_rd_atomic = static_cast<std::uint8_t>(agreed.reads_taken);
   ready.min_rnr_timer = receiver_not_ready_timer;
-  ibv_gid peers_gid{};
-  std::memcpy(peers_gid.raw, peers.gid.data(), sizeof(peers_gid.raw));
-  ready.ah_attr.port_num = device_->port();
-  ready.ah_attr.sl = options_.service_level;
-  ready.ah_attr.dlid = static_cast<std::uint16_t>(peers.lid);
-  // InfiniBand needs no global route within its subnet.
-  const bool same_subnet = std::memcmp(peers_gid.raw, address_.gid.raw, sizeof(peers_gid.raw) / 2) == 0;
-  if (address_.ethernet || peers.lid == 0 || !same_subnet) {
-    ready.ah_attr.is_global = 1;
-    ready.ah_attr.grh.dgid = peers_gid;
-    ready.ah_attr.grh.sgid_index = static_cast<std::uint8_t>(address_.gid_index);
-    ready.ah_attr.grh.hop_limit = hop_limit;
-    ready.ah_attr.grh.traffic_class = options_.traffic_class;
-  }
+  ready.ah_attr = address_vector(address_, device_->port(), peers, options_.service_level, options_.traffic_class);
   if (const int result = ibv_modify_qp(pair_.get(), &ready,
                                        IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
                                            IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
@@ -206,7 +195,7 @@ kit::Failure QueuePair::change_to_ready(const RailEndpoint& peers) {
   sending.timeout = options_.timeout_exponent;
   sending.retry_cnt = options_.retry_count;
   sending.rnr_retry = receiver_not_ready_retries;
-  sending.max_rd_atomic = static_cast<std::uint8_t>(std::min(endpoint_.reads_made, peers.reads_taken));
+  sending.max_rd_atomic = static_cast<std::uint8_t>(agreed.reads_made);
   if (const int result = ibv_modify_qp(pair_.get(), &sending,
                                        IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
                                            IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC);

@@ -61,7 +61,12 @@ kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& 
     own_incarnation_ = own_incarnation;
     peers_incarnation_ = host->peer().incarnation;
     protocol_.emplace(std::move(host), device_->regions(), pair_->slots(), pair_->terms());
-    events_.assign(pair_->event_descriptor());
+    std::error_code ec;
+    events_.assign(pair_->event_descriptor(), ec);
+    if (ec) {
+      failure = {ec, "RDMA device '" + device_->name() + "': its completions can't be awaited: " + ec.message()};
+      return;
+    }
     phase_ = Phase::greeting;
     last_activity_ = kit::Clock::now();
     if (role_ == Role::dialing &&
@@ -210,6 +215,7 @@ bool Rail::work(std::size_t& rounds) {
       return false;
     }
     if (rounds == 0) {
+      arm_timer();
       return true;
     }
     --rounds;
@@ -222,6 +228,7 @@ bool Rail::work(std::size_t& rounds) {
       return false;
     }
     if (spins()) {
+      arm_timer();
       return true;
     }
     if (armed_) {

@@ -48,7 +48,8 @@ std::vector<ibv_gid_entry> gids_of(ibv_context* context, std::uint8_t port) {
   std::vector<ibv_gid_entry> entries(max_gids);
   const ssize_t count = ibv_query_gid_table(context, entries.data(), entries.size(), 0);
   entries.resize(count < 0 ? 0 : static_cast<std::size_t>(count));
-  std::erase_if(entries, [&](const ibv_gid_entry& entry) { return entry.port_num != port; });
+  // An address vector has a byte for the index.
+  std::erase_if(entries, [&](const ibv_gid_entry& entry) { return entry.port_num != port || entry.gid_index > 255; });
   return entries;
 }
 

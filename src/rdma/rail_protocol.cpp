@@ -193,6 +193,7 @@ void RailProtocol::end(Transfer& transfer, std::error_code cause, std::string wh
   if (transfer.offered) {
     transfer.offered->close();
   }
+  transfer.borrowed.reset();  // before the caller hears of the end: it may have no more memory to lock
   if (transfer.state == State::notifying) {
     forget(transfer);
     batch->operation()->finish(cause, std::move(why));

@@ -35,6 +35,12 @@ std::uint8_t timeout_exponent(std::chrono::milliseconds timeout) {
   return exponent;
 }
 
+/// When the channel closes. A link whose handler is being called at this moment is nobody else's to shut.
+void end_attempt(rdma::RdmaLink& link) {
+  link.fail(errc::closed, "the channel was closed");
+  link.shut(errc::closed, "the channel was closed");
+}
+
 class RdmaDial final : public kit::Dial {
  public:
   RdmaDial(asio::any_io_executor executor, std::shared_ptr<rdma::RdmaLink> link, std::shared_ptr<Links> attempts)
@@ -71,7 +77,7 @@ class RdmaDial final : public kit::Dial {
       return;
     }
     if (!attempts_->add(link_)) {
-      link_->fail(errc::closed, "the channel was closed");
+      end_attempt(*link_);
     }
   }
 
@@ -211,14 +217,15 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
                handler(error, std::move(made), std::move(diagnostic));
              });
   if (!impl_->attempts->add(link)) {
-    link->fail(errc::closed, "the channel was closed");
+    end_attempt(*link);
   }
   return kit::encode_endpoint(link->endpoint());
 }
 
 void RdmaTransferChannel::stop_listening() {
-  impl_->attempts->close();
-  // All links have been shut: no queue pair is left that could reach the regions.
+  impl_->attempts->close(end_attempt);
+  // All links have been shut, also those that were on their way to the channel: no queue pair is left that could reach the
+  // regions.
   for (const auto& device : impl_->devices) {
     device->deregister_regions();
   }

@@ -181,7 +181,7 @@ Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byte
 }
 
 void TcpTransferChannel::stop_listening() {
-  impl_->dialers->close();
+  impl_->dialers->close([](tcp::DataDialer& dialer) { dialer.fail(errc::closed, "the channel was closed"); });
   if (impl_->acceptor) {
     impl_->acceptor->close();
   }

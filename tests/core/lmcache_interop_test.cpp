@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
-#include <array>
-#include <cstdio>
-#include <stdexcept>
 #include <string>
-#include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/kit/handshake_service.hpp>
@@ -13,6 +9,7 @@
 
 #include "core/handshake_test_support.hpp"
 #include "core/lmcache_messages.hpp"
+#include "core/lmcache_peer.hpp"
 
 namespace kvferry {
 namespace {
@@ -20,36 +17,7 @@ namespace {
 using test::ask;
 using test::get;
 using test::HandshakeService;
-
-/// A run of lmcache_peer.py, which ends by itself at its own deadlines. Its complaints go to our standard error.
-class LmcachePeer {
- public:
-  explicit LmcachePeer(const std::string& arguments)
-      : pipe_(::popen(
-            ("'" KVFERRY_TEST_PYTHON "' '" KVFERRY_TEST_DATA_DIR "/core/lmcache_peer.py' " + arguments).c_str(), "r")) {
-    if (pipe_ == nullptr) {
-      throw std::runtime_error("cannot run " KVFERRY_TEST_PYTHON);
-    }
-  }
-  LmcachePeer(const LmcachePeer&) = delete;
-  LmcachePeer& operator=(const LmcachePeer&) = delete;
-  ~LmcachePeer() { exit_status(); }
-
-  std::string read_line() {
-    std::array<char, 256> line{};
-    const std::string text = std::fgets(line.data(), line.size(), pipe_) != nullptr ? line.data() : "";
-    return text.substr(0, text.find('\n'));
-  }
-
-  int exit_status() {
-    const int status = pipe_ != nullptr ? ::pclose(pipe_) : 0;
-    pipe_ = nullptr;
-    return status;
-  }
-
- private:
-  std::FILE* pipe_;
-};
+using test::LmcachePeer;
 
 /// Answers as LMCache does, and as it should: what it raises for becomes an error message.
 SideMessage answer_like_lmcache(const SideMessage& request) {

@@ -39,8 +39,8 @@ class DecodeProcess : public PeerProcess {
 
 class PrefillProcess : public PeerProcess {
  public:
-  PrefillProcess(const std::string& url, const Arguments& arguments)
-      : PeerProcess(program("prefill_peer"), Arguments{"--connect", url} + arguments) {}
+  PrefillProcess(const std::string& url, const Arguments& arguments, Errors errors = Errors::pipe)
+      : PeerProcess(program("prefill_peer"), Arguments{"--connect", url} + arguments, errors) {}
 };
 
 /// A prefill and a decode peer that both get `common`.
@@ -51,6 +51,14 @@ class PeerPair {
 
   DecodeProcess decode;
   PrefillProcess prefill;
+};
+
+/// What run-peer-pair.sh runs when it has built the peers.
+class Exchange : public PeerProcess {
+ public:
+  Exchange(const Arguments& decode, const Arguments& prefill)
+      : PeerProcess(KVFERRY_TEST_DATA_DIR "/../examples/exchange.sh",
+                    Arguments{KVFERRY_EXAMPLES_DIR} + decode + Arguments{"--"} + prefill) {}
 };
 
 inline std::vector<std::string> lines_of(const std::string& text) {

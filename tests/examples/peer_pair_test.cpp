@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <cstdint>
 #include <random>
 #include <string>
@@ -97,6 +98,48 @@ INSTANTIATE_TEST_SUITE_P(ModesAndSizes, PeerPairFile,
                          [](const auto& file) {
                            return std::string(std::get<0>(file.param)) + "_" + std::to_string(std::get<1>(file.param));
                          });
+
+TEST(ExchangeScript, MovesACacheAndShowsWhatBothPeersSay) {
+  Exchange exchange(small_cache, small_cache);
+  EXPECT_EQ(exchange.wait_for_exit(), 0) << exchange.errors();
+  for (const auto* part : {"prefill_peer: moved 5734400 bytes", "decode_peer: moved 5734400 bytes", "decode_peer: checksum XXH3-128"}) {
+    EXPECT_NE(exchange.output().find(part), std::string::npos) << part << " in " << exchange.output();
+  }
+}
+
+TEST(ExchangeScript, EndsWithTheCodeOfThePeerThatFailed) {
+  Exchange corrupt(small_cache + Arguments{"--corrupt-byte", "7"}, small_cache);
+  EXPECT_EQ(corrupt.wait_for_exit(), 6) << corrupt.errors();
+  Exchange refused(small_cache, {"--tokens", "many"});
+  EXPECT_EQ(refused.wait_for_exit(), 2) << refused.errors();
+  Exchange nowhere(Arguments{"--listen", "nowhere"}, small_cache);
+  EXPECT_EQ(nowhere.wait_for_exit(), 2) << nowhere.errors();
+}
+
+TEST(ExchangeScript, TakesBothPeersAlongWhenItIsInterrupted) {
+  Exchange exchange(small_cache, small_cache + Arguments{"--batch", "5", "--depth", "1", "--max-rate", "100K"});
+  exchange.wait_for_line("prefill_peer: writing");
+  exchange.signal(SIGTERM);
+  // Its output ends when the last one that holds it is gone.
+  EXPECT_EQ(exchange.wait_for_exit(), 143);
+}
+
+TEST(PeerPair, ListensEverywhereAndIsReachedAtWhatItAdvertises) {
+  PeerPair peers(small_cache, {}, {"--listen", "*:0", "--advertise", "localhost:0"});
+  EXPECT_NE(peers.decode.url().find("localhost:"), std::string::npos) << peers.decode.url();
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();
+  EXPECT_EQ(peers.decode.wait_for_exit(), 0) << peers.decode.errors();
+}
+
+TEST(PeerPair, DrawsABarOnATerminal) {
+  DecodeProcess decode(small_cache);
+  PrefillProcess prefill(decode.url(), small_cache, PeerProcess::Errors::terminal);
+  EXPECT_EQ(prefill.wait_for_exit(), 0) << prefill.errors();
+  EXPECT_EQ(decode.wait_for_exit(), 0) << decode.errors();
+  EXPECT_NE(prefill.errors().find("[........................................]   0%"), std::string::npos) << prefill.errors();
+  EXPECT_NE(prefill.errors().find("[########################################] 100%"), std::string::npos) << prefill.errors();
+  EXPECT_EQ(decode.errors().find('#'), std::string::npos) << "a pipe gets a plain line: " << decode.errors();
+}
 
 }  // namespace
 }  // namespace kvferry_test

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,9 +22,31 @@ constexpr int deadline_ms = 60'000;
 
 [[noreturn]] void throw_errno(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
 
+/// The end to read from and the end to write to.
+std::array<int, 2> make_pipe() {
+  std::array<int, 2> ends{};
+  if (::pipe2(ends.data(), O_CLOEXEC) != 0) {
+    throw_errno("pipe2");
+  }
+  return ends;
+}
+
+/// The same with a terminal at the end to write to.
+std::array<int, 2> make_terminal() {
+  const int master = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (master < 0 || ::grantpt(master) != 0 || ::unlockpt(master) != 0) {
+    throw_errno("posix_openpt");
+  }
+  const int terminal = ::open(::ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (terminal < 0) {
+    throw_errno("ptsname");
+  }
+  return {master, terminal};
+}
+
 }  // namespace
 
-PeerProcess::PeerProcess(std::string path, const Arguments& arguments) : path_(std::move(path)) {
+PeerProcess::PeerProcess(std::string path, const Arguments& arguments, Errors errors) : path_(std::move(path)) {
   std::vector<char*> argv{path_.data()};
   auto copies = arguments;
   for (auto& copy : copies) {
@@ -31,12 +54,7 @@ PeerProcess::PeerProcess(std::string path, const Arguments& arguments) : path_(s
   }
   argv.push_back(nullptr);
 
-  std::array<std::array<int, 2>, 2> pipes{};
-  for (auto& pipe : pipes) {
-    if (::pipe2(pipe.data(), O_CLOEXEC) != 0) {
-      throw_errno("pipe2");
-    }
-  }
+  std::array<std::array<int, 2>, 2> pipes{make_pipe(), errors == Errors::pipe ? make_pipe() : make_terminal()};
   pid_ = ::fork();
   if (pid_ < 0) {
     throw_errno("fork");

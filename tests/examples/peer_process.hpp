@@ -15,7 +15,10 @@ using Arguments = std::vector<std::string>;
 /// A program that was started, its output, and its end. Everything that waits has a deadline, and throws past it.
 class PeerProcess {
  public:
-  PeerProcess(std::string path, const Arguments& arguments);
+  /// Where its stderr goes: as when it is run by a program, or by a person.
+  enum class Errors { pipe, terminal };
+
+  PeerProcess(std::string path, const Arguments& arguments, Errors errors = Errors::pipe);
   PeerProcess(const PeerProcess&) = delete;
   PeerProcess& operator=(const PeerProcess&) = delete;
   /// Kills it if it still runs.

@@ -35,6 +35,29 @@ TEST(RdmaEndpoint, Line21_MismatchesNameBothValues) {
   EXPECT_EQ(check_pairing(rail(), other), "rail 0: a GID of an IPv6 address, this side's is of an IPv4 address");
 }
 
+TEST(RdmaEndpoint, Line21_TheSmallerValuesCount) {
+  RailEndpoint own = rail();
+  own.mtu = 4096;
+  own.reads_taken = 16;
+  own.reads_made = 8;
+  own.max_message = 1 << 20;
+  RailEndpoint peers = rail();
+  peers.mtu = 1024;
+  peers.reads_taken = 2;
+  peers.reads_made = 4;
+  peers.max_message = 1 << 30;
+  Agreement agreed = agree(own, peers);
+  EXPECT_EQ(agreed.mtu, 1024U);
+  EXPECT_EQ(agreed.reads_taken, 4U);
+  EXPECT_EQ(agreed.reads_made, 2U);
+  EXPECT_EQ(agreed.max_message, 1U << 20);
+  agreed = agree(peers, own);
+  EXPECT_EQ(agreed.mtu, 1024U);
+  EXPECT_EQ(agreed.reads_taken, 2U);
+  EXPECT_EQ(agreed.reads_made, 4U);
+  EXPECT_EQ(agreed.max_message, 1U << 20);
+}
+
 TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
   const std::vector<RemoteRegion> regions{{10'000, 100, Access::read}, {100, 100, Access::none}};
   Endpoint endpoint{8192, 64, {rail()}};

@@ -63,7 +63,7 @@ TEST(ConnectFaults, Line09_AWildcardServesPeersOfEitherFamily) {
   }
 }
 
-TEST(ConnectFaults, TheCongestionControlIsTheOneAskedFor) {
+TEST(ConnectFaults, SocketsDontDelayAndHaveTheCongestionControlAskedFor) {
   TcpOptions options;
   options.congestion_control = "reno";  // always there (tcp(7))
   Node b(4, options);
@@ -76,6 +76,10 @@ TEST(ConnectFaults, TheCongestionControlIsTheOneAskedFor) {
     socklen_t size = name.size();
     if (::getsockopt(descriptor, IPPROTO_TCP, TCP_CONGESTION, name.data(), &size) == 0 && name.data() == "reno"s) {
       ++sockets;
+      int no_delay = 0;
+      size = sizeof(no_delay);
+      EXPECT_EQ(::getsockopt(descriptor, IPPROTO_TCP, TCP_NODELAY, &no_delay, &size), 0);
+      EXPECT_NE(no_delay, 0);
     }
   }
   EXPECT_EQ(sockets, 2U) << "both ends of the data connection";
@@ -111,6 +115,9 @@ TEST(ConnectFaults, Line09_BoundAndAdvertisedAddressesCanDiffer) {
   Node b(4, options);
   data.set_target(b.channel->data_port());
   EXPECT_EQ(b.channel->peer_init_url(), "tcp://" + handshakes.address());
+  Node d(4);
+  b.channel->lazy_init_peer_connection("b", "d", d.channel->peer_init_url());
+  EXPECT_EQ(d.channel->peer_info("b")->init_url, "tcp://" + handshakes.address());
   // The port that was bound can be had by advertising port 0.
   TcpOptions by_name;
   by_name.peer_init_url = "tcp://127.0.0.1:0";

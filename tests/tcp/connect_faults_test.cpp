@@ -64,6 +64,52 @@ TEST(ConnectFaults, Line06_APeerIsNotPublishedBeforeItsConnectionsAreThere) {
   EXPECT_EQ(ec, errc::unknown_peer);
 }
 
+/// A peer that answers handshakes and whose data connections are accepted, but never answered.
+struct MutePeer {
+  MutePeer() : acceptor(context, {asio::ip::address_v4::loopback(), 0}), node(4, options()) {}
+
+  [[nodiscard]] TcpOptions options() const {
+    TcpOptions options;
+    options.advertised_data_address = "127.0.0.1:" + std::to_string(acceptor.local_endpoint().port());
+    return options;
+  }
+
+  asio::io_context context;
+  asio::ip::tcp::acceptor acceptor;
+  Node node;
+};
+
+TEST(ConnectFaults, Line03_ADataConnectionThatIsNotAnsweredEndsTheHandshakeInTime) {
+  MutePeer mute;
+  Node a(4, {}, false);
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    std::error_code ec;
+    std::string diagnostic;
+    a.channel->lazy_init_peer_connection("a", "mute", mute.node.channel->peer_init_url(), {},
+                                         {.timeout = milliseconds(300), .diagnostic = &diagnostic}, ec);
+    EXPECT_EQ(ec, errc::timed_out) << diagnostic;
+    EXPECT_NE(diagnostic.find("'mute'"), std::string::npos) << diagnostic;
+    EXPECT_FALSE(a.channel->remote_xfer_handler_exists("mute"));
+    EXPECT_FALSE(mute.node.channel->remote_xfer_handler_exists("a"));
+  }
+}
+
+TEST(ConnectFaults, Line05_CloseEndsAHandshakeWhoseDataConnectionIsNotAnswered) {
+  for (const bool dialing_side : {true, false}) {
+    MutePeer mute;
+    Node a(4, {}, false);
+    std::error_code ec;
+    std::thread dialing([&] {
+      a.channel->lazy_init_peer_connection("a", "mute", mute.node.channel->peer_init_url(), {},
+                                           {.timeout = dialing_side ? milliseconds(long_enough) : milliseconds(300)}, ec);
+    });
+    const auto dialed = mute.acceptor.accept();
+    (dialing_side ? a : mute.node).channel->close();
+    dialing.join();
+    EXPECT_EQ(ec, dialing_side ? errc::closed : errc::timed_out) << ec.message();
+  }
+}
+
 TEST(ConnectFaults, Line07_MismatchesNameTheFieldAndBothValues) {
   Node b(4);
   Node asking(4);

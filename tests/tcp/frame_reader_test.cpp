@@ -63,5 +63,77 @@ TEST(FrameReader, KeepsNoMemoryForAMillionDescriptors) {
   EXPECT_GE(sink.rooms[3], 600U) << "what usual frames need is kept";
 }
 
+/// Wants the payload of a write in pages of its own.
+class Pages final : public FrameSink {
+ public:
+  explicit Pages(std::size_t count) : memory(count * size) {}
+
+  [[nodiscard]] std::error_code check_header(const FrameHeader&) override { return {}; }
+  [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override {
+    for (const Descriptor& descriptor : frame.descriptors) {
+      scatter.push_back({memory.data() + descriptor.index * size, size});
+    }
+    return {};
+  }
+  [[nodiscard]] std::error_code end_frame(Frame&) override {
+    ++frames;
+    return {};
+  }
+
+  static constexpr std::size_t size = 4096;
+  std::vector<std::byte> memory;
+  int frames = 0;
+};
+
+std::vector<std::byte> write_of_pages(std::size_t count) {
+  std::vector<std::byte> bytes = frame_with_descriptors(count);
+  FrameHeader header;
+  header.count = static_cast<std::uint32_t>(count);
+  header.payload_bytes = count * Pages::size;
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  for (std::size_t i = 0; i < count; ++i) {
+    const Descriptor descriptor{count - 1 - i, Pages::size};
+    std::memcpy(bytes.data() + sizeof(header) + i * sizeof(descriptor), &descriptor, sizeof(descriptor));
+  }
+  return bytes;
+}
+
+TEST(FrameReader, OneReadTakesManyPagesToWhereTheyBelong) {
+  constexpr std::size_t count = 256;
+  FrameReader reader;
+  Pages pages(count);
+  auto bytes = write_of_pages(count);
+  // As much payload as a read for the header may catch.
+  ASSERT_LE(bytes.size(), FrameReader::read_ahead);
+  const std::size_t caught = FrameReader::read_ahead - bytes.size();
+  ASSERT_LT(caught, Pages::size);
+  bytes.resize(FrameReader::read_ahead, std::byte{1});
+  feed(reader, bytes, pages);
+
+  std::array<iovec, 1024> pieces;
+  ASSERT_EQ(reader.prepare(pieces, count * Pages::size), count + 1) << "the pages and the next header";
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t copied = i == 0 ? caught : 0;
+    EXPECT_EQ(pieces[i].iov_base, pages.memory.data() + (count - 1 - i) * Pages::size + copied);
+    EXPECT_EQ(pieces[i].iov_len, Pages::size - copied);
+  }
+  ASSERT_FALSE(reader.commit(count * Pages::size - caught, pages));
+  EXPECT_EQ(pages.frames, 1);
+}
+
+TEST(FrameReader, OneReadTakesAPageThatComesAlone) {
+  FrameReader reader;
+  Pages pages(1);
+  auto bytes = write_of_pages(1);
+  bytes.resize(bytes.size() + Pages::size, std::byte{7});
+  std::array<iovec, 4> pieces;
+  ASSERT_EQ(reader.prepare(pieces, bytes.size()), 1U);
+  ASSERT_GE(pieces[0].iov_len, bytes.size());
+  std::memcpy(pieces[0].iov_base, bytes.data(), bytes.size());
+  ASSERT_FALSE(reader.commit(bytes.size(), pages));
+  EXPECT_EQ(pages.frames, 1);
+  EXPECT_EQ(pages.memory, std::vector<std::byte>(Pages::size, std::byte{7}));
+}
+
 }  // namespace
 }  // namespace kvferry::tcp

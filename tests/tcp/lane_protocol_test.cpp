@@ -7,6 +7,7 @@
 #include <random>
 
 #include "protocol_harness.hpp"
+#include "tcp/frame_reader.hpp"
 
 namespace kvferry::tcp::testing {
 namespace {
@@ -22,7 +23,8 @@ std::vector<std::uint64_t> shuffled(std::size_t count) {
 
 /// Every step size makes frames meet the boundaries of reads elsewhere.
 class LaneProtocolSteps : public ::testing::TestWithParam<std::size_t> {};
-INSTANTIATE_TEST_SUITE_P(Steps, LaneProtocolSteps, ::testing::Values(1, 7, 63, 64, 65, 511, 512, 513, 4096, 262144));
+INSTANTIATE_TEST_SUITE_P(Steps, LaneProtocolSteps, ::testing::Values(1, 7, 63, 64, 65, 511, FrameReader::read_ahead - 1, FrameReader::read_ahead,
+                                           FrameReader::read_ahead + 1, 262144));
 
 TEST_P(LaneProtocolSteps, WriteReadSendRecvMoveEveryByteAndNoOther) {
   const std::size_t count = GetParam() < 64 ? 3 : 600;

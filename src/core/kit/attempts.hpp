@@ -11,7 +11,6 @@ namespace kvferry::kit {
 
 /// Attempts to connect that are under way, so that closing can end them.
 ///
-/// @tparam Attempt has `fail(std::error_code, std::string)`, which does nothing once the attempt is over.
 template <class Attempt>
 class Attempts {
  public:
@@ -23,7 +22,9 @@ class Attempts {
     return !closed_;
   }
 
-  void close() {
+  /// @param end ends an attempt, whatever has become of it meanwhile.
+  template <class End>
+  void close(End end) {
     std::vector<std::weak_ptr<Attempt>> attempts;
     {
       const std::lock_guard lock(mutex_);
@@ -32,7 +33,7 @@ class Attempts {
     }
     for (const auto& weak : attempts) {
       if (const auto attempt = weak.lock()) {
-        attempt->fail(errc::closed, "the channel was closed");
+        end(*attempt);
       }
     }
   }

@@ -277,6 +277,7 @@ bool TransferChannelKit::running_in_io_thread() const noexcept {
 
 SideMessage TransferChannelKit::handle_init_side_msg(const SideMessage& message) {
   if (message.is<PySocketInitRequest>()) {
+    (void)decode_side_message<PySocketInitRequest>(message);  // throws for a field that is missing or of another kind
     return encode_side_message(PySocketInitResponse{"ok"});
   }
   if (message.is<P2PInitSideMsg>() && !impl_->options.peer_lookup_url.empty()) {

@@ -2,6 +2,9 @@
 // Lines 19 to 24 of docs/fault_table.md, and peers that claim what isn't so.
 #include <gtest/gtest.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <asio/use_future.hpp>
 
 #include <future>
@@ -320,6 +323,36 @@ TEST(RdmaFaults, Line21_TheGidIsPickedByTheAddress) {
   }
 }
 
+TEST(RdmaFaults, Line21_TheGidIsTheOneOfTheIndexAskedFor) {
+  const RdmaRail rail = first_rails(1)[0];
+  std::vector<Bytes> gids;
+  for (const std::uint32_t index : {0U, 1U}) {
+    RdmaOptions options;
+    options.rails = {{rail.device, rail.port, index}};
+    gids.push_back(told_gid(options).second);
+  }
+  EXPECT_NE(gids[0], gids[1]);
+}
+
+TEST(RdmaFaults, ADmaBufThatIsNoneIsRefusedByName) {
+  const int file = ::memfd_create("no dma-buf", MFD_CLOEXEC);
+  ASSERT_GE(file, 0);
+  std::vector<std::byte> memory(page_size);
+  RdmaOptions options;
+  options.rails = first_rails(1);
+  MemoryRegion region{memory.data(), memory.size(), page_size};
+  region.dmabuf_fd = file;
+  options.regions = {region};
+  try {
+    const RdmaTransferChannel channel(options);
+    ADD_FAILURE() << "registered";
+  } catch (const TransferError& error) {
+    EXPECT_NE(std::string(error.what()).find("region 0"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("(a dma-buf)"), std::string::npos) << error.what();
+  }
+  ::close(file);
+}
+
 TEST(RdmaFaults, Line21_BothSidesMayUseIPv6) {
   const char* const address = std::getenv("KVFERRY_RAIL0_V6");
   if (address == nullptr) {
@@ -354,6 +387,7 @@ TEST(RdmaFaults, Line21_AnUnknownDeviceOrGidIsNamed) {
   };
   EXPECT_NE(sentence({"no_such_device"}).find("no_such_device"), std::string::npos);
   EXPECT_NE(sentence({first_rails(1)[0].device, 9}).find("no port 9"), std::string::npos);
+  EXPECT_NE(sentence({first_rails(1)[0].device, 1, 999}).find("no GID of index 999"), std::string::npos);
 }
 
 TEST(RdmaFaults, Line22_ALongBatchOfScatteredPagesFlowsThroughAShortQueue) {

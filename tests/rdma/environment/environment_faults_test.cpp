@@ -160,14 +160,14 @@ void serve_sends() {
   }
 }
 
-TEST(RdmaEnvironment, APeerThatIsStoppedBeyondTheDeadlineReachesNoBuffer) {
+void expect_stopped_peer_reaches_no_buffer(NodeOptions options) {
   if (PeerProcess::is_peer()) {
     serve_sends();
     return;
   }
   PeerProcess process(long_enough);
   const std::string url = process.next_line();
-  Node node(512, impatient());
+  Node node(512, std::move(options));
   node.channel->lazy_init_peer_connection("node", "peer", url);
   // In a region that peers may write to; outside of every region, large; the same, small.
   expect_quiet_after_deadline(node, process, node.region.last(256 * page_size), 1);
@@ -175,6 +175,18 @@ TEST(RdmaEnvironment, APeerThatIsStoppedBeyondTheDeadlineReachesNoBuffer) {
   expect_quiet_after_deadline(node, process, outside, 3);
   expect_quiet_after_deadline(node, process, MutableBuffer(outside).first(1000), 5);
   EXPECT_TRUE(process.finish());
+}
+
+TEST(RdmaEnvironment, APeerThatIsStoppedBeyondTheDeadlineReachesNoBuffer) {
+  expect_stopped_peer_reaches_no_buffer(impatient());
+}
+
+TEST(RdmaEnvironment, APeerThatIsStoppedBeyondTheDeadlineReachesNoBufferOfAChannelThatPolls) {
+  NodeOptions options = impatient();
+  options.channel.poll = PollPolicy::always();
+  // Nothing but the operation itself has a timer.
+  options.channel.keepalive_interval = milliseconds(0);
+  expect_stopped_peer_reaches_no_buffer(std::move(options));
 }
 
 /// Takes the right to lock any amount of memory from this process, and allows so much.

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+#include "endpoint.hpp"
+#include "rail_device.hpp"
+#include "verbs.hpp"
+
+namespace kvferry::rdma {
+
+/// Which way packets to a peer's queue pair take: by LID within an InfiniBand subnet, by GID elsewhere.
+[[nodiscard]] ibv_ah_attr address_vector(const PortAddress& own, std::uint8_t port, const RailEndpoint& peers,
+                                         std::uint8_t service_level, std::uint8_t traffic_class);
+
+}  // namespace kvferry::rdma
