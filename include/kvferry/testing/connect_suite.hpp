@@ -219,13 +219,12 @@ class ConnectTests : public ConformanceBase {
 
   void NobodyThere() {
     Node& node = add_node();
-    Node& gone = add_node();
-    const std::string url = gone.url();
-    gone.destroy_channel();
-    const auto handshake = start_connect(node, node.id(), "gone", url, {}, {std::chrono::milliseconds(300), nullptr});
+    const DeafAddress nobody;
+    const auto handshake =
+        start_connect(node, node.id(), "nobody", nobody.url(), {}, {std::chrono::milliseconds(300), nullptr});
     const std::error_code error = handshake->error();
     EXPECT_TRUE(error == condition::timed_out || error == condition::peer_failed) << error.message();
-    EXPECT_FALSE(node->remote_xfer_handler_exists("gone"));
+    EXPECT_FALSE(node->remote_xfer_handler_exists("nobody"));
   }
 
   void PeerThatNeverAnswers() {

@@ -22,4 +22,18 @@ class SilentListener {
   asio::ip::tcp::acceptor acceptor_;
 };
 
+/// An address at which nobody listens, and which nobody else gets meanwhile, as they might one that was just given up.
+class DeafAddress {
+ public:
+  DeafAddress() : socket_(context_, {asio::ip::address_v4::loopback(), 0}) {}
+
+  [[nodiscard]] std::string url() const {
+    return "tcp://127.0.0.1:" + std::to_string(socket_.local_endpoint().port());
+  }
+
+ private:
+  asio::io_context context_;
+  asio::ip::tcp::socket socket_;
+};
+
 }  // namespace kvferry::testing
