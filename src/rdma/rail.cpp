@@ -373,16 +373,21 @@ void Rail::check_timer() {
 }
 
 void Rail::arm_timer() {
+  const auto since = protocol_->draining_since();
+  // One that was armed before comes early enough for the keepalive, and no clock need be read to know that.
+  if (timer_at_ && (!since || *timer_at_ <= *since + options_.drain_timeout)) {
+    return;
+  }
   std::optional<kit::Clock::time_point> next;
   if (options_.keepalive_interval.count() > 0 && phase_ == Phase::running) {
     // What is with the adapter is a probe in itself.
     next = (protocol_->posted() == 0 ? last_activity_ : kit::Clock::now()) + options_.keepalive_interval;
   }
-  if (const auto since = protocol_->draining_since()) {
+  if (since) {
     const auto drained = *since + options_.drain_timeout;
     next = next ? std::min(*next, drained) : drained;
   }
-  if (!next || (timer_at_ && *timer_at_ <= *next)) {
+  if (!next) {
     return;
   }
   timer_at_ = next;
