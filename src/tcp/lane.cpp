@@ -54,6 +54,13 @@ std::string remote_address_of(const asio::ip::tcp::socket& socket) {
   return ec ? std::string("?") : address(endpoint);
 }
 
+msghdr message(std::span<iovec> pieces) {
+  msghdr header{};
+  header.msg_iov = pieces.data();
+  header.msg_iovlen = pieces.size();
+  return header;
+}
+
 // A single piece goes without a list of pieces, which the kernel would have to fetch and check: polling asks for one piece,
 // the next header, most of the time.
 
@@ -62,9 +69,7 @@ ssize_t send_pieces(int descriptor, std::span<iovec> pieces) {
   if (pieces.size() == 1) {
     return ::send(descriptor, pieces.front().iov_base, pieces.front().iov_len, flags);
   }
-  msghdr header{};
-  header.msg_iov = pieces.data();
-  header.msg_iovlen = pieces.size();
+  const msghdr header = message(pieces);
   return ::sendmsg(descriptor, &header, flags);
 }
 
@@ -72,9 +77,7 @@ ssize_t receive_pieces(int descriptor, std::span<iovec> pieces) {
   if (pieces.size() == 1) {
     return ::recv(descriptor, pieces.front().iov_base, pieces.front().iov_len, MSG_DONTWAIT);
   }
-  msghdr header{};
-  header.msg_iov = pieces.data();
-  header.msg_iovlen = pieces.size();
+  msghdr header = message(pieces);
   return ::recvmsg(descriptor, &header, MSG_DONTWAIT);
 }
 
