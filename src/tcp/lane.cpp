@@ -170,7 +170,7 @@ void Lane::end_leading() {
 
 template <class Released>
 kit::Pollable::Found Lane::look(Role role, Released released) {
-  auto found = Found::something;  // unless this thread finds out: another is at it
+  auto found = Found::something;  // unless this thread finds out otherwise: another may be at it
   driver_.drive(
       [&] {
         if (released()) {
@@ -178,11 +178,18 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
           return Driven{};
         }
         const std::uint64_t moved_before = moved_;
+        const std::uint64_t completed_before = protocol_.completed();
         readable_ = true;
         writable_ = true;
         std::size_t budget = turn_bytes;
         (void)move_bytes(budget, role);
-        found = failed_ ? Found::released : moved_ != moved_before ? Found::something : Found::nothing;
+        if (failed_) {
+          found = Found::released;
+        } else if (protocol_.completed() != completed_before) {
+          found = Found::completed;
+        } else if (moved_ == moved_before) {
+          found = Found::nothing;
+        }
         return Driven{false, std::exchange(told_owner_, nullptr)};
       },
       [&](const Driven& driven) {
@@ -321,7 +328,11 @@ Lane::Step Lane::send_step(std::size_t& budget) {
     return Step::nothing;
   }
   std::array<iovec, max_pieces> pieces;
-  const std::size_t count = protocol_.out().front(pieces, std::min(step_bytes, budget == 0 ? step_bytes : budget));
+  const std::size_t step = std::min(step_bytes, budget == 0 ? step_bytes : budget);
+  const std::size_t queued = protocol_.out().bytes();
+  // What little would be left takes no call of its own, neither here nor at the receiver: a frame is a header longer than steps.
+  const std::size_t bytes = queued - std::min(queued, step) <= step / 4 ? queued : step;
+  const std::size_t count = protocol_.out().front(pieces, bytes);
   const ssize_t sent = send_pieces(socket_->descriptor(), std::span(pieces).first(count));
   if (sent >= 0) {
     options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);

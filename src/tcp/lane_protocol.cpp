@@ -126,6 +126,7 @@ void LaneProtocol::end_when_sent(Transfer& transfer, std::error_code cause, std:
 }
 
 void LaneProtocol::end(Transfer& transfer, std::error_code cause, std::string why) {
+  ++completed_;
   const auto batch = transfer.batch;
   if (transfer.notifying) {
     forget(transfer);

@@ -69,6 +69,8 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code received(std::size_t count);
   [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
 
+  /// Ends of operations' parts and notifications that came: what handlers may have become ready of.
+  [[nodiscard]] std::uint64_t completed() const noexcept { return completed_; }
   /// Operations under way.
   [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
 
@@ -163,6 +165,7 @@ class LaneProtocol final : private FrameSink {
   std::unordered_map<std::uint64_t, Transfer> transfers_;
   std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
   std::size_t draining_ = 0;
+  std::uint64_t completed_ = 0;
 
   std::deque<ControlFrame> control_;
   std::size_t queued_acknowledgements_ = 0;

@@ -164,8 +164,11 @@ std::error_code LaneProtocol::end_write(Frame& frame) {
   if (frame.header.type == FrameType::write) {
     header.status = wire_status(frame_status_);
   }
-  if (header.status == 0 && !frame.notification.empty() && !host_->deliver_notification(std::move(frame.notification))) {
-    header.flags = FrameHeader::notification_refused;
+  if (header.status == 0 && !frame.notification.empty()) {
+    ++completed_;
+    if (!host_->deliver_notification(std::move(frame.notification))) {
+      header.flags = FrameHeader::notification_refused;
+    }
   }
   return acknowledge(header);
 }

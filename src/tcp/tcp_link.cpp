@@ -112,7 +112,7 @@ void TcpLink::serve(kit::BlockingWait& wait) {
       break;
     }
     const auto now = kit::Clock::now();
-    if (found == Lane::Found::something) {
+    if (found != Lane::Found::nothing) {
       last_found = now;
     } else if (now - last_found > patience_) {
       sleep_until_ready(*led_socket_, lane.wants_to_send(), wait);

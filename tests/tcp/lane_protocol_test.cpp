@@ -158,6 +158,24 @@ TEST(LaneProtocol, Line18_ANotificationFollowsAllOfItsData) {
   }
 }
 
+TEST(LaneProtocol, WhatHandlersMayWaitForIsCounted) {
+  Side a;
+  Side b;
+  const auto outcome = std::make_shared<Outcome>();
+  a.start(request(TransferKind::write, {a.page_at(0)}, {1}), outcome);
+  EXPECT_EQ(a.protocol->completed(), 0U);
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_EQ(a.protocol->completed(), 1U);
+  EXPECT_EQ(b.protocol->completed(), 0U) << "nobody there waits for the end of a peer's write";
+
+  auto notifying = request(TransferKind::write, {a.page_at(0)}, {1});
+  notifying.notification = {std::byte{1}};
+  a.start(std::move(notifying), std::make_shared<Outcome>());
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(b.protocol->completed(), 1U);
+}
+
 TEST(LaneProtocol, AFullNotificationQueueIsTheWritersError) {
   Side a;
   Side b;

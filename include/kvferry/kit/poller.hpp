@@ -17,9 +17,10 @@ namespace kvferry::kit {
 class Pollable {
  public:
   enum class Found {
-    something,
     nothing,
-    released  ///< Not to be looked at any longer: it is closed, or another thread looks at it.
+    something,
+    completed,  ///< Something, of which handlers may have become ready to run.
+    released    ///< Not to be looked at any longer: it is closed, or another thread looks at it.
   };
 
   virtual ~Pollable() = default;
@@ -60,7 +61,7 @@ class Poller {
     std::chrono::steady_clock::time_point last_found;
   };
 
-  /// @return whether anything was found.
+  /// @return whether handlers may have become ready to run.
   [[nodiscard]] bool look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now);
 
   const std::chrono::nanoseconds patience_;
