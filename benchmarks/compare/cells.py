@@ -90,5 +90,6 @@ def rows():
         peer("libfabric read", "libfabric_bench", operation="read"),
         peer("zeromq write", "zeromq_bench"),
         Row("memcpy", ("memcpy_bench",), "memory"),
+        Row("memcpy, handed over", ("memcpy_bench", "--hand-over"), "memory"),
     ]
     return result
