@@ -31,8 +31,8 @@ def parse_arguments():
         "interleaved rounds, and writes results.json, results.csv, summary.md and plots.",
         epilog="Rows: " + "; ".join(names),
     )
-    parser.add_argument("--rounds", type=int, default=7, help="how often all is measured (default 7); ratios take five")
-    parser.add_argument("--seconds", type=float, default=0.4, help="of each measurement (default 0.4)")
+    parser.add_argument("--rounds", type=int, default=15, help="how often all is measured (default 15); ratios take five")
+    parser.add_argument("--seconds", type=float, default=0.15, help="of each measurement (default 0.15)")
     parser.add_argument(
         "--cells",
         nargs="+",
@@ -49,7 +49,7 @@ def parse_arguments():
         default=["never", "always"],
         help="the polling profiles that kvferry's writes are measured with besides the default (default: %(default)s)",
     )
-    parser.add_argument("--region", default="128M", help="memory on each side (default 128M)")
+    parser.add_argument("--region", default="64M", help="memory on each side (default 64M)")
     parser.add_argument("--scale", action=argparse.BooleanOptionalAction,
                         help="batches of 100,000 pages, and many peers (default: unless cells or rows are chosen)")  # fmt: skip
     parser.add_argument("--no-iperf", action="store_true", help="leave iperf3 out")

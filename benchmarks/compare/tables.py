@@ -118,23 +118,26 @@ def compared_with(data, row):
     ]
 
 
-def ratio(values, others, best):
-    """Of the medians, and in brackets of the best rounds."""
-    if min(len(values), len(others)) < ROUNDS_FOR_RATIOS:
+def better_quartile(values, best):
+    """What a quarter of the rounds reached or bettered."""
+    return statistics.quantiles(values, method="inclusive")[2 if best is max else 0]
+
+
+def ratio(values, candidates, best):
+    """Of the medians, and in brackets of the better quartiles; to the candidate that is best by either."""
+    if not candidates or min(len(each) for each in (values, *candidates)) < ROUNDS_FOR_RATIOS:
         return "-"
-    of_medians = statistics.median(values) / statistics.median(others)
-    return f"{of_medians:.2f} ({best(values) / best(others):.2f})"
+    of_medians = statistics.median(values) / best(map(statistics.median, candidates))
+    of_quartiles = better_quartile(values, best) / best(better_quartile(each, best) for each in candidates)
+    return f"{of_medians:.2f} ({of_quartiles:.2f})"
 
 
 def ratio_table(data, title, quantity, columns, best):
     values = Values(data, quantity)
 
     def against(row, others, cell):
-        candidates = [values.of(other["name"], cell) for other in others]
-        candidates = [candidate for candidate in candidates if candidate]
-        if not candidates:
-            return "-"
-        return ratio(values.of(row["name"], cell), best(candidates, key=statistics.median), best)
+        measured = [values.of(other["name"], cell) for other in others]
+        return ratio(values.of(row["name"], cell), [each for each in measured if each], best)
 
     lines = []
     for row in (row for row in data["rows"] if row["kind"] == "kvferry"):
@@ -144,7 +147,10 @@ def ratio_table(data, title, quantity, columns, best):
             lines.append([f"**{row['name']} / {name}**"] + [against(row, group, cell) for cell in columns])
         for other in others:
             lines.append([f"{row['name']} / {other['name']}"] + [against(row, [other], cell) for cell in columns])
-    explanation = "Of the medians; in brackets: of the best rounds. What is best is chosen by median, for each cell."
+    explanation = (
+        "Of the medians; in brackets: of the better quartiles, which a quarter of the rounds reached or bettered. "
+        "What is best is chosen for each cell, and by either."
+    )
     return markdown(title, explanation, ["", *columns], lines)
 
 

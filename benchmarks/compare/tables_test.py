@@ -28,14 +28,14 @@ ROWS = [
 
 
 def data(rounds, failed_rounds_of_peer=0):
-    """kvferry moves 3 GB/s (best: 3.6), the sockets 2 and 4, the peer 1; latencies are the other way round."""
+    """kvferry moves 3 GB/s (twice: 3.6), the sockets 2 and 4, the peer 1; latencies are the other way round."""
     speeds = {"kvferry write": 3, "socket one": 2, "socket two": 4, "socket read": 9, "peer": 1}
     trials = []
     for number in range(rounds):
         for row in ROWS:
             if row["name"] == "peer" and number < failed_rounds_of_peer:
                 continue
-            speed = 3.6 if row["name"] == "kvferry write" and number == 0 else speeds[row["name"]]
+            speed = 3.6 if row["name"] == "kvferry write" and number < 2 else speeds[row["name"]]
             for cell in ("64Kx16", "4Kx1"):
                 trials.append({"round": number, "row": row["name"], "cell": cell, "result": result(speed, 60 / speed)})
     machine = {"cpus": 2, "cpu": "some", "kernel": "6", "congestion_control": "cubic", "started": "today"}
@@ -63,7 +63,7 @@ class TablesTest(unittest.TestCase):
         self.assertIn("| kvferry write / socket one | 1.50 (1.80) |", summary)
         self.assertNotIn("kvferry write / peer", summary)
 
-    def test_ratios_of_medians_and_of_the_best(self):
+    def test_ratios_of_medians_and_of_better_quartiles(self):
         summary = tables.summary(data(5))
         self.assertIn("| **kvferry write / the best socket program** | 0.75 (0.90) |", summary)
         self.assertIn("| kvferry write / peer | 3.00 (3.60) |", summary)

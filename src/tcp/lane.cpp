@@ -171,6 +171,8 @@ void Lane::end_leading() {
 template <class Released>
 kit::Pollable::Found Lane::look(Role role, Released released) {
   auto found = Found::something;  // unless this thread finds out otherwise: another may be at it
+  bool moved = false;
+  bool completed = false;
   driver_.drive(
       [&] {
         if (released()) {
@@ -183,13 +185,12 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         writable_ = true;
         std::size_t budget = turn_bytes;
         (void)move_bytes(budget, role);
-        if (failed_) {
-          found = Found::released;
-        } else if (protocol_.completed() != completed_before) {
-          found = Found::completed;
-        } else if (moved_ == moved_before) {
-          found = Found::nothing;
-        }
+        moved = moved || moved_ != moved_before;
+        completed = completed || protocol_.completed() != completed_before;
+        found = failed_     ? Found::released
+                : completed ? Found::completed
+                : moved     ? Found::something
+                            : Found::nothing;
         return Driven{false, std::exchange(told_owner_, nullptr)};
       },
       [&](const Driven& driven) {
