@@ -75,7 +75,8 @@ bool Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock:
     auto& [pollable, last_found] = watched[i];
     const auto found = pollable->poll();
     if (found != Pollable::Found::nothing) {
-      last_found = now;
+      // Not `now`: what was found may have taken longer to move than patience lasts.
+      last_found = std::chrono::steady_clock::now();
       completed = completed || found == Pollable::Found::completed;
     }
     const bool tired = found == Pollable::Found::nothing && now - last_found > patience_;

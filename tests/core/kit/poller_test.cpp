@@ -57,6 +57,39 @@ TEST(Poller, AConnectionOnWhichNothingHappensIsLeftToItsEvents) {
   EXPECT_EQ(connection->rests, 1);
 }
 
+/// Moves something for a while, and then has nothing.
+class SlowConnection final : public Pollable {
+ public:
+  explicit SlowConnection(std::chrono::milliseconds busy) : busy_(busy) {}
+
+  Found poll() override {
+    if (++polls == 1) {
+      const auto end = std::chrono::steady_clock::now() + busy_;
+      while (std::chrono::steady_clock::now() < end) {
+      }
+      return Found::something;
+    }
+    return Found::nothing;
+  }
+  void rest() override { ++rests; }
+
+  int polls = 0;
+  int rests = 0;
+
+ private:
+  const std::chrono::milliseconds busy_;
+};
+
+TEST(Poller, PatienceBeginsWhenWhatWasFoundHasBeenMoved) {
+  Poller poller(PollPolicy{std::chrono::milliseconds(100)});
+  poller.enter();
+  const auto connection = std::make_shared<SlowConnection>(std::chrono::milliseconds(150));
+  ASSERT_TRUE(poller.watch(connection));
+  poller.look(nothing_else);
+  EXPECT_GT(connection->polls, 2) << "looked at only once after the long move";
+  EXPECT_EQ(connection->rests, 1);
+}
+
 TEST(Poller, AReleasedConnectionIsNotTouchedAgain) {
   Poller poller(PollPolicy::always());
   poller.enter();
