@@ -48,28 +48,38 @@ class ChunkCursor {
 
   [[nodiscard]] Chunk next() {
     Chunk chunk{object_, offset_, 0, 0, 0};
-    while (object_ != end_ && chunk.count < max_chunk_objects && (chunk.bytes < max_chunk_bytes)) {
-      const std::size_t length = std::min(travelling_size(object_) - offset_, max_chunk_bytes - chunk.bytes);
+    std::size_t object = object_;
+    std::size_t offset = offset_;
+    while (object != end_ && chunk.count < max_chunk_objects && chunk.bytes < max_chunk_bytes) {
+      const std::size_t size = travelling_size(object);
+      const std::size_t length = std::min(size - offset, max_chunk_bytes - chunk.bytes);
       chunk.bytes += length;
-      chunk.last_end = offset_ + length;
+      chunk.last_end = offset + length;
       ++chunk.count;
-      if (chunk.last_end == travelling_size(object_)) {
-        ++object_;
-        offset_ = 0;
+      if (chunk.last_end == size) {
+        ++object;
+        offset = 0;
       } else {
-        offset_ = chunk.last_end;
+        offset = chunk.last_end;
       }
     }
+    object_ = object;
+    offset_ = offset;
     return chunk;
   }
 
   template <class Function>
   void for_each_piece(const Chunk& chunk, Function function) const {
-    for (std::size_t i = 0; i < chunk.count; ++i) {
-      const std::size_t object = chunk.first + i;
-      const std::size_t begin = i == 0 ? chunk.first_offset : 0;
-      const std::size_t end = i + 1 == chunk.count ? chunk.last_end : travelling_size(object);
-      function(Piece{object, begin, end - begin, is_refused(object), end == travelling_size(object)});
+    // Read once: for all that the compiler knows, `function` may change them.
+    const MutableBuffer* const objects = objects_.data();
+    const bool any_refused = !refused_.empty();
+    std::size_t begin = chunk.first_offset;
+    for (std::size_t object = chunk.first, left = chunk.count; left != 0; ++object, --left) {
+      const bool refused = any_refused && refused_[object];
+      const std::size_t size = refused ? 0 : objects[object].size();
+      const std::size_t end = left == 1 ? chunk.last_end : size;
+      function(Piece{object, begin, end - begin, refused, end == size});
+      begin = 0;
     }
   }
 

@@ -52,6 +52,13 @@ void GatherQueue::add_view(const std::byte* data, std::size_t size) {
   }
 }
 
+void GatherQueue::add_views(std::span<const iovec> pieces) {
+  pieces_.insert(pieces_.end(), pieces.begin(), pieces.end());
+  for (const iovec& piece : pieces) {
+    added_ += piece.iov_len;
+  }
+}
+
 std::size_t GatherQueue::front(std::span<iovec> out, std::size_t max_bytes) const {
   std::size_t count = 0;
   for (std::size_t i = head_; i < pieces_.size() && count < out.size() && max_bytes != 0; ++i) {

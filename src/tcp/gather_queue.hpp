@@ -23,12 +23,12 @@ class GatherQueue {
   void add_copy(std::span<const std::byte> bytes);
   /// Appends bytes that stay where they are until they are sent.
   void add_view(const std::byte* data, std::size_t size);
+  /// The same of several pieces, none of which is empty.
+  void add_views(std::span<const iovec> pieces);
   /// Marks the beginning of a frame. Until `pin`, what is added belongs to it.
   void begin_frame() { frame_begin_ = {added_, piece_base_ + pieces_.size()}; }
   /// Marks the end of a frame that points into `owner`'s buffers; `consume` reports it once it is sent.
-  void pin(std::uint64_t owner) {
-    pins_.push_back({frame_begin_, {added_, piece_base_ + pieces_.size()}, owner});
-  }
+  void pin(std::uint64_t owner) { pins_.push_back({frame_begin_, {added_, piece_base_ + pieces_.size()}, owner}); }
   /// Takes out the frames of `owner` of which nothing has been sent. @return their number.
   std::size_t drop_unbegun(std::uint64_t owner);
 

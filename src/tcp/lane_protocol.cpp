@@ -234,9 +234,7 @@ bool LaneProtocol::fill_response() {
   }
   const Response& response = responses_.front();
   out_.add_header(response.header);
-  for (const iovec& piece : response.pieces) {
-    out_.add_view(static_cast<const std::byte*>(piece.iov_base), piece.iov_len);
-  }
+  out_.add_views(response.pieces);
   responses_.pop_front();
   return true;
 }
@@ -298,16 +296,20 @@ bool LaneProtocol::fill_read_request() {
 void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
   const TransferRequest& request = transfer.request();
   const Chunk chunk = transfer.cursor.next();
-  scratch_.clear();
-  transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
-    if (request.one_sided()) {
-      scratch_.push_back({request.remote_indexes[piece.object], piece.length});
-    } else if (piece.refused) {
-      scratch_.push_back({piece.object | Descriptor::refused, request.objects[piece.object].size()});
-    } else {
-      scratch_.push_back({piece.object | (piece.completes ? 0 : Descriptor::continues), piece.length});
-    }
-  });
+  scratch_.resize(chunk.count);
+  Descriptor* descriptor = scratch_.data();
+  if (request.one_sided()) {
+    const std::uint64_t* const pages = request.remote_indexes.data();
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      *descriptor++ = {pages[piece.object], piece.length};
+    });
+  } else {
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      *descriptor++ = piece.refused
+                          ? Descriptor{piece.object | Descriptor::refused, request.objects[piece.object].size()}
+                          : Descriptor{piece.object | (piece.completes ? 0 : Descriptor::continues), piece.length};
+    });
+  }
   header.count = static_cast<std::uint32_t>(chunk.count);
   header.payload_bytes = chunk.bytes;
   header.first_offset = chunk.first_offset;

@@ -137,17 +137,20 @@ std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed, s
     status = errc::access_denied;
     return {};
   }
+  const auto refuse = [&](errc cause) {
+    status = cause;
+    pieces.clear();
+    return std::error_code();
+  };
   const std::uint64_t pages = region.page_count();
   std::uint64_t offset = frame.header.first_offset;
+  pieces.reserve(frame.descriptors.size());
   for (const Descriptor& descriptor : frame.descriptors) {
     if (descriptor.index >= pages) {
-      status = errc::index_out_of_range;
-    } else if (offset > region.page_size || descriptor.length > region.page_size - offset) {
-      status = errc::object_too_large;
+      return refuse(errc::index_out_of_range);
     }
-    if (status) {
-      pieces.clear();
-      return {};
+    if (offset > region.page_size || descriptor.length > region.page_size - offset) {
+      return refuse(errc::object_too_large);
     }
     if (descriptor.length != 0) {
       pieces.push_back({region.data + descriptor.index * region.page_size + offset, descriptor.length});

@@ -61,6 +61,29 @@ TEST(GatherQueue, ViewsPointToTheCallersBytes) {
   EXPECT_EQ(pieces[0].iov_base, payload.data());
 }
 
+TEST(GatherQueue, SeveralViewsAreSentAndPinnedLikeOneByOne) {
+  std::array<std::byte, 8> first{};
+  std::array<std::byte, 24> second{};
+  const std::array<iovec, 2> views{iovec{first.data(), first.size()}, iovec{second.data(), second.size()}};
+  GatherQueue queue;
+  queue.begin_frame();
+  queue.add_views(views);
+  queue.pin(1);
+  EXPECT_EQ(queue.bytes(), 32U);
+  std::array<iovec, 4> pieces;
+  ASSERT_EQ(queue.front(pieces, 100), 2U);
+  EXPECT_EQ(pieces[0].iov_base, first.data());
+  EXPECT_EQ(pieces[1].iov_base, second.data());
+  EXPECT_EQ(pieces[1].iov_len, second.size());
+  int unpinned = 0;
+  const auto count = [&](std::uint64_t) { ++unpinned; };
+  queue.consume(31, count);
+  EXPECT_EQ(unpinned, 0);
+  queue.consume(1, count);
+  EXPECT_EQ(unpinned, 1);
+  EXPECT_TRUE(queue.empty());
+}
+
 TEST(GatherQueue, ClearForgetsPins) {
   std::array<std::byte, 8> payload{};
   GatherQueue queue;
