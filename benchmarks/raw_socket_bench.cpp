@@ -106,8 +106,8 @@ struct RawOptions {
 void add_options(CLI::App& app, RawOptions& raw, Job& job) {
   app.add_option(
          "--mode", raw.mode,
-         "blocking: calls that wait and take a whole batch each; polling: calls that don't wait, in steps of 256 "
-         "KiB, with 4 MiB of socket buffers; the options below change either")
+         "blocking: calls that wait and take a whole batch each; polling: calls that don't wait, in steps of 1 MiB, "
+         "with 4 MiB of socket buffers; the options below change either")
       ->check(CLI::IsMember({"blocking", "polling"}))
       ->capture_default_str();
   app.add_option("--wait", raw.wait, "How to wait: block, poll (always), adaptive (for --spin, then block)")
@@ -147,7 +147,7 @@ int main(int argc, char** argv) {
     const bool polling = raw.mode == "polling";
     LaneOptions lane = raw.lane;
     lane.wait = raw.wait ? Json(*raw.wait).get<Wait>() : polling ? Wait::poll : Wait::block;
-    lane.step = raw.step.value_or(polling ? 256 * 1024 : 0);
+    lane.step = raw.step.value_or(polling ? std::size_t{1} << 20U : 0);
     lane.buffer = raw.buffer.value_or(polling ? std::size_t{4} << 20U : 0);
     job.variant = "raw " + raw.mode;
     job.depth = threads.depth;

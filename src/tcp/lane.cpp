@@ -20,15 +20,17 @@
 namespace kvferry::tcp {
 namespace {
 
-/// Bytes in one system call: few enough that they are still in the cache when the kernel or the peer copies them on,
-/// many enough that the call itself doesn't count.
-constexpr std::size_t step_bytes = std::size_t{256} << 10;
+/// Bytes in one call that sends: a whole frame. In calls of 256 KiB the same bytes take a fifth to a third longer
+/// (docs/performance.md), and a call that moves more doesn't gain.
+constexpr std::size_t send_step_bytes = max_chunk_bytes;
+/// Bytes in one call that receives: many enough that the call itself doesn't count.
+constexpr std::size_t receive_step_bytes = std::size_t{256} << 10;
 /// IOV_MAX on Linux.
 constexpr std::size_t max_pieces = 1024;
 /// Bytes that the reactor's thread moves on one lane before it looks after the others.
 constexpr std::size_t turn_bytes = std::size_t{4} << 20;
-/// Bytes that a caller moves on its own thread: an operation's first bytes, not its whole.
-constexpr std::size_t caller_bytes = step_bytes;
+/// Bytes that a caller who doesn't wait moves on its own thread: an operation's first bytes, not its whole.
+constexpr std::size_t caller_bytes = std::size_t{256} << 10;
 /// What a round of the driver costs of these, besides the bytes it moves.
 constexpr std::size_t round_cost = 1024;
 /// An operation that timed out in less than this says nothing about its connection.
@@ -187,10 +189,7 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         (void)move_bytes(budget, role);
         moved = moved || moved_ != moved_before;
         completed = completed || protocol_.completed() != completed_before;
-        found = failed_     ? Found::released
-                : completed ? Found::completed
-                : moved     ? Found::something
-                            : Found::nothing;
+        found = failed_ ? Found::released : completed ? Found::completed : moved ? Found::something : Found::nothing;
         return Driven{false, std::exchange(told_owner_, nullptr)};
       },
       [&](const Driven& driven) {
@@ -230,10 +229,13 @@ void Lane::tell(const Driven& driven) {
 void Lane::drive(std::size_t budget) {
   driver_.drive(
       [&] {
+        // A leader waits for what it moves, and goes on at once where it stops here.
+        const bool leads = leader_ == std::this_thread::get_id();
+        if (leads) {
+          budget = turn_bytes;
+        }
         const bool more = move_bytes(budget);
-        // A leader that stops here goes on at once.
-        const bool goes_on = watched_ || leader_ == std::this_thread::get_id();
-        return Driven{more && !goes_on, std::exchange(told_owner_, nullptr)};
+        return Driven{more && !watched_ && !leads, std::exchange(told_owner_, nullptr)};
       },
       [&](const Driven& driven) {
         tell(driven);
@@ -294,7 +296,7 @@ void Lane::take_inbox() {
 
 void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations) {
   // What the peer has said may be in the socket still.
-  std::size_t unlimited = step_bytes;
+  std::size_t unlimited = receive_step_bytes;
   if (running_ && !failed_) {
     readable_ = true;
     (void)receive_step(unlimited);
@@ -324,12 +326,12 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   if (!writable_) {
     return Step::blocked;
   }
-  protocol_.fill(step_bytes);
+  protocol_.fill(send_step_bytes);
   if (protocol_.out().empty()) {
     return Step::nothing;
   }
   std::array<iovec, max_pieces> pieces;
-  const std::size_t step = std::min(step_bytes, budget == 0 ? step_bytes : budget);
+  const std::size_t step = std::min(send_step_bytes, budget == 0 ? send_step_bytes : budget);
   const std::size_t queued = protocol_.out().bytes();
   // What little would be left takes no call of its own, neither here nor at the receiver: a frame is a header longer than steps.
   const std::size_t bytes = queued - std::min(queued, step) <= step / 4 ? queued : step;
@@ -362,7 +364,7 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   FrameReader& reader = protocol_.reader();
   ssize_t received = 0;
   std::size_t asked = 0;
-  if (const std::size_t count = reader.prepare(pieces, step_bytes); count != 0) {
+  if (const std::size_t count = reader.prepare(pieces, receive_step_bytes); count != 0) {
     for (const iovec& piece : std::span(pieces).first(count)) {
       asked += piece.iov_len;
     }
@@ -370,8 +372,9 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   } else {
     // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know
     // that and takes them to be stored at address null, hence the bare system call.
-    asked = std::min(reader.discardable(), step_bytes);
-    received = ::syscall(SYS_recvfrom, socket_->descriptor(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
+    asked = std::min(reader.discardable(), receive_step_bytes);
+    received =
+        ::syscall(SYS_recvfrom, socket_->descriptor(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
   }
   if (received > 0) {
     // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
