@@ -48,10 +48,11 @@ class ChunkCursor {
 
   [[nodiscard]] Chunk next() {
     Chunk chunk{object_, offset_, 0, 0, 0};
+    const bool any_refused = !refused_.empty();
     std::size_t object = object_;
     std::size_t offset = offset_;
     while (object != end_ && chunk.count < max_chunk_objects && chunk.bytes < max_chunk_bytes) {
-      const std::size_t size = travelling_size(object);
+      const std::size_t size = any_refused && refused_[object] ? 0 : objects_[object].size();
       const std::size_t length = std::min(size - offset, max_chunk_bytes - chunk.bytes);
       chunk.bytes += length;
       chunk.last_end = offset + length;
@@ -70,7 +71,7 @@ class ChunkCursor {
 
   template <class Function>
   void for_each_piece(const Chunk& chunk, Function function) const {
-    // Read once: for all that the compiler knows, `function` may change them.
+    // Both read once: for all that the compiler knows, `function` may change them.
     const MutableBuffer* const objects = objects_.data();
     const bool any_refused = !refused_.empty();
     std::size_t begin = chunk.first_offset;
@@ -84,11 +85,6 @@ class ChunkCursor {
   }
 
  private:
-  [[nodiscard]] bool is_refused(std::size_t object) const { return !refused_.empty() && refused_[object]; }
-  [[nodiscard]] std::size_t travelling_size(std::size_t object) const {
-    return is_refused(object) ? 0 : objects_[object].size();
-  }
-
   std::span<const MutableBuffer> objects_;
   std::vector<bool> refused_;
   std::size_t object_ = 0;
