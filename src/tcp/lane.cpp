@@ -333,7 +333,8 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   std::array<iovec, max_pieces> pieces;
   const std::size_t step = std::min(send_step_bytes, budget == 0 ? send_step_bytes : budget);
   const std::size_t queued = protocol_.out().bytes();
-  // What little would be left takes no call of its own, neither here nor at the receiver: a frame is a header longer than steps.
+  // What little would be left takes no call of its own, neither here nor at the receiver: a frame is longer than a step
+  // by its header.
   const std::size_t bytes = queued - std::min(queued, step) <= step / 4 ? queued : step;
   const std::size_t count = protocol_.out().front(pieces, bytes);
   const ssize_t sent = send_pieces(socket_->descriptor(), std::span(pieces).first(count));
