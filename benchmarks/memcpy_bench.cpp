@@ -21,6 +21,9 @@ class HandOver {
       const std::uint64_t given = given_.load(std::memory_order_relaxed);
       const std::uint64_t waiting = given - taken_.load(std::memory_order_acquire);
       const std::size_t count = std::min({bytes.size(), ring_.size() - waiting, contiguous(given), step});
+      if (count == 0) {
+        continue;  // Without a store, for which the other thread would wait.
+      }
       std::memcpy(ring_.data() + given % ring_.size(), bytes.data(), count);
       given_.store(given + count, std::memory_order_release);
       bytes = bytes.subspan(count);
@@ -32,8 +35,11 @@ class HandOver {
     while (!bytes.empty()) {
       const std::uint64_t taken = taken_.load(std::memory_order_relaxed);
       const std::uint64_t waiting = given_.load(std::memory_order_acquire) - taken;
-      if (waiting == 0 && stopped.stop_requested()) {
-        return false;
+      if (waiting == 0) {
+        if (stopped.stop_requested()) {
+          return false;
+        }
+        continue;
       }
       const std::size_t count = std::min({bytes.size(), waiting, contiguous(taken), step});
       std::memcpy(bytes.data(), ring_.data() + taken % ring_.size(), count);

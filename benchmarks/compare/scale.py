@@ -2,7 +2,6 @@
 """kvferry with much to do at once: batches of 100,000 pages, and many peers."""
 
 import dataclasses
-import statistics
 
 import tables
 from cells import Cell, Row
@@ -46,9 +45,9 @@ class Values:
 
     def ratio(self, name, baseline):
         values, others = self.of(name), self.of(baseline)
-        if name == baseline or min(len(values), len(others)) < tables.ROUNDS_FOR_RATIOS:
+        if name == baseline:
             return "-"
-        return f"{statistics.median(values) / statistics.median(others):.2f}"
+        return tables.ratio(values, [others], max)
 
 
 def table(data, title, explanation, cases, quantity_name, quantity):
@@ -62,7 +61,7 @@ def table(data, title, explanation, cases, quantity_name, quantity):
 
 
 def summary(data):
-    medians = "Medians of the rounds, with the lowest and the highest; asynchronous calls."
+    medians = "Medians of the rounds, with the lowest and the highest (of ratios: the better quartiles); asynchronous calls."
     text = table(data, "Long batches", f"Pages of 4 KiB. {medians} The ratio is to batches of 256.", LONG_BATCHES,
                  "the call that starts it, ms", lambda result: result["submission_us"]["p50"] / 1000)  # fmt: skip
     return text + table(data, "Many peers", f"Writes of 64 pages of 64 KiB to each peer at once. {medians} The ratio is to one peer.",

@@ -124,7 +124,8 @@ def better_quartile(values, best):
 
 
 def ratio(values, candidates, best):
-    """Of the medians, and in brackets of the better quartiles; to the candidate that is best by either."""
+    """Of the medians, and in brackets of the better quartiles; to the candidate that is best by either. None if any of them has
+    too few rounds."""
     if not candidates or min(len(each) for each in (values, *candidates)) < ROUNDS_FOR_RATIOS:
         return "-"
     of_medians = statistics.median(values) / best(map(statistics.median, candidates))
@@ -149,7 +150,7 @@ def ratio_table(data, title, quantity, columns, best):
             lines.append([f"{row['name']} / {other['name']}"] + [against(row, [other], cell) for cell in columns])
     explanation = (
         "Of the medians; in brackets: of the better quartiles, which a quarter of the rounds reached or bettered. "
-        "What is best is chosen for each cell, and by either."
+        "The best one is chosen for each cell: by median, and in brackets by quartile."
     )
     return markdown(title, explanation, ["", *columns], lines)
 

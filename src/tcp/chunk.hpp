@@ -51,7 +51,7 @@ class ChunkCursor {
     const bool any_refused = !refused_.empty();
     std::size_t object = object_;
     std::size_t offset = offset_;
-    while (object != end_ && chunk.count < max_chunk_objects && chunk.bytes < max_chunk_bytes) {
+    while (object != end_ && chunk.count < sent_chunk_objects && chunk.bytes < max_chunk_bytes) {
       const std::size_t size = any_refused && refused_[object] ? 0 : objects_[object].size();
       const std::size_t length = std::min(size - offset, max_chunk_bytes - chunk.bytes);
       chunk.bytes += length;

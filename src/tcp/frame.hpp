@@ -76,6 +76,8 @@ struct Frame {
 /// its acknowledgement don't count.
 inline constexpr std::size_t max_chunk_bytes = std::size_t{1} << 20;
 inline constexpr std::size_t max_chunk_objects = 1024;
+/// What a sender puts into one frame: with its header and its notification, as many pieces as a call takes (IOV_MAX).
+inline constexpr std::size_t sent_chunk_objects = max_chunk_objects - 2;
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
 /// Frames sent that await an acknowledgement, and reads that await their data.
 inline constexpr std::size_t max_unacknowledged = 1024;

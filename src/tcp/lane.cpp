@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -29,7 +30,7 @@ constexpr std::size_t receive_step_bytes = std::size_t{256} << 10;
 constexpr std::size_t max_pieces = 1024;
 /// Bytes that the reactor's thread moves on one lane before it looks after the others.
 constexpr std::size_t turn_bytes = std::size_t{4} << 20;
-/// Bytes that a caller who doesn't wait moves on its own thread: an operation's first bytes, not its whole.
+/// Bytes that a caller who doesn't wait sends on its own thread: an operation's first bytes, not its whole.
 constexpr std::size_t caller_bytes = std::size_t{256} << 10;
 /// What a round of the driver costs of these, besides the bytes it moves.
 constexpr std::size_t round_cost = 1024;
@@ -227,14 +228,15 @@ void Lane::tell(const Driven& driven) {
 }
 
 void Lane::drive(std::size_t budget) {
+  std::optional<std::size_t> left;
   driver_.drive(
       [&] {
         // A leader waits for what it moves, and goes on at once where it stops here.
         const bool leads = leader_ == std::this_thread::get_id();
-        if (leads) {
-          budget = turn_bytes;
+        if (!left) {
+          left = leads ? turn_bytes : budget;
         }
-        const bool more = move_bytes(budget);
+        const bool more = move_bytes(*left);
         return Driven{more && !watched_ && !leads, std::exchange(told_owner_, nullptr)};
       },
       [&](const Driven& driven) {
@@ -326,12 +328,13 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   if (!writable_) {
     return Step::blocked;
   }
-  protocol_.fill(send_step_bytes);
+  // Where receiving has used up the budget, something is sent all the same.
+  const std::size_t step = std::min(send_step_bytes, std::max(budget, caller_bytes));
+  protocol_.fill(step);
   if (protocol_.out().empty()) {
     return Step::nothing;
   }
   std::array<iovec, max_pieces> pieces;
-  const std::size_t step = std::min(send_step_bytes, budget == 0 ? send_step_bytes : budget);
   const std::size_t queued = protocol_.out().bytes();
   // What little would be left takes no call of its own, neither here nor at the receiver: a frame is longer than a step
   // by its header.

@@ -81,5 +81,59 @@ TEST(Lane, AnOperationThatMeetsTheEndOfItsLaneEndsToo) {
   disconnecting.join();
 }
 
+/// A lane that has 4 MiB to write to a peer who takes nothing: as much as fits the socket's buffer is sent.
+struct WritingLane {
+  WritingLane() {
+    lane->run({});
+    TransferRequest request;
+    request.kind = TransferKind::write;
+    request.objects.assign(indexes.size(), page);
+    request.remote_indexes = indexes;
+    operation =
+        std::make_shared<kit::Operation>(std::move(request), Completion::direct([](std::error_code, std::size_t) {}),
+                                         kit::Clock::now() + std::chrono::hours(1), registry);
+    EXPECT_FALSE(registry->add(operation));
+  }
+  ~WritingLane() {
+    lane->shut(errc::closed, "the test ends it");
+    lane->disconnect();
+    context.poll();
+  }
+
+  std::uint64_t sent_by_start() {
+    lane->start(std::make_shared<StripedOperation>(operation, 1), {0, indexes.size()});
+    return traffic->sent.load();
+  }
+
+  asio::io_context context;
+  Connection connection{context};
+  std::shared_ptr<kit::OperationRegistry> registry =
+      std::make_shared<kit::OperationRegistry>(std::make_shared<kit::DeadlineQueue>(context.get_executor()), 16);
+  std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
+  std::shared_ptr<Lane> lane = std::make_shared<Lane>(
+      std::move(connection.near), std::make_shared<Host>(std::vector<MemoryRegion>{}),
+      Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}, traffic},
+      std::weak_ptr<Lane::Owner>());
+  std::vector<std::byte> page = std::vector<std::byte>(std::size_t{64} << 10);
+  std::vector<std::uint64_t> indexes = std::vector<std::uint64_t>(64);
+  std::shared_ptr<kit::Operation> operation;
+};
+
+TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
+  WritingLane writing;
+  const std::uint64_t sent = writing.sent_by_start();
+  EXPECT_GT(sent, 0U);
+  EXPECT_LE(sent, std::uint64_t{320} << 10);
+  writing.context.poll();
+  EXPECT_GT(writing.traffic->sent.load(), sent) << "an I/O thread goes on";
+}
+
+TEST(Lane, ACallerWhoWaitsSendsWholeFrames) {
+  WritingLane writing;
+  const auto socket = writing.lane->begin_leading();
+  EXPECT_GT(writing.sent_by_start(), std::uint64_t{1} << 20);
+  writing.lane->end_leading();
+}
+
 }  // namespace
 }  // namespace kvferry::tcp

@@ -59,10 +59,12 @@ class Poller {
   struct Watched {
     std::shared_ptr<Pollable> pollable;
     std::chrono::steady_clock::time_point last_found;
+    int looks_since;
   };
 
+  /// @param now is set anew where something was moved, which takes time.
   /// @return whether handlers may have become ready to run.
-  [[nodiscard]] bool look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now);
+  [[nodiscard]] bool look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point& now);
 
   const std::chrono::nanoseconds patience_;
   std::mutex mutex_;

@@ -13,6 +13,9 @@ constexpr std::size_t most_watched = 8;
 /// call, and what comes just then waits for its end.
 constexpr std::chrono::microseconds time_between{25};
 
+/// A connection is looked at so often before it is given up, however long it took to move what others had.
+constexpr int least_looks = 16;
+
 /// Whose thread this is.
 thread_local const Poller* entered = nullptr;
 
@@ -43,7 +46,7 @@ void Poller::look(const std::function<void()>& run_ready) {
   std::chrono::steady_clock::time_point last_run{};
   bool entered_now = true;
   for (;;) {
-    const auto now = std::chrono::steady_clock::now();
+    auto now = std::chrono::steady_clock::now();
     if (watched.empty() || any_added_.load(std::memory_order_acquire)) {
       const std::lock_guard lock(mutex_);
       if (std::exchange(entered_now, false)) {
@@ -53,7 +56,7 @@ void Poller::look(const std::function<void()>& run_ready) {
         looking_ = true;
       }
       for (auto& pollable : added_) {
-        watched.push_back({std::move(pollable), now});
+        watched.push_back({std::move(pollable), now, 0});
       }
       added_.clear();
       any_added_.store(false, std::memory_order_relaxed);
@@ -69,17 +72,20 @@ void Poller::look(const std::function<void()>& run_ready) {
   }
 }
 
-bool Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point now) {
+bool Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point& now) {
   bool completed = false;
   for (std::size_t i = 0; i < watched.size();) {
-    auto& [pollable, last_found] = watched[i];
+    auto& [pollable, last_found, looks_since] = watched[i];
     const auto found = pollable->poll();
+    ++looks_since;
     if (found != Pollable::Found::nothing) {
-      // Not `now`: what was found may have taken longer to move than patience lasts.
-      last_found = std::chrono::steady_clock::now();
+      // What was found may have taken longer to move than patience lasts.
+      now = std::chrono::steady_clock::now();
+      last_found = now;
+      looks_since = 0;
       completed = completed || found == Pollable::Found::completed;
     }
-    const bool tired = found == Pollable::Found::nothing && now - last_found > patience_;
+    const bool tired = looks_since >= least_looks && now - last_found > patience_;
     if (found != Pollable::Found::released && !tired) {
       ++i;
       continue;

@@ -57,13 +57,13 @@ TEST(Poller, AConnectionOnWhichNothingHappensIsLeftToItsEvents) {
   EXPECT_EQ(connection->rests, 1);
 }
 
-/// Moves something for a while, and then has nothing.
+/// Moves something for a while, so many times, and then has nothing.
 class SlowConnection final : public Pollable {
  public:
-  explicit SlowConnection(std::chrono::milliseconds busy) : busy_(busy) {}
+  explicit SlowConnection(std::chrono::milliseconds busy, int finds = 1) : busy_(busy), finds_(finds) {}
 
   Found poll() override {
-    if (++polls == 1) {
+    if (++polls <= finds_) {
       const auto end = std::chrono::steady_clock::now() + busy_;
       while (std::chrono::steady_clock::now() < end) {
       }
@@ -78,16 +78,29 @@ class SlowConnection final : public Pollable {
 
  private:
   const std::chrono::milliseconds busy_;
+  const int finds_;
 };
 
 TEST(Poller, PatienceBeginsWhenWhatWasFoundHasBeenMoved) {
-  Poller poller(PollPolicy{std::chrono::milliseconds(100)});
+  Poller poller(PollPolicy{std::chrono::milliseconds(500)});
   poller.enter();
-  const auto connection = std::make_shared<SlowConnection>(std::chrono::milliseconds(150));
+  const auto connection = std::make_shared<SlowConnection>(std::chrono::milliseconds(600));
   ASSERT_TRUE(poller.watch(connection));
   poller.look(nothing_else);
-  EXPECT_GT(connection->polls, 2) << "looked at only once after the long move";
+  EXPECT_GT(connection->polls, 100) << "looked at hardly at all after the long move";
   EXPECT_EQ(connection->rests, 1);
+}
+
+TEST(Poller, WhatOthersMoveDoesNotUseUpPatience) {
+  Poller poller(PollPolicy{std::chrono::microseconds(10)});
+  poller.enter();
+  const auto slow = std::make_shared<SlowConnection>(std::chrono::milliseconds(1), 10);
+  const auto idle = std::make_shared<Connection>(0);
+  ASSERT_TRUE(poller.watch(slow));
+  ASSERT_TRUE(poller.watch(idle));
+  poller.look(nothing_else);
+  EXPECT_GT(idle->polls, 10) << "given up while the other one moved";
+  EXPECT_EQ(idle->rests, 1);
 }
 
 TEST(Poller, AReleasedConnectionIsNotTouchedAgain) {
@@ -125,9 +138,11 @@ TEST(Poller, HandlersAreRunWheneverSomethingHasCompleted) {
   int runs = 0;
   poller.look([&] {
     ++runs;
-    EXPECT_EQ(connection->polls, runs);
+    if (connection->polls <= 1000) {
+      EXPECT_EQ(connection->polls, runs);
+    }
   });
-  EXPECT_EQ(runs, 1000);
+  EXPECT_GE(runs, 1000);
 }
 
 TEST(Poller, NotMoreThanItCanLookAt) {
