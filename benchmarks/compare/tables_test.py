@@ -84,7 +84,7 @@ class TablesTest(unittest.TestCase):
         ]
         text = scale.table({"scale": trials}, "Peers", "", scale.PEERS, "slowest", lambda result: result["slowest_peer_of_mean"])
         self.assertIn("| 1 peer | 4.00 (4.00–4.00) | - | 0.80 (0.80–0.80) |", text)
-        self.assertIn("| 16 peers | 3.00 (3.00–3.00) | 0.75 | 0.80 (0.80–0.80) |", text)
+        self.assertIn("| 16 peers | 3.00 (3.00–3.00) | 0.75 (0.75) | 0.80 (0.80–0.80) |", text)
         self.assertNotIn("64 peers", text)
 
     def test_a_machine_that_is_not_quiet_is_named(self):
