@@ -99,7 +99,8 @@ struct RawOptions {
   std::string mode = "polling";
   std::optional<std::string> wait;
   std::optional<std::size_t> step;
-  std::optional<std::size_t> buffer;
+  std::optional<std::size_t> send_buffer;
+  std::optional<std::size_t> receive_buffer;
   LaneOptions lane;
 };
 
@@ -115,7 +116,9 @@ void add_options(CLI::App& app, RawOptions& raw, Job& job) {
   app.add_option("--spin", raw.lane.spin_us, "Microseconds")->capture_default_str();
   app.add_option("--step", raw.step, "Bytes that a call moves at most; 0: no limit")
       ->transform(CLI::AsSizeValue(false).description(""));
-  app.add_option("--buffer", raw.buffer, "SO_SNDBUF and SO_RCVBUF; 0: the system's")
+  app.add_option("--send-buffer", raw.send_buffer, "SO_SNDBUF; 0: the system's")
+      ->transform(CLI::AsSizeValue(false).description(""));
+  app.add_option("--receive-buffer", raw.receive_buffer, "SO_RCVBUF; 0: the system's")
       ->transform(CLI::AsSizeValue(false).description(""));
   app.add_option("--congestion", raw.lane.congestion,
                  "TCP's congestion control, like cubic or bbr (default: the system's)")
@@ -148,7 +151,9 @@ int main(int argc, char** argv) {
     LaneOptions lane = raw.lane;
     lane.wait = raw.wait ? Json(*raw.wait).get<Wait>() : polling ? Wait::poll : Wait::block;
     lane.step = raw.step.value_or(polling ? std::size_t{1} << 20U : 0);
-    lane.buffer = raw.buffer.value_or(polling ? std::size_t{4} << 20U : 0);
+    const std::size_t usual_buffer = polling ? std::size_t{4} << 20U : 0;
+    lane.send_buffer = raw.send_buffer.value_or(usual_buffer);
+    lane.receive_buffer = raw.receive_buffer.value_or(usual_buffer);
     job.variant = "raw " + raw.mode;
     job.depth = threads.depth;
     job.threads = threads.threads;

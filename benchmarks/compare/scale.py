@@ -21,13 +21,20 @@ def case(name, baseline, cell, *options, operation="write"):
     return Case(Row(name, command, "kvferry", operation, region="512M"), Cell.parse(cell), baseline)
 
 
+# What follows a name, and the options it stands for.
+CONGESTION_CONTROLS = {"": (), ", cubic": ("--congestion", "cubic")}
+
 LONG_BATCHES = [
-    case(f"{operation}, {pages} pages a batch", f"{operation}, 256 pages a batch", f"4Kx{pages}", operation=operation)
+    case(f"{operation}, {pages} pages a batch{suffix}", f"{operation}, 256 pages a batch{suffix}", f"4Kx{pages}", *options,
+         operation=operation)
+    for suffix, options in CONGESTION_CONTROLS.items()
     for operation in ("write", "read")
     for pages in (256, 100_000)
-]
+]  # fmt: skip
 PEERS = [
-    case(f"{peers} peer{'s' if peers > 1 else ''}", "1 peer", "64Kx64", "--peers", str(peers)) for peers in (1, 4, 16, 64)
+    case(f"{peers} peer{'s' if peers > 1 else ''}{suffix}", f"1 peer{suffix}", "64Kx64", "--peers", str(peers), *options)
+    for suffix, options in CONGESTION_CONTROLS.items()
+    for peers in (1, 4, 16, 64)
 ]
 CASES = LONG_BATCHES + PEERS
 

@@ -53,9 +53,11 @@ void PageCursor::advance(std::size_t bytes) {
 
 Lane::Lane(asio::ip::tcp::socket socket, const LaneOptions& options) : socket_(std::move(socket)), step_(options.step) {
   socket_.set_option(asio::ip::tcp::no_delay(true));
-  if (options.buffer != 0) {
-    socket_.set_option(asio::socket_base::send_buffer_size(static_cast<int>(options.buffer)));
-    socket_.set_option(asio::socket_base::receive_buffer_size(static_cast<int>(options.buffer)));
+  if (options.send_buffer != 0) {
+    socket_.set_option(asio::socket_base::send_buffer_size(static_cast<int>(options.send_buffer)));
+  }
+  if (options.receive_buffer != 0) {
+    socket_.set_option(asio::socket_base::receive_buffer_size(static_cast<int>(options.receive_buffer)));
   }
   const std::string& congestion = options.congestion;
   if (!congestion.empty() && ::setsockopt(descriptor(), IPPROTO_TCP, TCP_CONGESTION, congestion.data(),

@@ -26,16 +26,17 @@ NLOHMANN_JSON_SERIALIZE_ENUM(Wait, {{Wait::block, "block"}, {Wait::poll, "poll"}
 
 struct LaneOptions {
   Wait wait = Wait::block;
-  std::size_t lanes = 1;   ///< Connections that each batch is spread over.
-  std::size_t step = 0;    ///< Bytes that a system call moves at most; 0: as many as it takes.
-  std::size_t buffer = 0;  ///< SO_SNDBUF and SO_RCVBUF; 0: the system's.
+  std::size_t lanes = 1;           ///< Connections that each batch is spread over.
+  std::size_t step = 0;            ///< Bytes that a system call moves at most; 0: as many as it takes.
+  std::size_t send_buffer = 0;     ///< SO_SNDBUF; 0: the system's.
+  std::size_t receive_buffer = 0;  ///< SO_RCVBUF; 0: the system's.
   std::uint64_t spin_us = 50;
   std::string congestion;  ///< TCP_CONGESTION; empty: the system's.
 
   /// Whether system calls wait, which they can where a thread has but one connection.
   [[nodiscard]] bool blocking() const { return wait == Wait::block && lanes == 1; }
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LaneOptions, wait, lanes, step, buffer, spin_us, congestion)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LaneOptions, wait, lanes, step, send_buffer, receive_buffer, spin_us, congestion)
 
 /// Where a batch's bytes are to go or come from next.
 class PageCursor {

@@ -38,7 +38,7 @@ struct TcpOptions : ChannelOptions {
   /// How long a data connection may take to prove that it belongs to a peer.
   std::chrono::milliseconds hello_timeout{5'000};
 
-  /// SO_SNDBUF and SO_RCVBUF.
+  /// SO_SNDBUF and SO_RCVBUF, in bytes. Zero: as the kernel tunes them.
   std::size_t send_buffer = 0;
   std::size_t receive_buffer = 0;
 
