@@ -23,6 +23,8 @@ def case(name, baseline, cell, *options, operation="write"):
 
 # What follows a name, and the options it stands for.
 CONGESTION_CONTROLS = {"": (), ", cubic": ("--congestion", "cubic")}
+# Each peer has I/O threads of its own: with many of them, those that poll are in each other's way.
+PEER_SETTINGS = CONGESTION_CONTROLS | {", poll never": ("--poll", "never")}
 
 LONG_BATCHES = [
     case(f"{operation}, {pages} pages a batch{suffix}", f"{operation}, 256 pages a batch{suffix}", f"4Kx{pages}", *options,
@@ -33,7 +35,7 @@ LONG_BATCHES = [
 ]  # fmt: skip
 PEERS = [
     case(f"{peers} peer{'s' if peers > 1 else ''}{suffix}", f"1 peer{suffix}", "64Kx64", "--peers", str(peers), *options)
-    for suffix, options in CONGESTION_CONTROLS.items()
+    for suffix, options in PEER_SETTINGS.items()
     for peers in (1, 4, 16, 64)
 ]
 CASES = LONG_BATCHES + PEERS
