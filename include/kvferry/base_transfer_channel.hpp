@@ -133,7 +133,8 @@ class BaseTransferChannel {
   /// @return the answer to the side message, if one was sent.
   /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_url`, `errc::self_connection`,
   ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::page_size_mismatch`,
-  ///   `errc::invalid_region`, `errc::authentication_failed`, `errc::resource_limit`, `errc::timed_out`, `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
+  ///   `errc::invalid_region`, `errc::authentication_failed`, `errc::resource_limit`, `errc::timed_out`, `errc::closed`,
+  ///   whatever the peer answered to the side message, and the network's own codes.
   std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
                                                        std::string_view peer_init_url,
                                                        std::optional<SideMessage> side_message = {},

@@ -53,8 +53,8 @@ struct TcpOptions : ChannelOptions {
 };
 
 /// Moves pages over TCP: gathered by the kernel straight from the caller's buffers, scattered by it straight into the
-/// destination pages, but for the up to 4,544 bytes of a frame that are read together with its header. See `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what
-/// travels.
+/// destination pages, but for the up to 4,544 bytes of a frame that are read together with its header. See
+/// `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what travels.
 ///
 /// A deadline that passes while an operation's bytes are half on the wire is kept to within
 /// `TcpOptions::drain_timeout`.

@@ -30,16 +30,17 @@ class Pollable {
   virtual void rest() = 0;
 };
 
-/// What a channel's own I/O threads look at before they sleep: connections on which something happened a moment ago. Bounded by the
-/// channel's `PollPolicy`. Thread-safe.
+/// What a channel's own I/O threads look at before they sleep: connections on which something happened a moment ago.
+/// Bounded by the channel's `PollPolicy`. Thread-safe.
 ///
-/// Events cost a system call to be asked for, another to be taken, and a sleeping thread tens of microseconds to wake. A connection
-/// with work on it is spared all of these.
+/// Events cost a system call to be asked for, another to be taken, and a sleeping thread tens of microseconds to wake. A
+/// connection with work on it is spared all of these.
 class Poller {
  public:
   explicit Poller(PollPolicy policy);
 
-  /// Has an I/O thread look at `pollable` until nothing has come of it for as long as the policy says, and then calls its `rest`.
+  /// Has an I/O thread look at `pollable` until nothing has come of it for as long as the policy says, and then calls its
+  /// `rest`.
   /// @return false if it won't: no I/O thread is awake, or they look at enough already.
   [[nodiscard]] bool watch(std::shared_ptr<Pollable> pollable);
 
