@@ -23,7 +23,7 @@ def case(name, baseline, cell, *options, operation="write"):
 
 # What follows a name, and the options it stands for.
 CONGESTION_CONTROLS = {"": (), ", cubic": ("--congestion", "cubic")}
-# Each peer has I/O threads of its own: with many of them, those that poll are in each other's way.
+# Each peer has I/O threads of its own: those that poll may be in each other's way.
 PEER_SETTINGS = CONGESTION_CONTROLS | {", poll never": ("--poll", "never")}
 
 LONG_BATCHES = [
