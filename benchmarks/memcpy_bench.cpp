@@ -8,6 +8,7 @@
 #include <stop_token>
 #include <thread>
 
+#include "common/option_checks.hpp"
 #include "common/program.hpp"
 
 namespace bench {
@@ -124,7 +125,7 @@ int main(int argc, char** argv) {
   program.operations = {"write"};
   program.add_options = [&](CLI::App& app) {
     auto* const option = app.add_option("--threads", threads, "How many threads copy")
-                             ->check(CLI::Range(1, 256).description(""))
+                             ->check(between(1, 256))
                              ->capture_default_str();
     app.add_flag(
            "--hand-over", hand_over,

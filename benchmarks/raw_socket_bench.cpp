@@ -10,6 +10,7 @@
 
 #include <cstring>
 
+#include "common/option_checks.hpp"
 #include "common/program.hpp"
 #include "common/serving_thread.hpp"
 #include "raw/pump.hpp"
@@ -115,22 +116,22 @@ void add_options(CLI::App& app, RawOptions& raw, Job& job) {
       ->check(CLI::IsMember({"block", "poll", "adaptive"}));
   app.add_option("--spin", raw.lane.spin_us, "Microseconds")->capture_default_str();
   app.add_option("--step", raw.step, "Bytes that a call moves at most; 0: no limit")
-      ->transform(CLI::AsSizeValue(false).description(""));
+      ->transform(size_with_unit());
   app.add_option("--send-buffer", raw.send_buffer, "SO_SNDBUF; 0: the system's")
-      ->transform(CLI::AsSizeValue(false).description(""));
+      ->transform(size_with_unit());
   app.add_option("--receive-buffer", raw.receive_buffer, "SO_RCVBUF; 0: the system's")
-      ->transform(CLI::AsSizeValue(false).description(""));
+      ->transform(size_with_unit());
   app.add_option("--congestion", raw.lane.congestion,
                  "TCP's congestion control, like cubic or bbr (default: the system's)")
       ->type_name("NAME");
   app.add_option("--lanes", raw.lane.lanes, "Connections that each batch is spread over")
-      ->check(CLI::Range(1, 64).description(""))
+      ->check(between(1, 64))
       ->capture_default_str();
   app.add_option("--depth", job.depth, "Batches in flight, for each thread")
-      ->check(CLI::Range(1, 1 << 16).description(""))
+      ->check(between(1, 1 << 16))
       ->capture_default_str();
   app.add_option("--threads", job.threads, "Threads on each side, each with connections and batches of its own")
-      ->check(CLI::Range(1, 256).description(""))
+      ->check(between(1, 256))
       ->capture_default_str();
 }
 

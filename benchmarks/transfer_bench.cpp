@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "common/option_checks.hpp"
 #include "common/program.hpp"
 #include "transfer/channel_settings.hpp"
 #include "transfer/sides.hpp"
@@ -21,19 +22,13 @@ struct RawOptions {
   std::size_t peers = 1;
 };
 
-CLI::Validator between(std::size_t smallest, std::size_t largest) {
-  return CLI::Range(smallest, largest).description("");
-}
-
-CLI::Validator size_with_unit() { return CLI::AsSizeValue(false).description(""); }
-
 void add_options(CLI::App& app, RawOptions& raw) {
   app.add_option("--transport", raw.channel.transport, "What carries the pages")
       ->check(CLI::IsMember(transports()))
       ->capture_default_str();
   app.add_option("--depth", raw.depth, "Batches in flight, for each thread and peer; more than one: --async")
       ->type_name("N")
-      ->check(between(1, 1U << 16U))
+      ->check(between(1U, 1U << 16U))
       ->capture_default_str();
   app.add_option("--threads", raw.threads,
                  "The initiator's threads. --sync: for each peer, each moving batches of its own (default 1). --async: "

@@ -4,16 +4,10 @@
 #include <CLI/CLI.hpp>
 
 #include "control.hpp"
+#include "option_checks.hpp"
 
 namespace bench {
 namespace {
-
-CLI::Validator size_with_unit() { return CLI::AsSizeValue(false).description(""); }
-
-template <class T>
-CLI::Validator between(T smallest, T largest) {
-  return CLI::Range(smallest, largest).description("");
-}
 
 void add_common_options(CLI::App& app, const Program& program, Options& options) {
   Job& job = options.job;

@@ -124,8 +124,8 @@ def better_quartile(values, best):
 
 
 def ratio(values, candidates, best):
-    """Of the medians, and in brackets of the better quartiles; to the candidate that is best by either. None if any of them has
-    too few rounds."""
+    """Of the medians, and in brackets of the better quartiles; to the candidate that is best by either. "-" if any of them
+    has too few rounds."""
     if not candidates or min(len(each) for each in (values, *candidates)) < ROUNDS_FOR_RATIOS:
         return "-"
     of_medians = statistics.median(values) / best(map(statistics.median, candidates))

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <climits>
 #include <random>
 
 #include "protocol_harness.hpp"
@@ -90,6 +91,29 @@ TEST(LaneProtocol, ObjectsLargerThanAFrameAreCutAndJoined) {
   EXPECT_EQ(recv->count, 1U);
   EXPECT_EQ(recv->sizes.at(0), size);
   EXPECT_EQ(got, sent);
+}
+
+TEST(LaneProtocol, AFrameOfAsManyObjectsAsItTakesGoesOutInOneCall) {
+  Side a;
+  std::vector<MutableBuffer> objects;
+  std::vector<std::uint64_t> indexes(sent_chunk_objects);
+  for (std::size_t i = 0; i < indexes.size(); ++i) {
+    indexes[i] = i;
+    objects.push_back(a.page_at(i, 8));
+  }
+  TransferRequest write = request(TransferKind::write, std::move(objects), std::move(indexes));
+  write.notification.resize(3);
+  a.start(std::move(write), std::make_shared<Outcome>());
+  a.protocol->fill(max_chunk_bytes);
+
+  std::array<iovec, IOV_MAX> pieces;
+  const std::size_t count = a.protocol->out().front(pieces, a.protocol->out().bytes());
+  std::size_t bytes = 0;
+  for (const iovec& piece : std::span(pieces).first(count)) {
+    bytes += piece.iov_len;
+  }
+  EXPECT_GT(bytes, sent_chunk_objects * 8);
+  EXPECT_EQ(bytes, a.protocol->out().bytes());
 }
 
 TEST(LaneProtocol, AnObjectThatDoesNotFitIsRefusedAndTheOthersArrive) {

@@ -39,8 +39,8 @@ class Poller {
  public:
   explicit Poller(PollPolicy policy);
 
-  /// Has an I/O thread look at `pollable` until nothing has come of it for as long as the policy says, and then calls its
-  /// `rest`.
+  /// Has an I/O thread look at `pollable` until nothing has come of it for as long as the policy says, and for some looks
+  /// (moving what others have takes time, too), and then calls its `rest`.
   /// @return false if it won't: no I/O thread is awake, or they look at enough already.
   [[nodiscard]] bool watch(std::shared_ptr<Pollable> pollable);
 
