@@ -12,6 +12,7 @@
 #include <kvferry/url.hpp>
 
 #include "core/name_resolution.hpp"
+#include "open_socket.hpp"
 #include "system_code.hpp"
 
 namespace kvferry::tcp {
@@ -26,7 +27,7 @@ constexpr std::chrono::milliseconds accept_pause{100};
 
 std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint, bool both_families) {
   std::error_code ec;
-  acceptor.open(endpoint.protocol(), ec);
+  open_socket(acceptor, endpoint.protocol(), ec);
   if (!ec) {
     acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
   }
@@ -38,6 +39,9 @@ std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint
   }
   if (!ec) {
     acceptor.listen(tcp::acceptor::max_listen_connections, ec);
+  }
+  if (!ec) {
+    acceptor.non_blocking(true, ec);
   }
   if (ec) {
     std::error_code ignored;
@@ -141,12 +145,16 @@ void DataAcceptor::give_up(const std::shared_ptr<Expected>& expected) {
 }
 
 void DataAcceptor::accept_next() {
-  acceptor_.async_accept([self = shared_from_this()](std::error_code ec, tcp::socket socket) {
+  acceptor_.async_wait(tcp::acceptor::wait_read, [self = shared_from_this()](std::error_code ec) {
     const std::unique_lock lock(self->mutex_);
     if (self->closed_) {
       return;
     }
-    if (ec) {
+    tcp::socket socket(self->executor_);
+    if (!ec) {
+      socket = accept_socket(self->acceptor_, ec);
+    }
+    if (ec && ec != std::errc::operation_would_block && ec != std::errc::interrupted) {
       // Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy
       // loop.
       self->accept_pause_.expires_after(accept_pause);
@@ -158,24 +166,32 @@ void DataAcceptor::accept_next() {
       });
       return;
     }
-    prepare_socket(socket, self->options_.socket, ec);
     if (!ec) {
-      if (self->greetings_.size() >= max_greetings) {
-        self->drop(self->greetings_.front());
-      }
-      auto greeting = std::make_shared<Greeting>(std::move(socket));
-      self->greetings_.push_back(greeting);
-      greeting->timer.expires_after(self->options_.hello_timeout);
-      greeting->timer.async_wait([self, weak = std::weak_ptr(greeting)](std::error_code aborted) {
-        const std::lock_guard relock(self->mutex_);
-        if (const auto late = weak.lock(); late && !aborted) {
-          self->drop(late);
-        }
-      });
-      self->wait_for_hello(greeting);
+      self->greet(std::move(socket));
     }
     self->accept_next();
   });
+}
+
+void DataAcceptor::greet(tcp::socket socket) {
+  std::error_code ec;
+  prepare_socket(socket, options_.socket, ec);
+  if (ec) {
+    return;
+  }
+  if (greetings_.size() >= max_greetings) {
+    drop(greetings_.front());
+  }
+  auto greeting = std::make_shared<Greeting>(std::move(socket));
+  greetings_.push_back(greeting);
+  greeting->timer.expires_after(options_.hello_timeout);
+  greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
+    const std::lock_guard lock(self->mutex_);
+    if (const auto late = weak.lock(); late && !aborted) {
+      self->drop(late);
+    }
+  });
+  wait_for_hello(greeting);
 }
 
 void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>& greeting) {

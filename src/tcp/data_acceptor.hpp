@@ -50,6 +50,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   struct Greeting;
 
   void accept_next();
+  void greet(asio::ip::tcp::socket socket);
   void read_hello(const std::shared_ptr<Greeting>& greeting);
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
   void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);

@@ -10,6 +10,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include "open_socket.hpp"
 #include "system_code.hpp"
 #include "tcp_link.hpp"
 
@@ -83,25 +84,37 @@ void DataDialer::connect(const std::shared_ptr<LaneDial>& lane) {
   if (!on_link_) {
     return;
   }
-  lane->socket.async_connect(candidates_[lane->candidate], [self = shared_from_this(), lane](std::error_code ec) {
-    if (!ec) {
+  const auto connected = [self = shared_from_this(), lane](std::error_code ec) {
+    if (ec) {
+      self->try_next(lane, ec);
+    } else {
       self->send_hello(lane);
+    }
+  };
+  const tcp::endpoint& candidate = candidates_[lane->candidate];
+  std::error_code ec;
+  open_socket(lane->socket, candidate.protocol(), ec);
+  if (ec) {
+    asio::post(executor_, [connected, ec] { connected(ec); });  // not in this call, whose caller holds the mutex
+  } else {
+    lane->socket.async_connect(candidate, connected);
+  }
+}
+
+void DataDialer::try_next(const std::shared_ptr<LaneDial>& lane, std::error_code cause) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!on_link_) {
       return;
     }
-    {
-      const std::lock_guard lock(self->mutex_);
-      if (!self->on_link_) {
-        return;
-      }
-      if (++lane->candidate < self->candidates_.size()) {
-        std::error_code ignored;
-        lane->socket.close(ignored);
-        self->connect(lane);
-        return;
-      }
+    if (++lane->candidate < candidates_.size()) {
+      std::error_code ignored;
+      lane->socket.close(ignored);
+      connect(lane);
+      return;
     }
-    self->fail(ec, self->where() + ": " + ec.message());
-  });
+  }
+  fail(cause, where() + ": " + cause.message());
 }
 
 void DataDialer::send_hello(const std::shared_ptr<LaneDial>& lane) {

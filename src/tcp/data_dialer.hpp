@@ -31,6 +31,7 @@ class DataDialer : public std::enable_shared_from_this<DataDialer> {
   struct LaneDial;
 
   void connect(const std::shared_ptr<LaneDial>& lane);
+  void try_next(const std::shared_ptr<LaneDial>& lane, std::error_code cause);
   void send_hello(const std::shared_ptr<LaneDial>& lane);
   void wait_for_welcome(const std::shared_ptr<LaneDial>& lane);
   void read_welcome(const std::shared_ptr<LaneDial>& lane);
