@@ -186,7 +186,8 @@ void Rail::drive(std::size_t rounds) {
     std::shared_ptr<Owner> greeted_owner;
   };
   driver_.drive(
-      [&] {
+      [&](Inbox taken) {
+        apply(std::move(taken));
         const bool more = work(rounds);
         return Driven{more && !std::exchange(continuation_posted_, true), std::exchange(told_owner_, nullptr),
                       std::exchange(greeted_owner_, nullptr)};
@@ -210,7 +211,7 @@ void Rail::drive(std::size_t rounds) {
 
 bool Rail::work(std::size_t& rounds) {
   for (;;) {
-    take_inbox();
+    apply(driver_.take());
     if (failed_ || held_ || (phase_ != Phase::greeting && phase_ != Phase::running)) {
       return false;
     }
@@ -249,8 +250,7 @@ bool Rail::spins() const {
   return options_.spin.count() > 0 && !protocol_->idle() && kit::Clock::now() - last_activity_ < options_.spin;
 }
 
-void Rail::take_inbox() {
-  Inbox taken = driver_.take();
+void Rail::apply(Inbox taken) {
   if (taken.continuation) {
     continuation_posted_ = false;
   }

@@ -106,7 +106,7 @@ class Rail : public std::enable_shared_from_this<Rail> {
   void drive(std::size_t rounds);
   /// @return whether the rounds ran out with work left.
   bool work(std::size_t& rounds);
-  void take_inbox();
+  void apply(Inbox taken);
   bool poll_step();
   void take_completion(const ibv_wc& completion);
   void take_greeting(const ibv_wc& completion);

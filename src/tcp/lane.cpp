@@ -177,10 +177,17 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
   bool moved = false;
   bool completed = false;
   driver_.drive(
-      [&] {
+      [&](Inbox taken) {
+        const bool idle = taken.empty();
+        apply(std::move(taken));
         if (released()) {
           found = Found::released;
-          return Driven{};
+          if (idle) {
+            return Driven{};
+          }
+          // Others have left their work to this thread, which held the engine for a moment.
+          std::size_t budget = turn_bytes;
+          return work(budget);
         }
         const std::uint64_t moved_before = moved_;
         const std::uint64_t completed_before = protocol_.completed();
@@ -193,10 +200,7 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         found = failed_ ? Found::released : completed ? Found::completed : moved ? Found::something : Found::nothing;
         return Driven{false, std::exchange(told_owner_, nullptr)};
       },
-      [&](const Driven& driven) {
-        tell(driven);
-        return true;
-      });
+      [&](const Driven& driven) { return let_go(driven); });
   return found;
 }
 
@@ -221,36 +225,39 @@ void Lane::socket_ready(bool readable, bool writable) {
   drive(turn_bytes);
 }
 
-void Lane::tell(const Driven& driven) {
-  if (driven.told_owner) {
-    driven.told_owner->lane_broken(failure_, failure_why_);
-  }
-}
-
 void Lane::drive(std::size_t budget) {
   std::optional<std::size_t> left;
   driver_.drive(
-      [&] {
-        // A leader waits for what it moves, and goes on at once where it stops here.
-        const bool leads = leader_ == std::this_thread::get_id();
+      [&](Inbox taken) {
+        apply(std::move(taken));
         if (!left) {
-          left = leads ? turn_bytes : budget;
+          left = leader_ == std::this_thread::get_id() ? turn_bytes : budget;
         }
-        const bool more = move_bytes(*left);
-        return Driven{more && !watched_ && !leads, std::exchange(told_owner_, nullptr)};
+        return work(*left);
       },
-      [&](const Driven& driven) {
-        tell(driven);
-        if (driven.more) {
-          asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
-        }
-        return !driven.more;
-      });
+      [&](const Driven& driven) { return let_go(driven); });
+}
+
+Lane::Driven Lane::work(std::size_t& budget) {
+  const bool more = move_bytes(budget);
+  // A leader waits for what it moves, and goes on at once where it stops here.
+  const bool leads = leader_ == std::this_thread::get_id();
+  return {more && !watched_ && !leads, std::exchange(told_owner_, nullptr)};
+}
+
+bool Lane::let_go(const Driven& driven) {
+  if (driven.told_owner) {
+    driven.told_owner->lane_broken(failure_, failure_why_);
+  }
+  if (driven.more) {
+    asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+  }
+  return !driven.more;
 }
 
 bool Lane::move_bytes(std::size_t& budget, Role role) {
   for (;;) {
-    take_inbox();
+    apply(driver_.take());
     // Each round costs something, so that a flood of small operations ends a turn as well.
     budget -= std::min(budget, round_cost);
     if (failed_ || !running_) {
@@ -272,8 +279,7 @@ bool Lane::move_bytes(std::size_t& budget, Role role) {
   return false;
 }
 
-void Lane::take_inbox() {
-  Inbox taken = driver_.take();
+void Lane::apply(Inbox taken) {
   if (taken.readable || taken.writable) {
     armed_ = 0;
     tired_ = false;

@@ -118,13 +118,15 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   template <class Change>
   void change(Change change_engine, std::size_t budget);
   void drive(std::size_t budget);
-  void tell(const Driven& driven);
+  [[nodiscard]] Driven work(std::size_t& budget);
+  /// With the engine let go. @return whether this thread goes on.
+  [[nodiscard]] bool let_go(const Driven& driven);
   /// Drives, having looked for bytes whether or not any were announced, unless `released()`.
   template <class Released>
   [[nodiscard]] Found look(Role role, Released released);
   /// @return whether the budget ran out with work left.
   bool move_bytes(std::size_t& budget, Role role = Role::visitor);
-  void take_inbox();
+  void apply(Inbox taken);
   Step send_step(std::size_t& budget);
   Step receive_step(std::size_t& budget);
   void wait_for_more(Role role);

@@ -6,6 +6,7 @@
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 
+#include <atomic>
 #include <barrier>
 #include <chrono>
 #include <memory>
@@ -118,6 +119,78 @@ struct WritingLane {
   std::vector<std::uint64_t> indexes = std::vector<std::uint64_t>(64);
   std::shared_ptr<kit::Operation> operation;
 };
+
+/// A thread that looks at a lane which isn't its to look at, again and again.
+class Looker {
+ public:
+  explicit Looker(Lane& lane) : thread_([this, &lane] {
+    while (!done_) {
+      (void)lane.poll();
+      ++looks_;
+    }
+  }) {}
+  Looker(const Looker&) = delete;
+  Looker& operator=(const Looker&) = delete;
+  ~Looker() {
+    done_ = true;
+    thread_.join();
+  }
+  [[nodiscard]] std::uint64_t looks() const { return looks_; }
+
+ private:
+  std::atomic<bool> done_{false};
+  std::atomic<std::uint64_t> looks_{0};
+  std::thread thread_;
+};
+
+// Who looks holds the lane for a moment; what others have for it then is left to the one who looks.
+void expect_that_work_is_done_while_somebody_looks(bool failed) {
+  constexpr int rounds = 5000;
+  asio::io_context context;
+  Connection connection(context);
+  const auto host = std::make_shared<Host>(std::vector<MemoryRegion>{});
+  const auto registry =
+      std::make_shared<kit::OperationRegistry>(std::make_shared<kit::DeadlineQueue>(context.get_executor()), 16);
+  const auto events = std::make_shared<SocketEvents>(context.get_executor());
+  const auto lane = std::make_shared<Lane>(std::move(connection.near), host,
+                                           Lane::Options{std::chrono::seconds(1), events, {}}, std::weak_ptr<Lane::Owner>());
+  lane->run({});
+  if (failed) {
+    lane->shut(errc::closed, "the test ends it");
+  }
+  Looker looker(*lane);
+  const auto until = kit::Clock::now() + std::chrono::seconds(30);
+  std::vector<std::byte> object(64);
+  bool stuck = false;
+  for (int round = 0; round < rounds && !stuck; ++round) {
+    std::atomic<bool> ended{false};
+    TransferRequest request;
+    request.kind = TransferKind::recv;
+    request.objects = {object};
+    const auto operation = std::make_shared<kit::Operation>(
+        std::move(request), Completion::direct([&](std::error_code, std::size_t) { ended = true; }),
+        kit::Clock::now() + std::chrono::hours(1), registry);
+    EXPECT_FALSE(registry->add(operation));
+    lane->start(std::make_shared<StripedOperation>(operation, 1), {0, 1});
+    if (!failed) {
+      operation->request_stop(errc::cancelled);
+      lane->stop(operation);
+    }
+    const std::uint64_t looks = looker.looks();
+    while (!stuck && (!ended || looker.looks() == looks)) {
+      stuck = kit::Clock::now() > until;
+    }
+    operation->finish(errc::closed);
+  }
+  EXPECT_FALSE(stuck) << "the thread that looks goes round and leaves the work where it is";
+  lane->shut(errc::closed, "the test ends it");  // takes the work out of the way, so that the test can end
+  lane->disconnect();
+  context.poll();
+}
+
+TEST(Lane, DoesItsWorkWhileSomebodyLooksWhoseTurnItIsNot) { expect_that_work_is_done_while_somebody_looks(false); }
+
+TEST(Lane, EndsOperationsWhileSomebodyLooksAfterItsEnd) { expect_that_work_is_done_while_somebody_looks(true); }
 
 TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
   WritingLane writing;

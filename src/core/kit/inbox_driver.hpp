@@ -24,7 +24,7 @@ class InboxDriver {
     filled_.store(true, std::memory_order_relaxed);
   }
 
-  /// By the driver: takes all that is there.
+  /// By the driver, in a step: takes what has come since.
   [[nodiscard]] Inbox take() {
     // Without the lock, since this comes with each look at a connection. What it misses is found in the look after the
     // engine has been let go.
@@ -36,19 +36,20 @@ class InboxDriver {
     return std::exchange(inbox_, Inbox());
   }
 
-  /// Drives, unless another thread does. @param step works, with the engine held. @param released gets what `step`
-  /// returned, with the engine let go; @return whether to look into the inbox again.
+  /// Drives, unless another thread does. @param step works, with the engine held, and gets what was in the inbox, so
+  /// that no step can leave it there: this thread keeps the others away until the inbox is empty. @param released gets
+  /// what `step` returned, with the engine let go; @return whether to look into the inbox again.
   /// @return whether this thread drove.
   template <class Step, class Released>
   bool drive(Step step, Released released) {
     for (;;) {
-      std::optional<decltype(step())> result;
+      std::optional<decltype(step(Inbox()))> result;
       {
         const std::unique_lock engine(engine_mutex_, std::try_to_lock);
         if (!engine) {
           return false;  // the driver looks into the inbox once more after it has let go
         }
-        result.emplace(step());
+        result.emplace(step(take()));
       }
       if (!released(std::move(*result))) {
         return true;
