@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/log.hpp>
 #include <kvferry/memory_region.hpp>
 
 namespace kvferry {
@@ -82,6 +83,11 @@ struct ChannelOptions {
 
   /// How those threads wait, and threads in blocking calls.
   PollPolicy poll;
+
+  /// Where this channel's log records go, instead of to the process's sink: see `set_log_sink`. Empty: to that one.
+  LogSink log_sink;
+  /// The least level that `log_sink` gets.
+  LogLevel log_level = LogLevel::info;
 
   /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never
   /// terminated. Null: one that the process's channels share.

@@ -11,6 +11,7 @@
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/logger.hpp>
 #include <kvferry/kit/poller.hpp>
 
 namespace kvferry::kit {
@@ -79,6 +80,9 @@ class TransferChannelKit : public BaseTransferChannel {
   [[nodiscard]] const ChannelOptions& options() const noexcept;
   /// Drawn at random at construction.
   [[nodiscard]] std::uint64_t incarnation() const noexcept;
+
+  /// What the channel logs through; for the transport's own records. Never null; may be kept for longer than the channel.
+  [[nodiscard]] std::shared_ptr<Logger> logger() const;
 
   /// Null if the channel runs on the user's executor.
   [[nodiscard]] std::shared_ptr<Poller> poller() const;

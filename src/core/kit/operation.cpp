@@ -94,6 +94,12 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
                            " objects, peer '" + request_.peer_id + "': " + diagnostic + " (" +
                            std::to_string(transferred) + " transferred)";
   }
+  if (cause) {
+    registry_->logger().log(LogLevel::debug, "operation_failed", request_.peer_id, cause, [&] {
+      return std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
+             " objects: " + cause.message() + " (" + std::to_string(transferred) + " transferred)";
+    });
+  }
   registry_->counters().count_end(
       request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});
   auto completion = std::move(completion_);

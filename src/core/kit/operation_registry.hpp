@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include <kvferry/kit/logger.hpp>
 #include <kvferry/kit/operation.hpp>
 
 #include "transfer_counters.hpp"
@@ -46,8 +47,9 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
 /// The operations of a channel that have not ended yet, and the numbers of all.
 class OperationRegistry {
  public:
-  OperationRegistry(std::shared_ptr<DeadlineQueue> deadlines, std::size_t limit)
-      : deadlines_(std::move(deadlines)), limit_(limit) {}
+  OperationRegistry(std::shared_ptr<DeadlineQueue> deadlines, std::size_t limit,
+                    std::shared_ptr<Logger> logger = std::make_shared<Logger>())
+      : deadlines_(std::move(deadlines)), limit_(limit), logger_(std::move(logger)) {}
 
   /// @return `errc::closed` or `errc::resource_limit` if the operation wasn't taken.
   [[nodiscard]] std::error_code add(const std::shared_ptr<Operation>& operation);
@@ -57,10 +59,12 @@ class OperationRegistry {
   void wait_until_empty();
 
   [[nodiscard]] TransferCounters& counters() noexcept { return counters_; }
+  [[nodiscard]] Logger& logger() noexcept { return *logger_; }
 
  private:
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::size_t limit_;
+  const std::shared_ptr<Logger> logger_;
   TransferCounters counters_;
   std::mutex mutex_;
   std::condition_variable empty_;

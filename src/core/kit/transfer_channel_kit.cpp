@@ -89,7 +89,7 @@ class TransferChannelKit::Impl {
       executor = *options.executor;
     }
     deadlines = std::make_shared<DeadlineQueue>(executor);
-    operations = std::make_shared<OperationRegistry>(deadlines, options.max_pending_operations);
+    operations = std::make_shared<OperationRegistry>(deadlines, options.max_pending_operations, logger);
     exchanges = std::make_shared<InitExchanges>(deadlines);
     notifications = std::make_shared<NotificationQueue>(deadlines, options.max_pending_notifications);
   }
@@ -171,6 +171,7 @@ class TransferChannelKit::Impl {
 
   const ChannelOptions options;
   const std::uint64_t incarnation;
+  const std::shared_ptr<Logger> logger = std::make_shared<Logger>(options.log_sink, options.log_level);
   std::optional<IoThreads> threads;
   asio::any_io_executor executor;
   std::shared_ptr<DeadlineQueue> deadlines;
@@ -207,6 +208,7 @@ void TransferChannelKit::run_handlers_left() {
 }
 
 void TransferChannelKit::start() {
+  impl_->logger->set_transport(transport());
   impl_->peers = std::make_shared<PeerDirectory>(
       impl_->options, impl_->incarnation,
       TransportHooks{std::string(transport()), [this](const std::string& peer_id) { return dial(peer_id); },
@@ -239,6 +241,10 @@ void TransferChannelKit::start() {
       });
   impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
   impl_->peers->use(*impl_->handshakes, dialable_url(impl_->advertised));
+  impl_->logger->log(LogLevel::info, "channel_opened", {}, {}, [&] {
+    return "incarnation " + std::to_string(impl_->incarnation) +
+           (impl_->advertised.empty() ? ", answers no handshakes" : ", answers handshakes at " + impl_->advertised);
+  });
 }
 
 asio::any_io_executor TransferChannelKit::get_executor() const { return impl_->executor; }
@@ -267,6 +273,8 @@ const ChannelOptions& TransferChannelKit::options() const noexcept { return impl
 std::shared_ptr<Poller> TransferChannelKit::poller() const {
   return impl_->threads ? impl_->threads->poller() : nullptr;
 }
+
+std::shared_ptr<Logger> TransferChannelKit::logger() const { return impl_->logger; }
 
 std::uint64_t TransferChannelKit::incarnation() const noexcept { return impl_->incarnation; }
 
@@ -396,6 +404,8 @@ void TransferChannelKit::close() {
     impl_->notifications->close();
     impl_->side_message_thread.stop();
     impl_->deadlines->close();
+    impl_->logger->log(LogLevel::info, "channel_closed", {}, {},
+                       [&] { return "incarnation " + std::to_string(impl_->incarnation); });
   });
   // Outside, because a handler that is waited for may be calling this as well.
   impl_->join_side_messages();

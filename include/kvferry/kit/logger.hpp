@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include <kvferry/log.hpp>
+
+namespace kvferry::kit {
+
+/// What a channel and its transport log through: knows the sink, the level, and how much of the same there was.
+///
+/// Thread-safe. A record that isn't wanted costs a comparison; its text is made only if it is logged.
+class Logger {
+ public:
+  /// @param sink empty: the process's, whatever it is when something is logged; then `least` doesn't count.
+  /// @param interval in which 10 records of the same event and cause are logged at most.
+  explicit Logger(LogSink sink = {}, LogLevel least = LogLevel::info,
+                  std::chrono::milliseconds interval = std::chrono::seconds(10))
+      : sink_(std::move(sink)), least_(least), interval_(interval) {}
+  Logger(const Logger&) = delete;
+  Logger& operator=(const Logger&) = delete;
+
+  /// The name of the transport in records from now on.
+  void set_transport(std::string_view transport);
+
+  /// Whether records of this level are wanted.
+  [[nodiscard]] bool enabled(LogLevel level) const noexcept;
+
+  /// @param event a string that lives as long as the process.
+  /// @param peer the id or address as it is; empty if there is none.
+  /// @param text called once, or not at all if the record isn't logged; returns a sentence.
+  template <class Text>
+  void log(LogLevel level, std::string_view event, std::string_view peer, std::error_code cause, Text text) noexcept {
+    if (enabled(level)) {
+      try {
+        std::uint64_t suppressed = 0;
+        if (admit(event, cause, suppressed)) {
+          write(level, event, peer, cause, std::string(text()), suppressed);
+        }
+      } catch (...) {
+        // Neither a lack of memory nor the sink's own trouble is the caller's.
+      }
+    }
+  }
+
+ private:
+  /// How often one event has ended with one cause.
+  struct Rate {
+    std::string_view event;
+    std::error_code cause;
+    std::chrono::steady_clock::time_point since;
+    std::uint64_t logged = 0;
+    std::uint64_t suppressed = 0;
+  };
+
+  [[nodiscard]] bool admit(std::string_view event, std::error_code cause, std::uint64_t& suppressed);
+  void write(LogLevel level, std::string_view event, std::string_view peer, std::error_code cause,
+             const std::string& text, std::uint64_t suppressed);
+
+  const LogSink sink_;
+  const LogLevel least_;
+  const std::chrono::milliseconds interval_;
+  std::mutex mutex_;  ///< Guards what follows; not held while a sink runs.
+  std::string transport_;
+  std::array<Rate, 64> rates_;  ///< The longest unused gives its place to a new one.
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/log.hpp>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include <kvferry/kit/logger.hpp>
+
+namespace kvferry {
+namespace {
+
+constexpr std::size_t most_in_interval = 10;
+
+void write_to_standard_error(const LogRecord& record) {
+  const std::string line = to_string(record) + '\n';
+  // In one call, so that lines of several threads don't mix. There is nobody to tell of a failure.
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
+}
+
+/// The process's sink. Never destroyed: a channel of static storage duration may log after everything else is gone.
+class ProcessSink {
+ public:
+  void set(LogSink sink, LogLevel least) {
+    auto next = sink ? std::make_shared<const LogSink>(std::move(sink)) : nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      sink_.swap(next);
+      least_ = sink_ ? least : LogLevel::off;
+    }
+    // The old sink, which is the user's code, is destroyed without the lock.
+  }
+
+  [[nodiscard]] LogLevel least() const noexcept { return least_; }
+
+  void call(const LogRecord& record) {
+    std::shared_ptr<const LogSink> sink;
+    {
+      const std::lock_guard lock(mutex_);
+      sink = sink_;
+    }
+    if (sink) {
+      (*sink)(record);
+    }
+  }
+
+  [[nodiscard]] static ProcessSink& instance() {
+    union Storage {
+      Storage() : sink() {}
+      ~Storage() {}
+      ProcessSink sink;
+    };
+    static Storage storage;
+    return storage.sink;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<const LogSink> sink_ = std::make_shared<const LogSink>(write_to_standard_error);
+  std::atomic<LogLevel> least_{LogLevel::warning};
+};
+
+/// Length of the UTF-8 sequence that `text` begins with; 0 if it begins with none (RFC 3629).
+std::size_t utf8_sequence(std::string_view text) noexcept {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char first = byte(0);
+  const std::size_t length = first < 0x80   ? 1
+                             : first < 0xc2 ? 0
+                             : first < 0xe0 ? 2
+                             : first < 0xf0 ? 3
+                             : first < 0xf5 ? 4
+                                            : 0;
+  if (length == 0 || length > text.size()) {
+    return 0;
+  }
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) {
+      return 0;
+    }
+  }
+  // Longer than need be, surrogates, and what lies behind the last code point.
+  if ((first == 0xe0 && byte(1) < 0xa0) || (first == 0xed && byte(1) > 0x9f) || (first == 0xf0 && byte(1) < 0x90) ||
+      (first == 0xf4 && byte(1) > 0x8f)) {
+    return 0;
+  }
+  return length;
+}
+
+/// @param and_quotes whether what would end a quoted text early is escaped as well.
+std::string escaped(std::string_view text, std::size_t longest, bool and_quotes) {
+  constexpr std::string_view digits = "0123456789abcdef";
+  std::string result;
+  std::size_t i = 0;
+  while (i < text.size()) {
+    const std::size_t length = utf8_sequence(text.substr(i));
+    if (i + std::max<std::size_t>(length, 1) > longest) {
+      return result + "...";
+    }
+    const auto byte = static_cast<unsigned char>(text[i]);
+    // C1 controls are two bytes in UTF-8, and terminals obey them as well.
+    const bool control =
+        byte < 0x20 || byte == 0x7f || (length == 2 && byte == 0xc2 && static_cast<unsigned char>(text[i + 1]) < 0xa0);
+    if (length == 0 || control || (and_quotes && (byte == '"' || byte == '\'' || byte == '\\'))) {
+      for (std::size_t j = 0; j < std::max<std::size_t>(length, 1); ++j) {
+        const auto value = static_cast<unsigned char>(text[i + j]);
+        result += "\\x";
+        result += digits[value >> 4];
+        result += digits[value & 15];
+      }
+    } else {
+      result += text.substr(i, length);
+    }
+    i += std::max<std::size_t>(length, 1);
+  }
+  return result;
+}
+
+}  // namespace
+
+std::string_view to_string(LogLevel level) noexcept {
+  constexpr std::array<std::string_view, 5> names{"debug", "info", "warning", "error", "off"};
+  return names[std::min<std::size_t>(static_cast<std::size_t>(level), names.size() - 1)];
+}
+
+std::string to_string(const LogRecord& record) {
+  std::string line = "kvferry ";
+  line += to_string(record.level);
+  line += ' ';
+  line += record.event;
+  if (!record.transport.empty()) {
+    line += ' ';
+    line += record.transport;
+  }
+  if (!record.peer.empty()) {
+    line += " peer \"";
+    line += record.peer;
+    line += '"';
+  }
+  line += ": ";
+  line += record.text;
+  if (record.cause) {
+    line += " [";
+    line += record.cause.category().name();
+    line += ':' + std::to_string(record.cause.value()) + ']';
+  }
+  if (record.suppressed != 0) {
+    line += " (" + std::to_string(record.suppressed) + " more like this were left out)";
+  }
+  return line;
+}
+
+std::string printable(std::string_view text, std::size_t longest) { return escaped(text, longest, true); }
+
+void set_log_sink(LogSink sink, LogLevel least) { ProcessSink::instance().set(std::move(sink), least); }
+
+namespace kit {
+
+bool Logger::enabled(LogLevel level) const noexcept {
+  return level < LogLevel::off && level >= (sink_ ? least_ : ProcessSink::instance().least());
+}
+
+void Logger::set_transport(std::string_view transport) {
+  const std::lock_guard lock(mutex_);
+  transport_ = transport;
+}
+
+bool Logger::admit(std::string_view event, std::error_code cause, std::uint64_t& suppressed) {
+  const auto now = std::chrono::steady_clock::now();
+  const std::lock_guard lock(mutex_);
+  auto rate =
+      std::ranges::find_if(rates_, [&](const Rate& known) { return known.event == event && known.cause == cause; });
+  if (rate == rates_.end()) {
+    rate = std::ranges::min_element(rates_, {}, &Rate::since);
+    *rate = {event, cause, now};
+  } else if (now - rate->since >= interval_) {
+    rate->since = now;
+    rate->logged = 0;
+  }
+  if (rate->logged == most_in_interval) {
+    ++rate->suppressed;
+    return false;
+  }
+  ++rate->logged;
+  suppressed = std::exchange(rate->suppressed, 0);
+  return true;
+}
+
+void Logger::write(LogLevel level, std::string_view event, std::string_view peer, std::error_code cause,
+                   const std::string& text, std::uint64_t suppressed) {
+  const std::string shown_peer = printable(peer);
+  const std::string shown_text = escaped(text, std::string::npos, false);
+  std::string transport;
+  {
+    const std::lock_guard lock(mutex_);
+    transport = transport_;
+  }
+  const LogRecord record{level,      std::chrono::system_clock::now(), event,     transport, shown_peer, cause,
+                         shown_text, suppressed};
+  if (sink_) {
+    sink_(record);
+  } else {
+    ProcessSink::instance().call(record);
+  }
+}
+
+}  // namespace kit
+}  // namespace kvferry

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/kit/logger.hpp>
+#include <kvferry/log.hpp>
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry {
+namespace {
+
+/// A record without views.
+struct Kept {
+  LogLevel level;
+  std::string event;
+  std::string transport;
+  std::string peer;
+  std::error_code cause;
+  std::string text;
+  std::uint64_t suppressed;
+};
+
+class Records {
+ public:
+  [[nodiscard]] LogSink sink() {
+    return [this](const LogRecord& record) {
+      const std::lock_guard lock(mutex_);
+      kept_.push_back({record.level, std::string(record.event), std::string(record.transport), std::string(record.peer),
+                       record.cause, std::string(record.text), record.suppressed});
+    };
+  }
+  [[nodiscard]] std::vector<Kept> taken() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(kept_, {});
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Kept> kept_;
+};
+
+/// The process's sink, put back to what a test may leave behind: nothing is written.
+class ProcessSink : public testing::Test {
+ protected:
+  ~ProcessSink() override { set_log_sink({}); }
+};
+
+TEST(Log, ARecordNamesPeerTransportAndCause) {
+  Records records;
+  kit::Logger logger(records.sink());
+  logger.set_transport("tcp");
+  logger.log(LogLevel::warning, "peer_refused", "decode-3", errc::page_size_mismatch, [] { return "4096 and 8192"; });
+  const auto kept = records.taken();
+  ASSERT_EQ(kept.size(), 1U);
+  EXPECT_EQ(kept[0].level, LogLevel::warning);
+  EXPECT_EQ(kept[0].event, "peer_refused");
+  EXPECT_EQ(kept[0].transport, "tcp");
+  EXPECT_EQ(kept[0].peer, "decode-3");
+  EXPECT_EQ(kept[0].cause, errc::page_size_mismatch);
+  EXPECT_EQ(kept[0].text, "4096 and 8192");
+}
+
+TEST(Log, ATextIsNotMadeForARecordThatNobodyWants) {
+  Records records;
+  kit::Logger logger(records.sink(), LogLevel::warning);
+  logger.log(LogLevel::info, "event", "peer", {}, []() -> std::string { throw std::logic_error("made"); });
+  EXPECT_FALSE(logger.enabled(LogLevel::info));
+  EXPECT_TRUE(logger.enabled(LogLevel::warning));
+  EXPECT_TRUE(records.taken().empty());
+
+  kit::Logger silent(records.sink(), LogLevel::off);
+  EXPECT_FALSE(silent.enabled(LogLevel::error));
+  EXPECT_FALSE(silent.enabled(LogLevel::off));
+}
+
+TEST(Log, TheSameIsNotRepeatedWithoutEnd) {
+  Records records;
+  kit::Logger logger(records.sink());
+  for (int i = 0; i < 1000; ++i) {
+    logger.log(LogLevel::warning, "flood", "stranger", errc::resource_limit, [] { return "full"; });
+  }
+  EXPECT_EQ(records.taken().size(), 10U);
+  // Another cause and another event are not the same.
+  logger.log(LogLevel::warning, "flood", "stranger", errc::timed_out, [] { return "late"; });
+  logger.log(LogLevel::warning, "other", "stranger", errc::resource_limit, [] { return "full"; });
+  EXPECT_EQ(records.taken().size(), 2U);
+}
+
+TEST(Log, ALaterRecordTellsHowManyWereLeftOut) {
+  Records records;
+  kit::Logger logger(records.sink(), LogLevel::info, std::chrono::milliseconds(20));
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  std::uint64_t tried = 0;
+  std::uint64_t logged = 0;
+  std::uint64_t suppressed = 0;
+  while (suppressed == 0 && std::chrono::steady_clock::now() < deadline) {
+    ++tried;
+    logger.log(LogLevel::warning, "flood", "stranger", errc::resource_limit, [] { return "full"; });
+    for (const auto& kept : records.taken()) {
+      ++logged;
+      suppressed += kept.suppressed;
+    }
+  }
+  EXPECT_GT(suppressed, 0U);
+  EXPECT_EQ(logged + suppressed, tried);
+}
+
+TEST(LogDeathTest, UntilASinkIsSetWarningsGoToTheStandardErrorOutput) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        kit::Logger logger;
+        logger.log(LogLevel::info, "not_wanted", {}, {}, [] { return "text"; });
+        logger.log(LogLevel::warning, "wanted", "decode", {}, [] { return "text"; });
+        std::_Exit(logger.enabled(LogLevel::info) ? 1 : 0);
+      },
+      testing::ExitedWithCode(0), "^kvferry warning wanted peer .decode.: text\n$");
+}
+
+TEST(Log, ASinkThatThrowsDisturbsNobody) {
+  kit::Logger logger([](const LogRecord&) { throw std::runtime_error("disk full"); });
+  logger.log(LogLevel::error, "event", {}, {}, [] { return "text"; });
+  kit::Logger fine([](const LogRecord&) {});
+  fine.log(LogLevel::error, "event", {}, {}, []() -> std::string { throw std::bad_alloc(); });
+}
+
+TEST(Log, WhatAPeerChoseCannotBreakALine) {
+  Records records;
+  kit::Logger logger(records.sink());
+  logger.log(LogLevel::info, "event", std::string_view("a\nb\x1b[31m\0\"", 10), {},
+             [] { return "peer 'x\r\ny' said so"; });
+  const auto kept = records.taken();
+  ASSERT_EQ(kept.size(), 1U);
+  EXPECT_EQ(kept[0].peer, "a\\x0ab\\x1b[31m\\x00\\x22");
+  EXPECT_EQ(kept[0].text, "peer 'x\\x0d\\x0ay' said so");
+}
+
+TEST(Log, PrintableKeepsTextAndEscapesTheRest) {
+  EXPECT_EQ(printable("décode 世界"), "décode 世界");
+  EXPECT_EQ(printable("\xff\xc3"), "\\xff\\xc3");           // no UTF-8
+  EXPECT_EQ(printable("\xc0\xaf"), "\\xc0\\xaf");           // "/" written longer than need be
+  EXPECT_EQ(printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");  // a surrogate
+  EXPECT_EQ(printable("\xc2\x9b"
+                      "31m"),
+            "\\xc2\\x9b31m");  // a control character of two bytes
+  EXPECT_EQ(printable("a'\"\\"), "a\\x27\\x22\\x5c");
+  EXPECT_EQ(printable(std::string(100, 'x')), std::string(100, 'x'));
+  EXPECT_EQ(printable(std::string(101, 'x')), std::string(100, 'x') + "...");
+  EXPECT_EQ(printable(std::string(99, 'x') + "é"), std::string(99, 'x') + "...");  // not cut in two
+  EXPECT_EQ(printable("", 0), "");
+}
+
+TEST(Log, ALineHasEverything) {
+  LogRecord record;
+  record.level = LogLevel::warning;
+  record.event = "handshake_refused";
+  record.transport = "tcp";
+  record.peer = "decode-3";
+  record.cause = errc::page_size_mismatch;
+  record.text = "another page size";
+  record.suppressed = 7;
+  EXPECT_EQ(to_string(record), "kvferry warning handshake_refused tcp peer \"decode-3\": another page size [kvferry:" +
+                                   std::to_string(static_cast<int>(errc::page_size_mismatch)) +
+                                   "] (7 more like this were left out)");
+  record = {};
+  record.event = "channel_opened";
+  record.text = "x";
+  EXPECT_EQ(to_string(record), "kvferry info channel_opened: x");
+}
+
+TEST_F(ProcessSink, GetsWhatHasNoSinkOfItsOwn) {
+  Records process;
+  Records own;
+  kit::Logger logger;
+  kit::Logger apart(own.sink());
+  set_log_sink(process.sink(), LogLevel::debug);
+  logger.log(LogLevel::debug, "one", {}, {}, [] { return "1"; });
+  apart.log(LogLevel::warning, "two", {}, {}, [] { return "2"; });
+  set_log_sink({});
+  EXPECT_FALSE(logger.enabled(LogLevel::error));
+  logger.log(LogLevel::error, "three", {}, {}, [] { return "3"; });
+  const auto kept = process.taken();
+  ASSERT_EQ(kept.size(), 1U);
+  EXPECT_EQ(kept[0].event, "one");
+  EXPECT_EQ(own.taken().size(), 1U);
+}
+
+TEST_F(ProcessSink, MayBeReplacedWhileItIsUsed) {
+  Records records;
+  kit::Logger logger;
+  std::thread other([&] {
+    for (int i = 0; i < 1000; ++i) {
+      logger.log(LogLevel::error, "event", {}, std::error_code(i, std::generic_category()), [] { return "text"; });
+    }
+  });
+  for (int i = 0; i < 1000; ++i) {
+    set_log_sink(records.sink());
+  }
+  other.join();
+}
+
+}  // namespace
+}  // namespace kvferry
