@@ -7,6 +7,8 @@
 #include <array>
 #include <cerrno>
 
+#include "never_destroyed.hpp"
+
 namespace kvferry {
 namespace {
 
@@ -141,17 +143,23 @@ class ConditionCategory final : public std::error_category {
   }
 };
 
+constinit const NeverDestroyed<ErrorCategory> the_error_category;
+constinit const NeverDestroyed<ConditionCategory> the_condition_category;
+
+/// Asio's categories are destroyed at exit, in the reverse of the order in which they were made: made first, they are there
+/// for the channels in the destructors of the program's static objects. 101 is before all that have no number.
+[[gnu::constructor(101)]] void make_asio_categories() {
+  (void)asio::error::get_system_category();
+  (void)asio::error::get_netdb_category();
+  (void)asio::error::get_addrinfo_category();
+  (void)asio::error::get_misc_category();
+}
+
 }  // namespace
 
-const std::error_category& error_category() noexcept {
-  static const ErrorCategory category;
-  return category;
-}
+const std::error_category& error_category() noexcept { return the_error_category.value; }
 
-const std::error_category& condition_category() noexcept {
-  static const ConditionCategory category;
-  return category;
-}
+const std::error_category& condition_category() noexcept { return the_condition_category.value; }
 
 std::error_code make_error_code(errc code) noexcept { return {static_cast<int>(code), error_category()}; }
 

@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <utility>
 
 #include <kvferry/error.hpp>
 
@@ -35,6 +36,27 @@ void EventDescriptor::set(int descriptor) noexcept {
 void EventDescriptor::clear() const noexcept {
   std::uint64_t count = 0;
   [[maybe_unused]] const auto size = ::read(descriptor_, &count, sizeof(count));
+}
+
+std::unique_ptr<EventDescriptor> EventDescriptors::take() {
+  {
+    const std::lock_guard lock(mutex_);
+    kept_.reserve(most_kept);  // so that nothing that comes back needs memory
+    if (!kept_.empty()) {
+      auto event = std::move(kept_.back());
+      kept_.pop_back();
+      return event;
+    }
+  }
+  return std::make_unique<EventDescriptor>();
+}
+
+void EventDescriptors::give_back(std::unique_ptr<EventDescriptor> event) noexcept {
+  event->clear();
+  const std::lock_guard lock(mutex_);
+  if (kept_.size() < most_kept) {
+    kept_.push_back(std::move(event));
+  }
 }
 
 }  // namespace kvferry

@@ -11,12 +11,21 @@
 
 #include <kvferry/error.hpp>
 
+#include "never_destroyed.hpp"
+
 namespace kvferry::kit {
 namespace {
 
+struct ProcessContext {
+  std::mutex mutex;
+  std::weak_ptr<zmq::context_t> shared;
+};
+
+/// For channels that are made or destroyed after main.
+constinit NeverDestroyed<ProcessContext> of_process;
+
 std::shared_ptr<zmq::context_t> process_context() {
-  static std::mutex mutex;
-  static std::weak_ptr<zmq::context_t> shared;
+  auto& [mutex, shared] = of_process.value;
   const std::lock_guard lock(mutex);
   auto context = shared.lock();
   if (!context) {

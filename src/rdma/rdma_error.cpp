@@ -7,6 +7,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "core/never_destroyed.hpp"
+
 namespace kvferry {
 namespace {
 
@@ -52,12 +54,11 @@ class RdmaCategory final : public std::error_category {
   }
 };
 
+constinit const NeverDestroyed<RdmaCategory> the_rdma_category;
+
 }  // namespace
 
-const std::error_category& rdma_category() noexcept {
-  static const RdmaCategory category;
-  return category;
-}
+const std::error_category& rdma_category() noexcept { return the_rdma_category.value; }
 
 std::error_code make_error_code(wc_status status) noexcept { return {static_cast<int>(status), rdma_category()}; }
 

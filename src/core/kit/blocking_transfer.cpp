@@ -1,18 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "blocking_transfer.hpp"
 
-#include "core/event_descriptor.hpp"
+#include <utility>
 
 namespace kvferry::kit {
-namespace {
-
-/// One a thread, lest every call make one.
-EventDescriptor& event_of_this_thread() {
-  thread_local EventDescriptor event;
-  return event;
-}
-
-}  // namespace
 
 void BlockingTransfer::complete(std::error_code cause, std::size_t transferred) {
   const std::lock_guard lock(mutex_);
@@ -20,27 +11,27 @@ void BlockingTransfer::complete(std::error_code cause, std::size_t transferred) 
   transferred_ = transferred;
   over_.store(true, std::memory_order_release);
   ended_.notify_one();
-  if (descriptor_ != -1) {
-    EventDescriptor::set(descriptor_);
+  if (event_) {
+    event_->set();
   }
 }
 
 int BlockingTransfer::descriptor() {
   const std::lock_guard lock(mutex_);
-  if (descriptor_ == -1) {
-    descriptor_ = event_of_this_thread().descriptor();
+  if (!event_) {
+    event_ = events_->take();
     if (over()) {
-      EventDescriptor::set(descriptor_);
+      event_->set();
     }
   }
-  return descriptor_;
+  return event_->descriptor();
 }
 
 std::size_t BlockingTransfer::wait(std::error_code& cause) {
   std::unique_lock lock(mutex_);
   ended_.wait(lock, [this] { return over(); });
-  if (descriptor_ != -1) {
-    event_of_this_thread().clear();
+  if (event_) {
+    events_->give_back(std::move(event_));
   }
   cause = cause_;
   return transferred_;

@@ -4,10 +4,14 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <memory>
 #include <mutex>
 #include <system_error>
+#include <utility>
 
 #include <kvferry/kit/blocking_wait.hpp>
+
+#include "core/event_descriptor.hpp"
 
 namespace kvferry::kit {
 
@@ -15,6 +19,8 @@ namespace kvferry::kit {
 /// when the waiting thread has gone on.
 class BlockingTransfer final : public BlockingWait {
  public:
+  explicit BlockingTransfer(std::shared_ptr<EventDescriptors> events) : events_(std::move(events)) {}
+
   void complete(std::error_code cause, std::size_t transferred);
 
   [[nodiscard]] bool over() const noexcept override { return over_.load(std::memory_order_acquire); }
@@ -27,7 +33,8 @@ class BlockingTransfer final : public BlockingWait {
   std::atomic<bool> over_{false};
   std::mutex mutex_;
   std::condition_variable ended_;
-  int descriptor_ = -1;
+  const std::shared_ptr<EventDescriptors> events_;
+  std::unique_ptr<EventDescriptor> event_;  ///< Null until somebody asks for a descriptor.
   std::error_code cause_;
   std::size_t transferred_ = 0;
 };

@@ -178,6 +178,7 @@ class TransferChannelKit::Impl {
   std::shared_ptr<OperationRegistry> operations;
   std::shared_ptr<InitExchanges> exchanges;
   std::shared_ptr<NotificationQueue> notifications;
+  const std::shared_ptr<EventDescriptors> events = std::make_shared<EventDescriptors>();
   std::shared_ptr<PeerDirectory> peers;
   std::string advertised;
   asio::thread_pool side_message_thread{1};
@@ -330,7 +331,7 @@ std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error
   if (running_in_io_thread()) {
     return BaseTransferChannel::run_transfer(std::move(request), ec);
   }
-  const auto transfer = std::make_shared<BlockingTransfer>();
+  const auto transfer = std::make_shared<BlockingTransfer>(impl_->events);
   {
     const Serving serving(impl_->peers->link(request.peer_id));
     start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {

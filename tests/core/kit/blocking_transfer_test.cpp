@@ -19,7 +19,7 @@ bool readable(int descriptor, int timeout_ms) {
 }
 
 TEST(BlockingTransfer, TellsHowItEnded) {
-  BlockingTransfer transfer;
+  BlockingTransfer transfer(std::make_shared<EventDescriptors>());
   EXPECT_FALSE(transfer.over());
   transfer.complete(errc::timed_out, 3);
   EXPECT_TRUE(transfer.over());
@@ -29,8 +29,9 @@ TEST(BlockingTransfer, TellsHowItEnded) {
 }
 
 TEST(BlockingTransfer, ItsDescriptorWakesAThreadThatWaitsForOtherThingsToo) {
+  const auto events = std::make_shared<EventDescriptors>();
   for (int round = 0; round < 100; ++round) {
-    const auto transfer = std::make_shared<BlockingTransfer>();
+    const auto transfer = std::make_shared<BlockingTransfer>(events);
     const int descriptor = transfer->descriptor();
     EXPECT_FALSE(readable(descriptor, 0)) << "left over from round " << round - 1;
     std::thread completing([transfer] { transfer->complete({}, 1); });
@@ -42,7 +43,7 @@ TEST(BlockingTransfer, ItsDescriptorWakesAThreadThatWaitsForOtherThingsToo) {
 }
 
 TEST(BlockingTransfer, TheDescriptorOfOneThatIsOverIsReadable) {
-  BlockingTransfer transfer;
+  BlockingTransfer transfer(std::make_shared<EventDescriptors>());
   transfer.complete({}, 1);
   EXPECT_TRUE(readable(transfer.descriptor(), 0));
   std::error_code cause;

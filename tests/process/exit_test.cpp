@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// Channels at the end of a process: in static objects, never destroyed, or in use while it ends.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include "program.hpp"
+#include "tcp/channel_pair.hpp"
+
+namespace kvferry::tcp::testing {
+namespace {
+
+using kvferry::testing::Program;
+
+/// Two connected channels; `prefill` writes to `decode`, which it knows as "decode".
+struct Pair {
+  Pair() {
+    TcpOptions options;
+    options.poll = PollPolicy::never();  // a call that waits sleeps
+    decode.emplace(4, options);
+    prefill.emplace(4, options);
+    prefill->channel->lazy_init_peer_connection("prefill", "decode", decode->channel->peer_init_url());
+  }
+
+  void write() {
+    const auto pages = indexes(1);
+    prefill->channel->batched_write({prefill->page(0)}, {.peer_id = "decode", .remote_indexes = pages});
+  }
+
+  std::optional<Node> decode;
+  std::optional<Node> prefill;
+};
+
+/// Ends the program with another exit code if something is wrong where nothing can be thrown any more.
+void require(bool right, const char* what) {
+  if (!right) {
+    std::fprintf(stderr, "wrong: %s\n", what);
+    std::_Exit(1);
+  }
+}
+
+void require_working_errors(TcpTransferChannel& channel) {
+  std::error_code ec;
+  channel.batched_write({ConstBuffer()}, {.peer_id = "nobody"}, ec);
+  require(ec == condition::invalid_argument, "the condition of an error of kvferry's");
+  require(!ec.message().empty() && std::string(ec.category().name()) == "kvferry", "what it says of itself");
+  channel.lazy_init_peer_connection("a", "nobody", "tcp://127.0.0.1:1", {}, {.timeout = std::chrono::milliseconds(50)},
+                                    ec);
+  require(ec == condition::retryable && !ec.message().empty(), "the condition of one of the network's");
+}
+
+/// Destroyed after main, used before that.
+struct AfterMain {
+  ~AfterMain() {
+    if (pair == nullptr) {
+      return;
+    }
+    pair->write();
+    require_working_errors(*pair->prefill->channel);
+    pair.reset();
+  }
+
+  std::unique_ptr<Pair> pair;
+};
+
+AfterMain after_main;
+
+}  // namespace
+
+KVFERRY_PROGRAM(channel_in_a_static_object) {
+  after_main.pair = std::make_unique<Pair>();
+  after_main.pair->write();
+  return 0;
+}
+
+KVFERRY_PROGRAM(channel_that_is_never_destroyed) {
+  alignas(Pair) static std::array<std::byte, sizeof(Pair)> storage;
+  Pair* const pair = new (storage.data()) Pair;
+  std::vector<std::future<std::size_t>> writes;
+  static const auto pages = indexes(1);
+  for (int i = 0; i < 1000; ++i) {
+    writes.push_back(pair->prefill->channel->async_batched_write(
+        {pair->prefill->page(0)}, {.peer_id = "decode", .remote_indexes = pages}, asio::use_future));
+  }
+  return 0;  // with most of them on their way
+}
+
+namespace {
+
+/// Threads call until the destructor, after main, closes the channel.
+struct Callers {
+  ~Callers() {
+    if (pair != nullptr) {
+      pair->prefill->channel->close();
+      for (std::thread& thread : threads) {
+        thread.join();
+      }
+    }
+  }
+
+  void call() {
+    std::error_code ec;
+    const auto pages = indexes(1);
+    while (!ec) {
+      ++calls;
+      pair->prefill->channel->batched_write({pair->prefill->page(0)}, {.peer_id = "decode", .remote_indexes = pages},
+                                            ec);
+    }
+    require(ec == errc::closed, "the end of a call whose channel is closed");
+  }
+
+  std::unique_ptr<Pair> pair;
+  std::vector<std::thread> threads;
+  std::atomic<int> calls{0};
+};
+
+Callers callers;
+
+}  // namespace
+
+KVFERRY_PROGRAM(exit_while_threads_call) {
+  callers.pair = std::make_unique<Pair>();
+  for (int i = 0; i < 2; ++i) {
+    callers.threads.emplace_back([] { callers.call(); });
+  }
+  while (callers.calls < 100) {
+    std::this_thread::yield();
+  }
+  std::exit(0);
+}
+
+namespace {
+
+/// Sends in its destructor to a recv that comes later, so that the caller sleeps; the process' own files stay as they are.
+struct SaysGoodbye {
+  ~SaysGoodbye() {
+    if (pair == nullptr) {
+      return;
+    }
+    std::array<int, 8> files{};
+    for (int& file : files) {
+      file = ::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+      require(file >= 0, "a file");
+    }
+    for (std::uint64_t tag = 0; tag < 20; ++tag) {
+      send(tag);
+    }
+    for (const int file : files) {
+      struct stat info {};
+      require(::fstat(file, &info) == 0, "the file is still this program's");
+      require(info.st_size == 0, "nobody wrote into the program's file");
+      ::close(file);
+    }
+  }
+
+  void send(std::uint64_t tag) {
+    std::thread receiver([this, tag] {
+      const auto& stats = *pair->prefill->channel;
+      while (stats.stats().of(TransferKind::send).in_flight() == 0) {
+        std::this_thread::yield();
+      }
+      pair->decode->channel->batched_recv({pair->decode->page(0)}, {.peer_id = "prefill", .tag = tag});
+    });
+    std::error_code ec;
+    pair->prefill->channel->batched_send({pair->prefill->page(0)}, {.peer_id = "decode", .tag = tag}, ec);
+    receiver.join();
+    require(!ec, "a send in a static object's destructor");
+  }
+
+  std::unique_ptr<Pair> pair;
+};
+
+SaysGoodbye says_goodbye;
+
+}  // namespace
+
+KVFERRY_PROGRAM(blocking_calls_after_main) {
+  says_goodbye.pair = std::make_unique<Pair>();
+  says_goodbye.send(0);  // makes what a thread keeps for such calls
+  return 0;
+}
+
+namespace {
+
+class AtExit : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(AtExit, TheProgramEndsWell) {
+  for (int round = 0; round < 5; ++round) {
+    const auto ended = Program::run(GetParam());
+    ASSERT_TRUE(ended.right()) << ended.to_string();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Programs, AtExit,
+                         ::testing::Values("channel_in_a_static_object", "channel_that_is_never_destroyed",
+                                           "exit_while_threads_call", "blocking_calls_after_main"),
+                         [](const auto& tested) { return std::string(tested.param); });
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
