@@ -16,12 +16,15 @@
 #include "handshake_mailbox.hpp"
 #include "handshake_questions.hpp"
 #include "handshake_sockets.hpp"
+#include "thread.hpp"
 
 namespace kvferry::kit {
 namespace {
 
 /// The service whose thread this is.
 thread_local const void* serving = nullptr;
+
+constexpr const char* thread_name = "kvferry-zmq";
 
 template <class... Functions>
 struct Overloaded : Functions... {
@@ -63,7 +66,7 @@ struct HandshakeService::Impl {
   }
 
   void start() {
-    thread = std::thread([this] { run(); });
+    thread = start_thread(thread_name, [this] { run(); });
   }
 
   void run() {
@@ -141,7 +144,7 @@ struct HandshakeService::Impl {
       return;
     }
     join_thread();
-    thread = std::thread([this, late = std::get<Question>(std::move(command))] {
+    thread = start_thread(thread_name, [this, late = std::get<Question>(std::move(command))] {
       serving = this;
       mailbox->reopen();
       end_with_closed(late);

@@ -12,6 +12,7 @@
 #include <kvferry/error.hpp>
 
 #include "never_destroyed.hpp"
+#include "thread.hpp"
 
 namespace kvferry::kit {
 namespace {
@@ -37,7 +38,7 @@ std::shared_ptr<zmq::context_t> process_context() {
   return context;
 }
 
-/// What cppzmq does with EINTR - throw - is of use to nobody here.
+/// ZeroMQ's calls end with EINTR before they have done anything, and cppzmq throws that.
 template <class Operation>
 auto uninterrupted(Operation operation) {
   while (true) {
@@ -51,12 +52,18 @@ auto uninterrupted(Operation operation) {
   }
 }
 
+/// The first socket of a context starts ZeroMQ's threads.
+void* make_socket(const SharedContext& context, zmq::socket_type type) noexcept {
+  const SignalsBlocked blocked;
+  return zmq_socket(context.handle(), static_cast<int>(type));
+}
+
 }  // namespace
 
 SharedContext::SharedContext(void* user) : user_(user), own_(user == nullptr ? process_context() : nullptr) {}
 
 HandshakeSocket::HandshakeSocket(const SharedContext& context, zmq::socket_type type, std::size_t max_message_bytes)
-    : handle_(zmq_socket(context.handle(), static_cast<int>(type))) {
+    : handle_(make_socket(context, type)) {
   if (handle_ == nullptr) {
     throw zmq::error_t();
   }
@@ -68,16 +75,19 @@ HandshakeSocket::HandshakeSocket(const SharedContext& context, zmq::socket_type 
 
 void HandshakeSocket::connect(const HostPort& address) const {
   ref().set(zmq::sockopt::ipv6, address.is_ipv6_literal());
-  ref().connect(address.to_url());
+  uninterrupted([&] { ref().connect(address.to_url()); });
 }
 
 std::uint16_t HandshakeSocket::bind(const HostPort& address) const {
   ref().set(zmq::sockopt::ipv6, address.is_ipv6_literal() || address.host == "*");
-  ref().bind(address.to_url());
+  uninterrupted([&] { ref().bind(address.to_url()); });
   return parse_url(ref().get(zmq::sockopt::last_endpoint)).port;
 }
 
-void HandshakeSocket::unbind() const { ref().unbind(ref().get(zmq::sockopt::last_endpoint)); }
+void HandshakeSocket::unbind() const {
+  const auto endpoint = ref().get(zmq::sockopt::last_endpoint);
+  uninterrupted([&] { ref().unbind(endpoint); });
+}
 
 std::vector<zmq::message_t> HandshakeSocket::receive() const {
   std::vector<zmq::message_t> frames;
@@ -112,11 +122,13 @@ HandshakeMonitor::HandshakeMonitor(const SharedContext& context, const Handshake
   const auto endpoint = "inproc://kvferry-monitor-" + std::to_string(count++);
   // No limit, lest ZeroMQ's thread wait for room.
   ref().set(zmq::sockopt::rcvhwm, 0);
-  if (zmq_socket_monitor(watched.ref().handle(), endpoint.c_str(), events) != 0) {
-    throw zmq::error_t();
-  }
+  uninterrupted([&] {
+    if (zmq_socket_monitor(watched.ref().handle(), endpoint.c_str(), events) != 0) {
+      throw zmq::error_t();
+    }
+  });
   watched_.reset(watched.ref().handle());
-  ref().connect(endpoint);
+  uninterrupted([&] { ref().connect(endpoint); });
 }
 
 std::optional<int> HandshakeMonitor::receive(std::chrono::milliseconds timeout) const {

@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <string>
+
+#include "core/thread.hpp"
 
 namespace kvferry::kit {
 
@@ -15,7 +18,7 @@ IoThreads::IoThreads(std::size_t count, PollPolicy poll)
   threads_.reserve(std::max<std::size_t>(count, 1));
   try {
     for (std::size_t i = 0; i < std::max<std::size_t>(count, 1); ++i) {
-      threads_.emplace_back([this] { run(); });
+      threads_.push_back(start_thread("kvferry-io/" + std::to_string(i), [this] { run(); }));
     }
   } catch (...) {
     finish();

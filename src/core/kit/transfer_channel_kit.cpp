@@ -16,6 +16,8 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/thread.hpp"
+
 #include "blocking_transfer.hpp"
 #include "checks.hpp"
 #include "init_exchange.hpp"
@@ -71,6 +73,14 @@ class Serving {
 
  private:
   std::shared_ptr<Link> link_;
+};
+
+class OneThreadPool : public asio::thread_pool {
+ public:
+  explicit OneThreadPool(const char* name, [[maybe_unused]] const SignalsBlocked& until_it_is_made = {})
+      : asio::thread_pool(1) {
+    asio::post(*this, [name] { name_this_thread(name); });
+  }
 };
 
 }  // namespace
@@ -181,7 +191,7 @@ class TransferChannelKit::Impl {
   const std::shared_ptr<EventDescriptors> events = std::make_shared<EventDescriptors>();
   std::shared_ptr<PeerDirectory> peers;
   std::string advertised;
-  asio::thread_pool side_message_thread{1};
+  OneThreadPool side_message_thread{"kvferry-side"};
   std::mutex held_mutex;
   std::vector<std::function<void()>> held;
   bool holding = options.hold_side_messages;
