@@ -81,7 +81,7 @@ struct ChannelStats {
 };
 
 /// The statistics of a program's channels in Prometheus' text format, version 0.0.4: to be answered with the content
-/// type `text/plain; version=0.0.4`. Counters are named `kvferry_..._total`, durations are in seconds, sizes in bytes.
+/// type `text/plain; version=0.0.4`. The label `cause` is the error's `error_name`. Counters are named `kvferry_..._total`, durations are in seconds, sizes in bytes.
 /// Channels of the same transport need `labels` that tell them apart.
 /// @throws TransferError `std::errc::invalid_argument` for a label name that Prometheus forbids or kvferry uses itself.
 ///   Source: https://prometheus.io/docs/instrumenting/exposition_formats/

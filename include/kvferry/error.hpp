@@ -69,6 +69,11 @@ enum class condition {
 [[nodiscard]] std::error_code make_error_code(errc code) noexcept;
 [[nodiscard]] std::error_condition make_error_condition(condition value) noexcept;
 
+/// The stable name of an error, for metrics, logs and tests: the enumerator of an `errc` ("timed_out"), the symbol of an errno
+/// ("ECONNRESET"), Asio's name ("eof", "host_not_found"), else the number. The category is not part of it. The texts of
+/// `message()` may change between versions; these names don't.
+[[nodiscard]] std::string error_name(const std::error_code& code);
+
 /// Thrown by the throwing form of every blocking call. `what()` names the peer, the field and both values.
 class TransferError : public std::system_error {
  public:

@@ -57,7 +57,7 @@ using LogSink = std::function<void(const LogRecord&)>;
 void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
 
 /// The record as the default sink writes it, without the end of the line:
-/// `kvferry warning handshake_refused tcp peer "decode-3": another page size [kvferry:22]`.
+/// `kvferry warning handshake_refused tcp peer "decode-3": another page size [kvferry:page_size_mismatch]`.
 [[nodiscard]] std::string to_string(const LogRecord& record);
 
 /// What a stranger may have chosen, fit for a line of text: control characters, bytes that are no UTF-8, quotes and

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <utility>
 
+#include <kvferry/error.hpp>
 #include <kvferry/kit/logger.hpp>
 
 namespace kvferry {
@@ -146,7 +147,7 @@ std::string to_string(const LogRecord& record) {
   if (record.cause) {
     line += " [";
     line += record.cause.category().name();
-    line += ':' + std::to_string(record.cause.value()) + ']';
+    line += ':' + error_name(record.cause) + ']';
   }
   if (record.suppressed != 0) {
     line += " (" + std::to_string(record.suppressed) + " more like this were left out)";

@@ -147,7 +147,7 @@ std::string to_prometheus(std::span<const ChannelStats> channels) {
       "kvferry_operations_failed_total", "counter", "Operations that ended with an error, by cause.",
       [&](const TransferStats& transfers, const std::string& kind) {
         for (const auto& [cause, operations] : transfers.failures) {
-          text.sample({{"kind", kind}, {"category", cause.category().name()}, {"cause", cause.message()}},
+          text.sample({{"kind", kind}, {"category", cause.category().name()}, {"cause", error_name(cause)}},
                       std::to_string(operations));
         }
       });

@@ -47,6 +47,22 @@ TEST(Error, EveryCodeHasASentenceOfItsOwn) {
   EXPECT_FALSE(make_error_condition(condition::retryable).message().empty());
 }
 
+TEST(Error, EveryCodeHasANameOfItsOwn) {
+  std::set<std::string> names;
+  for (const auto& code : own_codes()) {
+    const std::string name = error_name(code);
+    EXPECT_NE(name, std::to_string(code.value()));
+    EXPECT_TRUE(names.insert(name).second) << name;
+  }
+  EXPECT_EQ(error_name(errc::timed_out), "timed_out");
+  EXPECT_EQ(error_name({999'999, error_category()}), "999999");
+  EXPECT_EQ(error_name(std::make_error_code(std::errc::connection_reset)), "ECONNRESET");
+  EXPECT_EQ(error_name({ECONNREFUSED, std::system_category()}), "ECONNREFUSED");
+  EXPECT_EQ(error_name({ECONNREFUSED, asio::error::get_system_category()}), "ECONNREFUSED");
+  EXPECT_EQ(error_name(asio::error::eof), "eof");
+  EXPECT_EQ(error_name(asio::error::host_not_found), "host_not_found");
+}
+
 TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
   const std::set<errc> arguments{errc::empty_peer_id,      errc::unknown_peer,           errc::self_connection,
                                  errc::invalid_url,        errc::count_mismatch,         errc::unknown_region,

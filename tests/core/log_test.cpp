@@ -167,9 +167,8 @@ TEST(Log, ALineHasEverything) {
   record.cause = errc::page_size_mismatch;
   record.text = "another page size";
   record.suppressed = 7;
-  EXPECT_EQ(to_string(record), "kvferry warning handshake_refused tcp peer \"decode-3\": another page size [kvferry:" +
-                                   std::to_string(static_cast<int>(errc::page_size_mismatch)) +
-                                   "] (7 more like this were left out)");
+  EXPECT_EQ(to_string(record), "kvferry warning handshake_refused tcp peer \"decode-3\": another page size "
+                               "[kvferry:page_size_mismatch] (7 more like this were left out)");
   record = {};
   record.event = "channel_opened";
   record.text = "x";
