@@ -62,7 +62,8 @@ struct RdmaOptions : ChannelOptions {
   std::chrono::milliseconds keepalive_interval{2'000};
 
   /// How long an operation that passed its deadline, or was cancelled, may wait for what the adapters have under way
-  /// for it. Then its queue pair is destroyed, with all that is on it, and the operation ends.
+  /// for it. Then its queue pair is destroyed, with all that is on it, and the operation ends. `close()` takes as long at
+  /// most to tell the peers that what they handed over has arrived.
   std::chrono::milliseconds drain_timeout{250};
 
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.

@@ -20,8 +20,6 @@ constexpr std::size_t poll_batch = 32;
 constexpr std::size_t caller_rounds = 4;
 /// Rounds after which the reactor's thread looks after the others.
 constexpr std::size_t turn_rounds = 64;
-/// How long a goodbye may take. Without one the peer finds out by itself, later.
-constexpr std::chrono::milliseconds goodbye_time{20};
 
 }  // namespace
 
@@ -148,36 +146,90 @@ void Rail::hold() {
   drive(caller_rounds);
 }
 
+bool Rail::say(Farewell what) {
+  bool done = false;
+  driver_.change([&] {
+    if (failed_ || phase_ != Phase::running) {
+      done = true;
+      return;
+    }
+    if (!leaving_) {
+      leaving_ = true;
+      protocol_->leave();
+      events_.release();  // whoever leaves waits for the descriptor itself
+    }
+    pair_->take_events();
+    const auto step = [&] {
+      settle();
+      while (!speechless_ && protocol_->fill_answers(list_)) {
+        post_farewell();
+      }
+      const bool answered = speechless_ || protocol_->settled();
+      if (answered && what == Farewell::goodbye && !said_goodbye_ && !speechless_ &&
+          protocol_->fill_message(list_, MessageType::goodbye, 0, 0)) {
+        said_goodbye_ = true;
+        post_farewell();
+      }
+      return speechless_ || (what == Farewell::answers && said_goodbye_) ||
+             (protocol_->settled() && (what == Farewell::answers || said_goodbye_));
+    };
+    done = step();
+    if (!done) {
+      speechless_ = speechless_ || pair_->arm();
+      done = step();  // what completed before has no event
+    }
+  });
+  drive(caller_rounds);
+  return done;
+}
+
+int Rail::event_descriptor() {
+  int descriptor = -1;
+  driver_.change([&] {
+    if (!failed_ && !speechless_) {
+      descriptor = pair_->event_descriptor();
+    }
+  });
+  drive(caller_rounds);
+  return descriptor;
+}
+
 void Rail::shut(std::error_code cause, const std::string& why) {
   driver_.change([&] {
     owner_.reset();
     if (!failed_) {
-      say_goodbye();
+      if (phase_ == Phase::running) {
+        protocol_->leave();
+        settle();
+      }
       end_all(cause, why, 0);
     }
   });
   drive(caller_rounds);
 }
 
-/// Waits a moment for the adapter, not for the peer: what was posted before is then out of the way as well.
-void Rail::say_goodbye() {
-  if (phase_ != Phase::running || !protocol_->fill_message(list_, MessageType::goodbye, 0, 0) || pair_->post(list_)) {
-    return;
-  }
-  const auto until = kit::Clock::now() + goodbye_time;
+/// Takes what has completed and what the peer has answered, of a rail that is leaving.
+void Rail::settle() {
   std::array<ibv_wc, poll_batch> completions;
-  while (protocol_->posted() != 0 && kit::Clock::now() < until) {
-    const int count = pair_->poll(completions);
+  for (int count = 1; !speechless_ && count > 0;) {
+    count = pair_->poll(completions);
+    speechless_ = count < 0;
     for (const ibv_wc& completion : std::span(completions).first(static_cast<std::size_t>(std::max(count, 0)))) {
       if (completion.status != IBV_WC_SUCCESS) {
+        speechless_ = true;
         return;
       }
       if (!QueuePair::is_receive(completion)) {
         protocol_->completed();
+      } else if (protocol_->received(pair_->message(completion))) {
+        speechless_ = true;  // a goodbye of its own, or nonsense
+        return;
       }
     }
   }
 }
+
+void Rail::post_farewell() { speechless_ = speechless_ || pair_->post(list_); }
 
 void Rail::drive(std::size_t rounds) {
   struct Driven {
@@ -254,7 +306,7 @@ void Rail::apply(Inbox taken) {
   if (taken.continuation) {
     continuation_posted_ = false;
   }
-  if (taken.event && !failed_) {
+  if (taken.event && !failed_ && !leaving_) {
     waiting_ = false;
     armed_ = false;
     pair_->take_events();

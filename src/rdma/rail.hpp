@@ -76,8 +76,15 @@ class Rail : public std::enable_shared_from_this<Rail> {
   /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this
   /// one's operations before `shut` does.
   void hold();
-  /// Destroys the queue pair, after telling the peer if that can be done in a moment, and ends all operations with
-  /// `cause`.
+  enum class Farewell : std::uint8_t { answers, goodbye };
+  /// After `hold`: says what is owed to the peer, in steps that don't wait. From the first one on nothing new is taken
+  /// from it. To be called again when `event_descriptor` can be read.
+  /// @return whether the peer's adapter has it all, or nothing can be said any more.
+  [[nodiscard]] bool say(Farewell what);
+  /// Readable when it is worth while to call `say` again; -1 if it never is.
+  [[nodiscard]] int event_descriptor();
+  /// Destroys the queue pair and ends all operations, those that the peer has answered with what it answered, the others
+  /// with `cause`.
   void shut(std::error_code cause, const std::string& why);
 
   [[nodiscard]] std::string path() const;
@@ -118,7 +125,8 @@ class Rail : public std::enable_shared_from_this<Rail> {
   [[nodiscard]] bool spins() const;
   [[nodiscard]] kit::Failure prepare(const kit::StripedOperation& batch, kit::ObjectRange range,
                                      RailProtocol::Preparation& preparation) const;
-  void say_goodbye();
+  void settle();
+  void post_farewell();
   void fail(std::error_code cause, std::string why, std::uint64_t culprit = 0);
   void end_all(std::error_code cause, std::string why, std::uint64_t culprit);
 
@@ -143,6 +151,9 @@ class Rail : public std::enable_shared_from_this<Rail> {
   std::shared_ptr<Owner> greeted_owner_;  ///< To be told.
   Phase phase_ = Phase::made;
   bool held_ = false;
+  bool leaving_ = false;
+  bool speechless_ = false;  ///< Leaving, and the peer can't be told anything any more.
+  bool said_goodbye_ = false;
   bool armed_ = false;
   bool continuation_posted_ = false;  ///< One at a time, however many threads stopped with work left.
   bool waiting_ = false;

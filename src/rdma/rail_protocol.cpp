@@ -152,7 +152,12 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
   while (!transfers_.empty()) {
     Transfer& transfer = transfers_.begin()->second;
     transfer.outstanding = 0;
-    if (transfer.state == State::stopping) {
+    if (transfer.state != State::stopping && transfer.notification_done) {
+      // The peer answered what came behind the batch: all of it has landed, though its adapter didn't get to say so.
+      transfer.operation().landed(transfer.landed_end, transfer.range.end - transfer.landed_end);
+      transfer.landed_end = transfer.range.end;
+    }
+    if (transfer.state == State::stopping || transfer.notification_done || transfer.acknowledged) {
       end(transfer, transfer.failure, transfer.why);
     } else {
       end(transfer, transfer.id == culprit ? cause : failed_, why);

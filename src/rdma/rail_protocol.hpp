@@ -87,6 +87,13 @@ class RailProtocol {
   [[nodiscard]] bool fill_probe(WorkList& list);
   /// Makes a list of one message of this type, if it may be sent now.
   [[nodiscard]] bool fill_message(WorkList& list, MessageType type, std::uint64_t operation, std::uint64_t tag);
+  /// From now on nothing new is taken from the peer: what it hands over is neither handed on nor answered. What is owed
+  /// to it by then goes out through `fill_answers`.
+  void leave() noexcept { leaving_ = true; }
+  /// Makes a list of answers. @return false if none is left, or none can go now.
+  [[nodiscard]] bool fill_answers(WorkList& list);
+  /// Whether all answers are with the peer, and nothing else is under way to it.
+  [[nodiscard]] bool settled() const noexcept { return control_.empty() && posted_ == 0; }
   /// The oldest list that has not been completed yet, is.
   void completed();
 
@@ -212,6 +219,7 @@ class RailProtocol {
   std::error_code failed_;
   std::string failed_why_;
   std::string violation_;
+  bool leaving_ = false;
 
   std::uint64_t next_id_ = 1;
   std::unordered_map<std::uint64_t, Transfer> transfers_;

@@ -64,6 +64,20 @@ bool RailProtocol::fill_message(WorkList& list, MessageType type, std::uint64_t 
   return true;
 }
 
+bool RailProtocol::fill_answers(WorkList& list) {
+  list.clear();
+  // Within the queue's depth, as they come behind what operations have posted.
+  while (!control_.empty() && list.has_request() && posted_ < terms_.queue_depth && begin_message() != nullptr) {
+    end_message(list, control_.front());
+    control_.pop_front();
+  }
+  if (list.empty()) {
+    return false;
+  }
+  records_.back().ends_list = true;
+  return true;
+}
+
 void RailProtocol::add_record(WorkList& list, Record record) {
   posted_ += record.requests;
   posted_bytes_ += record.bytes;

@@ -28,6 +28,12 @@ MessageHeader header_of(std::span<const std::byte> message) {
   return header;
 }
 
+/// Whether it hands something over or asks for something, rather than answers.
+bool takes_something(MessageType type) {
+  return type == MessageType::notify || type == MessageType::recv_post || type == MessageType::recv_cancel ||
+         type == MessageType::send_data;
+}
+
 }  // namespace
 
 std::error_code RailProtocol::violated(std::string how) {
@@ -86,6 +92,9 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
   credits_ += header.credits;
   ++owed_;
   const auto body = message.subspan(sizeof(header));
+  if (leaving_ && takes_something(header.type)) {
+    return {};
+  }
   switch (header.type) {
     case MessageType::credit: return {};
     case MessageType::goodbye: return errc::peer_closed;

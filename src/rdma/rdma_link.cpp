@@ -6,7 +6,15 @@
 
 #include <kvferry/error.hpp>
 
+#include "core/kit/pause.hpp"
+
 namespace kvferry::rdma {
+namespace {
+
+/// How long a goodbye may take. Without one the peer finds out by itself, later.
+constexpr std::chrono::milliseconds goodbye_time{20};
+
+}  // namespace
 
 std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor,
                                            const std::vector<std::shared_ptr<RailDevice>>& devices,
@@ -164,10 +172,65 @@ void RdmaLink::stop(std::shared_ptr<kit::Operation> operation) {
   }
 }
 
+/// First all rails' answers, then goodbye: a peer that hears it ends all rails.
+bool RdmaLink::say_farewell(bool& answered) {
+  answered = true;
+  for (Rail* const rail : joined_) {
+    answered = rail->say(Rail::Farewell::answers) && answered;
+  }
+  if (!answered) {
+    return false;
+  }
+  bool done = true;
+  for (Rail* const rail : joined_) {
+    done = rail->say(Rail::Farewell::goodbye) && done;
+  }
+  return done;
+}
+
+std::optional<kit::Link::Pause> RdmaLink::take_leave() {
+  const auto now = kit::Clock::now();
+  if (!leaving_until_) {
+    leaving_until_ = now + std::max(options_.rail.drain_timeout, goodbye_time);
+    failed_ = true;
+    for (const auto& rail : rails_) {
+      rail->hold();
+    }
+  }
+  bool answered = false;
+  if (say_farewell(answered) || now >= *leaving_until_) {
+    has_left_ = true;
+    return std::nullopt;
+  }
+  if (answered) {
+    leaving_until_ = std::min(*leaving_until_, now + goodbye_time);
+  }
+  return Pause{descriptors(), *leaving_until_};
+}
+
+std::vector<int> RdmaLink::descriptors() const {
+  std::vector<int> all;
+  for (Rail* const rail : joined_) {
+    if (const int descriptor = rail->event_descriptor(); descriptor != -1) {
+      all.push_back(descriptor);
+    }
+  }
+  return all;
+}
+
 void RdmaLink::shut(std::error_code cause, const std::string& why) {
   failed_ = true;
   for (const auto& rail : rails_) {
     rail->hold();
+  }
+  if (!has_left_.exchange(true) && cause != errc::peer_closed) {
+    // On its own, perhaps on a thread that has others to look after: what can be said in a moment.
+    const auto until = kit::Clock::now() + goodbye_time;
+    bool answered = false;
+    while (!say_farewell(answered) && kit::Clock::now() < until) {
+      const Pause pause{descriptors(), until};
+      kit::wait_for({&pause, 1});
+    }
   }
   for (const auto& rail : rails_) {
     rail->shut(cause, why);

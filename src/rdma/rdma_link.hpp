@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +50,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
   void shut(std::error_code cause, const std::string& why) override;
+  [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] std::string path() const override;
 
  private:
@@ -56,6 +58,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
 
   /// Ends joining. @return the handler, if it hasn't been taken yet.
   [[nodiscard]] kit::LinkHandler take_handler(std::shared_ptr<RdmaLink>& kept);
+  [[nodiscard]] bool say_farewell(bool& answered);
+  [[nodiscard]] std::vector<int> descriptors() const;
   void rail_greeted() override;
   void rail_breaking(std::error_code cause) override;
   void rail_broken(std::error_code cause, const std::string& why) override;
@@ -66,6 +70,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::shared_ptr<kit::LinkHost> host_;
   std::atomic<std::size_t> next_rail_{0};
   std::atomic<bool> failed_{false};
+  std::atomic<bool> has_left_{false};
+  std::optional<kit::Clock::time_point> leaving_until_;  ///< For `take_leave` alone.
 
   std::mutex joining_mutex_;  ///< Guards all below.
   asio::steady_timer timer_;

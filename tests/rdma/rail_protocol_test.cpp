@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is posted and said on a rail, with both of its ends in memory: requests are carried out by this test instead of
 // an adapter.
-#include "rdma/rail_protocol.hpp"
-
 #include <gtest/gtest.h>
-
-#include <asio/io_context.hpp>
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
 #include <memory>
 #include <random>
 #include <utility>
@@ -18,103 +13,10 @@
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_error.hpp>
 
-#include "core/kit/operation_registry.hpp"
+#include "rdma/rail_sides.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::rdma::testing {
 namespace {
-
-constexpr std::size_t page = 4096;
-constexpr std::size_t slot_count = 4;
-constexpr std::size_t small_message = min_message_bytes;
-
-class Host final : public kit::LinkHost {
- public:
-  explicit Host(const MemoryRegion& region) : region_(region) {
-    peer_.id = "peer";
-    peer_.regions = {{region.size, region.page_size, Access::read_write}};
-  }
-
-  [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {&region_, 1}; }
-  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
-    notifications.push_back(std::move(payload));
-    return true;
-  }
-  void link_failed(const kit::Link&, std::error_code) override {}
-
-  std::vector<std::vector<std::byte>> notifications;
-
- private:
-  kit::PeerDescription peer_;
-  MemoryRegion region_;
-};
-
-struct Outcome {
-  int calls = 0;
-  std::error_code ec;
-  std::size_t count = 0;
-};
-
-struct Side {
-  explicit Side(std::size_t pages, std::size_t buffers)
-      : memory(pages * page),
-        slots(slot_count * small_message),
-        host(std::make_shared<Host>(MemoryRegion{memory.data(), memory.size(), page})),
-        own_buffers(buffers),
-        deadlines(std::make_shared<kit::DeadlineQueue>(context.get_executor())),
-        registry(std::make_shared<kit::OperationRegistry>(deadlines, 1U << 20)) {
-    const std::uint64_t begin = address_of(memory.data());
-    table.add({begin, begin + memory.size(), 1, 1, true, false});
-  }
-  ~Side() { protocol->fail(errc::closed, "the test ends"); }
-
-  void join(const Side& peer) {
-    RailTerms terms;
-    terms.peer_buffers = peer.own_buffers;
-    terms.own_buffers = own_buffers;
-    terms.queue_depth = 16;
-    terms.request.pieces = 4;
-    terms.request.bytes = page;
-    terms.remote_regions = {{address_of(peer.memory.data()), peer.memory.size(), {1}}};
-    terms.eager_bytes = 512;
-    protocol.emplace(host, table, MessageSlots{slots.data(), slot_count, small_message, 2}, std::move(terms));
-  }
-
-  std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {
-    auto operation = std::make_shared<kit::Operation>(
-        std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t count) {
-          ++outcome->calls;
-          outcome->ec = ec;
-          outcome->count = count;
-        }),
-        kit::Clock::now() + std::chrono::hours(1), registry);
-    (void)registry->add(operation);
-    RailProtocol::Preparation preparation;
-    if (operation->request().kind == TransferKind::recv) {
-      preparation.offered = std::make_unique<OfferedBuffers>();
-      EXPECT_FALSE(OfferedBuffers::offer(table, nullptr, operation->request().objects, 512, *preparation.offered));
-    }
-    const std::size_t count = operation->object_count();
-    protocol->start(std::make_shared<kit::StripedOperation>(operation, 1), {0, count}, std::move(preparation));
-    return operation;
-  }
-
-  [[nodiscard]] MutableBuffer at(std::size_t offset, std::size_t size) {
-    return MutableBuffer(memory).subspan(offset, size);
-  }
-
-  asio::io_context context;
-  std::vector<std::byte> memory;
-  std::vector<std::byte> slots;
-  std::shared_ptr<Host> host;
-  SliceTable table;
-  std::size_t own_buffers;
-  std::shared_ptr<kit::DeadlineQueue> deadlines;
-  std::shared_ptr<kit::OperationRegistry> registry;
-  std::optional<RailProtocol> protocol;
-  std::deque<std::vector<std::byte>> arrived;  ///< Messages in receive buffers.
-  std::size_t most_arrived = 0;
-};
 
 class RailProtocolTest : public ::testing::Test {
  protected:
@@ -163,38 +65,6 @@ class RailProtocolTest : public ::testing::Test {
         busy = receive(*to) || busy;
       }
     }
-  }
-
-  void carry_out(const ibv_send_wr& request, Side& to) {
-    std::vector<std::byte> message;
-    std::uint64_t remote = request.wr.rdma.remote_addr;
-    for (int i = 0; i < request.num_sge; ++i) {
-      const ibv_sge& piece = request.sg_list[i];
-      auto* const local = reinterpret_cast<std::byte*>(piece.addr);
-      if (request.opcode == IBV_WR_SEND) {
-        message.insert(message.end(), local, local + piece.length);
-        continue;
-      }
-      const Slice* hint = nullptr;
-      ASSERT_TRUE(to.table.covers(remote, piece.length, hint)) << "beyond the peer's region";
-      auto* const there = reinterpret_cast<std::byte*>(remote);
-      request.opcode == IBV_WR_RDMA_READ ? std::memcpy(local, there, piece.length)
-                                         : std::memcpy(there, local, piece.length);
-      remote += piece.length;
-    }
-    if (request.opcode == IBV_WR_SEND) {
-      to.arrived.push_back(std::move(message));
-      to.most_arrived = std::max(to.most_arrived, to.arrived.size());
-    }
-  }
-
-  static TransferRequest paired(TransferKind kind, std::vector<MutableBuffer> objects, std::uint64_t tag) {
-    TransferRequest request;
-    request.kind = kind;
-    request.peer_id = "peer";
-    request.objects = std::move(objects);
-    request.tag = tag;
-    return request;
   }
 
   static std::vector<MutableBuffer> cut(Side& side, std::size_t count, std::size_t size) {
@@ -285,6 +155,84 @@ TEST_F(RailProtocolTest, ALongNotificationComesWhole) {
   ASSERT_EQ(b.host->notifications.size(), 1U);
   EXPECT_EQ(b.host->notifications[0], request.notification);
   EXPECT_TRUE(std::ranges::equal(a.at(0, page), b.at(7 * page, page)));
+}
+
+/// Brings a write's bytes and notification to b, and a's list to its completion only if `completes`.
+void hand_over(Side& a, Side& b, WorkList& list, const std::shared_ptr<Outcome>& written, bool completes) {
+  a.start(one_sided(TransferKind::write, {a.at(0, page)}, {7}, {std::byte{1}, std::byte{2}}), written);
+  ASSERT_TRUE(a.protocol->fill(list));
+  for (const ibv_send_wr* request = list.finish(); request != nullptr; request = request->next) {
+    carry_out(*request, b);
+  }
+  if (completes) {
+    a.protocol->completed();
+  }
+  ASSERT_EQ(b.arrived.size(), 1U);
+  EXPECT_FALSE(b.protocol->received(b.arrived.front()));
+  b.arrived.pop_front();
+  ASSERT_EQ(b.host->notifications.size(), 1U);
+}
+
+TEST_F(RailProtocolTest, WhoLeavesFirstAnswersWhatWasHandedOver) {
+  const auto written = std::make_shared<Outcome>();
+  hand_over(a, b, *list_, written, true);
+  b.protocol->leave();
+  EXPECT_FALSE(b.protocol->settled());
+  ASSERT_TRUE(b.protocol->fill_answers(*list_));
+  carry_out(*list_->finish(), a);
+  EXPECT_FALSE(b.protocol->settled()) << "not before its adapter says that the answer is there";
+  b.protocol->completed();
+  EXPECT_TRUE(b.protocol->settled());
+  ASSERT_TRUE(receive(a));
+  EXPECT_EQ(written->calls, 1);
+  EXPECT_EQ(written->count, 1U) << written->ec.message();
+}
+
+TEST_F(RailProtocolTest, WhoLeavesTakesNothingNew) {
+  b.protocol->leave();
+  const auto written = std::make_shared<Outcome>();
+  a.start(one_sided(TransferKind::write, {a.at(0, page)}, {7}, {std::byte{1}}), written);
+  ASSERT_TRUE(step(a, b));
+  ASSERT_TRUE(receive(b));
+  EXPECT_TRUE(b.host->notifications.empty());
+  EXPECT_TRUE(b.protocol->settled()) << "nothing is answered that wasn't handed over";
+  EXPECT_EQ(written->calls, 0);
+  a.protocol->fail(errc::peer_closed, "goodbye");
+  EXPECT_EQ(written->ec, errc::peer_closed);
+}
+
+TEST_F(RailProtocolTest, AnAnsweredWriteHasLandedThoughItsCompletionIsLost) {
+  const auto written = std::make_shared<Outcome>();
+  hand_over(a, b, *list_, written, false);
+  ASSERT_TRUE(step(b, a));
+  ASSERT_TRUE(receive(a));
+  EXPECT_EQ(written->calls, 0) << "its buffers are with the adapter";
+  a.protocol->fail(errc::peer_closed, "goodbye");
+  EXPECT_EQ(written->calls, 1);
+  EXPECT_EQ(written->count, 1U);
+  EXPECT_EQ(written->ec, std::error_code());
+}
+
+TEST_F(RailProtocolTest, AnAnsweredSendHasArrivedThoughItsCompletionIsLost) {
+  const auto sent = std::make_shared<Outcome>();
+  const auto received = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, {b.at(0, 2 * page)}, 1), received);
+  ASSERT_TRUE(step(b, a));
+  ASSERT_TRUE(receive(a));
+  a.start(paired(TransferKind::send, {a.at(0, 2 * page)}, 1), sent);
+  ASSERT_TRUE(a.protocol->fill(*list_));
+  for (const ibv_send_wr* request = list_->finish(); request != nullptr; request = request->next) {
+    carry_out(*request, b);
+  }
+  while (receive(b)) {
+  }
+  EXPECT_EQ(received->count, 1U);
+  ASSERT_TRUE(step(b, a));
+  ASSERT_TRUE(receive(a));
+  EXPECT_EQ(sent->calls, 0);
+  a.protocol->fail(errc::peer_closed, "goodbye");
+  EXPECT_EQ(sent->ec, std::error_code());
+  EXPECT_EQ(sent->count, 1U);
 }
 
 TEST_F(RailProtocolTest, OthersMayTryAgainWhenOneBreaksTheQueuePair) {
@@ -426,4 +374,4 @@ TEST_F(RailProtocolTest, Line11_AnyBytesAreEitherUnderstoodOrViolations) {
 }
 
 }  // namespace
-}  // namespace kvferry::rdma
+}  // namespace kvferry::rdma::testing

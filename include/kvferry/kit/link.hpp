@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -45,6 +46,17 @@ class Link {
   /// Drops the connection and ends all operations with `cause`. When it returns, nothing of this link touches any
   /// buffer or region. Idempotent.
   virtual void shut(std::error_code cause, const std::string& why) = 0;
+
+  /// What `take_leave` waits for: until one of the descriptors can be read, or `until`.
+  struct Pause {
+    std::vector<int> descriptors;
+    Clock::time_point until;
+  };
+  /// The channel is being closed, and `shut` follows. Takes nothing new from the peer any more, and says what the peer
+  /// is owed - answers to what it handed over, then goodbye - as far as that can be done without waiting. All links of a
+  /// channel do this at the same time, so that many take no longer than one.
+  /// @return what to wait for before calling this again. Nothing: all has been said, or the time for it has passed.
+  [[nodiscard]] virtual std::optional<Pause> take_leave() { return std::nullopt; }
 
   /// @name For a thread that would rather move the link's bytes than sleep while it waits
   /// @{

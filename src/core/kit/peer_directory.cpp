@@ -7,13 +7,33 @@
 #include <kvferry/error.hpp>
 
 #include "checks.hpp"
+#include "pause.hpp"
 #include "peer.hpp"
 
 namespace kvferry::kit {
+namespace {
+
+/// Has all links say at the same time what they owe to their peers.
+void take_leave(std::vector<std::shared_ptr<Link>> links) {
+  while (!links.empty()) {
+    std::vector<Link::Pause> pauses;
+    std::erase_if(links, [&](const std::shared_ptr<Link>& link) {
+      auto pause = link->take_leave();
+      if (pause) {
+        pauses.push_back(std::move(*pause));
+      }
+      return !pause;
+    });
+    if (!links.empty()) {
+      wait_for(pauses);
+    }
+  }
+}
+
+}  // namespace
 
 PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
-                             std::shared_ptr<DeadlineQueue> deadlines,
-                             std::shared_ptr<NotificationQueue> notifications)
+                             std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications)
     : options_(options),
       incarnation_(incarnation),
       hooks_(std::move(hooks)),
@@ -131,8 +151,8 @@ void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_
     // Told: whatever is started from now on is meant for the new one.
     peer.acknowledged_incarnation = description->incarnation;
     lock.unlock();
-    operation->finish(errc::peer_restarted, "the peer restarted: incarnation " + std::to_string(meant_for) + " is now " +
-                                                std::to_string(description->incarnation) +
+    operation->finish(errc::peer_restarted, "the peer restarted: incarnation " + std::to_string(meant_for) +
+                                                " is now " + std::to_string(description->incarnation) +
                                                 "; page indexes agreed before are stale");
     return;
   }
@@ -231,10 +251,15 @@ void PeerDirectory::close() {
     peers.swap(peers_);
     links.swap(links_);
   }
+  std::vector<std::shared_ptr<Link>> open;
   for (const auto& weak : links) {
-    if (const auto link = weak.lock()) {
-      link->shut(errc::closed, "the channel was closed");
+    if (auto link = weak.lock()) {
+      open.push_back(std::move(link));
     }
+  }
+  take_leave(open);
+  for (const auto& link : open) {
+    link->shut(errc::closed, "the channel was closed");
   }
   for (const auto& [id, peer] : peers) {
     for (const auto& waiting : peer.waiting) {

@@ -208,6 +208,38 @@ TEST(RdmaFaults, Line20_MemoryIsQuietOnceAChannelIsClosed) {
   }
 }
 
+TEST(RdmaFaults, Line20_WhatWasHandedOverIsAcknowledgedThoughItsReceiverClosesAtOnce) {
+  for (const std::size_t rails : {1U, 2U}) {
+    for (int round = 0; round < 20; ++round) {
+      SCOPED_TRACE(std::to_string(rails) + " rails, round " + std::to_string(round));
+      const auto on_rails = [&] {
+        NodeOptions options;
+        options.rails = rails;
+        return options;
+      };
+      Node node(8, on_rails());
+      Node server(8, on_rails());
+      node.connect("node", "server", server);
+      std::vector<std::future<std::size_t>> writes;
+      // One on each rail.
+      for (std::size_t i = 0; i < rails; ++i) {
+        writes.push_back(node.channel->async_batched_write(
+            node.pages(8),
+            {.peer_id = "server", .remote_indexes = indexes(8), .notification = std::as_bytes(std::span("end"))},
+            asio::use_future));
+      }
+      for (std::size_t i = 0; i < rails; ++i) {
+        (void)server.channel->receive_notification(long_enough);
+      }
+      server.channel->close();
+      for (auto& write_of_all : writes) {
+        ASSERT_EQ(write_of_all.wait_for(long_enough), std::future_status::ready);
+        EXPECT_EQ(write_of_all.get(), 8U);
+      }
+    }
+  }
+}
+
 TEST(RdmaFaults, Line20_NoCompletionIsLost) {
   // Operations that come one by one from several threads: each time the queue has just been found empty.
   constexpr std::size_t threads = 4;

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <asio/io_context.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <span>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "core/kit/operation_registry.hpp"
+#include "rdma/rail_protocol.hpp"
+
+namespace kvferry::rdma::testing {
+
+inline constexpr std::size_t page = 4096;
+inline constexpr std::size_t slot_count = 4;
+inline constexpr std::size_t small_message = min_message_bytes;
+
+/// A channel as a rail sees it.
+class Host final : public kit::LinkHost {
+ public:
+  explicit Host(const MemoryRegion& region) : region_(region) {
+    peer_.id = "peer";
+    peer_.regions = {{region.size, region.page_size, Access::read_write}};
+  }
+
+  [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
+  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {&region_, 1}; }
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
+    notifications.push_back(std::move(payload));
+    return true;
+  }
+  void link_failed(const kit::Link&, std::error_code) override {}
+
+  std::vector<std::vector<std::byte>> notifications;
+
+ private:
+  kit::PeerDescription peer_;
+  MemoryRegion region_;
+};
+
+struct Outcome {
+  int calls = 0;
+  std::error_code ec;
+  std::size_t count = 0;
+};
+
+/// One end of a rail, with memory that the peer may read and write.
+struct Side {
+  explicit Side(std::size_t pages, std::size_t buffers)
+      : memory(pages * page),
+        slots(slot_count * small_message),
+        host(std::make_shared<Host>(MemoryRegion{memory.data(), memory.size(), page})),
+        own_buffers(buffers),
+        deadlines(std::make_shared<kit::DeadlineQueue>(context.get_executor())),
+        registry(std::make_shared<kit::OperationRegistry>(deadlines, 1U << 20)) {
+    const std::uint64_t begin = address_of(memory.data());
+    table.add({begin, begin + memory.size(), 1, 1, true, false});
+  }
+  ~Side() { protocol->fail(errc::closed, "the test ends"); }
+
+  void join(const Side& peer) {
+    RailTerms terms;
+    terms.peer_buffers = peer.own_buffers;
+    terms.own_buffers = own_buffers;
+    terms.queue_depth = 16;
+    terms.request.pieces = 4;
+    terms.request.bytes = page;
+    terms.remote_regions = {{address_of(peer.memory.data()), peer.memory.size(), {1}}};
+    terms.eager_bytes = 512;
+    protocol.emplace(host, table, MessageSlots{slots.data(), slot_count, small_message, 2}, std::move(terms));
+  }
+
+  std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {
+    auto operation = std::make_shared<kit::Operation>(
+        std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t count) {
+          ++outcome->calls;
+          outcome->ec = ec;
+          outcome->count = count;
+        }),
+        kit::Clock::now() + std::chrono::hours(1), registry);
+    (void)registry->add(operation);
+    RailProtocol::Preparation preparation;
+    if (operation->request().kind == TransferKind::recv) {
+      preparation.offered = std::make_unique<OfferedBuffers>();
+      EXPECT_FALSE(OfferedBuffers::offer(table, nullptr, operation->request().objects, 512, *preparation.offered));
+    }
+    const std::size_t count = operation->object_count();
+    protocol->start(std::make_shared<kit::StripedOperation>(operation, 1), {0, count}, std::move(preparation));
+    return operation;
+  }
+
+  [[nodiscard]] MutableBuffer at(std::size_t offset, std::size_t size) {
+    return MutableBuffer(memory).subspan(offset, size);
+  }
+
+  asio::io_context context;
+  std::vector<std::byte> memory;
+  std::vector<std::byte> slots;
+  std::shared_ptr<Host> host;
+  SliceTable table;
+  std::size_t own_buffers;
+  std::shared_ptr<kit::DeadlineQueue> deadlines;
+  std::shared_ptr<kit::OperationRegistry> registry;
+  std::optional<RailProtocol> protocol;
+  std::deque<std::vector<std::byte>> arrived;  ///< Messages in receive buffers.
+  std::size_t most_arrived = 0;
+};
+
+/// Does what an adapter would do with a request.
+inline void carry_out(const ibv_send_wr& request, Side& to) {
+  std::vector<std::byte> message;
+  std::uint64_t remote = request.wr.rdma.remote_addr;
+  for (int i = 0; i < request.num_sge; ++i) {
+    const ibv_sge& piece = request.sg_list[i];
+    auto* const local = reinterpret_cast<std::byte*>(piece.addr);
+    if (request.opcode == IBV_WR_SEND) {
+      message.insert(message.end(), local, local + piece.length);
+      continue;
+    }
+    const Slice* hint = nullptr;
+    ASSERT_TRUE(to.table.covers(remote, piece.length, hint)) << "beyond the peer's region";
+    auto* const there = reinterpret_cast<std::byte*>(remote);
+    request.opcode == IBV_WR_RDMA_READ ? std::memcpy(local, there, piece.length)
+                                       : std::memcpy(there, local, piece.length);
+    remote += piece.length;
+  }
+  if (request.opcode == IBV_WR_SEND) {
+    to.arrived.push_back(std::move(message));
+    to.most_arrived = std::max(to.most_arrived, to.arrived.size());
+  }
+}
+
+inline TransferRequest paired(TransferKind kind, std::vector<MutableBuffer> objects, std::uint64_t tag) {
+  TransferRequest request;
+  request.kind = kind;
+  request.peer_id = "peer";
+  request.objects = std::move(objects);
+  request.tag = tag;
+  return request;
+}
+
+inline TransferRequest one_sided(TransferKind kind, std::vector<MutableBuffer> objects,
+                                 std::vector<std::uint64_t> indexes, std::vector<std::byte> notification = {}) {
+  TransferRequest request;
+  request.kind = kind;
+  request.peer_id = "peer";
+  request.objects = std::move(objects);
+  request.remote_indexes = std::move(indexes);
+  request.notification = std::move(notification);
+  return request;
+}
+
+}  // namespace kvferry::rdma::testing
