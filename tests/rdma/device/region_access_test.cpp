@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a region's `peer_access` doesn't allow its adapter refuses, whoever asks: here a queue pair that uses the region's
+// key for it, with none of the library's checks in between.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "rdma/queue_pair.hpp"
+#include "rdma/rdma_node.hpp"
+
+namespace kvferry::rdma::testing {
+namespace {
+
+constexpr std::byte owners{0x11};
+constexpr std::byte strangers{0x66};
+
+/// A queue pair with all that a peer is told of it.
+struct End {
+  explicit End(std::shared_ptr<RailDevice> device) : pair(std::move(device), 0, options()) {
+    endpoint.message_bytes = message_bytes;
+    endpoint.messages = messages;
+    endpoint.rails.push_back(pair.endpoint());
+  }
+
+  static QueuePairOptions options() {
+    QueuePairOptions options;
+    options.queue_depth = 16;
+    options.read_depth = 4;
+    options.timeout_exponent = 14;
+    options.retry_count = 6;
+    return options;
+  }
+
+  QueuePair pair;
+  Endpoint endpoint;
+};
+
+std::shared_ptr<RailDevice> open(std::vector<std::byte>& memory, Access access) {
+  MemoryRegion region{memory.data(), memory.size(), page_size};
+  region.peer_access = access;
+  return std::make_shared<RailDevice>(first_rails(1)[0], std::string(), std::span(&region, 1), std::size_t{1} << 30);
+}
+
+/// One request of a page's size on a connection of its own, with `key`, to or from `address`.
+ibv_wc_status request(ibv_wr_opcode opcode, const std::shared_ptr<RailDevice>& owner, std::uint64_t address,
+                      std::uint32_t key, std::vector<std::byte>& memory) {
+  const auto stranger = open(memory, Access::none);
+  End own(owner);
+  End other(stranger);
+  EXPECT_FALSE(own.pair.connect(other.endpoint, other.pair.endpoint()));
+  EXPECT_FALSE(other.pair.connect(own.endpoint, own.pair.endpoint()));
+  const Slice* hint = nullptr;
+  const Slice* const local = stranger->regions().find(address_of(memory.data()), hint);
+  const auto list = std::make_unique<WorkList>();
+  list->clear();
+  ibv_send_wr& work = list->add_request(opcode);
+  work.wr.rdma.remote_addr = address;
+  work.wr.rdma.rkey = key;
+  list->add_piece(local->begin, page_size, local->local_key);
+  EXPECT_FALSE(other.pair.post(*list));
+  std::array<ibv_wc, 1> completion{};
+  EXPECT_TRUE(eventually([&] { return other.pair.poll(completion) != 0; }));
+  return completion[0].status;
+}
+
+bool holds(const std::vector<std::byte>& memory, std::byte value) {
+  return std::ranges::all_of(memory, [&](std::byte byte) { return byte == value; });
+}
+
+TEST(RdmaFaults, Line19_AnAdapterRefusesWhatARegionsAccessDoesntAllow) {
+  for (const Access access : {Access::none, Access::read, Access::write, Access::read_write}) {
+    for (const ibv_wr_opcode opcode : {IBV_WR_RDMA_WRITE, IBV_WR_RDMA_READ}) {
+      SCOPED_TRACE(std::string(opcode == IBV_WR_RDMA_READ ? "read" : "write") + ", access " +
+                   std::to_string(static_cast<int>(access)));
+      std::vector<std::byte> memory(page_size, owners);
+      std::vector<std::byte> of_stranger(page_size, strangers);
+      const auto owner = open(memory, access);
+      const Slice* hint = nullptr;
+      const Slice* const slice = owner->regions().find(address_of(memory.data()), hint);
+      ASSERT_NE(slice, nullptr);
+      const bool allowed = allows(access, opcode == IBV_WR_RDMA_READ ? Access::read : Access::write);
+      EXPECT_EQ(request(opcode, owner, slice->begin, slice->remote_key, of_stranger),
+                allowed ? IBV_WC_SUCCESS : IBV_WC_REM_ACCESS_ERR);
+      EXPECT_TRUE(holds(memory, allowed && opcode == IBV_WR_RDMA_WRITE ? strangers : owners));
+      EXPECT_TRUE(holds(of_stranger, allowed && opcode == IBV_WR_RDMA_READ ? owners : strangers));
+    }
+  }
+}
+
+TEST(RdmaFaults, Line19_AnAdapterRefusesWhatLiesBesideARegion) {
+  std::vector<std::byte> memory(3 * page_size, owners);
+  MemoryRegion region{memory.data() + page_size, page_size, page_size};
+  const auto owner =
+      std::make_shared<RailDevice>(first_rails(1)[0], std::string(), std::span(&region, 1), std::size_t{1} << 30);
+  const std::uint64_t begin = address_of(memory.data()) + page_size;
+  for (const std::uint64_t address : {begin - page_size, begin - 1, begin + 1, begin + page_size}) {
+    for (const ibv_wr_opcode opcode : {IBV_WR_RDMA_WRITE, IBV_WR_RDMA_READ}) {
+      std::vector<std::byte> of_stranger(page_size, strangers);
+      const std::uint32_t key = owner->region_keys()[0].keys[0];
+      EXPECT_EQ(request(opcode, owner, address, key, of_stranger), IBV_WC_REM_ACCESS_ERR);
+      EXPECT_TRUE(holds(memory, owners));
+      EXPECT_TRUE(holds(of_stranger, strangers));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvferry::rdma::testing
