@@ -25,8 +25,8 @@ file(GLOB KVFERRY_RAW_SOCKET_BENCH CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/benc
      "${PROJECT_SOURCE_DIR}/benchmarks/raw/*.cpp")
 file(GLOB KVFERRY_FUZZERS CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/fuzz/*.cpp")
 
-file(GLOB KVFERRY_CORE_TESTS CONFIGURE_DEPENDS "${_tests}/core/*.cpp" "${_tests}/core/kit/*.cpp")
-file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp")
+file(GLOB KVFERRY_CORE_TESTS CONFIGURE_DEPENDS "${_tests}/core/*.cpp" "${_tests}/core/kit/*.cpp" "${_tests}/common/*.cpp")
+file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp" "${_tests}/common/*.cpp")
 # What concerns the whole process; starts itself anew for what changes that.
 file(GLOB KVFERRY_PROCESS_TESTS CONFIGURE_DEPENDS "${_tests}/process/*.cpp")
 # Those that need a device are programs of their own.

@@ -49,11 +49,11 @@ struct Question {
   HandshakeService::AnswerHandler on_answer;
 };
 
-/// Work for the service's thread: the addresses of the host in a question's url, as ZeroMQ endpoints.
+/// Work for the service's thread: the addresses of the host in a question's url.
 struct ResolvedCommand {
   std::uint64_t question;
   std::error_code error;
-  std::vector<HostPort> addresses;
+  std::vector<HostPort> addresses;  ///< In the order in which to try them.
 };
 
 using Command = std::variant<ReplyCommand, Question, ResolvedCommand>;

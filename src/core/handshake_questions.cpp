@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "handshake_questions.hpp"
 
-#include <asio/post.hpp>
-#include <asio/system_executor.hpp>
-
 #include <algorithm>
 #include <iterator>
 #include <utility>
@@ -18,25 +15,12 @@ namespace {
 
 /// A name may have many addresses; the first to accept a connection gets the question.
 constexpr std::size_t max_addresses = 8;
+/// Before the next address is tried, beside those that have not answered (RFC 8305, section 5).
+constexpr std::chrono::milliseconds attempt_delay{250};
 constexpr int reconnect_interval_ms = 20;
 constexpr int longest_reconnect_interval_ms = 500;
 /// The kernel waits for minutes, with growing pauses, for a host that does not respond.
 constexpr int connect_timeout_ms = 2000;
-
-/// Looking up a name may block for long, so it must hold up neither this thread nor ZeroMQ's, which would do it itself.
-void resolve_elsewhere(std::uint64_t number, const HostPort& target, const std::weak_ptr<HandshakeMailbox>& mailbox) {
-  asio::post(asio::system_executor(), [number, target, mailbox] {
-    if (mailbox.expired()) {
-      return;
-    }
-    std::error_code ec;
-    auto addresses = resolve(target, ec);
-    Command command = ResolvedCommand{number, ec, std::move(addresses)};
-    if (const auto open = mailbox.lock()) {
-      open->post(command);
-    }
-  });
-}
 
 /// The peer's own end is not this side's: `errc::closed` from here would say that this channel was closed.
 errc code_of(const SideMessageError& error) noexcept {
@@ -61,7 +45,7 @@ std::string no_answer_in_time(const Question& question) {
 }  // namespace
 
 void end_with_closed(const Question& question) {
-  question.on_answer(errc::closed, {}, "question to " + question.url + " ended: the channel was closed");
+  question.on_answer(errc::closed, {}, "question to " + question.url + " ended: the channel was closed", {});
 }
 
 void HandshakeQuestions::start(Question&& question) {
@@ -88,7 +72,19 @@ void HandshakeQuestions::start(Question&& question) {
   } else if (is_numeric_host(target.host)) {
     connect(open, {&target, 1});
   } else {
-    resolve_elsewhere(number, target, mailbox_);
+    // ZeroMQ would look the name up itself, on the thread that all its sockets share.
+    lookups_.look_up(target.host, open->second.question.deadline,
+                     [number, port = target.port, mailbox = mailbox_](
+                         std::error_code ec, const std::vector<asio::ip::address>& addresses) {
+                       ResolvedCommand resolved{number, ec, {}};
+                       for (const auto& address : addresses) {
+                         resolved.addresses.push_back({address.to_string(), port});
+                       }
+                       Command command = std::move(resolved);
+                       if (const auto still = mailbox.lock()) {
+                         still->post(command);
+                       }
+                     });
   }
 }
 
@@ -107,12 +103,20 @@ void HandshakeQuestions::resolved(ResolvedCommand&& command) {
 
 void HandshakeQuestions::connect(Iterator open, std::span<const HostPort> addresses) {
   try {
-    for (const auto& address : addresses.first(std::min(addresses.size(), max_addresses))) {
-      open->second.candidates.push_back(connect(address));
-    }
+    const auto tried = addresses.first(std::min(addresses.size(), max_addresses));
+    open->second.untried.assign(tried.rbegin(), tried.rend());
+    try_next(open->second);
   } catch (const zmq::error_t& error) {
     end(open, error_code_of(error), "cannot connect to " + open->second.question.url + ": " + error.what());
   }
+}
+
+void HandshakeQuestions::try_next(Open& open) const {
+  const HostPort address = open.untried.back();
+  open.untried.pop_back();
+  open.next_try =
+      open.untried.empty() ? TimePoint::max() : std::chrono::steady_clock::now() + attempt_delay;
+  open.candidates.push_back(connect(address));
 }
 
 HandshakeQuestions::Candidate HandshakeQuestions::connect(const HostPort& address) const {
@@ -123,15 +127,15 @@ HandshakeQuestions::Candidate HandshakeQuestions::connect(const HostPort& addres
   socket.ref().set(zmq::sockopt::reconnect_ivl_max, longest_reconnect_interval_ms);
   socket.ref().set(zmq::sockopt::connect_timeout, connect_timeout_ms);
   // ZMQ_IMMEDIATE would tell of a connection with less effort, but loses the answer of a server that hangs up after it.
-  HandshakeMonitor monitor(context_, socket, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED);
+  HandshakeMonitor monitor(context_, socket, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED);
   socket.connect(address);
-  return {std::move(socket), std::move(monitor)};
+  return {std::move(socket), std::move(monitor), address.host};
 }
 
 void HandshakeQuestions::append_poll_items(std::vector<zmq_pollitem_t>& items) {
   polled_.clear();
   for (const auto& [number, open] : open_) {
-    for (const auto& [socket, monitor] : open.candidates) {
+    for (const auto& [socket, monitor, address] : open.candidates) {
       items.push_back({socket.ref().handle(), 0, ZMQ_POLLIN, 0});
       items.push_back({monitor.ref().handle(), 0, ZMQ_POLLIN, 0});
       polled_.push_back(number);
@@ -170,6 +174,8 @@ void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_t& socket, cons
     send(open->second, static_cast<std::size_t>(candidate - candidates.begin()));
   } else if (event == ZMQ_EVENT_DISCONNECTED && open->second.sent && !receive(open)) {
     end(open, errc::connection_lost, "connection to " + open->second.question.url + " was lost before an answer came");
+  } else if (event == ZMQ_EVENT_CLOSED && !open->second.untried.empty() && candidate + 1 == candidates.end()) {
+    try_next(open->second);  // the latest attempt failed: no reason to wait for it
   }
 }
 
@@ -177,6 +183,8 @@ void HandshakeQuestions::send(Open& open, std::size_t candidate) const {
   auto connected = std::move(open.candidates[candidate]);
   open.candidates.clear();
   open.candidates.push_back(std::move(connected));
+  open.untried.clear();
+  open.next_try = TimePoint::max();
   open.sent = open.candidates.front().socket.send({}, open.question.message.encoded());
 }
 
@@ -215,26 +223,39 @@ void HandshakeQuestions::answer(Iterator open, SideMessage message) {
 }
 
 std::optional<HandshakeQuestions::TimePoint> HandshakeQuestions::next_deadline() const {
-  const auto next = std::ranges::min_element(open_, {}, [](const auto& one) { return one.second.question.deadline; });
-  return next == open_.end() ? std::nullopt : std::optional(next->second.question.deadline);
+  std::optional<TimePoint> next;
+  for (const auto& [number, open] : open_) {
+    const TimePoint due = std::min(open.question.deadline, open.next_try);
+    next = std::min(next.value_or(due), due);
+  }
+  return next;
 }
 
 void HandshakeQuestions::expire(TimePoint now) {
   for (auto open = open_.begin(); open != open_.end();) {
     const auto candidate = open++;
-    const auto& [question, candidates, sent] = candidate->second;
+    const Question& question = candidate->second.question;
     if (question.deadline > now) {
+      try {
+        if (candidate->second.next_try <= now) {
+          try_next(candidate->second);
+        }
+      } catch (const zmq::error_t&) {
+        // Those that are being tried may answer yet.
+      }
       continue;
     }
     auto diagnostic = no_answer_in_time(question);
-    if (!sent) {
-      diagnostic += candidates.empty() ? " (its host was not resolved)" : " (no connection was made)";
+    if (!candidate->second.sent) {
+      diagnostic += candidate->second.candidates.empty() ? " (its host was not resolved)" : " (no connection was made)";
     }
     end(candidate, errc::timed_out, diagnostic);
+    lookups_.start_waiting();
   }
 }
 
 void HandshakeQuestions::close() {
+  lookups_.close();
   auto ended = std::exchange(open_, {});
   for (auto& [number, open] : ended) {
     open.candidates.clear();
@@ -248,8 +269,9 @@ void HandshakeQuestions::end(Iterator open, std::error_code ec, const std::strin
                              SideMessage message) noexcept {
   // A handler that throws has nobody to throw to.
   const auto on_answer = std::move(open->second.question.on_answer);
+  std::string reached = open->second.sent ? std::move(open->second.candidates.front().address) : std::string();
   open_.erase(open);
-  on_answer(ec, std::move(message), diagnostic);
+  on_answer(ec, std::move(message), diagnostic, std::move(reached));
 }
 
 }  // namespace kvferry::kit

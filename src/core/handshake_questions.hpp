@@ -14,6 +14,7 @@
 
 #include "handshake_mailbox.hpp"
 #include "handshake_sockets.hpp"
+#include "name_lookups.hpp"
 
 namespace kvferry::kit {
 
@@ -34,6 +35,7 @@ class HandshakeQuestions {
   void serve(std::span<const zmq_pollitem_t> items);
 
   [[nodiscard]] std::optional<TimePoint> next_deadline() const;
+  /// Does what is due: ends questions, tries further addresses.
   void expire(TimePoint now);
 
   /// Closes all sockets, then ends all questions with `errc::closed`.
@@ -44,15 +46,20 @@ class HandshakeQuestions {
   struct Candidate {
     HandshakeSocket socket;
     HandshakeMonitor monitor;
+    std::string address;
   };
   struct Open {
     Question question;
     std::vector<Candidate> candidates;  ///< Empty until the host's name is resolved, one once the question is sent.
     bool sent = false;
+    std::vector<HostPort> untried = {};        ///< Addresses that aren't candidates yet, the next one last.
+    TimePoint next_try = TimePoint::max();  ///< When the next one becomes a candidate.
   };
   using Iterator = std::map<std::uint64_t, Open>::iterator;
 
   void connect(Iterator open, std::span<const HostPort> addresses);
+  /// Connects to the next address that is untried, beside those that may answer yet.
+  void try_next(Open& open) const;
   Candidate connect(const HostPort& address) const;
   void serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor);
   void send(Open& open, std::size_t candidate) const;
@@ -67,6 +74,7 @@ class HandshakeQuestions {
   std::uint64_t next_number_ = 0;
   std::map<std::uint64_t, Open> open_;
   std::vector<std::uint64_t> polled_;
+  NameLookups lookups_;
 };
 
 /// Ends a question that was asked of a closed service.

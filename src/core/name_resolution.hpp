@@ -2,8 +2,6 @@
 #pragma once
 
 #include <string>
-#include <system_error>
-#include <vector>
 
 #include <kvferry/url.hpp>
 
@@ -12,12 +10,9 @@ namespace kvferry::kit {
 /// Whether a host is an IPv4 or IPv6 address rather than a name.
 [[nodiscard]] bool is_numeric_host(const std::string& host);
 
-/// The addresses of a host, as numbers, with its port. Asks name servers if it has to: may block for long.
-[[nodiscard]] std::vector<HostPort> resolve(const HostPort& target, std::error_code& ec);
-
 /// The address at which to listen for a host: itself if it is a number or a wildcard; of a name's addresses an IPv4 one
 /// if there is one, because peers without IPv6 can reach no other, and those with it can reach either. The name itself
-/// if it has none.
+/// if it has none. Asks name servers if it has to: may block for long.
 [[nodiscard]] HostPort listening_address(const HostPort& host);
 
 }  // namespace kvferry::kit

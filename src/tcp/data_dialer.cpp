@@ -23,19 +23,18 @@ struct DataDialer::LaneDial {
 
   const std::size_t number;
   tcp::socket socket;
-  std::size_t candidate = 0;
   std::array<std::byte, sizeof(Hello)> bytes{};
   std::size_t received = 0;
 };
 
 DataDialer::DataDialer(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::LinkHost> host,
-                       AcceptEndpoint endpoint, kit::LinkHandler on_link)
+                       AcceptEndpoint endpoint, std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link)
     : executor_(executor),
       options_(options),
       host_(std::move(host)),
       endpoint_(std::move(endpoint)),
+      lookups_(std::move(lookups)),
       on_link_(std::move(on_link)),
-      resolver_(executor),
       timer_(executor) {}
 
 std::string DataDialer::where() const {
@@ -55,66 +54,80 @@ void DataDialer::dial(kit::Clock::time_point deadline) {
   for (std::size_t i = 0; i < endpoint_.lanes; ++i) {
     lanes_.push_back(std::make_shared<LaneDial>(executor_, i));
   }
-  const auto port = static_cast<std::uint16_t>(endpoint_.port);
   std::error_code ec;
   if (const auto address = asio::ip::make_address(endpoint_.host, ec); !ec) {
-    candidates_.emplace_back(address, port);
     for (const auto& lane : lanes_) {
-      connect(lane);
+      connect(lane, {address, static_cast<std::uint16_t>(endpoint_.port)});
     }
     return;
   }
-  resolver_.async_resolve(endpoint_.host, std::to_string(port),
-                          [self = shared_from_this()](std::error_code failed, const tcp::resolver::results_type& found) {
-                            if (failed || found.empty()) {
-                              self->fail(failed, self->where() + ": " + failed.message());
-                              return;
-                            }
-                            const std::lock_guard relock(self->mutex_);
-                            for (const auto& entry : found) {
-                              self->candidates_.push_back(entry.endpoint());
-                            }
-                            for (const auto& lane : self->lanes_) {
-                              self->connect(lane);
-                            }
-                          });
+  lookups_->look_up(endpoint_.host, deadline,
+                    [self = shared_from_this()](std::error_code failed,
+                                                const std::vector<asio::ip::address>& addresses) mutable {
+                      const auto executor = self->executor_;
+                      // Moved, so that the lookup's thread is never the last to hold a dialer.
+                      asio::post(executor, [self = std::move(self), failed, addresses] { self->found(failed, addresses); });
+                    });
 }
 
-void DataDialer::connect(const std::shared_ptr<LaneDial>& lane) {
-  if (!on_link_) {
-    return;
-  }
-  const auto connected = [self = shared_from_this(), lane](std::error_code ec) {
-    if (ec) {
-      self->try_next(lane, ec);
-    } else {
-      self->send_hello(lane);
-    }
-  };
-  const tcp::endpoint& candidate = candidates_[lane->candidate];
-  std::error_code ec;
-  open_socket(lane->socket, candidate.protocol(), ec);
+void DataDialer::found(std::error_code ec, const std::vector<asio::ip::address>& addresses) {
   if (ec) {
-    asio::post(executor_, [connected, ec] { connected(ec); });  // not in this call, whose caller holds the mutex
-  } else {
-    lane->socket.async_connect(candidate, connected);
+    fail(ec, where() + ": " + ec.message());
+    return;
+  }
+  std::vector<tcp::endpoint> candidates;
+  for (const auto& address : addresses) {
+    candidates.emplace_back(address, static_cast<std::uint16_t>(endpoint_.port));
+  }
+  const std::lock_guard lock(mutex_);
+  if (on_link_) {
+    race_ = std::make_shared<AddressRace>(executor_, std::move(candidates),
+                                          [self = shared_from_this()](std::error_code failed, tcp::socket socket) {
+                                            self->race_ended(failed, std::move(socket));
+                                          });
+    race_->start();
   }
 }
 
-void DataDialer::try_next(const std::shared_ptr<LaneDial>& lane, std::error_code cause) {
+void DataDialer::race_ended(std::error_code ec, tcp::socket socket) {
+  std::shared_ptr<LaneDial> first;
+  tcp::endpoint winner;
+  if (!ec) {
+    winner = socket.remote_endpoint(ec);
+  }
+  if (ec) {
+    fail(ec, where() + ": " + ec.message());
+    return;
+  }
   {
     const std::lock_guard lock(mutex_);
     if (!on_link_) {
       return;
     }
-    if (++lane->candidate < candidates_.size()) {
-      std::error_code ignored;
-      lane->socket.close(ignored);
-      connect(lane);
-      return;
+    first = lanes_.front();
+    first->socket = std::move(socket);
+    for (std::size_t i = 1; i < lanes_.size(); ++i) {
+      connect(lanes_[i], winner);
     }
   }
-  fail(cause, where() + ": " + cause.message());
+  send_hello(first);
+}
+
+void DataDialer::connect(const std::shared_ptr<LaneDial>& lane, const tcp::endpoint& to) {
+  const auto connected = [self = shared_from_this(), lane](std::error_code ec) {
+    if (ec) {
+      self->fail(ec, self->where() + ": " + ec.message());
+    } else {
+      self->send_hello(lane);
+    }
+  };
+  std::error_code ec;
+  open_socket(lane->socket, to.protocol(), ec);
+  if (ec) {
+    asio::post(executor_, [connected, ec] { connected(ec); });  // not in this call, whose caller holds the mutex
+  } else {
+    lane->socket.async_connect(to, connected);
+  }
 }
 
 void DataDialer::send_hello(const std::shared_ptr<LaneDial>& lane) {
@@ -218,7 +231,9 @@ void DataDialer::fail(std::error_code cause, std::string why) {
     const std::lock_guard lock(mutex_);
     on_link = std::exchange(on_link_, {});
     timer_.cancel();
-    resolver_.cancel();
+    if (race_) {
+      race_->stop();
+    }
     std::error_code ignored;
     for (const auto& lane : lanes_) {
       lane->socket.close(ignored);

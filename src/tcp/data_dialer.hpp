@@ -12,16 +12,19 @@
 
 #include <kvferry/kit/link.hpp>
 
+#include "address_race.hpp"
+#include "core/name_lookups.hpp"
 #include "data_acceptor.hpp"
 #include "hello.hpp"
 
 namespace kvferry::tcp {
 
-/// Makes the data connections that an `AcceptEndpoint` asks for and a link of them.
+/// Makes the data connections that an `AcceptEndpoint` asks for and a link of them. All of them go to one address: of
+/// several that a name has, to the one that took the first connection.
 class DataDialer : public std::enable_shared_from_this<DataDialer> {
  public:
   DataDialer(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::LinkHost> host,
-             AcceptEndpoint endpoint, kit::LinkHandler on_link);
+             AcceptEndpoint endpoint, std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link);
 
   void dial(kit::Clock::time_point deadline);
   /// Gives up; `on_link` gets `cause` if it hasn't been called.
@@ -30,8 +33,9 @@ class DataDialer : public std::enable_shared_from_this<DataDialer> {
  private:
   struct LaneDial;
 
-  void connect(const std::shared_ptr<LaneDial>& lane);
-  void try_next(const std::shared_ptr<LaneDial>& lane, std::error_code cause);
+  void found(std::error_code ec, const std::vector<asio::ip::address>& addresses);
+  void race_ended(std::error_code ec, asio::ip::tcp::socket socket);
+  void connect(const std::shared_ptr<LaneDial>& lane, const asio::ip::tcp::endpoint& to);
   void send_hello(const std::shared_ptr<LaneDial>& lane);
   void wait_for_welcome(const std::shared_ptr<LaneDial>& lane);
   void read_welcome(const std::shared_ptr<LaneDial>& lane);
@@ -42,11 +46,11 @@ class DataDialer : public std::enable_shared_from_this<DataDialer> {
   const LinkOptions options_;
   const std::shared_ptr<kit::LinkHost> host_;
   const AcceptEndpoint endpoint_;
+  const std::shared_ptr<kit::NameLookups> lookups_;
   std::mutex mutex_;  ///< Guards all below, the state of the sockets included.
   kit::LinkHandler on_link_;
-  asio::ip::tcp::resolver resolver_;
   asio::steady_timer timer_;
-  std::vector<asio::ip::tcp::endpoint> candidates_;
+  std::shared_ptr<AddressRace> race_;
   std::vector<std::shared_ptr<LaneDial>> lanes_;
   std::size_t welcomed_ = 0;
 };

@@ -11,6 +11,7 @@
 
 #include "core/kit/attempts.hpp"
 #include "core/kit/endpoint_codec.hpp"
+#include "core/name_lookups.hpp"
 #include "data_acceptor.hpp"
 #include "data_dialer.hpp"
 #include "frame.hpp"
@@ -27,8 +28,13 @@ using Dialers = kit::Attempts<tcp::DataDialer>;
 
 class TcpDial final : public kit::Dial {
  public:
-  TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers)
-      : executor_(std::move(executor)), options_(options), lanes_(lanes), dialers_(std::move(dialers)) {}
+  TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers,
+          std::shared_ptr<kit::NameLookups> lookups)
+      : executor_(std::move(executor)),
+        options_(options),
+        lanes_(lanes),
+        dialers_(std::move(dialers)),
+        lookups_(std::move(lookups)) {}
 
   [[nodiscard]] Bytes local_endpoint() override { return kit::encode_endpoint(tcp::DialEndpoint{lanes_}); }
 
@@ -50,7 +56,7 @@ class TcpDial final : public kit::Dial {
     if (endpoint.host.empty()) {
       endpoint.host = host->peer().reached_host;
     }
-    auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, std::move(host), std::move(endpoint),
+    auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, std::move(host), std::move(endpoint), lookups_,
                                                     std::move(on_link));
     if (dialers_->add(dialer)) {
       dialer->dial(deadline);
@@ -64,6 +70,7 @@ class TcpDial final : public kit::Dial {
   const tcp::LinkOptions options_;
   const std::size_t lanes_;
   const std::shared_ptr<Dialers> dialers_;
+  const std::shared_ptr<kit::NameLookups> lookups_;
 };
 
 }  // namespace
@@ -85,6 +92,7 @@ class TcpTransferChannel::Impl {
   TcpOptions options;
   tcp::LinkOptions link_options;
   std::shared_ptr<Dialers> dialers = std::make_shared<Dialers>();
+  std::shared_ptr<kit::NameLookups> lookups = std::make_shared<kit::NameLookups>();
   std::shared_ptr<tcp::DataAcceptor> acceptor;
   std::shared_ptr<tcp::SocketEvents> events;
   std::shared_ptr<tcp::TrafficOfLanes> traffic = std::make_shared<tcp::TrafficOfLanes>();
@@ -161,7 +169,7 @@ std::uint16_t TcpTransferChannel::data_port() const {
 
 std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {
   return std::make_unique<TcpDial>(get_executor(), impl_->link_options, bounded_lanes(impl_->options.lanes_per_peer),
-                                   impl_->dialers);
+                                   impl_->dialers, impl_->lookups);
 }
 
 Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
@@ -182,6 +190,7 @@ Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byte
 
 void TcpTransferChannel::stop_listening() {
   impl_->dialers->close([](tcp::DataDialer& dialer) { dialer.fail(errc::closed, "the channel was closed"); });
+  impl_->lookups->close();  // lets go of the dialers that waited for it
   if (impl_->acceptor) {
     impl_->acceptor->close();
   }

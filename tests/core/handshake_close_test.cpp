@@ -68,10 +68,10 @@ TEST_F(HandshakeClose, Line05_ClosingAndAskingInHandlers) {
   HandshakeService service(listening(), handler());
   std::promise<Outcome> second;
   service.ask(service.bound_url(), echo(1), std::chrono::steady_clock::now() + patience,
-              [&](std::error_code, const SideMessage&, const std::string&) {
+              [&](std::error_code, const SideMessage&, const std::string&, const std::string&) {
                 service.close();
                 service.ask(service.bound_url(), echo(2), std::chrono::steady_clock::now() + patience,
-                            [&](std::error_code ec, SideMessage message, std::string diagnostic) {
+                            [&](std::error_code ec, SideMessage message, std::string diagnostic, const std::string&) {
                               second.set_value({ec, std::move(message), std::move(diagnostic), {}});
                             });
               });
@@ -80,10 +80,10 @@ TEST_F(HandshakeClose, Line05_ClosingAndAskingInHandlers) {
   // The same on the thread that tells of questions that came after the end.
   std::promise<Outcome> fourth;
   service.ask(service.bound_url(), echo(3), std::chrono::steady_clock::now() + patience,
-              [&](std::error_code, const SideMessage&, const std::string&) {
+              [&](std::error_code, const SideMessage&, const std::string&, const std::string&) {
                 service.close();
                 service.ask(service.bound_url(), echo(4), std::chrono::steady_clock::now() + patience,
-                            [&](std::error_code ec, SideMessage message, std::string diagnostic) {
+                            [&](std::error_code ec, SideMessage message, std::string diagnostic, const std::string&) {
                               fourth.set_value({ec, std::move(message), std::move(diagnostic), {}});
                             });
               });
@@ -104,7 +104,7 @@ TEST_F(HandshakeClose, Line05_CloseAndAskFromManyThreadsEndEverythingOnce) {
         start.arrive_and_wait();
         for (std::size_t n = 0; n < questions; ++n) {
           service.ask(service.bound_url(), echo(n), std::chrono::steady_clock::now() + patience,
-                      [&](std::error_code ec, const SideMessage&, const std::string&) {
+                      [&](std::error_code ec, const SideMessage&, const std::string&, const std::string&) {
                         wrong += ec && ec != errc::closed ? 1 : 0;
                         ++ended;
                       });

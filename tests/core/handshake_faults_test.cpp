@@ -236,7 +236,7 @@ TEST_F(HandshakeServiceFaults, Line03_ADeadlineInThePastSendsNothing) {
   EXPECT_EQ(outcome.diagnostic, "no answer from " + url + " within 0 ms");
   std::promise<std::error_code> ended;
   client.ask(url, echo(2), std::chrono::steady_clock::time_point::min(),
-             [&](std::error_code ec, const SideMessage&, const std::string&) { ended.set_value(ec); });
+             [&](std::error_code ec, const SideMessage&, const std::string&, const std::string&) { ended.set_value(ec); });
   EXPECT_EQ(get(ended), errc::timed_out);
   auto third = ask(client, url, echo(3));
   EXPECT_EQ(server.receive_message(), echo(3));
@@ -246,7 +246,7 @@ TEST_F(HandshakeServiceFaults, Line03_AQuestionMayWaitForEver) {
   HandshakeService service(listening(), handler());
   std::promise<SideMessage> answered;
   service.ask(service.bound_url(), echo(1), std::chrono::steady_clock::time_point::max(),
-              [&](std::error_code, SideMessage answer, const std::string&) { answered.set_value(std::move(answer)); });
+              [&](std::error_code, SideMessage answer, const std::string&, const std::string&) { answered.set_value(std::move(answer)); });
   EXPECT_EQ(get(answered), echo(1));
 }
 

@@ -46,6 +46,7 @@ struct Outcome {
   SideMessage message;
   std::string diagnostic;
   std::thread::id thread;
+  std::string reached_address = {};
 };
 
 /// Asks and returns the outcome to come. A second call of the handler makes it throw `std::future_error`.
@@ -54,8 +55,9 @@ inline std::future<Outcome> ask(HandshakeService& service, const std::string& ur
   auto promise = std::make_shared<std::promise<Outcome>>();
   auto outcome = promise->get_future();
   service.ask(url, question, std::chrono::steady_clock::now() + timeout,
-              [promise](std::error_code ec, SideMessage answer, std::string diagnostic) {
-                promise->set_value({ec, std::move(answer), std::move(diagnostic), std::this_thread::get_id()});
+              [promise](std::error_code ec, SideMessage answer, std::string diagnostic, std::string reached) {
+                promise->set_value(
+                    {ec, std::move(answer), std::move(diagnostic), std::this_thread::get_id(), std::move(reached)});
               });
   return outcome;
 }

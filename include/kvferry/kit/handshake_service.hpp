@@ -54,9 +54,11 @@ class HandshakeService {
   /// error.
   using RequestHandler = std::function<void(SideMessage request, Reply reply)>;
 
-  /// Gets the outcome of one question: a message, or an error and a sentence that names the url. Runs on a thread of
-  /// the service: must not block.
-  using AnswerHandler = std::function<void(std::error_code, SideMessage answer, std::string diagnostic)>;
+  /// Gets the outcome of one question: a message, or an error and a sentence that names the url; and the address that
+  /// was connected to, as a number, which of a name's several is known only then (empty if none was). Runs on a thread
+  /// of the service: must not block.
+  using AnswerHandler =
+      std::function<void(std::error_code, SideMessage answer, std::string diagnostic, std::string reached_address)>;
 
   /// @throws TransferError `errc::invalid_url`, or the errno of the bind (EADDRINUSE, ...), naming the url.
   HandshakeService(Options options, RequestHandler on_request);

@@ -23,7 +23,7 @@ struct PeerDescription {
   std::string id;                     ///< How this channel knows the peer.
   std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
   std::string init_url;               ///< Where the peer answers handshakes; empty if nowhere.
-  std::string reached_host;           ///< The host under which this side reached it; empty on the accepting side.
+  std::string reached_host;           ///< The address that answered this side's handshake; empty on the accepting side.
   std::vector<RemoteRegion> regions;  ///< What the peer offers.
 };
 

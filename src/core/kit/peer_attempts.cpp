@@ -104,9 +104,9 @@ void PeerDirectory::ask(const std::string& peer_id, std::uint64_t attempt, const
                         const SideMessage& question, Clock::time_point deadline) {
   service_->ask(url, question, deadline,
                 [weak = weak_from_this(), peer_id, attempt](std::error_code ec, const SideMessage& answer,
-                                                            std::string diagnostic) {
+                                                            std::string diagnostic, const std::string& reached) {
                   if (const Visit self(weak); self) {
-                    self->dial_answered(peer_id, attempt, {ec, std::move(diagnostic)}, answer);
+                    self->dial_answered(peer_id, attempt, {ec, std::move(diagnostic)}, answer, reached);
                   }
                 });
 }
@@ -126,7 +126,7 @@ void PeerDirectory::ask_again(const std::string& peer_id, std::uint64_t attempt)
 }
 
 void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure,
-                                  const SideMessage& message) {
+                                  const SideMessage& message, const std::string& reached_address) {
   InitAnswer answer;
   if (!failure) {
     answer = decode_side_message<InitAnswer>(message, failure.code);
@@ -160,10 +160,9 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
                     }));
     return;
   }
-  std::error_code ignored;
-  auto host = std::make_shared<Host>(weak_from_this(), notifications_, options_.regions,
-                                     PeerDescription{peer_id, answer.incarnation, peer->url,
-                                                     parse_url(peer->url, ignored).host, read_regions(answer.regions)});
+  auto host = std::make_shared<Host>(
+      weak_from_this(), notifications_, options_.regions,
+      PeerDescription{peer_id, answer.incarnation, peer->url, reached_address, read_regions(answer.regions)});
   const auto dial = peer->dial;
   const auto deadline = peer->attempt_deadline;
   lock.unlock();

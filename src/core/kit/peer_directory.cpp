@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
 
 #include "checks.hpp"
 #include "pause.hpp"
@@ -231,6 +232,17 @@ std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {
   const Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
   return it == peers_.end() ? nullptr : it->second.link;
+}
+
+std::string PeerDirectory::reached_url(std::string_view peer_id, const std::string& url) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (it == peers_.end() || !it->second.description || it->second.description->init_url != url ||
+      it->second.description->reached_host.empty()) {
+    return url;
+  }
+  std::error_code ignored;
+  return HostPort{it->second.description->reached_host, parse_url(url, ignored).port}.to_url();
 }
 
 bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }

@@ -71,6 +71,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::optional<PeerInfo> info(std::string_view peer_id) const;
   /// Null if there is none.
   [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
+  /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
+  [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
 
@@ -99,7 +101,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url, const SideMessage& question,
            Clock::time_point deadline);
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
-  void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& answer);
+  void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& answer,
+                     const std::string& reached_address);
   [[nodiscard]] std::uint64_t begin_attempt(Peer& peer, Clock::time_point deadline);
   void end_attempt(Peer& peer);
   void fail_attempt(const std::string& peer_id, std::uint64_t attempt, Failure failure);

@@ -170,10 +170,10 @@ class TransferChannelKit::Impl {
     return exchange;
   }
 
-  void ask(const std::shared_ptr<InitExchange>& exchange) {
+  void ask(const std::shared_ptr<InitExchange>& exchange, const std::string& url) {
     const InitRequest& asked = exchange->request();
-    handshakes->ask(asked.peer_init_url, asked.side_message.value_or(SideMessage{}), exchange->deadline(),
-                    [exchange](std::error_code ec, SideMessage answer, std::string diagnostic) {
+    handshakes->ask(url, asked.side_message.value_or(SideMessage{}), exchange->deadline(),
+                    [exchange](std::error_code ec, SideMessage answer, std::string diagnostic, const std::string&) {
                       exchange->finish({ec, std::move(diagnostic)},
                                        ec ? std::nullopt : std::optional(std::move(answer)));
                     });
@@ -375,8 +375,9 @@ void TransferChannelKit::start_init_peer(InitRequest request, SideMessageComplet
       return;
     }
     impl_->peers->acknowledge(exchange->request().peer_id);
-    if (exchange->request().side_message) {
-      impl_->ask(exchange);
+    const InitRequest& given = exchange->request();
+    if (given.side_message) {
+      impl_->ask(exchange, impl_->peers->reached_url(given.peer_id, given.peer_init_url));
     } else {
       exchange->finish({});
     }
@@ -389,7 +390,7 @@ void TransferChannelKit::answer_side_messages() { impl_->let_messages_through();
 
 void TransferChannelKit::start_side_message(InitRequest request, SideMessageCompletion completion) {
   if (const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion))) {
-    impl_->ask(exchange);
+    impl_->ask(exchange, exchange->request().peer_init_url);
   }
 }
 

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace kvferry::test {
+
+/// A port to which a connection is never made and never refused, as at the address of a host that is gone: its queue of
+/// connections is full, so the kernel drops what asks for another.
+class UnansweringPort {
+ public:
+  /// @param address an IPv4 address of this host.
+  /// @param port 0 for any.
+  explicit UnansweringPort(const std::string& address, std::uint16_t port = 0) {
+    at_.sin_family = AF_INET;
+    at_.sin_port = htons(port);
+    socklen_t size = sizeof(at_);
+    const int listener = open();
+    const int yes = 1;
+    if (::inet_pton(AF_INET, address.c_str(), &at_.sin_addr) != 1 ||
+        ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 || ::bind(listener, name(), size) != 0 ||
+        ::listen(listener, 0) != 0 || ::getsockname(listener, name(), &size) != 0) {
+      throw std::runtime_error("cannot listen at " + address);
+    }
+    constexpr std::size_t more_than_fit = 4;
+    for (std::size_t i = 0; i < more_than_fit; ++i) {
+      (void)::connect(open(), name(), size);
+    }
+  }
+  UnansweringPort(const UnansweringPort&) = delete;
+  UnansweringPort& operator=(const UnansweringPort&) = delete;
+  ~UnansweringPort() {
+    for (const int descriptor : descriptors_) {
+      ::close(descriptor);
+    }
+  }
+
+  [[nodiscard]] std::uint16_t port() const { return ntohs(at_.sin_port); }
+
+ private:
+  [[nodiscard]] sockaddr* name() { return reinterpret_cast<sockaddr*>(&at_); }
+  int open() {
+    const int descriptor = ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (descriptor == -1) {
+      throw std::runtime_error("no socket");
+    }
+    descriptors_.push_back(descriptor);
+    return descriptor;
+  }
+
+  sockaddr_in at_{};
+  std::vector<int> descriptors_;
+};
+
+}  // namespace kvferry::test

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Peers that are known by name.
+#include <gtest/gtest.h>
+
+#include <asio/error.hpp>
+
+#include <chrono>
+#include <future>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
+
+#include "channel_pair.hpp"
+#include "common/scripted_names.hpp"
+#include "common/unanswering_port.hpp"
+#include "core/name_lookups.hpp"
+
+namespace kvferry::tcp::testing {
+namespace {
+
+using test::ScriptedNames;
+using test::UnansweringPort;
+
+TcpOptions listening_at(const std::string& host, std::uint16_t port = 0, std::uint16_t data_port = 0) {
+  TcpOptions options;
+  options.peer_init_url = "tcp://" + host + ":" + std::to_string(port);
+  options.data_port = data_port;
+  return options;
+}
+
+std::uint16_t init_port(const Node& node) { return parse_url(node.channel->peer_init_url()).port; }
+
+TEST(PeerNames, DataGoesToThePodThatAnsweredTheHandshake) {
+  // One name, two servers, in another order at each lookup; the servers have the same ports, as pods do.
+  const Node first(4, listening_at("127.0.0.2"));
+  const Node second(4, listening_at("127.0.0.3", init_port(first), first.channel->data_port()));
+  ScriptedNames names;
+  std::vector<std::vector<std::string>> turns;
+  for (int i = 0; i < 5; ++i) {
+    turns.push_back({"127.0.0.2", "127.0.0.3"});
+    turns.push_back({"127.0.0.3", "127.0.0.2"});
+  }
+  names.answer("pods.test", turns);
+  for (std::size_t i = 0; i < turns.size(); ++i) {
+    TcpOptions options;
+    options.lanes_per_peer = 2;
+    Node node(4, options, false);
+    std::error_code ec;
+    std::string why;
+    node.channel->lazy_init_peer_connection("node" + std::to_string(i), "pod",
+                                            "tcp://pods.test:" + std::to_string(init_port(first)), {},
+                                            {.diagnostic = &why}, ec);
+    ASSERT_FALSE(ec) << ec.message() << ": " << why;
+    EXPECT_EQ(names.asked("pods.test"), i + 1) << "one lookup for handshake and data";
+    const auto path = node.channel->peer_info("pod")->path;
+    EXPECT_NE(path.find("-> " + turns[i].front() + ":"), std::string::npos) << path;
+    EXPECT_EQ(node.channel->batched_write(node.pages(4), {.peer_id = "pod", .remote_indexes = indexes(4)}), 4U);
+  }
+}
+
+TEST(PeerNames, ASideMessageGoesToThePodThatTheConnectionGoesTo) {
+  TcpOptions one = listening_at("127.0.0.2");
+  one.peer_lookup_url = "one";
+  const Node first(4, one);
+  TcpOptions other = listening_at("127.0.0.3", init_port(first), first.channel->data_port());
+  other.peer_lookup_url = "other";
+  const Node second(4, other);
+  ScriptedNames names;
+  names.answer("pods.test", {{"127.0.0.2"}, {"127.0.0.3"}});
+  Node node(4, {}, false);
+  const auto answer = node.channel->lazy_init_peer_connection(
+      "node", "pod", "tcp://pods.test:" + std::to_string(init_port(first)), encode_side_message(P2PInitSideMsg{}));
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(decode_side_message<P2PInitSideRetMsg>(*answer).peer_lookup_url, "one");
+}
+
+TEST(PeerNames, AnAddressThatDoesNotAnswerDoesNotUseUpTheDeadline) {
+  const Node server(4, listening_at("127.0.0.3"));
+  const UnansweringPort dead("127.0.0.2", init_port(server));
+  ScriptedNames names;
+  names.answer("half.test", {{"127.0.0.2", "127.0.0.3"}});
+  Node node(4, {}, false);
+  std::error_code ec;
+  std::string why;
+  node.channel->lazy_init_peer_connection("node", "server", "tcp://half.test:" + std::to_string(init_port(server)), {},
+                                          {.timeout = long_enough, .diagnostic = &why}, ec);
+  EXPECT_FALSE(ec) << ec.message() << ": " << why;
+}
+
+TEST(PeerNames, ALookupHoldsUpNeitherOtherPeersNorTheChannelsEnd) {
+  Node server(4);
+  ScriptedNames names;
+  names.answer("good.test", {{"127.0.0.1"}});
+  std::optional<Node> node(std::in_place, 4, TcpOptions{}, false);
+  std::vector<std::future<std::optional<SideMessage>>> held;
+  for (int i = 0; i < 16; ++i) {
+    const auto name = "held" + std::to_string(i) + ".test";
+    names.hold(name);
+    held.push_back(node->channel->async_lazy_init_peer_connection("node", name, "tcp://" + name + ":5000", {},
+                                                                  {.timeout = long_enough}, asio::use_future));
+    names.wait_until_asked(name);
+  }
+  std::error_code ec;
+  std::string why;
+  node->channel->lazy_init_peer_connection("node", "server", "tcp://good.test:" + std::to_string(init_port(server)), {},
+                                           {.timeout = long_enough, .diagnostic = &why}, ec);
+  EXPECT_FALSE(ec) << ec.message() << ": " << why;
+  node->channel->close();
+  for (auto& one : held) {
+    try {
+      one.get();
+      ADD_FAILURE() << "connected";
+    } catch (const std::system_error& error) {
+      EXPECT_EQ(error.code(), errc::closed);
+    }
+  }
+  node.reset();
+  for (int i = 0; i < 16; ++i) {
+    names.release("held" + std::to_string(i) + ".test");
+  }
+  while (kit::NameLookups::join_left_behind() != 0) {
+    std::this_thread::yield();
+  }
+}
+
+TEST(PeerNames, ANameWithoutAnAddressIsNoPeer) {
+  ScriptedNames names;
+  names.answer("empty.test", {{}});
+  Node node(4, {}, false);
+  std::error_code ec;
+  node.channel->lazy_init_peer_connection("node", "server", "tcp://empty.test:5000", {}, {.timeout = long_enough}, ec);
+  EXPECT_EQ(ec, asio::error::host_not_found);
+  EXPECT_EQ(ec, condition::peer_failed);
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
