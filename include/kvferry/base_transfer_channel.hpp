@@ -126,12 +126,13 @@ class BaseTransferChannel {
   /// Two peers that call this at once for each other end with one connection. A peer that restarted is recognised, its
   /// stale connection is dropped and a new one is made.
   ///
-  /// @param local_id how the peer will know this channel; any non-empty string.
-  /// @param peer_id how this channel will know the peer; any non-empty string.
+  /// @param local_id how the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without control
+  ///   characters (U+0000 to U+001F, U+007F to U+009F).
+  /// @param peer_id how this channel will know the peer; likewise.
   /// @param peer_init_url `tcp://host:port` or `host:port`; IPv6 hosts in brackets.
   /// @param side_message sent to the peer's `handle_init_side_msg` after the handshake.
   /// @return the answer to the side message, if one was sent.
-  /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_url`, `errc::self_connection`,
+  /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_peer_id`, `errc::invalid_url`, `errc::self_connection`,
   ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::page_size_mismatch`,
   ///   `errc::invalid_region`, `errc::authentication_failed`, `errc::resource_limit`, `errc::timed_out`, `errc::closed`,
   ///   whatever the peer answered to the side message, and the network's own codes.

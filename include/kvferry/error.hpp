@@ -46,6 +46,9 @@ enum class errc {
   protocol_violation,      ///< The peer sent what the protocol does not allow.
   malformed_message,       ///< A side message is not msgpack, or not of the expected shape.
   unhandled_side_message,  ///< The receiver has no answer to a side message of this type.
+
+  // The call's arguments, once more
+  invalid_peer_id,  ///< An id is longer than `max_peer_id_bytes`, not UTF-8, or has control characters.
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that

@@ -18,6 +18,9 @@
 
 namespace kvferry {
 
+/// The longest id of a channel, in bytes.
+inline constexpr std::size_t max_peer_id_bytes = 256;
+
 using ConstBuffer = std::span<const std::byte>;
 using MutableBuffer = std::span<std::byte>;
 

@@ -8,6 +8,8 @@
 #include <mutex>
 #include <tuple>
 
+#include "text.hpp"
+
 namespace kvferry {
 namespace {
 
@@ -127,7 +129,7 @@ ChannelStats BaseTransferChannel::stats() const {
 }
 
 SideMessage BaseTransferChannel::handle_init_side_msg(const SideMessage& message) {
-  throw TransferError(errc::unhandled_side_message, "no answer to a side message of type '" + message.type() + "'");
+  throw TransferError(errc::unhandled_side_message, "no answer to a side message of type " + in_quotes(message.type()));
 }
 
 SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_url, SideMessage message,

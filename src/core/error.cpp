@@ -45,6 +45,7 @@ std::string_view message_of(errc code) noexcept {
     case errc::protocol_violation: return "the peer violated the protocol";
     case errc::malformed_message: return "the side message is malformed";
     case errc::unhandled_side_message: return "the peer has no answer to this side message";
+    case errc::invalid_peer_id: return "the peer id is too long, not UTF-8, or has control characters";
   }
   return "unknown error";
 }
@@ -93,7 +94,7 @@ bool is_invalid_argument(const std::error_code& code) noexcept {
       errc::empty_peer_id,          errc::unknown_peer,   errc::self_connection,    errc::invalid_url,
       errc::count_mismatch,         errc::unknown_region, errc::index_out_of_range, errc::object_too_large,
       errc::not_in_region,          errc::access_denied,  errc::invalid_region,     errc::not_supported,
-      errc::notification_too_large, errc::would_deadlock};
+      errc::notification_too_large, errc::would_deadlock, errc::invalid_peer_id};
   return is_any_of(code, own) || code == std::errc::invalid_argument;
 }
 

@@ -43,6 +43,7 @@ std::string_view name_of(errc code) noexcept {
     case errc::protocol_violation: return "protocol_violation";
     case errc::malformed_message: return "malformed_message";
     case errc::unhandled_side_message: return "unhandled_side_message";
+    case errc::invalid_peer_id: return "invalid_peer_id";
   }
   return {};
 }

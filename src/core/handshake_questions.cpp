@@ -9,6 +9,7 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include "name_resolution.hpp"
+#include "text.hpp"
 
 namespace kvferry::kit {
 namespace {
@@ -17,6 +18,8 @@ namespace {
 constexpr std::size_t max_addresses = 8;
 /// Before the next address is tried, beside those that have not answered (RFC 8305, section 5).
 constexpr std::chrono::milliseconds attempt_delay{250};
+/// Of what a peer says of an error.
+constexpr std::size_t longest_sentence = 100;
 constexpr int reconnect_interval_ms = 20;
 constexpr int longest_reconnect_interval_ms = 500;
 /// The kernel waits for minutes, with growing pauses, for a host that does not respond.
@@ -25,7 +28,7 @@ constexpr int connect_timeout_ms = 2000;
 /// The peer's own end is not this side's: `errc::closed` from here would say that this channel was closed.
 errc code_of(const SideMessageError& error) noexcept {
   if (error.code < static_cast<std::int64_t>(errc::empty_peer_id) ||
-      error.code > static_cast<std::int64_t>(errc::unhandled_side_message)) {
+      error.code > static_cast<std::int64_t>(errc::invalid_peer_id)) {
     return errc::handshake_failed;
   }
   switch (const auto code = static_cast<errc>(error.code)) {
@@ -214,9 +217,8 @@ void HandshakeQuestions::answer(Iterator open, SideMessage message) {
     return;
   }
   try {
-    constexpr std::size_t longest_sentence = 4096;
     const auto error = decode_side_message<SideMessageError>(message);
-    end(open, code_of(error), open->second.question.url + " answered: " + error.message.substr(0, longest_sentence));
+    end(open, code_of(error), open->second.question.url + " answered: " + escaped(error.message, longest_sentence));
   } catch (const TransferError& error) {
     end(open, error.code(), "answer from " + open->second.question.url + ": " + error.what());
   }

@@ -13,6 +13,8 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/logger.hpp>
 
+#include "text.hpp"
+
 namespace kvferry {
 namespace {
 
@@ -66,61 +68,6 @@ class ProcessSink {
   std::atomic<LogLevel> least_{LogLevel::warning};
 };
 
-/// Length of the UTF-8 sequence that `text` begins with; 0 if it begins with none (RFC 3629).
-std::size_t utf8_sequence(std::string_view text) noexcept {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char first = byte(0);
-  const std::size_t length = first < 0x80   ? 1
-                             : first < 0xc2 ? 0
-                             : first < 0xe0 ? 2
-                             : first < 0xf0 ? 3
-                             : first < 0xf5 ? 4
-                                            : 0;
-  if (length == 0 || length > text.size()) {
-    return 0;
-  }
-  for (std::size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) {
-      return 0;
-    }
-  }
-  // Longer than need be, surrogates, and what lies behind the last code point.
-  if ((first == 0xe0 && byte(1) < 0xa0) || (first == 0xed && byte(1) > 0x9f) || (first == 0xf0 && byte(1) < 0x90) ||
-      (first == 0xf4 && byte(1) > 0x8f)) {
-    return 0;
-  }
-  return length;
-}
-
-/// @param and_quotes whether what would end a quoted text early is escaped as well.
-std::string escaped(std::string_view text, std::size_t longest, bool and_quotes) {
-  constexpr std::string_view digits = "0123456789abcdef";
-  std::string result;
-  std::size_t i = 0;
-  while (i < text.size()) {
-    const std::size_t length = utf8_sequence(text.substr(i));
-    if (i + std::max<std::size_t>(length, 1) > longest) {
-      return result + "...";
-    }
-    const auto byte = static_cast<unsigned char>(text[i]);
-    // C1 controls are two bytes in UTF-8, and terminals obey them as well.
-    const bool control =
-        byte < 0x20 || byte == 0x7f || (length == 2 && byte == 0xc2 && static_cast<unsigned char>(text[i + 1]) < 0xa0);
-    if (length == 0 || control || (and_quotes && (byte == '"' || byte == '\'' || byte == '\\'))) {
-      for (std::size_t j = 0; j < std::max<std::size_t>(length, 1); ++j) {
-        const auto value = static_cast<unsigned char>(text[i + j]);
-        result += "\\x";
-        result += digits[value >> 4];
-        result += digits[value & 15];
-      }
-    } else {
-      result += text.substr(i, length);
-    }
-    i += std::max<std::size_t>(length, 1);
-  }
-  return result;
-}
-
 }  // namespace
 
 std::string_view to_string(LogLevel level) noexcept {
@@ -155,7 +102,7 @@ std::string to_string(const LogRecord& record) {
   return line;
 }
 
-std::string printable(std::string_view text, std::size_t longest) { return escaped(text, longest, true); }
+std::string printable(std::string_view text, std::size_t longest) { return escaped(text, longest, "\"'\\"); }
 
 void set_log_sink(LogSink sink, LogLevel least) { ProcessSink::instance().set(std::move(sink), least); }
 
@@ -194,7 +141,7 @@ bool Logger::admit(std::string_view event, std::error_code cause, std::uint64_t&
 void Logger::write(LogLevel level, std::string_view event, std::string_view peer, std::error_code cause,
                    const std::string& text, std::uint64_t suppressed) {
   const std::string shown_peer = printable(peer);
-  const std::string shown_text = escaped(text, std::string::npos, false);
+  const std::string shown_text = escaped(text, std::string::npos);
   std::string transport;
   {
     const std::lock_guard lock(mutex_);

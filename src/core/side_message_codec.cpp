@@ -3,41 +3,14 @@
 
 #include <bit>
 
+#include <kvferry/log.hpp>
+
+#include "text.hpp"
+
 namespace kvferry {
 namespace {
 
 constexpr std::string_view type_key = "type";
-
-bool is_utf8(std::string_view text) noexcept {
-  const auto byte_at = [text](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  for (std::size_t i = 0; i < text.size();) {
-    const unsigned lead = byte_at(i);
-    const std::size_t size = lead < 0x80   ? 1
-                             : lead < 0xC2 ? 0
-                             : lead < 0xE0 ? 2
-                             : lead < 0xF0 ? 3
-                             : lead < 0xF5 ? 4
-                                           : 0;
-    if (size == 0 || text.size() - i < size) {
-      return false;
-    }
-    for (std::size_t next = i + 1; next < i + size; ++next) {
-      if ((byte_at(next) & 0xC0U) != 0x80) {
-        return false;
-      }
-    }
-    if (size > 2) {
-      // Longer than necessary, a surrogate, or behind the last code point.
-      const unsigned second = byte_at(i + 1);
-      if ((lead == 0xE0 && second < 0xA0) || (lead == 0xED && second > 0x9F) || (lead == 0xF0 && second < 0x90) ||
-          (lead == 0xF4 && second > 0x8F)) {
-        return false;
-      }
-    }
-    i += size;
-  }
-  return true;
-}
 
 /// Walks through a frame without storing any of it, checks its shape and picks out the type.
 class ShapeVisitor : public msgpack::null_visitor {
@@ -262,7 +235,7 @@ bool expect_type(const msgpack::object& map, std::string_view type, DecodeProble
     return false;
   }
   if (actual != type) {
-    problem = {std::string(type_key), "expected \"" + std::string(type) + "\", got \"" + actual.substr(0, 64) + '"'};
+    problem = {std::string(type_key), "expected \"" + std::string(type) + "\", got \"" + printable(actual) + '"'};
     return false;
   }
   return true;

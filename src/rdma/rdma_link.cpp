@@ -7,6 +7,7 @@
 #include <kvferry/error.hpp>
 
 #include "core/kit/pause.hpp"
+#include "core/text.hpp"
 
 namespace kvferry::rdma {
 namespace {
@@ -53,7 +54,7 @@ Endpoint RdmaLink::endpoint() const {
 
 void RdmaLink::join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, Role role,
                     kit::Clock::time_point deadline, kit::LinkHandler on_link) {
-  const std::string who = "peer '" + host->peer().id + "': ";
+  const std::string who = "peer " + in_quotes(host->peer().id) + ": ";
   if (const auto wrong = check_endpoint(peer, host->peer().regions); !wrong.empty()) {
     throw TransferError(errc::malformed_message, who + wrong);
   }
@@ -81,7 +82,8 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, R
     timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
       const auto self = weak.lock();
       if (self && ec != asio::error::operation_aborted) {
-        self->fail(errc::timed_out, "peer '" + self->host_->peer().id + "' did not greet on all rails in time");
+        self->fail(errc::timed_out,
+                   "peer " + in_quotes(self->host_->peer().id) + " did not greet on all rails in time");
       }
     });
   }

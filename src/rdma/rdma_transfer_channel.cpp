@@ -12,6 +12,7 @@
 
 #include "core/kit/attempts.hpp"
 #include "core/kit/endpoint_codec.hpp"
+#include "core/text.hpp"
 #include "endpoint.hpp"
 #include "message.hpp"
 #include "rail_device.hpp"
@@ -63,8 +64,8 @@ class RdmaDial final : public kit::Dial {
       std::error_code ec;
       const auto endpoint = kit::decode_endpoint<rdma::Endpoint>(remote_endpoint, ec);
       if (ec) {
-        throw TransferError(ec,
-                            "peer '" + host->peer().id + "' answered with a senseless rdma endpoint: " + ec.message());
+        throw TransferError(
+            ec, "peer " + in_quotes(host->peer().id) + " answered with a senseless rdma endpoint: " + ec.message());
       }
       link_->join(std::move(host), endpoint, rdma::Role::dialing, deadline,
                   [shared](std::error_code error, std::shared_ptr<kit::Link> link, std::string diagnostic) {
@@ -202,7 +203,7 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
   std::error_code ec;
   const auto endpoint = kit::decode_endpoint<rdma::Endpoint>(remote_endpoint, ec);
   if (ec) {
-    throw TransferError(ec, "peer '" + host->peer().id + "' asked with a senseless rdma endpoint");
+    throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with a senseless rdma endpoint");
   }
   const std::size_t joining = ++*impl_->accepting;
   // Counted until the handler is gone, whatever becomes of it.

@@ -12,6 +12,7 @@
 #include <kvferry/url.hpp>
 
 #include "core/name_resolution.hpp"
+#include "core/text.hpp"
 #include "open_socket.hpp"
 #include "system_code.hpp"
 
@@ -140,8 +141,8 @@ void DataAcceptor::give_up(const std::shared_ptr<Expected>& expected) {
     }
   }
   expected->on_link(errc::timed_out, nullptr,
-                    "peer '" + expected->host->peer().id + "' made " + std::to_string(expected->arrived) + " of " +
-                        std::to_string(expected->sockets.size()) + " data connections in time");
+                    "peer " + in_quotes(expected->host->peer().id) + " made " + std::to_string(expected->arrived) +
+                        " of " + std::to_string(expected->sockets.size()) + " data connections in time");
 }
 
 void DataAcceptor::accept_next() {

@@ -10,6 +10,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/text.hpp"
 #include "open_socket.hpp"
 #include "system_code.hpp"
 #include "tcp_link.hpp"
@@ -38,7 +39,7 @@ DataDialer::DataDialer(const asio::any_io_executor& executor, LinkOptions option
       timer_(executor) {}
 
 std::string DataDialer::where() const {
-  return "data connection to peer '" + host_->peer().id + "' at " +
+  return "data connection to peer " + in_quotes(host_->peer().id) + " at " +
          HostPort{endpoint_.host, static_cast<std::uint16_t>(endpoint_.port)}.to_string();
 }
 

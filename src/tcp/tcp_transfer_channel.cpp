@@ -12,6 +12,7 @@
 #include "core/kit/attempts.hpp"
 #include "core/kit/endpoint_codec.hpp"
 #include "core/name_lookups.hpp"
+#include "core/text.hpp"
 #include "data_acceptor.hpp"
 #include "data_dialer.hpp"
 #include "frame.hpp"
@@ -49,7 +50,8 @@ class TcpDial final : public kit::Dial {
     }
     if (ec) {
       asio::post(executor_, [ec, host = std::move(host), on_link = std::move(on_link)] {
-        on_link(ec, nullptr, "peer '" + host->peer().id + "' answered with a senseless tcp endpoint: " + ec.message());
+        on_link(ec, nullptr,
+                "peer " + in_quotes(host->peer().id) + " answered with a senseless tcp endpoint: " + ec.message());
       });
       return;
     }
@@ -177,7 +179,7 @@ Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byte
   std::error_code ec;
   const auto dialing = kit::decode_endpoint<tcp::DialEndpoint>(remote_endpoint, ec);
   if (ec) {
-    throw TransferError(ec, "peer '" + host->peer().id + "' asked with a senseless tcp endpoint");
+    throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with a senseless tcp endpoint");
   }
   const std::size_t lanes = std::min(bounded_lanes(dialing.lanes), bounded_lanes(impl_->options.lanes_per_peer));
   auto endpoint = impl_->acceptor->expect(std::move(host), lanes, deadline, std::move(on_link));

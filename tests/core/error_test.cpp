@@ -13,7 +13,7 @@
 namespace kvferry {
 namespace {
 
-constexpr auto last_errc = errc::unhandled_side_message;
+constexpr auto last_errc = errc::invalid_peer_id;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -68,7 +68,7 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
                                  errc::invalid_url,        errc::count_mismatch,         errc::unknown_region,
                                  errc::index_out_of_range, errc::object_too_large,       errc::not_in_region,
                                  errc::access_denied,      errc::notification_too_large, errc::invalid_region,
-                                 errc::not_supported,      errc::would_deadlock};
+                                 errc::not_supported,      errc::would_deadlock,         errc::invalid_peer_id};
   EXPECT_EQ(own_codes_of(condition::invalid_argument), arguments);
   EXPECT_EQ(own_codes_of(condition::peer_failed),
             (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted}));

@@ -145,6 +145,14 @@ TEST(ConnectFaults, Line07_MismatchesNameTheFieldAndBothValues) {
   made = question();
   made.sender_id.clear();
   expect(made, errc::empty_peer_id, {});
+  for (const std::string& id : {std::string(max_peer_id_bytes + 1, 'n'), std::string("a\nb"), std::string("\x1b[0m")}) {
+    made = question();
+    made.sender_id = id;
+    expect(made, errc::invalid_peer_id, {"sender"});
+    made = question();
+    made.receiver_id = id;
+    expect(made, errc::invalid_peer_id, {"receiver"});
+  }
   made = question();
   made.endpoint.clear();
   expect(made, errc::malformed_message, {"stranger"});

@@ -197,6 +197,24 @@ class ConnectTests : public ConformanceBase {
     expect_not_connected(a, b);
   }
 
+  void IdsThatAreNone() {
+    const auto [a, b] = pair();
+    const std::string longest(max_peer_id_bytes, 'n');
+    for (const std::string& id :
+         {longest + "n", std::string(1 << 20, 'n'), std::string("\xff\xfe name"), std::string("a\0b", 3),
+          std::string("a\nb"), std::string("\x7f"), std::string("\xc2\x85")}) {
+      std::string diagnostic;
+      EXPECT_EQ(start_connect(a, a.id(), id, b.url(), {}, {{}, &diagnostic})->error(), errc::invalid_peer_id)
+          << diagnostic;
+      EXPECT_LT(diagnostic.size(), 1000U);
+      EXPECT_EQ(start_connect(a, id, b.id(), b.url())->error(), errc::invalid_peer_id);
+    }
+    expect_not_connected(a, b);
+    EXPECT_EQ(start_connect(a, longest, "\xe6\x97\xa5 \"x\" {y=\\}", b.url())->error(), std::error_code());
+    EXPECT_TRUE(b->peer_info(longest));
+    EXPECT_FALSE(b->peer_info(longest.substr(1)));
+  }
+
   void InvalidUrls() {
     Node& node = add_node();
     for (const char* url :
@@ -310,8 +328,8 @@ class ConnectTests : public ConformanceBase {
 KVFERRY_TESTING_SUITE(ConnectTest, ConnectTests, MakesBothDirectionsUsable, AcceptingSideIsReadyAtOnce,
                       WorksWithoutListenerOnOneSide, BlockingForms, AcceptsUrlsWithoutScheme, DescribesThePeer,
                       PeerIdsTakeAnyForm, IsLazy, ManyThreadsAtOnce, BothSidesAtOnce,
-                      BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer, EmptyIds, InvalidUrls, Itself,
-                      NobodyThere, PeerThatNeverAnswers, PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer,
+                      BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer, EmptyIds, IdsThatAreNone, InvalidUrls,
+                      Itself, NobodyThere, PeerThatNeverAnswers, PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer,
                       MorePeersThanAllowed, PeersThatHaveGoneMakeRoom);
 
 }  // namespace kvferry::testing

@@ -6,6 +6,7 @@
 
 #include <kvferry/error.hpp>
 
+#include "core/text.hpp"
 #include "tag_matcher.hpp"
 
 namespace kvferry::kit {
@@ -43,6 +44,24 @@ void check_regions(std::span<const MemoryRegion> regions) {
                               "; the size must be a positive multiple of the page size");
     }
   }
+}
+
+Failure check_id(std::string_view id, std::string_view whose) {
+  const std::string begins = std::string(whose) + " id ";
+  if (id.empty()) {
+    return {errc::empty_peer_id, begins + "is empty"};
+  }
+  if (id.size() > max_peer_id_bytes) {
+    return {errc::invalid_peer_id,
+            begins + in_quotes(id) + " has " + text(id.size()) + " bytes, at most " + text(max_peer_id_bytes)};
+  }
+  if (!is_utf8(id)) {
+    return {errc::invalid_peer_id, begins + in_quotes(id) + " is not UTF-8"};
+  }
+  if (has_control_character(id)) {
+    return {errc::invalid_peer_id, begins + in_quotes(id) + " has a control character"};
+  }
+  return {};
 }
 
 Failure check_request(const TransferRequest& request, const Capabilities& capabilities) {
@@ -118,14 +137,14 @@ Failure check_against_peer(const TransferRequest& request, const PeerDescription
 Failure check_handshake(const LocalFacts& local, const std::string& peer, std::uint64_t version,
                         const std::string& transport, std::uint64_t incarnation,
                         const std::vector<RegionTuple>& regions) {
-  const std::string who = "peer '" + peer + "': ";
+  const std::string who = "peer " + in_quotes(peer) + ": ";
   if (version != protocol_version) {
     return {errc::version_mismatch,
             who + "protocol version " + text(version) + ", this channel speaks " + text(protocol_version)};
   }
   if (transport != local.transport) {
     return {errc::transport_mismatch,
-            who + "transport '" + transport + "', this channel's is '" + std::string(local.transport) + "'"};
+            who + "transport " + in_quotes(transport) + ", this channel's is '" + std::string(local.transport) + "'"};
   }
   if (incarnation == local.incarnation) {
     return {errc::self_connection, who + "incarnation " + text(incarnation) + " is this channel's own"};

@@ -18,6 +18,9 @@ namespace kvferry::kit {
 /// @throws TransferError `errc::invalid_region`.
 void check_regions(std::span<const MemoryRegion> regions);
 
+/// What is wrong with the id of a channel. @param whose what the sentence calls it.
+[[nodiscard]] Failure check_id(std::string_view id, std::string_view whose);
+
 /// What can be known to be wrong with a transfer before its peer is looked up.
 [[nodiscard]] Failure check_request(const TransferRequest& request, const Capabilities& capabilities);
 

@@ -2,6 +2,9 @@
 #include "init_exchange.hpp"
 
 #include <kvferry/error.hpp>
+#include <kvferry/log.hpp>
+
+#include "core/text.hpp"
 
 namespace kvferry::kit {
 
@@ -10,8 +13,8 @@ void InitExchange::finish(Failure failure, std::optional<SideMessage> answer) {
     return;
   }
   if (failure && request_.diagnostic != nullptr) {
-    const std::string who = request_.peer_id.empty() ? std::string() : "peer '" + request_.peer_id + "', ";
-    *request_.diagnostic = who + request_.peer_init_url + ": " +
+    const std::string who = request_.peer_id.empty() ? std::string() : "peer " + in_quotes(request_.peer_id) + ", ";
+    *request_.diagnostic = who + printable(request_.peer_init_url) + ": " +
                            (failure.sentence.empty() ? failure.code.message() : failure.sentence);
   }
   auto completion = std::move(completion_);

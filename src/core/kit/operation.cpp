@@ -7,6 +7,8 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 
+#include "core/text.hpp"
+
 #include "operation_registry.hpp"
 #include "striped_operation.hpp"
 
@@ -91,7 +93,7 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
       diagnostic = cause.message();
     }
     *request_.diagnostic = std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
-                           " objects, peer '" + request_.peer_id + "': " + diagnostic + " (" +
+                           " objects, peer " + in_quotes(request_.peer_id) + ": " + diagnostic + " (" +
                            std::to_string(transferred) + " transferred)";
   }
   if (cause) {

@@ -6,6 +6,8 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/text.hpp"
+
 #include "checks.hpp"
 #include "peer.hpp"
 #include "peer_directory.hpp"
@@ -131,11 +133,12 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
   if (!failure) {
     answer = decode_side_message<InitAnswer>(message, failure.code);
     if (failure) {
-      failure = {errc::handshake_failed, "answered the handshake with '" + message.type() + "': " + failure.code.message()};
+      failure = {errc::handshake_failed,
+                 "answered the handshake with " + in_quotes(message.type()) + ": " + failure.code.message()};
     }
   }
   if (!failure && answer.status != InitAnswer::ok && answer.status != InitAnswer::yield) {
-    failure = {errc::handshake_failed, "answered the handshake with status '" + answer.status + "'"};
+    failure = {errc::handshake_failed, "answered the handshake with status " + in_quotes(answer.status)};
   }
   if (!failure) {
     failure = check_handshake({hooks_.name, incarnation_, options_.regions, options_.require_equal_page_sizes}, peer_id,
@@ -170,13 +173,16 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
 }
 
 Failure PeerDirectory::check(const InitQuestion& question) const {
-  if (question.sender_id.empty() || question.receiver_id.empty()) {
-    return {errc::empty_peer_id, "the handshake's sender or receiver id is empty"};
+  if (Failure failure = check_id(question.sender_id, "the handshake's sender")) {
+    return failure;
+  }
+  if (Failure failure = check_id(question.receiver_id, "the handshake's receiver")) {
+    return failure;
   }
   if (!question.init_url.empty()) {
     std::error_code ec;
     if ((void)parse_url(question.init_url, ec); ec) {
-      return {ec, "peer '" + question.sender_id + "': init url '" + question.init_url + "'"};
+      return {ec, "peer " + in_quotes(question.sender_id) + ": init url " + in_quotes(question.init_url)};
     }
   }
   return check_handshake({hooks_.name, incarnation_, options_.regions, options_.require_equal_page_sizes},
@@ -190,7 +196,7 @@ void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply r
   };
   std::error_code ec;
   const auto question = decode_side_message<InitQuestion>(message, ec);
-  if (const Failure failure = ec ? Failure{ec, "malformed " + message.type()} : check(question)) {
+  if (const Failure failure = ec ? Failure{ec, "malformed " + in_quotes(message.type())} : check(question)) {
     refuse(failure);
     return;
   }

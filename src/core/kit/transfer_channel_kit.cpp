@@ -16,6 +16,7 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/text.hpp"
 #include "core/thread.hpp"
 
 #include "blocking_transfer.hpp"
@@ -164,7 +165,7 @@ class TransferChannelKit::Impl {
     const auto until = deadline_after(*request.timeout);
     auto exchange = exchanges->begin(std::move(request), std::move(completion), until);
     if (exchange && !dialable) {
-      exchange->finish({errc::invalid_url, "'" + given_url + "' is no tcp://host:port to connect to"});
+      exchange->finish({errc::invalid_url, in_quotes(given_url) + " is no tcp://host:port to connect to"});
       return nullptr;
     }
     return exchange;
@@ -364,9 +365,12 @@ void TransferChannelKit::start_init_peer(InitRequest request, SideMessageComplet
     return;
   }
   const InitRequest& asked = exchange->request();
-  if (asked.peer_id.empty() || asked.local_id.empty()) {
-    exchange->finish(
-        {errc::empty_peer_id, std::string(asked.peer_id.empty() ? "the peer's" : "the local") + " id is empty"});
+  Failure wrong = check_id(asked.peer_id, "the peer's");
+  if (!wrong) {
+    wrong = check_id(asked.local_id, "the local");
+  }
+  if (wrong) {
+    exchange->finish(std::move(wrong));
     return;
   }
   const auto connected = [this, exchange](const Failure& failure) {
