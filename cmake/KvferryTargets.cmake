@@ -56,7 +56,13 @@ function(kvferry_add_component name)
       ${target}
       PROPERTIES VERSION ${PROJECT_VERSION}
                  SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
-                 INSTALL_RPATH "$ORIGIN")
+                 INSTALL_RPATH "$ORIGIN"
+                 UNITY_BUILD ${KVFERRY_UNITY_BUILD}
+                 UNITY_BUILD_BATCH_SIZE 10)
+    if(KVFERRY_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # GCC takes a source file that another one includes for a header, in which a class must not have members of unnamed namespaces.
+      target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
+    endif()
   else()
     add_library(${target} INTERFACE)
     set(scope INTERFACE)

@@ -9,8 +9,6 @@
 namespace kvferry::rdma {
 namespace {
 
-std::string text(std::uint64_t number) { return std::to_string(number); }
-
 constexpr std::uint64_t max_24_bits = (std::uint64_t{1} << 24) - 1;
 
 /// Whether the GID stands for an IPv4 address: ::ffff:a.b.c.d.
@@ -25,12 +23,12 @@ std::string check_region(const RegionKeys& keys, const RemoteRegion& region) {
     return keys.keys.empty() ? std::string() : "keys for a region that is closed";
   }
   if (keys.address + region.size < keys.address || keys.slice_bytes == 0) {
-    return "a region of " + text(region.size) + " bytes at address " + text(keys.address) + " in slices of " +
-           text(keys.slice_bytes);
+    return "a region of " + std::to_string(region.size) + " bytes at address " + std::to_string(keys.address) +
+           " in slices of " + std::to_string(keys.slice_bytes);
   }
   const std::uint64_t slices = (region.size - 1) / keys.slice_bytes + 1;
   if (keys.keys.size() != slices) {
-    return text(keys.keys.size()) + " keys for a region of " + text(slices) + " slices";
+    return std::to_string(keys.keys.size()) + " keys for a region of " + std::to_string(slices) + " slices";
   }
   return {};
 }
@@ -40,12 +38,12 @@ std::string check_rail(const RailEndpoint& rail, std::span<const RemoteRegion> r
   if (rail.rail >= max_rails || rail.gid.size() != 16 || rail.lid > 0xffff || rail.queue_pair > max_24_bits ||
       rail.packet_number > max_24_bits || std::ranges::find(mtus, rail.mtu) == mtus.end() || rail.reads_taken > 255 ||
       rail.reads_made > 255 || rail.max_message < max_message_bytes) {
-    return "rail " + text(rail.rail) + " with queue pair " + text(rail.queue_pair) + ", packet number " +
-           text(rail.packet_number) + ", lid " + text(rail.lid) + ", mtu " + text(rail.mtu) + ", largest request " +
-           text(rail.max_message);
+    return "rail " + std::to_string(rail.rail) + " with queue pair " + std::to_string(rail.queue_pair) +
+           ", packet number " + std::to_string(rail.packet_number) + ", lid " + std::to_string(rail.lid) + ", mtu " +
+           std::to_string(rail.mtu) + ", largest request " + std::to_string(rail.max_message);
   }
   if (rail.regions.size() != regions.size()) {
-    return "keys of " + text(rail.regions.size()) + " regions, it has " + text(regions.size());
+    return "keys of " + std::to_string(rail.regions.size()) + " regions, it has " + std::to_string(regions.size());
   }
   for (std::size_t i = 0; i < regions.size(); ++i) {
     if (auto wrong = check_region(rail.regions[i], regions[i]); !wrong.empty()) {
@@ -60,14 +58,16 @@ std::string check_rail(const RailEndpoint& rail, std::span<const RemoteRegion> r
 std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions) {
   if (endpoint.message_bytes < min_message_bytes || endpoint.message_bytes > max_message_bytes ||
       endpoint.messages < min_messages || endpoint.messages > max_messages) {
-    return text(endpoint.messages) + " receive buffers of " + text(endpoint.message_bytes) + " bytes";
+    return std::to_string(endpoint.messages) + " receive buffers of " + std::to_string(endpoint.message_bytes) +
+           " bytes";
   }
   if (endpoint.rails.empty() || endpoint.rails.size() > max_rails) {
-    return text(endpoint.rails.size()) + " rails, at least 1 and at most " + text(max_rails);
+    return std::to_string(endpoint.rails.size()) + " rails, at least 1 and at most " + std::to_string(max_rails);
   }
   for (std::size_t i = 0; i < endpoint.rails.size(); ++i) {
     if (i != 0 && endpoint.rails[i].rail <= endpoint.rails[i - 1].rail) {
-      return "rail " + text(endpoint.rails[i].rail) + " after rail " + text(endpoint.rails[i - 1].rail);
+      return "rail " + std::to_string(endpoint.rails[i].rail) + " after rail " +
+             std::to_string(endpoint.rails[i - 1].rail);
     }
     if (auto wrong = check_rail(endpoint.rails[i], regions); !wrong.empty()) {
       return wrong;
@@ -82,7 +82,7 @@ Agreement agree(const RailEndpoint& own, const RailEndpoint& peers) {
 }
 
 std::string check_pairing(const RailEndpoint& own, const RailEndpoint& peers) {
-  const std::string rail = "rail " + text(own.rail) + ": ";
+  const std::string rail = "rail " + std::to_string(own.rail) + ": ";
   if (own.link_layer != peers.link_layer) {
     return rail + "link layer '" + peers.link_layer + "', this side's is '" + own.link_layer + "'";
   }
