@@ -7,7 +7,7 @@
 #include <utility>
 
 #include <kvferry/tcp_transfer_channel.hpp>
-#include <kvferry/testing/conformance.hpp>
+#include <kvferry/testing/conformance_transports.hpp>
 
 #include "conformance/broken_channel.hpp"
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "conformance/tcp_traits.hpp"
 
-#include <kvferry/testing/conformance.hpp>
+#include <kvferry/testing/conformance_transports.hpp>
 
 KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Tcp, OneLane, ThreeLanes, PollingThread, TwoIoThreads, UserExecutor);

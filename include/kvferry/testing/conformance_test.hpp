@@ -20,6 +20,7 @@
 #include <vector>
 
 #include <kvferry/base_transfer_channel.hpp>
+#include <kvferry/testing/conformance_registry.hpp>
 #include <kvferry/testing/node.hpp>
 #include <kvferry/testing/patterns.hpp>
 #include <kvferry/testing/probe.hpp>
@@ -41,15 +42,18 @@ class ConformanceBase : public ::testing::Test {
  protected:
   using Milliseconds = std::chrono::milliseconds;
 
-  [[nodiscard]] virtual Capabilities capabilities() = 0;
-  [[nodiscard]] virtual std::unique_ptr<BaseTransferChannel> make_channel(ChannelOptions options) = 0;
-  [[nodiscard]] virtual std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions options,
-                                                                                    SideMessageAnswer answer) = 0;
-  [[nodiscard]] virtual TraitsFacts traits_facts() const = 0;
-  virtual void drop_traits() = 0;
+  [[nodiscard]] Capabilities capabilities() { return transport_->capabilities(); }
+  [[nodiscard]] std::unique_ptr<BaseTransferChannel> make_channel(ChannelOptions options) {
+    return transport_->make_channel(std::move(options));
+  }
+
+  /// Before the test runs.
+  void put_to_the_test(std::unique_ptr<TransportUnderTest> transport) {
+    transport_ = std::move(transport);
+    facts_ = transport_->facts();
+  }
 
   void SetUp() override {
-    facts_ = traits_facts();
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
     watchdog_.emplace(std::string(info->test_suite_name()) + "." + info->name(),
                       facts_.wait_limit * (sanitized ? 9 : 3));
@@ -57,7 +61,7 @@ class ConformanceBase : public ::testing::Test {
 
   void TearDown() override {
     drop_nodes();
-    drop_traits();
+    transport_.reset();
     for (const auto& probe : probes_) {
       probe->verify();
     }
@@ -76,7 +80,8 @@ class ConformanceBase : public ::testing::Test {
     const auto answer = spec.answer;
     return nodes_.emplace_back(std::move(spec), url, [&](ChannelOptions options) {
       options.hold_side_messages = answer != nullptr;
-      return answer ? make_answering_channel(std::move(options), answer) : make_channel(std::move(options));
+      return answer ? transport_->make_answering_channel(std::move(options), answer)
+                    : make_channel(std::move(options));
     });
   }
 
@@ -296,6 +301,7 @@ class ConformanceBase : public ::testing::Test {
     }
   }
 
+  std::unique_ptr<TransportUnderTest> transport_;
   TraitsFacts facts_;
   std::optional<Watchdog> watchdog_;
   int last_node_number_ = 0;
@@ -305,35 +311,27 @@ class ConformanceBase : public ::testing::Test {
   std::list<Node> nodes_;
 };
 
-/// The fixture of tests for one transport.
-/// @tparam Tests a class derived from `ConformanceBase`, whose member functions are tests.
-template <class Tests, ConformanceTraits Traits>
-class ConformanceTest : public Tests {
- protected:
-  [[nodiscard]] TraitsFacts traits_facts() const override { return TraitsFacts::of<Traits>(); }
+/// A test whose body is a member function of `Tests`, a class derived from `ConformanceBase`.
+template <class Tests>
+class ConformanceTest final : public Tests {
+ public:
+  using Body = void (Tests::*)();
 
-  [[nodiscard]] Capabilities capabilities() override {
-    static const Capabilities result = Traits().make_channel(suite_options())->capabilities();
-    return result;
+  /// What makes the test for a transport.
+  [[nodiscard]] static auto maker(Body body) {
+    return [body](std::unique_ptr<TransportUnderTest> transport) -> ::testing::Test* {
+      auto test = std::make_unique<ConformanceTest>(body);
+      test->put_to_the_test(std::move(transport));
+      return test.release();
+    };
   }
 
-  [[nodiscard]] std::unique_ptr<BaseTransferChannel> make_channel(ChannelOptions options) override {
-    return traits_->make_channel(std::move(options));
-  }
-
-  [[nodiscard]] std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions options,
-                                                                            SideMessageAnswer answer) override {
-    if constexpr (requires { traits_->make_answering_channel(std::move(options), std::move(answer)); }) {
-      return traits_->make_answering_channel(std::move(options), std::move(answer));
-    } else {
-      throw std::logic_error("the traits have no make_answering_channel");
-    }
-  }
-
-  void drop_traits() override { traits_.reset(); }
+  explicit ConformanceTest(Body body) : body_(body) {}
 
  private:
-  std::optional<Traits> traits_{std::in_place};
+  void TestBody() override { (this->*body_)(); }
+
+  const Body body_;
 };
 
 }  // namespace kvferry::testing

@@ -19,6 +19,7 @@
 #include <kvferry/testing/patterns.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 #include <kvferry/testing/peer_memory.hpp>
+#include <kvferry/testing/suite_options.hpp>
 #include <kvferry/testing/traits.hpp>
 
 namespace kvferry::testing {
@@ -28,16 +29,6 @@ struct RegionSpec {
   std::size_t page_size = 4096;
   Access access = Access::read_write;
 };
-
-/// The options of the suite's channels: deadlines shorter than the suite's patience, and regions of any pages, because
-/// the local regions' numbers differ.
-[[nodiscard]] inline ChannelOptions suite_options() {
-  ChannelOptions options;
-  options.require_equal_page_sizes = false;
-  options.default_timeout = std::chrono::milliseconds(20'000);
-  options.handshake_timeout = std::chrono::milliseconds(20'000);
-  return options;
-}
 
 /// What a `Node` is to be.
 struct NodeSpec {

@@ -5,8 +5,7 @@
 
 #include <kvferry/testing/conformance_test.hpp>
 
-// A suite of typed tests whose bodies are ordinary member functions: compiled once, however many transports are put to
-// them.
+// A suite of tests whose bodies are ordinary member functions: compiled once, however many transports are put to them.
 
 #define KVFERRY_TESTING_PARENS ()
 #define KVFERRY_TESTING_EXPAND(...) \
@@ -17,22 +16,16 @@
   KVFERRY_TESTING_EXPAND4(KVFERRY_TESTING_EXPAND4(KVFERRY_TESTING_EXPAND4(__VA_ARGS__)))
 #define KVFERRY_TESTING_EXPAND4(...) __VA_ARGS__
 
-#define KVFERRY_TESTING_EACH(Suite, ...) \
-  __VA_OPT__(KVFERRY_TESTING_EXPAND(KVFERRY_TESTING_EACH_STEP(Suite, __VA_ARGS__)))
-#define KVFERRY_TESTING_EACH_STEP(Suite, Name, ...)                                       \
-  TYPED_TEST_P(Suite, Name) { static_cast<typename TestFixture::Bodies&>(*this).Name(); } \
-  __VA_OPT__(KVFERRY_TESTING_EACH_AGAIN KVFERRY_TESTING_PARENS(Suite, __VA_ARGS__))
+#define KVFERRY_TESTING_EACH(Tests, ...) \
+  __VA_OPT__(KVFERRY_TESTING_EXPAND(KVFERRY_TESTING_EACH_STEP(Tests, __VA_ARGS__)))
+#define KVFERRY_TESTING_EACH_STEP(Tests, Name, ...)                                  \
+  {#Name, ::kvferry::testing::ConformanceTest<Tests>::maker(&Tests::Name)},          \
+      __VA_OPT__(KVFERRY_TESTING_EACH_AGAIN KVFERRY_TESTING_PARENS(Tests, __VA_ARGS__))
 #define KVFERRY_TESTING_EACH_AGAIN() KVFERRY_TESTING_EACH_STEP
 
-/// Defines and registers the typed test suite `Suite`.
+/// Defines the test suite `Suite`, to which all transports of the program are put. In a header or a source file.
 /// @param Tests a class derived from `ConformanceBase`.
 /// @param ... its member functions that are tests, at most two dozen.
-#define KVFERRY_TESTING_SUITE(Suite, Tests, ...)        \
-  template <class Traits>                               \
-  class Suite : public ConformanceTest<Tests, Traits> { \
-   public:                                              \
-    using Bodies = Tests;                               \
-  };                                                    \
-  TYPED_TEST_SUITE_P(Suite);                            \
-  KVFERRY_TESTING_EACH(Suite, __VA_ARGS__)              \
-  REGISTER_TYPED_TEST_SUITE_P(Suite, __VA_ARGS__)
+#define KVFERRY_TESTING_SUITE(Suite, Tests, ...)                                                         \
+  inline const bool Suite##IsDefined = ::kvferry::testing::ConformanceRegistry::instance().add(          \
+      ::kvferry::testing::SuiteDefinition{#Suite, __FILE__, __LINE__, {KVFERRY_TESTING_EACH(Tests, __VA_ARGS__)}})

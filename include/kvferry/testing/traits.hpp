@@ -48,7 +48,7 @@ using SideMessageAnswer = std::function<SideMessage(const SideMessage&)>;
 ///
 /// Optional members, with what the suite assumes without them:
 /// @code
-/// static constexpr std::string_view name;                   // of the typed test; the number of the type
+/// static constexpr std::string_view name;                   // in the tests' names; the number of the type
 /// static std::string listen_url();                          // "tcp://127.0.0.1:0"
 /// static constexpr std::chrono::milliseconds wait_limit;    // 30 s: a handler that did not run by then is lost
 /// static constexpr bool reconnects;                         // false: transfers reconnect by themselves (kit)
@@ -124,16 +124,14 @@ struct TraitsFacts {
   }
 };
 
-/// Names typed tests after `Traits::name`.
-struct TraitsNames {
-  template <class Traits>
-  static std::string GetName(int number) {
-    if constexpr (requires { std::string(Traits::name); }) {
-      return std::string(Traits::name);
-    } else {
-      return std::to_string(number);
-    }
+/// `Traits::name`; the number where there is none.
+template <class Traits>
+[[nodiscard]] std::string name_of(int number) {
+  if constexpr (requires { std::string(Traits::name); }) {
+    return std::string(Traits::name);
+  } else {
+    return std::to_string(number);
   }
-};
+}
 
 }  // namespace kvferry::testing

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <signal.h>
+
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -16,8 +18,15 @@ namespace kvferry::testing {
 /// call) can't be made to stop, so there is nothing to go on with.
 class Watchdog {
  public:
-  Watchdog(std::string what, std::chrono::milliseconds limit)
-      : what_(std::move(what)), limit_(limit), thread_([this] { watch(); }) {}
+  Watchdog(std::string what, std::chrono::milliseconds limit) : what_(std::move(what)), limit_(limit) {
+    // A signal to the process is for the threads that are tested.
+    sigset_t all;
+    sigset_t before;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before);
+    thread_ = std::thread([this] { watch(); });
+    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  }
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
   ~Watchdog() {
