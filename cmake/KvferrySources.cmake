@@ -38,7 +38,6 @@ file(GLOB KVFERRY_RDMA_TWO_HOSTS_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/two_hos
 file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.cpp")
 list(FILTER KVFERRY_CONFORMANCE_TESTS EXCLUDE REGEX "/(broken_channel_main|rdma_[a-z_]+)\\.cpp$")
 file(GLOB KVFERRY_RDMA_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/rdma_*.cpp")
-list(APPEND KVFERRY_RDMA_CONFORMANCE_TESTS "${_tests}/conformance/main.cpp")
 set(KVFERRY_BROKEN_CHANNEL "${_tests}/conformance/broken_channel_main.cpp")
 file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/*.cpp")
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <gtest/gtest.h>
+#include <kvferry/testing/run_main.hpp>
 
 #include "program.hpp"
 
@@ -8,6 +8,5 @@ int main(int argc, char** argv) {
   if (kvferry::testing::Program::asked_for(argc, argv, exit_code)) {
     return exit_code;
   }
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  return kvferry::testing::run_main(argc, argv, {.may_lack_capabilities = false});
 }

@@ -80,8 +80,7 @@ class ConformanceBase : public ::testing::Test {
     const auto answer = spec.answer;
     return nodes_.emplace_back(std::move(spec), url, [&](ChannelOptions options) {
       options.hold_side_messages = answer != nullptr;
-      return answer ? transport_->make_answering_channel(std::move(options), answer)
-                    : make_channel(std::move(options));
+      return answer ? transport_->make_answering_channel(std::move(options), answer) : make_channel(std::move(options));
     });
   }
 

@@ -18,14 +18,14 @@
 
 #define KVFERRY_TESTING_EACH(Tests, ...) \
   __VA_OPT__(KVFERRY_TESTING_EXPAND(KVFERRY_TESTING_EACH_STEP(Tests, __VA_ARGS__)))
-#define KVFERRY_TESTING_EACH_STEP(Tests, Name, ...)                                  \
-  {#Name, ::kvferry::testing::ConformanceTest<Tests>::maker(&Tests::Name)},          \
+#define KVFERRY_TESTING_EACH_STEP(Tests, Name, ...)                         \
+  {#Name, ::kvferry::testing::ConformanceTest<Tests>::maker(&Tests::Name)}, \
       __VA_OPT__(KVFERRY_TESTING_EACH_AGAIN KVFERRY_TESTING_PARENS(Tests, __VA_ARGS__))
 #define KVFERRY_TESTING_EACH_AGAIN() KVFERRY_TESTING_EACH_STEP
 
 /// Defines the test suite `Suite`, to which all transports of the program are put. In a header or a source file.
 /// @param Tests a class derived from `ConformanceBase`.
 /// @param ... its member functions that are tests, at most two dozen.
-#define KVFERRY_TESTING_SUITE(Suite, Tests, ...)                                                         \
-  inline const bool Suite##IsDefined = ::kvferry::testing::ConformanceRegistry::instance().add(          \
+#define KVFERRY_TESTING_SUITE(Suite, Tests, ...)                                                \
+  inline const bool Suite##IsDefined = ::kvferry::testing::ConformanceRegistry::instance().add( \
       ::kvferry::testing::SuiteDefinition{#Suite, __FILE__, __LINE__, {KVFERRY_TESTING_EACH(Tests, __VA_ARGS__)}})
