@@ -52,15 +52,23 @@ enum class errc {
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that
-/// belongs to the condition.
+/// belongs to the condition. Every code of kvferry's own and every errno that its calls may end with is in one of them
+/// at least.
 enum class condition {
-  invalid_argument = 1,  ///< The call itself was wrong: repeating it unchanged fails again.
-  peer_failed,           ///< The peer or the way to it is gone: errc::peer_closed, connection_lost, ..., ECONNRESET, EOF, ...
-  retryable,             ///< The same call may succeed later: timed_out, resource_limit, peer_cancelled, and every
-                         ///< peer_failed but errc::peer_restarted, after which page indexes have to be agreed anew, and
-                         ///< RDMA's remote_access_error, after which it isn't sure that the peer offers what it did.
-  cancelled,             ///< Ended from this side: errc::cancelled, errc::closed, ECANCELED.
-  timed_out,             ///< errc::timed_out, ETIMEDOUT.
+  /// Repeating the call unchanged fails again: an argument is wrong, a buffer can't be read or written (EFAULT), this
+  /// program may not do it (EACCES, EPERM), or the two channels do not go together as they are set up: the mismatches,
+  /// errc::handshake_failed (who answers is no such channel), errc::malformed_message.
+  invalid_argument = 1,
+  /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted, authentication_failed and
+  /// protocol_violation (who is there now is no sound peer), ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
+  peer_failed,
+  /// The same call may succeed later: timed_out, resource_limit, peer_cancelled; what this host is out of for now
+  /// (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but errc::peer_restarted, after
+  /// which page indexes have to be agreed anew, errc::authentication_failed, errc::protocol_violation, and RDMA's
+  /// remote_access_error, after which it isn't sure that the peer offers what it did.
+  retryable,
+  cancelled,  ///< Ended from this side: errc::cancelled, errc::closed, ECANCELED.
+  timed_out,  ///< errc::timed_out, ETIMEDOUT.
 };
 
 /// The category of `errc`; its name is "kvferry".

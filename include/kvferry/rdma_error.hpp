@@ -32,8 +32,10 @@ enum class wc_status {
   general = 21,
 };
 
-/// The category of `wc_status`; its name is "kvferry.rdma". Codes that say that the peer can't be reached belong to
-/// `condition::peer_failed` and `condition::retryable`; `remote_access_error` belongs to the former only.
+/// The category of `wc_status`; its name is "kvferry.rdma". The errors of local memory (`local_protection_error`,
+/// `local_access_error`, `memory_window_bind_error`) belong to `condition::invalid_argument`, all others to
+/// `condition::peer_failed`, and to `condition::retryable` unless they say that something went against what was agreed:
+/// `local_length_error`, `bad_response`, `remote_invalid_request`, `remote_invalid_rd_request`, `remote_access_error`.
 [[nodiscard]] const std::error_category& rdma_category() noexcept;
 
 [[nodiscard]] std::error_code make_error_code(wc_status status) noexcept;

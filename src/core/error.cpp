@@ -1,58 +1,175 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <kvferry/error.hpp>
+#include "error_codes.hpp"
 
 #include <asio/error.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdint>
 
 #include "never_destroyed.hpp"
 
 namespace kvferry {
 namespace {
 
-std::string_view message_of(errc code) noexcept {
-  switch (code) {
-    case errc::empty_peer_id: return "the peer id is empty";
-    case errc::unknown_peer: return "no handshake with this peer has taken place";
-    case errc::self_connection: return "the url leads back to this channel";
-    case errc::invalid_url: return "the url is neither tcp://host:port nor host:port";
-    case errc::count_mismatch: return "numbers that must be equal differ";
-    case errc::unknown_region: return "there is no region of this number";
-    case errc::index_out_of_range: return "the page index lies behind the last page of the region";
-    case errc::object_too_large: return "the object is larger than its page";
-    case errc::not_in_region: return "the buffer does not start at a page of the region";
-    case errc::access_denied: return "the region does not allow this access";
-    case errc::notification_too_large: return "the notification is too large";
-    case errc::invalid_region: return "the region's size is not a positive multiple of its page size";
-    case errc::not_supported: return "the transport does not support this";
-    case errc::would_deadlock: return "a blocking call on the thread that would have to complete it";
-    case errc::timed_out: return "the deadline passed";
-    case errc::cancelled: return "the operation was cancelled";
-    case errc::closed: return "the channel is closed";
-    case errc::peer_cancelled: return "the peer timed out or cancelled its side";
-    case errc::buffer_too_small: return "the receiver's buffer is smaller than the object";
-    case errc::resource_limit: return "a bounded queue is full";
-    case errc::peer_closed: return "the peer closed the connection";
-    case errc::connection_lost: return "the connection to the peer broke";
-    case errc::peer_restarted: return "the peer restarted";
-    case errc::handshake_failed: return "the handshake failed";
-    case errc::page_size_mismatch: return "the page sizes differ";
-    case errc::version_mismatch: return "the peer speaks another protocol version";
-    case errc::transport_mismatch: return "the peer uses another transport";
-    case errc::authentication_failed: return "a data connection did not prove that it belongs to the peer";
-    case errc::protocol_violation: return "the peer violated the protocol";
-    case errc::malformed_message: return "the side message is malformed";
-    case errc::unhandled_side_message: return "the peer has no answer to this side message";
-    case errc::invalid_peer_id: return "the peer id is too long, not UTF-8, or has control characters";
+/// A set of conditions, a bit each.
+using Conditions = std::uint32_t;
+
+constexpr Conditions only(condition value) noexcept { return Conditions{1} << static_cast<unsigned>(value); }
+
+constexpr Conditions invalid = only(condition::invalid_argument);
+constexpr Conditions failed = only(condition::peer_failed);
+constexpr Conditions retry = only(condition::retryable);
+constexpr Conditions ended_here = only(condition::cancelled);
+constexpr Conditions late = only(condition::timed_out);
+
+struct OwnCode {
+  errc code;
+  std::string_view name;
+  Conditions conditions;
+  std::string_view message;
+};
+
+/// All of ours, in the order of their numbers. A new one goes to the end: numbers travel.
+constexpr std::array own_codes{
+    OwnCode{errc::empty_peer_id, "empty_peer_id", invalid, "the peer id is empty"},
+    OwnCode{errc::unknown_peer, "unknown_peer", invalid, "no handshake with this peer has taken place"},
+    OwnCode{errc::self_connection, "self_connection", invalid, "the url leads back to this channel"},
+    OwnCode{errc::invalid_url, "invalid_url", invalid, "the url is neither tcp://host:port nor host:port"},
+    OwnCode{errc::count_mismatch, "count_mismatch", invalid, "numbers that must be equal differ"},
+    OwnCode{errc::unknown_region, "unknown_region", invalid, "there is no region of this number"},
+    OwnCode{errc::index_out_of_range, "index_out_of_range", invalid,
+            "the page index lies behind the last page of the region"},
+    OwnCode{errc::object_too_large, "object_too_large", invalid, "the object is larger than its page"},
+    OwnCode{errc::not_in_region, "not_in_region", invalid, "the buffer does not start at a page of the region"},
+    OwnCode{errc::access_denied, "access_denied", invalid, "the region does not allow this access"},
+    OwnCode{errc::notification_too_large, "notification_too_large", invalid, "the notification is too large"},
+    OwnCode{errc::invalid_region, "invalid_region", invalid,
+            "the region's size is not a positive multiple of its page size"},
+    OwnCode{errc::not_supported, "not_supported", invalid, "the transport does not support this"},
+    OwnCode{errc::would_deadlock, "would_deadlock", invalid,
+            "a blocking call on the thread that would have to complete it"},
+    OwnCode{errc::timed_out, "timed_out", late | retry, "the deadline passed"},
+    OwnCode{errc::cancelled, "cancelled", ended_here, "the operation was cancelled"},
+    OwnCode{errc::closed, "closed", ended_here, "the channel is closed"},
+    OwnCode{errc::peer_cancelled, "peer_cancelled", retry, "the peer timed out or cancelled its side"},
+    OwnCode{errc::buffer_too_small, "buffer_too_small", invalid, "the receiver's buffer is smaller than the object"},
+    OwnCode{errc::resource_limit, "resource_limit", retry, "a bounded queue is full"},
+    OwnCode{errc::peer_closed, "peer_closed", failed | retry, "the peer closed the connection"},
+    OwnCode{errc::connection_lost, "connection_lost", failed | retry, "the connection to the peer broke"},
+    // The same page indexes would be the wrong ones.
+    OwnCode{errc::peer_restarted, "peer_restarted", failed, "the peer restarted"},
+    OwnCode{errc::handshake_failed, "handshake_failed", invalid, "the handshake failed"},
+    OwnCode{errc::version_mismatch, "version_mismatch", invalid, "the peer speaks another protocol version"},
+    OwnCode{errc::transport_mismatch, "transport_mismatch", invalid, "the peer uses another transport"},
+    OwnCode{errc::page_size_mismatch, "page_size_mismatch", invalid, "the page sizes differ"},
+    OwnCode{errc::authentication_failed, "authentication_failed", failed,
+            "a data connection did not prove that it belongs to the peer"},
+    OwnCode{errc::protocol_violation, "protocol_violation", failed, "the peer violated the protocol"},
+    OwnCode{errc::malformed_message, "malformed_message", invalid, "the side message is malformed"},
+    OwnCode{errc::unhandled_side_message, "unhandled_side_message", invalid,
+            "the peer has no answer to this side message"},
+    OwnCode{errc::invalid_peer_id, "invalid_peer_id", invalid,
+            "the peer id is too long, not UTF-8, or has control characters"},
+};
+
+constexpr bool in_order() noexcept {
+  for (std::size_t i = 0; i < own_codes.size(); ++i) {
+    if (static_cast<std::size_t>(own_codes[i].code) != i + 1) {
+      return false;
+    }
   }
-  return "unknown error";
+  return true;
+}
+static_assert(in_order(), "own_codes has a row for each errc, in the order of their numbers");
+
+const OwnCode* find_own(std::int64_t value) noexcept {
+  return value < 1 || value > static_cast<std::int64_t>(own_codes.size())
+             ? nullptr
+             : &own_codes[static_cast<std::size_t>(value - 1)];
+}
+
+struct SystemCode {
+  int code;
+  Conditions conditions;
+};
+
+/// errno values that the kernel, ZeroMQ and libibverbs may answer with.
+constexpr std::array system_codes{
+    SystemCode{ECANCELED, ended_here},
+    // A connection that nothing came from: the kernel's verdict on the peer, not a caller's deadline.
+    SystemCode{ETIMEDOUT, late | failed | retry},
+    SystemCode{ECONNRESET, failed | retry},
+    SystemCode{ECONNREFUSED, failed | retry},
+    SystemCode{ECONNABORTED, failed | retry},
+    SystemCode{EPIPE, failed | retry},
+    SystemCode{ESHUTDOWN, failed | retry},
+    SystemCode{ENOTCONN, failed | retry},
+    SystemCode{EHOSTUNREACH, failed | retry},
+    SystemCode{EHOSTDOWN, failed | retry},
+    SystemCode{ENETUNREACH, failed | retry},
+    SystemCode{ENETDOWN, failed | retry},
+    SystemCode{ENETRESET, failed | retry},
+    SystemCode{EIO, failed | retry},  // an adapter that is dead
+    // What this host is out of, for now.
+    SystemCode{EMFILE, retry},
+    SystemCode{ENFILE, retry},
+    SystemCode{ENOBUFS, retry},
+    SystemCode{ENOMEM, retry},
+    SystemCode{ENOSPC, retry},
+    SystemCode{EAGAIN, retry},
+    SystemCode{EINTR, retry},
+    SystemCode{EBUSY, retry},
+    SystemCode{EADDRINUSE, retry},
+    SystemCode{EADDRNOTAVAIL, retry},  // all ports of the range in use, or an address that is not there yet
+    // What this program may not do, or got wrong.
+    SystemCode{EINVAL, invalid},
+    SystemCode{EFAULT, invalid},
+    SystemCode{EMSGSIZE, invalid},
+    SystemCode{EACCES, invalid},
+    SystemCode{EPERM, invalid},
+    SystemCode{ENOENT, invalid},  // a congestion control that there isn't
+    SystemCode{ENODEV, invalid},
+    SystemCode{ENOPROTOOPT, invalid},
+    SystemCode{EPROTONOSUPPORT, invalid},
+    SystemCode{EAFNOSUPPORT, invalid},
+    SystemCode{EOPNOTSUPP, invalid},
+    SystemCode{ENOSYS, invalid},
+};
+
+Conditions conditions_of_errno(int value) noexcept {
+  const auto* const found = std::ranges::find(system_codes, value, &SystemCode::code);
+  return found == system_codes.end() ? 0 : found->conditions;
+}
+
+Conditions conditions_of(const std::error_code& code) noexcept {
+  if (code.category() == error_category()) {
+    const OwnCode* const own = find_own(code.value());
+    return own == nullptr ? 0 : own->conditions;
+  }
+  // Asio 1.22 has a category of its own for errno values and compares them with no `std::errc`.
+  if (code.category() == asio::error::get_system_category()) {
+    return conditions_of_errno(code.value());
+  }
+  // A name that does not resolve may belong to a peer that is being rescheduled.
+  static const std::array gone{std::error_code(asio::error::eof), std::error_code(asio::error::host_not_found),
+                               std::error_code(asio::error::host_not_found_try_again),
+                               std::error_code(asio::error::no_data), std::error_code(asio::error::no_recovery)};
+  if (std::ranges::find(gone, code) != gone.end()) {
+    return failed | retry;
+  }
+  if (code.category() == asio::error::get_addrinfo_category()) {
+    return invalid;
+  }
+  const std::error_condition standard = code.default_error_condition();
+  const bool is_errno = standard.category() == std::generic_category() || standard.category() == std::system_category();
+  return is_errno ? conditions_of_errno(standard.value()) : 0;
 }
 
 std::string_view message_of(condition value) noexcept {
   switch (value) {
-    case condition::invalid_argument: return "an argument is invalid";
+    case condition::invalid_argument: return "repeating it unchanged fails again";
     case condition::peer_failed: return "the peer or the way to it is gone";
     case condition::retryable: return "the same call may succeed later";
     case condition::cancelled: return "ended from this side";
@@ -66,7 +183,8 @@ class ErrorCategory final : public std::error_category {
   [[nodiscard]] const char* name() const noexcept override { return "kvferry"; }
 
   [[nodiscard]] std::string message(int value) const override {
-    return std::string(message_of(static_cast<errc>(value)));
+    const OwnCode* const own = find_own(value);
+    return own == nullptr ? "unknown error" : std::string(own->message);
   }
 
   [[nodiscard]] std::error_condition default_error_condition(int value) const noexcept override {
@@ -78,51 +196,6 @@ class ErrorCategory final : public std::error_category {
   }
 };
 
-/// Asio 1.22 has a category of its own for errno values and compares them with no `std::errc`.
-std::error_code without_asio_category(const std::error_code& code) noexcept {
-  const bool is_errno = code.category() == asio::error::get_system_category();
-  return is_errno ? std::error_code(code.value(), std::system_category()) : code;
-}
-
-template <class Code, std::size_t Size>
-bool is_any_of(const std::error_code& code, const std::array<Code, Size>& list) noexcept {
-  return std::ranges::any_of(list, [&code](Code one) { return code == one; });
-}
-
-bool is_invalid_argument(const std::error_code& code) noexcept {
-  static constexpr std::array own{
-      errc::empty_peer_id,          errc::unknown_peer,   errc::self_connection,    errc::invalid_url,
-      errc::count_mismatch,         errc::unknown_region, errc::index_out_of_range, errc::object_too_large,
-      errc::not_in_region,          errc::access_denied,  errc::invalid_region,     errc::not_supported,
-      errc::notification_too_large, errc::would_deadlock, errc::invalid_peer_id};
-  return is_any_of(code, own) || code == std::errc::invalid_argument;
-}
-
-bool is_peer_failed(const std::error_code& code) noexcept {
-  static constexpr std::array own{errc::peer_closed, errc::connection_lost, errc::peer_restarted};
-  static constexpr std::array system{
-      std::errc::connection_reset, std::errc::connection_refused, std::errc::connection_aborted,
-      std::errc::broken_pipe,      std::errc::host_unreachable,   std::errc::network_unreachable,
-      std::errc::network_down,     std::errc::network_reset,      std::errc::not_connected};
-  // A name that does not resolve may belong to a peer that is being rescheduled.
-  static constexpr std::array resolver{asio::error::host_not_found, asio::error::host_not_found_try_again};
-  return is_any_of(code, own) || is_any_of(code, system) || is_any_of(code, resolver) || code == asio::error::eof ||
-         code == std::error_code(EHOSTDOWN, std::system_category());
-}
-
-bool is_timed_out(const std::error_code& code) noexcept { return code == std::errc::timed_out; }
-
-bool is_cancelled(const std::error_code& code) noexcept {
-  return code == errc::closed || code == std::errc::operation_canceled;
-}
-
-bool is_retryable(const std::error_code& code) noexcept {
-  static constexpr std::array own{errc::resource_limit, errc::peer_cancelled};
-  // The same page indexes would be the wrong ones.
-  const bool stale = code == errc::peer_restarted;
-  return is_any_of(code, own) || (is_peer_failed(code) && !stale) || is_timed_out(code);
-}
-
 class ConditionCategory final : public std::error_category {
  public:
   [[nodiscard]] const char* name() const noexcept override { return "kvferry.condition"; }
@@ -131,16 +204,10 @@ class ConditionCategory final : public std::error_category {
     return std::string(message_of(static_cast<condition>(value)));
   }
 
-  [[nodiscard]] bool equivalent(const std::error_code& original, int value) const noexcept override {
-    const auto code = without_asio_category(original);
-    switch (static_cast<condition>(value)) {
-      case condition::invalid_argument: return is_invalid_argument(code);
-      case condition::peer_failed: return is_peer_failed(code);
-      case condition::retryable: return is_retryable(code);
-      case condition::cancelled: return is_cancelled(code);
-      case condition::timed_out: return is_timed_out(code);
-    }
-    return false;
+  [[nodiscard]] bool equivalent(const std::error_code& code, int value) const noexcept override {
+    const bool known =
+        value >= static_cast<int>(condition::invalid_argument) && value <= static_cast<int>(condition::timed_out);
+    return known && (conditions_of(code) & only(static_cast<condition>(value))) != 0;
   }
 };
 
@@ -161,6 +228,13 @@ constinit const NeverDestroyed<ConditionCategory> the_condition_category;
 const std::error_category& error_category() noexcept { return the_error_category.value; }
 
 const std::error_category& condition_category() noexcept { return the_condition_category.value; }
+
+bool is_errc(std::int64_t value) noexcept { return find_own(value) != nullptr; }
+
+std::string_view errc_name(int value) noexcept {
+  const OwnCode* const own = find_own(value);
+  return own == nullptr ? std::string_view() : own->name;
+}
 
 std::error_code make_error_code(errc code) noexcept { return {static_cast<int>(code), error_category()}; }
 

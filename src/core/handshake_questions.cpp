@@ -8,6 +8,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 
+#include "error_codes.hpp"
 #include "name_resolution.hpp"
 #include "text.hpp"
 
@@ -27,8 +28,7 @@ constexpr int connect_timeout_ms = 2000;
 
 /// The peer's own end is not this side's: `errc::closed` from here would say that this channel was closed.
 errc code_of(const SideMessageError& error) noexcept {
-  if (error.code < static_cast<std::int64_t>(errc::empty_peer_id) ||
-      error.code > static_cast<std::int64_t>(errc::invalid_peer_id)) {
+  if (!is_errc(error.code)) {
     return errc::handshake_failed;
   }
   switch (const auto code = static_cast<errc>(error.code)) {

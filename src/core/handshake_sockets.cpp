@@ -150,6 +150,9 @@ std::error_code error_code_of(const zmq::error_t& error) noexcept {
   if (error.num() == ETERM) {
     return errc::closed;
   }
+  if (error.num() == EMTHREAD) {
+    return std::make_error_code(std::errc::invalid_argument);  // a context without I/O threads
+  }
   return {error.num(), std::system_category()};
 }
 

@@ -21,13 +21,22 @@ static_assert(static_cast<int>(wc_status::remote_aborted) == IBV_WC_REM_ABORT_ER
 static_assert(static_cast<int>(wc_status::response_timeout) == IBV_WC_RESP_TIMEOUT_ERR);
 static_assert(static_cast<int>(wc_status::general) == IBV_WC_GENERAL_ERR);
 
-bool peer_unreachable(wc_status status) noexcept {
+/// Statuses that say that the caller's memory is not what it was said to be.
+bool is_local_memory(wc_status status) noexcept {
+  return status == wc_status::local_protection_error || status == wc_status::local_access_error ||
+         status == wc_status::memory_window_bind_error;
+}
+
+/// Statuses that say that peer and adapter no longer do what was agreed; a connection made anew may meet the same.
+bool is_breach(wc_status status) noexcept {
   switch (status) {
-    case wc_status::local_qp_operation_error:
-    case wc_status::retry_exceeded:
-    case wc_status::rnr_retry_exceeded:
-    case wc_status::remote_aborted:
-    case wc_status::response_timeout: return true;
+    case wc_status::local_length_error:
+    case wc_status::bad_response:
+    case wc_status::remote_invalid_request:
+    case wc_status::remote_invalid_rd_request:
+    // Requests stay within what the peer offered. An adapter that refuses one all the same no longer has the memory
+    // registered: the peer is going down, and its kernel takes its memory back before its connections.
+    case wc_status::remote_access_error: return true;
     default: return false;
   }
 }
@@ -42,13 +51,15 @@ class RdmaCategory final : public std::error_category {
 
   [[nodiscard]] bool equivalent(int value, const std::error_condition& wanted) const noexcept override {
     const auto status = static_cast<wc_status>(value);
+    const bool error = status != wc_status::success;
+    if (wanted == condition::invalid_argument) {
+      return is_local_memory(status);
+    }
     if (wanted == condition::peer_failed) {
-      // Requests stay within what the peer offered. An adapter that refuses one all the same no longer has the memory
-      // registered: the peer is going down, and its kernel takes its memory back before its connections.
-      return peer_unreachable(status) || status == wc_status::remote_access_error;
+      return error && !is_local_memory(status);
     }
     if (wanted == condition::retryable) {
-      return peer_unreachable(status);
+      return error && !is_local_memory(status) && !is_breach(status);
     }
     return std::error_category::equivalent(value, wanted);
   }

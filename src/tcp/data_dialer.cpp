@@ -193,9 +193,9 @@ void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& lane) {
         return;
       }
     } else {
-      // The accepting side closes a connection that it can't place.
-      why = " was refused: " + ec.message();
-      ec = ec == asio::error::eof ? std::error_code(errc::authentication_failed) : ec;
+      // Gone, out of patience or of descriptors: the accepting side says nothing when it closes a connection.
+      why = " was closed before it was welcomed: " + ec.message();
+      ec = ec == asio::error::eof ? std::error_code(errc::peer_closed) : ec;
     }
   }
   if (ec) {

@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 #include <asio/error.hpp>
 
+#include <array>
 #include <cerrno>
+#include <map>
 #include <set>
 #include <string>
 #include <system_error>
@@ -63,20 +65,80 @@ TEST(Error, EveryCodeHasANameOfItsOwn) {
   EXPECT_EQ(error_name(asio::error::host_not_found), "host_not_found");
 }
 
+constexpr std::array all_conditions{condition::invalid_argument, condition::peer_failed, condition::retryable,
+                                    condition::cancelled, condition::timed_out};
+
+std::set<condition> conditions_of(const std::error_code& code) {
+  std::set<condition> held;
+  for (const auto one : all_conditions) {
+    if (code == one) {
+      held.insert(one);
+    }
+  }
+  return held;
+}
+
 TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
-  const std::set<errc> arguments{errc::empty_peer_id,      errc::unknown_peer,           errc::self_connection,
-                                 errc::invalid_url,        errc::count_mismatch,         errc::unknown_region,
-                                 errc::index_out_of_range, errc::object_too_large,       errc::not_in_region,
-                                 errc::access_denied,      errc::notification_too_large, errc::invalid_region,
-                                 errc::not_supported,      errc::would_deadlock,         errc::invalid_peer_id};
-  EXPECT_EQ(own_codes_of(condition::invalid_argument), arguments);
+  EXPECT_EQ(own_codes_of(condition::invalid_argument),
+            (std::set{errc::empty_peer_id,          errc::unknown_peer,       errc::self_connection,
+                      errc::invalid_url,            errc::count_mismatch,     errc::unknown_region,
+                      errc::index_out_of_range,     errc::object_too_large,   errc::not_in_region,
+                      errc::access_denied,          errc::invalid_region,     errc::notification_too_large,
+                      errc::not_supported,          errc::would_deadlock,     errc::buffer_too_small,
+                      errc::handshake_failed,       errc::version_mismatch,   errc::transport_mismatch,
+                      errc::page_size_mismatch,     errc::malformed_message,  errc::unhandled_side_message,
+                      errc::invalid_peer_id}));
   EXPECT_EQ(own_codes_of(condition::peer_failed),
-            (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted}));
+            (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::authentication_failed,
+                      errc::protocol_violation}));
   EXPECT_EQ(own_codes_of(condition::retryable),
             (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit,
                       errc::peer_cancelled}));
   EXPECT_EQ(own_codes_of(condition::cancelled), (std::set{errc::cancelled, errc::closed}));
   EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out}));
+}
+
+TEST(Error, ACallerCanDecideUponEveryCode) {
+  for (const auto& code : own_codes()) {
+    EXPECT_FALSE(conditions_of(code).empty()) << code.message();
+  }
+  EXPECT_TRUE(conditions_of({static_cast<int>(last_errc) + 1, error_category()}).empty());
+}
+
+TEST(Error, EveryErrnoOfOursIsInTheConditionsThatItDeserves) {
+  using enum condition;
+  const std::map<std::set<condition>, std::vector<int>> expected{
+      {{invalid_argument},
+       {EINVAL, EFAULT, EMSGSIZE, EACCES, EPERM, ENOENT, ENODEV, ENOPROTOOPT, EPROTONOSUPPORT, EAFNOSUPPORT, EOPNOTSUPP,
+        ENOSYS}},
+      {{retryable},
+       {EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EAGAIN, EINTR, EBUSY, EADDRINUSE, EADDRNOTAVAIL}},
+      {{peer_failed, retryable},
+       {ECONNRESET, ECONNREFUSED, ECONNABORTED, EPIPE, ESHUTDOWN, ENOTCONN, EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN,
+        ENETRESET, EIO}},
+      {{peer_failed, retryable, timed_out}, {ETIMEDOUT}},
+      {{cancelled}, {ECANCELED}},
+      {{}, {EBADF, ENOTSOCK, EDOM}},  // none that a call of ours ends with
+  };
+  for (const auto& [conditions, codes] : expected) {
+    for (const int code : codes) {
+      for (const auto* category :
+           {&std::system_category(), &std::generic_category(), &asio::error::get_system_category()}) {
+        EXPECT_EQ(conditions_of({code, *category}), conditions) << category->name() << " " << code;
+      }
+    }
+  }
+}
+
+TEST(Error, EveryCodeOfTheResolverIsInTheConditionsThatItDeserves) {
+  const std::set failed{condition::peer_failed, condition::retryable};
+  for (const auto code : {asio::error::host_not_found, asio::error::host_not_found_try_again, asio::error::no_data,
+                          asio::error::no_recovery}) {
+    EXPECT_EQ(conditions_of(code), failed) << std::error_code(code).message();
+  }
+  for (const auto code : {asio::error::service_not_found, asio::error::socket_type_not_supported}) {
+    EXPECT_EQ(conditions_of(code), std::set{condition::invalid_argument}) << std::error_code(code).message();
+  }
 }
 
 TEST(HandshakeFaults, Line09_UnknownPeerAndFailedPeerDiffer) {
@@ -127,8 +189,7 @@ TEST(Error, CodesOfOtherCategoriesFallUnderTheConditions) {
 }
 
 TEST(Error, NothingIsNoCondition) {
-  for (const auto wanted : {condition::invalid_argument, condition::peer_failed, condition::retryable,
-                            condition::cancelled, condition::timed_out}) {
+  for (const auto wanted : all_conditions) {
     EXPECT_NE(std::error_code(), wanted);
   }
 }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
 #include <string>
 
 #include <kvferry/error.hpp>
@@ -75,16 +76,18 @@ TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
 
 TEST(RdmaError, StatusesBelongToConditions) {
   EXPECT_EQ(std::error_code(wc_status::retry_exceeded).category().name(), std::string("kvferry.rdma"));
-  for (const wc_status status : {wc_status::retry_exceeded, wc_status::rnr_retry_exceeded, wc_status::response_timeout}) {
-    EXPECT_EQ(std::error_code(status), condition::peer_failed);
-    EXPECT_EQ(std::error_code(status), condition::retryable);
+  const std::set memory{wc_status::local_protection_error, wc_status::local_access_error,
+                        wc_status::memory_window_bind_error};
+  const std::set breach{wc_status::local_length_error, wc_status::bad_response, wc_status::remote_invalid_request,
+                        wc_status::remote_invalid_rd_request, wc_status::remote_access_error};
+  for (int value = 1; value <= static_cast<int>(wc_status::general); ++value) {
+    const auto status = static_cast<wc_status>(value);
+    const std::error_code code = status;
+    EXPECT_EQ(code == condition::invalid_argument, memory.contains(status)) << code.message();
+    EXPECT_EQ(code == condition::peer_failed, !memory.contains(status)) << code.message();
+    EXPECT_EQ(code == condition::retryable, !memory.contains(status) && !breach.contains(status)) << code.message();
   }
-  for (const wc_status status : {wc_status::local_access_error, wc_status::local_protection_error}) {
-    EXPECT_NE(std::error_code(status), condition::peer_failed);
-    EXPECT_NE(std::error_code(status), condition::retryable);
-  }
-  EXPECT_EQ(std::error_code(wc_status::remote_access_error), condition::peer_failed);
-  EXPECT_NE(std::error_code(wc_status::remote_access_error), condition::retryable);
+  EXPECT_NE(std::error_code(wc_status::success), condition::peer_failed);
   EXPECT_NE(std::error_code(wc_status::retry_exceeded), condition::timed_out);
   EXPECT_FALSE(std::error_code(wc_status::remote_access_error).message().empty());
 }

@@ -130,6 +130,27 @@ TEST(DataConnections, AnAcceptingSideWithoutTheSecretIsRefused) {
   listener.join();
 }
 
+TEST(DataConnections, AnAcceptingSideThatClosesBeforeItsWelcomeIsAFailedPeer) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor dying(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions options;
+  options.advertised_data_address = "127.0.0.1:" + std::to_string(dying.local_endpoint().port());
+  Node b(4, options);
+  Node a(4, {}, false);
+  std::thread listener([&] {
+    asio::ip::tcp::socket socket = dying.accept();
+    Hello hello;
+    asio::read(socket, asio::buffer(&hello, sizeof(hello)));  // so that its end is no reset
+  });
+  std::error_code ec;
+  std::string diagnostic;
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
+  EXPECT_EQ(ec, errc::peer_closed) << diagnostic;
+  EXPECT_EQ(ec, condition::retryable);
+  EXPECT_NE(diagnostic.find("before it was welcomed"), std::string::npos) << diagnostic;
+  listener.join();
+}
+
 TEST(DataConnections, MoreStrangersThanPlacesDoNotKeepAPeerOut) {
   TcpOptions options;
   options.hello_timeout = long_enough;
