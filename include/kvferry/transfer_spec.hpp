@@ -136,6 +136,8 @@ struct TransferRequest {
 struct Notification {
   std::string peer_id;
   std::vector<std::byte> payload;
+  /// Of the peer that attached it, as in `PeerInfo`: tells what was written before the peer restarted from what came after.
+  std::uint64_t incarnation = 0;
 };
 
 /// What a transport can do; known before any peer is. What it cannot do completes with `errc::not_supported`.

@@ -44,6 +44,11 @@ class NotificationsTests : public ConformanceBase {
     ASSERT_FALSE(probe->error()) << probe->error().message();
     const Notification notification = std::get<1>(probe->results());
     EXPECT_EQ(notification.peer_id, from.id());
+    const auto info = node.channel().peer_info(from.id());
+    EXPECT_NE(notification.incarnation, 0U) << "a notification names the incarnation of the peer that attached it";
+    if (info) {
+      EXPECT_EQ(notification.incarnation, info->incarnation);
+    }
     EXPECT_EQ(notification.payload, bytes(text));
   }
 

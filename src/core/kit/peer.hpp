@@ -63,7 +63,7 @@ class PeerDirectory::Host final : public LinkHost {
   [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return regions_; }
 
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
-    return notifications_->push({peer_->id, std::move(payload)});
+    return notifications_->push({peer_->id, std::move(payload), peer_->incarnation});
   }
 
   void link_failed(const Link& link, std::error_code cause) override {
