@@ -26,6 +26,8 @@ enum class FrameType : std::uint8_t {
   send_data,
   send_ack,
   send_abort,
+  probe,
+  probe_answer,
 };
 
 struct FrameHeader {
@@ -82,5 +84,7 @@ inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
 /// Frames sent that await an acknowledgement, and reads that await their data.
 inline constexpr std::size_t max_unacknowledged = 1024;
 inline constexpr std::size_t max_outstanding_reads = 64;
+/// Probes that await their answer.
+inline constexpr std::size_t max_outstanding_probes = 16;
 
 }  // namespace kvferry::tcp

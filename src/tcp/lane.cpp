@@ -132,6 +132,11 @@ void Lane::stop(std::shared_ptr<kit::Operation> operation) {
   drive(caller_bytes);
 }
 
+void Lane::probe(std::function<void()> answered) {
+  driver_.put([&](Inbox& inbox) { inbox.probes.push_back(std::move(answered)); });
+  drive(caller_bytes);
+}
+
 void Lane::shut(std::error_code cause, const std::string& why) {
   change(
       [&] {
@@ -292,6 +297,9 @@ void Lane::apply(Inbox taken) {
   }
   for (auto& start : taken.starts) {
     protocol_.start(std::move(start.batch), start.range);
+  }
+  for (auto& answered : taken.probes) {
+    protocol_.probe(std::move(answered));
   }
   if (!taken.stops.empty()) {
     stop_operations(taken.stops);

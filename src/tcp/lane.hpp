@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -61,6 +62,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void run(std::span<const std::byte> first);
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
+  /// Asks the peer for a sign of life; `answered` is called with the lane's engine held.
+  void probe(std::function<void()> answered);
   /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open, lest the
   /// peer's answer to its end reach another lane of the link before that is shut as well.
   void shut(std::error_code cause, const std::string& why);
@@ -94,13 +97,14 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   struct Inbox {
     std::vector<Start> starts;
     std::vector<std::shared_ptr<kit::Operation>> stops;
+    std::vector<std::function<void()>> probes;
     bool readable = false;
     bool writable = false;
     bool drain_expired = false;
     bool rest = false;
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && !readable && !writable && !drain_expired && !rest;
+      return starts.empty() && stops.empty() && probes.empty() && !readable && !writable && !drain_expired && !rest;
     }
   };
 

@@ -66,6 +66,18 @@ bool LaneProtocol::looks_dead(const kit::Operation& operation, kit::Clock::durat
          kit::Clock::now() - transfer.started >= least_silence;
 }
 
+void LaneProtocol::probe(std::function<void()> answered) {
+  // A peer that owes that many answers is silent; one more question wouldn't change it.
+  if (failed_ || probes_.size() >= max_outstanding_probes) {
+    return;
+  }
+  probes_.push_back(std::move(answered));
+  FrameHeader header;
+  header.type = FrameType::probe;
+  header.operation = ++last_probe_;
+  tell(header);
+}
+
 void LaneProtocol::stop(const kit::Operation& operation) {
   const auto it = ids_.find(&operation);
   if (it == ids_.end()) {
@@ -174,6 +186,7 @@ void LaneProtocol::fail(std::error_code cause, const std::string& why) {
   failed_why_ = why;
   out_.clear();
   control_.clear();
+  probes_.clear();
   responses_.clear();
   matcher_.clear_posts();
   reader_.abandon_payload();
@@ -221,6 +234,8 @@ bool LaneProtocol::fill_control() {
   out_.add_header(frame.header, frame.descriptors);
   if (frame.header.type == FrameType::write_ack || frame.header.type == FrameType::send_ack) {
     --queued_acknowledgements_;
+  } else if (frame.header.type == FrameType::probe_answer) {
+    --queued_probe_answers_;
   } else if (frame.header.type == FrameType::send_abort && frame.header.status == refusal_status) {
     --queued_refusals_;
   }

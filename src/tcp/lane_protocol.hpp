@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -51,6 +52,9 @@ class LaneProtocol final : private FrameSink {
 
   /// Since when the bytes of the operation that was stopped first are still being sent; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
+
+  /// Asks for a sign of life: `answered` is called by `received` when the peer has answered.
+  void probe(std::function<void()> answered);
 
   /// The connection is gone: ends all parts with `cause`, later ones too.
   void fail(std::error_code cause, const std::string& why);
@@ -148,6 +152,8 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_recv_cancel(const FrameHeader& header);
   [[nodiscard]] std::error_code end_send_data(const Frame& frame);
   [[nodiscard]] std::error_code end_send_abort(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_probe(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_probe_answer(const FrameHeader& header);
   [[nodiscard]] std::error_code acknowledge(FrameHeader header);
   [[nodiscard]] std::error_code violated(std::string how);
   /// @return null if the operation has ended; then `ec` tells whether it ever was one of the kind.
@@ -169,6 +175,9 @@ class LaneProtocol final : private FrameSink {
 
   std::deque<ControlFrame> control_;
   std::size_t queued_acknowledgements_ = 0;
+  std::size_t queued_probe_answers_ = 0;
+  std::deque<std::function<void()>> probes_;  ///< Not answered yet, oldest first.
+  std::uint64_t last_probe_ = 0;
   std::deque<Response> responses_;
   std::deque<std::uint64_t> ready_data_;   ///< Writes and matched sends with chunks to send, in turn.
   std::deque<std::uint64_t> ready_reads_;  ///< Reads with chunks to ask for, in turn.

@@ -71,7 +71,9 @@ std::error_code LaneProtocol::check_header(const FrameHeader& header) {
     case FrameType::write_ack:
     case FrameType::recv_cancel:
     case FrameType::send_ack:
-    case FrameType::send_abort: break;
+    case FrameType::send_abort:
+    case FrameType::probe:
+    case FrameType::probe_answer: break;
     default: return violated("frame of unknown type " + text(static_cast<std::uint64_t>(header.type)));
   }
   if (header.count < bounds.min_count || header.count > bounds.max_count) {
@@ -108,6 +110,8 @@ std::error_code LaneProtocol::end_frame(Frame& frame) {
     case FrameType::recv_cancel: return end_recv_cancel(frame.header);
     case FrameType::send_data: return end_send_data(frame);
     case FrameType::send_abort: return end_send_abort(frame.header);
+    case FrameType::probe: return end_probe(frame.header);
+    case FrameType::probe_answer: return end_probe_answer(frame.header);
   }
   return {};
 }
@@ -412,6 +416,27 @@ std::error_code LaneProtocol::end_send_abort(const FrameHeader& header) {
           " objects, the peer's send " + text(header.first_offset);
   }
   end(*transfer, status ? status : std::error_code(errc::peer_cancelled), std::move(why));
+  return {};
+}
+
+std::error_code LaneProtocol::end_probe(const FrameHeader& header) {
+  if (++queued_probe_answers_ > max_outstanding_probes) {
+    return violated("more than " + text(max_outstanding_probes) + " probes unanswered");
+  }
+  FrameHeader answer;
+  answer.type = FrameType::probe_answer;
+  answer.operation = header.operation;
+  tell(answer);
+  return {};
+}
+
+std::error_code LaneProtocol::end_probe_answer(const FrameHeader& header) {
+  if (probes_.empty() || header.operation != last_probe_ - probes_.size() + 1) {
+    return violated("answer to probe " + text(header.operation) + ", which is not the next of " + text(probes_.size()));
+  }
+  const auto answered = std::move(probes_.front());
+  probes_.pop_front();
+  answered();
   return {};
 }
 

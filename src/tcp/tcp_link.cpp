@@ -77,6 +77,18 @@ void TcpLink::stop(std::shared_ptr<kit::Operation> operation) {
   }
 }
 
+void TcpLink::probe(std::function<void()> answered) {
+  const auto once = [shared = std::make_shared<std::function<void()>>(std::move(answered)),
+                     told = std::make_shared<std::atomic<bool>>(false)] {
+    if (!told->exchange(true)) {
+      (*shared)();
+    }
+  };
+  for (const auto& lane : lanes_) {
+    lane->probe(once);
+  }
+}
+
 void TcpLink::lane_breaking(std::error_code cause) {
   if (!failed_.exchange(true)) {
     host_->link_failed(*this, cause);

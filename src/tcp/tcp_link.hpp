@@ -41,6 +41,8 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
   void shut(std::error_code cause, const std::string& why) override;
+  /// On all lanes: one of them may be busy.
+  void probe(std::function<void()> answered) override;
   /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
   /// has.
   [[nodiscard]] bool begin_serving() override;

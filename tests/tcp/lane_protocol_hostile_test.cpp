@@ -54,6 +54,8 @@ TEST(LaneProtocol, Line11_SenselessFramesBreakTheConnectionAndTouchNothing) {
       {"data for a recv that never was", header(FrameType::send_data, 1, 16), {{0, 16}}, 16},
       {"abort of a recv that never was", header(FrameType::send_abort), {}},
       {"cancel with payload", header(FrameType::recv_cancel, 0, 1), {}},
+      {"probe with payload", header(FrameType::probe, 0, 1), {}},
+      {"answer to a probe that never was", header(FrameType::probe_answer), {}},
   };
   for (const Hostile& hostile : table) {
     Side side;
@@ -184,6 +186,15 @@ TEST(LaneProtocol, Line11_ARecvIsPostedOnceAndNotUnderZero) {
   FrameHeader made = header(FrameType::recv_post, 1);
   made.operation = 0;
   EXPECT_EQ(side.feed(frame_bytes(made, {&buffer, 1})), errc::protocol_violation);
+}
+
+TEST(LaneProtocol, Line11_ProbesWhoseAnswersAreNotTakenBreakTheConnection) {
+  Side side;
+  const auto probe = frame_bytes(header(FrameType::probe));
+  for (std::size_t i = 0; i < max_outstanding_probes; ++i) {
+    EXPECT_FALSE(side.feed(probe));
+  }
+  EXPECT_EQ(side.feed(probe), errc::protocol_violation) << side.protocol->violation();
 }
 
 }  // namespace

@@ -383,5 +383,39 @@ TEST(LaneProtocol, Line15_MoreChunksThanTheWindowHoldsFlowAllTheSame) {
   }
 }
 
+TEST(LaneProtocol, AProbeIsAnsweredOnceAndInItsTurn) {
+  Side a;
+  Side b;
+  std::string answered;
+  a.protocol->probe([&] { answered += "first "; });
+  a.protocol->probe([&] { answered += "second "; });
+  EXPECT_FALSE(settle(a, b));
+  EXPECT_EQ(answered, "first second ");
+  a.protocol->probe([&] { answered += "third"; });
+  EXPECT_EQ(answered, "first second ") << "answered before the peer has said anything";
+  EXPECT_FALSE(settle(a, b));
+  EXPECT_EQ(answered, "first second third");
+}
+
+TEST(LaneProtocol, AProbeOfAConnectionThatBreaksIsNeverAnswered) {
+  Side a;
+  bool answered = false;
+  a.protocol->probe([&] { answered = true; });
+  a.protocol->fail(errc::connection_lost, "the test says so");
+  a.protocol->probe([&] { answered = true; });
+  EXPECT_FALSE(answered);
+}
+
+TEST(LaneProtocol, NoMoreProbesAreAskedThanThePeerHasToAnswer) {
+  Side a;
+  Side b;
+  std::size_t answered = 0;
+  for (std::size_t i = 0; i < 3 * max_outstanding_probes; ++i) {
+    a.protocol->probe([&] { ++answered; });
+  }
+  EXPECT_FALSE(settle(a, b));
+  EXPECT_EQ(answered, max_outstanding_probes);
+}
+
 }  // namespace
 }  // namespace kvferry::tcp::testing

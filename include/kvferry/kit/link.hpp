@@ -58,6 +58,14 @@ class Link {
   /// @return what to wait for before calling this again. Nothing: all has been said, or the time for it has passed.
   [[nodiscard]] virtual std::optional<Pause> take_leave() { return std::nullopt; }
 
+  /// Asks the peer for a sign of life and calls `answered` when one has come that was given after the question; never
+  /// calls it when none comes. What it calls may take locks, and doesn't call the link. Somebody who says that he is the
+  /// peer anew is refused if it is called within a second, and may take the peer's place otherwise.
+  ///
+  /// The default takes a link that has not failed for one whose peer lives: such a peer's place becomes free when the
+  /// link has failed.
+  virtual void probe(std::function<void()> answered) { answered(); }
+
   /// @name For a thread that would rather move the link's bytes than sleep while it waits
   /// @{
 
