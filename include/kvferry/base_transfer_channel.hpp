@@ -54,6 +54,12 @@ struct InitRequest {
 /// belong to the channel from the initiating call until the completion, and not a moment longer: when an operation has
 /// ended - done, failed, timed out, cancelled or closed - nothing touches its buffers any more.
 ///
+/// Memory that is gone - unmapped, cut off a file's end, without the right to read or write - ends the operation with
+/// `errc::memory_fault` over TCP, also where it is a page of the peer's region that is gone there. No other operation is
+/// harmed and the connection stays. Objects that travel in one frame with the bad one (`TcpTransferChannel`: up to 1 MiB)
+/// fail with it, and a notification isn't handed out. Where an adapter moves the bytes (RDMA), memory has to stay mapped
+/// from the operation's start, or the channel's construction for regions, to its end.
+///
 /// **Forms.** Each operation comes three times: blocking and throwing `TransferError`; blocking with
 /// `std::error_code&`; and asynchronous, taking any Asio completion token (a callback, `use_future`, `use_awaitable`,
 /// `deferred`, one bound to an executor or to a cancellation slot). A handler runs on its associated executor, or the

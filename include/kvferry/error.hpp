@@ -49,6 +49,9 @@ enum class errc {
 
   // The call's arguments, once more
   invalid_peer_id,  ///< An id is longer than `max_peer_id_bytes`, not UTF-8, or has control characters.
+
+  memory_fault,  ///< Memory of an object, or of its page at the peer, is not mapped, or not readable or writable as
+                 ///< needed. Equals std::errc::bad_address.
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that

@@ -23,7 +23,7 @@ enum class Access : std::uint8_t {
 /// Memory that a channel offers to its peers, divided into pages of equal size.
 ///
 /// Page `i` lies at `data + i * page_size`. The memory stays the caller's: it must outlive the channel's `close()`, and
-/// is never freed by kvferry. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a channel, here several,
+/// is never freed by kvferry. What becomes of transfers of memory that is unmapped all the same: `BaseTransferChannel`. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a channel, here several,
 /// numbered in the order in which they are handed to the constructor.
 struct MemoryRegion {
   std::byte* data = nullptr;

@@ -72,6 +72,7 @@ constexpr std::array own_codes{
             "the peer has no answer to this side message"},
     OwnCode{errc::invalid_peer_id, "invalid_peer_id", invalid,
             "the peer id is too long, not UTF-8, or has control characters"},
+    OwnCode{errc::memory_fault, "memory_fault", invalid, "the memory of an object or its page can't be read or written"},
 };
 
 constexpr bool in_order() noexcept {
@@ -191,6 +192,7 @@ class ErrorCategory final : public std::error_category {
     switch (static_cast<errc>(value)) {
       case errc::cancelled: return std::errc::operation_canceled;
       case errc::timed_out: return std::errc::timed_out;
+      case errc::memory_fault: return std::errc::bad_address;
       default: return {value, *this};
     }
   }

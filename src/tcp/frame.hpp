@@ -31,7 +31,7 @@ enum class FrameType : std::uint8_t {
 };
 
 struct FrameHeader {
-  static constexpr std::uint32_t expected_magic = 0x3146564b;  // "KVF1"
+  static constexpr std::uint32_t expected_magic = 0x3246564b;  // "KVF2"
   /// write, read, send_data: the operation's last one.
   static constexpr std::uint8_t last_chunk = 1;
   /// write_ack: the data is in memory, but the queue of notifications was full.
@@ -65,11 +65,25 @@ struct Descriptor {
 };
 static_assert(sizeof(Descriptor) == 16);
 
+/// Ends a frame that has payload: whether the bytes before it are what the header promised. A sender finds out that
+/// it can't read a buffer when the frame's header has left already; it then fills the frame up and says so here.
+struct FrameTrailer {
+  std::uint32_t status = 0;  ///< 0 or a kvferry::errc.
+  std::uint32_t reserved = 0;
+};
+static_assert(sizeof(FrameTrailer) == 8);
+
+[[nodiscard]] constexpr bool has_trailer(const FrameHeader& header) noexcept {
+  return header.payload_bytes != 0 && header.type != FrameType::read;  // a read's bytes are asked for, not sent
+}
+
 /// A frame as received, but for its payload.
 struct Frame {
   FrameHeader header;
   std::vector<Descriptor> descriptors;
   std::vector<std::byte> notification;
+  FrameTrailer trailer;
+  bool unwritable = false;  ///< The memory that the payload was for can't be written.
 };
 
 // Bounds that both sides keep, so that each can hold the other to them.
@@ -78,8 +92,9 @@ struct Frame {
 /// its acknowledgement don't count.
 inline constexpr std::size_t max_chunk_bytes = std::size_t{1} << 20;
 inline constexpr std::size_t max_chunk_objects = 1024;
-/// What a sender puts into one frame: with its header and its notification, as many pieces as a call takes (IOV_MAX).
-inline constexpr std::size_t sent_chunk_objects = max_chunk_objects - 2;
+/// What a sender puts into one frame: with its header, its notification and its trailer, as many pieces as a call takes
+/// (IOV_MAX).
+inline constexpr std::size_t sent_chunk_objects = max_chunk_objects - 3;
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
 /// Frames sent that await an acknowledgement, and reads that await their data.
 inline constexpr std::size_t max_unacknowledged = 1024;

@@ -2,6 +2,7 @@
 #include "frame_reader.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace kvferry::tcp {
@@ -46,6 +47,15 @@ std::size_t FrameReader::prepare(std::span<iovec> out, std::size_t max_bytes) {
   return count;
 }
 
+std::size_t FrameReader::prepare_page(std::span<iovec> out) {
+  if (discard_ != 0 || head_ == destinations_.size()) {
+    return prepare(out, 1);
+  }
+  out.front() = destinations_[head_];
+  out.front().iov_len = std::min(out.front().iov_len, left_on_page(out.front().iov_base));
+  return 1;
+}
+
 std::error_code FrameReader::commit(std::size_t count, FrameSink& sink) {
   if (discard_ != 0) {
     discard_ -= count;
@@ -78,10 +88,13 @@ void FrameReader::advance_destinations(std::size_t count) {
 }
 
 bool FrameReader::fill_from_buffer() {
+  advance_destinations(0);
+  if (state_ == State::payload && head_ < destinations_.size() && begin_ != end_ && !copy_payload_from_buffer()) {
+    (void)destination_failed();
+  }
   const std::size_t thrown = std::min(discard_, end_ - begin_);
   discard_ -= thrown;
   begin_ += thrown;
-  advance_destinations(0);
   while (head_ < destinations_.size() && begin_ != end_) {
     iovec& piece = destinations_[head_];
     const std::size_t part = std::min(piece.iov_len, end_ - begin_);
@@ -90,6 +103,26 @@ bool FrameReader::fill_from_buffer() {
     advance_destinations(part);
   }
   return destinations_full();
+}
+
+/// The memory may be gone by now, so it isn't the CPU that copies there.
+bool FrameReader::copy_payload_from_buffer() {
+  std::array<iovec, 64> pieces;
+  while (head_ < destinations_.size() && begin_ != end_) {
+    std::size_t count = 0;
+    std::size_t bytes = 0;
+    for (std::size_t i = head_; i < destinations_.size() && count < pieces.size() && bytes < end_ - begin_; ++i) {
+      pieces[count] = destinations_[i];
+      pieces[count].iov_len = std::min(pieces[count].iov_len, end_ - begin_ - bytes);
+      bytes += pieces[count++].iov_len;
+    }
+    if (!buffer_.copy_to(std::span(pieces).first(count), begin_, bytes)) {
+      return false;
+    }
+    begin_ += bytes;
+    advance_destinations(bytes);
+  }
+  return true;
 }
 
 std::error_code FrameReader::advance(FrameSink& sink) {
@@ -107,7 +140,13 @@ std::error_code FrameReader::advance(FrameSink& sink) {
         return ec;
       }
     }
-    if (!fill_from_buffer()) {
+    if (state_ == State::trailer) {
+      if (end_ - begin_ < sizeof(FrameTrailer)) {
+        return {};
+      }
+      std::memcpy(&frame_.trailer, buffer_.data() + begin_, sizeof(FrameTrailer));
+      begin_ += sizeof(FrameTrailer);
+    } else if (!fill_from_buffer()) {
       return {};
     }
     std::error_code ec;
@@ -122,6 +161,12 @@ std::error_code FrameReader::advance(FrameSink& sink) {
         break;
       case State::payload: ec = enter(State::notification, sink); break;
       case State::notification:
+        if (has_trailer(frame_.header)) {
+          ec = enter(State::trailer, sink);
+          break;
+        }
+        [[fallthrough]];
+      case State::trailer:
         ec = sink.end_frame(frame_);
         state_ = State::header;
         release_excess(frame_.descriptors);
@@ -150,7 +195,10 @@ std::error_code FrameReader::enter(State state, FrameSink& sink) {
   head_ = 0;
   switch (state) {
     case State::header: break;
+    case State::trailer: break;
     case State::descriptors:
+      frame_.trailer = {};
+      frame_.unwritable = false;
       frame_.descriptors.clear();
       if (frame_.header.count != 0) {
         want_descriptors();
@@ -174,6 +222,15 @@ std::error_code FrameReader::enter(State state, FrameSink& sink) {
       break;
   }
   return {};
+}
+
+bool FrameReader::destination_failed() {
+  if (state_ != State::payload || head_ == destinations_.size()) {
+    return false;
+  }
+  frame_.unwritable = true;
+  abandon_payload();
+  return true;
 }
 
 void FrameReader::abandon_payload() {

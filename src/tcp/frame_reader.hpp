@@ -3,14 +3,15 @@
 
 #include <sys/uio.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "frame.hpp"
+#include "read_ahead.hpp"
 
 namespace kvferry::tcp {
 
@@ -38,9 +39,14 @@ class FrameReader {
   /// The header and descriptors of 256 pages, or those of one page and the 4 KiB that it has.
   static constexpr std::size_t read_ahead = 4608;
 
+  explicit FrameReader(ReadAhead buffer = ReadAhead::unprotected(read_ahead)) : buffer_(std::move(buffer)) {}
+
   /// Where the next bytes from the socket are to go, at most `max_bytes` besides the read-ahead.
   /// @return the number of pieces of `out` used; 0 if the next bytes are to be thrown away: see `discardable`.
   std::size_t prepare(std::span<iovec> out, std::size_t max_bytes);
+
+  /// The same, but at most the first of these pieces, and no more of it than lies on one page of memory.
+  std::size_t prepare_page(std::span<iovec> out);
 
   /// How many of the next bytes nobody wants.
   [[nodiscard]] std::size_t discardable() const noexcept { return discard_; }
@@ -50,12 +56,15 @@ class FrameReader {
 
   /// Has the rest of the payload that is being received thrown away: its destinations are not touched any more.
   void abandon_payload();
+  /// The first of the destinations can't be written. @return false if it is no payload's.
+  [[nodiscard]] bool destination_failed();
 
  private:
-  enum class State { header, descriptors, payload, notification };
+  enum class State { header, descriptors, payload, notification, trailer };
 
   [[nodiscard]] std::error_code advance(FrameSink& sink);
   [[nodiscard]] bool fill_from_buffer();
+  [[nodiscard]] bool copy_payload_from_buffer();
   [[nodiscard]] std::error_code enter(State state, FrameSink& sink);
   void want_descriptors();
   [[nodiscard]] bool destinations_full() const noexcept { return head_ == destinations_.size() && discard_ == 0; }
@@ -66,7 +75,7 @@ class FrameReader {
   std::vector<iovec> destinations_;
   std::size_t head_ = 0;
   std::size_t discard_ = 0;
-  std::array<std::byte, read_ahead> buffer_;
+  ReadAhead buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
 };

@@ -2,6 +2,7 @@
 #include "gather_queue.hpp"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 namespace kvferry::tcp {
@@ -11,6 +12,9 @@ namespace {
 /// holds little.
 constexpr std::size_t max_spares = 4;
 constexpr std::size_t max_spare_bytes = 4096;
+
+/// Sent in place of what can't be read.
+std::array<std::byte, std::size_t{64} << 10> filler;
 
 }  // namespace
 
@@ -94,6 +98,33 @@ void GatherQueue::drop(std::size_t count) {
     }
     copies_.pop_front();
   }
+}
+
+std::optional<std::uint64_t> GatherQueue::spoil_front(const FrameTrailer& trailer) {
+  if (pins_.empty() || pins_.front().begin.byte >= sent_) {
+    return std::nullopt;
+  }
+  Pin& front = pins_.front();
+  const auto first = pieces_.begin() + static_cast<std::ptrdiff_t>(head_);
+  const auto last = pieces_.begin() + static_cast<std::ptrdiff_t>(front.end.piece - piece_base_ - 1);
+  std::size_t left = 0;
+  for (auto piece = first; piece != last; ++piece) {
+    left += piece->iov_len;
+  }
+  last->iov_base = const_cast<FrameTrailer*>(&trailer);
+  std::vector<iovec> filling;
+  while (left != 0) {
+    filling.push_back({filler.data(), std::min(left, filler.size())});
+    left -= filling.back().iov_len;
+  }
+  const auto removed = static_cast<std::uint64_t>(last - first);
+  pieces_.insert(pieces_.erase(first, last), filling.begin(), filling.end());
+  front.end.piece += filling.size() - removed;
+  for (auto later = std::next(pins_.begin()); later != pins_.end(); ++later) {
+    later->begin.piece += filling.size() - removed;
+    later->end.piece += filling.size() - removed;
+  }
+  return front.owner;
 }
 
 std::size_t GatherQueue::drop_unbegun(std::uint64_t owner) {

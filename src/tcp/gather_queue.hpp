@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -29,6 +30,13 @@ class GatherQueue {
   void begin_frame() { frame_begin_ = {added_, piece_base_ + pieces_.size()}; }
   /// Marks the end of a frame that points into `owner`'s buffers; `consume` reports it once it is sent.
   void pin(std::uint64_t owner) { pins_.push_back({frame_begin_, {added_, piece_base_ + pieces_.size()}, owner}); }
+  /// Ends a frame by a trailer that stays where it is.
+  void add_trailer(const FrameTrailer& trailer) {
+    add_view(reinterpret_cast<const std::byte*>(&trailer), sizeof(trailer));
+  }
+  /// The bytes at the front can't be read: has zeroes sent in place of what is left of their frame, and `trailer`
+  /// behind them. @return whose frame it is; nothing if these are nobody's buffers.
+  std::optional<std::uint64_t> spoil_front(const FrameTrailer& trailer);
   /// Takes out the frames of `owner` of which nothing has been sent. @return their number.
   std::size_t drop_unbegun(std::uint64_t owner);
 

@@ -32,6 +32,9 @@ constexpr std::size_t max_pieces = 1024;
 constexpr std::size_t turn_bytes = std::size_t{4} << 20;
 /// Bytes that a caller who doesn't wait sends on its own thread: an operation's first bytes, not its whole.
 constexpr std::size_t caller_bytes = std::size_t{256} << 10;
+/// A call that moves nothing because some of its memory isn't there has failed within its first so many bytes: the
+/// kernel copies by no larger pieces.
+constexpr std::size_t fault_reach = std::size_t{128} << 10;
 /// What a round of the driver costs of these, besides the bytes it moves.
 constexpr std::size_t round_cost = 1024;
 /// An operation that timed out in less than this says nothing about its connection.
@@ -96,7 +99,8 @@ Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Op
       executor_(socket.get_executor()),
       socket_(std::make_shared<Socket>(socket.release())),
       drain_timer_(executor_),
-      protocol_(std::move(host)),
+      protocol_(std::move(host), options_.buffers ? options_.buffers->take()
+                                                  : ReadAhead::unprotected(FrameReader::read_ahead)),
       owner_(std::move(owner)) {}
 
 template <class Change>
@@ -353,14 +357,27 @@ Lane::Step Lane::send_step(std::size_t& budget) {
   // What little would be left takes no call of its own, neither here nor at the receiver: a frame is longer than a step
   // by its header.
   const std::size_t bytes = queued - std::min(queued, step) <= step / 4 ? queued : step;
-  const std::size_t count = protocol_.out().front(pieces, bytes);
+  std::size_t count = protocol_.out().front(pieces, bytes);
+  if (careful_out_ != 0) {
+    count = 1;
+    pieces[0].iov_len = std::min(pieces[0].iov_len, left_on_page(pieces[0].iov_base));
+  }
   const ssize_t sent = send_pieces(socket_->descriptor(), std::span(pieces).first(count));
   if (sent >= 0) {
     options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
     protocol_.sent(static_cast<std::size_t>(sent));
     moved_ += static_cast<std::size_t>(sent);
     tired_ = false;
+    careful_out_ -= std::min(careful_out_, static_cast<std::size_t>(sent));
     budget -= std::min(budget, static_cast<std::size_t>(sent));
+    return Step::progress;
+  }
+  if (errno == EFAULT && careful_out_ == 0) {
+    careful_out_ = fault_reach;
+    return Step::progress;
+  }
+  if (errno == EFAULT && protocol_.source_failed()) {
+    careful_out_ = 0;
     return Step::progress;
   }
   if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS) {
@@ -382,7 +399,9 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   FrameReader& reader = protocol_.reader();
   ssize_t received = 0;
   std::size_t asked = 0;
-  if (const std::size_t count = reader.prepare(pieces, receive_step_bytes); count != 0) {
+  const std::size_t count =
+      careful_in_ != 0 ? reader.prepare_page(pieces) : reader.prepare(pieces, receive_step_bytes);
+  if (count != 0) {
     for (const iovec& piece : std::span(pieces).first(count)) {
       asked += piece.iov_len;
     }
@@ -402,6 +421,7 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
     if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
       fail(ec, remote_ + ": " + protocol_.violation());
     }
+    careful_in_ -= std::min(careful_in_, static_cast<std::size_t>(received));
     budget -= std::min(budget, static_cast<std::size_t>(received));
     moved_ += static_cast<std::size_t>(received);
     tired_ = false;
@@ -412,6 +432,10 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
     readable_ = false;
     return Step::blocked;
+  } else if (errno == EFAULT && careful_in_ == 0) {
+    careful_in_ = fault_reach;
+  } else if (errno == EFAULT && reader.destination_failed()) {
+    careful_in_ = 0;
   } else if (errno != EINTR) {
     const auto ec = last_error();
     fail(ec, "receiving from " + remote_ + ": " + ec.message());

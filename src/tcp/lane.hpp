@@ -42,6 +42,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     std::shared_ptr<SocketEvents> events;
     std::shared_ptr<kit::Poller> poller;  ///< May be null.
     std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
+    /// May be null: then memory that goes under the lane ends the process.
+    std::shared_ptr<ReadAheadPool> buffers = nullptr;
   };
 
   /// What a lane belongs to, told when its connection breaks by itself.
@@ -161,6 +163,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   std::thread::id leader_;   ///< Of nobody: the lane is not led.
   bool tired_ = false;  ///< Nothing has come since the poller gave it up.
   std::uint64_t moved_ = 0;
+  std::size_t careful_out_ = 0;  ///< Of the next bytes to send or to receive, these many go a page of memory at a time,
+  std::size_t careful_in_ = 0;   ///< until the page is found that isn't there.
   bool drain_timer_armed_ = false;
   bool running_ = false;
   bool failed_ = false;

@@ -12,6 +12,12 @@ namespace kvferry::tcp {
 namespace {
 
 constexpr auto refusal_status = static_cast<std::uint32_t>(errc::resource_limit);
+/// What a frame that answers a peer's read is pinned to: no operation has this id.
+constexpr std::uint64_t no_operation = 0;
+
+// The outgoing queue points to them.
+constexpr FrameTrailer good_trailer;
+constexpr FrameTrailer fault_trailer{static_cast<std::uint32_t>(errc::memory_fault), 0};
 
 }  // namespace
 
@@ -212,6 +218,18 @@ void LaneProtocol::sent(std::size_t count) {
   });
 }
 
+bool LaneProtocol::source_failed() {
+  const auto owner = out_.spoil_front(fault_trailer);
+  if (!owner) {
+    return false;
+  }
+  if (const auto it = transfers_.find(*owner); it != transfers_.end() && !it->second.failure) {
+    it->second.failure = errc::memory_fault;
+    it->second.why = "the memory of its objects can't be read";
+  }
+  return true;
+}
+
 void LaneProtocol::fill(std::size_t enough) {
   while (out_.bytes() < enough) {
     // Requests are as short as control frames, and the peer can work on them while data goes out.
@@ -248,8 +266,13 @@ bool LaneProtocol::fill_response() {
     return false;
   }
   const Response& response = responses_.front();
+  out_.begin_frame();
   out_.add_header(response.header);
-  out_.add_views(response.pieces);
+  if (!response.pieces.empty()) {
+    out_.add_views(response.pieces);
+    out_.add_trailer(good_trailer);
+    out_.pin(no_operation);
+  }
   responses_.pop_front();
   return true;
 }
@@ -345,6 +368,9 @@ void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
     });
     if (attach) {
       out_.add_copy(request.notification);
+    }
+    if (has_trailer(header)) {
+      out_.add_trailer(good_trailer);
     }
     out_.pin(transfer.id);
     ++transfer.pins;

@@ -37,7 +37,10 @@ using kit::StripedOperation;
 /// into it, so that no byte of an object is ever received before its destination is known.
 class LaneProtocol final : private FrameSink {
  public:
-  explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host) : host_(std::move(host)) {}
+  /// @param buffer of `FrameReader::read_ahead` bytes.
+  explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,
+                        ReadAhead buffer = ReadAhead::unprotected(FrameReader::read_ahead))
+      : host_(std::move(host)), reader_(std::move(buffer)) {}
 
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
@@ -66,6 +69,9 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] const GatherQueue& out() const noexcept { return out_; }
   /// `count` bytes of the outgoing queue are in the socket.
   void sent(std::size_t count);
+  /// The bytes at the front of the outgoing queue can't be read: their frame goes on without them, and their operation
+  /// alone fails. @return false if they are nobody's buffers.
+  [[nodiscard]] bool source_failed();
 
   [[nodiscard]] FrameReader& reader() noexcept { return reader_; }
   /// `count` bytes have come in where the reader wanted them. @return `errc::protocol_violation`, with `violation()`
@@ -147,7 +153,7 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_write(Frame& frame);
   [[nodiscard]] std::error_code end_acknowledgement(const FrameHeader& header);
   [[nodiscard]] std::error_code end_read(const Frame& frame);
-  [[nodiscard]] std::error_code end_read_data(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_read_data(const Frame& frame);
   [[nodiscard]] std::error_code end_recv_post(Frame& frame);
   [[nodiscard]] std::error_code end_recv_cancel(const FrameHeader& header);
   [[nodiscard]] std::error_code end_send_data(const Frame& frame);
@@ -155,6 +161,8 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_probe(const FrameHeader& header);
   [[nodiscard]] std::error_code end_probe_answer(const FrameHeader& header);
   [[nodiscard]] std::error_code acknowledge(FrameHeader header);
+  /// What is wrong with the payload of a frame that has come in.
+  [[nodiscard]] static std::error_code fault_of(const Frame& frame);
   [[nodiscard]] std::error_code violated(std::string how);
   /// @return null if the operation has ended; then `ec` tells whether it ever was one of the kind.
   [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);

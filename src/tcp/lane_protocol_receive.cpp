@@ -20,6 +20,7 @@ std::error_code status_code(std::uint32_t status) {
     case errc::access_denied:
     case errc::count_mismatch:
     case errc::resource_limit:
+    case errc::memory_fault:
     case errc::peer_cancelled: return static_cast<errc>(status);
     default: return status == 0 ? std::error_code() : std::error_code(errc::protocol_violation);
   }
@@ -105,7 +106,7 @@ std::error_code LaneProtocol::end_frame(Frame& frame) {
     case FrameType::write_ack:
     case FrameType::send_ack: return end_acknowledgement(frame.header);
     case FrameType::read: return end_read(frame);
-    case FrameType::read_data: return end_read_data(frame.header);
+    case FrameType::read_data: return end_read_data(frame);
     case FrameType::recv_post: return end_recv_post(frame);
     case FrameType::recv_cancel: return end_recv_cancel(frame.header);
     case FrameType::send_data: return end_send_data(frame);
@@ -164,12 +165,16 @@ std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed, s
   return {};
 }
 
+std::error_code LaneProtocol::fault_of(const Frame& frame) {
+  return frame.unwritable ? std::error_code(errc::memory_fault) : status_code(frame.trailer.status);
+}
+
 std::error_code LaneProtocol::end_write(Frame& frame) {
   FrameHeader header;
   header.type = FrameType::write_ack;
   header.operation = frame.header.operation;
   if (frame.header.type == FrameType::write) {
-    header.status = wire_status(frame_status_);
+    header.status = wire_status(frame_status_ ? frame_status_ : fault_of(frame));
   }
   if (header.status == 0 && !frame.notification.empty()) {
     ++completed_;
@@ -265,7 +270,8 @@ std::error_code LaneProtocol::begin_read_data(const Frame& frame, std::vector<io
   return {};
 }
 
-std::error_code LaneProtocol::end_read_data(const FrameHeader& header) {
+std::error_code LaneProtocol::end_read_data(const Frame& frame) {
+  const FrameHeader& header = frame.header;
   if (outstanding_reads_ == 0) {
     return violated("data that nobody asked for");
   }
@@ -277,7 +283,11 @@ std::error_code LaneProtocol::end_read_data(const FrameHeader& header) {
   }
   const Chunk chunk = transfer->outstanding.front();
   transfer->outstanding.pop_front();
-  settle(*transfer, chunk, status_code(header.status));
+  if (frame.unwritable && !transfer->failure) {
+    transfer->failure = errc::memory_fault;
+    transfer->why = "the memory of its objects can't be written";
+  }
+  settle(*transfer, chunk, header.status != 0 ? status_code(header.status) : fault_of(frame));
   if (transfer->cursor.done() && transfer->outstanding.empty()) {
     end(*transfer, transfer->failure, std::move(transfer->why));
   }
@@ -372,7 +382,8 @@ std::error_code LaneProtocol::end_send_data(const Frame& frame) {
   FrameHeader header;
   header.type = FrameType::send_ack;
   header.operation = frame.header.tag;
-  header.status = transfer == nullptr ? wire_status(errc::peer_cancelled) : 0;
+  const auto fault = fault_of(frame);
+  header.status = wire_status(transfer == nullptr ? errc::peer_cancelled : fault);
   if (const auto excess = acknowledge(header)) {
     return excess;
   }
@@ -380,8 +391,16 @@ std::error_code LaneProtocol::end_send_data(const Frame& frame) {
     return {};
   }
   kit::Operation& operation = transfer->operation();
+  if (fault) {
+    transfer->why = frame.unwritable ? "the memory of its objects can't be written"
+                                     : "the memory of the peer's objects can't be read";
+  }
   for (const Descriptor& descriptor : frame.descriptors) {
     const std::size_t object = transfer->next_object;
+    if (fault && (descriptor.index & Descriptor::refused) == 0) {
+      transfer->failed_object = object;
+      operation.failed(object, fault);
+    }
     transfer->next_offset += static_cast<std::size_t>(descriptor.length);
     if ((descriptor.index & Descriptor::continues) != 0) {
       break;
@@ -391,7 +410,7 @@ std::error_code LaneProtocol::end_send_data(const Frame& frame) {
       operation.failed(object, errc::buffer_too_small);
       transfer->why = "object " + text(object) + " has " + text(descriptor.length) + " bytes, its buffer " +
                       text(transfer->request().objects[object].size());
-    } else {
+    } else if (object != transfer->failed_object) {
       operation.received(object, transfer->next_offset);
     }
     ++transfer->next_object;

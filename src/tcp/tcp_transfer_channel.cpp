@@ -97,6 +97,7 @@ class TcpTransferChannel::Impl {
   std::shared_ptr<kit::NameLookups> lookups = std::make_shared<kit::NameLookups>();
   std::shared_ptr<tcp::DataAcceptor> acceptor;
   std::shared_ptr<tcp::SocketEvents> events;
+  std::shared_ptr<tcp::ReadAheadPool> buffers = tcp::ReadAheadPool::create(tcp::FrameReader::read_ahead);
   std::shared_ptr<tcp::TrafficOfLanes> traffic = std::make_shared<tcp::TrafficOfLanes>();
   HostPort advertised_data;  ///< Without host: wherever the handshake was answered.
 };
@@ -114,7 +115,7 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
                          {given.stripe_threshold,
                           std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(),
                                                                 std::chrono::hours(1)),
-                          {bounded(given.drain_timeout), impl_->events, poller()},
+                          {bounded(given.drain_timeout), impl_->events, poller(), {}, impl_->buffers},
                           impl_->traffic},
                          {given.send_buffer, given.receive_buffer, given.keepalive_idle, given.congestion_control}};
   if (!given.advertised_data_address.empty()) {

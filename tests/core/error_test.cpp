@@ -15,7 +15,7 @@
 namespace kvferry {
 namespace {
 
-constexpr auto last_errc = errc::invalid_peer_id;
+constexpr auto last_errc = errc::memory_fault;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -87,7 +87,7 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
                       errc::not_supported,          errc::would_deadlock,     errc::buffer_too_small,
                       errc::handshake_failed,       errc::version_mismatch,   errc::transport_mismatch,
                       errc::page_size_mismatch,     errc::malformed_message,  errc::unhandled_side_message,
-                      errc::invalid_peer_id}));
+                      errc::invalid_peer_id, errc::memory_fault}));
   EXPECT_EQ(own_codes_of(condition::peer_failed),
             (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::authentication_failed,
                       errc::protocol_violation}));

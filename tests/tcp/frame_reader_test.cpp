@@ -117,7 +117,9 @@ TEST(FrameReader, OneReadTakesManyPagesToWhereTheyBelong) {
     EXPECT_EQ(pieces[i].iov_base, pages.memory.data() + (count - 1 - i) * Pages::size + copied);
     EXPECT_EQ(pieces[i].iov_len, Pages::size - copied);
   }
-  ASSERT_FALSE(reader.commit(count * Pages::size - caught, pages));
+  EXPECT_GE(pieces[count].iov_len, sizeof(FrameTrailer) + sizeof(FrameHeader));
+  std::memset(pieces[count].iov_base, 0, sizeof(FrameTrailer));
+  ASSERT_FALSE(reader.commit(count * Pages::size - caught + sizeof(FrameTrailer), pages));
   EXPECT_EQ(pages.frames, 1);
 }
 
@@ -126,6 +128,7 @@ TEST(FrameReader, OneReadTakesAPageThatComesAlone) {
   Pages pages(1);
   auto bytes = write_of_pages(1);
   bytes.resize(bytes.size() + Pages::size, std::byte{7});
+  bytes.resize(bytes.size() + sizeof(FrameTrailer));
   std::array<iovec, 4> pieces;
   ASSERT_EQ(reader.prepare(pieces, bytes.size()), 1U);
   ASSERT_GE(pieces[0].iov_len, bytes.size());

@@ -189,10 +189,13 @@ inline std::error_code settle(Side& a, Side& b, std::size_t step = std::size_t{2
 /// A frame as a hostile peer might send it.
 inline std::vector<std::byte> frame_bytes(const FrameHeader& header, std::span<const Descriptor> descriptors = {},
                                           std::span<const std::byte> payload = {}) {
-  std::vector<std::byte> bytes(sizeof(header) + descriptors.size_bytes() + payload.size());
+  std::vector<std::byte> bytes(sizeof(header) + descriptors.size_bytes());
   std::memcpy(bytes.data(), &header, sizeof(header));
   std::ranges::copy(std::as_bytes(descriptors), bytes.begin() + sizeof(header));
-  std::ranges::copy(payload, bytes.end() - static_cast<std::ptrdiff_t>(payload.size()));
+  bytes.insert(bytes.end(), payload.begin(), payload.end());
+  if (has_trailer(header)) {
+    bytes.resize(bytes.size() + sizeof(FrameTrailer));
+  }
   return bytes;
 }
 

@@ -12,7 +12,7 @@
 
 namespace kvferry::kit {
 
-inline constexpr std::uint64_t protocol_version = 1;
+inline constexpr std::uint64_t protocol_version = 2;
 
 /// A region in the handshake: size, page size, access.
 using RegionTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>;
