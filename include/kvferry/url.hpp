@@ -8,14 +8,15 @@
 
 namespace kvferry {
 
-/// A host and a port as users write them: `tcp://host:port` or `host:port`; IPv6 hosts in brackets, `tcp://[::1]:5555`.
+/// A host and a port as users write them: `tcp://host:port` or `host:port`; IPv6 hosts in brackets, `tcp://[::1]:5555`, a
+/// link-local one with the zone in which this host finds it, `tcp://[fe80::1%eth0]:5555`.
 struct HostPort {
   std::string host;         ///< Without brackets. `*`, `0.0.0.0` and `::` mean all addresses when listening.
   std::uint16_t port = 0;   ///< 0 means any free port when listening.
 
   [[nodiscard]] bool is_ipv6_literal() const noexcept { return host.find(':') != std::string::npos; }
-  /// Whether the host names no particular address: `*`, `0.0.0.0` or `::`.
-  [[nodiscard]] bool is_wildcard() const noexcept { return host == "*" || host == "0.0.0.0" || host == "::"; }
+  /// Whether the host names no particular address: `*`, `0.0.0.0` or `::`, however they are spelled.
+  [[nodiscard]] bool is_wildcard() const;
   /// `host:port`, IPv6 in brackets.
   [[nodiscard]] std::string to_string() const;
   /// `tcp://host:port`, IPv6 in brackets.
@@ -24,7 +25,8 @@ struct HostPort {
   friend bool operator==(const HostPort&, const HostPort&) = default;
 };
 
-/// Parses a url. On anything else `ec` becomes `errc::invalid_url` and the result is empty.
+/// Parses a url. On anything else `ec` becomes `errc::invalid_url` and the result is empty. A host that is an address comes
+/// out in its usual spelling: `[::0]` as `::`, `0` as `0.0.0.0`, `[::ffff:10.0.0.1]` as `10.0.0.1`.
 [[nodiscard]] HostPort parse_url(std::string_view url, std::error_code& ec);
 /// As above. @throws TransferError `errc::invalid_url`, quoting the url and saying what is wrong with it.
 [[nodiscard]] HostPort parse_url(std::string_view url);

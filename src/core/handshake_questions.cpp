@@ -9,7 +9,7 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include "error_codes.hpp"
-#include "name_resolution.hpp"
+#include "host_address.hpp"
 #include "text.hpp"
 
 namespace kvferry::kit {
@@ -68,11 +68,11 @@ void HandshakeQuestions::start(Question&& question) {
     end(open, error.code(), error.what());
     return;
   }
-  if (target.is_wildcard() || target.port == 0) {
-    end(open, errc::invalid_url, "cannot connect to " + url + ": it names no particular host and port");
+  if (const auto why = why_not_dialable(target); !why.empty()) {
+    end(open, errc::invalid_url, "cannot connect to " + url + ": " + why);
   } else if (open->second.question.deadline <= std::chrono::steady_clock::now()) {
     end(open, errc::timed_out, no_answer_in_time(open->second.question));
-  } else if (is_numeric_host(target.host)) {
+  } else if (address_of(target.host)) {
     connect(open, {&target, 1});
   } else {
     // ZeroMQ would look the name up itself, on the thread that all its sockets share.

@@ -5,18 +5,13 @@
 
 #include <algorithm>
 
+#include "host_address.hpp"
 #include "name_lookups.hpp"
 
 namespace kvferry::kit {
 
-bool is_numeric_host(const std::string& host) {
-  asio::error_code ec;
-  asio::ip::make_address(host, ec);
-  return !ec;
-}
-
 HostPort listening_address(const HostPort& host) {
-  if (host.is_wildcard() || is_numeric_host(host.host)) {
+  if (host.is_wildcard() || address_of(host.host)) {
     return host;
   }
   std::error_code ec;

@@ -1,14 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <string>
-
 #include <kvferry/url.hpp>
 
 namespace kvferry::kit {
-
-/// Whether a host is an IPv4 or IPv6 address rather than a name.
-[[nodiscard]] bool is_numeric_host(const std::string& host);
 
 /// The address at which to listen for a host: itself if it is a number or a wildcard; of a name's addresses an IPv4 one
 /// if there is one, because peers without IPv6 can reach no other, and those with it can reach either. The name itself

@@ -2,16 +2,19 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
-#include <asio/ip/address_v6.hpp>
-
 #include <algorithm>
 #include <charconv>
+#include <optional>
+
+#include "host_address.hpp"
 
 namespace kvferry {
 namespace {
 
 constexpr std::string_view scheme = "tcp://";
 constexpr std::size_t longest_url = 512;
+constexpr std::size_t longest_host = 253;  // RFC 1035
+constexpr std::size_t longest_zone = 15;   // a device's name, IF_NAMESIZE
 
 /// What is wrong with a url; nothing if it is in order.
 using Problem = std::string_view;
@@ -34,11 +37,21 @@ Problem parse_bracketed_host(std::string_view text, HostPort& result) {
   if (bracket == std::string_view::npos) {
     return "the closing bracket is missing";
   }
-  result.host = text.substr(1, bracket - 1);
-  asio::error_code ec;
-  asio::ip::make_address_v6(result.host, ec);
-  if (ec) {
+  const auto host = text.substr(1, bracket - 1);
+  const auto address = host.find(':') == std::string_view::npos ? std::nullopt : address_of(host);
+  if (!address) {
     return "what is in brackets is not an IPv6 address";
+  }
+  result.host = address->to_string();
+  if (host.find('%') != std::string_view::npos) {
+    const auto zone = zone_of(host);
+    if (zone.empty() || zone.size() > longest_zone || !std::ranges::all_of(zone, is_host_character)) {
+      return "the zone is not the name or number of a device";
+    }
+    if (!lacks_zone(result.host)) {
+      return "only a link-local address has a zone";
+    }
+    result.host.append("%").append(zone);
   }
   if (text.substr(bracket + 1, 1) != ":") {
     return "the port is missing";
@@ -61,6 +74,17 @@ Problem parse_plain_host(std::string_view text, HostPort& result) {
   if (result.host != "*" && !std::ranges::all_of(result.host, is_host_character)) {
     return "the host has a character that no host name has";
   }
+  if (result.host.size() > longest_host) {
+    return "the host is longer than 253 characters";
+  }
+  if (result.host.starts_with('.') || result.host.find("..") != std::string::npos) {
+    return "a part of the host's name is empty";
+  }
+  if (const auto address = address_of(result.host)) {
+    result.host = address->to_string();
+  } else if (std::ranges::all_of(result.host, [](char c) { return (c >= '0' && c <= '9') || c == '.'; })) {
+    return "the host is not an IPv4 address";
+  }
   return parse_port(text.substr(colon + 1), result.port);
 }
 
@@ -71,7 +95,8 @@ Problem parse(std::string_view url, HostPort& result) {
   if (url.size() > longest_url) {
     return "it is longer than 512 characters";
   }
-  if (url.starts_with(scheme)) {
+  const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
+  if (std::ranges::equal(url.substr(0, scheme.size()), scheme, {}, lower)) {
     url.remove_prefix(scheme.size());
   } else if (url.find("://") != std::string_view::npos) {
     return "the scheme is not tcp";
@@ -89,6 +114,11 @@ std::string quote(std::string_view url) {
 }
 
 }  // namespace
+
+bool HostPort::is_wildcard() const {
+  const auto address = address_of(host);
+  return host == "*" || (address && address->is_unspecified());
+}
 
 std::string HostPort::to_string() const {
   const auto text = is_ipv6_literal() ? '[' + host + ']' : host;

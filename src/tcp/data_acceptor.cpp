@@ -11,6 +11,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/host_address.hpp"
 #include "core/name_resolution.hpp"
 #include "core/text.hpp"
 #include "open_socket.hpp"
@@ -26,14 +27,16 @@ constexpr std::size_t max_expected = 4096;
 /// How long accepting rests when the process is out of file descriptors.
 constexpr std::chrono::milliseconds accept_pause{100};
 
-std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint, bool both_families) {
+/// An IPv6 wildcard takes connections of both families, whatever the system's default (net.ipv6.bindv6only): peers reach it at
+/// either address, as they do the handshake's.
+std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
   std::error_code ec;
   open_socket(acceptor, endpoint.protocol(), ec);
   if (!ec) {
     acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
   }
-  if (!ec && both_families) {
-    acceptor.set_option(asio::ip::v6_only(false), ec);
+  if (!ec && endpoint.protocol() == tcp::v6()) {
+    acceptor.set_option(asio::ip::v6_only(!endpoint.address().is_unspecified()), ec);
   }
   if (!ec) {
     acceptor.bind(endpoint, ec);
@@ -54,13 +57,14 @@ std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint
 std::error_code listen_at(tcp::acceptor& acceptor, const HostPort& address) {
   if (address.host == "*") {
     // On a system without IPv6 there is only the other one.
-    return listen_at(acceptor, {tcp::v6(), address.port}, true) ? listen_at(acceptor, {tcp::v4(), address.port}, false)
-                                                                : std::error_code();
+    return listen_at(acceptor, {tcp::v6(), address.port}) ? listen_at(acceptor, {tcp::v4(), address.port})
+                                                          : std::error_code();
   }
   std::error_code ec;
-  const auto number = asio::ip::make_address(address.host, ec);
-  return ec ? std::make_error_code(std::errc::address_not_available)
-            : listen_at(acceptor, {number, address.port}, false);
+  const auto number = address_of(address.host);
+  const auto zoned = zone_of(address.host).empty() ? asio::ip::address() : asio::ip::make_address(address.host, ec);
+  return ec || !number ? std::make_error_code(std::errc::address_not_available)
+                       : listen_at(acceptor, {zone_of(address.host).empty() ? *number : zoned, address.port});
 }
 
 }  // namespace

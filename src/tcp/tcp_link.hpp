@@ -48,6 +48,7 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   [[nodiscard]] bool begin_serving() override;
   void serve(kit::BlockingWait& wait) override;
   void end_serving() override;
+  [[nodiscard]] std::string remote_address() const override { return lanes_.front()->remote_address(); }
   [[nodiscard]] std::string path() const override;
 
  private:

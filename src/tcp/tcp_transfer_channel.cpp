@@ -11,6 +11,7 @@
 
 #include "core/kit/attempts.hpp"
 #include "core/kit/endpoint_codec.hpp"
+#include "core/host_address.hpp"
 #include "core/name_lookups.hpp"
 #include "core/text.hpp"
 #include "data_acceptor.hpp"
@@ -85,7 +86,8 @@ class TcpTransferChannel::Impl {
     const std::string host = options.data_host.empty() ? parse_url(options.peer_init_url).host : options.data_host;
     acceptor = std::make_shared<tcp::DataAcceptor>(executor, link_options);
     acceptor->listen(host, options.data_port);
-    if (options.advertised_data_address.empty() && !options.data_host.empty() && !HostPort{host, 0}.is_wildcard()) {
+    if (options.advertised_data_address.empty() && !options.data_host.empty() && !HostPort{host, 0}.is_wildcard() &&
+        zone_of(host).empty()) {
       advertised_data.host = host;
     }
   }
@@ -120,6 +122,9 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
                          {given.send_buffer, given.receive_buffer, given.keepalive_idle, given.congestion_control}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
+    if (impl_->advertised_data.is_wildcard()) {
+      impl_->advertised_data.host.clear();
+    }
   }
   for (std::size_t i = 0; i < given.regions.size(); ++i) {
     if (given.regions[i].dmabuf_fd != -1) {

@@ -173,7 +173,9 @@ TEST_F(HandshakeServiceTest, ASignalDoesNotDisturbIt) {
 
 TEST_F(HandshakeServiceTest, UrlsThatCannotBeAskedEndTheQuestion) {
   HandshakeService client({}, nullptr);
-  for (const auto* url : {"", "nonsense", "http://127.0.0.1:1", "*:80", "0.0.0.0:80", "[::]:80", "127.0.0.1:0"}) {
+  for (const auto* url : {"", "nonsense", "http://127.0.0.1:1", "*:80", "0.0.0.0:80", "[::]:80", "127.0.0.1:0", "0:80", "[::0]:80",
+                          "[::ffff:0.0.0.0]:80", "[fe80::1]:80", "[fe80::1%nosuch0]:80", "[fe80::1%4000000000]:80",
+                          "224.0.0.1:80", "[ff02::1]:80", "255.255.255.255:80"}) {
     const auto outcome = get(ask(client, url, echo(1)));
     EXPECT_EQ(outcome.ec, errc::invalid_url) << url;
     EXPECT_NE(outcome.diagnostic.find(url), std::string::npos) << outcome.diagnostic;

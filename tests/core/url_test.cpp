@@ -43,7 +43,15 @@ INSTANTIATE_TEST_SUITE_P(
                     GoodUrl{"[fe80::1%1]:1", "fe80::1%1", 1, "[fe80::1%1]:1"}, GoodUrl{"*:0", "*", 0, "*:0"},
                     GoodUrl{"[::]:65535", "::", 65535, "[::]:65535"},
                     GoodUrl{"kv-cache_0.pod.svc:80", "kv-cache_0.pod.svc", 80, "kv-cache_0.pod.svc:80"},
-                    GoodUrl{"h:00080", "h", 80, "h:80"}));
+                    GoodUrl{"h:00080", "h", 80, "h:80"}, GoodUrl{"TCP://h:80", "h", 80, "h:80"},
+                    GoodUrl{"host.example.:80", "host.example.", 80, "host.example.:80"},
+                    GoodUrl{"[::0]:1", "::", 1, "[::]:1"}, GoodUrl{"0:1", "0.0.0.0", 1, "0.0.0.0:1"},
+                    GoodUrl{"127.1:1", "127.0.0.1", 1, "127.0.0.1:1"},
+                    GoodUrl{"0x7f000001:1", "127.0.0.1", 1, "127.0.0.1:1"},
+                    GoodUrl{"[fd77:0:0::0002]:1", "fd77::2", 1, "[fd77::2]:1"},
+                    GoodUrl{"[::ffff:10.0.0.1]:1", "10.0.0.1", 1, "10.0.0.1:1"},
+                    GoodUrl{"[::ffff:0.0.0.0]:1", "0.0.0.0", 1, "0.0.0.0:1"},
+                    GoodUrl{"[FE80::1%eth0]:1", "fe80::1%eth0", 1, "[fe80::1%eth0]:1"}));
 
 struct BadUrl {
   std::string url;
@@ -83,10 +91,16 @@ INSTANTIATE_TEST_SUITE_P(
                     BadUrl{"[::1]80", "the port is missing"}, BadUrl{"[]:80", "not an IPv6 address"},
                     BadUrl{"[1.2.3.4]:80", "not an IPv6 address"}, BadUrl{"[::1]:", "the port is not a number"},
                     BadUrl{"http://host:80", "the scheme is not tcp"}, BadUrl{"ipc://x:80", "the scheme is not tcp"},
-                    BadUrl{"TCP://host:80", "the scheme is not tcp"}, BadUrl{"user@host:80", "a character"},
+                    BadUrl{"tcp:/host:80", "needs brackets"}, BadUrl{"user@host:80", "a character"},
                     BadUrl{"ho st:80", "a character"}, BadUrl{"ho\nst:80", "a character"},
                     BadUrl{"**:80", "a character"}, BadUrl{std::string("h\0:80", 5), "a character"},
-                    BadUrl{std::string(1000, 'a') + ":80", "longer than 512"}));
+                    BadUrl{std::string(1000, 'a') + ":80", "longer than 512"},
+                    BadUrl{std::string(254, 'a') + ":80", "longer than 253"}, BadUrl{"a..b:80", "name is empty"},
+                    BadUrl{".a:80", "name is empty"}, BadUrl{"1.2.3.4.5:80", "not an IPv4 address"},
+                    BadUrl{"256.0.0.1:80", "not an IPv4 address"}, BadUrl{"10.0.0.1.:80", "not an IPv4 address"},
+                    BadUrl{"[fe80::1%]:80", "the zone is not"}, BadUrl{"[fe80::1%a b]:80", "the zone is not"},
+                    BadUrl{"[fe80::1%0123456789012345]:80", "the zone is not"},
+                    BadUrl{"[fd77::1%eth0]:80", "only a link-local address"}));
 
 TEST(UrlText, ShowsNoControlCharactersAndNoEndlessText) {
   try {
@@ -104,6 +118,12 @@ TEST(UrlText, KnowsWildcards) {
   EXPECT_TRUE(parse_url("0.0.0.0:1").is_wildcard());
   EXPECT_TRUE(parse_url("[::]:1").is_wildcard());
   EXPECT_FALSE(parse_url("[::1]:1").is_wildcard());
+  for (const auto* host : {"*", "0.0.0.0", "::", "::0", "0:0:0:0:0:0:0:0", "0", "0.0", "0x0", "::ffff:0.0.0.0"}) {
+    EXPECT_TRUE((HostPort{host, 1}.is_wildcard())) << host;
+  }
+  for (const auto* host : {"", "localhost", "0.0.0.1", "::1", "::ffff:10.0.0.1", "fe80::1%eth0"}) {
+    EXPECT_FALSE((HostPort{host, 1}.is_wildcard())) << host;
+  }
   EXPECT_TRUE(parse_url("[::1]:1").is_ipv6_literal());
   EXPECT_FALSE(parse_url("localhost:1").is_ipv6_literal());
 }

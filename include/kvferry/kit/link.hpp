@@ -81,6 +81,9 @@ class Link {
   virtual void end_serving() {}
   /// @}
 
+  /// `host:port` of the peer's end, as this side sees it: with the zone of an IPv6 address that needs one. Empty if the
+  /// transport knows no such thing.
+  [[nodiscard]] virtual std::string remote_address() const { return {}; }
   /// How the bytes travel, for people.
   [[nodiscard]] virtual std::string path() const = 0;
 };

@@ -6,6 +6,7 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/host_address.hpp"
 #include "core/text.hpp"
 
 #include "checks.hpp"
@@ -227,8 +228,9 @@ void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply r
     return;
   }
   peer->local_id = question.receiver_id;
-  if (!question.init_url.empty()) {
-    peer->url = question.init_url;
+  const std::string told_url = url_for_others(question.init_url);
+  if (!told_url.empty()) {
+    peer->url = told_url;
   }
   std::shared_ptr<Link> stale;
   if (peer->link && peer->description->incarnation != question.incarnation) {
@@ -248,7 +250,7 @@ void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply r
 
   auto host = std::make_shared<Host>(
       weak_from_this(), notifications_, options_.regions,
-      PeerDescription{question.sender_id, question.incarnation, question.init_url, {}, read_regions(question.regions)});
+      PeerDescription{question.sender_id, question.incarnation, told_url, {}, read_regions(question.regions)});
   try {
     answer.endpoint =
         hooks_.accept(host, question.endpoint, deadline, link_handler(question.sender_id, attempt, host, nullptr));
@@ -316,6 +318,7 @@ void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t attem
 void PeerDirectory::publish(const std::string& peer_id, std::uint64_t attempt, const std::shared_ptr<Host>& host,
                             std::shared_ptr<Link> link) {
   const Link* const published = link.get();
+  const std::string seen_at = link->remote_address();
   std::shared_ptr<Link> replaced;
   bool broken = false;
   {
@@ -333,6 +336,7 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t attempt, c
         peer->acknowledged_incarnation = host->peer().incarnation;
       }
       peer->description = host->description();
+      peer->url = with_zone_of(peer->url, seen_at);
       peer->state = Peer::State::handing_over;
     }
   }

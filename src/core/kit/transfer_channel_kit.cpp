@@ -16,6 +16,7 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include "core/host_address.hpp"
 #include "core/text.hpp"
 #include "core/thread.hpp"
 
@@ -46,11 +47,6 @@ std::string advertised_url(const ChannelOptions& options, const std::string& bou
     advertised.port = parse_url(bound).port;
   }
   return advertised.to_url();
-}
-
-/// A wildcard bind is no address to dial: peers are then told nothing, and dial where they were told to by other means.
-std::string dialable_url(const std::string& advertised) {
-  return advertised.empty() || parse_url(advertised).is_wildcard() ? std::string() : advertised;
 }
 
 /// A blocking call's thread at a link's service, where the link has a use for it.
@@ -155,17 +151,18 @@ class TransferChannelKit::Impl {
   /// @return nothing if the exchange has ended already.
   std::shared_ptr<InitExchange> begin_exchange(InitRequest request, SideMessageCompletion completion) {
     request.timeout = request.timeout.value_or(options.handshake_timeout);
-    const std::string given_url = request.peer_init_url;
-    std::error_code ec;
-    const HostPort address = parse_url(given_url, ec);
-    const bool dialable = !ec && address.port != 0 && !address.is_wildcard();
-    if (dialable) {
+    std::string problem;
+    try {
+      const HostPort address = parse_url(request.peer_init_url);
       request.peer_init_url = address.to_url();
+      problem = why_not_dialable(address);
+    } catch (const TransferError& error) {
+      problem = error.what();
     }
     const auto until = deadline_after(*request.timeout);
     auto exchange = exchanges->begin(std::move(request), std::move(completion), until);
-    if (exchange && !dialable) {
-      exchange->finish({errc::invalid_url, in_quotes(given_url) + " is no tcp://host:port to connect to"});
+    if (exchange && !problem.empty()) {
+      exchange->finish({errc::invalid_url, problem});
       return nullptr;
     }
     return exchange;
@@ -252,7 +249,7 @@ void TransferChannelKit::start() {
         }
       });
   impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
-  impl_->peers->use(*impl_->handshakes, dialable_url(impl_->advertised));
+  impl_->peers->use(*impl_->handshakes, url_for_others(impl_->advertised));
   impl_->logger->log(LogLevel::info, "channel_opened", {}, {}, [&] {
     return "incarnation " + std::to_string(impl_->incarnation) +
            (impl_->advertised.empty() ? ", answers no handshakes" : ", answers handshakes at " + impl_->advertised);
