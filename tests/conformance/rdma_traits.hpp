@@ -18,8 +18,8 @@ template <class Derived, std::size_t Rails>
 struct RdmaTraits {
   static constexpr bool reconnects = true;
   static constexpr bool notices_blocking_in_handler = true;
-  /// The devices may be emulated ones, in a machine that is emulated, too.
-  static constexpr std::chrono::milliseconds wait_limit{120'000};
+  /// The devices may be emulated ones, in a machine that is emulated, too. Less than what no test takes.
+  static constexpr std::chrono::milliseconds wait_limit{100'000};
 
   static void configure(RdmaOptions&) {}
 

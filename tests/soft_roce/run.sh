@@ -25,6 +25,7 @@ Ends with COMMAND's exit status; with 124 at the time-out; with 125 where a virt
 In a virtual machine COMMAND finds in its environment:
   KVFERRY_SHARE                             a folder common to the guests and this machine, at the same path
   KVFERRY_GUEST                             0 or 1; KVFERRY_BOOT says how often it has been started, 1 at first
+  KVFERRY_TEST_TIME_FACTOR                  how much slower it was at its boot than on an idle host; tests wait longer
   KVFERRY_RAIL0, KVFERRY_RAIL1              IPv4 addresses of rxe0 and rxe1; with _V6 added, IPv6 addresses
   KVFERRY_PEER_RAIL0, KVFERRY_PEER_RAIL1    the same of the other guest, where there are two
 Of two, one can switch the other, N, off by making a file power-off-N in $KVFERRY_SHARE, and on again by power-on-N. The

@@ -26,6 +26,7 @@
 #include <kvferry/testing/probe.hpp>
 #include <kvferry/testing/specs.hpp>
 #include <kvferry/testing/traits.hpp>
+#include <kvferry/testing/test_watchdog.hpp>
 #include <kvferry/testing/watchdog.hpp>
 
 /// Skips the test, visibly, where the transport says that it cannot do this. `run_main` counts these.
@@ -51,6 +52,7 @@ class ConformanceBase : public ::testing::Test {
   void put_to_the_test(std::unique_ptr<TransportUnderTest> transport) {
     transport_ = std::move(transport);
     facts_ = transport_->facts();
+    facts_.wait_limit = scaled(facts_.wait_limit);
   }
 
   void SetUp() override {

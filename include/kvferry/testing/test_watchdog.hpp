@@ -20,14 +20,16 @@ namespace kvferry::testing {
   return factor > 1 ? factor : 1;
 }
 
+/// A duration as this machine takes it.
+[[nodiscard]] inline std::chrono::milliseconds scaled(std::chrono::milliseconds duration) {
+  return std::chrono::milliseconds(static_cast<long long>(static_cast<double>(duration.count()) * time_factor()));
+}
+
 /// What no test takes: `KVFERRY_TEST_SECONDS`, or else 120 s, and 300 s under a sanitizer; times the machine's factor.
 [[nodiscard]] inline std::chrono::milliseconds test_limit() {
   const char* const text = std::getenv("KVFERRY_TEST_SECONDS");
-  double seconds = text == nullptr ? 0 : std::atof(text);
-  if (seconds <= 0) {
-    seconds = sanitized ? 300 : 120;
-  }
-  return std::chrono::milliseconds(static_cast<long long>(seconds * time_factor() * 1000));
+  const long long seconds = text == nullptr ? 0 : std::atoll(text);
+  return scaled(std::chrono::seconds(seconds > 0 ? seconds : sanitized ? 300 : 120));
 }
 
 /// Gives each test a limit of its own, so that many can share a process: ends the process, and names the test, if one

@@ -5,8 +5,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstdlib>
+#include <asio/ip/address.hpp>
+
+#include <cstddef>
+#include <fstream>
+#include <optional>
 #include <string>
+#include <system_error>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -31,26 +37,48 @@ std::pair<std::string, Bytes> told_gid(RdmaOptions options) {
   return {node.channel->rails()[0].device, gid};
 }
 
-TEST(RdmaFaults, Line21_TheGidIsPickedByTheAddress) {
-  const auto rails = first_rails(2);
-  for (const auto& [variable, device] :
-       {std::pair{"KVFERRY_RAIL0", rails[0].device}, std::pair{"KVFERRY_RAIL1", rails[1].device},
-        std::pair{"KVFERRY_RAIL0_V6", rails[0].device}, std::pair{"KVFERRY_RAIL1_V6", rails[1].device}}) {
-    SCOPED_TRACE(variable);
-    const char* const address = std::getenv(variable);
-    if (address == nullptr) {
-      GTEST_SKIP() << "the addresses of this machine's rails are not known";
+/// The address of a rail's GID that is one of IPv4, or of IPv6 and not of the link alone; as the kernel tells it.
+std::optional<asio::ip::address> rail_address(const RdmaRail& rail, bool is_v6) {
+  for (int index = 0; index < 16; ++index) {
+    std::ifstream file("/sys/class/infiniband/" + rail.device + "/ports/" + std::to_string(rail.port) + "/gids/" +
+                       std::to_string(index));
+    std::string text;
+    std::error_code ec;
+    if (!(file >> text)) {
+      continue;
     }
-    const bool is_v6 = std::string(variable).ends_with("_V6");
-    RdmaOptions options;
-    options.peer_init_url = is_v6 ? "tcp://[" + std::string(address) + "]:0" : "tcp://" + std::string(address) + ":0";
-    const auto [used, gid] = told_gid(options);
-    EXPECT_EQ(used, device);
-    ASSERT_EQ(gid.size(), 16U);
-    const bool mapped = gid[10] == std::byte{0xff} && gid[11] == std::byte{0xff} && gid[0] == std::byte{0};
-    EXPECT_EQ(mapped, !is_v6);
+    const auto gid = asio::ip::make_address_v6(text, ec);
+    if (ec || gid.is_unspecified() || gid.is_link_local() || gid.is_v4_mapped() == is_v6) {
+      continue;
+    }
+    return is_v6 ? asio::ip::address(gid) : asio::ip::make_address_v4(asio::ip::v4_mapped, gid);
   }
+  return {};
 }
+
+class RdmaAddresses : public ::testing::TestWithParam<std::tuple<std::size_t, bool>> {};
+
+TEST_P(RdmaAddresses, Line21_TheGidIsPickedByTheAddress) {
+  const auto [number, is_v6] = GetParam();
+  const RdmaRail rail = first_rails(number + 1)[number];
+  const auto address = rail_address(rail, is_v6);
+  if (!address.has_value()) {
+    GTEST_SKIP() << rail.device << " has no GID that is an " << (is_v6 ? "IPv6" : "IPv4") << " address";
+  }
+  RdmaOptions options;
+  options.peer_init_url = "tcp://" + (is_v6 ? "[" + address->to_string() + "]" : address->to_string()) + ":0";
+  const auto [used, gid] = told_gid(options);
+  EXPECT_EQ(used, rail.device);
+  ASSERT_EQ(gid.size(), 16U);
+  const bool mapped = gid[10] == std::byte{0xff} && gid[11] == std::byte{0xff} && gid[0] == std::byte{0};
+  EXPECT_EQ(mapped, !is_v6);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rails, RdmaAddresses, ::testing::Combine(::testing::Values(0U, 1U), ::testing::Bool()),
+                         [](const auto& rail) {
+                           return "Rail" + std::to_string(std::get<0>(rail.param)) +
+                                  (std::get<1>(rail.param) ? "IPv6" : "IPv4");
+                         });
 
 TEST(RdmaFaults, Line21_TheGidIsTheOneOfTheIndexAskedFor) {
   const RdmaRail rail = first_rails(1)[0];
@@ -83,14 +111,15 @@ TEST(RdmaFaults, ADmaBufThatIsNoneIsRefusedByName) {
 }
 
 TEST(RdmaFaults, Line21_BothSidesMayUseIPv6) {
-  const char* const address = std::getenv("KVFERRY_RAIL0_V6");
-  if (address == nullptr) {
-    GTEST_SKIP() << "the addresses of this machine's rails are not known";
+  const RdmaRail rail = first_rails(1)[0];
+  const auto address = rail_address(rail, true);
+  if (!address.has_value()) {
+    GTEST_SKIP() << rail.device << " has no GID that is an IPv6 address";
   }
   const auto v6_node = [&] {
     NodeOptions options;
     options.rails = 0;
-    options.channel.peer_init_url = "tcp://[" + std::string(address) + "]:0";
+    options.channel.peer_init_url = "tcp://[" + address->to_string() + "]:0";
     return options;
   };
   Node a(8, v6_node());

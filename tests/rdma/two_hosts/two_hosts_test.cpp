@@ -11,6 +11,8 @@
 #include <future>
 #include <string_view>
 
+#include <kvferry/testing/test_watchdog.hpp>
+
 #include "rdma/rdma_node.hpp"
 
 namespace kvferry::rdma::testing {
@@ -19,9 +21,49 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr std::size_t count = 512;
-/// For both to get here, one of which may still be booting, and for slow transfers.
-constexpr std::chrono::seconds patience{120};
-constexpr std::chrono::seconds one_try{20};
+/// All that one test may wait, on either host, for the other to come included: it is no sum of waits that each have a
+/// limit. Less than the limit of its process, so that the test can say what it waited for.
+class Budget {
+ public:
+  /// What is left for a wait, of which `what` says what for. Throws if that is nothing.
+  [[nodiscard]] milliseconds left(const std::string& what) const {
+    const auto left = std::chrono::duration_cast<milliseconds>(end_ - std::chrono::steady_clock::now());
+    if (left <= milliseconds(0)) {
+      throw std::runtime_error(used_up(what));
+    }
+    return left;
+  }
+  /// The same for one of several tries.
+  [[nodiscard]] milliseconds one_try(const std::string& what) const {
+    return std::min(left(what), kvferry::testing::scaled(std::chrono::seconds(20)));
+  }
+
+  /// Does what waits no longer than `left`; if it fails, the failure says what was waited for.
+  template <class Wait>
+  auto wait(const std::string& what, Wait wait) const {
+    try {
+      return wait(left(what));
+    } catch (const std::system_error& error) {
+      throw std::runtime_error("waiting for " + what + ": " + error.what());
+    }
+  }
+
+  template <class Result>
+  void wait(const std::string& what, const std::future<Result>& future) const {
+    if (future.wait_for(left(what)) != std::future_status::ready) {
+      throw std::runtime_error(used_up(what));
+    }
+  }
+
+ private:
+  [[nodiscard]] static std::string used_up(const std::string& what) {
+    return "the time of the test is used up, " + std::to_string(kvferry::testing::scaled(limit).count()) +
+           " ms, waiting for " + what;
+  }
+
+  static constexpr std::chrono::seconds limit{110};
+  const std::chrono::steady_clock::time_point end_ = std::chrono::steady_clock::now() + kvferry::testing::scaled(limit);
+};
 
 std::string environment(const char* name) {
   const char* const value = std::getenv(name);
@@ -45,11 +87,11 @@ class Disturbance {
   ~Disturbance() { run("tc qdisc del dev eth0 root"); }
 };
 
-NodeOptions patient(std::size_t rails) {
+NodeOptions patient(std::size_t rails, const Budget& budget) {
   NodeOptions options;
   options.rails = rails;
-  options.channel.default_timeout = patience;
-  options.channel.handshake_timeout = patience;
+  options.channel.default_timeout = budget.left("a channel");
+  options.channel.handshake_timeout = budget.left("a channel");
   options.channel.stripe_threshold = 64 * page_size;
   return options;
 }
@@ -70,11 +112,14 @@ std::uint64_t tag_back(std::uint64_t attempt) { return 2 * attempt + 1; }
 
 /// Serves until the other host says that it is done: on a number receives a batch and sends it back.
 void serve(std::size_t rails) {
-  auto options = patient(rails);
+  const Budget budget;
+  auto options = patient(rails, budget);
   options.channel.peer_init_url = url("KVFERRY_RAIL0");
   Node peer(count, std::move(options));
+  int words = 0;
   for (;;) {
-    const Notification told = peer.channel->receive_notification(patience);
+    const Notification told = budget.wait("the tester's next word, after " + std::to_string(words++),
+                                          [&](milliseconds left) { return peer.channel->receive_notification(left); });
     if (std::ranges::equal(told.payload, bytes("end"))) {
       return;
     }
@@ -83,10 +128,11 @@ void serve(std::size_t rails) {
     std::vector<std::byte> memory(count * page_size);
     const MutableBuffer all(memory);
     std::error_code ec;
-    peer.channel->batched_recv({all}, {.peer_id = told.peer_id, .tag = tag_there(attempt), .timeout = one_try}, ec);
+    const auto one_try = [&] { return budget.one_try("batch " + number); };
+    peer.channel->batched_recv({all}, {.peer_id = told.peer_id, .tag = tag_there(attempt), .timeout = one_try()}, ec);
     if (!ec) {
       peer.channel->batched_send({ConstBuffer(all)},
-                                 {.peer_id = told.peer_id, .tag = tag_back(attempt), .timeout = one_try}, ec);
+                                 {.peer_id = told.peer_id, .tag = tag_back(attempt), .timeout = one_try()}, ec);
     }
     EXPECT_TRUE(!ec || ec == condition::retryable) << ec.message();
   }
@@ -94,26 +140,36 @@ void serve(std::size_t rails) {
 
 class Tester {
  public:
-  explicit Tester(std::size_t rails) : node_(count, options(rails)) {
-    node_.channel->lazy_init_peer_connection("tester", "peer", url("KVFERRY_PEER_RAIL0"));
+  explicit Tester(std::size_t rails) : node_(count, options(rails, budget_)) {
+    budget_.wait("the other host", [&](milliseconds left) {
+      return node_.channel->lazy_init_peer_connection("tester", "peer", url("KVFERRY_PEER_RAIL0"), {},
+                                                      {.timeout = left});
+    });
   }
 
   [[nodiscard]] Node& node() { return node_; }
+  [[nodiscard]] const Budget& budget() const { return budget_; }
 
   /// All kinds of transfer, there and back. A network that is bad enough breaks connections: then calls say that they
   /// may be made again, and are, until they succeed.
   void expect_transfers(unsigned seed) {
     const auto all = indexes(count);
-    const TransferSpec pages{.peer_id = "peer", .remote_indexes = all, .timeout = one_try};
+    TransferSpec pages{.peer_id = "peer", .remote_indexes = all};
     node_.fill(seed);
     const std::vector<std::byte> sent(node_.region.begin(), node_.region.end());
-    expect_done([&](std::error_code& ec) { node_.channel->batched_write(node_.pages(count), pages, ec); });
+    expect_done("a write", [&](std::error_code& ec, milliseconds one_try) {
+      pages.timeout = one_try;
+      node_.channel->batched_write(node_.pages(count), pages, ec);
+    });
     node_.fill(std::byte{0});
-    expect_done([&](std::error_code& ec) { node_.channel->batched_read(node_.pages(count), pages, ec); });
+    expect_done("a read", [&](std::error_code& ec, milliseconds one_try) {
+      pages.timeout = one_try;
+      node_.channel->batched_read(node_.pages(count), pages, ec);
+    });
     EXPECT_TRUE(std::ranges::equal(node_.region, sent));
 
     std::vector<std::byte> back(sent.size());
-    expect_done([&](std::error_code& ec) {
+    expect_done("a batch sent there and back", [&](std::error_code& ec, milliseconds one_try) {
       const std::uint64_t attempt = ++attempts_;
       tell(std::to_string(attempt));
       node_.channel->batched_send({ConstBuffer(sent)},
@@ -128,7 +184,7 @@ class Tester {
 
   void tell(std::string_view command) {
     const std::uint64_t last = count - 1;
-    expect_done([&](std::error_code& ec) {
+    expect_done("the word " + std::string(command), [&](std::error_code& ec, milliseconds one_try) {
       node_.channel->batched_write({node_.page(last)},
                                    {.peer_id = "peer",
                                     .remote_indexes = std::span(&last, 1),
@@ -142,26 +198,24 @@ class Tester {
   [[nodiscard]] int failures() const { return failures_; }
 
  private:
-  static NodeOptions options(std::size_t rails) {
-    auto options = patient(rails);
+  static NodeOptions options(std::size_t rails, const Budget& budget) {
+    auto options = patient(rails, budget);
     options.listens = false;
     return options;
   }
 
   template <class Call>
-  void expect_done(Call call) {
+  void expect_done(const std::string& what, Call call) {
     std::error_code error;
-    EXPECT_TRUE(eventually(
-        [&] {
-          call(error);
-          EXPECT_TRUE(!error || error == condition::retryable) << error.message();
-          failures_ += error ? 1 : 0;
-          return !error || error != condition::retryable;
-        },
-        patience))
-        << error.message();
+    do {
+      const std::string waited_for = what + (error ? ", which failed: " + error.message() : std::string());
+      call(error, budget_.one_try(waited_for));
+      EXPECT_TRUE(!error || error == condition::retryable) << what << ": " << error.message();
+      failures_ += error ? 1 : 0;
+    } while (error && error == condition::retryable);
   }
 
+  const Budget budget_;
   Node node_;
   std::uint64_t attempts_ = 0;
   int failures_ = 0;
@@ -209,12 +263,13 @@ TEST(RdmaTwoHosts, ARailThatIsDownIsLeftOut) {
   // What the rail carries ends with an error that says that it may be tried again, and then goes over the other one.
   const auto all = indexes(count);
   std::error_code error;
-  EXPECT_TRUE(eventually([&] {
-    tester.node().channel->batched_write(tester.node().pages(count), {.peer_id = "peer", .remote_indexes = all}, error);
-    EXPECT_TRUE(!error || error == condition::retryable) << error.message();
-    return !error && path().find(second) == std::string::npos;
-  })) << error.message()
-      << " " << path();
+  do {
+    const milliseconds one_try =
+        tester.budget().one_try("a path without " + second + ": " + error.message() + " " + path());
+    tester.node().channel->batched_write(tester.node().pages(count),
+                                         {.peer_id = "peer", .remote_indexes = all, .timeout = one_try}, error);
+    ASSERT_TRUE(!error || error == condition::retryable) << error.message();
+  } while (error || path().find(second) != std::string::npos);
   const auto before = tester.node().channel->rails().at(1).bytes_written;
   tester.expect_transfers(2);
   EXPECT_EQ(tester.node().channel->rails().at(1).bytes_written, before);
@@ -246,11 +301,11 @@ TEST(RdmaTwoHosts, TheOtherHostIsSwitchedOffInTheMiddleOfABatch) {
     return ec;
   });
   std::ofstream(environment("KVFERRY_SHARE") + "/power-off-1") << "now\n";
-  ASSERT_EQ(writing.wait_for(patience), std::future_status::ready);
+  tester.budget().wait("the end of the writes to a host that is off", writing);
   const auto error = writing.get();
   EXPECT_EQ(error, condition::peer_failed) << error.message();
   EXPECT_EQ(error, condition::retryable) << error.message();
-  ASSERT_EQ(receiving.wait_for(patience), std::future_status::ready);
+  tester.budget().wait("the end of the recv from a host that is off", receiving);
   try {
     receiving.get();
     ADD_FAILURE() << "received from nobody";
