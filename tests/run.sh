@@ -1,32 +1,67 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds kvferry and runs all of its tests, from any folder, on a Debian 12 that needs nothing but this checkout.
-# Options go to ctest: tests/run.sh -R handshake, tests/run.sh --repeat until-fail:20
+# Builds kvferry and runs its tests, from any folder, on a Debian 12 that needs nothing but this checkout; says at the end
+# how long each part took, and what was skipped.
 #
-# Tests with the label rdma take RDMA devices, those with rdma_two_hosts a pair of hosts that have some: where this
-# machine is not one, soft_roce/run.sh boots it, once for each label. $KVFERRY_RDMA_TIMEOUT is what each may take,
-# in seconds.
+#   tests/run.sh [--rdma] [CTEST OPTION]...   e.g. tests/run.sh -R handshake, tests/run.sh --repeat until-fail:20
+#   tests/run.sh --filter PATTERN             single tests, by GoogleTest's names: tests/run.sh --filter '*Line08*'
+#
+# Tests with the label rdma take RDMA devices, those with rdma_two_hosts a pair of hosts that have some. The former run
+# where this machine has one. With --rdma, both run in virtual machines that soft_roce/run.sh boots, once for each label,
+# which takes longer than all else. $KVFERRY_RDMA_TIMEOUT is what each boot may take, in seconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 . scripts/debian_packages.sh
-kvferry_ensure_packages test rdma
+. scripts/parts.sh
+
+rdma=
+filter=
+if [[ ${1-} == --rdma ]]; then
+  rdma=yes
+  shift
+elif [[ ${1-} == --filter ]]; then
+  filter=${2:?"--filter needs a pattern"}
+  shift 2
+fi
 
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
 fi
 
-cmake --preset release
-cmake --build --preset release --parallel "$(nproc)"
+packages() { kvferry_ensure_packages test rdma; }
+build() { cmake --preset release && cmake --build --preset release --parallel "$(nproc)"; }
+
+stop() {
+  kvferry_parts_end || true
+  echo "tests/run.sh: $1" >&2
+  exit 1
+}
+
+kvferry_part "packages" packages || stop "packages are missing"
+kvferry_part "build" build || stop "the build failed"
+
+if [[ -n $filter ]]; then
+  ran=
+  for program in build/release/tests/kvferry_*_tests; do
+    if [[ $("$program" --gtest_list_tests --gtest_filter="$filter") == *.* ]]; then
+      ran=yes
+      kvferry_part "${program##*/}" "$program" --gtest_filter="$filter" || true
+    fi
+  done
+  [[ -n $ran ]] || stop "no tests match $filter"
+  kvferry_parts_end
+  exit
+fi
 
 # ctest excludes a test only if all of several -LE match.
-not_here='^rdma'
+excluded=
 here_options=()
 for ((i = 1; i <= $#; ++i)); do
   case "${!i}" in
     -LE | --label-exclude)
       ((++i))
-      not_here+="|${!i-}"
+      excluded+="|${!i-}"
       ;;
     *) here_options+=("${!i}") ;;
   esac
@@ -37,10 +72,10 @@ count() {
 }
 
 ran=
-failed=
-# run COMMAND... -- OPTION...: has COMMAND run ctest with these options, if there are tests for them.
+# run NAME COMMAND... -- OPTION...: has COMMAND run ctest with these options, if there are tests for them.
 run() {
-  local command=()
+  local name=$1 command=()
+  shift
   while [[ $1 != -- ]]; do
     command+=("$1")
     shift
@@ -48,30 +83,31 @@ run() {
   shift
   if (($(count "$@"))); then
     ran=yes
-    "${command[@]}" ctest --preset release "$@" || failed+=" '$*'"
+    kvferry_part "$name" "${command[@]}" ctest --preset release "$@" || true
   fi
 }
-
-with_rdma=(tests/soft_roce/run.sh --timeout "${KVFERRY_RDMA_TIMEOUT:-1200}")
-
-# An emulated machine that shares its processors stands still now and then, for as long as a deadline: what fails there is
-# tried once more. ctest shows both tries.
-second_try=(--repeat until-pass:2)
-[[ " $* " != *" --repeat"* ]] || second_try=()
 
 if (($(count -L '^rdma') == 0)); then
   echo "RDMA is not tested: kvferry::rdma was not built"
 fi
-run "${with_rdma[@]}" -- --parallel 2 "${second_try[@]}" -L '^rdma$' "$@"
-run "${with_rdma[@]}" --guests 2 -- -L '^rdma_two_hosts$' "$@"
+not_here='^rdma'
+if [[ -n $rdma ]]; then
+  with_rdma=(tests/soft_roce/run.sh --writable "$kvferry_parts" --timeout "${KVFERRY_RDMA_TIMEOUT:-1200}")
+  # An emulated machine that shares its processors stands still now and then, for as long as a deadline: what fails there
+  # is tried once more. ctest shows both tries.
+  second_try=(--repeat until-pass:2)
+  [[ " $* " != *" --repeat"* ]] || second_try=()
+  run "RDMA tests" "${with_rdma[@]}" -- --parallel 2 "${second_try[@]}" -L '^rdma$' "$@"
+  run "tests on two hosts" "${with_rdma[@]}" --guests 2 -- -L '^rdma_two_hosts$' "$@"
+elif grep -qs ACTIVE /sys/class/infiniband/*/ports/*/state; then
+  not_here='^rdma_two_hosts'
+else
+  echo "What takes an RDMA device does not run: there is none here, and no --rdma"
+fi
 # Last, so that the last lines are of the most tests.
-run -- --parallel "$(nproc)" -LE "$not_here" "${here_options[@]}"
+run "tests" -- --parallel "$(nproc)" -LE "$not_here$excluded" "${here_options[@]}"
 
 if [[ -z $ran ]]; then
-  echo "tests/run.sh: no tests for these options: $*" >&2
-  exit 1
+  stop "no tests for these options: $*"
 fi
-if [[ -n $failed ]]; then
-  echo "tests/run.sh: tests failed among those of$failed" >&2
-  exit 1
-fi
+kvferry_parts_end

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
+#
+# A run of several parts, each with its time, and tests that were skipped, counted by reason. To be sourced:
+#
+#   . scripts/parts.sh
+#   kvferry_part NAME COMMAND...    runs a part; its status is the command's
+#   kvferry_queue NAME COMMAND...   runs it beside what follows, after all that was queued before, and shows its output
+#                                   when it is done
+#   kvferry_parts_end               waits for what was queued, and reports; its status says whether all parts succeeded
+#
+# The last lines of the report are those of the part with the most tests, as ctest printed them.
+
+kvferry_parts=$(mktemp -d)
+trap 'rm -rf "$kvferry_parts"' EXIT
+trap 'trap - TERM; kill 0' INT TERM # what was queued, too
+kvferry_part_count=0
+kvferry_started=$SECONDS
+kvferry_queued=()
+# Test programs note there what they skip (kvferry/testing/run_main.hpp).
+export KVFERRY_SKIP_REPORT=$kvferry_parts/skipped
+: >"$KVFERRY_SKIP_REPORT"
+
+# NUMBER NAME COMMAND...
+_kvferry_run_part() {
+  local number=$1 name=$2 start=$SECONDS status=0
+  shift 2
+  printf '\n== %s\n' "$name"
+  "$@" 2>&1 | tee "$kvferry_parts/$number.log" || status=$?
+  printf '%s\t%s\t%s\n' "$((SECONDS - start))" "$status" "$name" >"$kvferry_parts/$number.part"
+  return "$status"
+}
+
+kvferry_part() {
+  ((++kvferry_part_count))
+  _kvferry_run_part "$(printf %02d "$kvferry_part_count")" "$@"
+}
+
+kvferry_queue() {
+  ((++kvferry_part_count))
+  local number before=
+  if ((${#kvferry_queued[@]})); then
+    before=${kvferry_queued[-1]}
+  fi
+  number=$(printf %02d "$kvferry_part_count")
+  (
+    trap - EXIT
+    if [[ -n $before ]]; then
+      tail --pid="$before" -f /dev/null
+    fi
+    status=0
+    _kvferry_run_part "$number" "$@" >"$kvferry_parts/$number.output" || status=$?
+    cat "$kvferry_parts/$number.output"
+    exit "$status"
+  ) &
+  kvferry_queued+=("$!")
+}
+
+_kvferry_report() {
+  local file seconds status name most=0 tests closing=
+  printf '\n== Times\n'
+  for file in "$kvferry_parts"/*.part; do
+    IFS=$'\t' read -r seconds status name <"$file"
+    printf '%6d s  %s%s\n' "$seconds" "$name" "$( ((status == 0)) || echo ": FAILED")"
+    tests=$(sed -n 's/.* tests failed out of \([0-9]*\)$/\1/p' "${file%.part}.log" | tail -n 1)
+    if ((${tests:-0} > most)); then
+      most=$tests closing=${file%.part}.log
+    fi
+  done
+  printf '%6d s  in all%s\n' "$((SECONDS - kvferry_started))" \
+    "$( ((${#kvferry_queued[@]} == 0)) || echo "; some parts ran at the same time")"
+
+  printf '\n== Skipped tests: %d\n' "$(wc -l <"$KVFERRY_SKIP_REPORT")"
+  if [[ -s $KVFERRY_SKIP_REPORT ]]; then
+    cut -f 1 "$KVFERRY_SKIP_REPORT" | sort | uniq -c | sort -rn
+  fi
+  if [[ -n $closing ]]; then
+    printf '\n'
+    sed -n '/ tests passed, .* tests failed out of /,$p' "$closing"
+  fi
+}
+
+kvferry_parts_end() {
+  local process failed=0
+  for process in "${kvferry_queued[@]}"; do
+    wait "$process" || failed=1
+  done
+  _kvferry_report
+  ! grep -qvP '^\d+\t0\t' "$kvferry_parts"/*.part && ((!failed))
+}
