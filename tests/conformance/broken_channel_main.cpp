@@ -2,6 +2,7 @@
 //
 // The conformance suite for a channel that is broken as KVFERRY_TESTING_FAULT says; broken_channels_test.cpp runs it.
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <string_view>
 #include <utility>
@@ -30,4 +31,7 @@ struct Broken {
 
 KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Broken, Broken);
 
-int main(int argc, char** argv) { return kvferry::testing::run_main(argc, argv); }
+int main(int argc, char** argv) {
+  const bool may_lack_capabilities = std::getenv("KVFERRY_TESTING_LACKS_NOTHING") == nullptr;
+  return kvferry::testing::run_main(argc, argv, {.may_lack_capabilities = may_lack_capabilities});
+}

@@ -9,7 +9,10 @@
 
 #include <array>
 #include <chrono>
+#include <csignal>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -40,7 +43,7 @@ struct SuiteRun {
 };
 
 /// Runs those of the suite's tests that match the filter on channels with this fault.
-SuiteRun run_suite(std::string_view fault, const std::string& filter) {
+SuiteRun run_suite(std::string_view fault, const std::string& filter, std::vector<std::string> variables = {}) {
   std::array<int, 2> pipe{};
   if (::pipe2(pipe.data(), O_CLOEXEC) != 0) {
     throw std::system_error(errno, std::generic_category(), "pipe2");
@@ -50,9 +53,11 @@ SuiteRun run_suite(std::string_view fault, const std::string& filter) {
 
   const std::string program = broken_channel_program();
   std::vector<std::string> arguments{program, "--gtest_filter=" + filter, "--gtest_color=no"};
-  std::vector<std::string> environment{"KVFERRY_TESTING_FAULT=" + std::string(fault)};
+  std::vector<std::string> environment = std::move(variables);
+  environment.push_back("KVFERRY_TESTING_FAULT=" + std::string(fault));
   for (char** entry = environ; *entry != nullptr; ++entry) {
-    if (!std::string_view(*entry).starts_with("GTEST_")) {
+    const std::string_view variable(*entry);
+    if (!variable.starts_with("GTEST_") && !variable.starts_with("KVFERRY_SKIP_REPORT")) {
       environment.emplace_back(*entry);
     }
   }
@@ -154,6 +159,36 @@ INSTANTIATE_TEST_SUITE_P(Faults, BrokenChannels, ::testing::ValuesIn(detections)
 TEST(BrokenChannelRuns, AreToldFromProgramsThatCannotRun) {
   EXPECT_FALSE(run_suite("none", "Broken/NoSuchTest.AtAll").failed_in_a_test());
   EXPECT_FALSE(run_suite("no such fault", "Broken/NoSuchTest.AtAll").failed_in_a_test());
+}
+
+TEST(BrokenChannelRuns, ATestThatDoesNotEndIsNamedAndEndsItsProcess) {
+  const SuiteRun run =
+      run_suite("hanging_close", "Broken/LifecycleTest/Channel.CloseIsIdempotent", {"KVFERRY_TEST_SECONDS=1"});
+  EXPECT_TRUE(WIFSIGNALED(run.status) && WTERMSIG(run.status) == SIGABRT) << run.status;
+  EXPECT_NE(run.output.find("Broken/LifecycleTest/Channel.CloseIsIdempotent has not ended within"), std::string::npos)
+      << run.output;
+}
+
+TEST(BrokenChannelRuns, ASuiteThatIsSkippedAsAWholeFailsUnlessTheTransportMayLackIt) {
+  const std::string suite = "Broken/NotificationsTest/Channel.*";
+  const SuiteRun may = run_suite("incapable", suite);
+  EXPECT_TRUE(may.passed()) << may.output;
+  EXPECT_NE(may.output.find("[ SKIPS    ]"), std::string::npos) << may.output;
+  const SuiteRun may_not = run_suite("incapable", suite, {"KVFERRY_TESTING_LACKS_NOTHING=1"});
+  EXPECT_FALSE(may_not.passed());
+  EXPECT_NE(may_not.output.find("every test of Broken/NotificationsTest/Channel was skipped"), std::string::npos)
+      << may_not.output;
+}
+
+TEST(BrokenChannelRuns, SkippedTestsAreNotedWithTheirReasons) {
+  const std::filesystem::path report =
+      std::filesystem::temp_directory_path() / ("kvferry-skips-" + std::to_string(::getpid()));
+  run_suite("incapable", "Broken/OneSidedTest/Channel.BlockingForms", {"KVFERRY_SKIP_REPORT=" + report.string()});
+  std::ifstream file(report);
+  const std::string noted{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  std::filesystem::remove(report);
+  EXPECT_TRUE(noted.starts_with("Capabilities::write")) << noted;
+  EXPECT_TRUE(noted.ends_with("\tBroken/OneSidedTest/Channel.BlockingForms\n")) << noted;
 }
 
 }  // namespace
