@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +25,9 @@ struct RdmaRail {
   /// is RoCE v2 of an IPv4 address, then of an IPv6 address that is not link-local, then any RoCE v2; on InfiniBand the
   /// first that is not link-local, if there is one.
   std::optional<std::uint32_t> gid_index = {};
+  /// InfiniBand's partition that the rail is in, as its key; the bit for full membership doesn't count. Unset: the first
+  /// entry of the port's table.
+  std::optional<std::uint16_t> partition_key = {};
 };
 
 /// What an RDMA channel may be told. Byte counts are bytes.
@@ -40,7 +44,8 @@ struct RdmaOptions : ChannelOptions {
   /// Regions are registered in slices of this size. Some adapters are slower with larger memory regions.
   std::size_t slice_bytes = std::size_t{3584} << 20;
 
-  /// Work requests that a connection has posted at a time; a longer batch flows through. At least 16.
+  /// Work requests that a connection has posted at a time, as far as the device has room for them; a longer batch flows
+  /// through. At least 16.
   std::size_t queue_depth = 256;
 
   /// RDMA reads that a connection has under way at a time, as far as both devices allow.
@@ -96,12 +101,13 @@ class RdmaTransferChannel : public kit::TransferChannelKit {
  public:
   /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
   /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`; the errno of a bind, of a device that can't be
-  /// opened or of memory that can't be registered; ENODEV if there is no active device. The sentence names it.
+  /// opened or of memory that can't be registered; ENODEV if there is no active device, no such port or partition;
+  /// EOPNOTSUPP for a device that isn't InfiniBand or RoCE. The sentence names it.
   explicit RdmaTransferChannel(RdmaOptions options);
   ~RdmaTransferChannel() override;
 
-  /// The active ports of this machine's RDMA devices, in the order in which libibverbs lists them. Some may be on
-  /// networks that don't reach each other.
+  /// The active ports of this machine's InfiniBand and RoCE devices, in the order in which libibverbs lists them; iWARP
+  /// and EFA devices are left out. Some may be on networks that don't reach each other.
   [[nodiscard]] static std::vector<RdmaRail> active_rails();
 
   [[nodiscard]] std::string_view transport() const noexcept override;
@@ -113,6 +119,7 @@ class RdmaTransferChannel : public kit::TransferChannelKit {
 
  protected:
   [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override;
+  void run_accept(std::function<void()> answer) override;
   [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
   void stop_listening() override;

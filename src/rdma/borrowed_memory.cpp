@@ -64,51 +64,72 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   }
   auto borrowed = std::make_unique<BorrowedMemory>();
   borrowed->objects_ = objects;
-  try {
-    borrowed->block_ = device.take_staging_block(bytes);
-  } catch (const std::system_error& error) {
-    failure = {error.code(), error.what()};
-    return nullptr;
-  }
-  if (borrowed->block_) {
-    std::byte* next = borrowed->block_->data();
-    for (const std::size_t object : outside) {
-      const MutableBuffer owner = objects[object];
-      if (for_read) {
-        borrowed->staged_.push_back({object, owner});
-      } else {
-        std::memcpy(next, owner.data(), owner.size());
-      }
-      borrowed->objects_[object] = {next, owner.size()};
-      next += owner.size();
-    }
-    const std::uint64_t begin = address_of(borrowed->block_->data());
-    borrowed->slices_.add({begin, begin + bytes, borrowed->block_->local_key(), 0, false, false});
-    return borrowed;
-  }
   std::vector<Range> ranges;
   for (const std::size_t object : outside) {
     const std::uint64_t begin = address_of(objects[object].data());
     ranges.push_back({begin, begin + objects[object].size()});
   }
   join_ranges(ranges);
-  for (const Range& joined : ranges) {
+  const auto range_of = [&](std::size_t object) {
+    return std::ranges::upper_bound(ranges, address_of(objects[object].data()), {}, &Range::begin) - 1;
+  };
+  std::vector<bool> to_register(ranges.size());
+  try {
+    for (const std::size_t object : outside) {
+      const auto joined = range_of(object);
+      const bool small = bytes <= RailDevice::StagingBlock::size || joined->end - joined->begin < least_registered;
+      if (!small || !borrowed->stage(device, object, for_read)) {
+        to_register[static_cast<std::size_t>(joined - ranges.begin())] = true;
+      }
+    }
+  } catch (const std::system_error& error) {
+    failure = {error.code(), error.what()};
+    return nullptr;
+  }
+  for (const auto& block : borrowed->blocks_) {
+    const std::uint64_t begin = address_of(block->data());
+    borrowed->slices_.add({begin, begin + RailDevice::StagingBlock::size, block->local_key(), 0, false, false});
+  }
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    if (!to_register[i]) {
+      continue;
+    }
     // Memory that is only read from needs no right to be written, which the caller may not have.
-    auto region = register_range(device.domain(), joined, for_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
+    auto region = register_range(device.domain(), ranges[i], for_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
     if (region == nullptr) {
       return nullptr;
     }
-    borrowed->slices_.add({joined.begin, joined.end, region->lkey, 0, false, false});
+    borrowed->slices_.add({ranges[i].begin, ranges[i].end, region->lkey, 0, false, false});
     borrowed->registered_.push_back(std::move(region));
   }
   return borrowed;
 }
 
-void BorrowedMemory::copy_back(std::size_t begin, std::size_t end) const {
-  for (const Staged& staged : staged_) {
-    if (staged.object >= begin && staged.object < end) {
-      std::memcpy(staged.owner.data(), objects_[staged.object].data(), staged.owner.size());
+bool BorrowedMemory::stage(RailDevice& device, std::size_t object, bool for_read) {
+  const MutableBuffer owner = objects_[object];
+  if (blocks_.empty() || owner.size() > RailDevice::StagingBlock::size - used_) {
+    auto block = device.take_staging_block(owner.size());
+    if (block == nullptr) {
+      return false;
     }
+    blocks_.push_back(std::move(block));
+    used_ = 0;
+  }
+  std::byte* const staged = blocks_.back()->data() + used_;
+  used_ += owner.size();
+  if (for_read) {
+    staged_.push_back({object, owner});
+  } else {
+    std::memcpy(staged, owner.data(), owner.size());
+  }
+  objects_[object] = {staged, owner.size()};
+  return true;
+}
+
+void BorrowedMemory::copy_back(std::size_t begin, std::size_t end) const {
+  for (auto it = std::ranges::lower_bound(staged_, begin, {}, &Staged::object); it != staged_.end() && it->object < end;
+       ++it) {
+    std::memcpy(it->owner.data(), objects_[it->object].data(), it->owner.size());
   }
 }
 

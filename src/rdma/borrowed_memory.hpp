@@ -16,7 +16,9 @@
 namespace kvferry::rdma {
 
 /// An operation's objects as its rail's device can use them, where some lie outside of every region: those are copied
-/// through a staging block if they are small, else registered, for as long as this lives.
+/// through staging blocks if they are small, or alone among others' memory, as long as there are blocks; else
+/// registered, for as long as this lives. To register is a system call that pins pages, for each range that isn't
+/// adjacent to others, and takes as long as copying some 64 KiB.
 ///
 /// There is no cache of registrations. A cache would have to know when memory was unmapped and mapped anew, or the
 /// adapter would write into pages that are no longer the caller's; here nothing stays registered that the caller didn't
@@ -42,10 +44,14 @@ class BorrowedMemory {
     MutableBuffer owner;
   };
 
+  /// @return false if there is no block left.
+  [[nodiscard]] bool stage(RailDevice& device, std::size_t object, bool for_read);
+
   std::vector<MutableBuffer> objects_;
-  std::vector<Staged> staged_;
+  std::vector<Staged> staged_;  ///< In order.
   SliceTable slices_;
-  std::unique_ptr<RailDevice::StagingBlock> block_;
+  std::vector<std::unique_ptr<RailDevice::StagingBlock>> blocks_;
+  std::size_t used_ = 0;  ///< Of the last block.
   std::vector<MemoryRegionPtr> registered_;
 };
 

@@ -93,6 +93,12 @@ std::string check_pairing(const RailEndpoint& own, const RailEndpoint& peers) {
     const auto family = [](const RailEndpoint& endpoint) { return is_ipv4(endpoint.gid) ? "IPv4" : "IPv6"; };
     return rail + "a GID of an " + family(peers) + " address, this side's is of an " + family(own) + " address";
   }
+  // An adapter would take the first read and never make it.
+  const Agreement agreed = agree(own, peers);
+  if (agreed.reads_taken == 0 || agreed.reads_made == 0) {
+    return rail + "takes " + std::to_string(peers.reads_taken) + " reads and makes " + std::to_string(peers.reads_made) +
+           " at a time, this side takes " + std::to_string(own.reads_taken) + " and makes " + std::to_string(own.reads_made);
+  }
   return {};
 }
 

@@ -94,39 +94,42 @@ void QueuePair::create() {
   if (flags < 0 || ::fcntl(channel_->fd, F_SETFL, flags | O_NONBLOCK) != 0) {
     fail("non-blocking completion channel");
   }
-  const std::size_t requests = options_.queue_depth + spare_requests;
-  completions_.reset(
-      ibv_create_cq(device_->context(), static_cast<int>(requests + messages), nullptr, channel_.get(), 0));
+  const auto wanted = static_cast<std::uint32_t>(options_.queue_depth + spare_requests);
+  const auto sizes = sizes_to_try(device_->limits(), {wanted, wanted_pieces, wanted_inline}, messages);
+  completions_.reset(ibv_create_cq(device_->context(), static_cast<int>(sizes.front().requests + messages), nullptr,
+                                   channel_.get(), 0));
   if (completions_ == nullptr) {
     fail("completion queue");
   }
+  if (std::ranges::none_of(sizes, [this](const QueuePairSize& size) { return create_pair(size); })) {
+    fail("queue pair");
+  }
+}
+
+bool QueuePair::create_pair(const QueuePairSize& size) {
   ibv_qp_init_attr attributes{};
   attributes.send_cq = completions_.get();
   attributes.recv_cq = completions_.get();
   attributes.qp_type = IBV_QPT_RC;
-  attributes.cap.max_send_wr = static_cast<std::uint32_t>(requests);
+  attributes.cap.max_send_wr = size.requests;
   attributes.cap.max_recv_wr = static_cast<std::uint32_t>(messages);
-  attributes.cap.max_send_sge =
-      std::min(wanted_pieces, static_cast<std::uint32_t>(std::max(device_->limits().max_sge, 1)));
+  attributes.cap.max_send_sge = size.pieces;
   attributes.cap.max_recv_sge = 1;
-  attributes.cap.max_inline_data = wanted_inline;
+  attributes.cap.max_inline_data = size.inline_bytes;
   pair_.reset(ibv_create_qp(device_->domain(), &attributes));
   if (pair_ == nullptr) {
-    attributes.cap.max_inline_data = 0;  // not every device has it
-    pair_.reset(ibv_create_qp(device_->domain(), &attributes));
+    return false;
   }
-  if (pair_ == nullptr) {
-    fail("queue pair");
-  }
+  depth_ = size.requests - spare_requests;
   max_inline_ = attributes.cap.max_inline_data;
-  max_pieces_ = std::min({attributes.cap.max_send_sge, wanted_pieces,
-                          static_cast<std::uint32_t>(std::max(device_->limits().max_sge_rd, 1))});
+  max_pieces_ = common_pieces(device_->limits(), std::min(attributes.cap.max_send_sge, wanted_pieces));
+  return true;
 }
 
 void QueuePair::change_to_init() {
   ibv_qp_attr attributes{};
   attributes.qp_state = IBV_QPS_INIT;
-  attributes.pkey_index = 0;
+  attributes.pkey_index = device_->partition_index();
   attributes.port_num = device_->port();
   attributes.qp_access_flags = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
   const int result =
@@ -158,7 +161,7 @@ kit::Failure QueuePair::connect(const Endpoint& peer, const RailEndpoint& peers_
   slot_bytes_ = std::min<std::size_t>(message_bytes, static_cast<std::size_t>(peer.message_bytes));
   terms_.peer_buffers = static_cast<std::size_t>(peer.messages);
   terms_.own_buffers = messages;
-  terms_.queue_depth = options_.queue_depth;
+  terms_.queue_depth = depth_;
   terms_.max_inline = max_inline_;
   terms_.request.pieces = max_pieces_;
   terms_.request.bytes =

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/kit/failure.hpp"
+#include "device_limits.hpp"
 #include "endpoint.hpp"
 #include "rail_device.hpp"
 #include "rail_protocol.hpp"
@@ -57,6 +58,9 @@ class QueuePair {
   /// Posts the receive buffers of these completions anew.
   [[nodiscard]] std::error_code post_receives(std::span<const ibv_wc> completions);
 
+  [[nodiscard]] const ibv_qp* pair() const noexcept { return pair_.get(); }
+  [[nodiscard]] const ibv_cq* completions() const noexcept { return completions_.get(); }
+
   /// Readable when there is an event. Belongs to this object.
   [[nodiscard]] int event_descriptor() const noexcept { return channel_->fd; }
   /// Asks for an event with the next completion; those before must be polled for once more.
@@ -67,6 +71,7 @@ class QueuePair {
   static constexpr std::uint64_t receive_flag = std::uint64_t{1} << 63;
 
   void create();
+  [[nodiscard]] bool create_pair(const QueuePairSize& size);
   void change_to_init();
   [[nodiscard]] kit::Failure change_to_ready(const RailEndpoint& peers);
 
@@ -79,6 +84,7 @@ class QueuePair {
   QueuePairPtr pair_;
   RailEndpoint endpoint_;
   RailTerms terms_;
+  std::size_t depth_ = 0;
   std::size_t max_inline_ = 0;
   std::size_t max_pieces_ = 0;
   std::size_t slot_bytes_ = message_bytes;

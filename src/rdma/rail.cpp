@@ -23,10 +23,11 @@ constexpr std::size_t turn_rounds = 64;
 
 }  // namespace
 
-Rail::Rail(const asio::any_io_executor& executor, std::shared_ptr<RailDevice> device, std::size_t number,
-           const RailOptions& options, std::weak_ptr<Owner> owner)
+Rail::Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
+           std::weak_ptr<Owner> owner)
     : executor_(executor),
-      device_(std::move(device)),
+      device_(port.device),
+      device_events_(port.events),
       options_(options),
       pair_(std::make_unique<QueuePair>(device_, number, options.queue_pair)),
       endpoint_(pair_->endpoint()),
@@ -65,6 +66,7 @@ kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& 
       failure = {ec, "RDMA device '" + device_->name() + "': its completions can't be awaited: " + ec.message()};
       return;
     }
+    device_events_->add(weak_from_this(), pair_->pair(), pair_->completions());
     phase_ = Phase::greeting;
     last_activity_ = kit::Clock::now();
     if (role_ == Role::dialing &&
@@ -136,6 +138,11 @@ void Rail::start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange 
 void Rail::stop(std::shared_ptr<kit::Operation> operation) {
   driver_.put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
   drive(caller_rounds);
+}
+
+void Rail::device_failed(std::error_code cause, const std::string& why) {
+  driver_.put([&](Inbox& inbox) { inbox.trouble = {cause, why}; });
+  drive(turn_rounds);
 }
 
 void Rail::hold() {
@@ -310,6 +317,12 @@ void Rail::apply(Inbox taken) {
     waiting_ = false;
     armed_ = false;
     pair_->take_events();
+  }
+  if (taken.trouble && !failed_ && !held_) {
+    // What has completed says more of the cause.
+    while (!failed_ && phase_ == Phase::running && poll_step()) {
+    }
+    fail(taken.trouble.code, path() + ": " + taken.trouble.sentence);
   }
   if (taken.timer) {
     timer_at_.reset();

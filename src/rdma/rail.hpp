@@ -18,6 +18,7 @@
 
 #include "core/kit/failure.hpp"
 #include "core/kit/inbox_driver.hpp"
+#include "device_events.hpp"
 #include "queue_pair.hpp"
 #include "rail_protocol.hpp"
 
@@ -30,6 +31,12 @@ struct RailOptions {
   std::chrono::microseconds spin{0};
 };
 
+/// A port, and what its device says of itself.
+struct RailPort {
+  std::shared_ptr<RailDevice> device;
+  std::shared_ptr<DeviceEvents> events;
+};
+
 /// Which side of a handshake this is: the dialing one says hello, the accepting one welcome.
 enum class Role : std::uint8_t { dialing, accepting };
 
@@ -39,7 +46,7 @@ enum class Role : std::uint8_t { dialing, accepting };
 /// as `InboxDriver` says. So an operation's requests are posted on the caller's own thread, and operations are ended by
 /// the driver alone, when their requests have completed or the queue pair has been destroyed: then their buffers are
 /// quiet.
-class Rail : public std::enable_shared_from_this<Rail> {
+class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<Rail> {
  public:
   /// What a rail belongs to, told when it is usable, and when it breaks by itself.
   class Owner {
@@ -55,12 +62,12 @@ class Rail : public std::enable_shared_from_this<Rail> {
   };
 
   /// @throws TransferError if there can't be a queue pair.
-  Rail(const asio::any_io_executor& executor, std::shared_ptr<RailDevice> device, std::size_t number,
-       const RailOptions& options, std::weak_ptr<Owner> owner);
+  Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
+       std::weak_ptr<Owner> owner);
 
   Rail(const Rail&) = delete;
   Rail& operator=(const Rail&) = delete;
-  ~Rail();
+  ~Rail() override;
 
   [[nodiscard]] const RailEndpoint& endpoint() const noexcept { return endpoint_; }
 
@@ -87,6 +94,8 @@ class Rail : public std::enable_shared_from_this<Rail> {
   /// with `cause`.
   void shut(std::error_code cause, const std::string& why);
 
+  void device_failed(std::error_code cause, const std::string& why) override;
+
   [[nodiscard]] std::string path() const;
 
  private:
@@ -102,9 +111,10 @@ class Rail : public std::enable_shared_from_this<Rail> {
     bool event = false;
     bool timer = false;
     bool continuation = false;  ///< What was posted to go on driving has run.
+    kit::Failure trouble;       ///< Of the device.
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && !event && !timer && !continuation;
+      return starts.empty() && stops.empty() && !event && !timer && !continuation && !trouble;
     }
   };
 
@@ -132,6 +142,7 @@ class Rail : public std::enable_shared_from_this<Rail> {
 
   const asio::any_io_executor executor_;
   const std::shared_ptr<RailDevice> device_;
+  const std::shared_ptr<DeviceEvents> device_events_;
   const RailOptions options_;
 
   kit::InboxDriver<Inbox>

@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rail_device.hpp"
 
+#include <arpa/inet.h>
+
 #include <asio/ip/address.hpp>
 
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
 #include <kvferry/error.hpp>
 
+#include "device_limits.hpp"
+
 namespace kvferry::rdma {
 namespace {
 
-constexpr std::size_t staging_blocks = 16;
+constexpr std::size_t staging_blocks = 32;
 
 /// A GID table that claims to be larger is read so far.
 constexpr std::size_t max_gids = 1024;
@@ -32,6 +38,10 @@ ContextPtr open_device(const std::string& name) {
   std::string known;
   for (ibv_device* const device : std::span(devices.get(), count)) {
     if (name == ibv_get_device_name(device)) {
+      if (const auto why = unusable_because(*device); !why.empty()) {
+        throw TransferError(std::make_error_code(std::errc::operation_not_supported),
+                            "RDMA device '" + name + "' can't be a rail: " + why);
+      }
       ContextPtr context(ibv_open_device(device));
       if (context == nullptr) {
         throw TransferError(last_verbs_error(), "RDMA device '" + name + "' can't be opened");
@@ -80,17 +90,29 @@ int rank(const ibv_gid_entry& entry, const std::optional<asio::ip::address_v6>& 
   return type + (address.is_v4_mapped() ? 1 : address.is_link_local() ? 3 : 2);
 }
 
+std::string as_hex(std::uint16_t key) {
+  std::array<char, 8> text{};
+  (void)std::snprintf(text.data(), text.size(), "0x%04x", key);
+  return text.data();
+}
+
 bool is_active(ibv_context* context, std::uint8_t port) {
   ibv_port_attr attributes{};
   return ibv_query_port(context, port, &attributes) == 0 && attributes.state == IBV_PORT_ACTIVE;
 }
 
-/// Calls `function(context, device name, port)` for each active port until it returns true.
+/// Calls `function(context, device name, port)` for each active port of a usable device until it returns true.
+/// @return the devices that aren't usable, and why.
 template <class Function>
-void find_active_port(Function function) {
+std::string find_active_port(Function function) {
+  std::string unusable;
   std::size_t count = 0;
   const DeviceList devices = list_devices(count);
   for (ibv_device* const device : std::span(devices.get(), count)) {
+    if (const auto why = unusable_because(*device); !why.empty()) {
+      unusable += std::string("; not '") + ibv_get_device_name(device) + "': " + why;
+      continue;
+    }
     const ContextPtr context(ibv_open_device(device));
     ibv_device_attr attributes{};
     if (context == nullptr || ibv_query_device(context.get(), &attributes) != 0) {
@@ -99,10 +121,11 @@ void find_active_port(Function function) {
     for (unsigned port = 1; port <= attributes.phys_port_cnt; ++port) {
       const auto number = static_cast<std::uint8_t>(port);
       if (is_active(context.get(), number) && function(context.get(), ibv_get_device_name(device), number)) {
-        return;
+        return unusable;
       }
     }
   }
+  return unusable;
 }
 
 }  // namespace
@@ -111,7 +134,7 @@ RdmaRail default_rail(const std::string& host) {
   const auto wanted = as_gid_address(host);
   std::optional<RdmaRail> first;
   std::optional<RdmaRail> found;
-  find_active_port([&](ibv_context* context, const char* name, std::uint8_t port) {
+  const auto unusable = find_active_port([&](ibv_context* context, const char* name, std::uint8_t port) {
     if (!first) {
       first = RdmaRail{name, port};
     }
@@ -122,14 +145,15 @@ RdmaRail default_rail(const std::string& host) {
     return found.has_value();
   });
   if (!first) {
-    throw TransferError(std::make_error_code(std::errc::no_such_device), "no RDMA device with an active port");
+    throw TransferError(std::make_error_code(std::errc::no_such_device),
+                        "no InfiniBand or RoCE device with an active port" + unusable);
   }
   return found ? *found : *first;
 }
 
 std::vector<RdmaRail> active_rails() {
   std::vector<RdmaRail> rails;
-  find_active_port([&](ibv_context*, const char* name, std::uint8_t port) {
+  (void)find_active_port([&](ibv_context*, const char* name, std::uint8_t port) {
     rails.push_back({name, port});
     return false;
   });
@@ -151,6 +175,7 @@ RailDevice::RailDevice(RdmaRail rail, std::string preferred_host, std::span<cons
   if (domain_ == nullptr) {
     throw TransferError(last_verbs_error(), "RDMA device '" + rail_.device + "': no protection domain");
   }
+  (void)partition_index();
   for (std::size_t i = 0; i < regions.size(); ++i) {
     register_region(i, regions[i], slice_bytes);
   }
@@ -223,6 +248,35 @@ PortAddress RailDevice::address() const {
   address.gid = chosen->gid;
   address.gid_type = static_cast<ibv_gid_type>(chosen->gid_type);
   return address;
+}
+
+std::uint16_t RailDevice::partition_index() const {
+  if (!rail_.partition_key) {
+    return 0;
+  }
+  ibv_port_attr attributes{};
+  if (const int result = ibv_query_port(context_.get(), rail_.port, &attributes); result != 0) {
+    throw TransferError(verbs_error(result), "RDMA device '" + rail_.device + "': its port can't be queried");
+  }
+  std::vector<std::uint16_t> table;
+  std::string known;
+  for (int i = 0; i < attributes.pkey_tbl_len; ++i) {
+    std::uint16_t key = 0;
+    if (ibv_query_pkey(context_.get(), rail_.port, i, &key) != 0) {
+      break;
+    }
+    table.push_back(ntohs(key));
+    if (table.back() != 0) {
+      known += (known.empty() ? "" : ", ") + as_hex(table.back());
+    }
+  }
+  const auto index = find_partition(table, *rail_.partition_key);
+  if (!index) {
+    throw TransferError(std::make_error_code(std::errc::no_such_device),
+                        "RDMA device '" + rail_.device + "', port " + std::to_string(rail_.port) +
+                            ": no partition of key " + as_hex(*rail_.partition_key) + ", there are: " + known);
+  }
+  return *index;
 }
 
 std::unique_ptr<RailDevice::StagingBlock> RailDevice::take_staging_block(std::size_t bytes) {

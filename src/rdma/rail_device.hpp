@@ -50,6 +50,8 @@ class RailDevice {
 
   /// As it is now: links go down and up, addresses change. @throws TransferError if there is no GID as asked for.
   [[nodiscard]] PortAddress address() const;
+  /// Where the rail's partition is in the port's table now. @throws TransferError if it isn't there.
+  [[nodiscard]] std::uint16_t partition_index() const;
 
   /// The regions' memory and its keys.
   [[nodiscard]] const SliceTable& regions() const noexcept { return slices_; }

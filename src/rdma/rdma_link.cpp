@@ -17,17 +17,17 @@ constexpr std::chrono::milliseconds goodbye_time{20};
 
 }  // namespace
 
-std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor,
-                                           const std::vector<std::shared_ptr<RailDevice>>& devices,
+std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor, const std::vector<RailPort>& ports,
                                            const LinkOptions& options) {
   std::shared_ptr<RdmaLink> link(new RdmaLink(executor, options));
   const std::shared_ptr<Rail::Owner> owner(link, link.get());
   std::string inactive;
-  for (std::size_t i = 0; i < devices.size(); ++i) {
-    if (devices[i]->address().active) {
-      link->rails_.push_back(std::make_shared<Rail>(executor, devices[i], i, options.rail, owner));
+  for (std::size_t i = 0; i < ports.size(); ++i) {
+    if (ports[i].device->address().active) {
+      link->rails_.push_back(std::make_shared<Rail>(executor, ports[i], i, options.rail, owner));
     } else {
-      inactive += (inactive.empty() ? "" : ", ") + devices[i]->name() + ":" + std::to_string(devices[i]->port());
+      inactive +=
+          (inactive.empty() ? "" : ", ") + ports[i].device->name() + ":" + std::to_string(ports[i].device->port());
     }
   }
   if (link->rails_.empty()) {

@@ -34,8 +34,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
  public:
   /// Makes a queue pair on each rail that is active now. @throws TransferError if there is none.
   [[nodiscard]] static std::shared_ptr<RdmaLink> create(const asio::any_io_executor& executor,
-                                                        const std::vector<std::shared_ptr<RailDevice>>& devices,
-                                                        const LinkOptions& options);
+                                                        const std::vector<RailPort>& ports, const LinkOptions& options);
 
   /// What the peer is to know: all rails, or after `join` those that were joined.
   [[nodiscard]] Endpoint endpoint() const;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvferry/rdma_transfer_channel.hpp>
 
-#include <asio/post.hpp>
-
 #include <algorithm>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -14,6 +13,7 @@
 #include "core/kit/endpoint_codec.hpp"
 #include "core/text.hpp"
 #include "endpoint.hpp"
+#include "join_threads.hpp"
 #include "message.hpp"
 #include "rail_device.hpp"
 #include "rdma_link.hpp"
@@ -44,8 +44,9 @@ void end_attempt(rdma::RdmaLink& link) {
 
 class RdmaDial final : public kit::Dial {
  public:
-  RdmaDial(asio::any_io_executor executor, std::shared_ptr<rdma::RdmaLink> link, std::shared_ptr<Links> attempts)
-      : executor_(std::move(executor)), link_(std::move(link)), attempts_(std::move(attempts)) {}
+  RdmaDial(std::shared_ptr<rdma::RdmaLink> link, std::shared_ptr<Links> attempts,
+           std::shared_ptr<rdma::JoinThreads> threads)
+      : link_(std::move(link)), attempts_(std::move(attempts)), threads_(std::move(threads)) {}
   RdmaDial(const RdmaDial&) = delete;
   RdmaDial& operator=(const RdmaDial&) = delete;
   ~RdmaDial() override {
@@ -58,34 +59,44 @@ class RdmaDial final : public kit::Dial {
 
   void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
                kit::LinkHandler on_link) override {
-    // Shared, because `join` takes it only if it doesn't throw.
-    const auto shared = std::make_shared<kit::LinkHandler>(std::move(on_link));
-    try {
-      std::error_code ec;
-      const auto endpoint = kit::decode_endpoint<rdma::Endpoint>(remote_endpoint, ec);
-      if (ec) {
-        throw TransferError(
-            ec, "peer " + in_quotes(host->peer().id) + " answered with a senseless rdma endpoint: " + ec.message());
+    // Shared, because `join` takes it only if it doesn't throw. It keeps this attempt.
+    threads_->run([this, host = std::move(host), remote_endpoint, deadline,
+                   shared = std::make_shared<kit::LinkHandler>(std::move(on_link))] {
+      try {
+        join(host, remote_endpoint, deadline, shared);
+      } catch (const std::system_error& error) {
+        (*shared)(error.code(), nullptr, error.what());
+      } catch (const std::bad_alloc&) {
+        (*shared)(std::make_error_code(std::errc::not_enough_memory), nullptr, {});
       }
-      link_->join(std::move(host), endpoint, rdma::Role::dialing, deadline,
-                  [shared](std::error_code error, std::shared_ptr<kit::Link> link, std::string diagnostic) {
-                    (*shared)(error, std::move(link), std::move(diagnostic));
-                  });
-      joined_ = true;
-    } catch (const std::system_error& error) {
-      asio::post(executor_,
-                 [shared, code = error.code(), why = std::string(error.what())] { (*shared)(code, nullptr, why); });
-      return;
+    });
+  }
+
+ private:
+  void join(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
+            const std::shared_ptr<kit::LinkHandler>& on_link) {
+    if (attempts_->closed()) {
+      throw TransferError(errc::closed, "the channel was closed");
     }
+    std::error_code ec;
+    const auto endpoint = kit::decode_endpoint<rdma::Endpoint>(remote_endpoint, ec);
+    if (ec) {
+      throw TransferError(
+          ec, "peer " + in_quotes(host->peer().id) + " answered with a senseless rdma endpoint: " + ec.message());
+    }
+    link_->join(std::move(host), endpoint, rdma::Role::dialing, deadline,
+                [on_link](std::error_code error, std::shared_ptr<kit::Link> link, std::string diagnostic) {
+                  (*on_link)(error, std::move(link), std::move(diagnostic));
+                });
+    joined_ = true;
     if (!attempts_->add(link_)) {
       end_attempt(*link_);
     }
   }
 
- private:
-  const asio::any_io_executor executor_;
   const std::shared_ptr<rdma::RdmaLink> link_;
   const std::shared_ptr<Links> attempts_;
+  const std::shared_ptr<rdma::JoinThreads> threads_;
   bool joined_ = false;
 };
 
@@ -104,6 +115,7 @@ class RdmaTransferChannel::Impl {
     rail.keepalive_interval = bounded(given.keepalive_interval);
     rail.drain_timeout = bounded(given.drain_timeout);
     rail.spin = bounded(given.poll.spin);
+    rail.queue_pair.queue_depth = std::clamp<std::size_t>(given.queue_depth, 16, 16384);
     rail.queue_pair.read_depth = std::clamp<std::size_t>(given.read_depth, 1, 255);
     rail.queue_pair.eager_bytes = std::min<std::size_t>(given.eager_bytes, 4096);
     rail.queue_pair.timeout_exponent = timeout_exponent(given.ack_timeout);
@@ -128,20 +140,18 @@ class RdmaTransferChannel::Impl {
                           std::to_string(rails.size()) + " rails, at most " + std::to_string(rdma::max_rails));
     }
     const std::size_t slice = std::max<std::size_t>(given.slice_bytes / 4096 * 4096, 4096);
-    std::size_t depth = std::clamp<std::size_t>(given.queue_depth, 16, 16384);
     for (const RdmaRail& rail : rails) {
-      devices.push_back(std::make_shared<rdma::RailDevice>(rail, host, given.regions, slice));
-      // Room for the requests that a queue pair has besides.
-      const int of_device = devices.back()->limits().max_qp_wr;
-      depth = std::min(depth, static_cast<std::size_t>(std::max(of_device, 32)) - 16);
+      auto device = std::make_shared<rdma::RailDevice>(rail, host, given.regions, slice);
+      ports.push_back({device, std::make_shared<rdma::DeviceEvents>(executor, device)});
+      ports.back().events->start();
     }
-    link_options.rail.queue_pair.queue_depth = depth;
   }
 
   const asio::any_io_executor executor;
   rdma::LinkOptions link_options;
-  std::vector<std::shared_ptr<rdma::RailDevice>> devices;
+  std::vector<rdma::RailPort> ports;
   std::shared_ptr<Links> attempts = std::make_shared<Links>();
+  std::shared_ptr<rdma::JoinThreads> join_threads = std::make_shared<rdma::JoinThreads>();
   std::shared_ptr<std::atomic<std::size_t>> accepting = std::make_shared<std::atomic<std::size_t>>(0);
 };
 
@@ -187,16 +197,19 @@ ChannelStats RdmaTransferChannel::stats() const {
 
 std::vector<RdmaRailInfo> RdmaTransferChannel::rails() const {
   std::vector<RdmaRailInfo> rails;
-  for (const auto& device : impl_->devices) {
-    rails.push_back({device->name(), device->port(), device->bytes_written, device->bytes_read});
+  for (const auto& port : impl_->ports) {
+    const rdma::RailDevice& device = *port.device;
+    rails.push_back({device.name(), device.port(), device.bytes_written, device.bytes_read});
   }
   return rails;
 }
 
 std::unique_ptr<kit::Dial> RdmaTransferChannel::dial(const std::string&) {
-  return std::make_unique<RdmaDial>(
-      get_executor(), rdma::RdmaLink::create(get_executor(), impl_->devices, impl_->link_options), impl_->attempts);
+  return std::make_unique<RdmaDial>(rdma::RdmaLink::create(get_executor(), impl_->ports, impl_->link_options),
+                                    impl_->attempts, impl_->join_threads);
 }
+
+void RdmaTransferChannel::run_accept(std::function<void()> answer) { impl_->join_threads->run(std::move(answer)); }
 
 Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                                   kit::Clock::time_point deadline, kit::LinkHandler on_link) {
@@ -211,7 +224,7 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
   if (joining > max_joining) {
     throw TransferError(errc::resource_limit, std::to_string(joining) + " handshakes await their peers' greetings");
   }
-  const auto link = rdma::RdmaLink::create(get_executor(), impl_->devices, impl_->link_options);
+  const auto link = rdma::RdmaLink::create(get_executor(), impl_->ports, impl_->link_options);
   link->join(std::move(host), endpoint, rdma::Role::accepting, deadline,
              [counted, handler = std::move(on_link)](std::error_code error, std::shared_ptr<kit::Link> made,
                                                      std::string diagnostic) {
@@ -225,10 +238,12 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
 
 void RdmaTransferChannel::stop_listening() {
   impl_->attempts->close(end_attempt);
+  impl_->join_threads->close();
   // All links have been shut, also those that were on their way to the channel: no queue pair is left that could reach the
   // regions.
-  for (const auto& device : impl_->devices) {
-    device->deregister_regions();
+  for (const auto& port : impl_->ports) {
+    port.events->close();
+    port.device->deregister_regions();
   }
 }
 

@@ -19,6 +19,8 @@ RailEndpoint rail() {
   rail.gid.resize(16);
   rail.gid[10] = rail.gid[11] = std::byte{0xff};
   rail.mtu = 1024;
+  rail.reads_taken = 4;
+  rail.reads_made = 2;
   rail.max_message = 1 << 20;
   return rail;
 }
@@ -34,6 +36,14 @@ TEST(RdmaEndpoint, Line21_MismatchesNameBothValues) {
   other = rail();
   other.gid[0] = std::byte{0xfd};
   EXPECT_EQ(check_pairing(rail(), other), "rail 0: a GID of an IPv6 address, this side's is of an IPv4 address");
+  other = rail();
+  other.reads_made = 0;
+  EXPECT_EQ(check_pairing(rail(), other), "rail 0: takes 4 reads and makes 0 at a time, this side takes 4 and makes 2");
+  EXPECT_NE(check_pairing(other, rail()), "");
+  other = rail();
+  other.reads_taken = 0;
+  EXPECT_NE(check_pairing(rail(), other), "");
+  EXPECT_NE(check_pairing(other, rail()), "");
 }
 
 TEST(RdmaEndpoint, Line21_TheSmallerValuesCount) {

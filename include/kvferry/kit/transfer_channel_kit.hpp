@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -60,8 +61,13 @@ class TransferChannelKit : public BaseTransferChannel {
   /// executor; must not block. May throw `TransferError` if there can't be an attempt.
   [[nodiscard]] virtual std::unique_ptr<Dial> dial(const std::string& peer_id) = 0;
 
+  /// Runs what answers a peer's attempt, `accept` included: here, that is on the handshake thread, on which it must not
+  /// block then. A transport whose `accept` may take its time runs it on a thread of its own, and has run all of it when
+  /// `stop_listening` returns; later ones it runs inside the call.
+  virtual void run_accept(std::function<void()> answer) { answer(); }
+
   /// Answers a peer's attempt: returns this side's endpoint and later hands over the link, or why there is none.
-  /// Called on the handshake thread; must not block. May throw `TransferError` to refuse.
+  /// Called where `run_accept` runs it. May throw `TransferError` to refuse.
   [[nodiscard]] virtual Bytes accept(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint,
                                      Clock::time_point deadline, LinkHandler on_link) = 0;
 

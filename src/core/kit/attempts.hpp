@@ -22,6 +22,11 @@ class Attempts {
     return !closed_;
   }
 
+  [[nodiscard]] bool closed() {
+    const std::lock_guard lock(mutex_);
+    return closed_;
+  }
+
   /// @param end ends an attempt, whatever has become of it meanwhile.
   template <class End>
   void close(End end) {

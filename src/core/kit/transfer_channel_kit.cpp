@@ -170,11 +170,11 @@ class TransferChannelKit::Impl {
 
   void ask(const std::shared_ptr<InitExchange>& exchange, const std::string& url) {
     const InitRequest& asked = exchange->request();
-    handshakes->ask(url, asked.side_message.value_or(SideMessage{}), exchange->deadline(),
-                    [exchange](std::error_code ec, SideMessage answer, std::string diagnostic, const std::string&) {
-                      exchange->finish({ec, std::move(diagnostic)},
-                                       ec ? std::nullopt : std::optional(std::move(answer)));
-                    });
+    handshakes->ask(
+        url, asked.side_message.value_or(SideMessage{}), exchange->deadline(),
+        [exchange](std::error_code ec, SideMessage answer, std::string diagnostic, const std::string&) {
+          exchange->finish({ec, std::move(diagnostic)}, ec ? std::nullopt : std::optional(std::move(answer)));
+        });
   }
 
   const ChannelOptions options;
@@ -220,34 +220,38 @@ void TransferChannelKit::start() {
   impl_->logger->set_transport(transport());
   impl_->peers = std::make_shared<PeerDirectory>(
       impl_->options, impl_->incarnation,
-      TransportHooks{std::string(transport()), [this](const std::string& peer_id) { return dial(peer_id); },
-                     [this](std::shared_ptr<LinkHost> host, const Bytes& endpoint, Clock::time_point deadline,
-                            LinkHandler on_link) {
-                       return accept(std::move(host), endpoint, deadline, std::move(on_link));
-                     }},
+      TransportHooks{
+          std::string(transport()), [this](const std::string& peer_id) { return dial(peer_id); },
+          [this](std::shared_ptr<LinkHost> host, const Bytes& endpoint, Clock::time_point deadline,
+                 LinkHandler on_link) { return accept(std::move(host), endpoint, deadline, std::move(on_link)); }},
       impl_->deadlines, impl_->notifications);
-  impl_->handshakes.emplace(
-      HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context},
-      [this](SideMessage request, HandshakeService::Reply reply) {
-        // Shared, because what is kept or posted has to be copyable.
-        const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
-        std::function<void()> answer;
-        if (request.is<InitQuestion>()) {
-          answer = [this, request = std::move(request), shared_reply] {
-            impl_->peers->answer(request, std::move(*shared_reply));
-          };
-        } else {
-          answer = [this, request = std::move(request), shared_reply] {
-            asio::post(impl_->side_message_thread, [this, request, shared_reply] {
-              impl_->answer_side_message(*this, request, *shared_reply);
-            });
-          };
-        }
-        // A subclass may be in its constructor still: no virtual function of its before it says so.
-        if (!impl_->hold(answer)) {
-          answer();
-        }
-      });
+  impl_->handshakes.emplace(HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context},
+                            [this](SideMessage request, HandshakeService::Reply reply) {
+                              // Shared, because what is kept or posted has to be copyable.
+                              const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
+                              std::function<void()> answer;
+                              if (request.is<InitQuestion>()) {
+                                answer = [this, request = std::move(request), shared_reply] {
+                                  run_accept([peers = impl_->peers, request, shared_reply] {
+                                    try {
+                                      peers->answer(request, std::move(*shared_reply));
+                                    } catch (...) {
+                                      // The reply is gone without having been made, so the peer has heard that the handshake failed.
+                                    }
+                                  });
+                                };
+                              } else {
+                                answer = [this, request = std::move(request), shared_reply] {
+                                  asio::post(impl_->side_message_thread, [this, request, shared_reply] {
+                                    impl_->answer_side_message(*this, request, *shared_reply);
+                                  });
+                                };
+                              }
+                              // A subclass may be in its constructor still: no virtual function of its before it says so.
+                              if (!impl_->hold(answer)) {
+                                answer();
+                              }
+                            });
   impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
   impl_->peers->use(*impl_->handshakes, url_for_others(impl_->advertised));
   impl_->logger->log(LogLevel::info, "channel_opened", {}, {}, [&] {
@@ -305,8 +309,7 @@ SideMessage TransferChannelKit::handle_init_side_msg(const SideMessage& message)
 
 void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
   const auto deadline = deadline_after(request.timeout.value_or(impl_->options.default_timeout));
-  auto operation =
-      std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
+  auto operation = std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
   if (impl_->closed) {
     operation->finish(errc::closed);
     return;

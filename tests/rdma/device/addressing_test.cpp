@@ -91,6 +91,34 @@ TEST(RdmaFaults, Line21_TheGidIsTheOneOfTheIndexAskedFor) {
   EXPECT_NE(gids[0], gids[1]);
 }
 
+TEST(RdmaFaults, APartitionIsAskedForByItsKey) {
+  RdmaRail rail = first_rails(1)[0];
+  rail.partition_key = 0x7fff;  // the one that is there by default
+  RdmaOptions options;
+  options.rails = {rail};
+  (void)told_gid(options);
+  rail.partition_key = 0x0123;
+  options.rails = {rail};
+  try {
+    const RdmaTransferChannel channel(options);
+    ADD_FAILURE() << "in no partition";
+  } catch (const TransferError& error) {
+    EXPECT_NE(std::string(error.what()).find("no partition of key 0x0123, there are: 0xffff"), std::string::npos)
+        << error.what();
+  }
+}
+
+TEST(RdmaFaults, AQueueThatIsDeeperThanTheDeviceAllows) {
+  NodeOptions options;
+  options.channel.queue_depth = std::size_t{1} << 30;
+  Node node(64, std::move(options));
+  Node peer(64);
+  node.fill(3);
+  node.connect("node", "peer", peer);
+  EXPECT_EQ(node.channel->batched_write(node.pages(64), {.peer_id = "peer", .remote_indexes = indexes(64)}), 64U);
+  EXPECT_TRUE(same(node, peer));
+}
+
 TEST(RdmaFaults, ADmaBufThatIsNoneIsRefusedByName) {
   const int file = ::memfd_create("no dma-buf", MFD_CLOEXEC);
   ASSERT_GE(file, 0);

@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <condition_variable>
 #include <future>
 #include <mutex>
 #include <vector>
@@ -22,7 +24,7 @@
 namespace {
 
 struct Log {
-  enum class Verb { destroy_queue_pair, deregister };
+  enum class Verb { destroy_queue_pair, do_register, deregister };
   struct Call {
     Verb verb;
     const void* what;  ///< The queue pair; the memory.
@@ -65,6 +67,46 @@ int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
   return result != 0 ? result : ENOMEM;
 }
 
+/// An address at which nobody answers: to resolve it takes until the test says so, as it takes the kernel a second.
+class AbsentPeer {
+ public:
+  static constexpr std::uint8_t last_byte = 199;
+
+  /// @return whether the peer's address is this one; then it took its time.
+  bool resolve(const ibv_ah_attr& way) {
+    if (way.grh.dgid.raw[15] != last_byte) {
+      return false;
+    }
+    std::unique_lock lock(mutex_);
+    ++resolving_;
+    changed_.notify_all();
+    changed_.wait(lock, [&] { return given_up_; });
+    return true;
+  }
+
+  [[nodiscard]] bool wait_until_resolving(int count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(60), [&] { return resolving_ == count; });
+  }
+
+  void give_up() {
+    const std::lock_guard lock(mutex_);
+    given_up_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int resolving_ = 0;
+  bool given_up_ = false;
+};
+
+AbsentPeer& absent_peer() {
+  static AbsentPeer peer;
+  return peer;
+}
+
 template <class Function>
 Function* library_function(const char* name) {
   return reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, name));
@@ -88,6 +130,20 @@ int ibv_destroy_qp(ibv_qp* pair) {
   const int result = library_function<decltype(ibv_destroy_qp)>("ibv_destroy_qp")(pair);
   verbs_log().add(call);
   return result;
+}
+
+int ibv_modify_qp(ibv_qp* pair, ibv_qp_attr* attributes, int mask) {
+  if ((mask & IBV_QP_STATE) != 0 && attributes->qp_state == IBV_QPS_RTR && absent_peer().resolve(attributes->ah_attr)) {
+    return ETIMEDOUT;
+  }
+  return library_function<decltype(ibv_modify_qp)>("ibv_modify_qp")(pair, attributes, mask);
+}
+
+#undef ibv_reg_mr
+ibv_mr* ibv_reg_mr(ibv_pd* domain, void* address, std::size_t size, int access) {
+  ibv_mr* const region = library_function<decltype(ibv_reg_mr)>("ibv_reg_mr")(domain, address, size, access);
+  verbs_log().add({Log::Verb::do_register, address, domain->context});
+  return region;
 }
 
 int ibv_dereg_mr(ibv_mr* region) {
@@ -198,6 +254,94 @@ TEST(VerbsOrder, Line20_RegionsAreDeregisteredAfterTheLastQueuePair) {
   };
   EXPECT_EQ(std::count_if(calls.begin(), region, is_pair_of_hub), 3);
   EXPECT_EQ(std::count_if(region, calls.end(), is_pair_of_hub), 0);
+}
+
+TEST(VerbsOrder, Line04_AnAddressAtWhichNobodyAnswersDelaysNoOtherPeer) {
+  const ChangeEndpoint make_absent = [](Endpoint& endpoint) {
+    endpoint.rails[0].gid.back() = std::byte{AbsentPeer::last_byte};
+  };
+  Node hub(1);
+  NodeOptions asks;
+  asks.asked = make_absent;
+  Node asking(1, std::move(asks));
+  NodeOptions answers;
+  answers.told = make_absent;
+  Node answering(1, std::move(answers));
+  const auto connect = [](const Node& from, const std::string& own_id, const std::string& peer_id, const Node& to) {
+    return std::async(std::launch::async, [&from, own_id, peer_id, url = to.channel->peer_init_url()] {
+      std::error_code ec;
+      from.channel->lazy_init_peer_connection(own_id, peer_id, url, {}, {.timeout = long_enough}, ec);
+      return ec;
+    });
+  };
+  // The hub resolves one peer's address when it is asked, another's when it asks.
+  auto accepted = connect(asking, "asking", "hub", hub);
+  auto dialed = connect(hub, "hub", "answering", answering);
+  ASSERT_TRUE(absent_peer().wait_until_resolving(2));
+  Node other(1);
+  other.connect("other", "hub", hub);
+  Node another(1);
+  hub.connect("hub", "another", another);
+  absent_peer().give_up();
+  EXPECT_TRUE(accepted.get());
+  EXPECT_EQ(dialed.get(), std::errc::timed_out);
+}
+
+TEST(VerbsOrder, ScatteredObjectsOutsideOfRegionsAreCopiedRatherThanRegisteredOneByOne) {
+  constexpr std::size_t count = 256;
+  Node node(1);
+  Node peer(count);
+  node.connect("node", "peer", peer);
+  std::vector<std::byte> outside(4 * count * page_size);
+  std::vector<MutableBuffer> scattered;
+  for (std::size_t i = 0; i < count; ++i) {
+    scattered.push_back(MutableBuffer(outside).subspan(4 * i * page_size, page_size));
+    std::ranges::fill(scattered.back(), static_cast<std::byte>(i));
+  }
+  const auto registered = [&] {
+    const std::lock_guard lock(verbs_log().mutex);
+    return std::ranges::count_if(verbs_log().calls, [&](const Log::Call& call) {
+      return call.verb == Log::Verb::do_register && call.what >= outside.data() &&
+             call.what < outside.data() + outside.size();
+    });
+  };
+  const auto all = indexes(count);
+  verbs_log().clear();
+  EXPECT_EQ(node.channel->batched_write(scattered, {.peer_id = "peer", .remote_indexes = all}), count);
+  EXPECT_EQ(registered(), 0);
+  for (std::size_t i = 0; i < count; ++i) {
+    ASSERT_TRUE(std::ranges::equal(scattered[i], peer.page(i))) << i;
+    std::ranges::fill(scattered[i], std::byte{0});
+  }
+  EXPECT_EQ(node.channel->batched_read(scattered, {.peer_id = "peer", .remote_indexes = all}), count);
+  EXPECT_EQ(registered(), 0);
+  for (std::size_t i = 0; i < count; ++i) {
+    ASSERT_TRUE(std::ranges::equal(scattered[i], peer.page(i))) << i;
+  }
+  // What lies end to end is one range, and large.
+  std::vector<MutableBuffer> adjacent;
+  for (std::size_t i = 0; i < count; ++i) {
+    adjacent.push_back(MutableBuffer(outside).subspan(i * page_size, page_size));
+  }
+  EXPECT_EQ(node.channel->batched_write(adjacent, {.peer_id = "peer", .remote_indexes = all}), count);
+  EXPECT_EQ(registered(), 1);
+}
+
+TEST(VerbsOrder, MoreScatteredObjectsThanThereAreBlocksToCopyThrough) {
+  constexpr std::size_t count = 1024;
+  Node node(1);
+  Node peer(count);
+  peer.fill(3);
+  node.connect("node", "peer", peer);
+  std::vector<std::byte> outside(2 * count * page_size);
+  std::vector<MutableBuffer> scattered;
+  for (std::size_t i = 0; i < count; ++i) {
+    scattered.push_back(MutableBuffer(outside).subspan(2 * i * page_size, page_size));
+  }
+  EXPECT_EQ(node.channel->batched_read(scattered, {.peer_id = "peer", .remote_indexes = indexes(count)}), count);
+  for (std::size_t i = 0; i < count; ++i) {
+    ASSERT_TRUE(std::ranges::equal(scattered[i], peer.page(i))) << i;
+  }
 }
 
 }  // namespace

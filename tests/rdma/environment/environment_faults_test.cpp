@@ -114,6 +114,24 @@ TEST(RdmaEnvironment, ALinkThatGoesDownAndUpInTheMiddleOfABatch) {
   }
 }
 
+TEST(RdmaEnvironment, APortThatGoesDownIsNoticedThoughNothingIsUnderWay) {
+  if (!may_change_links()) {
+    GTEST_SKIP() << "not in a virtual machine: the link is somebody's";
+  }
+  const auto trusting = [] {
+    NodeOptions options = impatient();
+    options.channel.keepalive_interval = milliseconds(0);
+    return options;
+  };
+  Node node(4, trusting());
+  Node peer(4, trusting());
+  node.connect("node", "peer", peer);
+  const Link link(first_rails(1)[0]);
+  link.set_down();
+  EXPECT_TRUE(eventually([&] { return !node.channel->remote_xfer_handler_exists("peer"); }));
+  EXPECT_TRUE(eventually([&] { return !peer.channel->remote_xfer_handler_exists("node"); }));
+}
+
 /// Buffers that a stopped peer, once it goes on, would write to if it could.
 void expect_quiet_after_deadline(Node& node, PeerProcess& process, MutableBuffer buffer, std::uint64_t tag) {
   EXPECT_EQ(process.ask("send " + std::to_string(tag) + " " + std::to_string(buffer.size())), "started");

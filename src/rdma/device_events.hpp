@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/posix/stream_descriptor.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "rail_device.hpp"
+#include "verbs.hpp"
+
+namespace kvferry::rdma {
+
+/// What has become unusable, as a device says of itself.
+struct DeviceTrouble {
+  enum class Scope : std::uint8_t { device, port, queue_pair, completion_queue };
+  Scope scope = Scope::device;
+  std::error_code cause;
+  std::string what;
+};
+
+/// @return nothing for events that break no connection.
+[[nodiscard]] std::optional<DeviceTrouble> trouble_of(ibv_event_type type);
+
+/// Reads what a device says of itself, and tells those whose connections that breaks: at once, where the adapter would
+/// go on trying, or a connection on which nothing is posted would learn nothing.
+class DeviceEvents : public std::enable_shared_from_this<DeviceEvents> {
+ public:
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    /// Called on a thread of the executor, or on the one that began to listen.
+    virtual void device_failed(std::error_code cause, const std::string& why) = 0;
+  };
+
+  DeviceEvents(const asio::any_io_executor& executor, std::shared_ptr<RailDevice> device);
+  DeviceEvents(const DeviceEvents&) = delete;
+  DeviceEvents& operator=(const DeviceEvents&) = delete;
+  ~DeviceEvents();
+
+  /// Begins to read. @throws TransferError if the descriptor can't be awaited.
+  void start();
+  /// Tells nobody any more.
+  void close();
+
+  /// For as long as it lives. @param pair, @param completions what the events of its own are known by.
+  void add(std::weak_ptr<Listener> listener, const ibv_qp* pair, const ibv_cq* completions);
+
+ private:
+  struct Entry {
+    std::weak_ptr<Listener> listener;
+    const ibv_qp* pair;
+    const ibv_cq* completions;
+  };
+
+  void wait();
+  void read();
+  void tell(const ibv_async_event& event);
+  void tell_all(const DeviceTrouble& trouble);
+
+  const std::shared_ptr<RailDevice> device_;
+  std::mutex mutex_;  ///< Guards all below.
+  asio::posix::stream_descriptor descriptor_;
+  std::vector<Entry> entries_;
+};
+
+}  // namespace kvferry::rdma
