@@ -70,6 +70,10 @@ struct PathStats {
 struct ChannelStats {
   std::string transport;
   std::size_t connected_peers = 0;
+  /// Connects that were refused with `errc::identity_conflict`, here or by the peer: two channels have the same id.
+  std::uint64_t identity_conflicts = 0;
+  /// How often somebody else was found where a known peer was: it restarted, or moved.
+  std::uint64_t peer_replacements = 0;
   std::array<TransferStats, 4> transfers;  ///< By `TransferKind`.
   std::vector<PathStats> paths;
   /// Further labels of the Prometheus text, for programs with several channels. `stats()` leaves them out.

@@ -52,6 +52,10 @@ enum class errc {
 
   memory_fault,  ///< Memory of an object, or of its page at the peer, is not mapped, or not readable or writable as
                  ///< needed. Equals std::errc::bad_address.
+
+  /// Another channel is connected under this id and lives: two have the same name, or the one that this one replaces has
+  /// not gone yet.
+  identity_conflict,
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that
@@ -65,7 +69,7 @@ enum class condition {
   /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted, authentication_failed and
   /// protocol_violation (who is there now is no sound peer), ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
   peer_failed,
-  /// The same call may succeed later: timed_out, resource_limit, peer_cancelled; what this host is out of for now
+  /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict; what this host is out of for now
   /// (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but errc::peer_restarted, after
   /// which page indexes have to be agreed anew, errc::authentication_failed, errc::protocol_violation, and RDMA's
   /// remote_access_error, after which it isn't sure that the peer offers what it did.

@@ -73,6 +73,7 @@ constexpr std::array own_codes{
     OwnCode{errc::invalid_peer_id, "invalid_peer_id", invalid,
             "the peer id is too long, not UTF-8, or has control characters"},
     OwnCode{errc::memory_fault, "memory_fault", invalid, "the memory of an object or its page can't be read or written"},
+    OwnCode{errc::identity_conflict, "identity_conflict", retry, "another channel is connected under this id, and lives"},
 };
 
 constexpr bool in_order() noexcept {

@@ -101,6 +101,8 @@ ChannelStats some_stats() {
   ChannelStats stats;
   stats.transport = "tcp";
   stats.connected_peers = 3;
+  stats.identity_conflicts = 5;
+  stats.peer_replacements = 6;
   TransferStats& writes = stats.transfers[static_cast<std::size_t>(TransferKind::write)];
   writes.started = 12;
   writes.succeeded = 9;
@@ -136,6 +138,8 @@ TEST(Prometheus, ItsOwnClientReadsEveryNumber) {
   const auto samples = read_by_prometheus(to_prometheus(some_stats()));
   for (const std::string sample : {
            "gauge kvferry_connected_peers {transport='tcp'} 3.0",
+           "counter kvferry_identity_conflicts_total {transport='tcp'} 5.0",
+           "counter kvferry_peer_replacements_total {transport='tcp'} 6.0",
            "counter kvferry_operations_started_total {kind='write',transport='tcp'} 12.0",
            "counter kvferry_operations_started_total {kind='read',transport='tcp'} 0.0",
            "counter kvferry_operations_succeeded_total {kind='write',transport='tcp'} 9.0",

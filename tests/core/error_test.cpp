@@ -15,7 +15,7 @@
 namespace kvferry {
 namespace {
 
-constexpr auto last_errc = errc::memory_fault;
+constexpr auto last_errc = errc::identity_conflict;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -93,7 +93,7 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
                       errc::protocol_violation}));
   EXPECT_EQ(own_codes_of(condition::retryable),
             (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit,
-                      errc::peer_cancelled}));
+                      errc::peer_cancelled, errc::identity_conflict}));
   EXPECT_EQ(own_codes_of(condition::cancelled), (std::set{errc::cancelled, errc::closed}));
   EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out}));
 }

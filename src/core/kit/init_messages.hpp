@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -27,6 +28,10 @@ struct InitQuestion {
   std::string init_url;
   std::vector<RegionTuple> regions;
   Bytes endpoint;
+  // Optional, so that the messages of another version can be read far enough to be told so.
+  std::optional<Bytes> secret;               ///< What the sender shows this peer to be known again.
+  std::optional<std::uint64_t> timeout_ms;   ///< How long the sender's attempt lasts still.
+  std::optional<bool> who;                   ///< Only who answers is asked, no connection wanted.
 
   static constexpr std::string_view side_message_type = "KvferryInitRequest";
   static constexpr auto side_message_fields() {
@@ -37,7 +42,10 @@ struct InitQuestion {
                       side_message_field("incarnation", &InitQuestion::incarnation),
                       side_message_field("init_url", &InitQuestion::init_url),
                       side_message_field("regions", &InitQuestion::regions),
-                      side_message_field("endpoint", &InitQuestion::endpoint));
+                      side_message_field("endpoint", &InitQuestion::endpoint),
+                      side_message_field("secret", &InitQuestion::secret),
+                      side_message_field("timeout_ms", &InitQuestion::timeout_ms),
+                      side_message_field("who", &InitQuestion::who));
   }
 };
 
@@ -46,6 +54,8 @@ struct InitAnswer {
   static constexpr std::string_view ok = "ok";
   /// The answering side is connecting to the asking one at this moment, and its attempt is the one that counts.
   static constexpr std::string_view yield = "yield";
+  /// To a question that only asked who answers.
+  static constexpr std::string_view here = "here";
 
   std::uint64_t version = protocol_version;
   std::string status;
@@ -53,6 +63,9 @@ struct InitAnswer {
   std::uint64_t incarnation = 0;
   std::vector<RegionTuple> regions;
   Bytes endpoint;
+  /// As in the question. In an answer to `who`: only to somebody who is known again.
+  std::optional<Bytes> secret;
+  std::optional<std::uint64_t> timeout_ms;  ///< How long the answering side waits for its part of the attempt.
 
   static constexpr std::string_view side_message_type = "KvferryInitResponse";
   static constexpr auto side_message_fields() {
@@ -61,7 +74,9 @@ struct InitAnswer {
                       side_message_field("transport", &InitAnswer::transport),
                       side_message_field("incarnation", &InitAnswer::incarnation),
                       side_message_field("regions", &InitAnswer::regions),
-                      side_message_field("endpoint", &InitAnswer::endpoint));
+                      side_message_field("endpoint", &InitAnswer::endpoint),
+                      side_message_field("secret", &InitAnswer::secret),
+                      side_message_field("timeout_ms", &InitAnswer::timeout_ms));
   }
 };
 

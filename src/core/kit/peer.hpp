@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -11,35 +13,95 @@
 #include <utility>
 #include <vector>
 
+#include "init_messages.hpp"
+#include "instance_secrets.hpp"
 #include "peer_directory.hpp"
 
 namespace kvferry::kit {
 
+/// Who is at a peer's end, and what the two show each other to be known again. An incarnation alone proves nothing: it is
+/// told to anybody who asks.
+struct PeerDirectory::Instance {
+  std::uint64_t incarnation = 0;
+  Bytes its_secret;
+  Bytes own_secret;
+
+  [[nodiscard]] bool shown_by(std::uint64_t claimed, const std::optional<Bytes>& secret) const noexcept {
+    return claimed == incarnation && secret && !its_secret.empty() && equal(*secret, its_secret);
+  }
+};
+
+/// One way to a connection that is being tried. What it brings becomes the peer's when its link is published, and not
+/// before.
+struct PeerDirectory::Attempt {
+  std::uint64_t number = 0;  ///< 0: there is none.
+  std::shared_ptr<Expirable> expiry;
+  Clock::time_point deadline;
+  bool accepting = false;  ///< The peer's dial, not this side's.
+  std::string local_id;
+  std::string url;     ///< Where it leads to, or where the peer says that it answers.
+  Instance instance;
+  bool known = false;  ///< The peer is the one that was connected before.
+
+  // Of a dial
+  std::shared_ptr<Dial> dial;
+  SideMessage question;
+  bool yielded = false;     ///< Told by the peer that its own dial counts.
+  bool gave_yield = false;  ///< Told the peer that this side's dial counts.
+  bool moves = false;       ///< To a peer that is connected, because the user says that it is at another url now.
+  std::optional<std::chrono::milliseconds> peers_patience;  ///< If that is what it lasts.
+};
+
 struct PeerDirectory::Peer {
   /// handing_over: there is a link, and operations that waited for it are going there; later ones queue up behind them,
   /// so that sends and recvs of a tag stay in order.
-  enum class State { unconnected, dialing, accepting, handing_over, ready };
+  enum class State { unconnected, handing_over, ready };
+
+  /// Somebody who says that he is the peer while it is connected, and waits for a word of who is.
+  struct Newcomer {
+    InitQuestion question;
+    HandshakeService::Reply reply;
+  };
 
   std::string id;
   std::string local_id;  ///< How the peer knows this channel.
   std::string url;       ///< Where it answers handshakes, if known.
   State state = State::unconnected;
   std::vector<Waiter> waiting;
+  std::vector<Waiter> movers;  ///< Who waits for the connection to a new url.
 
-  // The attempt under way, if there is one.
-  std::uint64_t attempt = 0;
-  std::shared_ptr<Expirable> expiry;
-  Clock::time_point attempt_deadline;
-  std::shared_ptr<Dial> dial;
-  SideMessage question;
-  bool yielded = false;      ///< Told by the peer that its own dial counts.
-  bool gave_yield = false;   ///< Told the peer that this side's dial counts.
+  Attempt attempt;                  ///< This side's dial, or that of the peer itself.
+  std::vector<Attempt> candidates;  ///< Dials of those who may be the peer anew; the oldest first.
 
   std::shared_ptr<Link> link;
   std::shared_ptr<const PeerDescription> description;  ///< Of the latest link; null if there never was one.
-  std::uint64_t acknowledged_incarnation = 0;
+  Instance instance;                                   ///< Likewise.
+  std::uint64_t instances = 0;                         ///< How many different ones there were.
+  std::uint64_t acknowledged_instance = 0;
   Clock::time_point out_of_use_since;  ///< Of an unconnected one.
   Failure last_failure;
+
+  // Whether the peer at the link lives, when somebody says that he is the peer.
+  std::uint64_t probe = 0;  ///< The one that is awaited; 0: none.
+  std::uint64_t last_probe = 0;
+  std::shared_ptr<Expirable> probe_expiry;
+  Clock::time_point probe_deadline;
+  std::vector<Newcomer> newcomers;
+  Clock::time_point silent_until;  ///< Until then the link counts as dead; a late answer revokes that.
+
+  [[nodiscard]] bool dialing() const noexcept { return attempt.number != 0 && !attempt.accepting; }
+  [[nodiscard]] bool lives() const noexcept { return link != nullptr && Clock::now() >= silent_until; }
+  [[nodiscard]] bool in_use() const noexcept {
+    return link || attempt.number != 0 || !candidates.empty() || !waiting.empty() || !movers.empty() ||
+           !newcomers.empty();
+  }
+  [[nodiscard]] Attempt* find(std::uint64_t number) noexcept {
+    if (attempt.number == number) {
+      return &attempt;
+    }
+    const auto it = std::ranges::find(candidates, number, &Attempt::number);
+    return it == candidates.end() ? nullptr : &*it;
+  }
 };
 
 /// Something to be done at a time unless the attempt is over by then.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -27,58 +28,100 @@ errc code_for_peer(const std::error_code& cause) {
   if (cause == condition::peer_failed) {
     return errc::connection_lost;
   }
-  return cause == std::errc::not_enough_memory ? errc::resource_limit : errc::handshake_failed;
+  return cause == condition::retryable ? errc::resource_limit : errc::handshake_failed;
+}
+
+std::uint64_t milliseconds_until(Clock::time_point deadline) {
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+  return static_cast<std::uint64_t>(std::max(left, std::chrono::milliseconds::zero()).count());
+}
+
+/// As a peer has told them.
+std::chrono::milliseconds bounded_milliseconds(std::uint64_t count) {
+  constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365);
+  return count > static_cast<std::uint64_t>(longest.count()) ? longest : std::chrono::milliseconds(count);
 }
 
 }  // namespace
 
-std::uint64_t PeerDirectory::begin_attempt(Peer& peer, Clock::time_point deadline) {
-  end_attempt(peer);
-  const std::uint64_t attempt = ++last_attempt_;
-  peer.attempt = attempt;
-  peer.attempt_deadline = deadline;
-  peer.expiry = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, attempt] {
-    if (const Visit self(weak); self) {
-      self->fail_attempt(id, attempt, {errc::timed_out, "the connection was not usable in time"});
-    }
-  });
-  deadlines_->add(deadline, peer.expiry);
-  return attempt;
+void PeerDirectory::refuse(HandshakeService::Reply& reply, const Failure& cause) {
+  reply(encode_side_message(SideMessageError{static_cast<int>(code_for_peer(cause.code)), cause.sentence}));
 }
 
-void PeerDirectory::end_attempt(Peer& peer) {
-  if (peer.expiry) {
-    deadlines_->remove(peer.attempt_deadline, *peer.expiry);
+void PeerDirectory::begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline) {
+  attempt.number = ++last_number_;
+  attempt.expiry = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number = attempt.number] {
+    if (const Visit self(weak); self) {
+      self->fail_attempt(id, number, {errc::timed_out, "the connection was not usable in time"});
+    }
+  });
+  attempt.deadline = deadline;
+  deadlines_->add(deadline, attempt.expiry);
+}
+
+void PeerDirectory::set_deadline(Attempt& attempt, Clock::time_point deadline) {
+  deadlines_->remove(attempt.deadline, *attempt.expiry);
+  attempt.deadline = deadline;
+  deadlines_->add(deadline, attempt.expiry);
+}
+
+/// Whatever of it is still under way is dropped: no attempt has its number any more.
+void PeerDirectory::end_attempt(Attempt& attempt) {
+  if (attempt.expiry) {
+    deadlines_->remove(attempt.deadline, *attempt.expiry);
   }
-  peer.expiry.reset();
-  peer.dial.reset();
-  peer.question = {};
-  peer.yielded = false;
-  peer.gave_yield = false;
-  peer.attempt = ++last_attempt_;  // whatever of it is still under way is dropped
+  attempt = {};
+}
+
+void PeerDirectory::end_attempts(Peer& peer) {
+  end_attempt(peer.attempt);
+  for (auto& candidate : peer.candidates) {
+    end_attempt(candidate);
+  }
+  peer.candidates.clear();
 }
 
 PeerDirectory::Peer* PeerDirectory::current(const std::string& peer_id, std::uint64_t attempt) {
   const auto it = peers_.find(peer_id);
-  return closed_ || it == peers_.end() || it->second.attempt != attempt ? nullptr : &it->second;
+  return closed_ || it == peers_.end() || it->second.find(attempt) == nullptr ? nullptr : &it->second;
 }
 
-void PeerDirectory::start_dial(Peer& peer, Lock& lock) {
-  Clock::time_point deadline = Clock::time_point::min();
-  for (const auto& waiting : peer.waiting) {
-    deadline = std::max(deadline, waiting.deadline);
-  }
-  peer.state = Peer::State::dialing;
-  const std::uint64_t attempt = begin_attempt(peer, deadline);
-  const std::string peer_id = peer.id;
-  const std::string url = peer.url;
+InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& local_id) const {
   InitQuestion question;
   question.transport = hooks_.name;
-  question.sender_id = peer.local_id;
+  question.sender_id = local_id;
   question.receiver_id = peer.id;
   question.incarnation = incarnation_;
   question.init_url = own_init_url_;
   question.regions = describe_regions(options_.regions);
+  question.secret = own_secret(peer);
+  return question;
+}
+
+Bytes PeerDirectory::own_secret(const Peer& peer) const {
+  return peer.instance.own_secret.empty() ? secrets_.for_peer(peer.id) : peer.instance.own_secret;
+}
+
+void PeerDirectory::start_dial(Peer& peer, Lock& lock) { start_dial(peer, peer.local_id, peer.url, lock); }
+
+void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock) {
+  Clock::time_point deadline = Clock::time_point::min();
+  for (const auto* const list : {&peer.waiting, &peer.movers}) {
+    for (const auto& waiting : *list) {
+      deadline = std::max(deadline, waiting.deadline);
+    }
+  }
+  end_attempt(peer.attempt);
+  Attempt& made = peer.attempt;
+  begin_attempt(peer, made, deadline);
+  made.local_id = local_id;
+  made.url = url;
+  made.moves = peer.link != nullptr;
+  const std::uint64_t attempt = made.number;
+  const std::string peer_id = peer.id;
+  InitQuestion question = question_to(peer, local_id);
+  made.instance.own_secret = *question.secret;
+  const std::string question_url = url;  // the peer may be gone when it is asked
   const Stay stay(*this);
   lock.unlock();
 
@@ -90,16 +133,17 @@ void PeerDirectory::start_dial(Peer& peer, Lock& lock) {
     fail_attempt(peer_id, attempt, {error.code(), error.what()});
     return;
   }
+  question.timeout_ms = milliseconds_until(deadline);
   const SideMessage message = encode_side_message(question);
   lock.lock();
   Peer* const still = current(peer_id, attempt);
   if (still != nullptr) {
-    still->dial = dial;
-    still->question = message;
+    still->attempt.dial = dial;
+    still->attempt.question = message;
   }
   lock.unlock();
   if (still != nullptr) {
-    ask(peer_id, attempt, url, message, deadline);
+    ask(peer_id, attempt, question_url, message, deadline);
   }
 }
 
@@ -117,35 +161,28 @@ void PeerDirectory::ask(const std::string& peer_id, std::uint64_t attempt, const
 void PeerDirectory::ask_again(const std::string& peer_id, std::uint64_t attempt) {
   Lock lock(mutex_);
   Peer* const peer = current(peer_id, attempt);
-  if (peer == nullptr || !peer->yielded) {
+  if (peer == nullptr || !peer->attempt.yielded) {
     return;
   }
-  peer->yielded = false;
-  const std::string url = peer->url;
-  const SideMessage question = peer->question;
-  const auto deadline = peer->attempt_deadline;
+  peer->attempt.yielded = false;
+  const std::string url = peer->attempt.url;
+  const SideMessage question = peer->attempt.question;
+  const auto deadline = peer->attempt.deadline;
   lock.unlock();
   ask(peer_id, attempt, url, question, deadline);
 }
 
 void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure,
                                   const SideMessage& message, const std::string& reached_address) {
-  InitAnswer answer;
-  if (!failure) {
-    answer = decode_side_message<InitAnswer>(message, failure.code);
-    if (failure) {
-      failure = {errc::handshake_failed,
-                 "answered the handshake with " + in_quotes(message.type()) + ": " + failure.code.message()};
-    }
-  }
+  const InitAnswer answer = read_answer(peer_id, message, failure);
   if (!failure && answer.status != InitAnswer::ok && answer.status != InitAnswer::yield) {
     failure = {errc::handshake_failed, "answered the handshake with status " + in_quotes(answer.status)};
   }
-  if (!failure) {
-    failure = check_handshake({hooks_.name, incarnation_, options_.regions, options_.require_equal_page_sizes}, peer_id,
-                              answer.version, answer.transport, answer.incarnation, answer.regions);
-  }
   if (failure) {
+    if (failure.code == errc::identity_conflict) {
+      ++identity_conflicts_;
+      logger_->log(LogLevel::warning, "identity_conflict", peer_id, failure.code, [&] { return failure.sentence; });
+    }
     fail_attempt(peer_id, attempt, std::move(failure));
     return;
   }
@@ -154,8 +191,9 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
   if (peer == nullptr) {
     return;
   }
+  Attempt& answered = peer->attempt;
   if (answer.status == InitAnswer::yield) {
-    peer->yielded = true;
+    answered.yielded = true;
     deadlines_->add(Clock::now() + yield_patience,
                     std::make_shared<Expiry>([weak = weak_from_this(), peer_id, attempt] {
                       if (const Visit self(weak); self) {
@@ -164,13 +202,39 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
                     }));
     return;
   }
+  answered.instance.incarnation = answer.incarnation;
+  answered.instance.its_secret = answer.secret.value_or(Bytes());
+  answered.known = peer->instance.shown_by(answer.incarnation, answer.secret);
+  if (answer.timeout_ms) {
+    const auto patience = bounded_milliseconds(*answer.timeout_ms);
+    if (const auto until = deadline_after(patience); until < answered.deadline) {
+      answered.peers_patience = patience;
+      set_deadline(answered, until);
+    }
+  }
   auto host = std::make_shared<Host>(
       weak_from_this(), notifications_, options_.regions,
-      PeerDescription{peer_id, answer.incarnation, peer->url, reached_address, read_regions(answer.regions)});
-  const auto dial = peer->dial;
-  const auto deadline = peer->attempt_deadline;
+      PeerDescription{peer_id, answer.incarnation, answered.url, reached_address, read_regions(answer.regions)});
+  const auto dial = answered.dial;
+  const auto deadline = answered.deadline;
   lock.unlock();
   dial->connect(host, answer.endpoint, deadline, link_handler(peer_id, attempt, host, dial));
+}
+
+InitAnswer PeerDirectory::read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const {
+  InitAnswer answer;
+  if (!failure) {
+    answer = decode_side_message<InitAnswer>(message, failure.code);
+    if (failure) {
+      failure = {errc::handshake_failed,
+                 "answered the handshake with " + in_quotes(message.type()) + ": " + failure.code.message()};
+    }
+  }
+  if (!failure) {
+    failure = check_handshake({hooks_.name, incarnation_, options_.regions, options_.require_equal_page_sizes}, peer_id,
+                              answer.version, answer.transport, answer.incarnation, answer.regions);
+  }
+  return answer;
 }
 
 Failure PeerDirectory::check(const InitQuestion& question) const {
@@ -192,75 +256,93 @@ Failure PeerDirectory::check(const InitQuestion& question) const {
 }
 
 void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply reply) {
-  const auto refuse = [&](const Failure& cause) {
-    reply(encode_side_message(SideMessageError{static_cast<int>(code_for_peer(cause.code)), cause.sentence}));
-  };
   std::error_code ec;
-  const auto question = decode_side_message<InitQuestion>(message, ec);
+  auto question = decode_side_message<InitQuestion>(message, ec);
   if (const Failure failure = ec ? Failure{ec, "malformed " + in_quotes(message.type())} : check(question)) {
-    refuse(failure);
+    refuse(reply, failure);
     return;
   }
+  take(std::move(question), std::move(reply));
+}
 
+InitAnswer PeerDirectory::describe_self() const {
   InitAnswer answer;
-  answer.status = InitAnswer::ok;
   answer.transport = hooks_.name;
   answer.incarnation = incarnation_;
   answer.regions = describe_regions(options_.regions);
+  return answer;
+}
 
-  Lock lock(mutex_);
-  Peer* const peer = closed_ ? nullptr : find_or_add(question.sender_id);
-  if (peer == nullptr) {
-    const Failure failure =
-        closed_ ? Failure{errc::closed, "the channel is closed"}
-                : Failure{errc::resource_limit,
-                          "this channel is connected to " + std::to_string(options_.max_peers) + " peers already"};
-    lock.unlock();
-    refuse(failure);
-    return;
-  }
+void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock) {
+  InitAnswer answer = describe_self();
   const bool this_side_wins = incarnation_ < question.incarnation;
-  if (peer->state == Peer::State::dialing && !peer->yielded && !peer->gave_yield && this_side_wins) {
-    peer->gave_yield = true;
+  if (peer.dialing() && !peer.attempt.yielded && !peer.attempt.gave_yield && this_side_wins) {
+    peer.attempt.gave_yield = true;
     answer.status = InitAnswer::yield;
     lock.unlock();
     reply(encode_side_message(answer));
     return;
   }
-  peer->local_id = question.receiver_id;
   const std::string told_url = url_for_others(question.init_url);
-  if (!told_url.empty()) {
-    peer->url = told_url;
+  const bool known = peer.instance.shown_by(question.incarnation, question.secret);
+  auto deadline = deadline_after(options_.handshake_timeout);
+  if (question.timeout_ms) {
+    deadline = std::min(deadline, deadline_after(bounded_milliseconds(*question.timeout_ms)));
   }
-  std::shared_ptr<Link> stale;
-  if (peer->link && peer->description->incarnation != question.incarnation) {
-    stale = std::move(peer->link);
-    peer->last_failure = {errc::peer_restarted, "the peer restarted"};
-  }
-  if (!peer->link) {
-    peer->state = Peer::State::accepting;
-  }
-  const auto deadline = deadline_after(options_.handshake_timeout);
-  const std::uint64_t attempt = begin_attempt(*peer, deadline);
+  Attempt& attempt = place_for(peer, question, known);
+  begin_attempt(peer, attempt, deadline);
+  attempt.accepting = true;
+  attempt.known = known;
+  attempt.local_id = question.receiver_id;
+  attempt.url = told_url;
+  attempt.instance.incarnation = question.incarnation;
+  attempt.instance.its_secret = question.secret.value_or(Bytes());
+  // Who doesn't prove that he is the peer that was connected isn't told what that one is shown.
+  attempt.instance.own_secret =
+      known ? peer.instance.own_secret : secrets_.for_peer(peer.id, attempt.instance.its_secret);
+  const std::uint64_t number = attempt.number;
+  answer.secret = attempt.instance.own_secret;
   const Stay stay(*this);
   lock.unlock();
-  if (stale) {
-    stale->shut(errc::peer_restarted, "the peer restarted");
-  }
 
   auto host = std::make_shared<Host>(
       weak_from_this(), notifications_, options_.regions,
       PeerDescription{question.sender_id, question.incarnation, told_url, {}, read_regions(question.regions)});
   try {
     answer.endpoint =
-        hooks_.accept(host, question.endpoint, deadline, link_handler(question.sender_id, attempt, host, nullptr));
+        hooks_.accept(host, question.endpoint, deadline, link_handler(question.sender_id, number, host, nullptr));
   } catch (const std::system_error& error) {
     const Failure failure{error.code(), error.what()};
-    fail_attempt(question.sender_id, attempt, failure);
-    refuse(failure);
+    fail_attempt(question.sender_id, number, failure);
+    refuse(reply, failure);
     return;
   }
+  answer.status = InitAnswer::ok;
+  answer.timeout_ms = milliseconds_until(deadline);
   reply(encode_side_message(answer));
+}
+
+/// The attempt of the peer itself, or of one that is known by nobody else's, takes the place of this side's dial. Others
+/// are beside it: whoever they are, the dial goes on.
+PeerDirectory::Attempt& PeerDirectory::place_for(Peer& peer, const InitQuestion& question, bool known) {
+  constexpr std::size_t max_candidates = 8;
+  const bool first = !peer.description && (peer.attempt.number == 0 || peer.dialing());
+  if ((known && !peer.attempt.moves) || first) {
+    end_attempt(peer.attempt);
+    return peer.attempt;
+  }
+  std::erase_if(peer.candidates, [&](Attempt& candidate) {
+    const bool again = candidate.instance.shown_by(question.incarnation, question.secret);
+    if (again) {
+      end_attempt(candidate);
+    }
+    return again;
+  });
+  if (peer.candidates.size() >= max_candidates) {
+    end_attempt(peer.candidates.front());
+    peer.candidates.erase(peer.candidates.begin());
+  }
+  return peer.candidates.emplace_back();
 }
 
 LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
@@ -278,36 +360,41 @@ LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attem
   };
 }
 
-void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t attempt, Failure failure) {
+void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number, Failure failure) {
+  // Where a peer gives so little time, trying again at once would be all that this side does.
+  constexpr std::chrono::milliseconds least_patience{50};
   std::vector<Waiter> told;
   {
     Lock lock(mutex_);
-    Peer* const peer = current(peer_id, attempt);
+    Peer* const peer = current(peer_id, number);
     if (peer == nullptr) {
       return;
     }
     const auto now = Clock::now();
-    const bool was_acceptance = peer->state == Peer::State::accepting;
-    const bool had_its_time = now >= peer->attempt_deadline;
-    const bool has_link = peer->link != nullptr;
-    end_attempt(*peer);
-    if (has_link) {
-      return;  // the peer did not get through with a second connection; the first one is still there
+    Attempt& attempt = *peer->find(number);
+    const bool was_acceptance = attempt.accepting;
+    const bool had_its_time = now >= attempt.deadline && attempt.peers_patience.value_or(least_patience) >= least_patience;
+    const bool was_move = attempt.moves;
+    if (was_move) {
+      told.swap(peer->movers);  // whoever said that the peer has moved hears that it can't be reached there
     }
-    peer->state = Peer::State::unconnected;
-    peer->out_of_use_since = now;
-    peer->last_failure = failure;
-    // A call that came later may have more time than the attempt had, and one that waited for the peer's own attempt
-    // has had no attempt yet.
-    const bool again = !peer->url.empty() && (was_acceptance || had_its_time);
-    const auto rest = std::stable_partition(peer->waiting.begin(), peer->waiting.end(),
-                                            [&](const Waiter& waiting) { return !again || waiting.deadline <= now; });
-    told.assign(std::make_move_iterator(peer->waiting.begin()), std::make_move_iterator(rest));
-    peer->waiting.erase(peer->waiting.begin(), rest);
-    if (!peer->waiting.empty()) {
-      start_dial(*peer, lock);
-    } else if (!peer->description) {
-      peers_.erase(peer_id);
+    end_attempt(attempt);
+    std::erase_if(peer->candidates, [](const Attempt& candidate) { return candidate.number == 0; });
+    if (!peer->link && peer->attempt.number == 0) {
+      peer->out_of_use_since = now;
+      peer->last_failure = failure;
+      // A call that came later may have more time than the attempt had, and one that waited for the peer's own attempt
+      // has had no attempt yet.
+      const bool again = !peer->url.empty() && (was_acceptance || was_move || had_its_time);
+      const auto rest = std::stable_partition(peer->waiting.begin(), peer->waiting.end(),
+                                              [&](const Waiter& waiting) { return !again || waiting.deadline <= now; });
+      std::move(peer->waiting.begin(), rest, std::back_inserter(told));
+      peer->waiting.erase(peer->waiting.begin(), rest);
+      if (!peer->waiting.empty()) {
+        start_dial(*peer, lock);
+      } else if (!peer->description && !peer->in_use()) {
+        peers_.erase(peer_id);
+      }
     }
   }
   for (const auto& waiting : told) {
@@ -315,36 +402,74 @@ void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t attem
   }
 }
 
-void PeerDirectory::publish(const std::string& peer_id, std::uint64_t attempt, const std::shared_ptr<Host>& host,
+void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, const std::shared_ptr<Host>& host,
                             std::shared_ptr<Link> link) {
   const Link* const published = link.get();
   const std::string seen_at = link->remote_address();
   std::shared_ptr<Link> replaced;
-  bool broken = false;
+  Failure why{errc::connection_lost, "the connection was replaced by a new one"};
+  std::uint64_t before = 0;
+  Failure failed;
   {
     const Lock lock(mutex_);
-    Peer* const peer = current(peer_id, attempt);
-    broken = host->failed();
-    if (peer == nullptr || broken) {
+    Peer* const peer = current(peer_id, number);
+    Attempt* const attempt = peer == nullptr ? nullptr : peer->find(number);
+    if (attempt == nullptr) {
       replaced = std::move(link);
+    } else if (host->failed()) {
+      replaced = std::move(link);
+      failed = {errc::connection_lost, "the connection broke as soon as it was made"};
+    } else if (attempt->accepting && !attempt->known && peer->lives()) {
+      replaced = std::move(link);
+      why = {errc::identity_conflict, "another channel is connected as this peer, and lives"};
+      failed = why;
     } else {
-      end_attempt(*peer);
+      if (peer->description && !attempt->known) {
+        before = peer->instance.incarnation;
+        why = {errc::peer_restarted, "the peer is another one: incarnation " + std::to_string(before) + " is now " +
+                                         std::to_string(host->peer().incarnation)};
+      }
+      if (!attempt->known) {
+        ++peer->instances;
+      }
+      if (!peer->description) {
+        peer->acknowledged_instance = peer->instances;
+      }
+      peer->instance = std::move(attempt->instance);
+      peer->local_id = attempt->local_id;
+      if (!attempt->url.empty()) {
+        peer->url = attempt->url;
+      }
+      // Whoever says that the peer has moved has the last word.
+      Attempt move = peer->attempt.moves && attempt != &peer->attempt ? std::exchange(peer->attempt, {}) : Attempt();
+      end_attempts(*peer);
+      peer->attempt = std::move(move);
+      end_probe(*peer);
       std::erase_if(links_, [](const std::weak_ptr<Link>& weak) { return weak.expired(); });
       links_.push_back(link);
       replaced = std::exchange(peer->link, std::move(link));
-      if (!peer->description) {
-        peer->acknowledged_incarnation = host->peer().incarnation;
-      }
       peer->description = host->description();
       peer->url = with_zone_of(peer->url, seen_at);
       peer->state = Peer::State::handing_over;
+      if (!peer->attempt.moves) {
+        std::move(peer->movers.begin(), peer->movers.end(), std::back_inserter(peer->waiting));
+        peer->movers.clear();
+      }
     }
   }
-  if (replaced) {
-    replaced->shut(errc::connection_lost, "the connection was replaced by a new one");
+  if (before != 0) {
+    ++peer_replacements_;
+    logger_->log(LogLevel::warning, "peer_replaced", peer_id, why.code, [&] { return why.sentence; });
   }
-  if (broken) {
-    fail_attempt(peer_id, attempt, {errc::connection_lost, "the connection broke as soon as it was made"});
+  if (failed.code == errc::identity_conflict) {
+    ++identity_conflicts_;
+    logger_->log(LogLevel::warning, "identity_conflict", peer_id, failed.code, [&] { return failed.sentence; });
+  }
+  if (replaced) {
+    replaced->shut(why.code, why.sentence);
+  }
+  if (failed) {
+    fail_attempt(peer_id, number, failed);
   }
   hand_over(peer_id, published);
 }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <kvferry/error.hpp>
+#include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
 #include "checks.hpp"
@@ -34,12 +35,14 @@ void take_leave(std::vector<std::shared_ptr<Link>> links) {
 }  // namespace
 
 PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
-                             std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications)
+                             std::shared_ptr<DeadlineQueue> deadlines,
+                             std::shared_ptr<NotificationQueue> notifications, std::shared_ptr<Logger> logger)
     : options_(options),
       incarnation_(incarnation),
       hooks_(std::move(hooks)),
       deadlines_(std::move(deadlines)),
-      notifications_(std::move(notifications)) {}
+      notifications_(std::move(notifications)),
+      logger_(std::move(logger)) {}
 
 PeerDirectory::~PeerDirectory() = default;
 
@@ -57,8 +60,7 @@ PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id) {
     // Of those that nobody uses, the one that has been so for longest makes room.
     auto oldest = peers_.end();
     for (auto it = peers_.begin(); it != peers_.end(); ++it) {
-      const bool unused = it->second.state == Peer::State::unconnected && it->second.waiting.empty();
-      if (unused && (oldest == peers_.end() || it->second.out_of_use_since < oldest->second.out_of_use_since)) {
+      if (!it->second.in_use() && (oldest == peers_.end() || it->second.out_of_use_since < oldest->second.out_of_use_since)) {
         oldest = it;
       }
     }
@@ -79,7 +81,7 @@ void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
     std::erase_if(peer.waiting, [](const Waiter& waiting) { return waiting.over(); });
   }
   peer.waiting.push_back(std::move(waiter));
-  if (peer.state == Peer::State::unconnected) {
+  if (!peer.link && peer.attempt.number == 0 && !peer.url.empty()) {
     start_dial(peer, lock);
   }
 }
@@ -97,20 +99,54 @@ void PeerDirectory::connect(const std::string& local_id, const std::string& peer
     waiter.tell(failure);
     return;
   }
-  peer->local_id = local_id;
-  peer->url = url;
+  if (peer->link && peer->attempt.moves && peer->attempt.url == url) {
+    peer->movers.push_back(std::move(waiter));
+    return;
+  }
+  if (peer->link && peer->url != url) {
+    ask_who(*peer, local_id, url, std::move(waiter), lock);
+    return;
+  }
   if (peer->state == Peer::State::ready) {
     lock.unlock();
     waiter.tell({});
     return;
   }
-  wait(*peer, std::move(waiter), lock);
+  peer->local_id = local_id;
+  peer->url = url;
+  if (peer->dialing() && peer->attempt.url != url) {
+    end_attempt(peer->attempt);  // nobody wants to get there any more
+  }
+  // It may be the peer itself that gets through first, from elsewhere.
+  const auto deadline = waiter.deadline;
+  const auto over = waiter.over;
+  const auto tell = [weak = weak_from_this(), local_id, peer_id, url, waiter = std::move(waiter)](const Failure& failure) {
+    const auto self = weak.lock();
+    if (failure || !self) {
+      waiter.tell(failure);
+    } else {
+      self->arrive(local_id, peer_id, url, waiter);
+    }
+  };
+  wait(*peer, {deadline, tell, over}, lock);
+}
+
+void PeerDirectory::arrive(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                           Waiter waiter) {
+  Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (!closed_ && it != peers_.end() && it->second.link && it->second.url != url) {
+    ask_who(it->second, local_id, url, std::move(waiter), lock);
+    return;
+  }
+  lock.unlock();
+  waiter.tell({});
 }
 
 void PeerDirectory::acknowledge(const std::string& peer_id) {
   const Lock lock(mutex_);
-  if (const auto it = peers_.find(peer_id); it != peers_.end() && it->second.description) {
-    it->second.acknowledged_incarnation = it->second.description->incarnation;
+  if (const auto it = peers_.find(peer_id); it != peers_.end()) {
+    it->second.acknowledged_instance = it->second.instances;
   }
 }
 
@@ -127,9 +163,9 @@ void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_
     return;
   }
   Peer& peer = it->second;
-  const std::uint64_t meant_for = operation->mean_for(peer.acknowledged_incarnation);
+  const std::uint64_t meant_for = operation->mean_for(peer.acknowledged_instance);
   if (peer.state != Peer::State::ready && !(has_waited && peer.state == Peer::State::handing_over)) {
-    if (peer.state == Peer::State::unconnected && peer.url.empty()) {
+    if (!peer.link && peer.attempt.number == 0 && peer.candidates.empty() && peer.url.empty()) {
       const Failure failure = peer.last_failure;
       lock.unlock();
       operation->finish(failure.code, failure.sentence + ", and the peer's init url is not known");
@@ -148,13 +184,13 @@ void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_
   }
   const auto link = peer.link;
   const auto description = peer.description;
-  if (request.one_sided() && meant_for != description->incarnation) {
+  if (request.one_sided() && meant_for != peer.instances) {
     // Told: whatever is started from now on is meant for the new one.
-    peer.acknowledged_incarnation = description->incarnation;
+    peer.acknowledged_instance = peer.instances;
     lock.unlock();
-    operation->finish(errc::peer_restarted, "the peer restarted: incarnation " + std::to_string(meant_for) +
-                                                " is now " + std::to_string(description->incarnation) +
-                                                "; page indexes agreed before are stale");
+    operation->finish(errc::peer_restarted, "the peer restarted: it is incarnation " +
+                                                std::to_string(description->incarnation) +
+                                                " now; page indexes agreed before are stale");
     return;
   }
   lock.unlock();
@@ -181,7 +217,7 @@ void PeerDirectory::hand_over(const std::string& peer_id, const Link* link) {
           peer.state = Peer::State::ready;
           return;
         }
-      } else if (peer.state != Peer::State::unconnected || peer.waiting.empty()) {
+      } else if (peer.link || peer.attempt.number != 0 || peer.waiting.empty()) {
         return;
       } else if (!peer.url.empty()) {
         start_dial(peer, lock);  // it broke meanwhile; whoever still waits gets another attempt
@@ -205,9 +241,9 @@ void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, st
     Peer& peer = it->second;
     dropped = std::move(peer.link);
     peer.last_failure = {cause, "the connection to the peer was lost: " + cause.message()};
-    // The peer may be connecting anew already, having noticed first.
-    peer.state = peer.expiry ? Peer::State::accepting : Peer::State::unconnected;
+    peer.state = Peer::State::unconnected;
     peer.out_of_use_since = Clock::now();
+    end_probe(peer);
   }
 }
 
@@ -273,9 +309,14 @@ void PeerDirectory::close() {
   for (const auto& link : open) {
     link->shut(errc::closed, "the channel was closed");
   }
-  for (const auto& [id, peer] : peers) {
-    for (const auto& waiting : peer.waiting) {
-      waiting.tell({errc::closed, {}});
+  for (auto& [id, peer] : peers) {
+    for (const auto* const list : {&peer.waiting, &peer.movers}) {
+      for (const auto& waiting : *list) {
+        waiting.tell({errc::closed, {}});
+      }
+    }
+    for (auto& newcomer : peer.newcomers) {
+      newcomer.reply(encode_side_message(SideMessageError{static_cast<int>(errc::closed), "the channel is closed"}));
     }
   }
 }

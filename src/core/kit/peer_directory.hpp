@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -16,9 +17,11 @@
 #include <kvferry/channel_options.hpp>
 #include <kvferry/kit/handshake_service.hpp>
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/logger.hpp>
 
 #include "failure.hpp"
 #include "init_messages.hpp"
+#include "instance_secrets.hpp"
 #include "notification_queue.hpp"
 #include "operation_registry.hpp"
 
@@ -29,6 +32,7 @@ struct TransportHooks {
   std::string name;
   std::function<std::unique_ptr<Dial>(const std::string& peer_id)> dial;
   std::function<Bytes(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler)> accept;
+  std::function<void(std::function<void()> answer)> run_accept;
 };
 
 /// The peers of a channel: who they are, the link to each, and the handshakes that lead there.
@@ -37,6 +41,10 @@ struct TransportHooks {
 /// other at once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an
 /// attempt, and the other waits a little for the winner's request before it asks again. Results of an attempt that
 /// another one has superseded are dropped, links included.
+///
+/// Who says that he is a known peer, and doesn't prove that he is the one that was connected before, is a candidate
+/// beside that: nothing of the peer changes until his link is there, and until the link that the peer has, if it has
+/// one, is gone or has left a probe without an answer for a second (peer_takeover.cpp).
 class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
  public:
   /// Somebody who waits for a peer to become usable.
@@ -49,7 +57,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   };
 
   PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
-                std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications);
+                std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
+                std::shared_ptr<Logger> logger);
   PeerDirectory(const PeerDirectory&) = delete;
   PeerDirectory& operator=(const PeerDirectory&) = delete;
   ~PeerDirectory();
@@ -57,7 +66,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// The service that carries questions; its request handler calls `answer`.
   void use(HandshakeService& service, std::string own_init_url);
 
-  /// Tells the waiter - within the call if the peer is usable already - and connects if need be.
+  /// Tells the waiter - within the call if the peer is usable already at this url - and connects if need be. Where the
+  /// peer is usable at another url, whoever answers at the new one is asked, and connected to unless it is the same.
   void connect(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
   /// Accepts that the peer may be a new incarnation: operations from now on are meant for it.
   void acknowledge(const std::string& peer_id);
@@ -75,6 +85,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
+  /// How often another channel had, or wanted, the name of one that lives.
+  [[nodiscard]] std::uint64_t identity_conflicts() const noexcept { return identity_conflicts_; }
+  /// How often a known peer was found to be somebody else: restarted, moved.
+  [[nodiscard]] std::uint64_t peer_replacements() const noexcept { return peer_replacements_; }
 
   /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads
   /// are doing here. Afterwards neither the transport's hooks nor the service are used.
@@ -82,6 +96,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
  private:
   struct Peer;
+  struct Attempt;
+  struct Instance;
   struct Expiry;
   class Host;
   class Visit;
@@ -95,36 +111,64 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Peer* find_or_add(const std::string& peer_id);
   void hand_over(const std::string& peer_id, const Link* link);
   void link_failed(const std::string& peer_id, const Link& link, std::error_code cause);
+  void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
 
   // Attempts to connect (peer_attempts.cpp)
   void start_dial(Peer& peer, Lock& lock);
+  void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock);
   void ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url, const SideMessage& question,
            Clock::time_point deadline);
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
   void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& answer,
                      const std::string& reached_address);
-  [[nodiscard]] std::uint64_t begin_attempt(Peer& peer, Clock::time_point deadline);
-  void end_attempt(Peer& peer);
+  void begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline);
+  void set_deadline(Attempt& attempt, Clock::time_point deadline);
+  void end_attempt(Attempt& attempt);
+  void end_attempts(Peer& peer);
   void fail_attempt(const std::string& peer_id, std::uint64_t attempt, Failure failure);
   void publish(const std::string& peer_id, std::uint64_t attempt, const std::shared_ptr<Host>& host,
                std::shared_ptr<Link> link);
   [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
                                          std::shared_ptr<Dial> dial);
   [[nodiscard]] Peer* current(const std::string& peer_id, std::uint64_t attempt);
+  [[nodiscard]] InitQuestion question_to(const Peer& peer, const std::string& local_id) const;
+  [[nodiscard]] InitAnswer read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const;
+  [[nodiscard]] InitAnswer describe_self() const;
+  [[nodiscard]] Bytes own_secret(const Peer& peer) const;
   [[nodiscard]] Failure check(const InitQuestion& question) const;
+  void accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock);
+  [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
+  static void refuse(HandshakeService::Reply& reply, const Failure& cause);
+
+  // Who a peer is (peer_takeover.cpp)
+  void take(InitQuestion question, HandshakeService::Reply reply);
+  void refuse_conflict(const std::string& taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
+  void start_probe(Peer& peer, Lock& lock);
+  void probe_answered(const std::string& peer_id, std::uint64_t probe);
+  void probe_unanswered(const std::string& peer_id, std::uint64_t probe);
+  void end_probe(Peer& peer);
+  void let_newcomers_in(Peer& peer);
+  void take_newcomers(const std::string& peer_id);
+  void ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter, Lock& lock);
+  void who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                    const Waiter& waiter, Failure failure, const SideMessage& message);
 
   const ChannelOptions& options_;
   const std::uint64_t incarnation_;
   const TransportHooks hooks_;
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::shared_ptr<NotificationQueue> notifications_;
+  const std::shared_ptr<Logger> logger_;
+  const InstanceSecrets secrets_;
+  std::atomic<std::uint64_t> identity_conflicts_{0};
+  std::atomic<std::uint64_t> peer_replacements_{0};
   HandshakeService* service_ = nullptr;
   std::string own_init_url_;
 
   mutable std::mutex mutex_;
   std::map<std::string, Peer, std::less<>> peers_;
   std::vector<std::weak_ptr<Link>> links_;  ///< All that were published.
-  std::uint64_t last_attempt_ = 0;          ///< Never used twice, so that nothing late is taken for something current.
+  std::uint64_t last_number_ = 0;           ///< Of attempts and probes; never used twice, so that nothing late is taken for something current.
   std::size_t visits_ = 0;
   std::condition_variable no_visits_;
   bool closed_ = false;

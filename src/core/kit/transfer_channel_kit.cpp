@@ -223,8 +223,9 @@ void TransferChannelKit::start() {
       TransportHooks{
           std::string(transport()), [this](const std::string& peer_id) { return dial(peer_id); },
           [this](std::shared_ptr<LinkHost> host, const Bytes& endpoint, Clock::time_point deadline,
-                 LinkHandler on_link) { return accept(std::move(host), endpoint, deadline, std::move(on_link)); }},
-      impl_->deadlines, impl_->notifications);
+                 LinkHandler on_link) { return accept(std::move(host), endpoint, deadline, std::move(on_link)); },
+          [this](std::function<void()> answer) { run_accept(std::move(answer)); }},
+      impl_->deadlines, impl_->notifications, impl_->logger);
   impl_->handshakes.emplace(HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context},
                             [this](SideMessage request, HandshakeService::Reply reply) {
                               // Shared, because what is kept or posted has to be copyable.
@@ -277,6 +278,8 @@ bool TransferChannelKit::remote_xfer_handler_exists(std::string_view peer_id) co
 ChannelStats TransferChannelKit::stats() const {
   ChannelStats stats = BaseTransferChannel::stats();
   stats.connected_peers = impl_->peers->usable_count();
+  stats.identity_conflicts = impl_->peers->identity_conflicts();
+  stats.peer_replacements = impl_->peers->peer_replacements();
   stats.transfers = impl_->operations->counters().snapshot();
   return stats;
 }

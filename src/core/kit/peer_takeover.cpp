@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who a peer is: what becomes of somebody who says that he is a peer that is connected, and of a peer that is at another
+// url now.
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/side_message_codec.hpp>
+
+#include "peer.hpp"
+#include "peer_directory.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+/// A peer that answers a probe within this time lives.
+constexpr std::chrono::seconds probe_patience{1};
+/// How long a link whose probe was not answered counts as dead without another probe: time for the newcomer to get through.
+constexpr std::chrono::seconds silence_lasts{5};
+constexpr std::size_t max_newcomers = 16;
+
+}  // namespace
+
+void PeerDirectory::take(InitQuestion question, HandshakeService::Reply reply) {
+  Lock lock(mutex_);
+  const auto it = peers_.find(question.sender_id);
+  const bool known = it != peers_.end() && it->second.instance.shown_by(question.incarnation, question.secret);
+  if (question.who.value_or(false) && !closed_) {
+    InitAnswer answer = describe_self();
+    answer.status = InitAnswer::here;
+    if (known) {
+      answer.secret = it->second.instance.own_secret;
+    }
+    lock.unlock();
+    reply(encode_side_message(answer));
+    return;
+  }
+  Peer* const peer = closed_ ? nullptr : find_or_add(question.sender_id);
+  if (peer == nullptr) {
+    const Failure failure =
+        closed_ ? Failure{errc::closed, "the channel is closed"}
+                : Failure{errc::resource_limit,
+                          "this channel is connected to " + std::to_string(options_.max_peers) + " peers already"};
+    lock.unlock();
+    refuse(reply, failure);
+    return;
+  }
+  if (known || !peer->lives()) {
+    accept(*peer, question, std::move(reply), lock);
+    return;
+  }
+  if (peer->newcomers.size() >= max_newcomers) {
+    lock.unlock();
+    refuse(reply, {errc::resource_limit, "too many say at once that they are this peer, which is connected"});
+    return;
+  }
+  peer->newcomers.push_back({std::move(question), std::move(reply)});
+  if (peer->probe == 0) {
+    start_probe(*peer, lock);
+  }
+}
+
+void PeerDirectory::start_probe(Peer& peer, Lock& lock) {
+  const std::uint64_t probe = ++last_number_;
+  peer.probe = probe;
+  peer.last_probe = probe;
+  peer.probe_deadline = Clock::now() + probe_patience;
+  peer.probe_expiry = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, probe] {
+    if (const Visit self(weak); self) {
+      self->probe_unanswered(id, probe);
+    }
+  });
+  deadlines_->add(peer.probe_deadline, peer.probe_expiry);
+  const auto link = peer.link;
+  const Stay stay(*this);
+  lock.unlock();
+  link->probe([weak = weak_from_this(), id = peer.id, probe] {
+    if (const Visit self(weak); self) {
+      self->probe_answered(id, probe);
+    }
+  });
+}
+
+void PeerDirectory::end_probe(Peer& peer) {
+  if (peer.probe_expiry) {
+    deadlines_->remove(peer.probe_deadline, *peer.probe_expiry);
+  }
+  peer.probe_expiry.reset();
+  peer.probe = 0;
+  peer.last_probe = 0;
+  peer.silent_until = {};
+  let_newcomers_in(peer);
+}
+
+/// What is known of the peer has changed: whoever waits for that asks anew, elsewhere than on this thread.
+void PeerDirectory::let_newcomers_in(Peer& peer) {
+  if (peer.newcomers.empty()) {
+    return;
+  }
+  deadlines_->add(Clock::now(), std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id] {
+    if (const Visit self(weak); self) {
+      self->take_newcomers(id);
+    }
+  }));
+}
+
+void PeerDirectory::take_newcomers(const std::string& peer_id) {
+  std::vector<Peer::Newcomer> newcomers;
+  {
+    const Lock lock(mutex_);
+    if (const auto it = peers_.find(peer_id); it != peers_.end() && it->second.probe == 0) {
+      newcomers.swap(it->second.newcomers);
+    }
+  }
+  for (auto& [question, reply] : newcomers) {
+    hooks_.run_accept([weak = weak_from_this(), question = std::move(question),
+                       shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply))] {
+      try {
+        if (const Visit self(weak); self) {
+          self->take(question, std::move(*shared_reply));
+        }
+      } catch (...) {
+        // The reply is gone without having been made, so the newcomer has heard that the handshake failed.
+      }
+    });
+  }
+}
+
+void PeerDirectory::probe_answered(const std::string& peer_id, std::uint64_t probe) {
+  std::vector<Peer::Newcomer> newcomers;
+  std::string taken_by;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || it->second.last_probe != probe) {
+      return;
+    }
+    Peer& peer = it->second;
+    peer.silent_until = {};  // also where the answer comes late: nobody has taken its place yet
+    if (peer.probe != probe) {
+      return;
+    }
+    deadlines_->remove(peer.probe_deadline, *peer.probe_expiry);
+    peer.probe_expiry.reset();
+    peer.probe = 0;
+    newcomers.swap(peer.newcomers);
+    taken_by = "incarnation " + std::to_string(peer.instance.incarnation);
+  }
+  for (auto& [question, reply] : newcomers) {
+    refuse_conflict(taken_by, question, reply);
+  }
+}
+
+void PeerDirectory::refuse_conflict(const std::string& taken_by, const InitQuestion& question,
+                                    HandshakeService::Reply& reply) {
+  const Failure failure{errc::identity_conflict, "another channel is connected as '" + question.sender_id +
+                                                     "' and has just answered: " + taken_by +
+                                                     "; the one that is refused is incarnation " +
+                                                     std::to_string(question.incarnation)};
+  ++identity_conflicts_;
+  logger_->log(LogLevel::warning, "identity_conflict", question.sender_id, failure.code,
+               [&] { return failure.sentence; });
+  refuse(reply, failure);
+}
+
+void PeerDirectory::probe_unanswered(const std::string& peer_id, std::uint64_t probe) {
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || it->second.probe != probe) {
+      return;
+    }
+    it->second.probe = 0;
+    it->second.probe_expiry.reset();
+    it->second.silent_until = Clock::now() + silence_lasts;
+  }
+  take_newcomers(peer_id);
+}
+
+void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter,
+                            Lock& lock) {
+  InitQuestion question = question_to(peer, local_id);
+  question.who = true;
+  const auto deadline = waiter.deadline;
+  const Stay stay(*this);
+  lock.unlock();
+  service_->ask(url, encode_side_message(question), deadline,
+                [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, waiter = std::move(waiter)](
+                    std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
+                  if (const Visit self(weak); self) {
+                    self->who_answered(local_id, peer_id, url, waiter, {ec, std::move(diagnostic)}, answer);
+                  } else {
+                    waiter.tell({errc::closed, {}});
+                  }
+                });
+}
+
+void PeerDirectory::who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                                 const Waiter& waiter, Failure failure, const SideMessage& message) {
+  const InitAnswer answer = read_answer(peer_id, message, failure);
+  if (failure) {
+    waiter.tell(failure);  // and the peer stays where it is
+    return;
+  }
+  Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (closed_ || it == peers_.end() || !it->second.link) {
+    lock.unlock();
+    connect(local_id, peer_id, url, waiter);
+    return;
+  }
+  Peer& peer = it->second;
+  if (peer.instance.shown_by(answer.incarnation, answer.secret)) {
+    peer.url = url;
+    lock.unlock();
+    waiter.tell({});
+    return;
+  }
+  peer.movers.push_back(waiter);
+  if (peer.attempt.moves && peer.attempt.url == url) {
+    return;
+  }
+  start_dial(peer, local_id, url, lock);
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who a peer is: peers that move, two channels of one name, and strangers who say that they are a peer.
+#include <gtest/gtest.h>
+
+#include <asio/executor_work_guard.hpp>
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
+
+#include "channel_pair.hpp"
+#include "init_question.hpp"
+
+namespace kvferry::tcp::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+std::error_code write_one(Node& from, const std::string& peer) {
+  std::error_code ec;
+  from.channel->batched_write(from.pages(1), {.peer_id = peer, .remote_indexes = indexes(1)}, ec);
+  return ec;
+}
+
+std::error_code connect(Node& from, const std::string& own_id, const std::string& peer, const std::string& url,
+                        std::string* diagnostic = nullptr) {
+  std::error_code ec;
+  from.channel->lazy_init_peer_connection(own_id, peer, url, {}, {.diagnostic = diagnostic}, ec);
+  return ec;
+}
+
+/// What a stranger is told who says that he is "a", to a channel that is "b".
+std::pair<std::error_code, std::optional<kit::InitAnswer>> ask_as_a(Node& stranger, Node& b,
+                                                                    const kit::InitQuestion& question) {
+  std::error_code ec;
+  const auto answer =
+      stranger.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(question), {}, ec);
+  return {ec, ec ? std::nullopt : std::optional(decode_side_message<kit::InitAnswer>(answer))};
+}
+
+kit::InitQuestion question_as_a(std::uint64_t incarnation) {
+  auto made = question();
+  made.sender_id = "a";
+  made.incarnation = incarnation;
+  made.secret = Bytes(16, std::byte{1});
+  return made;
+}
+
+/// A thread of a channel's, which stops and goes on as a process does that gets SIGSTOP and SIGCONT.
+class FreezableThread {
+ public:
+  FreezableThread() : work_(context_.get_executor()) { go_on(); }
+  ~FreezableThread() {
+    work_.reset();
+    thread_.join();
+  }
+  FreezableThread(const FreezableThread&) = delete;
+  FreezableThread& operator=(const FreezableThread&) = delete;
+
+  [[nodiscard]] TcpOptions options() {
+    TcpOptions options;
+    options.executor = context_.get_executor();
+    return options;
+  }
+  void freeze() {
+    context_.stop();
+    thread_.join();
+  }
+  void go_on() {
+    context_.restart();
+    thread_ = std::thread([this] { context_.run(); });
+  }
+
+ private:
+  asio::io_context context_;
+  asio::executor_work_guard<asio::io_context::executor_type> work_;
+  std::thread thread_;
+};
+
+TEST(PeerMoved, TheServerAtTheNewUrlTakesThePlaceOfTheOldOne) {
+  Node a(4, {}, false);
+  a.fill(1);
+  Node first(4);
+  Node second(4);
+  ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
+  const auto before = a.channel->peer_info("b");
+  auto in_flight = a.channel->async_batched_recv(a.pages(1), {.peer_id = "b"}, asio::use_future);
+
+  ASSERT_FALSE(connect(a, "a", "b", second.channel->peer_init_url()));
+  const auto after = a.channel->peer_info("b");
+  ASSERT_TRUE(before && after);
+  EXPECT_NE(after->incarnation, before->incarnation);
+  EXPECT_EQ(after->init_url, second.channel->peer_init_url());
+  try {
+    in_flight.get();
+    FAIL() << "what was under way to the old server succeeded";
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code(), errc::peer_restarted);
+  }
+  EXPECT_FALSE(write_one(a, "b"));
+  EXPECT_EQ(std::ranges::count(first.memory, std::byte{0}), static_cast<std::ptrdiff_t>(first.memory.size()));
+  EXPECT_TRUE(std::ranges::equal(second.page(0), a.page(0)));
+  EXPECT_EQ(a.channel->stats().peer_replacements, 1U);
+
+  // And back.
+  ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
+  EXPECT_EQ(a.channel->peer_info("b")->incarnation, before->incarnation);
+  EXPECT_FALSE(write_one(a, "b"));
+  EXPECT_TRUE(std::ranges::equal(first.page(0), a.page(0)));
+}
+
+TEST(PeerMoved, TheSameServerUnderAnotherSpellingOfItsUrlKeepsItsConnection) {
+  Node a(4, {}, false);
+  Node b(4);
+  ASSERT_FALSE(connect(a, "a", "b", b.channel->peer_init_url()));
+  const std::string path = a.channel->peer_info("b")->path;
+  auto recv = a.channel->async_batched_recv(a.pages(1), {.peer_id = "b"}, asio::use_future);
+  const std::string other = "tcp://localhost:" + std::to_string(parse_url(b.channel->peer_init_url()).port);
+  ASSERT_FALSE(connect(a, "a", "b", other));
+  EXPECT_EQ(a.channel->peer_info("b")->path, path);
+  EXPECT_EQ(a.channel->peer_info("b")->init_url, other);
+  EXPECT_EQ(b.channel->batched_send(b.pages(1), {.peer_id = "a"}), 1U);
+  EXPECT_EQ(recv.get(), 1U);
+  EXPECT_EQ(a.channel->stats().peer_replacements, 0U);
+}
+
+TEST(PeerMoved, WhereNobodyAnswersAtTheNewUrlTheCallerHearsSoAndThePeerStays) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor mute(context, {asio::ip::make_address("127.0.0.1"), 0});
+  Node a(4, {}, false);
+  Node b(4);
+  ASSERT_FALSE(connect(a, "a", "b", b.channel->peer_init_url()));
+  std::error_code ec;
+  a.channel->lazy_init_peer_connection("a", "b", "tcp://127.0.0.1:" + std::to_string(mute.local_endpoint().port()), {},
+                                       {.timeout = milliseconds(200)}, ec);
+  EXPECT_EQ(ec, condition::timed_out) << ec.message();
+  EXPECT_EQ(a.channel->peer_info("b")->init_url, b.channel->peer_init_url());
+  EXPECT_FALSE(write_one(a, "b"));
+}
+
+TEST(PeerMoved, AFrozenServerDoesNotKeepTheNewOneOut) {
+  FreezableThread thread;
+  Node first(4, thread.options());
+  Node a(4, {}, false);
+  Node second(4);
+  ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
+  thread.freeze();
+  EXPECT_FALSE(connect(a, "a", "b", second.channel->peer_init_url()));
+  EXPECT_FALSE(write_one(a, "b"));
+  thread.go_on();
+}
+
+TEST(SameIdTwice, TheLaterOneIsRefusedWhileTheEarlierOneLives) {
+  Node server(4);
+  Node first(4);
+  Node second(4);
+  ASSERT_FALSE(connect(first, "a", "b", server.channel->peer_init_url()));
+  const auto incarnation = server.channel->peer_info("a")->incarnation;
+  for (int round = 0; round < 5; ++round) {
+    std::string diagnostic;
+    const auto ec = connect(second, "a", "b", server.channel->peer_init_url(), &diagnostic);
+    EXPECT_EQ(ec, errc::identity_conflict) << ec.message();
+    EXPECT_NE(diagnostic.find("'a'"), std::string::npos) << diagnostic;
+    EXPECT_NE(diagnostic.find(std::to_string(incarnation)), std::string::npos) << diagnostic;
+    EXPECT_FALSE(write_one(first, "b"));
+    EXPECT_FALSE(write_one(server, "a"));
+  }
+  EXPECT_EQ(server.channel->peer_info("a")->incarnation, incarnation);
+  EXPECT_EQ(server.channel->stats().identity_conflicts, 5U);
+  EXPECT_EQ(second.channel->stats().identity_conflicts, 5U);
+  EXPECT_EQ(first.channel->stats().transfers[static_cast<std::size_t>(TransferKind::write)].failed(), 0U);
+  first.channel.reset();
+  EXPECT_FALSE(connect(second, "a", "b", server.channel->peer_init_url()));
+  EXPECT_EQ(write_one(server, "a"), errc::peer_restarted);
+  EXPECT_FALSE(write_one(server, "a"));
+}
+
+TEST(SameIdTwice, OneWhoseHostVanishedWithoutAWordIsReplaced) {
+  RelayedPair pair(4);
+  EXPECT_FALSE(write_one(*pair.b, "a"));
+  pair.relay.swallow();
+  Node again(4, {}, false);
+  EXPECT_FALSE(connect(again, "a", "b", pair.b->channel->peer_init_url()));
+  EXPECT_EQ(write_one(*pair.b, "a"), errc::peer_restarted);
+  EXPECT_FALSE(write_one(*pair.b, "a"));
+  EXPECT_EQ(pair.b->channel->stats().peer_replacements, 1U);
+  EXPECT_EQ(pair.b->channel->stats().identity_conflicts, 0U);
+}
+
+TEST(SameIdTwice, OneThatIsFrozenIsReplacedAndRefusedWhenItGoesOn) {
+  FreezableThread thread;
+  Node frozen(4, thread.options(), false);
+  Node server(4);
+  ASSERT_FALSE(connect(frozen, "a", "b", server.channel->peer_init_url()));
+  thread.freeze();
+  Node again(4, {}, false);
+  EXPECT_FALSE(connect(again, "a", "b", server.channel->peer_init_url()));
+  thread.go_on();
+  std::error_code ec;
+  for (int i = 0; i < 100 && ec != errc::identity_conflict; ++i) {
+    ec = write_one(frozen, "b");  // the first may meet the end of the old connection
+  }
+  EXPECT_EQ(ec, errc::identity_conflict) << ec.message();
+  EXPECT_FALSE(write_one(again, "b"));
+}
+
+TEST(Strangers, NoMessageTakesAConnectedPeersPlace) {
+  Node a(4);
+  Node b(4);
+  Node stranger(1, {}, false);
+  ASSERT_FALSE(connect(a, "a", "b", b.channel->peer_init_url()));
+  const auto before = *b.channel->peer_info("a");
+  for (int i = 0; i < 20; ++i) {
+    auto made = question_as_a(1000 + static_cast<std::uint64_t>(i));
+    made.init_url = "tcp://127.0.0.1:1";
+    EXPECT_EQ(ask_as_a(stranger, b, made).first, errc::identity_conflict);
+    EXPECT_FALSE(write_one(a, "b"));
+    EXPECT_FALSE(write_one(b, "a"));
+  }
+  const auto after = *b.channel->peer_info("a");
+  EXPECT_EQ(after.incarnation, before.incarnation);
+  EXPECT_EQ(after.init_url, before.init_url);
+}
+
+TEST(Strangers, AnIncarnationThatIsToldToAnybodyProvesNothing) {
+  Node a(4);
+  Node b(4);
+  Node stranger(1, {}, false);
+  ASSERT_FALSE(connect(a, "a", "b", b.channel->peer_init_url()));
+  // The stranger asks "a" who it is, also by the name that "a" knows "b" by, and is told nothing that "b" knows.
+  auto who = question();
+  who.who = true;
+  who.sender_id = "b";
+  who.incarnation = a.channel->peer_info("b")->incarnation;
+  std::error_code ec;
+  const auto told = decode_side_message<kit::InitAnswer>(
+      stranger.channel->send_init_side_msg(a.channel->peer_init_url(), encode_side_message(who), {}, ec));
+  ASSERT_FALSE(ec) << ec.message();
+  EXPECT_EQ(told.incarnation, b.channel->peer_info("a")->incarnation);
+  EXPECT_FALSE(told.secret);
+  who.who = false;
+  EXPECT_EQ(ask_as_a(stranger, a, who).first, errc::identity_conflict);
+
+  auto made = question_as_a(told.incarnation);
+  for (const auto& secret : {std::optional<Bytes>(), std::optional(Bytes()), std::optional(Bytes(16))}) {
+    made.secret = secret;
+    EXPECT_EQ(ask_as_a(stranger, b, made).first, errc::identity_conflict);
+  }
+  EXPECT_FALSE(write_one(b, "a"));
+  EXPECT_EQ(b.channel->stats().peer_replacements, 0U);
+}
+
+TEST(Strangers, APeerThatIsGoneForAMomentIsStillDialledWhereItIs) {
+  Relay relay;
+  TcpOptions b_options;
+  b_options.advertised_data_address = relay.address();
+  Node b(4, b_options);
+  relay.set_target(b.channel->data_port());
+  Node a(4);
+  ASSERT_FALSE(connect(a, "a", "b", b.channel->peer_init_url()));
+  Node stranger(1, {}, false);
+  for (int round = 0; round < 3; ++round) {
+    auto unmet = a.channel->async_batched_recv(a.pages(1), {.peer_id = "b"}, asio::use_future);
+    relay.cut_after(0);
+    std::error_code ec;
+    a.channel->batched_write(a.pages(1), {.peer_id = "b", .remote_indexes = indexes(1)}, ec);
+    EXPECT_THROW(unmet.get(), std::system_error);
+    auto made = question();
+    made.sender_id = "b";
+    made.incarnation = 5;
+    made.init_url = "tcp://127.0.0.1:1";
+    made.secret = Bytes(16);
+    (void)ask_as_a(stranger, a, made);  // may be taken for b's restart, until it doesn't get through
+    EXPECT_FALSE(write_one(a, "b"));
+    EXPECT_EQ(a.channel->peer_info("b")->init_url, b.channel->peer_init_url());
+  }
+}
+
+TEST(Handshake, LastsAsLongAsTheMoreImpatientSideSays) {
+  TcpOptions impatient;
+  impatient.handshake_timeout = milliseconds(300);
+  Node b(4, impatient);
+  asio::io_context context;  // busy while the other side's patience ends
+  auto work = asio::make_work_guard(context);
+  TcpOptions options;
+  options.executor = context.get_executor();
+  Node a(4, options, false);
+  std::string diagnostic;
+  auto connecting = a.channel->async_lazy_init_peer_connection(
+      "a", "b", b.channel->peer_init_url(), {}, {.timeout = milliseconds(20'000), .diagnostic = &diagnostic},
+      asio::use_future);
+  Node other(1, {}, false);
+  const auto asked = std::chrono::steady_clock::now();
+  for (bool waited = false; !waited;) {
+    // b's answer says how long it waits; when a handshake that was begun later has ended, so has a's first one.
+    std::error_code ec;
+    auto answer = decode_side_message<kit::InitAnswer>(
+        other.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(question()), {}, ec));
+    ASSERT_FALSE(ec);
+    ASSERT_TRUE(answer.timeout_ms);
+    EXPECT_LE(*answer.timeout_ms, 300U);
+    waited = std::chrono::steady_clock::now() - asked > 2 * impatient.handshake_timeout;
+  }
+  std::thread runner([&] { context.run(); });
+  EXPECT_NO_THROW(connecting.get()) << diagnostic;
+  a.channel->close();
+  work.reset();
+  runner.join();
+}
+
+TEST(Handshake, AnAttemptThatTheDialingSideGivesUpEndsAtTheAcceptingSideToo) {
+  Node b(4);
+  Node other(1, {}, false);
+  auto made = question();
+  made.timeout_ms = 5;
+  std::error_code ec;
+  const auto answer = decode_side_message<kit::InitAnswer>(
+      other.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(made), {}, ec));
+  ASSERT_FALSE(ec);
+  ASSERT_TRUE(answer.timeout_ms);
+  EXPECT_LE(*answer.timeout_ms, 5U);
+}
+
+TEST(Notifications, NameTheIncarnationOfThePeerThatAttachedThem) {
+  Node b(4);
+  const std::vector<std::byte> note(1);
+  const auto first_page = indexes(1);
+  std::vector<std::uint64_t> incarnations;
+  for (int round = 0; round < 2; ++round) {
+    Node a(4, {}, false);
+    ASSERT_FALSE(connect(a, "a", "b", b.channel->peer_init_url()));
+    incarnations.push_back(b.channel->peer_info("a")->incarnation);
+    EXPECT_EQ(a.channel->batched_write(a.pages(1), {.peer_id = "b", .remote_indexes = first_page, .notification = note}),
+              1U);
+  }
+  EXPECT_NE(incarnations[0], incarnations[1]);
+  EXPECT_EQ(b.channel->receive_notification(long_enough).incarnation, incarnations[0]);
+  EXPECT_EQ(b.channel->receive_notification(long_enough).incarnation, incarnations[1]);
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
