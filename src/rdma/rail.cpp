@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -137,6 +138,11 @@ void Rail::start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange 
 
 void Rail::stop(std::shared_ptr<kit::Operation> operation) {
   driver_.put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
+  drive(caller_rounds);
+}
+
+void Rail::probe(std::function<void()> answered) {
+  driver_.put([&](Inbox& inbox) { inbox.probes.push_back(std::move(answered)); });
   drive(caller_rounds);
 }
 
@@ -281,7 +287,8 @@ bool Rail::work(std::size_t& rounds) {
     --rounds;
     const bool polled = poll_step();
     const bool posted = !failed_ && phase_ == Phase::running && post_step();
-    if (polled || posted) {
+    const bool probed = !failed_ && phase_ == Phase::running && probe_step();
+    if (polled || posted || probed) {
       continue;
     }
     if (failed_) {
@@ -334,6 +341,9 @@ void Rail::apply(Inbox taken) {
     } else {
       (void)start.batch->part_done(failure_, failure_why_);  // only a rail that broke before it was joined gets here
     }
+  }
+  if (!failed_) {
+    std::ranges::move(taken.probes, std::back_inserter(probes_));
   }
   if (!taken.stops.empty() && protocol_) {
     // What has completed already counts.
@@ -403,6 +413,16 @@ void Rail::take_greeting(const ibv_wc& completion) {
   }
   phase_ = Phase::greeted;
   greeted_owner_ = owner_.lock();
+}
+
+/// In its turn behind what the queue pair has: that the adapter answers is all that is asked.
+bool Rail::probe_step() {
+  if (probes_.empty() || !protocol_->fill_probe(list_, probes_.back())) {
+    return false;
+  }
+  probes_.pop_back();
+  post("probe");
+  return true;
 }
 
 bool Rail::post_step() {
@@ -498,6 +518,7 @@ void Rail::end_all(std::error_code cause, std::string why, std::uint64_t culprit
   if (events_.is_open()) {
     events_.release();  // the descriptor is the completion channel's
   }
+  probes_.clear();
   // First the queue pair: without it the adapter reaches no memory. Then the operations.
   pair_.reset();
   if (protocol_) {

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -80,6 +81,8 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
+  /// Asks the peer's adapter for a sign of life; `answered` is called with the rail's engine held.
+  void probe(std::function<void()> answered);
   /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this
   /// one's operations before `shut` does.
   void hold();
@@ -108,13 +111,14 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   struct Inbox {
     std::vector<Start> starts;
     std::vector<std::shared_ptr<kit::Operation>> stops;
+    std::vector<std::function<void()>> probes;
     bool event = false;
     bool timer = false;
     bool continuation = false;  ///< What was posted to go on driving has run.
     kit::Failure trouble;       ///< Of the device.
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && !event && !timer && !continuation && !trouble;
+      return starts.empty() && stops.empty() && probes.empty() && !event && !timer && !continuation && !trouble;
     }
   };
 
@@ -128,6 +132,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   void take_completion(const ibv_wc& completion);
   void take_greeting(const ibv_wc& completion);
   bool post_step();
+  bool probe_step();
   void post(const char* what);
   void check_timer();
   void arm_timer();
@@ -157,6 +162,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   asio::steady_timer timer_;
   std::optional<RailProtocol> protocol_;
   WorkList list_;
+  std::vector<std::function<void()>> probes_;  ///< To be posted.
   std::weak_ptr<Owner> owner_;
   std::shared_ptr<Owner> told_owner_;     ///< Kept from `rail_breaking` until `rail_broken`.
   std::shared_ptr<Owner> greeted_owner_;  ///< To be told.

@@ -149,6 +149,7 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
   control_.clear();
   matcher_.clear_posts();
   records_.clear();
+  probes_.clear();
   while (!transfers_.empty()) {
     Transfer& transfer = transfers_.begin()->second;
     transfer.outstanding = 0;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -84,7 +85,8 @@ class RailProtocol {
   /// @return false if there is nothing to do. What it returns must be posted, or the protocol be failed.
   [[nodiscard]] bool fill(WorkList& list);
   /// Makes a list of one request that the peer's adapter answers by itself. @return false if the queue is full.
-  [[nodiscard]] bool fill_probe(WorkList& list);
+  /// `answered` is called by `completed` when the peer's adapter has answered it.
+  [[nodiscard]] bool fill_probe(WorkList& list, std::function<void()> answered = {});
   /// Makes a list of one message of this type, if it may be sent now.
   [[nodiscard]] bool fill_message(WorkList& list, MessageType type, std::uint64_t operation, std::uint64_t tag);
   /// From now on nothing new is taken from the peer: what it hands over is neither handed on nor answered. What is owed
@@ -165,6 +167,7 @@ class RailProtocol {
     std::size_t slot = 0;
     bool has_slot = false;
     bool ends_list = false;
+    bool probe = false;  ///< Somebody waits for its answer.
   };
 
   /// A recv of the peer's whose buffers come in several messages.
@@ -228,6 +231,7 @@ class RailProtocol {
 
   // What is with the adapter
   std::deque<Record> records_;
+  std::deque<std::function<void()>> probes_;  ///< Of the records that are some, oldest first.
   std::size_t posted_ = 0;
   std::size_t posted_bytes_ = 0;
   std::vector<std::size_t> free_slots_;

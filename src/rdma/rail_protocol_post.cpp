@@ -38,7 +38,7 @@ bool RailProtocol::fill(WorkList& list) {
   return true;
 }
 
-bool RailProtocol::fill_probe(WorkList& list) {
+bool RailProtocol::fill_probe(WorkList& list, std::function<void()> answered) {
   list.clear();
   if (posted_ >= terms_.queue_depth + reserved_requests) {
     return false;
@@ -46,6 +46,10 @@ bool RailProtocol::fill_probe(WorkList& list) {
   list.add_request(IBV_WR_RDMA_WRITE).wr_id = 0;
   add_record(list, {.requests = 1});
   records_.back().ends_list = true;
+  if (answered) {
+    records_.back().probe = true;
+    probes_.push_back(std::move(answered));
+  }
   return true;
 }
 
@@ -299,6 +303,11 @@ void RailProtocol::completed() {
     posted_bytes_ -= record.bytes;
     if (record.has_slot) {
       free_slots_.push_back(record.slot);
+    }
+    if (record.probe) {
+      const auto answered = std::move(probes_.front());
+      probes_.pop_front();
+      answered();
     }
     const auto it = transfers_.find(record.transfer);
     if (it == transfers_.end()) {

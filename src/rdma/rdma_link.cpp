@@ -220,6 +220,18 @@ std::vector<int> RdmaLink::descriptors() const {
   return all;
 }
 
+void RdmaLink::probe(std::function<void()> answered) {
+  const auto once = [shared = std::make_shared<std::function<void()>>(std::move(answered)),
+                     told = std::make_shared<std::atomic<bool>>(false)] {
+    if (!told->exchange(true)) {
+      (*shared)();
+    }
+  };
+  for (Rail* const rail : joined_) {
+    rail->probe(once);
+  }
+}
+
 void RdmaLink::shut(std::error_code cause, const std::string& why) {
   failed_ = true;
   for (const auto& rail : rails_) {

@@ -48,6 +48,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
 
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
+  /// By an empty write, which the peer's adapter answers: a process that is stopped lives, one that was killed doesn't.
+  void probe(std::function<void()> answered) override;
   void shut(std::error_code cause, const std::string& why) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] std::string path() const override;

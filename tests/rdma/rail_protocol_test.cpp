@@ -373,5 +373,24 @@ TEST_F(RailProtocolTest, Line11_AnyBytesAreEitherUnderstoodOrViolations) {
   }
 }
 
+TEST(RailProtocolProbes, AreAnsweredByTheirOwnCompletionAndNotByThatOfWhatWasPostedBefore) {
+  Side a(4, 4);
+  Side b(4, 4);
+  a.join(b);
+  WorkList list;
+  std::string answered;
+  ASSERT_TRUE(a.protocol->fill_probe(list));  // a keepalive: nobody waits for it
+  ASSERT_TRUE(a.protocol->fill_probe(list, [&] { answered += "first"; }));
+  EXPECT_EQ(list.size(), 1U);
+  EXPECT_EQ(list[0].num_sge, 0);
+  a.protocol->completed();
+  EXPECT_EQ(answered, "");
+  a.protocol->completed();
+  EXPECT_EQ(answered, "first");
+  ASSERT_TRUE(a.protocol->fill_probe(list, [&] { answered += ", second"; }));
+  a.protocol->fail(errc::connection_lost, "the test says so", 0);
+  EXPECT_EQ(answered, "first");
+}
+
 }  // namespace
 }  // namespace kvferry::rdma::testing
