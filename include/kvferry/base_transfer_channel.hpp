@@ -127,10 +127,20 @@ class BaseTransferChannel {
   /// @{
 
   /// Makes a peer usable: shakes hands at its init url and sets up the data path. Does nothing if the peer is usable
-  /// already. Then, in either case, sends the side message if there is one. LMCache: `lazy_init_peer_connection`.
+  /// already at this url. Then, in either case, sends the side message if there is one. LMCache:
+  /// `lazy_init_peer_connection`.
   ///
   /// Two peers that call this at once for each other end with one connection. A peer that restarted is recognised, its
   /// stale connection is dropped and a new one is made.
+  ///
+  /// A peer that is usable under another url than this one has moved, or has two. Who answers at the new one is asked: if
+  /// that is the same incarnation, nothing else happens; if it is another one, it takes the old one's place, whose
+  /// operations end with `errc::peer_restarted`. If nobody answers, the call ends with that error and the old connection
+  /// stays as it was.
+  ///
+  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict` while
+  /// the earlier one lives. It is asked for a sign of life; one that gives none within a second, or whose connection
+  /// ends, is replaced. Both sides count that in `ChannelStats` and log it.
   ///
   /// @param local_id how the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without control
   ///   characters (U+0000 to U+001F, U+007F to U+009F).
@@ -140,8 +150,8 @@ class BaseTransferChannel {
   /// @return the answer to the side message, if one was sent.
   /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_peer_id`, `errc::invalid_url`, `errc::self_connection`,
   ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::page_size_mismatch`,
-  ///   `errc::invalid_region`, `errc::authentication_failed`, `errc::resource_limit`, `errc::timed_out`, `errc::closed`,
-  ///   whatever the peer answered to the side message, and the network's own codes.
+  ///   `errc::invalid_region`, `errc::authentication_failed`, `errc::identity_conflict`, `errc::resource_limit`,
+  ///   `errc::timed_out`, `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
   std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
                                                        std::string_view peer_init_url,
                                                        std::optional<SideMessage> side_message = {},

@@ -114,6 +114,45 @@ class ConnectTests : public ConformanceBase {
     expect_connected(a, b);
   }
 
+  void LaterOneOfTheSameIdIsRefused() {
+    Node& server = add_node();
+    Node& first = add_node({.id = "twin"});
+    Node& second = add_node({.id = "twin"});
+    connect(first, server);
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_EQ(start_connect(second, server)->error(), errc::identity_conflict);
+      expect_connected(first, server);
+    }
+    EXPECT_GE(server->stats().identity_conflicts, 3U);
+    EXPECT_GE(second->stats().identity_conflicts, 3U);
+    first.destroy_channel();
+    std::error_code error;
+    for (int i = 0; i < 1000; ++i) {  // until its goodbye has been heard
+      error = start_connect(second, server)->error();
+      if (error != errc::identity_conflict) {
+        break;
+      }
+    }
+    EXPECT_FALSE(error) << error.message();
+    expect_usable_from(second, server);
+    EXPECT_EQ(server->stats().peer_replacements, 1U);
+  }
+
+  void PeerThatMovedIsFoundAtItsNewUrl() {
+    Node& a = add_node();
+    Node& before = add_node({.id = "mover"});
+    Node& after = add_node({.id = "mover"});
+    connect(a, before);
+    const auto first = a->peer_info("mover");
+    connect(a, after);
+    const auto second = a->peer_info("mover");
+    ASSERT_TRUE(first && second);
+    EXPECT_NE(second->incarnation, first->incarnation);
+    EXPECT_EQ(second->init_url, after.url());
+    expect_connected(a, after);
+    EXPECT_TRUE(before.untouched());
+  }
+
   void ManyThreadsAtOnce() {
     const auto [a, b] = pair();
     std::latch ready(8);
@@ -327,7 +366,8 @@ class ConnectTests : public ConformanceBase {
 
 KVFERRY_TESTING_SUITE(ConnectTest, ConnectTests, MakesBothDirectionsUsable, AcceptingSideIsReadyAtOnce,
                       WorksWithoutListenerOnOneSide, BlockingForms, AcceptsUrlsWithoutScheme, DescribesThePeer,
-                      PeerIdsTakeAnyForm, IsLazy, ManyThreadsAtOnce, BothSidesAtOnce,
+                      PeerIdsTakeAnyForm, IsLazy, LaterOneOfTheSameIdIsRefused, PeerThatMovedIsFoundAtItsNewUrl,
+                      ManyThreadsAtOnce, BothSidesAtOnce,
                       BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer, EmptyIds, IdsThatAreNone, InvalidUrls,
                       Itself, NobodyThere, PeerThatNeverAnswers, PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer,
                       MorePeersThanAllowed, PeersThatHaveGoneMakeRoom);
