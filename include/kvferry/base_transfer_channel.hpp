@@ -133,14 +133,14 @@ class BaseTransferChannel {
   /// Two peers that call this at once for each other end with one connection. A peer that restarted is recognised, its
   /// stale connection is dropped and a new one is made.
   ///
-  /// A peer that is usable under another url than this one has moved, or has two. Who answers at the new one is asked: if
-  /// that is the same incarnation, nothing else happens; if it is another one, it takes the old one's place, whose
-  /// operations end with `errc::peer_restarted`. If nobody answers, the call ends with that error and the old connection
-  /// stays as it was.
+  /// A peer that is usable under another url than this one has moved, or has two. Who answers at the new one is
+  /// asked: if that is the same incarnation, nothing else happens; if it is another one, it takes the old one's place,
+  /// whose operations end with `errc::peer_restarted`. If nobody answers, the call ends with that error and the old
+  /// connection stays as it was.
   ///
-  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict` while
-  /// the earlier one lives. It is asked for a sign of life; one that gives none within a second, or whose connection
-  /// ends, is replaced. Both sides count that in `ChannelStats` and log it.
+  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict`
+  /// while the earlier one lives. It is asked for a sign of life; one that gives none within a second, or whose
+  /// connection ends, is replaced. Both sides count that in `ChannelStats` and log it.
   ///
   /// @param local_id how the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without control
   ///   characters (U+0000 to U+001F, U+007F to U+009F).

@@ -140,9 +140,8 @@ std::string to_prometheus(std::span<const ChannelStats> channels) {
   text.metric("kvferry_connected_peers", "gauge", "Peers with a usable connection.",
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.connected_peers)); });
   text.metric("kvferry_identity_conflicts_total", "counter",
-              "Connects that were refused because another channel that lives has the same id.", [&](const ChannelStats& channel) {
-                text.sample({}, std::to_string(channel.identity_conflicts));
-              });
+              "Connects that were refused because another channel that lives has the same id.",
+              [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.identity_conflicts)); });
   text.metric("kvferry_peer_replacements_total", "counter", "Known peers in whose place somebody else was found.",
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.peer_replacements)); });
   text.value_of_transfers("kvferry_operations_started_total", "counter", "Operations that were called for.",

@@ -336,8 +336,8 @@ TEST(Notifications, NameTheIncarnationOfThePeerThatAttachedThem) {
     Node a(4, {}, false);
     ASSERT_FALSE(connect(a, "a", "b", b.channel->peer_init_url()));
     incarnations.push_back(b.channel->peer_info("a")->incarnation);
-    EXPECT_EQ(a.channel->batched_write(a.pages(1), {.peer_id = "b", .remote_indexes = first_page, .notification = note}),
-              1U);
+    EXPECT_EQ(
+        a.channel->batched_write(a.pages(1), {.peer_id = "b", .remote_indexes = first_page, .notification = note}), 1U);
   }
   EXPECT_NE(incarnations[0], incarnations[1]);
   EXPECT_EQ(b.channel->receive_notification(long_enough).incarnation, incarnations[0]);

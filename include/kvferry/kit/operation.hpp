@@ -67,8 +67,9 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
 
   [[nodiscard]] bool finished() const noexcept { return finished_; }
 
-  /// Which incarnation of its peer the operation was started for: what is given at the first call sticks.
-  std::uint64_t mean_for(std::uint64_t incarnation) noexcept;
+  /// Which of those that its peer has been the operation was started for, by a number that the kit gives each
+  /// incarnation: what is given at the first call sticks.
+  std::uint64_t mean_for(std::uint64_t instance) noexcept;
 
   /// Why the operation is to end; no error while it isn't.
   [[nodiscard]] std::error_code stop_cause() const;

@@ -367,9 +367,9 @@ class ConnectTests : public ConformanceBase {
 KVFERRY_TESTING_SUITE(ConnectTest, ConnectTests, MakesBothDirectionsUsable, AcceptingSideIsReadyAtOnce,
                       WorksWithoutListenerOnOneSide, BlockingForms, AcceptsUrlsWithoutScheme, DescribesThePeer,
                       PeerIdsTakeAnyForm, IsLazy, LaterOneOfTheSameIdIsRefused, PeerThatMovedIsFoundAtItsNewUrl,
-                      ManyThreadsAtOnce, BothSidesAtOnce,
-                      BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer, EmptyIds, IdsThatAreNone, InvalidUrls,
-                      Itself, NobodyThere, PeerThatNeverAnswers, PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer,
-                      MorePeersThanAllowed, PeersThatHaveGoneMakeRoom);
+                      ManyThreadsAtOnce, BothSidesAtOnce, BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer,
+                      EmptyIds, IdsThatAreNone, InvalidUrls, Itself, NobodyThere, PeerThatNeverAnswers,
+                      PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer, MorePeersThanAllowed,
+                      PeersThatHaveGoneMakeRoom);
 
 }  // namespace kvferry::testing

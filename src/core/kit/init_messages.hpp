@@ -29,23 +29,21 @@ struct InitQuestion {
   std::vector<RegionTuple> regions;
   Bytes endpoint;
   // Optional, so that the messages of another version can be read far enough to be told so.
-  std::optional<Bytes> secret;               ///< What the sender shows this peer to be known again.
-  std::optional<std::uint64_t> timeout_ms;   ///< How long the sender's attempt lasts still.
-  std::optional<bool> who;                   ///< Only who answers is asked, no connection wanted.
+  std::optional<Bytes> secret;              ///< What the sender shows this peer to be known again.
+  std::optional<std::uint64_t> timeout_ms;  ///< How long the sender's attempt lasts still.
+  std::optional<bool> who;                  ///< Only who answers is asked, no connection wanted.
 
   static constexpr std::string_view side_message_type = "KvferryInitRequest";
   static constexpr auto side_message_fields() {
-    return std::tuple(side_message_field("version", &InitQuestion::version),
-                      side_message_field("transport", &InitQuestion::transport),
-                      side_message_field("sender_id", &InitQuestion::sender_id),
-                      side_message_field("receiver_id", &InitQuestion::receiver_id),
-                      side_message_field("incarnation", &InitQuestion::incarnation),
-                      side_message_field("init_url", &InitQuestion::init_url),
-                      side_message_field("regions", &InitQuestion::regions),
-                      side_message_field("endpoint", &InitQuestion::endpoint),
-                      side_message_field("secret", &InitQuestion::secret),
-                      side_message_field("timeout_ms", &InitQuestion::timeout_ms),
-                      side_message_field("who", &InitQuestion::who));
+    return std::tuple(
+        side_message_field("version", &InitQuestion::version),
+        side_message_field("transport", &InitQuestion::transport),
+        side_message_field("sender_id", &InitQuestion::sender_id),
+        side_message_field("receiver_id", &InitQuestion::receiver_id),
+        side_message_field("incarnation", &InitQuestion::incarnation),
+        side_message_field("init_url", &InitQuestion::init_url), side_message_field("regions", &InitQuestion::regions),
+        side_message_field("endpoint", &InitQuestion::endpoint), side_message_field("secret", &InitQuestion::secret),
+        side_message_field("timeout_ms", &InitQuestion::timeout_ms), side_message_field("who", &InitQuestion::who));
   }
 };
 
@@ -69,14 +67,12 @@ struct InitAnswer {
 
   static constexpr std::string_view side_message_type = "KvferryInitResponse";
   static constexpr auto side_message_fields() {
-    return std::tuple(side_message_field("version", &InitAnswer::version),
-                      side_message_field("status", &InitAnswer::status),
-                      side_message_field("transport", &InitAnswer::transport),
-                      side_message_field("incarnation", &InitAnswer::incarnation),
-                      side_message_field("regions", &InitAnswer::regions),
-                      side_message_field("endpoint", &InitAnswer::endpoint),
-                      side_message_field("secret", &InitAnswer::secret),
-                      side_message_field("timeout_ms", &InitAnswer::timeout_ms));
+    return std::tuple(
+        side_message_field("version", &InitAnswer::version), side_message_field("status", &InitAnswer::status),
+        side_message_field("transport", &InitAnswer::transport),
+        side_message_field("incarnation", &InitAnswer::incarnation),
+        side_message_field("regions", &InitAnswer::regions), side_message_field("endpoint", &InitAnswer::endpoint),
+        side_message_field("secret", &InitAnswer::secret), side_message_field("timeout_ms", &InitAnswer::timeout_ms));
   }
 };
 

@@ -13,7 +13,8 @@ namespace kvferry::kit {
 
 /// SipHash-2-4: a keyed hash that nobody without the key can predict.
 /// Source: J.-P. Aumasson, D. J. Bernstein, "SipHash: a fast short-input PRF", https://www.aumasson.jp/siphash/siphash.pdf
-[[nodiscard]] std::uint64_t siphash(const std::array<std::uint64_t, 2>& key, std::span<const std::byte> message) noexcept;
+[[nodiscard]] std::uint64_t siphash(const std::array<std::uint64_t, 2>& key,
+                                    std::span<const std::byte> message) noexcept;
 
 /// Takes as long for any two secrets.
 [[nodiscard]] bool equal(std::span<const std::byte> a, std::span<const std::byte> b) noexcept;

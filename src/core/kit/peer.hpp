@@ -39,7 +39,7 @@ struct PeerDirectory::Attempt {
   Clock::time_point deadline;
   bool accepting = false;  ///< The peer's dial, not this side's.
   std::string local_id;
-  std::string url;     ///< Where it leads to, or where the peer says that it answers.
+  std::string url;  ///< Where it leads to, or where the peer says that it answers.
   Instance instance;
   bool known = false;  ///< The peer is the one that was connected before.
 

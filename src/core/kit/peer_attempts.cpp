@@ -373,7 +373,8 @@ void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t numbe
     const auto now = Clock::now();
     Attempt& attempt = *peer->find(number);
     const bool was_acceptance = attempt.accepting;
-    const bool had_its_time = now >= attempt.deadline && attempt.peers_patience.value_or(least_patience) >= least_patience;
+    const bool had_its_time =
+        now >= attempt.deadline && attempt.peers_patience.value_or(least_patience) >= least_patience;
     const bool was_move = attempt.moves;
     if (was_move) {
       told.swap(peer->movers);  // whoever said that the peer has moved hears that it can't be reached there

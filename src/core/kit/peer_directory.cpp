@@ -35,8 +35,8 @@ void take_leave(std::vector<std::shared_ptr<Link>> links) {
 }  // namespace
 
 PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
-                             std::shared_ptr<DeadlineQueue> deadlines,
-                             std::shared_ptr<NotificationQueue> notifications, std::shared_ptr<Logger> logger)
+                             std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
+                             std::shared_ptr<Logger> logger)
     : options_(options),
       incarnation_(incarnation),
       hooks_(std::move(hooks)),
@@ -60,7 +60,8 @@ PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id) {
     // Of those that nobody uses, the one that has been so for longest makes room.
     auto oldest = peers_.end();
     for (auto it = peers_.begin(); it != peers_.end(); ++it) {
-      if (!it->second.in_use() && (oldest == peers_.end() || it->second.out_of_use_since < oldest->second.out_of_use_since)) {
+      if (!it->second.in_use() &&
+          (oldest == peers_.end() || it->second.out_of_use_since < oldest->second.out_of_use_since)) {
         oldest = it;
       }
     }
@@ -120,7 +121,8 @@ void PeerDirectory::connect(const std::string& local_id, const std::string& peer
   // It may be the peer itself that gets through first, from elsewhere.
   const auto deadline = waiter.deadline;
   const auto over = waiter.over;
-  const auto tell = [weak = weak_from_this(), local_id, peer_id, url, waiter = std::move(waiter)](const Failure& failure) {
+  const auto tell = [weak = weak_from_this(), local_id, peer_id, url,
+                     waiter = std::move(waiter)](const Failure& failure) {
     const auto self = weak.lock();
     if (failure || !self) {
       waiter.tell(failure);

@@ -168,7 +168,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   mutable std::mutex mutex_;
   std::map<std::string, Peer, std::less<>> peers_;
   std::vector<std::weak_ptr<Link>> links_;  ///< All that were published.
-  std::uint64_t last_number_ = 0;           ///< Of attempts and probes; never used twice, so that nothing late is taken for something current.
+  std::uint64_t last_number_ =
+      0;  ///< Of attempts and probes; never used twice, so that nothing late is taken for something current.
   std::size_t visits_ = 0;
   std::condition_variable no_visits_;
   bool closed_ = false;

@@ -97,10 +97,10 @@ void PeerDirectory::let_newcomers_in(Peer& peer) {
     return;
   }
   deadlines_->add(Clock::now(), std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id] {
-    if (const Visit self(weak); self) {
-      self->take_newcomers(id);
-    }
-  }));
+                    if (const Visit self(weak); self) {
+                      self->take_newcomers(id);
+                    }
+                  }));
 }
 
 void PeerDirectory::take_newcomers(const std::string& peer_id) {
