@@ -130,9 +130,9 @@ void Operation::request_stop(std::error_code cause) {
   }
 }
 
-std::uint64_t Operation::mean_for(std::uint64_t incarnation) noexcept {
+std::uint64_t Operation::mean_for(std::uint64_t instance) noexcept {
   std::uint64_t none = 0;
-  return meant_for_.compare_exchange_strong(none, incarnation) ? incarnation : none;
+  return meant_for_.compare_exchange_strong(none, instance) ? instance : none;
 }
 
 std::error_code Operation::stop_cause() const {
