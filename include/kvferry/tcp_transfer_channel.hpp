@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <kvferry/channel_options.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
@@ -22,6 +23,12 @@ struct TcpOptions : ChannelOptions {
   /// The `host:port` that peers are told, where it differs from what was bound. Empty: the bound port, at `data_host`
   /// if that is given and no wildcard, else at the host under which the peer reached `peer_init_url`.
   std::string advertised_data_address;
+
+  /// Where peers' data connections may be besides the address that answered the handshake. A peer's answer names another one if it
+  /// has a `data_host` or `advertised_data_address`, and without this a peer could make the channel connect anywhere. Each entry
+  /// is an address, a range of addresses ("10.1.0.0/16", "fd00::/8"), a host name, or "*" for all. Names that are no
+  /// entry are not looked up. If the handshake was answered by this very host, its other addresses are allowed as well.
+  std::vector<std::string> allowed_hosts;
 
   /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream
   /// can't fill the network (100 Gb/s, long distances).
@@ -66,7 +73,7 @@ class TcpTransferChannel : public kit::TransferChannelKit {
  public:
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
   /// threads.
-  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, the errno of a congestion control that can't be
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
   /// had (ENOENT, EPERM), or the errno of a bind that failed, naming the address.
   explicit TcpTransferChannel(TcpOptions options);
   ~TcpTransferChannel() override;

@@ -14,6 +14,7 @@
 #include "core/host_address.hpp"
 #include "core/name_lookups.hpp"
 #include "core/text.hpp"
+#include "allowed_hosts.hpp"
 #include "data_acceptor.hpp"
 #include "data_dialer.hpp"
 #include "frame.hpp"
@@ -31,12 +32,13 @@ using Dialers = kit::Attempts<tcp::DataDialer>;
 class TcpDial final : public kit::Dial {
  public:
   TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers,
-          std::shared_ptr<kit::NameLookups> lookups)
+          std::shared_ptr<kit::NameLookups> lookups, std::shared_ptr<const tcp::AllowedHosts> allowed)
       : executor_(std::move(executor)),
         options_(options),
         lanes_(lanes),
         dialers_(std::move(dialers)),
-        lookups_(std::move(lookups)) {}
+        lookups_(std::move(lookups)),
+        allowed_(std::move(allowed)) {}
 
   [[nodiscard]] Bytes local_endpoint() override { return kit::encode_endpoint(tcp::DialEndpoint{lanes_}); }
 
@@ -56,8 +58,9 @@ class TcpDial final : public kit::Dial {
       });
       return;
     }
-    if (endpoint.host.empty()) {
-      endpoint.host = host->peer().reached_host;
+    if (const auto why = choose_host(endpoint, host->peer()); !why.empty()) {
+      asio::post(executor_, [why, on_link = std::move(on_link)] { on_link(errc::handshake_failed, nullptr, why); });
+      return;
     }
     auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, std::move(host), std::move(endpoint), lookups_,
                                                     std::move(on_link));
@@ -69,11 +72,33 @@ class TcpDial final : public kit::Dial {
   }
 
  private:
+  /// Replaces what stands for the address that answered the handshake by that. @return why the host may not be connected to;
+  /// empty if it may.
+  [[nodiscard]] std::string choose_host(tcp::AcceptEndpoint& endpoint, const kit::PeerDescription& peer) const {
+    const auto& reached = peer.reached_host;
+    std::error_code ignored;
+    const auto address = address_of(endpoint.host);
+    if (endpoint.host.empty() || (!address && endpoint.host == parse_url(peer.init_url, ignored).host) ||
+        (address && address == address_of(reached))) {
+      endpoint.host = reached;
+      return {};
+    }
+    const std::string who = "peer " + in_quotes(peer.id) + " has its data connections at " + in_quotes(endpoint.host);
+    if (const auto why = why_not_dialable({endpoint.host, static_cast<std::uint16_t>(endpoint.port)}); !why.empty()) {
+      return who + ": " + why;
+    }
+    if (!allowed_->allow(endpoint.host, reached)) {
+      return who + ", neither the address that answered the handshake (" + reached + ") nor in allowed_hosts";
+    }
+    return {};
+  }
+
   const asio::any_io_executor executor_;
   const tcp::LinkOptions options_;
   const std::size_t lanes_;
   const std::shared_ptr<Dialers> dialers_;
   const std::shared_ptr<kit::NameLookups> lookups_;
+  const std::shared_ptr<const tcp::AllowedHosts> allowed_;
 };
 
 }  // namespace
@@ -97,6 +122,7 @@ class TcpTransferChannel::Impl {
   tcp::LinkOptions link_options;
   std::shared_ptr<Dialers> dialers = std::make_shared<Dialers>();
   std::shared_ptr<kit::NameLookups> lookups = std::make_shared<kit::NameLookups>();
+  std::shared_ptr<const tcp::AllowedHosts> allowed_hosts;
   std::shared_ptr<tcp::DataAcceptor> acceptor;
   std::shared_ptr<tcp::SocketEvents> events;
   std::shared_ptr<tcp::ReadAheadPool> buffers = tcp::ReadAheadPool::create(tcp::FrameReader::read_ahead);
@@ -133,6 +159,7 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
     }
   }
   try {
+    impl_->allowed_hosts = std::make_shared<const tcp::AllowedHosts>(given.allowed_hosts);
     tcp::check_congestion_control(given.congestion_control);
     if (!given.peer_init_url.empty()) {
       impl_->listen();
@@ -177,7 +204,7 @@ std::uint16_t TcpTransferChannel::data_port() const {
 
 std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {
   return std::make_unique<TcpDial>(get_executor(), impl_->link_options, bounded_lanes(impl_->options.lanes_per_peer),
-                                   impl_->dialers, impl_->lookups);
+                                   impl_->dialers, impl_->lookups, impl_->allowed_hosts);
 }
 
 Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
