@@ -71,9 +71,10 @@ void PeerDirectory::start_probe(Peer& peer, Lock& lock) {
   });
   deadlines_->add(peer.probe_deadline, peer.probe_expiry);
   const auto link = peer.link;
+  const std::string peer_id = peer.id;
   const Stay stay(*this);
   lock.unlock();
-  link->probe([weak = weak_from_this(), id = peer.id, probe] {
+  link->probe([weak = weak_from_this(), id = peer_id, probe] {
     if (const Visit self(weak); self) {
       self->probe_answered(id, probe);
     }
