@@ -29,6 +29,10 @@ file(GLOB KVFERRY_CORE_TESTS CONFIGURE_DEPENDS "${_tests}/core/*.cpp" "${_tests}
 file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp" "${_tests}/common/*.cpp")
 # What concerns the whole process; starts itself anew for what changes that.
 file(GLOB KVFERRY_PROCESS_TESTS CONFIGURE_DEPENDS "${_tests}/process/*.cpp")
+# Strangers that attack a channel.
+file(GLOB KVFERRY_HOSTILE_TESTS CONFIGURE_DEPENDS "${_tests}/hostile/*.cpp")
+# Honest peers, many of them.
+file(GLOB KVFERRY_LOAD_TESTS CONFIGURE_DEPENDS "${_tests}/load/*.cpp")
 # Those that need a device are programs of their own.
 file(GLOB KVFERRY_RDMA_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/*.cpp")
 file(GLOB KVFERRY_RDMA_DEVICE_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/device/*.cpp")

@@ -193,7 +193,7 @@ class BaseTransferChannel {
   /// Sends one side message to whoever answers handshakes at `peer_init_url` - a kvferry channel, or an LMCache channel
   /// with LMCache's messages - and returns the answer. Needs no connection and makes none. LMCache:
   /// `send_init_side_msg`.
-  /// @param message at most 1 MiB when encoded, as is the answer.
+  /// @param message at most `ChannelOptions::max_handshake_bytes` when encoded, as is the answer.
   /// @throws TransferError EMSGSIZE, `errc::invalid_url`, `errc::timed_out`, `errc::closed`, `errc::malformed_message`,
   ///   and the code in the answer if that is a `SideMessageError`.
   SideMessage send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec = {});

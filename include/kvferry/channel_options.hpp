@@ -53,8 +53,9 @@ struct ChannelOptions {
   /// pages of different sizes, as LMCache assumes they never do. The check is made on either side that has it on.
   bool require_equal_page_sizes = true;
 
-  /// How many peers a channel knows at most. One more makes it forget the one that has been out of use for longest; if
-  /// all are in use, the handshake is refused with `errc::resource_limit`.
+  /// How many peers a channel knows at most: of those that its user has named (`lazy_init_peer_connection`), and as many of
+  /// those that came by themselves, which never displace the others. One more of a kind makes it forget the one that has
+  /// been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.
@@ -88,6 +89,23 @@ struct ChannelOptions {
   LogSink log_sink;
   /// The least level that `log_sink` gets.
   LogLevel log_level = LogLevel::info;
+
+  /// The largest handshake or side message, in bytes, either way. A larger one of this side's ends with EMSGSIZE; a larger
+  /// one of a peer's is answered with an error, and is not read at all if it has more than twice as many. What strangers may
+  /// make this process store and look at grows with it (docs/security.md). Raise it on both sides for long side messages,
+  /// and for RDMA regions that are registered in many thousands of slices.
+  std::size_t max_handshake_bytes = std::size_t{64} << 10;
+
+  /// Bytes of notifications that wait for `receive_notification`, each counted with its peer's id and 128 bytes for keeping it: in all, and
+  /// of one peer. A write that brings more ends as described at `max_pending_notifications`. Where
+  /// others have filled the queue, each peer still finds room for 16 notifications of up to 128 KiB together.
+  std::size_t max_pending_notification_bytes = std::size_t{64} << 20;
+  std::size_t max_pending_notification_bytes_of_peer = std::size_t{16} << 20;
+
+  /// Bytes of side messages that wait for `handle_init_side_msg`: in all, and from one address. One more is answered with
+  /// `errc::resource_limit`.
+  std::size_t max_pending_side_message_bytes = std::size_t{8} << 20;
+  std::size_t max_pending_side_message_bytes_of_source = std::size_t{2} << 20;
 
   /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never
   /// terminated. Null: one that the process's channels share.

@@ -28,6 +28,10 @@ namespace kvferry {
 /// Containers that are nested deeper than this in a side message are refused.
 inline constexpr std::size_t max_side_message_depth = 32;
 
+/// How many values, keys and containers included, a side message of a size may have: what it takes to look at each of them
+/// is what a message costs its receiver.
+[[nodiscard]] constexpr std::size_t max_side_message_values(std::size_t bytes) noexcept { return 4096 + bytes / 4; }
+
 /// Takes a received frame for a side message if it is one: a single msgpack map, nothing behind it, whose keys are
 /// strings and whose key "type" occurs once and holds a string. All its strings must be UTF-8. The fields are not looked
 /// at; the frame may come from anybody: nothing that it declares is allocated before it is known to be there.
@@ -48,8 +52,10 @@ struct DecodeProblem {
   std::string what;
 };
 
-/// Checks a whole message like `parse_side_message` and unpacks it. The result refers to the bytes of `encoded`.
-bool unpack_side_message(std::span<const std::byte> encoded, msgpack::object_handle& result, DecodeProblem& problem);
+/// Checks a whole message like `parse_side_message` and unpacks those of its fields that are wanted; the others are passed
+/// over. The result refers to the bytes of `encoded`.
+bool unpack_side_message(std::span<const std::byte> encoded, std::span<const std::string_view> wanted,
+                         msgpack::object_handle& result, DecodeProblem& problem);
 /// Whether `from` is of this kind; if not, says what it is instead.
 bool expect_kind(const msgpack::object& from, msgpack::type::object_type expected, DecodeProblem& problem);
 /// Notes that `from` should have been `expected`. Returns false.
@@ -322,8 +328,12 @@ bool decode_value(const msgpack::object& from, T& to, DecodeProblem& problem) {
 
 template <SideMessageStruct T>
 bool decode_message(const SideMessage& message, T& to, DecodeProblem& problem) {
+  const auto wanted = std::apply(
+      [](const auto&... field) { return std::array{std::string_view("type"), std::string_view(field.name)...}; },
+      T::side_message_fields());
   msgpack::object_handle unpacked;
-  return unpack_side_message(message.encoded(), unpacked, problem) && decode_struct(unpacked.get(), to, problem);
+  return unpack_side_message(message.encoded(), wanted, unpacked, problem) &&
+         decode_struct(unpacked.get(), to, problem);
 }
 
 }  // namespace detail

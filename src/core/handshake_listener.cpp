@@ -2,10 +2,9 @@
 #include "handshake_listener.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <exception>
 #include <iterator>
-#include <tuple>
+#include <limits>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -20,6 +19,11 @@ namespace {
 constexpr int requests_a_turn = 64;
 /// ZeroMQ's limit.
 constexpr std::size_t longest_routing_id = 255;
+
+/// ZeroMQ hangs up on whoever sends a larger frame. What is too large but not by far gets an answer that says so.
+std::size_t largest_frame(std::size_t max_message_bytes) {
+  return max_message_bytes > std::numeric_limits<std::size_t>::max() / 2 ? max_message_bytes : 2 * max_message_bytes;
+}
 
 Bytes copy_of(const zmq::message_t& frame) {
   const auto bytes = bytes_of(frame);
@@ -48,47 +52,46 @@ HandshakeListener::HandshakeListener(const SharedContext& context, const Handsha
                                      HandshakeService::RequestHandler on_request,
                                      std::weak_ptr<HandshakeMailbox> mailbox)
     : max_message_bytes_(options.max_message_bytes),
-      socket_(context, zmq::socket_type::router, options.max_message_bytes),
-      monitor_(context, socket_, ZMQ_EVENT_CLOSED),
+      socket_(context, zmq::socket_type::router, largest_frame(options.max_message_bytes)),
+      gate_(socket_.ref(), listening_address(parse_url(options.bind_url)),
+            HandshakeGate::Bounds::of(largest_frame(options.max_message_bytes))),
       on_request_(std::move(on_request)),
       mailbox_(std::move(mailbox)) {
-  // A peer that names itself and comes back before its old connection is known to be dead gets through.
-  socket_.ref().set(zmq::sockopt::router_handover, true);
   auto url = parse_url(options.bind_url);
-  url.port = socket_.bind(listening_address(url));
+  url.port = gate_.port();
   bound_url_ = url.to_url();
 }
 
-HandshakeListener::~HandshakeListener() {
-  constexpr std::chrono::seconds longest_wait{1};
-  try {
-    socket_.unbind();
-    std::ignore = monitor_.receive(longest_wait);
-  } catch (const zmq::error_t&) {
-    // The context is being terminated, and the port goes with it.
-  }
-}
-
 void HandshakeListener::serve() {
-  for (int served = 0; served < requests_a_turn && serve_one(); ++served) {
+  const auto mailbox = mailbox_.lock();
+  for (int served = 0; served < requests_a_turn && !mailbox->closed() && serve_one(); ++served) {
   }
+  gate_.serve();
 }
 
 bool HandshakeListener::serve_one() {
-  const auto frames = socket_.receive();
+  std::size_t bytes = 0;
+  const auto frames = socket_.receive(&bytes);
   if (frames.empty()) {
     return false;
   }
   auto envelope = envelope_of(frames);
+  auto source = gate_.request_taken(frames.front().to_string_view(), frames.size(), bytes);
   const auto payload_begins = envelope.size();
   const bool has_delimiter = payload_begins > 1;
-  const auto request = std::make_shared<ServedRequest>(std::move(envelope));
+  const auto request = std::make_shared<ServedRequest>(std::move(envelope), std::move(source));
   if (!has_delimiter) {
     refuse(request, errc::malformed_message, "the request lacks the empty frame that a REQ socket puts in front");
     return true;
   }
   if (frames.size() != payload_begins + 1) {
     refuse(request, errc::malformed_message, "the request is not a single frame");
+    return true;
+  }
+  if (const auto size = frames[payload_begins].size(); size > max_message_bytes_) {
+    refuse(request, std::make_error_code(std::errc::message_size),
+           "the request has " + std::to_string(size) + " bytes, at most " + std::to_string(max_message_bytes_) +
+               " are taken");
     return true;
   }
   std::string_view problem;
@@ -115,7 +118,7 @@ void HandshakeListener::hand_over(const std::shared_ptr<ServedRequest>& request,
 }
 
 void HandshakeListener::refuse(const std::shared_ptr<ServedRequest>& request, std::error_code ec,
-                               const std::string& text) const {
+                               const std::string& text) {
   // The exception that brought us here has destroyed the `Reply` on its way, unless the handler kept it or used it.
   using State = ServedRequest::State;
   if (request->advance(State::waiting, State::failed) || request->advance(State::dropped, State::failed)) {
@@ -123,17 +126,23 @@ void HandshakeListener::refuse(const std::shared_ptr<ServedRequest>& request, st
   }
 }
 
-void HandshakeListener::reply(const ReplyCommand& command) const {
+void HandshakeListener::reply(const ReplyCommand& command) {
   if (command.request->state != command.state) {
     return;
   }
+  const auto send = [&](const Bytes& answer) {
+    const auto& connection = command.request->envelope.front();
+    if (gate_.request_answered({reinterpret_cast<const char*>(connection.data()), connection.size()}, answer.size())) {
+      socket_.send(command.request->envelope, answer);
+    }
+  };
   if (command.encoded.size() <= max_message_bytes_) {
-    socket_.send(command.request->envelope, command.encoded);
+    send(command.encoded);
     return;
   }
   const auto why = "the answer has " + std::to_string(command.encoded.size()) + " bytes, at most " +
                    std::to_string(max_message_bytes_) + " get through";
-  socket_.send(command.request->envelope, error_message(std::make_error_code(std::errc::message_size), why).encoded());
+  send(error_message(std::make_error_code(std::errc::message_size), why).encoded());
 }
 
 }  // namespace kvferry::kit

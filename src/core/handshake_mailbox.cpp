@@ -75,6 +75,8 @@ HandshakeService::Reply::~Reply() {
   }
 }
 
+std::string HandshakeService::Reply::source() const { return state_ ? state_->request->source : std::string(); }
+
 void HandshakeService::Reply::operator()(const SideMessage& answer) {
   if (const auto state = std::move(state_)) {
     state->send(ServedRequest::State::answered, answer);

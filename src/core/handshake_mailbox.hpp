@@ -24,12 +24,14 @@ namespace kvferry::kit {
 struct ServedRequest {
   enum class State : std::uint8_t { waiting, answered, dropped, failed };
 
-  explicit ServedRequest(std::vector<Bytes> routing) : envelope(std::move(routing)) {}
+  ServedRequest(std::vector<Bytes> routing, std::string from)
+      : envelope(std::move(routing)), source(std::move(from)) {}
 
   /// Whether the state was `from` and now is `to`.
   bool advance(State from, State to) noexcept { return state.compare_exchange_strong(from, to); }
 
   const std::vector<Bytes> envelope;  ///< The frames in front of the request, and of its reply.
+  const std::string source;           ///< Where it came from.
   std::atomic<State> state{State::waiting};
 };
 

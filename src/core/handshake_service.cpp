@@ -58,9 +58,12 @@ struct HandshakeService::Impl {
     }
     try {
       listener.emplace(context, options, std::move(on_request), mailbox);
+    } catch (const TransferError&) {
+      throw;
+    } catch (const std::system_error& error) {
+      throw TransferError(error.code(), "cannot listen at " + options.bind_url);
     } catch (const zmq::error_t& error) {
-      const auto* hint = error.num() == ENODEV ? " (no address of this machine)" : "";
-      throw TransferError(error_code_of(error), "cannot listen at " + options.bind_url + hint);
+      throw TransferError(error_code_of(error), "cannot listen at " + options.bind_url);
     }
     bound_url = listener->bound_url();
   }
@@ -100,12 +103,13 @@ struct HandshakeService::Impl {
   void take_turn() {
     poll_items.assign(1, {nullptr, mailbox->event_fd(), ZMQ_POLLIN, 0});
     if (listener) {
-      poll_items.push_back(listener->poll_item());
+      const auto items = listener->poll_items();
+      poll_items.insert(poll_items.end(), items.begin(), items.end());
     }
     const auto first_question = poll_items.size();
     questions.append_poll_items(poll_items);
     const auto count = static_cast<int>(poll_items.size());
-    if (zmq_poll(poll_items.data(), count, poll_timeout(questions.next_deadline())) < 0) {
+    if (zmq_poll(poll_items.data(), count, poll_timeout(next_deadline())) < 0) {
       const zmq::error_t error;
       if (error.num() == EINTR) {
         return;
@@ -113,13 +117,23 @@ struct HandshakeService::Impl {
       throw error;
     }
     questions.serve(std::span(poll_items).subspan(first_question));
-    if (listener && poll_items[1].revents != 0) {
+    if (listener && (poll_items[1].revents != 0 || poll_items[2].revents != 0)) {
       listener->serve();
     }
     if (poll_items[0].revents != 0) {
       obey(mailbox->take());
     }
-    questions.expire(std::chrono::steady_clock::now());
+    const auto now = std::chrono::steady_clock::now();
+    questions.expire(now);
+    if (listener) {
+      listener->expire(now);
+    }
+  }
+
+  [[nodiscard]] std::optional<HandshakeQuestions::TimePoint> next_deadline() const {
+    const auto of_questions = questions.next_deadline();
+    const auto of_listener = listener ? listener->next_deadline() : std::nullopt;
+    return of_questions && of_listener ? std::min(of_questions, of_listener) : of_questions ? of_questions : of_listener;
   }
 
   void obey(std::vector<Command> commands) {

@@ -78,18 +78,7 @@ void HandshakeSocket::connect(const HostPort& address) const {
   uninterrupted([&] { ref().connect(address.to_url()); });
 }
 
-std::uint16_t HandshakeSocket::bind(const HostPort& address) const {
-  ref().set(zmq::sockopt::ipv6, address.is_ipv6_literal() || address.host == "*");
-  uninterrupted([&] { ref().bind(address.to_url()); });
-  return parse_url(ref().get(zmq::sockopt::last_endpoint)).port;
-}
-
-void HandshakeSocket::unbind() const {
-  const auto endpoint = ref().get(zmq::sockopt::last_endpoint);
-  uninterrupted([&] { ref().unbind(endpoint); });
-}
-
-std::vector<zmq::message_t> HandshakeSocket::receive() const {
+std::vector<zmq::message_t> HandshakeSocket::receive(std::size_t* bytes) const {
   std::vector<zmq::message_t> frames;
   bool more = true;
   while (more) {
@@ -98,6 +87,9 @@ std::vector<zmq::message_t> HandshakeSocket::receive() const {
       break;
     }
     more = frame.more();
+    if (bytes != nullptr && !frames.empty()) {
+      *bytes += frame.size();
+    }
     if (frames.size() <= max_frames) {
       frames.push_back(std::move(frame));
     }

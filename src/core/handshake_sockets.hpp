@@ -41,14 +41,11 @@ class HandshakeSocket {
 
   /// ZeroMQ prefers IPv6 for everything, names included, once it may use it at all, so it is told for each address.
   void connect(const HostPort& address) const;
-  /// @return the port.
-  std::uint16_t bind(const HostPort& address) const;
-  /// Starts to give up the port, which takes ZeroMQ's thread a moment.
-  void unbind() const;
 
   /// Takes one message if there is one. Of a message with more than `max_frames` frames the rest is thrown away and
   /// `max_frames + 1` frames are returned.
-  [[nodiscard]] std::vector<zmq::message_t> receive() const;
+  /// @param bytes if given, what is added up of all frames behind the first.
+  [[nodiscard]] std::vector<zmq::message_t> receive(std::size_t* bytes = nullptr) const;
   static constexpr std::size_t max_frames = 8;
 
   /// Sends one message, or drops it if the peer is gone or takes nothing.

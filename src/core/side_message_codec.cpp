@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvferry/side_message_codec.hpp>
 
+#include <algorithm>
 #include <bit>
+#include <memory>
+#include <vector>
 
 #include <kvferry/log.hpp>
 
@@ -31,6 +34,9 @@ class ShapeVisitor : public msgpack::null_visitor {
 
   bool visit_str(const char* data, std::uint32_t size) {
     const std::string_view text(data, size);
+    if (!count_value()) {
+      return false;
+    }
     if (depth_ == 0) {
       return refuse(not_a_map);
     }
@@ -73,7 +79,12 @@ class ShapeVisitor : public msgpack::null_visitor {
     return false;
   }
 
+  bool count_value() { return ++values_ <= max_side_message_values(frame_size_) || refuse("it has too many values"); }
+
   bool accept_non_string() {
+    if (!count_value()) {
+      return false;
+    }
     if (depth_ == 0) {
       return refuse(not_a_map);
     }
@@ -108,6 +119,7 @@ class ShapeVisitor : public msgpack::null_visitor {
   }
 
   std::size_t frame_size_;
+  std::size_t values_ = 0;
   std::size_t depth_ = 0;
   bool in_key_ = false;
   bool is_type_value_ = false;
@@ -149,6 +161,18 @@ std::string_view kind_of(const msgpack::object& value) noexcept {
   return "something else";
 }
 
+/// @param at where the first key begins, afterwards. @return how many keys there are, of a frame that is a map.
+std::uint32_t read_map_header(std::span<const std::byte> frame, std::size_t& at) {
+  const auto first = std::to_integer<std::uint32_t>(frame[0]);
+  const std::size_t bytes = first == 0xDE ? 2 : first == 0xDF ? 4 : 0;
+  std::uint32_t count = bytes == 0 ? first & 0x0FU : 0;
+  for (std::size_t i = 1; i <= bytes; ++i) {
+    count = count << 8U | std::to_integer<std::uint32_t>(frame[i]);
+  }
+  at = 1 + bytes;
+  return count;
+}
+
 bool is_string(const msgpack::object& value, std::string_view text) noexcept {
   return value.type == msgpack::type::STR && std::string_view(value.via.str.ptr, value.via.str.size) == text;
 }
@@ -188,7 +212,8 @@ void encode_float64(Bytes& bytes, double value) {
   }
 }
 
-bool unpack_side_message(std::span<const std::byte> encoded, msgpack::object_handle& result, DecodeProblem& problem) {
+bool unpack_side_message(std::span<const std::byte> encoded, std::span<const std::string_view> wanted,
+                         msgpack::object_handle& result, DecodeProblem& problem) {
   // Unpacking allocates what a container declares, so it comes after the walk that has seen all the elements.
   std::string_view shape_problem;
   if (!check_shape(encoded, shape_problem)) {
@@ -196,7 +221,32 @@ bool unpack_side_message(std::span<const std::byte> encoded, msgpack::object_han
     return false;
   }
   const auto refer_to_frame = [](msgpack::type::object_type, std::size_t, void*) { return true; };
-  msgpack::unpack(result, reinterpret_cast<const char*>(encoded.data()), encoded.size(), refer_to_frame);
+  const auto* data = reinterpret_cast<const char*>(encoded.data());
+  auto zone = std::make_unique<msgpack::zone>();
+  std::vector<msgpack::object_kv> fields;
+  std::size_t at = 0;
+  for (auto left = read_map_header(encoded, at); left > 0; --left) {
+    bool refers = false;
+    msgpack::object_kv field{};
+    field.key = msgpack::unpack(*zone, data, encoded.size(), at, refers, refer_to_frame);
+    const bool is_wanted =
+        std::ranges::any_of(wanted, [&](std::string_view name) { return is_string(field.key, name); });
+    if (is_wanted) {
+      field.val = msgpack::unpack(*zone, data, encoded.size(), at, refers, refer_to_frame);
+      fields.push_back(field);
+    } else {
+      msgpack::null_visitor nothing;
+      msgpack::parse(data, encoded.size(), at, nothing);
+    }
+  }
+  auto* const stored = static_cast<msgpack::object_kv*>(zone->allocate_align(
+      std::max<std::size_t>(fields.size(), 1) * sizeof(msgpack::object_kv), alignof(msgpack::object_kv)));
+  std::ranges::copy(fields, stored);
+  msgpack::object map;
+  map.type = msgpack::type::MAP;
+  map.via.map.ptr = stored;
+  map.via.map.size = static_cast<std::uint32_t>(fields.size());
+  result = msgpack::object_handle(map, std::move(zone));
   return true;
 }
 

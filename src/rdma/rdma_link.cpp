@@ -87,6 +87,13 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, R
       }
     });
   }
+  host->when_abandoned([weak = weak_from_this(), executor = timer_.get_executor()] {
+    asio::post(executor, [weak] {
+      if (const auto self = weak.lock()) {
+        self->fail(errc::cancelled, "a newer attempt has taken its place");
+      }
+    });
+  });
   for (std::size_t i = 0; i < joined_.size(); ++i) {
     if (const auto failure = joined_[i]->connect(host, peer, *peers_rails[i], role, options_.incarnation)) {
       std::shared_ptr<RdmaLink> kept;

@@ -3,6 +3,8 @@
 
 #include <asio/ip/v6_only.hpp>
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <cstring>
 #include <optional>
@@ -13,6 +15,7 @@
 
 #include "core/host_address.hpp"
 #include "core/name_resolution.hpp"
+#include "core/source_address.hpp"
 #include "core/text.hpp"
 #include "open_socket.hpp"
 #include "system_code.hpp"
@@ -22,8 +25,16 @@ namespace {
 
 using asio::ip::tcp;
 
-constexpr std::size_t max_greetings = 256;
-constexpr std::size_t max_expected = 4096;
+/// Those that a source may have beyond those that its handshakes have announced.
+constexpr std::size_t unannounced_greetings = 64;
+constexpr std::size_t max_expected = std::size_t{1} << 14;
+
+/// A connection that has not said its hello costs a descriptor.
+std::size_t max_greetings() {
+  rlimit descriptors{};
+  ::getrlimit(RLIMIT_NOFILE, &descriptors);
+  return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 4, 16, 4096));
+}
 /// How long accepting rests when the process is out of file descriptors.
 constexpr std::chrono::milliseconds accept_pause{100};
 
@@ -84,16 +95,22 @@ struct DataAcceptor::Expected {
 
 /// A connection that has proved nothing yet.
 struct DataAcceptor::Greeting {
-  explicit Greeting(tcp::socket accepted) : socket(std::move(accepted)), timer(socket.get_executor()) {}
+  Greeting(tcp::socket accepted, std::string from)
+      : socket(std::move(accepted)), source(std::move(from)), timer(socket.get_executor()) {}
 
   tcp::socket socket;
+  const std::string source;
   std::array<std::byte, sizeof(Hello)> bytes{};
   std::size_t received = 0;
   asio::steady_timer timer;
 };
 
 DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options)
-    : executor_(executor), options_(options), acceptor_(executor), accept_pause_(executor) {}
+    : executor_(executor),
+      options_(options),
+      max_greetings_(max_greetings()),
+      acceptor_(executor),
+      accept_pause_(executor) {}
 
 void DataAcceptor::listen(const std::string& host, std::uint16_t port) {
   const HostPort address = kit::listening_address({host, port});
@@ -121,7 +138,7 @@ AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost> host, std::si
   endpoint.accept_secret.assign(expected->accept_secret.begin(), expected->accept_secret.end());
   endpoint.port = port();
 
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (closed_ || expected_.size() >= max_expected) {
     throw TransferError(closed_ ? errc::closed : errc::resource_limit,
                         std::to_string(expected_.size()) + " handshakes await their data connections");
@@ -132,6 +149,13 @@ AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost> host, std::si
     const auto late = weak.lock();
     if (late && ec != asio::error::operation_aborted) {
       self->give_up(late);
+    }
+  });
+  lock.unlock();
+  expected->host->when_abandoned([weak = weak_from_this(), waiting = std::weak_ptr(expected)] {
+    const auto self = weak.lock();
+    if (const auto abandoned = waiting.lock(); self && abandoned) {
+      self->abandon(abandoned);
     }
   });
   return endpoint;
@@ -184,10 +208,12 @@ void DataAcceptor::greet(tcp::socket socket) {
   if (ec) {
     return;
   }
-  if (greetings_.size() >= max_greetings) {
-    drop(greetings_.front());
+  const auto from = socket.remote_endpoint(ec);
+  if (ec) {
+    return;
   }
-  auto greeting = std::make_shared<Greeting>(std::move(socket));
+  auto greeting = std::make_shared<Greeting>(std::move(socket), source_of(*from.data()));
+  make_room(greeting->source);
   greetings_.push_back(greeting);
   greeting->timer.expires_after(options_.hello_timeout);
   greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
@@ -196,7 +222,55 @@ void DataAcceptor::greet(tcp::socket socket) {
       self->drop(late);
     }
   });
+  ++greetings_of_[greeting->source];
   wait_for_hello(greeting);
+}
+
+/// Lets go of the oldest that waits, of a source that has its share or of the one that has most, if there are too many.
+void DataAcceptor::make_room(const std::string& source) {
+  const auto announced = [this](const std::string& from) {
+    std::size_t lanes = 0;
+    for (const auto& expected : expected_) {
+      lanes += expected->host->peer().source == from ? expected->sockets.size() - expected->arrived : 0;
+    }
+    return lanes;
+  };
+  const std::string* greedy = nullptr;
+  const auto own = greetings_of_.find(source);
+  if (own != greetings_of_.end() && own->second >= unannounced_greetings &&
+      own->second >= unannounced_greetings + announced(source)) {
+    greedy = &source;
+  } else if (greetings_.size() >= max_greetings_) {
+    greedy = &std::ranges::max_element(greetings_of_, {}, [](const auto& one) { return one.second; })->first;
+  }
+  if (greedy == nullptr) {
+    return;
+  }
+  const auto oldest = std::ranges::find(greetings_, *greedy, &Greeting::source);
+  // Whoever it is, if it means it, comes again.
+  Hello again;
+  again.magic = Hello::come_again;
+  again.incarnation = options_.incarnation;
+  std::error_code ignored;
+  std::array<std::byte, 256> unread;  // what is unread when a socket is closed makes the kernel drop what was written
+  (*oldest)->socket.read_some(asio::buffer(unread), ignored);
+  (*oldest)->socket.write_some(asio::buffer(&again, sizeof(again)), ignored);
+  drop(*oldest);
+}
+
+void DataAcceptor::forget(const std::shared_ptr<Greeting>& greeting) {
+  greetings_.remove(greeting);
+  const auto of_source = greetings_of_.find(greeting->source);
+  if (--of_source->second == 0) {
+    greetings_of_.erase(of_source);
+  }
+}
+
+void DataAcceptor::abandon(const std::shared_ptr<Expected>& expected) {
+  const std::lock_guard lock(mutex_);
+  if (std::erase(expected_, expected) != 0) {
+    expected->timer.cancel();
+  }
 }
 
 void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>& greeting) {
@@ -245,7 +319,7 @@ void DataAcceptor::admit(const std::shared_ptr<Greeting>& greeting, std::unique_
     return;
   }
   (*expected)->sockets[hello.lane].emplace(std::move(greeting->socket));
-  greetings_.remove(greeting);
+  forget(greeting);
   if (++(*expected)->arrived == (*expected)->sockets.size()) {
     complete(std::shared_ptr(*expected), lock);
   }
@@ -277,7 +351,7 @@ void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {
   std::error_code ignored;
   dropped->timer.cancel();
   dropped->socket.close(ignored);
-  greetings_.remove(dropped);
+  forget(dropped);
 }
 
 void DataAcceptor::close() {

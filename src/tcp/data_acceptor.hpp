@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <list>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -28,7 +29,8 @@ struct LinkOptions {
 };
 
 /// Accepts data connections, has each prove within a time that it belongs to a handshake, and makes a link of those
-/// that belong together. Connections that prove nothing are bounded in number, the oldest giving way.
+/// that belong together. Connections that prove nothing are bounded in number, by source and in all; the oldest gives way and
+/// is told to come again. What handshakes have announced doesn't count against its source.
 class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
  public:
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options);
@@ -55,15 +57,20 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
   void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
   void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);
+  void make_room(const std::string& source);
   void drop(const std::shared_ptr<Greeting>& greeting);
+  void forget(const std::shared_ptr<Greeting>& greeting);
+  void abandon(const std::shared_ptr<Expected>& expected);
   void give_up(const std::shared_ptr<Expected>& expected);
 
   const asio::any_io_executor executor_;
   const LinkOptions options_;
+  const std::size_t max_greetings_;
   mutable std::mutex mutex_;  ///< Guards all below, the state of the sockets included.
   asio::ip::tcp::acceptor acceptor_;
   asio::steady_timer accept_pause_;
   std::list<std::shared_ptr<Greeting>> greetings_;
+  std::map<std::string, std::size_t> greetings_of_;  ///< By source.
   std::list<std::shared_ptr<Expected>> expected_;
   bool closed_ = false;
 };

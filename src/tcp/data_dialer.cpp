@@ -19,11 +19,23 @@ namespace kvferry::tcp {
 
 using asio::ip::tcp;
 
+namespace {
+
+/// Before a connection is made again that the peer had no room for.
+constexpr std::chrono::milliseconds again_pause{20};
+/// After so many a lane gives up: there may be no crowd, but somebody in between who lets nothing through.
+constexpr std::size_t most_resets = 10;
+
+}  // namespace
+
 struct DataDialer::LaneDial {
-  LaneDial(const asio::any_io_executor& executor, std::size_t lane) : number(lane), socket(executor) {}
+  LaneDial(const asio::any_io_executor& executor, std::size_t lane) : number(lane), socket(executor), again(executor) {}
 
   const std::size_t number;
   tcp::socket socket;
+  tcp::endpoint to;
+  asio::steady_timer again;
+  std::size_t resets = 0;
   std::array<std::byte, sizeof(Hello)> bytes{};
   std::size_t received = 0;
 };
@@ -62,13 +74,13 @@ void DataDialer::dial(kit::Clock::time_point deadline) {
     }
     return;
   }
-  lookups_->look_up(endpoint_.host, deadline,
-                    [self = shared_from_this()](std::error_code failed,
-                                                const std::vector<asio::ip::address>& addresses) mutable {
-                      const auto executor = self->executor_;
-                      // Moved, so that the lookup's thread is never the last to hold a dialer.
-                      asio::post(executor, [self = std::move(self), failed, addresses] { self->found(failed, addresses); });
-                    });
+  lookups_->look_up(
+      endpoint_.host, deadline,
+      [self = shared_from_this()](std::error_code failed, const std::vector<asio::ip::address>& addresses) mutable {
+        const auto executor = self->executor_;
+        // Moved, so that the lookup's thread is never the last to hold a dialer.
+        asio::post(executor, [self = std::move(self), failed, addresses] { self->found(failed, addresses); });
+      });
 }
 
 void DataDialer::found(std::error_code ec, const std::vector<asio::ip::address>& addresses) {
@@ -107,6 +119,7 @@ void DataDialer::race_ended(std::error_code ec, tcp::socket socket) {
     }
     first = lanes_.front();
     first->socket = std::move(socket);
+    first->to = winner;
     for (std::size_t i = 1; i < lanes_.size(); ++i) {
       connect(lanes_[i], winner);
     }
@@ -123,12 +136,19 @@ void DataDialer::connect(const std::shared_ptr<LaneDial>& lane, const tcp::endpo
     }
   };
   std::error_code ec;
+  lane->to = to;
   open_socket(lane->socket, to.protocol(), ec);
   if (ec) {
     asio::post(executor_, [connected, ec] { connected(ec); });  // not in this call, whose caller holds the mutex
   } else {
     lane->socket.async_connect(to, connected);
   }
+}
+
+/// Whether this may be what becomes of a connection that was told to come again before its hello had arrived: the kernel then
+/// resets it, and what it was told may be lost.
+bool DataDialer::may_be_a_crowd(LaneDial& lane, std::error_code ec) {
+  return (ec == asio::error::connection_reset || ec == asio::error::broken_pipe) && ++lane.resets <= most_resets;
 }
 
 void DataDialer::send_hello(const std::shared_ptr<LaneDial>& lane) {
@@ -150,6 +170,10 @@ void DataDialer::send_hello(const std::shared_ptr<LaneDial>& lane) {
     }
     if (!ec) {
       wait_for_welcome(lane);
+      return;
+    }
+    if (may_be_a_crowd(*lane, ec)) {
+      come_again(lane);
       return;
     }
   }
@@ -185,13 +209,20 @@ void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& lane) {
       std::memcpy(&welcome, lane->bytes.data(), sizeof(welcome));
       Secret expected;
       std::ranges::copy(endpoint_.accept_secret, expected.begin());
-      if (welcome.magic != Hello::accepting || welcome.version != Hello().version ||
-          !equal(welcome.secret, expected) || welcome.incarnation != host_->peer().incarnation) {
+      if (welcome.magic == Hello::come_again) {
+        come_again(lane);
+        return;
+      }
+      if (welcome.magic != Hello::accepting || welcome.version != Hello().version || !equal(welcome.secret, expected) ||
+          welcome.incarnation != host_->peer().incarnation) {
         ec = errc::authentication_failed;
         why = " did not prove that it belongs to the peer";
       } else if (++welcomed_ < lanes_.size()) {
         return;
       }
+    } else if (may_be_a_crowd(*lane, ec)) {
+      come_again(lane);
+      return;
     } else {
       // Gone, out of patience or of descriptors: the accepting side says nothing when it closes a connection.
       why = " was closed before it was welcomed: " + ec.message();
@@ -203,6 +234,21 @@ void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& lane) {
   } else {
     finish();
   }
+}
+
+/// The accepting side had to let go of one of many.
+void DataDialer::come_again(const std::shared_ptr<LaneDial>& lane) {
+  std::error_code ignored;
+  const auto to = lane->to;
+  lane->socket.close(ignored);
+  lane->received = 0;
+  lane->again.expires_after(again_pause);
+  lane->again.async_wait([self = shared_from_this(), lane, to](std::error_code aborted) {
+    const std::lock_guard lock(self->mutex_);
+    if (!aborted && self->on_link_) {
+      self->connect(lane, to);
+    }
+  });
 }
 
 void DataDialer::finish() {
@@ -238,6 +284,7 @@ void DataDialer::fail(std::error_code cause, std::string why) {
     std::error_code ignored;
     for (const auto& lane : lanes_) {
       lane->socket.close(ignored);
+      lane->again.cancel();
     }
     lanes_.clear();
   }

@@ -39,6 +39,8 @@ class DataDialer : public std::enable_shared_from_this<DataDialer> {
   void send_hello(const std::shared_ptr<LaneDial>& lane);
   void wait_for_welcome(const std::shared_ptr<LaneDial>& lane);
   void read_welcome(const std::shared_ptr<LaneDial>& lane);
+  [[nodiscard]] static bool may_be_a_crowd(LaneDial& lane, std::error_code ec);
+  void come_again(const std::shared_ptr<LaneDial>& lane);
   void finish();
   [[nodiscard]] std::string where() const;
 

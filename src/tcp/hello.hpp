@@ -27,6 +27,8 @@ using Secret = std::array<std::byte, 16>;
 /// welcome.
 struct Hello {
   static constexpr std::uint64_t dialing = 0x4f4c4c454846564b;    // "KVFHELLO"
+  /// Instead of a welcome: too many wait here at the moment, and the same hello may serve in a new connection.
+  static constexpr std::uint64_t come_again = 0x4e4941474146564b;  // "KVFAGAIN"
   static constexpr std::uint64_t accepting = 0x4d434c455746564b;  // "KVFWELCM"
 
   std::uint64_t magic = dialing;

@@ -82,7 +82,7 @@ TEST_F(HandshakeServiceTest, UrlsAtWhichItCannotListenAreRefused) {
   };
   EXPECT_EQ(error_of("nonsense"), errc::invalid_url);
   EXPECT_EQ(error_of("ipc://socket:1"), errc::invalid_url);
-  EXPECT_EQ(error_of(std::string(64, 'a') + ":0"), std::errc::no_such_device);
+  EXPECT_EQ(error_of(std::string(64, 'a') + ":0"), std::errc::address_not_available);
 }
 
 TEST(HandshakeFaults, Line09_Ipv6) {

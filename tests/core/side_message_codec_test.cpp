@@ -134,6 +134,21 @@ TEST(HandshakeFaults, Line01_DecodesLmcacheMessages) {
   EXPECT_EQ(decode_side_message<PySocketInitResponse>(response).status, "ok");
 }
 
+TEST(SideMessage, AMessageOfTooManyValuesIsRefusedBeforeAnythingIsBuilt) {
+  const auto frame_of = [](std::uint16_t nils) {
+    Bytes frame = from_hex("82a474797065a178a179dc");
+    frame.push_back(static_cast<std::byte>(nils >> 8));
+    frame.push_back(static_cast<std::byte>(nils & 0xFF));
+    frame.resize(frame.size() + nils, std::byte{0xC0});
+    return frame;
+  };
+  std::error_code ec;
+  EXPECT_EQ(parse_side_message(frame_of(5000), ec).type(), "x");
+  EXPECT_FALSE(ec);
+  (void)parse_side_message(frame_of(60'000), ec);
+  EXPECT_EQ(ec, errc::malformed_message);
+}
+
 TEST(HandshakeFaults, Line01_UnknownKeysAreSkippedWhateverTheyHold) {
   // {"later": {1: [nil, 1.5]}, "status": "ok", "blob": bin, "type": "PySocketInitResponse", "ext": timestamp}
   const auto message =

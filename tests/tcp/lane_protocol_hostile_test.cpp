@@ -163,7 +163,7 @@ TEST(LaneProtocol, Line11_RefusalsOfPostedRecvsAreBoundedToo) {
     return side.feed(frame_bytes(made, std::span(many).first(buffers)));
   };
   ASSERT_FALSE(post(kit::max_paired_objects));
-  ASSERT_FALSE(post(kit::max_paired_objects - 16));  // with what each recv adds, that is all there is room for
+  ASSERT_FALSE(post(kit::max_paired_objects - 48));  // with what each recv adds, that is all there is room for
   std::error_code ec;
   for (std::size_t i = 0; i < 2 * max_unacknowledged && !ec; ++i) {
     ec = post(1);

@@ -29,9 +29,9 @@ class HandshakeService {
     /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) that stays the caller's and is never terminated here. Null: one
     /// that all channels of the process share, gone with the last of them.
     void* zmq_context = nullptr;
-    /// Larger messages of others are cut off by ZeroMQ, which drops their connection; own ones are refused with
-    /// EMSGSIZE, own answers by a `SideMessageError` in their place.
-    std::size_t max_message_bytes = std::size_t{1} << 20;
+    /// Larger requests of others are answered with an error, those of more than twice that are cut off by ZeroMQ, which
+    /// drops their connection; own ones are refused with EMSGSIZE, own answers by a `SideMessageError` in their place.
+    std::size_t max_message_bytes = std::size_t{64} << 10;
   };
 
   /// The one reply to a request. Move-only; may be kept and called later from any thread. If it is destroyed uncalled,
@@ -42,6 +42,10 @@ class HandshakeService {
     Reply& operator=(Reply&&) noexcept;
     ~Reply();
     void operator()(const SideMessage& answer);
+
+    /// Where the request came from: an IPv4 address, or an IPv6 network, "2001:db8::/64", whose addresses belong together.
+    /// Empty once the reply has been given, or if the connection was gone before the request was looked at.
+    [[nodiscard]] std::string source() const;
 
     struct State;
     explicit Reply(std::unique_ptr<State> state) noexcept;

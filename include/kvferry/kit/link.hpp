@@ -25,6 +25,7 @@ struct PeerDescription {
   std::string init_url;               ///< Where the peer answers handshakes; empty if nowhere.
   std::string reached_host;           ///< The address that answered this side's handshake; empty on the accepting side.
   std::vector<RemoteRegion> regions;  ///< What the peer offers.
+  std::string source = {};            ///< On the accepting side, where the handshake came from: see `Reply::source`.
 };
 
 /// A transport's connection to one peer, whatever it is made of: sockets, queue pairs.
@@ -98,6 +99,10 @@ class LinkHost {
   [[nodiscard]] virtual std::span<const MemoryRegion> local_regions() const noexcept = 0;
   /// Hands a notification to the channel's user. @return false if the queue is full.
   [[nodiscard]] virtual bool deliver_notification(std::vector<std::byte> payload) = 0;
+  /// Has `drop` called once if what is being accepted for this host is no longer wanted, because a newer attempt has taken
+  /// its place; at once if that has happened already. `drop` frees what waits for the peer; it may be called with locks of
+  /// the channel held and must not call into it. Afterwards the `LinkHandler` needn't be called any more.
+  virtual void when_abandoned(std::function<void()> drop) { (void)drop; }
   /// The connection broke by itself: the peer counts as failed, and the next call reconnects.
   virtual void link_failed(const Link& link, std::error_code cause) = 0;
 };

@@ -1,9 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "notification_queue.hpp"
 
+#include <algorithm>
+
 #include <kvferry/error.hpp>
 
 namespace kvferry::kit {
+namespace {
+
+/// What each peer finds room for, whatever others have sent.
+constexpr std::size_t due_count = 16;
+constexpr std::size_t due_bytes = std::size_t{128} << 10;
+
+/// With what it takes to keep it, and to find its peer's share.
+std::size_t cost_of(const Notification& notification) {
+  constexpr std::size_t overhead = 128;
+  return notification.payload.size() + notification.peer_id.size() + overhead;
+}
+
+}  // namespace
 
 struct NotificationQueue::Wait final : Expirable {
   Wait(std::weak_ptr<NotificationQueue> owner, NotificationCompletion handler)
@@ -22,6 +37,18 @@ struct NotificationQueue::Wait final : Expirable {
   std::optional<Clock::time_point> deadline;
 };
 
+bool NotificationQueue::has_room(const std::string& peer_id, std::size_t bytes) const {
+  const auto known = shares_.find(peer_id);
+  const Share own = known == shares_.end() ? Share{} : known->second;
+  const auto fits = [bytes](std::size_t used, std::size_t bound) { return used <= bound && bytes <= bound - used; };
+  if (!fits(own.bytes, bounds_.bytes_of_peer)) {
+    return false;
+  }
+  const bool below_its_due =
+      own.count < std::min(due_count, bounds_.count) && fits(own.bytes, std::min(due_bytes, bounds_.bytes));
+  return below_its_due || (notifications_.size() < bounds_.count && fits(bytes_, bounds_.bytes));
+}
+
 bool NotificationQueue::push(Notification notification) {
   std::shared_ptr<Wait> wait;
   {
@@ -30,9 +57,14 @@ bool NotificationQueue::push(Notification notification) {
       return false;
     }
     if (waits_.empty()) {
-      if (notifications_.size() >= limit_) {
+      const std::size_t bytes = cost_of(notification);
+      if (!has_room(notification.peer_id, bytes)) {
         return false;
       }
+      Share& share = shares_[notification.peer_id];
+      ++share.count;
+      share.bytes += bytes;
+      bytes_ += bytes;
       notifications_.push_back(std::move(notification));
       return true;
     }
@@ -55,6 +87,13 @@ void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout
   if (!notifications_.empty()) {
     Notification first = std::move(notifications_.front());
     notifications_.pop_front();
+    const std::size_t bytes = cost_of(first);
+    const auto share = shares_.find(first.peer_id);
+    share->second.bytes -= bytes;
+    bytes_ -= bytes;
+    if (--share->second.count == 0) {
+      shares_.erase(share);
+    }
     completion({}, std::move(first));
     return;
   }

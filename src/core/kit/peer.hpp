@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -42,6 +43,8 @@ struct PeerDirectory::Attempt {
   std::string url;  ///< Where it leads to, or where the peer says that it answers.
   Instance instance;
   bool known = false;  ///< The peer is the one that was connected before.
+  std::shared_ptr<Host> acceptance;  ///< For whom the transport awaits the peer's connections.
+  std::string slot;                  ///< That it has among the attempts of strangers.
 
   // Of a dial
   std::shared_ptr<Dial> dial;
@@ -67,6 +70,7 @@ struct PeerDirectory::Peer {
   std::string local_id;  ///< How the peer knows this channel.
   std::string url;       ///< Where it answers handshakes, if known.
   State state = State::unconnected;
+  bool named = false;  ///< By this channel's user, rather than by itself.
   std::vector<Waiter> waiting;
   std::vector<Waiter> movers;  ///< Who waits for the connection to a new url.
 
@@ -135,6 +139,33 @@ class PeerDirectory::Host final : public LinkHost {
     }
   }
 
+  void when_abandoned(std::function<void()> drop) override {
+    {
+      const std::lock_guard lock(abandon_mutex_);
+      if (!abandoned_) {
+        drop_ = std::move(drop);
+        return;
+      }
+    }
+    drop();
+  }
+  void abandon() {
+    std::function<void()> drop;
+    {
+      const std::lock_guard lock(abandon_mutex_);
+      abandoned_ = true;
+      drop.swap(drop_);
+    }
+    if (drop) {
+      drop();
+    }
+  }
+  /// What was accepted is used, and can't be abandoned any more.
+  void keep() {
+    const std::lock_guard lock(abandon_mutex_);
+    drop_ = nullptr;
+  }
+
   [[nodiscard]] std::shared_ptr<const PeerDescription> description() const { return peer_; }
   [[nodiscard]] bool failed() const noexcept { return failed_; }
 
@@ -144,6 +175,9 @@ class PeerDirectory::Host final : public LinkHost {
   const std::vector<MemoryRegion> regions_;
   const std::shared_ptr<const PeerDescription> peer_;
   std::atomic<bool> failed_{false};
+  std::mutex abandon_mutex_;
+  std::function<void()> drop_;
+  bool abandoned_ = false;
 };
 
 /// While it lasts, `close` waits. To be begun with the directory's mutex held, before it is closed, and ended without.

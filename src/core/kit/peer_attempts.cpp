@@ -70,6 +70,12 @@ void PeerDirectory::end_attempt(Attempt& attempt) {
   if (attempt.expiry) {
     deadlines_->remove(attempt.deadline, *attempt.expiry);
   }
+  if (!attempt.slot.empty()) {
+    slots_.leave(attempt.slot);
+  }
+  if (attempt.acceptance) {
+    attempt.acceptance->abandon();
+  }
   attempt = {};
 }
 
@@ -302,12 +308,27 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
       known ? peer.instance.own_secret : secrets_.for_peer(peer.id, attempt.instance.its_secret);
   const std::uint64_t number = attempt.number;
   answer.secret = attempt.instance.own_secret;
+  const std::string source = reply.source();
+  const auto host = std::make_shared<Host>(
+      weak_from_this(), notifications_, options_.regions,
+      PeerDescription{question.sender_id, question.incarnation, told_url, {}, read_regions(question.regions), source});
+  attempt.acceptance = host;
+  std::optional<std::string> displaced;
+  std::uint64_t displaced_number = 0;
+  if (!peer.description && !peer.named && &attempt == &peer.attempt) {
+    attempt.slot = peer.id;
+    displaced = slots_.enter(peer.id, source);
+    if (const auto it = displaced ? peers_.find(*displaced) : peers_.end(); it != peers_.end()) {
+      displaced_number = it->second.attempt.number;
+    }
+  }
   const Stay stay(*this);
   lock.unlock();
+  if (displaced_number != 0) {
+    fail_attempt(*displaced, displaced_number,
+                 {errc::resource_limit, "newer handshakes have taken the place of one that wasn't followed up"});
+  }
 
-  auto host = std::make_shared<Host>(
-      weak_from_this(), notifications_, options_.regions,
-      PeerDescription{question.sender_id, question.incarnation, told_url, {}, read_regions(question.regions)});
   try {
     answer.endpoint =
         hooks_.accept(host, question.endpoint, deadline, link_handler(question.sender_id, number, host, nullptr));
@@ -435,6 +456,9 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
       }
       if (!peer->description) {
         peer->acknowledged_instance = peer->instances;
+      }
+      if (const auto acceptance = std::exchange(attempt->acceptance, nullptr)) {
+        acceptance->keep();
       }
       peer->instance = std::move(attempt->instance);
       peer->local_id = attempt->local_id;

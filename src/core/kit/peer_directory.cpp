@@ -15,6 +15,9 @@
 namespace kvferry::kit {
 namespace {
 
+/// Handshakes of ids that this channel doesn't know, at a time.
+constexpr std::size_t max_attempts_of_strangers = 3072;
+
 /// Has all links say at the same time what they owe to their peers.
 void take_leave(std::vector<std::shared_ptr<Link>> links) {
   while (!links.empty()) {
@@ -42,7 +45,8 @@ PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarn
       hooks_(std::move(hooks)),
       deadlines_(std::move(deadlines)),
       notifications_(std::move(notifications)),
-      logger_(std::move(logger)) {}
+      logger_(std::move(logger)),
+      slots_(std::min(options.max_peers - options.max_peers / 4, max_attempts_of_strangers)) {}
 
 PeerDirectory::~PeerDirectory() = default;
 
@@ -52,15 +56,18 @@ void PeerDirectory::use(HandshakeService& service, std::string own_init_url) {
   own_init_url_ = std::move(own_init_url);
 }
 
-PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id) {
+PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id, bool named) {
   if (const auto it = peers_.find(peer_id); it != peers_.end()) {
+    it->second.named = it->second.named || named;
     return &it->second;
   }
-  if (peers_.size() >= options_.max_peers) {
+  const auto alike = [named](const auto& entry) { return entry.second.named == named; };
+  if (peers_.size() >= options_.max_peers &&
+      static_cast<std::size_t>(std::ranges::count_if(peers_, alike)) >= options_.max_peers) {
     // Of those that nobody uses, the one that has been so for longest makes room.
     auto oldest = peers_.end();
     for (auto it = peers_.begin(); it != peers_.end(); ++it) {
-      if (!it->second.in_use() &&
+      if (alike(*it) && !it->second.in_use() &&
           (oldest == peers_.end() || it->second.out_of_use_since < oldest->second.out_of_use_since)) {
         oldest = it;
       }
@@ -72,6 +79,7 @@ PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id) {
   }
   Peer& peer = peers_[peer_id];
   peer.id = peer_id;
+  peer.named = named;
   return &peer;
 }
 
@@ -90,7 +98,7 @@ void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
 void PeerDirectory::connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
                             Waiter waiter) {
   Lock lock(mutex_);
-  Peer* const peer = closed_ ? nullptr : find_or_add(peer_id);
+  Peer* const peer = closed_ ? nullptr : find_or_add(peer_id, true);
   if (peer == nullptr) {
     const Failure failure =
         closed_ ? Failure{errc::closed, {}}

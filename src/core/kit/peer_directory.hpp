@@ -19,6 +19,7 @@
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/logger.hpp>
 
+#include "attempt_slots.hpp"
 #include "failure.hpp"
 #include "init_messages.hpp"
 #include "instance_secrets.hpp"
@@ -108,7 +109,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   // The table (peer_directory.cpp)
   void route(const std::shared_ptr<Operation>& operation, bool has_waited);
   void wait(Peer& peer, Waiter waiter, Lock& lock);
-  [[nodiscard]] Peer* find_or_add(const std::string& peer_id);
+  /// @param named by this channel's user: such peers and strangers are counted apart, and neither displace the others.
+  [[nodiscard]] Peer* find_or_add(const std::string& peer_id, bool named);
   void hand_over(const std::string& peer_id, const Link* link);
   void link_failed(const std::string& peer_id, const Link& link, std::error_code cause);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
@@ -160,6 +162,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   const std::shared_ptr<NotificationQueue> notifications_;
   const std::shared_ptr<Logger> logger_;
   const InstanceSecrets secrets_;
+  AttemptSlots slots_;
   std::atomic<std::uint64_t> identity_conflicts_{0};
   std::atomic<std::uint64_t> peer_replacements_{0};
   HandshakeService* service_ = nullptr;

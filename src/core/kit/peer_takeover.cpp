@@ -34,7 +34,7 @@ void PeerDirectory::take(InitQuestion question, HandshakeService::Reply reply) {
     reply(encode_side_message(answer));
     return;
   }
-  Peer* const peer = closed_ ? nullptr : find_or_add(question.sender_id);
+  Peer* const peer = closed_ ? nullptr : find_or_add(question.sender_id, false);
   if (peer == nullptr) {
     const Failure failure =
         closed_ ? Failure{errc::closed, "the channel is closed"}

@@ -69,9 +69,10 @@ class TagMatcher {
     return match;
   }
 
-  /// What the recvs that no send has met cost: their buffers, and something for each recv.
+  /// What the recvs that no send has met cost, in units of 8 bytes: one for each buffer, and for each recv what it takes to
+  /// keep it.
   [[nodiscard]] std::size_t cost() const noexcept { return cost_; }
-  [[nodiscard]] static constexpr std::size_t cost_of(std::size_t buffers) noexcept { return buffers + 8; }
+  [[nodiscard]] static constexpr std::size_t cost_of(std::size_t buffers) noexcept { return buffers + 24; }
 
   void clear_posts() {
     posts_.clear();

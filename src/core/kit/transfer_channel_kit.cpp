@@ -27,6 +27,7 @@
 #include "notification_queue.hpp"
 #include "operation_registry.hpp"
 #include "peer_directory.hpp"
+#include "side_message_queue.hpp"
 
 namespace kvferry::kit {
 namespace {
@@ -98,7 +99,9 @@ class TransferChannelKit::Impl {
     deadlines = std::make_shared<DeadlineQueue>(executor);
     operations = std::make_shared<OperationRegistry>(deadlines, options.max_pending_operations, logger);
     exchanges = std::make_shared<InitExchanges>(deadlines);
-    notifications = std::make_shared<NotificationQueue>(deadlines, options.max_pending_notifications);
+    notifications = std::make_shared<NotificationQueue>(
+        deadlines, NotificationQueue::Bounds{options.max_pending_notifications, options.max_pending_notification_bytes,
+                                             options.max_pending_notification_bytes_of_peer});
   }
 
   void answer_side_message(TransferChannelKit& channel, const SideMessage& request, HandshakeService::Reply& reply) {
@@ -119,26 +122,36 @@ class TransferChannelKit::Impl {
     reply(encode_side_message(error));
   }
 
-  /// Keeps what answers a message until messages are let through. @return false if they are: then it is still the
-  /// caller's.
-  [[nodiscard]] bool hold(std::function<void()>& answer) {
+  /// Keeps what answers a message until messages are let through. @return whether there was room; nothing if messages are
+  /// let through.
+  [[nodiscard]] std::optional<bool> hold(const std::string& source, std::size_t bytes, bool is_init,
+                                         std::function<void()>& answer) {
     const std::lock_guard lock(held_mutex);
-    if (holding) {
-      held.push_back(std::move(answer));
-    }
-    return holding;
+    return holding ? std::optional((is_init ? held_handshakes : side_messages).push(source, bytes, answer))
+                   : std::nullopt;
   }
 
   void let_messages_through() {
-    std::vector<std::function<void()>> answers;
     {
       const std::lock_guard lock(held_mutex);
       holding = false;
-      answers.swap(held);
     }
-    for (const auto& answer : answers) {
+    while (const auto answer = held_handshakes.pop()) {
       answer();
     }
+    asio::post(side_message_thread, [this] {
+      while (const auto answer = side_messages.pop()) {
+        answer();
+      }
+    });
+  }
+
+  void answer_next_side_message() {
+    asio::post(side_message_thread, [this] {
+      if (const auto answer = side_messages.pop()) {
+        answer();
+      }
+    });
   }
 
   void join_side_messages() {
@@ -191,8 +204,11 @@ class TransferChannelKit::Impl {
   std::string advertised;
   OneThreadPool side_message_thread{"kvferry-side"};
   std::mutex held_mutex;
-  std::vector<std::function<void()>> held;
   bool holding = options.hold_side_messages;
+  const SideMessageQueue::Bounds side_message_bounds{options.max_pending_side_message_bytes,
+                                                     options.max_pending_side_message_bytes_of_source};
+  SideMessageQueue side_messages{side_message_bounds};
+  SideMessageQueue held_handshakes{side_message_bounds};
   std::mutex join_mutex;
   std::optional<HandshakeService> handshakes;
   std::atomic<bool> closed{false};
@@ -226,33 +242,42 @@ void TransferChannelKit::start() {
                  LinkHandler on_link) { return accept(std::move(host), endpoint, deadline, std::move(on_link)); },
           [this](std::function<void()> answer) { run_accept(std::move(answer)); }},
       impl_->deadlines, impl_->notifications, impl_->logger);
-  impl_->handshakes.emplace(HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context},
-                            [this](SideMessage request, HandshakeService::Reply reply) {
-                              // Shared, because what is kept or posted has to be copyable.
-                              const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
-                              std::function<void()> answer;
-                              if (request.is<InitQuestion>()) {
-                                answer = [this, request = std::move(request), shared_reply] {
-                                  run_accept([peers = impl_->peers, request, shared_reply] {
-                                    try {
-                                      peers->answer(request, std::move(*shared_reply));
-                                    } catch (...) {
-                                      // The reply is gone without having been made, so the peer has heard that the handshake failed.
-                                    }
-                                  });
-                                };
-                              } else {
-                                answer = [this, request = std::move(request), shared_reply] {
-                                  asio::post(impl_->side_message_thread, [this, request, shared_reply] {
-                                    impl_->answer_side_message(*this, request, *shared_reply);
-                                  });
-                                };
-                              }
-                              // A subclass may be in its constructor still: no virtual function of its before it says so.
-                              if (!impl_->hold(answer)) {
-                                answer();
-                              }
-                            });
+  impl_->handshakes.emplace(
+      HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context,
+                                impl_->options.max_handshake_bytes},
+      [this](SideMessage request, HandshakeService::Reply reply) {
+        // Shared, because what is kept or posted has to be copyable.
+        const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
+        const std::string source = shared_reply->source();
+        const std::size_t bytes = request.encoded().size();
+        const bool is_init = request.is<InitQuestion>();
+        std::function<void()> answer;
+        if (is_init) {
+          answer = [this, request = std::move(request), shared_reply] {
+            run_accept([peers = impl_->peers, request, shared_reply] {
+              try {
+                peers->answer(request, std::move(*shared_reply));
+              } catch (...) {
+                // The reply is gone without having been made, so the peer has heard that the handshake failed.
+              }
+            });
+          };
+        } else {
+          answer = [this, request = std::move(request), shared_reply] {
+            impl_->answer_side_message(*this, request, *shared_reply);
+          };
+        }
+        // A subclass may be in its constructor still: no virtual function of its before it says so.
+        const auto taken = impl_->hold(source, bytes, is_init, answer);
+        if (!taken && is_init) {
+          answer();
+        } else if (!taken.value_or(false) && (taken || !impl_->side_messages.push(source, bytes, answer))) {
+          (*shared_reply)(encode_side_message(SideMessageError{
+              static_cast<std::int64_t>(errc::resource_limit), "too many messages wait here, from there or in all"}));
+        } else if (!taken) {
+          impl_->answer_next_side_message();
+        }
+      });
   impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
   impl_->peers->use(*impl_->handshakes, url_for_others(impl_->advertised));
   impl_->logger->log(LogLevel::info, "channel_opened", {}, {}, [&] {

@@ -1,0 +1,633 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "handshake_gate.hpp"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <limits>
+#include <system_error>
+#include <tuple>
+
+#include "host_address.hpp"
+#include "source_address.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+/// What one turn takes, so that a flood leaves time for all else that the thread does.
+constexpr int events_a_turn = 64;
+constexpr int accepts_a_turn = 16;
+constexpr std::size_t bytes_a_turn = 64 * 1024;
+/// What a connection may have of a thread that is busy, before it has to give way for a newer one.
+constexpr std::chrono::milliseconds silent_grace{20};
+constexpr std::chrono::milliseconds open_grace{50};
+constexpr std::chrono::milliseconds answer_grace{1'000};
+constexpr std::chrono::milliseconds full_pause{10};
+constexpr std::chrono::milliseconds never = std::chrono::hours(24);
+/// ZMTP begins with ten bytes that each side sends unasked.
+constexpr std::size_t signature_bytes = 10;
+
+enum class Role : std::uint64_t { outer, inner, rendezvous };
+constexpr std::uint64_t listener_tag = 0;  // connections are numbered from 1
+constexpr std::uint64_t tag_of(std::uint64_t number, Role role) {
+  return number * 4 + static_cast<std::uint64_t>(role);
+}
+
+[[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::system_category(), what); }
+
+bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
+
+void set_option(int descriptor, int level, int name, int value) {
+  ::setsockopt(descriptor, level, name, &value, sizeof(value));
+}
+
+/// @return the length, or nothing if the host is no number.
+std::optional<socklen_t> socket_address(const HostPort& from, sockaddr_storage& to) {
+  const auto number =
+      from.host == "*" ? std::optional<asio::ip::address>(asio::ip::address_v6::any()) : address_of(from.host);
+  if (!number) {
+    return std::nullopt;
+  }
+  if (number->is_v4()) {
+    auto& ipv4 = reinterpret_cast<sockaddr_in&>(to);
+    ipv4.sin_family = AF_INET;
+    ipv4.sin_port = htons(from.port);
+    const auto bytes = number->to_v4().to_bytes();
+    std::memcpy(&ipv4.sin_addr, bytes.data(), bytes.size());
+    return static_cast<socklen_t>(sizeof(ipv4));
+  }
+  auto& ipv6 = reinterpret_cast<sockaddr_in6&>(to);
+  ipv6.sin6_family = AF_INET6;
+  ipv6.sin6_port = htons(from.port);
+  const auto bytes = number->to_v6().to_bytes();
+  std::memcpy(&ipv6.sin6_addr, bytes.data(), bytes.size());
+  if (const auto zone = zone_of(from.host); !zone.empty()) {
+    ipv6.sin6_scope_id = ::if_nametoindex(std::string(zone).c_str());
+  }
+  return static_cast<socklen_t>(sizeof(ipv6));
+}
+
+Descriptor listen_at(const sockaddr_storage& address, socklen_t size) {
+  Descriptor listener(::socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP));
+  if (!listener) {
+    return listener;
+  }
+  set_option(listener.get(), SOL_SOCKET, SO_REUSEADDR, 1);
+  if (address.ss_family == AF_INET6) {
+    set_option(listener.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0);
+  }
+  // The system cuts the backlog down to its own maximum.
+  if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
+      ::listen(listener.get(), std::numeric_limits<int>::max()) != 0) {
+    const int error = errno;
+    listener.reset();
+    errno = error;
+  }
+  return listener;
+}
+
+Descriptor open_spare() { return Descriptor(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+}  // namespace
+
+HandshakeGate::Bounds HandshakeGate::Bounds::of(std::size_t message) {
+  constexpr std::size_t around_a_message = 4096;  // ZMTP's own, and an envelope
+  constexpr std::size_t least_for_a_source = std::size_t{512} << 10;
+  constexpr std::size_t most = std::numeric_limits<std::size_t>::max() / 8;
+  Bounds bounds;
+  bounds.connection_bytes = std::min(message, most) + around_a_message;
+  bounds.source_bytes = std::max(least_for_a_source, bounds.connection_bytes);
+  bounds.total_bytes = 4 * bounds.source_bytes;
+  bounds.unread_bytes = 2 * bounds.source_bytes;
+  bounds.total_unread_bytes = 8 * bounds.source_bytes;
+  // What is larger may take longer to come.
+  bounds.patience += std::chrono::milliseconds(std::min<std::size_t>(message >> 10, 60'000));
+  // Three descriptors each; the rest is for data connections and for all else that the process does.
+  rlimit descriptors{};
+  ::getrlimit(RLIMIT_NOFILE, &descriptors);
+  bounds.connections = static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 6, 8, 1024));
+  return bounds;
+}
+
+HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPort& address, const Bounds& bounds)
+    : router_(router),
+      bounds_(bounds),
+      process_(::getpid()),
+      events_(::epoll_create1(EPOLL_CLOEXEC)),
+      spare_(open_spare()),
+      buffer_(bytes_a_turn) {
+  if (!events_ || !spare_) {
+    fail("no descriptor for the handshake's port");
+  }
+  // Each rendezvous is good for one connection. With -1 ZeroMQ would forget it by itself, perhaps between two frames of a
+  // message that is being received, which it does not survive.
+  router_.set(zmq::sockopt::reconnect_ivl, static_cast<int>(never.count()));
+  router_.set(zmq::sockopt::handshake_ivl, static_cast<int>(bounds.patience.count()));
+  listen(address);
+  epoll_event event{EPOLLIN, {.u64 = listener_tag}};
+  if (::epoll_ctl(events_.get(), EPOLL_CTL_ADD, listener_.get(), &event) != 0) {
+    fail("epoll_ctl");
+  }
+}
+
+HandshakeGate::~HandshakeGate() {
+  listener_.reset();
+  while (!connections_.empty()) {
+    close(connections_.begin());
+  }
+  retire();
+}
+
+void HandshakeGate::listen(const HostPort& address) {
+  sockaddr_storage where{};
+  auto size = socket_address(address, where);
+  if (!size) {
+    errno = EADDRNOTAVAIL;
+    fail("not an address");
+  }
+  listener_ = listen_at(where, *size);
+  if (!listener_ && address.host == "*") {
+    // A system without IPv6.
+    size = socket_address({"0.0.0.0", address.port}, where = {});
+    listener_ = listen_at(where, *size);
+  }
+  if (!listener_) {
+    fail("cannot listen");
+  }
+  ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&where), &*size);
+  port_ = ntohs(where.ss_family == AF_INET ? reinterpret_cast<sockaddr_in&>(where).sin_port
+                                           : reinterpret_cast<sockaddr_in6&>(where).sin6_port);
+}
+
+void HandshakeGate::serve() {
+  std::array<epoll_event, events_a_turn> events;
+  const int count = ::epoll_wait(events_.get(), events.data(), events_a_turn, 0);
+  bool someone_knocks = false;
+  for (int i = 0; i < count; ++i) {
+    const std::uint64_t tag = events[static_cast<std::size_t>(i)].data.u64;
+    if (tag == listener_tag) {
+      someone_knocks = true;
+      continue;
+    }
+    const auto found = connections_.find(tag / 4);
+    if (found == connections_.end()) {
+      continue;
+    }
+    Connection& connection = found->second;
+    const auto role = static_cast<Role>(tag % 4);
+    const bool broken = (events[static_cast<std::size_t>(i)].events & (EPOLLERR | EPOLLHUP)) != 0;
+    if (role == Role::rendezvous) {
+      joined(connection);
+    } else if (connection.phase == Phase::silent) {
+      read_signature(connection);
+    } else if (role == Role::outer && broken) {
+      close(found);
+    } else if (!pump(connection)) {
+      close(found);
+    }
+  }
+  // After those that are here have had their turn: who has just got through needn't give way.
+  if (someone_knocks) {
+    accept_some();
+  }
+}
+
+// --- Who comes in ----------------------------------------------------------------------------------
+
+void HandshakeGate::accept_some() {
+  for (int i = 0; i < accepts_a_turn && accept_one(); ++i) {
+  }
+}
+
+bool HandshakeGate::accept_one() {
+  if (connections_.size() >= bounds_.connections && !make_room({}, false)) {
+    pause_accepting(true);
+    return false;
+  }
+  sockaddr_storage from{};
+  socklen_t size = sizeof(from);
+  Descriptor outer(::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&from), &size, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (outer) {
+    admit(std::move(outer), source_of(reinterpret_cast<const sockaddr&>(from)));
+    return true;
+  }
+  if (errno == ECONNABORTED || errno == EINTR) {
+    return true;
+  }
+  if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) {
+    return false;
+  }
+  if (make_room({}, true)) {
+    return true;
+  }
+  // Nobody here to give way: whoever knocks is told so, rather than left to wait while this thread spins.
+  spare_.reset();
+  Descriptor turned_away(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  turned_away.reset();
+  spare_ = open_spare();
+  pause_accepting(true);
+  return false;
+}
+
+void HandshakeGate::admit(Descriptor descriptor, std::string source) {
+  const auto known = sources_.find(source);
+  if (known != sources_.end() && known->second.connections >= std::max<std::size_t>(bounds_.connections * 3 / 4, 1) &&
+      !make_room(source, false)) {
+    return;
+  }
+  set_option(descriptor.get(), IPPROTO_TCP, TCP_NODELAY, 1);
+  set_option(descriptor.get(), SOL_SOCKET, SO_KEEPALIVE, 1);
+  Connection& connection = connections_[++last_number_];
+  connection.number = last_number_;
+  connection.outer = std::move(descriptor);
+  connection.source = sources_.try_emplace(std::move(source)).first;
+  ++connection.source->second.connections;
+  connection.since = Clock::now();
+  sweep_by(deadline(connection));
+  epoll_event event{0, {.u64 = tag_of(connection.number, Role::outer)}};
+  if (::epoll_ctl(events_.get(), EPOLL_CTL_ADD, connection.outer.get(), &event) != 0) {
+    close(connections_.find(connection.number));
+    return;
+  }
+  read_signature(connection);  // it has most often come with the connection
+}
+
+/// @param source whose connections are meant; empty: those of the source that has most.
+/// @return whether one was closed.
+bool HandshakeGate::make_room(const std::string& source, bool out_of_descriptors) {
+  const auto most = source.empty()
+                        ? std::ranges::max_element(sources_, {}, [](const auto& one) { return one.second.connections; })
+                        : sources_.find(source);
+  if (most == sources_.end()) {
+    return false;
+  }
+  const auto now = Clock::now();
+  const auto worth = [](const Connection& one) {
+    return std::tuple(one.requests > 0, one.phase == Phase::open, one.since);
+  };
+  auto victim = connections_.end();
+  for (auto it = connections_.begin(); it != connections_.end(); ++it) {
+    if (it->second.source == most && (out_of_descriptors || may_give_way(it->second, now)) &&
+        (victim == connections_.end() || worth(it->second) < worth(victim->second))) {
+      victim = it;
+    }
+  }
+  if (victim == connections_.end()) {
+    return false;
+  }
+  close(victim);
+  return true;
+}
+
+bool HandshakeGate::may_give_way(const Connection& connection, Clock::time_point now) const {
+  const auto grace = connection.requests > 0             ? answer_grace
+                     : connection.phase == Phase::silent ? silent_grace
+                     : connection.has_asked              ? std::chrono::milliseconds(0)
+                                                         : open_grace;
+  return now - connection.since >= grace;
+}
+
+void HandshakeGate::pause_accepting(bool pause) {
+  epoll_event event{pause ? 0U : EPOLLIN, {.u64 = listener_tag}};
+  ::epoll_ctl(events_.get(), EPOLL_CTL_MOD, listener_.get(), &event);
+  accepting_ = !pause;
+  if (pause) {
+    sweep_by(Clock::now() + full_pause);
+  }
+}
+
+// --- From strangers to connections of ZeroMQ's -------------------------------------------------------
+
+void HandshakeGate::read_signature(Connection& connection) {
+  std::array<char, signature_bytes> bytes;
+  const ssize_t received =
+      ::recv(connection.outer.get(), bytes.data(), bytes.size() - connection.to_inner.size(), MSG_DONTWAIT);
+  if (received > 0) {
+    connection.to_inner.insert(connection.to_inner.end(), bytes.data(), bytes.data() + received);
+  }
+  const auto& read = connection.to_inner;
+  const bool senseless =
+      (!read.empty() && read.front() != '\xFF') || (read.size() == signature_bytes && read.back() != '\x7F');
+  if (received == 0 || (received < 0 && !would_block()) || senseless) {
+    close(connections_.find(connection.number));
+  } else if (read.size() == signature_bytes) {
+    join(connection);
+  } else {
+    watch(connection.outer.get(), tag_of(connection.number, Role::outer), connection.outer_events, EPOLLIN);
+  }
+}
+
+void HandshakeGate::join(Connection& connection) {
+  connection.phase = Phase::joining;
+  watch(connection);
+  connection.rendezvous.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  // Without a name the kernel makes one up, which no file has.
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  socklen_t size = sizeof(name.sun_family);
+  epoll_event event{EPOLLIN, {.u64 = tag_of(connection.number, Role::rendezvous)}};
+  const int descriptor = connection.rendezvous.get();
+  const bool listening = descriptor != -1 && ::bind(descriptor, reinterpret_cast<sockaddr*>(&name), size) == 0 &&
+                         ::listen(descriptor, 1) == 0 &&
+                         ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&name), &(size = sizeof(name))) == 0 &&
+                         ::epoll_ctl(events_.get(), EPOLL_CTL_ADD, descriptor, &event) == 0;
+  if (!listening) {
+    close(connections_.find(connection.number));
+    return;
+  }
+  connection.endpoint = "ipc://@" + std::string(&name.sun_path[1], size - offsetof(sockaddr_un, sun_path) - 1);
+  try {
+    router_.set(zmq::sockopt::connect_routing_id, std::to_string(connection.number));
+    router_.connect(connection.endpoint);
+  } catch (const zmq::error_t& error) {
+    if (error.num() == ETERM) {
+      throw;
+    }
+    close(connections_.find(connection.number));
+  }
+}
+
+void HandshakeGate::joined(Connection& connection) {
+  Descriptor inner(::accept4(connection.rendezvous.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  ucred other{};
+  socklen_t size = sizeof(other);
+  if (!inner || ::getsockopt(inner.get(), SOL_SOCKET, SO_PEERCRED, &other, &size) != 0 || other.pid != process_) {
+    return;  // not ZeroMQ; that is still to come, or the deadline
+  }
+  epoll_event event{0, {.u64 = tag_of(connection.number, Role::inner)}};
+  connection.rendezvous.reset();
+  connection.inner = std::move(inner);
+  connection.phase = Phase::open;
+  if (::epoll_ctl(events_.get(), EPOLL_CTL_ADD, connection.inner.get(), &event) != 0 || !pump(connection)) {
+    close(connections_.find(connection.number));
+  }
+}
+
+// --- Bytes -------------------------------------------------------------------------------------------
+
+/// How many bytes of the peer's may be handed on.
+std::size_t HandshakeGate::allowance(const Connection& connection) const {
+  const auto left = [](std::size_t bound, std::size_t used) { return bound > used ? bound - used : 0; };
+  const std::size_t own = left(bounds_.connection_bytes, connection.bytes);
+  const std::size_t shared =
+      std::min(left(bounds_.source_bytes, connection.source->second.bytes), left(bounds_.total_bytes, bytes_));
+  return std::min(own, std::max(shared, left(bounds_.free_bytes, connection.bytes)));
+}
+
+bool HandshakeGate::pump(Connection& connection) {
+  if (connection.phase != Phase::open) {
+    return true;
+  }
+  const bool alive = pump_outward(connection) && (connection.ending || pump_inward(connection));
+  if (!alive || (connection.ending && connection.to_outer.empty())) {
+    return false;
+  }
+  watch(connection);
+  return true;
+}
+
+/// @return false if the connection is over.
+bool HandshakeGate::pump_inward(Connection& connection) {
+  const auto send_some = [&](const char* data, std::size_t size) -> std::optional<std::size_t> {
+    const ssize_t sent = ::send(connection.inner.get(), data, size, MSG_NOSIGNAL);
+    if (sent < 0 && !would_block()) {
+      return std::nullopt;
+    }
+    return sent < 0 ? 0 : static_cast<std::size_t>(sent);
+  };
+  if (!connection.to_inner.empty()) {
+    const auto sent = send_some(connection.to_inner.data(), connection.to_inner.size());
+    if (!sent) {
+      return false;
+    }
+    connection.to_inner.erase(connection.to_inner.begin(),
+                              connection.to_inner.begin() + static_cast<std::ptrdiff_t>(*sent));
+  }
+  // Who doesn't take its answers needs no more of them.
+  const std::size_t size = std::min(allowance(connection), buffer_.size());
+  if (!connection.to_inner.empty() || !connection.to_outer.empty() || size == 0) {
+    return true;
+  }
+  const ssize_t received = ::recv(connection.outer.get(), buffer_.data(), size, MSG_DONTWAIT);
+  if (received <= 0) {
+    return received < 0 && would_block();
+  }
+  const auto count = static_cast<std::size_t>(received);
+  if (connection.bytes == 0 && connection.has_asked) {
+    connection.since = Clock::now();
+    sweep_by(deadline(connection));
+  }
+  connection.bytes += count;
+  connection.source->second.bytes += count;
+  bytes_ += count;
+  const auto sent = send_some(buffer_.data(), count);
+  if (sent && *sent < count) {
+    connection.to_inner.assign(buffer_.data() + *sent, buffer_.data() + count);
+  }
+  return sent.has_value();
+}
+
+bool HandshakeGate::pump_outward(Connection& connection) {
+  const auto send_some = [&](const char* data, std::size_t size) {
+    const ssize_t sent = ::send(connection.outer.get(), data, size, MSG_NOSIGNAL);
+    return sent < 0 && would_block() ? 0 : sent;
+  };
+  if (!connection.to_outer.empty()) {
+    const ssize_t sent = send_some(connection.to_outer.data(), connection.to_outer.size());
+    if (sent < 0) {
+      return false;
+    }
+    connection.to_outer.erase(connection.to_outer.begin(), connection.to_outer.begin() + sent);
+    if (sent > 0) {
+      connection.since = Clock::now();
+    }
+  }
+  if (!connection.to_outer.empty() || connection.ending) {
+    return true;
+  }
+  const ssize_t received = ::recv(connection.inner.get(), buffer_.data(), buffer_.size(), MSG_DONTWAIT);
+  if (received <= 0) {
+    if (received == 0 || !would_block()) {
+      connection.ending = true;
+      connection.inner.reset();
+    }
+    return true;
+  }
+  has_left(connection, static_cast<std::size_t>(received));
+  const ssize_t sent = send_some(buffer_.data(), static_cast<std::size_t>(received));
+  if (sent < 0) {
+    return false;
+  }
+  if (sent < received) {
+    connection.to_outer.assign(buffer_.data() + sent, buffer_.data() + received);
+    connection.since = Clock::now();
+    sweep_by(deadline(connection));
+  }
+  return true;
+}
+
+void HandshakeGate::watch(Connection& connection) {
+  const bool open = connection.phase == Phase::open;
+  const bool has_room = allowance(connection) > 0;
+  const bool reads = open && !connection.ending && connection.to_inner.empty() && connection.to_outer.empty();
+  watch(connection.outer.get(), tag_of(connection.number, Role::outer), connection.outer_events,
+        (reads && has_room ? EPOLLIN : 0U) | (open && !connection.to_outer.empty() ? EPOLLOUT : 0U));
+  if (reads && !has_room) {
+    starved_.insert(connection.number);
+  } else {
+    starved_.erase(connection.number);
+  }
+  if (connection.inner) {
+    watch(connection.inner.get(), tag_of(connection.number, Role::inner), connection.inner_events,
+          (connection.to_outer.empty() && !connection.ending ? EPOLLIN : 0U) |
+              (!connection.to_inner.empty() && !connection.ending ? EPOLLOUT : 0U));
+  }
+}
+
+void HandshakeGate::watch(int descriptor, std::uint64_t tag, std::uint32_t& has, std::uint32_t wants) {
+  if (has == wants) {
+    return;
+  }
+  epoll_event event{wants, {.u64 = tag}};
+  ::epoll_ctl(events_.get(), EPOLL_CTL_MOD, descriptor, &event);
+  has = wants;
+}
+
+void HandshakeGate::feed_starved() {
+  for (const std::uint64_t number : std::set(starved_)) {
+    if (const auto found = connections_.find(number); found != connections_.end()) {
+      watch(found->second);
+    }
+  }
+}
+
+void HandshakeGate::release(Connection& connection, std::size_t bytes) {
+  bytes = std::min(bytes, connection.bytes);
+  connection.bytes -= bytes;
+  connection.source->second.bytes -= bytes;
+  bytes_ -= bytes;
+}
+
+void HandshakeGate::has_left(Connection& connection, std::size_t bytes) {
+  bytes = std::min(bytes, connection.unread);
+  connection.unread -= bytes;
+  unread_ -= bytes;
+}
+
+// --- Requests ----------------------------------------------------------------------------------------
+
+HandshakeGate::Table::iterator HandshakeGate::find(std::string_view name) {
+  std::uint64_t number = 0;
+  std::from_chars(name.data(), name.data() + name.size(), number);
+  return connections_.find(number);
+}
+
+std::string HandshakeGate::request_taken(std::string_view name, std::size_t frames, std::size_t bytes) {
+  // What ZMTP, and a mechanism that encrypts, add to a frame.
+  constexpr std::size_t around_a_frame = 64;
+  const auto found = find(name);
+  if (found == connections_.end()) {
+    return {};
+  }
+  Connection& connection = found->second;
+  release(connection, bytes + std::min<std::size_t>(frames, 8) * around_a_frame);
+  ++connection.requests;
+  connection.has_asked = true;
+  connection.since = Clock::now();
+  sweep_by(deadline(connection));
+  watch(connection);
+  if (!starved_.empty()) {
+    feed_starved();
+  }
+  return connection.source->first;
+}
+
+bool HandshakeGate::request_answered(std::string_view name, std::size_t bytes) {
+  const auto found = find(name);
+  if (found == connections_.end()) {
+    return false;
+  }
+  Connection& connection = found->second;
+  if (connection.unread + bytes > bounds_.unread_bytes || unread_ + bytes > bounds_.total_unread_bytes) {
+    close(found);
+    return false;
+  }
+  connection.unread += bytes;
+  unread_ += bytes;
+  connection.requests -= connection.requests > 0 ? 1 : 0;
+  connection.since = Clock::now();
+  sweep_by(deadline(connection));
+  return true;
+}
+
+// --- Who has to go -----------------------------------------------------------------------------------
+
+HandshakeGate::Clock::time_point HandshakeGate::deadline(const Connection& connection) const {
+  const bool owes = !connection.has_asked || connection.bytes > 0 || !connection.to_outer.empty();
+  if (owes) {
+    return connection.since + bounds_.patience;
+  }
+  return connection.requests > 0 ? Clock::time_point::max() : connection.since + bounds_.idle;
+}
+
+void HandshakeGate::sweep_by(Clock::time_point when) {
+  if (when != Clock::time_point::max() && (!next_sweep_ || when < *next_sweep_)) {
+    next_sweep_ = when;
+  }
+}
+
+void HandshakeGate::expire(Clock::time_point now) {
+  if (!next_sweep_ || now < *next_sweep_) {
+    return;
+  }
+  next_sweep_.reset();
+  for (auto it = connections_.begin(); it != connections_.end();) {
+    const auto connection = it++;
+    if (const auto until = deadline(connection->second); until <= now) {
+      close(connection);
+    } else {
+      sweep_by(std::max(until, now + full_pause));
+    }
+  }
+  if (!accepting_) {
+    pause_accepting(false);
+  }
+}
+
+void HandshakeGate::retire() {
+  for (const auto& endpoint : std::exchange(retired_, {})) {
+    ::zmq_disconnect(router_.handle(), endpoint.c_str());
+  }
+}
+
+void HandshakeGate::close(Table::iterator at) {
+  Connection& connection = at->second;
+  release(connection, connection.bytes);
+  has_left(connection, connection.unread);
+  if (!connection.endpoint.empty()) {
+    retired_.push_back(std::move(connection.endpoint));
+  }
+  starved_.erase(connection.number);
+  const SourceEntry source = connection.source;
+  connections_.erase(at);
+  if (--source->second.connections == 0) {
+    sources_.erase(source);
+  }
+  if (!starved_.empty()) {
+    feed_starved();
+  }
+}
+
+}  // namespace kvferry::kit

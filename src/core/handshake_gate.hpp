@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <zmq.hpp>
+
+#include <kvferry/url.hpp>
+
+namespace kvferry::kit {
+
+/// A file descriptor that is closed with its owner.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int descriptor) noexcept : descriptor_(descriptor) {}
+  Descriptor(Descriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    reset(std::exchange(other.descriptor_, -1));
+    return *this;
+  }
+  ~Descriptor() { reset(); }
+
+  [[nodiscard]] int get() const noexcept { return descriptor_; }
+  explicit operator bool() const noexcept { return descriptor_ != -1; }
+  void reset(int descriptor = -1) noexcept {
+    if (descriptor_ != -1) {
+      ::close(descriptor_);
+    }
+    descriptor_ = descriptor;
+  }
+
+ private:
+  int descriptor_ = -1;
+};
+
+/// Stands at the handshake's port in front of a ROUTER, and hands the bytes of each connection on to it.
+///
+/// ZeroMQ alone would take any number of connections from anybody, keep each for as long as it likes to stay, and store
+/// the parts of a message until the last one has come, however many there are. The gate reads nothing of what passes, so
+/// that it serves every mechanism of ZeroMQ's, but counts: connections, in total and by source; bytes that ZeroMQ has got of
+/// a connection and that have made no request yet; and the time since a connection did what it should. It gives each
+/// connection a name of its own at the ROUTER, whatever the peer calls itself.
+///
+/// Not thread-safe: belongs to the thread that the ROUTER belongs to.
+class HandshakeGate {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  struct Bounds {
+    /// Bytes that a connection may send beyond its last complete request.
+    std::size_t connection_bytes = 0;
+    /// The same, added up over the connections of one source, and over all. The first `free_bytes` of each connection pass
+    /// in any case.
+    std::size_t source_bytes = 0;
+    std::size_t total_bytes = 0;
+    std::size_t free_bytes = 2048;
+    std::size_t connections = 0;
+    /// Answers that ZeroMQ has got for a connection, and for all, and that have not left it.
+    std::size_t unread_bytes = 0;
+    std::size_t total_unread_bytes = 0;
+    /// Between a connection's beginning, or the first byte of a request, and the request's end; and for an answer to be
+    /// taken.
+    std::chrono::milliseconds patience{3'000};
+    /// For a connection that has nothing to say.
+    std::chrono::milliseconds idle{30'000};
+
+    /// @param message the largest frame that ZeroMQ takes.
+    [[nodiscard]] static Bounds of(std::size_t message);
+  };
+
+  /// Listens at the address. The ROUTER must not be bound, and outlive the gate.
+  /// @throws std::system_error with the errno of what failed.
+  HandshakeGate(zmq::socket_ref router, const HostPort& address, const Bounds& bounds);
+  HandshakeGate(const HandshakeGate&) = delete;
+  HandshakeGate& operator=(const HandshakeGate&) = delete;
+  ~HandshakeGate();
+
+  [[nodiscard]] std::uint16_t port() const noexcept { return port_; }
+  /// Readable when there is something for `serve` to do.
+  [[nodiscard]] int event_fd() const noexcept { return events_.get(); }
+
+  /// Does some of what there is to do. Throws `zmq::error_t` if ZeroMQ's context is terminated.
+  void serve();
+
+  /// When `expire` has something to do.
+  [[nodiscard]] std::optional<Clock::time_point> next_deadline() const noexcept { return next_sweep_; }
+  void expire(Clock::time_point now);
+
+  /// Has ZeroMQ forget the connections that have ended. To be called when all frames of a message have been received, or
+  /// none, and it hasn't been asked since whether there is another: it doesn't survive the loss of a half-read message.
+  void retire();
+
+  /// A request came out of the ROUTER. @param name the connection's, @param bytes of all frames behind the name.
+  /// @return the source: an IPv4 address or the first half of an IPv6 address; empty if the connection is gone.
+  std::string request_taken(std::string_view name, std::size_t frames, std::size_t bytes);
+  /// A request is about to be answered. @return whether it is worth while: a connection that doesn't take its answers is
+  /// closed, lest ZeroMQ store them.
+  [[nodiscard]] bool request_answered(std::string_view name, std::size_t bytes);
+
+ private:
+  struct Source {
+    std::size_t connections = 0;
+    std::size_t bytes = 0;
+  };
+  using SourceEntry = std::map<std::string, Source>::iterator;
+
+  /// How far a connection has come, and so how much it deserves to be kept.
+  enum class Phase : std::uint8_t { silent, joining, open };
+
+  struct Connection {
+    std::uint64_t number = 0;
+    Descriptor outer;       ///< To the peer.
+    Descriptor rendezvous;  ///< Where ZeroMQ connects to.
+    Descriptor inner;       ///< To ZeroMQ.
+    std::string endpoint;   ///< ZeroMQ's name of the rendezvous.
+    std::uint32_t outer_events = 0;
+    std::uint32_t inner_events = 0;
+    SourceEntry source;
+    Phase phase = Phase::silent;
+    bool ending = false;       ///< ZeroMQ has hung up: what is on its way to the peer is the last.
+    Clock::time_point since;   ///< Since when it has been as it is.
+    std::size_t bytes = 0;     ///< That made no request yet.
+    std::size_t requests = 0;  ///< Taken and not answered.
+    std::size_t unread = 0;    ///< Bytes of answers that ZeroMQ still has.
+    bool has_asked = false;
+    std::vector<char> to_inner;
+    std::vector<char> to_outer;
+  };
+  using Table = std::map<std::uint64_t, Connection>;
+
+  void listen(const HostPort& address);
+  void accept_some();
+  bool accept_one();
+  void admit(Descriptor outer, std::string source);
+  [[nodiscard]] bool make_room(const std::string& source, bool out_of_descriptors);
+  [[nodiscard]] bool may_give_way(const Connection& connection, Clock::time_point now) const;
+  void pause_accepting(bool pause);
+
+  void read_signature(Connection& connection);
+  void join(Connection& connection);
+  void joined(Connection& connection);
+  [[nodiscard]] bool pump(Connection& connection);
+  [[nodiscard]] bool pump_inward(Connection& connection);
+  [[nodiscard]] bool pump_outward(Connection& connection);
+  [[nodiscard]] std::size_t allowance(const Connection& connection) const;
+  void watch(Connection& connection);
+  void watch(int descriptor, std::uint64_t tag, std::uint32_t& has, std::uint32_t wants);
+  void feed_starved();
+  void release(Connection& connection, std::size_t bytes);
+  void has_left(Connection& connection, std::size_t bytes);
+  void close(Table::iterator connection);
+  [[nodiscard]] Clock::time_point deadline(const Connection& connection) const;
+  void sweep_by(Clock::time_point when);
+  [[nodiscard]] Table::iterator find(std::string_view name);
+
+  zmq::socket_ref router_;
+  const Bounds bounds_;
+  const pid_t process_;
+  Descriptor events_;
+  Descriptor listener_;
+  Descriptor spare_;  ///< Given up for a moment to turn a connection away when the process has no other.
+  std::uint16_t port_ = 0;
+  bool accepting_ = true;
+  std::uint64_t last_number_ = 0;
+  std::map<std::string, Source> sources_;
+  Table connections_;
+  std::set<std::uint64_t> starved_;  ///< Those not read from because others have used up what they share.
+  std::size_t bytes_ = 0;
+  std::size_t unread_ = 0;
+  std::optional<Clock::time_point> next_sweep_;
+  std::vector<std::string> retired_;
+  std::vector<char> buffer_;
+};
+
+}  // namespace kvferry::kit

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "hostile/attacks.hpp"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include <zmq.hpp>
+
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/tcp_transfer_channel.hpp>
+
+#include "core/kit/init_messages.hpp"
+#include "tcp/hello.hpp"
+
+namespace kvferry::hostile {
+namespace {
+
+/// Descriptors that an attacker holds at a time.
+constexpr std::size_t sockets_held = 700;
+
+int connect_to(std::uint16_t port) {
+  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  (void)::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
+  return socket;
+}
+
+/// Connects again and again, says a few bytes, and lets the oldest connection go when it has many.
+void hold_connections(std::uint16_t port, std::string_view says) {
+  std::deque<int> held;
+  for (;;) {
+    held.push_back(connect_to(port));
+    (void)::send(held.back(), says.data(), says.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (held.size() == sockets_held) {
+      ::close(held.front());
+      held.pop_front();
+    }
+  }
+}
+
+class Dealer {
+ public:
+  explicit Dealer(const Target& target) : socket_(context_, zmq::socket_type::dealer) {
+    socket_.set(zmq::sockopt::linger, 0);
+    socket_.set(zmq::sockopt::reconnect_ivl, 1);
+    socket_.connect("tcp://127.0.0.1:" + std::to_string(target.init_port));
+  }
+
+  void send(std::span<const std::byte> frame, bool more = false) {
+    socket_.send(zmq::buffer(frame.data(), frame.size()), more ? zmq::send_flags::sndmore : zmq::send_flags::none);
+  }
+  void send_request(const SideMessage& request) {
+    send({}, true);
+    send(request.encoded());
+  }
+  void forget_answers() {
+    zmq::message_t ignored;
+    while (socket_.recv(ignored, zmq::recv_flags::dontwait)) {
+    }
+  }
+
+ private:
+  zmq::context_t context_;
+  zmq::socket_t socket_;
+};
+
+SideMessage init_question(const std::string& id) {
+  static std::uint64_t incarnation = 1;
+  kit::InitQuestion question;
+  question.transport = "tcp";
+  question.sender_id = id;
+  question.receiver_id = "hub";
+  question.incarnation = ++incarnation;
+  question.regions = {{4096, 4096, 3}};
+  Bytes endpoint;
+  question.endpoint = encode_side_message(tcp::DialEndpoint{1}).encoded();
+  return encode_side_message(question);
+}
+
+SideMessage message_of_type(std::size_t size) {
+  std::string header("\x81\xa4type\xda", 7);
+  header += static_cast<char>(size >> 8);
+  header += static_cast<char>(size & 0xFF);
+  header += std::string(size, 'T');
+  const auto bytes = std::as_bytes(std::span(header));
+  return parse_side_message(bytes);
+}
+
+void init_requests(const Target& target) {
+  Dealer dealer(target);
+  for (std::uint64_t i = 0;; ++i) {
+    dealer.send_request(init_question("stranger-" + std::to_string(i)));
+    dealer.forget_answers();
+  }
+}
+
+void init_requests_of_one_id(const Target& target) {
+  Dealer dealer(target);
+  for (;;) {
+    dealer.send_request(init_question("stranger"));
+    dealer.forget_answers();
+  }
+}
+
+void oversized(const Target& target) {
+  Dealer dealer(target);
+  const std::vector<std::byte> large(std::size_t{1} << 20, std::byte{0xC0});
+  for (;;) {
+    dealer.send({}, true);
+    dealer.send(large);
+  }
+}
+
+void many_values(const Target& target) {
+  Dealer dealer(target);
+  // A map with one field that nobody knows: an array of 60,000 nils.
+  std::vector<std::byte> frame;
+  for (const char byte : std::string("\x82\xA4type\xA1x\xA1y\xDC\xEA\x60", 13)) {
+    frame.push_back(static_cast<std::byte>(byte));
+  }
+  frame.resize(frame.size() + 60'000, std::byte{0xC0});
+  for (;;) {
+    dealer.send({}, true);
+    dealer.send(frame);
+    dealer.forget_answers();
+  }
+}
+
+void unfinished_parts(const Target& target) {
+  Dealer dealer(target);
+  const std::vector<std::byte> part(std::size_t{64} << 10);
+  for (;;) {
+    dealer.send(part, true);
+  }
+}
+
+void empty_parts(const Target& target) {
+  Dealer dealer(target);
+  for (;;) {
+    dealer.send({}, true);
+  }
+}
+
+void answers_unread(const Target& target) {
+  std::vector<int> sockets;
+  const SideMessage request = message_of_type(60'000);
+  // A socket of ZeroMQ's would read. The greeting of ZMTP 3, a READY of a DEALER, and then requests.
+  std::string hello("\xFF\0\0\0\0\0\0\0\1\x7F\3\0NULL", 16);
+  hello.resize(64);
+  const std::string ready("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
+  std::string requests;
+  for (int i = 0; i < 4; ++i) {
+    const auto size = request.encoded().size();
+    requests += std::string("\1\0\2\0\0\0\0\0\0", 9);
+    requests += static_cast<char>(size >> 8);
+    requests += static_cast<char>(size & 0xFF);
+    requests.append(reinterpret_cast<const char*>(request.encoded().data()), size);
+  }
+  for (;;) {
+    std::vector<int> held;
+    for (int i = 0; i < 64; ++i) {
+      const int socket = connect_to(target.init_port);
+      held.push_back(socket);
+      (void)::send(socket, hello.data(), hello.size(), MSG_NOSIGNAL);
+      (void)::send(socket, ready.data(), ready.size(), MSG_NOSIGNAL);
+      for (int n = 0; n < 16; ++n) {
+        (void)::send(socket, requests.data(), requests.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      }
+    }
+    for (const int socket : held) {
+      ::close(socket);
+    }
+  }
+}
+
+void half_open(const Target& target) { hold_connections(target.init_port, {}); }
+
+void half_a_greeting(const Target& target) {
+  hold_connections(target.init_port, std::string_view("\xFF\0\0\0\0\0\0\0\1\x7F\3", 11));
+}
+
+void no_zeromq(const Target& target) { hold_connections(target.init_port, "GET / HTTP/1.1\r\nHost: hub\r\n\r\n"); }
+
+void no_hello(const Target& target) { hold_connections(target.data_port, "KVFHELLO"); }
+
+void lying_hello(const Target& target) {
+  tcp::Hello hello;
+  hello.lane_count = 1;
+  hello.incarnation = 4711;
+  hold_connections(target.data_port, {reinterpret_cast<const char*>(&hello), sizeof(hello)});
+}
+
+void side_messages(const Target& target) {
+  Dealer dealer(target);
+  const SideMessage message = encode_side_message(P2PInitSideMsg{});
+  for (;;) {
+    dealer.send_request(message);
+    dealer.forget_answers();
+  }
+}
+
+void notifications(const Target& target) {
+  std::vector<std::byte> memory(4096);
+  TcpTransferChannel channel(TcpOptions{});
+  const std::string url = "tcp://127.0.0.1:" + std::to_string(target.init_port);
+  const std::vector<std::byte> large(std::size_t{60} << 10);
+  const std::vector<std::uint64_t> last_page{63};
+  for (;;) {
+    std::error_code ec;
+    channel.lazy_init_peer_connection("notifier", "hub", url, {}, {}, ec);
+    channel.batched_write({ConstBuffer(memory.data(), memory.size())},
+                          {.peer_id = "hub", .remote_indexes = last_page, .notification = large}, ec);
+  }
+}
+
+constexpr std::array all{
+    NamedAttack{"InitRequests", "init requests, each under a new id", init_requests},
+    NamedAttack{"InitRequestsOfOneId", "init requests under one id", init_requests_of_one_id},
+    NamedAttack{"Oversized", "messages of 1 MiB", oversized},
+    NamedAttack{"ManyValues", "messages of 60,000 values that nobody asked for", many_values},
+    NamedAttack{"UnfinishedParts", "a message of 64 KiB parts without end", unfinished_parts},
+    NamedAttack{"EmptyParts", "a message of empty parts without end", empty_parts},
+    NamedAttack{"AnswersUnread", "requests whose answers nobody reads", answers_unread},
+    NamedAttack{"HalfOpen", "700 connections to the handshake's port that say nothing", half_open},
+    NamedAttack{"HalfAGreeting", "700 that stop within ZeroMQ's greeting", half_a_greeting},
+    NamedAttack{"NoZeroMq", "700 that speak HTTP", no_zeromq},
+    NamedAttack{"NoHello", "700 connections to the data port that stop within their hello", no_hello},
+    NamedAttack{"LyingHello", "700 with a hello that nobody expects", lying_hello},
+    NamedAttack{"SideMessages", "side messages for a slow handler", side_messages},
+    NamedAttack{"Notifications", "notifications of 60 KiB that nobody takes", notifications},
+};
+
+}  // namespace
+
+std::span<const NamedAttack> attacks() { return all; }
+
+}  // namespace kvferry::hostile

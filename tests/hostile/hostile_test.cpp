@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// A channel under attack, an honest peer beside it, and newcomers. Prints a line of figures for each attack, which
+// docs/security.md quotes; verdicts are errors, memory and generous deadlines. KVFERRY_HOSTILE_SECONDS sets how long each
+// attack lasts (2).
+#include <gtest/gtest.h>
+
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <kvferry/tcp_transfer_channel.hpp>
+
+#include "hostile/attacks.hpp"
+
+namespace kvferry::hostile {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t page_size = 4096;
+constexpr std::size_t pages = 64;
+/// What a channel with the bounds that it has by default may grow by under attack; docs/security.md adds it up.
+constexpr double most_growth_mib = 256;
+/// For what takes milliseconds, on a machine that is busy and attacked.
+constexpr std::chrono::seconds deadline{10};
+
+double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
+
+double resident_mib() {
+  std::ifstream statm("/proc/self/statm");
+  long total = 0;
+  long resident = 0;
+  statm >> total >> resident;
+  return static_cast<double>(resident) * static_cast<double>(::sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
+/// Runs an attack in a process that is made before any channel is, and killed with this object.
+class Attacker {
+ public:
+  explicit Attacker(Attack attack) {
+    int ends[2];
+    if (::pipe(ends) != 0 || (process_ = ::fork()) == -1) {
+      throw std::runtime_error("no process for the attack");
+    }
+    if (process_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ::close(ends[1]);
+      Target target;
+      if (::read(ends[0], &target, sizeof(target)) == sizeof(target)) {
+        try {
+          attack(target);
+        } catch (...) {
+        }
+      }
+      ::_exit(0);
+    }
+    ::close(ends[0]);
+    begin_ = ends[1];
+  }
+  Attacker(const Attacker&) = delete;
+  Attacker& operator=(const Attacker&) = delete;
+  ~Attacker() {
+    ::close(begin_);
+    ::kill(process_, SIGKILL);
+    ::waitpid(process_, nullptr, 0);
+  }
+
+  void begin(const Target& target) const {
+    ASSERT_EQ(::write(begin_, &target, sizeof(target)), ssize_t{sizeof(target)});
+  }
+  [[nodiscard]] bool goes_on() const { return ::waitpid(process_, nullptr, WNOHANG) == 0; }
+
+ private:
+  pid_t process_ = -1;
+  int begin_ = -1;
+};
+
+class Hub : public TcpTransferChannel {
+ public:
+  using TcpTransferChannel::TcpTransferChannel;
+  ~Hub() override { close(); }
+
+  SideMessage handle_init_side_msg(const SideMessage& message) override {
+    if (message.is<P2PInitSideMsg>()) {
+      // As slow as a handler that asks somebody else; no longer than the channel is there.
+      std::unique_lock lock(mutex_);
+      closing_.wait_for(lock, 50ms, [&] { return closed_; });
+    }
+    return TcpTransferChannel::handle_init_side_msg(message);
+  }
+
+  void close() override {
+    {
+      const std::lock_guard lock(mutex_);
+      closed_ = true;
+    }
+    closing_.notify_all();
+    TcpTransferChannel::close();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable closing_;
+  bool closed_ = false;
+};
+
+TcpOptions hub_options(std::vector<std::byte>& memory) {
+  TcpOptions options;
+  options.regions = {{memory.data(), memory.size(), page_size}};
+  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_lookup_url = "tcp://127.0.0.1:1";
+  return options;
+}
+
+struct Figures {
+  std::size_t operations = 0;
+  std::size_t errors = 0;
+  std::string error;
+  std::size_t newcomers = 0;
+  std::size_t turned_away = 0;
+  double slowest_newcomer = 0;
+  double growth_mib = 0;
+  double close_seconds = 0;
+};
+
+class Hostile : public testing::TestWithParam<NamedAttack> {
+ protected:
+  static std::chrono::duration<double> lasts() {
+    const char* const given = std::getenv("KVFERRY_HOSTILE_SECONDS");
+    return std::chrono::duration<double>(given == nullptr ? 2.0 : std::atof(given));
+  }
+};
+
+void note(Figures& figures, std::size_t& count, std::error_code ec, const std::string& why) {
+  if (ec) {
+    ++count;
+    figures.error = ec.message() + ": " + why;
+  }
+}
+
+TEST_P(Hostile, HarmsNoHonestPeer) {
+  const Attacker attacker(GetParam().run);
+  std::vector<std::byte> memory(pages * page_size);
+  std::optional<Hub> hub(std::in_place, hub_options(memory));
+  const std::string url = hub->peer_init_url();
+  std::vector<std::byte> object(page_size);
+  TcpTransferChannel honest(TcpOptions{});
+  honest.lazy_init_peer_connection("honest", "hub", url);
+
+  Figures figures;
+  const double before = resident_mib();
+  attacker.begin({static_cast<std::uint16_t>(std::stoi(url.substr(url.rfind(':') + 1))), hub->data_port()});
+  const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(lasts());
+  std::thread newcomers([&] {
+    while (Clock::now() < until) {
+      TcpTransferChannel newcomer(TcpOptions{});
+      std::error_code ec;
+      std::string why;
+      const auto began = Clock::now();
+      newcomer.lazy_init_peer_connection("newcomer-" + std::to_string(figures.newcomers), "hub", url, {},
+                                         {.timeout = deadline, .diagnostic = &why}, ec);
+      figures.slowest_newcomer = std::max(figures.slowest_newcomer, seconds(Clock::now() - began));
+      ++figures.newcomers;
+      note(figures, figures.turned_away, ec, why);
+    }
+  });
+  std::string broken;
+  std::size_t failed = 0;
+  while (Clock::now() < until) {
+    const std::vector<std::uint64_t> page{figures.operations % (pages - 1)};
+    std::error_code ec;
+    std::string why;
+    honest.batched_write({ConstBuffer(object.data(), object.size())},
+                         {.peer_id = "hub", .remote_indexes = page, .timeout = deadline, .diagnostic = &why}, ec);
+    ++figures.operations;
+    if (ec) {
+      ++failed;
+      broken = why;
+    }
+    figures.growth_mib = std::max(figures.growth_mib, resident_mib() - before);
+  }
+  newcomers.join();
+  figures.errors = failed;
+  EXPECT_TRUE(attacker.goes_on());
+  const auto closing = Clock::now();
+  hub->close();
+  figures.close_seconds = seconds(Clock::now() - closing);
+  hub.reset();
+
+  std::printf("| %s | %zu | %zu | %zu | %zu | %.0f ms | %.0f MiB | %.0f ms |\n", std::string(GetParam().does).c_str(),
+              figures.operations, figures.errors, figures.newcomers, figures.turned_away,
+              figures.slowest_newcomer * 1e3, figures.growth_mib, figures.close_seconds * 1e3);
+  EXPECT_EQ(figures.errors, 0U) << broken;
+  EXPECT_EQ(figures.turned_away, 0U) << figures.error;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  EXPECT_LT(figures.growth_mib, most_growth_mib);
+#endif
+  EXPECT_LT(figures.close_seconds, seconds(deadline));
+}
+
+INSTANTIATE_TEST_SUITE_P(Attacks, Hostile, testing::ValuesIn(attacks().begin(), attacks().end()),
+                         [](const auto& instance) { return std::string(instance.param.name); });
+
+}  // namespace
+}  // namespace kvferry::hostile
