@@ -39,6 +39,7 @@ file(GLOB KVFERRY_RDMA_DEVICE_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/device/*.c
 file(GLOB KVFERRY_RDMA_PEER_PAIR_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/peer_pair/*.cpp" "${_tests}/examples/peer_process.cpp")
 file(GLOB KVFERRY_RDMA_ENVIRONMENT_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/environment/*.cpp")
 file(GLOB KVFERRY_RDMA_TWO_HOSTS_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/two_hosts/*.cpp")
+file(GLOB KVFERRY_MODEL_TESTS CONFIGURE_DEPENDS "${_tests}/model/*.cpp")
 file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.cpp")
 list(FILTER KVFERRY_CONFORMANCE_TESTS EXCLUDE REGEX "/(broken_channel_main|rdma_[a-z_]+)\\.cpp$")
 file(GLOB KVFERRY_RDMA_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/rdma_*.cpp")

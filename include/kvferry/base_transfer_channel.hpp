@@ -75,6 +75,17 @@ struct InitRequest {
 /// drained or its connection failed; then the operation ends with `errc::cancelled`. After a write that did not
 /// succeed, the contents of its pages at the peer are unspecified.
 ///
+/// **The end.** When a write has ended, for whatever reason, nothing of it lands at the peer afterwards, nor does its
+/// notification. One that is given up - cancelled, timed out, closed - ends when the peer has dealt with what was sent of
+/// it, and if all of it has landed by then, with success. Where the peer doesn't answer in time (each transport says how
+/// long it waits), the connection is broken first, and the error says so: `condition::may_still_land` holds for it, and
+/// for no error of a write of which nothing can land any more. Before a peer welcomes a new connection of this channel it
+/// has stopped receiving on the old one. The same holds for sends. A read or recv that has ended leaves its local buffers
+/// alone, whatever the peer does.
+///
+/// **Order.** Operations with one peer on the same bytes, started one after the other's end, take effect in that order,
+/// whatever connections carry them.
+///
 /// **Threads.** All member functions may be called from any thread at any time, `close()` included; only construction
 /// and destruction must not overlap with anything else, nor may the destructor run on a thread of the channel's own. A
 /// blocking form must not be called on a thread that runs the channel's executor: where that can be noticed it fails
@@ -265,7 +276,8 @@ class BaseTransferChannel {
   /// there is one, is handed to the peer only after that, whether or not this side calls again. LMCache:
   /// `batched_write`.
   ///
-  /// Pages of one batch that overlap at the peer end with one of the objects' bytes, unspecified which.
+  /// If a batch names a page more than once, the page ends with the last one's bytes. (Where one object is shorter than
+  /// another, the bytes behind it are the earlier one's.)
   std::size_t batched_write(ConstObjects objects, const TransferSpec& spec);
   /// As above, with the error in `ec`.
   std::size_t batched_write(ConstObjects objects, const TransferSpec& spec, std::error_code& ec);
@@ -276,7 +288,8 @@ class BaseTransferChannel {
                           std::forward<CompletionToken>(token));
   }
 
-  /// Reads pages of the peer's region into buffers, each filled whole. LMCache: `batched_read`.
+  /// Reads pages of the peer's region into buffers, each filled whole. Where buffers of one batch overlap, the last one's
+  /// bytes are there in the end. LMCache: `batched_read`.
   std::size_t batched_read(MutableObjects objects, const TransferSpec& spec);
   /// As above, with the error in `ec`.
   std::size_t batched_read(MutableObjects objects, const TransferSpec& spec, std::error_code& ec);
@@ -319,9 +332,43 @@ class BaseTransferChannel {
   }
 
   /// @}
+  /// @name Fencing
+  /// @{
+
+  /// Returns when nothing can land in this channel's regions any more of what a peer has started on its connections to
+  /// this channel so far: its writes have ended, or their connection is shut. For the owner of memory that a peer was
+  /// told to write to and that is to be used for something else now, above all after a failure: docs/guide.md has the
+  /// recipe.
+  ///
+  /// A peer that is connected is asked, and answers when the writes that it had started have ended; if it hasn't answered
+  /// in time, its connection is broken, which makes as sure. Of a peer whose connection has failed or was replaced, what
+  /// is left of that connection is shut. Returns at once for a peer that this channel doesn't know. What the peer starts
+  /// later, also over a new connection, is not held up.
+  ///
+  /// @param timeout how long the peer may take; unset: the channel's default.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. After
+  ///   `errc::cancelled` the fence is as if it had not been asked for.
+  void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout = {});
+  /// As above, with the error in `ec`.
+  void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code)) CompletionToken>
+  auto async_fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout,
+                   CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code)>(
+        [this](auto&& handler, std::string id, std::optional<std::chrono::milliseconds> limit) {
+          start_fence(std::move(id), limit,
+                      FenceCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, std::string(peer_id), timeout);
+  }
+
+  /// @}
 
   /// Ends everything: refuses new calls, completes what is pending with `errc::closed`, wakes whoever is blocked, and
-  /// drops all connections. When it returns, no buffer and no region is touched any more; handlers may still be on
+  /// drops all connections. What was sent of a write or send is given the time to be answered that a cancelled one gets;
+  /// where it isn't, the operation ends with `errc::closed_in_flight`. Answers that peers are owed are sent within the same
+  /// time. When it returns, no buffer and no region is touched any more; handlers may still be on
   /// their way to their executors. Waits for a `handle_init_side_msg` that is running, unless called there. Idempotent;
   /// may be called from a handler. LMCache: `close`.
   virtual void close() = 0;
@@ -344,6 +391,9 @@ class BaseTransferChannel {
   /// Starts the wait for a notification.
   virtual void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
                                           NotificationCompletion completion) = 0;
+  /// Starts a fence.
+  virtual void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
+                           FenceCompletion completion) = 0;
 
   /// A transfer on the caller's thread. The default waits for `start_transfer`; a transport that can post and poll on
   /// the caller's thread overrides it.

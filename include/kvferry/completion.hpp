@@ -148,5 +148,7 @@ using Completion = CompletionHandler<void(std::error_code, std::size_t)>;
 using SideMessageCompletion = CompletionHandler<void(std::error_code, std::optional<SideMessage>)>;
 /// Ends the wait for a notification.
 using NotificationCompletion = CompletionHandler<void(std::error_code, Notification)>;
+/// Ends a fence.
+using FenceCompletion = CompletionHandler<void(std::error_code)>;
 
 }  // namespace kvferry

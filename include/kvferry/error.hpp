@@ -56,6 +56,12 @@ enum class errc {
   /// Another channel is connected under this id and lives: two have the same name, or the one that this one replaces has
   /// not gone yet.
   identity_conflict,
+
+  // What became of a write or send that was ended from this side before the peer had dealt with it: it did not answer
+  // in time, and the connection was broken. See condition::may_still_land.
+  timed_out_in_flight,  ///< As timed_out, but bytes may still be on their way.
+  cancelled_in_flight,  ///< As cancelled, but bytes may still be on their way.
+  closed_in_flight,     ///< As closed, but bytes may still be on their way.
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that
@@ -74,8 +80,14 @@ enum class condition {
   /// which page indexes have to be agreed anew, errc::authentication_failed, errc::protocol_violation, and RDMA's
   /// remote_access_error, after which it isn't sure that the peer offers what it did.
   retryable,
-  cancelled,  ///< Ended from this side: errc::cancelled, errc::closed, ECANCELED.
-  timed_out,  ///< errc::timed_out, ETIMEDOUT.
+  cancelled,  ///< Ended from this side: errc::cancelled, errc::closed, in flight or not, ECANCELED.
+  timed_out,  ///< errc::timed_out, in flight or not, ETIMEDOUT.
+  /// Of a write or send: its connection was broken before the peer had dealt with it, so bytes of it may still land. Its
+  /// pages are not to be used for something else before the peer's side has called `fence`, or this side has done
+  /// another operation with the same peer: a peer stops receiving on the old connection before it welcomes a new one.
+  /// errc::connection_lost, peer_closed, protocol_violation, those in flight, ECONNRESET, ECONNABORTED, EPIPE, EOF. A
+  /// write or send that ends with any other code has left nothing under way.
+  may_still_land,
 };
 
 /// The category of `errc`; its name is "kvferry".

@@ -37,9 +37,9 @@ struct TcpOptions : ChannelOptions {
   /// One-sided batches of at least this many bytes are spread over the lanes.
   std::size_t stripe_threshold = std::size_t{4} << 20;
 
-  /// How long a connection whose operation passed its deadline, or was cancelled, with its bytes half on the wire may
-  /// take to get the rest through, before it is given up (and all its operations with it). The operation ends when its
-  /// buffers are free.
+  /// How long the peer may take to deal with what was sent of an operation that passed its deadline or was cancelled,
+  /// before the connection is given up (and all its operations with it). The operation ends when the peer has dealt with
+  /// it; or when the connection is broken, with an error for which `condition::may_still_land` holds.
   std::chrono::milliseconds drain_timeout{100};
 
   /// How long a data connection may take to prove that it belongs to a peer.
@@ -63,7 +63,7 @@ struct TcpOptions : ChannelOptions {
 /// destination pages, but for the up to 4,544 bytes of a frame that are read together with its header. See
 /// `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what travels.
 ///
-/// A deadline that passes while an operation's bytes are half on the wire is kept to within
+/// A deadline that passes while the peer hasn't dealt with all that was sent of a write or send is kept to within
 /// `TcpOptions::drain_timeout`.
 ///
 /// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the

@@ -279,4 +279,25 @@ Notification BaseTransferChannel::receive_notification(std::optional<std::chrono
   return notification;
 }
 
+void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout,
+                                std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(nullptr);
+    return;
+  }
+  const auto waiter = std::make_shared<Waiter<std::error_code>>();
+  start_fence(std::string(peer_id), timeout,
+              FenceCompletion::direct([waiter](std::error_code code) { waiter->complete(code); }));
+  ec = std::get<0>(waiter->wait());
+}
+
+void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout) {
+  std::error_code ec;
+  fence(peer_id, timeout, ec);
+  if (ec) {
+    throw TransferError(ec, "fence of peer '" + std::string(peer_id) + "'");
+  }
+}
+
 }  // namespace kvferry

@@ -23,6 +23,7 @@ constexpr Conditions failed = only(condition::peer_failed);
 constexpr Conditions retry = only(condition::retryable);
 constexpr Conditions ended_here = only(condition::cancelled);
 constexpr Conditions late = only(condition::timed_out);
+constexpr Conditions landing = only(condition::may_still_land);
 
 struct OwnCode {
   errc code;
@@ -56,8 +57,8 @@ constexpr std::array own_codes{
     OwnCode{errc::peer_cancelled, "peer_cancelled", retry, "the peer timed out or cancelled its side"},
     OwnCode{errc::buffer_too_small, "buffer_too_small", invalid, "the receiver's buffer is smaller than the object"},
     OwnCode{errc::resource_limit, "resource_limit", retry, "a bounded queue is full"},
-    OwnCode{errc::peer_closed, "peer_closed", failed | retry, "the peer closed the connection"},
-    OwnCode{errc::connection_lost, "connection_lost", failed | retry, "the connection to the peer broke"},
+    OwnCode{errc::peer_closed, "peer_closed", failed | retry | landing, "the peer closed the connection"},
+    OwnCode{errc::connection_lost, "connection_lost", failed | retry | landing, "the connection to the peer broke"},
     // The same page indexes would be the wrong ones.
     OwnCode{errc::peer_restarted, "peer_restarted", failed, "the peer restarted"},
     OwnCode{errc::handshake_failed, "handshake_failed", invalid, "the handshake failed"},
@@ -66,7 +67,7 @@ constexpr std::array own_codes{
     OwnCode{errc::page_size_mismatch, "page_size_mismatch", invalid, "the page sizes differ"},
     OwnCode{errc::authentication_failed, "authentication_failed", failed,
             "a data connection did not prove that it belongs to the peer"},
-    OwnCode{errc::protocol_violation, "protocol_violation", failed, "the peer violated the protocol"},
+    OwnCode{errc::protocol_violation, "protocol_violation", failed | landing, "the peer violated the protocol"},
     OwnCode{errc::malformed_message, "malformed_message", invalid, "the side message is malformed"},
     OwnCode{errc::unhandled_side_message, "unhandled_side_message", invalid,
             "the peer has no answer to this side message"},
@@ -74,6 +75,12 @@ constexpr std::array own_codes{
             "the peer id is too long, not UTF-8, or has control characters"},
     OwnCode{errc::memory_fault, "memory_fault", invalid, "the memory of an object or its page can't be read or written"},
     OwnCode{errc::identity_conflict, "identity_conflict", retry, "another channel is connected under this id, and lives"},
+    OwnCode{errc::timed_out_in_flight, "timed_out_in_flight", late | retry | landing,
+            "the deadline passed, and bytes may still be on their way"},
+    OwnCode{errc::cancelled_in_flight, "cancelled_in_flight", ended_here | landing,
+            "the operation was cancelled, and bytes may still be on their way"},
+    OwnCode{errc::closed_in_flight, "closed_in_flight", ended_here | landing,
+            "the channel is closed, and bytes may still be on their way"},
 };
 
 constexpr bool in_order() noexcept {
@@ -102,10 +109,10 @@ constexpr std::array system_codes{
     SystemCode{ECANCELED, ended_here},
     // A connection that nothing came from: the kernel's verdict on the peer, not a caller's deadline.
     SystemCode{ETIMEDOUT, late | failed | retry},
-    SystemCode{ECONNRESET, failed | retry},
+    SystemCode{ECONNRESET, failed | retry | landing},
     SystemCode{ECONNREFUSED, failed | retry},
-    SystemCode{ECONNABORTED, failed | retry},
-    SystemCode{EPIPE, failed | retry},
+    SystemCode{ECONNABORTED, failed | retry | landing},
+    SystemCode{EPIPE, failed | retry | landing},
     SystemCode{ESHUTDOWN, failed | retry},
     SystemCode{ENOTCONN, failed | retry},
     SystemCode{EHOSTUNREACH, failed | retry},
@@ -159,7 +166,7 @@ Conditions conditions_of(const std::error_code& code) noexcept {
                                std::error_code(asio::error::host_not_found_try_again),
                                std::error_code(asio::error::no_data), std::error_code(asio::error::no_recovery)};
   if (std::ranges::find(gone, code) != gone.end()) {
-    return failed | retry;
+    return failed | retry | (code == asio::error::eof ? landing : 0);
   }
   if (code.category() == asio::error::get_addrinfo_category()) {
     return invalid;
@@ -176,6 +183,7 @@ std::string_view message_of(condition value) noexcept {
     case condition::retryable: return "the same call may succeed later";
     case condition::cancelled: return "ended from this side";
     case condition::timed_out: return "the deadline passed";
+    case condition::may_still_land: return "bytes may still be on their way";
   }
   return "unknown condition";
 }
@@ -191,9 +199,11 @@ class ErrorCategory final : public std::error_category {
 
   [[nodiscard]] std::error_condition default_error_condition(int value) const noexcept override {
     switch (static_cast<errc>(value)) {
-      case errc::cancelled: return std::errc::operation_canceled;
-      case errc::timed_out: return std::errc::timed_out;
       case errc::memory_fault: return std::errc::bad_address;
+      case errc::cancelled:
+      case errc::cancelled_in_flight: return std::errc::operation_canceled;
+      case errc::timed_out:
+      case errc::timed_out_in_flight: return std::errc::timed_out;
       default: return {value, *this};
     }
   }
@@ -209,7 +219,7 @@ class ConditionCategory final : public std::error_category {
 
   [[nodiscard]] bool equivalent(const std::error_code& code, int value) const noexcept override {
     const bool known =
-        value >= static_cast<int>(condition::invalid_argument) && value <= static_cast<int>(condition::timed_out);
+        value >= static_cast<int>(condition::invalid_argument) && value <= static_cast<int>(condition::may_still_land);
     return known && (conditions_of(code) & only(static_cast<condition>(value))) != 0;
   }
 };

@@ -28,6 +28,8 @@ enum class FrameType : std::uint8_t {
   send_abort,
   probe,
   probe_answer,
+  fence,
+  fence_ack,
 };
 
 struct FrameHeader {

@@ -141,6 +141,30 @@ void Lane::probe(std::function<void()> answered) {
   drive(caller_bytes);
 }
 
+void Lane::fence(std::function<void()> done) {
+  driver_.put([&](Inbox& inbox) { inbox.fences.push_back(std::move(done)); });
+  drive(caller_bytes);
+}
+
+std::shared_ptr<Socket> Lane::take_leave() {
+  std::shared_ptr<Socket> socket;
+  change(
+      [&] {
+        if (failed_ || !running_) {
+          return;
+        }
+        readable_ = true;
+        writable_ = true;
+        std::size_t budget = turn_bytes;
+        (void)move_bytes(budget, Role::leader);
+        if (!failed_ && !protocol_.settled()) {
+          socket = socket_;
+        }
+      },
+      caller_bytes);
+  return socket;
+}
+
 void Lane::shut(std::error_code cause, const std::string& why) {
   change(
       [&] {
@@ -157,6 +181,9 @@ void Lane::disconnect() {
 void Lane::close_socket() {
   if (socket_) {
     options_.events->remove(socket_->descriptor());
+    if (protocol_.in_flight()) {
+      socket_->drop_unsent();
+    }
     socket_->shut();
     socket_.reset();
   }
@@ -226,10 +253,11 @@ void Lane::rest() {
   drive(turn_bytes);
 }
 
-void Lane::socket_ready(bool readable, bool writable) {
+void Lane::socket_ready(bool readable, bool writable, bool broken) {
   driver_.put([&](Inbox& inbox) {
     inbox.readable |= readable;
     inbox.writable |= writable;
+    inbox.broken |= broken;
   });
   drive(turn_bytes);
 }
@@ -277,7 +305,7 @@ bool Lane::move_bytes(std::size_t& budget, Role role) {
     }
     const Step received = receive_step(budget);
     const Step sent = failed_ ? Step::nothing : send_step(budget);
-    if (received != Step::progress && sent != Step::progress) {
+    if (received != Step::progress && sent != Step::progress && !protocol_.fence_asked()) {
       break;
     }
   }
@@ -289,11 +317,15 @@ bool Lane::move_bytes(std::size_t& budget, Role role) {
 }
 
 void Lane::apply(Inbox taken) {
+  const bool fence_asked = protocol_.fence_asked();
   if (taken.readable || taken.writable) {
     armed_ = 0;
     tired_ = false;
     readable_ |= taken.readable;
     writable_ |= taken.writable;
+  }
+  if (taken.broken) {
+    protocol_.peer_gone();
   }
   if (taken.rest) {
     watched_ = false;
@@ -308,9 +340,16 @@ void Lane::apply(Inbox taken) {
   if (!taken.stops.empty()) {
     stop_operations(taken.stops);
   }
+  for (auto& done : taken.fences) {
+    protocol_.fence(std::move(done));
+  }
   if (taken.drain_expired) {
     drain_timer_armed_ = false;
     drain_expired();
+  }
+  // What was started before the question came was in the inbox by then at the latest.
+  if (fence_asked && !failed_) {
+    protocol_.answer_fence();
   }
 }
 
@@ -337,7 +376,7 @@ void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& o
 void Lane::drain_expired() {
   const auto since = protocol_.draining_since();
   if (since && !failed_ && kit::Clock::now() - *since >= options_.drain_timeout) {
-    fail(errc::connection_lost, "the connection stalled with a stopped operation's bytes half sent");
+    fail(errc::connection_lost, "the peer did not deal in time with what was sent of an operation that has been stopped");
   }
 }
 

@@ -66,6 +66,11 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void stop(std::shared_ptr<kit::Operation> operation);
   /// Asks the peer for a sign of life; `answered` is called with the lane's engine held.
   void probe(std::function<void()> answered);
+  /// See `LaneProtocol::fence`.
+  void fence(std::function<void()> done);
+  /// Moves bytes without waiting. @return null if nothing is under way and nothing is owed to the peer; else the socket to
+  /// look at before the next call.
+  [[nodiscard]] std::shared_ptr<Socket> take_leave();
   /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open, lest the
   /// peer's answer to its end reach another lane of the link before that is shut as well.
   void shut(std::error_code cause, const std::string& why);
@@ -85,7 +90,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
 
   Found poll() override;
   void rest() override;
-  void socket_ready(bool readable, bool writable) override;
+  void socket_ready(bool readable, bool writable, bool broken) override;
 
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
@@ -100,13 +105,16 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     std::vector<Start> starts;
     std::vector<std::shared_ptr<kit::Operation>> stops;
     std::vector<std::function<void()>> probes;
+    std::vector<std::function<void()>> fences;
     bool readable = false;
     bool writable = false;
+    bool broken = false;
     bool drain_expired = false;
     bool rest = false;
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && probes.empty() && !readable && !writable && !drain_expired && !rest;
+      return starts.empty() && stops.empty() && probes.empty() && fences.empty() && !readable && !writable &&
+             !drain_expired && !rest;
     }
   };
 

@@ -84,135 +84,10 @@ void LaneProtocol::probe(std::function<void()> answered) {
   tell(header);
 }
 
-void LaneProtocol::stop(const kit::Operation& operation) {
-  const auto it = ids_.find(&operation);
-  if (it == ids_.end()) {
-    return;
-  }
-  Transfer& transfer = transfers_.at(it->second);
-  if (transfer.stopping) {
-    return;
-  }
-  switch (transfer.request().kind) {
-    case TransferKind::send:
-      if (transfer.remote_recv != 0) {
-        tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled);
-      }
-      break;
-    case TransferKind::recv: {
-      FrameHeader cancel;
-      cancel.type = FrameType::recv_cancel;
-      cancel.operation = transfer.id;
-      cancel.tag = transfer.request().tag;
-      tell(cancel);
-      break;
-    }
-    case TransferKind::write:
-    case TransferKind::read: break;
-  }
-  if (receiving_ == transfer.id) {
-    reader_.abandon_payload();
-  }
-  end_when_sent(transfer, operation.stop_cause(), {});
-}
-
-std::optional<kit::Clock::time_point> LaneProtocol::draining_since() const {
-  std::optional<kit::Clock::time_point> since;
-  if (draining_ != 0) {
-    for (const auto& [id, transfer] : transfers_) {
-      if (transfer.stopping && (!since || transfer.stopped < *since)) {
-        since = transfer.stopped;
-      }
-    }
-  }
-  return since;
-}
-
-void LaneProtocol::end_when_sent(Transfer& transfer, std::error_code cause, std::string why) {
-  const std::size_t dropped = out_.drop_unbegun(transfer.id);
-  transfer.pins -= dropped;
-  unacknowledged_ -= dropped;
-  if (transfer.pins == 0) {
-    end(transfer, cause, std::move(why));
-    return;
-  }
-  transfer.failure = cause;
-  transfer.why = std::move(why);
-  transfer.stopping = true;
-  transfer.stopped = kit::Clock::now();
-  ++draining_;
-}
-
-void LaneProtocol::end(Transfer& transfer, std::error_code cause, std::string why) {
-  ++completed_;
-  const auto batch = transfer.batch;
-  if (transfer.notifying) {
-    forget(transfer);
-    batch->operation()->finish(cause, std::move(why));
-    return;
-  }
-  if (batch->part_done(cause, why)) {
-    if (!batch->operation()->request().notification.empty() && !transfer.notification_attached) {
-      transfer.notifying = true;
-      ready_data_.push_back(transfer.id);
-      return;
-    }
-    forget(transfer);
-    batch->operation()->finish({}, std::move(why));
-    return;
-  }
-  forget(transfer);
-}
-
-void LaneProtocol::forget(const Transfer& transfer) {
-  if (receiving_ == transfer.id) {
-    receiving_ = 0;
-  }
-  if (transfer.stopping) {
-    --draining_;
-  }
-  const TransferRequest& request = transfer.request();
-  if (request.kind == TransferKind::send) {
-    if (transfer.remote_recv != 0) {
-      sends_by_recv_.erase(transfer.remote_recv);
-    } else {
-      matcher_.remove_send(request.tag, transfer.order);
-    }
-  }
-  ids_.erase(&transfer.operation());
-  // An id that is still in a ready queue is skipped there.
-  transfers_.erase(transfer.id);
-}
-
-void LaneProtocol::fail(std::error_code cause, const std::string& why) {
-  if (failed_) {
-    return;
-  }
-  failed_ = cause;
-  failed_why_ = why;
-  out_.clear();
-  control_.clear();
-  probes_.clear();
-  responses_.clear();
-  matcher_.clear_posts();
-  reader_.abandon_payload();
-  while (!transfers_.empty()) {
-    Transfer& transfer = transfers_.begin()->second;
-    transfer.pins = 0;
-    const bool stopped = transfer.stopping;
-    end(transfer, stopped ? transfer.failure : cause, stopped ? transfer.why : why);
-  }
-}
-
 void LaneProtocol::sent(std::size_t count) {
   out_.consume(count, [this](std::uint64_t id) {
     const auto it = transfers_.find(id);
-    if (it == transfers_.end() || --it->second.pins != 0) {
-      return;
-    }
-    if (it->second.stopping) {
-      end(it->second, it->second.failure, std::move(it->second.why));
-    } else if (it->second.meets_again) {
+    if (it != transfers_.end() && --it->second.pins == 0 && it->second.meets_again && !it->second.stopping) {
       wait_for_recv(it->second);
     }
   });
@@ -386,6 +261,7 @@ void LaneProtocol::add_notification(Transfer& transfer) {
   header.notification_bytes = static_cast<std::uint32_t>(notification.size());
   out_.add_header(header);
   out_.add_copy(notification);
+  transfer.notification_sent = true;
 }
 
 void LaneProtocol::match(std::uint64_t tag) {
@@ -423,9 +299,7 @@ void LaneProtocol::meet(Transfer& send, std::uint64_t recv, const Post& post) {
 
 /// The recv that a send met was cancelled or timed out, perhaps before the two met: the send goes to the next one.
 void LaneProtocol::lose_recv(Transfer& send) {
-  const std::size_t dropped = out_.drop_unbegun(send.id);
-  send.pins -= dropped;
-  unacknowledged_ -= dropped;
+  take_back(send);
   sends_by_recv_.erase(send.remote_recv);
   send.remote_recv = 0;
   send.meets_again = true;
@@ -443,6 +317,7 @@ void LaneProtocol::wait_for_recv(Transfer& send) {
   again.id = id;
   again.meets_again = false;
   again.outstanding.clear();
+  again.cut = false;
   again.failure.clear();
   again.why.clear();
   again.failed_object = ~std::uint64_t{0};

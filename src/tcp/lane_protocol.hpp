@@ -49,17 +49,36 @@ class LaneProtocol final : private FrameSink {
   /// has come in since.
   [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const;
 
-  /// Ends an operation's part with the operation's stop cause: now, or when the frame of it that is half sent is out:
-  /// see `draining_since`.
+  /// Ends an operation's part with the operation's stop cause: now, or when the peer has dealt with all that was sent of
+  /// it: see `draining_since`.
   void stop(const kit::Operation& operation);
 
-  /// Since when the bytes of the operation that was stopped first are still being sent; nothing if there is none.
-  [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
+  /// Since when the peer owes answers for the operation that was stopped first of those it owes any for; nothing if there
+  /// is none.
+  [[nodiscard]] std::optional<kit::Clock::time_point> draining_since();
 
   /// Asks for a sign of life: `answered` is called by `received` when the peer has answered.
   void probe(std::function<void()> answered);
 
-  /// The connection is gone: ends all parts with `cause`, later ones too.
+  /// Calls `done` when the peer has said that the writes which it had started here have ended, or the connection is gone.
+  void fence(std::function<void()> done);
+  /// Whether the peer has asked that and `answer_fence` has not been called since.
+  [[nodiscard]] bool fence_asked() const noexcept { return fence_asked_; }
+  /// All that was started on this side before the peer's question came has been handed to `start`: answers when that has
+  /// ended.
+  void answer_fence();
+
+  /// The peer has given the connection up: what of its writes is still in the socket is thrown away, for they have ended
+  /// there. What it has answered counts.
+  void peer_gone();
+
+  /// Whether nothing is under way here and nothing is left to say.
+  [[nodiscard]] bool settled() const noexcept { return transfers_.empty() && control_.empty() && out_.empty(); }
+  /// Whether something of this side's is under way, or was when the connection failed.
+  [[nodiscard]] bool in_flight() const noexcept;
+
+  /// The connection is gone: ends all parts with `cause`, later ones too. Those of which something was sent that the peer
+  /// has not answered end with an error for which `condition::may_still_land` holds.
   void fail(std::error_code cause, const std::string& why);
 
   /// Adds bytes that are no frame to the outgoing queue.
@@ -95,19 +114,31 @@ class LaneProtocol final : private FrameSink {
     std::size_t pins = 0;           ///< Chunks in the outgoing queue that point into the buffers.
     std::error_code failure;
     std::string why;
-    bool stopping = false;
+    bool stopping = false;     ///< Ends when the peer has dealt with what was sent of it.
+    bool cut = false;          ///< Some of its chunks were taken back.
     bool meets_again = false;  ///< send: the recv that it met is gone; it waits for another when its bytes are out.
     bool notifying = false;    ///< All objects have landed; what is left is the notification.
     bool notification_attached = false;
+    bool notification_sent = false;  ///< In a frame of its own, which can't be taken back.
     std::uint64_t failed_object = ~std::uint64_t{0};
     std::uint64_t remote_recv = 0;  ///< send: the recv that it met; 0 before.
     std::size_t next_object = 0;    ///< recv
     std::size_t next_offset = 0;    ///< recv
     kit::Clock::time_point started;
-    kit::Clock::time_point stopped;
 
+    /// Whether the peer may have to do with something of it that it hasn't answered.
+    [[nodiscard]] bool under_way() const noexcept {
+      return request().kind != TransferKind::read && (!outstanding.empty() || notification_sent);
+    }
+    /// Whether all of it has been answered.
+    [[nodiscard]] bool whole() const noexcept { return cursor.done() && !cut && !meets_again && outstanding.empty(); }
     [[nodiscard]] kit::Operation& operation() const noexcept { return *batch->operation(); }
     [[nodiscard]] const TransferRequest& request() const noexcept { return operation().request(); }
+  };
+
+  struct Drain {
+    std::uint64_t id = 0;
+    kit::Clock::time_point since;
   };
 
   struct ControlFrame {
@@ -124,7 +155,7 @@ class LaneProtocol final : private FrameSink {
   /// A recv of the peer's that no send has met: the sizes of its buffers.
   using Post = std::vector<std::uint64_t>;
 
-  // Sending (lane_protocol.cpp)
+  // Sending (lane_protocol.cpp), ending (lane_protocol_end.cpp)
   bool fill_control();
   bool fill_response();
   bool fill_data();
@@ -138,7 +169,9 @@ class LaneProtocol final : private FrameSink {
   void wait_for_recv(Transfer& send);
   void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
   void end(Transfer& transfer, std::error_code cause, std::string why);
-  void end_when_sent(Transfer& transfer, std::error_code cause, std::string why);
+  void take_back(Transfer& transfer);
+  void ask_fence();
+  void fence_answered();
   void settle(Transfer& transfer, const Chunk& chunk, std::error_code status);
   void forget(const Transfer& transfer);
 
@@ -160,6 +193,8 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_send_abort(const FrameHeader& header);
   [[nodiscard]] std::error_code end_probe(const FrameHeader& header);
   [[nodiscard]] std::error_code end_probe_answer(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_fence();
+  [[nodiscard]] std::error_code end_fence_ack();
   [[nodiscard]] std::error_code acknowledge(FrameHeader header);
   /// What is wrong with the payload of a frame that has come in.
   [[nodiscard]] static std::error_code fault_of(const Frame& frame);
@@ -172,14 +207,25 @@ class LaneProtocol final : private FrameSink {
   GatherQueue out_;
   std::error_code failed_;
   std::string failed_why_;
+  bool failed_in_flight_ = false;
+  bool peer_gone_ = false;
   std::string violation_;
   kit::Clock::time_point last_received_{};
 
   std::uint64_t next_id_ = 1;
   std::unordered_map<std::uint64_t, Transfer> transfers_;
   std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
-  std::size_t draining_ = 0;
+  std::deque<Drain> drains_;  ///< In the order in which they were stopped; those that have ended may still be here.
   std::uint64_t completed_ = 0;
+
+  // This side's fences: one question at a time, those that are asked meanwhile share the next one.
+  std::vector<std::function<void()>> fences_;       ///< The question has been sent.
+  std::vector<std::function<void()>> next_fences_;
+  // The peer's.
+  bool fence_owed_ = false;
+  bool fence_asked_ = false;
+  std::uint64_t fence_bound_ = 0;   ///< Writes with ids below this one have to end before the answer ...
+  std::size_t fence_writes_ = 0;    ///< ... and so many of them haven't.
 
   std::deque<ControlFrame> control_;
   std::size_t queued_acknowledgements_ = 0;

@@ -74,7 +74,9 @@ std::error_code LaneProtocol::check_header(const FrameHeader& header) {
     case FrameType::send_ack:
     case FrameType::send_abort:
     case FrameType::probe:
-    case FrameType::probe_answer: break;
+    case FrameType::probe_answer:
+    case FrameType::fence:
+    case FrameType::fence_ack: break;
     default: return violated("frame of unknown type " + text(static_cast<std::uint64_t>(header.type)));
   }
   if (header.count < bounds.min_count || header.count > bounds.max_count) {
@@ -91,7 +93,12 @@ std::error_code LaneProtocol::check_header(const FrameHeader& header) {
 
 std::error_code LaneProtocol::begin_payload(Frame& frame, std::vector<iovec>& scatter) {
   switch (frame.header.type) {
-    case FrameType::write: return region_pieces(frame, Access::write, scatter, frame_status_);
+    case FrameType::write:
+      if (peer_gone_) {
+        frame_status_ = errc::connection_lost;
+        return {};
+      }
+      return region_pieces(frame, Access::write, scatter, frame_status_);
     case FrameType::read_data: return begin_read_data(frame, scatter);
     case FrameType::send_data: return begin_send_data(frame, scatter);
     default: return {};
@@ -113,6 +120,8 @@ std::error_code LaneProtocol::end_frame(Frame& frame) {
     case FrameType::send_abort: return end_send_abort(frame.header);
     case FrameType::probe: return end_probe(frame.header);
     case FrameType::probe_answer: return end_probe_answer(frame.header);
+    case FrameType::fence: return end_fence();
+    case FrameType::fence_ack: return end_fence_ack();
   }
   return {};
 }
@@ -175,6 +184,8 @@ std::error_code LaneProtocol::end_write(Frame& frame) {
   header.operation = frame.header.operation;
   if (frame.header.type == FrameType::write) {
     header.status = wire_status(frame_status_ ? frame_status_ : fault_of(frame));
+  } else if (peer_gone_) {
+    header.status = wire_status(errc::connection_lost);
   }
   if (header.status == 0 && !frame.notification.empty()) {
     ++completed_;
@@ -220,9 +231,14 @@ std::error_code LaneProtocol::end_acknowledgement(const FrameHeader& header) {
   }
   const Chunk chunk = transfer->outstanding.front();
   transfer->outstanding.pop_front();
-  settle(*transfer, chunk, status);
-  if (transfer->cursor.done() && transfer->outstanding.empty() && !transfer->stopping && !transfer->meets_again) {
+  // Where this side has given the send up, the peer's having let go of its recv is no cause of its own.
+  if (!transfer->stopping || status != errc::peer_cancelled) {
+    settle(*transfer, chunk, status);
+  }
+  if (transfer->whole()) {
     end(*transfer, transfer->failure, std::move(transfer->why));
+  } else if (transfer->stopping && !transfer->under_way()) {
+    end(*transfer, transfer->operation().stop_cause(), {});
   }
   return {};
 }
@@ -418,6 +434,29 @@ std::error_code LaneProtocol::end_send_data(const Frame& frame) {
   }
   if (transfer->next_object == transfer->request().objects.size()) {
     end(*transfer, {}, std::move(transfer->why));
+  }
+  return {};
+}
+
+std::error_code LaneProtocol::end_fence() {
+  if (fence_owed_) {
+    return violated("a fence before the one before it was answered");
+  }
+  fence_owed_ = true;
+  fence_asked_ = true;
+  return {};
+}
+
+std::error_code LaneProtocol::end_fence_ack() {
+  if (fences_.empty()) {
+    return violated("an answer to a fence that was not asked for");
+  }
+  const auto answered = std::exchange(fences_, std::exchange(next_fences_, {}));
+  if (!fences_.empty()) {
+    ask_fence();
+  }
+  for (const auto& done : answered) {
+    done();
   }
   return {};
 }

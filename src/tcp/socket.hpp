@@ -16,6 +16,11 @@ class Socket {
   ~Socket() { ::close(descriptor_); }
 
   [[nodiscard]] int descriptor() const noexcept { return descriptor_; }
+  /// Has the end reset the connection, rather than send first what is left to send: the system would go on for minutes.
+  void drop_unsent() const noexcept {
+    const linger reset{1, 0};
+    ::setsockopt(descriptor_, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+  }
   /// Ends the connection and wakes whoever waits for its events.
   void shut() const noexcept { ::shutdown(descriptor_, SHUT_RDWR); }
 

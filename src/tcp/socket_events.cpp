@@ -105,7 +105,7 @@ void SocketEvents::report() {
   }
   for (const auto& [listener, what] : ready) {
     const bool broken = (what & (EPOLLERR | EPOLLHUP)) != 0;
-    listener->socket_ready(broken || (what & EPOLLIN) != 0, broken || (what & EPOLLOUT) != 0);
+    listener->socket_ready(broken || (what & EPOLLIN) != 0, broken || (what & EPOLLOUT) != 0, broken);
   }
 }
 

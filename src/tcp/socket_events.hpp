@@ -22,8 +22,8 @@ class SocketEvents : public std::enable_shared_from_this<SocketEvents> {
   class Listener {
    public:
     virtual ~Listener() = default;
-    /// Called on the executor.
-    virtual void socket_ready(bool readable, bool writable) = 0;
+    /// Called on the executor. `broken`: the connection was reset, or has failed otherwise.
+    virtual void socket_ready(bool readable, bool writable, bool broken) = 0;
   };
 
   /// @throws std::system_error

@@ -5,6 +5,9 @@
 
 #include <array>
 #include <utility>
+#include <vector>
+
+#include "core/kit/overlap.hpp"
 
 namespace kvferry::tcp {
 namespace {
@@ -52,7 +55,7 @@ void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
       lane = static_cast<std::size_t>(request.tag % lanes_.size());
     } else {
       const std::size_t total = kit::total_bytes(request.objects);
-      if (total >= stripe_threshold_ && request.objects.size() > 1) {
+      if (total >= stripe_threshold_ && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
         start_striped(operation, total);
         return;
       }
@@ -105,6 +108,33 @@ void TcpLink::shut(std::error_code cause, const std::string& why) {
   for (const auto& lane : lanes_) {
     lane->disconnect();
   }
+}
+
+bool TcpLink::fence(std::function<void()> done) {
+  const auto unanswered = std::make_shared<std::atomic<std::size_t>>(lanes_.size());
+  for (const auto& lane : lanes_) {
+    lane->fence([unanswered, done] {
+      if (--*unanswered == 0) {
+        done();
+      }
+    });
+  }
+  return true;
+}
+
+std::optional<kit::Link::Pause> TcpLink::take_leave() {
+  const auto now = kit::Clock::now();
+  leaving_until_ = leaving_until_.value_or(now + drain_timeout_);
+  Pause pause{{}, *leaving_until_};
+  for (const auto& lane : lanes_) {
+    if (const auto socket = lane->take_leave()) {
+      pause.descriptors.push_back(socket->descriptor());
+      if (lane->wants_to_send()) {
+        pause.writing.push_back(socket->descriptor());
+      }
+    }
+  }
+  return pause.descriptors.empty() || now >= *leaving_until_ ? std::nullopt : std::optional(std::move(pause));
 }
 
 bool TcpLink::begin_serving() {

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -43,6 +44,8 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   void shut(std::error_code cause, const std::string& why) override;
   /// On all lanes: one of them may be busy.
   void probe(std::function<void()> answered) override;
+  [[nodiscard]] bool fence(std::function<void()> done) override;
+  [[nodiscard]] std::optional<Pause> take_leave() override;
   /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
   /// has.
   [[nodiscard]] bool begin_serving() override;
@@ -53,7 +56,10 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
 
  private:
   TcpLink(std::shared_ptr<kit::LinkHost> host, const Options& options)
-      : host_(std::move(host)), stripe_threshold_(options.stripe_threshold), patience_(options.patience) {}
+      : host_(std::move(host)),
+        stripe_threshold_(options.stripe_threshold),
+        patience_(options.patience),
+        drain_timeout_(options.lane.drain_timeout) {}
 
   void lane_breaking(std::error_code cause) override;
   void lane_broken(std::error_code cause, const std::string& why) override;
@@ -62,7 +68,9 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   const std::shared_ptr<kit::LinkHost> host_;
   const std::size_t stripe_threshold_;
   const std::chrono::nanoseconds patience_;
+  const std::chrono::milliseconds drain_timeout_;
   std::vector<std::shared_ptr<Lane>> lanes_;
+  std::optional<kit::Clock::time_point> leaving_until_;  ///< Of the thread that closes.
   std::atomic<std::size_t> next_lane_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> led_{false};

@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -44,6 +45,10 @@ enum class Fault {
   endless,             ///< Ignores the deadline.
   deaf_to_close,       ///< Goes on after `close`.
   hanging_close,       ///< Never returns from `close`.
+  late_write,          ///< A write that was given up is done all the same, with a later operation.
+  hollow_fence,        ///< A fence waits for nothing.
+  first_object_wins,   ///< Takes a batch's objects in the wrong order.
+  late_notification,   ///< A write that was given up notifies its peer with a later operation.
   incapable,           ///< Offers nothing, so that every test of what it can do is skipped.
 };
 
@@ -64,6 +69,10 @@ enum class Fault {
       {"endless", Fault::endless},
       {"deaf_to_close", Fault::deaf_to_close},
       {"hanging_close", Fault::hanging_close},
+      {"late_write", Fault::late_write},
+      {"hollow_fence", Fault::hollow_fence},
+      {"first_object_wins", Fault::first_object_wins},
+      {"late_notification", Fault::late_notification},
       {"incapable", Fault::incapable},
   };
   return all;
@@ -134,7 +143,19 @@ class BrokenChannel final : public DecoratedChannel {
   }
 
  protected:
+  void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
+                   FenceCompletion completion) override {
+    if (fault_ == Fault::hollow_fence && !peer_id.empty()) {
+      completion({});
+      return;
+    }
+    DecoratedChannel::start_fence(std::move(peer_id), timeout, std::move(completion));
+  }
+
   void start_transfer(TransferRequest request, Completion completion) override {
+    if (fault_ == Fault::late_notification) {
+      release_late();
+    }
     release_held();
     switch (fault_) {
       case Fault::double_completion: complete_twice(std::move(request), std::move(completion)); break;
@@ -146,6 +167,9 @@ class BrokenChannel final : public DecoratedChannel {
       case Fault::wrong_byte: change_a_byte(std::move(request), std::move(completion)); break;
       case Fault::wrong_count: miscount(std::move(request), std::move(completion)); break;
       case Fault::whole_pages: widen(std::move(request), std::move(completion)); break;
+      case Fault::late_write:
+      case Fault::late_notification: repeat_late(std::move(request), std::move(completion)); break;
+      case Fault::first_object_wins: reverse(std::move(request), std::move(completion)); break;
       case Fault::deaf_to_cancel: transfer_then(std::move(request), std::move(completion), complete); break;
       case Fault::no_statuses:
         request.statuses = {};
@@ -158,6 +182,7 @@ class BrokenChannel final : public DecoratedChannel {
       case Fault::none:
       case Fault::deaf_to_close:
       case Fault::hanging_close:
+      case Fault::hollow_fence:
       case Fault::incapable: DecoratedChannel::start_transfer(std::move(request), std::move(completion)); break;
     }
   }
@@ -265,6 +290,56 @@ class BrokenChannel final : public DecoratedChannel {
     }
   }
 
+  /// Ends what was given up as it should, and keeps it to do it again after the next write has succeeded.
+  void repeat_late(TransferRequest request, Completion completion) {
+    if (request.kind != TransferKind::write || request.objects.empty()) {
+      DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+      return;
+    }
+    auto again = std::make_shared<TransferRequest>(request);
+    again->statuses = {};
+    again->diagnostic = nullptr;
+    again->timeout.reset();
+    if (fault_ == Fault::late_notification) {
+      again->objects.assign(1, MutableBuffer());
+      again->remote_indexes.resize(1);
+    }
+    transfer_then(std::move(request), std::move(completion),
+                  [this, again](Completion& end, std::error_code error, std::size_t count) {
+                    if (error) {
+                      const std::lock_guard lock(mutex_);
+                      late_.push_back(std::move(*again));
+                    } else {
+                      release_late();
+                    }
+                    end(fault_ == Fault::late_notification ? without_doubt(error) : error, count);
+                  });
+  }
+
+  void release_late() {
+    std::vector<TransferRequest> late;
+    {
+      const std::lock_guard lock(mutex_);
+      late.swap(late_);
+    }
+    for (TransferRequest& request : late) {
+      inner().async_transfer(std::move(request), [](std::error_code, std::size_t) {});
+    }
+  }
+
+  [[nodiscard]] static std::error_code without_doubt(std::error_code error) {
+    return error == errc::timed_out_in_flight   ? errc::timed_out
+           : error == errc::closed_in_flight    ? errc::closed
+           : error == errc::cancelled_in_flight ? errc::cancelled
+                                                : error;
+  }
+
+  void reverse(TransferRequest request, Completion completion) {
+    std::reverse(request.objects.begin(), request.objects.end());
+    std::reverse(request.remote_indexes.begin(), request.remote_indexes.end());
+    DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+  }
+
   /// The last byte of the last object that has one: of a copy before it goes out, of the buffer after it has come in.
   void change_a_byte(TransferRequest request, Completion completion) {
     const auto last = std::find_if(request.objects.rbegin(), request.objects.rend(),
@@ -309,6 +384,7 @@ class BrokenChannel final : public DecoratedChannel {
   std::size_t started_ = 0;
   std::vector<Completion> kept_;
   std::vector<Held> held_;
+  std::vector<TransferRequest> late_;
 };
 
 }  // namespace kvferry::testing

@@ -146,6 +146,11 @@ constexpr auto detections = std::to_array<Detection>({
     {"endless", "DeadlinesTest/Channel.RecvWithoutSend"},
     {"deaf_to_close", "ClosingTest/Channel.CloseEndsPendingReceiveNotifications"},
     {"hanging_close", "LifecycleTest/Channel.CloseIsIdempotent"},
+    {"late_write", "EndingTest/Channel.AWriteThatTimedOutDoesNotLandOverALaterOne"},
+    {"hollow_fence", "EndingTest/Channel.AFenceWaitsForWhatIsUnderWay"},
+    {"first_object_wins", "EndingTest/Channel.OfObjectsForOnePageTheLastWins"},
+    {"first_object_wins", "EndingTest/Channel.OfPagesForOneBufferTheLastWins"},
+    {"late_notification", "EndingTest/Channel.NoNotificationFollowsTheEndOfItsWrite"},
     {"incapable", "LifecycleTest/Channel.OffersSomeTransfer"},
 });
 

@@ -68,6 +68,11 @@ class DecoratedChannel : public BaseTransferChannel {
             [&](auto handler) { inner_->async_receive_notification(timeout, std::move(handler)); });
   }
 
+  void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
+                   FenceCompletion completion) override {
+    forward(std::move(completion), [&](auto handler) { inner_->async_fence(peer_id, timeout, std::move(handler)); });
+  }
+
  private:
   /// Starts an operation of the inner channel that ends with this completion, and is cancelled with it. The inner
   /// handler and the inner signal meet on a strand, as Asio asks.

@@ -15,7 +15,7 @@
 namespace kvferry {
 namespace {
 
-constexpr auto last_errc = errc::identity_conflict;
+constexpr auto last_errc = errc::closed_in_flight;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -66,7 +66,7 @@ TEST(Error, EveryCodeHasANameOfItsOwn) {
 }
 
 constexpr std::array all_conditions{condition::invalid_argument, condition::peer_failed, condition::retryable,
-                                    condition::cancelled, condition::timed_out};
+                                    condition::cancelled, condition::timed_out, condition::may_still_land};
 
 std::set<condition> conditions_of(const std::error_code& code) {
   std::set<condition> held;
@@ -93,9 +93,13 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
                       errc::protocol_violation}));
   EXPECT_EQ(own_codes_of(condition::retryable),
             (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit,
-                      errc::peer_cancelled, errc::identity_conflict}));
-  EXPECT_EQ(own_codes_of(condition::cancelled), (std::set{errc::cancelled, errc::closed}));
-  EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out}));
+                      errc::peer_cancelled, errc::identity_conflict, errc::timed_out_in_flight}));
+  EXPECT_EQ(own_codes_of(condition::cancelled),
+            (std::set{errc::cancelled, errc::closed, errc::cancelled_in_flight, errc::closed_in_flight}));
+  EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out, errc::timed_out_in_flight}));
+  EXPECT_EQ(own_codes_of(condition::may_still_land),
+            (std::set{errc::connection_lost, errc::peer_closed, errc::protocol_violation, errc::timed_out_in_flight,
+                      errc::cancelled_in_flight, errc::closed_in_flight}));
 }
 
 TEST(Error, ACallerCanDecideUponEveryCode) {
@@ -114,8 +118,9 @@ TEST(Error, EveryErrnoOfOursIsInTheConditionsThatItDeserves) {
       {{retryable},
        {EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EAGAIN, EINTR, EBUSY, EADDRINUSE, EADDRNOTAVAIL}},
       {{peer_failed, retryable},
-       {ECONNRESET, ECONNREFUSED, ECONNABORTED, EPIPE, ESHUTDOWN, ENOTCONN, EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN,
+       {ECONNREFUSED, ESHUTDOWN, ENOTCONN, EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN,
         ENETRESET, EIO}},
+      {{peer_failed, retryable, may_still_land}, {ECONNRESET, ECONNABORTED, EPIPE}},  // those of connections that there were
       {{peer_failed, retryable, timed_out}, {ETIMEDOUT}},
       {{cancelled}, {ECANCELED}},
       {{}, {EBADF, ENOTSOCK, EDOM}},  // none that a call of ours ends with
@@ -201,6 +206,8 @@ TEST(Error, OwnCodesCompareWithTheStandardOnes) {
   EXPECT_EQ(cancelled, std::errc::operation_canceled);
   EXPECT_EQ(timed_out, std::errc::timed_out);
   EXPECT_NE(closed, std::errc::operation_canceled);
+  EXPECT_EQ(std::error_code(errc::cancelled_in_flight), std::errc::operation_canceled);
+  EXPECT_EQ(std::error_code(errc::timed_out_in_flight), std::errc::timed_out);
 }
 
 TEST(Error, TransferErrorCarriesCountCodeAndText) {

@@ -257,8 +257,7 @@ TEST(LaneProtocol, Line13_AStoppedWriteDrainsTheFrameThatIsHalfOut) {
   ASSERT_FALSE(a.feed(b.take(1000)));
   ASSERT_FALSE(b.feed(a.take(100'000)));
   EXPECT_FALSE(a.protocol->draining_since());
-  operation->request_stop(errc::cancelled);
-  a.protocol->stop(*operation);
+  a.stop(*operation);
   EXPECT_TRUE(a.protocol->draining_since());
   ASSERT_FALSE(settle(a, b));
   EXPECT_FALSE(a.protocol->draining_since());
@@ -352,8 +351,7 @@ TEST(LaneProtocol, Line13_AStoppedWriteOfWhichNothingIsOutIsTakenBack) {
   a.start(request(TransferKind::write, {a.page_at(2)}, {2}), third);
   a.protocol->fill(1 << 20);  // all three are in the outgoing queue
   ASSERT_FALSE(b.feed(a.take(10)));
-  operation->request_stop(errc::cancelled);
-  a.protocol->stop(*operation);
+  a.stop(*operation);
   EXPECT_FALSE(a.protocol->draining_since());
   ASSERT_FALSE(settle(a, b));
   EXPECT_EQ(first->count, 1U);

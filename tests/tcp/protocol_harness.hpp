@@ -71,6 +71,23 @@ struct Outcome {
   std::vector<std::size_t> sizes;
 };
 
+/// The way from an operation to its side.
+class SideLink final : public kit::Link {
+ public:
+  explicit SideLink(LaneProtocol& protocol) : protocol_(protocol) {}
+
+  void start(std::shared_ptr<kit::Operation> operation) override {
+    const std::size_t count = operation->object_count();
+    protocol_.start(std::make_shared<StripedOperation>(std::move(operation), 1), {0, count});
+  }
+  void stop(std::shared_ptr<kit::Operation> operation) override { protocol_.stop(*operation); }
+  void shut(std::error_code cause, const std::string& why) override { protocol_.fail(cause, why); }
+  [[nodiscard]] std::string path() const override { return "a test's"; }
+
+ private:
+  LaneProtocol& protocol_;
+};
+
 /// One end of a connection without the connection.
 class Side {
  public:
@@ -83,6 +100,7 @@ class Side {
             std::vector<MemoryRegion>{{memory.data(), memory.size(), page, Access::read_write},
                                       {memory.data(), memory.size(), page, Access::none}})),
         protocol(std::make_unique<LaneProtocol>(host)),
+        link_(std::make_shared<SideLink>(*protocol)),
         deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),
         registry_(std::make_shared<kit::OperationRegistry>(deadlines_, 1U << 20)) {}
 
@@ -108,16 +126,12 @@ class Side {
         }),
         kit::Clock::now() + std::chrono::hours(1), registry_);
     (void)registry_->add(operation);
-    protocol->start(std::make_shared<StripedOperation>(operation, 1), {0, operation->object_count()});
+    operation->start_on(link_);
     return operation;
   }
 
   /// Ends an operation as a cancellation does.
-  void stop(kit::Operation& operation) {
-    // Without a link the request only records its cause and ends the operation; the protocol must let go all the same.
-    operation.request_stop(errc::cancelled);
-    protocol->stop(operation);
-  }
+  static void stop(kit::Operation& operation) { operation.request_stop(errc::cancelled); }
 
   [[nodiscard]] MutableBuffer page_at(std::size_t index, std::size_t size = page) {
     return {memory.data() + index * page, size};
@@ -148,6 +162,9 @@ class Side {
   /// Takes at most `step` outgoing bytes.
   [[nodiscard]] std::vector<std::byte> take(std::size_t step) {
     std::array<iovec, 64> pieces;
+    if (protocol->fence_asked()) {
+      protocol->answer_fence();
+    }
     protocol->fill(step);
     const std::size_t count = protocol->out().front(pieces, step);
     std::vector<std::byte> bytes;
@@ -164,6 +181,7 @@ class Side {
   std::unique_ptr<LaneProtocol> protocol;
 
  private:
+  std::shared_ptr<SideLink> link_;
   asio::io_context context_;
   std::shared_ptr<kit::DeadlineQueue> deadlines_;
   std::shared_ptr<kit::OperationRegistry> registry_;

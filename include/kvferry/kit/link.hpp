@@ -48,13 +48,15 @@ class Link {
   /// buffer or region. Idempotent.
   virtual void shut(std::error_code cause, const std::string& why) = 0;
 
-  /// What `take_leave` waits for: until one of the descriptors can be read, or `until`.
+  /// What `take_leave` waits for: until one of the descriptors can be read, one of the others written to, or `until`.
   struct Pause {
     std::vector<int> descriptors;
     Clock::time_point until;
+    std::vector<int> writing = {};
   };
-  /// The channel is being closed, and `shut` follows. Takes nothing new from the peer any more, and says what the peer
-  /// is owed - answers to what it handed over, then goodbye - as far as that can be done without waiting. All links of a
+  /// The channel is being closed, its operations have been asked to stop, and `shut` follows. Takes nothing new from the
+  /// peer any more, says what the peer is owed - answers to what it handed over, then goodbye - and takes what the peer
+  /// still has to say of operations that were stopped, as far as that can be done without waiting. All links of a
   /// channel do this at the same time, so that many take no longer than one.
   /// @return what to wait for before calling this again. Nothing: all has been said, or the time for it has passed.
   [[nodiscard]] virtual std::optional<Pause> take_leave() { return std::nullopt; }
@@ -66,6 +68,15 @@ class Link {
   /// The default takes a link that has not failed for one whose peer lives: such a peer's place becomes free when the
   /// link has failed.
   virtual void probe(std::function<void()> answered) { answered(); }
+
+  /// Calls `done` when nothing can land here any more of what the peer had started on this link: the peer has said that its
+  /// writes have ended, or the link has been shut. Exactly once, from any thread, possibly within the call, perhaps with
+  /// locks of the link's held.
+  /// @return false if the link can't ask: then nothing is called, and who wants to be sure shuts the link.
+  [[nodiscard]] virtual bool fence(std::function<void()> done) {
+    (void)done;
+    return false;
+  }
 
   /// @name For a thread that would rather move the link's bytes than sleep while it waits
   /// @{

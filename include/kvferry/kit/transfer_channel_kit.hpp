@@ -100,6 +100,8 @@ class TransferChannelKit : public BaseTransferChannel {
   void start_side_message(InitRequest request, SideMessageCompletion completion) override;
   void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
                                   NotificationCompletion completion) override;
+  void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
+                   FenceCompletion completion) override;
   [[nodiscard]] bool running_in_io_thread() const noexcept override;
 
  private:

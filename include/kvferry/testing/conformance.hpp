@@ -30,6 +30,7 @@
 #include <kvferry/testing/conformance_transports.hpp>
 #include <kvferry/testing/connect_suite.hpp>
 #include <kvferry/testing/deadlines_suite.hpp>
+#include <kvferry/testing/ending_suite.hpp>
 #include <kvferry/testing/lifecycle_suite.hpp>
 #include <kvferry/testing/notifications_suite.hpp>
 #include <kvferry/testing/one_sided_suite.hpp>

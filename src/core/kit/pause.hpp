@@ -22,6 +22,9 @@ inline void wait_for(std::span<const Link::Pause> pauses) {
     for (const int descriptor : pause.descriptors) {
       descriptors.push_back({descriptor, POLLIN, 0});
     }
+    for (const int descriptor : pause.writing) {
+      descriptors.push_back({descriptor, POLLOUT, 0});
+    }
   }
   const auto rest = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
   const auto timeout = static_cast<int>(std::clamp<std::int64_t>(rest.count(), 0, 1000));

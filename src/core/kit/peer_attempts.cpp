@@ -428,7 +428,7 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
                             std::shared_ptr<Link> link) {
   const Link* const published = link.get();
   const std::string seen_at = link->remote_address();
-  std::shared_ptr<Link> replaced;
+  std::vector<std::shared_ptr<Link>> replaced;
   Failure why{errc::connection_lost, "the connection was replaced by a new one"};
   std::uint64_t before = 0;
   Failure failed;
@@ -437,12 +437,12 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
     Peer* const peer = current(peer_id, number);
     Attempt* const attempt = peer == nullptr ? nullptr : peer->find(number);
     if (attempt == nullptr) {
-      replaced = std::move(link);
+      replaced.push_back(std::move(link));
     } else if (host->failed()) {
-      replaced = std::move(link);
+      replaced.push_back(std::move(link));
       failed = {errc::connection_lost, "the connection broke as soon as it was made"};
     } else if (attempt->accepting && !attempt->known && peer->lives()) {
-      replaced = std::move(link);
+      replaced.push_back(std::move(link));
       why = {errc::identity_conflict, "another channel is connected as this peer, and lives"};
       failed = why;
     } else {
@@ -470,9 +470,12 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
       end_attempts(*peer);
       peer->attempt = std::move(move);
       end_probe(*peer);
-      std::erase_if(links_, [](const std::weak_ptr<Link>& weak) { return weak.expired(); });
-      links_.push_back(link);
-      replaced = std::exchange(peer->link, std::move(link));
+      std::erase_if(links_, [](const Published& old) { return old.link.expired(); });
+      links_.push_back({peer_id, link});
+      // Also one that has failed, and is being shut by whoever noticed: not before nothing is received on it any more is
+      // the peer to start anything on the new one.
+      replaced = links_but(link, peer_id);
+      peer->link = std::move(link);
       peer->description = host->description();
       peer->url = with_zone_of(peer->url, seen_at);
       peer->state = Peer::State::handing_over;
@@ -490,8 +493,8 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
     ++identity_conflicts_;
     logger_->log(LogLevel::warning, "identity_conflict", peer_id, failed.code, [&] { return failed.sentence; });
   }
-  if (replaced) {
-    replaced->shut(why.code, why.sentence);
+  for (const auto& old : replaced) {
+    old->shut(why.code, why.sentence);
   }
   if (failed) {
     fail_attempt(peer_id, number, failed);

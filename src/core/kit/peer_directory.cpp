@@ -299,9 +299,41 @@ std::size_t PeerDirectory::usable_count() const {
       std::ranges::count_if(peers_, [](const auto& entry) { return entry.second.link != nullptr; }));
 }
 
+std::shared_ptr<Link> PeerDirectory::shut_old_links(const std::string& peer_id) {
+  std::vector<std::shared_ptr<Link>> old;
+  std::shared_ptr<Link> current;
+  {
+    const Lock lock(mutex_);
+    if (const auto it = peers_.find(peer_id); it != peers_.end()) {
+      current = it->second.link;
+    }
+    old = links_but(current, peer_id);
+  }
+  for (const auto& link : old) {
+    link->shut(errc::connection_lost, "the connection to the peer was lost");
+  }
+  return current;
+}
+
+std::vector<std::shared_ptr<Link>> PeerDirectory::links_but(const std::shared_ptr<Link>& kept,
+                                                            const std::string& peer_id) const {
+  std::vector<std::shared_ptr<Link>> links;
+  for (const Published& published : links_) {
+    if (auto link = published.link.lock(); link && link != kept && published.peer_id == peer_id) {
+      links.push_back(std::move(link));
+    }
+  }
+  return links;
+}
+
+void PeerDirectory::break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why) {
+  link_failed(peer_id, link, cause);
+  link.shut(cause, why);
+}
+
 void PeerDirectory::close() {
   std::map<std::string, Peer, std::less<>> peers;
-  std::vector<std::weak_ptr<Link>> links;
+  std::vector<Published> links;
   {
     Lock lock(mutex_);
     closed_ = true;
@@ -310,8 +342,8 @@ void PeerDirectory::close() {
     links.swap(links_);
   }
   std::vector<std::shared_ptr<Link>> open;
-  for (const auto& weak : links) {
-    if (auto link = weak.lock()) {
+  for (const auto& published : links) {
+    if (auto link = published.link.lock()) {
       open.push_back(std::move(link));
     }
   }

@@ -91,6 +91,11 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// How often a known peer was found to be somebody else: restarted, moved.
   [[nodiscard]] std::uint64_t peer_replacements() const noexcept { return peer_replacements_; }
 
+  /// Shuts what is left of the peer's links but the one in use. @return that one; null if there is none.
+  [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id);
+  /// Shuts a link as if it had failed by itself.
+  void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
+
   /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads
   /// are doing here. Afterwards neither the transport's hooks nor the service are used.
   void close();
@@ -114,6 +119,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void hand_over(const std::string& peer_id, const Link* link);
   void link_failed(const std::string& peer_id, const Link& link, std::error_code cause);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
+  [[nodiscard]] std::vector<std::shared_ptr<Link>> links_but(const std::shared_ptr<Link>& kept,
+                                                             const std::string& peer_id) const;
 
   // Attempts to connect (peer_attempts.cpp)
   void start_dial(Peer& peer, Lock& lock);
@@ -170,9 +177,12 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   mutable std::mutex mutex_;
   std::map<std::string, Peer, std::less<>> peers_;
-  std::vector<std::weak_ptr<Link>> links_;  ///< All that were published.
-  std::uint64_t last_number_ =
-      0;  ///< Of attempts and probes; never used twice, so that nothing late is taken for something current.
+  std::uint64_t last_number_ = 0;           ///< Of attempts and probes; never used twice, so that nothing late is taken for something current.
+  struct Published {
+    std::string peer_id;
+    std::weak_ptr<Link> link;
+  };
+  std::vector<Published> links_;            ///< All links that there ever were, as far as something is left of them.
   std::size_t visits_ = 0;
   std::condition_variable no_visits_;
   bool closed_ = false;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/error.hpp>
 #include <kvferry/kit/operation.hpp>
 
 namespace kvferry::kit {
@@ -59,12 +60,13 @@ class StripedOperation {
   [[nodiscard]] const std::shared_ptr<Operation>& operation() const noexcept { return operation_; }
   [[nodiscard]] std::size_t parts() const noexcept { return parts_; }
 
-  /// A part has ended; no buffer of it is touched any more. The first error is kept.
+  /// A part has ended; no buffer of it is touched any more. The first error is kept, unless a later one says that bytes
+  /// may still land.
   /// @return true if that was the last part and none failed: the caller ends the operation.
   [[nodiscard]] bool part_done(std::error_code cause, std::string why) {
     {
       const std::lock_guard lock(mutex_);
-      if (cause && !cause_) {
+      if (cause && (!cause_ || (cause == condition::may_still_land && cause_ != condition::may_still_land))) {
         cause_ = cause;
         why_ = std::move(why);
       }

@@ -22,6 +22,7 @@
 
 #include "blocking_transfer.hpp"
 #include "checks.hpp"
+#include "fence.hpp"
 #include "init_exchange.hpp"
 #include "io_threads.hpp"
 #include "notification_queue.hpp"
@@ -431,15 +432,44 @@ void TransferChannelKit::start_receive_notification(std::optional<std::chrono::m
   impl_->notifications->receive(timeout, std::move(completion));
 }
 
+void TransferChannelKit::start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
+                                     FenceCompletion completion) {
+  if (impl_->closed || peer_id.empty()) {
+    completion(impl_->closed ? errc::closed : errc::empty_peer_id);
+    return;
+  }
+  const auto link = impl_->peers->shut_old_links(peer_id);
+  if (!link) {
+    completion({});
+    return;
+  }
+  const auto fence = std::make_shared<Fence>(
+      std::move(completion), deadline_after(timeout.value_or(impl_->options.default_timeout)), impl_->deadlines,
+      [peers = std::weak_ptr(impl_->peers), fenced = std::weak_ptr(link), peer_id] {
+        const auto directory = peers.lock();
+        const auto asked = fenced.lock();
+        if (directory && asked) {
+          directory->break_link(peer_id, *asked, errc::connection_lost, "the peer did not answer a fence in time");
+        }
+      });
+  fence->begin();
+  if (!link->fence([fence] { fence->end({}); })) {
+    impl_->peers->break_link(peer_id, *link, errc::connection_lost,
+                             "the connection was given up, to be sure of what lands");
+    fence->end({});
+  }
+}
+
 void TransferChannelKit::close() {
   std::call_once(impl_->close_once, [this] {
     impl_->closed = true;
-    // Links go first: shutting them ends their operations at once, where stopping each would drain it.
+    // Asked to stop first, so that peers can deal with what was sent of them while links take their leave. What is left
+    // then ends with its link.
+    impl_->operations->close(errc::closed);
     if (impl_->peers) {
       impl_->peers->close();
       stop_listening();
     }
-    impl_->operations->close(errc::closed);
     impl_->operations->wait_until_empty();
     impl_->exchanges->close();
     if (impl_->handshakes) {

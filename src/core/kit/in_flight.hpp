@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <system_error>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::kit {
+
+/// The error of a write or send whose connection is broken with `cause` before the peer has dealt with it:
+/// `condition::may_still_land` holds for it. A peer that restarted is an exception: what was under way was meant for
+/// memory that is no more.
+[[nodiscard]] inline std::error_code in_flight(const std::error_code& cause) noexcept {
+  if (cause == condition::may_still_land || cause == errc::peer_restarted) {
+    return cause;
+  }
+  if (cause == errc::closed) {
+    return errc::closed_in_flight;
+  }
+  if (cause == condition::cancelled) {
+    return errc::cancelled_in_flight;
+  }
+  return cause == errc::timed_out ? errc::timed_out_in_flight : errc::connection_lost;
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/mman.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <system_error>
+
+#include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/pausable_executor.hpp>
+
+namespace kvferry::model {
+
+using Word = std::uint64_t;
+
+/// Pages that several processes may see; named by a descriptor that is inherited.
+class SharedPages {
+ public:
+  SharedPages(int descriptor, std::size_t bytes)
+      : bytes_(bytes),
+        data_(static_cast<std::byte*>(
+            ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0))) {
+    if (data_ == MAP_FAILED) {
+      throw std::system_error(errno, std::generic_category(), "mmap");
+    }
+  }
+  SharedPages(const SharedPages&) = delete;
+  SharedPages& operator=(const SharedPages&) = delete;
+  ~SharedPages() { ::munmap(data_, bytes_); }
+
+  [[nodiscard]] std::byte* data() const noexcept { return data_; }
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_; }
+
+ private:
+  const std::size_t bytes_;
+  std::byte* const data_;
+};
+
+struct TargetShape {
+  std::size_t lanes = 1;
+  std::size_t page_bytes = 4096;
+  std::size_t pages = 64;
+};
+
+/// The side that owns the pages, and that can be held up, fenced and restarted.
+class Target {
+ public:
+  virtual ~Target() = default;
+  [[nodiscard]] virtual std::string url() = 0;
+  virtual void pause() = 0;
+  virtual void resume() = 0;
+  virtual void fence(const std::string& peer) = 0;
+  virtual void restart() = 0;
+};
+
+/// The channel of a target, in the process that calls.
+class TargetChannel final : public Target {
+ public:
+  TargetChannel(const TargetShape& shape, const SharedPages& pages, std::string url = "tcp://127.0.0.1:0")
+      : shape_(shape), pages_(pages), url_(std::move(url)) {
+    open();
+  }
+
+  [[nodiscard]] std::string url() override { return channel_->peer_init_url(); }
+  void pause() override { executor_->pause(std::chrono::seconds(30)); }
+  void resume() override { executor_->resume(); }
+  void fence(const std::string& peer) override { channel_->fence(peer, std::chrono::milliseconds(200)); }
+  void restart() override {
+    url_ = url();
+    channel_.reset();
+    open();
+  }
+
+ private:
+  void open() {
+    TcpOptions options;
+    options.lanes_per_peer = shape_.lanes;
+    options.receive_buffer = std::size_t{64} << 10;  // so that much of what is given up waits in the kernel
+    options.executor = executor_->executor();
+    options.peer_init_url = url_;
+    options.regions = {{pages_.data(), shape_.pages * shape_.page_bytes, shape_.page_bytes, Access::read_write}};
+    channel_ = std::make_unique<TcpTransferChannel>(std::move(options));
+  }
+
+  const TargetShape shape_;
+  const SharedPages& pages_;
+  std::string url_;
+  const std::unique_ptr<testing::PausableExecutor> executor_ = std::make_unique<testing::PausableExecutor>();
+  std::unique_ptr<TcpTransferChannel> channel_;
+};
+
+}  // namespace kvferry::model

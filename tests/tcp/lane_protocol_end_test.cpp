@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// When what is given up has ended: not before the peer has dealt with all that was sent of it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "protocol_harness.hpp"
+#include "tcp/lane_protocol.hpp"
+
+namespace kvferry::tcp::testing::lane_end {
+namespace {
+
+constexpr std::size_t everything = std::size_t{64} << 20;
+
+/// Takes whatever a side has to send.
+std::vector<std::byte> take_all(Side& side) {
+  std::vector<std::byte> all;
+  for (;;) {
+    const auto more = side.take(everything);
+    if (more.empty()) {
+      return all;
+    }
+    all.insert(all.end(), more.begin(), more.end());
+  }
+}
+
+TransferRequest write_of(Side& side, std::size_t pages, std::vector<std::byte> notification = {}) {
+  TransferRequest write = request(TransferKind::write, {});
+  for (std::size_t i = 0; i < pages; ++i) {
+    write.objects.push_back(side.page_at(i));
+    write.remote_indexes.push_back(i);
+  }
+  write.notification = std::move(notification);
+  return write;
+}
+
+TEST(LaneProtocolEnd, AWriteThatIsGivenUpEndsWhenThePeerHasDealtWithIt) {
+  Side a;
+  Side b;
+  fill(a.memory, 1);
+  const auto outcome = std::make_shared<Outcome>();
+  const auto operation = a.start(write_of(a, 1000), outcome);
+  // All of three frames and a part of the fourth; what comes behind is in no socket yet.
+  const auto sent = a.take(3 * max_chunk_bytes + max_chunk_bytes / 2);
+  a.stop(*operation);
+  EXPECT_TRUE(a.protocol->draining_since());
+  const auto rest = take_all(a);
+  EXPECT_EQ(outcome->calls, 0);
+  ASSERT_FALSE(b.feed(sent));
+  ASSERT_FALSE(a.feed(take_all(b)));
+  EXPECT_EQ(outcome->calls, 0) << "the fourth frame is under way";
+  ASSERT_FALSE(b.feed(rest));
+  ASSERT_FALSE(a.feed(take_all(b)));
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_EQ(outcome->ec, errc::cancelled);
+  EXPECT_NE(outcome->ec, condition::may_still_land);
+  EXPECT_FALSE(a.protocol->draining_since());
+
+  // What is said to have landed has, and nothing more.
+  EXPECT_GT(outcome->count, 0U);
+  EXPECT_LT(outcome->count, 1000U);
+  for (std::size_t i = 0; i < 1000; ++i) {
+    if (!outcome->statuses[i]) {
+      EXPECT_TRUE(std::ranges::equal(a.page_at(i), b.page_at(i))) << i;
+    }
+  }
+}
+
+TEST(LaneProtocolEnd, AWriteThatIsGivenUpWhenAllOfItLandsHasSucceeded) {
+  for (const std::size_t pages : {std::size_t{1}, std::size_t{3}}) {
+    Side a;
+    Side b;
+    fill(a.memory, 2);
+    const auto outcome = std::make_shared<Outcome>();
+    const auto operation = a.start(write_of(a, pages, {std::byte{7}}), outcome);
+    const auto sent = take_all(a);
+    a.stop(*operation);
+    EXPECT_EQ(outcome->calls, 0);
+    ASSERT_FALSE(b.feed(sent));
+    ASSERT_FALSE(a.feed(take_all(b)));
+    EXPECT_EQ(outcome->calls, 1);
+    EXPECT_FALSE(outcome->ec) << outcome->diagnostic;
+    EXPECT_EQ(outcome->count, pages);
+    EXPECT_EQ(b.host->notifications.size(), 1U);
+  }
+}
+
+TEST(LaneProtocolEnd, NoNotificationFollowsAWriteThatWasGivenUpBeforeItWasSent) {
+  Side a;
+  Side b;
+  const auto outcome = std::make_shared<Outcome>();
+  const auto operation = a.start(write_of(a, Side::pages, {std::byte{7}}), outcome);
+  const auto sent = take_all(a);  // all objects; the notification waits for their acknowledgements
+  a.stop(*operation);
+  ASSERT_FALSE(b.feed(sent));
+  ASSERT_FALSE(a.feed(take_all(b)));
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_EQ(outcome->ec, errc::cancelled);
+  EXPECT_EQ(outcome->count, Side::pages);
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_TRUE(b.host->notifications.empty());
+}
+
+TEST(LaneProtocolEnd, ANotificationThatWasSentIsHandedOutBeforeItsWriteEnds) {
+  Side a;
+  Side b;
+  const auto outcome = std::make_shared<Outcome>();
+  const auto operation = a.start(write_of(a, Side::pages, {std::byte{7}}), outcome);
+  ASSERT_FALSE(b.feed(take_all(a)));
+  ASSERT_FALSE(a.feed(take_all(b)));
+  const auto notification = take_all(a);
+  a.stop(*operation);
+  EXPECT_EQ(outcome->calls, 0);
+  ASSERT_FALSE(b.feed(notification));
+  EXPECT_EQ(b.host->notifications.size(), 1U);
+  ASSERT_FALSE(a.feed(take_all(b)));
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_FALSE(outcome->ec);
+}
+
+TEST(LaneProtocolEnd, WhatBreaksWithBytesUnderWaySaysSo) {
+  for (const auto kind : {TransferKind::write, TransferKind::send}) {
+    for (const bool given_up : {false, true}) {
+      Side a;
+      Side b;
+      const auto outcome = std::make_shared<Outcome>();
+      const auto recv = std::make_shared<Outcome>();
+      std::vector<MutableBuffer> objects{a.page_at(0)};
+      if (kind == TransferKind::send) {
+        b.start(request(TransferKind::recv, {b.page_at(0)}), recv);
+        ASSERT_FALSE(a.feed(take_all(b)));
+      }
+      const auto operation =
+          a.start(kind == TransferKind::write ? request(kind, objects, {0}) : request(kind, objects), outcome);
+      (void)a.take(100);
+      if (given_up) {
+        a.stop(*operation);
+      }
+      EXPECT_EQ(outcome->calls, 0);
+      a.protocol->fail(errc::closed, "the channel was closed");
+      EXPECT_EQ(outcome->calls, 1);
+      EXPECT_EQ(outcome->ec, given_up ? errc::cancelled_in_flight : errc::closed_in_flight);
+      EXPECT_EQ(outcome->ec, condition::may_still_land);
+      EXPECT_EQ(outcome->ec, condition::cancelled);
+    }
+  }
+}
+
+TEST(LaneProtocolEnd, WhatBreaksWithNothingUnderWaySaysNothingOfTheKind) {
+  Side a;
+  Side b;
+  const auto unsent = std::make_shared<Outcome>();
+  const auto read = std::make_shared<Outcome>();
+  const auto recv = std::make_shared<Outcome>();
+  a.start(request(TransferKind::read, {a.page_at(1)}, {1}), read);
+  a.start(request(TransferKind::recv, {a.page_at(2)}), recv);
+  (void)take_all(a);
+  a.start(request(TransferKind::write, {a.page_at(0)}, {0}), unsent);
+  a.protocol->fill(everything);  // queued, but nothing of it sent
+  a.protocol->fail(errc::closed, "the channel was closed");
+  for (const auto& outcome : {unsent, read, recv}) {
+    EXPECT_EQ(outcome->calls, 1);
+    EXPECT_EQ(outcome->ec, errc::closed);
+  }
+}
+
+TEST(LaneProtocolEnd, ASendThatIsGivenUpEndsWhenThePeerHasDealtWithIt) {
+  Side a;
+  Side b;
+  std::vector<std::byte> large(8 * max_chunk_bytes);
+  std::vector<std::byte> target(large.size());
+  const auto send = std::make_shared<Outcome>();
+  const auto recv = std::make_shared<Outcome>();
+  b.start(request(TransferKind::recv, {MutableBuffer(target)}), recv);
+  ASSERT_FALSE(a.feed(take_all(b)));
+  const auto operation = a.start(request(TransferKind::send, {MutableBuffer(large)}), send);
+  const auto sent = a.take(2 * max_chunk_bytes);
+  a.stop(*operation);
+  EXPECT_EQ(send->calls, 0);
+  ASSERT_FALSE(b.feed(sent));
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(send->calls, 1);
+  EXPECT_EQ(send->ec, errc::cancelled);
+  EXPECT_EQ(send->count, 0U);
+  EXPECT_EQ(recv->ec, errc::peer_cancelled);
+}
+
+TEST(LaneProtocolEnd, ASendThatLostItsRecvAndIsGivenUpThenEndsOnce) {
+  Side a;
+  Side b;
+  std::vector<std::byte> large(3 * max_chunk_bytes);
+  std::vector<std::byte> target(large.size());
+  const auto send = std::make_shared<Outcome>();
+  const auto recv = std::make_shared<Outcome>();
+  const auto receiving = b.start(request(TransferKind::recv, {MutableBuffer(target)}), recv);
+  ASSERT_FALSE(a.feed(take_all(b)));
+  const auto sending = a.start(request(TransferKind::send, {MutableBuffer(large)}), send);
+  const auto sent = a.take(max_chunk_bytes + 1000);
+  b.stop(*receiving);
+  ASSERT_FALSE(a.feed(take_all(b)));
+  a.stop(*sending);
+  ASSERT_FALSE(b.feed(sent));
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(send->calls, 1);
+  EXPECT_EQ(send->ec, errc::cancelled);
+  EXPECT_EQ(send->statuses[0], errc::cancelled);
+  EXPECT_EQ(recv->ec, errc::cancelled);
+}
+
+TEST(LaneProtocolEnd, TheLastObjectOfAPageWins) {
+  Side a;
+  Side b;
+  fill(a.memory, 3);
+  TransferRequest write = request(TransferKind::write, {});
+  for (std::size_t i = 0; i < Side::pages; ++i) {
+    write.objects.push_back(a.page_at(i));
+    write.remote_indexes.push_back(i % 2);
+  }
+  const auto outcome = std::make_shared<Outcome>();
+  a.start(std::move(write), outcome);
+  ASSERT_FALSE(settle(a, b, 1000));
+  EXPECT_EQ(outcome->count, Side::pages);
+  EXPECT_TRUE(std::ranges::equal(b.page_at(0), a.page_at(Side::pages - 2)));
+  EXPECT_TRUE(std::ranges::equal(b.page_at(1), a.page_at(Side::pages - 1)));
+}
+
+TEST(LaneProtocolEnd, TheLastPageReadIntoABufferWins) {
+  Side a;
+  Side b;
+  fill(b.memory, 4);
+  TransferRequest read = request(TransferKind::read, {});
+  for (std::size_t i = 0; i < Side::pages; ++i) {
+    read.objects.push_back(a.page_at(0));
+    read.remote_indexes.push_back(i);
+  }
+  const auto outcome = std::make_shared<Outcome>();
+  a.start(std::move(read), outcome);
+  ASSERT_FALSE(settle(a, b, 1000));
+  EXPECT_EQ(outcome->count, Side::pages);
+  EXPECT_TRUE(std::ranges::equal(a.page_at(0), b.page_at(Side::pages - 1)));
+}
+
+TEST(LaneProtocolEnd, AFenceIsAnsweredWhenTheWritesBeforeItHaveEnded) {
+  Side a;
+  Side b;
+  const auto before = std::make_shared<Outcome>();
+  const auto after = std::make_shared<Outcome>();
+  a.start(write_of(a, 3), before);
+  a.start(request(TransferKind::read, {a.page_at(9)}, {1}), std::make_shared<Outcome>());
+  int done = 0;
+  b.protocol->fence([&done] { ++done; });
+  b.protocol->fence([&done] { ++done; });
+  ASSERT_FALSE(a.feed(take_all(b)));
+  const auto first = take_all(a);
+  a.start(request(TransferKind::recv, {a.page_at(0)}), after);  // for ever, and no write
+  ASSERT_FALSE(b.feed(first));
+  EXPECT_EQ(before->calls, 0);
+  EXPECT_EQ(done, 0);
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(before->calls, 1);
+  EXPECT_EQ(done, 2);
+}
+
+TEST(LaneProtocolEnd, AFenceOfAConnectionThatIsGoneHasNothingToWaitFor) {
+  Side a;
+  int done = 0;
+  a.protocol->fence([&done] { ++done; });
+  (void)take_all(a);
+  EXPECT_EQ(done, 0);
+  a.protocol->fail(errc::connection_lost, "cut");
+  EXPECT_EQ(done, 1);
+  a.protocol->fence([&done] { ++done; });
+  EXPECT_EQ(done, 2);
+}
+
+TEST(LaneProtocolEnd, FencesThatMakeNoSenseBreakTheConnection) {
+  FrameHeader header;
+  header.type = FrameType::fence_ack;
+  Side unasked;
+  EXPECT_EQ(unasked.feed(frame_bytes(header)), errc::protocol_violation);
+  header.type = FrameType::fence;
+  Side twice;
+  ASSERT_FALSE(twice.feed(frame_bytes(header)));
+  EXPECT_EQ(twice.feed(frame_bytes(header)), errc::protocol_violation);
+}
+
+TEST(LaneProtocolEnd, NothingOfAPeerThatIsGoneIsPlaced) {
+  Side a;
+  Side b;
+  fill(a.memory, 5);
+  const auto before = b.memory;
+  a.start(write_of(a, 300, {std::byte{1}}), std::make_shared<Outcome>());
+  const auto sent = take_all(a);
+  const auto half = std::span(sent).first(sent.size() / 2);
+  ASSERT_FALSE(b.feed(half));
+  b.protocol->peer_gone();
+  const auto at_the_end = b.memory;
+  EXPECT_NE(at_the_end, before);
+  ASSERT_FALSE(b.feed(std::span(sent).subspan(half.size())));
+  EXPECT_EQ(b.memory, at_the_end);
+  EXPECT_TRUE(b.host->notifications.empty());
+}
+
+TEST(LaneProtocolEnd, WhatAPeerThatIsGoneHasAnsweredCounts) {
+  Side a;
+  Side b;
+  fill(b.memory, 6);
+  const auto write = std::make_shared<Outcome>();
+  const auto read = std::make_shared<Outcome>();
+  a.start(write_of(a, 3), write);
+  a.start(request(TransferKind::read, {a.page_at(9)}, {100}), read);
+  ASSERT_FALSE(b.feed(take_all(a)));
+  a.protocol->peer_gone();
+  ASSERT_FALSE(a.feed(take_all(b)));
+  EXPECT_EQ(write->count, 3U);
+  EXPECT_EQ(read->count, 1U);
+  EXPECT_TRUE(std::ranges::equal(a.page_at(9), b.page_at(100)));
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing::lane_end
