@@ -65,6 +65,33 @@ struct PathStats {
   std::uint64_t bytes_in = 0;
 };
 
+/// How often something ended with the same error.
+struct CauseCount {
+  std::error_code cause;
+  std::uint64_t count = 0;
+};
+
+/// What has become of handshakes since the channel was made.
+struct HandshakeStats {
+  std::uint64_t dialed = 0;       ///< Connections that this side asked for.
+  std::uint64_t accepted = 0;     ///< Connections that peers asked for.
+  std::uint64_t reconnected = 0;  ///< How many of both were to a peer that had been connected before.
+  /// Attempts of this side that came to nothing, and of peers or strangers that were refused or did not get through, by
+  /// cause; ordered by cause.
+  std::vector<CauseCount> failed;
+  std::vector<CauseCount> refused;
+};
+
+/// One peer that the channel knows.
+struct PeerStats {
+  std::string id;
+  bool connected = false;
+  std::uint64_t connects = 0;   ///< Connections that there were to it, the present one included.
+  std::uint64_t succeeded = 0;  ///< Operations.
+  std::uint64_t failed = 0;     ///< Operations that had got as far as its connection, or to a wait for it.
+  std::uint64_t bytes = 0;      ///< Of the objects that were transferred.
+};
+
 /// A snapshot of what a channel has done. Its numbers are counted one by one while the channel works, so those of
 /// operations that are just ending may be in some and not yet in others; `in_flight()` is never less than none.
 struct ChannelStats {
@@ -74,6 +101,9 @@ struct ChannelStats {
   std::uint64_t identity_conflicts = 0;
   /// How often somebody else was found where a known peer was: it restarted, or moved.
   std::uint64_t peer_replacements = 0;
+  HandshakeStats handshakes;
+  std::vector<PeerStats> peers;  ///< Ordered by id. A peer that was forgotten (`ChannelOptions::max_peers`) is not here any more.
+  std::size_t pending_notifications = 0;  ///< That wait for `receive_notification`.
   std::array<TransferStats, 4> transfers;  ///< By `TransferKind`.
   std::vector<PathStats> paths;
   /// Further labels of the Prometheus text, for programs with several channels. `stats()` leaves them out.

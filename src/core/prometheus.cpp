@@ -12,8 +12,8 @@ namespace {
 
 using Labels = std::vector<std::pair<std::string_view, std::string>>;
 
-constexpr std::array<std::string_view, 7> own_labels{"transport", "kind",      "category", "cause",
-                                                     "path",      "direction", "le"};
+constexpr std::array<std::string_view, 9> own_labels{"transport", "kind", "category", "cause", "path",
+                                                     "direction", "le",   "peer",     "outcome"};
 
 bool is_label_name(std::string_view name) {
   const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
@@ -144,6 +144,45 @@ std::string to_prometheus(std::span<const ChannelStats> channels) {
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.identity_conflicts)); });
   text.metric("kvferry_peer_replacements_total", "counter", "Known peers in whose place somebody else was found.",
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.peer_replacements)); });
+  text.metric("kvferry_handshakes_total", "counter", "Connections made and attempts that came to nothing, by who asked.",
+              [&](const ChannelStats& channel) {
+                const HandshakeStats& handshakes = channel.handshakes;
+                const auto add = [&](std::string_view direction, std::uint64_t made, const std::vector<CauseCount>& failed) {
+                  text.sample({{"direction", std::string(direction)}, {"category", ""}, {"cause", ""}}, std::to_string(made));
+                  for (const auto& [cause, count] : failed) {
+                    text.sample({{"direction", std::string(direction)},
+                                 {"category", cause.category().name()},
+                                 {"cause", error_name(cause)}},
+                                std::to_string(count));
+                  }
+                };
+                add("out", handshakes.dialed, handshakes.failed);
+                add("in", handshakes.accepted, handshakes.refused);
+              });
+  text.metric(
+      "kvferry_reconnects_total", "counter", "Connections to peers that had been connected before.",
+      [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.handshakes.reconnected)); });
+  text.metric("kvferry_pending_notifications", "gauge", "Notifications that nobody has received yet.",
+              [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.pending_notifications)); });
+  text.metric("kvferry_peer_connected", "gauge", "Whether there is a usable connection to a known peer.",
+              [&](const ChannelStats& channel) {
+                for (const PeerStats& peer : channel.peers) {
+                  text.sample({{"peer", peer.id}}, peer.connected ? "1" : "0");
+                }
+              });
+  text.metric("kvferry_peer_operations_total", "counter", "Operations with a peer that ended.",
+              [&](const ChannelStats& channel) {
+                for (const PeerStats& peer : channel.peers) {
+                  text.sample({{"peer", peer.id}, {"outcome", "succeeded"}}, std::to_string(peer.succeeded));
+                  text.sample({{"peer", peer.id}, {"outcome", "failed"}}, std::to_string(peer.failed));
+                }
+              });
+  text.metric("kvferry_peer_bytes_total", "counter", "Bytes of the objects that were transferred with a peer.",
+              [&](const ChannelStats& channel) {
+                for (const PeerStats& peer : channel.peers) {
+                  text.sample({{"peer", peer.id}}, std::to_string(peer.bytes));
+                }
+              });
   text.value_of_transfers("kvferry_operations_started_total", "counter", "Operations that were called for.",
                           [](const TransferStats& transfers) { return transfers.started; });
   text.value_of_transfers("kvferry_operations_succeeded_total", "counter", "Operations that ended well.",

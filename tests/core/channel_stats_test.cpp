@@ -170,6 +170,32 @@ TEST(Prometheus, ItsOwnClientReadsEveryNumber) {
   EXPECT_EQ(failures, 2U);
 }
 
+TEST(Prometheus, TellsOfHandshakesAndPeers) {
+  ChannelStats stats;
+  stats.transport = "tcp";
+  stats.handshakes = {3, 2, 1, {{errc::timed_out, 4}}, {{errc::page_size_mismatch, 5}}};
+  stats.peers = {{"decode \"3\"", true, 2, 7, 1, 4096}, {"gone", false, 1, 0, 0, 0}};
+  stats.pending_notifications = 6;
+  const auto samples = read_by_prometheus(to_prometheus(stats));
+  for (const std::string sample : {
+           "counter kvferry_handshakes_total {category='',cause='',direction='out',transport='tcp'} 3.0",
+           "counter kvferry_handshakes_total {category='kvferry',cause='timed_out',direction='out',transport='tcp'} "
+           "4.0",
+           "counter kvferry_handshakes_total {category='',cause='',direction='in',transport='tcp'} 2.0",
+           "counter kvferry_handshakes_total "
+           "{category='kvferry',cause='page_size_mismatch',direction='in',transport='tcp'} 5.0",
+           "counter kvferry_reconnects_total {transport='tcp'} 1.0",
+           "gauge kvferry_pending_notifications {transport='tcp'} 6.0",
+           "gauge kvferry_peer_connected {peer='decode \"3\"',transport='tcp'} 1.0",
+           "gauge kvferry_peer_connected {peer='gone',transport='tcp'} 0.0",
+           "counter kvferry_peer_operations_total {outcome='succeeded',peer='decode \"3\"',transport='tcp'} 7.0",
+           "counter kvferry_peer_operations_total {outcome='failed',peer='decode \"3\"',transport='tcp'} 1.0",
+           "counter kvferry_peer_bytes_total {peer='decode \"3\"',transport='tcp'} 4096.0",
+       }) {
+    EXPECT_TRUE(samples.contains(sample)) << sample;
+  }
+}
+
 TEST(Prometheus, SeveralChannelsShareAMetricAndAreToldApartByTheirLabels) {
   std::vector<ChannelStats> channels{some_stats(), some_stats()};
   channels[0].labels = {{"channel", "prefill"}};

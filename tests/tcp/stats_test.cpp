@@ -2,6 +2,9 @@
 // What a channel counts of what it does.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <mutex>
+
 #include "channel_pair.hpp"
 
 namespace kvferry::tcp::testing {
@@ -97,6 +100,119 @@ TEST(Stats, ARecvThatIsTooSmallCountsWhatArrived) {
   EXPECT_EQ(recvs.failed(), 1U);
   EXPECT_EQ(recvs.objects, 1U);
   EXPECT_EQ(recvs.bytes, page_size);
+}
+
+/// The one peer that a channel knows; nothing if it knows another number of them.
+std::optional<PeerStats> only_peer(const ChannelStats& stats) {
+  return stats.peers.size() == 1 ? std::optional(stats.peers.front()) : std::nullopt;
+}
+
+TEST(Stats, HandshakesAreCountedByOutcomeAndOperationsByPeer) {
+  ConnectedPair pair(4);
+  const auto two = indexes(2);
+  pair.a.channel->batched_write(pair.a.pages(2), {.peer_id = "b", .remote_indexes = two});
+  std::error_code ec;
+  pair.a.channel->batched_recv(pair.a.pages(1), {.peer_id = "b", .timeout = std::chrono::milliseconds(1)}, ec);
+  EXPECT_EQ(ec, errc::timed_out);
+
+  const ChannelStats a = pair.a.channel->stats();
+  EXPECT_EQ(a.handshakes.dialed, 1U);
+  EXPECT_EQ(a.handshakes.accepted, 0U);
+  EXPECT_EQ(a.handshakes.reconnected, 0U);
+  EXPECT_TRUE(a.handshakes.failed.empty());
+  const auto peer = only_peer(a);
+  ASSERT_TRUE(peer);
+  EXPECT_EQ(peer->id, "b");
+  EXPECT_TRUE(peer->connected);
+  EXPECT_EQ(peer->connects, 1U);
+  EXPECT_EQ(peer->succeeded, 1U);
+  EXPECT_EQ(peer->failed, 1U);
+  EXPECT_EQ(peer->bytes, 2 * page_size);
+
+  const ChannelStats b = pair.b.channel->stats();
+  EXPECT_EQ(b.handshakes.dialed, 0U);
+  EXPECT_EQ(b.handshakes.accepted, 1U);
+  ASSERT_TRUE(only_peer(b));
+  EXPECT_EQ(only_peer(b)->id, "a");
+  EXPECT_EQ(only_peer(b)->bytes, 0U) << "a's writes are a's operations";
+}
+
+TEST(Stats, AReconnectIsCounted) {
+  RelayedPair pair(2);
+  const std::uint64_t page = 0;
+  std::error_code ec;
+  pair.relay.half_close();
+  // The first calls may be told of the break; one of the next reconnects.
+  const auto deadline = std::chrono::steady_clock::now() + long_enough;
+  do {
+    pair.a.channel->batched_write(pair.a.pages(1), {.peer_id = "b", .remote_indexes = {&page, 1}}, ec);
+  } while (ec && std::chrono::steady_clock::now() < deadline);
+  EXPECT_FALSE(ec) << ec.message();
+  const ChannelStats stats = pair.a.channel->stats();
+  EXPECT_EQ(stats.handshakes.dialed, 2U);
+  EXPECT_EQ(stats.handshakes.reconnected, 1U);
+  ASSERT_TRUE(only_peer(stats));
+  EXPECT_EQ(only_peer(stats)->connects, 2U);
+}
+
+TEST(Stats, AHandshakeThatIsRefusedIsCountedOnBothSidesAndLogged) {
+  std::mutex mutex;
+  std::vector<std::string> events;
+  TcpOptions listening;
+  listening.log_sink = [&](const LogRecord& record) {
+    const std::lock_guard lock(mutex);
+    events.push_back(std::string(record.event) + ' ' + std::string(record.peer));
+  };
+  Node b(4, listening);
+  TcpOptions other_pages;
+  std::vector<std::byte> memory(4 * page_size);
+  other_pages.regions = {{memory.data(), memory.size(), 2 * page_size}};
+  TcpTransferChannel a(other_pages);
+  std::error_code ec;
+  (void)a.lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {}, ec);
+  EXPECT_EQ(ec, errc::page_size_mismatch);
+
+  const HandshakeStats asked = a.stats().handshakes;
+  ASSERT_EQ(asked.failed.size(), 1U);
+  EXPECT_EQ(asked.failed[0].cause, errc::page_size_mismatch);
+  EXPECT_EQ(asked.failed[0].count, 1U);
+  const HandshakeStats answered = b.channel->stats().handshakes;
+  ASSERT_EQ(answered.refused.size(), 1U);
+  EXPECT_EQ(answered.refused[0].cause, errc::page_size_mismatch);
+  b.channel->close();
+  const std::lock_guard lock(mutex);
+  EXPECT_NE(std::ranges::find(events, "handshake_refused a"), events.end());
+}
+
+TEST(Stats, TheLifeOfAConnectionIsLogged) {
+  std::mutex mutex;
+  std::vector<std::string> events;
+  TcpOptions options;
+  options.log_sink = [&](const LogRecord& record) {
+    const std::lock_guard lock(mutex);
+    events.push_back(std::string(record.event) + ' ' + std::string(record.peer));
+  };
+  {
+    Node b(4);
+    Node a(4, options, false);
+    a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+    auto receiving = a.channel->async_batched_recv(a.pages(1), {.peer_id = "b"}, asio::use_future);
+    b.channel->close();
+    EXPECT_THROW(receiving.get(), std::system_error);  // the connection is gone: this side has noticed
+  }
+  const std::lock_guard lock(mutex);
+  const std::vector<std::string> expected{"channel_opened ", "peer_connected b", "peer_lost b", "channel_closed "};
+  EXPECT_EQ(events, expected);
+}
+
+TEST(Stats, NotificationsThatWaitAreCounted) {
+  ConnectedPair pair(2);
+  const std::uint64_t page = 0;
+  const std::array<std::byte, 3> text{};
+  pair.a.channel->batched_write(pair.a.pages(1), {.peer_id = "b", .remote_indexes = {&page, 1}, .notification = text});
+  EXPECT_EQ(pair.b.channel->stats().pending_notifications, 1U);
+  (void)pair.b.channel->receive_notification(long_enough);
+  EXPECT_EQ(pair.b.channel->stats().pending_notifications, 0U);
 }
 
 TEST(Stats, BytesAreCountedByLane) {

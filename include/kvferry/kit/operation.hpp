@@ -22,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 
 class Link;
 class OperationRegistry;
+struct PeerCounters;
 
 /// Something that must end by a deadline.
 class Expirable {
@@ -71,6 +72,9 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
   /// incarnation: what is given at the first call sticks.
   std::uint64_t mean_for(std::uint64_t instance) noexcept;
 
+  /// Has the operation's end counted for its peer as well. To be called before it is on a link, by one thread.
+  void count_for(std::shared_ptr<PeerCounters> counters) noexcept { peer_counters_ = std::move(counters); }
+
   /// Why the operation is to end; no error while it isn't.
   [[nodiscard]] std::error_code stop_cause() const;
 
@@ -90,6 +94,7 @@ class Operation final : public Expirable, public std::enable_shared_from_this<Op
   const Clock::time_point deadline_;
   const std::shared_ptr<OperationRegistry> registry_;
 
+  std::shared_ptr<PeerCounters> peer_counters_;
   const Clock::time_point started_ = Clock::now();
   std::atomic<std::size_t> landed_{0};
   std::atomic<std::uint64_t> landed_bytes_{0};

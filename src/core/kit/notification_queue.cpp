@@ -135,6 +135,11 @@ void NotificationQueue::end(Wait& wait, std::error_code cause) {
   }
 }
 
+std::size_t NotificationQueue::pending() const {
+  const std::lock_guard lock(mutex_);
+  return notifications_.size();
+}
+
 void NotificationQueue::close() {
   std::list<std::shared_ptr<Wait>> waits;
   {

@@ -33,6 +33,7 @@ class NotificationQueue : public std::enable_shared_from_this<NotificationQueue>
   /// where others have filled it.
   [[nodiscard]] bool push(Notification notification);
   void receive(std::optional<std::chrono::milliseconds> timeout, NotificationCompletion completion);
+  [[nodiscard]] std::size_t pending() const;
   /// Ends all waits with `errc::closed`.
   void close();
 
@@ -49,7 +50,7 @@ class NotificationQueue : public std::enable_shared_from_this<NotificationQueue>
 
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const Bounds bounds_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<std::string, Share> shares_;  ///< Of those that have any.
   std::size_t bytes_ = 0;
   std::deque<Notification> notifications_;

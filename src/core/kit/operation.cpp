@@ -10,6 +10,7 @@
 #include "core/text.hpp"
 
 #include "operation_registry.hpp"
+#include "peer_counters.hpp"
 #include "striped_operation.hpp"
 
 namespace kvferry::kit {
@@ -101,6 +102,10 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
       return std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
              " objects: " + cause.message() + " (" + std::to_string(transferred) + " transferred)";
     });
+  }
+  if (peer_counters_) {
+    (cause ? peer_counters_->failed : peer_counters_->succeeded).fetch_add(1, std::memory_order_relaxed);
+    peer_counters_->bytes.fetch_add(landed_bytes_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   }
   registry_->counters().count_end(
       request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});

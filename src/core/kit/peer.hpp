@@ -74,6 +74,8 @@ struct PeerDirectory::Peer {
   std::vector<Waiter> waiting;
   std::vector<Waiter> movers;  ///< Who waits for the connection to a new url.
 
+  std::shared_ptr<PeerCounters> counters = std::make_shared<PeerCounters>();
+
   Attempt attempt;                  ///< This side's dial, or that of the peer itself.
   std::vector<Attempt> candidates;  ///< Dials of those who may be the peer anew; the oldest first.
 

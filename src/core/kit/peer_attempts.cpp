@@ -44,7 +44,11 @@ std::chrono::milliseconds bounded_milliseconds(std::uint64_t count) {
 
 }  // namespace
 
-void PeerDirectory::refuse(HandshakeService::Reply& reply, const Failure& cause) {
+void PeerDirectory::refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause) {
+  refused_.count(cause.code);
+  const bool conflict = cause.code == errc::identity_conflict;
+  logger_->log(LogLevel::warning, conflict ? "identity_conflict" : "handshake_refused", peer_id, cause.code,
+               [&] { return cause.sentence; });
   reply(encode_side_message(SideMessageError{static_cast<int>(code_for_peer(cause.code)), cause.sentence}));
 }
 
@@ -265,7 +269,7 @@ void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply r
   std::error_code ec;
   auto question = decode_side_message<InitQuestion>(message, ec);
   if (const Failure failure = ec ? Failure{ec, "malformed " + in_quotes(message.type())} : check(question)) {
-    refuse(reply, failure);
+    refuse(reply, question.sender_id, failure);
     return;
   }
   take(std::move(question), std::move(reply));
@@ -334,8 +338,8 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
         hooks_.accept(host, question.endpoint, deadline, link_handler(question.sender_id, number, host, nullptr));
   } catch (const std::system_error& error) {
     const Failure failure{error.code(), error.what()};
-    fail_attempt(question.sender_id, number, failure);
-    refuse(reply, failure);
+    drop_attempt(question.sender_id, number, failure);
+    refuse(reply, question.sender_id, failure);
     return;
   }
   answer.status = InitAnswer::ok;
@@ -381,19 +385,33 @@ LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attem
   };
 }
 
-void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number, Failure failure) {
+void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure) {
+  const auto accepting = drop_attempt(peer_id, number, failure);
+  if (!accepting) {
+    return;
+  }
+  (*accepting ? refused_ : failed_dials_).count(failure.code);
+  // Whoever called for a connection hears of it; of a peer's attempt nobody here does.
+  logger_->log(*accepting ? LogLevel::warning : LogLevel::info, *accepting ? "accept_failed" : "connect_failed", peer_id,
+               failure.code, [&] { return failure.sentence; });
+}
+
+/// @return whether it was a peer's attempt; nothing if it is over already.
+std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std::uint64_t number,
+                                                const Failure& failure) {
   // Where a peer gives so little time, trying again at once would be all that this side does.
   constexpr std::chrono::milliseconds least_patience{50};
   std::vector<Waiter> told;
+  bool was_acceptance = false;
   {
     Lock lock(mutex_);
     Peer* const peer = current(peer_id, number);
     if (peer == nullptr) {
-      return;
+      return std::nullopt;
     }
     const auto now = Clock::now();
     Attempt& attempt = *peer->find(number);
-    const bool was_acceptance = attempt.accepting;
+    was_acceptance = attempt.accepting;
     const bool had_its_time =
         now >= attempt.deadline && attempt.peers_patience.value_or(least_patience) >= least_patience;
     const bool was_move = attempt.moves;
@@ -422,6 +440,7 @@ void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t numbe
   for (const auto& waiting : told) {
     waiting.tell(failure);
   }
+  return was_acceptance;
 }
 
 void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, const std::shared_ptr<Host>& host,
@@ -431,6 +450,9 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
   std::vector<std::shared_ptr<Link>> replaced;
   Failure why{errc::connection_lost, "the connection was replaced by a new one"};
   std::uint64_t before = 0;
+  bool reconnected = false;
+  bool accepting = false;
+  std::shared_ptr<Link> made;
   Failure failed;
   {
     const Lock lock(mutex_);
@@ -446,6 +468,10 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
       why = {errc::identity_conflict, "another channel is connected as this peer, and lives"};
       failed = why;
     } else {
+      reconnected = peer->description != nullptr;
+      accepting = attempt->accepting;
+      made = link;
+      ++peer->counters->connects;
       if (peer->description && !attempt->known) {
         before = peer->instance.incarnation;
         why = {errc::peer_restarted, "the peer is another one: incarnation " + std::to_string(before) + " is now " +
@@ -484,6 +510,14 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
         peer->movers.clear();
       }
     }
+  }
+  if (made) {
+    ++(accepting ? accepted_ : dialed_);
+    reconnected_ += reconnected ? 1 : 0;
+    logger_->log(LogLevel::info, "peer_connected", peer_id, {}, [&] {
+      return std::string(reconnected ? "again, " : "") + made->path() + ", incarnation " +
+             std::to_string(host->peer().incarnation);
+    });
   }
   if (before != 0) {
     ++peer_replacements_;

@@ -75,6 +75,9 @@ PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id, bool
     if (oldest == peers_.end()) {
       return nullptr;
     }
+    logger_->log(LogLevel::info, "peer_forgotten", oldest->first, errc::resource_limit, [&] {
+      return "makes room for another: " + std::to_string(options_.max_peers) + " peers are known, and it was out of use";
+    });
     peers_.erase(oldest);
   }
   Peer& peer = peers_[peer_id];
@@ -173,6 +176,9 @@ void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_
     return;
   }
   Peer& peer = it->second;
+  if (!has_waited) {
+    operation->count_for(peer.counters);
+  }
   const std::uint64_t meant_for = operation->mean_for(peer.acknowledged_instance);
   if (peer.state != Peer::State::ready && !(has_waited && peer.state == Peer::State::handing_over)) {
     if (!peer.link && peer.attempt.number == 0 && peer.candidates.empty() && peer.url.empty()) {
@@ -245,9 +251,12 @@ void PeerDirectory::hand_over(const std::string& peer_id, const Link* link) {
 
 void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, std::error_code cause) {
   std::shared_ptr<Link> dropped;
-  const Lock lock(mutex_);
-  const auto it = peers_.find(peer_id);
-  if (it != peers_.end() && it->second.link.get() == &link) {
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || it->second.link.get() != &link) {
+      return;
+    }
     Peer& peer = it->second;
     dropped = std::move(peer.link);
     peer.last_failure = {cause, "the connection to the peer was lost: " + cause.message()};
@@ -255,6 +264,8 @@ void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, st
     peer.out_of_use_since = Clock::now();
     end_probe(peer);
   }
+  logger_->log(LogLevel::warning, "peer_lost", peer_id, cause,
+               [&] { return "the connection " + dropped->path() + " was lost: " + cause.message(); });
 }
 
 std::optional<PeerInfo> PeerDirectory::info(std::string_view peer_id) const {
@@ -292,6 +303,28 @@ std::string PeerDirectory::reached_url(std::string_view peer_id, const std::stri
 }
 
 bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }
+
+HandshakeStats PeerDirectory::handshakes() const {
+  HandshakeStats stats;
+  stats.dialed = dialed_;
+  stats.accepted = accepted_;
+  stats.reconnected = reconnected_;
+  stats.failed = failed_dials_.snapshot();
+  stats.refused = refused_.snapshot();
+  return stats;
+}
+
+std::vector<PeerStats> PeerDirectory::peers() const {
+  std::vector<PeerStats> all;
+  const Lock lock(mutex_);
+  for (const auto& [id, peer] : peers_) {
+    if (peer.description) {
+      const PeerCounters& counters = *peer.counters;
+      all.push_back({id, peer.link != nullptr, counters.connects, counters.succeeded, counters.failed, counters.bytes});
+    }
+  }
+  return all;
+}
 
 std::size_t PeerDirectory::usable_count() const {
   const Lock lock(mutex_);

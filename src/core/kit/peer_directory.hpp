@@ -25,6 +25,7 @@
 #include "instance_secrets.hpp"
 #include "notification_queue.hpp"
 #include "operation_registry.hpp"
+#include "peer_counters.hpp"
 
 namespace kvferry::kit {
 
@@ -95,6 +96,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id);
   /// Shuts a link as if it had failed by itself.
   void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
+  [[nodiscard]] HandshakeStats handshakes() const;
+  [[nodiscard]] std::vector<PeerStats> peers() const;
 
   /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads
   /// are doing here. Afterwards neither the transport's hooks nor the service are used.
@@ -134,7 +137,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void set_deadline(Attempt& attempt, Clock::time_point deadline);
   void end_attempt(Attempt& attempt);
   void end_attempts(Peer& peer);
-  void fail_attempt(const std::string& peer_id, std::uint64_t attempt, Failure failure);
+  void fail_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure);
+  std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure);
   void publish(const std::string& peer_id, std::uint64_t attempt, const std::shared_ptr<Host>& host,
                std::shared_ptr<Link> link);
   [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
@@ -147,7 +151,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Failure check(const InitQuestion& question) const;
   void accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock);
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
-  static void refuse(HandshakeService::Reply& reply, const Failure& cause);
+  void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);
 
   // Who a peer is (peer_takeover.cpp)
   void take(InitQuestion question, HandshakeService::Reply reply);
@@ -172,6 +176,11 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   AttemptSlots slots_;
   std::atomic<std::uint64_t> identity_conflicts_{0};
   std::atomic<std::uint64_t> peer_replacements_{0};
+  std::atomic<std::uint64_t> dialed_{0};
+  std::atomic<std::uint64_t> accepted_{0};
+  std::atomic<std::uint64_t> reconnected_{0};
+  CauseCounter failed_dials_;
+  CauseCounter refused_;
   HandshakeService* service_ = nullptr;
   std::string own_init_url_;
 

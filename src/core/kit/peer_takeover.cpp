@@ -41,7 +41,7 @@ void PeerDirectory::take(InitQuestion question, HandshakeService::Reply reply) {
                 : Failure{errc::resource_limit,
                           "this channel is connected to " + std::to_string(options_.max_peers) + " peers already"};
     lock.unlock();
-    refuse(reply, failure);
+    refuse(reply, question.sender_id, failure);
     return;
   }
   if (known || !peer->lives()) {
@@ -50,7 +50,8 @@ void PeerDirectory::take(InitQuestion question, HandshakeService::Reply reply) {
   }
   if (peer->newcomers.size() >= max_newcomers) {
     lock.unlock();
-    refuse(reply, {errc::resource_limit, "too many say at once that they are this peer, which is connected"});
+    refuse(reply, question.sender_id,
+           {errc::resource_limit, "too many say at once that they are this peer, which is connected"});
     return;
   }
   peer->newcomers.push_back({std::move(question), std::move(reply)});
@@ -158,9 +159,7 @@ void PeerDirectory::refuse_conflict(const std::string& taken_by, const InitQuest
                                                      "; the one that is refused is incarnation " +
                                                      std::to_string(question.incarnation)};
   ++identity_conflicts_;
-  logger_->log(LogLevel::warning, "identity_conflict", question.sender_id, failure.code,
-               [&] { return failure.sentence; });
-  refuse(reply, failure);
+  refuse(reply, question.sender_id, failure);
 }
 
 void PeerDirectory::probe_unanswered(const std::string& peer_id, std::uint64_t probe) {

@@ -306,6 +306,9 @@ ChannelStats TransferChannelKit::stats() const {
   stats.connected_peers = impl_->peers->usable_count();
   stats.identity_conflicts = impl_->peers->identity_conflicts();
   stats.peer_replacements = impl_->peers->peer_replacements();
+  stats.handshakes = impl_->peers->handshakes();
+  stats.peers = impl_->peers->peers();
+  stats.pending_notifications = impl_->notifications->pending();
   stats.transfers = impl_->operations->counters().snapshot();
   return stats;
 }
