@@ -24,6 +24,8 @@ enum class MessageType : std::uint8_t {
   send_data,
   send_ack,
   send_abort,
+  fence,
+  fence_ack,
 };
 
 struct MessageHeader {

@@ -141,6 +141,11 @@ void Rail::stop(std::shared_ptr<kit::Operation> operation) {
   drive(caller_rounds);
 }
 
+void Rail::fence(std::function<void()> done) {
+  driver_.put([&](Inbox& inbox) { inbox.fences.push_back(std::move(done)); });
+  drive(caller_rounds);
+}
+
 void Rail::probe(std::function<void()> answered) {
   driver_.put([&](Inbox& inbox) { inbox.probes.push_back(std::move(answered)); });
   drive(caller_rounds);
@@ -174,6 +179,7 @@ bool Rail::say(Farewell what) {
     pair_->take_events();
     const auto step = [&] {
       settle();
+      protocol_->begin_fences();
       while (!speechless_ && protocol_->fill_answers(list_)) {
         post_farewell();
       }
@@ -352,6 +358,16 @@ void Rail::apply(Inbox taken) {
     for (const auto& operation : taken.stops) {
       protocol_->stop(*operation);
     }
+  }
+  for (auto& done : taken.fences) {
+    if (protocol_) {
+      protocol_->fence(std::move(done));
+    } else {
+      done();
+    }
+  }
+  if (!failed_ && phase_ == Phase::running) {
+    protocol_->begin_fences();
   }
 }
 

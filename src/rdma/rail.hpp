@@ -81,6 +81,8 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
+  /// See `RailProtocol::fence`.
+  void fence(std::function<void()> done);
   /// Asks the peer's adapter for a sign of life; `answered` is called with the rail's engine held.
   void probe(std::function<void()> answered);
   /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this
@@ -111,6 +113,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   struct Inbox {
     std::vector<Start> starts;
     std::vector<std::shared_ptr<kit::Operation>> stops;
+    std::vector<std::function<void()>> fences;
     std::vector<std::function<void()>> probes;
     bool event = false;
     bool timer = false;
@@ -118,7 +121,8 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     kit::Failure trouble;       ///< Of the device.
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && probes.empty() && !event && !timer && !continuation && !trouble;
+      return starts.empty() && stops.empty() && fences.empty() && probes.empty() && !event && !timer && !continuation &&
+             !trouble;
     }
   };
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rail_protocol.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include <kvferry/error.hpp>
+#include <kvferry/rdma_error.hpp>
 
 #include "core/kit/checks.hpp"
+#include "core/kit/in_flight.hpp"
 
 namespace kvferry::rdma {
 RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, const SliceTable& own_memory, MessageSlots slots,
@@ -80,7 +83,7 @@ void RailProtocol::stop(const kit::Operation& operation) {
     return;
   }
   const auto cause = operation.stop_cause();
-  if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0) {
+  if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0 && !told_all(transfer)) {
     // Goes out behind the writes into the recv's buffers that are under way.
     tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled);
   }
@@ -149,29 +152,68 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
   control_.clear();
   matcher_.clear_posts();
   records_.clear();
+  fences_.clear();
   probes_.clear();
   while (!transfers_.empty()) {
     Transfer& transfer = transfers_.begin()->second;
-    transfer.outstanding = 0;
-    if (transfer.state != State::stopping && transfer.notification_done) {
+    const bool stopped = transfer.state == State::stopping;
+    if (transfer.notification_done) {
       // The peer answered what came behind the batch: all of it has landed, though its adapter didn't get to say so.
       transfer.operation().landed(transfer.landed_end, transfer.range.end - transfer.landed_end);
       transfer.landed_end = transfer.range.end;
     }
-    if (transfer.state == State::stopping || transfer.notification_done || transfer.acknowledged) {
+    if (transfer.notification_done || transfer.acknowledged) {
       end(transfer, transfer.failure, transfer.why);
-    } else {
-      end(transfer, transfer.id == culprit ? cause : failed_, why);
+      continue;
     }
+    std::error_code code = stopped ? transfer.failure : transfer.id == culprit ? cause : failed_;
+    // What the peer's adapter has refused isn't under way.
+    const bool refused =
+        transfer.id == culprit && cause.category() == rdma_category() && cause != condition::may_still_land;
+    if (may_land(transfer) && !refused) {
+      code = kit::in_flight(code);
+    }
+    transfer.outstanding = 0;
+    transfer.answer_awaited = false;
+    end(transfer, code, stopped ? transfer.why : why);
+  }
+  for (const auto& [id, done] : std::exchange(own_fences_, {})) {
+    done();
   }
 }
 
+/// Whether the peer has been sent something of it that it answers by itself.
+bool RailProtocol::told_all(const Transfer& transfer) noexcept {
+  if (transfer.request().kind == TransferKind::send) {
+    return transfer.state == State::told && transfer.remote_recv != 0 && !transfer.acknowledged;
+  }
+  const auto& notification = transfer.request().notification;
+  return transfer.request().kind == TransferKind::write && !notification.empty() &&
+         transfer.said == notification.size() && !transfer.notification_done;
+}
+
+/// Whether all of a one-sided one is where it belongs, its notification included.
+bool RailProtocol::has_landed(const Transfer& transfer) noexcept {
+  return transfer.request().one_sided() && transfer.planner.done() && transfer.outstanding == 0 &&
+         (transfer.request().notification.empty() || transfer.notification_done);
+}
+
+/// Whether bytes of it, or its notification, may be under way to the peer.
+bool RailProtocol::may_land(const Transfer& transfer) noexcept {
+  const TransferKind kind = transfer.request().kind;
+  if (kind == TransferKind::send) {
+    return transfer.outstanding != 0 || transfer.answer_awaited || transfer.remote_recv != 0;
+  }
+  return kind == TransferKind::write && (transfer.outstanding != 0 || transfer.answer_awaited || told_all(transfer));
+}
+
 void RailProtocol::end_if_done(Transfer& transfer) {
-  if (transfer.outstanding != 0) {
+  if (transfer.outstanding != 0 || transfer.answer_awaited) {
     return;
   }
   if (transfer.state == State::stopping) {
-    end(transfer, transfer.failure, std::move(transfer.why));
+    const bool landed = has_landed(transfer) && !transfer.notification_done;  // else its answer says what to end with
+    end(transfer, landed ? std::error_code() : transfer.failure, std::move(transfer.why));
     return;
   }
   const bool is_send = transfer.request().kind == TransferKind::send;
@@ -182,7 +224,8 @@ void RailProtocol::end_if_done(Transfer& transfer) {
 }
 
 void RailProtocol::end_when_drained(Transfer& transfer, std::error_code cause, std::string why) {
-  if (transfer.outstanding == 0) {
+  transfer.answer_awaited = told_all(transfer);
+  if (transfer.outstanding == 0 && !transfer.answer_awaited) {
     end(transfer, cause, std::move(why));
     return;
   }
@@ -191,7 +234,9 @@ void RailProtocol::end_when_drained(Transfer& transfer, std::error_code cause, s
   transfer.state = State::stopping;
   transfer.stopped = kit::Clock::now();
   ++draining_;
-  forget_meeting(transfer);
+  if (!transfer.answer_awaited) {
+    forget_meeting(transfer);
+  }
 }
 
 void RailProtocol::end(Transfer& transfer, std::error_code cause, std::string why) {
@@ -200,7 +245,7 @@ void RailProtocol::end(Transfer& transfer, std::error_code cause, std::string wh
     transfer.offered->close();
   }
   transfer.borrowed.reset();  // before the caller hears of the end: it may have no more memory to lock
-  if (transfer.state == State::notifying) {
+  if (transfer.parts_done) {
     forget(transfer);
     batch->operation()->finish(cause, std::move(why));
     return;
@@ -209,13 +254,16 @@ void RailProtocol::end(Transfer& transfer, std::error_code cause, std::string wh
     forget(transfer);
     return;
   }
-  if (!batch->operation()->request().notification.empty() && !transfer.notification_attached) {
+  const std::error_code stopped = batch->operation()->stop_cause();
+  if (!batch->operation()->request().notification.empty() && !transfer.notification_attached && !stopped) {
+    transfer.parts_done = true;
     transfer.state = State::notifying;
     notifications_.push_back(transfer.id);
     return;
   }
+  const bool unsaid = !batch->operation()->request().notification.empty() && !transfer.notification_done;
   forget(transfer);
-  batch->operation()->finish({}, std::move(why));
+  batch->operation()->finish(unsaid ? stopped : std::error_code(), std::move(why));
 }
 
 /// The send is no longer one that waits for a recv or has met one.
@@ -237,9 +285,55 @@ void RailProtocol::forget(Transfer& transfer) {
     --draining_;
   }
   forget_meeting(transfer);
+  if (transfer.request().kind == TransferKind::write) {
+    for (Fence& fence : fences_) {
+      fence.writes -= transfer.id < fence.before ? 1 : 0;
+    }
+    answer_fences();
+  }
   ids_.erase(&transfer.operation());
   // An id that is still in a queue is skipped there.
   transfers_.erase(transfer.id);
+}
+
+void RailProtocol::fence(std::function<void()> done) {
+  if (failed_) {
+    done();
+    return;
+  }
+  MessageHeader header;
+  header.type = MessageType::fence;
+  header.operation = next_id_++;
+  own_fences_.emplace(header.operation, std::move(done));
+  tell(header);
+}
+
+void RailProtocol::begin_fences() {
+  bool begun = false;
+  for (Fence& fence : fences_) {
+    if (fence.before == 0) {
+      fence.before = next_id_;
+      fence.writes = static_cast<std::size_t>(std::ranges::count_if(
+          transfers_, [](const auto& entry) { return entry.second.request().kind == TransferKind::write; }));
+      begun = true;
+    }
+  }
+  if (begun) {
+    answer_fences();
+  }
+}
+
+void RailProtocol::answer_fences() {
+  std::erase_if(fences_, [&](const Fence& fence) {
+    if (fence.before == 0 || fence.writes != 0) {
+      return false;
+    }
+    MessageHeader header;
+    header.type = MessageType::fence_ack;
+    header.operation = fence.id;
+    tell(header);
+    return true;
+  });
 }
 
 void RailProtocol::tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count) {

@@ -66,9 +66,16 @@ class RailProtocol {
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Preparation preparation);
 
-  /// Ends an operation's part with the operation's stop cause: now, or when nothing of it is with the adapters any
-  /// more: see `draining_since`.
+  /// Ends an operation's part with the operation's stop cause: now, or when nothing of it can land any more - it is not
+  /// with the adapters, and what was said of it has been answered: see `draining_since`. If all of it has landed by then, it
+  /// ends with success.
   void stop(const kit::Operation& operation);
+
+  /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone.
+  void fence(std::function<void()> done);
+  /// To be called when all operations that have been started are known here: fences of the peer's that came before wait for
+  /// them.
+  void begin_fences();
 
   /// Since when the operation that was stopped first waits for the adapters; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
@@ -95,7 +102,7 @@ class RailProtocol {
   /// Makes a list of answers. @return false if none is left, or none can go now.
   [[nodiscard]] bool fill_answers(WorkList& list);
   /// Whether all answers are with the peer, and nothing else is under way to it.
-  [[nodiscard]] bool settled() const noexcept { return control_.empty() && posted_ == 0; }
+  [[nodiscard]] bool settled() const noexcept { return control_.empty() && posted_ == 0 && draining_ == 0; }
   /// The oldest list that has not been completed yet, is.
   void completed();
 
@@ -140,7 +147,9 @@ class RailProtocol {
     std::string why;
     bool notification_attached = false;
     bool notification_done = false;
-    bool recv_posted = false;  ///< recv: the peer has been told of all or some of it.
+    bool parts_done = false;      ///< write: all rails have reported that it has landed.
+    bool answer_awaited = false;  ///< Stopped, but the peer has been told all of it, and will say what it did.
+    bool recv_posted = false;     ///< recv: the peer has been told of all or some of it.
     bool acknowledged = false;
     std::uint64_t sent_as = 0;      ///< send: the id of this attempt, as the peer knows it.
     std::uint64_t remote_recv = 0;  ///< send: the recv that it met; 0 before.
@@ -188,6 +197,7 @@ class RailProtocol {
   void end_message(WorkList& list, MessageHeader header);
   void add_record(WorkList& list, Record record);
   void tell(const MessageHeader& header) { control_.push_back(header); }
+  void answer_fences();
   void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
   void match(std::uint64_t tag);
   void meet(Transfer& send, std::uint64_t recv, std::vector<PostedBuffer> post);
@@ -196,6 +206,9 @@ class RailProtocol {
   void end_if_done(Transfer& transfer);
   void end_when_drained(Transfer& transfer, std::error_code cause, std::string why = {});
   void end(Transfer& transfer, std::error_code cause, std::string why);
+  [[nodiscard]] static bool told_all(const Transfer& transfer) noexcept;
+  [[nodiscard]] static bool has_landed(const Transfer& transfer) noexcept;
+  [[nodiscard]] static bool may_land(const Transfer& transfer) noexcept;
   void forget_meeting(Transfer& transfer);
   void forget(Transfer& transfer);
   [[nodiscard]] bool is_direct(const Transfer& send, std::size_t object) const;
@@ -211,6 +224,8 @@ class RailProtocol {
   [[nodiscard]] std::error_code take_sent_object(Transfer& recv, std::span<const std::byte>& body);
   [[nodiscard]] std::error_code end_send_ack(const MessageHeader& header);
   [[nodiscard]] std::error_code end_send_abort(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_fence(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_fence_ack(const MessageHeader& header);
   [[nodiscard]] std::error_code answer(const MessageHeader& header);
   [[nodiscard]] std::error_code violated(std::string how);
   [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
@@ -250,6 +265,14 @@ class RailProtocol {
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_attempt_;
   std::uint64_t last_posted_ = 0;
   Assembly assembly_;
+  /// The peer's, which it waits to have answered.
+  struct Fence {
+    std::uint64_t id = 0;
+    std::uint64_t before = 0;  ///< Of the writes with smaller ids; 0: not begun.
+    std::size_t writes = 0;
+  };
+  std::vector<Fence> fences_;
+  std::unordered_map<std::uint64_t, std::function<void()>> own_fences_;
   std::vector<std::byte> notification_;  ///< The peer's one that is coming in, in parts.
   std::uint64_t notification_of_ = 0;
 };

@@ -30,8 +30,7 @@ MessageHeader header_of(std::span<const std::byte> message) {
 
 /// Whether it hands something over or asks for something, rather than answers.
 bool takes_something(MessageType type) {
-  return type == MessageType::notify || type == MessageType::recv_post || type == MessageType::recv_cancel ||
-         type == MessageType::send_data;
+  return type == MessageType::notify || type == MessageType::recv_post || type == MessageType::send_data;
 }
 
 }  // namespace
@@ -106,6 +105,8 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
     case MessageType::send_data: return end_send_data(header, body);
     case MessageType::send_ack: return end_send_ack(header);
     case MessageType::send_abort: return end_send_abort(header);
+    case MessageType::fence: return end_fence(header);
+    case MessageType::fence_ack: return end_fence_ack(header);
     case MessageType::hello:
     case MessageType::welcome: break;
   }
@@ -148,22 +149,40 @@ std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<
 std::error_code RailProtocol::end_notify_ack(const MessageHeader& header) {
   std::error_code ec;
   Transfer* const write = find(header.operation, TransferKind::write, ec);
-  if (write == nullptr || write->state == State::stopping) {
+  if (write == nullptr || (write->state == State::stopping && !write->answer_awaited)) {
     return ec;
   }
-  if (write->notification_done || (write->state != State::notifying && !write->notification_attached)) {
+  if (!told_all(*write)) {
     return violated("acknowledgement of a notification that wasn't sent");
   }
   write->notification_done = true;
-  if (const auto status = status_code(header.status)) {
-    write->failure = status;
+  write->answer_awaited = false;
+  write->failure = status_code(header.status);
+  if (write->failure) {
     write->why = "the peer's queue of notifications is full; the data has landed";
   }
-  if (write->state == State::notifying) {
+  if (write->parts_done) {
     end(*write, write->failure, std::move(write->why));
   } else {
     end_if_done(*write);
   }
+  return {};
+}
+
+std::error_code RailProtocol::end_fence(const MessageHeader& header) {
+  if (fences_.size() >= max_queued_answers) {
+    return violated("more than " + std::to_string(max_queued_answers) + " fences at a time");
+  }
+  fences_.push_back({header.operation, 0, 0});
+  return {};
+}
+
+std::error_code RailProtocol::end_fence_ack(const MessageHeader& header) {
+  auto fence = own_fences_.extract(header.operation);
+  if (fence.empty()) {
+    return violated("answer to fence " + std::to_string(header.operation) + ", which there wasn't");
+  }
+  fence.mapped()();
   return {};
 }
 
@@ -229,7 +248,7 @@ std::error_code RailProtocol::end_recv_cancel(const MessageHeader& header) {
     return answer(ack);
   }
   Transfer& send = transfers_.at(met->second);
-  if (send.state == State::told) {
+  if (send.state == State::told || send.answer_awaited) {
     return {};  // the receiver has everything, or answers that it didn't take it
   }
   // The acknowledgement goes out behind the writes into the recv's buffers that are under way; no others follow.
@@ -337,12 +356,21 @@ std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
                : std::error_code();
   }
   Transfer& send = transfers_.at(it->second);
-  if (send.state != State::told || send.acknowledged) {
-    return violated("acknowledgement of send " + text(header.operation) + " before all of it was sent");
+  const bool stopping = send.state == State::stopping;
+  if ((send.state != State::told && !stopping) || send.acknowledged) {
+    return violated("acknowledgement of send " + std::to_string(header.operation) + " before all of it was sent");
   }
+  send.answer_awaited = false;
   if (status_code(header.status) == errc::peer_cancelled) {
-    lose_recv(send);
+    if (stopping) {
+      end_if_done(send);
+    } else {
+      lose_recv(send);
+    }
     return {};
+  }
+  if (stopping) {
+    send.failure = {};  // all of it has arrived
   }
   send.acknowledged = true;
   const std::size_t count = send.request().objects.size();

@@ -41,6 +41,12 @@ bool is_breach(wc_status status) noexcept {
   }
 }
 
+/// Statuses that are the peer's adapter's own answer: it has taken nothing more on that queue pair since.
+bool is_refusal(wc_status status) noexcept {
+  return status == wc_status::remote_access_error || status == wc_status::remote_invalid_request ||
+         status == wc_status::remote_operation_error;
+}
+
 class RdmaCategory final : public std::error_category {
  public:
   [[nodiscard]] const char* name() const noexcept override { return "kvferry.rdma"; }
@@ -60,6 +66,9 @@ class RdmaCategory final : public std::error_category {
     }
     if (wanted == condition::retryable) {
       return error && !is_local_memory(status) && !is_breach(status);
+    }
+    if (wanted == condition::may_still_land) {
+      return error && !is_refusal(status);
     }
     return std::error_category::equivalent(value, wanted);
   }

@@ -6,6 +6,7 @@
 
 #include <kvferry/error.hpp>
 
+#include "core/kit/overlap.hpp"
 #include "core/kit/pause.hpp"
 #include "core/text.hpp"
 
@@ -160,7 +161,7 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
       rail = static_cast<std::size_t>(request.tag % joined_.size());
     } else {
       const std::size_t total = kit::total_bytes(request.objects);
-      if (total >= options_.stripe_threshold && request.objects.size() > 1) {
+      if (total >= options_.stripe_threshold && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
         const auto ranges = kit::cut_into_stripes(request.objects, total, joined_.size());
         const auto batch = std::make_shared<kit::StripedOperation>(operation, ranges.size());
         for (std::size_t i = 0; i < ranges.size(); ++i) {
@@ -173,6 +174,20 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
   }
   const std::size_t count = request.objects.size();
   joined_[rail]->start(std::make_shared<kit::StripedOperation>(std::move(operation), 1), {0, count});
+}
+
+/// Each rail has writes of its own.
+bool RdmaLink::fence(std::function<void()> done) {
+  const auto all = std::make_shared<std::function<void()>>(std::move(done));
+  const auto left = std::make_shared<std::atomic<std::size_t>>(joined_.size());
+  for (Rail* const rail : joined_) {
+    rail->fence([all, left] {
+      if (--*left == 0) {
+        (*all)();
+      }
+    });
+  }
+  return true;
 }
 
 void RdmaLink::stop(std::shared_ptr<kit::Operation> operation) {

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -49,9 +50,10 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
   /// By an empty write, which the peer's adapter answers: a process that is stopped lives, one that was killed doesn't.
-  void probe(std::function<void()> answered) override;
   void shut(std::error_code cause, const std::string& why) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
+  [[nodiscard]] bool fence(std::function<void()> done) override;
+  void probe(std::function<void()> answered) override;
   [[nodiscard]] std::string path() const override;
 
  private:

@@ -90,10 +90,13 @@ TEST(RdmaError, StatusesBelongToConditions) {
                         wc_status::memory_window_bind_error};
   const std::set breach{wc_status::local_length_error, wc_status::bad_response, wc_status::remote_invalid_request,
                         wc_status::remote_invalid_rd_request, wc_status::remote_access_error};
+  const std::set refusals{wc_status::remote_access_error, wc_status::remote_invalid_request,
+                          wc_status::remote_operation_error};
   for (int value = 1; value <= static_cast<int>(wc_status::general); ++value) {
     const auto status = static_cast<wc_status>(value);
     const std::error_code code = status;
     EXPECT_EQ(code == condition::invalid_argument, memory.contains(status)) << code.message();
+    EXPECT_EQ(code == condition::may_still_land, !refusals.contains(status)) << code.message();
     EXPECT_EQ(code == condition::peer_failed, !memory.contains(status)) << code.message();
     EXPECT_EQ(code == condition::retryable, !memory.contains(status) && !breach.contains(status)) << code.message();
   }
