@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -50,6 +51,19 @@ class Host final : public kit::LinkHost {
  private:
   kit::PeerDescription peer_;
   MemoryRegion region_;
+};
+
+/// Passes on that an operation is to be stopped; the tests start them themselves.
+class StoppingLink final : public kit::Link {
+ public:
+  explicit StoppingLink(std::optional<RailProtocol>& protocol) : protocol_(protocol) {}
+  void start(std::shared_ptr<kit::Operation>) override {}
+  void stop(std::shared_ptr<kit::Operation> operation) override { protocol_->stop(*operation); }
+  void shut(std::error_code, const std::string&) override {}
+  [[nodiscard]] std::string path() const override { return {}; }
+
+ private:
+  std::optional<RailProtocol>& protocol_;
 };
 
 struct Outcome {
@@ -93,6 +107,7 @@ struct Side {
         }),
         kit::Clock::now() + std::chrono::hours(1), registry);
     (void)registry->add(operation);
+    operation->start_on(link);
     RailProtocol::Preparation preparation;
     if (operation->request().kind == TransferKind::recv) {
       preparation.offered = std::make_unique<OfferedBuffers>();
@@ -116,6 +131,7 @@ struct Side {
   std::shared_ptr<kit::DeadlineQueue> deadlines;
   std::shared_ptr<kit::OperationRegistry> registry;
   std::optional<RailProtocol> protocol;
+  std::shared_ptr<kit::Link> link = std::make_shared<StoppingLink>(protocol);
   std::deque<std::vector<std::byte>> arrived;  ///< Messages in receive buffers.
   std::size_t most_arrived = 0;
 };

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// When an operation that is given up has ended, and what its error says of what is still under way.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/rdma_error.hpp>
+
+#include "rdma/rail_sides.hpp"
+
+namespace kvferry::rdma::testing {
+namespace {
+
+class RailProtocolEnd : public ::testing::Test {
+ protected:
+  static constexpr std::size_t buffers = 8;
+
+  RailProtocolEnd() {
+    a.join(b);
+    b.join(a);
+  }
+
+  /// Posts a list of one side's and has the peer's memory and receive buffers get it. @return whether there was one.
+  bool post(Side& from, Side& to) {
+    if (!from.protocol->fill(*list_)) {
+      return false;
+    }
+    for (const ibv_send_wr* request = list_->finish(); request != nullptr; request = request->next) {
+      carry_out(*request, to);
+    }
+    return true;
+  }
+
+  void receive_all(Side& side) {
+    while (!side.arrived.empty()) {
+      const auto message = std::move(side.arrived.front());
+      side.arrived.pop_front();
+      EXPECT_EQ(side.protocol->received(message), std::error_code()) << side.protocol->violation();
+    }
+  }
+
+  std::shared_ptr<kit::Operation> write(const std::shared_ptr<Outcome>& outcome, std::vector<std::byte> notification) {
+    return a.start(one_sided(TransferKind::write, {a.at(0, page)}, {7}, std::move(notification)), outcome);
+  }
+
+  Side a{64, buffers};
+  Side b{64, buffers};
+  std::unique_ptr<WorkList> list_ = std::make_unique<WorkList>();
+};
+
+TEST_F(RailProtocolEnd, AGivenUpWriteThatLandsAllTheSameHasSucceeded) {
+  const auto outcome = std::make_shared<Outcome>();
+  const auto operation = write(outcome, {});
+  ASSERT_TRUE(post(a, b));
+  operation->request_stop(errc::cancelled);
+  EXPECT_EQ(outcome->calls, 0) << "it is with the adapter";
+  a.protocol->completed();
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_EQ(outcome->ec, std::error_code());
+  EXPECT_EQ(outcome->count, 1U);
+}
+
+TEST_F(RailProtocolEnd, AWriteOfWhichNothingIsPostedEndsAtOnce) {
+  const auto outcome = std::make_shared<Outcome>();
+  const auto operation = write(outcome, {std::byte{1}});
+  operation->request_stop(errc::cancelled);
+  EXPECT_EQ(outcome->ec, errc::cancelled);
+  EXPECT_NE(outcome->ec, condition::may_still_land);
+  EXPECT_FALSE(post(a, b)) << "nor is anything said of it later";
+}
+
+TEST_F(RailProtocolEnd, AWriteWhoseNotificationIsUnderWayEndsWithItsAnswer) {
+  const auto outcome = std::make_shared<Outcome>();
+  const auto operation = write(outcome, {std::byte{1}});
+  ASSERT_TRUE(post(a, b));
+  a.protocol->completed();
+  operation->request_stop(errc::cancelled);
+  EXPECT_EQ(outcome->calls, 0) << "the notification may be handed over yet";
+  EXPECT_TRUE(a.protocol->draining_since().has_value());
+  receive_all(b);
+  ASSERT_EQ(b.host->notifications.size(), 1U);
+  ASSERT_TRUE(post(b, a));
+  receive_all(a);
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_EQ(outcome->ec, std::error_code());
+  EXPECT_EQ(outcome->count, 1U);
+  EXPECT_FALSE(a.protocol->draining_since().has_value());
+}
+
+TEST_F(RailProtocolEnd, WhereNobodyAnswersTheErrorSaysThatItMayStillLand) {
+  for (const bool completes : {false, true}) {
+    SCOPED_TRACE(completes);
+    Side from(64, buffers);
+    from.join(b);
+    const auto outcome = std::make_shared<Outcome>();
+    const auto operation = from.start(one_sided(TransferKind::write, {from.at(0, page)}, {7}, {std::byte{1}}), outcome);
+    ASSERT_TRUE(post(from, b));
+    if (completes) {
+      from.protocol->completed();
+    }
+    operation->request_stop(errc::cancelled);
+    EXPECT_TRUE(from.protocol->cut_off(kit::Clock::now())) << "the queue pair has to go";
+    from.protocol->fail(errc::connection_lost, "did not complete");
+    EXPECT_EQ(outcome->calls, 1);
+    EXPECT_EQ(outcome->ec, errc::cancelled_in_flight);
+    EXPECT_EQ(outcome->ec, condition::may_still_land);
+  }
+}
+
+TEST_F(RailProtocolEnd, WhateverBreaksTheQueuePairWhatIsUnderWayMayLand) {
+  const auto posted = std::make_shared<Outcome>();
+  write(posted, {});
+  ASSERT_TRUE(post(a, b));
+  a.protocol->fail(std::make_error_code(std::errc::network_down), "the port's link went down");
+  EXPECT_EQ(posted->ec, condition::may_still_land) << posted->ec.message();
+  EXPECT_EQ(posted->ec, condition::retryable);
+}
+
+TEST_F(RailProtocolEnd, WhatThePeersAdapterRefusedIsNotUnderWay) {
+  const auto outcome = std::make_shared<Outcome>();
+  write(outcome, {});
+  ASSERT_TRUE(a.protocol->fill(*list_));
+  a.protocol->fail(wc_status::remote_access_error, "refused", (*list_)[0].wr_id);
+  EXPECT_EQ(outcome->ec, wc_status::remote_access_error);
+  EXPECT_NE(outcome->ec, condition::may_still_land);
+}
+
+TEST_F(RailProtocolEnd, ASendOfWhichAllIsSaidEndsWithItsAnswer) {
+  for (const bool recv_is_gone : {false, true}) {
+    SCOPED_TRACE(recv_is_gone);
+    Side from(64, buffers);
+    Side to(64, buffers);
+    from.join(to);
+    to.join(from);
+    const auto received = std::make_shared<Outcome>();
+    const auto sent = std::make_shared<Outcome>();
+    const auto recv = to.start(paired(TransferKind::recv, {to.at(0, 100)}, 1), received);
+    ASSERT_TRUE(post(to, from));
+    to.protocol->completed();
+    receive_all(from);
+    const auto send = from.start(paired(TransferKind::send, {from.at(0, 100)}, 1), sent);
+    ASSERT_TRUE(post(from, to));
+    from.protocol->completed();
+    if (recv_is_gone) {
+      recv->request_stop(errc::cancelled);
+    }
+    send->request_stop(errc::cancelled);
+    EXPECT_EQ(sent->calls, 0);
+    receive_all(to);
+    ASSERT_TRUE(post(to, from));
+    receive_all(from);
+    EXPECT_EQ(sent->calls, 1);
+    EXPECT_EQ(sent->ec, recv_is_gone ? std::error_code(errc::cancelled) : std::error_code());
+    EXPECT_EQ(received->ec, recv_is_gone ? std::error_code(errc::cancelled) : std::error_code());
+  }
+}
+
+TEST_F(RailProtocolEnd, AFenceIsAnsweredWhenTheWritesBeforeItHaveEnded) {
+  const auto before = std::make_shared<Outcome>();
+  write(before, {});
+  ASSERT_TRUE(post(a, b));
+  int fenced = 0;
+  b.protocol->fence([&] { ++fenced; });
+  ASSERT_TRUE(post(b, a));
+  b.protocol->completed();
+  receive_all(a);
+  a.protocol->begin_fences();
+  const auto later = std::make_shared<Outcome>();
+  a.start(one_sided(TransferKind::write, {a.at(page, page)}, {9}), later);
+  a.protocol->completed();
+  EXPECT_EQ(before->calls, 1);
+  ASSERT_TRUE(post(a, b)) << "the answer, and the later write, which it doesn't wait for";
+  receive_all(b);
+  EXPECT_EQ(fenced, 1);
+  EXPECT_EQ(later->calls, 0);
+}
+
+TEST_F(RailProtocolEnd, AFenceHoldsUntilThen) {
+  write(std::make_shared<Outcome>(), {});
+  ASSERT_TRUE(post(a, b));
+  int fenced = 0;
+  b.protocol->fence([&] { ++fenced; });
+  ASSERT_TRUE(post(b, a));
+  b.protocol->completed();
+  receive_all(a);
+  a.protocol->begin_fences();
+  EXPECT_FALSE(post(a, b));
+  EXPECT_EQ(fenced, 0);
+  b.protocol->fail(errc::connection_lost, "the queue pair is gone");
+  EXPECT_EQ(fenced, 1) << "without it nothing lands";
+  b.protocol->fence([&] { ++fenced; });
+  EXPECT_EQ(fenced, 2);
+}
+
+TEST_F(RailProtocolEnd, ASignOfLifeIsGivenByWhatWasPostedAfterTheQuestion) {
+  write(std::make_shared<Outcome>(), {});
+  ASSERT_TRUE(post(a, b));
+  int answered = 0;
+  ASSERT_TRUE(a.protocol->fill_probe(*list_, [&] { ++answered; }));
+  a.protocol->completed();
+  EXPECT_EQ(answered, 0) << "this one was posted before";
+  a.protocol->completed();
+  EXPECT_EQ(answered, 1);
+}
+
+}  // namespace
+}  // namespace kvferry::rdma::testing
