@@ -64,7 +64,7 @@ struct InitRequest {
 /// `std::error_code&`; and asynchronous, taking any Asio completion token (a callback, `use_future`, `use_awaitable`,
 /// `deferred`, one bound to an executor or to a cancellation slot). A handler runs on its associated executor, or the
 /// channel's where it has none; never inside the call that started the operation, and with no lock of the library's
-/// held.
+/// held. What becomes of one that throws: `CompletionHandler`.
 ///
 /// **Completion.** Every operation ends exactly once, by its deadline at the latest (a transport may state a short
 /// grace for draining what is on the wire). The count is the number of objects that were transferred; when it is

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <system_error>
 #include <tuple>
 #include <type_traits>
@@ -23,6 +24,12 @@
 
 namespace kvferry {
 
+namespace detail {
+/// Logs the exception that is being handled, as `exception_dropped`: there is nobody to throw it to.
+/// @param where it was thrown: "at a deadline".
+void log_exception(std::string_view where) noexcept;
+}  // namespace detail
+
 template <class Signature>
 class CompletionHandler;
 
@@ -31,6 +38,11 @@ class CompletionHandler;
 /// It holds the handler, a work guard on the executor that the handler is associated with (the channel's where it has
 /// none) and the handler's cancellation slot. Calling it never runs the handler inside the call: the handler is posted
 /// to its executor. (Asio 1.22 has no `any_completion_handler`.)
+///
+/// **A handler that throws.** On an executor of the user's the exception comes out of that executor's own `run`, as with
+/// any handler of Asio's. On the channel's own threads it is dropped and logged (`exception_dropped`), and the
+/// thread goes on. What posting throws - memory that is used up - is dropped and logged as well: the operation has
+/// ended, but its handler is lost.
 ///
 /// Thread safety: distinct objects are independent. The call may come from any thread. The cancellation slot is touched
 /// in two places only, where Asio's rules for slots are met: in the initiating call (`on_cancel`) and on the handler's
@@ -49,7 +61,8 @@ class CompletionHandler<void(Args...)> {
       : model_(std::make_unique<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback)) {}
 
   /// A handler that runs inside the call that completes it, on whatever thread that is. For the library's own use and
-  /// for transports that wrap another: it may wake a thread or post; it must not block or call into a channel.
+  /// for transports that wrap another: it may wake a thread or post; it must not block or call into a channel. What
+  /// it throws is dropped and logged.
   template <class Function>
   [[nodiscard]] static CompletionHandler direct(Function&& function) {
     CompletionHandler handler;
@@ -64,9 +77,13 @@ class CompletionHandler<void(Args...)> {
   explicit operator bool() const noexcept { return model_ != nullptr; }
 
   /// Posts the handler with these arguments to its executor. Afterwards this object is empty.
-  void operator()(Args... args) {
+  void operator()(Args... args) noexcept {
     auto model = std::move(model_);
-    model->post(std::move(args)...);
+    try {
+      model->post(std::move(args)...);
+    } catch (...) {
+      detail::log_exception("when a handler was posted, or by one that is called directly");
+    }
   }
 
   /// Has `cancel` called when the caller emits on the handler's cancellation slot; does nothing if there is no slot.

@@ -57,6 +57,13 @@ struct TcpOptions : ChannelOptions {
   /// An idle connection is probed after this long, so that one that a firewall dropped is noticed before it is used.
   /// Zero: never.
   std::chrono::seconds keepalive_idle{15};
+
+  /// TCP_USER_TIMEOUT: a connection is broken, and what is on it ends with `errc::connection_lost`, when the peer's host
+  /// hasn't acknowledged what was sent for so long - probes of an idle connection included - or has had no room for
+  /// more. An outage that is shorter is sat out. Up to an hour; zero: the kernel's own patience, about a quarter of an hour
+  /// for what was sent, and 15 seconds of probes. Independently of it, an operation that had all of its time, and
+  /// at least a second, while nothing came or went, ends the connection when it times out.
+  std::chrono::milliseconds user_timeout{30'000};
 };
 
 /// Moves pages over TCP: gathered by the kernel straight from the caller's buffers, scattered by it straight into the

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <iterator>
+#include <new>
 #include <utility>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 
@@ -47,13 +49,43 @@ std::string no_answer_in_time(const Question& question) {
 
 }  // namespace
 
-void end_with_closed(const Question& question) {
-  question.on_answer(errc::closed, {}, "question to " + question.url + " ended: the channel was closed", {});
+void end_with_closed(const Question& question) noexcept {
+  try {
+    question.on_answer(errc::closed, {}, "question to " + question.url + " ended: the channel was closed", {});
+  } catch (...) {
+    kvferry::detail::log_exception("by who asked a question");
+  }
 }
 
 void HandshakeQuestions::start(Question&& question) {
   const auto number = next_number_++;
-  const auto open = open_.emplace(number, Open{std::move(question), {}}).first;
+  const auto open = open_.try_emplace(number).first;  // if it throws, the question is still the caller's
+  open->second.question = std::move(question);
+  guarded(number, [&] { begin(open); });
+}
+
+template <class Work>
+void HandshakeQuestions::guarded(std::uint64_t number, Work work) noexcept {
+  const auto failed = [&](std::error_code ec, const char* what) {
+    if (const auto open = open_.find(number); open != open_.end()) {
+      end(open, ec, "question to " + open->second.question.url + " failed: " + what);
+    }
+  };
+  try {
+    work();
+  } catch (const zmq::error_t& error) {
+    failed(error_code_of(error), error.what());
+  } catch (const std::system_error& error) {
+    failed(error.code(), error.what());
+  } catch (const std::bad_alloc& error) {
+    failed(std::make_error_code(std::errc::not_enough_memory), error.what());
+  } catch (const std::exception& error) {
+    failed(errc::handshake_failed, error.what());
+  }
+}
+
+void HandshakeQuestions::begin(Iterator open) {
+  const auto number = open->first;
   const auto& url = open->second.question.url;
   if (const auto size = open->second.question.message.encoded().size(); size > max_message_bytes_) {
     end(open, std::make_error_code(std::errc::message_size),
@@ -101,7 +133,7 @@ void HandshakeQuestions::resolved(ResolvedCommand&& command) {
         "cannot resolve the host of " + open->second.question.url + ": " + command.error.message());
     return;
   }
-  connect(open, command.addresses);
+  guarded(command.question, [&] { connect(open, command.addresses); });
 }
 
 void HandshakeQuestions::connect(Iterator open, std::span<const HostPort> addresses) {
@@ -157,11 +189,7 @@ void HandshakeQuestions::serve(std::span<const zmq_pollitem_t> items) {
     if (open == open_.end()) {
       continue;
     }
-    try {
-      serve(open, socket, monitor);
-    } catch (const zmq::error_t& error) {
-      end(open, error_code_of(error), "question to " + open->second.question.url + " failed: " + error.what());
-    }
+    guarded(polled_[i], [&] { serve(open, socket, monitor); });
   }
 }
 
@@ -242,7 +270,7 @@ void HandshakeQuestions::expire(TimePoint now) {
         if (candidate->second.next_try <= now) {
           try_next(candidate->second);
         }
-      } catch (const zmq::error_t&) {
+      } catch (const std::exception&) {
         // Those that are being tried may answer yet.
       }
       continue;
@@ -269,11 +297,14 @@ void HandshakeQuestions::close() {
 
 void HandshakeQuestions::end(Iterator open, std::error_code ec, const std::string& diagnostic,
                              SideMessage message) noexcept {
-  // A handler that throws has nobody to throw to.
   const auto on_answer = std::move(open->second.question.on_answer);
   std::string reached = open->second.sent ? std::move(open->second.candidates.front().address) : std::string();
   open_.erase(open);
-  on_answer(ec, std::move(message), diagnostic, std::move(reached));
+  try {
+    on_answer(ec, std::move(message), diagnostic, std::move(reached));
+  } catch (...) {
+    kvferry::detail::log_exception("by who asked a question");
+  }
 }
 
 }  // namespace kvferry::kit

@@ -49,14 +49,18 @@ class HandshakeQuestions {
     std::string address;
   };
   struct Open {
-    Question question;
-    std::vector<Candidate> candidates;  ///< Empty until the host's name is resolved, one once the question is sent.
+    Question question = {};
+    std::vector<Candidate> candidates = {};  ///< Empty until the host's name is resolved, one once the question is sent.
     bool sent = false;
     std::vector<HostPort> untried = {};        ///< Addresses that aren't candidates yet, the next one last.
     TimePoint next_try = TimePoint::max();  ///< When the next one becomes a candidate.
   };
   using Iterator = std::map<std::uint64_t, Open>::iterator;
 
+  void begin(Iterator open);
+  /// Ends the question with what `work` throws.
+  template <class Work>
+  void guarded(std::uint64_t number, Work work) noexcept;
   void connect(Iterator open, std::span<const HostPort> addresses);
   /// Connects to the next address that is untried, beside those that may answer yet.
   void try_next(Open& open) const;
@@ -78,6 +82,6 @@ class HandshakeQuestions {
 };
 
 /// Ends a question that was asked of a closed service.
-void end_with_closed(const Question& question);
+void end_with_closed(const Question& question) noexcept;
 
 }  // namespace kvferry::kit

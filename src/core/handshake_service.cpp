@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvferry/kit/handshake_service.hpp>
 
+#include <poll.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <mutex>
 #include <optional>
+#include <new>
 #include <thread>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
 #include "handshake_listener.hpp"
@@ -78,16 +82,26 @@ struct HandshakeService::Impl {
       try {
         take_turn();
       } catch (const zmq::error_t& error) {
-        if (error.num() != ETERM) {
-          throw;
+        if (error.num() == ETERM) {
+          // The user terminates the context and waits for the sockets to go.
+          mailbox->close();
+        } else {
+          rest_after_exception();
         }
-        // The user terminates the context and waits for the sockets to go.
-        mailbox->close();
+      } catch (...) {
+        rest_after_exception();
       }
     }
     listener.reset();
     questions.close();
     end_what_is_left();
+  }
+
+  /// Out of memory or of descriptors, say. Handshakes go on when there are some again.
+  static void rest_after_exception() noexcept {
+    constexpr int milliseconds = 100;
+    kvferry::detail::log_exception("on the thread for handshakes");
+    (void)::poll(nullptr, 0, milliseconds);
   }
 
   void end_what_is_left() {
@@ -139,11 +153,23 @@ struct HandshakeService::Impl {
   void obey(std::vector<Command> commands) {
     const Overloaded obey_one{
         [this](ReplyCommand& command) { listener->reply(command); },
-        [this](Question& question) { questions.start(std::move(question)); },
+        [this](Question& question) { start(question); },
         [this](ResolvedCommand& command) { questions.resolved(std::move(command)); },
     };
     for (auto& command : commands) {
-      std::visit(obey_one, command);
+      try {
+        std::visit(obey_one, command);
+      } catch (...) {
+        kvferry::detail::log_exception("on the thread for handshakes");  // the others are obeyed all the same
+      }
+    }
+  }
+
+  void start(Question& question) {
+    try {
+      questions.start(std::move(question));
+    } catch (const std::bad_alloc&) {
+      question.on_answer(std::make_error_code(std::errc::not_enough_memory), {}, {}, {});
     }
   }
 

@@ -14,6 +14,7 @@
 #include <kvferry/url.hpp>
 
 #include "core/host_address.hpp"
+#include "core/kit/failure.hpp"
 #include "core/name_resolution.hpp"
 #include "core/source_address.hpp"
 #include "core/text.hpp"
@@ -334,7 +335,14 @@ void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::uniq
   for (auto& socket : expected->sockets) {
     sockets.push_back(std::move(*socket));
   }
-  const auto link = TcpLink::create(expected->host, std::move(sockets), options_.link);
+  std::shared_ptr<TcpLink> link;
+  try {
+    link = TcpLink::create(expected->host, std::move(sockets), options_.link);
+  } catch (...) {
+    auto failure = kit::failure_being_handled();
+    expected->on_link(failure.code, nullptr, std::move(failure.sentence));
+    return;
+  }
   // Handed over first, and welcomed then: when the peer learns that it is connected, this side is ready for it. And a
   // channel that is being closed finds the link, and shuts it, before it touches a region.
   expected->on_link({}, link, {});

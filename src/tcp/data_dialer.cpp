@@ -11,6 +11,7 @@
 #include <kvferry/url.hpp>
 
 #include "core/text.hpp"
+#include "core/kit/failure.hpp"
 #include "open_socket.hpp"
 #include "system_code.hpp"
 #include "tcp_link.hpp"
@@ -213,7 +214,8 @@ void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& lane) {
         come_again(lane);
         return;
       }
-      if (welcome.magic != Hello::accepting || welcome.version != Hello().version || !equal(welcome.secret, expected) ||
+      if (welcome.magic != Hello::accepting || welcome.version != Hello().version ||
+          welcome.lane != lane->number || welcome.lane_count != lanes_.size() || !equal(welcome.secret, expected) ||
           welcome.incarnation != host_->peer().incarnation) {
         ec = errc::authentication_failed;
         why = " did not prove that it belongs to the peer";
@@ -266,7 +268,14 @@ void DataDialer::finish() {
   if (!on_link) {
     return;
   }
-  const auto link = TcpLink::create(host_, std::move(sockets), options_.link);
+  std::shared_ptr<TcpLink> link;
+  try {
+    link = TcpLink::create(host_, std::move(sockets), options_.link);
+  } catch (...) {
+    auto failure = kit::failure_being_handled();
+    on_link(failure.code, nullptr, where() + ": " + failure.sentence);
+    return;
+  }
   // Handed over first: a channel that is being closed must find the link, and shut it, before it touches a region.
   on_link({}, link, {});
   link->run();

@@ -68,6 +68,10 @@ void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options,
     // It was checked before; it may have been forbidden since.
     (void)set_congestion_control(socket.native_handle(), options.congestion_control);
   }
+  if (options.user_timeout.count() > 0) {
+    const auto time = static_cast<unsigned>(options.user_timeout.count());
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &time, sizeof(time));
+  }
   if (options.keepalive_idle.count() > 0) {
     constexpr int interval_seconds = 5;
     constexpr int probes = 3;

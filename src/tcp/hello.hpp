@@ -72,13 +72,14 @@ struct SocketOptions {
   std::size_t send_buffer = 0;
   std::size_t receive_buffer = 0;
   std::chrono::seconds keepalive_idle{0};
+  std::chrono::milliseconds user_timeout{0};
   std::string congestion_control;
 };
 
 /// @throws TransferError with the errno if this process may not use the congestion control that is asked for.
 void check_congestion_control(const std::string& name);
 
-/// Prepares a connected socket for lanes: non-blocking, TCP_NODELAY, congestion control, keepalive. Failures of options
+/// Prepares a connected socket for lanes: non-blocking, TCP_NODELAY, congestion control, keepalive, user timeout. Failures of options
 /// that only tune are ignored.
 void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options, std::error_code& ec);
 

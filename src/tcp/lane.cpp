@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <exception>
+#include <limits>
 #include <optional>
 #include <span>
 #include <utility>
@@ -87,7 +89,15 @@ ssize_t receive_pieces(int descriptor, std::span<iovec> pieces) {
   return ::recvmsg(descriptor, &header, MSG_DONTWAIT);
 }
 
-std::error_code last_error() { return {errno, std::system_category()}; }
+/// The kernel's own deadlines (TCP_USER_TIMEOUT, keepalive) aren't the operations'.
+std::error_code last_error() {
+  return errno == ETIMEDOUT ? std::error_code(errc::connection_lost) : std::error_code(errno, std::system_category());
+}
+
+std::string last_reason() {
+  return errno == ETIMEDOUT ? std::string("the peer's host has not answered for too long")
+                            : std::error_code(errno, std::system_category()).message();
+}
 
 }  // namespace
 
@@ -230,7 +240,11 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         readable_ = true;
         writable_ = true;
         std::size_t budget = turn_bytes;
-        (void)move_bytes(budget, role);
+        try {
+          (void)move_bytes(budget, role);
+        } catch (const std::exception& error) {
+          fail(errc::connection_lost, remote_ + ": " + error.what());
+        }
         moved = moved || moved_ != moved_before;
         completed = completed || protocol_.completed() != completed_before;
         found = failed_ ? Found::released : completed ? Found::completed : moved ? Found::something : Found::nothing;
@@ -276,7 +290,12 @@ void Lane::drive(std::size_t budget) {
 }
 
 Lane::Driven Lane::work(std::size_t& budget) {
-  const bool more = move_bytes(budget);
+  bool more = false;
+  try {
+    more = move_bytes(budget);
+  } catch (const std::exception& error) {
+    fail(errc::connection_lost, remote_ + ": " + error.what());  // memory is used up
+  }
   // A leader waits for what it moves, and goes on at once where it stops here.
   const bool leads = leader_ == std::this_thread::get_id();
   return {more && !watched_ && !leads, std::exchange(told_owner_, nullptr)};
@@ -424,8 +443,14 @@ Lane::Step Lane::send_step(std::size_t& budget) {
     return Step::blocked;
   }
   if (errno != EINTR) {
-    const auto ec = last_error();
-    fail(ec, "sending to " + remote_ + ": " + ec.message());
+    const auto cause = last_error();
+    std::string why = "sending to " + remote_ + ": " + last_reason();
+    // What the peer said before it went may be in the socket still.
+    readable_ = true;
+    std::size_t unlimited = std::numeric_limits<std::size_t>::max();
+    while (!failed_ && receive_step(unlimited) == Step::progress) {
+    }
+    fail(cause, std::move(why));
   }
   return Step::progress;
 }
@@ -476,8 +501,7 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
   } else if (errno == EFAULT && reader.destination_failed()) {
     careful_in_ = 0;
   } else if (errno != EINTR) {
-    const auto ec = last_error();
-    fail(ec, "receiving from " + remote_ + ": " + ec.message());
+    fail(last_error(), "receiving from " + remote_ + ": " + last_reason());
   }
   return Step::progress;
 }

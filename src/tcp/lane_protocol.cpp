@@ -39,6 +39,7 @@ void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange ra
   transfer.range = range;
   transfer.cursor = ChunkCursor(request.objects, range);
   transfer.started = kit::Clock::now();
+  transfer.sent_before = sent_;
   switch (request.kind) {
     case TransferKind::write: ready_data_.push_back(id); break;
     case TransferKind::read: ready_reads_.push_back(id); break;
@@ -68,8 +69,10 @@ bool LaneProtocol::looks_dead(const kit::Operation& operation, kit::Clock::durat
     return false;
   }
   const Transfer& transfer = transfers_.at(it->second);
-  return !transfer.outstanding.empty() && last_received_ < transfer.started &&
-         kit::Clock::now() - transfer.started >= least_silence;
+  const bool silent = last_received_ < transfer.started && kit::Clock::now() - transfer.started >= least_silence;
+  // It may have had no turn, because those before it can't get out.
+  const bool stuck = sent_ == transfer.sent_before && (!out_.empty() || unacknowledged_ != 0 || outstanding_reads_ != 0);
+  return silent && (!transfer.outstanding.empty() || stuck);
 }
 
 void LaneProtocol::probe(std::function<void()> answered) {
@@ -85,6 +88,7 @@ void LaneProtocol::probe(std::function<void()> answered) {
 }
 
 void LaneProtocol::sent(std::size_t count) {
+  sent_ += count;
   out_.consume(count, [this](std::uint64_t id) {
     const auto it = transfers_.find(id);
     if (it != transfers_.end() && --it->second.pins == 0 && it->second.meets_again && !it->second.stopping) {

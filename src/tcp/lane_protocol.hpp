@@ -46,7 +46,7 @@ class LaneProtocol final : private FrameSink {
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
 
   /// Whether an operation that is to be stopped has waited in vain for all of its time: it was sent, and nothing at all
-  /// has come in since.
+  /// has come in since; or nothing has gone out either, although there was something to send.
   [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const;
 
   /// Ends an operation's part with the operation's stop cause: now, or when the peer has dealt with all that was sent of
@@ -125,6 +125,7 @@ class LaneProtocol final : private FrameSink {
     std::size_t next_object = 0;    ///< recv
     std::size_t next_offset = 0;    ///< recv
     kit::Clock::time_point started;
+    std::uint64_t sent_before = 0;  ///< Bytes that the connection had sent when this was started.
 
     /// Whether the peer may have to do with something of it that it hasn't answered.
     [[nodiscard]] bool under_way() const noexcept {
@@ -211,6 +212,7 @@ class LaneProtocol final : private FrameSink {
   bool peer_gone_ = false;
   std::string violation_;
   kit::Clock::time_point last_received_{};
+  std::uint64_t sent_ = 0;
 
   std::uint64_t next_id_ = 1;
   std::unordered_map<std::uint64_t, Transfer> transfers_;

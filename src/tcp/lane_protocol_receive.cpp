@@ -223,6 +223,9 @@ std::error_code LaneProtocol::end_acknowledgement(const FrameHeader& header) {
     transfer->why = "the peer's queue of notifications is full; the data has landed";
   }
   if (transfer->notifying) {
+    if (!transfer->notification_sent) {
+      return violated("acknowledgement of operation " + text(header.operation) + "'s notification before it was sent");
+    }
     end(*transfer, status ? status : transfer->failure, std::move(transfer->why));
     return {};
   }

@@ -145,7 +145,8 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
                                                                 std::chrono::hours(1)),
                           {bounded(given.drain_timeout), impl_->events, poller(), {}, impl_->buffers},
                           impl_->traffic},
-                         {given.send_buffer, given.receive_buffer, given.keepalive_idle, given.congestion_control}};
+                         {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
+                          given.congestion_control}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
     if (impl_->advertised_data.is_wildcard()) {

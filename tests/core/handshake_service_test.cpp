@@ -12,6 +12,7 @@
 #include <future>
 #include <optional>
 #include <ostream>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -138,6 +139,30 @@ TEST_F(HandshakeServiceTest, AReplyFindsItsWayBackThroughAProxy) {
   const Bytes inner_identity{std::byte{0}, std::byte{7}};
   proxy.send_frames({inner_identity, {}, echo(3).encoded()});
   EXPECT_EQ(proxy.receive_frames(), (std::vector<Bytes>{inner_identity, {}, echo(3).encoded()}));
+}
+
+TEST_F(HandshakeServiceTest, WhoThrowsWhenAnsweredHarmsNobody) {
+  HandshakeService service(listening(), handler());
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  std::promise<void> told;
+  service.ask(service.bound_url(), echo(1), deadline,
+              [](std::error_code, const SideMessage&, const std::string&, const std::string&) {
+                throw std::runtime_error("who asked has trouble");
+              });
+  service.ask("tcp://127.0.0.1:0", echo(1), deadline,
+              [](std::error_code, const SideMessage&, const std::string&, const std::string&) { throw 1; });
+  service.ask(service.bound_url(), echo(2), deadline,
+              [&](std::error_code ec, const SideMessage& answer, const std::string&, const std::string&) {
+                EXPECT_FALSE(ec);
+                EXPECT_EQ(answer, echo(2));
+                told.set_value();
+              });
+  get(told);
+  expect_serving(service);
+  auto silent = service.bound_url();
+  service.ask(silent, encode_side_message(Hold{}), deadline,
+              [](std::error_code, const SideMessage&, const std::string&, const std::string&) { throw 1; });
+  service.close();
 }
 
 TEST_F(HandshakeServiceTest, AReplyMayComeFromAnyThread) {

@@ -152,6 +152,37 @@ TEST(DataConnections, AnAcceptingSideThatClosesBeforeItsWelcomeIsAFailedPeer) {
   listener.join();
 }
 
+TEST(DataConnections, AWelcomeForAnotherLaneIsRefusedAtOnce) {
+  // What "b" says on its data connection passes somebody who changes the welcome's lane.
+  asio::io_context context;
+  asio::ip::tcp::acceptor between(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions options;
+  options.advertised_data_address = "127.0.0.1:" + std::to_string(between.local_endpoint().port());
+  Node b(4, options);
+  Node a(4, {}, false);
+  std::thread changing([&] {
+    asio::ip::tcp::socket near = between.accept();
+    asio::ip::tcp::socket far(context);
+    far.connect({asio::ip::make_address("127.0.0.1"), b.channel->data_port()});
+    Hello hello;
+    asio::read(near, asio::buffer(&hello, sizeof(hello)));
+    asio::write(far, asio::buffer(&hello, sizeof(hello)));
+    asio::read(far, asio::buffer(&hello, sizeof(hello)));
+    hello.lane = 1;
+    asio::write(near, asio::buffer(&hello, sizeof(hello)));
+    std::array<std::byte, 256> rest{};
+    std::error_code ignored;
+    while (!ignored) {
+      near.read_some(asio::buffer(rest), ignored);
+    }
+  });
+  std::error_code ec;
+  std::string diagnostic;
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
+  EXPECT_EQ(ec, errc::authentication_failed) << diagnostic;
+  changing.join();
+}
+
 TEST(DataConnections, MoreStrangersThanPlacesDoNotKeepAPeerOut) {
   TcpOptions options;
   options.hello_timeout = long_enough;

@@ -68,6 +68,29 @@ TEST(LaneProtocol, Line11_SenselessFramesBreakTheConnectionAndTouchNothing) {
   }
 }
 
+TEST(LaneProtocol, Line11_ANotificationIsNotAcknowledgedBeforeItIsSent) {
+  Side side;
+  std::vector<MutableBuffer> objects;
+  std::vector<std::uint64_t> pages;
+  for (std::uint64_t i = 0; i < max_chunk_bytes / Side::page * 2; ++i) {
+    objects.push_back(side.page_at(i));
+    pages.push_back(i);
+  }
+  auto two_frames = request(TransferKind::write, objects, pages);
+  two_frames.notification.resize(3);
+  const auto outcome = std::make_shared<Outcome>();
+  side.start(std::move(two_frames), outcome);
+  side.start(request(TransferKind::write, {side.page_at(0)}, {0}), std::make_shared<Outcome>());
+  while (!side.take(std::size_t{1} << 20).empty()) {
+  }
+  for (int frame = 0; frame < 2; ++frame) {
+    ASSERT_FALSE(side.feed(frame_bytes(header(FrameType::write_ack))));
+  }
+  ASSERT_EQ(outcome->calls, 0) << "the notification is next";
+  EXPECT_EQ(side.feed(frame_bytes(header(FrameType::write_ack))), errc::protocol_violation);
+  EXPECT_EQ(outcome->calls, 0);
+}
+
 TEST(LaneProtocol, Line11_RequestsOutOfBoundsAreRefusedAndTouchNothing) {
   struct Case {
     const char* name;

@@ -117,6 +117,22 @@ class ClosingTests : public StalledPeerBase {
     EXPECT_EQ(limited->error(), errc::closed);
   }
 
+  /// What was handed over is acknowledged: who got a notification may close at once.
+  void CloseAnswersWhatWasHandedOver() {
+    KVFERRY_TESTING_REQUIRE(write);
+    KVFERRY_TESTING_REQUIRE(notifications);
+    for (int round = 0; round < 20; ++round) {
+      const auto [a, b] = connected_pair({}, {.regions = {{4096}}});
+      const std::vector<std::byte> payload(3, std::byte{1});
+      const auto write = start(TransferKind::write, a, b, a.objects({4096}), notifying(payload, at({0})));
+      std::error_code error;
+      (void)b->receive_notification(limit(), error);
+      EXPECT_EQ(error, std::error_code());
+      b.destroy_channel();
+      EXPECT_EQ(write->outcome(), done(1));
+    }
+  }
+
   void CloseEndsPendingHandshakes() {
     const SilentListener nobody;
     Node& node = add_node();
@@ -220,7 +236,7 @@ class ClosingTests : public StalledPeerBase {
 
 KVFERRY_TESTING_SUITE(ClosingTest, ClosingTests, CloseEndsTransfersInFlight, DestructionEndsTransfersInFlight,
                       CloseLeavesItsRegionsQuiet, CloseWakesBlockedTransfers, CloseWakesBlockedReceiveNotification,
-                      CloseEndsPendingReceiveNotifications, CloseEndsPendingHandshakes, CloseWakesBlockedHandshake,
+                      CloseEndsPendingReceiveNotifications, CloseAnswersWhatWasHandedOver, CloseEndsPendingHandshakes, CloseWakesBlockedHandshake,
                       DestructionEndsEverythingPending, CloseRacesWithNewOperations, PeerThatCloses);
 
 }  // namespace kvferry::testing

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <exception>
+#include <new>
 #include <string>
 #include <system_error>
+
+#include <kvferry/error.hpp>
 
 namespace kvferry::kit {
 
@@ -13,5 +17,20 @@ struct Failure {
 
   explicit operator bool() const noexcept { return static_cast<bool>(code); }
 };
+
+/// What is being thrown, to be called in a catch clause.
+[[nodiscard]] inline Failure failure_being_handled() {
+  try {
+    throw;
+  } catch (const std::system_error& error) {
+    return {error.code(), error.what()};
+  } catch (const std::bad_alloc& error) {
+    return {std::make_error_code(std::errc::not_enough_memory), error.what()};
+  } catch (const std::exception& error) {
+    return {errc::handshake_failed, error.what()};
+  } catch (...) {
+    return {errc::handshake_failed, "something was thrown that is no std::exception"};
+  }
+}
 
 }  // namespace kvferry::kit

@@ -24,11 +24,8 @@ void InitExchange::finish(Failure failure, std::optional<SideMessage> answer) {
 
 void InitExchange::accept_cancellation() {
   if (completion_.cancellable()) {
-    completion_.on_cancel([weak = weak_from_this()](asio::cancellation_type) {
-      if (const auto self = weak.lock()) {
-        self->finish({errc::cancelled, {}});
-      }
-    });
+    completion_.on_cancel(cancellation(owner_->gate(), weak_from_this(),
+                                       [](InitExchange& exchange) { exchange.finish({errc::cancelled, {}}); }));
   }
 }
 

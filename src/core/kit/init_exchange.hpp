@@ -54,6 +54,7 @@ class InitExchanges : public std::enable_shared_from_this<InitExchanges> {
                                                     Clock::time_point deadline);
   void remove(const InitExchange& exchange);
   void close();
+  [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return deadlines_->gate(); }
 
  private:
   const std::shared_ptr<DeadlineQueue> deadlines_;

@@ -5,11 +5,28 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <string>
+
+#include <kvferry/completion.hpp>
 
 #include "core/thread.hpp"
 
 namespace kvferry::kit {
+namespace {
+
+/// A handler that throws has ended like another.
+template <class Run>
+std::size_t run_guarded(Run run) noexcept {
+  try {
+    return run();
+  } catch (...) {
+    kvferry::detail::log_exception("on a thread of the channel's");
+    return 1;
+  }
+}
+
+}  // namespace
 
 IoThreads::IoThreads(std::size_t count, PollPolicy poll)
     : poller_(std::make_shared<Poller>(poll)),
@@ -44,11 +61,14 @@ void IoThreads::run() {
   const auto run_ready = [this, passed] {
     passed->store(false);
     asio::post(context_, [passed] { passed->store(true); });
-    while (!passed->load() && context_.poll_one() != 0) {
+    while (!passed->load() && run_guarded([this] { return context_.poll_one(); }) != 0) {
     }
   };
-  while (context_.run_one() != 0) {
-    poller_->look(run_ready);
+  while (run_guarded([this] { return context_.run_one(); }) != 0) {
+    (void)run_guarded([&] {
+      poller_->look(run_ready);
+      return std::size_t{1};
+    });
   }
 }
 

@@ -81,6 +81,7 @@ bool NotificationQueue::push(Notification notification) {
 void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout, NotificationCompletion completion) {
   std::unique_lock lock(mutex_);
   if (closed_) {
+    lock.unlock();
     completion(errc::closed, {});
     return;
   }
@@ -94,6 +95,7 @@ void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout
     if (--share->second.count == 0) {
       shares_.erase(share);
     }
+    lock.unlock();
     completion({}, std::move(first));
     return;
   }
@@ -102,16 +104,20 @@ void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout
     wait->deadline = deadline_after(*timeout);
   }
   if (wait->completion.cancellable()) {
-    wait->completion.on_cancel([weak = std::weak_ptr(wait)](asio::cancellation_type) {
-      if (const auto pending = weak.lock()) {
-        pending->end(errc::cancelled);
-      }
-    });
+    wait->completion.on_cancel(cancellation(deadlines_->gate(), std::weak_ptr(wait),
+                                            [](Wait& pending) { pending.end(errc::cancelled); }));
   }
   waits_.push_back(wait);
   lock.unlock();
-  if (wait->deadline) {
-    deadlines_->add(*wait->deadline, wait);
+  if (!wait->deadline) {
+    return;
+  }
+  deadlines_->add(*wait->deadline, wait);
+  lock.lock();
+  const bool ended = std::ranges::find(waits_, wait) == waits_.end();
+  lock.unlock();
+  if (ended) {
+    deadlines_->remove(*wait->deadline, *wait);  // before it was added
   }
 }
 

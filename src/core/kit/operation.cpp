@@ -159,11 +159,8 @@ void Operation::start_on(const std::shared_ptr<Link>& link) {
 
 void Operation::accept_cancellation() {
   if (completion_.cancellable()) {
-    completion_.on_cancel([weak = weak_from_this()](asio::cancellation_type) {
-      if (const auto self = weak.lock()) {
-        self->request_stop(errc::cancelled);
-      }
-    });
+    completion_.on_cancel(cancellation(registry_->gate(), weak_from_this(),
+                                       [](Operation& operation) { operation.request_stop(errc::cancelled); }));
   }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operation_registry.hpp"
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
 namespace kvferry::kit {
@@ -69,7 +70,11 @@ void DeadlineQueue::on_timer() {
     }
   }
   for (const auto& entry : expired) {
-    entry->expire();
+    try {
+      entry->expire();
+    } catch (...) {
+      detail::log_exception("at a deadline");  // the others' have passed, too
+    }
   }
 }
 

@@ -17,6 +17,7 @@
 #include <kvferry/kit/logger.hpp>
 #include <kvferry/kit/operation.hpp>
 
+#include "gate.hpp"
 #include "transfer_counters.hpp"
 
 namespace kvferry::kit {
@@ -28,16 +29,25 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
  public:
   explicit DeadlineQueue(const asio::any_io_executor& executor) : timer_(executor) {}
 
+  /// For those who end something before its deadline, on threads of their own.
+  [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return gate_; }
+
   void add(Clock::time_point deadline, std::shared_ptr<Expirable> entry);
   void remove(Clock::time_point deadline, const Expirable& entry);
   /// Drops all entries and stops the timer. Later `add`s are ignored.
   void close();
+  /// Entries that have neither expired nor been removed.
+  [[nodiscard]] std::size_t size() const {
+    const std::lock_guard lock(mutex_);
+    return entries_.size();
+  }
 
  private:
   void arm(Clock::time_point deadline);
   void on_timer();
 
-  std::mutex mutex_;
+  const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
+  mutable std::mutex mutex_;
   std::multimap<Clock::time_point, std::shared_ptr<Expirable>> entries_;
   asio::steady_timer timer_;
   std::optional<Clock::time_point> armed_;
@@ -60,6 +70,7 @@ class OperationRegistry {
 
   [[nodiscard]] TransferCounters& counters() noexcept { return counters_; }
   [[nodiscard]] Logger& logger() noexcept { return *logger_; }
+  [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return deadlines_->gate(); }
 
  private:
   const std::shared_ptr<DeadlineQueue> deadlines_;

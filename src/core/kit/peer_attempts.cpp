@@ -139,8 +139,8 @@ void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const st
   try {
     dial = hooks_.dial(peer_id);
     question.endpoint = dial->local_endpoint();
-  } catch (const std::system_error& error) {
-    fail_attempt(peer_id, attempt, {error.code(), error.what()});
+  } catch (...) {
+    fail_attempt(peer_id, attempt, failure_being_handled());
     return;
   }
   question.timeout_ms = milliseconds_until(deadline);
@@ -228,7 +228,11 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
   const auto dial = answered.dial;
   const auto deadline = answered.deadline;
   lock.unlock();
-  dial->connect(host, answer.endpoint, deadline, link_handler(peer_id, attempt, host, dial));
+  try {
+    dial->connect(host, answer.endpoint, deadline, link_handler(peer_id, attempt, host, dial));
+  } catch (...) {
+    fail_attempt(peer_id, attempt, failure_being_handled());
+  }
 }
 
 InitAnswer PeerDirectory::read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const {
@@ -336,8 +340,8 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
   try {
     answer.endpoint =
         hooks_.accept(host, question.endpoint, deadline, link_handler(question.sender_id, number, host, nullptr));
-  } catch (const std::system_error& error) {
-    const Failure failure{error.code(), error.what()};
+  } catch (...) {
+    const Failure failure = failure_being_handled();
     drop_attempt(question.sender_id, number, failure);
     refuse(reply, question.sender_id, failure);
     return;
@@ -375,7 +379,9 @@ LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attem
   return [weak = weak_from_this(), peer_id = std::move(peer_id), attempt, host = std::move(host),
           dial = std::move(dial)](std::error_code ec, std::shared_ptr<Link> link, std::string diagnostic) {
     const Visit self(weak);
-    if (self && !ec) {
+    if (self && !ec && !link) {
+      self->fail_attempt(peer_id, attempt, {errc::handshake_failed, "no connection was made"});
+    } else if (self && !ec) {
       self->publish(peer_id, attempt, host, std::move(link));
     } else if (self) {
       self->fail_attempt(peer_id, attempt, {ec, std::move(diagnostic)});

@@ -265,7 +265,11 @@ void TransferChannelKit::start() {
           };
         } else {
           answer = [this, request = std::move(request), shared_reply] {
-            impl_->answer_side_message(*this, request, *shared_reply);
+            try {
+              impl_->answer_side_message(*this, request, *shared_reply);
+            } catch (...) {
+              detail::log_exception("answering a side message");
+            }
           };
         }
         // A subclass may be in its constructor still: no virtual function of its before it says so.
@@ -481,6 +485,7 @@ void TransferChannelKit::close() {
     impl_->notifications->close();
     impl_->side_message_thread.stop();
     impl_->deadlines->close();
+    impl_->deadlines->gate()->close();
     impl_->logger->log(LogLevel::info, "channel_closed", {}, {},
                        [&] { return "incarnation " + std::to_string(impl_->incarnation); });
   });

@@ -6,6 +6,7 @@
 
 #include <future>
 #include <memory>
+#include <stdexcept>
 
 namespace kvferry::kit {
 namespace {
@@ -51,6 +52,25 @@ TEST(IoThreads, HandlersThatPostThemselvesAgainDoNotKeepThreadsFromLooking) {
     repeated.run();
   });
   EXPECT_EQ(repeated.polls_in_the_end(), Busy::enough);
+}
+
+TEST(IoThreads, GoOnAfterAHandlerThatThrows) {
+  IoThreads threads(1, PollPolicy::always());
+  const auto busy = std::make_shared<Busy>();
+  std::promise<void> released;
+  asio::post(threads.executor(), [&] {
+    EXPECT_TRUE(threads.poller()->watch(busy));
+    // Run between two looks.
+    for (int i = 0; i < 3; ++i) {
+      asio::post(threads.executor(), [] { throw std::runtime_error("from a handler of the test's"); });
+    }
+    asio::post(threads.executor(), [] { throw 17; });
+    throw std::runtime_error("from a handler of the test's");
+  });
+  asio::post(threads.executor(), [&] { released.set_value(); });
+  released.get_future().get();
+  threads.finish();
+  EXPECT_EQ(busy->polls, Busy::enough) << "what was looked at is looked at still";
 }
 
 TEST(IoThreads, WhatIsLookedAtDoesNotKeepThemFromHandlers) {

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include <asio/cancellation_type.hpp>
+
+namespace kvferry::kit {
+
+/// Lets threads that aren't the channel's into what is the channel's - timers, sockets, their context - until it is
+/// closed: who emits on a cancellation slot holds an operation and its link for a moment, which must not be the last one
+/// to hold them when the channel is gone.
+class Gate {
+ public:
+  /// @return whether the thread is in; then it has to `leave`.
+  [[nodiscard]] bool enter() {
+    const std::lock_guard lock(mutex_);
+    inside_ += closed_ ? 0 : 1;
+    return !closed_;
+  }
+  void leave() {
+    const std::lock_guard lock(mutex_);
+    if (--inside_ == 0) {
+      empty_.notify_all();
+    }
+  }
+  /// Lets nobody in any more, and waits for those who are.
+  void close() {
+    std::unique_lock lock(mutex_);
+    closed_ = true;
+    empty_.wait(lock, [this] { return inside_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable empty_;
+  std::size_t inside_ = 0;
+  bool closed_ = false;
+};
+
+/// What a cancellation slot calls: `cancel` on `object`, if it is still there and its channel is not closed.
+template <class Object, class Cancel>
+[[nodiscard]] std::function<void(asio::cancellation_type)> cancellation(std::shared_ptr<Gate> gate,
+                                                                        std::weak_ptr<Object> object, Cancel cancel) {
+  return [gate = std::move(gate), object = std::move(object), cancel](asio::cancellation_type) {
+    if (!gate->enter()) {
+      return;
+    }
+    if (auto held = object.lock()) {
+      cancel(*held);
+    }
+    gate->leave();
+  };
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hosts that say nothing any more, neither that they are there nor that they are gone.
+#include <gtest/gtest.h>
+
+#include <linux/filter.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <filesystem>
+#include <future>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "channel_pair.hpp"
+
+namespace kvferry::tcp::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+/// Has the kernel drop all that arrives on the connections that this process accepted at a port, acknowledgements
+/// included: for who sends there, the host is gone. Connections that are made later are not concerned.
+class LostPackets {
+ public:
+  explicit LostPackets(std::uint16_t port) {
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+      const int descriptor = std::stoi(entry.path().filename());
+      sockaddr_in local{};
+      socklen_t size = sizeof(local);
+      sockaddr_in remote{};
+      socklen_t remote_size = sizeof(remote);
+      if (::getsockname(descriptor, reinterpret_cast<sockaddr*>(&local), &size) == 0 && local.sin_family == AF_INET &&
+          ntohs(local.sin_port) == port &&
+          ::getpeername(descriptor, reinterpret_cast<sockaddr*>(&remote), &remote_size) == 0) {
+        sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
+        const sock_fprog program{1, &drop};
+        EXPECT_EQ(::setsockopt(descriptor, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)), 0);
+        ++connections_;
+      }
+    }
+  }
+  [[nodiscard]] int connections() const noexcept { return connections_; }
+
+ private:
+  int connections_ = 0;
+};
+
+struct DeadHost : ::testing::Test {
+  static constexpr std::size_t pages = 16384;
+
+  void connect(TcpOptions options) {
+    a.emplace(pages, std::move(options), false);
+    a->channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  }
+  [[nodiscard]] std::uint64_t sent() const {
+    std::uint64_t bytes = 0;
+    for (const PathStats& path : a->channel->stats().paths) {
+      bytes += path.bytes_out;
+    }
+    return bytes;
+  }
+
+  Node b{pages};
+  std::optional<Node> a;
+};
+
+std::error_code outcome_of(std::future<std::size_t>& operation) {
+  if (operation.wait_for(long_enough) != std::future_status::ready) {
+    ADD_FAILURE() << "it waits for its deadline";
+    return {};
+  }
+  try {
+    operation.get();
+  } catch (const std::system_error& error) {
+    return error.code();
+  }
+  return {};
+}
+
+TEST_F(DeadHost, AnOperationThatGetsNothingOutFindsItsConnectionDead) {
+  TcpOptions options;
+  options.user_timeout = milliseconds(0);
+  options.keepalive_idle = std::chrono::seconds(0);
+  connect(options);
+  const LostPackets lost(b.channel->data_port());
+  ASSERT_EQ(lost.connections(), 1);
+  const auto all = indexes(pages);
+  auto patient = a->channel->async_batched_write(
+      a->pages(pages), {.peer_id = "b", .remote_indexes = all, .timeout = std::chrono::minutes(5)}, asio::use_future);
+  // Until the socket is full: then nothing of what follows gets into it.
+  std::uint64_t before = 0;
+  for (int same = 0; same < 20; same = sent() == before ? same + 1 : 0) {
+    before = sent();
+    std::error_code ec;
+    a->channel->batched_recv(a->pages(1), {.peer_id = "b", .tag = 1, .timeout = milliseconds(10)}, ec);
+  }
+  std::error_code ec;
+  a->channel->batched_write(a->pages(1), {.peer_id = "b", .remote_indexes = indexes(1), .timeout = milliseconds(1200)}, ec);
+  EXPECT_EQ(ec, errc::timed_out);
+  EXPECT_EQ(outcome_of(patient), errc::connection_lost);
+  EXPECT_EQ(a->channel->batched_write(a->pages(1), {.peer_id = "b", .remote_indexes = indexes(1)}), 1U);
+}
+
+TEST_F(DeadHost, WhatNobodyAcknowledgesEndsAfterTheUserTimeout) {
+  TcpOptions options;
+  options.user_timeout = milliseconds(500);
+  connect(options);
+  const LostPackets lost(b.channel->data_port());
+  ASSERT_EQ(lost.connections(), 1);
+  auto write = a->channel->async_batched_write(
+      a->pages(4), {.peer_id = "b", .remote_indexes = indexes(4), .timeout = std::chrono::minutes(5)}, asio::use_future);
+  const auto ec = outcome_of(write);
+  EXPECT_EQ(ec, errc::connection_lost);
+  EXPECT_EQ(ec, condition::retryable);
+  EXPECT_EQ(a->channel->batched_write(a->pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+}
+
+TEST_F(DeadHost, WhoOnlyWaitsIsToldAsWell) {
+  TcpOptions options;
+  options.user_timeout = milliseconds(2000);
+  options.keepalive_idle = std::chrono::seconds(1);
+  connect(options);
+  auto recv = a->channel->async_batched_recv(
+      a->pages(1), {.peer_id = "b", .tag = 1, .timeout = std::chrono::minutes(5)}, asio::use_future);
+  // Behind the recv, so that all of it has been acknowledged and the connection is idle.
+  EXPECT_EQ(a->channel->batched_write(a->pages(1), {.peer_id = "b", .remote_indexes = indexes(1)}), 1U);
+  const LostPackets lost(b.channel->data_port());
+  ASSERT_EQ(lost.connections(), 1);
+  EXPECT_EQ(outcome_of(recv), errc::connection_lost);
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
