@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Finds the standalone Asio headers, which come with neither a CMake package nor a .pc file.
 #
-#   Asio::Asio        target: include directory, ASIO_STANDALONE, threads
+#   Asio::Asio        target: include directory, ASIO_STANDALONE, ASIO_HAS_STD_ALIGNED_ALLOC, threads
 #   Asio_FOUND, Asio_VERSION, Asio_INCLUDE_DIR
 
 find_path(Asio_INCLUDE_DIR NAMES asio/version.hpp)
@@ -26,6 +26,9 @@ find_package_handle_standard_args(
   REQUIRED_VARS Asio_INCLUDE_DIR
   VERSION_VAR Asio_VERSION)
 
+# Left to itself, Asio takes small blocks from std::aligned_alloc if a header of the standard library was included before
+# it, and else from operator new; blocks then are given back in a way that they were not taken, which a program notices
+# that has an operator new of its own.
 if(Asio_FOUND AND NOT TARGET Asio::Asio)
   include(CMakeFindDependencyMacro)
   find_dependency(Threads)
@@ -33,6 +36,6 @@ if(Asio_FOUND AND NOT TARGET Asio::Asio)
   set_target_properties(
     Asio::Asio
     PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${Asio_INCLUDE_DIR}"
-               INTERFACE_COMPILE_DEFINITIONS ASIO_STANDALONE
+               INTERFACE_COMPILE_DEFINITIONS "ASIO_STANDALONE;ASIO_HAS_STD_ALIGNED_ALLOC=1"
                INTERFACE_LINK_LIBRARIES Threads::Threads)
 endif()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-# Finds the headers of msgpack-cxx. Its own CMake package asks for Boost, which MSGPACK_NO_BOOST makes needless.
+# Finds the headers of msgpack-cxx. Its own CMake package asks for Boost, which kvferry's header makes needless.
 #
-#   MsgpackCxx::MsgpackCxx  target: include directory, MSGPACK_NO_BOOST
+#   MsgpackCxx::MsgpackCxx  target: include directory
 #   MsgpackCxx_FOUND, MsgpackCxx_VERSION, MsgpackCxx_INCLUDE_DIR
 
 find_path(MsgpackCxx_INCLUDE_DIR NAMES msgpack/version_master.hpp)
@@ -25,6 +25,5 @@ if(MsgpackCxx_FOUND AND NOT TARGET MsgpackCxx::MsgpackCxx)
   add_library(MsgpackCxx::MsgpackCxx INTERFACE IMPORTED)
   set_target_properties(
     MsgpackCxx::MsgpackCxx
-    PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${MsgpackCxx_INCLUDE_DIR}"
-               INTERFACE_COMPILE_DEFINITIONS MSGPACK_NO_BOOST)
+    PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${MsgpackCxx_INCLUDE_DIR}")
 endif()

@@ -27,14 +27,34 @@ write_basic_package_version_file(kvferryConfigVersion.cmake COMPATIBILITY SameMi
 install(FILES "${PROJECT_BINARY_DIR}/kvferryConfig.cmake" "${PROJECT_BINARY_DIR}/kvferryConfigVersion.cmake"
               cmake/FindAsio.cmake cmake/FindIbverbs.cmake cmake/FindMsgpackCxx.cmake DESTINATION "${_package_dir}")
 
+# kvferry_pc_library(<variable> <library>): how the linker finds it, in a .pc file. Not by "Requires": with --static that
+# would bring what Debian's libzmq.pc asks for, of which some can't be linked.
+function(kvferry_pc_library variable library)
+  get_filename_component(folder "${library}" DIRECTORY)
+  get_filename_component(name "${library}" NAME_WE)
+  string(REGEX REPLACE "^lib" "-l" option "${name}")
+  if(NOT folder IN_LIST CMAKE_CXX_IMPLICIT_LINK_DIRECTORIES)
+    string(PREPEND option "-L${folder} ")
+  endif()
+  set(${variable}
+      "${option}"
+      PARENT_SCOPE)
+endfunction()
+
 # A static kvferry needs ZeroMQ from whoever links it, a shared one has it linked.
+set(_pc_scope "LIBS")
 if(BUILD_SHARED_LIBS)
-  set(KVFERRY_PC_ZMQ "Requires.private: libzmq")
-  set(KVFERRY_PC_IBVERBS "Requires: kvferry\nRequires.private: libibverbs")
-else()
-  set(KVFERRY_PC_ZMQ "Requires: libzmq")
-  set(KVFERRY_PC_IBVERBS "Requires: kvferry libibverbs")
+  set(_pc_scope "PRIVATE_LIBS")
 endif()
+find_library(KVFERRY_ZMQ_LIBRARY zmq REQUIRED)
+mark_as_advanced(KVFERRY_ZMQ_LIBRARY)
+kvferry_pc_library(KVFERRY_PC_${_pc_scope} "${KVFERRY_ZMQ_LIBRARY}")
+if(KVFERRY_HAS_RDMA)
+  kvferry_pc_library(KVFERRY_PC_RDMA_${_pc_scope} "${Ibverbs_LIBRARY}")
+endif()
+get_target_property(KVFERRY_PC_DEFINITIONS Asio::Asio INTERFACE_COMPILE_DEFINITIONS)
+list(TRANSFORM KVFERRY_PC_DEFINITIONS PREPEND "-D")
+list(JOIN KVFERRY_PC_DEFINITIONS " " KVFERRY_PC_DEFINITIONS)
 # Relative to the file's own place, so that it holds after `cmake --install --prefix`.
 file(RELATIVE_PATH KVFERRY_PC_PREFIX "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
 string(REGEX REPLACE "/$" "" KVFERRY_PC_PREFIX "${KVFERRY_PC_PREFIX}")

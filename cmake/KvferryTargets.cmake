@@ -23,10 +23,6 @@ function(kvferry_set_sanitizers target)
   if(KVFERRY_SANITIZE)
     target_compile_options(${target} PUBLIC -fsanitize=${KVFERRY_SANITIZE} -fno-omit-frame-pointer)
     target_link_options(${target} PUBLIC -fsanitize=${KVFERRY_SANITIZE})
-    if(KVFERRY_SANITIZE MATCHES "address")
-      # Asio 1.22 hands some of its small blocks out by operator new and gives them back as std::aligned_alloc's.
-      target_compile_definitions(${target} PUBLIC ASIO_DISABLE_STD_ALIGNED_ALLOC)
-    endif()
     if(KVFERRY_SANITIZE MATCHES "undefined")
       target_compile_options(${target} PUBLIC -fno-sanitize-recover=undefined)
     endif()
@@ -57,11 +53,21 @@ function(kvferry_add_component name)
       PROPERTIES VERSION ${PROJECT_VERSION}
                  SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}
                  INSTALL_RPATH "$ORIGIN"
+                 # A static library goes into plugins and extension modules, too.
+                 POSITION_INDEPENDENT_CODE ON
+                 VISIBILITY_INLINES_HIDDEN ON
                  UNITY_BUILD ${KVFERRY_UNITY_BUILD}
                  UNITY_BUILD_BATCH_SIZE 10)
     if(KVFERRY_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       # GCC takes a source file that another one includes for a header, in which a class must not have members of unnamed namespaces.
       target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
+    endif()
+    if(NOT name STREQUAL "core") # whose internals the transports use
+      set_property(TARGET ${target} PROPERTY CXX_VISIBILITY_PRESET hidden)
+    endif()
+    if(BUILD_SHARED_LIBS)
+      target_link_options(${target} PRIVATE "LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map")
+      set_property(TARGET ${target} PROPERTY LINK_DEPENDS "${PROJECT_SOURCE_DIR}/cmake/exports.map")
     endif()
   else()
     add_library(${target} INTERFACE)

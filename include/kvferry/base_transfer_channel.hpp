@@ -18,6 +18,7 @@
 #include <kvferry/channel_stats.hpp>
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
+#include <kvferry/export.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/side_message.hpp>
 #include <kvferry/transfer_spec.hpp>
@@ -30,7 +31,7 @@ struct PeerInfo {
   std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
   std::string init_url;               ///< Where the peer's handshakes are answered; empty if it hasn't said.
   std::vector<RemoteRegion> regions;  ///< What it offers.
-  std::string path;                   ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes".
+  std::string path;  ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes".
 };
 
 /// A handshake as a transport gets it.
@@ -100,7 +101,7 @@ struct InitRequest {
 ///
 /// **Transports.** A subclass overrides the protected `start_*` functions and the facts; the forms are written here
 /// once. `kit::TransferChannelKit` does more of it: deadlines, exactly-once, peers and handshakes.
-class BaseTransferChannel {
+class KVFERRY_EXPORT BaseTransferChannel {
  public:
   BaseTransferChannel() = default;
   BaseTransferChannel(const BaseTransferChannel&) = delete;
@@ -221,8 +222,7 @@ class BaseTransferChannel {
           start_side_message(std::move(request),
                              SideMessageCompletion(std::forward<decltype(handler)>(handler), get_executor()));
         },
-        token,
-        InitRequest{{}, {}, std::string(peer_init_url), std::move(message), spec.timeout, spec.diagnostic});
+        token, InitRequest{{}, {}, std::string(peer_init_url), std::move(message), spec.timeout, spec.diagnostic});
   }
 
   /// @}
@@ -375,7 +375,8 @@ class BaseTransferChannel {
 
   /// Copies what a spec and its objects describe into a request.
   [[nodiscard]] static TransferRequest make_request(TransferKind kind, ConstObjects objects, const TransferSpec& spec);
-  [[nodiscard]] static TransferRequest make_request(TransferKind kind, MutableObjects objects, const TransferSpec& spec);
+  [[nodiscard]] static TransferRequest make_request(TransferKind kind, MutableObjects objects,
+                                                    const TransferSpec& spec);
 
  protected:
   /// @name What a transport implements

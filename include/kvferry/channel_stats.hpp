@@ -11,12 +11,13 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/export.hpp>
 #include <kvferry/transfer_spec.hpp>
 
 namespace kvferry {
 
 /// How long operations took, counted in buckets that double.
-struct LatencyHistogram {
+struct KVFERRY_EXPORT LatencyHistogram {
   /// 1 us, 2 us, 4 us, ... 2^25 us (33.6 s), and one for what took longer.
   static constexpr std::size_t bucket_count = 27;
 
@@ -35,7 +36,7 @@ struct LatencyHistogram {
 };
 
 /// What has become of the operations of one kind since the channel was made.
-struct TransferStats {
+struct KVFERRY_EXPORT TransferStats {
   /// Operations that ended with the same error.
   struct Failures {
     std::error_code cause;
@@ -119,7 +120,7 @@ struct ChannelStats {
 /// Channels of the same transport need `labels` that tell them apart.
 /// @throws TransferError `std::errc::invalid_argument` for a label name that Prometheus forbids or kvferry uses itself.
 ///   Source: https://prometheus.io/docs/instrumenting/exposition_formats/
-[[nodiscard]] std::string to_prometheus(std::span<const ChannelStats> channels);
-[[nodiscard]] std::string to_prometheus(const ChannelStats& channel);
+[[nodiscard]] KVFERRY_EXPORT std::string to_prometheus(std::span<const ChannelStats> channels);
+[[nodiscard]] KVFERRY_EXPORT std::string to_prometheus(const ChannelStats& channel);
 
 }  // namespace kvferry

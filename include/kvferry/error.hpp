@@ -5,6 +5,8 @@
 #include <string>
 #include <system_error>
 
+#include <kvferry/export.hpp>
+
 namespace kvferry {
 
 /// Why a call failed, as far as kvferry itself found out. errno values and Asio's codes pass through unchanged.
@@ -91,21 +93,21 @@ enum class condition {
 };
 
 /// The category of `errc`; its name is "kvferry".
-[[nodiscard]] const std::error_category& error_category() noexcept;
+[[nodiscard]] KVFERRY_EXPORT const std::error_category& error_category() noexcept;
 
 /// The category of `condition`; its name is "kvferry.condition".
-[[nodiscard]] const std::error_category& condition_category() noexcept;
+[[nodiscard]] KVFERRY_EXPORT const std::error_category& condition_category() noexcept;
 
-[[nodiscard]] std::error_code make_error_code(errc code) noexcept;
-[[nodiscard]] std::error_condition make_error_condition(condition value) noexcept;
+[[nodiscard]] KVFERRY_EXPORT std::error_code make_error_code(errc code) noexcept;
+[[nodiscard]] KVFERRY_EXPORT std::error_condition make_error_condition(condition value) noexcept;
 
 /// The stable name of an error, for metrics, logs and tests: the enumerator of an `errc` ("timed_out"), the symbol of an errno
 /// ("ECONNRESET"), Asio's name ("eof", "host_not_found"), else the number. The category is not part of it. The texts of
 /// `message()` may change between versions; these names don't.
-[[nodiscard]] std::string error_name(const std::error_code& code);
+[[nodiscard]] KVFERRY_EXPORT std::string error_name(const std::error_code& code);
 
 /// Thrown by the throwing form of every blocking call. `what()` names the peer, the field and both values.
-class TransferError : public std::system_error {
+class KVFERRY_EXPORT TransferError : public std::system_error {
  public:
   TransferError(std::error_code code, const std::string& what, std::size_t transferred = 0)
       : std::system_error(code, what), transferred_(transferred) {}

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <system_error>
 
+#include <kvferry/export.hpp>
+
 namespace kvferry {
 
 /// How much a record matters. Each level includes those behind it.
@@ -20,7 +22,7 @@ enum class LogLevel : std::uint8_t {
 };
 
 /// The level's name: "debug", "info", "warning", "error", "off".
-[[nodiscard]] std::string_view to_string(LogLevel level) noexcept;
+[[nodiscard]] KVFERRY_EXPORT std::string_view to_string(LogLevel level) noexcept;
 
 /// One line of a log. All views end with the sink's call. No record holds a key, a secret, or content of a page, a
 /// notification or a side message.
@@ -54,14 +56,14 @@ using LogSink = std::function<void(const LogRecord&)>;
 /// Thread safety: may be called at any time. A call of the old sink that is under way on another thread may end after this
 /// has returned.
 /// @param least records below this level are not made.
-void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
+KVFERRY_EXPORT void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
 
 /// The record as the default sink writes it, without the end of the line:
 /// `kvferry warning handshake_refused tcp peer "decode-3": another page size [kvferry:page_size_mismatch]`.
-[[nodiscard]] std::string to_string(const LogRecord& record);
+[[nodiscard]] KVFERRY_EXPORT std::string to_string(const LogRecord& record);
 
 /// What a stranger may have chosen, fit for a line of text: control characters, bytes that are no UTF-8, quotes and
 /// backslashes are written as `\xNN`, and of more than `longest` bytes only the first ones are there, followed by "...".
-[[nodiscard]] std::string printable(std::string_view text, std::size_t longest = 100);
+[[nodiscard]] KVFERRY_EXPORT std::string printable(std::string_view text, std::size_t longest = 100);
 
 }  // namespace kvferry

@@ -3,6 +3,8 @@
 
 #include <system_error>
 
+#include <kvferry/export.hpp>
+
 namespace kvferry {
 
 /// The status of a work completion, with the numbers that libibverbs gives them. Errors of verbs that were refused
@@ -36,9 +38,9 @@ enum class wc_status {
 /// `local_access_error`, `memory_window_bind_error`) belong to `condition::invalid_argument`, all others to
 /// `condition::peer_failed`, and to `condition::retryable` unless they say that something went against what was agreed:
 /// `local_length_error`, `bad_response`, `remote_invalid_request`, `remote_invalid_rd_request`, `remote_access_error`.
-[[nodiscard]] const std::error_category& rdma_category() noexcept;
+[[nodiscard]] KVFERRY_EXPORT const std::error_category& rdma_category() noexcept;
 
-[[nodiscard]] std::error_code make_error_code(wc_status status) noexcept;
+[[nodiscard]] KVFERRY_EXPORT std::error_code make_error_code(wc_status status) noexcept;
 
 }  // namespace kvferry
 

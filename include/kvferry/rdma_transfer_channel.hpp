@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
+#include <kvferry/export.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
 #include <kvferry/rdma_error.hpp>
 
@@ -97,7 +98,7 @@ struct RdmaRailInfo {
 /// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the
 /// end of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed
 /// object.
-class RdmaTransferChannel : public kit::TransferChannelKit {
+class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
  public:
   /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
   /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`; the errno of a bind, of a device that can't be

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/export.hpp>
+
 namespace kvferry {
 
 using Bytes = std::vector<std::byte>;
@@ -52,7 +54,7 @@ concept SideMessageStruct = requires {
 
 /// A message of the handshake, encoded: the bytes of a msgspec tagged struct in msgpack, a map whose key "type" holds the
 /// struct's name. `encode_side_message` and `decode_side_message` (side_message_codec.hpp) convert it from and to structs.
-class SideMessage {
+class KVFERRY_EXPORT SideMessage {
  public:
   SideMessage() = default;
 

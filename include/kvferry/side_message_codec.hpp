@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+// msgpack-cxx has adaptors for Boost's types, for which it needs Boost. Where that isn't, it does without.
+#if !defined(MSGPACK_NO_BOOST) && !(__has_include(<boost/variant.hpp>) && __has_include(<boost/predef/other/endian.h>))
+#define MSGPACK_NO_BOOST
+#endif
 #include <msgpack.hpp>
 
 #include <array>
@@ -21,6 +25,7 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/export.hpp>
 #include <kvferry/side_message.hpp>
 
 namespace kvferry {
@@ -37,14 +42,14 @@ inline constexpr std::size_t max_side_message_depth = 32;
 /// at; the frame may come from anybody: nothing that it declares is allocated before it is known to be there.
 ///
 /// On anything else `ec` becomes `errc::malformed_message` and the result is empty.
-[[nodiscard]] SideMessage parse_side_message(std::span<const std::byte> frame, std::error_code& ec);
+[[nodiscard]] KVFERRY_EXPORT SideMessage parse_side_message(std::span<const std::byte> frame, std::error_code& ec);
 /// As above. @throws TransferError `errc::malformed_message`, saying what is wrong.
-[[nodiscard]] SideMessage parse_side_message(std::span<const std::byte> frame);
+[[nodiscard]] KVFERRY_EXPORT SideMessage parse_side_message(std::span<const std::byte> frame);
 
 namespace detail {
 
 /// As `parse_side_message`, with what is wrong in `problem` and the result empty.
-SideMessage parse_frame(std::span<const std::byte> frame, std::string_view& problem);
+KVFERRY_EXPORT SideMessage parse_frame(std::span<const std::byte> frame, std::string_view& problem);
 
 /// What kept a message from being decoded: where, as "regions[2].size" (empty: the message itself), and what it is.
 struct DecodeProblem {
@@ -54,26 +59,26 @@ struct DecodeProblem {
 
 /// Checks a whole message like `parse_side_message` and unpacks those of its fields that are wanted; the others are passed
 /// over. The result refers to the bytes of `encoded`.
-bool unpack_side_message(std::span<const std::byte> encoded, std::span<const std::string_view> wanted,
-                         msgpack::object_handle& result, DecodeProblem& problem);
+KVFERRY_EXPORT bool unpack_side_message(std::span<const std::byte> encoded,
+                                        std::span<const std::string_view> wanted,
+                                        msgpack::object_handle& result, DecodeProblem& problem);
 /// Whether `from` is of this kind; if not, says what it is instead.
-bool expect_kind(const msgpack::object& from, msgpack::type::object_type expected, DecodeProblem& problem);
+KVFERRY_EXPORT bool expect_kind(const msgpack::object& from, msgpack::type::object_type expected,
+                                DecodeProblem& problem);
 /// Notes that `from` should have been `expected`. Returns false.
-bool unexpected(const msgpack::object& from, std::string_view expected, DecodeProblem& problem);
+KVFERRY_EXPORT bool unexpected(const msgpack::object& from, std::string_view expected, DecodeProblem& problem);
 /// The value of a key; null if it is missing, and also, with a problem noted, if it is there twice.
-const msgpack::object* find_field(const msgpack::object& map, std::string_view name, DecodeProblem& problem);
+KVFERRY_EXPORT const msgpack::object* find_field(const msgpack::object& map, std::string_view name,
+                                                 DecodeProblem& problem);
 /// Whether the map's key "type" says that this is a message of this type.
-bool expect_type(const msgpack::object& map, std::string_view type, DecodeProblem& problem);
-[[noreturn]] void throw_malformed(std::string_view type, const DecodeProblem& problem);
+KVFERRY_EXPORT bool expect_type(const msgpack::object& map, std::string_view type, DecodeProblem& problem);
+[[noreturn]] KVFERRY_EXPORT void throw_malformed(std::string_view type, const DecodeProblem& problem);
 
 /// What msgpack-cxx writes to.
 struct ByteStream {
   Bytes& bytes;
 
-  void write(const char* data, std::size_t size) {
-    const auto added = std::as_bytes(std::span(data, size));
-    bytes.insert(bytes.end(), added.begin(), added.end());
-  }
+  KVFERRY_EXPORT void write(const char* data, std::size_t size);
 };
 
 struct Encoder {
@@ -84,7 +89,7 @@ struct Encoder {
 };
 
 /// msgspec writes every float as float64; msgpack-cxx would make an integer of a whole number.
-void encode_float64(Bytes& bytes, double value);
+KVFERRY_EXPORT void encode_float64(Bytes& bytes, double value);
 
 template <class T, template <class...> class Template>
 inline constexpr bool is_specialization = false;

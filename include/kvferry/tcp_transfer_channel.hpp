@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
+#include <kvferry/export.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
 
 namespace kvferry {
@@ -76,7 +77,7 @@ struct TcpOptions : ChannelOptions {
 /// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the
 /// end of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed
 /// object.
-class TcpTransferChannel : public kit::TransferChannelKit {
+class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
  public:
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
   /// threads.

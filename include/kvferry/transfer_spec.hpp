@@ -35,9 +35,8 @@ class ObjectList {
   ObjectList(std::vector<Buffer>&& buffers) noexcept : buffers_(std::move(buffers)) {}
 
   template <std::ranges::input_range Range>
-    requires(!std::same_as<std::remove_cvref_t<Range>, ObjectList> &&
-             std::convertible_to<std::ranges::range_reference_t<Range>, Buffer>)
-  ObjectList(Range&& range) {
+  requires(!std::same_as<std::remove_cvref_t<Range>, ObjectList> &&
+           std::convertible_to<std::ranges::range_reference_t<Range>, Buffer>) ObjectList(Range&& range) {
     if constexpr (std::ranges::sized_range<Range>) {
       buffers_.reserve(std::ranges::size(range));
     }

@@ -6,11 +6,13 @@
 #include <string_view>
 #include <system_error>
 
+#include <kvferry/export.hpp>
+
 namespace kvferry {
 
 /// A host and a port as users write them: `tcp://host:port` or `host:port`; IPv6 hosts in brackets, `tcp://[::1]:5555`, a
 /// link-local one with the zone in which this host finds it, `tcp://[fe80::1%eth0]:5555`.
-struct HostPort {
+struct KVFERRY_EXPORT HostPort {
   std::string host;         ///< Without brackets. `*`, `0.0.0.0` and `::` mean all addresses when listening.
   std::uint16_t port = 0;   ///< 0 means any free port when listening.
 
@@ -27,8 +29,8 @@ struct HostPort {
 
 /// Parses a url. On anything else `ec` becomes `errc::invalid_url` and the result is empty. A host that is an address comes
 /// out in its usual spelling: `[::0]` as `::`, `0` as `0.0.0.0`, `[::ffff:10.0.0.1]` as `10.0.0.1`.
-[[nodiscard]] HostPort parse_url(std::string_view url, std::error_code& ec);
+[[nodiscard]] KVFERRY_EXPORT HostPort parse_url(std::string_view url, std::error_code& ec);
 /// As above. @throws TransferError `errc::invalid_url`, quoting the url and saying what is wrong with it.
-[[nodiscard]] HostPort parse_url(std::string_view url);
+[[nodiscard]] KVFERRY_EXPORT HostPort parse_url(std::string_view url);
 
 }  // namespace kvferry

@@ -36,6 +36,7 @@ errc code_of(const SideMessageError& error) noexcept {
   switch (const auto code = static_cast<errc>(error.code)) {
     case errc::closed: return errc::peer_closed;
     case errc::cancelled: return errc::peer_cancelled;
+    case errc::forked: return errc::handshake_failed;
     default: return code;
   }
 }

@@ -11,6 +11,8 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/export.hpp>
+
 namespace kvferry::kit {
 
 /// Asks the system's resolver for a host's addresses: one family after the other in turns, each address once, the
@@ -25,7 +27,7 @@ namespace kvferry::kit {
 /// A name that is being looked up is not looked up a second time: whoever asks for it gets the answer that comes.
 ///
 /// Thread safety: all member functions may be called from any thread.
-class NameLookups {
+class KVFERRY_EXPORT NameLookups {
  public:
   using Clock = std::chrono::steady_clock;
   /// Runs on the lookup's thread, or on one that calls `look_up`: must neither block nor call into this.

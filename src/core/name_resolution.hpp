@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvferry/export.hpp>
 #include <kvferry/url.hpp>
 
 namespace kvferry::kit {
@@ -8,6 +9,6 @@ namespace kvferry::kit {
 /// The address at which to listen for a host: itself if it is a number or a wildcard; of a name's addresses an IPv4 one
 /// if there is one, because peers without IPv6 can reach no other, and those with it can reach either. The name itself
 /// if it has none. Asks name servers if it has to: may block for long.
-[[nodiscard]] HostPort listening_address(const HostPort& host);
+[[nodiscard]] KVFERRY_EXPORT HostPort listening_address(const HostPort& host);
 
 }  // namespace kvferry::kit

@@ -203,6 +203,11 @@ SideMessage parse_frame(std::span<const std::byte> frame, std::string_view& prob
   return type ? SideMessage(std::string(*type), Bytes(frame.begin(), frame.end())) : SideMessage();
 }
 
+void ByteStream::write(const char* data, std::size_t size) {
+  const auto added = std::as_bytes(std::span(data, size));
+  bytes.insert(bytes.end(), added.begin(), added.end());
+}
+
 void encode_float64(Bytes& bytes, double value) {
   constexpr std::byte float64{0xCB};
   bytes.push_back(float64);

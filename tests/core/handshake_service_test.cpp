@@ -244,6 +244,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(ErrorAnswer{number_of(errc::empty_peer_id), errc::empty_peer_id},
                     ErrorAnswer{number_of(errc::version_mismatch), errc::version_mismatch},
                     ErrorAnswer{number_of(errc::invalid_peer_id), errc::invalid_peer_id},
+                    ErrorAnswer{number_of(errc::forked), errc::handshake_failed},
                     ErrorAnswer{1000, errc::handshake_failed},
                     ErrorAnswer{number_of(errc::closed), errc::peer_closed},
                     ErrorAnswer{number_of(errc::cancelled), errc::peer_cancelled},

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvferry/export.hpp>
+
 namespace kvferry::kit {
 
 /// A blocking call that waits for its operation to end, seen by a transport that would rather have the caller's thread
 /// move bytes than sleep. To be used on that thread only.
-class BlockingWait {
+class KVFERRY_EXPORT BlockingWait {
  public:
   /// Whether the operation has ended; the call is about to return.
   [[nodiscard]] virtual bool over() const noexcept = 0;

@@ -8,6 +8,7 @@
 #include <string>
 #include <system_error>
 
+#include <kvferry/export.hpp>
 #include <kvferry/side_message.hpp>
 
 namespace kvferry::kit {
@@ -20,7 +21,7 @@ namespace kvferry::kit {
 /// `SideMessageError` and harm nobody. No socket is used for a second question.
 ///
 /// Thread safety: all member functions may be called from any thread.
-class HandshakeService {
+class KVFERRY_EXPORT HandshakeService {
  public:
   struct Options {
     /// Where to listen: `tcp://host:port`, `host:port`, IPv6 in brackets, port 0 for any, host `*` for all.

@@ -11,6 +11,7 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/export.hpp>
 #include <kvferry/kit/blocking_wait.hpp>
 #include <kvferry/kit/operation.hpp>
 #include <kvferry/memory_region.hpp>
@@ -32,7 +33,7 @@ struct PeerDescription {
 ///
 /// Thread safety: all functions may be called from any thread. No function may block on the network or call a
 /// completion handler's code (`Operation::finish` posts).
-class Link {
+class KVFERRY_EXPORT Link {
  public:
   virtual ~Link() = default;
 
@@ -101,7 +102,7 @@ class Link {
 };
 
 /// What a link may tell the channel it belongs to. Stays valid after the channel is closed; calls then do nothing.
-class LinkHost {
+class KVFERRY_EXPORT LinkHost {
  public:
   virtual ~LinkHost() = default;
 
@@ -124,7 +125,7 @@ using LinkHandler = std::function<void(std::error_code, std::shared_ptr<Link>, s
 
 /// One attempt of this side to connect, from before the handshake until the `LinkHandler` that `connect` got is gone.
 /// Its destructor must not call into the channel.
-class Dial {
+class KVFERRY_EXPORT Dial {
  public:
   virtual ~Dial() = default;
   /// This side's endpoint, for the handshake's request; may be empty. May throw `TransferError`: then there is no

@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include <kvferry/export.hpp>
 #include <kvferry/log.hpp>
 
 namespace kvferry::kit {
@@ -18,7 +19,7 @@ namespace kvferry::kit {
 /// What a channel and its transport log through: knows the sink, the level, and how much of the same there was.
 ///
 /// Thread-safe. A record that isn't wanted costs a comparison; its text is made only if it is logged.
-class Logger {
+class KVFERRY_EXPORT Logger {
  public:
   /// @param sink empty: the process's, whatever it is when something is logged; then `least` doesn't count.
   /// @param interval in which 10 records of the same event and cause are logged at most.

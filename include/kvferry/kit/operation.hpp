@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include <kvferry/completion.hpp>
+#include <kvferry/export.hpp>
 #include <kvferry/transfer_spec.hpp>
 
 namespace kvferry::kit {
@@ -18,14 +19,14 @@ namespace kvferry::kit {
 using Clock = std::chrono::steady_clock;
 
 /// Now and `timeout`, without overflow: less than nothing is now, more than a year is a year.
-[[nodiscard]] Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept;
+[[nodiscard]] KVFERRY_EXPORT Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept;
 
 class Link;
 class OperationRegistry;
 struct PeerCounters;
 
 /// Something that must end by a deadline.
-class Expirable {
+class KVFERRY_EXPORT Expirable {
  public:
   virtual ~Expirable() = default;
   /// The deadline has passed. Called at most once, on the channel's executor, with no lock held.
@@ -37,7 +38,7 @@ class Expirable {
 /// it.
 ///
 /// Thread safety: all functions may be called from any thread; `landed` and `failed` for distinct objects at a time.
-class Operation final : public Expirable, public std::enable_shared_from_this<Operation> {
+class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shared_from_this<Operation> {
  public:
   Operation(TransferRequest request, Completion completion, Clock::time_point deadline,
             std::shared_ptr<OperationRegistry> registry);

@@ -10,11 +10,12 @@
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
+#include <kvferry/export.hpp>
 
 namespace kvferry::kit {
 
 /// A connection that can be looked at without waiting for it.
-class Pollable {
+class KVFERRY_EXPORT Pollable {
  public:
   enum class Found {
     nothing,
@@ -35,7 +36,7 @@ class Pollable {
 ///
 /// Events cost a system call to be asked for, another to be taken, and a sleeping thread tens of microseconds to wake. A
 /// connection with work on it is spared all of these.
-class Poller {
+class KVFERRY_EXPORT Poller {
  public:
   explicit Poller(PollPolicy policy);
 

@@ -11,6 +11,7 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
+#include <kvferry/export.hpp>
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/logger.hpp>
 #include <kvferry/kit/poller.hpp>
@@ -29,7 +30,7 @@ namespace kvferry::kit {
 /// peer, every one-sided transfer that was started before that is known ends with `errc::peer_restarted`, because its
 /// page indexes were agreed with the old one. Those started after one of them was told so, or after a
 /// `lazy_init_peer_connection`, go to the new one.
-class TransferChannelKit : public BaseTransferChannel {
+class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
  public:
   ~TransferChannelKit() override;
 

@@ -44,6 +44,6 @@ struct LocalFacts {
 [[nodiscard]] std::vector<RemoteRegion> read_regions(const std::vector<RegionTuple>& regions);
 
 /// Why an operation can't begin on a connection that takes its sends and recvs by tag; no failure if it can.
-[[nodiscard]] Failure refusal_of(const Operation& operation);
+[[nodiscard]] KVFERRY_EXPORT Failure refusal_of(const Operation& operation);
 
 }  // namespace kvferry::kit
