@@ -99,6 +99,12 @@ struct InitRequest {
 /// page indexes anew), and codes of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without
 /// any traffic.
 ///
+/// **Forked processes.** A channel belongs to the process that made it. In a forked child every call on it ends with
+/// `errc::forked` at once, no peer is connected, `close()` does nothing, and its destructor neither waits nor talks, and frees
+/// no memory; what the parent does with it goes on undisturbed. Channels that the child makes itself work as any others. A
+/// handler without an executor of its own runs there on a thread of the child's. The child still holds the parent's ports
+/// and connections, until it ends or calls exec: while it runs, the parent's peers do not notice that the parent has ended.
+///
 /// **Transports.** A subclass overrides the protected `start_*` functions and the facts; the forms are written here
 /// once. `kit::TransferChannelKit` does more of it: deadlines, exactly-once, peers and handshakes.
 class KVFERRY_EXPORT BaseTransferChannel {

@@ -64,6 +64,9 @@ enum class errc {
   timed_out_in_flight,  ///< As timed_out, but bytes may still be on their way.
   cancelled_in_flight,  ///< As cancelled, but bytes may still be on their way.
   closed_in_flight,     ///< As closed, but bytes may still be on their way.
+
+  // What became of this process
+  forked,  ///< The channel is the parent's of this process, which was forked: only the parent can use it.
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that

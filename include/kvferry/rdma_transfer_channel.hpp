@@ -127,7 +127,7 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
 
  private:
   class Impl;
-  const std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace kvferry

@@ -81,6 +81,8 @@ constexpr std::array own_codes{
             "the operation was cancelled, and bytes may still be on their way"},
     OwnCode{errc::closed_in_flight, "closed_in_flight", ended_here | landing,
             "the channel is closed, and bytes may still be on their way"},
+    OwnCode{errc::forked, "forked", invalid,
+            "the channel was made before this process was forked; only the parent can use it"},
 };
 
 constexpr bool in_order() noexcept {

@@ -20,6 +20,7 @@
 #include "handshake_mailbox.hpp"
 #include "handshake_questions.hpp"
 #include "handshake_sockets.hpp"
+#include "process.hpp"
 #include "thread.hpp"
 
 namespace kvferry::kit {
@@ -206,6 +207,7 @@ struct HandshakeService::Impl {
     }
   }
 
+  const ProcessOfOrigin origin;
   SharedContext context;
   std::shared_ptr<HandshakeMailbox> mailbox;
   HandshakeQuestions questions;
@@ -221,15 +223,29 @@ HandshakeService::HandshakeService(Options options, RequestHandler on_request)
   impl_->start();
 }
 
-HandshakeService::~HandshakeService() { close(); }
+HandshakeService::~HandshakeService() {
+  if (impl_->origin.was_forked()) {
+    keep_inherited(std::move(impl_));
+  } else {
+    close();
+  }
+}
 
 std::string HandshakeService::bound_url() const { return impl_->bound_url; }
 
 void HandshakeService::ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
                            AnswerHandler on_answer) {
+  if (impl_->origin.was_forked()) {
+    on_answer(errc::forked, {}, "the question's channel belongs to the process that this one was forked from");
+    return;
+  }
   impl_->ask({url, std::move(question), std::chrono::steady_clock::now(), deadline, std::move(on_answer)});
 }
 
-void HandshakeService::close() { impl_->close(); }
+void HandshakeService::close() {
+  if (!impl_->origin.was_forked()) {
+    impl_->close();
+  }
+}
 
 }  // namespace kvferry::kit

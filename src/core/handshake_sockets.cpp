@@ -11,7 +11,7 @@
 
 #include <kvferry/error.hpp>
 
-#include "never_destroyed.hpp"
+#include "process.hpp"
 #include "thread.hpp"
 
 namespace kvferry::kit {
@@ -22,11 +22,11 @@ struct ProcessContext {
   std::weak_ptr<zmq::context_t> shared;
 };
 
-/// For channels that are made or destroyed after main.
-constinit NeverDestroyed<ProcessContext> of_process;
+/// Also for channels that are made or destroyed after main. A context is of no use to a forked child.
+constinit PerProcess<ProcessContext> of_process;
 
 std::shared_ptr<zmq::context_t> process_context() {
-  auto& [mutex, shared] = of_process.value;
+  auto& [mutex, shared] = of_process.here();
   const std::lock_guard lock(mutex);
   auto context = shared.lock();
   if (!context) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvferry/log.hpp>
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -62,11 +63,19 @@ class ProcessSink {
     return storage.sink;
   }
 
+  /// A forked child finds it unlocked.
+  static void take_along_to_children() {
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
+  }
+
  private:
   std::mutex mutex_;
   std::shared_ptr<const LogSink> sink_ = std::make_shared<const LogSink>(write_to_standard_error);
   std::atomic<LogLevel> least_{LogLevel::warning};
 };
+
+[[gnu::constructor]] void take_sink_along_to_children() { ProcessSink::take_along_to_children(); }
 
 }  // namespace
 

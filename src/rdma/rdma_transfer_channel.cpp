@@ -156,7 +156,7 @@ class RdmaTransferChannel::Impl {
 };
 
 RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)
-    : TransferChannelKit(options), impl_(std::make_unique<Impl>(get_executor(), options, incarnation())) {
+    : TransferChannelKit(options), impl_(std::make_shared<Impl>(get_executor(), options, incarnation())) {
   try {
     impl_->open(options);
     start();
@@ -167,6 +167,10 @@ RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)
 }
 
 RdmaTransferChannel::~RdmaTransferChannel() {
+  if (inherited()) {
+    keep_inherited(std::move(impl_));
+    return;
+  }
   close();
   run_handlers_left();
 }

@@ -131,7 +131,7 @@ class TcpTransferChannel::Impl {
 };
 
 TcpTransferChannel::TcpTransferChannel(TcpOptions options)
-    : TransferChannelKit(options), impl_(std::make_unique<Impl>(get_executor())) {
+    : TransferChannelKit(options), impl_(std::make_shared<Impl>(get_executor())) {
   impl_->options = std::move(options);
   const TcpOptions& given = impl_->options;
   const auto bounded = [](std::chrono::milliseconds time) {
@@ -175,6 +175,10 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
 }
 
 TcpTransferChannel::~TcpTransferChannel() {
+  if (inherited()) {
+    keep_inherited(std::move(impl_));
+    return;
+  }
   close();
   run_handlers_left();
 }
@@ -200,7 +204,7 @@ ChannelStats TcpTransferChannel::stats() const {
 }
 
 std::uint16_t TcpTransferChannel::data_port() const {
-  return impl_->acceptor == nullptr ? std::uint16_t{0} : impl_->acceptor->port();
+  return inherited() || impl_->acceptor == nullptr ? std::uint16_t{0} : impl_->acceptor->port();
 }
 
 std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {

@@ -15,7 +15,7 @@
 namespace kvferry {
 namespace {
 
-constexpr auto last_errc = errc::closed_in_flight;
+constexpr auto last_errc = errc::forked;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;

@@ -77,7 +77,7 @@ class KVFERRY_EXPORT HandshakeService {
   /// Sends `question` to `url` and hands the answer to `on_answer`, exactly once: by the deadline with
   /// `errc::timed_out` if none came, at `close` with `errc::closed`. A `SideMessageError` that comes back is handed out
   /// as its error code (`errc::handshake_failed` if the code is unknown) and its sentence. Never calls `on_answer`
-  /// inside the call.
+  /// inside the call, but in a forked child of the process that made the service: there it gets `errc::forked` at once.
   void ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
            AnswerHandler on_answer);
 

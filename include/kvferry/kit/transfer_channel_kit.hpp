@@ -80,6 +80,13 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   /// threads; does nothing with an executor of the user's. For destructors, after `close()`; not on one of the threads.
   void run_handlers_left();
 
+  /// Whether this process is a forked child of the one in which the channel was made. Then nothing of the channel may be
+  /// touched that has a lock, a thread or a descriptor. A transport's destructor does nothing, but hands what it has to
+  /// `keep_inherited`, and its own functions fail with `errc::forked`; those of the kit do so by themselves.
+  [[nodiscard]] bool inherited() const noexcept;
+  /// Keeps what a destructor would destroy for as long as the process lives.
+  static void keep_inherited(std::shared_ptr<void> parts);
+
   /// Lets side messages reach `handle_init_side_msg`, those that came before first. For subclasses whose options have
   /// `hold_side_messages`: to be called at the end of the constructor.
   void answer_side_messages();
@@ -107,7 +114,7 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
 
  private:
   class Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace kvferry::kit

@@ -13,6 +13,8 @@
 #include <kvferry/channel_options.hpp>
 #include <kvferry/kit/poller.hpp>
 
+#include "core/process.hpp"
+
 namespace kvferry::kit {
 
 /// The threads that run a channel's I/O and its unbound handlers, for channels that weren't given an executor.
@@ -33,6 +35,7 @@ class IoThreads {
  private:
   void run();
 
+  const ProcessOfOrigin origin_;
   const std::shared_ptr<Poller> poller_;
   asio::io_context context_;
   std::optional<asio::executor_work_guard<asio::io_context::executor_type>> work_;

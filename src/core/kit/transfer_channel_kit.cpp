@@ -5,6 +5,7 @@
 #include <asio/post.hpp>
 #include <asio/thread_pool.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <mutex>
@@ -17,6 +18,7 @@
 #include <kvferry/url.hpp>
 
 #include "core/host_address.hpp"
+#include "core/process.hpp"
 #include "core/text.hpp"
 #include "core/thread.hpp"
 
@@ -73,6 +75,12 @@ class Serving {
  private:
   std::shared_ptr<Link> link_;
 };
+
+void say_forked(std::string* diagnostic) {
+  if (diagnostic != nullptr) {
+    *diagnostic = "the channel belongs to the process that this one was forked from; make another one here";
+  }
+}
 
 class OneThreadPool : public asio::thread_pool {
  public:
@@ -191,6 +199,7 @@ class TransferChannelKit::Impl {
         });
   }
 
+  const ProcessOfOrigin origin;
   const ChannelOptions options;
   const std::uint64_t incarnation;
   const std::shared_ptr<Logger> logger = std::make_shared<Logger>(options.log_sink, options.log_level);
@@ -216,15 +225,26 @@ class TransferChannelKit::Impl {
   std::once_flag close_once;
 };
 
-TransferChannelKit::TransferChannelKit(ChannelOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+TransferChannelKit::TransferChannelKit(ChannelOptions options) : impl_(std::make_shared<Impl>(std::move(options))) {}
 
 TransferChannelKit::~TransferChannelKit() {
+  if (inherited()) {
+    keep_inherited(std::move(impl_));
+    return;
+  }
   TransferChannelKit::close();
   run_handlers_left();
   impl_->handshakes.reset();
 }
 
+bool TransferChannelKit::inherited() const noexcept { return impl_->origin.was_forked(); }
+
+void TransferChannelKit::keep_inherited(std::shared_ptr<void> parts) { kvferry::keep_inherited(std::move(parts)); }
+
 void TransferChannelKit::run_handlers_left() {
+  if (inherited()) {
+    return;
+  }
   if (impl_->handshakes) {
     impl_->handshakes->close();  // what was asked of it meanwhile has ended, too
   }
@@ -291,22 +311,27 @@ void TransferChannelKit::start() {
   });
 }
 
-asio::any_io_executor TransferChannelKit::get_executor() const { return impl_->executor; }
+asio::any_io_executor TransferChannelKit::get_executor() const {
+  return inherited() ? executor_of_forked_child() : impl_->executor;
+}
 
 std::span<const MemoryRegion> TransferChannelKit::regions() const noexcept { return impl_->options.regions; }
 
 std::string TransferChannelKit::peer_init_url() const { return impl_->advertised; }
 
 std::optional<PeerInfo> TransferChannelKit::peer_info(std::string_view peer_id) const {
-  return impl_->peers->info(peer_id);
+  return inherited() ? std::nullopt : impl_->peers->info(peer_id);
 }
 
 bool TransferChannelKit::remote_xfer_handler_exists(std::string_view peer_id) const {
-  return impl_->peers->usable(peer_id);
+  return !inherited() && impl_->peers->usable(peer_id);
 }
 
 ChannelStats TransferChannelKit::stats() const {
   ChannelStats stats = BaseTransferChannel::stats();
+  if (inherited()) {
+    return stats;
+  }
   stats.connected_peers = impl_->peers->usable_count();
   stats.identity_conflicts = impl_->peers->identity_conflicts();
   stats.peer_replacements = impl_->peers->peer_replacements();
@@ -328,6 +353,9 @@ std::shared_ptr<Logger> TransferChannelKit::logger() const { return impl_->logge
 std::uint64_t TransferChannelKit::incarnation() const noexcept { return impl_->incarnation; }
 
 bool TransferChannelKit::running_in_io_thread() const noexcept {
+  if (inherited()) {
+    return false;  // the call ends at once
+  }
   const auto* executor = impl_->executor.target<asio::io_context::executor_type>();
   return executor != nullptr && executor->running_in_this_thread();
 }
@@ -344,6 +372,12 @@ SideMessage TransferChannelKit::handle_init_side_msg(const SideMessage& message)
 }
 
 void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
+  if (inherited()) {
+    std::ranges::fill(request.statuses, make_error_code(errc::forked));
+    say_forked(request.diagnostic);
+    completion(errc::forked, 0);
+    return;
+  }
   const auto deadline = deadline_after(request.timeout.value_or(impl_->options.default_timeout));
   auto operation = std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
   if (impl_->closed) {
@@ -375,7 +409,7 @@ void TransferChannelKit::start_transfer(TransferRequest request, Completion comp
 }
 
 std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error_code& ec) {
-  if (running_in_io_thread()) {
+  if (running_in_io_thread() || inherited()) {
     return BaseTransferChannel::run_transfer(std::move(request), ec);
   }
   const auto transfer = std::make_shared<BlockingTransfer>(impl_->events);
@@ -396,6 +430,11 @@ std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error
 }
 
 void TransferChannelKit::start_init_peer(InitRequest request, SideMessageCompletion completion) {
+  if (inherited()) {
+    say_forked(request.diagnostic);
+    completion(errc::forked, std::nullopt);
+    return;
+  }
   const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion));
   if (!exchange) {
     return;
@@ -426,9 +465,18 @@ void TransferChannelKit::start_init_peer(InitRequest request, SideMessageComplet
                         {exchange->deadline(), connected, [exchange] { return exchange->ended(); }});
 }
 
-void TransferChannelKit::answer_side_messages() { impl_->let_messages_through(); }
+void TransferChannelKit::answer_side_messages() {
+  if (!inherited()) {
+    impl_->let_messages_through();
+  }
+}
 
 void TransferChannelKit::start_side_message(InitRequest request, SideMessageCompletion completion) {
+  if (inherited()) {
+    say_forked(request.diagnostic);
+    completion(errc::forked, std::nullopt);
+    return;
+  }
   if (const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion))) {
     impl_->ask(exchange, exchange->request().peer_init_url);
   }
@@ -436,6 +484,10 @@ void TransferChannelKit::start_side_message(InitRequest request, SideMessageComp
 
 void TransferChannelKit::start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
                                                     NotificationCompletion completion) {
+  if (inherited()) {
+    completion(errc::forked, {});
+    return;
+  }
   impl_->notifications->receive(timeout, std::move(completion));
 }
 
@@ -468,6 +520,9 @@ void TransferChannelKit::start_fence(std::string peer_id, std::optional<std::chr
 }
 
 void TransferChannelKit::close() {
+  if (inherited()) {
+    return;
+  }
   std::call_once(impl_->close_once, [this] {
     impl_->closed = true;
     // Asked to stop first, so that peers can deal with what was sent of them while links take their leave. What is left
