@@ -236,7 +236,7 @@ std::string HandshakeService::bound_url() const { return impl_->bound_url; }
 void HandshakeService::ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
                            AnswerHandler on_answer) {
   if (impl_->origin.was_forked()) {
-    on_answer(errc::forked, {}, "the question's channel belongs to the process that this one was forked from");
+    on_answer(errc::forked, {}, "the question's channel belongs to the process that this one was forked from", {});
     return;
   }
   impl_->ask({url, std::move(question), std::chrono::steady_clock::now(), deadline, std::move(on_answer)});

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <cstdlib>
 #include <string>
 
 #include <kvferry/completion.hpp>
@@ -62,13 +63,21 @@ void IoThreads::run() {
     passed->store(false);
     asio::post(context_, [passed] { passed->store(true); });
     while (!passed->load() && run_guarded([this] { return context_.poll_one(); }) != 0) {
+      end_forked_child();
     }
   };
   while (run_guarded([this] { return context_.run_one(); }) != 0) {
+    end_forked_child();
     (void)run_guarded([&] {
       poller_->look(run_ready);
       return std::size_t{1};
     });
+  }
+}
+
+void IoThreads::end_forked_child() const {
+  if (origin_.was_forked()) {
+    std::exit(EXIT_SUCCESS);
   }
 }
 

@@ -34,6 +34,8 @@ class IoThreads {
 
  private:
   void run();
+  /// Where a handler has forked and returns, this thread is all that its child has; it must not take the parent's events.
+  void end_forked_child() const;
 
   const ProcessOfOrigin origin_;
   const std::shared_ptr<Poller> poller_;
