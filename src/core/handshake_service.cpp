@@ -185,12 +185,17 @@ struct HandshakeService::Impl {
       return;
     }
     join_thread();
-    thread = start_thread(thread_name, [this, late = std::get<Question>(std::move(command))] {
-      serving = this;
-      mailbox->reopen();
-      end_with_closed(late);
-      end_what_is_left();
-    });
+    const auto late = std::make_shared<Question>(std::get<Question>(std::move(command)));
+    try {
+      thread = start_thread(thread_name, [this, late] {
+        serving = this;
+        mailbox->reopen();
+        end_with_closed(*late);
+        end_what_is_left();
+      });
+    } catch (const std::system_error&) {
+      end_with_closed(*late);  // there can't be a thread: then on this one
+    }
   }
 
   void close() {
@@ -218,9 +223,17 @@ struct HandshakeService::Impl {
   std::thread thread;
 };
 
-HandshakeService::HandshakeService(Options options, RequestHandler on_request)
-    : impl_(std::make_shared<Impl>(options, std::move(on_request))) {
-  impl_->start();
+HandshakeService::HandshakeService(Options options, RequestHandler on_request) {
+  try {
+    impl_ = std::make_shared<Impl>(options, std::move(on_request));
+    impl_->start();
+  } catch (const TransferError&) {
+    throw;
+  } catch (const zmq::error_t& error) {
+    throw TransferError(error_code_of(error), "handshakes: ZeroMQ");
+  } catch (const std::system_error& error) {
+    throw TransferError(error.code(), "handshakes: no thread");
+  }
 }
 
 HandshakeService::~HandshakeService() {

@@ -2,15 +2,19 @@
 #include "handshake_sockets.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <future>
 #include <limits>
 #include <mutex>
+#include <thread>
 
 #include <kvferry/error.hpp>
 
+#include "event_descriptor.hpp"
 #include "process.hpp"
 #include "thread.hpp"
 
@@ -25,6 +29,42 @@ struct ProcessContext {
 /// Also for channels that are made or destroyed after main. A context is of no use to a forked child.
 constinit PerProcess<ProcessContext> of_process;
 
+/// libzmq aborts the process where it gets no thread or descriptor while a context starts. So as many are taken first, and
+/// given back: an event and an epoll for each of its two threads, and an event for a socket.
+/// @throws std::system_error
+void require_what_starting_takes() {
+  const std::array<EventDescriptor, 5> descriptors;
+  std::promise<void> enough;
+  const std::shared_future<void> until = enough.get_future().share();
+  std::vector<std::thread> threads;
+  const auto join = [&] {
+    enough.set_value();
+    for (auto& thread : threads) {
+      thread.join();
+    }
+  };
+  try {
+    for (int i = 0; i < 2; ++i) {
+      threads.push_back(start_thread("kvferry-probe", [until] { until.wait(); }));
+    }
+  } catch (...) {
+    join();
+    throw;
+  }
+  join();
+}
+
+/// Has the context start its threads now, where an error can be told.
+void start_context(void* context) {
+  require_what_starting_takes();
+  const SignalsBlocked blocked;
+  void* const socket = zmq_socket(context, ZMQ_PAIR);
+  if (socket == nullptr) {
+    throw zmq::error_t();
+  }
+  zmq_close(socket);
+}
+
 std::shared_ptr<zmq::context_t> process_context() {
   auto& [mutex, shared] = of_process.here();
   const std::lock_guard lock(mutex);
@@ -33,6 +73,7 @@ std::shared_ptr<zmq::context_t> process_context() {
     context = std::make_shared<zmq::context_t>();
     // Three for each question that is on its way; the default is 1023.
     context->set(zmq::ctxopt::max_sockets, 8192);
+    start_context(context->handle());
     shared = context;
   }
   return context;
@@ -52,18 +93,16 @@ auto uninterrupted(Operation operation) {
   }
 }
 
-/// The first socket of a context starts ZeroMQ's threads.
-void* make_socket(const SharedContext& context, zmq::socket_type type) noexcept {
-  const SignalsBlocked blocked;
-  return zmq_socket(context.handle(), static_cast<int>(type));
-}
-
 }  // namespace
 
-SharedContext::SharedContext(void* user) : user_(user), own_(user == nullptr ? process_context() : nullptr) {}
+SharedContext::SharedContext(void* user) : user_(user), own_(user == nullptr ? process_context() : nullptr) {
+  if (user_ != nullptr) {
+    start_context(user_);
+  }
+}
 
 HandshakeSocket::HandshakeSocket(const SharedContext& context, zmq::socket_type type, std::size_t max_message_bytes)
-    : handle_(make_socket(context, type)) {
+    : handle_(zmq_socket(context.handle(), static_cast<int>(type))) {
   if (handle_ == nullptr) {
     throw zmq::error_t();
   }

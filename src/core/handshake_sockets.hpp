@@ -22,6 +22,7 @@ namespace kvferry::kit {
 class SharedContext {
  public:
   /// @param user the caller's, which stays the caller's; null for the process's own, which lives while it is shared.
+  /// @throws std::system_error or `zmq::error_t` if there are too few descriptors or threads for it.
   explicit SharedContext(void* user);
 
   [[nodiscard]] void* handle() const noexcept { return user_ != nullptr ? user_ : own_->handle(); }

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/error.hpp>
+
 namespace kvferry::tcp {
 namespace {
 
@@ -18,7 +20,7 @@ constexpr std::size_t events_at_a_time = 64;
 int make_epoll() {
   const int descriptor = ::epoll_create1(EPOLL_CLOEXEC);
   if (descriptor < 0) {
-    throw std::system_error(errno, std::system_category(), "epoll_create1");
+    throw TransferError({errno, std::system_category()}, "data connections: no epoll");
   }
   return descriptor;
 }

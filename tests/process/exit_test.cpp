@@ -22,8 +22,8 @@ namespace {
 using kvferry::testing::Program;
 
 /// Two connected channels; `prefill` writes to `decode`, which it knows as "decode".
-struct Pair {
-  Pair() {
+struct StaticPair {
+  StaticPair() {
     TcpOptions options;
     options.poll = PollPolicy::never();  // a call that waits sleeps
     decode.emplace(4, options);
@@ -69,7 +69,7 @@ struct AfterMain {
     pair.reset();
   }
 
-  std::unique_ptr<Pair> pair;
+  std::unique_ptr<StaticPair> pair;
 };
 
 AfterMain after_main;
@@ -77,14 +77,14 @@ AfterMain after_main;
 }  // namespace
 
 KVFERRY_PROGRAM(channel_in_a_static_object) {
-  after_main.pair = std::make_unique<Pair>();
+  after_main.pair = std::make_unique<StaticPair>();
   after_main.pair->write();
   return 0;
 }
 
 KVFERRY_PROGRAM(channel_that_is_never_destroyed) {
-  alignas(Pair) static std::array<std::byte, sizeof(Pair)> storage;
-  Pair* const pair = new (storage.data()) Pair;
+  alignas(StaticPair) static std::array<std::byte, sizeof(StaticPair)> storage;
+  StaticPair* const pair = new (storage.data()) StaticPair;
   std::vector<std::future<std::size_t>> writes;
   static const auto pages = indexes(1);
   for (int i = 0; i < 1000; ++i) {
@@ -118,7 +118,7 @@ struct Callers {
     require(ec == errc::closed, "the end of a call whose channel is closed");
   }
 
-  std::unique_ptr<Pair> pair;
+  std::unique_ptr<StaticPair> pair;
   std::vector<std::thread> threads;
   std::atomic<int> calls{0};
 };
@@ -128,7 +128,7 @@ Callers callers;
 }  // namespace
 
 KVFERRY_PROGRAM(exit_while_threads_call) {
-  callers.pair = std::make_unique<Pair>();
+  callers.pair = std::make_unique<StaticPair>();
   for (int i = 0; i < 2; ++i) {
     callers.threads.emplace_back([] { callers.call(); });
   }
@@ -176,7 +176,7 @@ struct SaysGoodbye {
     require(!ec, "a send in a static object's destructor");
   }
 
-  std::unique_ptr<Pair> pair;
+  std::unique_ptr<StaticPair> pair;
 };
 
 SaysGoodbye says_goodbye;
@@ -184,7 +184,7 @@ SaysGoodbye says_goodbye;
 }  // namespace
 
 KVFERRY_PROGRAM(blocking_calls_after_main) {
-  says_goodbye.pair = std::make_unique<Pair>();
+  says_goodbye.pair = std::make_unique<StaticPair>();
   says_goodbye.send(0);  // makes what a thread keeps for such calls
   return 0;
 }

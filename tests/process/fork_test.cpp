@@ -22,8 +22,8 @@ namespace {
 
 using kvferry::testing::Program;
 
-struct Pair {
-  explicit Pair(const std::string& host = "127.0.0.1") : decode(4), prefill(4) {
+struct ForkedPair {
+  explicit ForkedPair(const std::string& host = "127.0.0.1") : decode(4), prefill(4) {
     const std::string url = decode.channel->peer_init_url();
     prefill.channel->lazy_init_peer_connection("prefill", "decode", "tcp://" + host + url.substr(url.rfind(':')));
   }
@@ -64,7 +64,7 @@ bool right_in_child(const std::function<void()>& body) {
 }
 
 /// Every call on a channel that the parent made.
-void require_inert(Pair& parents) {
+void require_inert(ForkedPair& parents) {
   TcpTransferChannel& channel = *parents.prefill.channel;
   const auto pages = indexes(4);
   std::vector<std::error_code> statuses(4);
@@ -103,27 +103,27 @@ void require_inert(Pair& parents) {
   channel.close();
 }
 
-std::unique_ptr<Pair> of_parent;
+std::unique_ptr<ForkedPair> of_parent;
 
 }  // namespace
 
 KVFERRY_PROGRAM(children_make_channels) {
-  of_parent = std::make_unique<Pair>();
+  of_parent = std::make_unique<ForkedPair>();
   REQUIRE(of_parent->transfers(1));
   of_parent.reset();
-  REQUIRE(right_in_child([] { REQUIRE(Pair().transfers(2)); }));
-  { REQUIRE(Pair("localhost").transfers(3)); }
-  REQUIRE(right_in_child([] { REQUIRE(Pair("localhost").transfers(4)); }));
-  of_parent = std::make_unique<Pair>();
-  REQUIRE(right_in_child([] { REQUIRE(Pair().transfers(5)); }));
+  REQUIRE(right_in_child([] { REQUIRE(ForkedPair().transfers(2)); }));
+  { REQUIRE(ForkedPair("localhost").transfers(3)); }
+  REQUIRE(right_in_child([] { REQUIRE(ForkedPair("localhost").transfers(4)); }));
+  of_parent = std::make_unique<ForkedPair>();
+  REQUIRE(right_in_child([] { REQUIRE(ForkedPair().transfers(5)); }));
   REQUIRE(right_in_child([] {
-    Pair own;
+    ForkedPair own;
     REQUIRE(own.transfers(6));
     // And so does a child of the child, to which both are its parents'.
     REQUIRE(right_in_child([&] {
       require_inert(own);
       require_inert(*of_parent);
-      REQUIRE(Pair().transfers(7));
+      REQUIRE(ForkedPair().transfers(7));
     }));
     REQUIRE(own.transfers(8));
   }));
@@ -132,7 +132,7 @@ KVFERRY_PROGRAM(children_make_channels) {
 }
 
 KVFERRY_PROGRAM(inherited_channels_are_inert) {
-  of_parent = std::make_unique<Pair>();
+  of_parent = std::make_unique<ForkedPair>();
   for (unsigned round = 0; round < 5; ++round) {
     // Once left to the end of the process, once destroyed before that.
     REQUIRE(right_in_child([] { require_inert(*of_parent); }));
@@ -140,7 +140,7 @@ KVFERRY_PROGRAM(inherited_channels_are_inert) {
     REQUIRE(right_in_child([] {
       require_inert(*of_parent);
       of_parent.reset();
-      REQUIRE(Pair().transfers(1));
+      REQUIRE(ForkedPair().transfers(1));
     }));
     REQUIRE(of_parent->transfers(2 * round + 1));
   }
@@ -148,7 +148,7 @@ KVFERRY_PROGRAM(inherited_channels_are_inert) {
 }
 
 KVFERRY_PROGRAM(fork_while_all_threads_work) {
-  of_parent = std::make_unique<Pair>();
+  of_parent = std::make_unique<ForkedPair>();
   std::atomic<bool> stop{false};
   std::atomic<int> failures{0};
   std::vector<std::thread> threads;
@@ -165,7 +165,7 @@ KVFERRY_PROGRAM(fork_while_all_threads_work) {
   }
   threads.emplace_back([&] {
     while (!stop) {
-      Pair other;  // so that the process's shared things are made and destroyed, too
+      ForkedPair other;  // so that the process's shared things are made and destroyed, too
     }
   });
   bool right = true;
@@ -175,7 +175,7 @@ KVFERRY_PROGRAM(fork_while_all_threads_work) {
       if (round % 2 == 0) {
         of_parent.reset();
       }
-      REQUIRE(Pair().transfers(1));
+      REQUIRE(ForkedPair().transfers(1));
       std::_Exit(0);  // the threads of its parent can't be joined
     });
   }
@@ -189,13 +189,13 @@ KVFERRY_PROGRAM(fork_while_all_threads_work) {
 }
 
 KVFERRY_PROGRAM(fork_elsewhere) {
-  of_parent = std::make_unique<Pair>();
+  of_parent = std::make_unique<ForkedPair>();
   // In another thread.
   bool right = false;
   std::thread([&] {
     right = right_in_child([] {
       require_inert(*of_parent);
-      REQUIRE(Pair().transfers(1));
+      REQUIRE(ForkedPair().transfers(1));
       std::_Exit(0);
     });
   }).join();
@@ -221,13 +221,13 @@ KVFERRY_PROGRAM(daemonize) {
   REQUIRE(::pipe2(ends.data(), O_CLOEXEC) == 0);
   const pid_t starter = ::fork();
   if (starter == 0) {
-    of_parent = std::make_unique<Pair>();
+    of_parent = std::make_unique<ForkedPair>();
     if (::fork() != 0) {
       std::exit(0);
     }
     ::setsid();
     require_inert(*of_parent);
-    const char result = Pair().transfers(1) ? 'y' : 'n';
+    const char result = ForkedPair().transfers(1) ? 'y' : 'n';
     REQUIRE(::write(ends[1], &result, 1) == 1);
     std::exit(0);
   }

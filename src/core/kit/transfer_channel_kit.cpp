@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvferry/kit/transfer_channel_kit.hpp>
 
+#include <asio/error.hpp>
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
 #include <asio/thread_pool.hpp>
@@ -225,7 +226,18 @@ class TransferChannelKit::Impl {
   std::once_flag close_once;
 };
 
-TransferChannelKit::TransferChannelKit(ChannelOptions options) : impl_(std::make_shared<Impl>(std::move(options))) {}
+TransferChannelKit::TransferChannelKit(ChannelOptions options) {
+  try {
+    impl_ = std::make_shared<Impl>(std::move(options));
+  } catch (const TransferError&) {
+    throw;
+  } catch (const std::system_error& error) {
+    // Asio has a category of its own for errno values.
+    const bool is_errno = error.code().category() == asio::error::get_system_category();
+    throw TransferError(is_errno ? std::error_code(error.code().value(), std::system_category()) : error.code(),
+                        "the channel's threads");
+  }
+}
 
 TransferChannelKit::~TransferChannelKit() {
   if (inherited()) {
