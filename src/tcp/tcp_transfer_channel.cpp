@@ -19,6 +19,7 @@
 #include "data_dialer.hpp"
 #include "frame.hpp"
 #include "hello.hpp"
+#include "system_code.hpp"
 
 namespace kvferry {
 namespace {
@@ -130,7 +131,7 @@ class TcpTransferChannel::Impl {
   HostPort advertised_data;  ///< Without host: wherever the handshake was answered.
 };
 
-TcpTransferChannel::TcpTransferChannel(TcpOptions options)
+TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
     : TransferChannelKit(options), impl_(std::make_shared<Impl>(get_executor())) {
   impl_->options = std::move(options);
   const TcpOptions& given = impl_->options;
@@ -172,6 +173,10 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options)
     close();
     throw;
   }
+} catch (const TransferError&) {
+  throw;
+} catch (const std::system_error& error) {
+  throw TransferError(tcp::system_code(error.code()), "what the data connections share");
 }
 
 TcpTransferChannel::~TcpTransferChannel() {
