@@ -88,6 +88,8 @@ void require_inert(ForkedPair& parents) {
   REQUIRE(ec == errc::forked);
   (void)channel.send_init_side_msg("tcp://127.0.0.1:1", encode_side_message(P2PInitSideMsg{}), {}, ec);
   REQUIRE(ec == errc::forked);
+  channel.fence("decode", {}, ec);
+  REQUIRE(ec == errc::forked);
   auto future = channel.async_batched_write(parents.prefill.pages(4), {.peer_id = "decode", .remote_indexes = pages},
                                             asio::use_future);
   REQUIRE(future.wait_for(long_enough) == std::future_status::ready);

@@ -505,6 +505,10 @@ void TransferChannelKit::start_receive_notification(std::optional<std::chrono::m
 
 void TransferChannelKit::start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
                                      FenceCompletion completion) {
+  if (inherited()) {
+    completion(errc::forked);
+    return;
+  }
   if (impl_->closed || peer_id.empty()) {
     completion(impl_->closed ? errc::closed : errc::empty_peer_id);
     return;
