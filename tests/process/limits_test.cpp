@@ -149,7 +149,7 @@ KVFERRY_PROGRAM(descriptors_used_up_later) {
     std::error_code ec;
     InitSpec spec;
     spec.timeout = timeout;
-    prefill.channel->lazy_init_peer_connection("prefill", "again", decode.channel->peer_init_url(), {}, spec, ec);
+    prefill.channel->lazy_init_peer_connection("prefill again", "again", decode.channel->peer_init_url(), {}, spec, ec);
     return ec;
   };
   {
