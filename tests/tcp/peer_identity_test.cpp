@@ -181,6 +181,17 @@ TEST(SameIdTwice, TheLaterOneIsRefusedWhileTheEarlierOneLives) {
   EXPECT_FALSE(write_one(server, "a"));
 }
 
+TEST(SameIdTwice, OneServerMayBeKnownByTwoNames) {
+  Node server(4);
+  Node client(4);
+  ASSERT_FALSE(connect(client, "a", "b", server.channel->peer_init_url()));
+  std::string diagnostic;
+  EXPECT_FALSE(connect(client, "a", "second name of b", server.channel->peer_init_url(), &diagnostic)) << diagnostic;
+  EXPECT_FALSE(write_one(client, "second name of b"));
+  EXPECT_FALSE(write_one(server, "a"));
+  EXPECT_EQ(server.channel->stats().identity_conflicts, 0U);
+}
+
 TEST(SameIdTwice, OneWhoseHostVanishedWithoutAWordIsReplaced) {
   RelayedPair pair(4);
   EXPECT_FALSE(write_one(*pair.b, "a"));

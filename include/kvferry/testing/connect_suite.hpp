@@ -338,12 +338,20 @@ class ConnectTests : public ConformanceBase {
     Node& second = add_node();
     Node& third = add_node();
     connect(first, hub);
-    connect(hub, second);
+    connect(second, hub);
     EXPECT_EQ(start_connect(third, hub)->error(), errc::resource_limit);
-    EXPECT_EQ(start_connect(hub, third)->error(), errc::resource_limit);
     expect_not_connected(hub, third);
-    expect_connected(hub, first);
-    expect_connected(hub, second);
+
+    // Those that came by themselves take no room from those that the owner names.
+    Node& fourth = add_node();
+    Node& fifth = add_node();
+    connect(hub, third);
+    connect(hub, fourth);
+    EXPECT_EQ(start_connect(hub, fifth)->error(), errc::resource_limit);
+    expect_not_connected(hub, fifth);
+    for (Node* const node : {&first, &second, &third, &fourth}) {
+      expect_connected(hub, *node);
+    }
   }
 
   void PeersThatHaveGoneMakeRoom() {

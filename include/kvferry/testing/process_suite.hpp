@@ -196,7 +196,7 @@ class ProcessesTests : public ProcessBase {
       const auto transfer =
           start(kind, node, peer_id, objects, within(std::chrono::milliseconds(200), spec_of(kind, indexes, 1)));
       const Outcome outcome = transfer->outcome();
-      EXPECT_TRUE(outcome == done(16) || outcome.error == errc::timed_out) << outcome;
+      EXPECT_TRUE(outcome == done(16) || outcome.error == condition::timed_out) << outcome;
       EXPECT_TRUE(transfer->consistent());
       objects.fill(4242);
       process.resume();

@@ -96,7 +96,7 @@ PeerDirectory::Peer* PeerDirectory::current(const std::string& peer_id, std::uin
   return closed_ || it == peers_.end() || it->second.find(attempt) == nullptr ? nullptr : &it->second;
 }
 
-InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& local_id) const {
+InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& local_id, const std::string& url) const {
   InitQuestion question;
   question.transport = hooks_.name;
   question.sender_id = local_id;
@@ -104,12 +104,19 @@ InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& loc
   question.incarnation = incarnation_;
   question.init_url = own_init_url_;
   question.regions = describe_regions(options_.regions);
-  question.secret = own_secret(peer);
+  question.secret = own_secret(peer, url);
   return question;
 }
 
-Bytes PeerDirectory::own_secret(const Peer& peer) const {
-  return peer.instance.own_secret.empty() ? secrets_.for_peer(peer.id) : peer.instance.own_secret;
+Bytes PeerDirectory::own_secret(const Peer& peer, const std::string& url) const {
+  if (!peer.instance.own_secret.empty()) {
+    return peer.instance.own_secret;
+  }
+  // One server may be known here by two names. It knows this channel by the secret of the first.
+  const auto same = std::ranges::find_if(peers_, [&](const auto& entry) {
+    return entry.second.url == url && !entry.second.instance.own_secret.empty();
+  });
+  return same == peers_.end() ? secrets_.for_peer(peer.id) : same->second.instance.own_secret;
 }
 
 void PeerDirectory::start_dial(Peer& peer, Lock& lock) { start_dial(peer, peer.local_id, peer.url, lock); }
@@ -129,7 +136,7 @@ void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const st
   made.moves = peer.link != nullptr;
   const std::uint64_t attempt = made.number;
   const std::string peer_id = peer.id;
-  InitQuestion question = question_to(peer, local_id);
+  InitQuestion question = question_to(peer, local_id, url);
   made.instance.own_secret = *question.secret;
   const std::string question_url = url;  // the peer may be gone when it is asked
   const Stay stay(*this);

@@ -264,7 +264,9 @@ void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, st
     peer.out_of_use_since = Clock::now();
     end_probe(peer);
   }
-  logger_->log(LogLevel::warning, "peer_lost", peer_id, cause,
+  // A peer that has closed its channel has done nothing out of order.
+  const auto level = cause == errc::peer_closed ? LogLevel::info : LogLevel::warning;
+  logger_->log(level, "peer_lost", peer_id, cause,
                [&] { return "the connection " + dropped->path() + " was lost: " + cause.message(); });
 }
 

@@ -144,10 +144,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
                                          std::shared_ptr<Dial> dial);
   [[nodiscard]] Peer* current(const std::string& peer_id, std::uint64_t attempt);
-  [[nodiscard]] InitQuestion question_to(const Peer& peer, const std::string& local_id) const;
+  [[nodiscard]] InitQuestion question_to(const Peer& peer, const std::string& local_id, const std::string& url) const;
   [[nodiscard]] InitAnswer read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const;
   [[nodiscard]] InitAnswer describe_self() const;
-  [[nodiscard]] Bytes own_secret(const Peer& peer) const;
+  [[nodiscard]] Bytes own_secret(const Peer& peer, const std::string& url) const;
   [[nodiscard]] Failure check(const InitQuestion& question) const;
   void accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock);
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);

@@ -178,7 +178,7 @@ void PeerDirectory::probe_unanswered(const std::string& peer_id, std::uint64_t p
 
 void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter,
                             Lock& lock) {
-  InitQuestion question = question_to(peer, local_id);
+  InitQuestion question = question_to(peer, local_id, url);
   question.who = true;
   const auto deadline = waiter.deadline;
   const Stay stay(*this);
