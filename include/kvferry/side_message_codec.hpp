@@ -35,7 +35,7 @@ inline constexpr std::size_t max_side_message_depth = 32;
 
 /// How many values, keys and containers included, a side message of a size may have: what it takes to look at each of them
 /// is what a message costs its receiver.
-[[nodiscard]] constexpr std::size_t max_side_message_values(std::size_t bytes) noexcept { return 4096 + bytes / 4; }
+[[nodiscard]] constexpr std::size_t max_side_message_values(std::size_t bytes) noexcept { return 4096 + bytes / 2; }
 
 /// Takes a received frame for a side message if it is one: a single msgpack map, nothing behind it, whose keys are
 /// strings and whose key "type" occurs once and holds a string. All its strings must be UTF-8. The fields are not looked
