@@ -1,59 +1,139 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a data connection makes of any bytes, with a transfer of each kind under way: no byte outside the regions and
-// the transfers' buffers is touched, every transfer ends exactly once, and memory stays bounded.
+// What a data connection makes of any bytes, with a transfer of each kind under way: no byte changes that no frame names, none
+// of a region that peers may not read is told to them, every transfer ends exactly once, and memory stays bounded. Each region
+// and each buffer is an allocation of its own, so that AddressSanitizer sees a byte too many.
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <string_view>
 #include <vector>
 
+#include "fuzz/lane_model.hpp"
 #include "tests/tcp/protocol_harness.hpp"
 
 namespace {
 
+using kvferry::Access;
 using kvferry::TransferKind;
+using kvferry::tcp::testing::LaneModel;
 using kvferry::tcp::testing::Outcome;
 using kvferry::tcp::testing::Side;
 
-kvferry::TransferRequest request(Side& side, TransferKind kind, std::size_t first) {
-  kvferry::TransferRequest made;
-  made.kind = kind;
-  made.peer_id = "peer";
-  made.objects = {side.page_at(first), side.page_at(first + 1, 100)};
-  if (made.one_sided()) {
-    made.remote_indexes = {3, 4};
+constexpr std::size_t page = 4096;
+constexpr std::size_t pages = 4;
+constexpr std::array accesses{Access::read_write, Access::none, Access::read, Access::write};
+constexpr std::array kinds{TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv};
+constexpr std::string_view secret = "no peer may read this.";
+
+/// A block that knows what it was.
+struct Block {
+  explicit Block(std::size_t size, std::string_view pattern) : now(size) {
+    for (std::size_t i = 0; i < size; ++i) {
+      now[i] = static_cast<std::byte>(pattern[i % pattern.size()]);
+    }
+    before = now;
   }
-  return made;
+  [[nodiscard]] bool changed() const { return now != before; }
+
+  std::vector<std::byte> now;
+  std::vector<std::byte> before;
+};
+
+void require(bool holds) {
+  if (!holds) {
+    std::abort();
+  }
+}
+
+bool contains(std::span<const std::byte> bytes, std::string_view text) {
+  const auto wanted = std::as_bytes(std::span(text));
+  return !std::ranges::search(bytes, wanted).empty();
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  if (size < 2) {
+  if (size < 3) {
     return 0;
   }
-  Side side(16);
+  const auto input = std::as_bytes(std::span(data + 3, size - 3));
+
+  std::vector<Block> regions;
+  std::vector<kvferry::MemoryRegion> offered;
+  for (const Access access : accesses) {
+    const bool readable = access == Access::read_write || access == Access::read;
+    regions.emplace_back(page * pages, readable ? "open to peers" : secret);
+    offered.push_back({regions.back().now.data(), page * pages, page, access});
+  }
+  std::vector<Block> buffers;  // two for each transfer
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    buffers.emplace_back(page, "a buffer");
+    buffers.emplace_back(100, "another");
+  }
+
+  std::vector<std::byte> said;
   std::vector<std::shared_ptr<Outcome>> outcomes;
-  std::size_t page = 0;
-  for (const auto kind : {TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv}) {
-    outcomes.push_back(std::make_shared<Outcome>());
-    side.start(request(side, kind, page), outcomes.back());
-    page += 2;
+  {
+    Side side(offered);
+    std::vector<std::shared_ptr<kvferry::kit::Operation>> operations;
+    for (std::size_t i = 0; i < kinds.size(); ++i) {
+      outcomes.push_back(std::make_shared<Outcome>());
+      auto request = kvferry::tcp::testing::request(
+          kinds[i], {{buffers[2 * i].now.data(), page}, {buffers[2 * i + 1].now.data(), 100}});
+      if (request.one_sided()) {
+        request.remote_indexes = {2, 3};
+      }
+      operations.push_back(side.start(std::move(request), outcomes.back()));
+    }
+    const auto listen = [&] {
+      for (;;) {
+        const auto bytes = side.take(std::size_t{1} << 20);
+        if (bytes.empty()) {
+          return;
+        }
+        said.insert(said.end(), bytes.begin(), bytes.end());
+      }
+    };
+    const std::size_t step = data[0] == 0 ? 1 : std::size_t{data[0]} * 16;
+    if ((data[1] & 1) != 0) {
+      listen();  // so that acknowledgements are plausible
+    }
+    const std::size_t half = input.size() * data[2] / 256;
+    bool broken = static_cast<bool>(side.feed(input.first(half), step));
+    if (!broken) {
+      for (std::size_t i = 0; i < operations.size(); ++i) {
+        if ((data[1] & (2U << i)) != 0) {
+          side.stop(*operations[i]);
+        }
+      }
+      if ((data[1] & 32) != 0) {
+        listen();
+      }
+      broken = static_cast<bool>(side.feed(input.subspan(half), step));
+    }
+    if (!broken) {
+      listen();
+    }
+    side.protocol->fail(kvferry::errc::connection_lost, "the input ends");
   }
-  const std::size_t step = data[0] == 0 ? 1 : std::size_t{data[0]} * 16;
-  if ((data[1] & 1) != 0) {
-    (void)side.take(std::size_t{1} << 20);  // so that acknowledgements are plausible
-  }
-  const bool broken = static_cast<bool>(side.feed(std::as_bytes(std::span(data + 2, size - 2)), step));
-  if (!broken) {
-    while (!side.take(std::size_t{1} << 20).empty()) {
+
+  LaneModel model({0, 3}, pages, page);
+  model.read(input);
+  for (std::uint32_t region = 0; region < regions.size(); ++region) {
+    for (std::size_t i = 0; i < page * pages; ++i) {
+      require(model.may_be(region, i, regions[region].now[i], regions[region].before[i]));
     }
   }
-  side.protocol->fail(kvferry::errc::connection_lost, "the input ends");
-  for (const auto& outcome : outcomes) {
-    if (outcome->calls != 1) {
-      std::abort();
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    const bool receives = kinds[i] == TransferKind::read || kinds[i] == TransferKind::recv;
+    if (!receives || !model.may_have_received(i + 1)) {
+      require(!buffers[2 * i].changed() && !buffers[2 * i + 1].changed());
     }
+    require(outcomes[i]->calls == 1);
   }
+  require(!contains(said, secret) || contains(input, secret));
   return 0;
 }

@@ -12,6 +12,7 @@
 #   fuzz   build, and Clang with libFuzzer
 #   rdma   build, and what RDMA takes: verbs, and the programs that tests and measurements of it use
 #   soft_roce  what tests/soft_roce/run.sh needs for a virtual machine with RDMA devices
+#   soak   test, and what tests/soak.sh makes a network of its own with
 #   bench  build, and what benchmarks/compare.sh compares with and draws with
 #   heaptrack  build, and what benchmarks/allocations.sh counts with
 #
@@ -41,6 +42,10 @@ _kvferry_packages() {
       soft_roce)
         echo qemu-system-x86 busybox-static cpio kmod iproute2 ibverbs-providers
         ;;
+      soak)
+        _kvferry_packages test
+        echo iproute2 util-linux
+        ;;
       bench)
         _kvferry_packages build
         echo libucx-dev libfabric-dev iperf3 python3 python3-matplotlib
@@ -50,7 +55,7 @@ _kvferry_packages() {
         echo heaptrack python3
         ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma, soft_roce, bench and heaptrack" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma, soft_roce, soak, bench and heaptrack" >&2
         return 1
         ;;
     esac

@@ -94,11 +94,12 @@ class Side {
   static constexpr std::size_t page = 4096;
   static constexpr std::size_t pages = 1024;
 
-  explicit Side(std::size_t page_count = pages)
-      : memory(page * page_count),
-        host(std::make_shared<Host>(
-            std::vector<MemoryRegion>{{memory.data(), memory.size(), page, Access::read_write},
-                                      {memory.data(), memory.size(), page, Access::none}})),
+  /// With one block of memory, offered twice: to read and write, and to do neither.
+  explicit Side(std::size_t page_count = pages) : Side(std::vector<std::byte>(page * page_count)) {}
+
+  /// With regions of the caller's and no memory of its own.
+  explicit Side(std::vector<MemoryRegion> regions)
+      : host(std::make_shared<Host>(std::move(regions))),
         protocol(std::make_unique<LaneProtocol>(host)),
         link_(std::make_shared<SideLink>(*protocol)),
         deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),
@@ -181,6 +182,12 @@ class Side {
   std::unique_ptr<LaneProtocol> protocol;
 
  private:
+  explicit Side(std::vector<std::byte> block)
+      : Side(std::vector<MemoryRegion>{{block.data(), block.size(), page, Access::read_write},
+                                       {block.data(), block.size(), page, Access::none}}) {
+    memory = std::move(block);  // which stays where it is
+  }
+
   std::shared_ptr<SideLink> link_;
   asio::io_context context_;
   std::shared_ptr<kit::DeadlineQueue> deadlines_;

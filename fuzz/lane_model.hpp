@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "tcp/frame.hpp"
+
+namespace kvferry::tcp::testing {
+
+/// What a peer's bytes may do to this side's memory, worked out from docs/wire_protocol.md alone, without the library's reader:
+/// which bytes of a region that peers may write to may have changed, and to what, and whose operations got data.
+///
+/// It allows more than the protocol does - what comes behind a violation counts as well, and a frame may have been read past -
+/// but no byte that no frame names.
+class LaneModel {
+ public:
+  /// @param writable the numbers of the regions that peers may write to; all have `pages` pages of `page_size` bytes.
+  LaneModel(std::set<std::uint32_t> writable, std::size_t pages, std::size_t page_size)
+      : writable_(std::move(writable)), pages_(pages), page_size_(page_size) {}
+
+  void read(std::span<const std::byte> bytes) {
+    while (bytes.size() >= sizeof(FrameHeader)) {
+      FrameHeader header;
+      std::memcpy(&header, bytes.data(), sizeof(header));
+      bytes = bytes.subspan(sizeof(header));
+      if (header.count > max_chunk_objects && header.type != FrameType::recv_post) {
+        return;
+      }
+      if (bytes.size() / sizeof(Descriptor) < header.count) {
+        return;
+      }
+      std::vector<Descriptor> descriptors(header.count);
+      if (!descriptors.empty()) {
+        std::memcpy(descriptors.data(), bytes.data(), descriptors.size() * sizeof(Descriptor));
+      }
+      bytes = bytes.subspan(descriptors.size() * sizeof(Descriptor));
+      const std::uint64_t follows = header.type == FrameType::read ? 0 : header.payload_bytes;
+      const auto payload = bytes.first(static_cast<std::size_t>(std::min<std::uint64_t>(follows, bytes.size())));
+      take(header, descriptors, payload);
+      const std::uint64_t skipped =
+          follows + header.notification_bytes + (has_trailer(header) ? sizeof(FrameTrailer) : 0);
+      if (skipped < follows || skipped > bytes.size()) {
+        return;
+      }
+      bytes = bytes.subspan(static_cast<std::size_t>(skipped));
+    }
+  }
+
+  /// Whether byte `offset` of a region may be `now`, having been `before`.
+  [[nodiscard]] bool may_be(std::uint32_t region, std::size_t offset, std::byte now, std::byte before) const {
+    return now == before || changes_.contains({region, offset, now});
+  }
+  /// Whether a read or recv with this id may have got bytes.
+  [[nodiscard]] bool may_have_received(std::uint64_t operation) const { return received_.contains(operation); }
+
+ private:
+  struct Change {
+    std::uint32_t region;
+    std::size_t offset;
+    std::byte value;
+    auto operator<=>(const Change&) const = default;
+  };
+
+  void take(const FrameHeader& header, std::span<const Descriptor> descriptors, std::span<const std::byte> payload) {
+    if (header.type == FrameType::read_data || header.type == FrameType::send_data) {
+      received_.insert(header.operation);
+    }
+    if (header.type != FrameType::write || !writable_.contains(header.region)) {
+      return;
+    }
+    std::uint64_t first = header.first_offset;
+    for (const Descriptor& descriptor : descriptors) {
+      if (descriptor.index >= pages_ || first > page_size_ || descriptor.length > page_size_ - first) {
+        return;  // refused as a whole; what has been noted of it allows too much
+      }
+      for (std::uint64_t i = 0; i < descriptor.length && !payload.empty(); ++i) {
+        changes_.insert(
+            {header.region, static_cast<std::size_t>(descriptor.index * page_size_ + first + i), payload[0]});
+        payload = payload.subspan(1);
+      }
+      first = 0;
+    }
+  }
+
+  const std::set<std::uint32_t> writable_;
+  const std::size_t pages_;
+  const std::size_t page_size_;
+  std::set<Change> changes_;
+  std::set<std::uint64_t> received_;
+};
+
+}  // namespace kvferry::tcp::testing
