@@ -85,11 +85,12 @@ KVFERRY_PROGRAM(channel_in_a_static_object) {
 KVFERRY_PROGRAM(channel_that_is_never_destroyed) {
   alignas(StaticPair) static std::array<std::byte, sizeof(StaticPair)> storage;
   StaticPair* const pair = new (storage.data()) StaticPair;
-  std::vector<std::future<std::size_t>> writes;
   static const auto pages = indexes(1);
   for (int i = 0; i < 1000; ++i) {
-    writes.push_back(pair->prefill->channel->async_batched_write(
-        {pair->prefill->page(0)}, {.peer_id = "decode", .remote_indexes = pages}, asio::use_future));
+    // No future: its handler runs on Asio's system executor, which is gone after main.
+    pair->prefill->channel->async_batched_write({pair->prefill->page(0)},
+                                                {.peer_id = "decode", .remote_indexes = pages},
+                                                [](std::error_code, std::size_t) {});
   }
   return 0;  // with most of them on their way
 }
