@@ -73,8 +73,8 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   /// incarnation: what is given at the first call sticks.
   std::uint64_t mean_for(std::uint64_t instance) noexcept;
 
-  /// Has the operation's end counted for its peer as well. To be called before it is on a link, by one thread.
-  void count_for(std::shared_ptr<PeerCounters> counters) noexcept { peer_counters_ = std::move(counters); }
+  /// Has the operation's end counted for its peer as well, unless it has ended already.
+  void count_for(std::shared_ptr<PeerCounters> counters) noexcept;
 
   /// Why the operation is to end; no error while it isn't.
   [[nodiscard]] std::error_code stop_cause() const;
@@ -95,7 +95,6 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   const Clock::time_point deadline_;
   const std::shared_ptr<OperationRegistry> registry_;
 
-  std::shared_ptr<PeerCounters> peer_counters_;
   const Clock::time_point started_ = Clock::now();
   std::atomic<std::size_t> landed_{0};
   std::atomic<std::uint64_t> landed_bytes_{0};
@@ -107,6 +106,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   bool on_link_ = false;
   std::error_code stop_cause_;
   std::error_code first_object_error_;
+  std::shared_ptr<PeerCounters> peer_counters_;
 };
 
 }  // namespace kvferry::kit

@@ -81,11 +81,13 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
   if (finished_.exchange(true)) {
     return;
   }
+  std::shared_ptr<PeerCounters> counters;
   {
     const std::lock_guard lock(mutex_);
     if (!cause) {
       cause = first_object_error_;
     }
+    counters = std::move(peer_counters_);
   }
   const std::size_t transferred = landed_.load(std::memory_order_relaxed);
   std::ranges::replace(request_.statuses, undecided(), cause);
@@ -103,9 +105,9 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
              " objects: " + cause.message() + " (" + std::to_string(transferred) + " transferred)";
     });
   }
-  if (peer_counters_) {
-    (cause ? peer_counters_->failed : peer_counters_->succeeded).fetch_add(1, std::memory_order_relaxed);
-    peer_counters_->bytes.fetch_add(landed_bytes_.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  if (counters) {
+    (cause ? counters->failed : counters->succeeded).fetch_add(1, std::memory_order_relaxed);
+    counters->bytes.fetch_add(landed_bytes_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   }
   registry_->counters().count_end(
       request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});
@@ -113,6 +115,11 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
   // Out of the registry first: once the handler can run, the channel may be closed and gone.
   registry_->remove(*this);
   completion(cause, transferred);
+}
+
+void Operation::count_for(std::shared_ptr<PeerCounters> counters) noexcept {
+  const std::lock_guard lock(mutex_);
+  peer_counters_ = std::move(counters);
 }
 
 void Operation::request_stop(std::error_code cause) {
