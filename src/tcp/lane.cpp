@@ -188,6 +188,19 @@ void Lane::disconnect() {
   change([&] { close_socket(); }, caller_bytes);
 }
 
+void Lane::outlive(std::shared_ptr<Owner> owner, std::error_code cause, const std::string& why) {
+  change(
+      [&] {
+        owner_.reset();  // it knows
+        if (running_ && !failed_) {
+          outlived_ = Outlived{kit::Clock::now(), cause, why, std::move(owner)};
+        } else {
+          end_all(cause, why);
+        }
+      },
+      caller_bytes);
+}
+
 void Lane::close_socket() {
   if (socket_) {
     options_.events->remove(socket_->descriptor());
@@ -229,7 +242,7 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         if (released()) {
           found = Found::released;
           if (idle) {
-            return Driven{};
+            return done(false);
           }
           // Others have left their work to this thread, which held the engine for a moment.
           std::size_t budget = turn_bytes;
@@ -248,7 +261,7 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         moved = moved || moved_ != moved_before;
         completed = completed || protocol_.completed() != completed_before;
         found = failed_ ? Found::released : completed ? Found::completed : moved ? Found::something : Found::nothing;
-        return Driven{false, std::exchange(told_owner_, nullptr)};
+        return done(false);
       },
       [&](const Driven& driven) { return let_go(driven); });
   return found;
@@ -298,7 +311,11 @@ Lane::Driven Lane::work(std::size_t& budget) {
   }
   // A leader waits for what it moves, and goes on at once where it stops here.
   const bool leads = leader_ == std::this_thread::get_id();
-  return {more && !watched_ && !leads, std::exchange(told_owner_, nullptr)};
+  return done(more && !watched_ && !leads);
+}
+
+Lane::Driven Lane::done(bool more) {
+  return {more, std::exchange(told_owner_, nullptr), failed_ && outlived_ ? std::move(outlived_->owner) : nullptr};
 }
 
 bool Lane::let_go(const Driven& driven) {
@@ -396,6 +413,9 @@ void Lane::drain_expired() {
   const auto since = protocol_.draining_since();
   if (since && !failed_ && kit::Clock::now() - *since >= options_.drain_timeout) {
     fail(errc::connection_lost, "the peer did not deal in time with what was sent of an operation that has been stopped");
+  }
+  if (outlived_ && !failed_ && kit::Clock::now() - outlived_->since >= options_.drain_timeout) {
+    fail(outlived_->cause, outlived_->why);
   }
 }
 
@@ -539,7 +559,10 @@ void Lane::arm(std::uint32_t events) {
 }
 
 void Lane::update_drain_timer() {
-  const auto since = protocol_.draining_since();
+  auto since = protocol_.draining_since();
+  if (outlived_ && (!since || outlived_->since < *since)) {
+    since = outlived_->since;
+  }
   if (!since || drain_timer_armed_) {
     return;
   }

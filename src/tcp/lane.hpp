@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -76,6 +77,10 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void shut(std::error_code cause, const std::string& why);
   /// Closes the socket of a lane that has been shut.
   void disconnect();
+  /// The peer has closed another connection of the link. What it answered before may still come here: the lane goes on
+  /// until it finds the end of its own connection, at most for the drain time-out. Until then it keeps its owner, which
+  /// isn't told, so that `shut` reaches it.
+  void outlive(std::shared_ptr<Owner> owner, std::error_code cause, const std::string& why);
 
   /// @name For a thread that looks at the lane itself. One at a time.
   /// @{
@@ -124,6 +129,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   struct Driven {
     bool more = false;
     std::shared_ptr<Owner> told_owner;
+    std::shared_ptr<Owner> kept_owner;  ///< To be forgotten.
   };
 
   enum class Step { progress, blocked, nothing };
@@ -133,6 +139,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void change(Change change_engine, std::size_t budget);
   void drive(std::size_t budget);
   [[nodiscard]] Driven work(std::size_t& budget);
+  [[nodiscard]] Driven done(bool more);
   /// With the engine let go. @return whether this thread goes on.
   [[nodiscard]] bool let_go(const Driven& driven);
   /// Drives, having looked for bytes whether or not any were announced, unless `released()`.
@@ -178,6 +185,15 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   bool failed_ = false;
   std::error_code failure_;
   std::string failure_why_;
+
+  /// Set when the peer has closed another connection of the link.
+  struct Outlived {
+    kit::Clock::time_point since;
+    std::error_code cause;
+    std::string why;
+    std::shared_ptr<Owner> owner;
+  };
+  std::optional<Outlived> outlived_;
 
   std::atomic<bool> wants_to_send_{false};
 };

@@ -21,6 +21,10 @@ void sleep_until_ready(const Socket& socket, bool to_send, kit::BlockingWait& wa
   }
 }
 
+bool closed_by_peer(std::error_code cause) {
+  return cause == errc::peer_closed || cause == std::errc::connection_reset || cause == std::errc::broken_pipe;
+}
+
 }  // namespace
 
 std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
@@ -98,7 +102,18 @@ void TcpLink::lane_breaking(std::error_code cause) {
   }
 }
 
-void TcpLink::lane_broken(std::error_code cause, const std::string& why) { shut(cause, why); }
+void TcpLink::lane_broken(std::error_code cause, const std::string& why) {
+  if (!closed_by_peer(cause)) {
+    shut(cause, why);
+    return;
+  }
+  // The ends of a peer's connections arrive in any order, and before what another one carries: the answers to what it has
+  // taken.
+  const std::shared_ptr<Lane::Owner> self(shared_from_this(), this);
+  for (const auto& lane : lanes_) {
+    lane->outlive(self, cause, why);
+  }
+}
 
 void TcpLink::shut(std::error_code cause, const std::string& why) {
   failed_ = true;

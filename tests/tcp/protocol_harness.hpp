@@ -35,10 +35,11 @@ class Host final : public kit::LinkHost {
     notifications.push_back(std::move(payload));
     return true;
   }
-  void link_failed(const kit::Link&, std::error_code) override {}
+  void link_failed(const kit::Link&, std::error_code) override { ++failures; }
 
   std::vector<std::vector<std::byte>> notifications;
   std::size_t notification_limit = 16;
+  int failures = 0;
 
  private:
   kit::PeerDescription peer_;

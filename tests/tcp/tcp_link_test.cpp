@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tcp/tcp_link.hpp"
+
+#include <gtest/gtest.h>
+
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/read.hpp>
+#include <asio/write.hpp>
+
+#include <array>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "protocol_harness.hpp"
+
+namespace kvferry::tcp {
+namespace {
+
+using asio::ip::tcp;
+using testing::Host;
+
+/// A link of two lanes, of which the test is the peer.
+class TwoLanes : public ::testing::Test {
+ protected:
+  explicit TwoLanes(std::chrono::milliseconds drain_timeout = std::chrono::hours(1)) {
+    std::vector<tcp::socket> near;
+    for (tcp::socket& peer : peers_) {
+      tcp::acceptor acceptor(context_, {asio::ip::address_v4::loopback(), 0});
+      near.emplace_back(context_);
+      near.back().connect(acceptor.local_endpoint());
+      acceptor.accept(peer);
+    }
+    TcpLink::Options options;
+    options.stripe_threshold = std::size_t{1} << 20;
+    options.lane.drain_timeout = drain_timeout;
+    options.lane.events = std::make_shared<SocketEvents>(context_.get_executor());
+    link_ = TcpLink::create(host_, std::move(near), options);
+    link_->run();
+  }
+  ~TwoLanes() override {
+    if (link_) {
+      link_->shut(errc::closed, "the test ends");
+    }
+    context_.poll();
+  }
+
+  /// Writes a page over the first lane.
+  void start_write() {
+    TransferRequest request;
+    request.kind = TransferKind::write;
+    request.objects = {page_};
+    request.remote_indexes = {0};
+    const auto operation = std::make_shared<kit::Operation>(
+        std::move(request), Completion::direct([this](std::error_code ec, std::size_t) {
+          ended_ = true;
+          error_ = ec;
+        }),
+        kit::Clock::now() + std::chrono::hours(1), registry_);
+    EXPECT_FALSE(registry_->add(operation));
+    link_->start(operation);
+  }
+
+  void run_until(const std::function<bool()>& done) {
+    const auto limit = kit::Clock::now() + std::chrono::seconds(60);
+    while (!done() && kit::Clock::now() < limit) {
+      context_.run_one_for(std::chrono::seconds(1));
+    }
+    EXPECT_TRUE(done());
+  }
+
+  asio::io_context context_;
+  std::shared_ptr<Host> host_ = std::make_shared<Host>(std::vector<MemoryRegion>{});
+  std::shared_ptr<kit::OperationRegistry> registry_ =
+      std::make_shared<kit::OperationRegistry>(std::make_shared<kit::DeadlineQueue>(context_.get_executor()), 16);
+  std::array<tcp::socket, 2> peers_{tcp::socket(context_), tcp::socket(context_)};
+  std::vector<std::byte> page_ = std::vector<std::byte>(64);
+  std::shared_ptr<TcpLink> link_;
+  bool ended_ = false;
+  std::error_code error_;
+};
+
+TEST_F(TwoLanes, WhatThePeerAnsweredCountsThoughItsOtherConnectionEndsFirst) {
+  start_write();
+  FrameHeader header;
+  asio::read(peers_[0], asio::buffer(&header, sizeof(header)));
+  peers_[1].close();
+  run_until([&] { return host_->failures == 1; });
+  EXPECT_FALSE(ended_);
+
+  FrameHeader answer;
+  answer.type = FrameType::write_ack;
+  answer.operation = header.operation;
+  asio::write(peers_[0], asio::buffer(&answer, sizeof(answer)));
+  run_until([&] { return ended_; });
+  EXPECT_EQ(error_, std::error_code());
+  EXPECT_EQ(host_->failures, 1);
+}
+
+TEST_F(TwoLanes, ALaneEndsWithItsOwnConnectionWhenThePeerHasClosed) {
+  start_write();
+  peers_[1].close();
+  run_until([&] { return host_->failures == 1; });
+  EXPECT_FALSE(ended_);
+  peers_[0].close();
+  run_until([&] { return ended_; });
+  EXPECT_EQ(error_, condition::peer_failed);
+  EXPECT_EQ(error_, condition::may_still_land);
+  EXPECT_EQ(host_->failures, 1);
+}
+
+class TwoLanesOfAPeerThatGoesSilent : public TwoLanes {
+ protected:
+  TwoLanesOfAPeerThatGoesSilent() : TwoLanes(std::chrono::milliseconds(20)) {}
+};
+
+TEST_F(TwoLanesOfAPeerThatGoesSilent, ALaneOutlivesItsPeersOtherConnectionForTheDrainTimeoutAtMost) {
+  start_write();
+  peers_[1].close();
+  run_until([&] { return ended_; });
+  EXPECT_EQ(error_, condition::peer_failed);
+  EXPECT_EQ(error_, condition::may_still_land);
+}
+
+// Its channel has dropped it by then, and finds it only as long as somebody keeps it.
+TEST_F(TwoLanes, ALinkLivesAsLongAsALaneOfIt) {
+  start_write();
+  const std::weak_ptr<TcpLink> watched = link_;
+  peers_[1].close();
+  run_until([&] { return host_->failures == 1; });
+  link_.reset();
+  ASSERT_FALSE(watched.expired());
+  watched.lock()->shut(errc::closed, "the test ends it");
+  EXPECT_TRUE(ended_);
+  EXPECT_EQ(error_, errc::closed_in_flight);
+  context_.poll();
+  EXPECT_TRUE(watched.expired());
+}
+
+TEST_F(TwoLanes, AViolationEndsAllLanesAtOnce) {
+  start_write();
+  const std::array<std::byte, 256> nonsense{};
+  asio::write(peers_[1], asio::buffer(nonsense));
+  run_until([&] { return ended_; });
+  EXPECT_EQ(error_, condition::may_still_land);
+}
+
+}  // namespace
+}  // namespace kvferry::tcp
