@@ -6,11 +6,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <string_view>
 #include <vector>
 
+#include "fuzz/input.hpp"
 #include "fuzz/lane_model.hpp"
 #include "tests/tcp/protocol_harness.hpp"
 
@@ -18,6 +18,7 @@ namespace {
 
 using kvferry::Access;
 using kvferry::TransferKind;
+using kvferry::fuzz::require;
 using kvferry::tcp::testing::LaneModel;
 using kvferry::tcp::testing::Outcome;
 using kvferry::tcp::testing::Side;
@@ -41,12 +42,6 @@ struct Block {
   std::vector<std::byte> now;
   std::vector<std::byte> before;
 };
-
-void require(bool holds) {
-  if (!holds) {
-    std::abort();
-  }
-}
 
 bool contains(std::span<const std::byte> bytes, std::string_view text) {
   const auto wanted = std::as_bytes(std::span(text));
@@ -127,16 +122,17 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       continue;
     }
     for (std::size_t i = 0; i < page * pages; ++i) {
-      require(model.may_be(region, i, regions[region].now[i], regions[region].before[i]));
+      require(model.may_be(region, i, regions[region].now[i], regions[region].before[i]),
+              "no byte changes that no frame names");
     }
   }
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     const bool receives = kinds[i] == TransferKind::read || kinds[i] == TransferKind::recv;
     if (!receives || !model.may_have_received(i + 1)) {
-      require(!buffers[2 * i].changed() && !buffers[2 * i + 1].changed());
+      require(!buffers[2 * i].changed() && !buffers[2 * i + 1].changed(), "no buffer changes that no frame is for");
     }
-    require(outcomes[i]->calls == 1);
+    require(outcomes[i]->calls == 1, "each transfer ends once");
   }
-  require(!contains(said, secret) || contains(input, secret));
+  require(!contains(said, secret) || contains(input, secret), "nobody is told what peers may not read");
   return 0;
 }

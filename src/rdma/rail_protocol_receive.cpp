@@ -360,8 +360,12 @@ std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
   if ((send.state != State::told && !stopping) || send.acknowledged) {
     return violated("acknowledgement of send " + std::to_string(header.operation) + " before all of it was sent");
   }
+  const auto status = status_code(header.status);
+  if (status && status != errc::peer_cancelled) {
+    return violated("acknowledgement of send " + text(header.operation) + " with status " + text(header.status));
+  }
   send.answer_awaited = false;
-  if (status_code(header.status) == errc::peer_cancelled) {
+  if (status) {
     if (stopping) {
       end_if_done(send);
     } else {

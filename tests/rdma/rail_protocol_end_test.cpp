@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -157,6 +159,23 @@ TEST_F(RailProtocolEnd, ASendOfWhichAllIsSaidEndsWithItsAnswer) {
     EXPECT_EQ(sent->ec, recv_is_gone ? std::error_code(errc::cancelled) : std::error_code());
     EXPECT_EQ(received->ec, recv_is_gone ? std::error_code(errc::cancelled) : std::error_code());
   }
+}
+
+TEST_F(RailProtocolEnd, ASendIsTakenForArrivedOnlyIfThePeerSaysSo) {
+  const auto received = std::make_shared<Outcome>();
+  const auto sent = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, {b.at(0, 100)}, 1), received);
+  ASSERT_TRUE(post(b, a));
+  receive_all(a);
+  a.start(paired(TransferKind::send, {a.at(0, 100)}, 1), sent);
+  ASSERT_TRUE(post(a, b));
+  a.protocol->completed();
+  MessageHeader ack;
+  ack.type = MessageType::send_ack;
+  std::memcpy(&ack.operation, b.arrived.back().data() + offsetof(MessageHeader, tag), sizeof(ack.operation));
+  ack.status = static_cast<std::uint32_t>(errc::count_mismatch);
+  EXPECT_EQ(a.protocol->received(std::as_bytes(std::span(&ack, 1))), errc::protocol_violation);
+  EXPECT_EQ(sent->calls, 0);
 }
 
 TEST_F(RailProtocolEnd, AFenceIsAnsweredWhenTheWritesBeforeItHaveEnded) {

@@ -24,7 +24,6 @@ namespace {
 constexpr std::size_t buffers = 8;
 constexpr std::size_t pages = 256;
 constexpr std::size_t own_pages = pages / 2;  // an operation's buffers; the others are for the peer's writes and reads
-constexpr std::size_t queue_depth = 16;       // of `Side`
 constexpr std::size_t spare_requests = 2;
 
 class Pair {

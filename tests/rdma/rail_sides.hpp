@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <asio/io_context.hpp>
 
 #include <algorithm>
@@ -14,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -29,6 +28,8 @@ namespace kvferry::rdma::testing {
 inline constexpr std::size_t page = 4096;
 inline constexpr std::size_t slot_count = 4;
 inline constexpr std::size_t small_message = min_message_bytes;
+inline constexpr std::size_t queue_depth = 16;
+inline constexpr std::size_t eager_bytes = 512;
 
 /// A channel as a rail sees it.
 class Host final : public kit::LinkHost {
@@ -94,11 +95,11 @@ struct Side {
     RailTerms terms;
     terms.peer_buffers = peer.own_buffers;
     terms.own_buffers = own_buffers;
-    terms.queue_depth = 16;
+    terms.queue_depth = queue_depth;
     terms.request.pieces = 4;
     terms.request.bytes = page;
     terms.remote_regions = {{address_of(peer.memory.data()), peer.memory.size(), {1}}};
-    terms.eager_bytes = 512;
+    terms.eager_bytes = eager_bytes;
     protocol.emplace(host, table, MessageSlots{slots.data(), slot_count, small_message, 2}, std::move(terms));
   }
 
@@ -115,7 +116,9 @@ struct Side {
     RailProtocol::Preparation preparation;
     if (operation->request().kind == TransferKind::recv) {
       preparation.offered = std::make_unique<OfferedBuffers>();
-      EXPECT_FALSE(OfferedBuffers::offer(table, nullptr, operation->request().objects, 512, *preparation.offered));
+      if (OfferedBuffers::offer(table, nullptr, operation->request().objects, eager_bytes, *preparation.offered)) {
+        throw std::logic_error("the recv's buffers can't be offered");
+      }
     }
     const std::size_t count = operation->object_count();
     protocol->start(std::make_shared<kit::StripedOperation>(operation, 1), {0, count}, std::move(preparation));
@@ -152,7 +155,9 @@ inline void carry_out(const ibv_send_wr& request, Side& to) {
       continue;
     }
     const Slice* hint = nullptr;
-    ASSERT_TRUE(to.table.covers(remote, piece.length, hint)) << "beyond the peer's region";
+    if (!to.table.covers(remote, piece.length, hint)) {
+      throw std::out_of_range("a work request beyond the peer's region");
+    }
     auto* const there = reinterpret_cast<std::byte*>(remote);
     request.opcode == IBV_WR_RDMA_READ ? std::memcpy(local, there, piece.length)
                                        : std::memcpy(there, local, piece.length);
