@@ -115,7 +115,7 @@ class Rail {
     constexpr std::array kinds{TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv};
     auto lent = std::make_unique<Lent>();
     lent->kind = kinds[input_.choice(kinds.size())];
-    const std::size_t count = 1 + input_.choice(4);
+    const std::size_t count = 1 + input_.choice(12);
     const bool open = input_.flag();
     std::vector<MutableBuffer> buffers;
     for (std::size_t i = 0; i < count; ++i) {

@@ -7,8 +7,6 @@
 #include <asio/cancellation_signal.hpp>
 #include <asio/io_context.hpp>
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
@@ -30,6 +28,7 @@
 #include <thread>
 #include <vector>
 
+#include <kvferry/log.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 
 namespace {
@@ -97,6 +96,11 @@ class Figures {
     unexpected_ += known ? 0 : 1;
   }
 
+  void logged(const kvferry::LogRecord& record) {
+    const std::lock_guard lock(mutex_);
+    logged_[std::string(record.event)] += 1 + record.suppressed;
+  }
+
   void checked(std::uint64_t bytes) {
     const std::lock_guard lock(mutex_);
     checked_ += bytes;
@@ -114,28 +118,21 @@ class Figures {
   }
 
   [[nodiscard]] nlohmann::json report() const {
-    const auto entries = [](const char* folder) {
-      return std::distance(std::filesystem::directory_iterator(folder), std::filesystem::directory_iterator());
-    };
-    std::size_t pages = 0;
-    std::size_t resident = 0;
-    std::ifstream("/proc/self/statm") >> pages >> resident;
     const std::lock_guard lock(mutex_);
     return {{"succeeded", succeeded_},
             {"failed", failed_},
+            {"logged", logged_},
             {"bytes", bytes_},
             {"checked_bytes", checked_},
             {"corrupt_bytes", corrupt_},
-            {"unexpected_errors", unexpected_},
-            {"resident_bytes", resident * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE))},
-            {"descriptors", entries("/proc/self/fd")},
-            {"threads", entries("/proc/self/task")}};
+            {"unexpected_errors", unexpected_}};
   }
 
  private:
   mutable std::mutex mutex_;
   std::map<std::string, std::uint64_t> succeeded_;
   std::map<std::string, std::uint64_t> failed_;
+  std::map<std::string, std::uint64_t> logged_;  ///< Warnings and errors.
   std::uint64_t bytes_ = 0;
   std::uint64_t checked_ = 0;
   std::uint64_t corrupt_ = 0;
@@ -387,6 +384,8 @@ int main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &ending, nullptr);
 
   Figures figures;
+  kvferry::set_log_sink([&figures](const kvferry::LogRecord& record) { figures.logged(record); },
+                        kvferry::LogLevel::warning);
   std::vector<std::byte> region(options.urls.size() * pages_each * page_size);
   kvferry::TcpOptions channel_options;
   channel_options.regions = {{region.data(), region.size(), page_size}};
@@ -416,5 +415,6 @@ int main(int argc, char** argv) {
   }
   write_report(figures, options.report);
   channel.close();
+  kvferry::set_log_sink({});
   return figures.good() ? 0 : 1;
 }
