@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -39,6 +40,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t page_size = 16 * 1024;
 constexpr std::size_t pages_each = 64;  ///< That each peer owns of each process's region.
 constexpr std::size_t largest_batch = 24;
+/// Objects of a send or recv, and its tag: few, so that many meet.
+constexpr std::array<std::size_t, 3> paired_batches{1, 7, largest_batch};
 
 struct Options {
   std::size_t self = 0;
@@ -183,11 +186,13 @@ class Dealings {
     }
   }
 
-  std::vector<std::uint64_t> some_pages() {
+  std::vector<std::uint64_t> some_pages() { return some_pages(1 + random_() % largest_batch); }
+
+  std::vector<std::uint64_t> some_pages(std::size_t count) {
     std::vector<std::uint64_t> pages(pages_each);
     std::iota(pages.begin(), pages.end(), self_ * pages_each);
     std::ranges::shuffle(pages, random_);
-    pages.resize(1 + random_() % largest_batch);
+    pages.resize(count);
     return pages;
   }
 
@@ -279,7 +284,7 @@ class Dealings {
   }
 
   void send() {
-    const auto pages = some_pages();
+    const auto pages = some_pages(paired_batches[random_() % paired_batches.size()]);
     std::error_code ec;
     (void)channel_.batched_send(stamped<kvferry::ConstObjects>(pages),
                                 {.peer_id = id_, .tag = pages.size(), .timeout = 500ms}, ec);
@@ -303,7 +308,7 @@ void receive_sends(kvferry::BaseTransferChannel& channel, Figures& figures, std:
   std::mt19937_64 random(seed);
   std::vector<std::byte> memory(largest_batch * page_size);
   while (!stopping) {
-    const std::size_t count = 1 + random() % largest_batch;
+    const std::size_t count = paired_batches[random() % paired_batches.size()];
     std::vector<kvferry::MutableBuffer> objects;
     for (std::size_t i = 0; i < count; ++i) {
       objects.emplace_back(memory.data() + i * page_size, page_size);
