@@ -48,7 +48,8 @@ struct LogRecord {
 using LogSink = std::function<void(const LogRecord&)>;
 
 /// Sends the records of all channels of the process that have no sink of their own (`ChannelOptions::log_sink`) to `sink`.
-/// An empty one drops them. Until this is called, warnings and errors go to the standard error output, one line each.
+/// An empty one drops them. Until this is called, warnings and errors go to the standard error output, one line each; a
+/// line for which that has no room, or no reader, is dropped.
 ///
 /// A channel logs at most 10 records of the same event and cause in 10 seconds; the next one says how many were left out.
 /// Where nothing is logged nothing is allocated.

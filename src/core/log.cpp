@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <kvferry/log.hpp>
 
+#include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,10 +23,46 @@ namespace {
 
 constexpr std::size_t most_in_interval = 10;
 
+/// While it lasts a write to a pipe that nobody reads is an error, and no signal for the calling thread.
+class NoBrokenPipes {
+ public:
+  NoBrokenPipes() noexcept {
+    sigemptyset(&signal_);
+    sigaddset(&signal_, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &signal_, &before_);
+    pending_before_ = pending();
+  }
+  NoBrokenPipes(const NoBrokenPipes&) = delete;
+  NoBrokenPipes& operator=(const NoBrokenPipes&) = delete;
+  ~NoBrokenPipes() {
+    if (!pending_before_ && pending()) {
+      const timespec at_once{};
+      ::sigtimedwait(&signal_, nullptr, &at_once);
+    }
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+
+ private:
+  static bool pending() noexcept {
+    sigset_t signals;
+    sigpending(&signals);
+    return sigismember(&signals, SIGPIPE) == 1;
+  }
+
+  sigset_t signal_{};
+  sigset_t before_{};
+  bool pending_before_ = false;
+};
+
+/// A line that finds no room is dropped: this is somebody else's thread, perhaps with a lock of the channel's held.
 void write_to_standard_error(const LogRecord& record) {
   const std::string line = to_string(record) + '\n';
-  // In one call, so that lines of several threads don't mix. There is nobody to tell of a failure.
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
+  const NoBrokenPipes no_signal;
+  pollfd room{STDERR_FILENO, POLLOUT, 0};
+  if (::poll(&room, 1, 0) == 1 && room.revents == POLLOUT) {
+    // In one call, so that lines of several threads don't mix. There is nobody to tell of a failure.
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, line.data(), line.size());
+  }
 }
 
 /// The process's sink. Never destroyed: a channel of static storage duration may log after everything else is gone.

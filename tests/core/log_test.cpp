@@ -2,8 +2,13 @@
 #include <kvferry/kit/logger.hpp>
 #include <kvferry/log.hpp>
 
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
 #include <gtest/gtest.h>
 
+#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <mutex>
@@ -123,6 +128,39 @@ TEST(LogDeathTest, UntilASinkIsSetWarningsGoToTheStandardErrorOutput) {
         std::_Exit(logger.enabled(LogLevel::info) ? 1 : 0);
       },
       testing::ExitedWithCode(0), "^kvferry warning wanted peer .decode.: text\n$");
+}
+
+/// In a child of its own, whose standard error output is a pipe: logs a warning as long as no sink has been set.
+void log_to_a_pipe(bool read, bool full) {
+  ::alarm(60);
+  std::array<int, 2> pipe{};
+  if (::pipe(pipe.data()) != 0) {
+    std::_Exit(2);
+  }
+  if (full) {
+    ::fcntl(pipe[1], F_SETFL, O_NONBLOCK);
+    while (::write(pipe[1], "x", 1) == 1) {
+    }
+    ::fcntl(pipe[1], F_SETFL, 0);
+  }
+  if (!read) {
+    ::close(pipe[0]);
+  }
+  ::dup2(pipe[1], STDERR_FILENO);
+  ::signal(SIGPIPE, SIG_DFL);
+  kit::Logger logger;
+  logger.log(LogLevel::warning, "peer_lost", {}, errc::peer_closed, [] { return "gone"; });
+  std::_Exit(0);
+}
+
+TEST(LogDeathTest, AStandardErrorOutputThatNobodyReadsEndsNoProcess) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(log_to_a_pipe(false, false), testing::ExitedWithCode(0), "");
+}
+
+TEST(LogDeathTest, AStandardErrorOutputThatIsFullHoldsNobodyUp) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(log_to_a_pipe(true, true), testing::ExitedWithCode(0), "");
 }
 
 TEST(Log, ASinkThatThrowsDisturbsNobody) {
