@@ -10,8 +10,8 @@
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 
-#include "error_codes.hpp"
 #include "host_address.hpp"
+#include "side_message_error.hpp"
 #include "text.hpp"
 
 namespace kvferry::kit {
@@ -27,19 +27,6 @@ constexpr int reconnect_interval_ms = 20;
 constexpr int longest_reconnect_interval_ms = 500;
 /// The kernel waits for minutes, with growing pauses, for a host that does not respond.
 constexpr int connect_timeout_ms = 2000;
-
-/// The peer's own end is not this side's: `errc::closed` from here would say that this channel was closed.
-errc code_of(const SideMessageError& error) noexcept {
-  if (!is_errc(error.code)) {
-    return errc::handshake_failed;
-  }
-  switch (const auto code = static_cast<errc>(error.code)) {
-    case errc::closed: return errc::peer_closed;
-    case errc::cancelled: return errc::peer_cancelled;
-    case errc::forked: return errc::handshake_failed;
-    default: return code;
-  }
-}
 
 std::string no_answer_in_time(const Question& question) {
   const auto allowed = question.deadline > question.asked_at

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// The HandshakeService of programs that are linked without ZeroMQ: all services are in one process, each with its thread, and
+// questions and answers go from one's queue to the other's.
+#include "handshakes.hpp"
+
+#include <kvferry/kit/handshake_service.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
+
+#include "core/side_message_error.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+std::atomic<std::size_t> to_lose{0};
+
+bool lost() {
+  std::size_t left = to_lose;
+  return left != 0 && to_lose.compare_exchange_strong(left, left - 1);
+}
+
+}  // namespace
+
+struct HandshakeService::Impl {
+  struct Question {
+    std::string url;
+    AnswerHandler on_answer;
+  };
+  struct Arrived {
+    SideMessage question;
+    Reply reply;
+  };
+  using Open = std::multimap<std::chrono::steady_clock::time_point, std::pair<std::uint64_t, Question>>;
+
+  void run() {
+    std::unique_lock lock(mutex);
+    while (!closed) {
+      if (!arrived.empty()) {
+        Arrived next = std::move(arrived.front());
+        arrived.pop_front();
+        lock.unlock();
+        on_request(std::move(next.question), std::move(next.reply));
+        lock.lock();
+      } else if (!answers.empty()) {
+        const auto [number, answer] = std::move(answers.front());
+        answers.pop_front();
+        const auto it = std::ranges::find(open, number, [](const auto& entry) { return entry.second.first; });
+        if (it != open.end()) {
+          Question question = std::move(it->second.second);
+          open.erase(it);
+          lock.unlock();
+          hand_out(question, answer);
+          lock.lock();
+        }
+      } else if (!open.empty() && open.begin()->first <= std::chrono::steady_clock::now()) {
+        const Question question = std::move(open.begin()->second.second);
+        open.erase(open.begin());
+        lock.unlock();
+        question.on_answer(errc::timed_out, {}, question.url + " has not answered in time", {});
+        lock.lock();
+      } else if (!open.empty()) {
+        const auto next = open.begin()->first;
+        something.wait_until(lock, next);
+      } else {
+        something.wait(lock);
+      }
+    }
+    const auto dropped = std::exchange(arrived, {});
+    const auto left = std::exchange(open, {});
+    lock.unlock();
+    for (const auto& [deadline, entry] : left) {
+      entry.second.on_answer(errc::closed, {}, "the channel was closed", {});
+    }
+  }
+
+  static void hand_out(const Question& question, const SideMessage& answer) {
+    if (answer.is<SideMessageError>()) {
+      const auto error = decode_side_message<SideMessageError>(answer);
+      question.on_answer(code_of(error), {}, question.url + " answered: " + error.message, "127.0.0.1");
+    } else {
+      question.on_answer({}, answer, {}, "127.0.0.1");
+    }
+  }
+
+  template <class Put>
+  bool put(Put into_queue) {
+    const std::lock_guard lock(mutex);
+    if (!closed) {
+      into_queue();
+      something.notify_one();
+    }
+    return !closed;
+  }
+
+  bool is_closed() {
+    const std::lock_guard lock(mutex);
+    return closed;
+  }
+
+  void join() {
+    if (thread.joinable()) {
+      thread.join();
+    }
+  }
+
+  RequestHandler on_request;
+  std::string url;
+  std::mutex mutex;
+  std::condition_variable something;
+  bool closed = false;
+  std::deque<Arrived> arrived;
+  std::deque<std::pair<std::uint64_t, SideMessage>> answers;
+  Open open;
+  std::uint64_t last = 0;
+  std::mutex join_mutex;
+  std::thread thread;
+
+  struct Directory {
+    std::mutex mutex;
+    std::map<std::string, std::weak_ptr<Impl>> services;
+    std::uint16_t last_port = 0;
+  };
+  static Directory& directory() {
+    static Directory all;
+    return all;
+  }
+};
+
+struct HandshakeService::Reply::State {
+  std::weak_ptr<Impl> asked;
+  std::weak_ptr<Impl> asker;
+  std::uint64_t number = 0;
+
+  void send(const SideMessage& answer) const {
+    const auto from = asked.lock();
+    if (const auto to = asker.lock(); from && !from->is_closed() && to && !lost()) {
+      (void)to->put([&] { to->answers.emplace_back(number, answer); });
+    }
+  }
+};
+
+HandshakeService::Reply::Reply(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+HandshakeService::Reply::Reply(Reply&&) noexcept = default;
+HandshakeService::Reply& HandshakeService::Reply::operator=(Reply&& other) noexcept {
+  const Reply replaced(std::exchange(state_, std::move(other.state_)));
+  return *this;
+}
+HandshakeService::Reply::~Reply() {
+  if (state_) {
+    state_->send(encode_side_message(SideMessageError{static_cast<std::int64_t>(errc::handshake_failed), "dropped"}));
+  }
+}
+void HandshakeService::Reply::operator()(const SideMessage& answer) {
+  if (const auto state = std::move(state_)) {
+    state->send(answer);
+  }
+}
+std::string HandshakeService::Reply::source() const { return state_ ? "127.0.0.1" : std::string(); }
+
+HandshakeService::HandshakeService(Options options, RequestHandler on_request) : impl_(std::make_shared<Impl>()) {
+  impl_->on_request = std::move(on_request);
+  if (!options.bind_url.empty()) {
+    auto& [mutex, services, last_port] = Impl::directory();
+    const std::lock_guard lock(mutex);
+    HostPort address = parse_url(options.bind_url);
+    if (address.port == 0) {
+      address.port = ++last_port;
+    }
+    impl_->url = address.to_url();
+    services[impl_->url] = impl_;
+  }
+  impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
+}
+
+HandshakeService::~HandshakeService() { close(); }
+
+std::string HandshakeService::bound_url() const { return impl_->url; }
+
+void HandshakeService::ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
+                           AnswerHandler on_answer) {
+  std::shared_ptr<Impl> asked;
+  {
+    auto& [mutex, services, last_port] = Impl::directory();
+    const std::lock_guard lock(mutex);
+    const auto it = services.find(url);
+    asked = it == services.end() ? nullptr : it->second.lock();
+  }
+  std::uint64_t number = 0;
+  const bool taken = impl_->put([&] {
+    number = ++impl_->last;
+    impl_->open.emplace(deadline, std::pair(number, Impl::Question{url, on_answer}));
+  });
+  if (!taken) {
+    const std::lock_guard lock(impl_->join_mutex);
+    impl_->join();
+    impl_->thread = std::thread([on_answer] { on_answer(errc::closed, {}, "the channel was closed", {}); });
+  } else if (asked && !lost()) {
+    (void)asked->put([&] {
+      asked->arrived.push_back(
+          {std::move(question), Reply(std::make_unique<Reply::State>(Reply::State{asked, impl_, number}))});
+    });
+  }
+}
+
+void HandshakeService::close() {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->closed = true;
+    impl_->something.notify_all();
+  }
+  if (impl_->thread.get_id() != std::this_thread::get_id()) {
+    const std::lock_guard lock(impl_->join_mutex);
+    impl_->join();
+  }
+}
+
+}  // namespace kvferry::kit
+
+namespace kvferry::schedules {
+
+void lose_handshake_messages(std::size_t count) { kit::to_lose = count; }
+
+}  // namespace kvferry::schedules
