@@ -163,6 +163,7 @@ std::shared_ptr<Socket> Lane::take_leave() {
         if (failed_ || !running_) {
           return;
         }
+        protocol_.leave();
         readable_ = true;
         writable_ = true;
         std::size_t budget = turn_bytes;
@@ -237,14 +238,11 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
   bool completed = false;
   driver_.drive(
       [&](Inbox taken) {
-        const bool idle = taken.empty();
-        apply(std::move(taken));
+        take(std::move(taken));
         if (released()) {
           found = Found::released;
-          if (idle) {
-            return done(false);
-          }
-          // Others have left their work to this thread, which held the engine for a moment.
+          // Others have left their work to this thread, which held the engine for a moment: in the inbox, or in what they
+          // changed (`change`).
           std::size_t budget = turn_bytes;
           return work(budget);
         }
@@ -293,13 +291,22 @@ void Lane::drive(std::size_t budget) {
   std::optional<std::size_t> left;
   driver_.drive(
       [&](Inbox taken) {
-        apply(std::move(taken));
+        take(std::move(taken));
         if (!left) {
           left = leader_ == std::this_thread::get_id() ? turn_bytes : budget;
         }
         return work(*left);
       },
       [&](const Driven& driven) { return let_go(driven); });
+}
+
+/// Memory may be used up: then the lane is broken, and what was in the inbox ends with it.
+void Lane::take(Inbox taken) {
+  try {
+    apply(std::move(taken));
+  } catch (const std::exception& error) {
+    fail(errc::connection_lost, remote_ + ": " + error.what());
+  }
 }
 
 Lane::Driven Lane::work(std::size_t& budget) {
@@ -337,6 +344,7 @@ bool Lane::move_bytes(std::size_t& budget, Role role) {
       return false;
     }
     if (budget == 0) {
+      update_drain_timer();
       return true;
     }
     const Step received = receive_step(budget);

@@ -138,6 +138,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   template <class Change>
   void change(Change change_engine, std::size_t budget);
   void drive(std::size_t budget);
+  void take(Inbox taken);
   [[nodiscard]] Driven work(std::size_t& budget);
   [[nodiscard]] Driven done(bool more);
   /// With the engine let go. @return whether this thread goes on.

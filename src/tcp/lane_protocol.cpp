@@ -135,6 +135,8 @@ bool LaneProtocol::fill_control() {
     --queued_probe_answers_;
   } else if (frame.header.type == FrameType::send_abort && frame.header.status == refusal_status) {
     --queued_refusals_;
+  } else if (frame.header.type == FrameType::fence_ack) {
+    fence_owed_ = false;  // not before: a peer that takes no answers could ask for more and more
   }
   control_.pop_front();
   return true;

@@ -72,6 +72,10 @@ class LaneProtocol final : private FrameSink {
   /// there. What it has answered counts.
   void peer_gone();
 
+  /// The channel is being closed: what the peer starts from here on is read past and not answered. Its operations end with
+  /// the connection.
+  void leave() noexcept { leaving_ = true; }
+
   /// Whether nothing is under way here and nothing is left to say.
   [[nodiscard]] bool settled() const noexcept { return transfers_.empty() && control_.empty() && out_.empty(); }
   /// Whether something of this side's is under way, or was when the connection failed.
@@ -210,6 +214,7 @@ class LaneProtocol final : private FrameSink {
   std::string failed_why_;
   bool failed_in_flight_ = false;
   bool peer_gone_ = false;
+  bool leaving_ = false;
   std::string violation_;
   kit::Clock::time_point last_received_{};
   std::uint64_t sent_ = 0;

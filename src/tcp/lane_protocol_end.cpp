@@ -156,7 +156,6 @@ void LaneProtocol::answer_fence() {
 }
 
 void LaneProtocol::fence_answered() {
-  fence_owed_ = false;
   fence_bound_ = 0;
   FrameHeader header;
   header.type = FrameType::fence_ack;

@@ -28,6 +28,11 @@ std::error_code status_code(std::uint32_t status) {
 
 std::uint32_t wire_status(std::error_code status) { return static_cast<std::uint32_t>(status.value()); }
 
+/// Whether a frame is of an operation of the side that sends it, and no answer.
+bool starts_something(FrameType type) {
+  return type == FrameType::write || type == FrameType::notify || type == FrameType::read || type == FrameType::recv_post;
+}
+
 }  // namespace
 
 std::error_code LaneProtocol::received(std::size_t count) {
@@ -94,7 +99,7 @@ std::error_code LaneProtocol::check_header(const FrameHeader& header) {
 std::error_code LaneProtocol::begin_payload(Frame& frame, std::vector<iovec>& scatter) {
   switch (frame.header.type) {
     case FrameType::write:
-      if (peer_gone_) {
+      if (peer_gone_ || leaving_) {
         frame_status_ = errc::connection_lost;
         return {};
       }
@@ -107,6 +112,9 @@ std::error_code LaneProtocol::begin_payload(Frame& frame, std::vector<iovec>& sc
 
 std::error_code LaneProtocol::end_frame(Frame& frame) {
   receiving_ = 0;
+  if (leaving_ && starts_something(frame.header.type)) {
+    return {};
+  }
   switch (frame.header.type) {
     case FrameType::write:
     case FrameType::notify: return end_write(frame);

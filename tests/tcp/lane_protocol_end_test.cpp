@@ -291,6 +291,46 @@ TEST(LaneProtocolEnd, FencesThatMakeNoSenseBreakTheConnection) {
   EXPECT_EQ(twice.feed(frame_bytes(header)), errc::protocol_violation);
 }
 
+// A peer that takes no answers could otherwise ask without end.
+TEST(LaneProtocolEnd, AFenceThatFollowsAnAnswerWhichWasNotSentBreaksTheConnection) {
+  FrameHeader header;
+  header.type = FrameType::fence;
+  Side side;
+  ASSERT_FALSE(side.feed(frame_bytes(header)));
+  side.protocol->answer_fence();
+  EXPECT_EQ(side.feed(frame_bytes(header)), errc::protocol_violation);
+
+  Side other;
+  ASSERT_FALSE(other.feed(frame_bytes(header)));
+  EXPECT_EQ(take_all(other).size(), sizeof(FrameHeader));
+  EXPECT_FALSE(other.feed(frame_bytes(header)));
+}
+
+TEST(LaneProtocolEnd, AChannelThatIsBeingClosedTakesNothingNewAndAnswersNothingNew) {
+  Side a;
+  Side b;
+  fill(a.memory, 5);
+  const auto before = std::make_shared<Outcome>();
+  a.start(write_of(a, 1), before);
+  ASSERT_FALSE(b.feed(take_all(a)));
+  b.protocol->leave();
+  const auto at_the_end = b.memory;
+  const auto write = std::make_shared<Outcome>();
+  const auto read = std::make_shared<Outcome>();
+  a.start(write_of(a, 300, {std::byte{1}}), write);
+  a.start(request(TransferKind::read, {a.page_at(9)}, {100}), read);
+  a.start(request(TransferKind::recv, {a.page_at(10)}), std::make_shared<Outcome>());
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(before->count, 1U) << "what came before is answered";
+  EXPECT_EQ(b.memory, at_the_end);
+  EXPECT_TRUE(b.host->notifications.empty());
+  EXPECT_EQ(write->calls + read->calls, 0);
+  EXPECT_TRUE(b.protocol->settled());
+  a.protocol->fail(errc::peer_closed, "the peer closed the connection");
+  EXPECT_EQ(write->ec, condition::may_still_land);
+  EXPECT_EQ(read->ec, errc::peer_closed);
+}
+
 TEST(LaneProtocolEnd, NothingOfAPeerThatIsGoneIsPlaced) {
   Side a;
   Side b;

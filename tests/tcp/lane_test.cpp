@@ -5,6 +5,7 @@
 
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
+#include <asio/write.hpp>
 
 #include <atomic>
 #include <barrier>
@@ -192,6 +193,46 @@ void expect_that_work_is_done_while_somebody_looks(bool failed) {
 TEST(Lane, DoesItsWorkWhileSomebodyLooksWhoseTurnItIsNot) { expect_that_work_is_done_while_somebody_looks(false); }
 
 TEST(Lane, EndsOperationsWhileSomebodyLooksAfterItsEnd) { expect_that_work_is_done_while_somebody_looks(true); }
+
+// Who looks may hold the lane just when its leader leaves; somebody has to wait for the lane's next bytes all the same.
+TEST(Lane, IsWaitedForWhenItsLeaderLeavesWhileSomebodyLooks) {
+  constexpr int rounds = 100;
+  asio::io_context context;
+  Connection connection(context);
+  const auto lane = std::make_shared<Lane>(
+      std::move(connection.near), std::make_shared<Host>(std::vector<MemoryRegion>{}),
+      Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}},
+      std::weak_ptr<Lane::Owner>());
+  lane->run({});
+  connection.far.non_blocking(true);
+  bool answered = true;
+  for (int round = 0; round < rounds && answered; ++round) {
+    {
+      Looker looker(*lane);
+      while (looker.looks() == 0) {
+        std::this_thread::yield();
+      }
+      const auto socket = lane->begin_leading();
+      lane->end_leading();
+    }
+    FrameHeader probe;
+    probe.type = FrameType::probe;
+    probe.operation = static_cast<std::uint64_t>(round) + 1;
+    asio::write(connection.far, asio::buffer(&probe, sizeof(probe)));
+    FrameHeader answer;
+    const auto until = kit::Clock::now() + std::chrono::seconds(10);
+    std::error_code ec = asio::error::would_block;
+    while (ec == asio::error::would_block && kit::Clock::now() < until) {
+      context.run_one_for(std::chrono::milliseconds(100));
+      connection.far.receive(asio::buffer(&answer, sizeof(answer)), 0, ec);
+    }
+    answered = !ec && answer.operation == probe.operation;
+  }
+  EXPECT_TRUE(answered) << "nobody waits for what comes";
+  lane->shut(errc::closed, "the test ends it");
+  lane->disconnect();
+  context.poll();
+}
 
 TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
   WritingLane writing;

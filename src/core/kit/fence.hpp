@@ -11,6 +11,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/operation.hpp>
 
+#include "gate.hpp"
 #include "operation_registry.hpp"
 
 namespace kvferry::kit {
@@ -29,11 +30,8 @@ class Fence final : public Expirable, public std::enable_shared_from_this<Fence>
   /// While nobody else can end it.
   void begin() {
     if (completion_.cancellable()) {
-      completion_.on_cancel([weak = weak_from_this()](asio::cancellation_type) {
-        if (const auto self = weak.lock()) {
-          self->end(errc::cancelled);
-        }
-      });
+      completion_.on_cancel(
+          cancellation(deadlines_->gate(), weak_from_this(), [](Fence& fence) { fence.end(errc::cancelled); }));
     }
     deadlines_->add(deadline_, shared_from_this());
   }
