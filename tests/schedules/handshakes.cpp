@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The HandshakeService of programs that are linked without ZeroMQ: all services are in one process, each with its thread, and
-// questions and answers go from one's queue to the other's.
+// questions and answers go from one's queue to the other's. As with sockets, a question waits for a server until its deadline,
+// and is lost with the server that has got it.
 #include "handshakes.hpp"
 
 #include <kvferry/kit/handshake_service.hpp>
@@ -9,11 +10,14 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
@@ -25,6 +29,8 @@ namespace kvferry::kit {
 namespace {
 
 std::atomic<std::size_t> to_lose{0};
+
+std::function<void()> forget_services = [] {};
 
 bool lost() {
   std::size_t left = to_lose;
@@ -41,6 +47,11 @@ struct HandshakeService::Impl {
   struct Arrived {
     SideMessage question;
     Reply reply;
+  };
+  /// Whose question it is, and which.
+  struct Asked {
+    std::weak_ptr<Impl> asker;
+    std::uint64_t number = 0;
   };
   using Open = std::multimap<std::chrono::steady_clock::time_point, std::pair<std::uint64_t, Question>>;
 
@@ -79,18 +90,26 @@ struct HandshakeService::Impl {
     }
     const auto dropped = std::exchange(arrived, {});
     const auto left = std::exchange(open, {});
+    const auto lost_with_this = std::exchange(unanswered, {});
     lock.unlock();
+    for (const auto& [number, asked] : lost_with_this) {
+      if (const auto asker = asked.asker.lock()) {
+        (void)asker->put([&, of = asked.number] { asker->answers.emplace_back(of, std::nullopt); });
+      }
+    }
     for (const auto& [deadline, entry] : left) {
       entry.second.on_answer(errc::closed, {}, "the channel was closed", {});
     }
   }
 
-  static void hand_out(const Question& question, const SideMessage& answer) {
-    if (answer.is<SideMessageError>()) {
-      const auto error = decode_side_message<SideMessageError>(answer);
+  static void hand_out(const Question& question, const std::optional<SideMessage>& answer) {
+    if (!answer) {
+      question.on_answer(errc::connection_lost, {}, "connection to " + question.url + " was lost", {});
+    } else if (answer->is<SideMessageError>()) {
+      const auto error = decode_side_message<SideMessageError>(*answer);
       question.on_answer(code_of(error), {}, question.url + " answered: " + error.message, "127.0.0.1");
     } else {
-      question.on_answer({}, answer, {}, "127.0.0.1");
+      question.on_answer({}, *answer, {}, "127.0.0.1");
     }
   }
 
@@ -104,9 +123,13 @@ struct HandshakeService::Impl {
     return !closed;
   }
 
-  bool is_closed() {
+  /// Takes a question that was asked at this url.
+  void take(const std::shared_ptr<Impl>& self, SideMessage question, const Asked& from);
+
+  /// @return whether it was unanswered, and the service is open.
+  bool answered(std::uint64_t arrival) {
     const std::lock_guard lock(mutex);
-    return closed;
+    return !closed && unanswered.erase(arrival) != 0;
   }
 
   void join() {
@@ -121,7 +144,8 @@ struct HandshakeService::Impl {
   std::condition_variable something;
   bool closed = false;
   std::deque<Arrived> arrived;
-  std::deque<std::pair<std::uint64_t, SideMessage>> answers;
+  std::deque<std::pair<std::uint64_t, std::optional<SideMessage>>> answers;
+  std::map<std::uint64_t, Asked> unanswered;  ///< Questions of others', by arrival.
   Open open;
   std::uint64_t last = 0;
   std::mutex join_mutex;
@@ -130,6 +154,7 @@ struct HandshakeService::Impl {
   struct Directory {
     std::mutex mutex;
     std::map<std::string, std::weak_ptr<Impl>> services;
+    std::map<std::string, std::vector<std::pair<SideMessage, Asked>>> waiting;  ///< For a service, by url.
     std::uint16_t last_port = 0;
   };
   static Directory& directory() {
@@ -140,16 +165,28 @@ struct HandshakeService::Impl {
 
 struct HandshakeService::Reply::State {
   std::weak_ptr<Impl> asked;
-  std::weak_ptr<Impl> asker;
-  std::uint64_t number = 0;
+  std::uint64_t arrival = 0;
+  Impl::Asked from;
 
   void send(const SideMessage& answer) const {
-    const auto from = asked.lock();
-    if (const auto to = asker.lock(); from && !from->is_closed() && to && !lost()) {
-      (void)to->put([&] { to->answers.emplace_back(number, answer); });
+    const auto service = asked.lock();
+    const auto asker = from.asker.lock();
+    if (service && service->answered(arrival) && asker && !lost()) {
+      (void)asker->put([&] { asker->answers.emplace_back(from.number, answer); });
     }
   }
 };
+
+void HandshakeService::Impl::take(const std::shared_ptr<Impl>& self, SideMessage question, const Asked& from) {
+  const bool taken = put([&] {
+    const std::uint64_t arrival = ++last;
+    unanswered.emplace(arrival, from);
+    arrived.push_back({std::move(question), Reply(std::make_unique<Reply::State>(Reply::State{self, arrival, from}))});
+  });
+  if (const auto asker = taken ? nullptr : from.asker.lock()) {
+    (void)asker->put([&] { asker->answers.emplace_back(from.number, std::nullopt); });
+  }
+}
 
 HandshakeService::Reply::Reply(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
 HandshakeService::Reply::Reply(Reply&&) noexcept = default;
@@ -170,9 +207,14 @@ void HandshakeService::Reply::operator()(const SideMessage& answer) {
 std::string HandshakeService::Reply::source() const { return state_ ? "127.0.0.1" : std::string(); }
 
 HandshakeService::HandshakeService(Options options, RequestHandler on_request) : impl_(std::make_shared<Impl>()) {
+  forget_services = [] {
+    Impl::directory().services.clear();
+    Impl::directory().waiting.clear();
+    Impl::directory().last_port = 0;
+  };
   impl_->on_request = std::move(on_request);
   if (!options.bind_url.empty()) {
-    auto& [mutex, services, last_port] = Impl::directory();
+    auto& [mutex, services, waiting, last_port] = Impl::directory();
     const std::lock_guard lock(mutex);
     HostPort address = parse_url(options.bind_url);
     if (address.port == 0) {
@@ -180,6 +222,9 @@ HandshakeService::HandshakeService(Options options, RequestHandler on_request) :
     }
     impl_->url = address.to_url();
     services[impl_->url] = impl_;
+    for (auto& [question, from] : std::exchange(waiting[impl_->url], {})) {
+      impl_->take(impl_, std::move(question), from);
+    }
   }
   impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
 }
@@ -190,27 +235,32 @@ std::string HandshakeService::bound_url() const { return impl_->url; }
 
 void HandshakeService::ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
                            AnswerHandler on_answer) {
-  std::shared_ptr<Impl> asked;
-  {
-    auto& [mutex, services, last_port] = Impl::directory();
-    const std::lock_guard lock(mutex);
-    const auto it = services.find(url);
-    asked = it == services.end() ? nullptr : it->second.lock();
-  }
   std::uint64_t number = 0;
-  const bool taken = impl_->put([&] {
+  const bool open = impl_->put([&] {
     number = ++impl_->last;
     impl_->open.emplace(deadline, std::pair(number, Impl::Question{url, on_answer}));
   });
-  if (!taken) {
+  if (!open) {
     const std::lock_guard lock(impl_->join_mutex);
     impl_->join();
     impl_->thread = std::thread([on_answer] { on_answer(errc::closed, {}, "the channel was closed", {}); });
-  } else if (asked && !lost()) {
-    (void)asked->put([&] {
-      asked->arrived.push_back(
-          {std::move(question), Reply(std::make_unique<Reply::State>(Reply::State{asked, impl_, number}))});
-    });
+    return;
+  }
+  if (lost()) {
+    return;
+  }
+  std::shared_ptr<Impl> asked;
+  {
+    auto& [mutex, services, waiting, last_port] = Impl::directory();
+    const std::lock_guard lock(mutex);
+    const auto it = services.find(url);
+    asked = it == services.end() ? nullptr : it->second.lock();
+    if (!asked) {
+      waiting[url].emplace_back(question, Impl::Asked{impl_, number});
+    }
+  }
+  if (asked) {
+    asked->take(asked, std::move(question), {impl_, number});
   }
 }
 
@@ -229,6 +279,8 @@ void HandshakeService::close() {
 }  // namespace kvferry::kit
 
 namespace kvferry::schedules {
+
+void reset_handshakes() { kit::forget_services(); }
 
 void lose_handshake_messages(std::size_t count) { kit::to_lose = count; }
 

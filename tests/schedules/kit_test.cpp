@@ -246,6 +246,32 @@ TEST(KitSchedules, AFenceThatIsAnsweredWhileItIsBegunLeavesNoDeadlineBehind) {
   });
 }
 
+// Who cancels may be the last to hold the timer of a context that is gone, unless whoever closes waits at the gate.
+TEST(KitSchedules, WhoCancelsAFenceHasLeftWhenItsChannelIsClosed) {
+  explore(500, [] {
+    Deadlines deadlines;
+    asio::io_context users{1};
+    asio::cancellation_signal signal;
+    int ends = 0;
+    auto fence = std::make_shared<Fence>(
+        FenceCompletion(
+            asio::bind_executor(users, asio::bind_cancellation_slot(signal.slot(), [&](std::error_code) { ++ends; })),
+            users.get_executor()),
+        Clock::now() + std::chrono::hours(1), deadlines.queue, [] {});
+    fence->begin();
+    std::thread user([&] {
+      signal.emit(asio::cancellation_type::all);
+      users.run();
+    });
+    fence->end({});  // its link is shut
+    fence.reset();
+    deadlines.queue->gate()->close();
+    EXPECT_EQ(deadlines.queue.use_count(), 1) << "held by a thread that is not the channel's";
+    user.join();
+    EXPECT_EQ(ends, 1);
+  });
+}
+
 /// What a driver finds in its inbox.
 struct Notes {
   std::vector<int> notes;

@@ -9,65 +9,11 @@
 #include <thread>
 
 #include "handshakes.hpp"
+#include "pair.hpp"
 #include "sides.hpp"
 
 namespace kvferry::schedules {
 namespace {
-
-constexpr milliseconds enough{5'000};
-
-TcpOptions options_of(std::size_t lanes) {
-  TcpOptions options;
-  options.log_sink = [](const LogRecord&) {};
-  options.peer_init_url = "tcp://127.0.0.1:0";
-  options.lanes_per_peer = lanes;
-  options.stripe_threshold = 2 * page_size;
-  options.drain_timeout = milliseconds(50);
-  return options;
-}
-
-/// Two channels that are connected, and a user of each.
-struct Pair {
-  explicit Pair(std::size_t lanes = 1)
-      : a(std::make_shared<Side>(options_of(lanes))), b(std::make_shared<Side>(options_of(lanes))) {
-    a->channel->lazy_init_peer_connection("a", "b", b->channel->peer_init_url());
-  }
-  Pair(const Pair&) = delete;
-  Pair& operator=(const Pair&) = delete;
-  ~Pair() {
-    lose_handshake_messages(0);
-    of_a.finish();
-    of_b.finish();
-    a->channel.reset();
-    b->channel.reset();
-    a->expect_quiet();
-    b->expect_quiet();
-    EXPECT_EQ(open_sockets(), 0U);
-  }
-
-  std::shared_ptr<Call> write(std::size_t pages, milliseconds timeout = enough, std::uint64_t notification = 0) {
-    return of_a.transfer(TransferKind::write, b, pages, timeout, notification);
-  }
-  /// What the connection is worth after all that. A call may find out that it is gone; the next makes another one.
-  void expect_usable() {
-    std::error_code ec;
-    for (int tries = 0; tries < 3; ++tries) {
-      const auto page = b->lend(1);
-      a->channel->batched_write({ConstBuffer(a->page(0))}, {.peer_id = "b", .remote_indexes = page, .timeout = enough},
-                                ec);
-      b->give_back(page);
-      if (ec != condition::peer_failed) {
-        break;
-      }
-    }
-    EXPECT_FALSE(ec) << ec.message();
-  }
-
-  std::shared_ptr<Side> a;
-  std::shared_ptr<Side> b;
-  User of_a{a, "b"};
-  User of_b{b, "a"};
-};
 
 /// Ends that were seen, by what there was to be seen. A test that never saw one of them tested nothing.
 class Seen {
@@ -94,7 +40,7 @@ class Seen {
 TEST(Moments, TheDeadlineFiresWhileTheCompletionIsBeingDelivered) {
   Seen seen({{}, errc::timed_out, errc::timed_out_in_flight});
   explore(
-      1000,
+      500,
       [&] {
         Pair pair;
         const auto call = pair.write(3, milliseconds(dice(2)));
@@ -108,7 +54,7 @@ TEST(Moments, TheDeadlineFiresWhileTheCompletionIsBeingDelivered) {
 TEST(Moments, ACancellationComesBetweenTheStartAndTheFirstByte) {
   Seen seen({{}, errc::cancelled});
   explore(
-      700,
+      400,
       [&] {
         Pair pair(2);
         if (dice(2) == 0) {
@@ -127,7 +73,7 @@ TEST(Moments, ACancellationComesBetweenTheStartAndTheFirstByte) {
 }
 
 TEST(Moments, AChannelIsClosedWhileItReconnects) {
-  explore(700, [] {
+  explore(400, [] {
     Pair pair(1 + dice(2));
     cut_connections();
     lose_handshake_messages(dice(3));
@@ -141,7 +87,7 @@ TEST(Moments, AChannelIsClosedWhileItReconnects) {
 TEST(Moments, TheAnswerArrivesInTheStepInWhichTheDrainTimerFires) {
   Seen seen({{}, errc::cancelled, errc::cancelled_in_flight});
   explore(
-      1500,
+      800,
       [&] {
         Pair pair;
         const auto call = pair.write(4);
@@ -155,7 +101,7 @@ TEST(Moments, TheAnswerArrivesInTheStepInWhichTheDrainTimerFires) {
 
 TEST(Moments, ANotificationArrivesWhileItsReceiverIsBeingCancelled) {
   explore(
-      700,
+      400,
       [] {
         Pair pair;
         std::map<std::uint64_t, int> received;
@@ -181,7 +127,7 @@ TEST(Moments, ANotificationArrivesWhileItsReceiverIsBeingCancelled) {
 
 TEST(Moments, AFenceIsAskedWhileWritesEnd) {
   int in_flight = 0;
-  explore(1000, [&] {
+  explore(500, [&] {
     Pair pair(1 + dice(3));
     std::vector<std::shared_ptr<Call>> calls;
     for (int i = 0; i < 3; ++i) {
@@ -218,7 +164,7 @@ TEST(Moments, AFenceIsAskedWhileWritesEnd) {
 
 TEST(Moments, WhatWasAnsweredCountsThoughThePeerCloses) {
   explore(
-      1000,
+      500,
       [] {
         Pair pair(1 + dice(3));
         bool received = false;
@@ -238,7 +184,7 @@ TEST(Moments, WhatWasAnsweredCountsThoughThePeerCloses) {
 
 TEST(Moments, TwoLanesFailAtOnce) {
   explore(
-      700,
+      400,
       [] {
         Pair pair(3);
         const auto call = pair.write(6);

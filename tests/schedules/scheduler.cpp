@@ -2,6 +2,7 @@
 #include "scheduler.hpp"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -18,6 +19,14 @@ thread_local Scheduler::Thread* own = nullptr;
 void wait(sem_t& semaphore) {
   while (::sem_wait(&semaphore) != 0) {  // a signal
   }
+}
+
+/// Threads that take turns, those made by this one among them, hand over faster than to another core, which may be asleep.
+void stay_on_this_core() {
+  cpu_set_t here;
+  CPU_ZERO(&here);
+  CPU_SET(static_cast<std::size_t>(std::max(::sched_getcpu(), 0)), &here);
+  (void)::pthread_setaffinity_np(::pthread_self(), sizeof(here), &here);
 }
 
 }  // namespace
@@ -37,9 +46,12 @@ Scheduler::Scheduler(std::uint64_t seed, const Habits& habits) : seed_(seed), ha
 Scheduler* Scheduler::current() noexcept { return scheduler; }
 
 Outcome Scheduler::run(const std::function<void()>& body) {
+  reset_connections();
+  reset_handshakes();
   Thread& first = add();
   ::sem_post(&first.turn);
   std::thread thread([&] {
+    stay_on_this_core();
     begin(first);
     body();
     end();

@@ -132,6 +132,10 @@ class Scheduler {
   sem_t over_{};
 };
 
+/// What stands in for the system begins each round alike.
+void reset_connections();
+void reset_handshakes();
+
 /// Runs `body` with each seed from 1 to `rounds` until a check fails, and then says how to run that round again:
 /// `KVFERRY_SCHEDULE_SEED` runs one seed alone, `KVFERRY_SCHEDULE_ROUNDS` another number of them.
 void explore(std::uint64_t rounds, const std::function<void()>& body, const Habits& habits = {});

@@ -69,11 +69,9 @@ sockaddr_in loopback(std::uint16_t port) {
   return name;
 }
 
-std::uint16_t next_port() {
-  static std::uint16_t last = 20'000;
-  last = last == 60'000 ? std::uint16_t{20'000} : last;
-  return ++last;
-}
+std::uint16_t last_tcp_port = 0;
+
+std::uint16_t next_port() { return ++last_tcp_port; }
 
 /// What stands for a port: a name that no other process has.
 socklen_t name_of(const sockaddr_in& tcp, sockaddr_un& name) {
@@ -397,6 +395,12 @@ void cut_connections() {
       (void)__wrap_shutdown(descriptor, SHUT_RDWR);
     }
   }
+}
+
+void reset_connections() {
+  EXPECT_TRUE(sockets().empty()) << "left open by the round before";
+  sockets().clear();
+  last_tcp_port = 0;
 }
 
 std::size_t open_sockets() { return sockets().size(); }
