@@ -150,7 +150,7 @@ class Rail {
   }
 
   void fill() {
-    own_.protocol->begin_fences();
+    own_.protocol->begin_fences(own_.protocol->fences_asked());
     if (own_.protocol->fill(list_)) {
       post();
     }

@@ -40,7 +40,9 @@ struct MessageHeader {
   std::uint32_t count = 0;       ///< recv_post, send_data: entries in the body. send_abort: the send's objects.
   std::uint32_t body_bytes = 0;  ///< Bytes that follow.
   std::uint64_t operation = 0;   ///< The id at the side that gave it: see the type. hello, welcome: the incarnation.
-  std::uint64_t tag = 0;     ///< recv_post, recv_cancel: the tag. send_data: the send's id. hello, welcome: the rail.
+  /// recv_post, recv_cancel: the tag. send_data: the send's id; send_abort: too, if it is to be answered. hello, welcome:
+  /// the rail.
+  std::uint64_t tag = 0;
   std::uint64_t first = 0;   ///< recv_post: number of the first object in the body.
   std::uint32_t status = 0;  ///< 0 or a kvferry::errc.
   std::uint32_t total = 0;   ///< recv_post: objects. notify: bytes. Of all messages of the operation.

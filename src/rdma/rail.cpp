@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <iterator>
 #include <utility>
 
@@ -179,7 +180,7 @@ bool Rail::say(Farewell what) {
     pair_->take_events();
     const auto step = [&] {
       settle();
-      protocol_->begin_fences();
+      protocol_->begin_fences(protocol_->fences_asked());  // what isn't known here by now is never posted
       while (!speechless_ && protocol_->fill_answers(list_)) {
         post_farewell();
       }
@@ -258,8 +259,13 @@ void Rail::drive(std::size_t rounds) {
   };
   driver_.drive(
       [&](Inbox taken) {
-        apply(std::move(taken));
-        const bool more = work(rounds);
+        bool more = false;
+        try {
+          apply(taken);
+          more = work(rounds, taken);
+        } catch (const std::exception& error) {
+          give_up(taken, error.what());  // memory is used up
+        }
         return Driven{more && !std::exchange(continuation_posted_, true), std::exchange(told_owner_, nullptr),
                       std::exchange(greeted_owner_, nullptr)};
       },
@@ -280,9 +286,10 @@ void Rail::drive(std::size_t rounds) {
       });
 }
 
-bool Rail::work(std::size_t& rounds) {
+bool Rail::work(std::size_t& rounds, Inbox& taken) {
   for (;;) {
-    apply(driver_.take());
+    taken = driver_.take();
+    apply(taken);
     if (failed_ || held_ || (phase_ != Phase::greeting && phase_ != Phase::running)) {
       return false;
     }
@@ -299,6 +306,9 @@ bool Rail::work(std::size_t& rounds) {
     }
     if (failed_) {
       return false;
+    }
+    if (phase_ == Phase::running && protocol_->fences_asked() != 0) {
+      continue;  // those that came while the inbox was dealt with
     }
     if (spins()) {
       arm_timer();
@@ -322,7 +332,10 @@ bool Rail::spins() const {
   return options_.spin.count() > 0 && !protocol_->idle() && kit::Clock::now() - last_activity_ < options_.spin;
 }
 
-void Rail::apply(Inbox taken) {
+void Rail::apply(Inbox& taken) {
+  // What the peer's owner of memory knows to have been started before it asked was in the inbox by then at the latest.
+  // Those that come in here, from the completions that stops look at, may know of more.
+  const std::size_t fences_asked = !failed_ && phase_ == Phase::running ? protocol_->fences_asked() : 0;
   if (taken.continuation) {
     continuation_posted_ = false;
   }
@@ -360,14 +373,33 @@ void Rail::apply(Inbox taken) {
     }
   }
   for (auto& done : taken.fences) {
+    const auto fence = std::exchange(done, nullptr);
     if (protocol_) {
-      protocol_->fence(std::move(done));
+      protocol_->fence(fence);
     } else {
-      done();
+      fence();
     }
   }
-  if (!failed_ && phase_ == Phase::running) {
-    protocol_->begin_fences();
+  if (fences_asked != 0 && !failed_) {
+    protocol_->begin_fences(fences_asked);
+  }
+}
+
+/// Whatever the driver had in hand ends, else nobody would end it.
+void Rail::give_up(Inbox& taken, const char* what) {
+  fail(errc::connection_lost, what);
+  if (protocol_) {
+    protocol_->fail(failure_, {});  // where `fail` is what didn't get through
+  }
+  for (const auto& start : taken.starts) {
+    if (start.batch) {
+      (void)start.batch->part_done(failure_, {});
+    }
+  }
+  for (const auto& done : taken.fences) {
+    if (done) {
+      done();
+    }
   }
 }
 
@@ -520,7 +552,7 @@ void Rail::fail(std::error_code cause, std::string why, std::uint64_t culprit) {
     return;
   }
   if (auto owner = std::exchange(owner_, {}).lock()) {
-    owner->rail_breaking(cause);
+    owner->rail_breaking(RailProtocol::cause_for_others(cause, culprit));
     told_owner_ = std::move(owner);
   }
   end_all(cause, std::move(why), culprit);
@@ -528,7 +560,7 @@ void Rail::fail(std::error_code cause, std::string why, std::uint64_t culprit) {
 
 void Rail::end_all(std::error_code cause, std::string why, std::uint64_t culprit) {
   failed_ = true;
-  failure_ = cause;
+  failure_ = RailProtocol::cause_for_others(cause, culprit);  // the operations on the other rails aren't to blame
   failure_why_ = std::move(why);
   timer_.cancel();
   if (events_.is_open()) {
@@ -538,7 +570,7 @@ void Rail::end_all(std::error_code cause, std::string why, std::uint64_t culprit
   // First the queue pair: without it the adapter reaches no memory. Then the operations.
   pair_.reset();
   if (protocol_) {
-    protocol_->fail(failure_, failure_why_, culprit);
+    protocol_->fail(cause, failure_why_, culprit);
   }
 }
 

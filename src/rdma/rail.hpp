@@ -130,8 +130,9 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   void drive(std::size_t rounds);
   /// @return whether the rounds ran out with work left.
-  bool work(std::size_t& rounds);
-  void apply(Inbox taken);
+  bool work(std::size_t& rounds, Inbox& taken);
+  void apply(Inbox& taken);
+  void give_up(Inbox& taken, const char* what);
   bool poll_step();
   void take_completion(const ibv_wc& completion);
   void take_greeting(const ibv_wc& completion);

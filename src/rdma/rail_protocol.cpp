@@ -2,6 +2,7 @@
 #include "rail_protocol.hpp"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -37,8 +38,20 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
   }
 
   const std::uint64_t id = next_id_++;
-  ids_.emplace(operation.get(), id);
-  Transfer& transfer = transfers_[id];
+  Transfer* made = nullptr;
+  try {
+    made = &transfers_[id];
+    ids_.emplace(operation.get(), id);
+  } catch (const std::bad_alloc&) {
+    // From where it is known it ends with the others; up to there this is its only owner.
+    transfers_.erase(id);
+    if (preparation.offered) {
+      preparation.offered->close();
+    }
+    (void)batch->part_done(std::make_error_code(std::errc::not_enough_memory), {});
+    return;
+  }
+  Transfer& transfer = *made;
   transfer.id = id;
   transfer.batch = std::move(batch);
   transfer.range = range;
@@ -84,8 +97,10 @@ void RailProtocol::stop(const kit::Operation& operation) {
   }
   const auto cause = operation.stop_cause();
   if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0 && !told_all(transfer)) {
-    // Goes out behind the writes into the recv's buffers that are under way.
-    tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled);
+    // Goes out behind the writes into the recv's buffers that are under way. Objects in messages are put there by the
+    // peer, when it gets to them: it has to say that it did.
+    transfer.answer_awaited = told_some(transfer);
+    tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled, 0, transfer.answer_awaited ? transfer.sent_as : 0);
   }
   if (transfer.request().kind != TransferKind::recv) {
     end_when_drained(transfer, cause);
@@ -142,13 +157,10 @@ bool RailProtocol::cut_off(kit::Clock::time_point until) {
 }
 
 void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint64_t culprit) {
-  if (failed_) {
-    return;
+  if (!failed_) {  // else memory was used up in the middle of this
+    failed_ = cause_for_others(cause, culprit);
+    failed_why_ = why;
   }
-  // What one operation did to the connection says nothing about the others, which may simply be tried again.
-  const bool concerns_all = culprit == 0 || cause == condition::retryable;
-  failed_ = concerns_all ? cause : std::error_code(errc::connection_lost);
-  failed_why_ = why;
   control_.clear();
   matcher_.clear_posts();
   records_.clear();
@@ -182,6 +194,10 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
   }
 }
 
+std::error_code RailProtocol::cause_for_others(std::error_code cause, std::uint64_t culprit) noexcept {
+  return culprit == 0 || cause == condition::retryable ? cause : std::error_code(errc::connection_lost);
+}
+
 /// Whether the peer has been sent something of it that it answers by itself.
 bool RailProtocol::told_all(const Transfer& transfer) noexcept {
   if (transfer.request().kind == TransferKind::send) {
@@ -191,6 +207,9 @@ bool RailProtocol::told_all(const Transfer& transfer) noexcept {
   return transfer.request().kind == TransferKind::write && !notification.empty() &&
          transfer.said == notification.size() && !transfer.notification_done;
 }
+
+/// Whether the peer has been sent objects of it in messages.
+bool RailProtocol::told_some(const Transfer& send) noexcept { return send.next_object != 0 || send.next_offset != 0; }
 
 /// Whether all of a one-sided one is where it belongs, its notification included.
 bool RailProtocol::has_landed(const Transfer& transfer) noexcept {
@@ -224,7 +243,7 @@ void RailProtocol::end_if_done(Transfer& transfer) {
 }
 
 void RailProtocol::end_when_drained(Transfer& transfer, std::error_code cause, std::string why) {
-  transfer.answer_awaited = told_all(transfer);
+  transfer.answer_awaited = transfer.answer_awaited || told_all(transfer);
   if (transfer.outstanding == 0 && !transfer.answer_awaited) {
     end(transfer, cause, std::move(why));
     return;
@@ -308,19 +327,21 @@ void RailProtocol::fence(std::function<void()> done) {
   tell(header);
 }
 
-void RailProtocol::begin_fences() {
-  bool begun = false;
+std::size_t RailProtocol::fences_asked() const noexcept {
+  return static_cast<std::size_t>(std::ranges::count(fences_, 0U, &Fence::before));
+}
+
+void RailProtocol::begin_fences(std::size_t count) {
+  const auto writes = static_cast<std::size_t>(std::ranges::count_if(
+      transfers_, [](const auto& entry) { return entry.second.request().kind == TransferKind::write; }));
   for (Fence& fence : fences_) {
-    if (fence.before == 0) {
+    if (fence.before == 0 && count != 0) {
       fence.before = next_id_;
-      fence.writes = static_cast<std::size_t>(std::ranges::count_if(
-          transfers_, [](const auto& entry) { return entry.second.request().kind == TransferKind::write; }));
-      begun = true;
+      fence.writes = writes;
+      --count;
     }
   }
-  if (begun) {
-    answer_fences();
-  }
+  answer_fences();
 }
 
 void RailProtocol::answer_fences() {
@@ -336,12 +357,14 @@ void RailProtocol::answer_fences() {
   });
 }
 
-void RailProtocol::tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count) {
+void RailProtocol::tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count,
+                                     std::uint64_t answer_to) {
   MessageHeader header;
   header.type = MessageType::send_abort;
   header.operation = recv;
   header.status = static_cast<std::uint32_t>(cause.value());
   header.count = static_cast<std::uint32_t>(count);
+  header.tag = answer_to;
   tell(header);
 }
 

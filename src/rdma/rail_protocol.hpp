@@ -68,14 +68,16 @@ class RailProtocol {
 
   /// Ends an operation's part with the operation's stop cause: now, or when nothing of it can land any more - it is not
   /// with the adapters, and what was said of it has been answered: see `draining_since`. If all of it has landed by then, it
-  /// ends with success.
+  /// ends with success. A send of which some messages have been posted asks the peer to answer that it takes no more.
   void stop(const kit::Operation& operation);
 
   /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone.
   void fence(std::function<void()> done);
-  /// To be called when all operations that have been started are known here: fences of the peer's that came before wait for
-  /// them.
-  void begin_fences();
+  /// Fences of the peer's that have come and not been begun.
+  [[nodiscard]] std::size_t fences_asked() const noexcept;
+  /// Begins the first `count` of those: they wait for all writes that are known here. To be called with as many as there
+  /// were before this side looked for what has been started; a later one may be younger than a write that is not known yet.
+  void begin_fences(std::size_t count);
 
   /// Since when the operation that was stopped first waits for the adapters; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
@@ -84,9 +86,12 @@ class RailProtocol {
   [[nodiscard]] bool cut_off(kit::Clock::time_point until);
 
   /// The queue pair is gone: ends all parts, later ones too.
-  /// @param culprit the operation that broke it, which gets `cause` itself; 0 for none. The others
-  /// get `cause` if it says that the peer can't be reached, else `errc::connection_lost`.
+  /// @param culprit the operation that broke it, which gets `cause` itself; 0 for none. The others get
+  /// `cause_for_others`.
   void fail(std::error_code cause, const std::string& why, std::uint64_t culprit = 0);
+  /// @return `cause` if there is no culprit or it says that the peer can't be reached, else `errc::connection_lost`: what
+  /// one operation did to the connection says nothing about the others, which may simply be tried again.
+  [[nodiscard]] static std::error_code cause_for_others(std::error_code cause, std::uint64_t culprit) noexcept;
 
   /// Makes the next list of work requests; its requests' `wr_id`s are what `fail` takes for a culprit.
   /// @return false if there is nothing to do. What it returns must be posted, or the protocol be failed.
@@ -148,7 +153,7 @@ class RailProtocol {
     bool notification_attached = false;
     bool notification_done = false;
     bool parts_done = false;      ///< write: all rails have reported that it has landed.
-    bool answer_awaited = false;  ///< Stopped, but the peer has been told all of it, and will say what it did.
+    bool answer_awaited = false;  ///< Stopped, but the peer has been told of it, and will say what it did.
     bool recv_posted = false;     ///< recv: the peer has been told of all or some of it.
     bool acknowledged = false;
     std::uint64_t sent_as = 0;      ///< send: the id of this attempt, as the peer knows it.
@@ -198,7 +203,7 @@ class RailProtocol {
   void add_record(WorkList& list, Record record);
   void tell(const MessageHeader& header) { control_.push_back(header); }
   void answer_fences();
-  void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
+  void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0, std::uint64_t answer_to = 0);
   void match(std::uint64_t tag);
   void meet(Transfer& send, std::uint64_t recv, std::vector<PostedBuffer> post);
   void lose_recv(Transfer& send);
@@ -207,6 +212,7 @@ class RailProtocol {
   void end_when_drained(Transfer& transfer, std::error_code cause, std::string why = {});
   void end(Transfer& transfer, std::error_code cause, std::string why);
   [[nodiscard]] static bool told_all(const Transfer& transfer) noexcept;
+  [[nodiscard]] static bool told_some(const Transfer& send) noexcept;
   [[nodiscard]] static bool has_landed(const Transfer& transfer) noexcept;
   [[nodiscard]] static bool may_land(const Transfer& transfer) noexcept;
   void forget_meeting(Transfer& transfer);
@@ -227,6 +233,7 @@ class RailProtocol {
   [[nodiscard]] std::error_code end_fence(const MessageHeader& header);
   [[nodiscard]] std::error_code end_fence_ack(const MessageHeader& header);
   [[nodiscard]] std::error_code answer(const MessageHeader& header);
+  [[nodiscard]] std::error_code room_for_answer();
   [[nodiscard]] std::error_code violated(std::string how);
   [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
 

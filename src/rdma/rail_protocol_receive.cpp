@@ -113,12 +113,19 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
   return violated("message of unexpected type " + text(static_cast<std::uint64_t>(header.type)));
 }
 
+std::error_code RailProtocol::room_for_answer() {
+  // Each fence becomes an answer.
+  return control_.size() + fences_.size() < max_queued_answers
+             ? std::error_code()
+             : violated("more than " + text(max_queued_answers) + " messages wait to be taken");
+}
+
 std::error_code RailProtocol::answer(const MessageHeader& header) {
-  if (control_.size() >= max_queued_answers) {
-    return violated("more than " + text(max_queued_answers) + " messages wait to be taken");
+  const auto ec = room_for_answer();
+  if (!ec) {
+    tell(header);
   }
-  tell(header);
-  return {};
+  return ec;
 }
 
 std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<const std::byte> body) {
@@ -170,11 +177,11 @@ std::error_code RailProtocol::end_notify_ack(const MessageHeader& header) {
 }
 
 std::error_code RailProtocol::end_fence(const MessageHeader& header) {
-  if (fences_.size() >= max_queued_answers) {
-    return violated("more than " + std::to_string(max_queued_answers) + " fences at a time");
+  const auto ec = room_for_answer();
+  if (!ec) {
+    fences_.push_back({header.operation, 0, 0});
   }
-  fences_.push_back({header.operation, 0, 0});
-  return {};
+  return ec;
 }
 
 std::error_code RailProtocol::end_fence_ack(const MessageHeader& header) {
@@ -364,6 +371,9 @@ std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
   if (status && status != errc::peer_cancelled) {
     return violated("acknowledgement of send " + text(header.operation) + " with status " + text(header.status));
   }
+  if (!status && send.next_object != send.objects().size()) {
+    return violated("acknowledgement of send " + text(header.operation) + ", which was given up before all was sent");
+  }
   send.answer_awaited = false;
   if (status) {
     if (stopping) {
@@ -394,7 +404,14 @@ std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
 std::error_code RailProtocol::end_send_abort(const MessageHeader& header) {
   std::error_code ec;
   Transfer* const recv = find(header.operation, TransferKind::recv, ec);
-  if (recv == nullptr) {
+  if (!ec && header.tag != 0) {
+    MessageHeader ack;
+    ack.type = MessageType::send_ack;
+    ack.operation = header.tag;
+    ack.status = static_cast<std::uint32_t>(errc::peer_cancelled);
+    ec = answer(ack);
+  }
+  if (recv == nullptr || ec) {
     return ec;
   }
   if (recv->state == State::stopping) {

@@ -2,7 +2,6 @@
 #include <kvferry/rdma_transfer_channel.hpp>
 
 #include <algorithm>
-#include <new>
 #include <utility>
 #include <vector>
 
@@ -11,6 +10,7 @@
 
 #include "core/kit/attempts.hpp"
 #include "core/kit/endpoint_codec.hpp"
+#include "core/kit/failure.hpp"
 #include "core/text.hpp"
 #include "endpoint.hpp"
 #include "join_threads.hpp"
@@ -63,11 +63,14 @@ class RdmaDial final : public kit::Dial {
     threads_->run([this, host = std::move(host), remote_endpoint, deadline,
                    shared = std::make_shared<kit::LinkHandler>(std::move(on_link))] {
       try {
-        join(host, remote_endpoint, deadline, shared);
-      } catch (const std::system_error& error) {
-        (*shared)(error.code(), nullptr, error.what());
-      } catch (const std::bad_alloc&) {
-        (*shared)(std::make_error_code(std::errc::not_enough_memory), nullptr, {});
+        try {
+          join(host, remote_endpoint, deadline, shared);
+        } catch (...) {
+          const auto failure = kit::failure_being_handled();
+          (*shared)(failure.code, nullptr, failure.sentence);
+        }
+      } catch (...) {
+        // Not even that could be told: the attempt ends with its deadline.
       }
     });
   }

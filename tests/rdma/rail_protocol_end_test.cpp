@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -122,6 +123,22 @@ TEST_F(RailProtocolEnd, WhateverBreaksTheQueuePairWhatIsUnderWayMayLand) {
   EXPECT_EQ(posted->ec, condition::retryable);
 }
 
+TEST_F(RailProtocolEnd, WhatOneOperationDidIsNoOthersError) {
+  const auto refused = std::make_shared<Outcome>();
+  const auto beside = std::make_shared<Outcome>();
+  write(refused, {});
+  ASSERT_TRUE(a.protocol->fill(*list_));
+  a.start(one_sided(TransferKind::read, {a.at(page, page)}, {9}), beside);
+  const std::error_code cause = wc_status::remote_access_error;
+  a.protocol->fail(cause, "refused", (*list_)[0].wr_id);
+  EXPECT_EQ(refused->ec, cause);
+  EXPECT_EQ(beside->ec, errc::connection_lost);
+  // What the other rails of the link are told.
+  EXPECT_EQ(RailProtocol::cause_for_others(cause, (*list_)[0].wr_id), errc::connection_lost);
+  EXPECT_EQ(RailProtocol::cause_for_others(wc_status::retry_exceeded, 1), wc_status::retry_exceeded);
+  EXPECT_EQ(RailProtocol::cause_for_others(errc::protocol_violation, 0), errc::protocol_violation);
+}
+
 TEST_F(RailProtocolEnd, WhatThePeersAdapterRefusedIsNotUnderWay) {
   const auto outcome = std::make_shared<Outcome>();
   write(outcome, {});
@@ -161,6 +178,86 @@ TEST_F(RailProtocolEnd, ASendOfWhichAllIsSaidEndsWithItsAnswer) {
   }
 }
 
+class RailProtocolEndOfHalfASend : public RailProtocolEnd {
+ protected:
+  /// Starts a send of several messages, of which all that b has receive buffers for are there, and gives it up.
+  RailProtocolEndOfHalfASend() {
+    recv_ = b.start(paired(TransferKind::recv, objects(b), 1), received);
+    pass_on(b, a);
+    b.protocol->completed();
+    receive_all(a);
+    const auto send = a.start(paired(TransferKind::send, objects(a), 1), sent);
+    pass_on(a, b);
+    a.protocol->completed();
+    send->request_stop(errc::cancelled);
+  }
+
+  static std::vector<MutableBuffer> objects(Side& side) {
+    std::vector<MutableBuffer> all;
+    for (std::size_t i = 0; i < 100; ++i) {
+      all.push_back(side.at(i * 100, 100));
+    }
+    return all;
+  }
+
+  void pass_on(Side& from, Side& to) { EXPECT_TRUE(post(from, to)); }
+
+  /// The messages that are left, until nobody has any.
+  void exchange() {
+    for (bool busy = true; busy;) {
+      busy = false;
+      for (const auto& [from, to] : {std::pair{&b, &a}, std::pair{&a, &b}}) {
+        receive_all(*from);
+        if (post(*from, *to)) {
+          from->protocol->completed();
+          busy = true;
+        }
+      }
+    }
+  }
+
+  const std::shared_ptr<Outcome> received = std::make_shared<Outcome>();
+  const std::shared_ptr<Outcome> sent = std::make_shared<Outcome>();
+  std::shared_ptr<kit::Operation> recv_;
+};
+
+TEST_F(RailProtocolEndOfHalfASend, EndsWhenThePeerHasTakenWhatItTakes) {
+  ASSERT_FALSE(b.arrived.empty());
+  EXPECT_EQ(sent->calls, 0) << "the peer puts it into the recv's buffers yet";
+  EXPECT_TRUE(a.protocol->draining_since().has_value());
+  exchange();
+  EXPECT_EQ(sent->calls, 1);
+  EXPECT_EQ(sent->ec, errc::cancelled);
+  EXPECT_NE(sent->ec, condition::may_still_land);
+  EXPECT_EQ(received->ec, errc::peer_cancelled);
+  EXPECT_FALSE(a.protocol->draining_since().has_value());
+  EXPECT_TRUE(a.protocol->idle());
+}
+
+TEST_F(RailProtocolEndOfHalfASend, EndsThoughTheRecvIsGivenUpToo) {
+  recv_->request_stop(errc::timed_out);
+  exchange();
+  EXPECT_EQ(sent->ec, errc::cancelled);
+  EXPECT_EQ(received->ec, errc::timed_out);
+  EXPECT_EQ(sent->calls, 1);
+  EXPECT_EQ(received->calls, 1);
+}
+
+TEST_F(RailProtocolEndOfHalfASend, SaysThatItMayLandWhereNobodyAnswers) {
+  EXPECT_TRUE(a.protocol->cut_off(kit::Clock::now())) << "the queue pair has to go";
+  a.protocol->fail(errc::connection_lost, "did not answer");
+  EXPECT_EQ(sent->calls, 1);
+  EXPECT_EQ(sent->ec, errc::cancelled_in_flight);
+}
+
+TEST_F(RailProtocolEndOfHalfASend, IsNotTakenForArrived) {
+  MessageHeader ack;
+  ack.type = MessageType::send_ack;
+  std::memcpy(&ack.operation, b.arrived.back().data() + offsetof(MessageHeader, tag), sizeof(ack.operation));
+  EXPECT_EQ(a.protocol->received(std::as_bytes(std::span(&ack, 1))), errc::protocol_violation);
+  EXPECT_EQ(sent->calls, 0);
+}
+
 TEST_F(RailProtocolEnd, ASendIsTakenForArrivedOnlyIfThePeerSaysSo) {
   const auto received = std::make_shared<Outcome>();
   const auto sent = std::make_shared<Outcome>();
@@ -187,7 +284,7 @@ TEST_F(RailProtocolEnd, AFenceIsAnsweredWhenTheWritesBeforeItHaveEnded) {
   ASSERT_TRUE(post(b, a));
   b.protocol->completed();
   receive_all(a);
-  a.protocol->begin_fences();
+  a.protocol->begin_fences(1);
   const auto later = std::make_shared<Outcome>();
   a.start(one_sided(TransferKind::write, {a.at(page, page)}, {9}), later);
   a.protocol->completed();
@@ -198,6 +295,43 @@ TEST_F(RailProtocolEnd, AFenceIsAnsweredWhenTheWritesBeforeItHaveEnded) {
   EXPECT_EQ(later->calls, 0);
 }
 
+TEST_F(RailProtocolEnd, AFenceThatComesWhileThisSideLooksForWritesWaitsForTheNextLook) {
+  // A driver counts the fences, takes what has been started, and looks at completions while it deals with that.
+  const std::size_t asked = a.protocol->fences_asked();
+  int fenced = 0;
+  b.protocol->fence([&] { ++fenced; });
+  ASSERT_TRUE(post(b, a));
+  b.protocol->completed();
+  receive_all(a);
+  a.protocol->begin_fences(asked);
+  EXPECT_FALSE(post(a, b)) << "a write may have been started before the question that is not known here yet";
+  const auto next = a.protocol->fences_asked();
+  EXPECT_EQ(next, 1U);
+  const auto started = std::make_shared<Outcome>();
+  write(started, {});
+  a.protocol->begin_fences(next);
+  ASSERT_TRUE(post(a, b));
+  receive_all(b);
+  EXPECT_EQ(fenced, 0);
+  a.protocol->completed();
+  EXPECT_EQ(started->calls, 1);
+  ASSERT_TRUE(post(a, b));
+  receive_all(b);
+  EXPECT_EQ(fenced, 1);
+}
+
+TEST_F(RailProtocolEnd, AnswersThatThePeerDoesNotTakeAreBounded) {
+  MessageHeader fence;
+  fence.type = MessageType::fence;
+  std::error_code ec;
+  for (fence.operation = 1; !ec && fence.operation <= 2 * max_queued_answers; ++fence.operation) {
+    ec = b.protocol->received(std::as_bytes(std::span(&fence, 1)));
+    b.protocol->begin_fences(b.protocol->fences_asked());
+  }
+  EXPECT_EQ(ec, errc::protocol_violation);
+  EXPECT_EQ(fence.operation - 1, max_queued_answers + 1);
+}
+
 TEST_F(RailProtocolEnd, AFenceHoldsUntilThen) {
   write(std::make_shared<Outcome>(), {});
   ASSERT_TRUE(post(a, b));
@@ -206,7 +340,7 @@ TEST_F(RailProtocolEnd, AFenceHoldsUntilThen) {
   ASSERT_TRUE(post(b, a));
   b.protocol->completed();
   receive_all(a);
-  a.protocol->begin_fences();
+  a.protocol->begin_fences(1);
   EXPECT_FALSE(post(a, b));
   EXPECT_EQ(fenced, 0);
   b.protocol->fail(errc::connection_lost, "the queue pair is gone");

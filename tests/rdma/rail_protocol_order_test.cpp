@@ -110,7 +110,7 @@ class Pair {
 
   bool post(std::size_t end) {
     Side& side = *ends_[end].side;
-    side.protocol->begin_fences();
+    side.protocol->begin_fences(side.protocol->fences_asked());
     auto list = std::make_unique<WorkList>();
     if (!side.protocol->fill(*list)) {
       return false;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -121,7 +122,9 @@ struct Side {
       }
     }
     const std::size_t count = operation->object_count();
-    protocol->start(std::make_shared<kit::StripedOperation>(operation, 1), {0, count}, std::move(preparation));
+    auto batch = std::make_shared<kit::StripedOperation>(operation, 1);
+    before_start();
+    protocol->start(std::move(batch), {0, count}, std::move(preparation));
     return operation;
   }
 
@@ -141,6 +144,7 @@ struct Side {
   std::shared_ptr<kit::Link> link = std::make_shared<StoppingLink>(protocol);
   std::deque<std::vector<std::byte>> arrived;  ///< Messages in receive buffers.
   std::size_t most_arrived = 0;
+  std::function<void()> before_start = [] {};  ///< Called when all but the protocol's own part has been done.
 };
 
 /// Does what an adapter would do with a request.

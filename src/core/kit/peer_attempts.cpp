@@ -235,6 +235,9 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
   const auto dial = answered.dial;
   const auto deadline = answered.deadline;
   lock.unlock();
+  // The peer may write as soon as it has accepted this side, into memory that nothing of an old link's, which perhaps is
+  // late, may reach any more then.
+  (void)shut_old_links(peer_id);
   try {
     dial->connect(host, answer.endpoint, deadline, link_handler(peer_id, attempt, host, dial));
   } catch (...) {

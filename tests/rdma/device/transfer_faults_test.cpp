@@ -89,32 +89,45 @@ TEST(RdmaFaults, Line19_APeerThatLiesAboutItsRegionFailsTheOperationAndNothingEl
 
 TEST(RdmaFaults, Line19_OperationsBesideTheOneThatBrokeTheConnectionMayBeTriedAgain) {
   constexpr std::size_t count = 2048;
-  // Only what goes beyond the first half of the region is wrong.
-  Node liar(count, [] {
-    NodeOptions options;
-    options.channel.slice_bytes = count / 2 * page_size;
-    options.told = [](Endpoint& endpoint) { endpoint.rails[0].regions[0].keys[1] ^= 0x5a00; };
-    return options;
-  }());
-  Node node(count);
-  node.fill(1);
-  node.connect("node", "liar", liar);
-  std::vector<std::future<std::size_t>> good;
-  for (int i = 0; i < 8; ++i) {
-    good.push_back(node.channel->async_batched_write(
-        node.pages(count / 2), {.peer_id = "liar", .remote_indexes = indexes(count / 2)}, asio::use_future));
-  }
-  EXPECT_EQ(write(node, "liar", 1, count / 2), wc_status::remote_access_error);
-  for (auto& transfer : good) {
-    ASSERT_EQ(transfer.wait_for(long_enough), std::future_status::ready);
-    try {
-      EXPECT_EQ(transfer.get(), count / 2);
-    } catch (const std::system_error& error) {
-      EXPECT_EQ(error.code(), condition::retryable) << error.what();
+  constexpr std::size_t half = count / 2;
+  for (const std::size_t rails : {1U, 2U}) {
+    SCOPED_TRACE(std::to_string(rails) + " rails");
+    const auto on_rails = [&] {
+      NodeOptions options;
+      options.rails = rails;
+      options.channel.slice_bytes = half * page_size;
+      return options;
+    };
+    // Only what goes beyond the first half of the region is wrong.
+    NodeOptions lies = on_rails();
+    lies.told = [](Endpoint& endpoint) {
+      for (RailEndpoint& rail : endpoint.rails) {
+        rail.regions[0].keys[1] ^= 0x5a00;
+      }
+    };
+    Node liar(count, std::move(lies));
+    Node node(count, on_rails());
+    node.fill(1);
+    node.connect("node", "liar", liar);
+    std::vector<std::future<std::size_t>> good;
+    for (int i = 0; i < 8; ++i) {
+      good.push_back(node.channel->async_batched_write(
+          node.pages(half), {.peer_id = "liar", .remote_indexes = indexes(half)}, asio::use_future));
+      good.push_back(node.channel->async_batched_read(
+          node.pages(half, half), {.peer_id = "liar", .remote_indexes = indexes(half)}, asio::use_future));
     }
+    EXPECT_EQ(write(node, "liar", 1, half), wc_status::remote_access_error);
+    for (auto& transfer : good) {
+      ASSERT_EQ(transfer.wait_for(long_enough), std::future_status::ready);
+      try {
+        EXPECT_EQ(transfer.get(), half);
+      } catch (const std::system_error& error) {
+        EXPECT_EQ(error.code(), condition::retryable) << error.what();
+      }
+    }
+    EXPECT_FALSE(write(node, "liar", half)) << "the next call reconnects";
+    EXPECT_TRUE(std::ranges::equal(node.region.first(half * page_size), liar.region.first(half * page_size)));
   }
-  EXPECT_FALSE(write(node, "liar", count / 2)) << "the next call reconnects";
-  EXPECT_TRUE(std::ranges::equal(node.region.first(count / 2 * page_size), liar.region.first(count / 2 * page_size)));
 }
 
 TEST(RdmaFaults, Line19_WhatAPeerMayNotReachItsAdapterDoesntReach) {

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory that is used up in the middle of something: whatever it is, each operation ends, once.
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "rdma/rail_sides.hpp"
+
+namespace {
+
+/// Allocations of this thread that succeed before one fails; negative: none fails.
+thread_local int allocations_left = -1;
+
+}  // namespace
+
+// Not inlined, or compilers take each for the partner of the other's library version.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (allocations_left >= 0 && allocations_left-- == 0) {
+    throw std::bad_alloc();
+  }
+  if (void* const memory = std::malloc(size == 0 ? 1 : size)) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace kvferry::rdma::testing {
+namespace {
+
+constexpr std::size_t buffers = 8;
+
+/// @return whether `action` ran without the allocation that was to fail, because it makes no more than that.
+template <class Action>
+bool runs_with(int allocations, Action action) {
+  allocations_left = allocations;
+  try {
+    action();
+  } catch (const std::bad_alloc&) {
+  }
+  return std::exchange(allocations_left, -1) >= 0;
+}
+
+TEST(OutOfMemory, AnOperationThatCannotBeTakenEnds) {
+  for (const TransferKind kind : {TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv}) {
+    int allocations = 0;
+    for (bool done = false; !done && allocations < 1'000; ++allocations) {
+      SCOPED_TRACE(std::string(to_string(kind)) + " with " + std::to_string(allocations) + " allocations");
+      Side a(8, buffers);
+      Side b(8, buffers);
+      a.join(b);
+      const auto outcome = std::make_shared<Outcome>();
+      const bool one = kind == TransferKind::write || kind == TransferKind::read;
+      auto request = one ? one_sided(kind, {a.at(0, page)}, {1}) : paired(kind, {a.at(0, page)}, 1);
+      a.before_start = [allocations] { allocations_left = allocations; };
+      try {
+        a.start(std::move(request), outcome);
+        if (outcome->calls != 0) {
+          EXPECT_EQ(outcome->ec, std::errc::not_enough_memory);
+        }
+      } catch (const std::bad_alloc&) {
+      }
+      done = std::exchange(allocations_left, -1) >= 0;
+      a.protocol->fail(errc::connection_lost, "memory is used up");  // as a rail does then
+      EXPECT_EQ(outcome->calls, 1);
+      EXPECT_TRUE(a.protocol->idle());
+    }
+    EXPECT_GT(allocations, 2) << "else this tests nothing";
+  }
+}
+
+/// A write with a notification, and a send with its recv, from one side to the other.
+void exchange(Side& a, Side& b, WorkList& list, const std::vector<std::shared_ptr<Outcome>>& outcomes) {
+  b.start(paired(TransferKind::recv, {b.at(0, page)}, 1), outcomes[0]);
+  a.start(paired(TransferKind::send, {a.at(0, page)}, 1), outcomes[1]);
+  a.start(one_sided(TransferKind::write, {a.at(page, page)}, {1}, {std::byte{1}}), outcomes[2]);
+  for (bool busy = true; busy;) {
+    busy = false;
+    for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+      if (from->protocol->fill(list)) {
+        busy = true;
+        for (const ibv_send_wr* request = list.finish(); request != nullptr; request = request->next) {
+          carry_out(*request, *to);
+        }
+        from->protocol->completed();
+      }
+      while (!to->arrived.empty()) {
+        const auto message = std::move(to->arrived.front());
+        to->arrived.pop_front();
+        EXPECT_EQ(to->protocol->received(message), std::error_code()) << to->protocol->violation();
+      }
+    }
+  }
+}
+
+TEST(OutOfMemory, WhateverFailsEachOperationEndsOnce) {
+  const auto list = std::make_unique<WorkList>();
+  int allocations = 0;
+  for (bool done = false; !done && allocations < 10'000; ++allocations) {
+    SCOPED_TRACE(allocations);
+    Side a(8, buffers);
+    Side b(8, buffers);
+    a.join(b);
+    b.join(a);
+    std::vector<std::shared_ptr<Outcome>> outcomes;
+    for (int i = 0; i < 3; ++i) {
+      outcomes.push_back(std::make_shared<Outcome>());
+    }
+    done = runs_with(allocations, [&] { exchange(a, b, *list, outcomes); });
+    for (Side* const side : {&a, &b}) {
+      side->protocol->fail(errc::connection_lost, "memory is used up");
+      EXPECT_TRUE(side->protocol->idle());
+    }
+    for (const auto& outcome : outcomes) {
+      EXPECT_LE(outcome->calls, 1);
+      EXPECT_TRUE(!done || (outcome->calls == 1 && outcome->count == 1)) << outcome->ec.message();
+    }
+  }
+  EXPECT_GT(allocations, 20) << "else this tests nothing";
+}
+
+}  // namespace
+}  // namespace kvferry::rdma::testing
