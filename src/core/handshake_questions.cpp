@@ -17,16 +17,8 @@
 namespace kvferry::kit {
 namespace {
 
-/// A name may have many addresses; the first to accept a connection gets the question.
-constexpr std::size_t max_addresses = 8;
-/// Before the next address is tried, beside those that have not answered (RFC 8305, section 5).
-constexpr std::chrono::milliseconds attempt_delay{250};
 /// Of what a peer says of an error.
 constexpr std::size_t longest_sentence = 100;
-constexpr int reconnect_interval_ms = 20;
-constexpr int longest_reconnect_interval_ms = 500;
-/// The kernel waits for minutes, with growing pauses, for a host that does not respond.
-constexpr int connect_timeout_ms = 2000;
 
 std::string no_answer_in_time(const Question& question) {
   const auto allowed = question.deadline > question.asked_at
@@ -126,41 +118,24 @@ void HandshakeQuestions::resolved(ResolvedCommand&& command) {
 
 void HandshakeQuestions::connect(Iterator open, std::span<const HostPort> addresses) {
   try {
-    const auto tried = addresses.first(std::min(addresses.size(), max_addresses));
-    open->second.untried.assign(tried.rbegin(), tried.rend());
-    try_next(open->second);
+    const auto now = std::chrono::steady_clock::now();
+    open->second.attempts.add(addresses, now);
+    advance(open->second, now);
   } catch (const zmq::error_t& error) {
     end(open, error_code_of(error), "cannot connect to " + open->second.question.url + ": " + error.what());
   }
 }
 
-void HandshakeQuestions::try_next(Open& open) const {
-  const HostPort address = open.untried.back();
-  open.untried.pop_back();
-  open.next_try =
-      open.untried.empty() ? TimePoint::max() : std::chrono::steady_clock::now() + attempt_delay;
-  open.candidates.push_back(connect(address));
-}
-
-HandshakeQuestions::Candidate HandshakeQuestions::connect(const HostPort& address) const {
-  // A REQ, unlike a DEALER, takes none but servers for its peer: no other client, and not itself, to which TCP may
-  // connect it while nobody listens at a port of the ephemeral range.
-  HandshakeSocket socket(context_, zmq::socket_type::req, max_message_bytes_);
-  socket.ref().set(zmq::sockopt::reconnect_ivl, reconnect_interval_ms);
-  socket.ref().set(zmq::sockopt::reconnect_ivl_max, longest_reconnect_interval_ms);
-  socket.ref().set(zmq::sockopt::connect_timeout, connect_timeout_ms);
-  // ZMQ_IMMEDIATE would tell of a connection with less effort, but loses the answer of a server that hangs up after it.
-  HandshakeMonitor monitor(context_, socket, ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED);
-  socket.connect(address);
-  return {std::move(socket), std::move(monitor), address.host};
+void HandshakeQuestions::advance(Open& open, TimePoint now) {
+  open.attempts.advance(context_, slots_, max_message_bytes_, now);
 }
 
 void HandshakeQuestions::append_poll_items(std::vector<zmq_pollitem_t>& items) {
   polled_.clear();
-  for (const auto& [number, open] : open_) {
-    for (const auto& [socket, monitor, address] : open.candidates) {
-      items.push_back({socket.ref().handle(), 0, ZMQ_POLLIN, 0});
-      items.push_back({monitor.ref().handle(), 0, ZMQ_POLLIN, 0});
+  for (auto& [number, open] : open_) {
+    for (const auto& candidate : open.attempts.candidates()) {
+      items.push_back({candidate.socket.ref().handle(), 0, ZMQ_POLLIN, 0});
+      items.push_back({candidate.monitor.ref().handle(), 0, ZMQ_POLLIN, 0});
       polled_.push_back(number);
     }
   }
@@ -182,33 +157,27 @@ void HandshakeQuestions::serve(std::span<const zmq_pollitem_t> items) {
 }
 
 void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor) {
-  const auto& candidates = open->second.candidates;
-  const auto candidate = std::ranges::find_if(
-      candidates, [&](const Candidate& one) { return one.monitor.ref().handle() == monitor.socket; });
-  if (candidate == candidates.end() || (socket.revents != 0 && receive(open))) {
+  auto& attempts = open->second.attempts;
+  const auto candidate = attempts.find(monitor.socket);
+  if (candidate == attempts.candidates().end() || (socket.revents != 0 && receive(open))) {
     return;
   }
   const auto event = candidate->monitor.receive();
-  if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !open->second.sent) {
-    send(open->second, static_cast<std::size_t>(candidate - candidates.begin()));
-  } else if (event == ZMQ_EVENT_DISCONNECTED && open->second.sent && !receive(open)) {
+  const bool sent = open->second.sent;
+  if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !sent) {
+    attempts.settle_on(candidate);
+    open->second.sent = attempts.candidates().front().socket.send({}, open->second.question.message.encoded());
+  } else if (event == ZMQ_EVENT_DISCONNECTED && sent && !receive(open)) {
     end(open, errc::connection_lost, "connection to " + open->second.question.url + " was lost before an answer came");
-  } else if (event == ZMQ_EVENT_CLOSED && !open->second.untried.empty() && candidate + 1 == candidates.end()) {
-    try_next(open->second);  // the latest attempt failed: no reason to wait for it
+  } else if (!sent && (event == ZMQ_EVENT_CLOSED || event == ZMQ_EVENT_DISCONNECTED)) {
+    const auto now = std::chrono::steady_clock::now();
+    attempts.failed(candidate, now);
+    advance(open->second, now);
   }
 }
 
-void HandshakeQuestions::send(Open& open, std::size_t candidate) const {
-  auto connected = std::move(open.candidates[candidate]);
-  open.candidates.clear();
-  open.candidates.push_back(std::move(connected));
-  open.untried.clear();
-  open.next_try = TimePoint::max();
-  open.sent = open.candidates.front().socket.send({}, open.question.message.encoded());
-}
-
 bool HandshakeQuestions::receive(Iterator open) {
-  const auto frames = open->second.candidates.front().socket.receive();
+  const auto frames = open->second.attempts.candidates().front().socket.receive();
   if (frames.empty()) {
     return false;
   }
@@ -243,7 +212,7 @@ void HandshakeQuestions::answer(Iterator open, SideMessage message) {
 std::optional<HandshakeQuestions::TimePoint> HandshakeQuestions::next_deadline() const {
   std::optional<TimePoint> next;
   for (const auto& [number, open] : open_) {
-    const TimePoint due = std::min(open.question.deadline, open.next_try);
+    const TimePoint due = std::min(open.question.deadline, open.attempts.due());
     next = std::min(next.value_or(due), due);
   }
   return next;
@@ -254,18 +223,12 @@ void HandshakeQuestions::expire(TimePoint now) {
     const auto candidate = open++;
     const Question& question = candidate->second.question;
     if (question.deadline > now) {
-      try {
-        if (candidate->second.next_try <= now) {
-          try_next(candidate->second);
-        }
-      } catch (const std::exception&) {
-        // Those that are being tried may answer yet.
-      }
+      guarded(candidate->first, [&] { advance(candidate->second, now); });
       continue;
     }
     auto diagnostic = no_answer_in_time(question);
     if (!candidate->second.sent) {
-      diagnostic += candidate->second.candidates.empty() ? " (its host was not resolved)" : " (no connection was made)";
+      diagnostic += candidate->second.attempts.begun() ? " (no connection was made)" : " (its host was not resolved)";
     }
     end(candidate, errc::timed_out, diagnostic);
     lookups_.start_waiting();
@@ -276,7 +239,7 @@ void HandshakeQuestions::close() {
   lookups_.close();
   auto ended = std::exchange(open_, {});
   for (auto& [number, open] : ended) {
-    open.candidates.clear();
+    open.attempts.clear();
   }
   for (const auto& [number, open] : ended) {
     end_with_closed(open.question);
@@ -286,7 +249,7 @@ void HandshakeQuestions::close() {
 void HandshakeQuestions::end(Iterator open, std::error_code ec, const std::string& diagnostic,
                              SideMessage message) noexcept {
   const auto on_answer = std::move(open->second.question.on_answer);
-  std::string reached = open->second.sent ? std::move(open->second.candidates.front().address) : std::string();
+  std::string reached = open->second.sent ? std::move(open->second.attempts.candidates().front().address.host) : std::string();
   open_.erase(open);
   try {
     on_answer(ec, std::move(message), diagnostic, std::move(reached));

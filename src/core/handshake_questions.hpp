@@ -12,6 +12,7 @@
 #include <system_error>
 #include <vector>
 
+#include "handshake_attempts.hpp"
 #include "handshake_mailbox.hpp"
 #include "handshake_sockets.hpp"
 #include "name_lookups.hpp"
@@ -42,18 +43,10 @@ class HandshakeQuestions {
   void close();
 
  private:
-  /// A connection to one of the host's addresses, or what may become one, and what tells whether it has.
-  struct Candidate {
-    HandshakeSocket socket;
-    HandshakeMonitor monitor;
-    std::string address;
-  };
   struct Open {
     Question question = {};
-    std::vector<Candidate> candidates = {};  ///< Empty until the host's name is resolved, one once the question is sent.
-    bool sent = false;
-    std::vector<HostPort> untried = {};        ///< Addresses that aren't candidates yet, the next one last.
-    TimePoint next_try = TimePoint::max();  ///< When the next one becomes a candidate.
+    HandshakeAttempts attempts = {};  ///< None until the host's name is resolved.
+    bool sent = false;                ///< By the only candidate that is left.
   };
   using Iterator = std::map<std::uint64_t, Open>::iterator;
 
@@ -62,11 +55,8 @@ class HandshakeQuestions {
   template <class Work>
   void guarded(std::uint64_t number, Work work) noexcept;
   void connect(Iterator open, std::span<const HostPort> addresses);
-  /// Connects to the next address that is untried, beside those that may answer yet.
-  void try_next(Open& open) const;
-  Candidate connect(const HostPort& address) const;
+  void advance(Open& open, TimePoint now);
   void serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor);
-  void send(Open& open, std::size_t candidate) const;
   /// @return whether there was anything to receive, so that the question has ended.
   bool receive(Iterator open);
   void answer(Iterator open, SideMessage message);
@@ -76,6 +66,7 @@ class HandshakeQuestions {
   std::size_t max_message_bytes_;
   std::weak_ptr<HandshakeMailbox> mailbox_;
   std::uint64_t next_number_ = 0;
+  ConnectSlots slots_;
   std::map<std::uint64_t, Open> open_;
   std::vector<std::uint64_t> polled_;
   NameLookups lookups_;

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/handshake_attempts.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <filesystem>
+#include <future>
+#include <iterator>
+#include <utility>
+#include <vector>
+
+#include "common/unanswering_port.hpp"
+#include "core/handshake_fixture.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+using namespace std::chrono_literals;
+using test::ask;
+using test::echo;
+using test::get;
+
+std::size_t open_descriptors() {
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
+}
+
+TEST(ConnectSlots, WhatIsTriedAgainLeavesSomeToWhatIsNew) {
+  const ConnectSlots::TimePoint now{};
+  ConnectSlots slots(8);
+  HandshakeAttempts owner;
+  std::vector<ConnectSlots::Slot> taken;
+  for (int i = 0; i < 6; ++i) {
+    taken.push_back(slots.take(owner, true, now).value());
+  }
+  EXPECT_FALSE(slots.take(owner, true, now));
+  taken.push_back(slots.take(owner, false, now).value());
+  taken.push_back(slots.take(owner, false, now).value());
+  EXPECT_FALSE(slots.take(owner, false, now)) << "nobody has had the time to connect";
+  taken[3].give_back();
+  EXPECT_TRUE(slots.take(owner, false, now));
+}
+
+class HandshakeAttemptsTest : public test::HandshakeFixture {};
+
+TEST_F(HandshakeAttemptsTest, AQuestionToWhereNobodyListensTakesNoDescriptorsWhileItWaits) {
+  constexpr std::size_t many = 100;
+  const test::SilentPort port;
+  const HandshakeService server(listening(), handler());
+  HandshakeService client({}, nullptr);
+  EXPECT_EQ(get(ask(client, server.bound_url(), echo(1))).message, echo(1));
+  const std::size_t before = open_descriptors();
+  std::vector<std::future<test::Outcome>> outcomes;
+  for (std::size_t i = 0; i < many; ++i) {
+    outcomes.push_back(ask(client, port.url(), echo(2), 2s));
+  }
+  // At times some of them try: the least is what they hold.
+  std::size_t least = ~std::size_t{0};
+  std::size_t most = 0;
+  while (outcomes.back().wait_for(5ms) != std::future_status::ready) {
+    const std::size_t now = open_descriptors();
+    least = std::min(least, now);
+    most = std::max(most, now);
+  }
+  EXPECT_LT(least, before + many);
+  for (auto& outcome : outcomes) {
+    EXPECT_EQ(get(std::move(outcome)).ec, errc::timed_out);
+  }
+}
+
+TEST_F(HandshakeAttemptsTest, QuestionsToHostsThatAreGoneHoldFewDescriptorsAndNoOtherQuestionUp) {
+  rlimit few{};
+  ::getrlimit(RLIMIT_NOFILE, &few);
+  const rlim_t allowed = std::exchange(few.rlim_cur, 240);
+  ::setrlimit(RLIMIT_NOFILE, &few);
+  const test::UnansweringPort port("127.0.0.1");
+  const auto gone = "tcp://127.0.0.1:" + std::to_string(port.port());
+  const HandshakeService server(listening(), handler());
+  HandshakeService client({}, nullptr);
+  const std::size_t before = open_descriptors();
+  std::vector<std::future<test::Outcome>> outcomes;
+  for (int i = 0; i < 200; ++i) {
+    outcomes.push_back(ask(client, gone, echo(2), 1min));
+  }
+  for (std::uint64_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(get(ask(client, server.bound_url(), echo(i), 30s)).message, echo(i));
+    EXPECT_LT(open_descriptors(), before + 100);
+  }
+  client.close();
+  for (auto& outcome : outcomes) {
+    EXPECT_EQ(get(std::move(outcome)).ec, errc::closed);
+  }
+  few.rlim_cur = allowed;
+  ::setrlimit(RLIMIT_NOFILE, &few);
+}
+
+}  // namespace
+}  // namespace kvferry::kit
