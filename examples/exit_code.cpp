@@ -3,7 +3,6 @@
 
 #include <fmt/core.h>
 #include <kvferry/error.hpp>
-#include <kvferry/log.hpp>
 
 #include <cstdio>
 #include <exception>
@@ -17,7 +16,6 @@ int run_program(std::string_view name, const std::function<void()>& body) {
     fmt::print(stderr, "{}: {}\n", name, line);
     return static_cast<int>(code);
   };
-  kvferry::set_log_sink({});  // the program says itself what becomes of its peer
   try {
     body();
     return static_cast<int>(ExitCode::ok);

@@ -6,6 +6,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 #include <string_view>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "exit_code.hpp"
+#include "logging.hpp"
 #include "messages.hpp"
 
 namespace example {
@@ -24,6 +27,7 @@ struct RawOptions {
   double timeout_seconds = 30;
   std::optional<double> connect_timeout_seconds;
   double accept_timeout_seconds = 300;
+  std::string log_level = "warning";
 };
 
 /// The largest values that make sense; nothing that is computed from them overflows.
@@ -90,6 +94,19 @@ std::string check_model(const std::string& name) {
   return fmt::format("'{}' is not one of {}", name, known);
 }
 
+constexpr std::array log_levels{kvferry::LogLevel::debug, kvferry::LogLevel::info, kvferry::LogLevel::warning,
+                                kvferry::LogLevel::error, kvferry::LogLevel::off};
+
+const kvferry::LogLevel* find_log_level(std::string_view name) {
+  const auto* const found =
+      std::ranges::find(log_levels, name, [](kvferry::LogLevel level) { return kvferry::to_string(level); });
+  return found == log_levels.end() ? nullptr : found;
+}
+
+std::string check_log_level(const std::string& name) {
+  return find_log_level(name) != nullptr ? "" : fmt::format("'{}' is not debug, info, warning, error or off", name);
+}
+
 std::string check_url(const std::string& url) {
   std::error_code ec;
   static_cast<void>(kvferry::parse_url(url, ec));
@@ -143,6 +160,10 @@ void add_common_options(CLI::App& app, CommonOptions& options, RawOptions& raw) 
   app.add_option("--corrupt-byte", options.corrupt_byte,
                  "Fault injection for tests: flips this byte of the cache behind the checksum's back")
       ->type_name("OFFSET");
+  app.add_option("--log", raw.log_level, "What kvferry logs, to stderr: debug, info, warning, error or off")
+      ->type_name("LEVEL")
+      ->capture_default_str()
+      ->check(check_log_level);
   app.get_formatter()->column_width(34);
 }
 
@@ -160,6 +181,7 @@ bool parse(CLI::App& app, int argc, const char* const* argv, CommonOptions& opti
   if (options.page_size == 0) {
     options.page_size = options.geometry.bytes_per_block(options.dtype_bytes);
   }
+  options.log_level = *find_log_level(raw.log_level);
   options.timeout = milliseconds(raw.timeout_seconds);
   options.connect_timeout = milliseconds(raw.connect_timeout_seconds.value_or(raw.timeout_seconds));
   return true;
@@ -172,6 +194,8 @@ kvferry::ChannelOptions CommonOptions::channel_options(const kvferry::MemoryRegi
   channel.regions = {region};
   channel.default_timeout = timeout;
   channel.handshake_timeout = connect_timeout;
+  channel.log_sink = log_to_spdlog();
+  channel.log_level = log_level;
   return channel;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <kvferry/channel_options.hpp>
+#include <kvferry/log.hpp>
 
 #include <chrono>
 #include <cstddef>
@@ -28,6 +29,7 @@ struct CommonOptions {
   std::chrono::milliseconds timeout{30'000};          ///< For each batch, and for the verdict.
   std::chrono::milliseconds connect_timeout{30'000};  ///< For the handshake and each message of the agreement.
   std::optional<std::uint64_t> corrupt_byte;
+  kvferry::LogLevel log_level = kvferry::LogLevel::warning;
 
   /// The size of a cache of so many tokens.
   [[nodiscard]] std::uint64_t cache_bytes() const noexcept { return tokens * geometry.bytes_per_token(dtype_bytes); }

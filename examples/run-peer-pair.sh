@@ -32,6 +32,7 @@ with 0 once it has arrived and the checksums match, otherwise with the exit code
   --connect-timeout SECONDS  the same before the first batch (default: --timeout)
   --listen HOST:PORT    where decode_peer listens (default 127.0.0.1:0, any free port)
   --corrupt-byte OFFSET fault injection: flips a byte of what arrived
+  --log LEVEL           what kvferry logs: debug, info, warning (default), error, off
 
 build/examples/examples/prefill_peer --help explains them, and how large KV caches are.
 TEXT
@@ -73,7 +74,7 @@ while (($#)); do
     --mode | --batch) prefill_options+=("$option" "$value") ;;
     --pool-size) pool_size=$value ;;
     --listen | --corrupt-byte) decode_options+=("$option" "$value") ;;
-    --model | --tokens | --dtype-bytes | --page-size | --depth | --lanes | --max-rate | --timeout | --connect-timeout)
+    --model | --tokens | --dtype-bytes | --page-size | --depth | --lanes | --max-rate | --timeout | --connect-timeout | --log)
       prefill_options+=("$option" "$value")
       decode_options+=("$option" "$value")
       ;;

@@ -21,7 +21,7 @@ const Arguments page_by_page{"--batch", "1"};
 std::string only_error(const PeerProcess& peer) {
   std::string error;
   std::size_t count = 0;
-  for (const auto& line : lines_of(peer.errors())) {
+  for (const auto& line : own_lines_of(peer)) {
     if (line.find(" in 128 pages") == std::string::npos) {
       error = line;
       ++count;

@@ -70,6 +70,13 @@ inline std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
+/// What a peer says itself on stderr: not what spdlog writes there of kvferry.
+inline std::vector<std::string> own_lines_of(const PeerProcess& peer) {
+  auto lines = lines_of(peer.errors());
+  std::erase_if(lines, [](const std::string& line) { return line.find("] [kvferry] [") != std::string::npos; });
+  return lines;
+}
+
 /// A folder that goes with the test.
 class TemporaryFolder {
  public:

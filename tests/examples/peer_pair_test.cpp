@@ -49,6 +49,18 @@ TEST_P(PeerPairMode, MovesAGeneratedCache) {
   EXPECT_EQ(checksum_in(peers.prefill), checksum_in(peers.decode));
 }
 
+TEST_P(PeerPairMode, LogsThroughSpdlogWhatItIsToldTo) {
+  PeerPair peers(small_cache + Arguments{"--log", "info"}, mode());
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();
+  EXPECT_EQ(peers.decode.wait_for_exit(), 0) << peers.decode.errors();
+  for (const auto* const peer : {&peers.prefill, &peers.decode}) {
+    EXPECT_NE(peer->errors().find("] [kvferry] [info] peer_connected transport=tcp peer=\"" +
+                                  std::string(peer == &peers.prefill ? "decode" : "prefill") + "\": "),
+              std::string::npos)
+        << peer->errors();
+  }
+}
+
 TEST_P(PeerPairMode, MovesManySmallPagesOverSeveralLanes) {
   PeerPair peers({"--model", "deepseek-v3", "--tokens", "30", "--page-size", "100", "--lanes", "3", "--depth", "7"},
                  mode() + Arguments{"--batch", "1000"});

@@ -45,7 +45,7 @@ class DeafAddress {
 /// A peer that is to end without having started a transfer: with one line, which has `part` in it.
 void expect_end(PeerProcess& peer, int code, const std::string& part) {
   EXPECT_EQ(peer.wait_for_exit(), code);
-  EXPECT_EQ(lines_of(peer.errors()).size(), 1U) << peer.errors();
+  EXPECT_EQ(own_lines_of(peer).size(), 1U) << peer.errors();
   EXPECT_NE(peer.errors().find(part), std::string::npos) << peer.errors();
 }
 
@@ -78,7 +78,7 @@ TEST(PeerStart, PrefillIsInterruptedWhileItConnects) {
   prefill.wait_for_line("connecting to ");
   prefill.signal(SIGTERM);
   EXPECT_EQ(prefill.wait_for_exit(), 130);
-  EXPECT_EQ(lines_of(prefill.errors()).back(), "prefill_peer: interrupted by SIGTERM");
+  EXPECT_EQ(own_lines_of(prefill).back(), "prefill_peer: interrupted by SIGTERM");
 }
 
 TEST(PeerStart, ACacheThatIsTooLargeIsRefusedAndTheNextOneTaken) {
