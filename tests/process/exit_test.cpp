@@ -9,9 +9,13 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <future>
 #include <memory>
 #include <new>
+#include <string_view>
 #include <thread>
+
+#include <kvferry/side_message_codec.hpp>
 
 #include "program.hpp"
 #include "tcp/channel_pair.hpp"
@@ -192,6 +196,98 @@ KVFERRY_PROGRAM(blocking_calls_after_main) {
 
 namespace {
 
+/// Closed and destroyed by whichever thread calls exit.
+std::unique_ptr<StaticPair> of_whoever_exits;
+
+struct AnswersByExit final : TcpTransferChannel {
+  explicit AnswersByExit(TcpOptions options) : TcpTransferChannel(std::move(options)) { answer_side_messages(); }
+  ~AnswersByExit() override { close(); }
+  SideMessage handle_init_side_msg(const SideMessage&) override { std::exit(0); }
+};
+
+std::unique_ptr<AnswersByExit> answers_by_exit;
+
+}  // namespace
+
+KVFERRY_PROGRAM(exit_in_a_handler) {
+  of_whoever_exits = std::make_unique<StaticPair>();
+  of_whoever_exits->write();
+  static const auto pages = indexes(1);
+  for (int i = 0; i < 100; ++i) {
+    of_whoever_exits->prefill->channel->async_batched_write({of_whoever_exits->prefill->page(0)},
+                                                            {.peer_id = "decode", .remote_indexes = pages},
+                                                            [i](std::error_code, std::size_t) {
+                                                              if (i == 50) {
+                                                                std::exit(0);
+                                                              }
+                                                            });
+  }
+  std::promise<void>().get_future().wait();
+  return 1;
+}
+
+KVFERRY_PROGRAM(exit_in_the_answer_to_a_side_message) {
+  TcpOptions options;
+  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.hold_side_messages = true;
+  answers_by_exit = std::make_unique<AnswersByExit>(options);
+  TcpTransferChannel asking(TcpOptions{});
+  asking.send_init_side_msg(answers_by_exit->peer_init_url(), encode_side_message(P2PInitSideMsg{}));
+  std::promise<void>().get_future().wait();
+  return 1;
+}
+
+KVFERRY_PROGRAM(channel_of_a_thread) {
+  const auto use = [] {
+    thread_local StaticPair pair;
+    pair.write();
+    require_working_errors(*pair.prefill->channel);
+  };
+  use();
+  std::thread(use).join();
+  return 0;
+}
+
+namespace {
+
+/// Before any other of the program's or library's objects of static storage duration is made.
+__attribute__((constructor(101))) void use_channels_before_main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "--program=channel_before_main") {
+    static StaticPair* const pair = new StaticPair;  // never destroyed
+    pair->write();
+    require_working_errors(*pair->prefill->channel);
+  }
+}
+
+}  // namespace
+
+KVFERRY_PROGRAM(channel_before_main) { return 0; }
+
+KVFERRY_PROGRAM(channel_without_standard_descriptors) {
+  const int error_output = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
+  for (int descriptor = 0; descriptor <= 2; ++descriptor) {
+    ::close(descriptor);
+  }
+  StaticPair pair;
+  std::printf("what would go to a peer\n");
+  std::fflush(stdout);
+  std::fprintf(stderr, "and this\n");
+  for (int i = 0; i < 100; ++i) {
+    pair.write();
+  }
+  require_working_errors(*pair.prefill->channel);
+  bool kept = true;
+  for (int descriptor = 0; descriptor <= 2; ++descriptor) {
+    struct stat info {};
+    kept = kept && ::fstat(descriptor, &info) == 0 && S_ISCHR(info.st_mode);
+  }
+  ::dup2(error_output, STDERR_FILENO);
+  require(kept, "the standard descriptors are no sockets");
+  return 0;
+}
+
+namespace {
+
 class AtExit : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(AtExit, TheProgramEndsWell) {
@@ -203,7 +299,9 @@ TEST_P(AtExit, TheProgramEndsWell) {
 
 INSTANTIATE_TEST_SUITE_P(Programs, AtExit,
                          ::testing::Values("channel_in_a_static_object", "channel_that_is_never_destroyed",
-                                           "exit_while_threads_call", "blocking_calls_after_main"),
+                                           "exit_while_threads_call", "blocking_calls_after_main", "exit_in_a_handler",
+                                           "exit_in_the_answer_to_a_side_message", "channel_of_a_thread",
+                                           "channel_before_main", "channel_without_standard_descriptors"),
                          [](const auto& tested) { return std::string(tested.param); });
 
 }  // namespace
