@@ -36,7 +36,7 @@ file(GLOB KVFERRY_LOAD_TESTS CONFIGURE_DEPENDS "${_tests}/load/*.cpp")
 # With threads, a clock and sockets of the tests' own, under the library's sources; and without ZeroMQ.
 file(GLOB KVFERRY_SCHEDULE_TESTS CONFIGURE_DEPENDS "${_tests}/schedules/*.cpp")
 set(KVFERRY_SCHEDULED_SOURCES ${KVFERRY_CORE_SOURCES} ${KVFERRY_TCP_SOURCES})
-list(FILTER KVFERRY_SCHEDULED_SOURCES EXCLUDE REGEX "/handshake_[a-z]+\\.cpp$")
+list(FILTER KVFERRY_SCHEDULED_SOURCES EXCLUDE REGEX "/handshake_[a-z_]+\\.cpp$")
 # Those that need a device are programs of their own.
 file(GLOB KVFERRY_RDMA_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/*.cpp")
 file(GLOB KVFERRY_RDMA_DEVICE_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/device/*.cpp")

@@ -102,6 +102,12 @@ struct ChannelOptions {
   std::size_t max_pending_notification_bytes = std::size_t{64} << 20;
   std::size_t max_pending_notification_bytes_of_peer = std::size_t{16} << 20;
 
+  /// Bytes that recvs take up which peers have posted and no send of this channel's has met: in all, and of one peer. One
+  /// more is refused: it ends with `errc::resource_limit` at the peer. Where others have taken all, each peer still finds room
+  /// for 64 KiB, which are some 300 recvs of one buffer.
+  std::size_t max_posted_recv_bytes = std::size_t{128} << 20;
+  std::size_t max_posted_recv_bytes_of_peer = std::size_t{32} << 20;
+
   /// Bytes of side messages that wait for `handle_init_side_msg`: in all, and from one address. One more is answered with
   /// `errc::resource_limit`.
   std::size_t max_pending_side_message_bytes = std::size_t{8} << 20;

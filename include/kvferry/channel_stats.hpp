@@ -103,6 +103,9 @@ struct ChannelStats {
   /// How often somebody else was found where a known peer was: it restarted, or moved.
   std::uint64_t peer_replacements = 0;
   HandshakeStats handshakes;
+  /// Connections to the channel's ports that were closed, and messages that were turned away, before anybody knew whose they
+  /// were: what came makes no sense or isn't finished in time, or there are too many; ordered by cause.
+  std::vector<CauseCount> refused_strangers;
   std::vector<PeerStats> peers;  ///< Ordered by id. A peer that was forgotten (`ChannelOptions::max_peers`) is not here any more.
   std::size_t pending_notifications = 0;  ///< That wait for `receive_notification`.
   std::array<TransferStats, 4> transfers;  ///< By `TransferKind`.

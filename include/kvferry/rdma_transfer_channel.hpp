@@ -120,7 +120,7 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
 
  protected:
   [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override;
-  void run_accept(std::function<void()> answer) override;
+  [[nodiscard]] bool run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) override;
   [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
   void stop_listening() override;

@@ -46,6 +46,11 @@ struct TcpOptions : ChannelOptions {
   /// How long a data connection may take to prove that it belongs to a peer.
   std::chrono::milliseconds hello_timeout{5'000};
 
+  /// How long a peer may be within a frame (of up to 1 MiB of data, or a recv's list of buffers) without sending the rest of it,
+  /// or 64 KiB of that, before the connection is given up, and what is on it ends with `errc::connection_lost`. From 10
+  /// milliseconds to an hour.
+  std::chrono::milliseconds frame_timeout{60'000};
+
   /// SO_SNDBUF and SO_RCVBUF, in bytes. Zero: as the kernel tunes them.
   std::size_t send_buffer = 0;
   std::size_t receive_buffer = 0;

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "handshake_gate.hpp"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <charconv>
-#include <cstring>
 #include <limits>
 #include <system_error>
 #include <tuple>
+#include <utility>
 
-#include "host_address.hpp"
+#include <kvferry/error.hpp>
+
+#include "listening_socket.hpp"
 #include "source_address.hpp"
 
 namespace kvferry::kit {
@@ -39,64 +40,7 @@ constexpr std::chrono::milliseconds never = std::chrono::hours(24);
 /// ZMTP begins with ten bytes that each side sends unasked.
 constexpr std::size_t signature_bytes = 10;
 
-enum class Role : std::uint64_t { outer, inner, rendezvous };
-constexpr std::uint64_t listener_tag = 0;  // connections are numbered from 1
-constexpr std::uint64_t tag_of(std::uint64_t number, Role role) {
-  return number * 4 + static_cast<std::uint64_t>(role);
-}
-
 [[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::system_category(), what); }
-
-bool would_block() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
-
-void set_option(int descriptor, int level, int name, int value) {
-  ::setsockopt(descriptor, level, name, &value, sizeof(value));
-}
-
-/// @return the length, or nothing if the host is no number.
-std::optional<socklen_t> socket_address(const HostPort& from, sockaddr_storage& to) {
-  const auto number =
-      from.host == "*" ? std::optional<asio::ip::address>(asio::ip::address_v6::any()) : address_of(from.host);
-  if (!number) {
-    return std::nullopt;
-  }
-  if (number->is_v4()) {
-    auto& ipv4 = reinterpret_cast<sockaddr_in&>(to);
-    ipv4.sin_family = AF_INET;
-    ipv4.sin_port = htons(from.port);
-    const auto bytes = number->to_v4().to_bytes();
-    std::memcpy(&ipv4.sin_addr, bytes.data(), bytes.size());
-    return static_cast<socklen_t>(sizeof(ipv4));
-  }
-  auto& ipv6 = reinterpret_cast<sockaddr_in6&>(to);
-  ipv6.sin6_family = AF_INET6;
-  ipv6.sin6_port = htons(from.port);
-  const auto bytes = number->to_v6().to_bytes();
-  std::memcpy(&ipv6.sin6_addr, bytes.data(), bytes.size());
-  if (const auto zone = zone_of(from.host); !zone.empty()) {
-    ipv6.sin6_scope_id = ::if_nametoindex(std::string(zone).c_str());
-  }
-  return static_cast<socklen_t>(sizeof(ipv6));
-}
-
-Descriptor listen_at(const sockaddr_storage& address, socklen_t size) {
-  Descriptor listener(::socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP));
-  if (!listener) {
-    return listener;
-  }
-  set_option(listener.get(), SOL_SOCKET, SO_REUSEADDR, 1);
-  if (address.ss_family == AF_INET6) {
-    set_option(listener.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0);
-  }
-  // The system cuts the backlog down to its own maximum.
-  if (::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
-      ::listen(listener.get(), std::numeric_limits<int>::max()) != 0) {
-    const int error = errno;
-    listener.reset();
-    errno = error;
-  }
-  return listener;
-}
 
 Descriptor open_spare() { return Descriptor(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 
@@ -121,9 +65,11 @@ HandshakeGate::Bounds HandshakeGate::Bounds::of(std::size_t message) {
   return bounds;
 }
 
-HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPort& address, const Bounds& bounds)
+HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPort& address, const Bounds& bounds,
+                             std::shared_ptr<Refusals> refusals)
     : router_(router),
       bounds_(bounds),
+      refusals_(std::move(refusals)),
       process_(::getpid()),
       events_(::epoll_create1(EPOLL_CLOEXEC)),
       spare_(open_spare()),
@@ -135,7 +81,9 @@ HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPort& address, co
   // message that is being received, which it does not survive.
   router_.set(zmq::sockopt::reconnect_ivl, static_cast<int>(never.count()));
   router_.set(zmq::sockopt::handshake_ivl, static_cast<int>(bounds.patience.count()));
-  listen(address);
+  auto [listener, port] = listen_at(address);
+  listener_ = std::move(listener);
+  port_ = port;
   epoll_event event{EPOLLIN, {.u64 = listener_tag}};
   if (::epoll_ctl(events_.get(), EPOLL_CTL_ADD, listener_.get(), &event) != 0) {
     fail("epoll_ctl");
@@ -148,27 +96,6 @@ HandshakeGate::~HandshakeGate() {
     close(connections_.begin());
   }
   retire();
-}
-
-void HandshakeGate::listen(const HostPort& address) {
-  sockaddr_storage where{};
-  auto size = socket_address(address, where);
-  if (!size) {
-    errno = EADDRNOTAVAIL;
-    fail("not an address");
-  }
-  listener_ = listen_at(where, *size);
-  if (!listener_ && address.host == "*") {
-    // A system without IPv6.
-    size = socket_address({"0.0.0.0", address.port}, where = {});
-    listener_ = listen_at(where, *size);
-  }
-  if (!listener_) {
-    fail("cannot listen");
-  }
-  ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&where), &*size);
-  port_ = ntohs(where.ss_family == AF_INET ? reinterpret_cast<sockaddr_in&>(where).sin_port
-                                           : reinterpret_cast<sockaddr_in6&>(where).sin6_port);
 }
 
 void HandshakeGate::serve() {
@@ -233,6 +160,7 @@ bool HandshakeGate::accept_one() {
     return true;
   }
   // Nobody here to give way: whoever knocks is told so, rather than left to wait while this thread spins.
+  refused({errno, std::system_category()}, {}, "no descriptor for a connection to the handshake's port");
   spare_.reset();
   Descriptor turned_away(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
   turned_away.reset();
@@ -245,6 +173,7 @@ void HandshakeGate::admit(Descriptor descriptor, std::string source) {
   const auto known = sources_.find(source);
   if (known != sources_.end() && known->second.connections >= std::max<std::size_t>(bounds_.connections * 3 / 4, 1) &&
       !make_room(source, false)) {
+    refused(errc::resource_limit, source, "this address has all the connections to the handshake's port that one may have");
     return;
   }
   set_option(descriptor.get(), IPPROTO_TCP, TCP_NODELAY, 1);
@@ -287,6 +216,9 @@ bool HandshakeGate::make_room(const std::string& source, bool out_of_descriptors
   if (victim == connections_.end()) {
     return false;
   }
+  if (!victim->second.has_asked || victim->second.requests > 0) {
+    refused(errc::resource_limit, most->first, "a connection to the handshake's port had to make room for a newer one");
+  }
   close(victim);
   return true;
 }
@@ -320,6 +252,9 @@ void HandshakeGate::read_signature(Connection& connection) {
   const auto& read = connection.to_inner;
   const bool senseless =
       (!read.empty() && read.front() != '\xFF') || (read.size() == signature_bytes && read.back() != '\x7F');
+  if (senseless) {
+    refused(errc::protocol_violation, connection.source->first, "what came to the handshake's port is no ZeroMQ greeting");
+  }
   if (received == 0 || (received < 0 && !would_block()) || senseless) {
     close(connections_.find(connection.number));
   } else if (read.size() == signature_bytes) {
@@ -375,157 +310,6 @@ void HandshakeGate::joined(Connection& connection) {
   }
 }
 
-// --- Bytes -------------------------------------------------------------------------------------------
-
-/// How many bytes of the peer's may be handed on.
-std::size_t HandshakeGate::allowance(const Connection& connection) const {
-  const auto left = [](std::size_t bound, std::size_t used) { return bound > used ? bound - used : 0; };
-  const std::size_t own = left(bounds_.connection_bytes, connection.bytes);
-  const std::size_t shared =
-      std::min(left(bounds_.source_bytes, connection.source->second.bytes), left(bounds_.total_bytes, bytes_));
-  return std::min(own, std::max(shared, left(bounds_.free_bytes, connection.bytes)));
-}
-
-bool HandshakeGate::pump(Connection& connection) {
-  if (connection.phase != Phase::open) {
-    return true;
-  }
-  const bool alive = pump_outward(connection) && (connection.ending || pump_inward(connection));
-  if (!alive || (connection.ending && connection.to_outer.empty())) {
-    return false;
-  }
-  watch(connection);
-  return true;
-}
-
-/// @return false if the connection is over.
-bool HandshakeGate::pump_inward(Connection& connection) {
-  const auto send_some = [&](const char* data, std::size_t size) -> std::optional<std::size_t> {
-    const ssize_t sent = ::send(connection.inner.get(), data, size, MSG_NOSIGNAL);
-    if (sent < 0 && !would_block()) {
-      return std::nullopt;
-    }
-    return sent < 0 ? 0 : static_cast<std::size_t>(sent);
-  };
-  if (!connection.to_inner.empty()) {
-    const auto sent = send_some(connection.to_inner.data(), connection.to_inner.size());
-    if (!sent) {
-      return false;
-    }
-    connection.to_inner.erase(connection.to_inner.begin(),
-                              connection.to_inner.begin() + static_cast<std::ptrdiff_t>(*sent));
-  }
-  // Who doesn't take its answers needs no more of them.
-  const std::size_t size = std::min(allowance(connection), buffer_.size());
-  if (!connection.to_inner.empty() || !connection.to_outer.empty() || size == 0) {
-    return true;
-  }
-  const ssize_t received = ::recv(connection.outer.get(), buffer_.data(), size, MSG_DONTWAIT);
-  if (received <= 0) {
-    return received < 0 && would_block();
-  }
-  const auto count = static_cast<std::size_t>(received);
-  if (connection.bytes == 0 && connection.has_asked) {
-    connection.since = Clock::now();
-    sweep_by(deadline(connection));
-  }
-  connection.bytes += count;
-  connection.source->second.bytes += count;
-  bytes_ += count;
-  const auto sent = send_some(buffer_.data(), count);
-  if (sent && *sent < count) {
-    connection.to_inner.assign(buffer_.data() + *sent, buffer_.data() + count);
-  }
-  return sent.has_value();
-}
-
-bool HandshakeGate::pump_outward(Connection& connection) {
-  const auto send_some = [&](const char* data, std::size_t size) {
-    const ssize_t sent = ::send(connection.outer.get(), data, size, MSG_NOSIGNAL);
-    return sent < 0 && would_block() ? 0 : sent;
-  };
-  if (!connection.to_outer.empty()) {
-    const ssize_t sent = send_some(connection.to_outer.data(), connection.to_outer.size());
-    if (sent < 0) {
-      return false;
-    }
-    connection.to_outer.erase(connection.to_outer.begin(), connection.to_outer.begin() + sent);
-    if (sent > 0) {
-      connection.since = Clock::now();
-    }
-  }
-  if (!connection.to_outer.empty() || connection.ending) {
-    return true;
-  }
-  const ssize_t received = ::recv(connection.inner.get(), buffer_.data(), buffer_.size(), MSG_DONTWAIT);
-  if (received <= 0) {
-    if (received == 0 || !would_block()) {
-      connection.ending = true;
-      connection.inner.reset();
-    }
-    return true;
-  }
-  has_left(connection, static_cast<std::size_t>(received));
-  const ssize_t sent = send_some(buffer_.data(), static_cast<std::size_t>(received));
-  if (sent < 0) {
-    return false;
-  }
-  if (sent < received) {
-    connection.to_outer.assign(buffer_.data() + sent, buffer_.data() + received);
-    connection.since = Clock::now();
-    sweep_by(deadline(connection));
-  }
-  return true;
-}
-
-void HandshakeGate::watch(Connection& connection) {
-  const bool open = connection.phase == Phase::open;
-  const bool has_room = allowance(connection) > 0;
-  const bool reads = open && !connection.ending && connection.to_inner.empty() && connection.to_outer.empty();
-  watch(connection.outer.get(), tag_of(connection.number, Role::outer), connection.outer_events,
-        (reads && has_room ? EPOLLIN : 0U) | (open && !connection.to_outer.empty() ? EPOLLOUT : 0U));
-  if (reads && !has_room) {
-    starved_.insert(connection.number);
-  } else {
-    starved_.erase(connection.number);
-  }
-  if (connection.inner) {
-    watch(connection.inner.get(), tag_of(connection.number, Role::inner), connection.inner_events,
-          (connection.to_outer.empty() && !connection.ending ? EPOLLIN : 0U) |
-              (!connection.to_inner.empty() && !connection.ending ? EPOLLOUT : 0U));
-  }
-}
-
-void HandshakeGate::watch(int descriptor, std::uint64_t tag, std::uint32_t& has, std::uint32_t wants) {
-  if (has == wants) {
-    return;
-  }
-  epoll_event event{wants, {.u64 = tag}};
-  ::epoll_ctl(events_.get(), EPOLL_CTL_MOD, descriptor, &event);
-  has = wants;
-}
-
-void HandshakeGate::feed_starved() {
-  for (const std::uint64_t number : std::set(starved_)) {
-    if (const auto found = connections_.find(number); found != connections_.end()) {
-      watch(found->second);
-    }
-  }
-}
-
-void HandshakeGate::release(Connection& connection, std::size_t bytes) {
-  bytes = std::min(bytes, connection.bytes);
-  connection.bytes -= bytes;
-  connection.source->second.bytes -= bytes;
-  bytes_ -= bytes;
-}
-
-void HandshakeGate::has_left(Connection& connection, std::size_t bytes) {
-  bytes = std::min(bytes, connection.unread);
-  connection.unread -= bytes;
-  unread_ -= bytes;
-}
-
 // --- Requests ----------------------------------------------------------------------------------------
 
 HandshakeGate::Table::iterator HandshakeGate::find(std::string_view name) {
@@ -561,6 +345,7 @@ bool HandshakeGate::request_answered(std::string_view name, std::size_t bytes) {
   }
   Connection& connection = found->second;
   if (connection.unread + bytes > bounds_.unread_bytes || unread_ + bytes > bounds_.total_unread_bytes) {
+    refused(errc::resource_limit, connection.source->first, "a connection to the handshake's port doesn't take its answers");
     close(found);
     return false;
   }
@@ -574,9 +359,13 @@ bool HandshakeGate::request_answered(std::string_view name, std::size_t bytes) {
 
 // --- Who has to go -----------------------------------------------------------------------------------
 
+/// Whether it is the peer's turn to do something.
+bool HandshakeGate::owes(const Connection& connection) {
+  return !connection.has_asked || connection.bytes > 0 || !connection.to_outer.empty();
+}
+
 HandshakeGate::Clock::time_point HandshakeGate::deadline(const Connection& connection) const {
-  const bool owes = !connection.has_asked || connection.bytes > 0 || !connection.to_outer.empty();
-  if (owes) {
+  if (owes(connection)) {
     return connection.since + bounds_.patience;
   }
   return connection.requests > 0 ? Clock::time_point::max() : connection.since + bounds_.idle;
@@ -596,6 +385,12 @@ void HandshakeGate::expire(Clock::time_point now) {
   for (auto it = connections_.begin(); it != connections_.end();) {
     const auto connection = it++;
     if (const auto until = deadline(connection->second); until <= now) {
+      if (owes(connection->second)) {
+        refused(errc::timed_out, connection->second.source->first,
+                connection->second.phase == Phase::silent
+                    ? "a connection to the handshake's port said nothing"
+                    : "a connection to the handshake's port didn't end its request, or didn't take the answer, in time");
+      }
       close(connection);
     } else {
       sweep_by(std::max(until, now + full_pause));
@@ -603,6 +398,12 @@ void HandshakeGate::expire(Clock::time_point now) {
   }
   if (!accepting_) {
     pause_accepting(false);
+  }
+}
+
+void HandshakeGate::refused(std::error_code cause, const std::string& source, std::string_view why) const {
+  if (refusals_) {
+    refusals_->count(cause, source, why);
   }
 }
 

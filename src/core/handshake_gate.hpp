@@ -2,49 +2,27 @@
 #pragma once
 
 #include <sys/types.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <string_view>
-#include <utility>
+#include <system_error>
 #include <vector>
 
 #include <zmq.hpp>
 
+#include <kvferry/kit/refusals.hpp>
 #include <kvferry/url.hpp>
 
+#include "descriptor.hpp"
+
 namespace kvferry::kit {
-
-/// A file descriptor that is closed with its owner.
-class Descriptor {
- public:
-  Descriptor() = default;
-  explicit Descriptor(int descriptor) noexcept : descriptor_(descriptor) {}
-  Descriptor(Descriptor&& other) noexcept : descriptor_(std::exchange(other.descriptor_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    reset(std::exchange(other.descriptor_, -1));
-    return *this;
-  }
-  ~Descriptor() { reset(); }
-
-  [[nodiscard]] int get() const noexcept { return descriptor_; }
-  explicit operator bool() const noexcept { return descriptor_ != -1; }
-  void reset(int descriptor = -1) noexcept {
-    if (descriptor_ != -1) {
-      ::close(descriptor_);
-    }
-    descriptor_ = descriptor;
-  }
-
- private:
-  int descriptor_ = -1;
-};
 
 /// Stands at the handshake's port in front of a ROUTER, and hands the bytes of each connection on to it.
 ///
@@ -82,8 +60,10 @@ class HandshakeGate {
   };
 
   /// Listens at the address. The ROUTER must not be bound, and outlive the gate.
+  /// @param refusals told of whoever is turned away, if it isn't null.
   /// @throws std::system_error with the errno of what failed.
-  HandshakeGate(zmq::socket_ref router, const HostPort& address, const Bounds& bounds);
+  HandshakeGate(zmq::socket_ref router, const HostPort& address, const Bounds& bounds,
+                std::shared_ptr<Refusals> refusals = nullptr);
   HandshakeGate(const HandshakeGate&) = delete;
   HandshakeGate& operator=(const HandshakeGate&) = delete;
   ~HandshakeGate();
@@ -141,7 +121,14 @@ class HandshakeGate {
   };
   using Table = std::map<std::uint64_t, Connection>;
 
-  void listen(const HostPort& address);
+  /// Whose descriptor an event is of.
+  enum class Role : std::uint64_t { outer, inner, rendezvous };
+  static constexpr std::uint64_t tag_of(std::uint64_t number, Role role) {
+    return number * 4 + static_cast<std::uint64_t>(role);
+  }
+  static constexpr std::uint64_t listener_tag = 0;  // connections are numbered from 1
+
+  // Who comes in, and who has to go (handshake_gate.cpp)
   void accept_some();
   bool accept_one();
   void admit(Descriptor outer, std::string source);
@@ -152,6 +139,14 @@ class HandshakeGate {
   void read_signature(Connection& connection);
   void join(Connection& connection);
   void joined(Connection& connection);
+  void close(Table::iterator connection);
+  [[nodiscard]] static bool owes(const Connection& connection);
+  [[nodiscard]] Clock::time_point deadline(const Connection& connection) const;
+  void sweep_by(Clock::time_point when);
+  [[nodiscard]] Table::iterator find(std::string_view name);
+  void refused(std::error_code cause, const std::string& source, std::string_view why) const;
+
+  // What passes (handshake_gate_bytes.cpp)
   [[nodiscard]] bool pump(Connection& connection);
   [[nodiscard]] bool pump_inward(Connection& connection);
   [[nodiscard]] bool pump_outward(Connection& connection);
@@ -161,13 +156,10 @@ class HandshakeGate {
   void feed_starved();
   void release(Connection& connection, std::size_t bytes);
   void has_left(Connection& connection, std::size_t bytes);
-  void close(Table::iterator connection);
-  [[nodiscard]] Clock::time_point deadline(const Connection& connection) const;
-  void sweep_by(Clock::time_point when);
-  [[nodiscard]] Table::iterator find(std::string_view name);
 
   zmq::socket_ref router_;
   const Bounds bounds_;
+  const std::shared_ptr<Refusals> refusals_;
   const pid_t process_;
   Descriptor events_;
   Descriptor listener_;

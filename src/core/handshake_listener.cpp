@@ -54,7 +54,8 @@ HandshakeListener::HandshakeListener(const SharedContext& context, const Handsha
     : max_message_bytes_(options.max_message_bytes),
       socket_(context, zmq::socket_type::router, largest_frame(options.max_message_bytes)),
       gate_(socket_.ref(), listening_address(parse_url(options.bind_url)),
-            HandshakeGate::Bounds::of(largest_frame(options.max_message_bytes))),
+            HandshakeGate::Bounds::of(largest_frame(options.max_message_bytes)), options.refusals),
+      refusals_(options.refusals),
       on_request_(std::move(on_request)),
       mailbox_(std::move(mailbox)) {
   auto url = parse_url(options.bind_url);
@@ -81,15 +82,16 @@ bool HandshakeListener::serve_one() {
   const bool has_delimiter = payload_begins > 1;
   const auto request = std::make_shared<ServedRequest>(std::move(envelope), std::move(source));
   if (!has_delimiter) {
-    refuse(request, errc::malformed_message, "the request lacks the empty frame that a REQ socket puts in front");
+    refuse_stranger(request, errc::malformed_message,
+                    "the request lacks the empty frame that a REQ socket puts in front");
     return true;
   }
   if (frames.size() != payload_begins + 1) {
-    refuse(request, errc::malformed_message, "the request is not a single frame");
+    refuse_stranger(request, errc::malformed_message, "the request is not a single frame");
     return true;
   }
   if (const auto size = frames[payload_begins].size(); size > max_message_bytes_) {
-    refuse(request, std::make_error_code(std::errc::message_size),
+    refuse_stranger(request, std::make_error_code(std::errc::message_size),
            "the request has " + std::to_string(size) + " bytes, at most " + std::to_string(max_message_bytes_) +
                " are taken");
     return true;
@@ -97,7 +99,7 @@ bool HandshakeListener::serve_one() {
   std::string_view problem;
   auto message = detail::parse_frame(bytes_of(frames[payload_begins]), problem);
   if (!problem.empty()) {
-    refuse(request, errc::malformed_message, "the request is no side message: " + std::string(problem));
+    refuse_stranger(request, errc::malformed_message, "the request is no side message: " + std::string(problem));
     return true;
   }
   hand_over(request, std::move(message));
@@ -115,6 +117,14 @@ void HandshakeListener::hand_over(const std::shared_ptr<ServedRequest>& request,
   } catch (...) {
     refuse(request, errc::handshake_failed, "the request failed");
   }
+}
+
+void HandshakeListener::refuse_stranger(const std::shared_ptr<ServedRequest>& request, std::error_code ec,
+                                        const std::string& text) {
+  if (refusals_) {
+    refusals_->count(ec, request->source, text);
+  }
+  refuse(request, ec, text);
 }
 
 void HandshakeListener::refuse(const std::shared_ptr<ServedRequest>& request, std::error_code ec,

@@ -43,11 +43,13 @@ class HandshakeListener {
  private:
   bool serve_one();
   void hand_over(const std::shared_ptr<ServedRequest>& request, SideMessage message);
+  void refuse_stranger(const std::shared_ptr<ServedRequest>& request, std::error_code ec, const std::string& text);
   void refuse(const std::shared_ptr<ServedRequest>& request, std::error_code ec, const std::string& text);
 
   const std::size_t max_message_bytes_;
   HandshakeSocket socket_;
   HandshakeGate gate_;
+  const std::shared_ptr<Refusals> refusals_;
   std::string bound_url_;
   HandshakeService::RequestHandler on_request_;
   std::weak_ptr<HandshakeMailbox> mailbox_;

@@ -159,6 +159,13 @@ std::string to_prometheus(std::span<const ChannelStats> channels) {
                 add("out", handshakes.dialed, handshakes.failed);
                 add("in", handshakes.accepted, handshakes.refused);
               });
+  text.metric("kvferry_refused_strangers_total", "counter",
+              "Connections and messages that were turned away before anybody knew whose they were, by cause.",
+              [&](const ChannelStats& channel) {
+                for (const auto& [cause, count] : channel.refused_strangers) {
+                  text.sample({{"category", cause.category().name()}, {"cause", error_name(cause)}}, std::to_string(count));
+                }
+              });
   text.metric(
       "kvferry_reconnects_total", "counter", "Connections to peers that had been connected before.",
       [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.handshakes.reconnected)); });

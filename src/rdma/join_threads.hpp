@@ -6,11 +6,13 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "core/kit/side_message_queue.hpp"
 #include "core/thread.hpp"
 
 namespace kvferry::rdma {
@@ -22,7 +24,8 @@ class JoinThreads {
   /// So many absent peers delay nobody else.
   static constexpr std::size_t most = 8;
 
-  JoinThreads() = default;
+  /// @param bounds of what waits on strangers' behalf.
+  explicit JoinThreads(const kit::SideMessageQueue::Bounds& bounds) : of_strangers_(bounds) {}
   JoinThreads(const JoinThreads&) = delete;
   JoinThreads& operator=(const JoinThreads&) = delete;
   ~JoinThreads() { close(); }
@@ -31,14 +34,33 @@ class JoinThreads {
   /// ends the process.
   void run(std::function<void()> join) {
     {
-      std::unique_lock lock(mutex_);
-      if (!closed_ && has_thread_for_one_more(lock)) {
+      const std::lock_guard lock(mutex_);
+      if (!closed_ && has_thread_for_one_more()) {
         waiting_.push_back(std::move(join));
+        ++count_;
         changed_.notify_one();
         return;
       }
     }
     join();
+  }
+
+  /// The same, on behalf of somebody at `source`: sources take turns.
+  /// @param bytes that `join` takes up while it waits. @return false if there is no room for it, of the source's or in all.
+  [[nodiscard]] bool run_for(const std::string& source, std::size_t bytes, std::function<void()> join) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!closed_ && has_thread_for_one_more()) {
+        if (!of_strangers_.push(source, bytes, join)) {
+          return false;
+        }
+        ++count_;
+        changed_.notify_one();
+        return true;
+      }
+    }
+    join();
+    return true;
   }
 
   /// Runs what is left, and ends the threads. Not on one of them.
@@ -56,8 +78,8 @@ class JoinThreads {
   }
 
  private:
-  bool has_thread_for_one_more(const std::unique_lock<std::mutex>&) {
-    if (idle_ <= waiting_.size() && threads_.size() < most) {
+  bool has_thread_for_one_more() {
+    if (idle_ <= count_ && threads_.size() < most) {
       try {
         threads_.push_back(start_thread("kvferry-join", [this] { work(); }));
         ++idle_;
@@ -71,12 +93,12 @@ class JoinThreads {
   void work() {
     std::unique_lock lock(mutex_);
     for (;;) {
-      changed_.wait(lock, [this] { return closed_ || !waiting_.empty(); });
-      if (waiting_.empty()) {
+      changed_.wait(lock, [this] { return closed_ || count_ != 0; });
+      if (count_ == 0) {
         return;
       }
-      auto join = std::move(waiting_.front());
-      waiting_.pop_front();
+      auto join = next();
+      --count_;
       --idle_;
       lock.unlock();
       join();
@@ -86,9 +108,23 @@ class JoinThreads {
     }
   }
 
+  /// This side's own and strangers' in turn, if there are both.
+  std::function<void()> next() {
+    own_next_ = !own_next_;
+    if (waiting_.empty() || (!own_next_ && count_ != waiting_.size())) {
+      return of_strangers_.pop();
+    }
+    auto join = std::move(waiting_.front());
+    waiting_.pop_front();
+    return join;
+  }
+
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<void()>> waiting_;
+  std::deque<std::function<void()>> waiting_;  ///< For this side's own connects.
+  kit::SideMessageQueue of_strangers_;
+  std::size_t count_ = 0;  ///< In both.
+  bool own_next_ = false;
   std::vector<std::thread> threads_;
   std::size_t idle_ = 0;  ///< Threads that run nothing, those that are starting included.
   bool closed_ = false;

@@ -189,7 +189,8 @@ class RailProtocol {
     std::uint64_t recv = 0;  ///< 0: none.
     std::uint64_t tag = 0;
     std::vector<PostedBuffer> post;
-    bool refused = false;  ///< There is no room for it.
+    std::size_t count = 0;  ///< Of the buffers that have come.
+    bool refused = false;   ///< There is no room for it.
   };
 
   // Posting (rail_protocol_post.cpp)
@@ -224,6 +225,7 @@ class RailProtocol {
   [[nodiscard]] std::error_code end_notify(const MessageHeader& header, std::span<const std::byte> body);
   [[nodiscard]] std::error_code end_notify_ack(const MessageHeader& header);
   [[nodiscard]] std::error_code end_recv_post(const MessageHeader& header, std::span<const std::byte> body);
+  void forget_assembly();
   [[nodiscard]] std::error_code end_recv_cancel(const MessageHeader& header);
   [[nodiscard]] std::error_code end_recv_cancel_ack(const MessageHeader& header);
   [[nodiscard]] std::error_code end_send_data(const MessageHeader& header, std::span<const std::byte> body);
@@ -267,11 +269,12 @@ class RailProtocol {
   std::deque<std::uint64_t> telling_;  ///< Sends with messages, in turn.
   std::deque<std::uint64_t> moving_;   ///< Transfers with work requests, in turn.
 
-  kit::TagMatcher<std::vector<PostedBuffer>> matcher_;
+  kit::TagMatcher<std::vector<PostedBuffer>> matcher_{host_};
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_attempt_;
   std::uint64_t last_posted_ = 0;
   Assembly assembly_;
+  kit::HeldMemory assembly_memory_{host_};
   /// The peer's, which it waits to have answered.
   struct Fence {
     std::uint64_t id = 0;

@@ -204,39 +204,49 @@ std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::sp
       return violated("recv " + text(header.operation) + " posted after recv " + text(last_posted_));
     }
     last_posted_ = header.operation;
-    assembly_ = {header.operation, header.tag, {}, false};
+    forget_assembly();
+    assembly_.recv = header.operation;
+    assembly_.tag = header.tag;
   }
-  if (header.operation != assembly_.recv || header.tag != assembly_.tag || header.first != assembly_.post.size()) {
+  if (header.operation != assembly_.recv || header.tag != assembly_.tag || header.first != assembly_.count) {
     return violated("recv " + text(header.operation) + " goes on with buffer " + text(header.first) + " after buffer " +
-                    text(assembly_.post.size()) + " of recv " + text(assembly_.recv));
+                    text(assembly_.count) + " of recv " + text(assembly_.recv));
   }
-  const std::size_t size = assembly_.post.size() + header.count;
+  const std::size_t size = assembly_.count + header.count;
   const bool last = (header.flags & MessageHeader::last) != 0;
   if (size > header.total || last != (size == header.total)) {
     return violated("recv of " + text(header.total) + " buffers with " + text(size));
   }
-  const std::size_t before = assembly_.post.size();
-  assembly_.post.resize(size);
-  assembly_.refused = assembly_.refused || matcher_.cost() + matcher_.cost_of(size) > kit::max_posted_cost;
-  if (assembly_.refused) {
-    if (!last) {
-      return {};
-    }
-    assembly_ = {};
-    MessageHeader abort;
-    abort.type = MessageType::send_abort;
-    abort.operation = header.operation;
-    abort.status = static_cast<std::uint32_t>(errc::resource_limit);
-    return answer(abort);
+  // What comes in one message is no more than a receive buffer holds.
+  if (!assembly_.refused && header.first != 0 && !assembly_memory_.take(body.size())) {
+    assembly_.refused = true;
+    std::vector<PostedBuffer>().swap(assembly_.post);
   }
-  std::memcpy(assembly_.post.data() + before, body.data(), body.size());
-  if (last) {
-    const std::uint64_t tag = assembly_.tag;
-    matcher_.add_post(tag, assembly_.recv, std::move(assembly_.post));
-    assembly_ = {};
-    match(tag);
+  if (!assembly_.refused) {
+    assembly_.post.resize(size);
+    std::memcpy(assembly_.post.data() + assembly_.count, body.data(), body.size());
   }
-  return {};
+  assembly_.count = size;
+  if (!last) {
+    return {};
+  }
+  auto post = std::move(assembly_.post);
+  const bool refused = assembly_.refused;
+  forget_assembly();
+  if (!refused && matcher_.add_post(header.tag, header.operation, std::move(post))) {
+    match(header.tag);
+    return {};
+  }
+  MessageHeader abort;
+  abort.type = MessageType::send_abort;
+  abort.operation = header.operation;
+  abort.status = static_cast<std::uint32_t>(errc::resource_limit);
+  return answer(abort);
+}
+
+void RailProtocol::forget_assembly() {
+  assembly_ = {};
+  assembly_memory_.clear();
 }
 
 std::error_code RailProtocol::end_recv_cancel(const MessageHeader& header) {
@@ -244,7 +254,7 @@ std::error_code RailProtocol::end_recv_cancel(const MessageHeader& header) {
   ack.type = MessageType::recv_cancel_ack;
   ack.operation = header.operation;
   if (assembly_.recv == header.operation) {
-    assembly_ = {};
+    forget_assembly();
     return answer(ack);
   }
   if (matcher_.remove_post(header.tag, header.operation)) {

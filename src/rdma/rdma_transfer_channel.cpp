@@ -108,7 +108,9 @@ class RdmaDial final : public kit::Dial {
 class RdmaTransferChannel::Impl {
  public:
   Impl(const asio::any_io_executor& io_executor, const RdmaOptions& given, std::uint64_t incarnation)
-      : executor(io_executor) {
+      : executor(io_executor),
+        join_threads(std::make_shared<rdma::JoinThreads>(kit::SideMessageQueue::Bounds{
+            given.max_pending_side_message_bytes, given.max_pending_side_message_bytes_of_source})) {
     const auto bounded = [](auto time) {
       return std::clamp<decltype(time)>(time, decltype(time)::zero(), std::chrono::hours(1));
     };
@@ -154,7 +156,7 @@ class RdmaTransferChannel::Impl {
   rdma::LinkOptions link_options;
   std::vector<rdma::RailPort> ports;
   std::shared_ptr<Links> attempts = std::make_shared<Links>();
-  std::shared_ptr<rdma::JoinThreads> join_threads = std::make_shared<rdma::JoinThreads>();
+  std::shared_ptr<rdma::JoinThreads> join_threads;
   std::shared_ptr<std::atomic<std::size_t>> accepting = std::make_shared<std::atomic<std::size_t>>(0);
 };
 
@@ -216,7 +218,9 @@ std::unique_ptr<kit::Dial> RdmaTransferChannel::dial(const std::string&) {
                                     impl_->attempts, impl_->join_threads);
 }
 
-void RdmaTransferChannel::run_accept(std::function<void()> answer) { impl_->join_threads->run(std::move(answer)); }
+bool RdmaTransferChannel::run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) {
+  return impl_->join_threads->run_for(source, bytes, std::move(answer));
+}
 
 Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                                   kit::Clock::time_point deadline, kit::LinkHandler on_link) {

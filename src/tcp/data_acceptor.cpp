@@ -106,9 +106,11 @@ struct DataAcceptor::Greeting {
   asio::steady_timer timer;
 };
 
-DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options)
+DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options,
+                           std::shared_ptr<kit::Refusals> refusals)
     : executor_(executor),
       options_(options),
+      refusals_(std::move(refusals)),
       max_greetings_(max_greetings()),
       acceptor_(executor),
       accept_pause_(executor) {}
@@ -220,6 +222,7 @@ void DataAcceptor::greet(tcp::socket socket) {
   greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
     const std::lock_guard lock(self->mutex_);
     if (const auto late = weak.lock(); late && !aborted) {
+      self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
       self->drop(late);
     }
   });
@@ -248,6 +251,7 @@ void DataAcceptor::make_room(const std::string& source) {
     return;
   }
   const auto oldest = std::ranges::find(greetings_, *greedy, &Greeting::source);
+  refusals_->count(errc::resource_limit, *greedy, "a data connection without a hello had to make room for a newer one");
   // Whoever it is, if it means it, comes again.
   Hello again;
   again.magic = Hello::come_again;
@@ -316,6 +320,7 @@ void DataAcceptor::admit(const std::shared_ptr<Greeting>& greeting, std::unique_
                      hello.lane_count == (*expected)->sockets.size() && hello.lane < hello.lane_count &&
                      !(*expected)->sockets[hello.lane];
   if (!known) {
+    refusals_->count(errc::handshake_failed, greeting->source, "a data connection's hello belongs to no handshake");
     drop(greeting);
     return;
   }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/refusals.hpp>
 
 #include "hello.hpp"
 #include "tcp_link.hpp"
@@ -33,7 +34,7 @@ struct LinkOptions {
 /// is told to come again. What handshakes have announced doesn't count against its source.
 class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
  public:
-  DataAcceptor(const asio::any_io_executor& executor, LinkOptions options);
+  DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);
 
   /// @param host an address or name; `*` for all addresses. @param port 0 for any.
   /// @throws TransferError with the errno of what failed, naming the address.
@@ -65,6 +66,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
 
   const asio::any_io_executor executor_;
   const LinkOptions options_;
+  const std::shared_ptr<kit::Refusals> refusals_;
   const std::size_t max_greetings_;
   mutable std::mutex mutex_;  ///< Guards all below, the state of the sockets included.
   asio::ip::tcp::acceptor acceptor_;

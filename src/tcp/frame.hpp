@@ -86,6 +86,7 @@ struct Frame {
   std::vector<std::byte> notification;
   FrameTrailer trailer;
   bool unwritable = false;  ///< The memory that the payload was for can't be written.
+  bool overfull = false;    ///< There was no room for its descriptors; they have been thrown away.
 };
 
 // Bounds that both sides keep, so that each can hold the other to them.

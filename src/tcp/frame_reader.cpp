@@ -8,7 +8,8 @@
 namespace kvferry::tcp {
 namespace {
 
-/// Descriptors are received in portions, so that memory grows with what a peer sends, not with what it announces.
+/// Descriptors are received in portions, the first one of this many and each further one as large as all before, so that memory
+/// grows with what a peer sends, not with what it announces.
 constexpr std::size_t descriptor_portion = 4096;
 /// A frame may have a million descriptors; what an idle connection keeps is enough for the usual ones.
 constexpr std::size_t entries_kept = 1024;
@@ -57,6 +58,7 @@ std::size_t FrameReader::prepare_page(std::span<iovec> out) {
 }
 
 std::error_code FrameReader::commit(std::size_t count, FrameSink& sink) {
+  progress_.bytes += count;
   if (discard_ != 0) {
     discard_ -= count;
   } else {
@@ -153,8 +155,8 @@ std::error_code FrameReader::advance(FrameSink& sink) {
     switch (state_) {
       case State::header: break;
       case State::descriptors:
-        if (frame_.descriptors.size() < frame_.header.count) {
-          want_descriptors();
+        if (frame_.descriptors.size() < frame_.header.count && !frame_.overfull) {
+          want_descriptors(sink);
         } else {
           ec = enter(State::payload, sink);
         }
@@ -167,6 +169,7 @@ std::error_code FrameReader::advance(FrameSink& sink) {
         }
         [[fallthrough]];
       case State::trailer:
+        ++progress_.frames;
         ec = sink.end_frame(frame_);
         state_ = State::header;
         release_excess(frame_.descriptors);
@@ -181,9 +184,19 @@ std::error_code FrameReader::advance(FrameSink& sink) {
   }
 }
 
-void FrameReader::want_descriptors() {
+void FrameReader::want_descriptors(FrameSink& sink) {
   const std::size_t have = frame_.descriptors.size();
-  const std::size_t portion = std::min<std::size_t>(frame_.header.count - have, descriptor_portion);
+  const std::size_t rest = frame_.header.count - have;
+  const std::size_t portion = std::min(rest, std::max(have, descriptor_portion));
+  if (have != 0 && !sink.take_memory(portion * sizeof(Descriptor))) {
+    frame_.overfull = true;
+    std::vector<Descriptor>().swap(frame_.descriptors);
+    destinations_.clear();
+    head_ = 0;
+    discard_ = rest * sizeof(Descriptor);
+    return;
+  }
+  frame_.descriptors.reserve(have + portion);
   frame_.descriptors.resize(have + portion);
   destinations_.assign(1, {frame_.descriptors.data() + have, portion * sizeof(Descriptor)});
   head_ = 0;
@@ -199,9 +212,10 @@ std::error_code FrameReader::enter(State state, FrameSink& sink) {
     case State::descriptors:
       frame_.trailer = {};
       frame_.unwritable = false;
+      frame_.overfull = false;
       frame_.descriptors.clear();
       if (frame_.header.count != 0) {
-        want_descriptors();
+        want_descriptors(sink);
       }
       break;
     case State::payload: {

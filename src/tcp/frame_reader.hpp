@@ -21,6 +21,12 @@ class FrameSink {
   virtual ~FrameSink() = default;
   /// A header has arrived: checks what bounds memory, before any is set aside.
   [[nodiscard]] virtual std::error_code check_header(const FrameHeader& header) = 0;
+  /// The frame's descriptors are about to take up so many bytes more than those of a usual frame. @return false to have all
+  /// of them thrown away: see `Frame::overfull`.
+  [[nodiscard]] virtual bool take_memory(std::size_t bytes) {
+    (void)bytes;
+    return true;
+  }
   /// Descriptors have arrived: appends where the payload is to go, `header.payload_bytes` in all, or nothing to have it
   /// thrown away.
   [[nodiscard]] virtual std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) = 0;
@@ -54,6 +60,15 @@ class FrameReader {
   /// Says that `count` bytes were read into what `prepare` returned (or were thrown away).
   [[nodiscard]] std::error_code commit(std::size_t count, FrameSink& sink);
 
+  /// Whether some of a frame has come, and not all of it.
+  [[nodiscard]] bool within_frame() const noexcept { return state_ != State::header || begin_ != end_; }
+  /// How much has come since the connection began.
+  struct Progress {
+    std::uint64_t frames = 0;
+    std::uint64_t bytes = 0;
+  };
+  [[nodiscard]] const Progress& progress() const noexcept { return progress_; }
+
   /// Has the rest of the payload that is being received thrown away: its destinations are not touched any more.
   void abandon_payload();
   /// The first of the destinations can't be written. @return false if it is no payload's.
@@ -66,7 +81,7 @@ class FrameReader {
   [[nodiscard]] bool fill_from_buffer();
   [[nodiscard]] bool copy_payload_from_buffer();
   [[nodiscard]] std::error_code enter(State state, FrameSink& sink);
-  void want_descriptors();
+  void want_descriptors(FrameSink& sink);
   [[nodiscard]] bool destinations_full() const noexcept { return head_ == destinations_.size() && discard_ == 0; }
   void advance_destinations(std::size_t count);
 
@@ -78,6 +93,7 @@ class FrameReader {
   ReadAhead buffer_;
   std::size_t begin_ = 0;
   std::size_t end_ = 0;
+  Progress progress_;
 };
 
 }  // namespace kvferry::tcp

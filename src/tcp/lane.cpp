@@ -42,6 +42,9 @@ constexpr std::size_t round_cost = 1024;
 /// An operation that timed out in less than this says nothing about its connection.
 constexpr std::chrono::seconds least_silence{1};
 
+/// What a peer within a frame sends at least in the time that it has for that.
+constexpr std::uint64_t least_progress = std::uint64_t{64} << 10;
+
 std::string address(const asio::ip::tcp::endpoint& endpoint) {
   auto ip = endpoint.address();
   if (ip.is_v6() && ip.to_v6().is_v4_mapped()) {
@@ -111,7 +114,8 @@ Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Op
       drain_timer_(executor_),
       protocol_(std::move(host), options_.buffers ? options_.buffers->take()
                                                   : ReadAhead::unprotected(FrameReader::read_ahead)),
-      owner_(std::move(owner)) {}
+      owner_(std::move(owner)),
+      frame_timer_(executor_) {}
 
 template <class Change>
 void Lane::change(Change change_engine, std::size_t budget) {
@@ -355,6 +359,7 @@ bool Lane::move_bytes(std::size_t& budget, Role role) {
   }
   if (!failed_) {
     update_drain_timer();
+    update_frame_timer();
     wait_for_more(role);
   }
   return false;
@@ -390,6 +395,9 @@ void Lane::apply(Inbox taken) {
   if (taken.drain_expired) {
     drain_timer_armed_ = false;
     drain_expired();
+  }
+  if (taken.frame_expired) {
+    frame_expired();
   }
   // What was started before the question came was in the inbox by then at the latest.
   if (fence_asked && !failed_) {
@@ -584,6 +592,38 @@ void Lane::update_drain_timer() {
   });
 }
 
+void Lane::update_frame_timer() {
+  const FrameReader& reader = protocol_.reader();
+  if (frame_watched_ || !reader.within_frame()) {
+    return;
+  }
+  frame_watched_ = reader.progress();
+  frame_timer_.expires_after(options_.frame_timeout);
+  frame_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
+    if (ec != asio::error::operation_aborted) {
+      self->driver_.put([](Inbox& inbox) { inbox.frame_expired = true; });
+      self->drive(turn_bytes);
+    }
+  });
+}
+
+void Lane::frame_expired() {
+  if (failed_) {
+    return;
+  }
+  // It may be this side that hasn't looked.
+  std::size_t unlimited = receive_step_bytes;
+  readable_ = true;
+  (void)receive_step(unlimited);
+  const auto then = *std::exchange(frame_watched_, std::nullopt);
+  const FrameReader& reader = protocol_.reader();
+  const auto& now = reader.progress();
+  if (!failed_ && reader.within_frame() && now.frames == then.frames && now.bytes - then.bytes < least_progress) {
+    fail(errc::connection_lost, remote_ + " stopped within a frame: " + std::to_string(now.bytes - then.bytes) +
+                                    " bytes of it in " + std::to_string(options_.frame_timeout.count()) + " ms");
+  }
+}
+
 void Lane::announce_failure(std::error_code cause) {
   if (auto owner = std::exchange(owner_, {}).lock()) {
     owner->lane_breaking(cause);
@@ -608,6 +648,7 @@ void Lane::end_all(std::error_code cause, std::string why) {
   failure_ = cause;
   failure_why_ = std::move(why);
   drain_timer_.cancel();
+  frame_timer_.cancel();
   protocol_.fail(cause, failure_why_);
 }
 

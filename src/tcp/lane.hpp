@@ -45,6 +45,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
     /// May be null: then memory that goes under the lane ends the process.
     std::shared_ptr<ReadAheadPool> buffers = nullptr;
+    std::chrono::milliseconds frame_timeout{60'000};
   };
 
   /// What a lane belongs to, told when its connection breaks by itself.
@@ -115,11 +116,12 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     bool writable = false;
     bool broken = false;
     bool drain_expired = false;
+    bool frame_expired = false;
     bool rest = false;
 
     [[nodiscard]] bool empty() const noexcept {
       return starts.empty() && stops.empty() && probes.empty() && fences.empty() && !readable && !writable &&
-             !drain_expired && !rest;
+             !drain_expired && !frame_expired && !rest;
     }
   };
 
@@ -155,8 +157,10 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void arm(std::uint32_t events);
   void close_socket();
   void update_drain_timer();
+  void update_frame_timer();
   void stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations);
   void drain_expired();
+  void frame_expired();
   void announce_failure(std::error_code cause);
   void fail(std::error_code cause, std::string why);
   void end_all(std::error_code cause, std::string why);
@@ -182,6 +186,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   std::size_t careful_out_ = 0;  ///< Of the next bytes to send or to receive, these many go a page of memory at a time,
   std::size_t careful_in_ = 0;   ///< until the page is found that isn't there.
   bool drain_timer_armed_ = false;
+  asio::steady_timer frame_timer_;
+  std::optional<FrameReader::Progress> frame_watched_;  ///< What had come when the timer was armed.
   bool running_ = false;
   bool failed_ = false;
   std::error_code failure_;

@@ -97,6 +97,7 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] bool source_failed();
 
   [[nodiscard]] FrameReader& reader() noexcept { return reader_; }
+  [[nodiscard]] const FrameReader& reader() const noexcept { return reader_; }
   /// `count` bytes have come in where the reader wanted them. @return `errc::protocol_violation`, with `violation()`
   /// saying how.
   [[nodiscard]] std::error_code received(std::size_t count);
@@ -182,6 +183,7 @@ class LaneProtocol final : private FrameSink {
 
   // Receiving (lane_protocol_receive.cpp)
   [[nodiscard]] std::error_code check_header(const FrameHeader& header) override;
+  [[nodiscard]] bool take_memory(std::size_t bytes) override { return frame_memory_.take(bytes); }
   [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
   [[nodiscard]] std::error_code end_frame(Frame& frame) override;
   [[nodiscard]] std::error_code region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
@@ -247,7 +249,8 @@ class LaneProtocol final : private FrameSink {
   std::size_t outstanding_reads_ = 0;
   std::vector<Descriptor> scratch_;
 
-  kit::TagMatcher<Post> matcher_;
+  kit::TagMatcher<Post> matcher_{host_};
+  kit::HeldMemory frame_memory_{host_};  ///< Of the frame that is coming in.
   std::uint64_t last_posted_ = 0;
   std::size_t queued_refusals_ = 0;  ///< Of posts beyond the limit.
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;

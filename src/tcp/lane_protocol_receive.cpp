@@ -332,14 +332,15 @@ std::error_code LaneProtocol::end_recv_post(Frame& frame) {
   for (const Descriptor& descriptor : frame.descriptors) {
     post.push_back(descriptor.length);
   }
-  if (matcher_.cost() + matcher_.cost_of(post.size()) > kit::max_posted_cost) {
+  const bool overfull = frame.overfull;
+  frame_memory_.clear();
+  if (overfull || !matcher_.add_post(frame.header.tag, recv, std::move(post))) {
     if (++queued_refusals_ > max_unacknowledged) {
       return violated("recvs posted far beyond the limit");
     }
     tell_recv_aborted(recv, errc::resource_limit);
     return {};
   }
-  matcher_.add_post(frame.header.tag, recv, std::move(post));
   match(frame.header.tag);
   return {};
 }

@@ -108,9 +108,9 @@ class TcpTransferChannel::Impl {
  public:
   explicit Impl(const asio::any_io_executor& io_executor) : executor(io_executor) {}
 
-  void listen() {
+  void listen(std::shared_ptr<kit::Refusals> refusals) {
     const std::string host = options.data_host.empty() ? parse_url(options.peer_init_url).host : options.data_host;
-    acceptor = std::make_shared<tcp::DataAcceptor>(executor, link_options);
+    acceptor = std::make_shared<tcp::DataAcceptor>(executor, link_options, std::move(refusals));
     acceptor->listen(host, options.data_port);
     if (options.advertised_data_address.empty() && !options.data_host.empty() && !HostPort{host, 0}.is_wildcard() &&
         zone_of(host).empty()) {
@@ -144,7 +144,8 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
                          {given.stripe_threshold,
                           std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(),
                                                                 std::chrono::hours(1)),
-                          {bounded(given.drain_timeout), impl_->events, poller(), {}, impl_->buffers},
+                          {bounded(given.drain_timeout), impl_->events, poller(), {}, impl_->buffers,
+                           std::max<std::chrono::milliseconds>(bounded(given.frame_timeout), std::chrono::milliseconds(10))},
                           impl_->traffic},
                          {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
                           given.congestion_control}};
@@ -164,7 +165,7 @@ TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
     impl_->allowed_hosts = std::make_shared<const tcp::AllowedHosts>(given.allowed_hosts);
     tcp::check_congestion_control(given.congestion_control);
     if (!given.peer_init_url.empty()) {
-      impl_->listen();
+      impl_->listen(refusals());
     }
     start();
   } catch (...) {

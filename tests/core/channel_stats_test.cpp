@@ -175,6 +175,7 @@ TEST(Prometheus, TellsOfHandshakesAndPeers) {
   stats.transport = "tcp";
   stats.handshakes = {3, 2, 1, {{errc::timed_out, 4}}, {{errc::page_size_mismatch, 5}}};
   stats.peers = {{"decode \"3\"", true, 2, 7, 1, 4096}, {"gone", false, 1, 0, 0, 0}};
+  stats.refused_strangers = {{errc::resource_limit, 8}};
   stats.pending_notifications = 6;
   const auto samples = read_by_prometheus(to_prometheus(stats));
   for (const std::string sample : {
@@ -184,6 +185,7 @@ TEST(Prometheus, TellsOfHandshakesAndPeers) {
            "counter kvferry_handshakes_total {category='',cause='',direction='in',transport='tcp'} 2.0",
            "counter kvferry_handshakes_total "
            "{category='kvferry',cause='page_size_mismatch',direction='in',transport='tcp'} 5.0",
+           "counter kvferry_refused_strangers_total {category='kvferry',cause='resource_limit',transport='tcp'} 8.0",
            "counter kvferry_reconnects_total {transport='tcp'} 1.0",
            "gauge kvferry_pending_notifications {transport='tcp'} 6.0",
            "gauge kvferry_peer_connected {peer='decode \"3\"',transport='tcp'} 1.0",

@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <asio/buffer.hpp>
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
+#include <asio/write.hpp>
 
+#include <algorithm>
 #include <array>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
 
+#include <kvferry/kit/refusals.hpp>
 #include <kvferry/url.hpp>
 
 #include "core/handshake_fixture.hpp"
@@ -28,7 +34,21 @@ class HandshakeGateTest : public HandshakeFixture {
     return socket;
   }
 
+  /// A service that tells what it turns away.
+  HandshakeService::Options telling() {
+    auto options = listening();
+    options.refusals = refusals_;
+    return options;
+  }
+
   asio::io_context io_;
+  std::vector<std::string> records_;
+  std::mutex records_mutex_;
+  std::shared_ptr<kit::Refusals> refusals_ =
+      std::make_shared<kit::Refusals>(std::make_shared<kit::Logger>([this](const LogRecord& record) {
+        const std::lock_guard lock(records_mutex_);
+        records_.push_back(to_string(record));
+      }));
 };
 
 TEST_F(HandshakeGateTest, WhatIsTooLargeButNotByFarIsAnsweredWithBothSizes) {
@@ -59,7 +79,13 @@ TEST_F(HandshakeGateTest, WhatAPeerCallsItselfTakesNobodysAnswers) {
 }
 
 TEST_F(HandshakeGateTest, ConnectionsThatSayNothingGiveWay) {
-  const HandshakeService service(listening(), handler());
+  rlimit descriptors{};
+  ::getrlimit(RLIMIT_NOFILE, &descriptors);
+  rlimit few = descriptors;
+  few.rlim_cur = 600;  // how many connections there may be goes by that
+  ::setrlimit(RLIMIT_NOFILE, &few);
+  const HandshakeService service(telling(), handler());
+  ::setrlimit(RLIMIT_NOFILE, &descriptors);
   std::vector<asio::ip::tcp::socket> silent;
   for (int i = 0; i < 400; ++i) {
     silent.push_back(stranger(service));
@@ -69,6 +95,44 @@ TEST_F(HandshakeGateTest, ConnectionsThatSayNothingGiveWay) {
   asio::error_code ec;
   EXPECT_EQ(silent.front().read_some(asio::buffer(nothing), ec), 0U);
   EXPECT_TRUE(ec == asio::error::eof || ec == asio::error::connection_reset) << ec.message();
+
+  std::uint64_t made_room = 0;
+  for (const auto& [cause, count] : refusals_->snapshot()) {
+    made_room += cause == errc::resource_limit ? count : 0;
+  }
+  EXPECT_GT(made_room, 10U);
+  const std::lock_guard lock(records_mutex_);
+  EXPECT_EQ(std::ranges::count_if(records_,
+                                  [](const std::string& record) {
+                                    return record.find("warning stranger_refused peer \"127.0.0.1\"") != std::string::npos;
+                                  }),
+            10)
+      << "no more of them in ten seconds";
+}
+
+TEST_F(HandshakeGateTest, WhatIsNoZeroMqIsCountedAndLogged) {
+  const HandshakeService service(telling(), handler());
+  auto socket = stranger(service);
+  asio::write(socket, asio::buffer(std::string("GET / HTTP/1.1\r\n\r\n")));
+  std::array<char, 64> nothing;
+  asio::error_code ec;
+  EXPECT_EQ(socket.read_some(asio::buffer(nothing), ec), 0U);
+  // Nor is this a side message.
+  auto peer = connected(zmq::socket_type::req, service);
+  EXPECT_EQ(decode_side_message<SideMessageError>(peer.exchange(Bytes(10))).code,
+            static_cast<std::int64_t>(errc::malformed_message));
+
+  std::vector<std::error_code> causes;
+  for (const auto& [cause, count] : refusals_->snapshot()) {
+    causes.push_back(cause);
+    EXPECT_EQ(count, 1U);
+  }
+  std::vector<std::error_code> expected{errc::protocol_violation, errc::malformed_message};
+  std::ranges::sort(expected);
+  EXPECT_EQ(causes, expected);
+  const std::lock_guard lock(records_mutex_);
+  ASSERT_EQ(records_.size(), 2U);
+  EXPECT_NE(records_.front().find("info stranger_refused"), std::string::npos) << records_.front();
 }
 
 TEST_F(HandshakeGateTest, AMessageWithoutEndIsNotStored) {

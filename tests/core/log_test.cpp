@@ -11,7 +11,12 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <mutex>
+#include <regex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -228,6 +233,44 @@ TEST_F(ProcessSink, GetsWhatHasNoSinkOfItsOwn) {
   ASSERT_EQ(kept.size(), 1U);
   EXPECT_EQ(kept[0].event, "one");
   EXPECT_EQ(own.taken().size(), 1U);
+}
+
+std::string content_of(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// The names that a file has in calls of `log`, before the function that makes the text.
+void add_events_in(const std::string& source, std::set<std::string>& events) {
+  const std::regex name("\"([a-z]+(_[a-z]+)+)\"");
+  for (auto call = source.find("log("); call != std::string::npos; call = source.find("log(", call + 1)) {
+    const auto text = source.find('[', call);
+    if (text == std::string::npos || source.find(';', call) < text) {
+      continue;
+    }
+    const std::string arguments = source.substr(call, text - call);
+    for (std::sregex_iterator it(arguments.begin(), arguments.end(), name); it != std::sregex_iterator(); ++it) {
+      events.insert((*it)[1]);
+    }
+  }
+}
+
+TEST(LogEvents, AreThoseThatTheGuideLists) {
+  const std::filesystem::path project = std::filesystem::path(KVFERRY_TEST_DATA_DIR).parent_path();
+  std::set<std::string> used;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(project / "src")) {
+    if (entry.path().extension() == ".cpp" || entry.path().extension() == ".hpp") {
+      add_events_in(content_of(entry.path()), used);
+    }
+  }
+  std::set<std::string> listed;
+  const std::string guide = content_of(project / "docs/guide.md");
+  const std::regex row("\n\\| `([a-z_]+)` \\| (debug|info|warning|error) \\|");
+  for (std::sregex_iterator it(guide.begin(), guide.end(), row); it != std::sregex_iterator(); ++it) {
+    listed.insert((*it)[1]);
+  }
+  EXPECT_GT(used.size(), 10U);
+  EXPECT_EQ(used, listed);
 }
 
 TEST_F(ProcessSink, MayBeReplacedWhileItIsUsed) {

@@ -6,9 +6,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <cstring>
 #include <deque>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <zmq.hpp>
@@ -17,6 +20,7 @@
 #include <kvferry/tcp_transfer_channel.hpp>
 
 #include "core/kit/init_messages.hpp"
+#include "tcp/frame.hpp"
 #include "tcp/hello.hpp"
 
 namespace kvferry::hostile {
@@ -223,9 +227,171 @@ void notifications(const Target& target) {
   }
 }
 
+/// Pads what a stranger calls himself.
+void long_ids(const Target& target) {
+  Dealer dealer(target);
+  for (std::uint64_t i = 0;; ++i) {
+    dealer.send_request(init_question(std::string(48'000, 'x') + std::to_string(i)));
+    dealer.forget_answers();
+  }
+}
+
+/// A whole handshake, and a connection that is as good as a peer's. @return -1 if it came to nothing.
+int link_as(zmq::context_t& context, const Target& target, const std::string& id) {
+  zmq::socket_t socket(context, zmq::socket_type::req);
+  socket.set(zmq::sockopt::linger, 0);
+  socket.set(zmq::sockopt::rcvtimeo, 5'000);
+  socket.connect("tcp://127.0.0.1:" + std::to_string(target.init_port));
+  const SideMessage question = init_question(id);
+  socket.send(zmq::buffer(question.encoded().data(), question.encoded().size()));
+  zmq::message_t frame;
+  if (!socket.recv(frame)) {
+    return -1;
+  }
+  std::error_code ec;
+  const auto answer =
+      parse_side_message(std::span(static_cast<const std::byte*>(frame.data()), frame.size()), ec);
+  if (ec || !answer.is<kit::InitAnswer>()) {
+    return -1;
+  }
+  const auto accepted = decode_side_message<kit::InitAnswer>(answer);
+  const auto endpoint = parse_side_message(accepted.endpoint, ec);
+  if (ec) {
+    return -1;
+  }
+  tcp::Hello hello;
+  hello.lane_count = 1;
+  hello.incarnation = decode_side_message<kit::InitQuestion>(question).incarnation;
+  const auto secret = decode_side_message<tcp::AcceptEndpoint>(endpoint).dial_secret;
+  std::ranges::copy(secret, hello.secret.begin());
+  const int data = connect_to(target.data_port);
+  tcp::Hello welcome;
+  if (::send(data, &hello, sizeof(hello), MSG_NOSIGNAL) != ssize_t{sizeof(hello)} ||
+      ::recv(data, &welcome, sizeof(welcome), MSG_WAITALL) != ssize_t{sizeof(welcome)}) {
+    ::close(data);
+    return -1;
+  }
+  return data;
+}
+
+/// Becomes many peers, which say something once and then nothing, and begins anew when it has many connections.
+void become_peers(const Target& target, std::span<const std::byte> says) {
+  constexpr std::size_t links_held = 200;
+  zmq::context_t context;
+  std::deque<int> held;
+  for (std::uint64_t i = 0;; ++i) {
+    const int link = link_as(context, target, "stranger-" + std::to_string(i));
+    if (link == -1) {
+      continue;
+    }
+    for (std::size_t sent = 0; sent < says.size();) {
+      const ssize_t part = ::send(link, says.data() + sent, says.size() - sent, MSG_NOSIGNAL);
+      if (part <= 0) {
+        break;
+      }
+      sent += static_cast<std::size_t>(part);
+    }
+    held.push_back(link);
+    if (held.size() == links_held) {
+      ::close(held.front());
+      held.pop_front();
+    }
+  }
+}
+
+void idle_peers(const Target& target) { become_peers(target, {}); }
+
+tcp::FrameHeader recv_post(std::uint32_t buffers) {
+  tcp::FrameHeader header;
+  header.type = tcp::FrameType::recv_post;
+  header.operation = 1;
+  header.tag = 7;
+  header.count = buffers;
+  return header;
+}
+
+void half_a_frame(const Target& target) {
+  const tcp::FrameHeader header = recv_post(1);
+  become_peers(target, std::as_bytes(std::span(&header, 1)));
+}
+
+void half_a_recv(const Target& target) {
+  std::vector<std::byte> bytes(sizeof(tcp::FrameHeader) + (std::size_t{1} << 20) * sizeof(tcp::Descriptor) - 1);
+  const tcp::FrameHeader header = recv_post(std::uint32_t{1} << 20);
+  std::memcpy(bytes.data(), &header, sizeof(header));
+  become_peers(target, bytes);
+}
+
+void recvs(const Target& target) {
+  zmq::context_t context;
+  const int link = link_as(context, target, "receiver");
+  std::vector<std::byte> bytes;
+  for (std::uint64_t next = 1;;) {
+    bytes.clear();
+    for (int i = 0; i < 256; ++i) {
+      tcp::FrameHeader header = recv_post(1);
+      header.operation = next++;
+      const tcp::Descriptor buffer{0, 4096};
+      const auto append = [&](std::span<const std::byte> part) { bytes.insert(bytes.end(), part.begin(), part.end()); };
+      append(std::as_bytes(std::span(&header, 1)));
+      append(std::as_bytes(std::span(&buffer, 1)));
+    }
+    (void)::send(link, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    std::array<std::byte, 1 << 16> answers;
+    while (::recv(link, answers.data(), answers.size(), MSG_DONTWAIT) > 0) {
+    }
+  }
+}
+
+void tiny_notifications(const Target& target) {
+  TcpTransferChannel channel(TcpOptions{});
+  const std::string url = "tcp://127.0.0.1:" + std::to_string(target.init_port);
+  const std::vector<std::byte> memory(1);
+  const std::vector<std::byte> note(1);
+  const std::vector<std::uint64_t> last_page{63};
+  for (;;) {
+    std::error_code ec;
+    channel.lazy_init_peer_connection("notifier", "hub", url, {}, {}, ec);
+    channel.batched_write({ConstBuffer(memory.data(), memory.size())},
+                          {.peer_id = "hub", .remote_indexes = last_page, .notification = note}, ec);
+  }
+}
+
+/// As `hold_connections`, with a byte at a time.
+void slow_bytes(const Target& target) {
+  std::string says("\xFF\0\0\0\0\0\0\0\1\x7F\3\0NULL", 16);
+  says.resize(64);
+  says += std::string("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
+  constexpr std::size_t connections = 300;
+  std::vector<std::pair<int, std::size_t>> held;
+  for (std::size_t next = 0;; ++next) {
+    if (held.size() < connections) {
+      held.emplace_back(connect_to(target.init_port), 0);
+    }
+    auto& [socket, said] = held[next % held.size()];
+    if (::send(socket, &says[said % says.size()], 1, MSG_NOSIGNAL | MSG_DONTWAIT) != 1) {
+      ::close(socket);
+      socket = connect_to(target.init_port);
+      said = 0;
+      continue;
+    }
+    ++said;
+    ::usleep(500);
+  }
+}
+
+/// Speaks ZeroMQ as far as to be understood, and then says nothing.
+void idle_handshakes(const Target& target) {
+  std::string says("\xFF\0\0\0\0\0\0\0\1\x7F\3\0NULL", 16);
+  says.resize(64);
+  says += std::string("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
+  hold_connections(target.init_port, says);
+}
+
 constexpr std::array all{
     NamedAttack{"InitRequests", "init requests, each under a new id", init_requests},
     NamedAttack{"InitRequestsOfOneId", "init requests under one id", init_requests_of_one_id},
+    NamedAttack{"LongIds", "init requests with ids of 48 KB", long_ids},
     NamedAttack{"Oversized", "messages of 1 MiB", oversized},
     NamedAttack{"ManyValues", "messages of 60,000 values that nobody asked for", many_values},
     NamedAttack{"UnfinishedParts", "a message of 64 KiB parts without end", unfinished_parts},
@@ -233,11 +399,18 @@ constexpr std::array all{
     NamedAttack{"AnswersUnread", "requests whose answers nobody reads", answers_unread},
     NamedAttack{"HalfOpen", "700 connections to the handshake's port that say nothing", half_open},
     NamedAttack{"HalfAGreeting", "700 that stop within ZeroMQ's greeting", half_a_greeting},
+    NamedAttack{"IdleHandshakes", "700 that say nothing after ZeroMQ's greeting", idle_handshakes},
+    NamedAttack{"SlowBytes", "300 that say a byte at a time", slow_bytes},
     NamedAttack{"NoZeroMq", "700 that speak HTTP", no_zeromq},
     NamedAttack{"NoHello", "700 connections to the data port that stop within their hello", no_hello},
     NamedAttack{"LyingHello", "700 with a hello that nobody expects", lying_hello},
     NamedAttack{"SideMessages", "side messages for a slow handler", side_messages},
     NamedAttack{"Notifications", "notifications of 60 KiB that nobody takes", notifications},
+    NamedAttack{"TinyNotifications", "notifications of one byte that nobody takes", tiny_notifications},
+    NamedAttack{"IdlePeers", "200 strangers that become peers and then say nothing", idle_peers},
+    NamedAttack{"HalfAFrame", "200 that become peers and stop within a frame", half_a_frame},
+    NamedAttack{"HalfARecv", "200 that become peers and stop within a recv of 2^20 buffers", half_a_recv},
+    NamedAttack{"Recvs", "recvs without end that nobody meets", recvs},
 };
 
 }  // namespace

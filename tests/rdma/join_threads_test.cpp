@@ -12,9 +12,10 @@ namespace kvferry::rdma {
 namespace {
 
 constexpr std::chrono::seconds long_enough{60};
+constexpr kit::SideMessageQueue::Bounds bounds{100'000, 10'000};
 
 TEST(JoinThreads, OneThatTakesItsTimeDelaysNoOther) {
-  JoinThreads threads;
+  JoinThreads threads(bounds);
   std::latch absent(1);
   std::latch blocked(JoinThreads::most - 1);
   for (std::size_t i = 0; i + 1 < JoinThreads::most; ++i) {
@@ -33,7 +34,7 @@ TEST(JoinThreads, OneThatTakesItsTimeDelaysNoOther) {
 }
 
 TEST(JoinThreads, WhatWaitsIsRunBeforeClosingAndLaterOnesInsideTheCall) {
-  JoinThreads threads;
+  JoinThreads threads(bounds);
   std::atomic<int> ran{0};
   for (int i = 0; i < 1000; ++i) {
     threads.run([&] { ++ran; });
@@ -44,6 +45,35 @@ TEST(JoinThreads, WhatWaitsIsRunBeforeClosingAndLaterOnesInsideTheCall) {
   threads.run([&] { where = std::this_thread::get_id(); });
   EXPECT_EQ(where, std::this_thread::get_id());
   threads.close();
+}
+
+TEST(JoinThreads, WhatStrangersLeaveWaitingIsBoundedAndSourcesTakeTurns) {
+  JoinThreads threads(bounds);
+  std::latch absent(1);
+  std::latch blocked(JoinThreads::most);
+  for (std::size_t i = 0; i < JoinThreads::most; ++i) {
+    threads.run([&] {
+      blocked.count_down();
+      absent.wait();
+    });
+  }
+  blocked.wait();
+  std::atomic<int> greedy{0};
+  int taken = 0;
+  while (threads.run_for("greedy", 500, [&] { ++greedy; })) {
+    ++taken;
+    ASSERT_LT(taken, 1000);
+  }
+  EXPECT_GT(taken, 1);
+  std::promise<void> modest;
+  ASSERT_TRUE(threads.run_for("modest", 500, [&] { modest.set_value(); }));
+  std::promise<void> own;
+  threads.run([&] { own.set_value(); });
+  absent.count_down();
+  EXPECT_EQ(modest.get_future().wait_for(long_enough), std::future_status::ready);
+  EXPECT_EQ(own.get_future().wait_for(long_enough), std::future_status::ready);
+  threads.close();
+  EXPECT_EQ(greedy, taken);
 }
 
 }  // namespace

@@ -314,6 +314,22 @@ TEST_F(RailProtocolTest, Line11_SenselessMessagesAreViolations) {
   }
 }
 
+TEST_F(RailProtocolTest, Line11_ARecvThatIsComingInTakesUpMemoryOfItsPeers) {
+  const std::size_t in_a_message = (small_message - sizeof(MessageHeader)) / sizeof(PostedBuffer);
+  const auto outcome = std::make_shared<Outcome>();
+  a.start(paired(TransferKind::recv, cut(a, 3 * in_a_message, 8), 1), outcome);
+  while (b.host->memory_taken == 0 && (step(a, b) || !b.arrived.empty())) {
+    receive(b);
+  }
+  EXPECT_GT(b.host->memory_taken, 0U);
+  EXPECT_EQ(outcome->calls, 0);
+  b.host->memory_limit = 2 * in_a_message * sizeof(PostedBuffer);
+  run();
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_EQ(outcome->ec, errc::resource_limit);
+  EXPECT_EQ(b.host->memory_taken, 0U);
+}
+
 TEST_F(RailProtocolTest, Line11_SentObjectsAreHeldToTheirBuffers) {
   const std::vector<std::uint64_t> entries{
       5000,                                      // more than the buffer holds

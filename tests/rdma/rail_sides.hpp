@@ -47,7 +47,17 @@ class Host final : public kit::LinkHost {
     return true;
   }
   void link_failed(const kit::Link&, std::error_code) override {}
+  [[nodiscard]] bool take_memory(std::size_t bytes) override {
+    if (bytes > memory_limit - memory_taken) {
+      return false;
+    }
+    memory_taken += bytes;
+    return true;
+  }
+  void give_back_memory(std::size_t bytes) noexcept override { memory_taken -= bytes; }
 
+  std::size_t memory_limit = std::size_t{1} << 30;
+  std::size_t memory_taken = 0;
   std::vector<std::vector<std::byte>> notifications;
 
  private:

@@ -68,6 +68,14 @@ TEST(DataConnections, StrangersAreRefusedAndDisturbNobody) {
   Intruder silent(port);
   EXPECT_TRUE(silent.closed_without_a_word());
 
+  std::uint64_t senseless = 0;
+  std::uint64_t late = 0;
+  for (const auto& [cause, count] : b.channel->stats().refused_strangers) {
+    (cause == errc::timed_out ? late : senseless) += count;
+  }
+  EXPECT_EQ(senseless, 2U);
+  EXPECT_EQ(late, 1U);
+
   EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
 }
 

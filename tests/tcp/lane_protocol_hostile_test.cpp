@@ -194,6 +194,44 @@ TEST(LaneProtocol, Line11_RefusalsOfPostedRecvsAreBoundedToo) {
   EXPECT_EQ(ec, errc::protocol_violation);
 }
 
+TEST(LaneProtocol, Line11_ARecvThatIsComingInTakesUpMemoryOfItsPeers) {
+  const std::vector<Descriptor> many(kit::max_paired_objects, Descriptor{0, 16});
+  const auto host = [] {
+    Side side;
+    const std::vector<Descriptor> half(kit::max_paired_objects / 2);
+    EXPECT_FALSE(side.feed(frame_bytes(header(FrameType::recv_post, kit::max_paired_objects), half)));
+    EXPECT_GE(side.host->memory_taken, half.size() * sizeof(Descriptor) - (std::size_t{64} << 10));
+    EXPECT_LE(side.host->memory_taken, 2 * half.size() * sizeof(Descriptor));
+    return side.host;
+  }();
+  EXPECT_EQ(host->memory_taken, 0U) << "the connection is gone";
+
+  Side side;
+  side.host->memory_limit = std::size_t{1} << 20;
+  auto made = header(FrameType::recv_post, kit::max_paired_objects);
+  for (const std::size_t step : {std::size_t{100'000}, std::size_t{1} << 20}) {
+    ASSERT_FALSE(side.feed(frame_bytes(made, many), step));
+    EXPECT_LE(side.host->most_memory_taken, side.host->memory_limit);
+    EXPECT_EQ(side.host->memory_taken, 0U);
+    const auto answer = side.take(4096);
+    ASSERT_EQ(answer.size(), sizeof(FrameHeader));
+    FrameHeader abort;
+    std::memcpy(&abort, answer.data(), sizeof(abort));
+    EXPECT_EQ(abort.type, FrameType::send_abort);
+    EXPECT_EQ(abort.operation, made.operation);
+    EXPECT_EQ(static_cast<errc>(abort.status), errc::resource_limit);
+    ++made.operation;
+  }
+  // There is room for a smaller one, until a send has met it.
+  made.count = 1;
+  ASSERT_FALSE(side.feed(frame_bytes(made, std::span(many).first(1))));
+  EXPECT_TRUE(side.take(4096).empty());
+  EXPECT_GT(side.host->memory_taken, 0U);
+  const auto outcome = std::make_shared<Outcome>();
+  side.start(request(TransferKind::send, {side.page_at(0, 16)}), outcome);
+  EXPECT_EQ(side.host->memory_taken, 0U);
+}
+
 TEST(LaneProtocol, Line11_ARecvIsPostedOnceAndNotUnderZero) {
   const Descriptor buffer{0, 16};
   for (const std::uint64_t second : {0U, 1U, 7U}) {

@@ -243,6 +243,79 @@ TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
   EXPECT_GT(writing.traffic->sent.load(), sent) << "an I/O thread goes on";
 }
 
+/// A lane whose peer says what a test has it say, and what becomes of it.
+struct StrangersLane {
+  struct Owner final : Lane::Owner {
+    void lane_breaking(std::error_code cause) override { breaks = cause; }
+    void lane_broken(std::error_code, const std::string& cause) override { why = cause; }
+    std::error_code breaks;
+    std::string why;
+  };
+
+  explicit StrangersLane(std::chrono::milliseconds timeout) : frame_timeout(timeout) { lane->run({}); }
+  StrangersLane(const StrangersLane&) = delete;
+  StrangersLane& operator=(const StrangersLane&) = delete;
+  ~StrangersLane() {
+    lane->shut(errc::closed, "the test ends it");
+    lane->disconnect();
+    context.poll();
+  }
+
+  /// Until the lane has got it.
+  void say(std::span<const std::byte> bytes) {
+    const std::uint64_t expected = traffic->received + bytes.size();
+    asio::write(connection.far, asio::buffer(bytes.data(), bytes.size()));
+    while (traffic->received < expected && !owner->breaks) {
+      context.run_one();
+    }
+  }
+
+  const std::chrono::milliseconds frame_timeout;
+  asio::io_context context;
+  Connection connection{context};
+  std::shared_ptr<Host> host = std::make_shared<Host>(std::vector<MemoryRegion>{});
+  std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
+  std::shared_ptr<Owner> owner = std::make_shared<Owner>();
+  std::shared_ptr<Lane> lane = std::make_shared<Lane>(
+      std::move(connection.near), host,
+      Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}, traffic, nullptr,
+                    frame_timeout},
+      owner);
+};
+
+TEST(Lane, APeerThatStopsWithinAFrameIsGivenUp) {
+  FrameHeader post;
+  post.type = FrameType::recv_post;
+  post.operation = 1;
+  post.count = kit::max_paired_objects;
+  const auto header = std::as_bytes(std::span(&post, 1));
+  for (const std::size_t said : {std::size_t{1}, header.size()}) {
+    SCOPED_TRACE(said);
+    StrangersLane stranger(std::chrono::milliseconds(20));
+    stranger.say(header.first(said));
+    EXPECT_FALSE(stranger.owner->breaks);
+    const auto until = kit::Clock::now() + std::chrono::seconds(30);
+    while (stranger.owner->why.empty() && kit::Clock::now() < until) {
+      stranger.context.run_one_until(until);
+    }
+    EXPECT_EQ(stranger.owner->breaks, errc::connection_lost);
+    EXPECT_NE(stranger.owner->why.find("stopped within a frame"), std::string::npos) << stranger.owner->why;
+  }
+}
+
+TEST(Lane, APeerThatEndsItsFramesIsKeptHoweverLongItPausesBetweenThem) {
+  FrameHeader notify;
+  notify.type = FrameType::notify;
+  notify.operation = 1;
+  const auto frame = testing::frame_bytes(notify);
+  const auto bytes = std::span(frame);
+  StrangersLane stranger(std::chrono::seconds(3));  // far longer than it takes to say the rest
+  stranger.say(bytes.first(10));
+  stranger.say(bytes.subspan(10));
+  stranger.context.run_for(stranger.frame_timeout + std::chrono::milliseconds(100));  // by then the timer has run
+  EXPECT_FALSE(stranger.owner->breaks) << stranger.owner->why;
+}
+
 TEST(Lane, ACallerWhoWaitsSendsWholeFrames) {
   WritingLane writing;
   const auto socket = writing.lane->begin_leading();

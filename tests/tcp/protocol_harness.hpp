@@ -36,10 +36,22 @@ class Host final : public kit::LinkHost {
     return true;
   }
   void link_failed(const kit::Link&, std::error_code) override { ++failures; }
+  [[nodiscard]] bool take_memory(std::size_t bytes) override {
+    if (bytes > memory_limit - memory_taken) {
+      return false;
+    }
+    memory_taken += bytes;
+    most_memory_taken = std::max(most_memory_taken, memory_taken);
+    return true;
+  }
+  void give_back_memory(std::size_t bytes) noexcept override { memory_taken -= bytes; }
 
   std::vector<std::vector<std::byte>> notifications;
   std::size_t notification_limit = 16;
   int failures = 0;
+  std::size_t memory_limit = std::size_t{1} << 30;
+  std::size_t memory_taken = 0;
+  std::size_t most_memory_taken = 0;
 
  private:
   kit::PeerDescription peer_;

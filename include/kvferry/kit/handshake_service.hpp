@@ -9,6 +9,7 @@
 #include <system_error>
 
 #include <kvferry/export.hpp>
+#include <kvferry/kit/refusals.hpp>
 #include <kvferry/side_message.hpp>
 
 namespace kvferry::kit {
@@ -33,6 +34,8 @@ class KVFERRY_EXPORT HandshakeService {
     /// Larger requests of others are answered with an error, those of more than twice that are cut off by ZeroMQ, which
     /// drops their connection; own ones are refused with EMSGSIZE, own answers by a `SideMessageError` in their place.
     std::size_t max_message_bytes = std::size_t{64} << 10;
+    /// Told of whoever is turned away at the port. May be null.
+    std::shared_ptr<Refusals> refusals = nullptr;
   };
 
   /// The one reply to a request. Move-only; may be kept and called later from any thread. If it is destroyed uncalled,

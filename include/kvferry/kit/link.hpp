@@ -111,6 +111,14 @@ class KVFERRY_EXPORT LinkHost {
   [[nodiscard]] virtual std::span<const MemoryRegion> local_regions() const noexcept = 0;
   /// Hands a notification to the channel's user. @return false if the queue is full.
   [[nodiscard]] virtual bool deliver_notification(std::vector<std::byte> payload) = 0;
+  /// The peer is about to take up `bytes` more of this process's memory, with what it posts and nothing here has met yet.
+  /// Whoever takes any gives it back. Thread-safe.
+  /// @return false if that is more than the peer, or all peers of the channel together, may take up; then nothing is taken.
+  [[nodiscard]] virtual bool take_memory(std::size_t bytes) {
+    (void)bytes;
+    return true;
+  }
+  virtual void give_back_memory(std::size_t bytes) noexcept { (void)bytes; }
   /// Has `drop` called once if what is being accepted for this host is no longer wanted, because a newer attempt has taken
   /// its place; at once if that has happened already. `drop` frees what waits for the peer; it may be called with locks of
   /// the channel held and must not call into it. Afterwards the `LinkHandler` needn't be called any more.

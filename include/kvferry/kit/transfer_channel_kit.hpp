@@ -14,6 +14,7 @@
 #include <kvferry/export.hpp>
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/logger.hpp>
+#include <kvferry/kit/refusals.hpp>
 #include <kvferry/kit/poller.hpp>
 
 namespace kvferry::kit {
@@ -65,7 +66,15 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   /// Runs what answers a peer's attempt, `accept` included: here, that is on the handshake thread, on which it must not
   /// block then. A transport whose `accept` may take its time runs it on a thread of its own, and has run all of it when
   /// `stop_listening` returns; later ones it runs inside the call.
-  virtual void run_accept(std::function<void()> answer) { answer(); }
+  /// @param source where the attempt came from: see `HandshakeService::Reply::source`.
+  /// @param bytes that `answer` takes up while it waits.
+  /// @return false if too much waits already, from there or in all: then the peer is told so. `answer` isn't called.
+  [[nodiscard]] virtual bool run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) {
+    (void)source;
+    (void)bytes;
+    answer();
+    return true;
+  }
 
   /// Answers a peer's attempt: returns this side's endpoint and later hands over the link, or why there is none.
   /// Called where `run_accept` runs it. May throw `TransferError` to refuse.
@@ -97,6 +106,8 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
 
   /// What the channel logs through; for the transport's own records. Never null; may be kept for longer than the channel.
   [[nodiscard]] std::shared_ptr<Logger> logger() const;
+  /// What the transport tells of strangers that it turns away. Never null; may be kept for longer than the channel.
+  [[nodiscard]] std::shared_ptr<Refusals> refusals() const;
 
   /// Null if the channel runs on the user's executor.
   [[nodiscard]] std::shared_ptr<Poller> poller() const;

@@ -239,6 +239,34 @@ class PairedTests : public ConformanceBase {
     }
   }
 
+  void RecvsThatTakeUpTooMuchAtThePeer() {
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    NodeSpec spec;
+    spec.options.max_posted_recv_bytes_of_peer = 4096;
+    const auto [a, b] = connected_pair(spec, {});
+    constexpr std::uint64_t many = 100;
+    std::vector<std::shared_ptr<Transfer>> receiving;
+    for (std::uint64_t i = 0; i < many; ++i) {
+      receiving.push_back(start(recv, b, a, b.objects({64}), tagged(i)));
+    }
+    // Too large for what is left of the share, and met by nothing: it ends when all before it have arrived there.
+    EXPECT_EQ(start(recv, b, a, b.objects(std::vector<std::size_t>(1000, 0)), tagged(many))->outcome(),
+              failed(errc::resource_limit));
+    std::size_t refused = 0;
+    for (std::uint64_t i = 0; i < many; ++i) {
+      if (receiving[i]->ended()) {
+        EXPECT_EQ(receiving[i]->outcome(), failed(errc::resource_limit));
+        ++refused;
+      } else {
+        const auto sending = start(send, a, b, a.objects({64}), tagged(i));
+        expect_both(*sending, *receiving[i], done(1));
+      }
+    }
+    EXPECT_GT(refused, 0U);
+    EXPECT_LT(refused, many);
+    expect_usable(a, b);
+  }
+
   void OneLargeObject() {
     KVFERRY_TESTING_REQUIRE(send_recv);
     const std::size_t size = std::size_t{64} << 20;
@@ -256,6 +284,6 @@ class PairedTests : public ConformanceBase {
 KVFERRY_TESTING_SUITE(PairedTest, PairedTests, RecvFirst, SendFirst, FromTheAcceptingSide, BlockingForms,
                       BlockingFormsThrowWithTheCount, BuffersLargerThanTheObjects, ZeroSizedObjects,
                       UnregisteredObjects, BufferTooSmall, CountsThatDiffer, MismatchesHarmNothingInFlight,
-                      OneLargeObject);
+                      RecvsThatTakeUpTooMuchAtThePeer, OneLargeObject);
 
 }  // namespace kvferry::testing

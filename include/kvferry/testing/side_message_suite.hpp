@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -220,6 +222,33 @@ class SideMessageTests : public ConformanceBase {
     slow->close();
   }
 
+  void ClosingWaitsForNoMoreThanTheAnswerThatIsUnderWay() {
+    KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
+    std::binary_semaphore answering(0);
+    std::atomic<int> answered{0};
+    const NodeSpec spec{.answer = [&](const SideMessage&) {
+      if (answered++ == 0) {
+        answering.release();
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));  // a user's, who takes his time
+      return encode_side_message(Reply{"at last"});
+    }};
+    Node& slow = add_node(spec);
+    Node& asking = add_node();
+    std::vector<std::shared_ptr<SideMessageProbe>> exchanges;
+    for (std::uint64_t i = 0; i < 100; ++i) {
+      exchanges.push_back(start_side_message(asking, slow.url(), encode_side_message(Question{"?", i})));
+    }
+    ASSERT_TRUE(answering.try_acquire_for(limit()));
+    const int before = answered;
+    slow->close();
+    EXPECT_LE(answered, before + 1) << "a hundred answers take twenty seconds";
+    asking->close();
+    for (const auto& exchange : exchanges) {
+      (void)exchange->error();  // has ended
+    }
+  }
+
   void ManyAtOnce() {
     KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL();
     const auto [a, b] = pair({.answer = answer_question}, {.answer = answer_question});
@@ -239,6 +268,7 @@ class SideMessageTests : public ConformanceBase {
 KVFERRY_TESTING_SUITE(SideMessageTest, SideMessageTests, LookupUrlWithTheHandshake, NoAnswerWithoutQuestion,
                       LookupUrlThatIsNotConfigured, UnknownTypeIsRefused, NeedsNoConnectionAndMakesNone,
                       ServesPySocketPeers, ErrorsOfTheCall, UsersOwnAnswers, ExceptionsOfTheUsersAnswerBecomeErrors,
-                      SlowAnswerDelaysNoHandshakeAndNoTransfer, AskerMayCloseWhileWaiting, ManyAtOnce);
+                      SlowAnswerDelaysNoHandshakeAndNoTransfer, AskerMayCloseWhileWaiting,
+                      ClosingWaitsForNoMoreThanTheAnswerThatIsUnderWay, ManyAtOnce);
 
 }  // namespace kvferry::testing

@@ -120,11 +120,11 @@ struct PeerDirectory::Expiry final : Expirable {
 
 class PeerDirectory::Host final : public LinkHost {
  public:
-  Host(std::weak_ptr<PeerDirectory> directory, std::shared_ptr<NotificationQueue> notifications,
-       std::span<const MemoryRegion> regions, PeerDescription peer)
-      : directory_(std::move(directory)),
-        notifications_(std::move(notifications)),
-        regions_(regions.begin(), regions.end()),
+  Host(PeerDirectory& directory, PeerDescription peer)
+      : directory_(directory.weak_from_this()),
+        notifications_(directory.notifications_),
+        posted_(directory.posted_),
+        regions_(directory.options_.regions),
         peer_(std::make_shared<const PeerDescription>(std::move(peer))) {}
 
   [[nodiscard]] const PeerDescription& peer() const noexcept override { return *peer_; }
@@ -133,6 +133,9 @@ class PeerDirectory::Host final : public LinkHost {
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
     return notifications_->push({peer_->id, std::move(payload), peer_->incarnation});
   }
+
+  [[nodiscard]] bool take_memory(std::size_t bytes) override { return posted_.take(bytes); }
+  void give_back_memory(std::size_t bytes) noexcept override { posted_.give_back(bytes); }
 
   void link_failed(const Link& link, std::error_code cause) override {
     failed_ = true;
@@ -174,6 +177,7 @@ class PeerDirectory::Host final : public LinkHost {
  private:
   const std::weak_ptr<PeerDirectory> directory_;
   const std::shared_ptr<NotificationQueue> notifications_;
+  PostedMemory::Share posted_;
   const std::vector<MemoryRegion> regions_;
   const std::shared_ptr<const PeerDescription> peer_;
   std::atomic<bool> failed_{false};

@@ -230,7 +230,7 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
     }
   }
   auto host = std::make_shared<Host>(
-      weak_from_this(), notifications_, options_.regions,
+      *this,
       PeerDescription{peer_id, answer.incarnation, answered.url, reached_address, read_regions(answer.regions)});
   const auto dial = answered.dial;
   const auto deadline = answered.deadline;
@@ -328,7 +328,7 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
   answer.secret = attempt.instance.own_secret;
   const std::string source = reply.source();
   const auto host = std::make_shared<Host>(
-      weak_from_this(), notifications_, options_.regions,
+      *this,
       PeerDescription{question.sender_id, question.incarnation, told_url, {}, read_regions(question.regions), source});
   attempt.acceptance = host;
   std::optional<std::string> displaced;

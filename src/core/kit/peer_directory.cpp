@@ -45,6 +45,8 @@ PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarn
       hooks_(std::move(hooks)),
       deadlines_(std::move(deadlines)),
       notifications_(std::move(notifications)),
+      posted_(std::make_shared<PostedMemory>(
+          PostedMemory::Bounds{options.max_posted_recv_bytes, options.max_posted_recv_bytes_of_peer})),
       logger_(std::move(logger)),
       slots_(std::min(options.max_peers - options.max_peers / 4, max_attempts_of_strangers)) {}
 

@@ -18,6 +18,7 @@
 #include <kvferry/kit/handshake_service.hpp>
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/logger.hpp>
+#include <kvferry/kit/refusals.hpp>
 
 #include "attempt_slots.hpp"
 #include "failure.hpp"
@@ -26,6 +27,7 @@
 #include "notification_queue.hpp"
 #include "operation_registry.hpp"
 #include "peer_counters.hpp"
+#include "posted_memory.hpp"
 
 namespace kvferry::kit {
 
@@ -34,7 +36,7 @@ struct TransportHooks {
   std::string name;
   std::function<std::unique_ptr<Dial>(const std::string& peer_id)> dial;
   std::function<Bytes(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler)> accept;
-  std::function<void(std::function<void()> answer)> run_accept;
+  std::function<bool(const std::string& source, std::size_t bytes, std::function<void()> answer)> run_accept;
 };
 
 /// The peers of a channel: who they are, the link to each, and the handshakes that lead there.
@@ -171,6 +173,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   const TransportHooks hooks_;
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::shared_ptr<NotificationQueue> notifications_;
+  const std::shared_ptr<PostedMemory> posted_;
   const std::shared_ptr<Logger> logger_;
   const InstanceSecrets secrets_;
   AttemptSlots slots_;

@@ -114,8 +114,11 @@ void PeerDirectory::take_newcomers(const std::string& peer_id) {
     }
   }
   for (auto& [question, reply] : newcomers) {
-    hooks_.run_accept([weak = weak_from_this(), question = std::move(question),
-                       shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply))] {
+    const std::string source = reply.source();
+    const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
+    // There are few newcomers of a peer, and what they said is no longer as it came.
+    constexpr std::size_t bytes = 1024;
+    const auto answer = [weak = weak_from_this(), question = std::move(question), shared_reply] {
       try {
         if (const Visit self(weak); self) {
           self->take(question, std::move(*shared_reply));
@@ -123,7 +126,11 @@ void PeerDirectory::take_newcomers(const std::string& peer_id) {
       } catch (...) {
         // The reply is gone without having been made, so the newcomer has heard that the handshake failed.
       }
-    });
+    };
+    if (!hooks_.run_accept(source, bytes, answer)) {
+      (*shared_reply)(encode_side_message(
+          SideMessageError{static_cast<std::int64_t>(errc::resource_limit), "too many handshakes wait here"}));
+    }
   }
 }
 

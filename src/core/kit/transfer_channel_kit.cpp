@@ -20,6 +20,7 @@
 
 #include "core/host_address.hpp"
 #include "core/process.hpp"
+#include "core/standard_descriptors.hpp"
 #include "core/text.hpp"
 #include "core/thread.hpp"
 
@@ -96,6 +97,7 @@ class OneThreadPool : public asio::thread_pool {
 class TransferChannelKit::Impl {
  public:
   explicit Impl(ChannelOptions given) : options(std::move(given)), incarnation(random_incarnation()) {
+    occupy_standard_descriptors();
     check_regions(options.regions);
     if (!options.advertised_init_url.empty()) {
       (void)parse_url(options.advertised_init_url);
@@ -164,8 +166,12 @@ class TransferChannelKit::Impl {
     });
   }
 
+  [[nodiscard]] bool answers_in_this_thread() {
+    return side_message_thread.get_executor().running_in_this_thread();
+  }
+
   void join_side_messages() {
-    if (!side_message_thread.get_executor().running_in_this_thread()) {
+    if (!answers_in_this_thread()) {
       const std::lock_guard lock(join_mutex);
       side_message_thread.join();
     }
@@ -204,6 +210,7 @@ class TransferChannelKit::Impl {
   const ChannelOptions options;
   const std::uint64_t incarnation;
   const std::shared_ptr<Logger> logger = std::make_shared<Logger>(options.log_sink, options.log_level);
+  const std::shared_ptr<Refusals> refusals = std::make_shared<Refusals>(logger);
   std::optional<IoThreads> threads;
   asio::any_io_executor executor;
   std::shared_ptr<DeadlineQueue> deadlines;
@@ -244,9 +251,14 @@ TransferChannelKit::~TransferChannelKit() {
     keep_inherited(std::move(impl_));
     return;
   }
+  const bool on_own_thread = (impl_->threads && running_in_io_thread()) || impl_->answers_in_this_thread();
   TransferChannelKit::close();
   run_handlers_left();
   impl_->handshakes.reset();
+  if (on_own_thread) {
+    // A handler has called exit, and the channel is a static object. What this thread runs on stays where it is.
+    keep_inherited(std::move(impl_));
+  }
 }
 
 bool TransferChannelKit::inherited() const noexcept { return impl_->origin.was_forked(); }
@@ -260,7 +272,7 @@ void TransferChannelKit::run_handlers_left() {
   if (impl_->handshakes) {
     impl_->handshakes->close();  // what was asked of it meanwhile has ended, too
   }
-  if (impl_->threads) {
+  if (impl_->threads && !running_in_io_thread()) {
     impl_->threads->finish();
   }
 }
@@ -273,27 +285,36 @@ void TransferChannelKit::start() {
           std::string(transport()), [this](const std::string& peer_id) { return dial(peer_id); },
           [this](std::shared_ptr<LinkHost> host, const Bytes& endpoint, Clock::time_point deadline,
                  LinkHandler on_link) { return accept(std::move(host), endpoint, deadline, std::move(on_link)); },
-          [this](std::function<void()> answer) { run_accept(std::move(answer)); }},
+          [this](const std::string& source, std::size_t bytes, std::function<void()> answer) {
+            return run_accept(source, bytes, std::move(answer));
+          }},
       impl_->deadlines, impl_->notifications, impl_->logger);
   impl_->handshakes.emplace(
       HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context,
-                                impl_->options.max_handshake_bytes},
+                                impl_->options.max_handshake_bytes, impl_->refusals},
       [this](SideMessage request, HandshakeService::Reply reply) {
         // Shared, because what is kept or posted has to be copyable.
         const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
         const std::string source = shared_reply->source();
         const std::size_t bytes = request.encoded().size();
         const bool is_init = request.is<InitQuestion>();
+        const auto turn_away = [refusals = impl_->refusals, shared_reply, source](const std::string& why) {
+          refusals->count(errc::resource_limit, source, why);
+          (*shared_reply)(encode_side_message(SideMessageError{static_cast<std::int64_t>(errc::resource_limit), why}));
+        };
         std::function<void()> answer;
         if (is_init) {
-          answer = [this, request = std::move(request), shared_reply] {
-            run_accept([peers = impl_->peers, request, shared_reply] {
+          answer = [this, request = std::move(request), shared_reply, source, bytes, turn_away] {
+            const bool taken = run_accept(source, bytes, [peers = impl_->peers, request, shared_reply] {
               try {
                 peers->answer(request, std::move(*shared_reply));
               } catch (...) {
                 // The reply is gone without having been made, so the peer has heard that the handshake failed.
               }
             });
+            if (!taken) {
+              turn_away("too many handshakes wait here, from there or in all");
+            }
           };
         } else {
           answer = [this, request = std::move(request), shared_reply] {
@@ -309,8 +330,7 @@ void TransferChannelKit::start() {
         if (!taken && is_init) {
           answer();
         } else if (!taken.value_or(false) && (taken || !impl_->side_messages.push(source, bytes, answer))) {
-          (*shared_reply)(encode_side_message(SideMessageError{
-              static_cast<std::int64_t>(errc::resource_limit), "too many messages wait here, from there or in all"}));
+          turn_away("too many messages wait here, from there or in all");
         } else if (!taken) {
           impl_->answer_next_side_message();
         }
@@ -348,6 +368,7 @@ ChannelStats TransferChannelKit::stats() const {
   stats.identity_conflicts = impl_->peers->identity_conflicts();
   stats.peer_replacements = impl_->peers->peer_replacements();
   stats.handshakes = impl_->peers->handshakes();
+  stats.refused_strangers = impl_->refusals->snapshot();
   stats.peers = impl_->peers->peers();
   stats.pending_notifications = impl_->notifications->pending();
   stats.transfers = impl_->operations->counters().snapshot();
@@ -361,6 +382,8 @@ std::shared_ptr<Poller> TransferChannelKit::poller() const {
 }
 
 std::shared_ptr<Logger> TransferChannelKit::logger() const { return impl_->logger; }
+
+std::shared_ptr<Refusals> TransferChannelKit::refusals() const { return impl_->refusals; }
 
 std::uint64_t TransferChannelKit::incarnation() const noexcept { return impl_->incarnation; }
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <optional>
+#include <system_error>
 #include <vector>
 
 #include <kvferry/tcp_transfer_channel.hpp>
@@ -22,4 +24,11 @@ extern "C" __attribute__((visibility("default"))) int transfer() {
 extern "C" __attribute__((visibility("default"))) void fail() {
   kvferry::TcpTransferChannel channel(kvferry::TcpOptions{});
   channel.batched_write({kvferry::ConstBuffer()}, {.peer_id = "nobody"});
+}
+
+/// Leaves a lookup of this name behind.
+extern "C" __attribute__((visibility("default"))) void look_up(const char* url) {
+  kvferry::TcpTransferChannel channel(kvferry::TcpOptions{});
+  channel.async_lazy_init_peer_connection("prefill", "decode", url, {}, {},
+                                          [](std::error_code, const std::optional<kvferry::SideMessage>&) {});
 }
