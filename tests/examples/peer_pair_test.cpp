@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <cstdint>
+#include <initializer_list>
 #include <random>
 #include <string>
 #include <tuple>
@@ -53,7 +54,7 @@ TEST_P(PeerPairMode, LogsThroughSpdlogWhatItIsToldTo) {
   PeerPair peers(small_cache + Arguments{"--log", "info"}, mode());
   EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();
   EXPECT_EQ(peers.decode.wait_for_exit(), 0) << peers.decode.errors();
-  for (const auto* const peer : {&peers.prefill, &peers.decode}) {
+  for (const PeerProcess* const peer : std::initializer_list<const PeerProcess*>{&peers.prefill, &peers.decode}) {
     EXPECT_NE(peer->errors().find("] [kvferry] [info] peer_connected transport=tcp peer=\"" +
                                   std::string(peer == &peers.prefill ? "decode" : "prefill") + "\": "),
               std::string::npos)
