@@ -2,19 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes kvferry's sources on purpose, one small fault at a time, and shows which faults the tests don't see.
 
-For each mutant it changes one line in a copy of the tree, builds the test programs that ought to notice, runs them until one
-fails, and puts the line back. A mutant that no test fails for has survived: a test is missing, or the line says nothing.
+All mutants of the files are built at once, into a copy of the tree: at each changed place a program asks the environment
+which mutant it is to be. Each test is run once to see which mutants it comes by. Then, for each mutant that is drawn, the
+tests that come by it run until one fails. A mutant that none fails for has survived: a test is missing, or the line says
+nothing.
 
-  scripts/mutate.py --files 'src/tcp/lane*.cpp' --count 20      # 20 at random of these files
-  scripts/mutate.py --diff main --all                           # each line that differs from main
-  scripts/mutate.py --only src/tcp/lane.cpp:117:compare         # one again, as a survivor is named in the table
-  scripts/mutate.py --files 'src/core/kit/*.cpp' --list         # what there is, without building
+  scripts/mutate.py --files 'src/tcp/*' --count 60             # 60 at random of these files
+  scripts/mutate.py --diff main --all                          # each line that differs from main
+  scripts/mutate.py --only src/tcp/lane.cpp:117:compare        # one again, as it is named in the table
+  scripts/mutate.py --files 'src/core/kit/*' --list            # what there is, without building
 
-Needs what tests/run.sh has installed. Prints a line a mutant and, last, a table of the survivors; exits 1 if there are any.
+What needs an RDMA device is built here and run in a virtual machine, with one boot for all of it:
+
+  scripts/mutate.py --files 'src/rdma/*' --programs kvferry_rdma_device_tests --build-only
+  tests/soft_roce/run.sh --vm --timeout 3000 --writable build/mutate -- scripts/mutate.py --run-only --count 15
+
+Needs what tests/run.sh has installed. Prints a line a mutant, writes them as a table to mutants.tsv in its folder (file, line,
+kind, change, outcome, test), and ends with those that survived; exits 1 if there are any.
 """
 import argparse
+import concurrent.futures
 import dataclasses
 import fnmatch
+import json
 import os
 import pathlib
 import random
@@ -23,84 +33,22 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+
+import mutants
+from mutants import Mutant
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# The programs that ought to see a fault in a folder, the quickest first. With a filter where a part will do.
+# The programs that ought to see a fault in a folder, the quickest first, and the part of them that will do.
 SUITES = {
     "src/core": ["kvferry_core_tests", "kvferry_tcp_tests", "kvferry_conformance_tests"],
     "src/tcp": ["kvferry_tcp_tests", "kvferry_conformance_tests"],
     "src/rdma": ["kvferry_rdma_tests"],
 }
-
-SWAPPED_COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "=="}
-# Statements that may be dropped and leave something that compiles: calls and assignments, alone on their line.
-STATEMENT = re.compile(r"^\s+(\(void\))?[A-Za-z_][\w:]*([.\w]|->|\[[^\]]*\]|\([^;{}]*\))*\s*(\(.*\)|[-+|&]?=[^=].*|\+\+|--);\s*(//.*)?$")
-NO_STATEMENT = re.compile(r"^\s*(return|throw|using|namespace|case|default|break|continue|goto|delete|else|const|auto|static|std::\w+<|for|if|while|do|switch)\b")
-DECLARATION = re.compile(r"^\s*(const\s+)?[A-Za-z_][\w:<>,\s*&]*\s+[a-z_]\w*\s*(=|\(|\{|;)")
-LOCK = re.compile(r"^\s*(const\s+)?std::(lock_guard|scoped_lock)\b.*;\s*$")
-WAKE = re.compile(r"(notify_one|notify_all|wake|post|arm|set)\(")
-OWN_ERROR = re.compile(r"errc::(\w+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-    path: str
-    line: int  # from 1
-    kind: str
-    old: str
-    new: str
-
-    @property
-    def name(self):
-        return f"{self.path}:{self.line}:{self.kind}"
-
-    def change(self):
-        return f"{self.old.strip()}  ->  {self.new.strip() or '(nothing)'}"
-
-
-def code_of(line):
-    """The line without strings and comments, of the same length."""
-    line = re.sub(r'"(\\.|[^"\\])*"', lambda m: '"' + " " * (len(m[0]) - 2) + '"', line)
-    comment = line.find("//")
-    return line if comment < 0 else line[:comment] + " " * (len(line) - comment)
-
-
-def mutants_of_line(path, number, line):
-    """All mutants of one line. Replaces one place at a time."""
-    code = code_of(line)
-    if not code.strip() or code.lstrip().startswith(("#", "///", "static_assert", "template", "using ")):
-        return
-
-    def at(match, text, kind, group=0):
-        return Mutant(path, number, kind, line, line[: match.start(group)] + text + line[match.end(group) :])
-
-    # Spaces around them: template brackets have none.
-    for i, match in enumerate(re.finditer(r" (<=|>=|==|!=|<|>) ", code)):
-        yield at(match, SWAPPED_COMPARISONS[match[1]], "compare" + (str(i + 1) if i else ""), 1)
-    for i, match in enumerate(re.finditer(r" (&&|\|\|) ", code)):
-        yield at(match, "||" if match[1] == "&&" else "&&", "logic" + (str(i + 1) if i else ""), 1)
-    for i, match in enumerate(re.finditer(r"(?<=[\w)\]]) ([-+]) 1\b", code)):
-        yield at(match, "", "one" + (str(i + 1) if i else ""))
-    if match := re.match(r"^\s*(?:\} else )?if \((?!const |auto |Failure )(.*)\) \{\s*$", code):
-        if ";" not in match[1]:
-            yield at(match, "!(" + line[match.start(1) : match.end(1)] + ")", "negate", 1)
-    if match := OWN_ERROR.search(code):
-        if "case " not in code:
-            other = "protocol_violation" if match[1] != "protocol_violation" else "connection_lost"
-            yield at(match, other, "error", 1)
-    if LOCK.match(code):
-        yield Mutant(path, number, "lock", line, "")
-    elif STATEMENT.match(code) and not NO_STATEMENT.match(code) and not DECLARATION.match(code):
-        yield Mutant(path, number, "wake" if WAKE.search(code) else "drop", line, "")
-
-
-def mutants_of_file(path, lines_wanted=None):
-    lines = (ROOT / path).read_text().splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        if lines_wanted is None or number in lines_wanted:
-            yield from mutants_of_line(path, number, line)
+FILTERS = {"kvferry_conformance_tests": "Tcp/*/OneLane.*", "kvferry_rdma_conformance_tests": "Rdma/*/OneRail.*"}
 
 
 def changed_lines(base):
@@ -122,137 +70,297 @@ def tracked(pattern):
 
 
 class Copy:
-    """A tree of its own, so that the checkout is never left changed."""
+    """A tree of its own, with all mutants in it, so that the checkout is never left changed."""
 
-    def __init__(self, folder, jobs):
+    def __init__(self, folder):
         self.folder = folder
-        self.jobs = str(jobs)
-        self.build_folder = folder / "build" / "mutants"
+        self.build_folder = folder / "build"
+        self.left_out = []  # mutants that can't be chosen at run time
 
-    def prepare(self, programs):
+    def write(self, numbered):
+        """Copies the tree, with the mutants of {mutant: number}."""
+        by_path = {}
+        for mutant, number in numbered.items():
+            by_path.setdefault(mutant.path, {})[mutant] = number
         files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode().split("\0")
+        self.left_out = []
         for name in filter(None, files):
-            source, target = ROOT / name, self.folder / name
-            if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target)
-                os.utime(target)  # newer than what was built of an earlier copy
-        configure = ["cmake", "-S", str(self.folder), "-B", str(self.build_folder), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug",
-                     "-DCMAKE_CXX_FLAGS_DEBUG=-O1", "-DKVFERRY_BUILD_BENCHMARKS=OFF", "-DKVFERRY_WARNINGS_AS_ERRORS=OFF"]
-        subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
-        if self.build(programs):
-            raise SystemExit("mutate.py: the tree does not build without any change")
-        for program in programs:
-            if (outcome := self.run(program, 600)) != "passed":
-                raise SystemExit(f"mutate.py: {program} {outcome} without any change")
+            source, target = ROOT / name, self.folder / "tree" / name
+            if not source.is_file():
+                continue
+            content = source.read_bytes()
+            if name in by_path:
+                text, left_out = mutants.choosable(content.decode(), by_path[name])
+                content = text.encode()
+                self.left_out += left_out
+            put(target, content)
+            shutil.copymode(source, target)
+        put(self.folder / "mutants.hpp", mutants.HEADER.encode())
 
-    def write(self, mutant, text):
-        path = self.folder / mutant.path
-        lines = path.read_text().splitlines(keepends=True)
-        ending = "\n" if text and not text.endswith("\n") else ""
-        lines[mutant.line - 1] = (text + ending) or "\n"
-        path.write_text("".join(lines))
+    def configure(self):
+        options = {
+            "CMAKE_BUILD_TYPE": "Debug",
+            "CMAKE_CXX_FLAGS_DEBUG": f"-O0 -include {self.folder / 'mutants.hpp'}",
+            "CMAKE_EXE_LINKER_FLAGS": "-fuse-ld=mold" if shutil.which("mold") else "",
+            "KVFERRY_BUILD_BENCHMARKS": "OFF",
+            "KVFERRY_WARNINGS_AS_ERRORS": "OFF",
+            "KVFERRY_UNITY_BUILD": "ON",
+        }
+        subprocess.run(["cmake", "-S", str(self.folder / "tree"), "-B", str(self.build_folder), "-G", "Ninja",
+                        *(f"-D{name}={value}" for name, value in options.items())], check=True, stdout=subprocess.DEVNULL)
 
-    def build(self, programs):
-        return subprocess.run(["cmake", "--build", str(self.build_folder), "--parallel", self.jobs, "--target", *programs],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+    def build(self, programs, jobs):
+        """Nothing, or the compiler's errors as {(path, line)}, of mutated lines or of others."""
+        built = subprocess.run(["cmake", "--build", str(self.build_folder), "--parallel", str(jobs), "--target", *programs, "--", "-k", "0"],
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        # An error in MUTANT itself is followed by the place where it was written.
+        place = r"^(?:\S*/)?tree/(\S+?):(\d+):\d+: "
+        errors = place + "error|" + r"^\S*mutants\.hpp:\d+:\d+: error.*(?:\n.*){2}\n" + place + "note: in expansion"
+        wrong = {(m[1] or m[3], int(m[2] or m[4])) for m in re.finditer(errors, built.stdout, re.MULTILINE)}
+        if built.returncode and not wrong:
+            raise SystemExit(built.stdout[-5000:] + "\nmutate.py: the tree does not build")
+        return wrong if built.returncode else set()
 
-    def run(self, program, seconds):
-        """"passed", "failed" or "hung"."""
-        command = [str(self.build_folder / "tests" / program), "--gtest_fail_fast", "--gtest_brief=1"]
-        process = subprocess.Popen(command, cwd=self.build_folder / "tests", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)
-        try:
-            return "passed" if process.wait(seconds) == 0 else "failed"
-        except subprocess.TimeoutExpired:
-            return "hung"
-        finally:
-            # Also what the program has started.
+
+def put(path, content):
+    if not (path.is_file() and path.read_bytes() == content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def build(copy, numbered, programs, jobs):
+    """Builds the programs, and returns those of `numbered` that are in them; the others can't be chosen, or don't compile."""
+    known = copy.folder / "not_built.json"  # of earlier builds
+    left_out = {Mutant(**mutant) for mutant in json.loads(known.read_text())} if known.exists() else set()
+    copy.write({mutant: number for mutant, number in numbered.items() if mutant not in left_out})
+    copy.configure()
+    left_out |= set(copy.left_out)
+    while True:
+        numbered = {mutant: number for mutant, number in numbered.items() if mutant not in left_out}
+        copy.write(numbered)
+        wrong = copy.build(programs, jobs)
+        if not wrong:
+            return numbered
+        # A statement of several lines is written into its first.
+        before = len(left_out)
+        for mutant in numbered:
+            lines = (ROOT / mutant.path).read_text().splitlines(keepends=True)
+            first, last = mutants.statement_at(lines, mutant.line)
+            if any((mutant.path, line) in wrong for line in range(first, last + 1)):
+                left_out.add(mutant)
+        if len(left_out) == before:
+            raise SystemExit(f"mutate.py: the tree does not build: {wrong}")
+        print(f"{len(left_out) - before} mutants do not compile", flush=True)
+        known.write_text(json.dumps([dataclasses.asdict(mutant) for mutant in left_out]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    program: str
+    name: str
+    seconds: float
+    reached: frozenset  # numbers of mutants
+
+
+class Runner:
+    def __init__(self, build_folder, count, factor):
+        self.tests_folder = build_folder / "tests"
+        self.count = count  # the highest number of a mutant
+        self.factor = factor  # of what a test may take
+
+    def names(self, program):
+        listed = subprocess.run([str(self.tests_folder / program), "--gtest_list_tests", "--gtest_filter=" + FILTERS.get(program, "*")],
+                                check=True, text=True, capture_output=True).stdout
+        suite, found = "", []
+        for line in listed.splitlines():
+            line = line.split("  # ")[0]
+            if line.startswith("  "):
+                found.append(suite + line.strip())
+            elif line.endswith("."):
+                suite = line.strip()
+        return [name for name in found if "DISABLED_" not in name]
+
+    def run(self, program, names, seconds, mutant=0, reached=None):
+        """("passed", "") or ("failed" or "hung", the test)"""
+        environment = dict(os.environ, KVFERRY_MUTANT=str(mutant), KVFERRY_TEST_SECONDS=str(max(10, int(seconds))))
+        if reached:
+            environment["KVFERRY_MUTANTS_REACHED"] = reached
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            command = [str(self.tests_folder / program), "--gtest_fail_fast", "--gtest_filter=" + ":".join(names)]
+            process = subprocess.Popen(command, cwd=self.tests_folder, stdin=subprocess.DEVNULL, stdout=output,
+                                       stderr=subprocess.STDOUT, start_new_session=True, env=environment)
             try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            process.wait()
+                outcome = "passed" if process.wait(seconds) == 0 else "failed"
+            except subprocess.TimeoutExpired:
+                outcome = "hung"
+            finally:
+                # Also what the program has started.
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                process.wait()
+            output.seek(0)
+            begun = re.findall(r"^\[ RUN      \] (.*)$|^\[  FAILED  \] ([^ ,\n]+)", output.read(), re.MULTILINE)
+        if outcome == "passed":
+            return outcome, ""
+        failed = next((failed for _, failed in begun if failed in names), None)
+        return outcome, failed or next((run for run, _ in reversed(begun) if run), "")
+
+    def record(self, program, name):
+        """The test, with the mutants that it comes by; None if it fails without any."""
+        with tempfile.NamedTemporaryFile() as file:
+            file.truncate(self.count + 1)
+            begun = time.monotonic()
+            outcome, _ = self.run(program, [name], 60 * self.factor, reached=file.name)
+            reached = frozenset(number for number, byte in enumerate(pathlib.Path(file.name).read_bytes()) if byte)
+        return Test(program, name, time.monotonic() - begun, reached) if outcome == "passed" else None
+
+    def try_mutant(self, number, tests, limit):
+        """(outcome, the test that saw it)"""
+        at_times = None
+        for program in dict.fromkeys(test.program for test in tests):
+            # The quick ones first, and no more than there is time for.
+            wanted, total = [], 0
+            for test in sorted((t for t in tests if t.program == program and number in t.reached), key=lambda t: t.seconds):
+                if total + test.seconds <= limit or not wanted:
+                    wanted.append(test)
+                    total += test.seconds
+            for part in split(wanted, lambda test: test.seconds < 0.5):
+                while part:
+                    seconds = (15 + 3 * sum(test.seconds for test in part)) * self.factor
+                    outcome, name = self.run(program, [test.name for test in part], seconds, number)
+                    if outcome == "passed":
+                        break
+                    seen_by = f"{program}: {name}"
+                    if outcome == "hung" or self.run(program, [name], 60 * self.factor, number)[0] != "passed":
+                        return "hung" if outcome == "hung" else "killed", seen_by
+                    at_times = seen_by
+                    part = [test for test in part if test.name != name]
+        if at_times:
+            return "killed at times", at_times
+        return "SURVIVED", "" if any(number in test.reached for test in tests) else "no test comes by it"
+
+
+def split(items, first):
+    return [part for part in ([i for i in items if first(i)], [i for i in items if not first(i)]) if part]
 
 
 def programs_for(path):
     return next((programs for folder, programs in SUITES.items() if path.startswith(folder + "/")), [])
 
 
-def try_mutant(copy, mutant, seconds):
-    """(outcome, the program that saw it)"""
-    programs = programs_for(mutant.path)
-    copy.write(mutant, mutant.new)
-    try:
-        if copy.build(programs):
-            return "does not compile", ""
-        for program in programs:
-            if (outcome := copy.run(program, seconds)) != "passed":
-                return outcome, program
-        return "SURVIVED", ""
-    finally:
-        copy.write(mutant, mutant.old)
-
-
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--files", action="append", metavar="PATTERN", help="of these files of src/; may be given several times")
-    what.add_argument("--diff", metavar="REVISION", help="of the lines of src/ that differ from a revision")
-    what.add_argument("--only", action="append", metavar="FILE:LINE:KIND", help="these")
+    parser.add_argument("--files", action="append", metavar="PATTERN", help="of these files of src/; may be given several times")
+    parser.add_argument("--diff", metavar="REVISION", help="of the lines of src/ that differ from a revision")
+    parser.add_argument("--only", action="append", metavar="FILE:LINE:KIND", help="these, whatever else is built")
     parser.add_argument("--count", type=int, default=20, help="how many, drawn at random (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="all instead of --count")
     parser.add_argument("--seed", type=int, default=1, help="of the draw (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="only print them")
-    parser.add_argument("--seconds", type=float, default=180, help="after which a program hangs (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of the compiler")
+    parser.add_argument("--programs", nargs="+", metavar="PROGRAM", help="the tests to run; by default those for the folder")
+    parser.add_argument("--seconds", type=float, default=60, help="what a program's tests may take for a mutant (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of the compiler, and mutants tried at once")
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "build" / "mutate",
                         help="where the copy is made and built (default: build/mutate)")
-    return parser.parse_args()
+    parser.add_argument("--build-only", action="store_true", help="run nothing")
+    parser.add_argument("--run-only", action="store_true", help="run what was built before")
+    arguments = parser.parse_args()
+    if not (arguments.files or arguments.diff or arguments.only or arguments.run_only):
+        parser.error("one of --files, --diff and --only is needed")
+    return arguments
 
 
-def wanted_mutants(arguments):
+def found_mutants(arguments):
+    """All that are built."""
     if arguments.diff:
-        found = [m for path, lines in changed_lines(arguments.diff).items() for m in mutants_of_file(path, lines)]
-    elif arguments.files:
-        paths = sorted({path for pattern in arguments.files for path in tracked(pattern)})
-        found = [m for path in paths for m in mutants_of_file(path)]
+        lines_of = changed_lines(arguments.diff)
     else:
-        paths = {name.split(":")[0] for name in arguments.only}
-        by_name = {m.name: m for path in paths for m in mutants_of_file(path)}
+        patterns = arguments.files or [name.split(":")[0] for name in arguments.only]
+        lines_of = {path: None for pattern in patterns for path in tracked(pattern)}
+    return [mutant for path, lines in sorted(lines_of.items()) if programs_for(path)
+            for mutant in mutants.mutants_of_text(path, (ROOT / path).read_text(), lines)]
+
+
+def drawn_mutants(arguments, found):
+    """Those of `found` that are tried."""
+    if arguments.files:
+        found = [mutant for mutant in found if any(fnmatch.fnmatch(mutant.path, pattern) for pattern in arguments.files)]
+    if arguments.only:
+        by_name = {mutant.name: mutant for mutant in found}
         if missing := [name for name in arguments.only if name not in by_name]:
             raise SystemExit(f"mutate.py: no such mutant: {', '.join(missing)}; --list shows those there are")
         return [by_name[name] for name in arguments.only]
-    found = [m for m in found if programs_for(m.path)]
     if arguments.all or len(found) <= arguments.count:
         return found
     return sorted(random.Random(arguments.seed).sample(found, arguments.count), key=lambda m: (m.path, m.line, m.kind))
 
 
+def record_tests(runner, programs, jobs):
+    names = [(program, name) for program in programs for name in runner.names(program)]
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        recorded = list(pool.map(lambda pair: runner.record(*pair), names))
+    for pair, test in zip(names, recorded):
+        if test is None:
+            print(f"left out, because it fails without any mutant: {' '.join(pair)}", flush=True)
+    return [test for test in recorded if test]
+
+
+def try_mutants(arguments, runner, numbers, drawn, tests):
+    """{mutant: (outcome, test)}; writes the table."""
+    outcomes = {}
+    lock = threading.Lock()
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool, open(arguments.folder / "mutants.tsv", "w") as table:
+        table.write("file\tline\tkind\tchange\toutcome\ttest\n")
+
+        def attempt(mutant):
+            begun = time.monotonic()
+            wanted = arguments.programs or programs_for(mutant.path)
+            outcome, seen_by = runner.try_mutant(numbers[mutant], [t for t in tests if t.program in wanted], arguments.seconds)
+            with lock:
+                outcomes[mutant] = outcome, seen_by
+                print(f"{len(outcomes)}/{len(drawn)} {mutant.name}  {mutant.change()}: {outcome} {seen_by}, "
+                      f"{time.monotonic() - begun:.0f} s", flush=True)
+                change = mutant.change().replace("\t", " ")
+                table.write("\t".join([mutant.path, str(mutant.line), mutant.kind, change, outcome, seen_by]) + "\n")
+                table.flush()
+
+        list(pool.map(attempt, drawn))
+    return outcomes
+
+
 def main():
     arguments = parse_arguments()
-    mutants = wanted_mutants(arguments)
-    if arguments.list:
-        for mutant in mutants:
-            print(f"{mutant.name}  {mutant.change()}")
-        return 0
-    if not mutants:
-        raise SystemExit("mutate.py: nothing to change there")
-    copy = Copy(arguments.folder.resolve(), arguments.jobs)
-    copy.prepare(sorted({program for m in mutants for program in programs_for(m.path)}))
-
-    outcomes = {}
-    for i, mutant in enumerate(mutants, 1):
-        begun = time.monotonic()
-        outcome, program = try_mutant(copy, mutant, arguments.seconds)
-        outcomes[mutant] = outcome
-        seen = f"{outcome} ({program})" if program else outcome
-        print(f"{i}/{len(mutants)} {mutant.name}  {mutant.change()}: {seen}, {time.monotonic() - begun:.0f} s", flush=True)
-
-    survivors = [m for m, outcome in outcomes.items() if outcome == "SURVIVED"]
-    unbuilt = sum(outcome == "does not compile" for outcome in outcomes.values())
-    print(f"\n{len(mutants)} mutants, {unbuilt} that don't compile, {len(mutants) - unbuilt - len(survivors)} killed, "
-          f"{len(survivors)} survived")
+    arguments.folder = arguments.folder.resolve()
+    plan = arguments.folder / "plan.json"
+    if arguments.run_only:
+        numbers = {Mutant(**mutant): number for mutant, number in json.loads(plan.read_text())}
+    else:
+        found = found_mutants(arguments)
+        if not found:
+            raise SystemExit("mutate.py: nothing to change there")
+        if arguments.list:
+            for mutant in found:
+                print(f"{mutant.name}  {mutant.change()}")
+            return 0
+        numbers = {mutant: number for number, mutant in enumerate(found, 1)}
+    programs = arguments.programs or list(dict.fromkeys(program for mutant in numbers for program in programs_for(mutant.path)))
+    if not arguments.run_only:
+        found = len(numbers)
+        numbers = build(Copy(arguments.folder), numbers, programs, arguments.jobs)
+        plan.write_text(json.dumps([(dataclasses.asdict(mutant), number) for mutant, number in numbers.items()]))
+        print(f"built with {len(numbers)} mutants; {found - len(numbers)} more can't be chosen or don't compile", flush=True)
+        if arguments.build_only:
+            return 0
+    drawn = drawn_mutants(arguments, list(numbers))
+    runner = Runner((arguments.folder / "build").resolve(), max(numbers.values()), float(os.environ.get("KVFERRY_TEST_TIME_FACTOR", "1")))
+    tests = record_tests(runner, programs, arguments.jobs)
+    print(f"{len(tests)} tests", flush=True)
+    outcomes = try_mutants(arguments, runner, numbers, drawn, tests)
+    survivors = [mutant for mutant in drawn if outcomes[mutant][0] == "SURVIVED"]
+    at_times = sum(outcome == "killed at times" for outcome, _ in outcomes.values())
+    print(f"\n{len(drawn)} mutants, {len(drawn) - len(survivors)} killed, {at_times} of them not each time, {len(survivors)} survived")
     for mutant in survivors:
         print(f"  {mutant.name}  {mutant.change()}")
     return 1 if survivors else 0

@@ -2,11 +2,11 @@
 """Tests of what mutate.py changes; run by ctest."""
 import unittest
 
-import mutate
+import mutants
 
 
 def changes(line):
-    return {(m.kind, m.new.strip()) for m in mutate.mutants_of_line("src/tcp/x.cpp", 1, line + "\n")}
+    return {(m.kind, m.new.strip()) for m in mutants.mutants_of_line("src/tcp/x.cpp", 1, line + "\n")}
 
 
 class Mutants(unittest.TestCase):
@@ -41,6 +41,48 @@ class Mutants(unittest.TestCase):
         self.assertEqual(changes('  // a < b || c'), set())
         self.assertEqual(changes('#include <a> // a == b'), set())
         self.assertEqual(changes('      "a < b && c == d",'), set())
+
+
+def written(text, line=1):
+    """The text in which all mutants of one of its lines can be chosen, and those that can't."""
+    found = list(mutants.mutants_of_line("src/tcp/x.cpp", line, text.splitlines(keepends=True)[line - 1]))
+    return mutants.choosable(text, {mutant: number for number, mutant in enumerate(found, 1)})
+
+
+class Choosing(unittest.TestCase):
+    def test_of_conditions(self):
+        text, left_out = written("  if (a < b) {\n  }\n")
+        self.assertEqual(text, "  if (MUTANT(2) ? bool(!(a < b)) : MUTANT(1) ? bool(a <= b) : bool(a < b)) {\n  }\n")
+        self.assertEqual(left_out, [])
+        text, _ = written("  for (int i = 0; i < n; ++i) {\n")
+        self.assertEqual(text, "  for (int i = 0; MUTANT(1) ? bool(i <= n) : bool(i < n); ++i) {\n")
+
+    def test_of_statements(self):
+        self.assertEqual(written("  forget(a);\n")[0], "if (MUTANT(1)) {  } else { forget(a); }\n")
+        self.assertEqual(written("  return a - 1;\n")[0], "if (MUTANT(1)) { return a; } else { return a - 1; }\n")
+
+    def test_of_declarations(self):
+        self.assertEqual(written("  const bool full = a >= b;\n")[0],
+                         "  const bool full = MUTANT(1) ? (a > b) : (a >= b);\n")
+        text = "  const auto [a, b] = split(c - 1);\n"
+        self.assertEqual(written(text)[0], text)
+        self.assertEqual(len(written(text)[1]), 1)
+
+    def test_of_locks(self):
+        self.assertEqual(written("  const std::lock_guard lock(mutex_);\n")[0],
+                         "  std::unique_lock lock(mutex_, std::defer_lock); if (!MUTANT(1)) { lock.lock(); }\n")
+
+    def test_of_lines_in_the_middle_of_something(self):
+        text, left_out = written("  return a ||\n         b < c;  // why\n  next();\n", 2)
+        self.assertEqual(text, "if (MUTANT(1)) { return a || b <= c; } else { return a || b < c; }\n\n  next();\n")
+        self.assertEqual(left_out, [])
+        # To drop such a line would leave half a statement.
+        text = "  throw Error(a,\n              text(b));\n"
+        self.assertEqual(written(text, 2)[0], text)
+
+    def test_lines_stay_where_they_are(self):
+        text = "  if (a &&\n      b == c) {\n    d();\n  }\n"
+        self.assertEqual(written(text, 2)[0].count("\n"), text.count("\n"))
 
 
 if __name__ == "__main__":
