@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "handshake_gate.hpp"
 
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -15,6 +15,7 @@
 #include <cerrno>
 #include <charconv>
 #include <limits>
+#include <random>
 #include <system_error>
 #include <tuple>
 #include <utility>
@@ -42,7 +43,12 @@ constexpr std::size_t signature_bytes = 10;
 
 [[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::system_category(), what); }
 
-Descriptor open_spare() { return Descriptor(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+Descriptor open_spare() { return Descriptor(::eventfd(0, EFD_CLOEXEC)); }
+
+std::string random_name() {
+  std::random_device device;
+  return "kvferry-" + std::to_string(std::uint64_t{device()} << 32 | device()) + "-";
+}
 
 }  // namespace
 
@@ -55,6 +61,7 @@ HandshakeGate::Bounds HandshakeGate::Bounds::of(std::size_t message) {
   bounds.source_bytes = std::max(least_for_a_source, bounds.connection_bytes);
   bounds.total_bytes = 4 * bounds.source_bytes;
   bounds.unread_bytes = 2 * bounds.source_bytes;
+  bounds.source_unread_bytes = 4 * bounds.source_bytes;
   bounds.total_unread_bytes = 8 * bounds.source_bytes;
   // What is larger may take longer to come.
   bounds.patience += std::chrono::milliseconds(std::min<std::size_t>(message >> 10, 60'000));
@@ -71,6 +78,7 @@ HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPort& address, co
       bounds_(bounds),
       refusals_(std::move(refusals)),
       process_(::getpid()),
+      name_(random_name()),
       events_(::epoll_create1(EPOLL_CLOEXEC)),
       spare_(open_spare()),
       buffer_(bytes_a_turn) {
@@ -81,6 +89,12 @@ HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPort& address, co
   // message that is being received, which it does not survive.
   router_.set(zmq::sockopt::reconnect_ivl, static_cast<int>(never.count()));
   router_.set(zmq::sockopt::handshake_ivl, static_cast<int>(bounds.patience.count()));
+  // What is unread is counted here. ZeroMQ's own bound would drop answers without a word, and they would count for ever.
+  router_.set(zmq::sockopt::sndhwm, 0);
+  // A process that may have no sockets of the kind is told so here, and not each peer by its connection's end.
+  if (!open_rendezvous(0)) {
+    fail("no Unix-domain socket for the handshake's port");
+  }
   auto [listener, port] = listen_at(address);
   listener_ = std::move(listener);
   port_ = port;
@@ -260,29 +274,42 @@ void HandshakeGate::read_signature(Connection& connection) {
   } else if (read.size() == signature_bytes) {
     join(connection);
   } else {
-    watch(connection.outer.get(), tag_of(connection.number, Role::outer), connection.outer_events, EPOLLIN);
+    watch_outer(connection, EPOLLIN);
   }
+}
+
+std::string HandshakeGate::rendezvous_name(std::uint64_t number) const { return name_ + std::to_string(number); }
+
+Descriptor HandshakeGate::open_rendezvous(std::uint64_t number) const {
+  Descriptor rendezvous(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  // No name that the kernel makes up: it would be another one's as soon as the rendezvous is closed, while ZeroMQ still
+  // knows the connection by it.
+  const std::string name = rendezvous_name(number);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::ranges::copy(name, &address.sun_path[1]);
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  if (rendezvous && (::bind(rendezvous.get(), reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+                     ::listen(rendezvous.get(), 1) != 0)) {
+    const int error = errno;
+    rendezvous.reset();
+    errno = error;
+  }
+  return rendezvous;
 }
 
 void HandshakeGate::join(Connection& connection) {
   connection.phase = Phase::joining;
   watch(connection);
-  connection.rendezvous.reset(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  // Without a name the kernel makes one up, which no file has.
-  sockaddr_un name{};
-  name.sun_family = AF_UNIX;
-  socklen_t size = sizeof(name.sun_family);
+  connection.rendezvous = open_rendezvous(connection.number);
   epoll_event event{EPOLLIN, {.u64 = tag_of(connection.number, Role::rendezvous)}};
-  const int descriptor = connection.rendezvous.get();
-  const bool listening = descriptor != -1 && ::bind(descriptor, reinterpret_cast<sockaddr*>(&name), size) == 0 &&
-                         ::listen(descriptor, 1) == 0 &&
-                         ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&name), &(size = sizeof(name))) == 0 &&
-                         ::epoll_ctl(events_.get(), EPOLL_CTL_ADD, descriptor, &event) == 0;
-  if (!listening) {
+  if (!connection.rendezvous ||
+      ::epoll_ctl(events_.get(), EPOLL_CTL_ADD, connection.rendezvous.get(), &event) != 0) {
+    refused({errno, std::system_category()}, connection.source->first, "no socket for a connection to the handshake's port");
     close(connections_.find(connection.number));
     return;
   }
-  connection.endpoint = "ipc://@" + std::string(&name.sun_path[1], size - offsetof(sockaddr_un, sun_path) - 1);
+  connection.endpoint = "ipc://@" + rendezvous_name(connection.number);
   try {
     router_.set(zmq::sockopt::connect_routing_id, std::to_string(connection.number));
     router_.connect(connection.endpoint);
@@ -290,22 +317,32 @@ void HandshakeGate::join(Connection& connection) {
     if (error.num() == ETERM) {
       throw;
     }
+    refused({error.num(), std::system_category()}, connection.source->first,
+            "ZeroMQ takes no connection to the handshake's port");
     close(connections_.find(connection.number));
   }
 }
 
 void HandshakeGate::joined(Connection& connection) {
   Descriptor inner(::accept4(connection.rendezvous.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!inner) {
+    if (!would_block() && errno != ECONNABORTED && errno != EINTR) {
+      // It would stay readable, and this thread would go round.
+      refused({errno, std::system_category()}, connection.source->first,
+              "no descriptor for a connection to the handshake's port");
+      close(connections_.find(connection.number));
+    }
+    return;
+  }
   ucred other{};
   socklen_t size = sizeof(other);
-  if (!inner || ::getsockopt(inner.get(), SOL_SOCKET, SO_PEERCRED, &other, &size) != 0 || other.pid != process_) {
+  if (::getsockopt(inner.get(), SOL_SOCKET, SO_PEERCRED, &other, &size) != 0 || other.pid != process_) {
     return;  // not ZeroMQ; that is still to come, or the deadline
   }
-  epoll_event event{0, {.u64 = tag_of(connection.number, Role::inner)}};
   connection.rendezvous.reset();
   connection.inner = std::move(inner);
   connection.phase = Phase::open;
-  if (::epoll_ctl(events_.get(), EPOLL_CTL_ADD, connection.inner.get(), &event) != 0 || !pump(connection)) {
+  if (!pump(connection)) {
     close(connections_.find(connection.number));
   }
 }
@@ -344,12 +381,26 @@ bool HandshakeGate::request_answered(std::string_view name, std::size_t bytes) {
     return false;
   }
   Connection& connection = found->second;
-  if (connection.unread + bytes > bounds_.unread_bytes || unread_ + bytes > bounds_.total_unread_bytes) {
-    refused(errc::resource_limit, connection.source->first, "a connection to the handshake's port doesn't take its answers");
-    close(found);
-    return false;
+  Source& source = connection.source->second;
+  const auto exceeds = [bytes](std::size_t used, std::size_t bound) { return used + bytes > bound; };
+  for (bool fits = false; !fits;) {
+    const auto victim = exceeds(connection.unread, bounds_.unread_bytes)      ? found
+                        : exceeds(source.unread, bounds_.source_unread_bytes) ? most_unread(&source)
+                        : exceeds(unread_, bounds_.total_unread_bytes)        ? most_unread(nullptr)
+                                                                              : connections_.end();
+    fits = victim == connections_.end();
+    if (!fits) {
+      refused(errc::resource_limit, victim->second.source->first,
+              "a connection to the handshake's port doesn't take its answers");
+      const bool is_this = victim == found;
+      close(victim);
+      if (is_this) {
+        return false;
+      }
+    }
   }
   connection.unread += bytes;
+  source.unread += bytes;
   unread_ += bytes;
   connection.requests -= connection.requests > 0 ? 1 : 0;
   connection.since = Clock::now();
@@ -357,11 +408,22 @@ bool HandshakeGate::request_answered(std::string_view name, std::size_t bytes) {
   return true;
 }
 
+HandshakeGate::Table::iterator HandshakeGate::most_unread(const Source* source) {
+  auto most = connections_.end();
+  for (auto it = connections_.begin(); it != connections_.end(); ++it) {
+    const bool counts = source == nullptr || &it->second.source->second == source;
+    if (counts && (most == connections_.end() || it->second.unread > most->second.unread)) {
+      most = it;
+    }
+  }
+  return most;
+}
+
 // --- Who has to go -----------------------------------------------------------------------------------
 
-/// Whether it is the peer's turn to do something.
-bool HandshakeGate::owes(const Connection& connection) {
-  return !connection.has_asked || connection.bytes > 0 || !connection.to_outer.empty();
+/// Whether it is the peer's turn to do something. A few bytes are no request that has begun: ZMTP's heartbeats.
+bool HandshakeGate::owes(const Connection& connection) const {
+  return !connection.has_asked || connection.bytes > bounds_.free_bytes || !connection.to_outer.empty();
 }
 
 HandshakeGate::Clock::time_point HandshakeGate::deadline(const Connection& connection) const {

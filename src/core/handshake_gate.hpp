@@ -41,16 +41,19 @@ class HandshakeGate {
     /// Bytes that a connection may send beyond its last complete request.
     std::size_t connection_bytes = 0;
     /// The same, added up over the connections of one source, and over all. The first `free_bytes` of each connection pass
-    /// in any case.
+    /// in any case. So does all that the oldest one of those with more may send, lest they wait for each other: of a source
+    /// within the total, and of all.
     std::size_t source_bytes = 0;
     std::size_t total_bytes = 0;
     std::size_t free_bytes = 2048;
     std::size_t connections = 0;
-    /// Answers that ZeroMQ has got for a connection, and for all, and that have not left it.
+    /// Answers that ZeroMQ has got for a connection, for those of a source, and for all, and that have not left it. Where a
+    /// sum is used up, who has most of it has to go.
     std::size_t unread_bytes = 0;
+    std::size_t source_unread_bytes = 0;
     std::size_t total_unread_bytes = 0;
-    /// Between a connection's beginning, or the first byte of a request, and the request's end; and for an answer to be
-    /// taken.
+    /// Between a connection's beginning, or the first `free_bytes` of a request, and the request's end; and for what of an
+    /// answer has reached the gate to be taken.
     std::chrono::milliseconds patience{3'000};
     /// For a connection that has nothing to say.
     std::chrono::milliseconds idle{30'000};
@@ -94,6 +97,8 @@ class HandshakeGate {
   struct Source {
     std::size_t connections = 0;
     std::size_t bytes = 0;
+    std::size_t unread = 0;
+    std::set<std::uint64_t> unfinished;  ///< Connections with more than `free_bytes`, oldest first.
   };
   using SourceEntry = std::map<std::string, Source>::iterator;
 
@@ -137,13 +142,17 @@ class HandshakeGate {
   void pause_accepting(bool pause);
 
   void read_signature(Connection& connection);
+  /// Where ZeroMQ is to connect to: a socket that has a name and no file.
+  [[nodiscard]] Descriptor open_rendezvous(std::uint64_t number) const;
+  [[nodiscard]] std::string rendezvous_name(std::uint64_t number) const;
   void join(Connection& connection);
   void joined(Connection& connection);
   void close(Table::iterator connection);
-  [[nodiscard]] static bool owes(const Connection& connection);
+  [[nodiscard]] bool owes(const Connection& connection) const;
   [[nodiscard]] Clock::time_point deadline(const Connection& connection) const;
   void sweep_by(Clock::time_point when);
   [[nodiscard]] Table::iterator find(std::string_view name);
+  [[nodiscard]] Table::iterator most_unread(const Source* source);
   void refused(std::error_code cause, const std::string& source, std::string_view why) const;
 
   // What passes (handshake_gate_bytes.cpp)
@@ -152,8 +161,10 @@ class HandshakeGate {
   [[nodiscard]] bool pump_outward(Connection& connection);
   [[nodiscard]] std::size_t allowance(const Connection& connection) const;
   void watch(Connection& connection);
-  void watch(int descriptor, std::uint64_t tag, std::uint32_t& has, std::uint32_t wants);
+  void watch_outer(Connection& connection, std::uint32_t wants);
+  void watch_inner(Connection& connection, std::uint32_t wants);
   void feed_starved();
+  void add(Connection& connection, std::size_t bytes);
   void release(Connection& connection, std::size_t bytes);
   void has_left(Connection& connection, std::size_t bytes);
 
@@ -161,6 +172,7 @@ class HandshakeGate {
   const Bounds bounds_;
   const std::shared_ptr<Refusals> refusals_;
   const pid_t process_;
+  const std::string name_;  ///< What the names of its rendezvous begin with.
   Descriptor events_;
   Descriptor listener_;
   Descriptor spare_;  ///< Given up for a moment to turn a connection away when the process has no other.
@@ -170,6 +182,7 @@ class HandshakeGate {
   std::map<std::string, Source> sources_;
   Table connections_;
   std::set<std::uint64_t> starved_;  ///< Those not read from because others have used up what they share.
+  std::set<std::uint64_t> unfinished_;  ///< See `Source`.
   std::size_t bytes_ = 0;
   std::size_t unread_ = 0;
   std::optional<Clock::time_point> next_sweep_;

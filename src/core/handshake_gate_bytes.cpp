@@ -15,8 +15,13 @@ namespace kvferry::kit {
 std::size_t HandshakeGate::allowance(const Connection& connection) const {
   const auto left = [](std::size_t bound, std::size_t used) { return bound > used ? bound - used : 0; };
   const std::size_t own = left(bounds_.connection_bytes, connection.bytes);
-  const std::size_t shared =
-      std::min(left(bounds_.source_bytes, connection.source->second.bytes), left(bounds_.total_bytes, bytes_));
+  const Source& source = connection.source->second;
+  const auto is_first = [&](const std::set<std::uint64_t>& unfinished) {
+    return !unfinished.empty() && *unfinished.begin() == connection.number;
+  };
+  // If all that have begun waited for room, none of them would ever make any.
+  const std::size_t of_source = is_first(source.unfinished) ? own : left(bounds_.source_bytes, source.bytes);
+  const std::size_t shared = is_first(unfinished_) ? own : std::min(of_source, left(bounds_.total_bytes, bytes_));
   return std::min(own, std::max(shared, left(bounds_.free_bytes, connection.bytes)));
 }
 
@@ -59,13 +64,7 @@ bool HandshakeGate::pump_inward(Connection& connection) {
     return received < 0 && would_block();
   }
   const auto count = static_cast<std::size_t>(received);
-  if (connection.bytes == 0 && connection.has_asked) {
-    connection.since = Clock::now();
-    sweep_by(deadline(connection));
-  }
-  connection.bytes += count;
-  connection.source->second.bytes += count;
-  bytes_ += count;
+  add(connection, count);
   const auto sent = send_some(buffer_.data(), count);
   if (sent && *sent < count) {
     connection.to_inner.assign(buffer_.data() + *sent, buffer_.data() + count);
@@ -84,7 +83,8 @@ bool HandshakeGate::pump_outward(Connection& connection) {
       return false;
     }
     connection.to_outer.erase(connection.to_outer.begin(), connection.to_outer.begin() + sent);
-    if (sent > 0) {
+    // Not for each part of it: who takes a few bytes now and then would never be late.
+    if (connection.to_outer.empty()) {
       connection.since = Clock::now();
     }
   }
@@ -116,27 +116,38 @@ void HandshakeGate::watch(Connection& connection) {
   const bool open = connection.phase == Phase::open;
   const bool has_room = allowance(connection) > 0;
   const bool reads = open && !connection.ending && connection.to_inner.empty() && connection.to_outer.empty();
-  watch(connection.outer.get(), tag_of(connection.number, Role::outer), connection.outer_events,
-        (reads && has_room ? EPOLLIN : 0U) | (open && !connection.to_outer.empty() ? EPOLLOUT : 0U));
+  watch_outer(connection,
+              (reads && has_room ? EPOLLIN : 0U) | (open && !connection.to_outer.empty() ? EPOLLOUT : 0U));
   if (reads && !has_room) {
     starved_.insert(connection.number);
   } else {
     starved_.erase(connection.number);
   }
   if (connection.inner) {
-    watch(connection.inner.get(), tag_of(connection.number, Role::inner), connection.inner_events,
-          (connection.to_outer.empty() && !connection.ending ? EPOLLIN : 0U) |
-              (!connection.to_inner.empty() && !connection.ending ? EPOLLOUT : 0U));
+    watch_inner(connection, (connection.to_outer.empty() && !connection.ending ? EPOLLIN : 0U) |
+                                (!connection.to_inner.empty() && !connection.ending ? EPOLLOUT : 0U));
   }
 }
 
-void HandshakeGate::watch(int descriptor, std::uint64_t tag, std::uint32_t& has, std::uint32_t wants) {
-  if (has == wants) {
-    return;
+void HandshakeGate::watch_outer(Connection& connection, std::uint32_t wants) {
+  if (connection.outer_events != wants) {
+    epoll_event event{wants, {.u64 = tag_of(connection.number, Role::outer)}};
+    ::epoll_ctl(events_.get(), EPOLL_CTL_MOD, connection.outer.get(), &event);
+    connection.outer_events = wants;
   }
-  epoll_event event{wants, {.u64 = tag}};
-  ::epoll_ctl(events_.get(), EPOLL_CTL_MOD, descriptor, &event);
-  has = wants;
+}
+
+/// Not at all where nothing is wanted of it: that ZeroMQ has hung up would be told again and again, while its last words wait
+/// for the peer to take those before.
+void HandshakeGate::watch_inner(Connection& connection, std::uint32_t wants) {
+  if (connection.inner_events != wants) {
+    epoll_event event{wants, {.u64 = tag_of(connection.number, Role::inner)}};
+    const int change = wants == 0                     ? EPOLL_CTL_DEL
+                       : connection.inner_events == 0 ? EPOLL_CTL_ADD
+                                                      : EPOLL_CTL_MOD;
+    ::epoll_ctl(events_.get(), change, connection.inner.get(), &event);
+    connection.inner_events = wants;
+  }
 }
 
 void HandshakeGate::feed_starved() {
@@ -147,17 +158,41 @@ void HandshakeGate::feed_starved() {
   }
 }
 
+void HandshakeGate::add(Connection& connection, std::size_t bytes) {
+  const bool had_begun = connection.bytes > bounds_.free_bytes;
+  connection.bytes += bytes;
+  connection.source->second.bytes += bytes;
+  bytes_ += bytes;
+  if (!had_begun && connection.bytes > bounds_.free_bytes) {
+    connection.source->second.unfinished.insert(connection.number);
+    unfinished_.insert(connection.number);
+    if (connection.has_asked) {
+      connection.since = Clock::now();
+    }
+    sweep_by(deadline(connection));
+  }
+}
+
 void HandshakeGate::release(Connection& connection, std::size_t bytes) {
   bytes = std::min(bytes, connection.bytes);
   connection.bytes -= bytes;
   connection.source->second.bytes -= bytes;
   bytes_ -= bytes;
+  if (connection.bytes <= bounds_.free_bytes) {
+    connection.source->second.unfinished.erase(connection.number);
+    unfinished_.erase(connection.number);
+  }
 }
 
 void HandshakeGate::has_left(Connection& connection, std::size_t bytes) {
-  bytes = std::min(bytes, connection.unread);
-  connection.unread -= bytes;
-  unread_ -= bytes;
+  const std::size_t answers = std::min(bytes, connection.unread);
+  connection.unread -= answers;
+  connection.source->second.unread -= answers;
+  unread_ -= answers;
+  // What is no answer is one of ZMTP's own to something that was no request: to the peer's greeting, or to a heartbeat.
+  if (connection.unread == 0) {
+    release(connection, bytes - answers);
+  }
 }
 
 }  // namespace kvferry::kit

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <exception>
 #include <iterator>
-#include <limits>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -19,11 +18,6 @@ namespace {
 constexpr int requests_a_turn = 64;
 /// ZeroMQ's limit.
 constexpr std::size_t longest_routing_id = 255;
-
-/// ZeroMQ hangs up on whoever sends a larger frame. What is too large but not by far gets an answer that says so.
-std::size_t largest_frame(std::size_t max_message_bytes) {
-  return max_message_bytes > std::numeric_limits<std::size_t>::max() / 2 ? max_message_bytes : 2 * max_message_bytes;
-}
 
 Bytes copy_of(const zmq::message_t& frame) {
   const auto bytes = bytes_of(frame);

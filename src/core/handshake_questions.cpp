@@ -127,7 +127,7 @@ void HandshakeQuestions::connect(Iterator open, std::span<const HostPort> addres
 }
 
 void HandshakeQuestions::advance(Open& open, TimePoint now) {
-  open.attempts.advance(context_, slots_, max_message_bytes_, now);
+  open.attempts.advance(context_, slots_, largest_frame(max_message_bytes_), now);
 }
 
 void HandshakeQuestions::append_poll_items(std::vector<zmq_pollitem_t>& items) {
@@ -168,7 +168,9 @@ void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_t& socket, cons
     attempts.settle_on(candidate);
     open->second.sent = attempts.candidates().front().socket.send({}, open->second.question.message.encoded());
   } else if (event == ZMQ_EVENT_DISCONNECTED && sent && !receive(open)) {
-    end(open, errc::connection_lost, "connection to " + open->second.question.url + " was lost before an answer came");
+    end(open, errc::connection_lost,
+        "connection to " + open->second.question.url + " was lost before an answer came (one of more than " +
+            std::to_string(largest_frame(max_message_bytes_)) + " bytes is not received)");
   } else if (!sent && (event == ZMQ_EVENT_CLOSED || event == ZMQ_EVENT_DISCONNECTED)) {
     const auto now = std::chrono::steady_clock::now();
     attempts.failed(candidate, now);
@@ -184,6 +186,12 @@ bool HandshakeQuestions::receive(Iterator open) {
   const auto& url = open->second.question.url;
   if (frames.size() != 1) {
     end(open, errc::malformed_message, "answer from " + url + " is not a single frame");
+    return true;
+  }
+  if (const auto size = frames.front().size(); size > max_message_bytes_) {
+    end(open, std::make_error_code(std::errc::message_size),
+        "answer of " + std::to_string(size) + " bytes from " + url + ", at most " + std::to_string(max_message_bytes_) +
+            " are taken");
     return true;
   }
   std::string_view problem;

@@ -95,6 +95,10 @@ auto uninterrupted(Operation operation) {
 
 }  // namespace
 
+std::size_t largest_frame(std::size_t max_message_bytes) noexcept {
+  return max_message_bytes > std::numeric_limits<std::size_t>::max() / 2 ? max_message_bytes : 2 * max_message_bytes;
+}
+
 SharedContext::SharedContext(void* user) : user_(user), own_(user == nullptr ? process_context() : nullptr) {
   if (user_ != nullptr) {
     start_context(user_);

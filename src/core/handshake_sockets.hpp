@@ -32,6 +32,9 @@ class SharedContext {
   std::shared_ptr<zmq::context_t> own_;
 };
 
+/// ZeroMQ hangs up on whoever sends a larger frame. Of what is too large, but not by far, an error can tell.
+[[nodiscard]] std::size_t largest_frame(std::size_t max_message_bytes) noexcept;
+
 /// A ZeroMQ socket of any context, with what all of this library's have in common: it never lingers, and limits what it
 /// takes. All of it throws `zmq::error_t`.
 class HandshakeSocket {

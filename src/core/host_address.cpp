@@ -14,18 +14,19 @@
 namespace kvferry {
 namespace {
 
-bool is_zone_here(const std::string& zone) {
-  if (::if_nametoindex(zone.c_str()) != 0) {
-    return true;
+}  // namespace
+
+unsigned zone_index(const std::string& zone) {
+  if (const unsigned named = ::if_nametoindex(zone.c_str()); named != 0) {
+    return named;
   }
   unsigned index = 0;
   const auto* end = zone.data() + zone.size();
   const auto [stopped, error] = std::from_chars(zone.data(), end, index);
   std::array<char, IF_NAMESIZE> name{};
-  return error == std::errc{} && stopped == end && ::if_indextoname(index, name.data()) != nullptr;
+  const bool is_here = error == std::errc{} && stopped == end && ::if_indextoname(index, name.data()) != nullptr;
+  return is_here ? index : 0;
 }
-
-}  // namespace
 
 std::string_view zone_of(std::string_view host) noexcept {
   const auto percent = host.find('%');
@@ -73,7 +74,7 @@ std::string why_not_dialable(const HostPort& target) {
   if (lacks_zone(target.host)) {
     return "a link-local address needs a zone, as in [fe80::1%eth0]";
   }
-  if (const std::string zone(zone_of(target.host)); !zone.empty() && !is_zone_here(zone)) {
+  if (const std::string zone(zone_of(target.host)); !zone.empty() && zone_index(zone) == 0) {
     return "this host has no zone '" + zone + "'";
   }
   return {};

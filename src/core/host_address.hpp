@@ -17,6 +17,8 @@ namespace kvferry {
 
 /// What is behind the `%` of an IPv6 address; empty if there is none. It names a device, and means something on one host only.
 [[nodiscard]] std::string_view zone_of(std::string_view host) noexcept;
+/// The number of the device that a zone names, by its name or by its number; 0 if this host has none of it.
+[[nodiscard]] unsigned zone_index(const std::string& zone);
 [[nodiscard]] std::string without_zone(const std::string& host);
 
 /// Whether the host is an address that means nothing without a zone, and has none.

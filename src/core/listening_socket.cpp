@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "listening_socket.hpp"
 
-#include <net/if.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -38,7 +37,7 @@ std::optional<socklen_t> socket_address(const HostPort& from, sockaddr_storage& 
   const auto bytes = number->to_v6().to_bytes();
   std::memcpy(&ipv6.sin6_addr, bytes.data(), bytes.size());
   if (const auto zone = zone_of(from.host); !zone.empty()) {
-    ipv6.sin6_scope_id = ::if_nametoindex(std::string(zone).c_str());
+    ipv6.sin6_scope_id = zone_index(std::string(zone));
   }
   return static_cast<socklen_t>(sizeof(ipv6));
 }

@@ -183,6 +183,20 @@ TEST_F(HandshakeServiceFaults, Line02_OwnMessagesThatAreTooLargeAreRefusedWithBo
       << question.diagnostic;
 }
 
+TEST_F(HandshakeServiceFaults, Line02_AnAnswerThatIsTooLargeEndsTheQuestionWithBothSizes) {
+  PeerSocket server(context_, zmq::socket_type::rep);
+  const auto url = server.bind_anywhere();
+  HandshakeService::Options options;
+  options.max_message_bytes = 1000;
+  HandshakeService client(options, nullptr);
+  auto answer = ask(client, url, echo(1));
+  std::ignore = server.receive_message();
+  server.send_frames({Bytes(1500)});
+  const auto outcome = get(std::move(answer));
+  EXPECT_EQ(outcome.ec, std::errc::message_size);
+  EXPECT_NE(outcome.diagnostic.find("1500 bytes from " + url + ", at most 1000"), std::string::npos) << outcome.diagnostic;
+}
+
 TEST_F(HandshakeServiceFaults, Line02_AnAnswerThatIsGarbageEndsTheQuestion) {
   PeerSocket server(context_, zmq::socket_type::rep);
   const auto url = server.bind_anywhere();
@@ -276,7 +290,8 @@ TEST_F(HandshakeServiceFaults, Line03_AServerThatGoesBeforeItAnswersEndsTheQuest
   const auto lost = get(std::move(outcome));
   EXPECT_EQ(lost.ec, errc::connection_lost);
   EXPECT_EQ(lost.ec, condition::peer_failed);
-  EXPECT_EQ(lost.diagnostic, "connection to " + url + " was lost before an answer came");
+  EXPECT_EQ(lost.diagnostic,
+            "connection to " + url + " was lost before an answer came (one of more than 131072 bytes is not received)");
 }
 
 TEST_F(HandshakeServiceFaults, Line03_TheAnswerOfAServerThatGoesAfterItCounts) {

@@ -19,6 +19,7 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 
+#include "common/zmtp.hpp"
 #include "core/kit/init_messages.hpp"
 #include "tcp/frame.hpp"
 #include "tcp/hello.hpp"
@@ -158,25 +159,17 @@ void empty_parts(const Target& target) {
 void answers_unread(const Target& target) {
   std::vector<int> sockets;
   const SideMessage request = message_of_type(60'000);
-  // A socket of ZeroMQ's would read. The greeting of ZMTP 3, a READY of a DEALER, and then requests.
-  std::string hello("\xFF\0\0\0\0\0\0\0\1\x7F\3\0NULL", 16);
-  hello.resize(64);
-  const std::string ready("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
+  // A socket of ZeroMQ's would read.
   std::string requests;
   for (int i = 0; i < 4; ++i) {
-    const auto size = request.encoded().size();
-    requests += std::string("\1\0\2\0\0\0\0\0\0", 9);
-    requests += static_cast<char>(size >> 8);
-    requests += static_cast<char>(size & 0xFF);
-    requests.append(reinterpret_cast<const char*>(request.encoded().data()), size);
+    requests += test::zmtp_request(request.encoded());
   }
   for (;;) {
     std::vector<int> held;
     for (int i = 0; i < 64; ++i) {
       const int socket = connect_to(target.init_port);
       held.push_back(socket);
-      (void)::send(socket, hello.data(), hello.size(), MSG_NOSIGNAL);
-      (void)::send(socket, ready.data(), ready.size(), MSG_NOSIGNAL);
+      (void)test::zmtp_greet(socket);
       for (int n = 0; n < 16; ++n) {
         (void)::send(socket, requests.data(), requests.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
       }
