@@ -47,7 +47,9 @@ std::chrono::milliseconds bounded_milliseconds(std::uint64_t count) {
 void PeerDirectory::refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause) {
   refused_.count(cause.code);
   const bool conflict = cause.code == errc::identity_conflict;
-  logger_->log(LogLevel::warning, conflict ? "identity_conflict" : "handshake_refused", peer_id, cause.code,
+  // Who comes while the channel is being closed has done nothing out of order.
+  const auto level = cause.code == errc::closed ? LogLevel::info : LogLevel::warning;
+  logger_->log(level, conflict ? "identity_conflict" : "handshake_refused", peer_id, cause.code,
                [&] { return cause.sentence; });
   reply(encode_side_message(SideMessageError{static_cast<int>(code_for_peer(cause.code)), cause.sentence}));
 }
