@@ -354,7 +354,9 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
         hooks_.accept(host, question.endpoint, deadline, link_handler(question.sender_id, number, host, nullptr));
   } catch (...) {
     const Failure failure = failure_being_handled();
-    drop_attempt(question.sender_id, number, failure);
+    std::vector<Waiter> told;
+    drop_attempt(question.sender_id, number, failure, told);
+    tell(told, failure);
     refuse(reply, question.sender_id, failure);
     return;
   }
@@ -404,22 +406,30 @@ LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attem
 }
 
 void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure) {
-  const auto accepting = drop_attempt(peer_id, number, failure);
+  std::vector<Waiter> told;
+  const auto accepting = drop_attempt(peer_id, number, failure, told);
   if (!accepting) {
     return;
   }
+  // Before anybody hears of it, who may then ask for the statistics.
   (*accepting ? refused_ : failed_dials_).count(failure.code);
   // Whoever called for a connection hears of it; of a peer's attempt nobody here does.
   logger_->log(*accepting ? LogLevel::warning : LogLevel::info, *accepting ? "accept_failed" : "connect_failed", peer_id,
                failure.code, [&] { return failure.sentence; });
+  tell(told, failure);
 }
 
-/// @return whether it was a peer's attempt; nothing if it is over already.
-std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std::uint64_t number,
-                                                const Failure& failure) {
+void PeerDirectory::tell(const std::vector<Waiter>& told, const Failure& failure) {
+  for (const auto& waiting : told) {
+    waiting.tell(failure);
+  }
+}
+
+/// @param told those who are to hear of it. @return whether it was a peer's attempt; nothing if it is over already.
+std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure,
+                                                std::vector<Waiter>& told) {
   // Where a peer gives so little time, trying again at once would be all that this side does.
   constexpr std::chrono::milliseconds least_patience{50};
-  std::vector<Waiter> told;
   bool was_acceptance = false;
   {
     Lock lock(mutex_);
@@ -454,9 +464,6 @@ std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std:
         peers_.erase(peer_id);
       }
     }
-  }
-  for (const auto& waiting : told) {
-    waiting.tell(failure);
   }
   return was_acceptance;
 }

@@ -140,7 +140,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void end_attempt(Attempt& attempt);
   void end_attempts(Peer& peer);
   void fail_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure);
-  std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure);
+  static void tell(const std::vector<Waiter>& told, const Failure& failure);
+  std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure,
+                                                 std::vector<Waiter>& told);
   void publish(const std::string& peer_id, std::uint64_t attempt, const std::shared_ptr<Host>& host,
                std::shared_ptr<Link> link);
   [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
