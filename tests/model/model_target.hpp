@@ -10,7 +10,8 @@
 #include <string>
 #include <system_error>
 
-#include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/base_transfer_channel.hpp>
+#include <kvferry/channel_options.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 
 namespace kvferry::model {
@@ -46,6 +47,18 @@ struct TargetShape {
   std::size_t pages = 64;
 };
 
+/// @name The transport that a program is about: tcp_model.cpp, rdma_model.cpp
+/// @{
+/// Lanes or rails, at most.
+[[nodiscard]] std::size_t most_lanes();
+/// In which what is done at once on an idle machine is done.
+[[nodiscard]] std::chrono::seconds patience();
+[[nodiscard]] std::unique_ptr<BaseTransferChannel> make_target_channel(const TargetShape& shape,
+                                                                       ChannelOptions options);
+[[nodiscard]] std::unique_ptr<BaseTransferChannel> make_source_channel(const TargetShape& shape,
+                                                                       ChannelOptions options);
+/// @}
+
 /// The side that owns the pages, and that can be held up, fenced and restarted.
 class Target {
  public:
@@ -77,20 +90,18 @@ class TargetChannel final : public Target {
 
  private:
   void open() {
-    TcpOptions options;
-    options.lanes_per_peer = shape_.lanes;
-    options.receive_buffer = std::size_t{64} << 10;  // so that much of what is given up waits in the kernel
+    ChannelOptions options;
     options.executor = executor_->executor();
     options.peer_init_url = url_;
     options.regions = {{pages_.data(), shape_.pages * shape_.page_bytes, shape_.page_bytes, Access::read_write}};
-    channel_ = std::make_unique<TcpTransferChannel>(std::move(options));
+    channel_ = make_target_channel(shape_, std::move(options));
   }
 
   const TargetShape shape_;
   const SharedPages& pages_;
   std::string url_;
   const std::unique_ptr<testing::PausableExecutor> executor_ = std::make_unique<testing::PausableExecutor>();
-  std::unique_ptr<TcpTransferChannel> channel_;
+  std::unique_ptr<BaseTransferChannel> channel_;
 };
 
 }  // namespace kvferry::model

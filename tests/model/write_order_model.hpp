@@ -68,7 +68,7 @@ class Source {
  public:
   struct Channel {
     std::string id;
-    std::unique_ptr<TcpTransferChannel> channel;
+    std::unique_ptr<BaseTransferChannel> channel;
   };
 
   Source(const TargetShape& shape, Target& target) : shape_(shape), target_(target) { replace(); }
@@ -82,12 +82,9 @@ class Source {
   void replace() {
     auto next = std::make_shared<Channel>();
     next->id = "writer-" + std::to_string(++number_);
-    TcpOptions options;
-    options.lanes_per_peer = shape_.lanes;
-    options.stripe_threshold = std::size_t{128} << 10;
+    ChannelOptions options;
     options.io_threads = 2;
-    options.drain_timeout = std::chrono::milliseconds(20);
-    next->channel = std::make_unique<TcpTransferChannel>(std::move(options));
+    next->channel = make_source_channel(shape_, std::move(options));
     std::error_code ignored;
     next->channel->lazy_init_peer_connection(next->id, "target", target_.url(), {}, {}, ignored);
     std::shared_ptr<Channel> before;
@@ -279,7 +276,7 @@ class Writer {
     asio::io_context context;
     asio::cancellation_signal signal;
     std::optional<std::error_code> outcome;
-    TransferSpec spec{.peer_id = "target", .remote_indexes = indexes, .timeout = std::chrono::seconds(20)};
+    TransferSpec spec{.peer_id = "target", .remote_indexes = indexes, .timeout = patience()};
     if (chance(25)) {
       spec.timeout = std::chrono::milliseconds(1 + random_() % 20);
     }
@@ -297,7 +294,7 @@ class Writer {
       }
       context.restart();
     }
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(40);
+    const auto end = std::chrono::steady_clock::now() + 2 * patience();
     context.restart();
     context.run_until(end);
     if (!outcome) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Random writes, reads, cancellations, deadlines, closes and restarts, over 1 to 8 lanes, to a target that is held up now and
-// then: what has ended stays ended. KVFERRY_MODEL_SECONDS says how long each test goes on, KVFERRY_MODEL_SEED how it begins.
+// Random writes, reads, cancellations, deadlines, closes and restarts, over any number of lanes or rails, to a target
+// that is held up now and then: what has ended stays ended. KVFERRY_MODEL_SECONDS says how long each test goes on,
+// KVFERRY_MODEL_SEED how it begins.
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
@@ -153,7 +154,7 @@ class WriteOrder : public ::testing::Test {
     constexpr std::array<std::size_t, 3> page_sizes{4096, 65536, 524288};
     constexpr std::size_t writers = 3;
     TargetShape shape;
-    shape.lanes = 1 + random() % 8;
+    shape.lanes = 1 + random() % most_lanes();
     shape.page_bytes = page_sizes[random() % page_sizes.size()];
     const std::size_t pages_each = std::clamp<std::size_t>((std::size_t{4} << 20) / shape.page_bytes, 4, 64);
     shape.pages = writers * pages_each;
