@@ -32,6 +32,7 @@ struct ChannelOptions {
   std::vector<MemoryRegion> regions;
 
   /// Where to answer handshakes: `tcp://host:port` or `host:port`, port 0 for any free one, host `*` for all addresses.
+  /// A host that is a name is looked up by the constructor, for at most `handshake_timeout`.
   /// Empty: no listener; the channel can connect, but not be connected to. LMCache: `peer_init_url`.
   std::string peer_init_url;
 

@@ -47,7 +47,7 @@ HandshakeListener::HandshakeListener(const SharedContext& context, const Handsha
                                      std::weak_ptr<HandshakeMailbox> mailbox)
     : max_message_bytes_(options.max_message_bytes),
       socket_(context, zmq::socket_type::router, largest_frame(options.max_message_bytes)),
-      gate_(socket_.ref(), listening_address(parse_url(options.bind_url)),
+      gate_(socket_.ref(), listening_address(parse_url(options.bind_url), options.lookup_timeout),
             HandshakeGate::Bounds::of(largest_frame(options.max_message_bytes)), options.refusals),
       refusals_(options.refusals),
       on_request_(std::move(on_request)),

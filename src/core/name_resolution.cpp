@@ -4,18 +4,38 @@
 #include <asio/ip/address.hpp>
 
 #include <algorithm>
+#include <future>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/kit/operation.hpp>
 
 #include "host_address.hpp"
 #include "name_lookups.hpp"
+#include "text.hpp"
 
 namespace kvferry::kit {
 
-HostPort listening_address(const HostPort& host) {
+HostPort listening_address(const HostPort& host, std::chrono::milliseconds patience) {
   if (host.is_wildcard() || address_of(host.host)) {
     return host;
   }
-  std::error_code ec;
-  const auto addresses = look_up(host.host, ec);
+  using Addresses = std::vector<asio::ip::address>;
+  // Shared, for the resolver may be done when nobody waits any more.
+  const auto found = std::make_shared<std::promise<Addresses>>();
+  auto future = found->get_future();
+  const auto deadline = deadline_after(patience);
+  NameLookups lookups;
+  lookups.look_up(host.host, deadline,
+                  [found](std::error_code, const Addresses& addresses) { found->set_value(addresses); });
+  if (future.wait_until(deadline) != std::future_status::ready) {
+    throw TransferError(errc::timed_out, "the host to listen at, " + in_quotes(host.host) +
+                                             ", was not resolved within " + std::to_string(patience.count()) + " ms");
+  }
+  const Addresses addresses = future.get();
   if (addresses.empty()) {
     return host;
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
+
 #include <kvferry/export.hpp>
 #include <kvferry/url.hpp>
 
@@ -8,7 +10,8 @@ namespace kvferry::kit {
 
 /// The address at which to listen for a host: itself if it is a number or a wildcard; of a name's addresses an IPv4 one
 /// if there is one, because peers without IPv6 can reach no other, and those with it can reach either. The name itself
-/// if it has none. Asks name servers if it has to: may block for long.
-[[nodiscard]] KVFERRY_EXPORT HostPort listening_address(const HostPort& host);
+/// if it has none. Asks name servers if it has to.
+/// @throws TransferError `errc::timed_out` if that takes longer than `patience`.
+[[nodiscard]] KVFERRY_EXPORT HostPort listening_address(const HostPort& host, std::chrono::milliseconds patience);
 
 }  // namespace kvferry::kit

@@ -36,9 +36,9 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
  public:
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);
 
-  /// @param host an address or name; `*` for all addresses. @param port 0 for any.
-  /// @throws TransferError with the errno of what failed, naming the address.
-  void listen(const std::string& host, std::uint16_t port);
+  /// @param host an address or name; `*` for all addresses. @param port 0 for any. @param lookup_timeout of a name.
+  /// @throws TransferError with the errno of what failed, naming the address; `errc::timed_out` for a name.
+  void listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout);
   [[nodiscard]] std::uint16_t port() const;
 
   /// A handshake took place: hellos with the secret that is returned make up its link.

@@ -111,7 +111,7 @@ class TcpTransferChannel::Impl {
   void listen(std::shared_ptr<kit::Refusals> refusals) {
     const std::string host = options.data_host.empty() ? parse_url(options.peer_init_url).host : options.data_host;
     acceptor = std::make_shared<tcp::DataAcceptor>(executor, link_options, std::move(refusals));
-    acceptor->listen(host, options.data_port);
+    acceptor->listen(host, options.data_port, options.handshake_timeout);
     if (options.advertised_data_address.empty() && !options.data_host.empty() && !HostPort{host, 0}.is_wildcard() &&
         zone_of(host).empty()) {
       advertised_data.host = host;

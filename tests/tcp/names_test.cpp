@@ -63,6 +63,25 @@ TEST(PeerNames, DataGoesToThePodThatAnsweredTheHandshake) {
   }
 }
 
+TEST(PeerNames, AConstructorWaitsForTheNameToListenAtNoLongerThanAHandshake) {
+  ScriptedNames names;
+  names.hold("slow.test");
+  for (const bool data : {false, true}) {
+    TcpOptions options = listening_at(data ? "127.0.0.1" : "slow.test");
+    options.data_host = data ? "slow.test" : "127.0.0.1";
+    options.handshake_timeout = std::chrono::milliseconds(50);
+    try {
+      const Node node(1, std::move(options));
+      ADD_FAILURE() << "listens at a name that nobody has resolved";
+    } catch (const TransferError& error) {
+      EXPECT_EQ(error.code(), errc::timed_out);
+      EXPECT_NE(std::string(error.what()).find("'slow.test', was not resolved within 50 ms"), std::string::npos)
+          << error.what();
+    }
+  }
+  names.release("slow.test");
+}
+
 TEST(PeerNames, ASideMessageGoesToThePodThatTheConnectionGoesTo) {
   TcpOptions one = listening_at("127.0.0.2");
   one.peer_lookup_url = "one";

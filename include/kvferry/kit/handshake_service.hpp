@@ -36,6 +36,8 @@ class KVFERRY_EXPORT HandshakeService {
     std::size_t max_message_bytes = std::size_t{64} << 10;
     /// Told of whoever is turned away at the port. May be null.
     std::shared_ptr<Refusals> refusals = nullptr;
+    /// How long the lookup of a host's name in `bind_url` may take.
+    std::chrono::milliseconds lookup_timeout{10'000};
   };
 
   /// The one reply to a request. Move-only; may be kept and called later from any thread. If it is destroyed uncalled,
