@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -114,6 +115,41 @@ class ProcessesTests : public ProcessBase {
       return;
     }
     survive_a_death_in_the_middle(false);
+  }
+
+  void EveryRecvNoticesAtOnceThatItsPeerWasKilled() {
+    if (serve_if_peer()) {
+      return;
+    }
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    constexpr int peers_each = 8;
+    constexpr std::uint64_t recvs_each = 8;
+    constexpr std::chrono::hours much_later{1};
+    Node& node = add_node({.regions = {{1}}, .local_bytes = std::size_t{1} << 20});
+    std::list<PeerProcess> processes;
+    std::vector<std::shared_ptr<Transfer>> recvs;
+    for (const char* const name : {"first", "second", "third", "fourth"}) {
+      PeerProcess& process = processes.emplace_back(limit());
+      for (int i = 0; i < peers_each; ++i) {
+        const std::string id = name + std::to_string(i);
+        const std::string url = process.ask("extra " + id + " " + std::string(facts().listen_url));
+        ASSERT_FALSE(start_connect(node, node.id(), id, url)->error()) << url;
+        for (std::uint64_t tag_of_recv = 0; tag_of_recv < recvs_each; ++tag_of_recv) {
+          TransferSpec spec = within(much_later, tagged(tag_of_recv));
+          spec.peer_id = id;
+          const Objects objects = node.objects({16});
+          recvs.push_back(watch<Transfer>("recv of " + id, objects.count()));
+          node->async_transfer(BaseTransferChannel::make_request(TransferKind::recv, objects.writable(), spec),
+                               recvs.back()->handler());
+        }
+      }
+    }
+    for (PeerProcess& process : processes) {
+      process.kill();
+    }
+    for (const auto& recv : recvs) {
+      EXPECT_TRUE(is(recv->outcome().error, condition::peer_failed));
+    }
   }
 
   void PeerDiesWithEverythingHalfOnTheWire() {

@@ -25,6 +25,7 @@ namespace kvferry::testing {
 ///
 /// Commands, and what is answered ("ok", or what is wrong):
 ///   start ID URL                    makes the peer's node; answers its url
+///   extra ID URL                    makes a node with little memory beside it; answers its url
 ///   connect OWN_ID PEER URL         shakes hands
 ///   fill SEED | check SEED          its first pages
 ///   write|read|send|recv PEER SEED  one batch, of the standard objects; read and recv check what arrived
@@ -163,6 +164,11 @@ class ProcessBase : public StalledPeerBase {
       words >> spec.id >> spec.init_url;
       served_ = &add_node(std::move(spec));
       return served_->url();
+    }
+    if (command == "extra") {
+      NodeSpec spec{.regions = {{1}}, .local_bytes = 4096};
+      words >> spec.id >> spec.init_url;
+      return add_node(std::move(spec)).url();
     }
     Node& node = *served_;
     if (command == "connect") {
