@@ -96,8 +96,8 @@ struct InitRequest {
 /// `errc::unknown_peer` (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::access_denied`,
 /// `errc::index_out_of_range`, `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`,
 /// `errc::peer_restarted` (the peer is a new incarnation, and the operation was started before that was known: agree on
-/// page indexes anew), and codes of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without
-/// any traffic.
+/// page indexes anew), `errc::fenced` (likewise: the peer has called `fence` while the write waited for a connection),
+/// and codes of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without any traffic.
 ///
 /// **Forked processes.** A channel belongs to the process that made it. In a forked child every call on it ends with
 /// `errc::forked` at once, no peer is connected, `close()` does nothing, and its destructor neither waits nor talks, and frees
@@ -341,15 +341,18 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @name Fencing
   /// @{
 
-  /// Returns when nothing can land in this channel's regions any more of what a peer has started on its connections to
-  /// this channel so far: its writes have ended, or their connection is shut. For the owner of memory that a peer was
-  /// told to write to and that is to be used for something else now, above all after a failure: docs/guide.md has the
-  /// recipe.
+  /// Returns when nothing can land in this channel's regions any more of what a peer has started so far: its writes
+  /// have ended, or their connection is shut, or they wait for a connection and will be refused when it is there. For
+  /// the owner of memory that a peer was told to write to and that is to be used for something else now, above all
+  /// after a failure: docs/guide.md has the recipe.
   ///
   /// A peer that is connected is asked, and answers when the writes that it had started have ended; if it hasn't answered
   /// in time, its connection is broken, which makes as sure. Of a peer whose connection has failed or was replaced, what
-  /// is left of that connection is shut. Returns at once for a peer that this channel doesn't know. What the peer starts
-  /// later, also over a new connection, is not held up.
+  /// is left of that connection is shut; a write of its that waits for a new connection ends there with `errc::fenced`
+  /// when it is made. A connection that is just being made is waited for, for a second at most, and then given up.
+  /// Returns at once for a peer that this channel doesn't know. What the peer starts later, also over a new
+  /// connection, is not held up; where the new connection's handshake takes long, what was started meanwhile may be
+  /// refused with the rest.
   ///
   /// @param timeout how long the peer may take; unset: the channel's default.
   /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. After

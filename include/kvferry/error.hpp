@@ -67,6 +67,11 @@ enum class errc {
 
   // What became of this process
   forked,  ///< The channel is the parent's of this process, which was forked: only the parent can use it.
+
+  // What became of an operation, once more
+  /// The write was waiting for a connection when the peer fenced its memory off (`BaseTransferChannel::fence`), and
+  /// was not made: its pages are to be agreed on anew.
+  fenced,
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that
@@ -77,13 +82,15 @@ enum class condition {
   /// program may not do it (EACCES, EPERM), or the two channels do not go together as they are set up: the mismatches,
   /// errc::handshake_failed (who answers is no such channel), errc::malformed_message.
   invalid_argument = 1,
-  /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted, authentication_failed and
-  /// protocol_violation (who is there now is no sound peer), ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
+  /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted, fenced (after the peer was
+  /// gone for a while), authentication_failed and protocol_violation (who is there now is no sound peer), ECONNRESET,
+  /// ECONNREFUSED, ETIMEDOUT, EOF, ...
   peer_failed,
   /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict; what this host is out of for now
-  /// (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but errc::peer_restarted, after
-  /// which page indexes have to be agreed anew, errc::authentication_failed, errc::protocol_violation, and RDMA's
-  /// remote_access_error, after which it isn't sure that the peer offers what it did.
+  /// (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but errc::peer_restarted and
+  /// errc::fenced, after which page indexes have to be agreed anew, errc::authentication_failed,
+  /// errc::protocol_violation, and RDMA's remote_access_error, after which it isn't sure that the peer offers what it
+  /// did.
   retryable,
   cancelled,  ///< Ended from this side: errc::cancelled, errc::closed, in flight or not, ECANCELED.
   timed_out,  ///< errc::timed_out, in flight or not, ETIMEDOUT.

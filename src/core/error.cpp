@@ -73,8 +73,10 @@ constexpr std::array own_codes{
             "the peer has no answer to this side message"},
     OwnCode{errc::invalid_peer_id, "invalid_peer_id", invalid,
             "the peer id is too long, not UTF-8, or has control characters"},
-    OwnCode{errc::memory_fault, "memory_fault", invalid, "the memory of an object or its page can't be read or written"},
-    OwnCode{errc::identity_conflict, "identity_conflict", retry, "another channel is connected under this id, and lives"},
+    OwnCode{errc::memory_fault, "memory_fault", invalid,
+            "the memory of an object or its page can't be read or written"},
+    OwnCode{errc::identity_conflict, "identity_conflict", retry,
+            "another channel is connected under this id, and lives"},
     OwnCode{errc::timed_out_in_flight, "timed_out_in_flight", late | retry | landing,
             "the deadline passed, and bytes may still be on their way"},
     OwnCode{errc::cancelled_in_flight, "cancelled_in_flight", ended_here | landing,
@@ -83,6 +85,7 @@ constexpr std::array own_codes{
             "the channel is closed, and bytes may still be on their way"},
     OwnCode{errc::forked, "forked", invalid,
             "the channel was made before this process was forked; only the parent can use it"},
+    OwnCode{errc::fenced, "fenced", failed, "the peer fenced its memory off before this reached it"},
 };
 
 constexpr bool in_order() noexcept {

@@ -61,7 +61,8 @@ kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& 
     role_ = role;
     own_incarnation_ = own_incarnation;
     peers_incarnation_ = host->peer().incarnation;
-    protocol_.emplace(std::move(host), device_->regions(), pair_->slots(), pair_->terms());
+    host_ = std::move(host);
+    protocol_.emplace(host_, device_->regions(), pair_->slots(), pair_->terms());
     std::error_code ec;
     events_.assign(pair_->event_descriptor(), ec);
     if (ec) {
@@ -299,6 +300,7 @@ bool Rail::work(std::size_t& rounds, Inbox& taken) {
     }
     --rounds;
     const bool polled = poll_step();
+    await_writes();
     const bool posted = !failed_ && phase_ == Phase::running && post_step();
     const bool probed = !failed_ && phase_ == Phase::running && probe_step();
     if (polled || posted || probed) {
@@ -306,9 +308,6 @@ bool Rail::work(std::size_t& rounds, Inbox& taken) {
     }
     if (failed_) {
       return false;
-    }
-    if (phase_ == Phase::running && protocol_->fences_asked() != 0) {
-      continue;  // those that came while the inbox was dealt with
     }
     if (spins()) {
       arm_timer();
@@ -333,9 +332,6 @@ bool Rail::spins() const {
 }
 
 void Rail::apply(Inbox& taken) {
-  // What the peer's owner of memory knows to have been started before it asked was in the inbox by then at the latest.
-  // Those that come in here, from the completions that stops look at, may know of more.
-  const std::size_t fences_asked = !failed_ && phase_ == Phase::running ? protocol_->fences_asked() : 0;
   if (taken.continuation) {
     continuation_posted_ = false;
   }
@@ -380,9 +376,28 @@ void Rail::apply(Inbox& taken) {
       fence();
     }
   }
-  if (fences_asked != 0 && !failed_) {
-    protocol_->begin_fences(fences_asked);
+  if (taken.ended_fences != 0 && !failed_) {
+    awaited_fences_ -= std::min(awaited_fences_, taken.ended_fences);
+    protocol_->begin_fences(taken.ended_fences);
   }
+}
+
+/// Of fences that have come: for the writes that this side had started by then, on whatever rail or on their way to one. Not
+/// by the thread that is told of their end, which may hold locks.
+void Rail::await_writes() {
+  if (failed_ || phase_ != Phase::running || protocol_->fences_asked() <= awaited_fences_) {
+    return;
+  }
+  const std::size_t fences = protocol_->fences_asked() - awaited_fences_;
+  awaited_fences_ += fences;
+  host_->when_writes_ended([weak = weak_from_this(), executor = executor_, fences] {
+    asio::post(executor, [weak, fences] {
+      if (const auto self = weak.lock()) {
+        self->driver_.put([fences](Inbox& inbox) { inbox.ended_fences += fences; });
+        self->drive(caller_rounds);
+      }
+    });
+  });
 }
 
 /// Whatever the driver had in hand ends, else nobody would end it.

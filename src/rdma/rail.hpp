@@ -115,14 +115,15 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     std::vector<std::shared_ptr<kit::Operation>> stops;
     std::vector<std::function<void()>> fences;
     std::vector<std::function<void()>> probes;
+    std::size_t ended_fences = 0;  ///< So many of the peer's have had their writes end.
     bool event = false;
     bool timer = false;
     bool continuation = false;  ///< What was posted to go on driving has run.
     kit::Failure trouble;       ///< Of the device.
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && fences.empty() && probes.empty() && !event && !timer && !continuation &&
-             !trouble;
+      return starts.empty() && stops.empty() && fences.empty() && probes.empty() && ended_fences == 0 && !event &&
+             !timer && !continuation && !trouble;
     }
   };
 
@@ -133,6 +134,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   bool work(std::size_t& rounds, Inbox& taken);
   void apply(Inbox& taken);
   void give_up(Inbox& taken, const char* what);
+  void await_writes();
   bool poll_step();
   void take_completion(const ibv_wc& completion);
   void take_greeting(const ibv_wc& completion);
@@ -165,7 +167,9 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   std::uint64_t peers_incarnation_ = 0;
   asio::posix::stream_descriptor events_;
   asio::steady_timer timer_;
+  std::shared_ptr<kit::LinkHost> host_;  ///< Once it is being joined, as the protocol.
   std::optional<RailProtocol> protocol_;
+  std::size_t awaited_fences_ = 0;  ///< Of the peer's that have come, the first ones, whose writes are waited for.
   WorkList list_;
   std::vector<std::function<void()>> probes_;  ///< To be posted.
   std::weak_ptr<Owner> owner_;

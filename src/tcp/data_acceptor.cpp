@@ -115,8 +115,8 @@ DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions op
       acceptor_(executor),
       accept_pause_(executor) {}
 
-void DataAcceptor::listen(const std::string& host, std::uint16_t port) {
-  const HostPort address = kit::listening_address({host, port});
+void DataAcceptor::listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout) {
+  const HostPort address = kit::listening_address({host, port}, lookup_timeout);
   const std::unique_lock lock(mutex_);
   if (const auto ec = listen_at(acceptor_, address)) {
     throw TransferError(system_code(ec), "data connections: cannot listen at " + HostPort{host, port}.to_string());
@@ -313,7 +313,7 @@ void DataAcceptor::admit(const std::shared_ptr<Greeting>& greeting, std::unique_
   std::memcpy(&hello, greeting->bytes.data(), sizeof(hello));
   greeting->timer.cancel();
   const auto expected = std::ranges::find_if(expected_, [&](const std::shared_ptr<Expected>& candidate) {
-    return equal(candidate->dial_secret, hello.secret);
+    return equal_secrets(candidate->dial_secret, hello.secret);
   });
   const bool known = hello.magic == Hello::dialing && hello.version == Hello().version && expected != expected_.end() &&
                      hello.incarnation == (*expected)->host->peer().incarnation &&

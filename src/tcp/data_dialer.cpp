@@ -214,8 +214,8 @@ void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& lane) {
         come_again(lane);
         return;
       }
-      if (welcome.magic != Hello::accepting || welcome.version != Hello().version ||
-          welcome.lane != lane->number || welcome.lane_count != lanes_.size() || !equal(welcome.secret, expected) ||
+      if (welcome.magic != Hello::accepting || welcome.version != Hello().version || welcome.lane != lane->number ||
+          welcome.lane_count != lanes_.size() || !equal_secrets(welcome.secret, expected) ||
           welcome.incarnation != host_->peer().incarnation) {
         ec = errc::authentication_failed;
         why = " did not prove that it belongs to the peer";

@@ -2,7 +2,6 @@
 #include "hello.hpp"
 
 #include <netinet/tcp.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -15,19 +14,8 @@ namespace kvferry::tcp {
 
 Secret random_secret() {
   Secret secret;
-  // Up to 256 bytes come whole and uninterrupted (getrandom(2)).
-  if (::getrandom(secret.data(), secret.size(), 0) != static_cast<ssize_t>(secret.size())) {
-    throw std::system_error(errno, std::system_category(), "getrandom");
-  }
+  make_secret(secret);
   return secret;
-}
-
-bool equal(const Secret& a, const Secret& b) noexcept {
-  std::byte difference{0};
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    difference |= a[i] ^ b[i];
-  }
-  return difference == std::byte{0};
 }
 
 namespace {

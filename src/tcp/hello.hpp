@@ -13,15 +13,15 @@
 
 #include <kvferry/side_message.hpp>
 
+#include "core/secret.hpp"
+
 namespace kvferry::tcp {
 
 /// Proves that a data connection belongs to a handshake.
-using Secret = std::array<std::byte, 16>;
+using Secret = std::array<std::byte, secret_bytes>;
 
 /// @throws std::system_error if the kernel has no random bytes.
 [[nodiscard]] Secret random_secret();
-/// Takes as long for any two secrets.
-[[nodiscard]] bool equal(const Secret& a, const Secret& b) noexcept;
 
 /// The first bytes on a data connection, in either direction: the dialing side's hello, then the accepting side's
 /// welcome.

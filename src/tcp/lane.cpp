@@ -110,10 +110,10 @@ Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Op
       remote_(remote_address_of(socket)),
       options_(std::move(options)),
       executor_(socket.get_executor()),
+      host_(std::move(host)),
       socket_(std::make_shared<Socket>(socket.release())),
       drain_timer_(executor_),
-      protocol_(std::move(host), options_.buffers ? options_.buffers->take()
-                                                  : ReadAhead::unprotected(FrameReader::read_ahead)),
+      protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead)),
       owner_(std::move(owner)),
       frame_timer_(executor_) {}
 
@@ -353,7 +353,7 @@ bool Lane::move_bytes(std::size_t& budget, Role role) {
     }
     const Step received = receive_step(budget);
     const Step sent = failed_ ? Step::nothing : send_step(budget);
-    if (received != Step::progress && sent != Step::progress && !protocol_.fence_asked()) {
+    if (received != Step::progress && sent != Step::progress) {
       break;
     }
   }
@@ -366,7 +366,6 @@ bool Lane::move_bytes(std::size_t& budget, Role role) {
 }
 
 void Lane::apply(Inbox taken) {
-  const bool fence_asked = protocol_.fence_asked();
   if (taken.readable || taken.writable) {
     armed_ = 0;
     tired_ = false;
@@ -399,10 +398,21 @@ void Lane::apply(Inbox taken) {
   if (taken.frame_expired) {
     frame_expired();
   }
-  // What was started before the question came was in the inbox by then at the latest.
-  if (fence_asked && !failed_) {
+  if (taken.writes_ended) {
     protocol_.answer_fence();
   }
+}
+
+/// Not by the thread that is told: it may hold locks.
+void Lane::await_writes() {
+  host_->when_writes_ended([weak = weak_from_this(), executor = executor_] {
+    asio::post(executor, [weak] {
+      if (const auto self = weak.lock()) {
+        self->driver_.put([](Inbox& inbox) { inbox.writes_ended = true; });
+        self->drive(caller_bytes);
+      }
+    });
+  });
 }
 
 void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations) {
@@ -520,6 +530,8 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
     options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
     if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
       fail(ec, remote_ + ": " + protocol_.violation());
+    } else if (protocol_.take_fence()) {
+      await_writes();
     }
     careful_in_ -= std::min(careful_in_, static_cast<std::size_t>(received));
     budget -= std::min(budget, static_cast<std::size_t>(received));

@@ -118,10 +118,11 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     bool drain_expired = false;
     bool frame_expired = false;
     bool rest = false;
+    bool writes_ended = false;  ///< For which the peer's fence waits.
 
     [[nodiscard]] bool empty() const noexcept {
       return starts.empty() && stops.empty() && probes.empty() && fences.empty() && !readable && !writable &&
-             !drain_expired && !frame_expired && !rest;
+             !drain_expired && !frame_expired && !rest && !writes_ended;
     }
   };
 
@@ -161,6 +162,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations);
   void drain_expired();
   void frame_expired();
+  void await_writes();
   void announce_failure(std::error_code cause);
   void fail(std::error_code cause, std::string why);
   void end_all(std::error_code cause, std::string why);
@@ -169,6 +171,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   const std::string remote_;
   const Options options_;
   const asio::any_io_executor executor_;
+  const std::shared_ptr<kit::LinkHost> host_;
 
   kit::InboxDriver<Inbox> driver_;  ///< Its engine guards everything below.
   std::shared_ptr<Socket> socket_;  ///< Null when closed.

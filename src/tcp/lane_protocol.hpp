@@ -62,10 +62,9 @@ class LaneProtocol final : private FrameSink {
 
   /// Calls `done` when the peer has said that the writes which it had started here have ended, or the connection is gone.
   void fence(std::function<void()> done);
-  /// Whether the peer has asked that and `answer_fence` has not been called since.
-  [[nodiscard]] bool fence_asked() const noexcept { return fence_asked_; }
-  /// All that was started on this side before the peer's question came has been handed to `start`: answers when that has
-  /// ended.
+  /// Whether the peer has asked that since the last call; then `answer_fence` has to be called once.
+  [[nodiscard]] bool take_fence() noexcept { return std::exchange(fence_asked_, false); }
+  /// The writes that were started on this side before the peer asked have ended.
   void answer_fence();
 
   /// The peer has given the connection up: what of its writes is still in the socket is thrown away, for they have ended
@@ -177,7 +176,6 @@ class LaneProtocol final : private FrameSink {
   void end(Transfer& transfer, std::error_code cause, std::string why);
   void take_back(Transfer& transfer);
   void ask_fence();
-  void fence_answered();
   void settle(Transfer& transfer, const Chunk& chunk, std::error_code status);
   void forget(const Transfer& transfer);
 
@@ -233,8 +231,6 @@ class LaneProtocol final : private FrameSink {
   // The peer's.
   bool fence_owed_ = false;
   bool fence_asked_ = false;
-  std::uint64_t fence_bound_ = 0;   ///< Writes with ids below this one have to end before the answer ...
-  std::size_t fence_writes_ = 0;    ///< ... and so many of them haven't.
 
   std::deque<ControlFrame> control_;
   std::size_t queued_acknowledgements_ = 0;

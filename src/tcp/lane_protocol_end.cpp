@@ -98,7 +98,6 @@ void LaneProtocol::forget(const Transfer& transfer) {
     receiving_ = 0;
   }
   const TransferRequest& request = transfer.request();
-  const bool fenced = request.kind == TransferKind::write && transfer.id < fence_bound_;
   if (request.kind == TransferKind::send) {
     if (transfer.remote_recv != 0) {
       sends_by_recv_.erase(transfer.remote_recv);
@@ -109,9 +108,6 @@ void LaneProtocol::forget(const Transfer& transfer) {
   ids_.erase(&transfer.operation());
   // An id that is still in a ready queue is skipped there.
   transfers_.erase(transfer.id);
-  if (fenced && --fence_writes_ == 0) {
-    fence_answered();
-  }
 }
 
 bool LaneProtocol::in_flight() const noexcept {
@@ -146,17 +142,9 @@ void LaneProtocol::ask_fence() {
 }
 
 void LaneProtocol::answer_fence() {
-  fence_asked_ = false;
-  fence_bound_ = next_id_;
-  fence_writes_ = static_cast<std::size_t>(std::ranges::count_if(
-      transfers_, [](const auto& entry) { return entry.second.request().kind == TransferKind::write; }));
-  if (fence_writes_ == 0) {
-    fence_answered();
+  if (failed_) {
+    return;
   }
-}
-
-void LaneProtocol::fence_answered() {
-  fence_bound_ = 0;
   FrameHeader header;
   header.type = FrameType::fence_ack;
   tell(header);
@@ -184,7 +172,6 @@ void LaneProtocol::fail(std::error_code cause, const std::string& why) {
     failed_in_flight_ = failed_in_flight_ || transfer.under_way();
     end(transfer, transfer.under_way() ? kit::in_flight(ended) : ended, why);
   }
-  control_.clear();  // an answer to a fence
   // Nothing is received from here on.
   for (auto* const fences : {&fences_, &next_fences_}) {
     for (const auto& done : std::exchange(*fences, {})) {

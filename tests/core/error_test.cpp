@@ -15,7 +15,7 @@
 namespace kvferry {
 namespace {
 
-constexpr auto last_errc = errc::forked;
+constexpr auto last_errc = errc::fenced;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -89,8 +89,8 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
                       errc::page_size_mismatch, errc::malformed_message, errc::unhandled_side_message,
                       errc::invalid_peer_id,    errc::memory_fault,      errc::forked}));
   EXPECT_EQ(own_codes_of(condition::peer_failed),
-            (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::authentication_failed,
-                      errc::protocol_violation}));
+            (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::fenced,
+                      errc::authentication_failed, errc::protocol_violation}));
   EXPECT_EQ(own_codes_of(condition::retryable),
             (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit,
                       errc::peer_cancelled, errc::identity_conflict, errc::timed_out_in_flight}));

@@ -64,21 +64,6 @@ TEST(ConnectFaults, Line06_APeerIsNotPublishedBeforeItsConnectionsAreThere) {
   EXPECT_EQ(ec, errc::unknown_peer);
 }
 
-/// A peer that answers handshakes and whose data connections are accepted, but never answered.
-struct MutePeer {
-  MutePeer() : acceptor(context, {asio::ip::address_v4::loopback(), 0}), node(4, options()) {}
-
-  [[nodiscard]] TcpOptions options() const {
-    TcpOptions options;
-    options.advertised_data_address = "127.0.0.1:" + std::to_string(acceptor.local_endpoint().port());
-    return options;
-  }
-
-  asio::io_context context;
-  asio::ip::tcp::acceptor acceptor;
-  Node node;
-};
-
 TEST(ConnectFaults, Line03_ADataConnectionThatIsNotAnsweredEndsTheHandshakeInTime) {
   MutePeer mute;
   Node a(4, {}, false);

@@ -45,6 +45,13 @@ class Host final : public kit::LinkHost {
     return true;
   }
   void give_back_memory(std::size_t bytes) noexcept override { memory_taken -= bytes; }
+  void when_writes_ended(std::function<void()> done) override {
+    if (operations) {
+      operations->when_writes_ended(peer_.id, std::move(done));
+    } else {
+      done();
+    }
+  }
 
   std::vector<std::vector<std::byte>> notifications;
   std::size_t notification_limit = 16;
@@ -52,6 +59,7 @@ class Host final : public kit::LinkHost {
   std::size_t memory_limit = std::size_t{1} << 30;
   std::size_t memory_taken = 0;
   std::size_t most_memory_taken = 0;
+  std::shared_ptr<kit::OperationRegistry> operations;
 
  private:
   kit::PeerDescription peer_;
@@ -116,7 +124,9 @@ class Side {
         protocol(std::make_unique<LaneProtocol>(host)),
         link_(std::make_shared<SideLink>(*protocol)),
         deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),
-        registry_(std::make_shared<kit::OperationRegistry>(deadlines_, 1U << 20)) {}
+        registry_(std::make_shared<kit::OperationRegistry>(deadlines_, 1U << 20)) {
+    host->operations = registry_;
+  }
 
   Side(const Side&) = delete;
   Side& operator=(const Side&) = delete;
@@ -176,8 +186,8 @@ class Side {
   /// Takes at most `step` outgoing bytes.
   [[nodiscard]] std::vector<std::byte> take(std::size_t step) {
     std::array<iovec, 64> pieces;
-    if (protocol->fence_asked()) {
-      protocol->answer_fence();
+    if (protocol->take_fence()) {
+      host->when_writes_ended([this] { protocol->answer_fence(); });
     }
     protocol->fill(step);
     const std::size_t count = protocol->out().front(pieces, step);

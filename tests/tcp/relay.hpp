@@ -59,6 +59,10 @@ class Relay {
   void cut_after(std::size_t bytes) {
     run([this, bytes] { budget_ = bytes; });
   }
+  /// Cuts all connections.
+  void cut() {
+    run([this] { close_all(); });
+  }
   /// Ends the stream towards the connecting side, as an orderly shutdown of the target's side does.
   void half_close() {
     run([this] {

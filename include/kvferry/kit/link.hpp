@@ -123,6 +123,10 @@ class KVFERRY_EXPORT LinkHost {
   /// its place; at once if that has happened already. `drop` frees what waits for the peer; it may be called with locks of
   /// the channel held and must not call into it. Afterwards the `LinkHandler` needn't be called any more.
   virtual void when_abandoned(std::function<void()> drop) { (void)drop; }
+  /// Calls `done` when the writes to this peer that this channel had started by now have ended, wherever they are: on
+  /// this link, on their way to it, or waiting for one. What a peer's fence waits for. `done` may be called within the
+  /// call, from any thread, with locks of the channel's held.
+  virtual void when_writes_ended(std::function<void()> done) { done(); }
   /// The connection broke by itself: the peer counts as failed, and the next call reconnects.
   virtual void link_failed(const Link& link, std::error_code cause) = 0;
 };

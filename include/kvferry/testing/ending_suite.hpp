@@ -3,10 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <asio/use_future.hpp>
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <optional>
 #include <system_error>
@@ -140,6 +143,22 @@ class EndingTests : public StalledPeerBase {
     }
   }
 
+  void AFenceCoversWhatWaitsForAConnection() {
+    KVFERRY_TESTING_REQUIRE(write);
+    const auto nodes = pair_with_pausable_peer();
+    nodes.b.pause(limit());
+    const auto given_up = start_any(write, nodes.a, nodes.b, constant_objects(nodes.a, std::byte{1}), soon);
+    (void)given_up->outcome();  // a transport may have had to break the connection
+    const auto started = start_any(write, nodes.a, nodes.b, constant_objects(nodes.a, std::byte{2}));
+    auto fence = nodes.b->async_fence(nodes.a.id(), limit(), asio::use_future);
+    nodes.b.resume();
+    ASSERT_EQ(fence.wait_for(limit()), std::future_status::ready);
+    EXPECT_NO_THROW(fence.get());
+    const auto fenced = pages_of(nodes.b);
+    (void)started->outcome();
+    EXPECT_TRUE(pages_of(nodes.b) == fenced) << "landed after the fence";
+  }
+
   void AFenceOfNobodyReturns() {
     Node& node = add_node();
     std::error_code error;
@@ -205,8 +224,8 @@ class EndingTests : public StalledPeerBase {
 
 KVFERRY_TESTING_SUITE(EndingTest, EndingTests, AWriteThatTimedOutDoesNotLandOverALaterOne,
                       AWriteThatTimedOutSaysWhetherItMayStillLand, ACloseSaysWhatMayStillLand,
-                      AfterAFenceNothingLandsOfWhatHadFailed, AFenceWaitsForWhatIsUnderWay, AFenceOfNobodyReturns,
-                      OfObjectsForOnePageTheLastWins, OfPagesForOneBufferTheLastWins,
-                      NoNotificationFollowsTheEndOfItsWrite);
+                      AfterAFenceNothingLandsOfWhatHadFailed, AFenceWaitsForWhatIsUnderWay,
+                      AFenceCoversWhatWaitsForAConnection, AFenceOfNobodyReturns, OfObjectsForOnePageTheLastWins,
+                      OfPagesForOneBufferTheLastWins, NoNotificationFollowsTheEndOfItsWrite);
 
 }  // namespace kvferry::testing

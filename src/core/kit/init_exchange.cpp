@@ -31,8 +31,9 @@ void InitExchange::accept_cancellation() {
 
 void InitExchange::expire() {
   const auto given = request_.timeout.value_or(std::chrono::milliseconds::zero());
+  const std::string awaited = owner_->awaited(request_.peer_id);
   finish({errc::timed_out, "no usable connection or answer within the " + std::to_string(given.count()) +
-                               " ms that the call was given"});
+                               " ms that the call was given" + (awaited.empty() ? awaited : ": " + awaited)});
 }
 
 std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMessageCompletion completion,

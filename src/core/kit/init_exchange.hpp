@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 
 #include <kvferry/base_transfer_channel.hpp>
@@ -54,10 +55,16 @@ class InitExchanges : public std::enable_shared_from_this<InitExchanges> {
                                                     Clock::time_point deadline);
   void remove(const InitExchange& exchange);
   void close();
+  /// To be set before there are exchanges.
+  void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
+  [[nodiscard]] std::string awaited(std::string_view peer_id) const {
+    return awaited_of_peer_ ? awaited_of_peer_(peer_id) : std::string();
+  }
   [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return deadlines_->gate(); }
 
  private:
   const std::shared_ptr<DeadlineQueue> deadlines_;
+  AwaitedOfPeer awaited_of_peer_;
   std::mutex mutex_;
   std::unordered_map<const InitExchange*, std::shared_ptr<InitExchange>> pending_;
   bool closed_ = false;

@@ -32,6 +32,7 @@ struct InitQuestion {
   std::optional<Bytes> secret;              ///< What the sender shows this peer to be known again.
   std::optional<std::uint64_t> timeout_ms;  ///< How long the sender's attempt lasts still.
   std::optional<bool> who;                  ///< Only who answers is asked, no connection wanted.
+  std::optional<std::uint64_t> fenced_us;   ///< How long ago the sender's last fence of this peer was.
 
   static constexpr std::string_view side_message_type = "KvferryInitRequest";
   static constexpr auto side_message_fields() {
@@ -43,7 +44,8 @@ struct InitQuestion {
         side_message_field("incarnation", &InitQuestion::incarnation),
         side_message_field("init_url", &InitQuestion::init_url), side_message_field("regions", &InitQuestion::regions),
         side_message_field("endpoint", &InitQuestion::endpoint), side_message_field("secret", &InitQuestion::secret),
-        side_message_field("timeout_ms", &InitQuestion::timeout_ms), side_message_field("who", &InitQuestion::who));
+        side_message_field("timeout_ms", &InitQuestion::timeout_ms), side_message_field("who", &InitQuestion::who),
+        side_message_field("fenced_us", &InitQuestion::fenced_us));
   }
 };
 
@@ -64,6 +66,7 @@ struct InitAnswer {
   /// As in the question. In an answer to `who`: only to somebody who is known again.
   std::optional<Bytes> secret;
   std::optional<std::uint64_t> timeout_ms;  ///< How long the answering side waits for its part of the attempt.
+  std::optional<std::uint64_t> fenced_us;   ///< How long ago the answering side's last fence of this peer was.
 
   static constexpr std::string_view side_message_type = "KvferryInitResponse";
   static constexpr auto side_message_fields() {
@@ -72,7 +75,8 @@ struct InitAnswer {
         side_message_field("transport", &InitAnswer::transport),
         side_message_field("incarnation", &InitAnswer::incarnation),
         side_message_field("regions", &InitAnswer::regions), side_message_field("endpoint", &InitAnswer::endpoint),
-        side_message_field("secret", &InitAnswer::secret), side_message_field("timeout_ms", &InitAnswer::timeout_ms));
+        side_message_field("secret", &InitAnswer::secret), side_message_field("timeout_ms", &InitAnswer::timeout_ms),
+        side_message_field("fenced_us", &InitAnswer::fenced_us));
   }
 };
 

@@ -138,7 +138,8 @@ void Operation::request_stop(std::error_code cause) {
   if (link) {
     link->stop(shared_from_this());
   } else {
-    finish(cause);
+    const std::string awaited = cause == errc::timed_out ? registry_->awaited(request_.peer_id) : std::string();
+    finish(cause, awaited.empty() ? awaited : cause.message() + ": " + awaited);
   }
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "operation_registry.hpp"
 
+#include <algorithm>
+
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
@@ -87,7 +89,7 @@ std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operati
     if (pending_.size() >= limit_) {
       return errc::resource_limit;
     }
-    pending_.emplace(operation.get(), operation);
+    pending_.emplace(operation.get(), Entry{operation, ++last_number_});
   }
   deadlines_->add(operation->deadline(), operation);
   return {};
@@ -98,11 +100,34 @@ void OperationRegistry::remove(const Operation& operation) {
   std::shared_ptr<Operation> removed;
   const std::lock_guard lock(mutex_);
   if (const auto it = pending_.find(&operation); it != pending_.end()) {
-    removed = std::move(it->second);
+    removed = std::move(it->second.operation);
+    if (!awaited_.empty() && removed->request().kind == TransferKind::write) {
+      std::erase_if(awaited_, [&](Awaited& awaited) {
+        const bool last = it->second.number <= awaited.last_number && removed->request().peer_id == awaited.peer_id &&
+                          --awaited.writes == 0;
+        if (last) {
+          awaited.done();
+        }
+        return last;
+      });
+    }
     pending_.erase(it);
     if (pending_.empty()) {
       empty_.notify_all();
     }
+  }
+}
+
+void OperationRegistry::when_writes_ended(std::string_view peer_id, std::function<void()> done) {
+  const std::lock_guard lock(mutex_);
+  const auto writes = std::ranges::count_if(pending_, [&](const auto& entry) {
+    const TransferRequest& request = entry.second.operation->request();
+    return request.kind == TransferKind::write && request.peer_id == peer_id;
+  });
+  if (writes == 0) {
+    done();
+  } else {
+    awaited_.push_back({std::string(peer_id), last_number_, static_cast<std::size_t>(writes), std::move(done)});
   }
 }
 
@@ -112,8 +137,8 @@ void OperationRegistry::close(std::error_code cause) {
     const std::lock_guard lock(mutex_);
     closed_ = true;
     all.reserve(pending_.size());
-    for (const auto& [key, operation] : pending_) {
-      all.push_back(operation);
+    for (const auto& [key, entry] : pending_) {
+      all.push_back(entry.operation);
     }
   }
   for (const auto& operation : all) {

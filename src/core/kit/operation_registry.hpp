@@ -5,12 +5,17 @@
 #include <asio/steady_timer.hpp>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -21,6 +26,13 @@
 #include "transfer_counters.hpp"
 
 namespace kvferry::kit {
+
+/// So much longer than a call lasts what is done for it: it is the call that says that its time is over, and for what
+/// it waited, and not whichever timer happens to be first.
+inline constexpr std::chrono::milliseconds longer_than_the_call{250};
+
+/// What a peer is waited for at the moment, in words; empty if for nothing that is known.
+using AwaitedOfPeer = std::function<std::string(std::string_view peer_id)>;
 
 /// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier
 /// than the one it is armed for: the usual deadlines are all about as long, so the timer is touched once in a while,
@@ -67,6 +79,15 @@ class OperationRegistry {
   /// Refuses further operations and asks all pending ones to stop.
   void close(std::error_code cause);
   void wait_until_empty();
+  /// Calls `done` when the writes to a peer that have been added by now have ended, wherever they were: with an
+  /// operation's thread, with the registry's lock held, or within the call.
+  void when_writes_ended(std::string_view peer_id, std::function<void()> done);
+
+  /// For what an operation waits that has no link. `describe` is set before there are operations.
+  void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
+  [[nodiscard]] std::string awaited(std::string_view peer_id) const {
+    return awaited_of_peer_ ? awaited_of_peer_(peer_id) : std::string();
+  }
 
   [[nodiscard]] TransferCounters& counters() noexcept { return counters_; }
   [[nodiscard]] Logger& logger() noexcept { return *logger_; }
@@ -76,10 +97,24 @@ class OperationRegistry {
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::size_t limit_;
   const std::shared_ptr<Logger> logger_;
+  AwaitedOfPeer awaited_of_peer_;
   TransferCounters counters_;
   std::mutex mutex_;
   std::condition_variable empty_;
-  std::unordered_map<const Operation*, std::shared_ptr<Operation>> pending_;
+  struct Entry {
+    std::shared_ptr<Operation> operation;
+    std::uint64_t number = 0;
+  };
+  std::unordered_map<const Operation*, Entry> pending_;
+  std::uint64_t last_number_ = 0;
+  /// Who waits for the writes to a peer up to a number, and how many of them there still are.
+  struct Awaited {
+    std::string peer_id;
+    std::uint64_t last_number = 0;
+    std::size_t writes = 0;
+    std::function<void()> done;
+  };
+  std::vector<Awaited> awaited_;
   bool closed_ = false;
 };
 

@@ -14,11 +14,19 @@
 #include <utility>
 #include <vector>
 
+#include "core/secret.hpp"
+
 #include "init_messages.hpp"
-#include "instance_secrets.hpp"
 #include "peer_directory.hpp"
 
 namespace kvferry::kit {
+
+/// What this channel shows to one peer, to be known again.
+[[nodiscard]] inline Bytes new_secret() {
+  Bytes secret(secret_bytes);
+  make_secret(std::span<std::byte, secret_bytes>(secret.data(), secret_bytes));
+  return secret;
+}
 
 /// Who is at a peer's end, and what the two show each other to be known again. An incarnation alone proves nothing: it is
 /// told to anybody who asks.
@@ -28,7 +36,7 @@ struct PeerDirectory::Instance {
   Bytes own_secret;
 
   [[nodiscard]] bool shown_by(std::uint64_t claimed, const std::optional<Bytes>& secret) const noexcept {
-    return claimed == incarnation && secret && !its_secret.empty() && equal(*secret, its_secret);
+    return claimed == incarnation && secret && !its_secret.empty() && equal_secrets(*secret, its_secret);
   }
 };
 
@@ -45,12 +53,18 @@ struct PeerDirectory::Attempt {
   bool known = false;  ///< The peer is the one that was connected before.
   std::shared_ptr<Host> acceptance;  ///< For whom the transport awaits the peer's connections.
   std::string slot;                  ///< That it has among the attempts of strangers.
+  Clock::time_point fenced_until =
+      Clock::time_point::min();               ///< By the peer: writes that were started here until then.
+  std::vector<std::shared_ptr<void>> fences;  ///< Held for as long as fences of this side wait for its end.
+  bool given_up = false;                      ///< By a fence that waited for too long.
 
   // Of a dial
   std::shared_ptr<Dial> dial;
   SideMessage question;
   bool yielded = false;     ///< Told by the peer that its own dial counts.
   bool gave_yield = false;  ///< Told the peer that this side's dial counts.
+  Clock::time_point told_at;  ///< When the peer was told what fences there have been.
+  bool told_again = false;
   bool moves = false;       ///< To a peer that is connected, because the user says that it is at another url now.
   std::optional<std::chrono::milliseconds> peers_patience;  ///< If that is what it lasts.
 };
@@ -69,6 +83,7 @@ struct PeerDirectory::Peer {
   std::string id;
   std::string local_id;  ///< How the peer knows this channel.
   std::string url;       ///< Where it answers handshakes, if known.
+  Bytes secret = new_secret();  ///< That is shown to whom this side connects to, whichever attempt gets through.
   State state = State::unconnected;
   bool named = false;  ///< By this channel's user, rather than by itself.
   std::vector<Waiter> waiting;
@@ -86,6 +101,10 @@ struct PeerDirectory::Peer {
   std::uint64_t acknowledged_instance = 0;
   Clock::time_point out_of_use_since;  ///< Of an unconnected one.
   Failure last_failure;
+
+  Clock::time_point fenced_at = Clock::time_point::min();  ///< By this side's user, the last time.
+  Clock::time_point fenced_until =
+      Clock::time_point::min();  ///< By the peer: writes that were started here until then.
 
   // Whether the peer at the link lives, when somebody says that he is the peer.
   std::uint64_t probe = 0;  ///< The one that is awaited; 0: none.
@@ -123,6 +142,7 @@ class PeerDirectory::Host final : public LinkHost {
   Host(PeerDirectory& directory, PeerDescription peer)
       : directory_(directory.weak_from_this()),
         notifications_(directory.notifications_),
+        operations_(directory.operations_),
         posted_(directory.posted_),
         regions_(directory.options_.regions),
         peer_(std::make_shared<const PeerDescription>(std::move(peer))) {}
@@ -136,6 +156,9 @@ class PeerDirectory::Host final : public LinkHost {
 
   [[nodiscard]] bool take_memory(std::size_t bytes) override { return posted_.take(bytes); }
   void give_back_memory(std::size_t bytes) noexcept override { posted_.give_back(bytes); }
+  void when_writes_ended(std::function<void()> done) override {
+    operations_->when_writes_ended(peer_->id, std::move(done));
+  }
 
   void link_failed(const Link& link, std::error_code cause) override {
     failed_ = true;
@@ -177,6 +200,7 @@ class PeerDirectory::Host final : public LinkHost {
  private:
   const std::weak_ptr<PeerDirectory> directory_;
   const std::shared_ptr<NotificationQueue> notifications_;
+  const std::shared_ptr<OperationRegistry> operations_;
   PostedMemory::Share posted_;
   const std::vector<MemoryRegion> regions_;
   const std::shared_ptr<const PeerDescription> peer_;

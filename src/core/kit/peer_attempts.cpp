@@ -107,6 +107,7 @@ InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& loc
   question.init_url = own_init_url_;
   question.regions = describe_regions(options_.regions);
   question.secret = own_secret(peer, url);
+  question.fenced_us = time_since_fence(peer);
   return question;
 }
 
@@ -118,28 +119,32 @@ Bytes PeerDirectory::own_secret(const Peer& peer, const std::string& url) const 
   const auto same = std::ranges::find_if(peers_, [&](const auto& entry) {
     return entry.second.url == url && !entry.second.instance.own_secret.empty();
   });
-  return same == peers_.end() ? secrets_.for_peer(peer.id) : same->second.instance.own_secret;
+  return same == peers_.end() ? peer.secret : same->second.instance.own_secret;
 }
 
 void PeerDirectory::start_dial(Peer& peer, Lock& lock) { start_dial(peer, peer.local_id, peer.url, lock); }
 
-void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock) {
-  Clock::time_point deadline = Clock::time_point::min();
+void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock,
+                               bool once_more) {
+  Clock::time_point deadline = Clock::now();
   for (const auto* const list : {&peer.waiting, &peer.movers}) {
     for (const auto& waiting : *list) {
       deadline = std::max(deadline, waiting.deadline);
     }
   }
+  deadline += longer_than_the_call;
   end_attempt(peer.attempt);
   Attempt& made = peer.attempt;
   begin_attempt(peer, made, deadline);
   made.local_id = local_id;
   made.url = url;
   made.moves = peer.link != nullptr;
+  made.told_again = once_more;
   const std::uint64_t attempt = made.number;
   const std::string peer_id = peer.id;
   InitQuestion question = question_to(peer, local_id, url);
   made.instance.own_secret = *question.secret;
+  made.told_at = Clock::now();
   const std::string question_url = url;  // the peer may be gone when it is asked
   const Stay stay(*this);
   lock.unlock();
@@ -221,12 +226,21 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
                     }));
     return;
   }
+  if (peer->fenced_at >= answered.told_at && !answered.told_again) {
+    // The peer is to know of the fence, too.
+    const std::string local_id = answered.local_id;
+    const std::string url = answered.url;
+    start_dial(*peer, local_id, url, lock, true);
+    return;
+  }
   answered.instance.incarnation = answer.incarnation;
+  answered.fenced_until = fenced_until(answer.fenced_us);
   answered.instance.its_secret = answer.secret.value_or(Bytes());
   answered.known = peer->instance.shown_by(answer.incarnation, answer.secret);
   if (answer.timeout_ms) {
     const auto patience = bounded_milliseconds(*answer.timeout_ms);
-    if (const auto until = deadline_after(patience); until < answered.deadline) {
+    // A little less is only the time that the question took: then the call that waits here ends first.
+    if (const auto until = deadline_after(patience); until < answered.deadline - longer_than_the_call / 2) {
       answered.peers_patience = patience;
       set_deadline(answered, until);
     }
@@ -319,13 +333,14 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
   begin_attempt(peer, attempt, deadline);
   attempt.accepting = true;
   attempt.known = known;
+  attempt.fenced_until = fenced_until(question.fenced_us);
+  answer.fenced_us = time_since_fence(peer);
   attempt.local_id = question.receiver_id;
   attempt.url = told_url;
   attempt.instance.incarnation = question.incarnation;
   attempt.instance.its_secret = question.secret.value_or(Bytes());
   // Who doesn't prove that he is the peer that was connected isn't told what that one is shown.
-  attempt.instance.own_secret =
-      known ? peer.instance.own_secret : secrets_.for_peer(peer.id, attempt.instance.its_secret);
+  attempt.instance.own_secret = known ? peer.instance.own_secret : new_secret();
   const std::uint64_t number = attempt.number;
   answer.secret = attempt.instance.own_secret;
   const std::string source = reply.source();
@@ -443,6 +458,7 @@ std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std:
     const bool had_its_time =
         now >= attempt.deadline && attempt.peers_patience.value_or(least_patience) >= least_patience;
     const bool was_move = attempt.moves;
+    const bool given_up = attempt.given_up;
     if (was_move) {
       told.swap(peer->movers);  // whoever said that the peer has moved hears that it can't be reached there
     }
@@ -453,14 +469,15 @@ std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std:
       peer->last_failure = failure;
       // A call that came later may have more time than the attempt had, and one that waited for the peer's own attempt
       // has had no attempt yet.
-      const bool again = !peer->url.empty() && (was_acceptance || was_move || had_its_time);
+      const bool again = !peer->url.empty() && (was_acceptance || was_move || had_its_time || given_up);
       const auto rest = std::stable_partition(peer->waiting.begin(), peer->waiting.end(),
                                               [&](const Waiter& waiting) { return !again || waiting.deadline <= now; });
       std::move(peer->waiting.begin(), rest, std::back_inserter(told));
       peer->waiting.erase(peer->waiting.begin(), rest);
       if (!peer->waiting.empty()) {
         start_dial(*peer, lock);
-      } else if (!peer->description && !peer->in_use()) {
+      } else if (!peer->description && !peer->named && !peer->in_use()) {
+        fenced_forgotten_at_ = std::max(fenced_forgotten_at_, peer->fenced_at);
         peers_.erase(peer_id);
       }
     }
@@ -511,6 +528,7 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
       if (const auto acceptance = std::exchange(attempt->acceptance, nullptr)) {
         acceptance->keep();
       }
+      peer->fenced_until = std::max(peer->fenced_until, attempt->fenced_until);
       peer->instance = std::move(attempt->instance);
       peer->local_id = attempt->local_id;
       if (!attempt->url.empty()) {

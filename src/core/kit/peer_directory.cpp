@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <kvferry/error.hpp>
+#include <kvferry/log.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
@@ -39,12 +40,13 @@ void take_leave(std::vector<std::shared_ptr<Link>> links) {
 
 PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
                              std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
-                             std::shared_ptr<Logger> logger)
+                             std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger)
     : options_(options),
       incarnation_(incarnation),
       hooks_(std::move(hooks)),
       deadlines_(std::move(deadlines)),
       notifications_(std::move(notifications)),
+      operations_(std::move(operations)),
       posted_(std::make_shared<PostedMemory>(
           PostedMemory::Bounds{options.max_posted_recv_bytes, options.max_posted_recv_bytes_of_peer})),
       logger_(std::move(logger)),
@@ -66,11 +68,15 @@ PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id, bool
   const auto alike = [named](const auto& entry) { return entry.second.named == named; };
   if (peers_.size() >= options_.max_peers &&
       static_cast<std::size_t>(std::ranges::count_if(peers_, alike)) >= options_.max_peers) {
-    // Of those that nobody uses, the one that has been so for longest makes room.
+    // Of those that nobody uses, the one that has been so for longest makes room, and who was never connected before
+    // all.
+    const auto precedes = [](const Peer& one, const Peer& other) {
+      return std::pair(one.description != nullptr, one.out_of_use_since) <
+             std::pair(other.description != nullptr, other.out_of_use_since);
+    };
     auto oldest = peers_.end();
     for (auto it = peers_.begin(); it != peers_.end(); ++it) {
-      if (alike(*it) && !it->second.in_use() &&
-          (oldest == peers_.end() || it->second.out_of_use_since < oldest->second.out_of_use_since)) {
+      if (alike(*it) && !it->second.in_use() && (oldest == peers_.end() || precedes(it->second, oldest->second))) {
         oldest = it;
       }
     }
@@ -80,10 +86,12 @@ PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id, bool
     logger_->log(LogLevel::info, "peer_forgotten", oldest->first, errc::resource_limit, [&] {
       return "makes room for another: " + std::to_string(options_.max_peers) + " peers are known, and it was out of use";
     });
+    fenced_forgotten_at_ = std::max(fenced_forgotten_at_, oldest->second.fenced_at);
     peers_.erase(oldest);
   }
   Peer& peer = peers_[peer_id];
   peer.id = peer_id;
+  peer.fenced_at = fenced_forgotten_at_;
   peer.named = named;
   return &peer;
 }
@@ -93,6 +101,10 @@ void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
   constexpr std::size_t clearing_interval = 64;
   if (peer.waiting.size() % clearing_interval == clearing_interval - 1) {
     std::erase_if(peer.waiting, [](const Waiter& waiting) { return waiting.over(); });
+  }
+  if (peer.dialing() && !peer.attempt.moves && !peer.attempt.peers_patience &&
+      Clock::now() >= peer.attempt.deadline - longer_than_the_call) {
+    end_attempt(peer.attempt);  // the time of those whom it was made for is over: no reason to wait for it
   }
   peer.waiting.push_back(std::move(waiter));
   if (!peer.link && peer.attempt.number == 0 && !peer.url.empty()) {
@@ -211,7 +223,13 @@ void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_
                                                 " now; page indexes agreed before are stale");
     return;
   }
+  const bool fenced = request.kind == TransferKind::write && operation->started() <= peer.fenced_until;
   lock.unlock();
+  if (fenced) {
+    operation->finish(errc::fenced,
+                      "the peer fenced its memory off when this had been started, and waited for a connection");
+    return;
+  }
   if (Failure failure = check_against_peer(request, *description)) {
     operation->finish(failure.code, std::move(failure.sentence));
     return;
@@ -306,6 +324,20 @@ std::string PeerDirectory::reached_url(std::string_view peer_id, const std::stri
   return HostPort{it->second.description->reached_host, parse_url(url, ignored).port}.to_url();
 }
 
+std::string PeerDirectory::awaited(std::string_view peer_id) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (it == peers_.end() || it->second.attempt.number == 0) {
+    return {};
+  }
+  const Attempt& attempt = it->second.attempt;
+  if (attempt.accepting || attempt.yielded) {
+    return "the peer's own connection has not come";
+  }
+  return attempt.instance.incarnation == 0 ? "no answer from " + printable(attempt.url)
+                                           : "the data connection was not welcomed";
+}
+
 bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }
 
 HandshakeStats PeerDirectory::handshakes() const {
@@ -371,12 +403,14 @@ void PeerDirectory::break_link(const std::string& peer_id, Link& link, std::erro
 void PeerDirectory::close() {
   std::map<std::string, Peer, std::less<>> peers;
   std::vector<Published> links;
+  std::map<std::uint64_t, FenceHandler> fences;
   {
     Lock lock(mutex_);
     closed_ = true;
     no_visits_.wait(lock, [&] { return visits_ == 0; });
     peers.swap(peers_);
     links.swap(links_);
+    fences.swap(fences_);
   }
   std::vector<std::shared_ptr<Link>> open;
   for (const auto& published : links) {
@@ -387,6 +421,9 @@ void PeerDirectory::close() {
   take_leave(open);
   for (const auto& link : open) {
     link->shut(errc::closed, "the channel was closed");
+  }
+  for (const auto& [number, then] : fences) {
+    then(errc::closed, nullptr);
   }
   for (auto& [id, peer] : peers) {
     for (const auto* const list : {&peer.waiting, &peer.movers}) {

@@ -23,7 +23,6 @@
 #include "attempt_slots.hpp"
 #include "failure.hpp"
 #include "init_messages.hpp"
-#include "instance_secrets.hpp"
 #include "notification_queue.hpp"
 #include "operation_registry.hpp"
 #include "peer_counters.hpp"
@@ -62,7 +61,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
                 std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
-                std::shared_ptr<Logger> logger);
+                std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger);
   PeerDirectory(const PeerDirectory&) = delete;
   PeerDirectory& operator=(const PeerDirectory&) = delete;
   ~PeerDirectory();
@@ -87,6 +86,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
   /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
+  /// What the peer's connection still waits for, in words; empty if no connection is being made.
+  [[nodiscard]] std::string awaited(std::string_view peer_id) const;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
   /// How often another channel had, or wanted, the name of one that lives.
@@ -94,8 +95,13 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// How often a known peer was found to be somebody else: restarted, moved.
   [[nodiscard]] std::uint64_t peer_replacements() const noexcept { return peer_replacements_; }
 
-  /// Shuts what is left of the peer's links but the one in use. @return that one; null if there is none.
-  [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id);
+  /// Gets the link that the peer has, which is to be fenced as well; null if there is none. Or an error: the channel is
+  /// closed.
+  using FenceHandler = std::function<void(std::error_code, const std::shared_ptr<Link>&)>;
+  /// Nothing that the peer has started by now, and that has not reached its link in use, lands any more when `then` is
+  /// called: within the call, or when the connections that are being made have been made or given up, by `deadline` at
+  /// the latest.
+  void fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then);
   /// Shuts a link as if it had failed by itself.
   void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
   [[nodiscard]] HandshakeStats handshakes() const;
@@ -129,7 +135,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   // Attempts to connect (peer_attempts.cpp)
   void start_dial(Peer& peer, Lock& lock);
-  void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock);
+  /// @param once_more the peer has been asked already, and is to be told of a fence that there has been since.
+  void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock, bool once_more = false);
   void ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url, const SideMessage& question,
            Clock::time_point deadline);
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
@@ -157,6 +164,16 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
   void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);
 
+  // Fences (peer_fences.cpp)
+  /// Microseconds, as peers are told; nothing if there was none.
+  [[nodiscard]] static std::optional<std::uint64_t> time_since_fence(const Peer& peer);
+  /// What has been started here until then was started before the peer's fence, as far as can be known.
+  [[nodiscard]] static Clock::time_point fenced_until(std::optional<std::uint64_t> time_since);
+  [[nodiscard]] bool wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then);
+  void go_on_fencing(const std::string& peer_id, std::uint64_t number);
+  void give_up_attempts(const std::string& peer_id, std::uint64_t number);
+  [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id);
+
   // Who a peer is (peer_takeover.cpp)
   void take(InitQuestion question, HandshakeService::Reply reply);
   void refuse_conflict(const std::string& taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
@@ -175,9 +192,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   const TransportHooks hooks_;
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::shared_ptr<NotificationQueue> notifications_;
+  const std::shared_ptr<OperationRegistry> operations_;
   const std::shared_ptr<PostedMemory> posted_;
   const std::shared_ptr<Logger> logger_;
-  const InstanceSecrets secrets_;
   AttemptSlots slots_;
   std::atomic<std::uint64_t> identity_conflicts_{0};
   std::atomic<std::uint64_t> peer_replacements_{0};
@@ -197,6 +214,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
     std::weak_ptr<Link> link;
   };
   std::vector<Published> links_;            ///< All links that there ever were, as far as something is left of them.
+  std::map<std::uint64_t, FenceHandler> fences_;  ///< Those that wait for connections that are being made.
+  Clock::time_point fenced_forgotten_at_ =
+      Clock::time_point::min();  ///< The last fence of a peer that is not known any more.
   std::size_t visits_ = 0;
   std::condition_variable no_visits_;
   bool closed_ = false;

@@ -187,7 +187,7 @@ void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::
                             Lock& lock) {
   InitQuestion question = question_to(peer, local_id, url);
   question.who = true;
-  const auto deadline = waiter.deadline;
+  const auto deadline = waiter.deadline + longer_than_the_call;
   const Stay stay(*this);
   lock.unlock();
   service_->ask(url, encode_side_message(question), deadline,

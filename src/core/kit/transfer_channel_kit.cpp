@@ -200,7 +200,7 @@ class TransferChannelKit::Impl {
   void ask(const std::shared_ptr<InitExchange>& exchange, const std::string& url) {
     const InitRequest& asked = exchange->request();
     handshakes->ask(
-        url, asked.side_message.value_or(SideMessage{}), exchange->deadline(),
+        url, asked.side_message.value_or(SideMessage{}), exchange->deadline() + longer_than_the_call,
         [exchange](std::error_code ec, SideMessage answer, std::string diagnostic, const std::string&) {
           exchange->finish({ec, std::move(diagnostic)}, ec ? std::nullopt : std::optional(std::move(answer)));
         });
@@ -288,10 +288,17 @@ void TransferChannelKit::start() {
           [this](const std::string& source, std::size_t bytes, std::function<void()> answer) {
             return run_accept(source, bytes, std::move(answer));
           }},
-      impl_->deadlines, impl_->notifications, impl_->logger);
+      impl_->deadlines, impl_->notifications, impl_->operations, impl_->logger);
+  const auto awaited = [peers = std::weak_ptr(impl_->peers)](std::string_view peer_id) {
+    const auto directory = peers.lock();
+    return directory ? directory->awaited(peer_id) : std::string();
+  };
+  impl_->operations->set_awaited(awaited);
+  impl_->exchanges->set_awaited(awaited);
   impl_->handshakes.emplace(
       HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context,
-                                impl_->options.max_handshake_bytes, impl_->refusals},
+                                impl_->options.max_handshake_bytes, impl_->refusals,
+                                impl_->options.handshake_timeout},
       [this](SideMessage request, HandshakeService::Reply reply) {
         // Shared, because what is kept or posted has to be copyable.
         const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
@@ -536,26 +543,25 @@ void TransferChannelKit::start_fence(std::string peer_id, std::optional<std::chr
     completion(impl_->closed ? errc::closed : errc::empty_peer_id);
     return;
   }
-  const auto link = impl_->peers->shut_old_links(peer_id);
-  if (!link) {
-    completion({});
-    return;
-  }
-  const auto fence = std::make_shared<Fence>(
-      std::move(completion), deadline_after(timeout.value_or(impl_->options.default_timeout)), impl_->deadlines,
-      [peers = std::weak_ptr(impl_->peers), fenced = std::weak_ptr(link), peer_id] {
-        const auto directory = peers.lock();
-        const auto asked = fenced.lock();
-        if (directory && asked) {
-          directory->break_link(peer_id, *asked, errc::connection_lost, "the peer did not answer a fence in time");
-        }
-      });
-  fence->begin();
-  if (!link->fence([fence] { fence->end({}); })) {
-    impl_->peers->break_link(peer_id, *link, errc::connection_lost,
-                             "the connection was given up, to be sure of what lands");
-    fence->end({});
-  }
+  const auto deadline = deadline_after(timeout.value_or(impl_->options.default_timeout));
+  const auto fence = std::make_shared<Fence>(std::move(completion), deadline, impl_->deadlines);
+  fence->accept_cancellation();
+  impl_->peers->fence(peer_id, deadline,
+                      [peers = std::weak_ptr(impl_->peers), peer_id, fence](std::error_code refused,
+                                                                            const std::shared_ptr<Link>& link) {
+                        if (refused || !link) {
+                          fence->end(refused);
+                          return;
+                        }
+                        fence->wait_for(*link, [peers, fenced = std::weak_ptr(link), peer_id] {
+                          const auto directory = peers.lock();
+                          const auto asked = fenced.lock();
+                          if (directory && asked) {
+                            directory->break_link(peer_id, *asked, errc::connection_lost,
+                                                  "the peer did not answer a fence in time");
+                          }
+                        });
+                      });
 }
 
 void TransferChannelKit::close() {

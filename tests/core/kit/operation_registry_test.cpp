@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <asio/io_context.hpp>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "core/kit/operation_registry.hpp"
+
+namespace kvferry::kit {
+namespace {
+
+class Operations : public ::testing::Test {
+ protected:
+  std::shared_ptr<Operation> add(TransferKind kind, std::string peer_id) {
+    TransferRequest request;
+    request.kind = kind;
+    request.peer_id = std::move(peer_id);
+    auto operation =
+        std::make_shared<Operation>(std::move(request), Completion::direct([](std::error_code, std::size_t) {}),
+                                    Clock::now() + std::chrono::hours(1), registry_);
+    EXPECT_FALSE(registry_->add(operation));
+    return operation;
+  }
+
+  asio::io_context context_;
+  std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>(context_.get_executor());
+  std::shared_ptr<OperationRegistry> registry_ = std::make_shared<OperationRegistry>(deadlines_, 16);
+};
+
+TEST_F(Operations, TheWritesToAPeerAreAwaitedThatHadBeenStarted) {
+  int done = 0;
+  const auto count = [&done] { ++done; };
+  const auto first = add(TransferKind::write, "peer");
+  const auto second = add(TransferKind::write, "peer");
+  const auto read = add(TransferKind::read, "peer");
+  const auto other = add(TransferKind::write, "other");
+  registry_->when_writes_ended("peer", count);
+  const auto later = add(TransferKind::write, "peer");
+  registry_->when_writes_ended("peer", count);
+  for (const auto& operation : {read, other, second}) {
+    operation->finish({});
+    EXPECT_EQ(done, 0);
+  }
+  first->finish(errc::connection_lost);
+  EXPECT_EQ(done, 1) << "the first that waits, and not the one that waits for the later write as well";
+  later->finish({});
+  EXPECT_EQ(done, 2);
+}
+
+TEST_F(Operations, NobodyWaitsForNothing) {
+  int done = 0;
+  registry_->when_writes_ended("peer", [&done] { ++done; });
+  EXPECT_EQ(done, 1);
+}
+
+}  // namespace
+}  // namespace kvferry::kit
