@@ -8,6 +8,7 @@
 #include <asio/use_future.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdlib>
@@ -21,6 +22,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -49,6 +51,9 @@ enum class Fault {
   hollow_fence,        ///< A fence waits for nothing.
   first_object_wins,   ///< Takes a batch's objects in the wrong order.
   late_notification,   ///< A write that was given up notifies its peer with a later operation.
+  unsaid_doubt,        ///< A write that was given up lands later, and its error doesn't say that it may.
+  late_read,           ///< A read that was given up reaches for its buffers after its end.
+  lost_answer,         ///< What a peer answered before it closed is not taken.
   incapable,           ///< Offers nothing, so that every test of what it can do is skipped.
 };
 
@@ -73,6 +78,9 @@ enum class Fault {
       {"hollow_fence", Fault::hollow_fence},
       {"first_object_wins", Fault::first_object_wins},
       {"late_notification", Fault::late_notification},
+      {"unsaid_doubt", Fault::unsaid_doubt},
+      {"late_read", Fault::late_read},
+      {"lost_answer", Fault::lost_answer},
       {"incapable", Fault::incapable},
   };
   return all;
@@ -120,6 +128,13 @@ class BrokenChannel final : public DecoratedChannel {
   BrokenChannel(std::unique_ptr<BaseTransferChannel> inner_channel, Fault fault)
       : DecoratedChannel(std::move(inner_channel)), fault_(fault) {}
 
+  ~BrokenChannel() override {
+    done_ = true;
+    for (std::thread& thread : threads_) {
+      thread.join();
+    }
+  }
+
   [[nodiscard]] asio::any_io_executor get_executor() const override {
     const auto executor = DecoratedChannel::get_executor();
     return fault_ == Fault::inline_handler
@@ -153,7 +168,7 @@ class BrokenChannel final : public DecoratedChannel {
   }
 
   void start_transfer(TransferRequest request, Completion completion) override {
-    if (fault_ == Fault::late_notification) {
+    if (fault_ == Fault::late_notification || fault_ == Fault::unsaid_doubt) {
       release_late();
     }
     release_held();
@@ -167,7 +182,10 @@ class BrokenChannel final : public DecoratedChannel {
       case Fault::wrong_byte: change_a_byte(std::move(request), std::move(completion)); break;
       case Fault::wrong_count: miscount(std::move(request), std::move(completion)); break;
       case Fault::whole_pages: widen(std::move(request), std::move(completion)); break;
+      case Fault::late_read: read_late(std::move(request), std::move(completion)); break;
+      case Fault::lost_answer: lose_answer(std::move(request), std::move(completion)); break;
       case Fault::late_write:
+      case Fault::unsaid_doubt:
       case Fault::late_notification: repeat_late(std::move(request), std::move(completion)); break;
       case Fault::first_object_wins: reverse(std::move(request), std::move(completion)); break;
       case Fault::deaf_to_cancel: transfer_then(std::move(request), std::move(completion), complete); break;
@@ -312,7 +330,7 @@ class BrokenChannel final : public DecoratedChannel {
                     } else {
                       release_late();
                     }
-                    end(fault_ == Fault::late_notification ? without_doubt(error) : error, count);
+                    end(fault_ == Fault::late_write ? error : without_doubt(error), count);
                   });
   }
 
@@ -331,7 +349,69 @@ class BrokenChannel final : public DecoratedChannel {
     return error == errc::timed_out_in_flight   ? errc::timed_out
            : error == errc::closed_in_flight    ? errc::closed
            : error == errc::cancelled_in_flight ? errc::cancelled
+           : error == condition::may_still_land ? std::make_error_code(std::errc::timed_out)
                                                 : error;
+  }
+
+  /// Goes on writing into the buffers of what was given up, until it is closed.
+  void read_late(TransferRequest request, Completion completion) {
+    if (request.kind != TransferKind::read) {
+      DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+      return;
+    }
+    const std::vector<MutableBuffer> buffers = request.objects;
+    transfer_then(std::move(request), std::move(completion),
+                  [this, buffers](Completion& end, std::error_code error, std::size_t count) {
+                    if (error && !buffers.empty()) {
+                      const std::lock_guard lock(mutex_);
+                      scribbled_.push_back(buffers.front());
+                      if (threads_.empty()) {
+                        threads_.emplace_back([this] { scribble(); });
+                      }
+                    }
+                    end(error, count);
+                  });
+  }
+
+  void scribble() {
+    while (!done_) {
+      {
+        const std::lock_guard lock(mutex_);
+        for (const MutableBuffer buffer : scribbled_) {
+          std::ranges::fill(buffer, std::byte{0xee});
+        }
+      }
+      std::this_thread::yield();
+    }
+  }
+
+  /// Where the peer closes upon its notification, the answer to that write is lost with the connection.
+  void lose_answer(TransferRequest request, Completion completion) {
+    if (request.notification.empty()) {
+      DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+      return;
+    }
+    const std::string peer = request.peer_id;
+    transfer_then(std::move(request), std::move(completion),
+                  [this, peer](Completion& end, std::error_code error, std::size_t count) {
+                    const std::lock_guard lock(mutex_);
+                    threads_.emplace_back([this, peer, error, count, waiting = std::move(end)]() mutable {
+                      const bool lost = !error && closes(peer);
+                      waiting(lost ? make_error_code(errc::peer_closed) : error, lost ? 0 : count);
+                    });
+                  });
+  }
+
+  /// Whether the peer goes within a second.
+  [[nodiscard]] bool closes(const std::string& peer) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    while (inner().remote_xfer_handler_exists(peer)) {
+      if (std::chrono::steady_clock::now() > until) {
+        return false;
+      }
+      std::this_thread::yield();
+    }
+    return true;
   }
 
   void reverse(TransferRequest request, Completion completion) {
@@ -385,6 +465,9 @@ class BrokenChannel final : public DecoratedChannel {
   std::vector<Completion> kept_;
   std::vector<Held> held_;
   std::vector<TransferRequest> late_;
+  std::vector<MutableBuffer> scribbled_;
+  std::vector<std::thread> threads_;
+  std::atomic<bool> done_{false};
 };
 
 }  // namespace kvferry::testing
