@@ -58,6 +58,24 @@ class StoppingLink final : public Link {
   [[nodiscard]] std::string path() const override { return "nowhere"; }
 };
 
+/// Answers a fence when it is told to.
+class AskedLink final : public Link {
+ public:
+  void start(std::shared_ptr<Operation>) override {}
+  void stop(std::shared_ptr<Operation>) override {}
+  void shut(std::error_code, const std::string&) override {}
+  [[nodiscard]] bool fence(std::function<void()> done) override {
+    asked_ = std::move(done);
+    return true;
+  }
+  [[nodiscard]] std::string path() const override { return "nowhere"; }
+
+  void answer() { std::exchange(asked_, nullptr)(); }
+
+ private:
+  std::function<void()> asked_;
+};
+
 /// How often each of the two ways to end was seen: a test that never saw one of them tested nothing.
 struct Ends {
   int in_success = 0;
@@ -236,12 +254,13 @@ TEST(KitSchedules, AFenceThatIsAnsweredWhileItIsBegunLeavesNoDeadlineBehind) {
   explore(500, [] {
     Deadlines deadlines;
     int ends = 0;
+    AskedLink link;
     const auto fence = std::make_shared<Fence>(FenceCompletion::direct([&](std::error_code) { ++ends; }),
-                                               Clock::now() + std::chrono::hours(1), deadlines.queue, [] {});
-    fence->begin();
-    std::thread answering([&] { fence->end({}); });
-    fence->end(errc::cancelled);
-    answering.join();
+                                               Clock::now() + std::chrono::hours(1), deadlines.queue);
+    std::thread cancelling([&] { fence->end(errc::cancelled); });
+    fence->wait_for(link, [] {});
+    link.answer();
+    cancelling.join();
     EXPECT_EQ(ends, 1);
   });
 }
