@@ -276,8 +276,8 @@ TEST(KitSchedules, WhoCancelsAFenceHasLeftWhenItsChannelIsClosed) {
         FenceCompletion(
             asio::bind_executor(users, asio::bind_cancellation_slot(signal.slot(), [&](std::error_code) { ++ends; })),
             users.get_executor()),
-        Clock::now() + std::chrono::hours(1), deadlines.queue, [] {});
-    fence->begin();
+        Clock::now() + std::chrono::hours(1), deadlines.queue);
+    fence->accept_cancellation();
     std::thread user([&] {
       signal.emit(asio::cancellation_type::all);
       users.run();
