@@ -110,7 +110,8 @@ class Source {
 ///
 /// The rules: after a write that succeeded each of its pages holds its number, whole, until the next one is started.
 /// After one that was given up nothing changes until the next one is started, unless its error says that bytes may still
-/// land; then that holds from the next end on, or from the target's fence.
+/// land; then that holds from the next end on, or from the target's fence. After a fence nothing of what was started before it
+/// changes a page, whether or not it has ended.
 class Writer {
  public:
   Writer(const TargetShape& shape, const SharedPages& pages, Target& target, std::mutex& target_mutex, Source& source,
@@ -183,7 +184,22 @@ class Writer {
       indexes.push_back(first_ + named[i]);
       numbers[named[i]] = number;
     }
-    const std::error_code error = run_one(*used->channel, TransferKind::write, objects, {}, indexes);
+    // Fenced while it is under way, or waits for a connection.
+    std::vector<std::pair<std::size_t, std::vector<Word>>> fenced;
+    const auto fence_and_look = [&] {
+      fence(used->id);
+      for (const std::size_t index : named) {
+        fenced.emplace_back(index, snapshot(index));
+      }
+    };
+    const std::error_code error = run_one(*used->channel, TransferKind::write, objects, {}, indexes,
+                                          chance(5) ? std::function<void()>(fence_and_look) : nullptr);
+    for (const auto& [index, words_then] : fenced) {
+      ++counts_.page_checks;
+      if (!std::equal(words_then.begin(), words_then.end(), page(index))) {
+        say("page ", first_ + index, " held ", words_then.front(), " when a fence had ended, and then ", *page(index));
+      }
+    }
     if (!error) {
       ++counts_.succeeded;
       unsure_of_.clear();
@@ -272,7 +288,8 @@ class Writer {
 
   /// Starts a transfer, gives it up or not, and waits for its end.
   std::error_code run_one(BaseTransferChannel& channel, TransferKind kind, std::vector<ConstBuffer> sent,
-                          std::vector<MutableBuffer> received, const std::vector<std::uint64_t>& indexes) {
+                          std::vector<MutableBuffer> received, const std::vector<std::uint64_t>& indexes,
+                          const std::function<void()>& meanwhile = nullptr) {
     asio::io_context context;
     asio::cancellation_signal signal;
     std::optional<std::error_code> outcome;
@@ -293,6 +310,9 @@ class Writer {
         signal.emit(asio::cancellation_type::terminal);
       }
       context.restart();
+    }
+    if (meanwhile) {
+      meanwhile();
     }
     const auto end = std::chrono::steady_clock::now() + 2 * patience();
     context.restart();
