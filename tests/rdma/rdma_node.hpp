@@ -133,6 +133,10 @@ struct Node {
         region(std::span(memory).subspan(guard_pages * page_size, pages * page_size)) {
     RdmaOptions& channel_options = options.channel;
     channel_options.regions.push_back({region.data(), region.size(), page_size, options.access});
+    // On a machine that is slow or busy, each call may take its time.
+    channel_options.default_timeout = std::max<std::chrono::milliseconds>(channel_options.default_timeout, long_enough);
+    channel_options.handshake_timeout =
+        std::max<std::chrono::milliseconds>(channel_options.handshake_timeout, long_enough);
     if (channel_options.rails.empty() && options.rails != 0) {
       channel_options.rails = first_rails(options.rails);
     }
