@@ -86,8 +86,17 @@ class WriteEnd : public ::testing::TestWithParam<std::size_t> {
     return indexes;
   }
 
-  /// Writes all pages and gives that up while the owner is held up.
+  [[nodiscard]] static std::uint64_t sent_by(const TcpTransferChannel& channel) {
+    std::uint64_t sent = 0;
+    for (const auto& path : channel.stats().paths) {
+      sent += path.bytes_out;
+    }
+    return sent;
+  }
+
+  /// Writes all pages and gives that up, when some of it has been sent, while the owner is held up.
   std::error_code give_up(TcpTransferChannel& writer, std::byte value) {
+    const std::uint64_t before = sent_by(writer);
     asio::io_context context;
     asio::cancellation_signal signal;
     std::optional<std::error_code> outcome;
@@ -97,6 +106,10 @@ class WriteEnd : public ::testing::TestWithParam<std::size_t> {
         asio::bind_cancellation_slot(signal.slot(), asio::bind_executor(context, [&](std::error_code ec, std::size_t) {
                                        outcome = ec;
                                      })));
+    while (sent_by(writer) < before + page && !outcome) {
+      context.run_for(milliseconds(1));
+      context.restart();
+    }
     signal.emit(asio::cancellation_type::terminal);
     context.run_for(2 * long_enough);
     return outcome.value_or(std::make_error_code(std::errc::io_error));
