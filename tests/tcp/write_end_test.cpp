@@ -19,6 +19,7 @@
 #include <optional>
 #include <span>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -188,6 +189,9 @@ TEST_P(WriteEnd, OfAChannelThatIsClosedIsCertainOrSaysThatItIsNot) {
   const auto indexes = all_indexes();
   auto first = writer->async_batched_write(objects(std::byte{0xaa}),
                                            {.peer_id = "owner", .remote_indexes = indexes}, asio::use_future);
+  while (sent_by(*writer) < page) {
+    std::this_thread::yield();
+  }
   writer->close();
   try {
     (void)first.get();
