@@ -242,11 +242,13 @@ std::error_code LaneProtocol::end_acknowledgement(const FrameHeader& header) {
   }
   const Chunk chunk = transfer->outstanding.front();
   transfer->outstanding.pop_front();
-  // Where this side has given the send up, the peer's having let go of its recv is no cause of its own.
-  if (!transfer->stopping || status != errc::peer_cancelled) {
+  // Where this side has given the send up, the peer's having let go of its recv is no cause of its own; but nobody has
+  // received it.
+  const bool dropped = transfer->stopping && status == errc::peer_cancelled;
+  if (!dropped) {
     settle(*transfer, chunk, status);
   }
-  if (transfer->whole()) {
+  if (transfer->whole() && !dropped) {
     end(*transfer, transfer->failure, std::move(transfer->why));
   } else if (transfer->stopping && !transfer->under_way()) {
     end(*transfer, transfer->operation().stop_cause(), {});

@@ -42,7 +42,17 @@ struct World {
       const bool hasty = weather == Weather::rough && dice(4) == 0;
       const milliseconds timeout = hasty ? milliseconds(dice(30)) : milliseconds(2000);
       std::shared_ptr<Call> call;
-      switch (dice(8)) {
+      switch (dice(11)) {
+        case 8:
+          call = user.blocking_transfer(TransferKind::write, this->*peer, 1 + dice(6), timeout, ++notifications);
+          break;
+        case 9: call = user.blocking_transfer(TransferKind::read, this->*peer, 1 + dice(6), timeout); break;
+        case 10:
+          if (weather == Weather::rough) {
+            call = user.pair_up(dice(2) == 0 ? TransferKind::send : TransferKind::recv, dice(2),
+                                milliseconds(10 + dice(100)));
+          }
+          break;
         case 0:
         case 1:
         case 2: call = user.transfer(TransferKind::write, this->*peer, 1 + dice(6), timeout, ++notifications); break;
@@ -56,7 +66,7 @@ struct World {
           }
           break;
       }
-      if (call && weather == Weather::rough && dice(4) == 0) {
+      if (call && call->ends == 0 && weather == Weather::rough && dice(4) == 0) {
         if (dice(2) == 0) {
           user.look();
         }
@@ -110,11 +120,19 @@ void use_both(Weather weather, bool lateness) {
   second.join();
   world.drain(*world.a);
   world.drain(*world.b);
+  std::map<std::uint64_t, int> taken;
+  for (User* const user : {&of_a, &of_b}) {
+    for (const auto& call : user->calls()) {
+      EXPECT_TRUE(call->got == 0 || ++taken[call->got] == 1) << "two recvs have got the same send";
+    }
+  }
   for (User* const user : {&of_a, &of_b}) {
     for (const auto& call : user->calls()) {
       if (weather == Weather::calm) {
         EXPECT_FALSE(call->ec) << call->ec.message();
       }
+      EXPECT_TRUE(call->sent == 0 || call->ec || taken[call->sent] == 1 || world.closed.size() == 1)
+          << "a send succeeded that nobody received";
       if (call->notification != 0) {
         EXPECT_LE(world.received[call->notification], 1);
         EXPECT_TRUE(call->ec || world.closed.contains(call->peer.get()) || world.received[call->notification] == 1)

@@ -10,6 +10,8 @@
 #include <thread>
 #include <utility>
 
+#include <kvferry/testing/traits.hpp>
+
 namespace kvferry::schedules {
 namespace {
 
@@ -239,6 +241,11 @@ void Scheduler::give_up(const char* why) {
   std::_Exit(EXIT_FAILURE);  // the threads can't be ended, and stand in the middle of something
 }
 
+bool all_is_seen() {
+  return !testing::sanitized && std::getenv("KVFERRY_SCHEDULE_SEED") == nullptr &&
+         std::getenv("KVFERRY_SCHEDULE_ROUNDS") == nullptr;
+}
+
 void explore(std::uint64_t rounds, const std::function<void()>& body, const Habits& habits) {
   const auto number = [](const char* name) -> std::optional<std::uint64_t> {
     const char* const text = std::getenv(name);
@@ -246,7 +253,9 @@ void explore(std::uint64_t rounds, const std::function<void()>& body, const Habi
   };
   const auto only = number("KVFERRY_SCHEDULE_SEED");
   const std::uint64_t first = only.value_or(1);
-  const std::uint64_t last = only.value_or(number("KVFERRY_SCHEDULE_ROUNDS").value_or(rounds));
+  // A sanitizer takes ten times as long, above all to make threads.
+  const std::uint64_t usual = testing::sanitized ? rounds / 5 : rounds;
+  const std::uint64_t last = only.value_or(number("KVFERRY_SCHEDULE_ROUNDS").value_or(usual));
   for (std::uint64_t seed = first; seed <= last; ++seed) {
     const Outcome outcome = Scheduler(seed, habits).run(body);
     if (::testing::Test::HasFailure()) {

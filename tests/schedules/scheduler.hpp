@@ -136,7 +136,11 @@ class Scheduler {
 void reset_connections();
 void reset_handshakes();
 
-/// Runs `body` with each seed from 1 to `rounds` until a check fails, and then says how to run that round again:
+/// Whether `explore` runs as many rounds as the test says, so that the test may expect to have seen each outcome.
+[[nodiscard]] bool all_is_seen();
+
+/// Runs `body` with each seed from 1 to `rounds`, a fifth of them under a sanitizer, until a check fails, and then says how
+/// to run that round again:
 /// `KVFERRY_SCHEDULE_SEED` runs one seed alone, `KVFERRY_SCHEDULE_ROUNDS` another number of them.
 void explore(std::uint64_t rounds, const std::function<void()>& body, const Habits& habits = {});
 

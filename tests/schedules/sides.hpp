@@ -103,6 +103,8 @@ struct Call {
   int ends = 0;
   std::error_code ec;
   std::uint64_t notification = 0;  ///< 0: none.
+  std::uint64_t sent = 0;          ///< The number of a send; 0: it is none.
+  std::uint64_t got = 0;           ///< Which send a recv that succeeded has got.
 };
 
 /// A thread of the channel's user: starts calls, and runs what comes of them.
@@ -121,41 +123,60 @@ class User {
   /// @return null if there are no pages left.
   std::shared_ptr<Call> transfer(TransferKind kind, const std::shared_ptr<Side>& peer, std::size_t count,
                                  milliseconds timeout, std::uint64_t notification = 0) {
+    auto call = make_call(kind, peer, count, timeout, notification);
+    if (call) {
+      side_->channel->async_transfer(
+          request_of(*call, timeout),
+          bind(*call, [this, call](std::error_code ec, std::size_t moved) { end(*call, ec, moved); }));
+    }
+    return call;
+  }
+
+  /// Likewise, and this thread waits until it has ended.
+  std::shared_ptr<Call> blocking_transfer(TransferKind kind, const std::shared_ptr<Side>& peer, std::size_t count,
+                                          milliseconds timeout, std::uint64_t notification = 0) {
+    auto call = make_call(kind, peer, count, timeout, notification);
+    if (call) {
+      const TransferRequest request = request_of(*call, timeout);
+      TransferSpec spec;
+      spec.peer_id = peer_id_;
+      spec.remote_indexes = request.remote_indexes;
+      spec.timeout = timeout;
+      spec.notification = request.notification;
+      std::error_code ec;
+      const std::size_t moved = kind == TransferKind::write ? side_->channel->batched_write(request.objects, spec, ec)
+                                                            : side_->channel->batched_read(request.objects, spec, ec);
+      end(*call, ec, moved);
+      last_block_ = Clock::now();
+    }
+    return call;
+  }
+
+  /// Sends two objects, or receives those of a send of the peer's with the same tag.
+  std::shared_ptr<Call> pair_up(TransferKind kind, std::uint64_t tag, milliseconds timeout) {
     auto call = std::make_shared<Call>();
     call->kind = kind;
-    call->peer = peer;
-    call->pages = peer->lend(count);
-    call->notification = notification;
-    if (call->pages.empty()) {
-      return nullptr;
+    call->deadline = Clock::now() + timeout;
+    call->buffer.resize(2 * page_size, quiet);
+    if (kind == TransferKind::send) {
+      call->sent = ++last_sent();
+      mark(call->buffer, call->sent);
     }
-    std::vector<std::byte> data(count * page_size);
-    std::ranges::generate(data, [byte = 0U, seed = ++seed_]() mutable { return std::byte(byte++ * 7 + seed); });
-    call->expected = data;
-    if (kind == TransferKind::write) {
-      call->buffer = std::move(data);
-    } else {
-      call->buffer.resize(count * page_size);
-      for (std::size_t i = 0; i < count; ++i) {
-        std::memcpy(peer->page(call->pages[i]).data(), call->expected.data() + i * page_size, page_size);
-      }
-    }
+    calls_.push_back(call);
     TransferRequest request;
     request.kind = kind;
     request.peer_id = peer_id_;
-    request.remote_indexes = call->pages;
+    request.tag = tag;
     request.timeout = timeout;
-    for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i < 2; ++i) {
       request.objects.emplace_back(call->buffer.data() + i * page_size, page_size);
     }
-    if (notification != 0) {
-      request.notification.resize(sizeof(notification));
-      std::memcpy(request.notification.data(), &notification, sizeof(notification));
-    }
-    call->deadline = Clock::now() + timeout;
-    calls_.push_back(call);
-    side_->channel->async_transfer(std::move(request), bind(*call, [this, call](std::error_code ec, std::size_t moved) {
-                                     end(*call, ec, moved);
+    side_->channel->async_transfer(std::move(request), bind(*call, [this, call](std::error_code ec, std::size_t) {
+                                     if (!ec && call->kind == TransferKind::recv) {
+                                       take(*call);
+                                     }
+                                     note_end(*call, ec);
+                                     std::ranges::fill(call->buffer, quiet);
                                    }));
     return call;
   }
@@ -225,11 +246,74 @@ class User {
   std::optional<milliseconds> lateness;
 
  private:
+  std::shared_ptr<Call> make_call(TransferKind kind, const std::shared_ptr<Side>& peer, std::size_t count,
+                                  milliseconds timeout, std::uint64_t notification) {
+    auto call = std::make_shared<Call>();
+    call->kind = kind;
+    call->peer = peer;
+    call->pages = peer->lend(count);
+    call->notification = notification;
+    call->deadline = Clock::now() + timeout;
+    if (call->pages.empty()) {
+      return nullptr;
+    }
+    call->expected.resize(count * page_size);
+    std::ranges::generate(call->expected,
+                          [byte = 0U, seed = ++seed_]() mutable { return std::byte(byte++ * 7 + seed); });
+    if (kind == TransferKind::write) {
+      call->buffer = call->expected;
+    } else {
+      call->buffer.resize(count * page_size);
+      for (std::size_t i = 0; i < count; ++i) {
+        std::memcpy(peer->page(call->pages[i]).data(), call->expected.data() + i * page_size, page_size);
+      }
+    }
+    calls_.push_back(call);
+    return call;
+  }
+
+  TransferRequest request_of(Call& call, milliseconds timeout) const {
+    TransferRequest request;
+    request.kind = call.kind;
+    request.peer_id = peer_id_;
+    request.remote_indexes = call.pages;
+    request.timeout = timeout;
+    for (std::size_t i = 0; i < call.pages.size(); ++i) {
+      request.objects.emplace_back(call.buffer.data() + i * page_size, page_size);
+    }
+    if (call.notification != 0) {
+      request.notification.resize(sizeof(call.notification));
+      std::memcpy(request.notification.data(), &call.notification, sizeof(call.notification));
+    }
+    return request;
+  }
+
+  /// Fills what is sent so that the receiver can tell which send it was, and whether all of it came.
+  static void mark(std::vector<std::byte>& buffer, std::uint64_t sent) {
+    for (std::size_t i = 0; i + sizeof(sent) <= buffer.size(); i += sizeof(sent)) {
+      const std::uint64_t word = sent * 1000 + i;
+      std::memcpy(buffer.data() + i, &word, sizeof(word));
+    }
+  }
+  static void take(Call& call) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, call.buffer.data(), sizeof(word));
+    call.got = word / 1000;
+    std::vector<std::byte> expected(call.buffer.size());
+    mark(expected, call.got);
+    EXPECT_EQ(call.buffer, expected) << "a recv that succeeded got something else than one send's objects";
+  }
+  static std::uint64_t& last_sent() {
+    static std::uint64_t last = 0;
+    return last;
+  }
+
   void note_end(Call& call, std::error_code ec) {
     ++call.ends;
     call.ec = ec;
     if (lateness) {
-      EXPECT_LE(Clock::now(), call.deadline + *lateness) << "ended late, with " << ec.message();
+      // A handler has to wait for a blocking call on its thread.
+      EXPECT_LE(Clock::now(), std::max(call.deadline, last_block_) + *lateness) << "ended late, with " << ec.message();
     }
   }
 
@@ -255,6 +339,7 @@ class User {
   const std::string peer_id_;
   asio::io_context context_{1};
   std::vector<std::shared_ptr<Call>> calls_;
+  Clock::time_point last_block_;
   unsigned seed_ = 0;
 };
 

@@ -214,6 +214,28 @@ TEST(LaneProtocolEnd, ASendThatLostItsRecvAndIsGivenUpThenEndsOnce) {
   EXPECT_EQ(recv->ec, errc::cancelled);
 }
 
+TEST(LaneProtocolEnd, ASendAndItsRecvThatAreGivenUpAtOnceHaveBothFailed) {
+  Side a;
+  Side b;
+  std::vector<std::byte> data(1000);
+  std::vector<std::byte> target(data.size());
+  const auto send = std::make_shared<Outcome>();
+  const auto recv = std::make_shared<Outcome>();
+  const auto receiving = b.start(request(TransferKind::recv, {MutableBuffer(target)}), recv);
+  ASSERT_FALSE(a.feed(take_all(b)));
+  const auto sending = a.start(request(TransferKind::send, {MutableBuffer(data)}), send);
+  const auto sent = take_all(a);
+  a.stop(*sending);
+  EXPECT_EQ(send->calls, 0);
+  b.stop(*receiving);
+  EXPECT_EQ(recv->ec, errc::cancelled);
+  ASSERT_FALSE(b.feed(sent));
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_EQ(send->calls, 1);
+  EXPECT_EQ(send->ec, errc::cancelled) << "nobody has received it";
+  EXPECT_EQ(send->count, 0U);
+}
+
 TEST(LaneProtocolEnd, TheLastObjectOfAPageWins) {
   Side a;
   Side b;
