@@ -26,16 +26,22 @@ class RailModel {
     return recvs_.at(recv).buffers;
   }
 
+  /// Whether a message may put something anywhere.
+  [[nodiscard]] static bool concerns(std::span<const std::byte> message) {
+    return message.size() >= sizeof(MessageHeader) &&
+           message[offsetof(MessageHeader, type)] == static_cast<std::byte>(MessageType::send_data);
+  }
+
   /// A message was handed over.
   void read(std::span<const std::byte> message) {
-    MessageHeader header;
-    if (message.size() < sizeof(header)) {
+    if (!concerns(message)) {
       return;
     }
+    MessageHeader header;
     std::memcpy(&header, message.data(), sizeof(header));
     const auto recv = recvs_.find(header.operation);
-    if (header.magic != MessageHeader::expected_magic || header.type != MessageType::send_data ||
-        header.body_bytes != message.size() - sizeof(header) || recv == recvs_.end()) {
+    if (header.magic != MessageHeader::expected_magic || header.body_bytes != message.size() - sizeof(header) ||
+        recv == recvs_.end()) {
       return;
     }
     auto body = message.subspan(sizeof(header));

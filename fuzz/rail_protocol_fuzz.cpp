@@ -8,14 +8,17 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
 
 #include "fuzz/input.hpp"
+#include "fuzz/lent_blocks.hpp"
 #include "fuzz/rail_model.hpp"
 #include "tests/rdma/rail_sides.hpp"
 
@@ -38,9 +41,8 @@ struct Lent {
   std::shared_ptr<kvferry::kit::Operation> operation;
   std::shared_ptr<Outcome> outcome = std::make_shared<Outcome>();
   TransferKind kind{};
-  std::vector<std::vector<std::byte>> objects;
+  std::vector<MutableBuffer> objects;
   std::vector<std::vector<std::byte>> before;
-  std::vector<std::uint32_t> keys;
   std::vector<std::uint64_t> pages;
   std::size_t total = 0;
   std::uint64_t tag = 0;
@@ -117,25 +119,20 @@ class Rail {
     lent->kind = kinds[input_.choice(kinds.size())];
     const std::size_t count = 1 + input_.choice(12);
     const bool open = input_.flag();
-    std::vector<MutableBuffer> buffers;
     for (std::size_t i = 0; i < count; ++i) {
-      lent->objects.emplace_back(sizes[input_.choice(sizes.size())],
-                                 static_cast<std::byte>(operations_.size() * 8 + i));
-      lent->keys.push_back(++last_key_);
-      auto& object = lent->objects.back();
-      buffers.emplace_back(object.data(), object.size());
-      lent->total += object.size();
-      if (!object.empty()) {
-        const std::uint64_t begin = address_of(object.data());
-        own_.table.add({begin, begin + object.size(), last_key_, last_key_, open, false});
+      const auto object = blocks_.lend(open, sizes[input_.choice(sizes.size())]);
+      if (!object) {
+        return;
       }
+      lent->objects.push_back(*object);
+      lent->total += object->size();
       lent->pages.push_back(input_.choice(peer_pages));
     }
-    lent->before = lent->objects;
+    lent->before = contents(lent->objects);
     lent->tag = input_.choice(4);
     auto request = lent->kind == TransferKind::write || lent->kind == TransferKind::read
-                       ? one_sided(lent->kind, buffers, lent->pages)
-                       : paired(lent->kind, buffers, lent->tag);
+                       ? one_sided(lent->kind, lent->objects, lent->pages)
+                       : paired(lent->kind, lent->objects, lent->tag);
     if (lent->kind == TransferKind::write && input_.flag()) {
       request.notification.resize(1 + input_.number() * 16U);
     }
@@ -205,11 +202,11 @@ class Rail {
   }
 
   Lent* owner_of(const ibv_sge& piece) {
+    require(blocks_.key_of(piece.addr, piece.length) == piece.lkey, "the key is the memory's");
     for (const auto& lent : operations_) {
-      for (std::size_t i = 0; i < lent->objects.size() && lent->outcome->calls == 0; ++i) {
-        const std::uint64_t begin = address_of(lent->objects[i].data());
-        if (piece.addr >= begin && piece.addr + piece.length <= begin + lent->objects[i].size()) {
-          require(piece.lkey == lent->keys[i], "the key is the memory's");
+      for (const MutableBuffer object : lent->objects) {
+        const std::uint64_t begin = address_of(object.data());
+        if (lent->outcome->calls == 0 && piece.addr >= begin && piece.addr + piece.length <= begin + object.size()) {
           return lent.get();
         }
       }
@@ -249,14 +246,43 @@ class Rail {
     --credits_;
     known_.push_back(header.operation);
     known_.push_back(header.tag);
+    if (header.type == MessageType::send_data) {
+      expect_fitting(header, message.subspan(sizeof(header)));
+    }
     if (header.type == MessageType::recv_post && !model_.knows(header.operation)) {
       for (const auto& lent : operations_) {
         if (lent->kind == TransferKind::recv && lent->posted_as == 0 && lent->tag == header.tag &&
             lent->outcome->calls == 0 && lent->objects.size() == header.total) {
           lent->posted_as = header.operation;
-          model_.posted(header.operation, lent->objects);
+          model_.posted(header.operation, contents(lent->objects));
           break;
         }
+      }
+    }
+  }
+
+  /// What is sent for a recv fits the buffers that the peer named, or is said not to.
+  void expect_fitting(const MessageHeader& header, std::span<const std::byte> body) {
+    const auto sizes = heard_recvs_.find(header.operation);
+    if (sizes == heard_recvs_.end()) {
+      return;  // its buffers came in parts
+    }
+    auto& [object, offset] = sent_[header.tag];
+    for (std::uint32_t i = 0; i < header.count; ++i) {
+      std::uint64_t entry = 0;
+      require(body.size() >= sizeof(entry) && object < sizes->second.size(), "an object has a buffer");
+      std::memcpy(&entry, body.data(), sizeof(entry));
+      body = body.subspan(sizeof(entry));
+      const std::uint64_t length = entry & SentObject::length_mask;
+      require((entry & SentObject::refused) != 0 || offset + length <= sizes->second[object],
+              "an object fits its buffer");
+      const bool follows = (entry & (SentObject::refused | SentObject::direct)) == 0;
+      require(!follows || length <= body.size(), "an object's bytes follow");
+      body = body.subspan(follows ? static_cast<std::size_t>(length) : 0);
+      offset += length;
+      if ((entry & SentObject::continues) == 0 || !follows) {
+        ++object;
+        offset = 0;
       }
     }
   }
@@ -337,6 +363,18 @@ class Rail {
       header.total = input_.flag()
                          ? (header.type == MessageType::notify ? static_cast<std::uint32_t>(body.size()) : header.count)
                          : static_cast<std::uint32_t>(input_.any_number());
+      if (header.type == MessageType::recv_post) {
+        std::vector<std::uint64_t> sizes;
+        for (std::size_t i = 0; i < body.size() / sizeof(PostedBuffer); ++i) {
+          sizes.push_back(heard_buffers_[heard_buffers_.size() - body.size() / sizeof(PostedBuffer) + i].size);
+        }
+        if (header.first == 0 && header.total == sizes.size() && !heard_ids_.contains(header.operation)) {
+          heard_recvs_.emplace(header.operation, std::move(sizes));
+        } else {
+          heard_recvs_.erase(header.operation);
+        }
+        heard_ids_.insert(header.operation);
+      }
       header.body_bytes = static_cast<std::uint32_t>(body.size()) + (input_.choice(32) == 31 ? 1U : 0U);
       const auto bytes = std::as_bytes(std::span(&header, 1));
       message.assign(bytes.begin(), bytes.end());
@@ -345,13 +383,14 @@ class Rail {
     message.resize(std::min(message.size(), small_message));
     message.shrink_to_fit();  // a receive buffer ends where the message does
     note_answer(message);
-    const RailModel before = model_;
-    if (!leaving_) {
+    std::optional<RailModel> before;
+    if (!leaving_ && RailModel::concerns(message)) {
+      before = model_;
       model_.read(message);
     }
     const auto error = own_.protocol->received(message);
     if (error) {
-      allow_part_of(before);
+      allow_part_of(before.value_or(model_));
       require(error == kvferry::errc::peer_closed || !own_.protocol->violation().empty(), "a violation is explained");
       fail(error);
     }
@@ -369,7 +408,7 @@ class Rail {
         }
       }
       if (lent->kind == TransferKind::recv && !lent->seen_ended) {
-        lent->before = lent->objects;
+        lent->before = contents(lent->objects);
       }
     }
   }
@@ -412,16 +451,16 @@ class Rail {
       require(!ended || lent->out == 0, "an operation ends when the adapter has let go of it");
       if (lent->posted_as != 0) {
         if (!lent->seen_ended && !failed_) {
-          require(lent->objects == model_.buffers(lent->posted_as),
+          require(equal(lent->objects, model_.buffers(lent->posted_as)),
                   "a recv's buffers have what the peer's messages say");
-          lent->before = lent->objects;
+          lent->before = contents(lent->objects);
         }
       }
       // A recv that the peer hasn't been told of may have been guessed.
       if (lent->posted_as == 0 && lent->kind == TransferKind::recv && !lent->seen_ended) {
-        lent->before = lent->objects;
+        lent->before = contents(lent->objects);
       }
-      require(lent->objects == lent->before, "no byte of an operation's changes that may not");
+      require(equal(lent->objects, lent->before), "no byte of an operation's changes that may not");
       lent->seen_ended = ended;
       if (good && (lent->kind == TransferKind::write || lent->kind == TransferKind::read)) {
         const bool notifies = !lent->operation->request().notification.empty();
@@ -441,16 +480,19 @@ class Rail {
   Input input_;
   Side peer_{peer_pages, peer_buffers};
   Side own_{1, own_buffers};
+  LentBlocks blocks_{own_.table, 28};
   std::vector<std::unique_ptr<Lent>> operations_;
   WorkList list_;
   std::deque<Posted> posted_;
   std::vector<std::uint64_t> known_;
   std::vector<PostedBuffer> heard_buffers_;
+  std::set<std::uint64_t> heard_ids_;
+  std::map<std::uint64_t, std::vector<std::uint64_t>> heard_recvs_;      ///< Sizes, by recv.
+  std::map<std::uint64_t, std::pair<std::size_t, std::uint64_t>> sent_;  ///< Object and offset, by send.
   RailModel model_;
   std::size_t credits_ = peer_buffers;
   std::size_t send_acks_ = 0;
   std::size_t notify_acks_ = 0;
-  std::uint32_t last_key_ = 100;
   int fences_out_ = 0;
   bool failed_ = false;
   bool leaving_ = false;
