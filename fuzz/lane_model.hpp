@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <set>
 #include <span>
 #include <utility>
@@ -58,6 +59,15 @@ class LaneModel {
   [[nodiscard]] bool may_be(std::uint32_t region, std::size_t offset, std::byte now, std::byte before) const {
     return now == before || changes_.contains({region, offset, now});
   }
+  /// Whether any byte of a region may have changed.
+  [[nodiscard]] bool changes_anything() const { return !changes_.empty(); }
+  /// Whether there was a frame of a type.
+  [[nodiscard]] bool has(FrameType type) const { return good_ones_.contains(type); }
+  /// Frames of a type that say that all is well.
+  [[nodiscard]] std::size_t good_ones(FrameType type) const {
+    const auto it = good_ones_.find(type);
+    return it == good_ones_.end() ? 0 : it->second;
+  }
   /// Whether a read or recv with this id may have got bytes.
   [[nodiscard]] bool may_have_received(std::uint64_t operation) const { return received_.contains(operation); }
 
@@ -70,6 +80,7 @@ class LaneModel {
   };
 
   void take(const FrameHeader& header, std::span<const Descriptor> descriptors, std::span<const std::byte> payload) {
+    good_ones_[header.type] += header.status == 0 ? 1U : 0U;
     if (header.type == FrameType::read_data || header.type == FrameType::send_data) {
       received_.insert(header.operation);
     }
@@ -95,6 +106,7 @@ class LaneModel {
   const std::size_t page_size_;
   std::set<Change> changes_;
   std::set<std::uint64_t> received_;
+  std::map<FrameType, std::size_t> good_ones_;
 };
 
 }  // namespace kvferry::tcp::testing
