@@ -21,6 +21,9 @@ using kvferry::fuzz::Input;
 using kvferry::fuzz::require;
 using namespace kvferry::rdma;
 
+/// As adapters give them: not as small as a count. A message may have at most one value for every two bytes.
+constexpr std::uint32_t adapters_key = 0x00012f00;
+
 std::uint64_t near(Input& input, std::uint64_t sensible) {
   return input.choice(8) == 7 ? input.any_number() : sensible;
 }
@@ -51,7 +54,7 @@ RailEndpoint make_rail(Input& input, std::uint64_t number, const std::vector<Rem
       keys.address = near(input, 4096);
       keys.slice_bytes = near(input, 1 + region.size / (1 + input.choice(8)));
       const std::uint64_t slices = keys.slice_bytes == 0 ? 0 : (region.size - 1) / keys.slice_bytes + 1;
-      keys.keys.resize(static_cast<std::size_t>(std::min<std::uint64_t>(near(input, slices), 2000)), 7);
+      keys.keys.resize(static_cast<std::size_t>(std::min<std::uint64_t>(near(input, slices), 2000)), adapters_key);
     }
     rail.regions.push_back(std::move(keys));
   }
