@@ -19,6 +19,8 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/kit/logger.hpp>
+#include <kvferry/kit/refusals.hpp>
 
 #include "fuzz/input.hpp"
 #include "fuzz/liar.hpp"
@@ -172,7 +174,10 @@ class Stage {
 class AcceptingSide : Stage {
  public:
   explicit AcceptingSide(Input& input)
-      : Stage(input), acceptor_(std::make_shared<tcp::DataAcceptor>(context_.get_executor(), options())) {
+      : Stage(input),
+        acceptor_(std::make_shared<tcp::DataAcceptor>(
+            context_.get_executor(), options(),
+            std::make_shared<kit::Refusals>(std::make_shared<kit::Logger>([](const LogRecord&) {})))) {
     acceptor_->listen("127.0.0.1", 0);
     const std::size_t count = 1 + input_.choice(3);
     for (std::size_t i = 0; i < count; ++i) {
