@@ -54,7 +54,9 @@ class Peer:
         self.process = subprocess.Popen(
             self.net.at(self.number) +
             [self.arguments.program, "--self", str(self.number), "--urls", *self.net.urls, "--seconds", "86400", "--seed",
-             str(self.arguments.seed * 7919 + self.starts), "--lanes", str(self.arguments.lanes), "--report", str(self.report)])
+             str(self.arguments.seed * 7919 + self.starts), "--lanes", str(self.arguments.lanes), "--report", str(self.report)],
+            # From its first moment on: it may be asked to end before it has come to say that it waits for that.
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}))
 
     def sample(self):
         if (usage := Usage.of(self.process.pid)) is not None and self.process.poll() is None:

@@ -160,7 +160,9 @@ class Dealings {
 
   void run() {
     while (!stopping) {
-      connect();
+      if (!connect()) {
+        continue;  // a peer that this channel has never met is unknown to it
+      }
       switch (random_() % 8) {
         case 0:
         case 1:
@@ -174,9 +176,9 @@ class Dealings {
   }
 
  private:
-  void connect() {
+  [[nodiscard]] bool connect() {
     if (channel_.remote_xfer_handler_exists(id_)) {
-      return;
+      return true;
     }
     std::error_code ec;
     (void)channel_.lazy_init_peer_connection(id_of(self_), id_, url_, {}, {.timeout = 2s}, ec);
@@ -184,6 +186,7 @@ class Dealings {
     if (!ec) {
       known_.clear();  // perhaps another incarnation, whose pages are empty
     }
+    return !ec;
   }
 
   std::vector<std::uint64_t> some_pages() { return some_pages(1 + random_() % largest_batch); }
