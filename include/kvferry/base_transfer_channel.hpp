@@ -79,8 +79,9 @@ struct InitRequest {
 /// **The end.** When a write has ended, for whatever reason, nothing of it lands at the peer afterwards, nor does its
 /// notification. One that is given up - cancelled, timed out, closed - ends when the peer has dealt with what was sent of
 /// it, and if all of it has landed by then, with success. Where the peer doesn't answer in time (each transport says how
-/// long it waits), the connection is broken first, and the error says so: `condition::may_still_land` holds for it, and
-/// for no error of a write of which nothing can land any more. Before a peer welcomes a new connection of this channel it
+/// long it waits), the connection is broken first, and the error says so: `condition::may_still_land` holds for it. It may
+/// hold as well for a write of which nothing was sent, when its connection or the attempt to make one failed; where it
+/// does not hold, nothing can land any more. Before a peer welcomes a new connection of this channel it
 /// has stopped receiving on the old one. The same holds for sends. A read or recv that has ended leaves its local buffers
 /// alone, whatever the peer does.
 ///
@@ -95,9 +96,10 @@ struct InitRequest {
 /// **Errors** that every transport reports alike: `errc::closed` after `close()`, `errc::empty_peer_id`,
 /// `errc::unknown_peer` (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::access_denied`,
 /// `errc::index_out_of_range`, `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`,
-/// `errc::peer_restarted` (the peer is a new incarnation, and the operation was started before that was known: agree on
-/// page indexes anew), `errc::fenced` (likewise: the peer has called `fence` while the write waited for a connection),
-/// and codes of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds without any traffic.
+/// `errc::peer_restarted`, `errc::peer_restarted_in_flight` (the peer is a new incarnation, and the operation was started
+/// before that was known: agree on page indexes anew), `errc::fenced` (likewise: the peer has called `fence` while the
+/// write waited for a connection), and codes of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds
+/// without any traffic.
 ///
 /// **Forked processes.** A channel belongs to the process that made it. In a forked child every call on it ends with
 /// `errc::forked` at once, no peer is connected, `close()` does nothing, and its destructor neither waits nor talks, and frees
@@ -153,12 +155,13 @@ class KVFERRY_EXPORT BaseTransferChannel {
   ///
   /// A peer that is usable under another url than this one has moved, or has two. Who answers at the new one is
   /// asked: if that is the same incarnation, nothing else happens; if it is another one, it takes the old one's place,
-  /// whose operations end with `errc::peer_restarted`. If nobody answers, the call ends with that error and the old
+  /// whose operations end with `errc::peer_restarted`, or `peer_restarted_in_flight` if bytes of them may still land
+  /// there. If nobody answers, the call ends with that error and the old
   /// connection stays as it was.
   ///
-  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict`
-  /// while the earlier one lives. It is asked for a sign of life; one that gives none within a second, or whose
-  /// connection ends, is replaced. Both sides count that in `ChannelStats` and log it.
+  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict` while the
+  /// earlier one lives (one channel, too, that knows the peer by two names at two of its addresses). The earlier is asked for
+  /// a sign of life, and replaced if it gives none within a second or its connection ends. `ChannelStats` counts it; it is logged.
   ///
   /// @param local_id how the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without control
   ///   characters (U+0000 to U+001F, U+007F to U+009F).

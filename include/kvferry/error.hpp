@@ -72,6 +72,9 @@ enum class errc {
   /// The write was waiting for a connection when the peer fenced its memory off (`BaseTransferChannel::fence`), and
   /// was not made: its pages are to be agreed on anew.
   fenced,
+  /// The write or send was under way to a peer whose place another one has taken: as peer_restarted, but bytes may still
+  /// be on their way to the one that was the peer before.
+  peer_restarted_in_flight,
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that
@@ -82,23 +85,26 @@ enum class condition {
   /// program may not do it (EACCES, EPERM), or the two channels do not go together as they are set up: the mismatches,
   /// errc::handshake_failed (who answers is no such channel), errc::malformed_message.
   invalid_argument = 1,
-  /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted, fenced (after the peer was
-  /// gone for a while), authentication_failed and protocol_violation (who is there now is no sound peer), ECONNRESET,
-  /// ECONNREFUSED, ETIMEDOUT, EOF, ...
+  /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted (in flight or not), fenced
+  /// (after the peer was gone for a while), authentication_failed and protocol_violation (who is there now is no sound
+  /// peer), ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
   peer_failed,
   /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict; what this host is out of for now
-  /// (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but errc::peer_restarted and
-  /// errc::fenced, after which page indexes have to be agreed anew, errc::authentication_failed,
+  /// (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but errc::peer_restarted (in
+  /// flight or not) and errc::fenced, after which page indexes have to be agreed anew, errc::authentication_failed,
   /// errc::protocol_violation, and RDMA's remote_access_error, after which it isn't sure that the peer offers what it
   /// did.
   retryable,
   cancelled,  ///< Ended from this side: errc::cancelled, errc::closed, in flight or not, ECANCELED.
   timed_out,  ///< errc::timed_out, in flight or not, ETIMEDOUT.
   /// Of a write or send: its connection was broken before the peer had dealt with it, so bytes of it may still land. Its
-  /// pages are not to be used for something else before the peer's side has called `fence`, or this side has done
-  /// another operation with the same peer: a peer stops receiving on the old connection before it welcomes a new one.
-  /// errc::connection_lost, peer_closed, protocol_violation, those in flight, ECONNRESET, ECONNABORTED, EPIPE, EOF. A
-  /// write or send that ends with any other code has left nothing under way.
+  /// pages are not to be used for something else before the peer's side has called `fence`, or a later operation of this
+  /// side with the same peer has succeeded: a peer stops receiving on the old connection before it welcomes a new one. After
+  /// errc::peer_restarted_in_flight only a fence counts, of the one that was the peer then, or its end: what is done with
+  /// the new one says nothing of the old one's pages.
+  /// errc::connection_lost, peer_closed, protocol_violation, those in flight, ECONNRESET, ECONNABORTED, EPIPE, EOF. The
+  /// same codes end a write or send of which nothing had been sent, such as one that waited for a connection: where they
+  /// hold, it isn't sure that something may land. A write or send that ends with any other code has left nothing under way.
   may_still_land,
 };
 

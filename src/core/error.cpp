@@ -86,6 +86,8 @@ constexpr std::array own_codes{
     OwnCode{errc::forked, "forked", invalid,
             "the channel was made before this process was forked; only the parent can use it"},
     OwnCode{errc::fenced, "fenced", failed, "the peer fenced its memory off before this reached it"},
+    OwnCode{errc::peer_restarted_in_flight, "peer_restarted_in_flight", failed | landing,
+            "the peer restarted or was replaced, and bytes may still be on their way to the one before"},
 };
 
 constexpr bool in_order() noexcept {

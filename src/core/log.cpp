@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -156,7 +157,11 @@ void set_log_sink(LogSink sink, LogLevel least) { ProcessSink::instance().set(st
 namespace kit {
 
 bool Logger::enabled(LogLevel level) const noexcept {
-  return level < LogLevel::off && level >= (sink_ ? least_ : ProcessSink::instance().least());
+  try {
+    return level < LogLevel::off && level >= (sink_ ? least_ : ProcessSink::instance().least());
+  } catch (const std::exception&) {
+    return false;  // there is no memory for the process's sink, which nothing has been logged to yet
+  }
 }
 
 void Logger::set_transport(std::string_view transport) {

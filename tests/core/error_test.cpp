@@ -15,7 +15,7 @@
 namespace kvferry {
 namespace {
 
-constexpr auto last_errc = errc::fenced;
+constexpr auto last_errc = errc::peer_restarted_in_flight;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -90,7 +90,7 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
                       errc::invalid_peer_id,    errc::memory_fault,      errc::forked}));
   EXPECT_EQ(own_codes_of(condition::peer_failed),
             (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::fenced,
-                      errc::authentication_failed, errc::protocol_violation}));
+                      errc::authentication_failed, errc::protocol_violation, errc::peer_restarted_in_flight}));
   EXPECT_EQ(own_codes_of(condition::retryable),
             (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit,
                       errc::peer_cancelled, errc::identity_conflict, errc::timed_out_in_flight}));
@@ -99,7 +99,7 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
   EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out, errc::timed_out_in_flight}));
   EXPECT_EQ(own_codes_of(condition::may_still_land),
             (std::set{errc::connection_lost, errc::peer_closed, errc::protocol_violation, errc::timed_out_in_flight,
-                      errc::cancelled_in_flight, errc::closed_in_flight}));
+                      errc::cancelled_in_flight, errc::closed_in_flight, errc::peer_restarted_in_flight}));
 }
 
 TEST(Error, ACallerCanDecideUponEveryCode) {

@@ -236,7 +236,7 @@ class Dealings {
       for (const auto page : pages) {
         known_[page] = {self_, serial_, page};
       }
-    } else if (ec == kvferry::errc::peer_restarted) {
+    } else if (ec == kvferry::errc::peer_restarted || ec == kvferry::errc::peer_restarted_in_flight) {
       known_.clear();
     }
     // The write has ended: its buffers are ours again, and nothing of what comes into them now may reach the peer.

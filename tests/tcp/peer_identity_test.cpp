@@ -44,6 +44,24 @@ std::pair<std::error_code, std::optional<kit::InitAnswer>> ask_as_a(Node& strang
   return {ec, ec ? std::nullopt : std::optional(decode_side_message<kit::InitAnswer>(answer))};
 }
 
+/// What he is told who says that he is somebody else.
+auto ask_as(Node& stranger, const std::string& his, Node& asked, const std::string& its, std::uint64_t incarnation) {
+  auto made = question();
+  made.sender_id = his;
+  made.receiver_id = its;
+  made.incarnation = incarnation;
+  made.secret = Bytes(16, std::byte{1});
+  return ask_as_a(stranger, asked, made);
+}
+
+std::uint64_t ask_who(Node& stranger, Node& asked) {
+  auto made = question();
+  made.who = true;
+  const auto [ec, answer] = ask_as_a(stranger, asked, made);
+  EXPECT_FALSE(ec) << ec.message();
+  return answer ? answer->incarnation : 0;
+}
+
 kit::InitQuestion question_as_a(std::uint64_t incarnation) {
   auto made = question();
   made.sender_id = "a";
@@ -156,6 +174,31 @@ TEST(PeerMoved, AFrozenServerDoesNotKeepTheNewOneOut) {
   thread.go_on();
 }
 
+TEST(PeerMoved, WhatWasUnderWayToTheOldServerMayStillLandThere) {
+  FreezableThread thread;
+  Node first(4, thread.options());
+  Node a(4, {}, false);
+  std::ranges::fill(a.memory, std::byte{0xaa});
+  Node second(4);
+  ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
+  thread.freeze();
+  const auto pages = indexes(4);
+  auto write = a.channel->async_batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = pages}, asio::use_future);
+  EXPECT_FALSE(connect(a, "a", "b", second.channel->peer_init_url()));
+  try {
+    write.get();
+    ADD_FAILURE() << "a server that is frozen can't have answered";
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code(), errc::peer_restarted_in_flight) << error.code().message();
+  }
+  thread.go_on();
+  first.channel->fence("a");
+  const auto fenced = first.memory;
+  EXPECT_FALSE(write_one(a, "b"));
+  first.channel.reset();
+  EXPECT_EQ(first.memory, fenced);
+}
+
 TEST(SameIdTwice, TheLaterOneIsRefusedWhileTheEarlierOneLives) {
   Node server(4);
   Node first(4);
@@ -190,6 +233,40 @@ TEST(SameIdTwice, OneServerMayBeKnownByTwoNames) {
   EXPECT_FALSE(write_one(client, "second name of b"));
   EXPECT_FALSE(write_one(server, "a"));
   EXPECT_EQ(server.channel->stats().identity_conflicts, 0U);
+}
+
+/// The url with another host in it.
+std::string spelled(const std::string& url, const std::string& host) {
+  return "tcp://" + host + ":" + std::to_string(parse_url(url).port);
+}
+
+TEST(SameIdTwice, OneServerMayBeKnownByTwoNamesAtUrlsThatAreSpelledDifferently) {
+  for (const bool server_dials : {false, true}) {
+    Node server(4);
+    Node client(4);
+    const std::string url = server.channel->peer_init_url();
+    ASSERT_FALSE(server_dials ? connect(server, "b", "a", client.channel->peer_init_url())
+                              : connect(client, "a", "b", url));
+    std::string diagnostic;
+    EXPECT_FALSE(connect(client, "a", "second name of b", spelled(url, "localhost"), &diagnostic)) << diagnostic;
+    EXPECT_FALSE(write_one(client, "second name of b"));
+    EXPECT_FALSE(write_one(server, "a"));
+    EXPECT_EQ(client.channel->stats().identity_conflicts, 0U);
+    EXPECT_EQ(server.channel->stats().peer_replacements, 0U);
+  }
+}
+
+TEST(SameIdTwice, OneServerAtTwoAddressesSaysThatItMayBeThisVeryChannel) {
+  TcpOptions everywhere;
+  everywhere.peer_init_url = "tcp://0.0.0.0:0";
+  Node server(4, everywhere);
+  Node client(4, {}, false);
+  const std::string url = server.channel->peer_init_url();
+  ASSERT_FALSE(connect(client, "a", "b", spelled(url, "127.0.0.1")));
+  std::string diagnostic;
+  EXPECT_EQ(connect(client, "a", "second name of b", spelled(url, "127.0.0.2"), &diagnostic), errc::identity_conflict);
+  EXPECT_NE(diagnostic.find("this very channel"), std::string::npos) << diagnostic;
+  EXPECT_FALSE(write_one(client, "b"));
 }
 
 TEST(SameIdTwice, OneWhoseHostVanishedWithoutAWordIsReplaced) {
@@ -291,6 +368,72 @@ TEST(Strangers, APeerThatIsGoneForAMomentIsStillDialledWhereItIs) {
     EXPECT_FALSE(write_one(a, "b"));
     EXPECT_EQ(a.channel->peer_info("b")->init_url, b.channel->peer_init_url());
   }
+}
+
+TEST(Strangers, WhoComesFirstAndMakesNoConnectionKeepsNobodyFromAPeerOfThatName) {
+  TcpOptions patient;
+  patient.handshake_timeout = 4 * long_enough;
+  Node a(4, patient);
+  Node b(4);
+  Node stranger(1, {}, false);
+  const auto [ec, answer] = ask_as(stranger, "b", a, "a", 1);
+  ASSERT_FALSE(ec) << ec.message();
+  ASSERT_EQ(answer->status, kit::InitAnswer::ok);
+  std::string diagnostic;
+  std::error_code failed;
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
+                                       {.timeout = milliseconds(10'000), .diagnostic = &diagnostic}, failed);
+  EXPECT_FALSE(failed) << diagnostic;
+  EXPECT_FALSE(write_one(a, "b"));
+  EXPECT_FALSE(write_one(b, "a"));
+}
+
+TEST(Strangers, NobodyEndsTheFirstDialToAPeer) {
+  TcpOptions patient;
+  patient.handshake_timeout = 4 * long_enough;
+  FreezableThread thread;
+  Node a(4, patient);
+  Node b(4, thread.options());
+  Node stranger(1, {}, false);
+  thread.freeze();
+  std::string diagnostic;
+  auto connecting = a.channel->async_lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
+                                                               {.timeout = milliseconds(10'000), .diagnostic = &diagnostic},
+                                                               asio::use_future);
+  int accepted = 0;
+  for (int i = 0; i < 3; ++i) {
+    const auto [ec, answer] = ask_as(stranger, "b", a, "a", 1);  // a number that wins against a's
+    ASSERT_FALSE(ec) << ec.message();
+    accepted += answer->status == kit::InitAnswer::ok ? 1 : 0;
+  }
+  EXPECT_GT(accepted, 0);
+  thread.go_on();
+  EXPECT_NO_THROW(connecting.get()) << diagnostic;
+  EXPECT_FALSE(write_one(a, "b"));
+  EXPECT_FALSE(write_one(b, "a"));
+}
+
+// Two connections that are made at the same time would each take the other's place.
+TEST(Handshake, WhoHasAcceptedADialWaitsForItsConnection) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor mute(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions deaf;
+  deaf.advertised_data_address = "127.0.0.1:" + std::to_string(mute.local_endpoint().port());
+  Node b(4, deaf);
+  Node a(4);
+  Node probe(1, {}, false);
+  const auto incarnation = ask_who(probe, b);
+  auto connecting = a.channel->async_lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
+                                                               {.timeout = milliseconds(long_enough)}, asio::use_future);
+  asio::ip::tcp::socket made(context);
+  mute.accept(made);  // b has accepted
+  for (int i = 0; i < 5; ++i) {
+    const auto [ec, answer] = ask_as(probe, "b", a, "a", incarnation);
+    ASSERT_FALSE(ec) << ec.message();
+    EXPECT_EQ(answer->status, kit::InitAnswer::yield);
+  }
+  a.channel->close();
+  EXPECT_THROW(connecting.get(), std::system_error);
 }
 
 TEST(Handshake, LastsAsLongAsTheMoreImpatientSideSays) {

@@ -23,6 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 class Link;
 class OperationRegistry;
+class StripedOperation;
 struct PeerCounters;
 
 /// Something that must end by a deadline.
@@ -79,7 +80,8 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   /// Why the operation is to end; no error while it isn't.
   [[nodiscard]] std::error_code stop_cause() const;
 
-  /// Hands the operation to a link, unless it is to end already, in which case it ends.
+  /// Hands the operation to a link, unless it is to end already, in which case it ends. If the link throws, the operation
+  /// ends with that error when no part of it is under way.
   void start_on(const std::shared_ptr<Link>& link);
 
   /// Routes the handler's cancellation slot here; within the initiating call only.
@@ -88,6 +90,9 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   void expire() override;
 
  private:
+  friend class StripedOperation;
+
+  void describe_failure(std::error_code cause, std::string diagnostic, std::size_t transferred) noexcept;
   void count_landed(std::size_t first, std::size_t count, std::uint64_t bytes) noexcept;
 
   TransferRequest request_;
@@ -99,6 +104,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   std::atomic<std::size_t> landed_{0};
   std::atomic<std::uint64_t> landed_bytes_{0};
   std::atomic<bool> finished_{false};
+  std::atomic<bool> in_parts_{false};  ///< From here on it ends with its last part: StripedOperation.
   std::atomic<std::uint64_t> meant_for_{0};
 
   mutable std::mutex mutex_;

@@ -93,6 +93,23 @@ class EndingTests : public StalledPeerBase {
     }
   }
 
+  void AWriteToAPeerThatWasReplacedSaysWhetherItMayStillLand() {
+    KVFERRY_TESTING_REQUIRE(write);
+    const auto nodes = pair_with_pausable_peer();
+    Node& other = add_node({.regions = {{2 * big_pages, big_page}}, .local_bytes = big_page});
+    nodes.b.pause(limit());
+    const auto replaced = start_any(write, nodes.a, nodes.b, constant_objects(nodes.a, std::byte{0xaa}));
+    ASSERT_FALSE(start_connect(nodes.a, nodes.a.id(), nodes.b.id(), other.url())->error());
+    const Outcome outcome = replaced->outcome();
+    const auto at_the_end = pages_of(nodes.b);
+    nodes.b.resume();
+    nodes.b->fence(nodes.a.id());
+    nodes.b.destroy_channel();
+    if (outcome.error != condition::may_still_land) {
+      EXPECT_TRUE(pages_of(nodes.b) == at_the_end) << "changed after the end, with " << outcome;
+    }
+  }
+
   void ACloseSaysWhatMayStillLand() {
     KVFERRY_TESTING_REQUIRE(write);
     const auto nodes = pair_with_pausable_peer();
@@ -223,7 +240,8 @@ class EndingTests : public StalledPeerBase {
 };
 
 KVFERRY_TESTING_SUITE(EndingTest, EndingTests, AWriteThatTimedOutDoesNotLandOverALaterOne,
-                      AWriteThatTimedOutSaysWhetherItMayStillLand, ACloseSaysWhatMayStillLand,
+                      AWriteThatTimedOutSaysWhetherItMayStillLand,
+                      AWriteToAPeerThatWasReplacedSaysWhetherItMayStillLand, ACloseSaysWhatMayStillLand,
                       AfterAFenceNothingLandsOfWhatHadFailed, AFenceWaitsForWhatIsUnderWay,
                       AFenceCoversWhatWaitsForAConnection, AFenceOfNobodyReturns, OfObjectsForOnePageTheLastWins,
                       OfPagesForOneBufferTheLastWins, NoNotificationFollowsTheEndOfItsWrite);

@@ -17,7 +17,31 @@ namespace kvferry::kit {
 /// to hold them when the channel is gone.
 class Gate {
  public:
-  /// @return whether the thread is in; then it has to `leave`.
+  /// A thread's stay inside, if it got in.
+  class Visit {
+   public:
+    explicit Visit(Gate& gate) : gate_(gate.enter() ? &gate : nullptr) {}
+    Visit(const Visit&) = delete;
+    Visit& operator=(const Visit&) = delete;
+    ~Visit() {
+      if (gate_ != nullptr) {
+        gate_->leave();
+      }
+    }
+    [[nodiscard]] explicit operator bool() const noexcept { return gate_ != nullptr; }
+
+   private:
+    Gate* const gate_;
+  };
+
+  /// Lets nobody in any more, and waits for those who are.
+  void close() {
+    std::unique_lock lock(mutex_);
+    closed_ = true;
+    empty_.wait(lock, [this] { return inside_ == 0; });
+  }
+
+ private:
   [[nodiscard]] bool enter() {
     const std::lock_guard lock(mutex_);
     inside_ += closed_ ? 0 : 1;
@@ -29,14 +53,7 @@ class Gate {
       empty_.notify_all();
     }
   }
-  /// Lets nobody in any more, and waits for those who are.
-  void close() {
-    std::unique_lock lock(mutex_);
-    closed_ = true;
-    empty_.wait(lock, [this] { return inside_ == 0; });
-  }
 
- private:
   std::mutex mutex_;
   std::condition_variable empty_;
   std::size_t inside_ = 0;
@@ -48,13 +65,10 @@ template <class Object, class Cancel>
 [[nodiscard]] std::function<void(asio::cancellation_type)> cancellation(std::shared_ptr<Gate> gate,
                                                                         std::weak_ptr<Object> object, Cancel cancel) {
   return [gate = std::move(gate), object = std::move(object), cancel](asio::cancellation_type) {
-    if (!gate->enter()) {
-      return;
-    }
-    if (auto held = object.lock()) {
+    const Gate::Visit visit(*gate);
+    if (const auto held = visit ? object.lock() : nullptr) {
       cancel(*held);
     }
-    gate->leave();
   };
 }
 

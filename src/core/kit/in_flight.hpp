@@ -8,11 +8,14 @@
 namespace kvferry::kit {
 
 /// The error of a write or send whose connection is broken with `cause` before the peer has dealt with it:
-/// `condition::may_still_land` holds for it. A peer that restarted is an exception: what was under way was meant for
-/// memory that is no more.
+/// `condition::may_still_land` holds for it. Where another peer has taken the place of the one that it was sent to, that
+/// one may be alive still, and take what has reached it.
 [[nodiscard]] inline std::error_code in_flight(const std::error_code& cause) noexcept {
-  if (cause == condition::may_still_land || cause == errc::peer_restarted) {
+  if (cause == condition::may_still_land) {
     return cause;
+  }
+  if (cause == errc::peer_restarted) {
+    return errc::peer_restarted_in_flight;
   }
   if (cause == errc::closed) {
     return errc::closed_in_flight;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "init_exchange.hpp"
 
+#include <exception>
+
 #include <kvferry/error.hpp>
 #include <kvferry/log.hpp>
 
@@ -13,9 +15,13 @@ void InitExchange::finish(Failure failure, std::optional<SideMessage> answer) {
     return;
   }
   if (failure && request_.diagnostic != nullptr) {
-    const std::string who = request_.peer_id.empty() ? std::string() : "peer " + in_quotes(request_.peer_id) + ", ";
-    *request_.diagnostic = who + printable(request_.peer_init_url) + ": " +
-                           (failure.sentence.empty() ? failure.code.message() : failure.sentence);
+    try {
+      const std::string who = request_.peer_id.empty() ? std::string() : "peer " + in_quotes(request_.peer_id) + ", ";
+      *request_.diagnostic = who + printable(request_.peer_init_url) + ": " +
+                             (failure.sentence.empty() ? failure.code.message() : failure.sentence);
+    } catch (const std::exception&) {
+      request_.diagnostic->clear();  // there is no memory for a sentence, but an end there is
+    }
   }
   auto completion = std::move(completion_);
   owner_->remove(*this);

@@ -2,13 +2,16 @@
 #include <kvferry/kit/operation.hpp>
 
 #include <algorithm>
+#include <exception>
 #include <limits>
+#include <new>
 
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 
 #include "core/text.hpp"
 
+#include "failure.hpp"
 #include "operation_registry.hpp"
 #include "peer_counters.hpp"
 #include "striped_operation.hpp"
@@ -91,15 +94,8 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
   }
   const std::size_t transferred = landed_.load(std::memory_order_relaxed);
   std::ranges::replace(request_.statuses, undecided(), cause);
-  if (cause && request_.diagnostic != nullptr) {
-    if (diagnostic.empty()) {
-      diagnostic = cause.message();
-    }
-    *request_.diagnostic = std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
-                           " objects, peer " + in_quotes(request_.peer_id) + ": " + diagnostic + " (" +
-                           std::to_string(transferred) + " transferred)";
-  }
   if (cause) {
+    describe_failure(cause, std::move(diagnostic), transferred);
     registry_->logger().log(LogLevel::debug, "operation_failed", request_.peer_id, cause, [&] {
       return std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
              " objects: " + cause.message() + " (" + std::to_string(transferred) + " transferred)";
@@ -109,12 +105,32 @@ void Operation::finish(std::error_code cause, std::string diagnostic) {
     (cause ? counters->failed : counters->succeeded).fetch_add(1, std::memory_order_relaxed);
     counters->bytes.fetch_add(landed_bytes_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   }
-  registry_->counters().count_end(
-      request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});
+  try {
+    registry_->counters().count_end(
+        request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});
+  } catch (const std::bad_alloc&) {
+    // Of a cause that is counted for the first time. The end is worth more.
+  }
   auto completion = std::move(completion_);
   // Out of the registry first: once the handler can run, the channel may be closed and gone.
   registry_->remove(*this);
   completion(cause, transferred);
+}
+
+void Operation::describe_failure(std::error_code cause, std::string diagnostic, std::size_t transferred) noexcept {
+  if (request_.diagnostic == nullptr) {
+    return;
+  }
+  try {
+    if (diagnostic.empty()) {
+      diagnostic = cause.message();
+    }
+    *request_.diagnostic = std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
+                           " objects, peer " + in_quotes(request_.peer_id) + ": " + diagnostic + " (" +
+                           std::to_string(transferred) + " transferred)";
+  } catch (const std::exception&) {
+    request_.diagnostic->clear();  // there is no memory for a sentence, but an end there is
+  }
 }
 
 void Operation::count_for(std::shared_ptr<PeerCounters> counters) noexcept {
@@ -162,7 +178,16 @@ void Operation::start_on(const std::shared_ptr<Link>& link) {
     link_ = link;
     on_link_ = true;
   }
-  link->start(shared_from_this());
+  try {
+    link->start(shared_from_this());
+  } catch (...) {
+    Failure failure = failure_being_handled();
+    if (in_parts_) {
+      request_stop(failure.code);  // those that are under way have buffers in use; it ends with the last of them
+    } else {
+      finish(failure.code, std::move(failure.sentence));
+    }
+  }
 }
 
 void Operation::accept_cancellation() {

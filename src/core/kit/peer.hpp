@@ -11,8 +11,11 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
+
+#include <kvferry/url.hpp>
 
 #include "core/secret.hpp"
 
@@ -57,6 +60,7 @@ struct PeerDirectory::Attempt {
       Clock::time_point::min();               ///< By the peer: writes that were started here until then.
   std::vector<std::shared_ptr<void>> fences;  ///< Held for as long as fences of this side wait for its end.
   bool given_up = false;                      ///< By a fence that waited for too long.
+  bool awaited = false;              ///< This side dials as well, if it takes long.
 
   // Of a dial
   std::shared_ptr<Dial> dial;
@@ -65,6 +69,8 @@ struct PeerDirectory::Attempt {
   bool gave_yield = false;  ///< Told the peer that this side's dial counts.
   Clock::time_point told_at;  ///< When the peer was told what fences there have been.
   bool told_again = false;
+  bool crossed = false;     ///< The two have accepted each other's dials, and this one has waited for the other.
+  bool as_known = false;    ///< Asked with the secret of a peer that answers at the same place.
   bool moves = false;       ///< To a peer that is connected, because the user says that it is at another url now.
   std::optional<std::chrono::milliseconds> peers_patience;  ///< If that is what it lasts.
 };
@@ -119,6 +125,14 @@ struct PeerDirectory::Peer {
   [[nodiscard]] bool in_use() const noexcept {
     return link || attempt.number != 0 || !candidates.empty() || !waiting.empty() || !movers.empty() ||
            !newcomers.empty();
+  }
+  /// `at` with the address that answered there.
+  [[nodiscard]] std::string reached(const std::string& at) const {
+    if (!description || description->init_url != at || description->reached_host.empty()) {
+      return at;
+    }
+    std::error_code ignored;
+    return HostPort{description->reached_host, parse_url(at, ignored).port}.to_url();
   }
   [[nodiscard]] Attempt* find(std::uint64_t number) noexcept {
     if (attempt.number == number) {

@@ -17,8 +17,9 @@
 namespace kvferry::kit {
 namespace {
 
-/// How long a side that yielded waits for the other's dial before it asks again: the other may not get through.
-constexpr std::chrono::milliseconds yield_patience{250};
+/// How long a side that yielded to the other's dial, or accepted it, waits for it before it asks itself: the other may not
+/// get through.
+constexpr std::chrono::milliseconds patience_with_the_other{250};
 
 /// As which of kvferry's own codes a refusal travels: the numbers of other categories mean nothing to a peer.
 errc code_for_peer(const std::error_code& cause) {
@@ -196,6 +197,34 @@ void PeerDirectory::ask_again(const std::string& peer_id, std::uint64_t attempt)
   ask(peer_id, attempt, url, question, deadline);
 }
 
+/// Somebody waits for the peer, and has waited for the connection of who said that he is the peer: that goes on beside.
+void PeerDirectory::dial_beside(const std::string& peer_id, std::uint64_t attempt) {
+  Lock lock(mutex_);
+  Peer* const peer = current(peer_id, attempt);
+  if (peer == nullptr || peer->attempt.number != attempt) {
+    return;
+  }
+  peer->attempt.awaited = false;
+  if (peer->waiting.empty()) {
+    return;
+  }
+  if (!peer->attempt.slot.empty()) {
+    slots_.leave(std::exchange(peer->attempt.slot, {}));
+  }
+  peer->candidates.push_back(std::exchange(peer->attempt, {}));
+  start_dial(*peer, lock);
+}
+
+void PeerDirectory::call_later(void (PeerDirectory::*what)(const std::string&, std::uint64_t),
+                               const std::string& peer_id, std::uint64_t attempt) {
+  deadlines_->add(Clock::now() + patience_with_the_other,
+                  std::make_shared<Expiry>([weak = weak_from_this(), what, peer_id, attempt] {
+                    if (const Visit self(weak); self) {
+                      (*self.operator->().*what)(peer_id, attempt);
+                    }
+                  }));
+}
+
 void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure,
                                   const SideMessage& message, const std::string& reached_address) {
   const InitAnswer answer = read_answer(peer_id, message, failure);
@@ -204,6 +233,9 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
   }
   if (failure) {
     if (failure.code == errc::identity_conflict) {
+      if (ask_as_known(peer_id, attempt, reached_address)) {
+        return;
+      }
       ++identity_conflicts_;
       logger_->log(LogLevel::warning, "identity_conflict", peer_id, failure.code, [&] { return failure.sentence; });
     }
@@ -216,14 +248,15 @@ void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t atte
     return;
   }
   Attempt& answered = peer->attempt;
-  if (answer.status == InitAnswer::yield) {
+  // Each has accepted the other's dial: one of the two is enough. Once, as it may be a stranger that said he was the peer.
+  const bool crosses = answer.status == InitAnswer::ok && !answered.crossed && answer.incarnation < incarnation_ &&
+                       std::ranges::any_of(peer->candidates, [&](const Attempt& candidate) {
+                         return candidate.instance.incarnation == answer.incarnation;
+                       });
+  if (answer.status == InitAnswer::yield || crosses) {
+    answered.crossed = answered.crossed || crosses;
     answered.yielded = true;
-    deadlines_->add(Clock::now() + yield_patience,
-                    std::make_shared<Expiry>([weak = weak_from_this(), peer_id, attempt] {
-                      if (const Visit self(weak); self) {
-                        self->ask_again(peer_id, attempt);
-                      }
-                    }));
+    call_later(&PeerDirectory::ask_again, peer_id, attempt);
     return;
   }
   if (peer->fenced_at >= answered.told_at && !answered.told_again) {
@@ -315,8 +348,11 @@ InitAnswer PeerDirectory::describe_self() const {
 
 void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock) {
   InitAnswer answer = describe_self();
-  const bool this_side_wins = incarnation_ < question.incarnation;
-  if (peer.dialing() && !peer.attempt.yielded && !peer.attempt.gave_yield && this_side_wins) {
+  const bool known = peer.instance.shown_by(question.incarnation, question.secret);
+  const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation;
+  // Who has accepted this side's dial awaits its connection. Whoever else says that he is he isn't, or may wait as well.
+  const bool accepted_there = !known && peer.attempt.instance.incarnation == question.incarnation;
+  if (peer.dialing() && !peer.attempt.yielded && (this_side_wins || accepted_there)) {
     peer.attempt.gave_yield = true;
     answer.status = InitAnswer::yield;
     lock.unlock();
@@ -324,7 +360,6 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
     return;
   }
   const std::string told_url = url_for_others(question.init_url);
-  const bool known = peer.instance.shown_by(question.incarnation, question.secret);
   auto deadline = deadline_after(options_.handshake_timeout);
   if (question.timeout_ms) {
     deadline = std::min(deadline, deadline_after(bounded_milliseconds(*question.timeout_ms)));
@@ -380,11 +415,11 @@ void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeSe
   reply(encode_side_message(answer));
 }
 
-/// The attempt of the peer itself, or of one that is known by nobody else's, takes the place of this side's dial. Others
-/// are beside it: whoever they are, the dial goes on.
+/// The attempt of the peer itself takes the place of this side's dial, and that of one whom nobody knows yet a place that
+/// is free. Others are beside it: whoever they are, the dial goes on.
 PeerDirectory::Attempt& PeerDirectory::place_for(Peer& peer, const InitQuestion& question, bool known) {
   constexpr std::size_t max_candidates = 8;
-  const bool first = !peer.description && (peer.attempt.number == 0 || peer.dialing());
+  const bool first = !peer.description && peer.attempt.number == 0;
   if ((known && !peer.attempt.moves) || first) {
     end_attempt(peer.attempt);
     return peer.attempt;
@@ -464,7 +499,9 @@ std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std:
     }
     end_attempt(attempt);
     std::erase_if(peer->candidates, [](const Attempt& candidate) { return candidate.number == 0; });
-    if (!peer->link && peer->attempt.number == 0) {
+    // A peer that nobody knows yet may be one whose own dial is still under way.
+    const bool may_come = !peer->description && !peer->candidates.empty();
+    if (!peer->link && peer->attempt.number == 0 && !may_come) {
       peer->out_of_use_since = now;
       peer->last_failure = failure;
       // A call that came later may have more time than the attempt had, and one that waited for the peer's own attempt

@@ -109,6 +109,10 @@ void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
   peer.waiting.push_back(std::move(waiter));
   if (!peer.link && peer.attempt.number == 0 && !peer.url.empty()) {
     start_dial(peer, lock);
+  } else if (!peer.link && peer.attempt.accepting && !peer.attempt.known && !peer.attempt.awaited) {
+    // Whoever asked under this name may never make his connection.
+    peer.attempt.awaited = true;
+    call_later(&PeerDirectory::dial_beside, peer.id, peer.attempt.number);
   }
 }
 
@@ -316,12 +320,7 @@ std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {
 std::string PeerDirectory::reached_url(std::string_view peer_id, const std::string& url) const {
   const Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
-  if (it == peers_.end() || !it->second.description || it->second.description->init_url != url ||
-      it->second.description->reached_host.empty()) {
-    return url;
-  }
-  std::error_code ignored;
-  return HostPort{it->second.description->reached_host, parse_url(url, ignored).port}.to_url();
+  return it == peers_.end() ? url : it->second.reached(url);
 }
 
 std::string PeerDirectory::awaited(std::string_view peer_id) const {

@@ -140,6 +140,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url, const SideMessage& question,
            Clock::time_point deadline);
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
+  void dial_beside(const std::string& peer_id, std::uint64_t attempt);
+  /// When the other side has had a while.
+  void call_later(void (PeerDirectory::*what)(const std::string& peer_id, std::uint64_t attempt),
+                  const std::string& peer_id, std::uint64_t attempt);
   void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& answer,
                      const std::string& reached_address);
   void begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline);
@@ -176,13 +180,14 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   // Who a peer is (peer_takeover.cpp)
   void take(InitQuestion question, HandshakeService::Reply reply);
-  void refuse_conflict(const std::string& taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
+  void refuse_conflict(std::uint64_t taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
   void start_probe(Peer& peer, Lock& lock);
   void probe_answered(const std::string& peer_id, std::uint64_t probe);
   void probe_unanswered(const std::string& peer_id, std::uint64_t probe);
   void end_probe(Peer& peer);
   void let_newcomers_in(Peer& peer);
   void take_newcomers(const std::string& peer_id);
+  [[nodiscard]] bool ask_as_known(const std::string& peer_id, std::uint64_t attempt, const std::string& reached_address);
   void ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter, Lock& lock);
   void who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
                     const Waiter& waiter, Failure failure, const SideMessage& message);

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who a peer is: what becomes of somebody who says that he is a peer that is connected, and of a peer that is at another
 // url now.
+#include <algorithm>
 #include <utility>
 
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
 
 #include "peer.hpp"
 #include "peer_directory.hpp"
@@ -136,7 +138,7 @@ void PeerDirectory::take_newcomers(const std::string& peer_id) {
 
 void PeerDirectory::probe_answered(const std::string& peer_id, std::uint64_t probe) {
   std::vector<Peer::Newcomer> newcomers;
-  std::string taken_by;
+  std::uint64_t taken_by = 0;
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
@@ -152,19 +154,22 @@ void PeerDirectory::probe_answered(const std::string& peer_id, std::uint64_t pro
     peer.probe_expiry.reset();
     peer.probe = 0;
     newcomers.swap(peer.newcomers);
-    taken_by = "incarnation " + std::to_string(peer.instance.incarnation);
+    taken_by = peer.instance.incarnation;
   }
   for (auto& [question, reply] : newcomers) {
     refuse_conflict(taken_by, question, reply);
   }
 }
 
-void PeerDirectory::refuse_conflict(const std::string& taken_by, const InitQuestion& question,
+void PeerDirectory::refuse_conflict(std::uint64_t taken_by, const InitQuestion& question,
                                     HandshakeService::Reply& reply) {
-  const Failure failure{errc::identity_conflict, "another channel is connected as '" + question.sender_id +
-                                                     "' and has just answered: " + taken_by +
-                                                     "; the one that is refused is incarnation " +
-                                                     std::to_string(question.incarnation)};
+  const std::string who = "is connected as '" + question.sender_id + "' and has just answered: incarnation " +
+                          std::to_string(taken_by);
+  const Failure failure{
+      errc::identity_conflict,
+      question.incarnation == taken_by
+          ? "this server has another name already: this very channel " + who
+          : "another channel " + who + "; the one that is refused is incarnation " + std::to_string(question.incarnation)};
   ++identity_conflicts_;
   refuse(reply, question.sender_id, failure);
 }
@@ -181,6 +186,38 @@ void PeerDirectory::probe_unanswered(const std::string& peer_id, std::uint64_t p
     it->second.silent_until = Clock::now() + silence_lasts;
   }
   take_newcomers(peer_id);
+}
+
+/// One server may be known here by two names, with urls of different spellings: it knows this channel by the secret of the
+/// first. Nobody else is shown it: it is the same address and port that answered.
+bool PeerDirectory::ask_as_known(const std::string& peer_id, std::uint64_t attempt, const std::string& reached_address) {
+  Lock lock(mutex_);
+  Peer* const peer = current(peer_id, attempt);
+  if (peer == nullptr || peer->attempt.number != attempt || peer->attempt.as_known || reached_address.empty()) {
+    return false;
+  }
+  Attempt& refused = peer->attempt;
+  std::error_code ignored;
+  const HostPort there = parse_url(HostPort{reached_address, parse_url(refused.url, ignored).port}.to_url(), ignored);
+  const auto same = std::ranges::find_if(peers_, [&](const auto& entry) {
+    const Peer& other = entry.second;
+    return !other.instance.own_secret.empty() && other.instance.own_secret != refused.instance.own_secret &&
+           parse_url(other.reached(other.url), ignored) == there;
+  });
+  if (same == peers_.end()) {
+    return false;
+  }
+  auto question = decode_side_message<InitQuestion>(refused.question);
+  question.secret = same->second.instance.own_secret;
+  refused.as_known = true;
+  refused.instance.own_secret = *question.secret;
+  refused.question = encode_side_message(question);
+  const std::string url = refused.url;
+  const SideMessage message = refused.question;
+  const auto deadline = refused.deadline;
+  lock.unlock();
+  ask(peer_id, attempt, url, message, deadline);
+  return true;
 }
 
 void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter,

@@ -51,11 +51,16 @@ struct ObjectRange {
 }
 
 /// An operation of which each of several lanes or rails carries a part (or one of them all of it). It ends with its
-/// last part.
+/// last part; where parts are given up without a word, because something was thrown, with an error.
 class StripedOperation {
  public:
   StripedOperation(std::shared_ptr<Operation> operation, std::size_t parts)
-      : operation_(std::move(operation)), parts_(parts), remaining_(parts) {}
+      : operation_(std::move(operation)), parts_(parts), remaining_(parts) {
+    operation_->in_parts_ = true;
+  }
+  StripedOperation(const StripedOperation&) = delete;
+  StripedOperation& operator=(const StripedOperation&) = delete;
+  ~StripedOperation();
 
   [[nodiscard]] const std::shared_ptr<Operation>& operation() const noexcept { return operation_; }
   [[nodiscard]] std::size_t parts() const noexcept { return parts_; }

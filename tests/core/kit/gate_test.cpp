@@ -14,6 +14,7 @@
 #include <latch>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <string>
 #include <thread>
@@ -22,6 +23,8 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
+
+#include "core/kit/gate.hpp"
 
 namespace kvferry::kit {
 namespace {
@@ -118,6 +121,19 @@ class IdleChannel final : public TransferChannelKit {
  private:
   const std::shared_ptr<Meeting> meeting_;
 };
+
+TEST(Gate, IsLeftByACancellationThatThrows) {
+  const auto gate = std::make_shared<Gate>();
+  const auto object = std::make_shared<int>(0);
+  const auto cancel = cancellation(gate, std::weak_ptr<int>(object), [](int& calls) {
+    ++calls;
+    throw std::bad_alloc();
+  });
+  EXPECT_THROW(cancel(asio::cancellation_type::all), std::bad_alloc);
+  gate->close();  // waits for whoever is in
+  EXPECT_NO_THROW(cancel(asio::cancellation_type::all));
+  EXPECT_EQ(*object, 1);
+}
 
 TEST(Gate, AChannelIsNotGoneBeforeWhoeverCancelsHasLeft) {
   const auto meeting = std::make_shared<Meeting>();

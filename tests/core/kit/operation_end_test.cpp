@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+// An operation ends, once, whatever is thrown on its way.
+#include <gtest/gtest.h>
+
+#include <asio/io_context.hpp>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/kit/link.hpp>
+#include <kvferry/kit/operation.hpp>
+
+#include "core/kit/init_exchange.hpp"
+#include "core/kit/operation_registry.hpp"
+#include "core/kit/striped_operation.hpp"
+
+namespace {
+
+/// How many more allocations this thread gets.
+thread_local std::size_t allocations_left = std::numeric_limits<std::size_t>::max();
+thread_local bool allocation_refused = false;
+
+}  // namespace
+
+// Not inlined, or the compiler sees that blocks of operator new are given to free.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (allocations_left == 0) {
+    allocation_refused = true;
+    throw std::bad_alloc();
+  }
+  allocations_left -= std::size_t{allocations_left != std::numeric_limits<std::size_t>::max()};
+  void* const block = std::malloc(size == 0 ? 1 : size);
+  if (block == nullptr) {
+    throw std::bad_alloc();
+  }
+  return block;
+}
+[[gnu::noinline]] void operator delete(void* block) noexcept { std::free(block); }
+[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept { std::free(block); }
+
+namespace kvferry::kit {
+namespace {
+
+/// Calls `what` with so many allocations that succeed, and lets what it throws for want of more through.
+template <class Function>
+[[nodiscard]] bool throws_with(std::size_t allocations, Function what) {
+  allocation_refused = false;
+  allocations_left = allocations;
+  bool thrown = false;
+  try {
+    what();
+  } catch (const std::bad_alloc&) {
+    thrown = true;
+  }
+  allocations_left = std::numeric_limits<std::size_t>::max();
+  return thrown;
+}
+
+struct Outcome {
+  int calls = 0;
+  std::error_code error;
+};
+
+class OperationEnd : public ::testing::Test {
+ protected:
+  [[nodiscard]] std::shared_ptr<Operation> start(Outcome& outcome, std::string* diagnostic = nullptr) {
+    TransferRequest request;
+    request.kind = TransferKind::write;
+    request.peer_id = "a peer of a name that is too long for a string's own buffer";
+    request.objects = {page_, page_};
+    request.remote_indexes = {0, 1};
+    request.diagnostic = diagnostic;
+    auto operation = std::make_shared<Operation>(
+        std::move(request), Completion::direct([&outcome](std::error_code ec, std::size_t) {
+          ++outcome.calls;
+          outcome.error = ec;
+        }),
+        Clock::now() + std::chrono::hours(1), registry_);
+    EXPECT_FALSE(registry_->add(operation));
+    return operation;
+  }
+
+  asio::io_context context_;
+  std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>(context_.get_executor());
+  std::shared_ptr<OperationRegistry> registry_ = std::make_shared<OperationRegistry>(deadlines_, 16);
+  std::vector<std::byte> page_ = std::vector<std::byte>(64);
+};
+
+TEST_F(OperationEnd, NeedsNoMemory) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    registry_ = std::make_shared<OperationRegistry>(deadlines_, 16);  // that has counted no error of this code
+    Outcome outcome;
+    std::string diagnostic = "of the call before";
+    const auto operation = start(outcome, &diagnostic);
+    EXPECT_FALSE(throws_with(allocations, [&] { operation->finish(errc::connection_lost); })) << allocations;
+    refused = allocation_refused;
+    ASSERT_EQ(outcome.calls, 1) << allocations;
+    EXPECT_EQ(outcome.error, errc::connection_lost);
+    EXPECT_TRUE(diagnostic.empty() || diagnostic.find("a peer of a name") != std::string::npos) << diagnostic;
+    registry_->wait_until_empty();
+  }
+}
+
+TEST_F(OperationEnd, OfACallThatConnectsNeedsNoMemory) {
+  const auto exchanges = std::make_shared<InitExchanges>(deadlines_);
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    Outcome outcome;
+    std::string diagnostic;
+    InitRequest request;
+    request.peer_id = "a peer of a name that is too long for a string's own buffer";
+    request.diagnostic = &diagnostic;
+    const auto exchange = exchanges->begin(
+        std::move(request),
+        SideMessageCompletion::direct([&outcome](std::error_code ec, const std::optional<SideMessage>&) {
+          ++outcome.calls;
+          outcome.error = ec;
+        }),
+        Clock::now() + std::chrono::hours(1));
+    EXPECT_FALSE(throws_with(allocations, [&] { exchange->finish({errc::connection_lost, {}}); })) << allocations;
+    refused = allocation_refused;
+    ASSERT_EQ(outcome.calls, 1) << allocations;
+    EXPECT_EQ(outcome.error, errc::connection_lost);
+  }
+}
+
+/// Begins as many parts of an operation as it is told, and then has no memory for more.
+class ShortOfMemory final : public Link {
+ public:
+  explicit ShortOfMemory(std::size_t parts) : parts_(parts) {}
+
+  void start(std::shared_ptr<Operation> operation) override {
+    if (parts_ != 0) {
+      const auto batch = std::make_shared<StripedOperation>(std::move(operation), parts_ + 1);
+      begun.assign(parts_, batch);
+    }
+    throw std::bad_alloc();
+  }
+  void stop(std::shared_ptr<Operation> operation) override { stopped = operation->stop_cause(); }
+  void shut(std::error_code, const std::string&) override {}
+  [[nodiscard]] std::string path() const override { return "nowhere"; }
+
+  std::vector<std::shared_ptr<StripedOperation>> begun;
+  std::error_code stopped;
+
+ private:
+  const std::size_t parts_;
+};
+
+TEST_F(OperationEnd, ComesAtOnceWhereNothingOfItBegan) {
+  Outcome outcome;
+  const auto operation = start(outcome);
+  EXPECT_NO_THROW(operation->start_on(std::make_shared<ShortOfMemory>(0)));
+  EXPECT_EQ(outcome.calls, 1);
+  EXPECT_EQ(outcome.error, std::errc::not_enough_memory);
+  registry_->wait_until_empty();
+}
+
+TEST_F(OperationEnd, ComesWithTheLastPartThatBegan) {
+  Outcome outcome;
+  const auto operation = start(outcome);
+  const auto link = std::make_shared<ShortOfMemory>(2);
+  EXPECT_NO_THROW(operation->start_on(link));
+  EXPECT_EQ(link->stopped, std::errc::not_enough_memory);
+  EXPECT_FALSE(link->begun.front()->part_done({}, {}));
+  link->begun.pop_back();
+  EXPECT_EQ(outcome.calls, 0) << "the other part's buffers are in use";
+  EXPECT_FALSE(link->begun.front()->part_done(link->stopped, {}));
+  link->begun.clear();
+  EXPECT_EQ(outcome.calls, 1);
+  EXPECT_EQ(outcome.error, std::errc::not_enough_memory);
+  registry_->wait_until_empty();
+}
+
+TEST_F(OperationEnd, OfPartsThatNobodyEndedIsNoSuccess) {
+  Outcome outcome;
+  (void)std::make_shared<StripedOperation>(start(outcome), 2)->part_done({}, {});
+  EXPECT_EQ(outcome.calls, 1);
+  EXPECT_EQ(outcome.error, std::errc::not_enough_memory);
+}
+
+TEST_F(OperationEnd, OfPartsIsTheCallersWhenAllSucceeded) {
+  Outcome outcome;
+  const auto operation = start(outcome);
+  EXPECT_TRUE(std::make_shared<StripedOperation>(operation, 1)->part_done({}, {}));
+  EXPECT_EQ(outcome.calls, 0);
+  operation->finish({});
+  EXPECT_EQ(outcome.calls, 1);
+}
+
+}  // namespace
+}  // namespace kvferry::kit
