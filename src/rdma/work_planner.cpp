@@ -37,7 +37,6 @@ std::size_t WorkPlanner::plan(WorkList& list, ibv_wr_opcode opcode, const Reques
       request->wr.rdma.rkey = remote.key;
       request_bytes = 0;
       ++requests;
-      new_piece = true;
     }
     const std::size_t length =
         static_cast<std::size_t>(std::min({std::uint64_t{size_of(object_) - offset_}, remote.available,

@@ -9,6 +9,8 @@
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_error.hpp>
 
+#include "rdma/message.hpp"
+
 namespace kvferry::rdma {
 namespace {
 
@@ -82,6 +84,54 @@ TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
   EXPECT_NE(check_endpoint(endpoint, regions), "");
   endpoint.rails[0].regions = {{4096, 5000, {1, 2}}, {4096, 5000, {1}}};
   EXPECT_EQ(check_endpoint(endpoint, regions), "keys for a region that is closed");
+}
+
+TEST(RdmaEndpoint, Line11_IsHeldToItsBounds) {
+  const auto good = [] { return Endpoint{min_message_bytes, min_messages, {rail()}}; };
+  const auto is_sensible = [](const Endpoint& endpoint) { return check_endpoint(endpoint, {}).empty(); };
+  const auto with_rail = [&](auto change) {
+    Endpoint endpoint = good();
+    change(endpoint.rails[0]);
+    return endpoint;
+  };
+  constexpr std::uint64_t max_24_bits = (1U << 24) - 1;
+  EXPECT_TRUE(is_sensible(good()));
+  EXPECT_TRUE(is_sensible({max_message_bytes, max_messages, {rail()}}));
+  EXPECT_FALSE(is_sensible({min_message_bytes - 1, min_messages, {rail()}}));
+  EXPECT_FALSE(is_sensible({max_message_bytes + 1, min_messages, {rail()}}));
+  EXPECT_FALSE(is_sensible({min_message_bytes, min_messages - 1, {rail()}}));
+  EXPECT_FALSE(is_sensible({min_message_bytes, max_messages + 1, {rail()}}));
+  EXPECT_FALSE(is_sensible({min_message_bytes, min_messages, {}}));
+
+  EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.rail = max_rails - 1; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.rail = max_rails; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.gid.resize(15); })));
+  EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.lid = 0xffff; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.lid = 0x10000; })));
+  EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.queue_pair = max_24_bits; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.queue_pair = max_24_bits + 1; })));
+  EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.packet_number = max_24_bits; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.packet_number = max_24_bits + 1; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.mtu = 1000; })));
+  EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.reads_taken = one.reads_made = 255; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.reads_taken = 256; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.reads_made = 256; })));
+  EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.max_message = max_message_bytes; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.max_message = max_message_bytes - 1; })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.regions.resize(1); })));
+
+  Endpoint many = good();
+  many.rails.resize(max_rails, rail());
+  for (std::size_t i = 0; i < many.rails.size(); ++i) {
+    many.rails[i].rail = i;
+  }
+  EXPECT_TRUE(is_sensible(many));
+  many.rails.back().rail = max_rails - 2;
+  EXPECT_EQ(check_endpoint(many, {}), "rail 14 after rail 14");
+  many.rails.back().rail = 3;
+  EXPECT_EQ(check_endpoint(many, {}), "rail 3 after rail 14");
+  many.rails.resize(max_rails + 1);
+  EXPECT_EQ(check_endpoint(many, {}), "17 rails, at least 1 and at most 16");
 }
 
 TEST(RdmaError, StatusesBelongToConditions) {

@@ -10,6 +10,7 @@
 #include <kvferry/url.hpp>
 
 #include "channel_pair.hpp"
+#include "common/network_namespace.hpp"
 #include "common/scripted_names.hpp"
 #include "common/unanswering_port.hpp"
 
@@ -41,6 +42,27 @@ TEST(AllowedHosts, AreAddressesRangesAndNames) {
   EXPECT_TRUE(AllowedHosts({"0.0.0.0/0"}).allow("198.51.100.1", "192.0.2.1"));
   EXPECT_FALSE(AllowedHosts({"0.0.0.0/0"}).allow("2001:db8::1", "192.0.2.1"));
   EXPECT_TRUE(AllowedHosts({"*"}).allow("anything.example", "192.0.2.1"));
+}
+
+TEST(AllowedHosts, OfAPeerOnThisHostAreAllItsAddresses) {
+  if (const auto why = test::why_no_network_namespace(); !why.empty()) {
+    GTEST_SKIP() << why;
+  }
+  test::NetworkNamespace network;
+  network.command("ip address add 198.51.100.7/32 dev lo && ip address add 2001:db8::7/128 dev lo nodad");
+  network.run([] {
+    const AllowedHosts none;
+    for (const auto* own : {"198.51.100.7", "2001:db8::7", "127.0.0.9"}) {
+      for (const auto* answered : {"127.0.0.1", "::1", "198.51.100.7", "2001:db8::7"}) {
+        EXPECT_TRUE(none.allow(own, answered)) << own << ", " << answered;
+      }
+      EXPECT_FALSE(none.allow(own, "192.0.2.1")) << own;
+    }
+    for (const auto* other : {"198.51.100.8", "2001:db8::8"}) {
+      EXPECT_FALSE(none.allow(other, "127.0.0.1")) << other;
+      EXPECT_FALSE(none.allow(other, "198.51.100.7")) << other;
+    }
+  });
 }
 
 TEST(AllowedHosts, SaysWhatIsWrongWithAnEntry) {

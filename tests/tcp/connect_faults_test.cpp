@@ -412,6 +412,20 @@ TEST(Construction, AnAdvertisedAddressThatIsNoneIsRefusedNotWaitedFor) {
   EXPECT_THROW(TcpTransferChannel channel(options), TransferError);
 }
 
+TEST(Construction, MemoryThatTcpCannotReachIsRefused) {
+  std::vector<std::byte> memory(page_size);
+  TcpOptions options;
+  options.regions = {{memory.data(), memory.size(), page_size}};
+  options.regions[0].dmabuf_fd = 0;
+  try {
+    TcpTransferChannel channel(options);
+    FAIL();
+  } catch (const TransferError& error) {
+    EXPECT_EQ(error.code(), errc::invalid_region);
+    EXPECT_NE(std::string(error.what()).find("region 0"), std::string::npos) << error.what();
+  }
+}
+
 TEST(ConnectFaults, Line09_UnknownAndFailedPeersAreDifferentErrors) {
   Node a(4, {}, false);
   std::error_code ec;

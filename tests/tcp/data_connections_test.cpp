@@ -2,10 +2,13 @@
 // Data connections that don't belong to a peer, and ports that can't be used.
 #include <gtest/gtest.h>
 
+#include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/read.hpp>
 #include <asio/write.hpp>
+
+#include <poll.h>
 
 #include <array>
 #include <chrono>
@@ -160,35 +163,117 @@ TEST(DataConnections, AnAcceptingSideThatClosesBeforeItsWelcomeIsAFailedPeer) {
   listener.join();
 }
 
-TEST(DataConnections, AWelcomeForAnotherLaneIsRefusedAtOnce) {
-  // What "b" says on its data connection passes somebody who changes the welcome's lane.
-  asio::io_context context;
-  asio::ip::tcp::acceptor between(context, {asio::ip::make_address("127.0.0.1"), 0});
+TEST(DataConnections, AHelloThatIsWrongInAnyFieldIsRefused) {
+  const std::vector<std::pair<const char*, void (*)(Hello&)>> changes = {
+      {"magic", [](Hello& hello) { hello.magic = Hello::accepting; }},
+      {"version", [](Hello& hello) { ++hello.version; }},
+      {"lane that is taken", [](Hello& hello) { hello.lane = 0; }},
+      {"lane count", [](Hello& hello) { ++hello.lane_count; }},
+      {"incarnation", [](Hello& hello) { hello.incarnation ^= 1; }},
+      {"secret", [](Hello& hello) { hello.secret[0] ^= std::byte{1}; }},
+  };
   TcpOptions options;
-  options.advertised_data_address = "127.0.0.1:" + std::to_string(between.local_endpoint().port());
+  options.lanes_per_peer = 2;
   Node b(4, options);
-  Node a(4, {}, false);
-  std::thread changing([&] {
-    asio::ip::tcp::socket near = between.accept();
-    asio::ip::tcp::socket far(context);
-    far.connect({asio::ip::make_address("127.0.0.1"), b.channel->data_port()});
-    Hello hello;
-    asio::read(near, asio::buffer(&hello, sizeof(hello)));
-    asio::write(far, asio::buffer(&hello, sizeof(hello)));
-    asio::read(far, asio::buffer(&hello, sizeof(hello)));
-    hello.lane = 1;
-    asio::write(near, asio::buffer(&hello, sizeof(hello)));
-    std::array<std::byte, 256> rest{};
-    std::error_code ignored;
-    while (!ignored) {
-      near.read_some(asio::buffer(rest), ignored);
-    }
-  });
+  Node asking(4);
+  auto two_lanes = question();
+  two_lanes.endpoint = encode_side_message(DialEndpoint{2}).encoded();
+  const auto answer = decode_side_message<kit::InitAnswer>(
+      asking.channel->send_init_side_msg(b.channel->peer_init_url(), encode_side_message(two_lanes)));
   std::error_code ec;
-  std::string diagnostic;
-  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
-  EXPECT_EQ(ec, errc::authentication_failed) << diagnostic;
-  changing.join();
+  const auto endpoint = decode_side_message<AcceptEndpoint>(parse_side_message(answer.endpoint, ec));
+  ASSERT_FALSE(ec);
+  Hello hello;
+  hello.lane_count = 2;
+  hello.incarnation = two_lanes.incarnation;
+  std::ranges::copy(endpoint.dial_secret, hello.secret.begin());
+  Intruder first(b.channel->data_port());
+  first.send(std::as_bytes(std::span(&hello, 1)));
+  hello.lane = 1;
+  for (const auto& [field, change] : changes) {
+    Hello wrong = hello;
+    change(wrong);
+    Intruder intruder(b.channel->data_port());
+    intruder.send(std::as_bytes(std::span(&wrong, 1)));
+    EXPECT_TRUE(intruder.closed_without_a_word()) << field;
+  }
+  Intruder second(b.channel->data_port());
+  second.send(std::as_bytes(std::span(&hello, 1)));
+  EXPECT_FALSE(first.closed_without_a_word());
+  EXPECT_FALSE(second.closed_without_a_word());
+}
+
+TEST(DataConnections, AWelcomeThatIsWrongInAnyFieldIsRefusedAtOnce) {
+  const std::vector<std::pair<const char*, void (*)(Hello&)>> changes = {
+      {"magic", [](Hello& welcome) { welcome.magic = Hello::dialing; }},
+      {"version", [](Hello& welcome) { ++welcome.version; }},
+      {"lane", [](Hello& welcome) { welcome.lane = 1; }},
+      {"lane count", [](Hello& welcome) { ++welcome.lane_count; }},
+      {"secret", [](Hello& welcome) { welcome.secret[0] ^= std::byte{1}; }},
+      {"incarnation", [](Hello& welcome) { welcome.incarnation ^= 1; }},
+  };
+  for (const auto& [field, change] : changes) {
+    // What "b" says on its data connection passes somebody who changes the welcome.
+    asio::io_context context;
+    asio::ip::tcp::acceptor between(context, {asio::ip::make_address("127.0.0.1"), 0});
+    TcpOptions options;
+    options.advertised_data_address = "127.0.0.1:" + std::to_string(between.local_endpoint().port());
+    Node b(4, options);
+    Node a(4, {}, false);
+    std::thread changing([&, change = change] {
+      asio::ip::tcp::socket near = between.accept();
+      asio::ip::tcp::socket far(context);
+      far.connect({asio::ip::make_address("127.0.0.1"), b.channel->data_port()});
+      Hello hello;
+      asio::read(near, asio::buffer(&hello, sizeof(hello)));
+      asio::write(far, asio::buffer(&hello, sizeof(hello)));
+      asio::read(far, asio::buffer(&hello, sizeof(hello)));
+      change(hello);
+      asio::write(near, asio::buffer(&hello, sizeof(hello)));
+      std::array<std::byte, 256> rest{};
+      std::error_code ignored;
+      while (!ignored) {
+        near.read_some(asio::buffer(rest), ignored);
+      }
+    });
+    std::error_code ec;
+    std::string diagnostic;
+    a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {.diagnostic = &diagnostic}, ec);
+    EXPECT_EQ(ec, errc::authentication_failed) << field << ": " << diagnostic;
+    EXPECT_FALSE(a.channel->remote_xfer_handler_exists("b")) << field;
+    a.channel.reset();
+    changing.join();
+  }
+}
+
+TEST(DataConnections, AClosedChannelLeavesNoneThatItWasMaking) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor mute(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions patient;
+  patient.handshake_timeout = std::chrono::hours(1);
+  patient.advertised_data_address = "127.0.0.1:" + std::to_string(mute.local_endpoint().port());
+  Node b(4, patient);
+  // On an executor of the user's, which goes on when the channel is closed.
+  asio::io_context users;
+  auto work = asio::make_work_guard(users);
+  std::thread thread([&] { users.run(); });
+  TcpOptions options;
+  options.executor = users.get_executor();
+  options.handshake_timeout = std::chrono::hours(1);
+  Node a(4, options, false);
+  auto connecting = a.channel->async_lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
+                                                               {.timeout = std::chrono::hours(1)}, asio::use_future);
+  asio::ip::tcp::socket socket = mute.accept();
+  std::array<std::byte, sizeof(Hello)> hello{};
+  asio::read(socket, asio::buffer(hello));
+  a.channel->close();
+  EXPECT_THROW(connecting.get(), std::system_error);
+  pollfd closed{socket.native_handle(), POLLIN | POLLRDHUP, 0};
+  EXPECT_EQ(::poll(&closed, 1, 10'000), 1) << "its socket is open still";
+  a.channel.reset();
+  work.reset();
+  users.stop();
+  thread.join();
 }
 
 TEST(DataConnections, MoreStrangersThanPlacesDoNotKeepAPeerOut) {

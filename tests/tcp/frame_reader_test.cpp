@@ -138,5 +138,24 @@ TEST(FrameReader, OneReadTakesAPageThatComesAlone) {
   EXPECT_EQ(pages.memory, std::vector<std::byte>(Pages::size, std::byte{7}));
 }
 
+TEST(FrameReader, AsksForNoMoreThanAPageWhereMemoryMayBeGone) {
+  FrameReader reader;
+  Pages pages(2);
+  std::array<iovec, 4> pieces;
+  ASSERT_EQ(reader.prepare_page(pieces), 1U);
+  EXPECT_GE(pieces[0].iov_len, sizeof(FrameHeader)) << "no payload is next";
+  feed(reader, write_of_pages(2), pages);
+  std::size_t received = 0;
+  while (received < 2 * Pages::size) {
+    ASSERT_EQ(reader.prepare_page(pieces), 1U);
+    const std::size_t place = received < Pages::size ? received + Pages::size : received - Pages::size;
+    const std::size_t rest = Pages::size - received % Pages::size;
+    EXPECT_EQ(pieces[0].iov_base, pages.memory.data() + place);
+    EXPECT_EQ(pieces[0].iov_len, std::min(rest, left_on_page(pages.memory.data() + place)));
+    received += pieces[0].iov_len;
+    ASSERT_FALSE(reader.commit(pieces[0].iov_len, pages));
+  }
+}
+
 }  // namespace
 }  // namespace kvferry::tcp

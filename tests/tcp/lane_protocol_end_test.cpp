@@ -106,6 +106,7 @@ TEST(LaneProtocolEnd, NoNotificationFollowsAWriteThatWasGivenUpBeforeItWasSent) 
   EXPECT_EQ(outcome->count, Side::pages);
   ASSERT_FALSE(settle(a, b));
   EXPECT_TRUE(b.host->notifications.empty());
+  EXPECT_TRUE(a.protocol->idle());
 }
 
 TEST(LaneProtocolEnd, ANotificationThatWasSentIsHandedOutBeforeItsWriteEnds) {
@@ -168,6 +169,18 @@ TEST(LaneProtocolEnd, WhatBreaksWithNothingUnderWaySaysNothingOfTheKind) {
   for (const auto& outcome : {unsent, read, recv}) {
     EXPECT_EQ(outcome->calls, 1);
     EXPECT_EQ(outcome->ec, errc::closed);
+  }
+}
+
+TEST(LaneProtocolEnd, AConnectionThatBrokeWithBytesUnderWayIsRememberedAsSuch) {
+  for (const auto kind : {TransferKind::write, TransferKind::read}) {
+    Side a;
+    a.start(request(kind, {a.page_at(0)}, {0}), std::make_shared<Outcome>());
+    EXPECT_FALSE(a.protocol->in_flight()) << "nothing of it has been queued";
+    (void)take_all(a);
+    EXPECT_EQ(a.protocol->in_flight(), kind == TransferKind::write);
+    a.protocol->fail(errc::connection_lost, "cut");
+    EXPECT_EQ(a.protocol->in_flight(), kind == TransferKind::write) << "what is unsent is to be dropped";
   }
 }
 

@@ -5,7 +5,9 @@
 #include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
+#include <asio/read.hpp>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <thread>
@@ -160,6 +162,37 @@ TEST(PeerMoved, WhereNobodyAnswersAtTheNewUrlTheCallerHearsSoAndThePeerStays) {
   EXPECT_EQ(ec, condition::timed_out) << ec.message();
   EXPECT_EQ(a.channel->peer_info("b")->init_url, b.channel->peer_init_url());
   EXPECT_FALSE(write_one(a, "b"));
+}
+
+TEST(PeerMoved, WhoeverAsksForTheNewUrlHearsWhatBecomesOfIt) {
+  // The new server's data connections end here, before they are welcomed.
+  asio::io_context context;
+  asio::ip::tcp::acceptor dying(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions options;
+  options.advertised_data_address = "127.0.0.1:" + std::to_string(dying.local_endpoint().port());
+  Node first(4);
+  Node second(4, options);
+  Node a(4, {}, false);
+  ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
+  const auto move = [&] {
+    return a.channel->async_lazy_init_peer_connection("a", "b", second.channel->peer_init_url(), {},
+                                                      {.timeout = long_enough}, asio::use_future);
+  };
+  auto one = move();
+  asio::ip::tcp::socket socket = dying.accept();  // the move is under way
+  auto other = move();
+  std::array<std::byte, sizeof(Hello)> hello{};
+  asio::read(socket, asio::buffer(hello));
+  socket.close();
+  for (auto* const moved : {&one, &other}) {
+    try {
+      moved->get();
+      FAIL();
+    } catch (const std::system_error& error) {
+      EXPECT_EQ(error.code(), errc::peer_closed) << error.code().message();
+    }
+  }
+  EXPECT_FALSE(write_one(a, "b")) << "it is where it was";
 }
 
 TEST(PeerMoved, AFrozenServerDoesNotKeepTheNewOneOut) {

@@ -22,7 +22,8 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
-#include <kvferry/kit/transfer_channel_kit.hpp>
+
+#include "test_channel.hpp"
 
 #include "core/kit/gate.hpp"
 
@@ -31,6 +32,7 @@ namespace {
 
 /// Where the thread that cancels is, and where the one that destroys.
 struct Meeting {
+  std::latch started{1};
   std::latch cancelling{1};
   std::mutex mutex;
   std::condition_variable changed;
@@ -51,72 +53,15 @@ struct Meeting {
   }
 };
 
-/// Keeps its operations until it is shut.
-class IdleLink final : public Link {
+/// Who stops an operation meets the one that destroys the channel.
+class MeetingLink final : public tests::KeepingLink {
  public:
-  explicit IdleLink(std::shared_ptr<Meeting> meeting) : meeting_(std::move(meeting)) {}
-
+  explicit MeetingLink(std::shared_ptr<Meeting> meeting) : meeting_(std::move(meeting)) {}
   void start(std::shared_ptr<Operation> operation) override {
-    const std::lock_guard lock(mutex_);
-    operations_.push_back(std::move(operation));
+    KeepingLink::start(std::move(operation));
+    meeting_->started.count_down();
   }
   void stop(std::shared_ptr<Operation>) override { meeting_->wait_for_the_end(); }
-  void shut(std::error_code cause, const std::string& why) override {
-    std::vector<std::shared_ptr<Operation>> operations;
-    {
-      const std::lock_guard lock(mutex_);
-      operations.swap(operations_);
-    }
-    for (const auto& operation : operations) {
-      operation->finish(cause, why);
-    }
-  }
-  [[nodiscard]] std::string path() const override { return "nowhere"; }
-
- private:
-  const std::shared_ptr<Meeting> meeting_;
-  std::mutex mutex_;
-  std::vector<std::shared_ptr<Operation>> operations_;
-};
-
-class IdleDial final : public Dial {
- public:
-  explicit IdleDial(std::shared_ptr<Meeting> meeting) : meeting_(std::move(meeting)) {}
-  [[nodiscard]] Bytes local_endpoint() override { return {}; }
-  void connect(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler on_link) override {
-    on_link({}, std::make_shared<IdleLink>(meeting_), {});
-  }
-
- private:
-  const std::shared_ptr<Meeting> meeting_;
-};
-
-class IdleChannel final : public TransferChannelKit {
- public:
-  IdleChannel(ChannelOptions options, std::shared_ptr<Meeting> meeting)
-      : TransferChannelKit(std::move(options)), meeting_(std::move(meeting)) {
-    start();
-  }
-  IdleChannel(const IdleChannel&) = delete;
-  IdleChannel& operator=(const IdleChannel&) = delete;
-  ~IdleChannel() override {
-    close();
-    run_handlers_left();
-  }
-
-  [[nodiscard]] std::string_view transport() const noexcept override { return "idle"; }
-  [[nodiscard]] Capabilities capabilities() const noexcept override {
-    Capabilities all;
-    all.write = true;
-    return all;
-  }
-
- protected:
-  [[nodiscard]] std::unique_ptr<Dial> dial(const std::string&) override { return std::make_unique<IdleDial>(meeting_); }
-  [[nodiscard]] Bytes accept(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler on_link) override {
-    on_link({}, std::make_shared<IdleLink>(meeting_), {});
-    return {};
-  }
 
  private:
   const std::shared_ptr<Meeting> meeting_;
@@ -141,9 +86,10 @@ TEST(Gate, AChannelIsNotGoneBeforeWhoeverCancelsHasLeft) {
   ChannelOptions options;
   options.regions = {{memory.data(), memory.size(), memory.size()}};
   options.peer_init_url = "tcp://127.0.0.1:0";
-  IdleChannel b(options, meeting);
+  const auto make_link = [meeting](const auto&) { return std::make_shared<MeetingLink>(meeting); };
+  tests::TestChannel b(options, make_link);
   options.peer_init_url.clear();
-  auto a = std::make_unique<IdleChannel>(options, meeting);
+  auto a = std::make_unique<tests::TestChannel>(options, make_link);
   a->lazy_init_peer_connection("a", "b", b.peer_init_url());
 
   // Slots are emitted where their handlers run: on the user's executor.
@@ -154,6 +100,7 @@ TEST(Gate, AChannelIsNotGoneBeforeWhoeverCancelsHasLeft) {
   a->async_batched_write({ConstBuffer(memory.data(), memory.size())}, {.peer_id = "b", .remote_indexes = page},
                          asio::bind_executor(users, asio::bind_cancellation_slot(
                                                         signal.slot(), [&](std::error_code ec, std::size_t) { ended = ec; })));
+  meeting->started.wait();  // else the link has no part in the cancellation
   std::thread user([&] {
     asio::post(users, [&] { signal.emit(asio::cancellation_type::all); });
     users.run();

@@ -2,16 +2,23 @@
 #include "core/kit/notification_queue.hpp"
 
 #include <gtest/gtest.h>
+
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/cancellation_signal.hpp>
 #include <asio/io_context.hpp>
 
+#include <chrono>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <vector>
+
+#include <kvferry/error.hpp>
 
 namespace kvferry::kit {
 namespace {
 
-class NotificationQueueTest : public testing::Test {
+class NotificationQueueTest : public ::testing::Test {
  protected:
   bool push(const std::string& peer, std::size_t bytes) {
     Notification notification;
@@ -31,8 +38,9 @@ class NotificationQueueTest : public testing::Test {
   }
 
   asio::io_context io_;
-  std::shared_ptr<NotificationQueue> queue_ = std::make_shared<NotificationQueue>(
-      std::make_shared<DeadlineQueue>(io_.get_executor()), NotificationQueue::Bounds{1000, 1 << 20, 1 << 19});
+  std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>(io_.get_executor());
+  std::shared_ptr<NotificationQueue> queue_ =
+      std::make_shared<NotificationQueue>(deadlines_, NotificationQueue::Bounds{1000, 1 << 20, 1 << 19});
 };
 
 TEST_F(NotificationQueueTest, APeerHasItsShareOfTheBytes) {
@@ -48,6 +56,47 @@ TEST_F(NotificationQueueTest, WhoeverHasSentFewFindsRoomAmongMany) {
   EXPECT_FALSE(push("a", 1));
   EXPECT_EQ(fill("b", 1), 16U);
   EXPECT_EQ(fill("c", 60'000), 2U);
+}
+
+TEST_F(NotificationQueueTest, AWaitEndsWithItsDeadlineOrLeavesNoneBehind) {
+  std::vector<std::error_code> ended;
+  const auto wait = [&](std::chrono::milliseconds timeout) {
+    queue_->receive(timeout, NotificationCompletion::direct([&](std::error_code ec, const Notification&) {
+                      ended.push_back(ec);
+                    }));
+  };
+  wait(std::chrono::hours(1));
+  EXPECT_EQ(deadlines_->size(), 1U);
+  EXPECT_TRUE(push("a", 1));
+  EXPECT_EQ(deadlines_->size(), 0U);
+  EXPECT_EQ(ended, std::vector{std::error_code()});
+  EXPECT_EQ(queue_->pending(), 0U);
+
+  wait(std::chrono::milliseconds(1));
+  while (ended.size() == 1 && io_.run_one() != 0) {
+  }
+  EXPECT_EQ(ended.back(), errc::timed_out);
+  EXPECT_TRUE(push("a", 1)) << "nobody waits any more";
+  EXPECT_EQ(queue_->pending(), 1U);
+  take();
+
+  asio::cancellation_signal signal;
+  queue_->receive(std::chrono::hours(1),
+                  NotificationCompletion(asio::bind_cancellation_slot(signal.slot(),
+                                                                      [&](std::error_code ec, const Notification&) {
+                                                                        ended.push_back(ec);
+                                                                      }),
+                                         io_.get_executor()));
+  signal.emit(asio::cancellation_type::all);
+  EXPECT_EQ(deadlines_->size(), 0U);
+  io_.restart();
+  io_.poll();
+  EXPECT_EQ(ended.back(), errc::cancelled);
+
+  wait(std::chrono::hours(1));
+  queue_->close();
+  EXPECT_EQ(ended.back(), errc::closed);
+  EXPECT_EQ(ended.size(), 4U);
 }
 
 }  // namespace

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which peers are remembered, and what becomes of handshakes that newer ones displace.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <future>
+#include <latch>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/side_message_codec.hpp>
+
+#include "core/kit/init_messages.hpp"
+#include "test_channel.hpp"
+
+namespace kvferry::kit::tests {
+namespace {
+
+/// A channel that is asked by strangers, whose connections then don't come unless the test says so.
+class Strangers : public ::testing::Test {
+ protected:
+  void make_hub(std::size_t max_peers) {
+    ChannelOptions options;
+    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.max_peers = max_peers;
+    hub_.emplace(options, [](const auto&) { return std::make_shared<KeepingLink>(); });
+    hub_->when_accepting([this](std::shared_ptr<LinkHost> host, LinkHandler on_link) {
+      const std::lock_guard lock(mutex_);
+      hosts_.push_back(host);
+      handlers_.push_back(std::move(on_link));
+      host->when_abandoned([this, number = hosts_.size() - 1] {
+        const std::lock_guard relock(abandoned_mutex_);
+        abandoned_.push_back(number);
+      });
+    });
+    asking_.emplace(ChannelOptions(), [](const auto&) { return std::make_shared<KeepingLink>(); });
+  }
+
+  /// Asks as a channel of this id and incarnation. @return how that is answered.
+  std::error_code ask_as(const std::string& id, std::uint64_t incarnation) {
+    InitQuestion question;
+    question.transport = "test";
+    question.sender_id = id;
+    question.receiver_id = "hub";
+    question.incarnation = incarnation;
+    question.secret = Bytes(16, static_cast<std::byte>(incarnation));
+    std::error_code ec;
+    asking_->send_init_side_msg(hub_->peer_init_url(), encode_side_message(question), {}, ec);
+    return ec;
+  }
+
+  /// For whom the connection of a question is awaited: the questions have numbers from 0.
+  std::shared_ptr<LinkHost> host(std::size_t number) {
+    const std::lock_guard lock(mutex_);
+    return hosts_.at(number);
+  }
+  /// Its connection comes, or doesn't.
+  void connected(std::size_t number, const std::shared_ptr<Link>& link, std::error_code ec = {}) {
+    LinkHandler on_link;
+    {
+      const std::lock_guard lock(mutex_);
+      on_link = handlers_.at(number);
+    }
+    on_link(ec, link, "the test says so");
+  }
+  /// Those whose connections are no longer awaited.
+  std::vector<std::size_t> abandoned() {
+    const std::lock_guard lock(abandoned_mutex_);
+    return abandoned_;
+  }
+
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<LinkHost>> hosts_;
+  std::vector<LinkHandler> handlers_;
+  std::mutex abandoned_mutex_;
+  std::vector<std::size_t> abandoned_;
+  std::optional<TestChannel> asking_;
+  std::optional<TestChannel> hub_;
+};
+
+TEST_F(Strangers, APeerThatIsAboutToBeConnectedAnewIsNotForgotten) {
+  make_hub(1);
+  ASSERT_FALSE(ask_as("p", 1));
+  const auto link = std::make_shared<KeepingLink>();
+  connected(0, link);
+  ASSERT_TRUE(hub_->remote_xfer_handler_exists("p"));
+  EXPECT_EQ(ask_as("q", 2), errc::resource_limit) << "it is connected";
+  host(0)->link_failed(*link, errc::connection_lost);
+  ASSERT_FALSE(ask_as("p", 3)) << "perhaps the same, perhaps another one of its name";
+  EXPECT_EQ(ask_as("q", 4), errc::resource_limit) << "it is being connected to";
+  connected(1, nullptr, errc::timed_out);
+  EXPECT_FALSE(ask_as("q", 5)) << "nobody uses it any more";
+}
+
+TEST_F(Strangers, WhoAsksAgainTakesTheFirstQuestionsPlace) {
+  make_hub(4);
+  ASSERT_FALSE(ask_as("p", 1));
+  ASSERT_FALSE(ask_as("p", 2));
+  EXPECT_TRUE(abandoned().empty()) << "either may be the one";
+  ASSERT_FALSE(ask_as("p", 2));
+  EXPECT_EQ(abandoned(), std::vector<std::size_t>{1});
+}
+
+TEST_F(Strangers, OfMoreThanAFewWhoSayThatTheyAreOnePeerTheFirstGiveWay) {
+  constexpr std::size_t candidates = 8;
+  make_hub(4);
+  for (std::uint64_t incarnation = 1; incarnation <= 1 + candidates; ++incarnation) {
+    ASSERT_FALSE(ask_as("p", incarnation));
+  }
+  EXPECT_TRUE(abandoned().empty());
+  ASSERT_FALSE(ask_as("p", 100));
+  EXPECT_EQ(abandoned(), std::vector<std::size_t>{1}) << "the first one is the peer's own attempt, for all that is known";
+  ASSERT_FALSE(ask_as("p", 101));
+  EXPECT_EQ(abandoned(), (std::vector<std::size_t>{1, 2}));
+  connected(1, std::make_shared<KeepingLink>());
+  EXPECT_FALSE(hub_->remote_xfer_handler_exists("p")) << "its place was given to another";
+  connected(candidates + 2, std::make_shared<KeepingLink>());
+  EXPECT_TRUE(hub_->remote_xfer_handler_exists("p"));
+}
+
+/// Is asked something by a thread that enters it into the channel's table.
+class AskedLink final : public KeepingLink {
+ public:
+  [[nodiscard]] std::string remote_address() const override {
+    asked.count_down();
+    go_on.wait();
+    return {};
+  }
+
+  mutable std::latch asked{1};
+  mutable std::latch go_on{1};
+};
+
+TEST_F(Strangers, ClosingLastsUntilNobodyIsInTheTableOfPeers) {
+  make_hub(1);
+  ASSERT_FALSE(ask_as("p", 1));
+  const auto link = std::make_shared<AskedLink>();
+  // As a transport's own thread does that the channel does not wait for otherwise.
+  auto entering = std::async(std::launch::async, [&] { connected(0, link); });
+  link->asked.wait();
+  auto closed = std::async(std::launch::async, [&] { hub_->close(); });
+  EXPECT_EQ(closed.wait_for(std::chrono::milliseconds(100)), std::future_status::timeout);
+  link->go_on.count_down();
+  closed.get();
+  entering.get();
+}
+
+}  // namespace
+}  // namespace kvferry::kit::tests
