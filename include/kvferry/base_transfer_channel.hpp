@@ -77,11 +77,11 @@ struct InitRequest {
 /// succeed, the contents of its pages at the peer are unspecified.
 ///
 /// **The end.** When a write has ended, for whatever reason, nothing of it lands at the peer afterwards, nor does its
-/// notification. One that is given up - cancelled, timed out, closed - ends when the peer has dealt with what was sent of
-/// it, and if all of it has landed by then, with success. Where the peer doesn't answer in time (each transport says how
-/// long it waits), the connection is broken first, and the error says so: `condition::may_still_land` holds for it. It may
+/// notification. A write that is cancelled, timed out or closed ends only when the peer has answered for every byte that
+/// was sent; if all of it has arrived by then, the write succeeds. Where the peer doesn't answer in time (each transport
+/// says how long it waits), the connection is broken, and `condition::may_still_land` holds for the write's error. It may
 /// hold as well for a write of which nothing was sent, when its connection or the attempt to make one failed; where it
-/// does not hold, nothing can land any more. Before a peer welcomes a new connection of this channel it
+/// does not hold, nothing of the write can land any more. Before a peer welcomes a new connection of this channel it
 /// has stopped receiving on the old one. The same holds for sends. A read or recv that has ended leaves its local buffers
 /// alone, whatever the peer does.
 ///
@@ -344,8 +344,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @name Fencing
   /// @{
 
-  /// Returns when nothing can land in this channel's regions any more of what a peer has started so far: its writes
-  /// have ended, or their connection is shut, or they wait for a connection and will be refused when it is there. For
+  /// Returns when the writes that a peer has started so far can no longer change this channel's regions: they have
+  /// ended, or their connection is shut, or they wait for a connection and will be refused when it is there. For
   /// the owner of memory that a peer was told to write to and that is to be used for something else now, above all
   /// after a failure: docs/guide.md has the recipe.
   ///

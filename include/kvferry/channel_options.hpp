@@ -54,9 +54,9 @@ struct ChannelOptions {
   /// pages of different sizes, as LMCache assumes they never do. The check is made on either side that has it on.
   bool require_equal_page_sizes = true;
 
-  /// How many peers a channel knows at most: of those that its user has named (`lazy_init_peer_connection`), and as many of
-  /// those that came by themselves, which never displace the others. One more of a kind makes it forget the one that has
-  /// been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
+  /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that
+  /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one that
+  /// has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.

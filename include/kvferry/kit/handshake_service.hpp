@@ -31,8 +31,8 @@ class KVFERRY_EXPORT HandshakeService {
     /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) that stays the caller's and is never terminated here. Null: one
     /// that all channels of the process share, gone with the last of them.
     void* zmq_context = nullptr;
-    /// Larger requests of others are answered with an error, those of more than twice that are cut off by ZeroMQ, which
-    /// drops their connection; own ones are refused with EMSGSIZE, own answers by a `SideMessageError` in their place.
+    /// What comes in: above this an error, and above twice this ZeroMQ drops the connection. What goes out: a question
+    /// that is larger fails with EMSGSIZE; in place of an answer that is larger, a `SideMessageError` is sent.
     std::size_t max_message_bytes = std::size_t{64} << 10;
     /// Told of whoever is turned away at the port. May be null.
     std::shared_ptr<Refusals> refusals = nullptr;
@@ -81,8 +81,8 @@ class KVFERRY_EXPORT HandshakeService {
 
   /// Sends `question` to `url` and hands the answer to `on_answer`, exactly once: by the deadline with
   /// `errc::timed_out` if none came, at `close` with `errc::closed`. A `SideMessageError` that comes back is handed out
-  /// as its error code (`errc::handshake_failed` if the code is unknown) and its sentence. Never calls `on_answer`
-  /// inside the call, but in a forked child of the process that made the service: there it gets `errc::forked` at once.
+  /// as its error code (`errc::handshake_failed` if the code is unknown) and its sentence. `on_answer` is called
+  /// after `ask` has returned, but for a forked child of the process that made the service: inside, with `errc::forked`.
   void ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
            AnswerHandler on_answer);
 

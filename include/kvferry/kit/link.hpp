@@ -55,10 +55,10 @@ class KVFERRY_EXPORT Link {
     Clock::time_point until;
     std::vector<int> writing = {};
   };
-  /// The channel is being closed, its operations have been asked to stop, and `shut` follows. Takes nothing new from the
-  /// peer any more, says what the peer is owed - answers to what it handed over, then goodbye - and takes what the peer
-  /// still has to say of operations that were stopped, as far as that can be done without waiting. All links of a
-  /// channel do this at the same time, so that many take no longer than one.
+  /// The channel is being closed, its operations have been asked to stop, and `shut` follows. Without waiting: takes no
+  /// new operations of the peer's, sends the answers that the peer is owed and then goodbye, and reads the peer's answers
+  /// to operations that were stopped. All links of a channel do this at the same time, so that many take no longer than
+  /// one.
   /// @return what to wait for before calling this again. Nothing: all has been said, or the time for it has passed.
   [[nodiscard]] virtual std::optional<Pause> take_leave() { return std::nullopt; }
 
