@@ -23,7 +23,7 @@ constexpr int connect_timeout_ms = 2000;
 std::size_t default_slots() {
   rlimit descriptors{};
   ::getrlimit(RLIMIT_NOFILE, &descriptors);
-  return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 12, 8, 1024));
+  return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 24, 8, 1024));
 }
 
 HandshakeSocket connected_socket(const SharedContext& context, std::size_t max_message_bytes) {

@@ -23,7 +23,7 @@ class ConnectSlots {
   using TimePoint = std::chrono::steady_clock::time_point;
 
   explicit ConnectSlots(std::size_t most) : most_(most) {}
-  /// A twelfth of RLIMIT_NOFILE, 8 to 1,024: what is tried has a quarter of the process's descriptors at most.
+  /// One 24th of RLIMIT_NOFILE, 8 to 1,024: what is tried has an eighth of the process's descriptors at most.
   ConnectSlots();
   ConnectSlots(const ConnectSlots&) = delete;
   ConnectSlots& operator=(const ConnectSlots&) = delete;

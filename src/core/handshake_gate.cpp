@@ -65,10 +65,10 @@ HandshakeGate::Bounds HandshakeGate::Bounds::of(std::size_t message) {
   bounds.total_unread_bytes = 8 * bounds.source_bytes;
   // What is larger may take longer to come.
   bounds.patience += std::chrono::milliseconds(std::min<std::size_t>(message >> 10, 60'000));
-  // Three descriptors each; the rest is for data connections and for all else that the process does.
+  // Three descriptors each; the rest is for data connections, other channels and all else that the process does.
   rlimit descriptors{};
   ::getrlimit(RLIMIT_NOFILE, &descriptors);
-  bounds.connections = static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 6, 8, 1024));
+  bounds.connections = static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 12, 8, 1024));
   return bounds;
 }
 
@@ -153,7 +153,7 @@ void HandshakeGate::accept_some() {
 }
 
 bool HandshakeGate::accept_one() {
-  if (connections_.size() >= bounds_.connections && !make_room({}, false)) {
+  if (connections_.size() >= bounds_.connections && !make_room({})) {
     pause_accepting(true);
     return false;
   }
@@ -170,8 +170,12 @@ bool HandshakeGate::accept_one() {
   if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) {
     return false;
   }
-  if (make_room({}, true)) {
+  if (make_room({})) {
     return true;
+  }
+  if (!connections_.empty()) {
+    pause_accepting(true);  // until one of those that are in the middle of something is done, or has had its time
+    return false;
   }
   // Nobody here to give way: whoever knocks is told so, rather than left to wait while this thread spins.
   refused({errno, std::system_category()}, {}, "no descriptor for a connection to the handshake's port");
@@ -186,7 +190,7 @@ bool HandshakeGate::accept_one() {
 void HandshakeGate::admit(Descriptor descriptor, std::string source) {
   const auto known = sources_.find(source);
   if (known != sources_.end() && known->second.connections >= std::max<std::size_t>(bounds_.connections * 3 / 4, 1) &&
-      !make_room(source, false)) {
+      !make_room(source)) {
     refused(errc::resource_limit, source, "this address has all the connections to the handshake's port that one may have");
     return;
   }
@@ -209,7 +213,7 @@ void HandshakeGate::admit(Descriptor descriptor, std::string source) {
 
 /// @param source whose connections are meant; empty: those of the source that has most.
 /// @return whether one was closed.
-bool HandshakeGate::make_room(const std::string& source, bool out_of_descriptors) {
+bool HandshakeGate::make_room(const std::string& source) {
   const auto most = source.empty()
                         ? std::ranges::max_element(sources_, {}, [](const auto& one) { return one.second.connections; })
                         : sources_.find(source);
@@ -218,11 +222,11 @@ bool HandshakeGate::make_room(const std::string& source, bool out_of_descriptors
   }
   const auto now = Clock::now();
   const auto worth = [](const Connection& one) {
-    return std::tuple(one.requests > 0, one.phase == Phase::open, one.since);
+    return std::tuple(awaits_answer(one), one.phase == Phase::open, one.since);
   };
   auto victim = connections_.end();
   for (auto it = connections_.begin(); it != connections_.end(); ++it) {
-    if (it->second.source == most && (out_of_descriptors || may_give_way(it->second, now)) &&
+    if (it->second.source == most && may_give_way(it->second, now) &&
         (victim == connections_.end() || worth(it->second) < worth(victim->second))) {
       victim = it;
     }
@@ -230,15 +234,20 @@ bool HandshakeGate::make_room(const std::string& source, bool out_of_descriptors
   if (victim == connections_.end()) {
     return false;
   }
-  if (!victim->second.has_asked || victim->second.requests > 0) {
+  if (!victim->second.has_asked || awaits_answer(victim->second)) {
     refused(errc::resource_limit, most->first, "a connection to the handshake's port had to make room for a newer one");
   }
   close(victim);
   return true;
 }
 
+/// Also one that was answered, as long as the answer is on its way.
+bool HandshakeGate::awaits_answer(const Connection& connection) {
+  return connection.requests > 0 || connection.unread > 0 || !connection.to_outer.empty();
+}
+
 bool HandshakeGate::may_give_way(const Connection& connection, Clock::time_point now) const {
-  const auto grace = connection.requests > 0             ? answer_grace
+  const auto grace = awaits_answer(connection)           ? answer_grace
                      : connection.phase == Phase::silent ? silent_grace
                      : connection.has_asked              ? std::chrono::milliseconds(0)
                                                          : open_grace;

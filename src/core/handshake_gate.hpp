@@ -137,7 +137,8 @@ class HandshakeGate {
   void accept_some();
   bool accept_one();
   void admit(Descriptor outer, std::string source);
-  [[nodiscard]] bool make_room(const std::string& source, bool out_of_descriptors);
+  [[nodiscard]] bool make_room(const std::string& source);
+  [[nodiscard]] static bool awaits_answer(const Connection& connection);
   [[nodiscard]] bool may_give_way(const Connection& connection, Clock::time_point now) const;
   void pause_accepting(bool pause);
 

@@ -61,6 +61,7 @@ run_command() (
   mapfile -d '' -t command <"$share/command"
   cd "$(<"$share/repository")"
   ulimit -l unlimited
+  ulimit -n 4096 # both sides of some hundreds of handshakes at once are in one process here
   exec "${command[@]}" </dev/null >>"$results/stdout" 2>>"$results/stderr"
 )
 
