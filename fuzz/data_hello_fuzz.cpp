@@ -178,7 +178,7 @@ class AcceptingSide : Stage {
         acceptor_(std::make_shared<tcp::DataAcceptor>(
             context_.get_executor(), options(),
             std::make_shared<kit::Refusals>(std::make_shared<kit::Logger>([](const LogRecord&) {})))) {
-    acceptor_->listen("127.0.0.1", 0);
+    acceptor_->listen("127.0.0.1", 0, 10s);
     const std::size_t count = 1 + input_.choice(3);
     for (std::size_t i = 0; i < count; ++i) {
       auto& attempt = attempts_.emplace_back();
