@@ -232,7 +232,9 @@ KVFERRY_PROGRAM(exit_in_the_answer_to_a_side_message) {
   options.hold_side_messages = true;
   answers_by_exit = std::make_unique<AnswersByExit>(options);
   TcpTransferChannel asking(TcpOptions{});
-  asking.send_init_side_msg(answers_by_exit->peer_init_url(), encode_side_message(P2PInitSideMsg{}));
+  // Ends, if it does before the process, because the channel that was asked is closed.
+  std::error_code ignored;
+  asking.send_init_side_msg(answers_by_exit->peer_init_url(), encode_side_message(P2PInitSideMsg{}), {}, ignored);
   std::promise<void>().get_future().wait();
   return 1;
 }
