@@ -26,9 +26,10 @@ extern "C" __attribute__((visibility("default"))) void fail() {
   channel.batched_write({kvferry::ConstBuffer()}, {.peer_id = "nobody"});
 }
 
-/// Leaves a lookup of this name behind.
-extern "C" __attribute__((visibility("default"))) void look_up(const char* url) {
+/// Leaves a lookup of this name behind. @param wait_until_asked returns when the lookup has begun.
+extern "C" __attribute__((visibility("default"))) void look_up(const char* url, void (*wait_until_asked)()) {
   kvferry::TcpTransferChannel channel(kvferry::TcpOptions{});
   channel.async_lazy_init_peer_connection("prefill", "decode", url, {}, {},
                                           [](std::error_code, const std::optional<kvferry::SideMessage>&) {});
+  wait_until_asked();
 }

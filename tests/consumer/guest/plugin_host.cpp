@@ -96,8 +96,9 @@ int main(int argc, char** argv) {
   }
   {
     const Plugin plugin(argv[1]);
-    plugin.get<void(const char*)>("look_up")("tcp://slow.invalid:1");
-    if (!wait_until([] { return asked.load(); })) {
+    plugin.get<void(const char*, void (*)())>("look_up")("tcp://slow.invalid:1",
+                                                         [] { (void)wait_until([] { return asked.load(); }); });
+    if (!asked) {
       return 3;
     }
   }
