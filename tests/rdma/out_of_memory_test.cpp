@@ -12,27 +12,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "common/failing_allocations.hpp"
 #include "rdma/rail_sides.hpp"
-
-namespace {
-
-/// Allocations of this thread that succeed before one fails; negative: none fails.
-thread_local int allocations_left = -1;
-
-}  // namespace
-
-// Not inlined, or compilers take each for the partner of the other's library version.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (allocations_left >= 0 && allocations_left-- == 0) {
-    throw std::bad_alloc();
-  }
-  if (void* const memory = std::malloc(size == 0 ? 1 : size)) {
-    return memory;
-  }
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace kvferry::rdma::testing {
 namespace {
@@ -41,18 +22,20 @@ constexpr std::size_t buffers = 8;
 
 /// @return whether `action` ran without the allocation that was to fail, because it makes no more than that.
 template <class Action>
-bool runs_with(int allocations, Action action) {
-  allocations_left = allocations;
+bool runs_with(std::size_t allocations, Action action) {
+  test::allocation_refused = false;
+  test::allocations_left = allocations;
   try {
     action();
   } catch (const std::bad_alloc&) {
   }
-  return std::exchange(allocations_left, -1) >= 0;
+  test::allocations_left = test::unlimited_allocations;
+  return !test::allocation_refused;
 }
 
 TEST(OutOfMemory, AnOperationThatCannotBeTakenEnds) {
   for (const TransferKind kind : {TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv}) {
-    int allocations = 0;
+    std::size_t allocations = 0;
     for (bool done = false; !done && allocations < 1'000; ++allocations) {
       SCOPED_TRACE(std::string(to_string(kind)) + " with " + std::to_string(allocations) + " allocations");
       Side a(8, buffers);
@@ -61,7 +44,8 @@ TEST(OutOfMemory, AnOperationThatCannotBeTakenEnds) {
       const auto outcome = std::make_shared<Outcome>();
       const bool one = kind == TransferKind::write || kind == TransferKind::read;
       auto request = one ? one_sided(kind, {a.at(0, page)}, {1}) : paired(kind, {a.at(0, page)}, 1);
-      a.before_start = [allocations] { allocations_left = allocations; };
+      test::allocation_refused = false;
+      a.before_start = [allocations] { test::allocations_left = allocations; };
       try {
         a.start(std::move(request), outcome);
         if (outcome->calls != 0) {
@@ -69,7 +53,8 @@ TEST(OutOfMemory, AnOperationThatCannotBeTakenEnds) {
         }
       } catch (const std::bad_alloc&) {
       }
-      done = std::exchange(allocations_left, -1) >= 0;
+      test::allocations_left = test::unlimited_allocations;
+      done = !test::allocation_refused;
       a.protocol->fail(errc::connection_lost, "memory is used up");  // as a rail does then
       EXPECT_EQ(outcome->calls, 1);
       EXPECT_TRUE(a.protocol->idle());
@@ -104,7 +89,7 @@ void exchange(Side& a, Side& b, WorkList& list, const std::vector<std::shared_pt
 
 TEST(OutOfMemory, WhateverFailsEachOperationEndsOnce) {
   const auto list = std::make_unique<WorkList>();
-  int allocations = 0;
+  std::size_t allocations = 0;
   for (bool done = false; !done && allocations < 10'000; ++allocations) {
     SCOPED_TRACE(allocations);
     Side a(8, buffers);

@@ -123,6 +123,16 @@ struct Side {
         }),
         kit::Clock::now() + std::chrono::hours(1), registry);
     (void)registry->add(operation);
+    try {
+      hand_over(operation);
+    } catch (const std::bad_alloc&) {
+      operation->finish(std::make_error_code(std::errc::not_enough_memory));  // the registry would keep it, and it the registry
+      throw;
+    }
+    return operation;
+  }
+
+  void hand_over(const std::shared_ptr<kit::Operation>& operation) {
     operation->start_on(link);
     RailProtocol::Preparation preparation;
     if (operation->request().kind == TransferKind::recv) {
@@ -135,7 +145,6 @@ struct Side {
     auto batch = std::make_shared<kit::StripedOperation>(operation, 1);
     before_start();
     protocol->start(std::move(batch), {0, count}, std::move(preparation));
-    return operation;
   }
 
   [[nodiscard]] MutableBuffer at(std::size_t offset, std::size_t size) {

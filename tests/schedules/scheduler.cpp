@@ -254,7 +254,7 @@ void explore(std::uint64_t rounds, const std::function<void()>& body, const Habi
   const auto only = number("KVFERRY_SCHEDULE_SEED");
   const std::uint64_t first = only.value_or(1);
   // A sanitizer takes ten times as long, above all to make threads.
-  const std::uint64_t usual = testing::sanitized ? rounds / 5 : rounds;
+  const std::uint64_t usual = testing::sanitized ? std::max(rounds / 5, std::min<std::uint64_t>(rounds, 100)) : rounds;
   const std::uint64_t last = only.value_or(number("KVFERRY_SCHEDULE_ROUNDS").value_or(usual));
   for (std::uint64_t seed = first; seed <= last; ++seed) {
     const Outcome outcome = Scheduler(seed, habits).run(body);

@@ -2,6 +2,7 @@
 #include "operation_registry.hpp"
 
 #include <algorithm>
+#include <new>
 
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
@@ -37,13 +38,13 @@ void DeadlineQueue::close() {
   const std::lock_guard lock(mutex_);
   closed_ = true;
   dropped.swap(entries_);
-  timer_.cancel();
+  timer_.reset();
 }
 
 void DeadlineQueue::arm(Clock::time_point deadline) {
   armed_ = deadline;
-  timer_.expires_at(deadline);
-  timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
+  timer_->expires_at(deadline);
+  timer_->async_wait([weak = weak_from_this()](std::error_code ec) {
     // Re-armed for an earlier deadline, or closed.
     if (ec == asio::error::operation_aborted) {
       return;
@@ -91,7 +92,12 @@ std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operati
     }
     pending_.emplace(operation.get(), Entry{operation, ++last_number_});
   }
-  deadlines_->add(operation->deadline(), operation);
+  try {
+    deadlines_->add(operation->deadline(), operation);
+  } catch (const std::bad_alloc&) {
+    remove(*operation);  // or the channel would wait for its end
+    return std::make_error_code(std::errc::not_enough_memory);
+  }
   return {};
 }
 

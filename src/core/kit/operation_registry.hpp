@@ -39,14 +39,15 @@ using AwaitedOfPeer = std::function<std::string(std::string_view peer_id)>;
 /// not once an operation.
 class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
  public:
-  explicit DeadlineQueue(const asio::any_io_executor& executor) : timer_(executor) {}
+  explicit DeadlineQueue(const asio::any_io_executor& executor) : timer_(std::in_place, executor) {}
 
   /// For those who end something before its deadline, on threads of their own.
   [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return gate_; }
 
   void add(Clock::time_point deadline, std::shared_ptr<Expirable> entry);
   void remove(Clock::time_point deadline, const Expirable& entry);
-  /// Drops all entries and stops the timer. Later `add`s are ignored.
+  /// Drops all entries and the timer, so that whoever keeps the queue for longer than the executor's context lives does no
+  /// harm. Later `add`s are ignored.
   void close();
   /// Entries that have neither expired nor been removed.
   [[nodiscard]] std::size_t size() const {
@@ -61,7 +62,7 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
   const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
   mutable std::mutex mutex_;
   std::multimap<Clock::time_point, std::shared_ptr<Expirable>> entries_;
-  asio::steady_timer timer_;
+  std::optional<asio::steady_timer> timer_;  ///< Gone when closed.
   std::optional<Clock::time_point> armed_;
   bool closed_ = false;
 };

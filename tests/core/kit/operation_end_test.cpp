@@ -19,36 +19,16 @@
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/operation.hpp>
 
+#include "common/failing_allocations.hpp"
 #include "core/kit/init_exchange.hpp"
 #include "core/kit/operation_registry.hpp"
 #include "core/kit/striped_operation.hpp"
 
-namespace {
-
-/// How many more allocations this thread gets.
-thread_local std::size_t allocations_left = std::numeric_limits<std::size_t>::max();
-thread_local bool allocation_refused = false;
-
-}  // namespace
-
-// Not inlined, or the compiler sees that blocks of operator new are given to free.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (allocations_left == 0) {
-    allocation_refused = true;
-    throw std::bad_alloc();
-  }
-  allocations_left -= std::size_t{allocations_left != std::numeric_limits<std::size_t>::max()};
-  void* const block = std::malloc(size == 0 ? 1 : size);
-  if (block == nullptr) {
-    throw std::bad_alloc();
-  }
-  return block;
-}
-[[gnu::noinline]] void operator delete(void* block) noexcept { std::free(block); }
-[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept { std::free(block); }
-
 namespace kvferry::kit {
 namespace {
+
+using test::allocation_refused;
+using test::allocations_left;
 
 /// Calls `what` with so many allocations that succeed, and lets what it throws for want of more through.
 template <class Function>
@@ -61,7 +41,7 @@ template <class Function>
   } catch (const std::bad_alloc&) {
     thrown = true;
   }
-  allocations_left = std::numeric_limits<std::size_t>::max();
+  allocations_left = test::unlimited_allocations;
   return thrown;
 }
 

@@ -27,6 +27,16 @@ namespace {
 /// A channel that is asked by strangers, whose connections then don't come unless the test says so.
 class Strangers : public ::testing::Test {
  protected:
+  /// What is kept here of the channel's goes before its threads.
+  ~Strangers() override {
+    asking_.reset();
+    if (hub_) {
+      hub_->close();
+      handlers_.clear();
+      hosts_.clear();
+    }
+  }
+
   void make_hub(std::size_t max_peers) {
     ChannelOptions options;
     options.peer_init_url = "tcp://127.0.0.1:0";

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Memory that a thread of a test runs out of. To be included in one file of a program: it takes operator new's place.
+
+#include <cstddef>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+namespace kvferry::test {
+
+inline constexpr std::size_t unlimited_allocations = std::numeric_limits<std::size_t>::max();
+/// How many more allocations this thread gets.
+inline thread_local std::size_t allocations_left = unlimited_allocations;
+/// Whether it wanted more.
+inline thread_local bool allocation_refused = false;
+
+/// @return null if this thread gets no more.
+inline void* allocate(std::size_t size) noexcept {
+  if (allocations_left == 0) {
+    allocation_refused = true;
+    return nullptr;
+  }
+  allocations_left -= std::size_t{allocations_left != unlimited_allocations};
+  return std::malloc(size == 0 ? 1 : size);
+}
+
+}  // namespace kvferry::test
+
+// Not inlined, or compilers see that blocks of operator new are given to free. All forms that libraries use, or a sanitizer
+// finds a block of its own operator new that is given to this delete.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  if (void* const block = kvferry::test::allocate(size)) {
+    return block;
+  }
+  throw std::bad_alloc();
+}
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return kvferry::test::allocate(size);
+}
+[[gnu::noinline]] void operator delete(void* block) noexcept { std::free(block); }
+[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept { std::free(block); }
+[[gnu::noinline]] void operator delete(void* block, const std::nothrow_t&) noexcept { std::free(block); }
