@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -22,6 +21,7 @@
 #include <kvferry/kit/logger.hpp>
 #include <kvferry/kit/refusals.hpp>
 
+#include "fuzz/descriptors.hpp"
 #include "fuzz/input.hpp"
 #include "fuzz/liar.hpp"
 #include "tcp/data_acceptor.hpp"
@@ -343,21 +343,16 @@ class DialingSide : Stage {
   int again_ = 0;
 };
 
-std::size_t descriptors() {
-  return static_cast<std::size_t>(
-      std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator()));
-}
-
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const std::size_t before = descriptors();
+  const std::size_t before = open_descriptors().size();
   Input input(data, size);
   if (input.flag()) {
     AcceptingSide(input).run();
   } else {
     DialingSide(input).run();
   }
-  require(descriptors() == before, "no connection is left over");
+  require(open_descriptors().size() == before, "no connection is left over");
   return 0;
 }

@@ -13,7 +13,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,6 +20,7 @@
 #include <vector>
 
 #include "fuzz/attacked_channel.hpp"
+#include "fuzz/descriptors.hpp"
 #include "fuzz/input.hpp"
 #include "fuzz/lane_model.hpp"
 #include "fuzz/liar.hpp"
@@ -39,11 +39,6 @@ constexpr std::size_t most_operations = 24;
 constexpr std::size_t inputs_of_channel = 64;
 constexpr std::size_t most_growth = std::size_t{192} << 20;
 constexpr std::size_t most_descriptors = 256;
-
-std::size_t descriptors() {
-  return static_cast<std::size_t>(
-      std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator()));
-}
 
 /// An operation of the channel's with the liar.
 struct Lent {
@@ -66,7 +61,7 @@ class Session {
       act();
       require(__sanitizer_get_current_allocated_bytes() < before + most_growth, "memory is bounded");
     }
-    require(descriptors() < most_descriptors, "descriptors are bounded");
+    require(open_descriptors().size() < most_descriptors, "descriptors are bounded");
     liar_.listen(1);
     liar_.close_all();
     wait_for_operations();
@@ -282,9 +277,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     // What the process keeps is there after the first channel. ZeroMQ closes its sockets by and by.
     if (stage.inputs > 1) {
       const auto until = std::chrono::steady_clock::now() + AttackedChannel::patience;
-      stage.descriptors_before = stage.descriptors_before.value_or(descriptors());
-      while (descriptors() > *stage.descriptors_before) {
-        require(std::chrono::steady_clock::now() < until, "a channel leaves no descriptor behind");
+      stage.descriptors_before = stage.descriptors_before.value_or(open_descriptors().size());
+      while (open_descriptors().size() > *stage.descriptors_before) {
+        if (std::chrono::steady_clock::now() > until) {
+          print(open_descriptors());
+          require(false, "a channel leaves no descriptor behind");
+        }
         std::this_thread::sleep_for(1ms);
       }
     }
