@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <future>
+#include <latch>
 #include <memory>
 #include <new>
 #include <string_view>
@@ -213,15 +214,18 @@ KVFERRY_PROGRAM(exit_in_a_handler) {
   of_whoever_exits = std::make_unique<StaticPair>();
   of_whoever_exits->write();
   static const auto pages = indexes(1);
+  static std::latch no_more_calls(1);  // no other thread may use what exit destroys
   for (int i = 0; i < 100; ++i) {
     of_whoever_exits->prefill->channel->async_batched_write({of_whoever_exits->prefill->page(0)},
                                                             {.peer_id = "decode", .remote_indexes = pages},
                                                             [i](std::error_code, std::size_t) {
                                                               if (i == 50) {
+                                                                no_more_calls.wait();
                                                                 std::exit(0);
                                                               }
                                                             });
   }
+  no_more_calls.count_down();
   std::promise<void>().get_future().wait();
   return 1;
 }
