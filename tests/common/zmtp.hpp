@@ -15,12 +15,17 @@ namespace kvferry::test {
 
 constexpr std::size_t zmtp_greeting_bytes = 64;
 
-/// Says the greeting and a READY, and waits for the other side's: libzmq hangs up on who says more before. @return whether
-/// the other side has said them.
-inline bool zmtp_greet(int socket) {
+/// The greeting and a READY.
+inline std::string zmtp_hello() {
   std::string hello("\xFF\0\0\0\0\0\0\0\1\x7F\3\0NULL", 16);
   hello.resize(zmtp_greeting_bytes);
-  hello += std::string("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
+  return hello + std::string("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
+}
+
+/// Says them, and waits for the other side's: libzmq hangs up on who says more before. @return whether
+/// the other side has said them.
+inline bool zmtp_greet(int socket) {
+  const std::string hello = zmtp_hello();
   std::array<unsigned char, zmtp_greeting_bytes + 2 + 255> theirs{};  // with a READY in a short frame
   const auto receive = [&](std::size_t begin, std::size_t count) {
     return ::recv(socket, theirs.data() + begin, count, MSG_WAITALL) == static_cast<ssize_t>(count);

@@ -352,9 +352,7 @@ void tiny_notifications(const Target& target) {
 
 /// As `hold_connections`, with a byte at a time.
 void slow_bytes(const Target& target) {
-  std::string says("\xFF\0\0\0\0\0\0\0\1\x7F\3\0NULL", 16);
-  says.resize(64);
-  says += std::string("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
+  const std::string says = test::zmtp_hello();
   constexpr std::size_t connections = 300;
   std::vector<std::pair<int, std::size_t>> held;
   for (std::size_t next = 0;; ++next) {
@@ -375,10 +373,7 @@ void slow_bytes(const Target& target) {
 
 /// Speaks ZeroMQ as far as to be understood, and then says nothing.
 void idle_handshakes(const Target& target) {
-  std::string says("\xFF\0\0\0\0\0\0\0\1\x7F\3\0NULL", 16);
-  says.resize(64);
-  says += std::string("\4\x1C\5READY\xBSocket-Type\0\0\0\6DEALER", 30);
-  hold_connections(target.init_port, says);
+  hold_connections(target.init_port, test::zmtp_hello());
 }
 
 constexpr std::array all{

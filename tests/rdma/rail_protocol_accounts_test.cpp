@@ -15,38 +15,14 @@
 
 #include <kvferry/error.hpp>
 
-#include "rdma/rail_sides.hpp"
+#include "rdma/two_sides.hpp"
 
 namespace kvferry::rdma::testing {
 namespace {
 
-class RailProtocolAccounts : public ::testing::Test {
+class RailProtocolAccounts : public TwoSides {
  protected:
-  static constexpr std::size_t buffers = 8;
-
-  RailProtocolAccounts() {
-    a.join(b);
-    b.join(a);
-  }
-
-  /// Posts a list of one side's and has the peer's memory and receive buffers get it. @return whether there was one.
-  bool post(Side& from, Side& to) {
-    if (!from.protocol->fill(*list_)) {
-      return false;
-    }
-    for (const ibv_send_wr* request = list_->finish(); request != nullptr; request = request->next) {
-      carry_out(*request, to);
-    }
-    return true;
-  }
-
-  void receive_all(Side& side) {
-    while (!side.arrived.empty()) {
-      const auto message = std::move(side.arrived.front());
-      side.arrived.pop_front();
-      EXPECT_EQ(side.protocol->received(message), std::error_code()) << side.protocol->violation();
-    }
-  }
+  RailProtocolAccounts() : TwoSides(128) {}
 
   /// Until neither side has anything to do.
   void run() {
@@ -72,10 +48,6 @@ class RailProtocolAccounts : public ::testing::Test {
     }
     return request;
   }
-
-  Side a{128, buffers};
-  Side b{128, buffers};
-  std::unique_ptr<WorkList> list_ = std::make_unique<WorkList>();
 };
 
 TEST_F(RailProtocolAccounts, LongOperationsTakeTurns) {

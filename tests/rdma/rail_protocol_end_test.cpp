@@ -13,46 +13,18 @@
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_error.hpp>
 
-#include "rdma/rail_sides.hpp"
+#include "rdma/two_sides.hpp"
 
 namespace kvferry::rdma::testing {
 namespace {
 
-class RailProtocolEnd : public ::testing::Test {
+class RailProtocolEnd : public TwoSides {
  protected:
-  static constexpr std::size_t buffers = 8;
-
-  RailProtocolEnd() {
-    a.join(b);
-    b.join(a);
-  }
-
-  /// Posts a list of one side's and has the peer's memory and receive buffers get it. @return whether there was one.
-  bool post(Side& from, Side& to) {
-    if (!from.protocol->fill(*list_)) {
-      return false;
-    }
-    for (const ibv_send_wr* request = list_->finish(); request != nullptr; request = request->next) {
-      carry_out(*request, to);
-    }
-    return true;
-  }
-
-  void receive_all(Side& side) {
-    while (!side.arrived.empty()) {
-      const auto message = std::move(side.arrived.front());
-      side.arrived.pop_front();
-      EXPECT_EQ(side.protocol->received(message), std::error_code()) << side.protocol->violation();
-    }
-  }
+  RailProtocolEnd() : TwoSides(64) {}
 
   std::shared_ptr<kit::Operation> write(const std::shared_ptr<Outcome>& outcome, std::vector<std::byte> notification) {
     return a.start(one_sided(TransferKind::write, {a.at(0, page)}, {7}, std::move(notification)), outcome);
   }
-
-  Side a{64, buffers};
-  Side b{64, buffers};
-  std::unique_ptr<WorkList> list_ = std::make_unique<WorkList>();
 };
 
 TEST_F(RailProtocolEnd, AGivenUpWriteThatLandsAllTheSameHasSucceeded) {
