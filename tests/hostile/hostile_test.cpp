@@ -15,7 +15,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -24,6 +23,7 @@
 
 #include <kvferry/tcp_transfer_channel.hpp>
 
+#include "common/process_figures.hpp"
 #include "hostile/attacks.hpp"
 
 namespace kvferry::hostile {
@@ -41,13 +41,7 @@ constexpr std::chrono::seconds deadline{10};
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
-double resident_mib() {
-  std::ifstream statm("/proc/self/statm");
-  long total = 0;
-  long resident = 0;
-  statm >> total >> resident;
-  return static_cast<double>(resident) * static_cast<double>(::sysconf(_SC_PAGESIZE)) / (1 << 20);
-}
+double resident_mib() { return kvferry::testing::ProcessFigures::of().resident_mib; }
 
 /// Runs an attack in a process that is made before any channel is, and killed with this object.
 class Attacker {
