@@ -56,7 +56,9 @@ struct ChannelOptions {
 
   /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that
   /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one that
-  /// has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
+  /// has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`. Connections of
+  /// peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too: one that was never used gives way
+  /// to a newer one, and if all have been used, newer ones are refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.

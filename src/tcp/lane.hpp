@@ -98,6 +98,8 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   void rest() override;
   void socket_ready(bool readable, bool writable, bool broken) override;
 
+  /// Whether either side has ever started an operation.
+  [[nodiscard]] bool used() const noexcept { return protocol_.used(); }
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
 

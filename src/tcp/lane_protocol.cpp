@@ -22,6 +22,7 @@ constexpr FrameTrailer fault_trailer{static_cast<std::uint32_t>(errc::memory_fau
 }  // namespace
 
 void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
+  use();
   const auto& operation = batch->operation();
   const TransferRequest& request = operation->request();
   auto refused = failed_ ? kit::Failure{failed_, failed_why_} : kit::refusal_of(*operation);

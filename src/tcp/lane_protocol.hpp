@@ -3,6 +3,7 @@
 
 #include <sys/uio.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -104,6 +105,8 @@ class LaneProtocol final : private FrameSink {
 
   /// Ends of operations' parts and notifications that came: what handlers may have become ready of.
   [[nodiscard]] std::uint64_t completed() const noexcept { return completed_; }
+  /// Whether either side has ever started an operation. From any thread.
+  [[nodiscard]] bool used() const noexcept { return used_.load(std::memory_order_relaxed); }
   /// Operations under way.
   [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
 
@@ -204,6 +207,11 @@ class LaneProtocol final : private FrameSink {
   /// What is wrong with the payload of a frame that has come in.
   [[nodiscard]] static std::error_code fault_of(const Frame& frame);
   [[nodiscard]] std::error_code violated(std::string how);
+  void use() noexcept {
+    if (!used()) {
+      used_.store(true, std::memory_order_relaxed);
+    }
+  }
   /// @return null if the operation has ended; then `ec` tells whether it ever was one of the kind.
   [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
 
@@ -224,6 +232,7 @@ class LaneProtocol final : private FrameSink {
   std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
   std::deque<Drain> drains_;  ///< In the order in which they were stopped; those that have ended may still be here.
   std::uint64_t completed_ = 0;
+  std::atomic<bool> used_{false};
 
   // This side's fences: one question at a time, those that are asked meanwhile share the next one.
   std::vector<std::function<void()>> fences_;       ///< The question has been sent.

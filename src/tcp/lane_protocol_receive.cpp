@@ -112,8 +112,11 @@ std::error_code LaneProtocol::begin_payload(Frame& frame, std::vector<iovec>& sc
 
 std::error_code LaneProtocol::end_frame(Frame& frame) {
   receiving_ = 0;
-  if (leaving_ && starts_something(frame.header.type)) {
-    return {};
+  if (starts_something(frame.header.type)) {
+    if (leaving_) {
+      return {};
+    }
+    use();
   }
   switch (frame.header.type) {
     case FrameType::write:

@@ -3,6 +3,7 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <array>
 #include <utility>
 #include <vector>
@@ -181,6 +182,10 @@ void TcpLink::end_serving() {
   led_socket_.reset();
   lanes_.front()->end_leading();
   led_ = false;
+}
+
+bool TcpLink::used() const noexcept {
+  return std::ranges::any_of(lanes_, [](const auto& lane) { return lane->used(); });
 }
 
 std::string TcpLink::path() const {

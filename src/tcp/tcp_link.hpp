@@ -52,6 +52,8 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   void serve(kit::BlockingWait& wait) override;
   void end_serving() override;
   [[nodiscard]] std::string remote_address() const override { return lanes_.front()->remote_address(); }
+  [[nodiscard]] std::size_t descriptors() const noexcept override { return lanes_.size(); }
+  [[nodiscard]] bool used() const noexcept override;
   [[nodiscard]] std::string path() const override;
 
  private:

@@ -103,9 +103,10 @@ TEST(Load, ManyPeersAtOneHub) {
   const auto hub_after = hub.figures_at_rest(hub_before.descriptors);
   EXPECT_LE(hub_after.descriptors, hub_before.descriptors);
   EXPECT_TRUE(hub.stop());
-  std::printf("%zu peers: %zu writes, each read back; at most %.1f MiB and %zu descriptors at the hub, %.1f MiB and %zu "
-              "at the peers\n",
-              count, all, hub_most.resident_mib, hub_most.descriptors, peers_most.resident_mib, peers_most.descriptors);
+  std::printf(
+      "%zu peers: %zu writes, each read back; at most %.1f MiB and %zu descriptors at the hub, %.1f MiB and %zu "
+      "at the peers\n",
+      count, all, hub_most.resident_mib, hub_most.descriptors, peers_most.resident_mib, peers_most.descriptors);
   print("hub", hub_before, hub_after);
   print("peers", peers_before, ProcessFigures::of());
 }
@@ -166,9 +167,10 @@ TEST(Load, ManyConnects) {
   }
   ASSERT_FALSE(took.empty());
   std::ranges::sort(took);
-  std::printf("%zu of %zu connects in %.1f s, %zu at a time, %zu errors: median %.1f ms, 99 %% in %.1f ms, slowest %.1f ms\n",
-              took.size(), count, lasted, dialers.size(), errors, took[took.size() / 2], took[took.size() * 99 / 100],
-              took.back());
+  std::printf(
+      "%zu of %zu connects in %.1f s, %zu at a time, %zu errors: median %.1f ms, 99 %% in %.1f ms, slowest %.1f ms\n",
+      took.size(), count, lasted, dialers.size(), errors, took[took.size() / 2], took[took.size() * 99 / 100],
+      took.back());
   print("hub", hub_before, hub_after);
   print("dialers", dialers_before, dialers_after);
 }

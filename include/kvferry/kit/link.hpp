@@ -97,6 +97,12 @@ class KVFERRY_EXPORT Link {
   /// `host:port` of the peer's end, as this side sees it: with the zone of an IPv6 address that needs one. Empty if the
   /// transport knows no such thing.
   [[nodiscard]] virtual std::string remote_address() const { return {}; }
+  /// File descriptors that the link holds, as long as it has not been shut: links of peers that came by themselves are
+  /// bounded by them as well (docs/security.md). Constant.
+  [[nodiscard]] virtual std::size_t descriptors() const noexcept { return 0; }
+  /// Whether either side has ever started an operation on it. Where there are too many links of peers that came by
+  /// themselves, one that was never used gives way to a newer one; with the default, none does, and newer ones are refused.
+  [[nodiscard]] virtual bool used() const noexcept { return true; }
   /// How the bytes travel, for people.
   [[nodiscard]] virtual std::string path() const = 0;
 };

@@ -31,6 +31,10 @@ namespace kvferry::kit {
   return secret;
 }
 
+/// Why a peer that came by itself is refused.
+inline constexpr const char* too_many_links =
+    "there are as many connections of peers that came by themselves, and use them, as there may be, in all or of this address";
+
 /// Who is at a peer's end, and what the two show each other to be known again. An incarnation alone proves nothing: it is
 /// told to anybody who asks.
 struct PeerDirectory::Instance {

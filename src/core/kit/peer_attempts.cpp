@@ -531,6 +531,7 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
   std::uint64_t before = 0;
   bool reconnected = false;
   bool accepting = false;
+  Displaced displaced;
   std::shared_ptr<Link> made;
   Failure failed;
   {
@@ -546,9 +547,16 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
       replaced.push_back(std::move(link));
       why = {errc::identity_conflict, "another channel is connected as this peer, and lives"};
       failed = why;
+    } else if (attempt->accepting && !peer->named && !enter_stranger(*peer, host->peer().source, *link, displaced)) {
+      replaced.push_back(std::move(link));
+      why = {errc::resource_limit, too_many_links};
+      failed = why;
     } else {
       reconnected = peer->description != nullptr;
       accepting = attempt->accepting;
+      if (!accepting) {
+        stranger_links_.leave(peer_id);
+      }
       made = link;
       ++peer->counters->connects;
       if (peer->description && !attempt->known) {
@@ -610,6 +618,7 @@ void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, co
   for (const auto& old : replaced) {
     old->shut(why.code, why.sentence);
   }
+  break_links(displaced);
   if (failed) {
     fail_attempt(peer_id, number, failed);
   }

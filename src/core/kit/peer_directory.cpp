@@ -50,7 +50,8 @@ PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarn
       posted_(std::make_shared<PostedMemory>(
           PostedMemory::Bounds{options.max_posted_recv_bytes, options.max_posted_recv_bytes_of_peer})),
       logger_(std::move(logger)),
-      slots_(std::min(options.max_peers - options.max_peers / 4, max_attempts_of_strangers)) {}
+      slots_(std::min(options.max_peers - options.max_peers / 4, max_attempts_of_strangers)),
+      stranger_links_(StrangerLinks::bounds(options.max_peers)) {}
 
 PeerDirectory::~PeerDirectory() = default;
 
@@ -63,6 +64,9 @@ void PeerDirectory::use(HandshakeService& service, std::string own_init_url) {
 PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id, bool named) {
   if (const auto it = peers_.find(peer_id); it != peers_.end()) {
     it->second.named = it->second.named || named;
+    if (named) {
+      stranger_links_.leave(peer_id);
+    }
     return &it->second;
   }
   const auto alike = [named](const auto& entry) { return entry.second.named == named; };
@@ -283,6 +287,7 @@ void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, st
     }
     Peer& peer = it->second;
     dropped = std::move(peer.link);
+    stranger_links_.leave(peer_id);
     peer.last_failure = {cause, "the connection to the peer was lost: " + cause.message()};
     peer.state = Peer::State::unconnected;
     peer.out_of_use_since = Clock::now();

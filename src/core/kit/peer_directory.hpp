@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <kvferry/base_transfer_channel.hpp>
@@ -27,6 +28,7 @@
 #include "operation_registry.hpp"
 #include "peer_counters.hpp"
 #include "posted_memory.hpp"
+#include "stranger_links.hpp"
 
 namespace kvferry::kit {
 
@@ -168,6 +170,13 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
   void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);
 
+  // Room for the links of strangers (stranger_links.cpp)
+  using Displaced = std::vector<std::pair<std::string, std::shared_ptr<Link>>>;
+  [[nodiscard]] const std::string* unused_link(const StrangerLinks::Ids& ids) const;
+  [[nodiscard]] bool may_link(const std::string& source) const;
+  [[nodiscard]] bool enter_stranger(const Peer& peer, const std::string& source, const Link& link, Displaced& displaced);
+  void break_links(const Displaced& displaced);
+
   // Fences (peer_fences.cpp)
   /// Microseconds, as peers are told; nothing if there was none.
   [[nodiscard]] static std::optional<std::uint64_t> time_since_fence(const Peer& peer);
@@ -201,6 +210,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   const std::shared_ptr<PostedMemory> posted_;
   const std::shared_ptr<Logger> logger_;
   AttemptSlots slots_;
+  StrangerLinks stranger_links_;
   std::atomic<std::uint64_t> identity_conflicts_{0};
   std::atomic<std::uint64_t> peer_replacements_{0};
   std::atomic<std::uint64_t> dialed_{0};

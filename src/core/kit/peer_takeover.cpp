@@ -36,6 +36,11 @@ void PeerDirectory::take(InitQuestion question, HandshakeService::Reply reply) {
     reply(encode_side_message(answer));
     return;
   }
+  if (!closed_ && (it == peers_.end() || !(it->second.named || it->second.link)) && !may_link(reply.source())) {
+    lock.unlock();
+    refuse(reply, question.sender_id, {errc::resource_limit, too_many_links});
+    return;
+  }
   Peer* const peer = closed_ ? nullptr : find_or_add(question.sender_id, false);
   if (peer == nullptr) {
     const Failure failure =

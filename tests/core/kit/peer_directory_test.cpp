@@ -136,6 +136,66 @@ TEST_F(Strangers, OfMoreThanAFewWhoSayThatTheyAreOnePeerTheFirstGiveWay) {
   EXPECT_TRUE(hub_->remote_xfer_handler_exists("p"));
 }
 
+/// Says whether it was used, and whether it was shut.
+class StrangersLink final : public KeepingLink {
+ public:
+  [[nodiscard]] bool used() const noexcept override { return was_used; }
+  void shut(std::error_code cause, const std::string& why) override {
+    shut_by = cause;
+    KeepingLink::shut(cause, why);
+  }
+
+  bool was_used = false;
+  std::error_code shut_by;
+};
+
+TEST_F(Strangers, ALinkThatWasNeverUsedGivesWayToANewerOne) {
+  make_hub(8);
+  std::vector<std::shared_ptr<StrangersLink>> links;
+  const auto come = [&](const std::string& id) {
+    links.push_back(std::make_shared<StrangersLink>());
+    const auto ec = ask_as(id, links.size());
+    if (!ec) {
+      connected(hosts_.size() - 1, links.back());
+    }
+    return ec;
+  };
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_FALSE(come("p" + std::to_string(i)));
+  }
+  links[0]->was_used = true;
+  EXPECT_FALSE(come("newcomer"));
+  EXPECT_TRUE(hub_->remote_xfer_handler_exists("newcomer"));
+  EXPECT_TRUE(hub_->remote_xfer_handler_exists("p0")) << "it is used";
+  EXPECT_FALSE(hub_->remote_xfer_handler_exists("p1")) << "an address has three quarters, and it was the oldest";
+  EXPECT_EQ(links[1]->shut_by, errc::resource_limit);
+  EXPECT_TRUE(hub_->remote_xfer_handler_exists("p2"));
+  for (const auto& link : links) {
+    link->was_used = true;
+  }
+  EXPECT_EQ(come("too many"), errc::resource_limit);
+  EXPECT_FALSE(ask_as("p3", 4)) << "it is connected, and connects again";
+}
+
+TEST_F(Strangers, ALinkThatComesWhenAllHaveBeenUsedMeanwhileIsRefused) {
+  make_hub(4);
+  std::vector<std::shared_ptr<StrangersLink>> links;
+  for (std::size_t i = 0; i < 4; ++i) {
+    links.push_back(std::make_shared<StrangersLink>());
+    ASSERT_FALSE(ask_as("p" + std::to_string(i), i + 1));
+    if (i < 3) {
+      connected(i, links[i]);
+    }
+  }
+  for (const auto& link : links) {
+    link->was_used = true;
+  }
+  connected(3, links[3]);
+  EXPECT_FALSE(hub_->remote_xfer_handler_exists("p3"));
+  EXPECT_EQ(links[3]->shut_by, errc::resource_limit);
+  EXPECT_TRUE(hub_->remote_xfer_handler_exists("p0"));
+}
+
 /// Is asked something by a thread that enters it into the channel's table.
 class AskedLink final : public KeepingLink {
  public:

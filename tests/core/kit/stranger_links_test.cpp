@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/kit/stranger_links.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace kvferry::kit {
+namespace {
+
+/// The oldest of those of which one has to go; empty if there is room, "-" if there is neither room nor one of those.
+std::string gives_way(const StrangerLinks& links, const std::string& source, std::size_t descriptors = 1) {
+  const auto* const ids = links.greedy(source, descriptors);
+  return ids == nullptr ? "" : ids->empty() ? "-" : ids->front();
+}
+
+TEST(StrangerLinks, ASourceHasThreeQuartersAndAllTogetherHaveAll) {
+  StrangerLinks links({8, 100});
+  links.enter("honest", "10.0.0.1", 1);
+  for (int i = 0; i < 6; ++i) {
+    EXPECT_EQ(gives_way(links, "10.0.0.2"), "") << i;
+    links.enter("flood-" + std::to_string(i), "10.0.0.2", 1);
+  }
+  EXPECT_EQ(gives_way(links, "10.0.0.2"), "flood-0");
+  EXPECT_EQ(gives_way(links, "10.0.0.3"), "");
+  links.enter("another", "10.0.0.3", 1);
+  EXPECT_EQ(gives_way(links, "10.0.0.4"), "flood-0") << "of the source that has most";
+  links.leave("flood-0");
+  EXPECT_EQ(gives_way(links, "10.0.0.4"), "");
+}
+
+TEST(StrangerLinks, DescriptorsCountAsWell) {
+  StrangerLinks links({100, 16});
+  links.enter("wide", "10.0.0.1", 8);
+  EXPECT_EQ(gives_way(links, "10.0.0.1", 4), "") << "12 of 16";
+  EXPECT_EQ(gives_way(links, "10.0.0.1", 5), "wide");
+  EXPECT_EQ(gives_way(links, "10.0.0.2", 8), "");
+  EXPECT_EQ(gives_way(links, "10.0.0.2", 9), "wide");
+  EXPECT_EQ(gives_way(links, "10.0.0.2", 17), "-");
+}
+
+TEST(StrangerLinks, AnIdHasOneLink) {
+  StrangerLinks links({4, 8});
+  for (int i = 0; i < 100; ++i) {
+    links.enter("again", "10.0.0." + std::to_string(i % 3), 2);
+  }
+  EXPECT_EQ(links.used().links, 1U);
+  EXPECT_EQ(links.used().descriptors, 2U);
+  links.leave("again");
+  links.leave("again");
+  EXPECT_EQ(links.used().links, 0U);
+  EXPECT_EQ(links.used().descriptors, 0U);
+}
+
+}  // namespace
+}  // namespace kvferry::kit
