@@ -514,16 +514,41 @@ void Rail::check_timer() {
       return;
     }
   }
+  check_parts();
+  if (failed_) {
+    return;
+  }
   const bool silent = options_.keepalive_interval.count() > 0 && now - last_activity_ >= options_.keepalive_interval;
   if (silent && protocol_->posted() == 0 && protocol_->fill_probe(list_)) {
     post("probe");
   }
 }
 
+void Rail::check_parts() {
+  const auto late = [this] {
+    const auto since = protocol_->unfinished_since();
+    return since && kit::Clock::now() - *since >= options_.parts_timeout;
+  };
+  // It may be this side that hasn't looked.
+  while (late() && poll_step() && !failed_) {
+  }
+  if (!failed_ && late()) {
+    fail(errc::connection_lost, path() + ": the peer stopped within a recv's list of buffers, or a notification, for " +
+                                    std::to_string(options_.parts_timeout.count()) + " ms");
+  }
+}
+
 void Rail::arm_timer() {
-  const auto since = protocol_->draining_since();
+  std::optional<kit::Clock::time_point> by;
+  const auto look_by = [&by](std::optional<kit::Clock::time_point> since, std::chrono::milliseconds timeout) {
+    if (since) {
+      by = by ? std::min(*by, *since + timeout) : *since + timeout;
+    }
+  };
+  look_by(protocol_->draining_since(), options_.drain_timeout);
+  look_by(protocol_->unfinished_since(), options_.parts_timeout);
   // One that was armed before comes early enough for the keepalive, and no clock need be read to know that.
-  if (timer_at_ && (!since || *timer_at_ <= *since + options_.drain_timeout)) {
+  if (timer_at_ && (!by || *timer_at_ <= *by)) {
     return;
   }
   std::optional<kit::Clock::time_point> next;
@@ -531,9 +556,8 @@ void Rail::arm_timer() {
     // What is with the adapter is a probe in itself.
     next = (protocol_->posted() == 0 ? last_activity_ : kit::Clock::now()) + options_.keepalive_interval;
   }
-  if (since) {
-    const auto drained = *since + options_.drain_timeout;
-    next = next ? std::min(*next, drained) : drained;
+  if (by) {
+    next = next ? std::min(*next, *by) : *by;
   }
   if (!next) {
     return;

@@ -29,6 +29,7 @@ struct RailOptions {
   QueuePairOptions queue_pair;
   std::chrono::milliseconds keepalive_interval{0};
   std::chrono::milliseconds drain_timeout{0};
+  std::chrono::milliseconds parts_timeout{60'000};
   std::chrono::microseconds spin{0};
 };
 
@@ -142,6 +143,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   bool probe_step();
   void post(const char* what);
   void check_timer();
+  void check_parts();
   void arm_timer();
   void wait_for_event();
   [[nodiscard]] bool spins() const;

@@ -20,6 +20,7 @@
 #include "core/kit/tag_matcher.hpp"
 #include "endpoint.hpp"
 #include "message.hpp"
+#include "parts_clock.hpp"
 #include "work_list.hpp"
 #include "work_planner.hpp"
 
@@ -81,6 +82,9 @@ class RailProtocol {
 
   /// Since when the operation that was stopped first waits for the adapters; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
+  /// Since when the peer has been within a recv's list of buffers, or a notification, without sending 64 KiB more of it;
+  /// nothing if it isn't.
+  [[nodiscard]] std::optional<kit::Clock::time_point> unfinished_since() const;
   /// Ends those that have waited since `until` or longer and can be. @return whether there are others, for which the
   /// queue pair has to be destroyed.
   [[nodiscard]] bool cut_off(kit::Clock::time_point until);
@@ -274,6 +278,7 @@ class RailProtocol {
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_attempt_;
   std::uint64_t last_posted_ = 0;
   Assembly assembly_;
+  PartsClock assembly_clock_;
   kit::HeldMemory assembly_memory_{host_};
   /// The peer's, which it waits to have answered.
   struct Fence {
@@ -285,6 +290,7 @@ class RailProtocol {
   std::unordered_map<std::uint64_t, std::function<void()>> own_fences_;
   std::vector<std::byte> notification_;  ///< The peer's one that is coming in, in parts.
   std::uint64_t notification_of_ = 0;
+  PartsClock notification_clock_;
 };
 
 }  // namespace kvferry::rdma

@@ -128,9 +128,16 @@ std::error_code RailProtocol::answer(const MessageHeader& header) {
   return ec;
 }
 
+std::optional<kit::Clock::time_point> RailProtocol::unfinished_since() const {
+  const auto& list = assembly_clock_.since();
+  const auto& notification = notification_clock_.since();
+  return list && notification ? std::min(*list, *notification) : list ? list : notification;
+}
+
 std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<const std::byte> body) {
   if (header.first == 0) {
     notification_.clear();
+    notification_clock_.stop();
     notification_of_ = header.operation;
   }
   const bool last = (header.flags & MessageHeader::last) != 0;
@@ -141,6 +148,7 @@ std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<
                     " of " + text(header.total) + " after " + text(notification_.size()));
   }
   notification_.insert(notification_.end(), body.begin(), body.end());
+  notification_clock_.came(body.size(), last);
   if (!last) {
     return {};
   }
@@ -227,6 +235,7 @@ std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::sp
     std::memcpy(assembly_.post.data() + assembly_.count, body.data(), body.size());
   }
   assembly_.count = size;
+  assembly_clock_.came(body.size(), last);
   if (!last) {
     return {};
   }
@@ -246,6 +255,7 @@ std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::sp
 
 void RailProtocol::forget_assembly() {
   assembly_ = {};
+  assembly_clock_.stop();
   assembly_memory_.clear();
 }
 

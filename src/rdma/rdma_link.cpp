@@ -229,10 +229,10 @@ std::optional<kit::Link::Pause> RdmaLink::take_leave() {
   if (answered) {
     leaving_until_ = std::min(*leaving_until_, now + goodbye_time);
   }
-  return Pause{descriptors(), *leaving_until_};
+  return Pause{event_descriptors(), *leaving_until_};
 }
 
-std::vector<int> RdmaLink::descriptors() const {
+std::vector<int> RdmaLink::event_descriptors() const {
   std::vector<int> all;
   for (Rail* const rail : joined_) {
     if (const int descriptor = rail->event_descriptor(); descriptor != -1) {
@@ -264,7 +264,7 @@ void RdmaLink::shut(std::error_code cause, const std::string& why) {
     const auto until = kit::Clock::now() + goodbye_time;
     bool answered = false;
     while (!say_farewell(answered) && kit::Clock::now() < until) {
-      const Pause pause{descriptors(), until};
+      const Pause pause{event_descriptors(), until};
       kit::wait_for({&pause, 1});
     }
   }

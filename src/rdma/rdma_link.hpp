@@ -54,6 +54,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
   void probe(std::function<void()> answered) override;
+  /// Each rail has a channel of events.
+  [[nodiscard]] std::size_t descriptors() const noexcept override { return rails_.size(); }
   [[nodiscard]] std::string path() const override;
 
  private:
@@ -62,7 +64,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   /// Ends joining. @return the handler, if it hasn't been taken yet.
   [[nodiscard]] kit::LinkHandler take_handler(std::shared_ptr<RdmaLink>& kept);
   [[nodiscard]] bool say_farewell(bool& answered);
-  [[nodiscard]] std::vector<int> descriptors() const;
+  [[nodiscard]] std::vector<int> event_descriptors() const;
   void rail_greeted() override;
   void rail_breaking(std::error_code cause) override;
   void rail_broken(std::error_code cause, const std::string& why) override;

@@ -119,6 +119,7 @@ class RdmaTransferChannel::Impl {
     rdma::RailOptions& rail = link_options.rail;
     rail.keepalive_interval = bounded(given.keepalive_interval);
     rail.drain_timeout = bounded(given.drain_timeout);
+    rail.parts_timeout = std::max<std::chrono::milliseconds>(bounded(given.parts_timeout), std::chrono::milliseconds(10));
     rail.spin = bounded(given.poll.spin);
     rail.queue_pair.queue_depth = std::clamp<std::size_t>(given.queue_depth, 16, 16384);
     rail.queue_pair.read_depth = std::clamp<std::size_t>(given.read_depth, 1, 255);

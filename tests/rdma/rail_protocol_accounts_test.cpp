@@ -205,6 +205,86 @@ TEST_F(RailProtocolAccounts, RecvsThatWaitForTheirSendsAreBounded) {
   EXPECT_EQ(post_recv(kit::max_paired_objects + 1), errc::protocol_violation);
 }
 
+/// The messages of a hostile peer that sends what comes in several, part by part.
+class RailProtocolParts : public RailProtocolAccounts {
+ protected:
+  std::error_code receive(MessageHeader header, std::size_t body) {
+    header.body_bytes = static_cast<std::uint32_t>(body);
+    std::vector<std::byte> message(sizeof(header) + body);
+    std::memcpy(message.data(), &header, sizeof(header));
+    return a.protocol->received(message);
+  }
+  std::error_code recv_part(std::uint64_t recv, std::size_t first, std::size_t count, std::size_t total) {
+    MessageHeader header;
+    header.type = MessageType::recv_post;
+    header.operation = recv;
+    header.first = static_cast<std::uint32_t>(first);
+    header.count = static_cast<std::uint32_t>(count);
+    header.total = static_cast<std::uint32_t>(total);
+    header.flags = first + count == total ? MessageHeader::last : 0;
+    return receive(header, count * sizeof(PostedBuffer));
+  }
+  std::error_code notification_part(std::size_t first, std::size_t size, std::size_t total) {
+    MessageHeader header;
+    header.type = MessageType::notify;
+    header.operation = 1;
+    header.first = static_cast<std::uint32_t>(first);
+    header.total = static_cast<std::uint32_t>(total);
+    header.flags = first + size == total ? MessageHeader::last : 0;
+    return receive(header, size);
+  }
+  [[nodiscard]] std::optional<kit::Clock::time_point> since() const { return a.protocol->unfinished_since(); }
+};
+
+TEST_F(RailProtocolParts, TimeRunsWhileAPeerIsWithinARecvsList) {
+  EXPECT_EQ(since(), std::nullopt);
+  ASSERT_FALSE(recv_part(1, 0, 10, 10));
+  EXPECT_EQ(since(), std::nullopt) << "it came whole";
+  const auto before = kit::Clock::now();
+  ASSERT_FALSE(recv_part(2, 0, 10, 100'000));
+  const auto began = since();
+  ASSERT_TRUE(began);
+  EXPECT_GE(*began, before);
+  std::size_t sent = 10;
+  for (; (sent + 10) * sizeof(PostedBuffer) < PartsClock::least_progress; sent += 10) {
+    ASSERT_FALSE(recv_part(2, sent, 10, 100'000));
+    EXPECT_EQ(since(), began) << "a few bytes are no progress";
+  }
+  for (int i = 0; i < 2; ++i, sent += 10) {
+    ASSERT_FALSE(recv_part(2, sent, 10, 100'000));
+  }
+  EXPECT_GT(since(), began) << "64 KiB are";
+  ASSERT_FALSE(recv_part(2, sent, 100'000 - sent, 100'000));
+  EXPECT_EQ(since(), std::nullopt);
+}
+
+TEST_F(RailProtocolParts, TimeEndsWithTheRecvOrWithAnotherOne) {
+  ASSERT_FALSE(recv_part(1, 0, 10, 20));
+  MessageHeader cancel;
+  cancel.type = MessageType::recv_cancel;
+  cancel.operation = 1;
+  ASSERT_FALSE(receive(cancel, 0));
+  EXPECT_EQ(since(), std::nullopt);
+  ASSERT_FALSE(recv_part(2, 0, 10, 20));
+  const auto of_second = since();
+  ASSERT_FALSE(recv_part(3, 0, 10, 20));
+  EXPECT_GT(since(), of_second);
+}
+
+TEST_F(RailProtocolParts, TimeRunsWhileAPeerIsWithinANotification) {
+  ASSERT_FALSE(notification_part(0, 100, 100));
+  EXPECT_EQ(since(), std::nullopt);
+  ASSERT_FALSE(notification_part(0, 100, 300));
+  const auto began = since();
+  ASSERT_TRUE(began);
+  ASSERT_FALSE(recv_part(1, 0, 10, 20));
+  EXPECT_EQ(since(), began) << "of the older of the two";
+  ASSERT_FALSE(notification_part(100, 200, 300));
+  EXPECT_GT(since(), began);
+  ASSERT_FALSE(recv_part(1, 10, 10, 20));
+  EXPECT_EQ(since(), std::nullopt);
+}
+
 TEST_F(RailProtocolAccounts, ANotificationIsSentWhenAllRailsHaveMovedTheirPart) {
   for (const bool other_part_is_first : {false, true}) {
     for (const std::uint32_t status : {std::uint32_t{0}, static_cast<std::uint32_t>(errc::resource_limit), 7777U}) {
