@@ -132,7 +132,7 @@ struct Figures {
   double close_seconds = 0;
 };
 
-class Hostile : public testing::TestWithParam<NamedAttack> {
+class Hostile : public ::testing::TestWithParam<NamedAttack> {
  protected:
   static std::chrono::duration<double> lasts() {
     const char* const given = std::getenv("KVFERRY_HOSTILE_SECONDS");
@@ -207,7 +207,7 @@ TEST_P(Hostile, HarmsNoHonestPeer) {
   EXPECT_LT(figures.close_seconds, seconds(deadline));
 }
 
-INSTANTIATE_TEST_SUITE_P(Attacks, Hostile, testing::ValuesIn(attacks().begin(), attacks().end()),
+INSTANTIATE_TEST_SUITE_P(Attacks, Hostile, ::testing::ValuesIn(attacks().begin(), attacks().end()),
                          [](const auto& instance) { return std::string(instance.param.name); });
 
 }  // namespace
