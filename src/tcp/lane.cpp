@@ -39,6 +39,9 @@ constexpr std::size_t caller_bytes = std::size_t{256} << 10;
 constexpr std::size_t fault_reach = std::size_t{128} << 10;
 /// What a round of the driver costs of these, besides the bytes it moves.
 constexpr std::size_t round_cost = 1024;
+/// What a frame that came in costs, besides its bytes: as long as it takes to deal with one, some KiB are moved. Else a turn of
+/// small ones would last for tens of milliseconds.
+constexpr std::size_t frame_cost = 4096;
 /// An operation that timed out in less than this says nothing about its connection.
 constexpr std::chrono::seconds least_silence{1};
 
@@ -528,13 +531,15 @@ Lane::Step Lane::receive_step(std::size_t& budget) {
     readable_ = static_cast<std::size_t>(received) == asked;
     // Before an operation ends of it, whose caller may then ask for the statistics.
     options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
+    const std::uint64_t frames_before = reader.progress().frames;
     if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
       fail(ec, remote_ + ": " + protocol_.violation());
     } else if (protocol_.take_fence()) {
       await_writes();
     }
     careful_in_ -= std::min(careful_in_, static_cast<std::size_t>(received));
-    budget -= std::min(budget, static_cast<std::size_t>(received));
+    budget -= std::min(budget, static_cast<std::size_t>(received) +
+                                   static_cast<std::size_t>(reader.progress().frames - frames_before) * frame_cost);
     moved_ += static_cast<std::size_t>(received);
     tired_ = false;
     return Step::progress;
