@@ -14,9 +14,9 @@
 
 #include <kvferry/tcp_transfer_channel.hpp>
 
-#include "core/kit/striped_operation.hpp"
-#include "core/kit/transfer_counters.hpp"
-#include "tcp/lane_traffic.hpp"
+#include <kvferry/kit/striped_operation.hpp>
+#include <kvferry/kit/transfer_counters.hpp>
+#include <kvferry/tcp/lane_traffic.hpp>
 
 namespace {
 

@@ -22,6 +22,17 @@ foreach(component IN LISTS KVFERRY_COMPONENTS)
     DESTINATION "${_package_dir}")
 endforeach()
 
+# The definitions, and the headers that only they include.
+install(
+  DIRECTORY "${PROJECT_SOURCE_DIR}/include/kvferry"
+  DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+  FILES_MATCHING
+  PATTERN "*-inl.hpp"
+  PATTERN "kvferry/detail/*.hpp"
+  PATTERN "kvferry/handshake/*.hpp"
+  PATTERN "kvferry/tcp/*.hpp"
+  PATTERN "kvferry/testing" EXCLUDE)
+
 configure_package_config_file(cmake/kvferryConfig.cmake.in kvferryConfig.cmake INSTALL_DESTINATION "${_package_dir}")
 write_basic_package_version_file(kvferryConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/kvferryConfig.cmake" "${PROJECT_BINARY_DIR}/kvferryConfigVersion.cmake"

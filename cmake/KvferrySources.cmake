@@ -5,14 +5,17 @@ set(_include "${PROJECT_SOURCE_DIR}/include/kvferry")
 set(_src "${PROJECT_SOURCE_DIR}/src")
 set(_tests "${PROJECT_SOURCE_DIR}/tests")
 
+# What a program may include. The definitions (`-inl.hpp`) and what only they need are installed with them.
 file(GLOB KVFERRY_TCP_HEADERS CONFIGURE_DEPENDS "${_include}/tcp_*.hpp")
-file(GLOB KVFERRY_CORE_HEADERS CONFIGURE_DEPENDS "${_include}/*.hpp" "${_include}/kit/*.hpp")
 file(GLOB KVFERRY_RDMA_HEADERS CONFIGURE_DEPENDS "${_include}/rdma_*.hpp")
+file(GLOB KVFERRY_CORE_HEADERS CONFIGURE_DEPENDS "${_include}/*.hpp" "${_include}/kit/*.hpp")
 list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/(tcp|rdma)_[a-z_]+\\.hpp$")
+list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "-inl\\.hpp$")
+list(FILTER KVFERRY_TCP_HEADERS EXCLUDE REGEX "-inl\\.hpp$")
 file(GLOB KVFERRY_TESTING_HEADERS CONFIGURE_DEPENDS "${_include}/testing/*.hpp")
 
-file(GLOB KVFERRY_CORE_SOURCES CONFIGURE_DEPENDS "${_src}/core/*.cpp" "${_src}/core/kit/*.cpp")
-file(GLOB KVFERRY_TCP_SOURCES CONFIGURE_DEPENDS "${_src}/tcp/*.cpp")
+set(KVFERRY_CORE_SOURCES "${_src}/interface.cpp" "${_src}/handshake.cpp" "${_src}/kit.cpp")
+set(KVFERRY_TCP_SOURCES "${_src}/tcp.cpp")
 file(GLOB KVFERRY_RDMA_SOURCES CONFIGURE_DEPENDS "${_src}/rdma/*.cpp")
 
 file(GLOB KVFERRY_EXAMPLES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*_peer.cpp")
@@ -36,7 +39,7 @@ file(GLOB KVFERRY_LOAD_TESTS CONFIGURE_DEPENDS "${_tests}/load/*.cpp")
 # With threads, a clock and sockets of the tests' own, under the library's sources; and without ZeroMQ.
 file(GLOB KVFERRY_SCHEDULE_TESTS CONFIGURE_DEPENDS "${_tests}/schedules/*.cpp")
 set(KVFERRY_SCHEDULED_SOURCES ${KVFERRY_CORE_SOURCES} ${KVFERRY_TCP_SOURCES})
-list(FILTER KVFERRY_SCHEDULED_SOURCES EXCLUDE REGEX "/handshake_[a-z_]+\\.cpp$")
+list(FILTER KVFERRY_SCHEDULED_SOURCES EXCLUDE REGEX "/handshake\\.cpp$")
 # Those that need a device are programs of their own.
 file(GLOB KVFERRY_RDMA_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/*.cpp")
 file(GLOB KVFERRY_RDMA_DEVICE_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/device/*.cpp")

@@ -22,7 +22,7 @@
 #include "fuzz/guarded_memory.hpp"
 #include "fuzz/input.hpp"
 
-namespace kvferry::fuzz {
+namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// A channel that a lying peer attacks, and an honest peer that works with it all the while and must notice nothing.
 class AttackedChannel {

@@ -24,9 +24,9 @@
 #include "fuzz/descriptors.hpp"
 #include "fuzz/input.hpp"
 #include "fuzz/liar.hpp"
-#include "tcp/data_acceptor.hpp"
-#include "tcp/data_dialer.hpp"
-#include "tcp/frame_reader.hpp"
+#include <kvferry/tcp/data_acceptor.hpp>
+#include <kvferry/tcp/data_dialer.hpp>
+#include <kvferry/tcp/frame_reader.hpp>
 
 namespace {
 

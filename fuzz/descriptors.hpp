@@ -8,7 +8,7 @@
 #include <system_error>
 #include <vector>
 
-namespace kvferry::fuzz {
+namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// What this process has open, but for pipes: the fuzzer itself talks to its symbolizer through some.
 [[nodiscard]] inline std::vector<std::string> open_descriptors() {

@@ -9,11 +9,11 @@
 
 #include <kvferry/side_message_codec.hpp>
 
-#include "core/kit/checks.hpp"
-#include "core/kit/endpoint_codec.hpp"
-#include "core/kit/init_messages.hpp"
+#include <kvferry/kit/checks.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/init_messages.hpp>
 #include "fuzz/input.hpp"
-#include "tcp/hello.hpp"
+#include <kvferry/tcp/hello.hpp>
 
 namespace {
 

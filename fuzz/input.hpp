@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-namespace kvferry::fuzz {
+namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// A fuzzer's input, read from its beginning as choices and numbers; zeros when it is used up.
 class Input {

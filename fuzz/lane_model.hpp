@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include "tcp/frame.hpp"
+#include <kvferry/tcp/frame.hpp>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
 /// What a peer's bytes may do to this side's memory, worked out from docs/wire_protocol.md alone, without the library's reader:
 /// which bytes of a region that peers may write to may have changed, and to what, and whose operations got data.

@@ -13,7 +13,7 @@
 
 #include "rdma/slice_table.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 
 /// Registered memory for operations' objects: blocks that are allocations of their own, each with its own key. An object lies at
 /// the end of its block, so that AddressSanitizer sees a byte too many.

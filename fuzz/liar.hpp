@@ -24,13 +24,13 @@
 
 #include <kvferry/side_message_codec.hpp>
 
-#include "core/kit/endpoint_codec.hpp"
-#include "core/kit/init_messages.hpp"
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/init_messages.hpp>
 #include "fuzz/input.hpp"
-#include "tcp/frame.hpp"
-#include "tcp/hello.hpp"
+#include <kvferry/tcp/frame.hpp>
+#include <kvferry/tcp/hello.hpp>
 
-namespace kvferry::fuzz {
+namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// A socket of its own on loopback.
 class Wire {

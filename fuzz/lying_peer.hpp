@@ -16,7 +16,7 @@
 #include "fuzz/lane_model.hpp"
 #include "fuzz/liar.hpp"
 
-namespace kvferry::fuzz {
+namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// A peer that says what the input tells it to, at any time, and what it has said.
 class LyingPeer {

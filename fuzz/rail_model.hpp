@@ -10,7 +10,7 @@
 
 #include "rdma/message.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 
 /// What a peer's messages put into the buffers of this side's recvs, worked out from docs/wire_protocol.md alone, without the
 /// library's code.

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "core/kit/endpoint_codec.hpp"
+#include <kvferry/kit/endpoint_codec.hpp>
 #include "fuzz/input.hpp"
 #include "rdma/device_limits.hpp"
 #include "rdma/endpoint.hpp"

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_BASE_TRANSFER_CHANNEL_HPP
+#define KVFERRY_BASE_TRANSFER_CHANNEL_HPP
 
 #include <asio/any_io_executor.hpp>
 #include <asio/async_result.hpp>
@@ -18,12 +20,12 @@
 #include <kvferry/channel_stats.hpp>
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/side_message.hpp>
 #include <kvferry/transfer_spec.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// What a channel knows of a peer it is connected to.
 struct PeerInfo {
@@ -421,3 +423,5 @@ class KVFERRY_EXPORT BaseTransferChannel {
 };
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_BASE_TRANSFER_CHANNEL_HPP

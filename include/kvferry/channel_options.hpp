@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_CHANNEL_OPTIONS_HPP
+#define KVFERRY_CHANNEL_OPTIONS_HPP
 
 #include <asio/any_io_executor.hpp>
 
@@ -12,7 +14,7 @@
 #include <kvferry/log.hpp>
 #include <kvferry/memory_region.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// How long a thread that waits for a connection looks again and again before it sleeps. Waking a sleeping thread takes
 /// tens of microseconds on many machines; one that looks costs its core meanwhile. A thread looks only at connections
@@ -122,3 +124,5 @@ struct ChannelOptions {
 };
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_CHANNEL_OPTIONS_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_CHANNEL_STATS_HPP
+#define KVFERRY_CHANNEL_STATS_HPP
 
 #include <array>
 #include <chrono>
@@ -11,10 +13,10 @@
 #include <system_error>
 #include <vector>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/transfer_spec.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// How long operations took, counted in buckets that double.
 struct KVFERRY_EXPORT LatencyHistogram {
@@ -127,3 +129,5 @@ struct ChannelStats {
 [[nodiscard]] KVFERRY_EXPORT std::string to_prometheus(const ChannelStats& channel);
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_CHANNEL_STATS_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_COMPLETION_HPP
+#define KVFERRY_COMPLETION_HPP
 
 #include <asio/any_io_executor.hpp>
 #include <asio/associated_allocator.hpp>
@@ -22,7 +24,7 @@
 #include <kvferry/side_message.hpp>
 #include <kvferry/transfer_spec.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 namespace detail {
 /// Logs the exception that is being handled, as `exception_dropped`: there is nobody to throw it to.
@@ -169,3 +171,5 @@ using NotificationCompletion = CompletionHandler<void(std::error_code, Notificat
 using FenceCompletion = CompletionHandler<void(std::error_code)>;
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_COMPLETION_HPP

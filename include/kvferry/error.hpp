@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_ERROR_HPP
+#define KVFERRY_ERROR_HPP
 
 #include <cstddef>
 #include <string>
 #include <system_error>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// Why a call failed, as far as kvferry itself found out. errno values and Asio's codes pass through unchanged.
 /// Callers that only have to decide what to do next compare with a `condition` instead.
@@ -141,3 +143,5 @@ template <>
 struct std::is_error_code_enum<kvferry::errc> : std::true_type {};
 template <>
 struct std::is_error_condition_enum<kvferry::condition> : std::true_type {};
+
+#endif  // KVFERRY_ERROR_HPP

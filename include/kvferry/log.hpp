@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_LOG_HPP
+#define KVFERRY_LOG_HPP
 
 #include <chrono>
 #include <cstdint>
@@ -8,9 +10,9 @@
 #include <string_view>
 #include <system_error>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// How much a record matters. Each level includes those behind it.
 enum class LogLevel : std::uint8_t {
@@ -68,3 +70,5 @@ KVFERRY_EXPORT void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
 [[nodiscard]] KVFERRY_EXPORT std::string printable(std::string_view text, std::size_t longest = 100);
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_LOG_HPP

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_MEMORY_REGION_HPP
+#define KVFERRY_MEMORY_REGION_HPP
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// What peers may do to a region by one-sided operations. The channel itself may always use its own regions.
 enum class Access : std::uint8_t {
@@ -51,3 +53,5 @@ struct RemoteRegion {
 };
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_MEMORY_REGION_HPP

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_RDMA_ERROR_HPP
+#define KVFERRY_RDMA_ERROR_HPP
 
 #include <system_error>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// The status of a work completion, with the numbers that libibverbs gives them. Errors of verbs that were refused
 /// (registering memory, creating or changing a queue pair) are errno values instead.
@@ -46,3 +48,5 @@ enum class wc_status {
 
 template <>
 struct std::is_error_code_enum<kvferry::wc_status> : std::true_type {};
+
+#endif  // KVFERRY_RDMA_ERROR_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_RDMA_TRANSFER_CHANNEL_HPP
+#define KVFERRY_RDMA_TRANSFER_CHANNEL_HPP
 
 #include <chrono>
 #include <cstddef>
@@ -12,11 +14,11 @@
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
 #include <kvferry/rdma_error.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// A port of an RDMA device that a channel uses.
 struct RdmaRail {
@@ -137,3 +139,5 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
 };
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_RDMA_TRANSFER_CHANNEL_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_SIDE_MESSAGE_HPP
+#define KVFERRY_SIDE_MESSAGE_HPP
 
 #include <concepts>
 #include <cstddef>
@@ -10,9 +12,9 @@
 #include <utility>
 #include <vector>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 using Bytes = std::vector<std::byte>;
 
@@ -128,3 +130,5 @@ struct SideMessageError {
 };
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_SIDE_MESSAGE_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_SIDE_MESSAGE_CODEC_HPP
+#define KVFERRY_SIDE_MESSAGE_CODEC_HPP
 
 // msgpack-cxx has adaptors for Boost's types, for which it needs Boost. Where that isn't, it does without.
 #if !defined(MSGPACK_NO_BOOST) && !(__has_include(<boost/variant.hpp>) && __has_include(<boost/predef/other/endian.h>))
@@ -25,10 +27,10 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/side_message.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// Containers that are nested deeper than this in a side message are refused.
 inline constexpr std::size_t max_side_message_depth = 32;
@@ -382,3 +384,5 @@ template <SideMessageStruct T>
 }
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_SIDE_MESSAGE_CODEC_HPP

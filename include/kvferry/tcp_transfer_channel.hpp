@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_tcp.hpp>
+#ifndef KVFERRY_TCP_TRANSFER_CHANNEL_HPP
+#define KVFERRY_TCP_TRANSFER_CHANNEL_HPP
 
 #include <chrono>
 #include <cstddef>
@@ -10,10 +12,10 @@
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// What a TCP channel may be told. Byte counts are bytes; 0 leaves a socket option to the system.
 struct TcpOptions : ChannelOptions {
@@ -112,3 +114,5 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
 };
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_TCP_TRANSFER_CHANNEL_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_TRANSFER_SPEC_HPP
+#define KVFERRY_TRANSFER_SPEC_HPP
 
 #include <chrono>
 #include <concepts>
@@ -16,7 +18,7 @@
 #include <utility>
 #include <vector>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// The longest id of a channel, in bytes.
 inline constexpr std::size_t max_peer_id_bytes = 256;
@@ -151,3 +153,5 @@ struct Capabilities {
 };
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_TRANSFER_SPEC_HPP

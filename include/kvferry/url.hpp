@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_URL_HPP
+#define KVFERRY_URL_HPP
 
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <system_error>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 
 /// A host and a port as users write them: `tcp://host:port` or `host:port`; IPv6 hosts in brackets, `tcp://[::1]:5555`, a
 /// link-local one with the zone in which this host finds it, `tcp://[fe80::1%eth0]:5555`.
@@ -34,3 +36,5 @@ struct KVFERRY_EXPORT HostPort {
 [[nodiscard]] KVFERRY_EXPORT HostPort parse_url(std::string_view url);
 
 }  // namespace kvferry
+
+#endif  // KVFERRY_URL_HPP

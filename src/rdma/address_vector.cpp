@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::uint8_t hop_limit = 64;

@@ -7,7 +7,7 @@
 #include "rail_device.hpp"
 #include "verbs.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Which way packets to a peer's queue pair take: by LID within an InfiniBand subnet, by GID elsewhere.
 [[nodiscard]] ibv_ah_attr address_vector(const PortAddress& own, std::uint8_t port, const RailEndpoint& peers,

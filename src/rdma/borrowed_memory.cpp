@@ -6,7 +6,7 @@
 #include <string>
 #include <system_error>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::uint64_t page_bytes = 4096;

@@ -8,12 +8,12 @@
 
 #include <kvferry/transfer_spec.hpp>
 
-#include "core/kit/failure.hpp"
-#include "core/kit/striped_operation.hpp"
+#include <kvferry/kit/failure.hpp>
+#include <kvferry/kit/striped_operation.hpp>
 #include "message.hpp"
 #include "rail_device.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// An operation's objects as its rail's device can use them, where some lie outside of every region: those are copied
 /// through staging blocks if they are small, or alone among others' memory, as long as there are blocks; else

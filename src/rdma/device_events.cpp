@@ -8,7 +8,7 @@
 
 #include <kvferry/error.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 std::optional<DeviceTrouble> trouble_of(ibv_event_type type) {
   using Scope = DeviceTrouble::Scope;

@@ -15,7 +15,7 @@
 #include "rail_device.hpp"
 #include "verbs.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// What has become unusable, as a device says of itself.
 struct DeviceTrouble {

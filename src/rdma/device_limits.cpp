@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <array>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::uint32_t least_requests = 16;

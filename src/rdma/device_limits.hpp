@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// What a queue pair's send side is made for.
 struct QueuePairSize {

@@ -6,7 +6,7 @@
 
 #include "message.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::uint64_t max_24_bits = (std::uint64_t{1} << 24) - 1;

@@ -12,7 +12,7 @@
 #include <kvferry/memory_region.hpp>
 #include <kvferry/side_message.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Where a region lies in its owner's memory, and the remote keys of its slices; no keys if peers may not reach it.
 struct RegionKeys {

@@ -12,10 +12,10 @@
 #include <utility>
 #include <vector>
 
-#include "core/kit/side_message_queue.hpp"
-#include "core/thread.hpp"
+#include <kvferry/kit/side_message_queue.hpp>
+#include <kvferry/detail/thread.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Threads on which queue pairs are joined with those of peers. To make one ready, the kernel resolves the peer's address,
 /// which takes up to a second where nobody answers for it; meanwhile other peers are served. Made when they are needed.

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 // Structures travel as they lie in memory. A big-endian port would have to swap here.
 static_assert(std::endian::native == std::endian::little, "kvferry's RDMA messages are little-endian");

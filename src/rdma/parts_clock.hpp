@@ -6,7 +6,7 @@
 
 #include <kvferry/kit/operation.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// How long the peer has been within something that comes in several messages. Small steps count for nothing: who sends a
 /// message now and then would never be late.

@@ -13,7 +13,7 @@
 
 #include "address_vector.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::size_t send_slots = 32;

@@ -8,7 +8,7 @@
 #include <system_error>
 #include <vector>
 
-#include "core/kit/failure.hpp"
+#include <kvferry/kit/failure.hpp>
 #include "device_limits.hpp"
 #include "endpoint.hpp"
 #include "rail_device.hpp"
@@ -16,7 +16,7 @@
 #include "verbs.hpp"
 #include "work_list.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 struct QueuePairOptions {
   std::size_t queue_depth = 0;

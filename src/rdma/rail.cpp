@@ -12,7 +12,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_error.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 /// Completions that are taken from the queue at a time.

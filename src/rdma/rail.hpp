@@ -17,13 +17,13 @@
 
 #include <kvferry/kit/link.hpp>
 
-#include "core/kit/failure.hpp"
-#include "core/kit/inbox_driver.hpp"
+#include <kvferry/kit/failure.hpp>
+#include <kvferry/kit/inbox_driver.hpp>
 #include "device_events.hpp"
 #include "queue_pair.hpp"
 #include "rail_protocol.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 struct RailOptions {
   QueuePairOptions queue_pair;

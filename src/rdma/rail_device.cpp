@@ -15,7 +15,7 @@
 
 #include "device_limits.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::size_t staging_blocks = 32;

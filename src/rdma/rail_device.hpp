@@ -19,7 +19,7 @@
 #include "slice_table.hpp"
 #include "verbs.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// How a port can be addressed at this moment.
 struct PortAddress {

@@ -8,10 +8,10 @@
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_error.hpp>
 
-#include "core/kit/checks.hpp"
-#include "core/kit/in_flight.hpp"
+#include <kvferry/kit/checks.hpp>
+#include <kvferry/kit/in_flight.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, const SliceTable& own_memory, MessageSlots slots,
                            RailTerms terms)
     : host_(std::move(host)),

@@ -16,15 +16,15 @@
 #include <kvferry/kit/link.hpp>
 
 #include "borrowed_memory.hpp"
-#include "core/kit/striped_operation.hpp"
-#include "core/kit/tag_matcher.hpp"
+#include <kvferry/kit/striped_operation.hpp>
+#include <kvferry/kit/tag_matcher.hpp>
 #include "endpoint.hpp"
 #include "message.hpp"
 #include "parts_clock.hpp"
 #include "work_list.hpp"
 #include "work_planner.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Registered memory out of which messages are sent, in slots of equal size.
 struct MessageSlots {

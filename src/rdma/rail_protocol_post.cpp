@@ -5,7 +5,7 @@
 
 #include "rail_protocol.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 /// Bytes with the adapter at a time: enough for any network to be full, few enough to be gone soon when an operation is

@@ -7,7 +7,7 @@
 
 #include "rail_protocol.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 std::string text(std::uint64_t number) { return std::to_string(number); }

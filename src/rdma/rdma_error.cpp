@@ -7,9 +7,9 @@
 
 #include <kvferry/error.hpp>
 
-#include "core/never_destroyed.hpp"
+#include <kvferry/detail/never_destroyed.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 static_assert(static_cast<int>(wc_status::local_protection_error) == IBV_WC_LOC_PROT_ERR);

@@ -6,11 +6,11 @@
 
 #include <kvferry/error.hpp>
 
-#include "core/kit/overlap.hpp"
-#include "core/kit/pause.hpp"
-#include "core/text.hpp"
+#include <kvferry/kit/overlap.hpp>
+#include <kvferry/kit/pause.hpp>
+#include <kvferry/detail/text.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 /// How long a goodbye may take. Without one the peer finds out by itself, later.

@@ -19,7 +19,7 @@
 #include "endpoint.hpp"
 #include "rail.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 struct LinkOptions {
   std::uint64_t incarnation = 0;

@@ -8,17 +8,17 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
-#include "core/kit/attempts.hpp"
-#include "core/kit/endpoint_codec.hpp"
-#include "core/kit/failure.hpp"
-#include "core/text.hpp"
+#include <kvferry/kit/attempts.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/failure.hpp>
+#include <kvferry/detail/text.hpp>
 #include "endpoint.hpp"
 #include "join_threads.hpp"
 #include "message.hpp"
 #include "rail_device.hpp"
 #include "rdma_link.hpp"
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using Links = kit::Attempts<rdma::RdmaLink>;

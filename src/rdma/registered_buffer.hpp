@@ -9,7 +9,7 @@
 #include "slice_table.hpp"
 #include "verbs.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Memory of the channel's own that is registered for as long as it lives; closed to peers.
 class RegisteredBuffer {

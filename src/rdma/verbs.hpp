@@ -10,7 +10,7 @@
 
 #include <kvferry/error.hpp>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 template <class Object, int (*destroy)(Object*)>
 struct VerbsDeleter {

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Work requests that are posted by one call, and their gather lists. Made once, filled again and again.
 class WorkList {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 std::size_t WorkPlanner::plan(WorkList& list, ibv_wr_opcode opcode, const RequestLimits& limits,
                               std::size_t max_requests, std::size_t max_bytes, const SliceTable& own,

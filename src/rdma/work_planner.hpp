@@ -8,13 +8,13 @@
 
 #include <kvferry/transfer_spec.hpp>
 
-#include "core/kit/striped_operation.hpp"
+#include <kvferry/kit/striped_operation.hpp>
 #include "endpoint.hpp"
 #include "message.hpp"
 #include "slice_table.hpp"
 #include "work_list.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Where a batch's objects lie in the peer's memory: on pages of a region, or in the buffers of a recv.
 class RemoteMemory {

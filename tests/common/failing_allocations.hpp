@@ -8,7 +8,7 @@
 #include <limits>
 #include <new>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 inline constexpr std::size_t unlimited_allocations = std::numeric_limits<std::size_t>::max();
 /// How many more allocations this thread gets.

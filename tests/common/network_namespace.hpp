@@ -18,7 +18,7 @@
 #include <type_traits>
 #include <utility>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 /// A network of its own, with nothing but an interface "lo" that is up. It lasts as long as this, and as what was made in it.
 /// Making one takes CAP_NET_ADMIN (root, in most containers), the rest the program `ip`.

@@ -10,7 +10,7 @@
 #include <iterator>
 #include <string>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// What a process holds at this moment.
 struct ProcessFigures {

@@ -10,7 +10,7 @@
 #include <mutex>
 #include <utility>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 namespace {
 
 struct Name {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 /// What a test has host names resolve to, in the program that scripted_names.cpp is part of: its `getaddrinfo` comes before the
 /// C library's. Names that no script knows go to that one.

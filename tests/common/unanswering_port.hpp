@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 /// A port to which a connection is never made and never refused, as at the address of a host that is gone: its queue of
 /// connections is full, so the kernel drops what asks for another.

@@ -11,7 +11,7 @@
 
 // What a DEALER says on a connection of ZeroMQ's, for those who have to do what ZeroMQ itself would not. Source: ZMTP 3.0,
 // https://rfc.zeromq.org/spec/23/
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 constexpr std::size_t zmtp_greeting_bytes = 64;
 

@@ -28,7 +28,7 @@
 
 #include "conformance/decorated_channel.hpp"
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// What a deliberately broken channel does wrong.
 enum class Fault {

@@ -12,7 +12,7 @@
 
 #include "conformance/broken_channel.hpp"
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 struct Broken {
   static constexpr std::string_view name = "Channel";

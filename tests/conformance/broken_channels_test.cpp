@@ -22,7 +22,7 @@
 #include <kvferry/testing/peer_process.hpp>
 #include <kvferry/testing/traits.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
 
 /// What ends a run that does not end by itself; the suite's own limits, which are what is tested, are much shorter.

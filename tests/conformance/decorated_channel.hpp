@@ -19,7 +19,7 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// A channel around another that does what the other does. Deliberately broken channels override a part of it.
 class DecoratedChannel : public BaseTransferChannel {

@@ -11,7 +11,7 @@
 #include <kvferry/rdma_transfer_channel.hpp>
 #include <kvferry/testing/traits.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Makes RDMA channels on the first `Rails` active ports of this machine.
 template <class Derived, std::size_t Rails>

@@ -15,7 +15,7 @@
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/traits.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Makes TCP channels whose options `Derived::configure` may change.
 template <class Derived>

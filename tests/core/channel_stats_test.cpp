@@ -17,9 +17,9 @@
 #include <kvferry/channel_stats.hpp>
 #include <kvferry/error.hpp>
 
-#include "core/kit/transfer_counters.hpp"
+#include <kvferry/kit/transfer_counters.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using namespace std::chrono_literals;

@@ -12,7 +12,7 @@
 
 #include <kvferry/log.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 /// What is logged while it lives.

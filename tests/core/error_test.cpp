@@ -12,7 +12,7 @@
 #include <system_error>
 #include <vector>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 constexpr auto last_errc = errc::peer_restarted_in_flight;

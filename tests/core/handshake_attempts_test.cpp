@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/handshake_attempts.hpp"
+#include <kvferry/handshake/handshake_attempts.hpp>
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -14,7 +14,7 @@
 #include "common/unanswering_port.hpp"
 #include "core/handshake_fixture.hpp"
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 using namespace std::chrono_literals;

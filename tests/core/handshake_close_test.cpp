@@ -24,7 +24,7 @@
 #include "core/handshake_fixture.hpp"
 #include "core/handshake_test_support.hpp"
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using namespace std::chrono_literals;

@@ -23,7 +23,7 @@
 
 #include "core/handshake_test_support.hpp"
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 /// A message with a number, to tell one from another.
 template <const char* Name>

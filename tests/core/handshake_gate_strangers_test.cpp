@@ -24,7 +24,7 @@
 #include "common/zmtp.hpp"
 #include "core/handshake_fixture.hpp"
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using namespace test;

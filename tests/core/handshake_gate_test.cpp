@@ -21,7 +21,7 @@
 
 #include "core/handshake_fixture.hpp"
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using namespace test;

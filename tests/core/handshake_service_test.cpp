@@ -26,7 +26,7 @@
 #include "core/handshake_fixture.hpp"
 #include "core/handshake_test_support.hpp"
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using namespace test;

@@ -19,7 +19,7 @@
 #include <kvferry/side_message.hpp>
 #include <kvferry/side_message_codec.hpp>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 using kit::HandshakeService;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/host_address.hpp"
+#include <kvferry/detail/host_address.hpp>
 
 #include <gtest/gtest.h>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 TEST(HostAddress, IsTheSameInAnySpelling) {

@@ -11,7 +11,7 @@
 #include "core/lmcache_messages.hpp"
 #include "core/lmcache_peer.hpp"
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using test::ask;

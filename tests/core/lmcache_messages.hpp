@@ -10,7 +10,7 @@
 
 #include <kvferry/side_message.hpp>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 /// LMCache's messages as msgspec encodes them.
 inline constexpr std::string_view p2p_init_hex = "81a474797065ae503250496e6974536964654d7367";

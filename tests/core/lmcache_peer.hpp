@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace kvferry::test {
+namespace kvferry::inline KVFERRY_ABI::test {
 
 /// A run of lmcache_peer.py, which ends by itself at its own deadlines. Its complaints go to our standard error.
 class LmcachePeer {

@@ -24,7 +24,7 @@
 
 #include <kvferry/error.hpp>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 /// A record without views.

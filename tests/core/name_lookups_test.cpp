@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/name_lookups.hpp"
+#include <kvferry/detail/name_lookups.hpp>
 
 #include <gtest/gtest.h>
 
@@ -21,7 +21,7 @@
 #include "common/scripted_names.hpp"
 #include "core/handshake_test_support.hpp"
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 using test::get;

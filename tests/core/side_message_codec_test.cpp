@@ -17,7 +17,7 @@
 
 #include "core/lmcache_messages.hpp"
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 using test::from_hex;

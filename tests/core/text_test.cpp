@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/text.hpp"
+#include <kvferry/detail/text.hpp>
 
 #include <gtest/gtest.h>
 
 #include <string>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 TEST(Text, WhatAPeerSentIsQuotedInOneLine) {

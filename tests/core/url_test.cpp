@@ -8,7 +8,7 @@
 #include <string>
 #include <tuple>
 
-namespace kvferry {
+namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
 struct GoodUrl {

@@ -20,11 +20,11 @@
 #include <kvferry/tcp_transfer_channel.hpp>
 
 #include "common/zmtp.hpp"
-#include "core/kit/init_messages.hpp"
-#include "tcp/frame.hpp"
-#include "tcp/hello.hpp"
+#include <kvferry/kit/init_messages.hpp>
+#include <kvferry/tcp/frame.hpp>
+#include <kvferry/tcp/hello.hpp>
 
-namespace kvferry::hostile {
+namespace kvferry::inline KVFERRY_ABI::hostile {
 namespace {
 
 /// Descriptors that an attacker holds at a time.

@@ -5,7 +5,7 @@
 #include <span>
 #include <string_view>
 
-namespace kvferry::hostile {
+namespace kvferry::inline KVFERRY_ABI::hostile {
 
 /// Where the channel under attack listens, on loopback.
 struct Target {

@@ -26,7 +26,7 @@
 #include "common/process_figures.hpp"
 #include "hostile/attacks.hpp"
 
-namespace kvferry::hostile {
+namespace kvferry::inline KVFERRY_ABI::hostile {
 namespace {
 
 using namespace std::chrono_literals;

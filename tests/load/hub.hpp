@@ -18,7 +18,7 @@
 
 #include "common/process_figures.hpp"
 
-namespace kvferry::load {
+namespace kvferry::inline KVFERRY_ABI::load {
 
 inline constexpr std::size_t page_size = 4096;
 

@@ -21,7 +21,7 @@
 
 #include "load/hub.hpp"
 
-namespace kvferry::load {
+namespace kvferry::inline KVFERRY_ABI::load {
 namespace {
 
 using kvferry::testing::ProcessFigures;

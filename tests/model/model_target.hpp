@@ -14,7 +14,7 @@
 #include <kvferry/channel_options.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 
-namespace kvferry::model {
+namespace kvferry::inline KVFERRY_ABI::model {
 
 using Word = std::uint64_t;
 

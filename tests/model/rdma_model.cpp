@@ -8,7 +8,7 @@
 
 #include "model_target.hpp"
 
-namespace kvferry::model {
+namespace kvferry::inline KVFERRY_ABI::model {
 namespace {
 
 RdmaOptions rdma_options(const TargetShape& shape, ChannelOptions options) {

@@ -7,7 +7,7 @@
 
 #include "model_target.hpp"
 
-namespace kvferry::model {
+namespace kvferry::inline KVFERRY_ABI::model {
 
 std::size_t most_lanes() { return 8; }
 

@@ -30,7 +30,7 @@
 
 #include "model_target.hpp"
 
-namespace kvferry::model {
+namespace kvferry::inline KVFERRY_ABI::model {
 
 struct Counts {
   std::atomic<std::uint64_t> page_checks{0};

@@ -20,7 +20,7 @@
 
 #include "write_order_model.hpp"
 
-namespace kvferry::model {
+namespace kvferry::inline KVFERRY_ABI::model {
 namespace {
 
 std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {

@@ -19,7 +19,7 @@
 
 #include "tcp/channel_pair.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 /// The open descriptors of this process, and what they are.

@@ -16,7 +16,7 @@
 #include <exception>
 #include <map>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
 
 constexpr std::chrono::minutes longest_run{1};

@@ -3,7 +3,7 @@
 
 #include <string>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Small programs that change what all of a process shares - limits, signals, how it ends - each run in a process of its
 /// own: this test program, started anew.

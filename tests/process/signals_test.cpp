@@ -20,7 +20,7 @@
 #include "program.hpp"
 #include "tcp/channel_pair.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using kvferry::testing::Program;

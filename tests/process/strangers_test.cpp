@@ -16,7 +16,7 @@
 #include "program.hpp"
 #include "tcp/channel_pair.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using kvferry::testing::ProcessFigures;

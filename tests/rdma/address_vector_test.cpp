@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 Bytes gid(unsigned char subnet, unsigned char host) {

@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::uint32_t receives = 64;

@@ -11,7 +11,7 @@
 
 #include "rdma/message.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 RailEndpoint rail() {

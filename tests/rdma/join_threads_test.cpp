@@ -8,7 +8,7 @@
 #include <latch>
 #include <thread>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::chrono::seconds long_enough{60};

@@ -11,7 +11,7 @@
 #include "rdma/borrowed_memory.hpp"
 #include "rdma/slice_table.hpp"
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::size_t bytes_of_slice = 4096;

@@ -17,7 +17,7 @@
 
 #include "rdma/two_sides.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 class RailProtocolAccounts : public TwoSides {

@@ -15,7 +15,7 @@
 
 #include "rdma/two_sides.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 class RailProtocolEnd : public TwoSides {

@@ -18,7 +18,7 @@
 
 #include "rdma/rail_sides.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 constexpr std::size_t buffers = 8;

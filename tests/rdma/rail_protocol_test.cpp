@@ -15,7 +15,7 @@
 
 #include "rdma/rail_sides.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 class RailProtocolTest : public ::testing::Test {

@@ -21,10 +21,10 @@
 
 #include <kvferry/error.hpp>
 
-#include "core/kit/operation_registry.hpp"
+#include <kvferry/kit/operation_registry.hpp>
 #include "rdma/rail_protocol.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 
 inline constexpr std::size_t page = 4096;
 inline constexpr std::size_t slot_count = 4;

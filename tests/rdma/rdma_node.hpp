@@ -21,10 +21,10 @@
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_transfer_channel.hpp>
 
-#include "core/kit/endpoint_codec.hpp"
+#include <kvferry/kit/endpoint_codec.hpp>
 #include "rdma/endpoint.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 
 inline constexpr std::size_t page_size = 4096;
 inline constexpr std::chrono::seconds long_enough{60};

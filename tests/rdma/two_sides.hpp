@@ -10,7 +10,7 @@
 
 #include "rdma/rail_sides.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 
 /// Two sides of a rail that know each other, and what adapters do between them, when the test says so.
 class TwoSides : public ::testing::Test {

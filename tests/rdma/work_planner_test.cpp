@@ -12,7 +12,7 @@
 #include <random>
 #include <vector>
 
-namespace kvferry::rdma {
+namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
 constexpr std::uint64_t remote_base = std::uint64_t{1} << 40;

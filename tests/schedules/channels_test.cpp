@@ -13,7 +13,7 @@
 #include "handshakes.hpp"
 #include "sides.hpp"
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 namespace {
 
 TcpOptions any_options() {

@@ -23,9 +23,9 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
-#include "core/side_message_error.hpp"
+#include <kvferry/detail/side_message_error.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 std::atomic<std::size_t> to_lose{0};
@@ -278,7 +278,7 @@ void HandshakeService::close() {
 
 }  // namespace kvferry::kit
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 
 void reset_handshakes() { kit::forget_services(); }
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 
 /// How many of the next questions and answers get lost on their way.
 void lose_handshake_messages(std::size_t count);

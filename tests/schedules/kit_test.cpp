@@ -20,13 +20,13 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 
-#include "core/kit/fence.hpp"
-#include "core/kit/inbox_driver.hpp"
-#include "core/kit/notification_queue.hpp"
-#include "core/kit/operation_registry.hpp"
+#include <kvferry/kit/fence.hpp>
+#include <kvferry/kit/inbox_driver.hpp>
+#include <kvferry/kit/notification_queue.hpp>
+#include <kvferry/kit/operation_registry.hpp>
 #include "scheduler.hpp"
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 using schedules::explore;

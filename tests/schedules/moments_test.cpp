@@ -12,7 +12,7 @@
 #include "pair.hpp"
 #include "sides.hpp"
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 namespace {
 
 /// Ends that were seen, by what there was to be seen. A test that never saw one of them tested nothing.

@@ -11,7 +11,7 @@
 #include "pair.hpp"
 #include "sides.hpp"
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 namespace {
 
 TEST(Peers, TwoThatDialEachOtherAtOnceAreConnected) {

@@ -12,7 +12,7 @@
 
 #include <kvferry/testing/traits.hpp>
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 namespace {
 
 thread_local Scheduler* scheduler = nullptr;

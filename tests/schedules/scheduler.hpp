@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 
 using Nanoseconds = std::chrono::nanoseconds;
 

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 namespace {
 
 using Clock = std::chrono::steady_clock;

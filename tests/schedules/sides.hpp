@@ -27,7 +27,7 @@
 
 #include "scheduler.hpp"
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;

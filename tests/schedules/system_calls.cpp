@@ -381,7 +381,7 @@ int __wrap_close(int descriptor) {
 
 }  // extern "C"
 
-namespace kvferry::schedules {
+namespace kvferry::inline KVFERRY_ABI::schedules {
 
 void cut_connections() {
   std::vector<int> connected;

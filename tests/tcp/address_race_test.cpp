@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tcp/address_race.hpp"
+#include <kvferry/tcp/address_race.hpp>
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 
 #include "common/unanswering_port.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using asio::ip::tcp;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tcp/allowed_hosts.hpp"
+#include <kvferry/tcp/allowed_hosts.hpp>
 
 #include <gtest/gtest.h>
 
@@ -14,7 +14,7 @@
 #include "common/scripted_names.hpp"
 #include "common/unanswering_port.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using test::ScriptedNames;

@@ -18,7 +18,7 @@
 
 #include "relay.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
 inline constexpr std::size_t page_size = 4096;
 inline constexpr std::chrono::seconds long_enough{30};

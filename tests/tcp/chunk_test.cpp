@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tcp/chunk.hpp"
+#include <kvferry/tcp/chunk.hpp>
 
 #include <gtest/gtest.h>
 
 #include <vector>
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 /// Cuts objects of these sizes and checks that every byte is in exactly one piece, in order. @return the chunks' number.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What becomes of handshakes whose data connections don't come, and of connections that belong to no handshake.
-#include "tcp/data_acceptor.hpp"
+#include <kvferry/tcp/data_acceptor.hpp>
 
 #include <gtest/gtest.h>
 
@@ -24,7 +24,7 @@
 
 #include <kvferry/error.hpp>
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 using asio::ip::tcp;

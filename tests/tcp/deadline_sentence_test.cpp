@@ -18,7 +18,7 @@
 #include "channel_pair.hpp"
 #include "common/unanswering_port.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using std::chrono::milliseconds;

@@ -22,7 +22,7 @@
 
 #include "channel_pair.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using std::chrono::milliseconds;

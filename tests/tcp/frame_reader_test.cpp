@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tcp/frame_reader.hpp"
+#include <kvferry/tcp/frame_reader.hpp>
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 /// Takes any frame, and notes for how many descriptors there is room.

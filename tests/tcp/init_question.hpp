@@ -3,10 +3,10 @@
 
 #include <kvferry/side_message_codec.hpp>
 
-#include "core/kit/init_messages.hpp"
-#include "tcp/hello.hpp"
+#include <kvferry/kit/init_messages.hpp>
+#include <kvferry/tcp/hello.hpp>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
 /// A stranger's question to "b", whose data connections it may then make.
 inline kit::InitQuestion question() {

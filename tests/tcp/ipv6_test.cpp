@@ -15,7 +15,7 @@
 #include "channel_pair.hpp"
 #include "common/network_namespace.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using test::NetworkNamespace;

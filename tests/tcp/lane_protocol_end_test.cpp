@@ -12,9 +12,9 @@
 #include <kvferry/error.hpp>
 
 #include "protocol_harness.hpp"
-#include "tcp/lane_protocol.hpp"
+#include <kvferry/tcp/lane_protocol.hpp>
 
-namespace kvferry::tcp::testing::lane_end {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing::lane_end {
 namespace {
 
 constexpr std::size_t everything = std::size_t{64} << 20;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a peer may say that no peer of ours would: line 11 of docs/fault_table.md.
-#include "tcp/lane_protocol.hpp"
+#include <kvferry/tcp/lane_protocol.hpp>
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 
 #include "protocol_harness.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 /// What a hostile peer may send, and what becomes of it.

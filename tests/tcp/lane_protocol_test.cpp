@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tcp/lane_protocol.hpp"
+#include <kvferry/tcp/lane_protocol.hpp>
 
 #include <gtest/gtest.h>
 
@@ -8,9 +8,9 @@
 #include <random>
 
 #include "protocol_harness.hpp"
-#include "tcp/frame_reader.hpp"
+#include <kvferry/tcp/frame_reader.hpp>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 std::vector<std::uint64_t> shuffled(std::size_t count) {

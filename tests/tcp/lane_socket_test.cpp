@@ -19,9 +19,9 @@
 #include <kvferry/error.hpp>
 
 #include "protocol_harness.hpp"
-#include "tcp/lane.hpp"
+#include <kvferry/tcp/lane.hpp>
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 using asio::ip::tcp;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tcp/lane.hpp"
+#include <kvferry/tcp/lane.hpp>
 
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@
 
 #include "protocol_harness.hpp"
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 using asio::ip::tcp;

@@ -8,7 +8,7 @@
 #include "core/lmcache_messages.hpp"
 #include "core/lmcache_peer.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 TEST(HandshakeFaults, Line01_Line02_AChannelAnswersAnLmcachePeerAsLmcacheDoes) {

@@ -18,9 +18,9 @@
 #include "channel_pair.hpp"
 #include "common/scripted_names.hpp"
 #include "common/unanswering_port.hpp"
-#include "core/name_lookups.hpp"
+#include <kvferry/detail/name_lookups.hpp>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using test::ScriptedNames;

@@ -19,7 +19,7 @@
 #include "channel_pair.hpp"
 #include "init_question.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using std::chrono::milliseconds;

@@ -16,10 +16,10 @@
 
 #include <kvferry/error.hpp>
 
-#include "core/kit/operation_registry.hpp"
-#include "tcp/lane_protocol.hpp"
+#include <kvferry/kit/operation_registry.hpp>
+#include <kvferry/tcp/lane_protocol.hpp>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
 /// A channel's side of a lane: regions, and the notifications that arrived.
 class Host final : public kit::LinkHost {

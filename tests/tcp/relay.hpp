@@ -19,7 +19,7 @@
 #include <thread>
 #include <utility>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
 /// A network between two channels that a test can stop, cut and count: connections to `port()` are relayed to the target.
 class Relay {

@@ -11,9 +11,9 @@
 #include <chrono>
 #include <system_error>
 
-#include "tcp/hello.hpp"
+#include <kvferry/tcp/hello.hpp>
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 int option(const asio::ip::tcp::socket& socket, int level, int name) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "tcp/tcp_link.hpp"
+#include <kvferry/tcp/tcp_link.hpp>
 
 #include <gtest/gtest.h>
 
@@ -17,7 +17,7 @@
 
 #include "protocol_harness.hpp"
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 using asio::ip::tcp;

@@ -16,7 +16,7 @@
 
 #include "channel_pair.hpp"
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 struct Trouble : std::runtime_error {

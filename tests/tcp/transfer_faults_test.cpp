@@ -12,9 +12,9 @@
 #include <thread>
 
 #include "channel_pair.hpp"
-#include "tcp/frame.hpp"
+#include <kvferry/tcp/frame.hpp>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using std::chrono::milliseconds;

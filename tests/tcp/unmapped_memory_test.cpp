@@ -15,9 +15,9 @@
 #include <kvferry/error.hpp>
 
 #include "channel_pair.hpp"
-#include "tcp/frame.hpp"
+#include <kvferry/tcp/frame.hpp>
 
-namespace kvferry::tcp::testing {
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 /// Memory of which all, or all from some byte on, can be taken away.

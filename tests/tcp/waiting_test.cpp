@@ -18,7 +18,7 @@
 
 #include "channel_pair.hpp"
 
-namespace kvferry::tcp {
+namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
 using testing::indexes;

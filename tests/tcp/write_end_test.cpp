@@ -27,7 +27,7 @@
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 
-namespace kvferry::tcp::write_end {
+namespace kvferry::inline KVFERRY_ABI::tcp::write_end {
 namespace {
 
 using kvferry::testing::PausableExecutor;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_BLOCKING_WAIT_HPP
+#define KVFERRY_KIT_BLOCKING_WAIT_HPP
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// A blocking call that waits for its operation to end, seen by a transport that would rather have the caller's thread
 /// move bytes than sleep. To be used on that thread only.
@@ -20,3 +22,5 @@ class KVFERRY_EXPORT BlockingWait {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_BLOCKING_WAIT_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_HANDSHAKE_SERVICE_HPP
+#define KVFERRY_KIT_HANDSHAKE_SERVICE_HPP
 
 #include <chrono>
 #include <cstddef>
@@ -8,11 +10,11 @@
 #include <string>
 #include <system_error>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/kit/refusals.hpp>
 #include <kvferry/side_message.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Asks and answers side messages over ZeroMQ: a ROUTER that serves kvferry clients and plain REQ sockets alike, and
 /// a client socket for each question. Transport-neutral: it knows nothing of what the messages mean.
@@ -96,3 +98,5 @@ class KVFERRY_EXPORT HandshakeService {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_HANDSHAKE_SERVICE_HPP

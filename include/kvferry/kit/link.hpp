@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_LINK_HPP
+#define KVFERRY_KIT_LINK_HPP
 
 #include <cstddef>
 #include <cstdint>
@@ -11,13 +13,13 @@
 #include <system_error>
 #include <vector>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/kit/blocking_wait.hpp>
 #include <kvferry/kit/operation.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/side_message.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// What a peer said of itself in the handshake, checked.
 struct PeerDescription {
@@ -155,3 +157,5 @@ class KVFERRY_EXPORT Dial {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_LINK_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_LOGGER_HPP
+#define KVFERRY_KIT_LOGGER_HPP
 
 #include <array>
 #include <chrono>
@@ -11,10 +13,10 @@
 #include <system_error>
 #include <utility>
 
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/log.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// What a channel and its transport log through: knows the sink, the level, and how much of the same there was.
 ///
@@ -75,3 +77,5 @@ class KVFERRY_EXPORT Logger {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_LOGGER_HPP

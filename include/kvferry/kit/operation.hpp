@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_OPERATION_HPP
+#define KVFERRY_KIT_OPERATION_HPP
 
 #include <atomic>
 #include <chrono>
@@ -11,10 +13,10 @@
 #include <system_error>
 
 #include <kvferry/completion.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/transfer_spec.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 using Clock = std::chrono::steady_clock;
 
@@ -116,3 +118,5 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_OPERATION_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_POLLER_HPP
+#define KVFERRY_KIT_POLLER_HPP
 
 #include <atomic>
 #include <chrono>
@@ -10,9 +12,9 @@
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// A connection that can be looked at without waiting for it.
 class KVFERRY_EXPORT Pollable {
@@ -77,3 +79,5 @@ class KVFERRY_EXPORT Poller {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_POLLER_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_REFUSALS_HPP
+#define KVFERRY_KIT_REFUSALS_HPP
 
 #include <cstdint>
 #include <map>
@@ -11,10 +13,10 @@
 #include <vector>
 
 #include <kvferry/channel_stats.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/kit/logger.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Counts by error. Thread-safe; for what happens seldom.
 class CauseCounter {
@@ -59,3 +61,5 @@ class KVFERRY_EXPORT Refusals {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_REFUSALS_HPP

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_TRANSFER_CHANNEL_KIT_HPP
+#define KVFERRY_KIT_TRANSFER_CHANNEL_KIT_HPP
 
 #include <functional>
 #include <memory>
@@ -11,13 +13,13 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
-#include <kvferry/export.hpp>
+#include <kvferry/config.hpp>
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/logger.hpp>
 #include <kvferry/kit/refusals.hpp>
 #include <kvferry/kit/poller.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Everything of a channel that does not depend on how bytes travel, written once: checks of arguments, deadlines,
 /// cancellation, exactly-once completion, statuses, the peer table, handshakes (also two at once, and restarts),
@@ -131,3 +133,5 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_TRANSFER_CHANNEL_KIT_HPP

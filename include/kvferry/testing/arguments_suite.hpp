@@ -17,7 +17,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// What is refused before any I/O: nothing moves, the error is the promised one, and it is explained.
 class ArgumentsTests : public ConformanceBase {

@@ -14,7 +14,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Batches of all lengths, and many batches at a time.
 class BatchesTests : public ConformanceBase {

@@ -23,7 +23,7 @@
 #include <kvferry/testing/stalled_peer.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Cancellation through the handler's slot. Handlers run, and signals are emitted, on the test's own thread only: that
 /// is what Asio asks of those who use slots.

@@ -19,7 +19,7 @@
 #include <kvferry/testing/stalled_peer.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// `close` and destruction while there is work: all of it ends, with `errc::closed`, and buffers are quiet.
 class ClosingTests : public StalledPeerBase {

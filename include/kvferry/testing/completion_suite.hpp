@@ -24,7 +24,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// How handlers are called: exactly once (all tests of the suite see to that), never inside the call that started the
 /// operation, on the right executor, and free to do as they like.

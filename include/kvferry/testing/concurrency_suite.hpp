@@ -21,7 +21,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Many threads on one channel, many peers, and peers that come and go.
 class ConcurrencyTests : public ConformanceBase {

@@ -15,7 +15,7 @@
 #include <kvferry/testing/suite_options.hpp>
 #include <kvferry/testing/traits.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// One test's object of a traits type, whose type the suite's tests do not know: they are compiled once, for all
 /// transports.

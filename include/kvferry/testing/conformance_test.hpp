@@ -35,7 +35,7 @@
   if (!this->capabilities().capability)                             \
   GTEST_SKIP() << "Capabilities::" #capability " of this transport is " << this->capabilities().capability
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// What the tests of the suite have in common: nodes, and operations that are watched until the test's end, when all
 /// channels are gone and every handler must have run exactly once.

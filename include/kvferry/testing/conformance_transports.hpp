@@ -10,7 +10,7 @@
 /// @param prefix of the tests' names, an identifier.
 /// @param ... types that model `kvferry::testing::ConformanceTraits`, fully qualified or of `kvferry::testing`.
 #define KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(prefix, ...)                  \
-  namespace kvferry::testing {                                              \
+  namespace kvferry::inline KVFERRY_ABI::testing {                                              \
   static const bool prefix##IsPutToTheTest [[maybe_unused]] =               \
       ConformanceRegistry::instance().add_transports<__VA_ARGS__>(#prefix); \
   }                                                                         \

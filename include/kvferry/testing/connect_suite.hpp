@@ -18,7 +18,7 @@
 #include <kvferry/testing/silent_listener.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Handshakes: who is connected afterwards, and what is refused.
 class ConnectTests : public ConformanceBase {

@@ -15,7 +15,7 @@
 #include <kvferry/testing/stalled_peer.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Every operation ends by its deadline, its buffers are quiet then, and the channel goes on.
 class DeadlinesTests : public StalledPeerBase {

@@ -19,7 +19,7 @@
 #include <kvferry/testing/stalled_peer.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// What has ended stays ended: nothing of it lands afterwards, or its error says that something may; and a fence makes
 /// sure of that.

@@ -19,7 +19,7 @@
 #include <kvferry/testing/suite_macros.hpp>
 #include <kvferry/url.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Construction, facts, and closing a channel that has nothing to do.
 class LifecycleTests : public ConformanceBase {

@@ -22,7 +22,7 @@
 #include <kvferry/testing/suite_options.hpp>
 #include <kvferry/testing/traits.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 struct RegionSpec {
   std::size_t pages = 64;

@@ -21,7 +21,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Notifications: handed out after the data, each once, oldest first.
 class NotificationsTests : public ConformanceBase {

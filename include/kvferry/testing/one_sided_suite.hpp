@@ -13,7 +13,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Write and read: the right bytes in the right places, and no others.
 class OneSidedTests : public ConformanceBase {

@@ -13,7 +13,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Which send meets which recv: the n-th of a tag the n-th of that tag, whatever else is under way.
 class OrderingTests : public ConformanceBase {

@@ -15,7 +15,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Send and recv: which meets which, what arrives, and what happens where the two do not fit.
 class PairedTests : public ConformanceBase {

@@ -13,7 +13,7 @@
 #include <kvferry/testing/peer_memory.hpp>
 #include <kvferry/transfer_spec.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// What memory holds that nothing was put into.
 inline constexpr std::byte background{0x5a};

@@ -12,7 +12,7 @@
 #include <thread>
 #include <utility>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// An executor with a thread of its own that can be held up: a channel that runs on it is then a peer that is there but
 /// does nothing.

@@ -15,7 +15,7 @@ void AnnotateIgnoreWritesEnd(const char* file, int line);
 }
 #endif
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// While it lives, ThreadSanitizer does not look at what this thread reads and writes.
 ///

@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// A file descriptor that is closed.
 class FileDescriptor {

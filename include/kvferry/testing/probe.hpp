@@ -18,7 +18,7 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Marks the calling thread as being inside a call that starts an operation: a handler that runs there was called
 /// inline.

@@ -16,7 +16,7 @@
 #include <kvferry/testing/process_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Peers in processes of their own: transfers, sudden death, restarts, and peers that stop.
 class ProcessesTests : public ProcessBase {

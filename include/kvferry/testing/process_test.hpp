@@ -19,7 +19,7 @@
 #include <kvferry/testing/stalled_peer.hpp>
 #include <kvferry/testing/storm.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// For tests with a peer in a process of its own, which does what it is told, line by line.
 ///

@@ -15,7 +15,7 @@
 #include <kvferry/testing/conformance_registry.hpp>
 #include <kvferry/testing/test_watchdog.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Counts the tests that ran and those that were skipped, with the reasons. A group of which everything was skipped is a
 /// failure: a test suite that was to run as a whole, and, in a run of all tests, a transport of which nothing was tested

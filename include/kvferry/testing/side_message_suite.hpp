@@ -27,7 +27,7 @@
 #define KVFERRY_TESTING_REQUIRE_ANSWERING_CHANNEL() \
   if (!this->facts().answers_side_messages) GTEST_SKIP() << "the traits have no make_answering_channel"
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// A message of a user's own.
 struct Question {

@@ -6,7 +6,7 @@
 
 #include <string>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// An address that accepts connections (the kernel does) and never says anything: a peer that hangs.
 class SilentListener {

@@ -8,7 +8,7 @@
 
 #include <kvferry/transfer_spec.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// A spec for pages of the peer's region. It refers to the indexes.
 [[nodiscard]] inline TransferSpec at(std::span<const std::uint64_t> indexes, std::uint32_t region = 0) {

@@ -9,7 +9,7 @@
 
 #include <kvferry/testing/conformance_test.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// For tests of what ends an operation other than its success: a peer that can be held up, more bytes a transfer than
 /// any socket's buffer holds, and a check that buffers are left alone afterwards.

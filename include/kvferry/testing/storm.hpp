@@ -12,7 +12,7 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Transfers each of which is started again as soon as it is done, until it fails: there is always something in the
 /// middle.

@@ -5,7 +5,7 @@
 
 #include <kvferry/channel_options.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// The options of the suite's channels: deadlines shorter than the suite's patience, and regions of any pages, because
 /// the local regions' numbers differ.

@@ -11,7 +11,7 @@
 #include <kvferry/testing/traits.hpp>
 #include <kvferry/testing/watchdog.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// How much slower than usual this machine is, as `KVFERRY_TEST_TIME_FACTOR` says; 1 where it says nothing.
 [[nodiscard]] inline double time_factor() {

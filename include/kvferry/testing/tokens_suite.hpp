@@ -36,7 +36,7 @@
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/suite_macros.hpp>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Counts what is allocated through it.
 template <class T>

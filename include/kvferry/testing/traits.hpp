@@ -27,7 +27,7 @@
 #endif
 #endif
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Whether a sanitizer that slows memory accesses down and needs memory of its own is active.
 #ifdef KVFERRY_TESTING_SANITIZED

@@ -12,7 +12,7 @@
 #include <thread>
 #include <utility>
 
-namespace kvferry::testing {
+namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Ends the process if a test does not end: a channel that blocks for ever (in `close`, in a destructor, in a blocking
 /// call) can't be made to stop, so there is nothing to go on with.

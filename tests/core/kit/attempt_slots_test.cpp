@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/attempt_slots.hpp"
+#include <kvferry/kit/attempt_slots.hpp>
 
 #include <gtest/gtest.h>
 
 #include <optional>
 #include <string>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 TEST(AttemptSlots, ANewOneOfAnotherSourceDisplacesTheOldestOfTheGreediest) {

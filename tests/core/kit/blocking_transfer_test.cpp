@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/blocking_transfer.hpp"
+#include <kvferry/kit/blocking_transfer.hpp>
 
 #include <gtest/gtest.h>
 
@@ -10,7 +10,7 @@
 
 #include <kvferry/error.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 bool readable(int descriptor, int timeout_ms) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is refused before it is tried: each bound from both of its sides.
-#include "core/kit/checks.hpp"
+#include <kvferry/kit/checks.hpp>
 
 #include <gtest/gtest.h>
 
@@ -13,7 +13,7 @@
 
 #include <kvferry/error.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 std::byte object_memory[64];

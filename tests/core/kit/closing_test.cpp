@@ -21,7 +21,7 @@
 
 #include "test_channel.hpp"
 
-namespace kvferry::kit::tests {
+namespace kvferry::inline KVFERRY_ABI::kit::tests {
 namespace {
 
 /// "a" connects to "b", over links of the test's at "a".

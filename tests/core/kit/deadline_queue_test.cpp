@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/operation_registry.hpp"
+#include <kvferry/kit/operation_registry.hpp>
 
 #include <gtest/gtest.h>
 
@@ -16,7 +16,7 @@
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 using std::chrono::hours;

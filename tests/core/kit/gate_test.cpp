@@ -25,9 +25,9 @@
 
 #include "test_channel.hpp"
 
-#include "core/kit/gate.hpp"
+#include <kvferry/kit/gate.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 /// Where the thread that cancels is, and where the one that destroys.

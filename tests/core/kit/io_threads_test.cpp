@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/io_threads.hpp"
+#include <kvferry/kit/io_threads.hpp>
 
 #include <asio/post.hpp>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 #include <memory>
 #include <stdexcept>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 /// Always finds something, until it has been looked at often enough.

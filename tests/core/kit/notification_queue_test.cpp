@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/notification_queue.hpp"
+#include <kvferry/kit/notification_queue.hpp>
 
 #include <gtest/gtest.h>
 
@@ -15,7 +15,7 @@
 
 #include <kvferry/error.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 class NotificationQueueTest : public ::testing::Test {

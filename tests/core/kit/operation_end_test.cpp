@@ -20,11 +20,11 @@
 #include <kvferry/kit/operation.hpp>
 
 #include "common/failing_allocations.hpp"
-#include "core/kit/init_exchange.hpp"
-#include "core/kit/operation_registry.hpp"
-#include "core/kit/striped_operation.hpp"
+#include <kvferry/kit/init_exchange.hpp>
+#include <kvferry/kit/operation_registry.hpp>
+#include <kvferry/kit/striped_operation.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 using test::allocation_refused;

@@ -12,9 +12,9 @@
 
 #include <kvferry/error.hpp>
 
-#include "core/kit/operation_registry.hpp"
+#include <kvferry/kit/operation_registry.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 class Operations : public ::testing::Test {

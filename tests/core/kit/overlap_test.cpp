@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/overlap.hpp"
+#include <kvferry/kit/overlap.hpp>
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 bool writes_on_itself(std::vector<std::uint64_t> indexes) {

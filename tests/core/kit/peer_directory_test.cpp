@@ -18,10 +18,10 @@
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 
-#include "core/kit/init_messages.hpp"
+#include <kvferry/kit/init_messages.hpp>
 #include "test_channel.hpp"
 
-namespace kvferry::kit::tests {
+namespace kvferry::inline KVFERRY_ABI::kit::tests {
 namespace {
 
 /// A channel that is asked by strangers, whose connections then don't come unless the test says so.

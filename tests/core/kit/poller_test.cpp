@@ -8,7 +8,7 @@
 #include <thread>
 #include <vector>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 /// Finds something so many times, and from then on what it is told.

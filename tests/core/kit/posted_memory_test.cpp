@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/posted_memory.hpp"
+#include <kvferry/kit/posted_memory.hpp>
 
 #include <gtest/gtest.h>
 
 #include <memory>
 #include <vector>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 constexpr std::size_t due = PostedMemory::due_bytes;

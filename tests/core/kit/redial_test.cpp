@@ -12,7 +12,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 /// What happened to a channel's links, in order.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/side_message_queue.hpp"
+#include <kvferry/kit/side_message_queue.hpp>
 
 #include <gtest/gtest.h>
 
 #include <functional>
 #include <string>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 constexpr std::size_t size = 1000;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/stranger_links.hpp"
+#include <kvferry/kit/stranger_links.hpp>
 
 #include <gtest/gtest.h>
 
 #include <string>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 /// The oldest of those of which one has to go; empty if there is room, "-" if there is neither room nor one of those.

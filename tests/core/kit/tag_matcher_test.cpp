@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "core/kit/tag_matcher.hpp"
+#include <kvferry/kit/tag_matcher.hpp>
 
 #include <gtest/gtest.h>
 
@@ -11,7 +11,7 @@
 
 #include <kvferry/kit/link.hpp>
 
-namespace kvferry::kit {
+namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
 using Matcher = TagMatcher<std::vector<int>>;

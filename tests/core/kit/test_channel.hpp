@@ -13,7 +13,7 @@
 
 #include <kvferry/kit/transfer_channel_kit.hpp>
 
-namespace kvferry::kit::tests {
+namespace kvferry::inline KVFERRY_ABI::kit::tests {
 
 /// Keeps the operations that it is given.
 class KeepingLink : public Link {

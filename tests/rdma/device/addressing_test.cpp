@@ -18,7 +18,7 @@
 
 #include "rdma/rdma_node.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 /// The GID that a channel with these options tells its peers, and the device it is of.

@@ -11,7 +11,7 @@
 #include "rdma/queue_pair.hpp"
 #include "rdma/rdma_node.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 constexpr std::byte owners{0x11};

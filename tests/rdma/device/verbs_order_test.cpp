@@ -152,7 +152,7 @@ int ibv_dereg_mr(ibv_mr* region) {
 }
 }
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 bool is_destroyed(const ibv_qp* pair) {

@@ -15,7 +15,7 @@
 
 #include "rdma/rdma_node.hpp"
 
-namespace kvferry::rdma::testing {
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
 using std::chrono::milliseconds;

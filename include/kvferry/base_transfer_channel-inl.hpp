@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/base_transfer_channel.hpp>
+
+#include <algorithm>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <tuple>
+
+#include <kvferry/detail/text.hpp>
+
+namespace kvferry::inline KVFERRY_ABI {
+inline namespace internal {
+
+/// Where a blocking call waits for its completion. Shared with the handler, which may still be leaving `complete` when
+/// the waiting thread has gone on.
+template <class... Results>
+class Waiter {
+ public:
+  void complete(Results... results) {
+    const std::lock_guard lock(mutex_);
+    results_.emplace(std::move(results)...);
+    ready_.notify_one();
+  }
+
+  std::tuple<Results...> wait() {
+    std::unique_lock lock(mutex_);
+    ready_.wait(lock, [&] { return results_.has_value(); });
+    return std::move(*results_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  std::optional<std::tuple<Results...>> results_;
+};
+
+/// Starts an operation with a handler that wakes this thread, and waits for it.
+template <class Result, class Start>
+Result wait_for(Start start, std::error_code& ec) {
+  auto waiter = std::make_shared<Waiter<std::error_code, Result>>();
+  start(CompletionHandler<void(std::error_code, Result)>::direct(
+      [waiter](std::error_code code, Result result) { waiter->complete(code, std::move(result)); }));
+  auto [code, result] = waiter->wait();
+  ec = code;
+  return std::move(result);
+}
+
+/// Says that a blocking call was made where it could never end.
+KVFERRY_INLINE std::error_code refuse_to_block(std::string* diagnostic) {
+  if (diagnostic != nullptr) {
+    *diagnostic = "a blocking call on a thread that runs the channel's executor would wait for itself";
+  }
+  return errc::would_deadlock;
+}
+
+KVFERRY_INLINE std::string sentence(const std::string& diagnostic, std::string_view what) {
+  return diagnostic.empty() ? std::string(what) : diagnostic;
+}
+
+template <class Buffer>
+TransferRequest describe(TransferKind kind, const TransferSpec& spec, std::vector<Buffer>&& buffers) {
+  TransferRequest request;
+  request.kind = kind;
+  request.peer_id = spec.peer_id;
+  if constexpr (std::is_same_v<Buffer, MutableBuffer>) {
+    request.objects = std::move(buffers);
+  } else {
+    request.objects.reserve(buffers.size());
+    for (const ConstBuffer buffer : buffers) {
+      request.objects.emplace_back(const_cast<std::byte*>(buffer.data()), buffer.size());
+    }
+  }
+  request.remote_indexes.assign(spec.remote_indexes.begin(), spec.remote_indexes.end());
+  request.remote_region = spec.remote_region;
+  request.tag = spec.tag;
+  request.timeout = spec.timeout;
+  request.notification.assign(spec.notification.begin(), spec.notification.end());
+  request.statuses = spec.statuses;
+  request.sizes = spec.sizes;
+  request.diagnostic = spec.diagnostic;
+  return request;
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(std::string_view local_id,
+                                                                          std::string_view peer_id,
+                                                                          std::string_view peer_init_url,
+                                                                          std::optional<SideMessage> side_message,
+                                                                          const InitSpec& spec, std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(spec.diagnostic);
+    return std::nullopt;
+  }
+  return wait_for<std::optional<SideMessage>>(
+      [&](SideMessageCompletion completion) {
+        start_init_peer(InitRequest{std::string(local_id), std::string(peer_id), std::string(peer_init_url),
+                                    std::move(side_message), spec.timeout, spec.diagnostic},
+                        std::move(completion));
+      },
+      ec);
+}
+
+KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(std::string_view local_id,
+                                                                          std::string_view peer_id,
+                                                                          std::string_view peer_init_url,
+                                                                          std::optional<SideMessage> side_message,
+                                                                          const InitSpec& spec) {
+  std::string own;
+  InitSpec with_diagnostic = spec;
+  if (with_diagnostic.diagnostic == nullptr) {
+    with_diagnostic.diagnostic = &own;
+  }
+  std::error_code ec;
+  auto answer = lazy_init_peer_connection(local_id, peer_id, peer_init_url, std::move(side_message), with_diagnostic, ec);
+  if (ec) {
+    throw TransferError(ec, sentence(*with_diagnostic.diagnostic, "lazy_init_peer_connection"));
+  }
+  return answer;
+}
+
+KVFERRY_INLINE ChannelStats BaseTransferChannel::stats() const {
+  ChannelStats stats;
+  stats.transport = transport();
+  return stats;
+}
+
+KVFERRY_INLINE SideMessage BaseTransferChannel::handle_init_side_msg(const SideMessage& message) {
+  throw TransferError(errc::unhandled_side_message, "no answer to a side message of type " + in_quotes(message.type()));
+}
+
+KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_url, SideMessage message,
+                                                    const InitSpec& spec, std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(spec.diagnostic);
+    return {};
+  }
+  auto answer = wait_for<std::optional<SideMessage>>(
+      [&](SideMessageCompletion completion) {
+        start_side_message(
+            InitRequest{{}, {}, std::string(peer_init_url), std::move(message), spec.timeout, spec.diagnostic},
+            std::move(completion));
+      },
+      ec);
+  return std::move(answer).value_or(SideMessage{});
+}
+
+KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_url, SideMessage message,
+                                                    const InitSpec& spec) {
+  std::string own;
+  InitSpec with_diagnostic = spec;
+  if (with_diagnostic.diagnostic == nullptr) {
+    with_diagnostic.diagnostic = &own;
+  }
+  std::error_code ec;
+  auto answer = send_init_side_msg(peer_init_url, std::move(message), with_diagnostic, ec);
+  if (ec) {
+    throw TransferError(ec, sentence(*with_diagnostic.diagnostic, "send_init_side_msg"));
+  }
+  return answer;
+}
+
+KVFERRY_INLINE std::vector<std::uint64_t> BaseTransferChannel::get_local_mem_indices(const ConstObjects& objects,
+                                                                      std::uint32_t region) const {
+  const auto all = regions();
+  if (region >= all.size()) {
+    throw TransferError(errc::unknown_region, "get_local_mem_indices: region " + std::to_string(region) + " of " +
+                                                  std::to_string(all.size()));
+  }
+  const MemoryRegion& memory = all[region];
+  const auto base = reinterpret_cast<std::uintptr_t>(memory.data);
+  std::vector<std::uint64_t> indexes;
+  indexes.reserve(objects.buffers().size());
+  for (const ConstBuffer object : objects.buffers()) {
+    const auto address = reinterpret_cast<std::uintptr_t>(object.data());
+    const bool inside = address >= base && address - base < memory.size && (address - base) % memory.page_size == 0;
+    if (!inside || object.size() > memory.page_size) {
+      throw TransferError(errc::not_in_region,
+                          "get_local_mem_indices: object " + std::to_string(indexes.size()) + " of " +
+                              std::to_string(object.size()) + " bytes is no page of region " + std::to_string(region) +
+                              ", whose " + std::to_string(memory.page_count()) + " pages have " +
+                              std::to_string(memory.page_size) + " bytes");
+    }
+    indexes.push_back((address - base) / memory.page_size);
+  }
+  return indexes;
+}
+
+KVFERRY_INLINE TransferRequest BaseTransferChannel::make_request(TransferKind kind, ConstObjects objects, const TransferSpec& spec) {
+  return describe(kind, spec, std::move(objects.buffers()));
+}
+
+KVFERRY_INLINE TransferRequest BaseTransferChannel::make_request(TransferKind kind, MutableObjects objects, const TransferSpec& spec) {
+  return describe(kind, spec, std::move(objects.buffers()));
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::run_transfer(TransferRequest request, std::error_code& ec) {
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(request.diagnostic);
+    std::ranges::fill(request.statuses, ec);
+    return 0;
+  }
+  return wait_for<std::size_t>(
+      [&](Completion completion) { start_transfer(std::move(request), std::move(completion)); }, ec);
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::transfer_or_throw(TransferRequest request) {
+  std::string own;
+  if (request.diagnostic == nullptr) {
+    request.diagnostic = &own;
+  }
+  const std::string* diagnostic = request.diagnostic;
+  const auto kind = request.kind;
+  std::error_code ec;
+  const std::size_t transferred = run_transfer(std::move(request), ec);
+  if (ec) {
+    throw TransferError(ec, sentence(*diagnostic, to_string(kind)), transferred);
+  }
+  return transferred;
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_send(ConstObjects objects, const TransferSpec& spec) {
+  return transfer_or_throw(make_request(TransferKind::send, std::move(objects), spec));
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_send(ConstObjects objects, const TransferSpec& spec, std::error_code& ec) {
+  ec.clear();
+  return run_transfer(make_request(TransferKind::send, std::move(objects), spec), ec);
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_recv(MutableObjects objects, const TransferSpec& spec) {
+  return transfer_or_throw(make_request(TransferKind::recv, std::move(objects), spec));
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_recv(MutableObjects objects, const TransferSpec& spec, std::error_code& ec) {
+  ec.clear();
+  return run_transfer(make_request(TransferKind::recv, std::move(objects), spec), ec);
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_write(ConstObjects objects, const TransferSpec& spec) {
+  return transfer_or_throw(make_request(TransferKind::write, std::move(objects), spec));
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_write(ConstObjects objects, const TransferSpec& spec, std::error_code& ec) {
+  ec.clear();
+  return run_transfer(make_request(TransferKind::write, std::move(objects), spec), ec);
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_read(MutableObjects objects, const TransferSpec& spec) {
+  return transfer_or_throw(make_request(TransferKind::read, std::move(objects), spec));
+}
+
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_read(MutableObjects objects, const TransferSpec& spec, std::error_code& ec) {
+  ec.clear();
+  return run_transfer(make_request(TransferKind::read, std::move(objects), spec), ec);
+}
+
+KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout,
+                                                       std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(nullptr);
+    return {};
+  }
+  return wait_for<Notification>(
+      [&](NotificationCompletion completion) { start_receive_notification(timeout, std::move(completion)); }, ec);
+}
+
+KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout) {
+  std::error_code ec;
+  Notification notification = receive_notification(timeout, ec);
+  if (ec) {
+    throw TransferError(ec, "receive_notification");
+  }
+  return notification;
+}
+
+KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout,
+                                std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(nullptr);
+    return;
+  }
+  const auto waiter = std::make_shared<Waiter<std::error_code>>();
+  start_fence(std::string(peer_id), timeout,
+              FenceCompletion::direct([waiter](std::error_code code) { waiter->complete(code); }));
+  ec = std::get<0>(waiter->wait());
+}
+
+KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout) {
+  std::error_code ec;
+  fence(peer_id, timeout, ec);
+  if (ec) {
+    throw TransferError(ec, "fence of peer '" + std::string(peer_id) + "'");
+  }
+}
+
+}  // namespace kvferry

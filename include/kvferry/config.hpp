@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/detail/config.hpp>
+#include <asio/version.hpp>
+
+#include <kvferry/version.hpp>
+
+/// Whether all of kvferry is compiled with what includes it. `kvferry::tcp_header_only` sets it.
+#ifndef KVFERRY_HEADER_ONLY
+#define KVFERRY_HEADER_ONLY 0
+#endif
+
+#if KVFERRY_HEADER_ONLY
+#define KVFERRY_INLINE inline
+#else
+/// Marks the definitions in `*-inl.hpp`. The files in `src/` compile them once.
+#define KVFERRY_INLINE
+#endif
+
+/// Marks the symbols that a shared library offers. All others are hidden in it, and clash with nothing of the program's.
+#define KVFERRY_EXPORT __attribute__((visibility("default")))
+
+#if !KVFERRY_HEADER_ONLY
+// Asio's objects differ with and without run-time type information, and what includes kvferry shares them with it.
+#if defined(__cpp_rtti) && !KVFERRY_RTTI
+#error "this kvferry was built without RTTI: build what includes it with -fno-rtti, or kvferry with -DKVFERRY_RTTI=ON"
+#elif !defined(__cpp_rtti) && KVFERRY_RTTI
+#error "this kvferry was built with RTTI: build what includes it with -frtti, or kvferry with -DKVFERRY_RTTI=OFF"
+#endif
+// Asio's objects differ from version to version, too.
+#if ASIO_VERSION != KVFERRY_ASIO_VERSION
+#error "this kvferry was built with another version of Asio: see KVFERRY_ASIO_VERSION in kvferry/version.hpp"
+#endif
+#endif
+
+// The inline namespace that all of kvferry stands in. Its name has the version, the mode, and each macro that changes the
+// layout of an object. A program and a library that differ in one of them don't link.
+#if KVFERRY_HEADER_ONLY
+#define KVFERRY_ABI_MODE _header_only
+#else
+#define KVFERRY_ABI_MODE
+#endif
+#ifdef __cpp_rtti
+#define KVFERRY_ABI_RTTI
+#else
+#define KVFERRY_ABI_RTTI _no_rtti
+#endif
+#ifdef ASIO_NO_TYPEID
+#define KVFERRY_ABI_TYPEID _no_typeid
+#else
+#define KVFERRY_ABI_TYPEID
+#endif
+#ifdef ASIO_ENABLE_HANDLER_TRACKING
+#define KVFERRY_ABI_TRACKING _tracking
+#else
+#define KVFERRY_ABI_TRACKING
+#endif
+#ifdef ASIO_DISABLE_THREADS
+#define KVFERRY_ABI_THREADS _no_threads
+#else
+#define KVFERRY_ABI_THREADS
+#endif
+#ifdef _GLIBCXX_DEBUG
+#define KVFERRY_ABI_DEBUG _debug
+#else
+#define KVFERRY_ABI_DEBUG
+#endif
+#define KVFERRY_ABI_JOIN(a, b, c, d, e, f, g) a##b##c##d##e##f##g
+#define KVFERRY_ABI_NAME(a, b, c, d, e, f, g) KVFERRY_ABI_JOIN(a, b, c, d, e, f, g)
+#define KVFERRY_ABI                                                                                            \
+  KVFERRY_ABI_NAME(KVFERRY_ABI_VERSION, KVFERRY_ABI_MODE, KVFERRY_ABI_RTTI, KVFERRY_ABI_TYPEID, KVFERRY_ABI_TRACKING, \
+                   KVFERRY_ABI_THREADS, KVFERRY_ABI_DEBUG)

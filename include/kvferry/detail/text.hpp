@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace kvferry::inline KVFERRY_ABI {
+
+[[nodiscard]] bool is_utf8(std::string_view text) noexcept;
+
+/// Whether a UTF-8 text has a control character: U+0000 to U+001F, or U+007F to U+009F.
+[[nodiscard]] bool has_control_character(std::string_view text) noexcept;
+
+/// A text that somebody else wrote, fit for one line: control characters, what isn't UTF-8, and the characters of `also`
+/// come as `\xNN`, a byte each. If it has more than `longest` bytes, "..." stands for the rest.
+[[nodiscard]] std::string escaped(std::string_view text, std::size_t longest, std::string_view also = {});
+
+/// What errors show of what a peer sent: 100 bytes of it at most, escaped, between single quotes.
+[[nodiscard]] std::string in_quotes(std::string_view text);
+
+}  // namespace kvferry

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// Without an include guard: each public header includes this before its own. Header-only, the first of them brings in all
+// definitions here, where nothing is declared yet. They include what they need in the right order, whatever that first
+// header is.
+#include <kvferry/config.hpp>
+
+#if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_CORE)
+#define KVFERRY_WHOLE_CORE
+#include <kvferry/core-inl.hpp>
+#endif

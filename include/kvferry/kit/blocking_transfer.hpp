@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_BLOCKING_TRANSFER_HPP
+#define KVFERRY_KIT_BLOCKING_TRANSFER_HPP
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <utility>
+
+#include <kvferry/kit/blocking_wait.hpp>
+
+#include <kvferry/detail/event_descriptor.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// Where a blocking transfer waits for its completion. Shared with the handler, which may still be leaving `complete`
+/// when the waiting thread has gone on.
+class BlockingTransfer final : public BlockingWait {
+ public:
+  explicit BlockingTransfer(std::shared_ptr<EventDescriptors> events) : events_(std::move(events)) {}
+
+  void complete(std::error_code cause, std::size_t transferred);
+
+  [[nodiscard]] bool over() const noexcept override { return over_.load(std::memory_order_acquire); }
+  [[nodiscard]] int descriptor() override;
+
+  /// Sleeps until the transfer has ended.
+  std::size_t wait(std::error_code& cause);
+
+ private:
+  std::atomic<bool> over_{false};
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  const std::shared_ptr<EventDescriptors> events_;
+  std::unique_ptr<EventDescriptor> event_;  ///< Null until somebody asks for a descriptor.
+  std::error_code cause_;
+  std::size_t transferred_ = 0;
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_BLOCKING_TRANSFER_HPP

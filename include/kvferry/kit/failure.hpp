@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_FAILURE_HPP
+#define KVFERRY_KIT_FAILURE_HPP
+
+#include <exception>
+#include <new>
+#include <string>
+#include <system_error>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// An error code and the sentence that goes with it; no error by default.
+struct Failure {
+  std::error_code code;
+  std::string sentence;
+
+  explicit operator bool() const noexcept { return static_cast<bool>(code); }
+};
+
+/// What is being thrown, to be called in a catch clause.
+[[nodiscard]] inline Failure failure_being_handled() {
+  try {
+    throw;
+  } catch (const std::system_error& error) {
+    return {error.code(), error.what()};
+  } catch (const std::bad_alloc& error) {
+    return {std::make_error_code(std::errc::not_enough_memory), error.what()};
+  } catch (const std::exception& error) {
+    return {errc::handshake_failed, error.what()};
+  } catch (...) {
+    return {errc::handshake_failed, "something was thrown that is no std::exception"};
+  }
+}
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_FAILURE_HPP

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_INIT_MESSAGES_HPP
+#define KVFERRY_KIT_INIT_MESSAGES_HPP
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include <kvferry/memory_region.hpp>
+#include <kvferry/side_message.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+inline constexpr std::uint64_t protocol_version = 2;
+
+/// A region in the handshake: size, page size, access.
+using RegionTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>;
+
+/// kvferry's handshake, question. docs/wire_protocol.md describes the fields.
+struct InitQuestion {
+  std::uint64_t version = protocol_version;
+  std::string transport;
+  std::string sender_id;
+  std::string receiver_id;
+  std::uint64_t incarnation = 0;
+  std::string init_url;
+  std::vector<RegionTuple> regions;
+  Bytes endpoint;
+  // Optional, so that the messages of another version can be read far enough to be told so.
+  std::optional<Bytes> secret;              ///< What the sender shows this peer to be known again.
+  std::optional<std::uint64_t> timeout_ms;  ///< How long the sender's attempt lasts still.
+  std::optional<bool> who;                  ///< Only who answers is asked, no connection wanted.
+  std::optional<std::uint64_t> fenced_us;   ///< How long ago the sender's last fence of this peer was.
+
+  static constexpr std::string_view side_message_type = "KvferryInitRequest";
+  static constexpr auto side_message_fields() {
+    return std::tuple(
+        side_message_field("version", &InitQuestion::version),
+        side_message_field("transport", &InitQuestion::transport),
+        side_message_field("sender_id", &InitQuestion::sender_id),
+        side_message_field("receiver_id", &InitQuestion::receiver_id),
+        side_message_field("incarnation", &InitQuestion::incarnation),
+        side_message_field("init_url", &InitQuestion::init_url), side_message_field("regions", &InitQuestion::regions),
+        side_message_field("endpoint", &InitQuestion::endpoint), side_message_field("secret", &InitQuestion::secret),
+        side_message_field("timeout_ms", &InitQuestion::timeout_ms), side_message_field("who", &InitQuestion::who),
+        side_message_field("fenced_us", &InitQuestion::fenced_us));
+  }
+};
+
+/// kvferry's handshake, answer.
+struct InitAnswer {
+  static constexpr std::string_view ok = "ok";
+  /// The answering side is connecting to the asking one at this moment, and its attempt is the one that counts.
+  static constexpr std::string_view yield = "yield";
+  /// To a question that only asked who answers.
+  static constexpr std::string_view here = "here";
+
+  std::uint64_t version = protocol_version;
+  std::string status;
+  std::string transport;
+  std::uint64_t incarnation = 0;
+  std::vector<RegionTuple> regions;
+  Bytes endpoint;
+  /// As in the question. In an answer to `who`: only to somebody who is known again.
+  std::optional<Bytes> secret;
+  std::optional<std::uint64_t> timeout_ms;  ///< How long the answering side waits for its part of the attempt.
+  std::optional<std::uint64_t> fenced_us;   ///< How long ago the answering side's last fence of this peer was.
+
+  static constexpr std::string_view side_message_type = "KvferryInitResponse";
+  static constexpr auto side_message_fields() {
+    return std::tuple(
+        side_message_field("version", &InitAnswer::version), side_message_field("status", &InitAnswer::status),
+        side_message_field("transport", &InitAnswer::transport),
+        side_message_field("incarnation", &InitAnswer::incarnation),
+        side_message_field("regions", &InitAnswer::regions), side_message_field("endpoint", &InitAnswer::endpoint),
+        side_message_field("secret", &InitAnswer::secret), side_message_field("timeout_ms", &InitAnswer::timeout_ms),
+        side_message_field("fenced_us", &InitAnswer::fenced_us));
+  }
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_INIT_MESSAGES_HPP

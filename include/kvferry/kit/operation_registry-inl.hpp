@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/kit/operation_registry.hpp>
+
+#include <algorithm>
+#include <new>
+
+#include <kvferry/completion.hpp>
+#include <kvferry/error.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+KVFERRY_INLINE void DeadlineQueue::add(Clock::time_point deadline, std::shared_ptr<Expirable> entry) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) {
+    return;
+  }
+  entries_.emplace(deadline, std::move(entry));
+  if (!armed_ || deadline < *armed_) {
+    arm(deadline);
+  }
+}
+
+KVFERRY_INLINE void DeadlineQueue::remove(Clock::time_point deadline, const Expirable& entry) {
+  std::shared_ptr<Expirable> removed;  // destroyed after the lock is released
+  const std::lock_guard lock(mutex_);
+  const auto [first, last] = entries_.equal_range(deadline);
+  for (auto it = first; it != last; ++it) {
+    if (it->second.get() == &entry) {
+      removed = std::move(it->second);
+      entries_.erase(it);
+      return;
+    }
+  }
+}
+
+KVFERRY_INLINE void DeadlineQueue::close() {
+  decltype(entries_) dropped;
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  dropped.swap(entries_);
+  timer_.reset();
+}
+
+KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
+  armed_ = deadline;
+  timer_->expires_at(deadline);
+  timer_->async_wait([weak = weak_from_this()](std::error_code ec) {
+    // Re-armed for an earlier deadline, or closed.
+    if (ec == asio::error::operation_aborted) {
+      return;
+    }
+    if (auto self = weak.lock()) {
+      self->on_timer();
+    }
+  });
+}
+
+KVFERRY_INLINE void DeadlineQueue::on_timer() {
+  std::vector<std::shared_ptr<Expirable>> expired;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) {
+      return;
+    }
+    const auto now = Clock::now();
+    while (!entries_.empty() && entries_.begin()->first <= now) {
+      expired.push_back(std::move(entries_.begin()->second));
+      entries_.erase(entries_.begin());
+    }
+    armed_.reset();
+    if (!entries_.empty()) {
+      arm(entries_.begin()->first);
+    }
+  }
+  for (const auto& entry : expired) {
+    try {
+      entry->expire();
+    } catch (...) {
+      detail::log_exception("at a deadline");  // the others' have passed, too
+    }
+  }
+}
+
+KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operation) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) {
+      return errc::closed;
+    }
+    if (pending_.size() >= limit_) {
+      return errc::resource_limit;
+    }
+    pending_.emplace(operation.get(), Entry{operation, ++last_number_});
+  }
+  try {
+    deadlines_->add(operation->deadline(), operation);
+  } catch (const std::bad_alloc&) {
+    remove(*operation);  // or the channel would wait for its end
+    return std::make_error_code(std::errc::not_enough_memory);
+  }
+  return {};
+}
+
+KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
+  deadlines_->remove(operation.deadline(), operation);
+  std::shared_ptr<Operation> removed;
+  const std::lock_guard lock(mutex_);
+  if (const auto it = pending_.find(&operation); it != pending_.end()) {
+    removed = std::move(it->second.operation);
+    if (!awaited_.empty() && removed->request().kind == TransferKind::write) {
+      std::erase_if(awaited_, [&](Awaited& awaited) {
+        const bool last = it->second.number <= awaited.last_number && removed->request().peer_id == awaited.peer_id &&
+                          --awaited.writes == 0;
+        if (last) {
+          awaited.done();
+        }
+        return last;
+      });
+    }
+    pending_.erase(it);
+    if (pending_.empty()) {
+      empty_.notify_all();
+    }
+  }
+}
+
+KVFERRY_INLINE void OperationRegistry::when_writes_ended(std::string_view peer_id, std::function<void()> done) {
+  const std::lock_guard lock(mutex_);
+  const auto writes = std::ranges::count_if(pending_, [&](const auto& entry) {
+    const TransferRequest& request = entry.second.operation->request();
+    return request.kind == TransferKind::write && request.peer_id == peer_id;
+  });
+  if (writes == 0) {
+    done();
+  } else {
+    awaited_.push_back({std::string(peer_id), last_number_, static_cast<std::size_t>(writes), std::move(done)});
+  }
+}
+
+KVFERRY_INLINE void OperationRegistry::close(std::error_code cause) {
+  std::vector<std::shared_ptr<Operation>> all;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    all.reserve(pending_.size());
+    for (const auto& [key, entry] : pending_) {
+      all.push_back(entry.operation);
+    }
+  }
+  for (const auto& operation : all) {
+    operation->request_stop(cause);
+  }
+}
+
+KVFERRY_INLINE void OperationRegistry::wait_until_empty() {
+  std::unique_lock lock(mutex_);
+  empty_.wait(lock, [&] { return pending_.empty(); });
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_OPERATION_REGISTRY_HPP
+#define KVFERRY_KIT_OPERATION_REGISTRY_HPP
+
+#include <asio/any_io_executor.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include <kvferry/kit/logger.hpp>
+#include <kvferry/kit/operation.hpp>
+
+#include <kvferry/kit/gate.hpp>
+#include <kvferry/kit/transfer_counters.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// So much longer than a call lasts what is done for it: it is the call that says that its time is over, and for what
+/// it waited, and not whichever timer happens to be first.
+inline constexpr std::chrono::milliseconds longer_than_the_call{250};
+
+/// What a peer is waited for at the moment, in words; empty if for nothing that is known.
+using AwaitedOfPeer = std::function<std::string(std::string_view peer_id)>;
+
+/// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier
+/// than the one it is armed for: the usual deadlines are all about as long, so the timer is touched once in a while,
+/// not once an operation.
+class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
+ public:
+  explicit DeadlineQueue(const asio::any_io_executor& executor) : timer_(std::in_place, executor) {}
+
+  /// For those who end something before its deadline, on threads of their own.
+  [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return gate_; }
+
+  void add(Clock::time_point deadline, std::shared_ptr<Expirable> entry);
+  void remove(Clock::time_point deadline, const Expirable& entry);
+  /// Drops all entries and the timer, so that whoever keeps the queue for longer than the executor's context lives does no
+  /// harm. Later `add`s are ignored.
+  void close();
+  /// Entries that have neither expired nor been removed.
+  [[nodiscard]] std::size_t size() const {
+    const std::lock_guard lock(mutex_);
+    return entries_.size();
+  }
+
+ private:
+  void arm(Clock::time_point deadline);
+  void on_timer();
+
+  const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
+  mutable std::mutex mutex_;
+  std::multimap<Clock::time_point, std::shared_ptr<Expirable>> entries_;
+  std::optional<asio::steady_timer> timer_;  ///< Gone when closed.
+  std::optional<Clock::time_point> armed_;
+  bool closed_ = false;
+};
+
+/// The operations of a channel that have not ended yet, and the numbers of all.
+class OperationRegistry {
+ public:
+  OperationRegistry(std::shared_ptr<DeadlineQueue> deadlines, std::size_t limit,
+                    std::shared_ptr<Logger> logger = std::make_shared<Logger>())
+      : deadlines_(std::move(deadlines)), limit_(limit), logger_(std::move(logger)) {}
+
+  /// @return `errc::closed` or `errc::resource_limit` if the operation wasn't taken.
+  [[nodiscard]] std::error_code add(const std::shared_ptr<Operation>& operation);
+  void remove(const Operation& operation);
+  /// Refuses further operations and asks all pending ones to stop.
+  void close(std::error_code cause);
+  void wait_until_empty();
+  /// Calls `done` when the writes to a peer that have been added by now have ended, wherever they were: with an
+  /// operation's thread, with the registry's lock held, or within the call.
+  void when_writes_ended(std::string_view peer_id, std::function<void()> done);
+
+  /// For what an operation waits that has no link. `describe` is set before there are operations.
+  void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
+  [[nodiscard]] std::string awaited(std::string_view peer_id) const {
+    return awaited_of_peer_ ? awaited_of_peer_(peer_id) : std::string();
+  }
+
+  [[nodiscard]] TransferCounters& counters() noexcept { return counters_; }
+  [[nodiscard]] Logger& logger() noexcept { return *logger_; }
+  [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return deadlines_->gate(); }
+
+ private:
+  const std::shared_ptr<DeadlineQueue> deadlines_;
+  const std::size_t limit_;
+  const std::shared_ptr<Logger> logger_;
+  AwaitedOfPeer awaited_of_peer_;
+  TransferCounters counters_;
+  std::mutex mutex_;
+  std::condition_variable empty_;
+  struct Entry {
+    std::shared_ptr<Operation> operation;
+    std::uint64_t number = 0;
+  };
+  std::unordered_map<const Operation*, Entry> pending_;
+  std::uint64_t last_number_ = 0;
+  /// Who waits for the writes to a peer up to a number, and how many of them there still are.
+  struct Awaited {
+    std::string peer_id;
+    std::uint64_t last_number = 0;
+    std::size_t writes = 0;
+    std::function<void()> done;
+  };
+  std::vector<Awaited> awaited_;
+  bool closed_ = false;
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_OPERATION_REGISTRY_HPP

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_PEER_HPP
+#define KVFERRY_KIT_PEER_HPP
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/url.hpp>
+
+#include <kvferry/detail/secret.hpp>
+
+#include <kvferry/kit/init_messages.hpp>
+#include <kvferry/kit/peer_directory.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// What this channel shows to one peer, to be known again.
+[[nodiscard]] inline Bytes new_secret() {
+  Bytes secret(secret_bytes);
+  make_secret(std::span<std::byte, secret_bytes>(secret.data(), secret_bytes));
+  return secret;
+}
+
+/// Why a peer that came by itself is refused.
+inline constexpr const char* too_many_links =
+    "there are as many connections of peers that came by themselves, and use them, as there may be, in all or of this address";
+
+/// Who is at a peer's end, and what the two show each other to be known again. An incarnation alone proves nothing: it is
+/// told to anybody who asks.
+struct PeerDirectory::Instance {
+  std::uint64_t incarnation = 0;
+  Bytes its_secret;
+  Bytes own_secret;
+
+  [[nodiscard]] bool shown_by(std::uint64_t claimed, const std::optional<Bytes>& secret) const noexcept {
+    return claimed == incarnation && secret && !its_secret.empty() && equal_secrets(*secret, its_secret);
+  }
+};
+
+/// One way to a connection that is being tried. What it brings becomes the peer's when its link is published, and not
+/// before.
+struct PeerDirectory::Attempt {
+  std::uint64_t number = 0;  ///< 0: there is none.
+  std::shared_ptr<Expirable> expiry;
+  Clock::time_point deadline;
+  bool accepting = false;  ///< The peer's dial, not this side's.
+  std::string local_id;
+  std::string url;  ///< Where it leads to, or where the peer says that it answers.
+  Instance instance;
+  bool known = false;  ///< The peer is the one that was connected before.
+  std::shared_ptr<Host> acceptance;  ///< For whom the transport awaits the peer's connections.
+  std::string slot;                  ///< That it has among the attempts of strangers.
+  Clock::time_point fenced_until =
+      Clock::time_point::min();               ///< By the peer: writes that were started here until then.
+  std::vector<std::shared_ptr<void>> fences;  ///< Held for as long as fences of this side wait for its end.
+  bool given_up = false;                      ///< By a fence that waited for too long.
+  bool awaited = false;              ///< This side dials as well, if it takes long.
+
+  // Of a dial
+  std::shared_ptr<Dial> dial;
+  SideMessage question;
+  bool yielded = false;     ///< Told by the peer that its own dial counts.
+  bool gave_yield = false;  ///< Told the peer that this side's dial counts.
+  Clock::time_point told_at;  ///< When the peer was told what fences there have been.
+  bool told_again = false;
+  bool crossed = false;     ///< The two have accepted each other's dials, and this one has waited for the other.
+  bool as_known = false;    ///< Asked with the secret of a peer that answers at the same place.
+  bool moves = false;       ///< To a peer that is connected, because the user says that it is at another url now.
+  std::optional<std::chrono::milliseconds> peers_patience;  ///< If that is what it lasts.
+};
+
+struct PeerDirectory::Peer {
+  /// handing_over: there is a link, and operations that waited for it are going there; later ones queue up behind them,
+  /// so that sends and recvs of a tag stay in order.
+  enum class State { unconnected, handing_over, ready };
+
+  /// Somebody who says that he is the peer while it is connected, and waits for a word of who is.
+  struct Newcomer {
+    InitQuestion question;
+    HandshakeService::Reply reply;
+  };
+
+  std::string id;
+  std::string local_id;  ///< How the peer knows this channel.
+  std::string url;       ///< Where it answers handshakes, if known.
+  Bytes secret = new_secret();  ///< That is shown to whom this side connects to, whichever attempt gets through.
+  State state = State::unconnected;
+  bool named = false;  ///< By this channel's user, rather than by itself.
+  std::vector<Waiter> waiting;
+  std::vector<Waiter> movers;  ///< Who waits for the connection to a new url.
+
+  std::shared_ptr<PeerCounters> counters = std::make_shared<PeerCounters>();
+
+  Attempt attempt;                  ///< This side's dial, or that of the peer itself.
+  std::vector<Attempt> candidates;  ///< Dials of those who may be the peer anew; the oldest first.
+
+  std::shared_ptr<Link> link;
+  std::shared_ptr<const PeerDescription> description;  ///< Of the latest link; null if there never was one.
+  Instance instance;                                   ///< Likewise.
+  std::uint64_t instances = 0;                         ///< How many different ones there were.
+  std::uint64_t acknowledged_instance = 0;
+  Clock::time_point out_of_use_since;  ///< Of an unconnected one.
+  Failure last_failure;
+
+  Clock::time_point fenced_at = Clock::time_point::min();  ///< By this side's user, the last time.
+  Clock::time_point fenced_until =
+      Clock::time_point::min();  ///< By the peer: writes that were started here until then.
+
+  // Whether the peer at the link lives, when somebody says that he is the peer.
+  std::uint64_t probe = 0;  ///< The one that is awaited; 0: none.
+  std::uint64_t last_probe = 0;
+  std::shared_ptr<Expirable> probe_expiry;
+  Clock::time_point probe_deadline;
+  std::vector<Newcomer> newcomers;
+  Clock::time_point silent_until;  ///< Until then the link counts as dead; a late answer revokes that.
+
+  [[nodiscard]] bool dialing() const noexcept { return attempt.number != 0 && !attempt.accepting; }
+  [[nodiscard]] bool lives() const noexcept { return link != nullptr && Clock::now() >= silent_until; }
+  [[nodiscard]] bool in_use() const noexcept {
+    return link || attempt.number != 0 || !candidates.empty() || !waiting.empty() || !movers.empty() ||
+           !newcomers.empty();
+  }
+  /// `at` with the address that answered there.
+  [[nodiscard]] std::string reached(const std::string& at) const {
+    if (!description || description->init_url != at || description->reached_host.empty()) {
+      return at;
+    }
+    std::error_code ignored;
+    return HostPort{description->reached_host, parse_url(at, ignored).port}.to_url();
+  }
+  [[nodiscard]] Attempt* find(std::uint64_t number) noexcept {
+    if (attempt.number == number) {
+      return &attempt;
+    }
+    const auto it = std::ranges::find(candidates, number, &Attempt::number);
+    return it == candidates.end() ? nullptr : &*it;
+  }
+};
+
+/// Something to be done at a time unless the attempt is over by then.
+struct PeerDirectory::Expiry final : Expirable {
+  explicit Expiry(std::function<void()> what) : run(std::move(what)) {}
+  void expire() override { run(); }
+
+  std::function<void()> run;
+};
+
+class PeerDirectory::Host final : public LinkHost {
+ public:
+  Host(PeerDirectory& directory, PeerDescription peer)
+      : directory_(directory.weak_from_this()),
+        notifications_(directory.notifications_),
+        operations_(directory.operations_),
+        posted_(directory.posted_),
+        regions_(directory.options_.regions),
+        peer_(std::make_shared<const PeerDescription>(std::move(peer))) {}
+
+  [[nodiscard]] const PeerDescription& peer() const noexcept override { return *peer_; }
+  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return regions_; }
+
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
+    return notifications_->push({peer_->id, std::move(payload), peer_->incarnation});
+  }
+
+  [[nodiscard]] bool take_memory(std::size_t bytes) override { return posted_.take(bytes); }
+  void give_back_memory(std::size_t bytes) noexcept override { posted_.give_back(bytes); }
+  void when_writes_ended(std::function<void()> done) override {
+    operations_->when_writes_ended(peer_->id, std::move(done));
+  }
+
+  void link_failed(const Link& link, std::error_code cause) override {
+    failed_ = true;
+    if (const auto directory = directory_.lock()) {
+      directory->link_failed(peer_->id, link, cause);
+    }
+  }
+
+  void when_abandoned(std::function<void()> drop) override {
+    {
+      const std::lock_guard lock(abandon_mutex_);
+      if (!abandoned_) {
+        drop_ = std::move(drop);
+        return;
+      }
+    }
+    drop();
+  }
+  void abandon() {
+    std::function<void()> drop;
+    {
+      const std::lock_guard lock(abandon_mutex_);
+      abandoned_ = true;
+      drop.swap(drop_);
+    }
+    if (drop) {
+      drop();
+    }
+  }
+  /// What was accepted is used, and can't be abandoned any more.
+  void keep() {
+    const std::lock_guard lock(abandon_mutex_);
+    drop_ = nullptr;
+  }
+
+  [[nodiscard]] std::shared_ptr<const PeerDescription> description() const { return peer_; }
+  [[nodiscard]] bool failed() const noexcept { return failed_; }
+
+ private:
+  const std::weak_ptr<PeerDirectory> directory_;
+  const std::shared_ptr<NotificationQueue> notifications_;
+  const std::shared_ptr<OperationRegistry> operations_;
+  PostedMemory::Share posted_;
+  const std::vector<MemoryRegion> regions_;
+  const std::shared_ptr<const PeerDescription> peer_;
+  std::atomic<bool> failed_{false};
+  std::mutex abandon_mutex_;
+  std::function<void()> drop_;
+  bool abandoned_ = false;
+};
+
+/// While it lasts, `close` waits. To be begun with the directory's mutex held, before it is closed, and ended without.
+class PeerDirectory::Stay {
+ public:
+  explicit Stay(PeerDirectory& directory) : directory_(directory) { ++directory_.visits_; }
+  Stay(const Stay&) = delete;
+  Stay& operator=(const Stay&) = delete;
+  ~Stay() {
+    const Lock lock(directory_.mutex_);
+    if (--directory_.visits_ == 0) {
+      directory_.no_visits_.notify_all();
+    }
+  }
+
+ private:
+  PeerDirectory& directory_;
+};
+
+/// A callback's stay in the directory: `close` waits for those that have begun and lets no more in.
+class PeerDirectory::Visit {
+ public:
+  explicit Visit(const std::weak_ptr<PeerDirectory>& weak) : directory_(weak.lock()) {
+    if (directory_) {
+      const Lock lock(directory_->mutex_);
+      if (directory_->closed_) {
+        left_ = std::move(directory_);
+      } else {
+        stay_.emplace(*directory_);
+      }
+    }
+  }
+
+  explicit operator bool() const noexcept { return directory_ != nullptr; }
+  PeerDirectory* operator->() const noexcept { return directory_.get(); }
+
+ private:
+  std::shared_ptr<PeerDirectory> directory_;
+  std::shared_ptr<PeerDirectory> left_;  ///< Not to be let go while its mutex is held.
+  std::optional<Stay> stay_;
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_PEER_HPP

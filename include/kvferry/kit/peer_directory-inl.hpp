@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/kit/peer_directory.hpp>
+
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/log.hpp>
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
+
+#include <kvferry/kit/checks.hpp>
+#include <kvferry/kit/pause.hpp>
+#include <kvferry/kit/peer.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+inline namespace internal {
+
+/// Handshakes of ids that this channel doesn't know, at a time.
+inline constexpr std::size_t max_attempts_of_strangers = 3072;
+
+/// Has all links say at the same time what they owe to their peers.
+KVFERRY_INLINE void take_leave(std::vector<std::shared_ptr<Link>> links) {
+  while (!links.empty()) {
+    std::vector<Link::Pause> pauses;
+    std::erase_if(links, [&](const std::shared_ptr<Link>& link) {
+      auto pause = link->take_leave();
+      if (pause) {
+        pauses.push_back(std::move(*pause));
+      }
+      return !pause;
+    });
+    if (!links.empty()) {
+      wait_for(pauses);
+    }
+  }
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
+                             std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
+                             std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger)
+    : options_(options),
+      incarnation_(incarnation),
+      hooks_(std::move(hooks)),
+      deadlines_(std::move(deadlines)),
+      notifications_(std::move(notifications)),
+      operations_(std::move(operations)),
+      posted_(std::make_shared<PostedMemory>(
+          PostedMemory::Bounds{options.max_posted_recv_bytes, options.max_posted_recv_bytes_of_peer})),
+      logger_(std::move(logger)),
+      slots_(std::min(options.max_peers - options.max_peers / 4, max_attempts_of_strangers)),
+      stranger_links_(StrangerLinks::bounds(options.max_peers)) {}
+
+KVFERRY_INLINE PeerDirectory::~PeerDirectory() = default;
+
+KVFERRY_INLINE void PeerDirectory::use(HandshakeService& service, std::string own_init_url) {
+  const Lock lock(mutex_);
+  service_ = &service;
+  own_init_url_ = std::move(own_init_url);
+}
+
+KVFERRY_INLINE PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string& peer_id, bool named) {
+  if (const auto it = peers_.find(peer_id); it != peers_.end()) {
+    it->second.named = it->second.named || named;
+    if (named) {
+      stranger_links_.leave(peer_id);
+    }
+    return &it->second;
+  }
+  const auto alike = [named](const auto& entry) { return entry.second.named == named; };
+  if (peers_.size() >= options_.max_peers &&
+      static_cast<std::size_t>(std::ranges::count_if(peers_, alike)) >= options_.max_peers) {
+    // Of those that nobody uses, the one that has been so for longest makes room, and who was never connected before
+    // all.
+    const auto precedes = [](const Peer& one, const Peer& other) {
+      return std::pair(one.description != nullptr, one.out_of_use_since) <
+             std::pair(other.description != nullptr, other.out_of_use_since);
+    };
+    auto oldest = peers_.end();
+    for (auto it = peers_.begin(); it != peers_.end(); ++it) {
+      if (alike(*it) && !it->second.in_use() && (oldest == peers_.end() || precedes(it->second, oldest->second))) {
+        oldest = it;
+      }
+    }
+    if (oldest == peers_.end()) {
+      return nullptr;
+    }
+    logger_->log(LogLevel::info, "peer_forgotten", oldest->first, errc::resource_limit, [&] {
+      return "makes room for another: " + std::to_string(options_.max_peers) + " peers are known, and it was out of use";
+    });
+    fenced_forgotten_at_ = std::max(fenced_forgotten_at_, oldest->second.fenced_at);
+    peers_.erase(oldest);
+  }
+  Peer& peer = peers_[peer_id];
+  peer.id = peer_id;
+  peer.fenced_at = fenced_forgotten_at_;
+  peer.named = named;
+  return &peer;
+}
+
+KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
+  // Those that have ended by themselves are cleared away now and then, not to pile up while an attempt takes long.
+  constexpr std::size_t clearing_interval = 64;
+  if (peer.waiting.size() % clearing_interval == clearing_interval - 1) {
+    std::erase_if(peer.waiting, [](const Waiter& waiting) { return waiting.over(); });
+  }
+  if (peer.dialing() && !peer.attempt.moves && !peer.attempt.peers_patience &&
+      Clock::now() >= peer.attempt.deadline - longer_than_the_call) {
+    end_attempt(peer.attempt);  // the time of those whom it was made for is over: no reason to wait for it
+  }
+  peer.waiting.push_back(std::move(waiter));
+  if (!peer.link && peer.attempt.number == 0 && !peer.url.empty()) {
+    start_dial(peer, lock);
+  } else if (!peer.link && peer.attempt.accepting && !peer.attempt.known && !peer.attempt.awaited) {
+    // Whoever asked under this name may never make his connection.
+    peer.attempt.awaited = true;
+    call_later(&PeerDirectory::dial_beside, peer.id, peer.attempt.number);
+  }
+}
+
+KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                            Waiter waiter) {
+  Lock lock(mutex_);
+  Peer* const peer = closed_ ? nullptr : find_or_add(peer_id, true);
+  if (peer == nullptr) {
+    const Failure failure =
+        closed_ ? Failure{errc::closed, {}}
+                : Failure{errc::resource_limit,
+                          "this channel is connected to " + std::to_string(options_.max_peers) + " peers already"};
+    lock.unlock();
+    waiter.tell(failure);
+    return;
+  }
+  if (peer->link && peer->attempt.moves && peer->attempt.url == url) {
+    peer->movers.push_back(std::move(waiter));
+    return;
+  }
+  if (peer->link && peer->url != url) {
+    ask_who(*peer, local_id, url, std::move(waiter), lock);
+    return;
+  }
+  if (peer->state == Peer::State::ready) {
+    lock.unlock();
+    waiter.tell({});
+    return;
+  }
+  peer->local_id = local_id;
+  peer->url = url;
+  if (peer->dialing() && peer->attempt.url != url) {
+    end_attempt(peer->attempt);  // nobody wants to get there any more
+  }
+  // It may be the peer itself that gets through first, from elsewhere.
+  const auto deadline = waiter.deadline;
+  const auto over = waiter.over;
+  const auto tell = [weak = weak_from_this(), local_id, peer_id, url,
+                     waiter = std::move(waiter)](const Failure& failure) {
+    const auto self = weak.lock();
+    if (failure || !self) {
+      waiter.tell(failure);
+    } else {
+      self->arrive(local_id, peer_id, url, waiter);
+    }
+  };
+  wait(*peer, {deadline, tell, over}, lock);
+}
+
+KVFERRY_INLINE void PeerDirectory::arrive(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                           Waiter waiter) {
+  Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (!closed_ && it != peers_.end() && it->second.link && it->second.url != url) {
+    ask_who(it->second, local_id, url, std::move(waiter), lock);
+    return;
+  }
+  lock.unlock();
+  waiter.tell({});
+}
+
+KVFERRY_INLINE void PeerDirectory::acknowledge(const std::string& peer_id) {
+  const Lock lock(mutex_);
+  if (const auto it = peers_.find(peer_id); it != peers_.end()) {
+    it->second.acknowledged_instance = it->second.instances;
+  }
+}
+
+KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation) { route(operation, false); }
+
+KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_waited) {
+  const TransferRequest& request = operation->request();
+  Lock lock(mutex_);
+  const auto it = peers_.find(request.peer_id);
+  if (closed_ || it == peers_.end() || !it->second.description) {
+    const bool closed = closed_;
+    lock.unlock();
+    operation->finish(closed ? errc::closed : errc::unknown_peer);
+    return;
+  }
+  Peer& peer = it->second;
+  if (!has_waited) {
+    operation->count_for(peer.counters);
+  }
+  const std::uint64_t meant_for = operation->mean_for(peer.acknowledged_instance);
+  if (peer.state != Peer::State::ready && !(has_waited && peer.state == Peer::State::handing_over)) {
+    if (!peer.link && peer.attempt.number == 0 && peer.candidates.empty() && peer.url.empty()) {
+      const Failure failure = peer.last_failure;
+      lock.unlock();
+      operation->finish(failure.code, failure.sentence + ", and the peer's init url is not known");
+      return;
+    }
+    const auto tell = [weak = weak_from_this(), operation](const Failure& failure) {
+      const auto self = weak.lock();
+      if (failure || !self) {
+        operation->finish(self ? failure.code : errc::closed, failure.sentence);
+      } else if (!operation->stop_cause()) {
+        self->route(operation, true);
+      }
+    };
+    wait(peer, {operation->deadline(), tell, [operation] { return operation->finished(); }}, lock);
+    return;
+  }
+  const auto link = peer.link;
+  const auto description = peer.description;
+  if (request.one_sided() && meant_for != peer.instances) {
+    // Told: whatever is started from now on is meant for the new one.
+    peer.acknowledged_instance = peer.instances;
+    lock.unlock();
+    operation->finish(errc::peer_restarted, "the peer restarted: it is incarnation " +
+                                                std::to_string(description->incarnation) +
+                                                " now; page indexes agreed before are stale");
+    return;
+  }
+  const bool fenced = request.kind == TransferKind::write && operation->started() <= peer.fenced_until;
+  lock.unlock();
+  if (fenced) {
+    operation->finish(errc::fenced,
+                      "the peer fenced its memory off when this had been started, and waited for a connection");
+    return;
+  }
+  if (Failure failure = check_against_peer(request, *description)) {
+    operation->finish(failure.code, std::move(failure.sentence));
+    return;
+  }
+  operation->start_on(link);
+}
+
+KVFERRY_INLINE void PeerDirectory::hand_over(const std::string& peer_id, const Link* link) {
+  for (;;) {
+    std::vector<Waiter> told;
+    Failure failure;
+    {
+      Lock lock(mutex_);
+      const auto it = peers_.find(peer_id);
+      if (closed_ || it == peers_.end()) {
+        return;
+      }
+      Peer& peer = it->second;
+      if (peer.state == Peer::State::handing_over && peer.link.get() == link) {
+        if (peer.waiting.empty()) {
+          peer.state = Peer::State::ready;
+          return;
+        }
+      } else if (peer.link || peer.attempt.number != 0 || peer.waiting.empty()) {
+        return;
+      } else if (!peer.url.empty()) {
+        start_dial(peer, lock);  // it broke meanwhile; whoever still waits gets another attempt
+        return;
+      } else {
+        failure = peer.last_failure;
+      }
+      told.swap(peer.waiting);
+    }
+    for (const auto& waiting : told) {
+      waiting.tell(failure);
+    }
+  }
+}
+
+KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, std::error_code cause) {
+  std::shared_ptr<Link> dropped;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || it->second.link.get() != &link) {
+      return;
+    }
+    Peer& peer = it->second;
+    dropped = std::move(peer.link);
+    stranger_links_.leave(peer_id);
+    peer.last_failure = {cause, "the connection to the peer was lost: " + cause.message()};
+    peer.state = Peer::State::unconnected;
+    peer.out_of_use_since = Clock::now();
+    end_probe(peer);
+  }
+  // A peer that has closed its channel has done nothing out of order.
+  const auto level = cause == errc::peer_closed ? LogLevel::info : LogLevel::warning;
+  logger_->log(level, "peer_lost", peer_id, cause,
+               [&] { return "the connection " + dropped->path() + " was lost: " + cause.message(); });
+}
+
+KVFERRY_INLINE std::optional<PeerInfo> PeerDirectory::info(std::string_view peer_id) const {
+  std::shared_ptr<Link> link;
+  PeerInfo info;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || !it->second.link) {
+      return std::nullopt;
+    }
+    const Peer& peer = it->second;
+    link = peer.link;
+    info = {peer.id, peer.description->incarnation, peer.url, peer.description->regions, {}};
+  }
+  info.path = link->path();
+  return info;
+}
+
+KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  return it == peers_.end() ? nullptr : it->second.link;
+}
+
+KVFERRY_INLINE std::string PeerDirectory::reached_url(std::string_view peer_id, const std::string& url) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  return it == peers_.end() ? url : it->second.reached(url);
+}
+
+KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (it == peers_.end() || it->second.attempt.number == 0) {
+    return {};
+  }
+  const Attempt& attempt = it->second.attempt;
+  if (attempt.accepting || attempt.yielded) {
+    return "the peer's own connection has not come";
+  }
+  return attempt.instance.incarnation == 0 ? "no answer from " + printable(attempt.url)
+                                           : "the data connection was not welcomed";
+}
+
+KVFERRY_INLINE bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }
+
+KVFERRY_INLINE HandshakeStats PeerDirectory::handshakes() const {
+  HandshakeStats stats;
+  stats.dialed = dialed_;
+  stats.accepted = accepted_;
+  stats.reconnected = reconnected_;
+  stats.failed = failed_dials_.snapshot();
+  stats.refused = refused_.snapshot();
+  return stats;
+}
+
+KVFERRY_INLINE std::vector<PeerStats> PeerDirectory::peers() const {
+  std::vector<PeerStats> all;
+  const Lock lock(mutex_);
+  for (const auto& [id, peer] : peers_) {
+    if (peer.description) {
+      const PeerCounters& counters = *peer.counters;
+      all.push_back({id, peer.link != nullptr, counters.connects, counters.succeeded, counters.failed, counters.bytes});
+    }
+  }
+  return all;
+}
+
+KVFERRY_INLINE std::size_t PeerDirectory::usable_count() const {
+  const Lock lock(mutex_);
+  return static_cast<std::size_t>(
+      std::ranges::count_if(peers_, [](const auto& entry) { return entry.second.link != nullptr; }));
+}
+
+KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::shut_old_links(const std::string& peer_id) {
+  std::vector<std::shared_ptr<Link>> old;
+  std::shared_ptr<Link> current;
+  {
+    const Lock lock(mutex_);
+    if (const auto it = peers_.find(peer_id); it != peers_.end()) {
+      current = it->second.link;
+    }
+    old = links_but(current, peer_id);
+  }
+  for (const auto& link : old) {
+    link->shut(errc::connection_lost, "the connection to the peer was lost");
+  }
+  return current;
+}
+
+KVFERRY_INLINE std::vector<std::shared_ptr<Link>> PeerDirectory::links_but(const std::shared_ptr<Link>& kept,
+                                                            const std::string& peer_id) const {
+  std::vector<std::shared_ptr<Link>> links;
+  for (const Published& published : links_) {
+    if (auto link = published.link.lock(); link && link != kept && published.peer_id == peer_id) {
+      links.push_back(std::move(link));
+    }
+  }
+  return links;
+}
+
+KVFERRY_INLINE void PeerDirectory::break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why) {
+  link_failed(peer_id, link, cause);
+  link.shut(cause, why);
+}
+
+KVFERRY_INLINE void PeerDirectory::close() {
+  std::map<std::string, Peer, std::less<>> peers;
+  std::vector<Published> links;
+  std::map<std::uint64_t, FenceHandler> fences;
+  {
+    Lock lock(mutex_);
+    closed_ = true;
+    no_visits_.wait(lock, [&] { return visits_ == 0; });
+    peers.swap(peers_);
+    links.swap(links_);
+    fences.swap(fences_);
+  }
+  std::vector<std::shared_ptr<Link>> open;
+  for (const auto& published : links) {
+    if (auto link = published.link.lock()) {
+      open.push_back(std::move(link));
+    }
+  }
+  take_leave(open);
+  for (const auto& link : open) {
+    link->shut(errc::closed, "the channel was closed");
+  }
+  for (const auto& [number, then] : fences) {
+    then(errc::closed, nullptr);
+  }
+  for (auto& [id, peer] : peers) {
+    for (const auto* const list : {&peer.waiting, &peer.movers}) {
+      for (const auto& waiting : *list) {
+        waiting.tell({errc::closed, {}});
+      }
+    }
+    for (auto& newcomer : peer.newcomers) {
+      newcomer.reply(encode_side_message(SideMessageError{static_cast<int>(errc::closed), "the channel is closed"}));
+    }
+  }
+}
+
+}  // namespace kvferry::kit

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_PEER_DIRECTORY_HPP
+#define KVFERRY_KIT_PEER_DIRECTORY_HPP
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <kvferry/base_transfer_channel.hpp>
+#include <kvferry/channel_options.hpp>
+#include <kvferry/kit/handshake_service.hpp>
+#include <kvferry/kit/link.hpp>
+#include <kvferry/kit/logger.hpp>
+#include <kvferry/kit/refusals.hpp>
+
+#include <kvferry/kit/attempt_slots.hpp>
+#include <kvferry/kit/failure.hpp>
+#include <kvferry/kit/init_messages.hpp>
+#include <kvferry/kit/notification_queue.hpp>
+#include <kvferry/kit/operation_registry.hpp>
+#include <kvferry/kit/peer_counters.hpp>
+#include <kvferry/kit/posted_memory.hpp>
+#include <kvferry/kit/stranger_links.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// What the directory needs of the channel's transport.
+struct TransportHooks {
+  std::string name;
+  std::function<std::unique_ptr<Dial>(const std::string& peer_id)> dial;
+  std::function<Bytes(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler)> accept;
+  std::function<bool(const std::string& source, std::size_t bytes, std::function<void()> answer)> run_accept;
+};
+
+/// The peers of a channel: who they are, the link to each, and the handshakes that lead there.
+///
+/// A peer has at most one attempt at a time: its own dial or the acceptance of the peer's. When two peers dial each
+/// other at once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an
+/// attempt, and the other waits a little for the winner's request before it asks again. Results of an attempt that
+/// another one has superseded are dropped, links included.
+///
+/// Who says that he is a known peer, and doesn't prove that he is the one that was connected before, is a candidate
+/// beside that: nothing of the peer changes until his link is there, and until the link that the peer has, if it has
+/// one, is gone or has left a probe without an answer for a second (peer_takeover.cpp).
+class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
+ public:
+  /// Somebody who waits for a peer to become usable.
+  struct Waiter {
+    Clock::time_point deadline;
+    /// Told once, when the peer is usable or can't be made so.
+    std::function<void(const Failure&)> tell;
+    /// Whether it has ended by itself and needn't be told.
+    std::function<bool()> over;
+  };
+
+  PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
+                std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
+                std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger);
+  PeerDirectory(const PeerDirectory&) = delete;
+  PeerDirectory& operator=(const PeerDirectory&) = delete;
+  ~PeerDirectory();
+
+  /// The service that carries questions; its request handler calls `answer`.
+  void use(HandshakeService& service, std::string own_init_url);
+
+  /// Tells the waiter - within the call if the peer is usable already at this url - and connects if need be. Where the
+  /// peer is usable at another url, whoever answers at the new one is asked, and connected to unless it is the same.
+  void connect(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
+  /// Accepts that the peer may be a new incarnation: operations from now on are meant for it.
+  void acknowledge(const std::string& peer_id);
+
+  /// Hands an operation to its peer's link, reconnecting if need be, or ends it.
+  void route(const std::shared_ptr<Operation>& operation);
+
+  /// Answers a peer's `InitQuestion`. On the service's thread.
+  void answer(const SideMessage& request, HandshakeService::Reply reply);
+
+  [[nodiscard]] std::optional<PeerInfo> info(std::string_view peer_id) const;
+  /// Null if there is none.
+  [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
+  /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
+  [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
+  /// What the peer's connection still waits for, in words; empty if no connection is being made.
+  [[nodiscard]] std::string awaited(std::string_view peer_id) const;
+  [[nodiscard]] bool usable(std::string_view peer_id) const;
+  [[nodiscard]] std::size_t usable_count() const;
+  /// How often another channel had, or wanted, the name of one that lives.
+  [[nodiscard]] std::uint64_t identity_conflicts() const noexcept { return identity_conflicts_; }
+  /// How often a known peer was found to be somebody else: restarted, moved.
+  [[nodiscard]] std::uint64_t peer_replacements() const noexcept { return peer_replacements_; }
+
+  /// Gets the link that the peer has, which is to be fenced as well; null if there is none. Or an error: the channel is
+  /// closed.
+  using FenceHandler = std::function<void(std::error_code, const std::shared_ptr<Link>&)>;
+  /// Nothing that the peer has started by now, and that has not reached its link in use, lands any more when `then` is
+  /// called: within the call, or when the connections that are being made have been made or given up, by `deadline` at
+  /// the latest.
+  void fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then);
+  /// Shuts a link as if it had failed by itself.
+  void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
+  [[nodiscard]] HandshakeStats handshakes() const;
+  [[nodiscard]] std::vector<PeerStats> peers() const;
+
+  /// Shuts all links with `errc::closed`, whether or not they are still in the table, and waits for what other threads
+  /// are doing here. Afterwards neither the transport's hooks nor the service are used.
+  void close();
+
+ private:
+  struct Peer;
+  struct Attempt;
+  struct Instance;
+  struct Expiry;
+  class Host;
+  class Visit;
+  class Stay;
+
+  using Lock = std::unique_lock<std::mutex>;
+
+  // The table (peer_directory.cpp)
+  void route(const std::shared_ptr<Operation>& operation, bool has_waited);
+  void wait(Peer& peer, Waiter waiter, Lock& lock);
+  /// @param named by this channel's user: such peers and strangers are counted apart, and neither displace the others.
+  [[nodiscard]] Peer* find_or_add(const std::string& peer_id, bool named);
+  void hand_over(const std::string& peer_id, const Link* link);
+  void link_failed(const std::string& peer_id, const Link& link, std::error_code cause);
+  void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
+  [[nodiscard]] std::vector<std::shared_ptr<Link>> links_but(const std::shared_ptr<Link>& kept,
+                                                             const std::string& peer_id) const;
+
+  // Attempts to connect (peer_attempts.cpp)
+  void start_dial(Peer& peer, Lock& lock);
+  /// @param once_more the peer has been asked already, and is to be told of a fence that there has been since.
+  void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock, bool once_more = false);
+  void ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url, const SideMessage& question,
+           Clock::time_point deadline);
+  void ask_again(const std::string& peer_id, std::uint64_t attempt);
+  void dial_beside(const std::string& peer_id, std::uint64_t attempt);
+  /// When the other side has had a while.
+  void call_later(void (PeerDirectory::*what)(const std::string& peer_id, std::uint64_t attempt),
+                  const std::string& peer_id, std::uint64_t attempt);
+  void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& answer,
+                     const std::string& reached_address);
+  void begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline);
+  void set_deadline(Attempt& attempt, Clock::time_point deadline);
+  void end_attempt(Attempt& attempt);
+  void end_attempts(Peer& peer);
+  void fail_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure);
+  static void tell(const std::vector<Waiter>& told, const Failure& failure);
+  std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure,
+                                                 std::vector<Waiter>& told);
+  void publish(const std::string& peer_id, std::uint64_t attempt, const std::shared_ptr<Host>& host,
+               std::shared_ptr<Link> link);
+  [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
+                                         std::shared_ptr<Dial> dial);
+  [[nodiscard]] Peer* current(const std::string& peer_id, std::uint64_t attempt);
+  [[nodiscard]] InitQuestion question_to(const Peer& peer, const std::string& local_id, const std::string& url) const;
+  [[nodiscard]] InitAnswer read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const;
+  [[nodiscard]] InitAnswer describe_self() const;
+  [[nodiscard]] Bytes own_secret(const Peer& peer, const std::string& url) const;
+  [[nodiscard]] Failure check(const InitQuestion& question) const;
+  void accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock);
+  [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
+  void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);
+
+  // Room for the links of strangers (stranger_links.cpp)
+  using Displaced = std::vector<std::pair<std::string, std::shared_ptr<Link>>>;
+  [[nodiscard]] const std::string* unused_link(const StrangerLinks::Ids& ids) const;
+  [[nodiscard]] bool may_link(const std::string& source) const;
+  [[nodiscard]] bool enter_stranger(const Peer& peer, const std::string& source, const Link& link, Displaced& displaced);
+  void break_links(const Displaced& displaced);
+
+  // Fences (peer_fences.cpp)
+  /// Microseconds, as peers are told; nothing if there was none.
+  [[nodiscard]] static std::optional<std::uint64_t> time_since_fence(const Peer& peer);
+  /// What has been started here until then was started before the peer's fence, as far as can be known.
+  [[nodiscard]] static Clock::time_point fenced_until(std::optional<std::uint64_t> time_since);
+  [[nodiscard]] bool wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then);
+  void go_on_fencing(const std::string& peer_id, std::uint64_t number);
+  void give_up_attempts(const std::string& peer_id, std::uint64_t number);
+  [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id);
+
+  // Who a peer is (peer_takeover.cpp)
+  void take(InitQuestion question, HandshakeService::Reply reply);
+  void refuse_conflict(std::uint64_t taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
+  void start_probe(Peer& peer, Lock& lock);
+  void probe_answered(const std::string& peer_id, std::uint64_t probe);
+  void probe_unanswered(const std::string& peer_id, std::uint64_t probe);
+  void end_probe(Peer& peer);
+  void let_newcomers_in(Peer& peer);
+  void take_newcomers(const std::string& peer_id);
+  [[nodiscard]] bool ask_as_known(const std::string& peer_id, std::uint64_t attempt, const std::string& reached_address);
+  void ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter, Lock& lock);
+  void who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                    const Waiter& waiter, Failure failure, const SideMessage& message);
+
+  const ChannelOptions& options_;
+  const std::uint64_t incarnation_;
+  const TransportHooks hooks_;
+  const std::shared_ptr<DeadlineQueue> deadlines_;
+  const std::shared_ptr<NotificationQueue> notifications_;
+  const std::shared_ptr<OperationRegistry> operations_;
+  const std::shared_ptr<PostedMemory> posted_;
+  const std::shared_ptr<Logger> logger_;
+  AttemptSlots slots_;
+  StrangerLinks stranger_links_;
+  std::atomic<std::uint64_t> identity_conflicts_{0};
+  std::atomic<std::uint64_t> peer_replacements_{0};
+  std::atomic<std::uint64_t> dialed_{0};
+  std::atomic<std::uint64_t> accepted_{0};
+  std::atomic<std::uint64_t> reconnected_{0};
+  CauseCounter failed_dials_;
+  CauseCounter refused_;
+  HandshakeService* service_ = nullptr;
+  std::string own_init_url_;
+
+  mutable std::mutex mutex_;
+  std::map<std::string, Peer, std::less<>> peers_;
+  std::uint64_t last_number_ = 0;           ///< Of attempts and probes; never used twice, so that nothing late is taken for something current.
+  struct Published {
+    std::string peer_id;
+    std::weak_ptr<Link> link;
+  };
+  std::vector<Published> links_;            ///< All links that there ever were, as far as something is left of them.
+  std::map<std::uint64_t, FenceHandler> fences_;  ///< Those that wait for connections that are being made.
+  Clock::time_point fenced_forgotten_at_ =
+      Clock::time_point::min();  ///< The last fence of a peer that is not known any more.
+  std::size_t visits_ = 0;
+  std::condition_variable no_visits_;
+  bool closed_ = false;
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_PEER_DIRECTORY_HPP

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Fences: nothing of what a peer had started before is to come in, over whatever connection.
+//
+// What it has started on the link in use, or is about to, it says itself. What waits on its side for a new connection
+// is told with the handshake how long ago the fence was, and ends there. A connection that is being made already, with
+// a handshake from before the fence, is waited for.
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+#include <kvferry/kit/peer.hpp>
+#include <kvferry/kit/peer_directory.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+inline namespace internal {
+
+/// How long a fence waits for connections that are being made, before it gives them up.
+inline constexpr std::chrono::seconds attempt_patience{1};
+/// Two hosts' clocks drift apart by less than this part of the time that they measure.
+inline constexpr int clock_drift = 1000;
+
+}  // namespace internal
+
+KVFERRY_INLINE std::optional<std::uint64_t> PeerDirectory::time_since_fence(const Peer& peer) {
+  if (peer.fenced_at == Clock::time_point::min()) {
+    return std::nullopt;
+  }
+  return static_cast<std::uint64_t>(
+      std::chrono::floor<std::chrono::microseconds>(Clock::now() - peer.fenced_at).count());
+}
+
+KVFERRY_INLINE Clock::time_point PeerDirectory::fenced_until(std::optional<std::uint64_t> time_since) {
+  if (!time_since) {
+    return Clock::time_point::min();
+  }
+  constexpr std::chrono::microseconds longest = std::chrono::hours(24 * 365);
+  const std::chrono::microseconds since(std::min(*time_since, static_cast<std::uint64_t>(longest.count())));
+  return Clock::now() - since + since / clock_drift;
+}
+
+KVFERRY_INLINE void PeerDirectory::fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then) {
+  std::error_code refused;
+  {
+    const Lock lock(mutex_);
+    const auto now = Clock::now();
+    const auto it = peers_.find(peer_id);
+    if (closed_) {
+      refused = errc::closed;
+    } else if (it == peers_.end()) {
+      fenced_forgotten_at_ = now;
+    } else {
+      Peer& peer = it->second;
+      peer.fenced_at = now;
+      if (wait_for_attempts(peer, deadline, then)) {
+        return;
+      }
+    }
+  }
+  then(refused, refused ? nullptr : shut_old_links(peer_id));
+}
+
+/// @return false if there are none to be waited for.
+KVFERRY_INLINE bool PeerDirectory::wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then) {
+  const std::uint64_t number = ++last_number_;
+  std::shared_ptr<void> hold;
+  const auto wait = [&](Attempt& attempt) {
+    // A dial that has not been answered is asked anew, once, when it is.
+    const bool told = attempt.accepting || attempt.instance.incarnation != 0 || attempt.told_again;
+    if (attempt.number == 0 || !told) {
+      return;
+    }
+    if (!hold) {
+      hold =
+          std::shared_ptr<void>(this, [deadlines = deadlines_, weak = weak_from_this(), id = peer.id, number](void*) {
+            deadlines->add(Clock::now(), std::make_shared<Expiry>([weak, id, number] {
+                             if (const Visit self(weak); self) {
+                               self->go_on_fencing(id, number);
+                             }
+                           }));
+          });
+    }
+    attempt.fences.push_back(hold);
+  };
+  wait(peer.attempt);
+  std::ranges::for_each(peer.candidates, wait);
+  if (!hold) {
+    return false;
+  }
+  fences_.emplace(number, std::move(then));
+  deadlines_->add(std::min(deadline, Clock::now() + attempt_patience),
+                  std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number] {
+                    if (const Visit self(weak); self) {
+                      self->give_up_attempts(id, number);
+                    }
+                  }));
+  return true;
+}
+
+KVFERRY_INLINE void PeerDirectory::go_on_fencing(const std::string& peer_id, std::uint64_t number) {
+  FenceHandler then;
+  {
+    const Lock lock(mutex_);
+    if (auto waiting = fences_.extract(number)) {
+      then = std::move(waiting.mapped());
+    }
+  }
+  if (then) {
+    then({}, shut_old_links(peer_id));
+  }
+}
+
+KVFERRY_INLINE void PeerDirectory::give_up_attempts(const std::string& peer_id, std::uint64_t number) {
+  std::vector<std::uint64_t> attempts;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || !fences_.contains(number)) {
+      return;
+    }
+    const auto add = [&](Attempt& attempt) {
+      if (!attempt.fences.empty()) {
+        attempt.given_up = true;
+        attempts.push_back(attempt.number);
+      }
+    };
+    add(it->second.attempt);
+    std::ranges::for_each(it->second.candidates, add);
+  }
+  for (const std::uint64_t attempt : attempts) {
+    fail_attempt(peer_id, attempt, {errc::connection_lost, "a fence did not wait any longer for the connection"});
+  }
+}
+
+}  // namespace kvferry::kit

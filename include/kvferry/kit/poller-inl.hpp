@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/kit/poller.hpp>
+
+#include <algorithm>
+#include <utility>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+inline namespace internal {
+
+/// With more of them, asking the kernel which have something is cheaper than looking at each.
+inline constexpr std::size_t most_watched = 8;
+/// Between two looks at everything else, unless something completes, whose handlers are run at once: each look costs a system
+/// call, and what comes just then waits for its end.
+inline constexpr std::chrono::microseconds time_between{25};
+
+/// A connection is looked at so often before it is given up, however long it took to move what others had.
+inline constexpr int least_looks = 16;
+
+/// Whose thread this is.
+KVFERRY_INLINE thread_local const Poller* entered = nullptr;
+
+}  // namespace internal
+
+KVFERRY_INLINE Poller::Poller(PollPolicy policy)
+    : patience_(std::clamp<std::chrono::microseconds>(policy.spin, std::chrono::microseconds::zero(),
+                                                      std::chrono::hours(1))) {}
+
+KVFERRY_INLINE void Poller::enter() noexcept { entered = this; }
+
+KVFERRY_INLINE bool Poller::watch(std::shared_ptr<Pollable> pollable) {
+  if (patience_ == std::chrono::nanoseconds::zero()) {
+    return false;
+  }
+  const std::lock_guard lock(mutex_);
+  if ((!looking_ && entered != this) || count_ >= most_watched) {
+    return false;
+  }
+  ++count_;
+  added_.push_back(std::move(pollable));
+  any_added_.store(true, std::memory_order_release);
+  return true;
+}
+
+KVFERRY_INLINE void Poller::look(const std::function<void()>& run_ready) {
+  std::vector<Watched> watched;
+  std::chrono::steady_clock::time_point last_run{};
+  bool entered_now = true;
+  for (;;) {
+    auto now = std::chrono::steady_clock::now();
+    if (watched.empty() || any_added_.load(std::memory_order_acquire)) {
+      const std::lock_guard lock(mutex_);
+      if (std::exchange(entered_now, false)) {
+        if (looking_) {
+          return;
+        }
+        looking_ = true;
+      }
+      for (auto& pollable : added_) {
+        watched.push_back({std::move(pollable), now, 0});
+      }
+      added_.clear();
+      any_added_.store(false, std::memory_order_relaxed);
+      if (watched.empty()) {
+        looking_ = false;
+        return;
+      }
+    }
+    if (look_once(watched, now) || now - last_run >= time_between) {
+      last_run = now;
+      run_ready();
+    }
+  }
+}
+
+KVFERRY_INLINE bool Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point& now) {
+  bool completed = false;
+  for (std::size_t i = 0; i < watched.size();) {
+    auto& [pollable, last_found, looks_since] = watched[i];
+    const auto found = pollable->poll();
+    ++looks_since;
+    if (found != Pollable::Found::nothing) {
+      // What was found may have taken longer to move than patience lasts.
+      now = std::chrono::steady_clock::now();
+      last_found = now;
+      looks_since = 0;
+      completed = completed || found == Pollable::Found::completed;
+    }
+    const bool tired = looks_since >= least_looks && now - last_found > patience_;
+    if (found != Pollable::Found::released && !tired) {
+      ++i;
+      continue;
+    }
+    const auto gone = std::move(pollable);
+    watched.erase(watched.begin() + static_cast<std::ptrdiff_t>(i));
+    {
+      const std::lock_guard lock(mutex_);
+      --count_;
+    }
+    if (tired) {
+      gone->rest();
+    }
+  }
+  return completed;
+}
+
+}  // namespace kvferry::kit

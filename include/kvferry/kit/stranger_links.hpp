@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_STRANGER_LINKS_HPP
+#define KVFERRY_KIT_STRANGER_LINKS_HPP
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <list>
+#include <map>
+#include <string>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// The links of peers that came by themselves, the oldest first: how many of them there may be, and how many descriptors they
+/// may hold, in all and of one source. Not thread-safe.
+class StrangerLinks {
+ public:
+  using Ids = std::list<std::string>;
+
+  struct Amount {
+    std::size_t links = 0;
+    std::size_t descriptors = 0;
+  };
+
+  /// @param bounds in all; one source may have three quarters of them.
+  explicit StrangerLinks(const Amount& bounds)
+      : bounds_(bounds), bounds_of_source_{three_quarters(bounds.links), three_quarters(bounds.descriptors)} {}
+
+  /// Half of the descriptors that the process may have: the rest is for peers that the user has named, for the ports and for
+  /// all else that the process does.
+  [[nodiscard]] static Amount bounds(std::size_t max_peers) {
+    constexpr rlim_t most = 1 << 20;
+    rlimit descriptors{};
+    ::getrlimit(RLIMIT_NOFILE, &descriptors);
+    return {max_peers, static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 2, 8, most))};
+  }
+
+  /// Of which source a link has to go before one more has room; null if there is room.
+  [[nodiscard]] const Ids* greedy(const std::string& source, std::size_t descriptors) const {
+    const auto exceeds = [&](const Amount& used, const Amount& bounds) {
+      return used.links + 1 > bounds.links || used.descriptors + descriptors > bounds.descriptors;
+    };
+    const auto own = sources_.find(source);
+    if (exceeds(own == sources_.end() ? Amount() : own->second.used, bounds_of_source_)) {
+      return own == sources_.end() ? &none_ : &own->second.ids;
+    }
+    if (!exceeds(used_, bounds_)) {
+      return nullptr;
+    }
+    const auto most = std::ranges::max_element(
+        sources_,
+        [](const Amount& one, const Amount& other) {
+          return one.descriptors + one.links < other.descriptors + other.links;
+        },
+        [](const auto& entry) { return entry.second.used; });
+    return most == sources_.end() ? &none_ : &most->second.ids;
+  }
+
+  /// In the place of the one that the id has.
+  void enter(const std::string& id, const std::string& source, std::size_t descriptors) {
+    leave(id);
+    Source& of = sources_[source];
+    holders_.emplace(id, Holder{source, of.ids.insert(of.ids.end(), id), descriptors});
+    for (Amount* const used : {&of.used, &used_}) {
+      ++used->links;
+      used->descriptors += descriptors;
+    }
+  }
+
+  /// Does nothing if the id has no link here.
+  void leave(const std::string& id) {
+    const auto holder = holders_.find(id);
+    if (holder == holders_.end()) {
+      return;
+    }
+    const auto source = sources_.find(holder->second.source);
+    for (Amount* const used : {&source->second.used, &used_}) {
+      --used->links;
+      used->descriptors -= holder->second.descriptors;
+    }
+    source->second.ids.erase(holder->second.place);
+    if (source->second.ids.empty()) {
+      sources_.erase(source);
+    }
+    holders_.erase(holder);
+  }
+
+  [[nodiscard]] const Amount& used() const noexcept { return used_; }
+
+ private:
+  struct Source {
+    Amount used;
+    Ids ids;
+  };
+  struct Holder {
+    std::string source;
+    Ids::iterator place;
+    std::size_t descriptors = 0;
+  };
+
+  static constexpr std::size_t three_quarters(std::size_t all) { return all - all / 4; }
+
+  const Amount bounds_;
+  const Amount bounds_of_source_;
+  const Ids none_;
+  Amount used_;
+  std::map<std::string, Source> sources_;
+  std::map<std::string, Holder> holders_;
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_STRANGER_LINKS_HPP

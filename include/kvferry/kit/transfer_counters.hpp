@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_TRANSFER_COUNTERS_HPP
+#define KVFERRY_KIT_TRANSFER_COUNTERS_HPP
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <system_error>
+
+#include <kvferry/channel_stats.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// Counts what becomes of a channel's operations. Thread-safe.
+///
+/// An operation takes one addition when it starts and five when it ends, without locks; only a failure, which is rare,
+/// takes one.
+class TransferCounters {
+ public:
+  /// What an operation came to.
+  struct Outcome {
+    std::error_code cause;
+    std::size_t objects = 0;
+    std::uint64_t bytes = 0;
+    std::chrono::nanoseconds took{0};
+  };
+
+  void count_start(TransferKind kind) noexcept;
+  void count_end(TransferKind kind, const Outcome& outcome);
+
+  /// By `TransferKind`.
+  [[nodiscard]] std::array<TransferStats, 4> snapshot() const;
+
+ private:
+  static constexpr std::size_t cache_line = 64;
+
+  struct OfKind {
+    // Counted by callers; the rest by whoever ends operations.
+    alignas(cache_line) std::atomic<std::uint64_t> started{0};
+    alignas(cache_line) std::atomic<std::uint64_t> objects{0};
+    std::atomic<std::uint64_t> bytes{0};
+    std::atomic<std::uint64_t> nanoseconds{0};
+    std::array<std::atomic<std::uint64_t>, LatencyHistogram::bucket_count> latency{};
+    std::map<std::error_code, std::uint64_t> failures;  ///< Guarded by `mutex_`.
+  };
+
+  [[nodiscard]] TransferStats snapshot_of(const OfKind& kind) const;
+
+  std::array<OfKind, 4> kinds_;
+  mutable std::mutex mutex_;
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_TRANSFER_COUNTERS_HPP

@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp/data_acceptor.hpp>
+
+#include <asio/ip/v6_only.hpp>
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
+
+#include <kvferry/detail/host_address.hpp>
+#include <kvferry/kit/failure.hpp>
+#include <kvferry/detail/name_resolution.hpp>
+#include <kvferry/detail/source_address.hpp>
+#include <kvferry/detail/text.hpp>
+#include <kvferry/tcp/open_socket.hpp>
+#include <kvferry/tcp/system_code.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+inline namespace internal {
+
+using asio::ip::tcp;
+
+/// Those that a source may have beyond those that its handshakes have announced.
+inline constexpr std::size_t unannounced_greetings = 64;
+inline constexpr std::size_t max_expected = std::size_t{1} << 14;
+
+/// A connection that has not said its hello costs a descriptor.
+KVFERRY_INLINE std::size_t max_greetings() {
+  rlimit descriptors{};
+  ::getrlimit(RLIMIT_NOFILE, &descriptors);
+  return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 4, 16, 4096));
+}
+/// How long accepting rests when the process is out of file descriptors.
+inline constexpr std::chrono::milliseconds accept_pause{100};
+
+/// An IPv6 wildcard takes connections of both families, whatever the system's default (net.ipv6.bindv6only): peers reach it at
+/// either address, as they do the handshake's.
+KVFERRY_INLINE std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
+  std::error_code ec;
+  open_socket(acceptor, endpoint.protocol(), ec);
+  if (!ec) {
+    acceptor.set_option(tcp::acceptor::reuse_address(true), ec);
+  }
+  if (!ec && endpoint.protocol() == tcp::v6()) {
+    acceptor.set_option(asio::ip::v6_only(!endpoint.address().is_unspecified()), ec);
+  }
+  if (!ec) {
+    acceptor.bind(endpoint, ec);
+  }
+  if (!ec) {
+    acceptor.listen(tcp::acceptor::max_listen_connections, ec);
+  }
+  if (!ec) {
+    acceptor.non_blocking(true, ec);
+  }
+  if (ec) {
+    std::error_code ignored;
+    acceptor.close(ignored);
+  }
+  return ec;
+}
+
+KVFERRY_INLINE std::error_code listen_at(tcp::acceptor& acceptor, const HostPort& address) {
+  if (address.host == "*") {
+    // On a system without IPv6 there is only the other one.
+    return listen_at(acceptor, {tcp::v6(), address.port}) ? listen_at(acceptor, {tcp::v4(), address.port})
+                                                          : std::error_code();
+  }
+  std::error_code ec;
+  const auto number = address_of(address.host);
+  const auto zoned = zone_of(address.host).empty() ? asio::ip::address() : asio::ip::make_address(address.host, ec);
+  return ec || !number ? std::make_error_code(std::errc::address_not_available)
+                       : listen_at(acceptor, {zone_of(address.host).empty() ? *number : zoned, address.port});
+}
+
+}  // namespace internal
+
+/// A handshake whose connections are on their way.
+struct DataAcceptor::Expected {
+  Expected(const asio::any_io_executor& executor, std::size_t lanes) : sockets(lanes), timer(executor) {}
+
+  std::shared_ptr<kit::LinkHost> host;
+  kit::LinkHandler on_link;
+  Secret dial_secret = random_secret();
+  Secret accept_secret = random_secret();
+  std::vector<std::optional<tcp::socket>> sockets;
+  std::size_t arrived = 0;
+  asio::steady_timer timer;
+};
+
+/// A connection that has proved nothing yet.
+struct DataAcceptor::Greeting {
+  Greeting(tcp::socket accepted, std::string from)
+      : socket(std::move(accepted)), source(std::move(from)), timer(socket.get_executor()) {}
+
+  tcp::socket socket;
+  const std::string source;
+  std::array<std::byte, sizeof(Hello)> bytes{};
+  std::size_t received = 0;
+  asio::steady_timer timer;
+};
+
+KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options,
+                           std::shared_ptr<kit::Refusals> refusals)
+    : executor_(executor),
+      options_(options),
+      refusals_(std::move(refusals)),
+      max_greetings_(max_greetings()),
+      acceptor_(executor),
+      accept_pause_(executor) {}
+
+KVFERRY_INLINE void DataAcceptor::listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout) {
+  const HostPort address = kit::listening_address({host, port}, lookup_timeout);
+  const std::unique_lock lock(mutex_);
+  if (const auto ec = listen_at(acceptor_, address)) {
+    throw TransferError(system_code(ec), "data connections: cannot listen at " + HostPort{host, port}.to_string());
+  }
+  accept_next();
+}
+
+KVFERRY_INLINE std::uint16_t DataAcceptor::port() const {
+  const std::lock_guard lock(mutex_);
+  std::error_code ec;
+  return acceptor_.local_endpoint(ec).port();
+}
+
+KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost> host, std::size_t lanes,
+                                    kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  auto expected = std::make_shared<Expected>(executor_, lanes);
+  expected->host = std::move(host);
+  expected->on_link = std::move(on_link);
+  AcceptEndpoint endpoint;
+  endpoint.lanes = lanes;
+  endpoint.dial_secret.assign(expected->dial_secret.begin(), expected->dial_secret.end());
+  endpoint.accept_secret.assign(expected->accept_secret.begin(), expected->accept_secret.end());
+  endpoint.port = port();
+
+  std::unique_lock lock(mutex_);
+  if (closed_ || expected_.size() >= max_expected) {
+    throw TransferError(closed_ ? errc::closed : errc::resource_limit,
+                        std::to_string(expected_.size()) + " handshakes await their data connections");
+  }
+  expected_.push_back(expected);
+  expected->timer.expires_at(deadline);
+  expected->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(expected)](std::error_code ec) {
+    const auto late = weak.lock();
+    if (late && ec != asio::error::operation_aborted) {
+      self->give_up(late);
+    }
+  });
+  lock.unlock();
+  expected->host->when_abandoned([weak = weak_from_this(), waiting = std::weak_ptr(expected)] {
+    const auto self = weak.lock();
+    if (const auto abandoned = waiting.lock(); self && abandoned) {
+      self->abandon(abandoned);
+    }
+  });
+  return endpoint;
+}
+
+KVFERRY_INLINE void DataAcceptor::give_up(const std::shared_ptr<Expected>& expected) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::erase(expected_, expected) == 0) {
+      return;
+    }
+  }
+  expected->on_link(errc::timed_out, nullptr,
+                    "peer " + in_quotes(expected->host->peer().id) + " made " + std::to_string(expected->arrived) +
+                        " of " + std::to_string(expected->sockets.size()) + " data connections in time");
+}
+
+KVFERRY_INLINE void DataAcceptor::accept_next() {
+  acceptor_.async_wait(tcp::acceptor::wait_read, [self = shared_from_this()](std::error_code ec) {
+    const std::unique_lock lock(self->mutex_);
+    if (self->closed_) {
+      return;
+    }
+    tcp::socket socket(self->executor_);
+    if (!ec) {
+      socket = accept_socket(self->acceptor_, ec);
+    }
+    if (ec && ec != std::errc::operation_would_block && ec != std::errc::interrupted) {
+      // Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy
+      // loop.
+      self->accept_pause_.expires_after(accept_pause);
+      self->accept_pause_.async_wait([self](std::error_code aborted) {
+        const std::lock_guard relock(self->mutex_);
+        if (!aborted && !self->closed_) {
+          self->accept_next();
+        }
+      });
+      return;
+    }
+    if (!ec) {
+      self->greet(std::move(socket));
+    }
+    self->accept_next();
+  });
+}
+
+KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
+  std::error_code ec;
+  prepare_socket(socket, options_.socket, ec);
+  if (ec) {
+    return;
+  }
+  const auto from = socket.remote_endpoint(ec);
+  if (ec) {
+    return;
+  }
+  auto greeting = std::make_shared<Greeting>(std::move(socket), source_of(*from.data()));
+  make_room(greeting->source);
+  greetings_.push_back(greeting);
+  greeting->timer.expires_after(options_.hello_timeout);
+  greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
+    const std::lock_guard lock(self->mutex_);
+    if (const auto late = weak.lock(); late && !aborted) {
+      self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+      self->drop(late);
+    }
+  });
+  ++greetings_of_[greeting->source];
+  wait_for_hello(greeting);
+}
+
+/// Lets go of the oldest that waits, of a source that has its share or of the one that has most, if there are too many.
+KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
+  const auto announced = [this](const std::string& from) {
+    std::size_t lanes = 0;
+    for (const auto& expected : expected_) {
+      lanes += expected->host->peer().source == from ? expected->sockets.size() - expected->arrived : 0;
+    }
+    return lanes;
+  };
+  const std::string* greedy = nullptr;
+  const auto own = greetings_of_.find(source);
+  if (own != greetings_of_.end() && own->second >= unannounced_greetings &&
+      own->second >= unannounced_greetings + announced(source)) {
+    greedy = &source;
+  } else if (greetings_.size() >= max_greetings_) {
+    greedy = &std::ranges::max_element(greetings_of_, {}, [](const auto& one) { return one.second; })->first;
+  }
+  if (greedy == nullptr) {
+    return;
+  }
+  const auto oldest = std::ranges::find(greetings_, *greedy, &Greeting::source);
+  refusals_->count(errc::resource_limit, *greedy, "a data connection without a hello had to make room for a newer one");
+  // Whoever it is, if it means it, comes again.
+  Hello again;
+  again.magic = Hello::come_again;
+  again.incarnation = options_.incarnation;
+  std::error_code ignored;
+  std::array<std::byte, 256> unread;  // what is unread when a socket is closed makes the kernel drop what was written
+  (*oldest)->socket.read_some(asio::buffer(unread), ignored);
+  (*oldest)->socket.write_some(asio::buffer(&again, sizeof(again)), ignored);
+  drop(*oldest);
+}
+
+KVFERRY_INLINE void DataAcceptor::forget(const std::shared_ptr<Greeting>& greeting) {
+  greetings_.remove(greeting);
+  const auto of_source = greetings_of_.find(greeting->source);
+  if (--of_source->second == 0) {
+    greetings_of_.erase(of_source);
+  }
+}
+
+KVFERRY_INLINE void DataAcceptor::abandon(const std::shared_ptr<Expected>& expected) {
+  const std::lock_guard lock(mutex_);
+  if (std::erase(expected_, expected) != 0) {
+    expected->timer.cancel();
+  }
+}
+
+KVFERRY_INLINE void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>& greeting) {
+  greeting->socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), greeting](std::error_code ec) {
+    if (!ec) {
+      self->read_hello(greeting);
+    }
+  });
+}
+
+KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& greeting) {
+  std::unique_lock lock(mutex_);
+  if (closed_ || !greeting->socket.is_open()) {
+    return;
+  }
+  while (greeting->received < greeting->bytes.size()) {
+    std::error_code ec;
+    const std::size_t received = greeting->socket.read_some(
+        asio::buffer(greeting->bytes.data() + greeting->received, greeting->bytes.size() - greeting->received), ec);
+    if (ec == asio::error::would_block || ec == asio::error::try_again) {
+      wait_for_hello(greeting);
+      return;
+    }
+    if (ec) {
+      drop(greeting);
+      return;
+    }
+    greeting->received += received;
+  }
+  admit(greeting, lock);
+}
+
+KVFERRY_INLINE void DataAcceptor::admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock) {
+  Hello hello;
+  std::memcpy(&hello, greeting->bytes.data(), sizeof(hello));
+  greeting->timer.cancel();
+  const auto expected = std::ranges::find_if(expected_, [&](const std::shared_ptr<Expected>& candidate) {
+    return equal_secrets(candidate->dial_secret, hello.secret);
+  });
+  const bool known = hello.magic == Hello::dialing && hello.version == Hello().version && expected != expected_.end() &&
+                     hello.incarnation == (*expected)->host->peer().incarnation &&
+                     hello.lane_count == (*expected)->sockets.size() && hello.lane < hello.lane_count &&
+                     !(*expected)->sockets[hello.lane];
+  if (!known) {
+    refusals_->count(errc::handshake_failed, greeting->source, "a data connection's hello belongs to no handshake");
+    drop(greeting);
+    return;
+  }
+  (*expected)->sockets[hello.lane].emplace(std::move(greeting->socket));
+  forget(greeting);
+  if (++(*expected)->arrived == (*expected)->sockets.size()) {
+    complete(std::shared_ptr(*expected), lock);
+  }
+}
+
+KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock) {
+  expected_.remove(expected);
+  expected->timer.cancel();
+  lock.unlock();
+
+  std::vector<tcp::socket> sockets;
+  for (auto& socket : expected->sockets) {
+    sockets.push_back(std::move(*socket));
+  }
+  std::shared_ptr<TcpLink> link;
+  try {
+    link = TcpLink::create(expected->host, std::move(sockets), options_.link);
+  } catch (...) {
+    auto failure = kit::failure_being_handled();
+    expected->on_link(failure.code, nullptr, std::move(failure.sentence));
+    return;
+  }
+  // Handed over first, and welcomed then: when the peer learns that it is connected, this side is ready for it. And a
+  // channel that is being closed finds the link, and shuts it, before it touches a region.
+  expected->on_link({}, link, {});
+  Hello welcome;
+  welcome.magic = Hello::accepting;
+  welcome.incarnation = options_.incarnation;
+  welcome.secret = expected->accept_secret;
+  link->run(welcome);
+}
+
+KVFERRY_INLINE void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {
+  // Keeps it alive where the argument is the list's own element.
+  const auto dropped = greeting;
+  std::error_code ignored;
+  dropped->timer.cancel();
+  dropped->socket.close(ignored);
+  forget(dropped);
+}
+
+KVFERRY_INLINE void DataAcceptor::close() {
+  std::list<std::shared_ptr<Expected>> expected;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    std::error_code ignored;
+    acceptor_.close(ignored);
+    accept_pause_.cancel();
+    while (!greetings_.empty()) {
+      drop(greetings_.front());
+    }
+    expected.swap(expected_);
+    for (const auto& unfinished : expected) {
+      unfinished->timer.cancel();
+    }
+  }
+  for (const auto& unfinished : expected) {
+    unfinished->on_link(errc::closed, nullptr, "the channel was closed");
+  }
+}
+
+}  // namespace kvferry::tcp

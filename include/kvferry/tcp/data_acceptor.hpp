@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/any_io_executor.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <chrono>
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+#include <kvferry/kit/refusals.hpp>
+
+#include <kvferry/tcp/hello.hpp>
+#include <kvferry/tcp/tcp_link.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+struct LinkOptions {
+  std::uint64_t incarnation = 0;
+  std::chrono::milliseconds hello_timeout{0};
+  TcpLink::Options link;
+  SocketOptions socket;
+};
+
+/// Accepts data connections, has each prove within a time that it belongs to a handshake, and makes a link of those
+/// that belong together. Connections that prove nothing are bounded in number, by source and in all; the oldest gives way and
+/// is told to come again. What handshakes have announced doesn't count against its source.
+class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
+ public:
+  DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);
+
+  /// @param host an address or name; `*` for all addresses. @param port 0 for any. @param lookup_timeout of a name.
+  /// @throws TransferError with the errno of what failed, naming the address; `errc::timed_out` for a name.
+  void listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout);
+  [[nodiscard]] std::uint16_t port() const;
+
+  /// A handshake took place: hellos with the secret that is returned make up its link.
+  [[nodiscard]] AcceptEndpoint expect(std::shared_ptr<kit::LinkHost> host, std::size_t lanes,
+                                      kit::Clock::time_point deadline, kit::LinkHandler on_link);
+
+  /// Stops listening and drops what is not part of a link yet.
+  void close();
+
+ private:
+  struct Expected;
+  struct Greeting;
+
+  void accept_next();
+  void greet(asio::ip::tcp::socket socket);
+  void read_hello(const std::shared_ptr<Greeting>& greeting);
+  void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
+  void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
+  void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);
+  void make_room(const std::string& source);
+  void drop(const std::shared_ptr<Greeting>& greeting);
+  void forget(const std::shared_ptr<Greeting>& greeting);
+  void abandon(const std::shared_ptr<Expected>& expected);
+  void give_up(const std::shared_ptr<Expected>& expected);
+
+  const asio::any_io_executor executor_;
+  const LinkOptions options_;
+  const std::shared_ptr<kit::Refusals> refusals_;
+  const std::size_t max_greetings_;
+  mutable std::mutex mutex_;  ///< Guards all below, the state of the sockets included.
+  asio::ip::tcp::acceptor acceptor_;
+  asio::steady_timer accept_pause_;
+  std::list<std::shared_ptr<Greeting>> greetings_;
+  std::map<std::string, std::size_t> greetings_of_;  ///< By source.
+  std::list<std::shared_ptr<Expected>> expected_;
+  bool closed_ = false;
+};
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <vector>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+// Structures travel as they lie in memory. A big-endian port would have to swap here.
+static_assert(std::endian::native == std::endian::little, "kvferry's TCP frames are little-endian");
+
+/// What travels on a data connection after the hello; docs/wire_protocol.md has the meaning of every field.
+enum class FrameType : std::uint8_t {
+  write = 1,
+  write_ack,
+  notify,
+  read,
+  read_data,
+  recv_post,
+  recv_cancel,
+  send_data,
+  send_ack,
+  send_abort,
+  probe,
+  probe_answer,
+  fence,
+  fence_ack,
+};
+
+struct FrameHeader {
+  static constexpr std::uint32_t expected_magic = 0x3246564b;  // "KVF2"
+  /// write, read, send_data: the operation's last one.
+  static constexpr std::uint8_t last_chunk = 1;
+  /// write_ack: the data is in memory, but the queue of notifications was full.
+  static constexpr std::uint8_t notification_refused = 2;
+
+  std::uint32_t magic = expected_magic;
+  FrameType type = FrameType::write;
+  std::uint8_t flags = 0;
+  std::uint16_t reserved = 0;
+  std::uint64_t operation = 0;       ///< The id at the side that gave it: see the type.
+  std::uint64_t tag = 0;             ///< recv_post: the tag. send_data: the send's id.
+  std::uint32_t region = 0;          ///< write, read: the receiver's region.
+  std::uint32_t count = 0;           ///< Descriptors that follow.
+  std::uint64_t payload_bytes = 0;   ///< Bytes that follow the descriptors; read: bytes asked for.
+  std::uint64_t first_offset = 0;    ///< Where in the first descriptor's object or page its bytes begin.
+  std::uint32_t status = 0;          ///< 0 or a kvferry::errc.
+  std::uint32_t notification_bytes = 0;  ///< write, notify: bytes that follow the payload.
+  std::uint64_t reserved2 = 0;
+};
+static_assert(sizeof(FrameHeader) == 64);
+
+/// One object, or a part of one, in a frame.
+struct Descriptor {
+  /// send_data: the object does not fit the receiver's buffer; `length` is its size and none of its bytes follow.
+  static constexpr std::uint64_t refused = std::uint64_t{1} << 63;
+  /// send_data: more bytes of the object come with the next frame.
+  static constexpr std::uint64_t continues = std::uint64_t{1} << 62;
+
+  std::uint64_t index = 0;   ///< write, read: page. send_data: number of the object in the batch.
+  std::uint64_t length = 0;  ///< Bytes in this frame. recv_post: the buffer's size.
+};
+static_assert(sizeof(Descriptor) == 16);
+
+/// Ends a frame that has payload: whether the bytes before it are what the header promised. A sender finds out that
+/// it can't read a buffer when the frame's header has left already; it then fills the frame up and says so here.
+struct FrameTrailer {
+  std::uint32_t status = 0;  ///< 0 or a kvferry::errc.
+  std::uint32_t reserved = 0;
+};
+static_assert(sizeof(FrameTrailer) == 8);
+
+[[nodiscard]] constexpr bool has_trailer(const FrameHeader& header) noexcept {
+  return header.payload_bytes != 0 && header.type != FrameType::read;  // a read's bytes are asked for, not sent
+}
+
+/// A frame as received, but for its payload.
+struct Frame {
+  FrameHeader header;
+  std::vector<Descriptor> descriptors;
+  std::vector<std::byte> notification;
+  FrameTrailer trailer;
+  bool unwritable = false;  ///< The memory that the payload was for can't be written.
+  bool overfull = false;    ///< There was no room for its descriptors; they have been thrown away.
+};
+
+// Bounds that both sides keep, so that each can hold the other to them.
+
+/// Payload of one frame: small enough that many operations share a connection fairly, large enough that its header and
+/// its acknowledgement don't count.
+inline constexpr std::size_t max_chunk_bytes = std::size_t{1} << 20;
+inline constexpr std::size_t max_chunk_objects = 1024;
+/// What a sender puts into one frame: with its header, its notification and its trailer, as many pieces as a call takes
+/// (IOV_MAX).
+inline constexpr std::size_t sent_chunk_objects = max_chunk_objects - 3;
+inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
+/// Frames sent that await an acknowledgement, and reads that await their data.
+inline constexpr std::size_t max_unacknowledged = 1024;
+inline constexpr std::size_t max_outstanding_reads = 64;
+/// Probes that await their answer.
+inline constexpr std::size_t max_outstanding_probes = 16;
+
+}  // namespace kvferry::tcp

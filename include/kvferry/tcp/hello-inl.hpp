@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp/hello.hpp>
+
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+
+#include <kvferry/error.hpp>
+
+#include <kvferry/tcp/socket.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+KVFERRY_INLINE Secret random_secret() {
+  Secret secret;
+  make_secret(secret);
+  return secret;
+}
+
+inline namespace internal {
+
+KVFERRY_INLINE int set_congestion_control(int socket, const std::string& name) {
+  return ::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size()));
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE void check_congestion_control(const std::string& name) {
+  if (name.empty()) {
+    return;
+  }
+  const Socket probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (probe.descriptor() == -1 || set_congestion_control(probe.descriptor(), name) != 0) {
+    const std::error_code ec(errno, std::system_category());
+    throw TransferError(ec, "congestion control '" + name + "'");
+  }
+}
+
+KVFERRY_INLINE void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options, std::error_code& ec) {
+  socket.non_blocking(true, ec);
+  if (!ec) {
+    socket.set_option(asio::ip::tcp::no_delay(true), ec);
+  }
+  if (ec) {
+    return;
+  }
+  std::error_code ignored;
+  if (options.send_buffer != 0) {
+    socket.set_option(asio::socket_base::send_buffer_size(static_cast<int>(options.send_buffer)), ignored);
+  }
+  if (options.receive_buffer != 0) {
+    socket.set_option(asio::socket_base::receive_buffer_size(static_cast<int>(options.receive_buffer)), ignored);
+  }
+  if (!options.congestion_control.empty()) {
+    // It was checked before; it may have been forbidden since.
+    (void)set_congestion_control(socket.native_handle(), options.congestion_control);
+  }
+  if (options.user_timeout.count() > 0) {
+    const auto time = static_cast<unsigned>(options.user_timeout.count());
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &time, sizeof(time));
+  }
+  if (options.keepalive_idle.count() > 0) {
+    constexpr int interval_seconds = 5;
+    constexpr int probes = 3;
+    const int idle = static_cast<int>(options.keepalive_idle.count());
+    socket.set_option(asio::socket_base::keep_alive(true), ignored);
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_KEEPINTVL, &interval_seconds, sizeof(interval_seconds));
+    ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+  }
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,674 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp/lane.hpp>
+
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <exception>
+#include <limits>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/url.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+inline namespace internal {
+
+/// Bytes in one call that sends: a whole frame. In calls of 256 KiB the same bytes take a fifth to a third longer
+/// (docs/performance.md), and a call that moves more doesn't gain.
+inline constexpr std::size_t send_step_bytes = max_chunk_bytes;
+/// Bytes in one call that receives: many enough that the call itself doesn't count.
+inline constexpr std::size_t receive_step_bytes = std::size_t{256} << 10;
+/// IOV_MAX on Linux.
+inline constexpr std::size_t max_pieces = 1024;
+/// Bytes that the reactor's thread moves on one lane before it looks after the others.
+inline constexpr std::size_t turn_bytes = std::size_t{4} << 20;
+/// Bytes that a caller who doesn't wait sends on its own thread: an operation's first bytes, not its whole.
+inline constexpr std::size_t caller_bytes = std::size_t{256} << 10;
+/// A call that moves nothing because some of its memory isn't there has failed within its first so many bytes: the
+/// kernel copies by no larger pieces.
+inline constexpr std::size_t fault_reach = std::size_t{128} << 10;
+/// What a round of the driver costs of these, besides the bytes it moves.
+inline constexpr std::size_t round_cost = 1024;
+/// What a frame that came in costs, besides its bytes: as long as it takes to deal with one, some KiB are moved. Else a turn of
+/// small ones would last for tens of milliseconds.
+inline constexpr std::size_t frame_cost = 4096;
+/// An operation that timed out in less than this says nothing about its connection.
+inline constexpr std::chrono::seconds least_silence{1};
+
+/// What a peer within a frame sends at least in the time that it has for that.
+inline constexpr std::uint64_t least_progress = std::uint64_t{64} << 10;
+
+KVFERRY_INLINE std::string address(const asio::ip::tcp::endpoint& endpoint) {
+  auto ip = endpoint.address();
+  if (ip.is_v6() && ip.to_v6().is_v4_mapped()) {
+    ip = asio::ip::make_address_v4(asio::ip::v4_mapped, ip.to_v6());
+  }
+  return HostPort{ip.to_string(), endpoint.port()}.to_string();
+}
+
+KVFERRY_INLINE std::string local_address_of(const asio::ip::tcp::socket& socket) {
+  std::error_code ec;
+  const auto endpoint = socket.local_endpoint(ec);
+  return ec ? std::string("?") : address(endpoint);
+}
+
+KVFERRY_INLINE std::string remote_address_of(const asio::ip::tcp::socket& socket) {
+  std::error_code ec;
+  const auto endpoint = socket.remote_endpoint(ec);
+  return ec ? std::string("?") : address(endpoint);
+}
+
+KVFERRY_INLINE msghdr message(std::span<iovec> pieces) {
+  msghdr header{};
+  header.msg_iov = pieces.data();
+  header.msg_iovlen = pieces.size();
+  return header;
+}
+
+// A single piece goes without a list of pieces, which the kernel would have to fetch and check: polling asks for one piece,
+// the next header, most of the time.
+
+KVFERRY_INLINE ssize_t send_pieces(int descriptor, std::span<iovec> pieces) {
+  constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+  if (pieces.size() == 1) {
+    return ::send(descriptor, pieces.front().iov_base, pieces.front().iov_len, flags);
+  }
+  const msghdr header = message(pieces);
+  return ::sendmsg(descriptor, &header, flags);
+}
+
+KVFERRY_INLINE ssize_t receive_pieces(int descriptor, std::span<iovec> pieces) {
+  if (pieces.size() == 1) {
+    return ::recv(descriptor, pieces.front().iov_base, pieces.front().iov_len, MSG_DONTWAIT);
+  }
+  msghdr header = message(pieces);
+  return ::recvmsg(descriptor, &header, MSG_DONTWAIT);
+}
+
+/// The kernel's own deadlines (TCP_USER_TIMEOUT, keepalive) aren't the operations'.
+KVFERRY_INLINE std::error_code last_error() {
+  return errno == ETIMEDOUT ? std::error_code(errc::connection_lost) : std::error_code(errno, std::system_category());
+}
+
+KVFERRY_INLINE std::string last_reason() {
+  return errno == ETIMEDOUT ? std::string("the peer's host has not answered for too long")
+                            : std::error_code(errno, std::system_category()).message();
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options,
+           std::weak_ptr<Owner> owner)
+    : local_(local_address_of(socket)),
+      remote_(remote_address_of(socket)),
+      options_(std::move(options)),
+      executor_(socket.get_executor()),
+      host_(std::move(host)),
+      socket_(std::make_shared<Socket>(socket.release())),
+      drain_timer_(executor_),
+      protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead)),
+      owner_(std::move(owner)),
+      frame_timer_(executor_) {}
+
+template <class Change>
+void Lane::change(Change change_engine, std::size_t budget) {
+  driver_.change(change_engine);
+  drive(budget);
+}
+
+KVFERRY_INLINE void Lane::run(std::span<const std::byte> first) {
+  change(
+      [&] {
+        if (failed_) {
+          return;
+        }
+        running_ = true;
+        protocol_.say(first);
+        std::error_code ec;
+        options_.events->add(socket_->descriptor(), shared_from_this(), ec);
+        if (ec) {
+          fail(ec, "waiting for " + remote_ + ": " + ec.message());
+        }
+      },
+      turn_bytes);
+}
+
+KVFERRY_INLINE void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
+  driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
+  drive(caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::stop(std::shared_ptr<kit::Operation> operation) {
+  driver_.put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
+  drive(caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::probe(std::function<void()> answered) {
+  driver_.put([&](Inbox& inbox) { inbox.probes.push_back(std::move(answered)); });
+  drive(caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::fence(std::function<void()> done) {
+  driver_.put([&](Inbox& inbox) { inbox.fences.push_back(std::move(done)); });
+  drive(caller_bytes);
+}
+
+KVFERRY_INLINE std::shared_ptr<Socket> Lane::take_leave() {
+  std::shared_ptr<Socket> socket;
+  change(
+      [&] {
+        if (failed_ || !running_) {
+          return;
+        }
+        protocol_.leave();
+        readable_ = true;
+        writable_ = true;
+        std::size_t budget = turn_bytes;
+        (void)move_bytes(budget, Role::leader);
+        if (!failed_ && !protocol_.settled()) {
+          socket = socket_;
+        }
+      },
+      caller_bytes);
+  return socket;
+}
+
+KVFERRY_INLINE void Lane::shut(std::error_code cause, const std::string& why) {
+  change(
+      [&] {
+        owner_.reset();  // it knows
+        end_all(cause, why);
+      },
+      caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::disconnect() {
+  change([&] { close_socket(); }, caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::outlive(std::shared_ptr<Owner> owner, std::error_code cause, const std::string& why) {
+  change(
+      [&] {
+        owner_.reset();  // it knows
+        if (running_ && !failed_) {
+          outlived_ = Outlived{kit::Clock::now(), cause, why, std::move(owner)};
+        } else {
+          end_all(cause, why);
+        }
+      },
+      caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::close_socket() {
+  if (socket_) {
+    options_.events->remove(socket_->descriptor());
+    if (protocol_.in_flight()) {
+      socket_->drop_unsent();
+    }
+    socket_->shut();
+    socket_.reset();
+  }
+}
+
+KVFERRY_INLINE std::shared_ptr<Socket> Lane::begin_leading() {
+  std::shared_ptr<Socket> socket;
+  driver_.change([&] {
+    leader_ = std::this_thread::get_id();
+    watched_ = false;
+    socket = socket_;
+    if (armed_ != 0 && socket_) {
+      armed_ = 0;
+      arm(0);
+    }
+  });
+  return socket;
+}
+
+KVFERRY_INLINE void Lane::end_leading() {
+  change([&] { leader_ = {}; }, caller_bytes);
+}
+
+template <class Released>
+kit::Pollable::Found Lane::look(Role role, Released released) {
+  auto found = Found::something;  // unless this thread finds out otherwise: another may be at it
+  bool moved = false;
+  bool completed = false;
+  driver_.drive(
+      [&](Inbox taken) {
+        take(std::move(taken));
+        if (released()) {
+          found = Found::released;
+          // Others have left their work to this thread, which held the engine for a moment: in the inbox, or in what they
+          // changed (`change`).
+          std::size_t budget = turn_bytes;
+          return work(budget);
+        }
+        const std::uint64_t moved_before = moved_;
+        const std::uint64_t completed_before = protocol_.completed();
+        readable_ = true;
+        writable_ = true;
+        std::size_t budget = turn_bytes;
+        try {
+          (void)move_bytes(budget, role);
+        } catch (const std::exception& error) {
+          fail(errc::connection_lost, remote_ + ": " + error.what());
+        }
+        moved = moved || moved_ != moved_before;
+        completed = completed || protocol_.completed() != completed_before;
+        found = failed_ ? Found::released : completed ? Found::completed : moved ? Found::something : Found::nothing;
+        return done(false);
+      },
+      [&](const Driven& driven) { return let_go(driven); });
+  return found;
+}
+
+KVFERRY_INLINE kit::Pollable::Found Lane::lead() {
+  return look(Role::leader, [this] { return failed_; });
+}
+
+KVFERRY_INLINE kit::Pollable::Found Lane::poll() {
+  return look(Role::visitor, [this] { return failed_ || !watched_; });
+}
+
+KVFERRY_INLINE void Lane::rest() {
+  driver_.put([](Inbox& inbox) { inbox.rest = true; });
+  drive(turn_bytes);
+}
+
+KVFERRY_INLINE void Lane::socket_ready(bool readable, bool writable, bool broken) {
+  driver_.put([&](Inbox& inbox) {
+    inbox.readable |= readable;
+    inbox.writable |= writable;
+    inbox.broken |= broken;
+  });
+  drive(turn_bytes);
+}
+
+KVFERRY_INLINE void Lane::drive(std::size_t budget) {
+  std::optional<std::size_t> left;
+  driver_.drive(
+      [&](Inbox taken) {
+        take(std::move(taken));
+        if (!left) {
+          left = leader_ == std::this_thread::get_id() ? turn_bytes : budget;
+        }
+        return work(*left);
+      },
+      [&](const Driven& driven) { return let_go(driven); });
+}
+
+/// Memory may be used up: then the lane is broken, and what was in the inbox ends with it.
+KVFERRY_INLINE void Lane::take(Inbox taken) {
+  try {
+    apply(std::move(taken));
+  } catch (const std::exception& error) {
+    fail(errc::connection_lost, remote_ + ": " + error.what());
+  }
+}
+
+KVFERRY_INLINE Lane::Driven Lane::work(std::size_t& budget) {
+  bool more = false;
+  try {
+    more = move_bytes(budget);
+  } catch (const std::exception& error) {
+    fail(errc::connection_lost, remote_ + ": " + error.what());  // memory is used up
+  }
+  // A leader waits for what it moves, and goes on at once where it stops here.
+  const bool leads = leader_ == std::this_thread::get_id();
+  return done(more && !watched_ && !leads);
+}
+
+KVFERRY_INLINE Lane::Driven Lane::done(bool more) {
+  return {more, std::exchange(told_owner_, nullptr), failed_ && outlived_ ? std::move(outlived_->owner) : nullptr};
+}
+
+KVFERRY_INLINE bool Lane::let_go(const Driven& driven) {
+  if (driven.told_owner) {
+    driven.told_owner->lane_broken(failure_, failure_why_);
+  }
+  if (driven.more) {
+    asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+  }
+  return !driven.more;
+}
+
+KVFERRY_INLINE bool Lane::move_bytes(std::size_t& budget, Role role) {
+  for (;;) {
+    apply(driver_.take());
+    // Each round costs something, so that a flood of small operations ends a turn as well.
+    budget -= std::min(budget, round_cost);
+    if (failed_ || !running_) {
+      return false;
+    }
+    if (budget == 0) {
+      update_drain_timer();
+      return true;
+    }
+    const Step received = receive_step(budget);
+    const Step sent = failed_ ? Step::nothing : send_step(budget);
+    if (received != Step::progress && sent != Step::progress) {
+      break;
+    }
+  }
+  if (!failed_) {
+    update_drain_timer();
+    update_frame_timer();
+    wait_for_more(role);
+  }
+  return false;
+}
+
+KVFERRY_INLINE void Lane::apply(Inbox taken) {
+  if (taken.readable || taken.writable) {
+    armed_ = 0;
+    tired_ = false;
+    readable_ |= taken.readable;
+    writable_ |= taken.writable;
+  }
+  if (taken.broken) {
+    protocol_.peer_gone();
+  }
+  if (taken.rest) {
+    watched_ = false;
+    tired_ = true;
+  }
+  for (auto& start : taken.starts) {
+    protocol_.start(std::move(start.batch), start.range);
+  }
+  for (auto& answered : taken.probes) {
+    protocol_.probe(std::move(answered));
+  }
+  if (!taken.stops.empty()) {
+    stop_operations(taken.stops);
+  }
+  for (auto& done : taken.fences) {
+    protocol_.fence(std::move(done));
+  }
+  if (taken.drain_expired) {
+    drain_timer_armed_ = false;
+    drain_expired();
+  }
+  if (taken.frame_expired) {
+    frame_expired();
+  }
+  if (taken.writes_ended) {
+    protocol_.answer_fence();
+  }
+}
+
+/// Not by the thread that is told: it may hold locks.
+KVFERRY_INLINE void Lane::await_writes() {
+  host_->when_writes_ended([weak = weak_from_this(), executor = executor_] {
+    asio::post(executor, [weak] {
+      if (const auto self = weak.lock()) {
+        self->driver_.put([](Inbox& inbox) { inbox.writes_ended = true; });
+        self->drive(caller_bytes);
+      }
+    });
+  });
+}
+
+KVFERRY_INLINE void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations) {
+  // What the peer has said may be in the socket still.
+  std::size_t unlimited = receive_step_bytes;
+  if (running_ && !failed_) {
+    readable_ = true;
+    (void)receive_step(unlimited);
+  }
+  bool dead = false;
+  for (const auto& operation : operations) {
+    if (!dead && !failed_ && protocol_.looks_dead(*operation, least_silence)) {
+      dead = true;
+      announce_failure(errc::connection_lost);
+    }
+    protocol_.stop(*operation);
+  }
+  if (dead) {
+    fail(errc::connection_lost, "nothing came from the peer while an operation waited for its whole time");
+  }
+}
+
+KVFERRY_INLINE void Lane::drain_expired() {
+  const auto since = protocol_.draining_since();
+  if (since && !failed_ && kit::Clock::now() - *since >= options_.drain_timeout) {
+    fail(errc::connection_lost, "the peer did not deal in time with what was sent of an operation that has been stopped");
+  }
+  if (outlived_ && !failed_ && kit::Clock::now() - outlived_->since >= options_.drain_timeout) {
+    fail(outlived_->cause, outlived_->why);
+  }
+}
+
+KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
+  // What is not in the outgoing queue yet can still be dropped.
+  if (!writable_) {
+    return Step::blocked;
+  }
+  // Where receiving has used up the budget, something is sent all the same.
+  const std::size_t step = std::min(send_step_bytes, std::max(budget, caller_bytes));
+  protocol_.fill(step);
+  if (protocol_.out().empty()) {
+    return Step::nothing;
+  }
+  std::array<iovec, max_pieces> pieces;
+  const std::size_t queued = protocol_.out().bytes();
+  // What little would be left takes no call of its own, neither here nor at the receiver: a frame is longer than a step
+  // by its header.
+  const std::size_t bytes = queued - std::min(queued, step) <= step / 4 ? queued : step;
+  std::size_t count = protocol_.out().front(pieces, bytes);
+  if (careful_out_ != 0) {
+    count = 1;
+    pieces[0].iov_len = std::min(pieces[0].iov_len, left_on_page(pieces[0].iov_base));
+  }
+  const ssize_t sent = send_pieces(socket_->descriptor(), std::span(pieces).first(count));
+  if (sent >= 0) {
+    options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
+    protocol_.sent(static_cast<std::size_t>(sent));
+    moved_ += static_cast<std::size_t>(sent);
+    tired_ = false;
+    careful_out_ -= std::min(careful_out_, static_cast<std::size_t>(sent));
+    budget -= std::min(budget, static_cast<std::size_t>(sent));
+    return Step::progress;
+  }
+  if (errno == EFAULT && careful_out_ == 0) {
+    careful_out_ = fault_reach;
+    return Step::progress;
+  }
+  if (errno == EFAULT && protocol_.source_failed()) {
+    careful_out_ = 0;
+    return Step::progress;
+  }
+  if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS) {
+    writable_ = false;
+    return Step::blocked;
+  }
+  if (errno != EINTR) {
+    const auto cause = last_error();
+    std::string why = "sending to " + remote_ + ": " + last_reason();
+    // What the peer said before it went may be in the socket still.
+    readable_ = true;
+    std::size_t unlimited = std::numeric_limits<std::size_t>::max();
+    while (!failed_ && receive_step(unlimited) == Step::progress) {
+    }
+    fail(cause, std::move(why));
+  }
+  return Step::progress;
+}
+
+KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
+  if (!readable_) {
+    return Step::nothing;
+  }
+  std::array<iovec, max_pieces> pieces;
+  FrameReader& reader = protocol_.reader();
+  ssize_t received = 0;
+  std::size_t asked = 0;
+  const std::size_t count =
+      careful_in_ != 0 ? reader.prepare_page(pieces) : reader.prepare(pieces, receive_step_bytes);
+  if (count != 0) {
+    for (const iovec& piece : std::span(pieces).first(count)) {
+      asked += piece.iov_len;
+    }
+    received = receive_pieces(socket_->descriptor(), std::span(pieces).first(count));
+  } else {
+    // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know
+    // that and takes them to be stored at address null, hence the bare system call.
+    asked = std::min(reader.discardable(), receive_step_bytes);
+    received =
+        ::syscall(SYS_recvfrom, socket_->descriptor(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
+  }
+  if (received > 0) {
+    // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
+    readable_ = static_cast<std::size_t>(received) == asked;
+    // Before an operation ends of it, whose caller may then ask for the statistics.
+    options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
+    const std::uint64_t frames_before = reader.progress().frames;
+    if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
+      fail(ec, remote_ + ": " + protocol_.violation());
+    } else if (protocol_.take_fence()) {
+      await_writes();
+    }
+    careful_in_ -= std::min(careful_in_, static_cast<std::size_t>(received));
+    budget -= std::min(budget, static_cast<std::size_t>(received) +
+                                   static_cast<std::size_t>(reader.progress().frames - frames_before) * frame_cost);
+    moved_ += static_cast<std::size_t>(received);
+    tired_ = false;
+    return Step::progress;
+  }
+  if (received == 0) {
+    fail(errc::peer_closed, remote_ + " closed the connection");
+  } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+    readable_ = false;
+    return Step::blocked;
+  } else if (errno == EFAULT && careful_in_ == 0) {
+    careful_in_ = fault_reach;
+  } else if (errno == EFAULT && reader.destination_failed()) {
+    careful_in_ = 0;
+  } else if (errno != EINTR) {
+    fail(last_error(), "receiving from " + remote_ + ": " + last_reason());
+  }
+  return Step::progress;
+}
+
+KVFERRY_INLINE void Lane::wait_for_more(Role role) {
+  if (role == Role::leader || leader_ == std::this_thread::get_id()) {
+    wants_to_send_ = !writable_;
+    return;
+  }
+  if (leader_ != std::thread::id()) {
+    // The leader may not know that there is something to send.
+    if (!writable_) {
+      arm(EPOLLOUT);
+    }
+    return;
+  }
+  if (!watched_ && !tired_ && options_.poller) {
+    watched_ = options_.poller->watch(shared_from_this());
+  }
+  if (!watched_) {
+    arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);
+  }
+}
+
+KVFERRY_INLINE void Lane::arm(std::uint32_t events) {
+  if ((events & ~armed_) == 0 && events != 0) {
+    return;
+  }
+  armed_ |= events;
+  std::error_code ec;
+  options_.events->arm(socket_->descriptor(), armed_, ec);
+  if (ec) {
+    fail(ec, "waiting for " + remote_ + ": " + ec.message());
+  }
+}
+
+KVFERRY_INLINE void Lane::update_drain_timer() {
+  auto since = protocol_.draining_since();
+  if (outlived_ && (!since || outlived_->since < *since)) {
+    since = outlived_->since;
+  }
+  if (!since || drain_timer_armed_) {
+    return;
+  }
+  drain_timer_armed_ = true;
+  drain_timer_.expires_at(*since + options_.drain_timeout);
+  drain_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
+    if (ec != asio::error::operation_aborted) {
+      self->driver_.put([](Inbox& inbox) { inbox.drain_expired = true; });
+      self->drive(turn_bytes);
+    }
+  });
+}
+
+KVFERRY_INLINE void Lane::update_frame_timer() {
+  const FrameReader& reader = protocol_.reader();
+  if (frame_watched_ || !reader.within_frame()) {
+    return;
+  }
+  frame_watched_ = reader.progress();
+  frame_timer_.expires_after(options_.frame_timeout);
+  frame_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
+    if (ec != asio::error::operation_aborted) {
+      self->driver_.put([](Inbox& inbox) { inbox.frame_expired = true; });
+      self->drive(turn_bytes);
+    }
+  });
+}
+
+KVFERRY_INLINE void Lane::frame_expired() {
+  if (failed_) {
+    return;
+  }
+  // It may be this side that hasn't looked.
+  std::size_t unlimited = receive_step_bytes;
+  readable_ = true;
+  (void)receive_step(unlimited);
+  const auto then = *std::exchange(frame_watched_, std::nullopt);
+  const FrameReader& reader = protocol_.reader();
+  const auto& now = reader.progress();
+  if (!failed_ && reader.within_frame() && now.frames == then.frames && now.bytes - then.bytes < least_progress) {
+    fail(errc::connection_lost, remote_ + " stopped within a frame: " + std::to_string(now.bytes - then.bytes) +
+                                    " bytes of it in " + std::to_string(options_.frame_timeout.count()) + " ms");
+  }
+}
+
+KVFERRY_INLINE void Lane::announce_failure(std::error_code cause) {
+  if (auto owner = std::exchange(owner_, {}).lock()) {
+    owner->lane_breaking(cause);
+    told_owner_ = std::move(owner);
+  }
+}
+
+KVFERRY_INLINE void Lane::fail(std::error_code cause, std::string why) {
+  if (failed_) {
+    return;
+  }
+  announce_failure(cause);
+  close_socket();
+  end_all(cause, std::move(why));
+}
+
+KVFERRY_INLINE void Lane::end_all(std::error_code cause, std::string why) {
+  if (failed_) {
+    return;
+  }
+  failed_ = true;
+  failure_ = cause;
+  failure_why_ = std::move(why);
+  drain_timer_.cancel();
+  frame_timer_.cancel();
+  protocol_.fail(cause, failure_why_);
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/ip/tcp.hpp>
+#include <asio/steady_timer.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+#include <kvferry/kit/poller.hpp>
+
+#include <kvferry/kit/inbox_driver.hpp>
+#include <kvferry/tcp/lane_protocol.hpp>
+#include <kvferry/tcp/lane_traffic.hpp>
+#include <kvferry/tcp/socket.hpp>
+#include <kvferry/tcp/socket_events.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+/// A data connection: a socket and what is said on it.
+///
+/// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - drives it,
+/// as `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
+/// buffers are touched by the driver alone: when it ends an operation, they are quiet.
+///
+/// What waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread that watches
+/// it, else an event that it has been armed for. One of them at a time, so that none wakes or delays another.
+class Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
+ public:
+  struct Options {
+    std::chrono::milliseconds drain_timeout{0};
+    std::shared_ptr<SocketEvents> events;
+    std::shared_ptr<kit::Poller> poller;  ///< May be null.
+    std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
+    /// May be null: then memory that goes under the lane ends the process.
+    std::shared_ptr<ReadAheadPool> buffers = nullptr;
+    std::chrono::milliseconds frame_timeout{60'000};
+  };
+
+  /// What a lane belongs to, told when its connection breaks by itself.
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and
+    /// reconnects. Must not touch a lane.
+    virtual void lane_breaking(std::error_code cause) = 0;
+    /// After this lane's operations have ended.
+    virtual void lane_broken(std::error_code cause, const std::string& why) = 0;
+  };
+
+  Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options, std::weak_ptr<Owner> owner);
+
+  /// Starts receiving and sending, unless the lane has been shut; until then it only takes operations.
+  /// @param first what to send before anything else.
+  void run(std::span<const std::byte> first);
+  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
+  void stop(std::shared_ptr<kit::Operation> operation);
+  /// Asks the peer for a sign of life; `answered` is called with the lane's engine held.
+  void probe(std::function<void()> answered);
+  /// See `LaneProtocol::fence`.
+  void fence(std::function<void()> done);
+  /// Moves bytes without waiting. @return null if nothing is under way and nothing is owed to the peer; else the socket to
+  /// look at before the next call.
+  [[nodiscard]] std::shared_ptr<Socket> take_leave();
+  /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open, lest the
+  /// peer's answer to its end reach another lane of the link before that is shut as well.
+  void shut(std::error_code cause, const std::string& why);
+  /// Closes the socket of a lane that has been shut.
+  void disconnect();
+  /// The peer has closed another connection of the link. What it answered before may still come here: the lane goes on
+  /// until it finds the end of its own connection, at most for the drain time-out. Until then it keeps its owner, which
+  /// isn't told, so that `shut` reaches it.
+  void outlive(std::shared_ptr<Owner> owner, std::error_code cause, const std::string& why);
+
+  /// @name For a thread that looks at the lane itself. One at a time.
+  /// @{
+
+  /// From here on nobody is woken by what arrives. @return the socket to look at; null if there is none any more.
+  [[nodiscard]] std::shared_ptr<Socket> begin_leading();
+  [[nodiscard]] Found lead();
+  /// Whether the lane waits for room to send.
+  [[nodiscard]] bool wants_to_send() const noexcept { return wants_to_send_; }
+  void end_leading();
+  /// @}
+
+  Found poll() override;
+  void rest() override;
+  void socket_ready(bool readable, bool writable, bool broken) override;
+
+  /// Whether either side has ever started an operation.
+  [[nodiscard]] bool used() const noexcept { return protocol_.used(); }
+  [[nodiscard]] std::string local_address() const { return local_; }
+  [[nodiscard]] std::string remote_address() const { return remote_; }
+
+ private:
+  struct Start {
+    std::shared_ptr<StripedOperation> batch;
+    ObjectRange range;
+  };
+
+  struct Inbox {
+    std::vector<Start> starts;
+    std::vector<std::shared_ptr<kit::Operation>> stops;
+    std::vector<std::function<void()>> probes;
+    std::vector<std::function<void()>> fences;
+    bool readable = false;
+    bool writable = false;
+    bool broken = false;
+    bool drain_expired = false;
+    bool frame_expired = false;
+    bool rest = false;
+    bool writes_ended = false;  ///< For which the peer's fence waits.
+
+    [[nodiscard]] bool empty() const noexcept {
+      return starts.empty() && stops.empty() && probes.empty() && fences.empty() && !readable && !writable &&
+             !drain_expired && !frame_expired && !rest && !writes_ended;
+    }
+  };
+
+  enum class Role { visitor, leader };
+
+  /// What is to be done when the engine has been let go.
+  struct Driven {
+    bool more = false;
+    std::shared_ptr<Owner> told_owner;
+    std::shared_ptr<Owner> kept_owner;  ///< To be forgotten.
+  };
+
+  enum class Step { progress, blocked, nothing };
+
+  /// Changes what the driver guards, and drives.
+  template <class Change>
+  void change(Change change_engine, std::size_t budget);
+  void drive(std::size_t budget);
+  void take(Inbox taken);
+  [[nodiscard]] Driven work(std::size_t& budget);
+  [[nodiscard]] Driven done(bool more);
+  /// With the engine let go. @return whether this thread goes on.
+  [[nodiscard]] bool let_go(const Driven& driven);
+  /// Drives, having looked for bytes whether or not any were announced, unless `released()`.
+  template <class Released>
+  [[nodiscard]] Found look(Role role, Released released);
+  /// @return whether the budget ran out with work left.
+  bool move_bytes(std::size_t& budget, Role role = Role::visitor);
+  void apply(Inbox taken);
+  Step send_step(std::size_t& budget);
+  Step receive_step(std::size_t& budget);
+  void wait_for_more(Role role);
+  void arm(std::uint32_t events);
+  void close_socket();
+  void update_drain_timer();
+  void update_frame_timer();
+  void stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations);
+  void drain_expired();
+  void frame_expired();
+  void await_writes();
+  void announce_failure(std::error_code cause);
+  void fail(std::error_code cause, std::string why);
+  void end_all(std::error_code cause, std::string why);
+
+  const std::string local_;
+  const std::string remote_;
+  const Options options_;
+  const asio::any_io_executor executor_;
+  const std::shared_ptr<kit::LinkHost> host_;
+
+  kit::InboxDriver<Inbox> driver_;  ///< Its engine guards everything below.
+  std::shared_ptr<Socket> socket_;  ///< Null when closed.
+  asio::steady_timer drain_timer_;
+  LaneProtocol protocol_;
+  std::weak_ptr<Owner> owner_;
+  std::shared_ptr<Owner> told_owner_;  ///< Kept from `lane_breaking` until `lane_broken`.
+  bool readable_ = false;
+  bool writable_ = true;
+  std::uint32_t armed_ = 0;  ///< The events that were asked for and have not come.
+  bool watched_ = false;     ///< By the poller.
+  std::thread::id leader_;   ///< Of nobody: the lane is not led.
+  bool tired_ = false;  ///< Nothing has come since the poller gave it up.
+  std::uint64_t moved_ = 0;
+  std::size_t careful_out_ = 0;  ///< Of the next bytes to send or to receive, these many go a page of memory at a time,
+  std::size_t careful_in_ = 0;   ///< until the page is found that isn't there.
+  bool drain_timer_armed_ = false;
+  asio::steady_timer frame_timer_;
+  std::optional<FrameReader::Progress> frame_watched_;  ///< What had come when the timer was armed.
+  bool running_ = false;
+  bool failed_ = false;
+  std::error_code failure_;
+  std::string failure_why_;
+
+  /// Set when the peer has closed another connection of the link.
+  struct Outlived {
+    kit::Clock::time_point since;
+    std::error_code cause;
+    std::string why;
+    std::shared_ptr<Owner> owner;
+  };
+  std::optional<Outlived> outlived_;
+
+  std::atomic<bool> wants_to_send_{false};
+};
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp/lane_protocol.hpp>
+
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+#include <kvferry/kit/checks.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+inline namespace internal {
+
+inline constexpr auto refusal_status = static_cast<std::uint32_t>(errc::resource_limit);
+/// What a frame that answers a peer's read is pinned to: no operation has this id.
+inline constexpr std::uint64_t no_operation = 0;
+
+// The outgoing queue points to them.
+inline constexpr FrameTrailer good_trailer;
+inline constexpr FrameTrailer fault_trailer{static_cast<std::uint32_t>(errc::memory_fault), 0};
+
+}  // namespace internal
+
+KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
+  use();
+  const auto& operation = batch->operation();
+  const TransferRequest& request = operation->request();
+  auto refused = failed_ ? kit::Failure{failed_, failed_why_} : kit::refusal_of(*operation);
+  if (refused) {
+    (void)batch->part_done(refused.code, std::move(refused.sentence));
+    return;
+  }
+
+  const std::uint64_t id = next_id_++;
+  ids_.emplace(operation.get(), id);
+  Transfer& transfer = transfers_[id];
+  transfer.id = id;
+  transfer.order = id;
+  transfer.batch = std::move(batch);
+  transfer.range = range;
+  transfer.cursor = ChunkCursor(request.objects, range);
+  transfer.started = kit::Clock::now();
+  transfer.sent_before = sent_;
+  switch (request.kind) {
+    case TransferKind::write: ready_data_.push_back(id); break;
+    case TransferKind::read: ready_reads_.push_back(id); break;
+    case TransferKind::send:
+      matcher_.add_send(request.tag, id, id);
+      match(request.tag);
+      break;
+    case TransferKind::recv: {
+      ControlFrame post;
+      post.header.type = FrameType::recv_post;
+      post.header.operation = id;
+      post.header.tag = request.tag;
+      post.header.count = static_cast<std::uint32_t>(request.objects.size());
+      post.descriptors.reserve(request.objects.size());
+      for (const MutableBuffer object : request.objects) {
+        post.descriptors.push_back({post.descriptors.size(), object.size()});
+      }
+      control_.push_back(std::move(post));
+      break;
+    }
+  }
+}
+
+KVFERRY_INLINE bool LaneProtocol::looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const {
+  const auto it = ids_.find(&operation);
+  if (it == ids_.end() || operation.stop_cause() != errc::timed_out) {
+    return false;
+  }
+  const Transfer& transfer = transfers_.at(it->second);
+  const bool silent = last_received_ < transfer.started && kit::Clock::now() - transfer.started >= least_silence;
+  // It may have had no turn, because those before it can't get out.
+  const bool stuck = sent_ == transfer.sent_before && (!out_.empty() || unacknowledged_ != 0 || outstanding_reads_ != 0);
+  return silent && (!transfer.outstanding.empty() || stuck);
+}
+
+KVFERRY_INLINE void LaneProtocol::probe(std::function<void()> answered) {
+  // A peer that owes that many answers is silent; one more question wouldn't change it.
+  if (failed_ || probes_.size() >= max_outstanding_probes) {
+    return;
+  }
+  probes_.push_back(std::move(answered));
+  FrameHeader header;
+  header.type = FrameType::probe;
+  header.operation = ++last_probe_;
+  tell(header);
+}
+
+KVFERRY_INLINE void LaneProtocol::sent(std::size_t count) {
+  sent_ += count;
+  out_.consume(count, [this](std::uint64_t id) {
+    const auto it = transfers_.find(id);
+    if (it != transfers_.end() && --it->second.pins == 0 && it->second.meets_again && !it->second.stopping) {
+      wait_for_recv(it->second);
+    }
+  });
+}
+
+KVFERRY_INLINE bool LaneProtocol::source_failed() {
+  const auto owner = out_.spoil_front(fault_trailer);
+  if (!owner) {
+    return false;
+  }
+  if (const auto it = transfers_.find(*owner); it != transfers_.end() && !it->second.failure) {
+    it->second.failure = errc::memory_fault;
+    it->second.why = "the memory of its objects can't be read";
+  }
+  return true;
+}
+
+KVFERRY_INLINE void LaneProtocol::fill(std::size_t enough) {
+  while (out_.bytes() < enough) {
+    // Requests are as short as control frames, and the peer can work on them while data goes out.
+    if (fill_control() || fill_read_request()) {
+      continue;
+    }
+    response_next_ = !response_next_;
+    const bool filled = response_next_ ? fill_response() || fill_data() : fill_data() || fill_response();
+    if (!filled) {
+      return;
+    }
+  }
+}
+
+KVFERRY_INLINE bool LaneProtocol::fill_control() {
+  if (control_.empty()) {
+    return false;
+  }
+  const ControlFrame& frame = control_.front();
+  out_.add_header(frame.header, frame.descriptors);
+  if (frame.header.type == FrameType::write_ack || frame.header.type == FrameType::send_ack) {
+    --queued_acknowledgements_;
+  } else if (frame.header.type == FrameType::probe_answer) {
+    --queued_probe_answers_;
+  } else if (frame.header.type == FrameType::send_abort && frame.header.status == refusal_status) {
+    --queued_refusals_;
+  } else if (frame.header.type == FrameType::fence_ack) {
+    fence_owed_ = false;  // not before: a peer that takes no answers could ask for more and more
+  }
+  control_.pop_front();
+  return true;
+}
+
+KVFERRY_INLINE bool LaneProtocol::fill_response() {
+  if (responses_.empty()) {
+    return false;
+  }
+  const Response& response = responses_.front();
+  out_.begin_frame();
+  out_.add_header(response.header);
+  if (!response.pieces.empty()) {
+    out_.add_views(response.pieces);
+    out_.add_trailer(good_trailer);
+    out_.pin(no_operation);
+  }
+  responses_.pop_front();
+  return true;
+}
+
+KVFERRY_INLINE bool LaneProtocol::fill_data() {
+  while (!ready_data_.empty() && unacknowledged_ < max_unacknowledged) {
+    const auto it = transfers_.find(ready_data_.front());
+    ready_data_.pop_front();
+    if (it == transfers_.end() || it->second.stopping || it->second.meets_again) {
+      continue;
+    }
+    Transfer& transfer = it->second;
+    ++unacknowledged_;
+    if (transfer.notifying) {
+      add_notification(transfer);
+      return true;
+    }
+    FrameHeader header;
+    if (transfer.request().kind == TransferKind::write) {
+      header.type = FrameType::write;
+      header.operation = transfer.id;
+      header.region = transfer.request().remote_region;
+    } else {
+      header.type = FrameType::send_data;
+      header.operation = transfer.remote_recv;
+      header.tag = transfer.id;
+    }
+    add_chunk(transfer, header);
+    if (!transfer.cursor.done()) {
+      ready_data_.push_back(transfer.id);
+    }
+    return true;
+  }
+  return false;
+}
+
+KVFERRY_INLINE bool LaneProtocol::fill_read_request() {
+  while (!ready_reads_.empty() && outstanding_reads_ < max_outstanding_reads) {
+    const auto it = transfers_.find(ready_reads_.front());
+    ready_reads_.pop_front();
+    if (it == transfers_.end()) {
+      continue;
+    }
+    Transfer& transfer = it->second;
+    ++outstanding_reads_;
+    FrameHeader header;
+    header.type = FrameType::read;
+    header.operation = transfer.id;
+    header.region = transfer.request().remote_region;
+    add_chunk(transfer, header);
+    if (!transfer.cursor.done()) {
+      ready_reads_.push_back(transfer.id);
+    }
+    return true;
+  }
+  return false;
+}
+
+KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
+  const TransferRequest& request = transfer.request();
+  const Chunk chunk = transfer.cursor.next();
+  scratch_.resize(chunk.count);
+  Descriptor* descriptor = scratch_.data();
+  if (request.one_sided()) {
+    const std::uint64_t* const pages = request.remote_indexes.data();
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      *descriptor++ = {pages[piece.object], piece.length};
+    });
+  } else {
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      *descriptor++ = piece.refused
+                          ? Descriptor{piece.object | Descriptor::refused, request.objects[piece.object].size()}
+                          : Descriptor{piece.object | (piece.completes ? 0 : Descriptor::continues), piece.length};
+    });
+  }
+  header.count = static_cast<std::uint32_t>(chunk.count);
+  header.payload_bytes = chunk.bytes;
+  header.first_offset = chunk.first_offset;
+  if (transfer.cursor.done()) {
+    header.flags |= FrameHeader::last_chunk;
+  }
+  const bool only_chunk = chunk.first_offset == 0 && chunk.count == request.objects.size() && transfer.cursor.done();
+  const bool attach = header.type == FrameType::write && only_chunk && !request.notification.empty();
+  if (attach) {
+    transfer.notification_attached = true;
+    header.notification_bytes = static_cast<std::uint32_t>(request.notification.size());
+  }
+  out_.begin_frame();
+  out_.add_header(header, scratch_);
+  if (header.type != FrameType::read) {
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      out_.add_view(request.objects[piece.object].data() + piece.offset, piece.length);
+    });
+    if (attach) {
+      out_.add_copy(request.notification);
+    }
+    if (has_trailer(header)) {
+      out_.add_trailer(good_trailer);
+    }
+    out_.pin(transfer.id);
+    ++transfer.pins;
+  }
+  transfer.outstanding.push_back(chunk);
+}
+
+KVFERRY_INLINE void LaneProtocol::add_notification(Transfer& transfer) {
+  const auto& notification = transfer.request().notification;
+  FrameHeader header;
+  header.type = FrameType::notify;
+  header.operation = transfer.id;
+  header.notification_bytes = static_cast<std::uint32_t>(notification.size());
+  out_.add_header(header);
+  out_.add_copy(notification);
+  transfer.notification_sent = true;
+}
+
+KVFERRY_INLINE void LaneProtocol::match(std::uint64_t tag) {
+  while (const auto match = matcher_.match(tag)) {
+    meet(transfers_.at(match->send), match->recv, match->post);
+  }
+}
+
+KVFERRY_INLINE void LaneProtocol::meet(Transfer& send, std::uint64_t recv, const Post& post) {
+  const auto& objects = send.request().objects;
+  send.remote_recv = recv;
+  if (objects.size() != post.size()) {
+    tell_recv_aborted(recv, errc::count_mismatch, objects.size());
+    end(send, errc::count_mismatch,
+        "tag " + std::to_string(send.request().tag) + ": the send has " + std::to_string(objects.size()) +
+            " objects, the peer's recv " + std::to_string(post.size()));
+    return;
+  }
+  std::vector<bool> refused;
+  for (std::size_t i = 0; i < objects.size(); ++i) {
+    if (objects[i].size() > post[i]) {
+      refused.resize(objects.size());
+      refused[i] = true;
+      send.operation().failed(i, errc::buffer_too_small);
+      if (send.why.empty()) {
+        send.why = "object " + std::to_string(i) + " has " + std::to_string(objects[i].size()) +
+                   " bytes, the peer's buffer " + std::to_string(post[i]);
+      }
+    }
+  }
+  send.cursor.refuse(std::move(refused));
+  sends_by_recv_.emplace(recv, send.id);
+  ready_data_.push_back(send.id);
+}
+
+/// The recv that a send met was cancelled or timed out, perhaps before the two met: the send goes to the next one.
+KVFERRY_INLINE void LaneProtocol::lose_recv(Transfer& send) {
+  take_back(send);
+  sends_by_recv_.erase(send.remote_recv);
+  send.remote_recv = 0;
+  send.meets_again = true;
+  if (send.pins == 0) {
+    wait_for_recv(send);
+  }
+}
+
+KVFERRY_INLINE void LaneProtocol::wait_for_recv(Transfer& send) {
+  // Under a new id: what the peer says of the old one is not about what is sent now.
+  auto node = transfers_.extract(send.id);
+  const std::uint64_t id = next_id_++;
+  node.key() = id;
+  Transfer& again = transfers_.insert(std::move(node)).position->second;
+  again.id = id;
+  again.meets_again = false;
+  again.outstanding.clear();
+  again.cut = false;
+  again.failure.clear();
+  again.why.clear();
+  again.failed_object = ~std::uint64_t{0};
+  again.cursor = ChunkCursor(again.request().objects, again.range);
+  again.operation().start_over();
+  ids_[&again.operation()] = id;
+  const std::uint64_t tag = again.request().tag;
+  matcher_.add_send(tag, again.order, id);
+  match(tag);
+}
+
+KVFERRY_INLINE void LaneProtocol::tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count) {
+  FrameHeader header;
+  header.type = FrameType::send_abort;
+  header.operation = recv;
+  header.status = static_cast<std::uint32_t>(cause.value());
+  header.first_offset = count;
+  tell(header);
+}
+
+KVFERRY_INLINE void LaneProtocol::settle(Transfer& transfer, const Chunk& chunk, std::error_code status) {
+  kit::Operation& operation = transfer.operation();
+  ObjectRange run{chunk.first, chunk.first};
+  const auto end_run = [&](std::size_t next) {
+    if (run.begin != run.end) {
+      operation.landed(run.begin, run.end - run.begin);
+    }
+    run = {next, next};
+  };
+  transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+    if (status) {
+      operation.failed(piece.object, status);
+      transfer.failed_object = piece.object;
+    } else if (piece.completes && !piece.refused && piece.object != transfer.failed_object) {
+      ++run.end;
+      return;
+    }
+    end_run(piece.object + 1);
+  });
+  end_run(0);
+  if (status && !transfer.failure) {
+    transfer.failure = status;
+    transfer.why = "the peer refused objects from number " + std::to_string(chunk.first) + " on: " + status.message();
+  }
+}
+
+}  // namespace kvferry::tcp

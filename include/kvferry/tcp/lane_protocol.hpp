@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/uio.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+#include <unordered_map>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include <kvferry/kit/striped_operation.hpp>
+#include <kvferry/kit/tag_matcher.hpp>
+
+#include <kvferry/tcp/chunk.hpp>
+#include <kvferry/tcp/frame.hpp>
+#include <kvferry/tcp/frame_reader.hpp>
+#include <kvferry/tcp/gather_queue.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+using kit::StripedOperation;
+
+/// What one data connection says and understands, without the connection: bytes in through `reader`, bytes out through
+/// `out`. One thread at a time.
+///
+/// One-sided: `write` frames are placed and acknowledged by the peer's side of this class, `read` frames answered with
+/// `read_data`. Paired: a recv is posted to the sender, which matches it with its sends by tag and then sends straight
+/// into it, so that no byte of an object is ever received before its destination is known.
+class LaneProtocol final : private FrameSink {
+ public:
+  /// @param buffer of `FrameReader::read_ahead` bytes.
+  explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,
+                        ReadAhead buffer = ReadAhead::unprotected(FrameReader::read_ahead))
+      : host_(std::move(host)), reader_(std::move(buffer)) {}
+
+  /// Takes objects `range` of an operation.
+  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
+
+  /// Whether an operation that is to be stopped has waited in vain for all of its time: it was sent, and nothing at all
+  /// has come in since; or nothing has gone out either, although there was something to send.
+  [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const;
+
+  /// Ends an operation's part with the operation's stop cause: now, or when the peer has dealt with all that was sent of
+  /// it: see `draining_since`.
+  void stop(const kit::Operation& operation);
+
+  /// Since when the peer owes answers for the operation that was stopped first of those it owes any for; nothing if there
+  /// is none.
+  [[nodiscard]] std::optional<kit::Clock::time_point> draining_since();
+
+  /// Asks for a sign of life: `answered` is called by `received` when the peer has answered.
+  void probe(std::function<void()> answered);
+
+  /// Calls `done` when the peer has said that the writes which it had started here have ended, or the connection is gone.
+  void fence(std::function<void()> done);
+  /// Whether the peer has asked that since the last call; then `answer_fence` has to be called once.
+  [[nodiscard]] bool take_fence() noexcept { return std::exchange(fence_asked_, false); }
+  /// The writes that were started on this side before the peer asked have ended.
+  void answer_fence();
+
+  /// The peer has given the connection up: what of its writes is still in the socket is thrown away, for they have ended
+  /// there. What it has answered counts.
+  void peer_gone();
+
+  /// The channel is being closed: what the peer starts from here on is read past and not answered. Its operations end with
+  /// the connection.
+  void leave() noexcept { leaving_ = true; }
+
+  /// Whether nothing is under way here and nothing is left to say.
+  [[nodiscard]] bool settled() const noexcept { return transfers_.empty() && control_.empty() && out_.empty(); }
+  /// Whether something of this side's is under way, or was when the connection failed.
+  [[nodiscard]] bool in_flight() const noexcept;
+
+  /// The connection is gone: ends all parts with `cause`, later ones too. Those of which something was sent that the peer
+  /// has not answered end with an error for which `condition::may_still_land` holds.
+  void fail(std::error_code cause, const std::string& why);
+
+  /// Adds bytes that are no frame to the outgoing queue.
+  void say(std::span<const std::byte> bytes) { out_.add_copy(bytes); }
+  /// Adds frames to the outgoing queue until it holds `enough` bytes or there is nothing more to send.
+  void fill(std::size_t enough);
+  [[nodiscard]] const GatherQueue& out() const noexcept { return out_; }
+  /// `count` bytes of the outgoing queue are in the socket.
+  void sent(std::size_t count);
+  /// The bytes at the front of the outgoing queue can't be read: their frame goes on without them, and their operation
+  /// alone fails. @return false if they are nobody's buffers.
+  [[nodiscard]] bool source_failed();
+
+  [[nodiscard]] FrameReader& reader() noexcept { return reader_; }
+  [[nodiscard]] const FrameReader& reader() const noexcept { return reader_; }
+  /// `count` bytes have come in where the reader wanted them. @return `errc::protocol_violation`, with `violation()`
+  /// saying how.
+  [[nodiscard]] std::error_code received(std::size_t count);
+  [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
+
+  /// Ends of operations' parts and notifications that came: what handlers may have become ready of.
+  [[nodiscard]] std::uint64_t completed() const noexcept { return completed_; }
+  /// Whether either side has ever started an operation. From any thread.
+  [[nodiscard]] bool used() const noexcept { return used_.load(std::memory_order_relaxed); }
+  /// Operations under way.
+  [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
+
+ private:
+  struct Transfer {
+    std::uint64_t id = 0;
+    std::uint64_t order = 0;  ///< Among the sends of a tag.
+    std::shared_ptr<StripedOperation> batch;
+    ObjectRange range;
+    ChunkCursor cursor;
+    std::deque<Chunk> outstanding;  ///< Sent and not acknowledged, or asked for and not answered.
+    std::size_t pins = 0;           ///< Chunks in the outgoing queue that point into the buffers.
+    std::error_code failure;
+    std::string why;
+    bool stopping = false;     ///< Ends when the peer has dealt with what was sent of it.
+    bool cut = false;          ///< Some of its chunks were taken back.
+    bool meets_again = false;  ///< send: the recv that it met is gone; it waits for another when its bytes are out.
+    bool notifying = false;    ///< All objects have landed; what is left is the notification.
+    bool notification_attached = false;
+    bool notification_sent = false;  ///< In a frame of its own, which can't be taken back.
+    std::uint64_t failed_object = ~std::uint64_t{0};
+    std::uint64_t remote_recv = 0;  ///< send: the recv that it met; 0 before.
+    std::size_t next_object = 0;    ///< recv
+    std::size_t next_offset = 0;    ///< recv
+    kit::Clock::time_point started;
+    std::uint64_t sent_before = 0;  ///< Bytes that the connection had sent when this was started.
+
+    /// Whether the peer may have to do with something of it that it hasn't answered.
+    [[nodiscard]] bool under_way() const noexcept {
+      return request().kind != TransferKind::read && (!outstanding.empty() || notification_sent);
+    }
+    /// Whether all of it has been answered.
+    [[nodiscard]] bool whole() const noexcept { return cursor.done() && !cut && !meets_again && outstanding.empty(); }
+    [[nodiscard]] kit::Operation& operation() const noexcept { return *batch->operation(); }
+    [[nodiscard]] const TransferRequest& request() const noexcept { return operation().request(); }
+  };
+
+  struct Drain {
+    std::uint64_t id = 0;
+    kit::Clock::time_point since;
+  };
+
+  struct ControlFrame {
+    FrameHeader header;
+    std::vector<Descriptor> descriptors;
+  };
+
+  /// The answer to a peer's read.
+  struct Response {
+    FrameHeader header;
+    std::vector<iovec> pieces;
+  };
+
+  /// A recv of the peer's that no send has met: the sizes of its buffers.
+  using Post = std::vector<std::uint64_t>;
+
+  // Sending (lane_protocol.cpp), ending (lane_protocol_end.cpp)
+  bool fill_control();
+  bool fill_response();
+  bool fill_data();
+  bool fill_read_request();
+  void add_chunk(Transfer& transfer, FrameHeader header);
+  void add_notification(Transfer& transfer);
+  void match(std::uint64_t tag);
+  void meet(Transfer& send, std::uint64_t recv, const Post& post);
+  void tell(FrameHeader header) { control_.push_back({header, {}}); }
+  void lose_recv(Transfer& send);
+  void wait_for_recv(Transfer& send);
+  void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0);
+  void end(Transfer& transfer, std::error_code cause, std::string why);
+  void take_back(Transfer& transfer);
+  void ask_fence();
+  void settle(Transfer& transfer, const Chunk& chunk, std::error_code status);
+  void forget(const Transfer& transfer);
+
+  // Receiving (lane_protocol_receive.cpp)
+  [[nodiscard]] std::error_code check_header(const FrameHeader& header) override;
+  [[nodiscard]] bool take_memory(std::size_t bytes) override { return frame_memory_.take(bytes); }
+  [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
+  [[nodiscard]] std::error_code end_frame(Frame& frame) override;
+  [[nodiscard]] std::error_code region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
+                                              std::error_code& status);
+  [[nodiscard]] std::error_code begin_read_data(const Frame& frame, std::vector<iovec>& scatter);
+  [[nodiscard]] std::error_code begin_send_data(const Frame& frame, std::vector<iovec>& scatter);
+  [[nodiscard]] std::error_code end_write(Frame& frame);
+  [[nodiscard]] std::error_code end_acknowledgement(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_read(const Frame& frame);
+  [[nodiscard]] std::error_code end_read_data(const Frame& frame);
+  [[nodiscard]] std::error_code end_recv_post(Frame& frame);
+  [[nodiscard]] std::error_code end_recv_cancel(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_send_data(const Frame& frame);
+  [[nodiscard]] std::error_code end_send_abort(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_probe(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_probe_answer(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_fence();
+  [[nodiscard]] std::error_code end_fence_ack();
+  [[nodiscard]] std::error_code acknowledge(FrameHeader header);
+  /// What is wrong with the payload of a frame that has come in.
+  [[nodiscard]] static std::error_code fault_of(const Frame& frame);
+  [[nodiscard]] std::error_code violated(std::string how);
+  void use() noexcept {
+    if (!used()) {
+      used_.store(true, std::memory_order_relaxed);
+    }
+  }
+  /// @return null if the operation has ended; then `ec` tells whether it ever was one of the kind.
+  [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
+
+  const std::shared_ptr<kit::LinkHost> host_;
+  FrameReader reader_;
+  GatherQueue out_;
+  std::error_code failed_;
+  std::string failed_why_;
+  bool failed_in_flight_ = false;
+  bool peer_gone_ = false;
+  bool leaving_ = false;
+  std::string violation_;
+  kit::Clock::time_point last_received_{};
+  std::uint64_t sent_ = 0;
+
+  std::uint64_t next_id_ = 1;
+  std::unordered_map<std::uint64_t, Transfer> transfers_;
+  std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
+  std::deque<Drain> drains_;  ///< In the order in which they were stopped; those that have ended may still be here.
+  std::uint64_t completed_ = 0;
+  std::atomic<bool> used_{false};
+
+  // This side's fences: one question at a time, those that are asked meanwhile share the next one.
+  std::vector<std::function<void()>> fences_;       ///< The question has been sent.
+  std::vector<std::function<void()>> next_fences_;
+  // The peer's.
+  bool fence_owed_ = false;
+  bool fence_asked_ = false;
+
+  std::deque<ControlFrame> control_;
+  std::size_t queued_acknowledgements_ = 0;
+  std::size_t queued_probe_answers_ = 0;
+  std::deque<std::function<void()>> probes_;  ///< Not answered yet, oldest first.
+  std::uint64_t last_probe_ = 0;
+  std::deque<Response> responses_;
+  std::deque<std::uint64_t> ready_data_;   ///< Writes and matched sends with chunks to send, in turn.
+  std::deque<std::uint64_t> ready_reads_;  ///< Reads with chunks to ask for, in turn.
+  bool response_next_ = false;
+  std::size_t unacknowledged_ = 0;
+  std::size_t outstanding_reads_ = 0;
+  std::vector<Descriptor> scratch_;
+
+  kit::TagMatcher<Post> matcher_{host_};
+  kit::HeldMemory frame_memory_{host_};  ///< Of the frame that is coming in.
+  std::uint64_t last_posted_ = 0;
+  std::size_t queued_refusals_ = 0;  ///< Of posts beyond the limit.
+  std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;
+
+  std::uint64_t receiving_ = 0;   ///< The transfer into whose buffers the payload under way goes.
+  std::error_code frame_status_;  ///< What is wrong with the write or read under way.
+};
+
+}  // namespace kvferry::tcp

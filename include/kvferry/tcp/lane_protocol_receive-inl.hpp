@@ -1,0 +1,520 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+#include <kvferry/tcp/lane_protocol.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+inline namespace internal {
+
+KVFERRY_INLINE std::string text(std::uint64_t number) { return std::to_string(number); }
+
+/// A status as it came over the wire. Only what can be true of a single object or batch is believed.
+KVFERRY_INLINE std::error_code status_code(std::uint32_t status) {
+  switch (static_cast<errc>(status)) {
+    case errc::unknown_region:
+    case errc::index_out_of_range:
+    case errc::object_too_large:
+    case errc::access_denied:
+    case errc::count_mismatch:
+    case errc::resource_limit:
+    case errc::memory_fault:
+    case errc::peer_cancelled: return static_cast<errc>(status);
+    default: return status == 0 ? std::error_code() : std::error_code(errc::protocol_violation);
+  }
+}
+
+KVFERRY_INLINE std::uint32_t wire_status(std::error_code status) { return static_cast<std::uint32_t>(status.value()); }
+
+/// Whether a frame is of an operation of the side that sends it, and no answer.
+KVFERRY_INLINE bool starts_something(FrameType type) {
+  return type == FrameType::write || type == FrameType::notify || type == FrameType::read || type == FrameType::recv_post;
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE std::error_code LaneProtocol::received(std::size_t count) {
+  last_received_ = kit::Clock::now();
+  return reader_.commit(count, *this);
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::violated(std::string how) {
+  violation_ = std::move(how);
+  return errc::protocol_violation;
+}
+
+KVFERRY_INLINE LaneProtocol::Transfer* LaneProtocol::find(std::uint64_t id, TransferKind kind, std::error_code& ec) {
+  const auto it = transfers_.find(id);
+  if (it != transfers_.end() && it->second.request().kind == kind) {
+    return &it->second;
+  }
+  if (it != transfers_.end() || id == 0 || id >= next_id_) {
+    ec = violated("frame for operation " + text(id) + ", which is no " + std::string(to_string(kind)));
+  }
+  return nullptr;
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& header) {
+  if (header.magic != FrameHeader::expected_magic) {
+    return violated("frame with magic " + text(header.magic));
+  }
+  struct Bounds {
+    std::uint64_t min_count;
+    std::uint64_t max_count;
+    std::uint64_t max_payload;
+    std::uint64_t max_notification;
+  };
+  Bounds bounds{0, 0, 0, 0};
+  switch (header.type) {
+    case FrameType::write: bounds = {1, max_chunk_objects, max_chunk_bytes, max_notification_bytes}; break;
+    case FrameType::notify: bounds = {0, 0, 0, max_notification_bytes}; break;
+    case FrameType::read:
+    case FrameType::send_data: bounds = {1, max_chunk_objects, max_chunk_bytes, 0}; break;
+    case FrameType::read_data: bounds = {0, 0, max_chunk_bytes, 0}; break;
+    case FrameType::recv_post: bounds = {1, kit::max_paired_objects, 0, 0}; break;
+    case FrameType::write_ack:
+    case FrameType::recv_cancel:
+    case FrameType::send_ack:
+    case FrameType::send_abort:
+    case FrameType::probe:
+    case FrameType::probe_answer:
+    case FrameType::fence:
+    case FrameType::fence_ack: break;
+    default: return violated("frame of unknown type " + text(static_cast<std::uint64_t>(header.type)));
+  }
+  if (header.count < bounds.min_count || header.count > bounds.max_count) {
+    return violated("frame of type " + text(static_cast<std::uint64_t>(header.type)) + " with " + text(header.count) +
+                    " descriptors, at most " + text(bounds.max_count));
+  }
+  if (header.payload_bytes > bounds.max_payload || header.notification_bytes > bounds.max_notification) {
+    return violated("frame of type " + text(static_cast<std::uint64_t>(header.type)) + " with " +
+                    text(header.payload_bytes) + " bytes of payload, at most " + text(bounds.max_payload) + ", and " +
+                    text(header.notification_bytes) + " of notification, at most " + text(bounds.max_notification));
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::begin_payload(Frame& frame, std::vector<iovec>& scatter) {
+  switch (frame.header.type) {
+    case FrameType::write:
+      if (peer_gone_ || leaving_) {
+        frame_status_ = errc::connection_lost;
+        return {};
+      }
+      return region_pieces(frame, Access::write, scatter, frame_status_);
+    case FrameType::read_data: return begin_read_data(frame, scatter);
+    case FrameType::send_data: return begin_send_data(frame, scatter);
+    default: return {};
+  }
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
+  receiving_ = 0;
+  if (starts_something(frame.header.type)) {
+    if (leaving_) {
+      return {};
+    }
+    use();
+  }
+  switch (frame.header.type) {
+    case FrameType::write:
+    case FrameType::notify: return end_write(frame);
+    case FrameType::write_ack:
+    case FrameType::send_ack: return end_acknowledgement(frame.header);
+    case FrameType::read: return end_read(frame);
+    case FrameType::read_data: return end_read_data(frame);
+    case FrameType::recv_post: return end_recv_post(frame);
+    case FrameType::recv_cancel: return end_recv_cancel(frame.header);
+    case FrameType::send_data: return end_send_data(frame);
+    case FrameType::send_abort: return end_send_abort(frame.header);
+    case FrameType::probe: return end_probe(frame.header);
+    case FrameType::probe_answer: return end_probe_answer(frame.header);
+    case FrameType::fence: return end_fence();
+    case FrameType::fence_ack: return end_fence_ack();
+  }
+  return {};
+}
+
+/// Finds the region's memory that a write or read of the peer means. What the peer's own checks should have caught is
+/// its request's `status`; what makes the frame itself senseless is a violation.
+KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
+                                            std::error_code& status) {
+  status.clear();
+  std::uint64_t total = 0;
+  for (const Descriptor& descriptor : frame.descriptors) {
+    if (descriptor.length > max_chunk_bytes) {
+      return violated("descriptor of " + text(descriptor.length) + " bytes");
+    }
+    total += descriptor.length;
+  }
+  if (total != frame.header.payload_bytes) {
+    return violated("descriptors of " + text(total) + " bytes in all, payload of " + text(frame.header.payload_bytes));
+  }
+  const auto regions = host_->local_regions();
+  if (frame.header.region >= regions.size()) {
+    status = errc::unknown_region;
+    return {};
+  }
+  const MemoryRegion& region = regions[frame.header.region];
+  if (!allows(region.peer_access, needed)) {
+    status = errc::access_denied;
+    return {};
+  }
+  const auto refuse = [&](errc cause) {
+    status = cause;
+    pieces.clear();
+    return std::error_code();
+  };
+  const std::uint64_t pages = region.page_count();
+  std::uint64_t offset = frame.header.first_offset;
+  pieces.reserve(frame.descriptors.size());
+  for (const Descriptor& descriptor : frame.descriptors) {
+    if (descriptor.index >= pages) {
+      return refuse(errc::index_out_of_range);
+    }
+    if (offset > region.page_size || descriptor.length > region.page_size - offset) {
+      return refuse(errc::object_too_large);
+    }
+    if (descriptor.length != 0) {
+      pieces.push_back({region.data + descriptor.index * region.page_size + offset, descriptor.length});
+    }
+    offset = 0;
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::fault_of(const Frame& frame) {
+  return frame.unwritable ? std::error_code(errc::memory_fault) : status_code(frame.trailer.status);
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_write(Frame& frame) {
+  FrameHeader header;
+  header.type = FrameType::write_ack;
+  header.operation = frame.header.operation;
+  if (frame.header.type == FrameType::write) {
+    header.status = wire_status(frame_status_ ? frame_status_ : fault_of(frame));
+  } else if (peer_gone_) {
+    header.status = wire_status(errc::connection_lost);
+  }
+  if (header.status == 0 && !frame.notification.empty()) {
+    ++completed_;
+    if (!host_->deliver_notification(std::move(frame.notification))) {
+      header.flags = FrameHeader::notification_refused;
+    }
+  }
+  return acknowledge(header);
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::acknowledge(FrameHeader header) {
+  // A peer that keeps to its window can't be owed more.
+  if (++queued_acknowledgements_ > max_unacknowledged) {
+    return violated("more than " + text(max_unacknowledged) + " frames unacknowledged");
+  }
+  tell(header);
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const FrameHeader& header) {
+  if (unacknowledged_ == 0) {
+    return violated("acknowledgement of nothing");
+  }
+  --unacknowledged_;
+  std::error_code ec;
+  Transfer* const transfer =
+      find(header.operation, header.type == FrameType::write_ack ? TransferKind::write : TransferKind::send, ec);
+  if (transfer == nullptr) {
+    return ec;
+  }
+  auto status = status_code(header.status);
+  const bool notification_refused = (header.flags & FrameHeader::notification_refused) != 0;
+  if (notification_refused && !transfer->failure) {
+    transfer->failure = errc::resource_limit;
+    transfer->why = "the peer's queue of notifications is full; the data has landed";
+  }
+  if (transfer->notifying) {
+    if (!transfer->notification_sent) {
+      return violated("acknowledgement of operation " + text(header.operation) + "'s notification before it was sent");
+    }
+    end(*transfer, status ? status : transfer->failure, std::move(transfer->why));
+    return {};
+  }
+  if (transfer->outstanding.empty() || transfer->pins >= transfer->outstanding.size()) {
+    return violated("acknowledgement of operation " + text(header.operation) + " before its bytes were sent");
+  }
+  const Chunk chunk = transfer->outstanding.front();
+  transfer->outstanding.pop_front();
+  // Where this side has given the send up, the peer's having let go of its recv is no cause of its own; but nobody has
+  // received it.
+  const bool dropped = transfer->stopping && status == errc::peer_cancelled;
+  if (!dropped) {
+    settle(*transfer, chunk, status);
+  }
+  if (transfer->whole() && !dropped) {
+    end(*transfer, transfer->failure, std::move(transfer->why));
+  } else if (transfer->stopping && !transfer->under_way()) {
+    end(*transfer, transfer->operation().stop_cause(), {});
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_read(const Frame& frame) {
+  if (responses_.size() >= max_outstanding_reads) {
+    return violated("more than " + text(max_outstanding_reads) + " reads unanswered");
+  }
+  Response response;
+  std::error_code status;
+  if (const auto ec = region_pieces(frame, Access::read, response.pieces, status)) {
+    return ec;
+  }
+  response.header.type = FrameType::read_data;
+  response.header.operation = frame.header.operation;
+  response.header.status = wire_status(status);
+  response.header.payload_bytes = status ? 0 : frame.header.payload_bytes;
+  responses_.push_back(std::move(response));
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::begin_read_data(const Frame& frame, std::vector<iovec>& scatter) {
+  std::error_code ec;
+  Transfer* const transfer = find(frame.header.operation, TransferKind::read, ec);
+  if (transfer == nullptr) {
+    return ec;
+  }
+  if (transfer->outstanding.empty()) {
+    return violated("data for operation " + text(frame.header.operation) + ", which asked for none");
+  }
+  const Chunk& chunk = transfer->outstanding.front();
+  const std::size_t expected = frame.header.status == 0 ? chunk.bytes : 0;
+  if (frame.header.payload_bytes != expected) {
+    return violated("answer to a read of " + text(expected) + " bytes with " + text(frame.header.payload_bytes));
+  }
+  if (expected != 0) {
+    const auto& objects = transfer->request().objects;
+    transfer->cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      if (piece.length != 0) {
+        scatter.push_back({objects[piece.object].data() + piece.offset, piece.length});
+      }
+    });
+    receiving_ = transfer->id;
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_read_data(const Frame& frame) {
+  const FrameHeader& header = frame.header;
+  if (outstanding_reads_ == 0) {
+    return violated("data that nobody asked for");
+  }
+  --outstanding_reads_;
+  std::error_code ec;
+  Transfer* const transfer = find(header.operation, TransferKind::read, ec);
+  if (transfer == nullptr) {
+    return ec;
+  }
+  const Chunk chunk = transfer->outstanding.front();
+  transfer->outstanding.pop_front();
+  if (frame.unwritable && !transfer->failure) {
+    transfer->failure = errc::memory_fault;
+    transfer->why = "the memory of its objects can't be written";
+  }
+  settle(*transfer, chunk, header.status != 0 ? status_code(header.status) : fault_of(frame));
+  if (transfer->cursor.done() && transfer->outstanding.empty()) {
+    end(*transfer, transfer->failure, std::move(transfer->why));
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_recv_post(Frame& frame) {
+  const std::uint64_t recv = frame.header.operation;
+  if (recv <= last_posted_) {
+    return violated("recv " + text(recv) + " posted after recv " + text(last_posted_));
+  }
+  last_posted_ = recv;
+  Post post;
+  post.reserve(frame.descriptors.size());
+  for (const Descriptor& descriptor : frame.descriptors) {
+    post.push_back(descriptor.length);
+  }
+  const bool overfull = frame.overfull;
+  frame_memory_.clear();
+  if (overfull || !matcher_.add_post(frame.header.tag, recv, std::move(post))) {
+    if (++queued_refusals_ > max_unacknowledged) {
+      return violated("recvs posted far beyond the limit");
+    }
+    tell_recv_aborted(recv, errc::resource_limit);
+    return {};
+  }
+  match(frame.header.tag);
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_recv_cancel(const FrameHeader& header) {
+  if (matcher_.remove_post(header.tag, header.operation)) {
+    return {};
+  }
+  if (const auto met = sends_by_recv_.find(header.operation); met != sends_by_recv_.end()) {
+    Transfer& send = transfers_.at(met->second);
+    if (!send.stopping) {
+      lose_recv(send);
+    }
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::begin_send_data(const Frame& frame, std::vector<iovec>& scatter) {
+  std::error_code ec;
+  Transfer* const transfer = find(frame.header.operation, TransferKind::recv, ec);
+  frame_status_ = transfer == nullptr ? std::error_code(errc::peer_cancelled) : std::error_code();
+  if (transfer == nullptr) {
+    return ec;
+  }
+  const auto& objects = transfer->request().objects;
+  std::size_t object = transfer->next_object;
+  std::size_t offset = transfer->next_offset;
+  std::uint64_t total = 0;
+  for (const Descriptor& descriptor : frame.descriptors) {
+    const bool refused = (descriptor.index & Descriptor::refused) != 0;
+    const bool continues = (descriptor.index & Descriptor::continues) != 0;
+    if (continues && &descriptor != &frame.descriptors.back()) {
+      return violated("an object that goes on in the next frame is followed by another one");
+    }
+    const std::uint64_t index = descriptor.index & ~(Descriptor::refused | Descriptor::continues);
+    if (object >= objects.size() || index != object) {
+      return violated("object " + text(index) + " sent, object " + text(object) + " of " + text(objects.size()) +
+                      " is next");
+    }
+    if (refused ? continues || offset != 0 : descriptor.length > objects[object].size() - offset) {
+      return violated("object " + text(index) + " sent with " + text(descriptor.length) + " bytes at offset " +
+                      text(offset) + " for a buffer of " + text(objects[object].size()));
+    }
+    if (!refused && descriptor.length != 0) {
+      scatter.push_back({objects[object].data() + offset, descriptor.length});
+      total += descriptor.length;
+    }
+    if (continues) {
+      offset += descriptor.length;
+    } else {
+      ++object;
+      offset = 0;
+    }
+  }
+  const bool last = (frame.header.flags & FrameHeader::last_chunk) != 0;
+  if (total != frame.header.payload_bytes || last != (object == objects.size())) {
+    return violated("send data of " + text(total) + " bytes up to object " + text(object) + " of " +
+                    text(objects.size()) + ", announced with " + text(frame.header.payload_bytes) + " bytes");
+  }
+  receiving_ = transfer->id;
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_send_data(const Frame& frame) {
+  std::error_code ec;
+  Transfer* const transfer = find(frame.header.operation, TransferKind::recv, ec);
+  FrameHeader header;
+  header.type = FrameType::send_ack;
+  header.operation = frame.header.tag;
+  const auto fault = fault_of(frame);
+  header.status = wire_status(transfer == nullptr ? errc::peer_cancelled : fault);
+  if (const auto excess = acknowledge(header)) {
+    return excess;
+  }
+  if (transfer == nullptr) {
+    return {};
+  }
+  kit::Operation& operation = transfer->operation();
+  if (fault) {
+    transfer->why = frame.unwritable ? "the memory of its objects can't be written"
+                                     : "the memory of the peer's objects can't be read";
+  }
+  for (const Descriptor& descriptor : frame.descriptors) {
+    const std::size_t object = transfer->next_object;
+    if (fault && (descriptor.index & Descriptor::refused) == 0) {
+      transfer->failed_object = object;
+      operation.failed(object, fault);
+    }
+    transfer->next_offset += static_cast<std::size_t>(descriptor.length);
+    if ((descriptor.index & Descriptor::continues) != 0) {
+      break;
+    }
+    if ((descriptor.index & Descriptor::refused) != 0) {
+      operation.set_size(object, transfer->next_offset);
+      operation.failed(object, errc::buffer_too_small);
+      transfer->why = "object " + text(object) + " has " + text(descriptor.length) + " bytes, its buffer " +
+                      text(transfer->request().objects[object].size());
+    } else if (object != transfer->failed_object) {
+      operation.received(object, transfer->next_offset);
+    }
+    ++transfer->next_object;
+    transfer->next_offset = 0;
+  }
+  if (transfer->next_object == transfer->request().objects.size()) {
+    end(*transfer, {}, std::move(transfer->why));
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_fence() {
+  if (fence_owed_) {
+    return violated("a fence before the one before it was answered");
+  }
+  fence_owed_ = true;
+  fence_asked_ = true;
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_fence_ack() {
+  if (fences_.empty()) {
+    return violated("an answer to a fence that was not asked for");
+  }
+  const auto answered = std::exchange(fences_, std::exchange(next_fences_, {}));
+  if (!fences_.empty()) {
+    ask_fence();
+  }
+  for (const auto& done : answered) {
+    done();
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_send_abort(const FrameHeader& header) {
+  std::error_code ec;
+  Transfer* const transfer = find(header.operation, TransferKind::recv, ec);
+  if (transfer == nullptr) {
+    return ec;
+  }
+  const auto status = status_code(header.status);
+  std::string why = "the peer's send was cancelled or timed out";
+  if (status == errc::count_mismatch) {
+    why = "tag " + text(transfer->request().tag) + ": the recv has " + text(transfer->request().objects.size()) +
+          " objects, the peer's send " + text(header.first_offset);
+  }
+  end(*transfer, status ? status : std::error_code(errc::peer_cancelled), std::move(why));
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_probe(const FrameHeader& header) {
+  if (++queued_probe_answers_ > max_outstanding_probes) {
+    return violated("more than " + text(max_outstanding_probes) + " probes unanswered");
+  }
+  FrameHeader answer;
+  answer.type = FrameType::probe_answer;
+  answer.operation = header.operation;
+  tell(answer);
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_probe_answer(const FrameHeader& header) {
+  if (probes_.empty() || header.operation != last_probe_ - probes_.size() + 1) {
+    return violated("answer to probe " + text(header.operation) + ", which is not the next of " + text(probes_.size()));
+  }
+  const auto answered = std::move(probes_.front());
+  probes_.pop_front();
+  answered();
+  return {};
+}
+
+}  // namespace kvferry::tcp

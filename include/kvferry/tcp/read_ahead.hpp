@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+/// Bytes from `address` to the end of its page of memory. Pages may be larger; none is smaller.
+[[nodiscard]] inline std::size_t left_on_page(const void* address) noexcept {
+  constexpr std::uintptr_t page = 4096;
+  return page - reinterpret_cast<std::uintptr_t>(address) % page;
+}
+
+class ReadAheadPool;
+
+/// A buffer for what a read for a header catches. Of a pool, it is a mapping of a file in memory, so that the kernel can
+/// copy out of it: where the destination is not mapped any more, that ends with EFAULT, where the CPU's own copy
+/// would end the process.
+class ReadAhead {
+ public:
+  /// One that the CPU copies out of.
+  [[nodiscard]] static ReadAhead unprotected(std::size_t size);
+
+  [[nodiscard]] std::byte* data() noexcept { return data_.get(); }
+  [[nodiscard]] std::size_t size() const noexcept { return size_; }
+
+  /// Copies `bytes` bytes from `offset` on to these pieces. @return false if one of them can't be written.
+  [[nodiscard]] bool copy_to(std::span<const iovec> pieces, std::size_t offset, std::size_t bytes) const noexcept;
+
+ private:
+  friend ReadAheadPool;
+
+  std::shared_ptr<std::byte> data_;
+  std::size_t size_ = 0;
+  int descriptor_ = -1;
+  std::size_t file_offset_ = 0;
+};
+
+/// Makes the buffers of a channel's connections. Thread-safe.
+class ReadAheadPool : public std::enable_shared_from_this<ReadAheadPool> {
+ public:
+  /// @throws std::system_error
+  [[nodiscard]] static std::shared_ptr<ReadAheadPool> create(std::size_t buffer_size);
+  ReadAheadPool(const ReadAheadPool&) = delete;
+  ReadAheadPool& operator=(const ReadAheadPool&) = delete;
+  ~ReadAheadPool();
+
+  /// Goes back to the pool when the last copy of it is gone. @throws std::system_error
+  [[nodiscard]] ReadAhead take();
+
+ private:
+  struct File {
+    int descriptor;
+    std::byte* memory;
+  };
+  struct Place {
+    const File* file;
+    std::size_t offset;
+  };
+
+  explicit ReadAheadPool(std::size_t buffer_size);
+  void grow();
+
+  const std::size_t size_;
+  const std::size_t stride_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<File>> files_;
+  std::vector<Place> free_;
+};
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp/socket_events.hpp>
+
+#include <sys/epoll.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+inline namespace internal {
+
+inline constexpr std::size_t events_at_a_time = 64;
+
+KVFERRY_INLINE int make_epoll() {
+  const int descriptor = ::epoll_create1(EPOLL_CLOEXEC);
+  if (descriptor < 0) {
+    throw TransferError({errno, std::system_category()}, "data connections: no epoll");
+  }
+  return descriptor;
+}
+
+KVFERRY_INLINE void control(int epoll, int operation, int descriptor, std::uint32_t events, std::error_code& ec) {
+  epoll_event event{};
+  event.events = events;
+  event.data.fd = descriptor;
+  ec = ::epoll_ctl(epoll, operation, descriptor, &event) == 0 ? std::error_code()
+                                                              : std::error_code(errno, std::system_category());
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE SocketEvents::SocketEvents(const asio::any_io_executor& executor)
+    : epoll_(executor, make_epoll()), descriptor_(epoll_.native_handle()) {}
+
+KVFERRY_INLINE void SocketEvents::add(int descriptor, const std::shared_ptr<Listener>& listener, std::error_code& ec) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) {
+    ec = std::make_error_code(std::errc::operation_canceled);
+    return;
+  }
+  control(descriptor_, EPOLL_CTL_ADD, descriptor, EPOLLONESHOT, ec);
+  if (!ec) {
+    listeners_[descriptor] = listener;
+    if (!std::exchange(waiting_, true)) {
+      wait();
+    }
+  }
+}
+
+KVFERRY_INLINE void SocketEvents::arm(int descriptor, std::uint32_t events, std::error_code& ec) const {
+  control(descriptor_, EPOLL_CTL_MOD, descriptor, events | EPOLLONESHOT, ec);
+}
+
+KVFERRY_INLINE void SocketEvents::remove(int descriptor) {
+  const std::lock_guard lock(mutex_);
+  listeners_.erase(descriptor);
+  std::error_code ignored;
+  control(descriptor_, EPOLL_CTL_DEL, descriptor, 0, ignored);
+}
+
+KVFERRY_INLINE void SocketEvents::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  listeners_.clear();
+  std::error_code ignored;
+  epoll_.cancel(ignored);
+}
+
+KVFERRY_INLINE void SocketEvents::wait() {
+  epoll_.async_wait(asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](std::error_code ec) {
+    const auto self = weak.lock();
+    if (self && !ec) {
+      self->report();
+    }
+  });
+}
+
+KVFERRY_INLINE void SocketEvents::report() {
+  std::array<epoll_event, events_at_a_time> events;
+  struct Ready {
+    std::shared_ptr<Listener> listener;
+    std::uint32_t events;
+  };
+  std::vector<Ready> ready;
+  {
+    const std::lock_guard lock(mutex_);
+    if (closed_) {
+      return;
+    }
+    const int count = ::epoll_wait(descriptor_, events.data(), static_cast<int>(events.size()), 0);
+    for (const epoll_event event : std::span(events).first(static_cast<std::size_t>(std::max(count, 0)))) {
+      const auto it = listeners_.find(event.data.fd);
+      if (it != listeners_.end()) {
+        if (auto listener = it->second.lock()) {
+          ready.push_back({std::move(listener), event.events});
+        }
+      }
+    }
+    // Another thread of the executor may take what comes next.
+    wait();
+  }
+  for (const auto& [listener, what] : ready) {
+    const bool broken = (what & (EPOLLERR | EPOLLHUP)) != 0;
+    listener->socket_ready(broken || (what & EPOLLIN) != 0, broken || (what & EPOLLOUT) != 0, broken);
+  }
+}
+
+}  // namespace kvferry::tcp

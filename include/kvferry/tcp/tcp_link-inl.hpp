@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp/tcp_link.hpp>
+
+#include <poll.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include <kvferry/kit/overlap.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+inline namespace internal {
+
+/// Sleeps until the socket can be received from (or sent to), or the wait is over.
+KVFERRY_INLINE void sleep_until_ready(const Socket& socket, bool to_send, kit::BlockingWait& wait) {
+  const auto events = static_cast<short>(to_send ? POLLIN | POLLOUT : POLLIN);
+  std::array<pollfd, 2> waited{{{socket.descriptor(), events, 0}, {wait.descriptor(), POLLIN, 0}}};
+  if (!wait.over()) {
+    ::poll(waited.data(), waited.size(), -1);
+  }
+}
+
+KVFERRY_INLINE bool closed_by_peer(std::error_code cause) {
+  return cause == errc::peer_closed || cause == std::errc::connection_reset || cause == std::errc::broken_pipe;
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
+                                         std::vector<asio::ip::tcp::socket> sockets, Options options) {
+  std::shared_ptr<TcpLink> link(new TcpLink(host, options));
+  link->lanes_.reserve(sockets.size());
+  const std::shared_ptr<Lane::Owner> owner(link, link.get());
+  for (std::size_t i = 0; i < sockets.size(); ++i) {
+    options.lane.traffic = {options.traffic, &options.traffic->at(i)};
+    link->lanes_.push_back(std::make_shared<Lane>(std::move(sockets[i]), host, options.lane, owner));
+  }
+  return link;
+}
+
+KVFERRY_INLINE void TcpLink::run(std::optional<Hello> welcome) {
+  for (std::size_t i = 0; i < lanes_.size(); ++i) {
+    if (welcome) {
+      welcome->lane = static_cast<std::uint32_t>(i);
+      welcome->lane_count = static_cast<std::uint32_t>(lanes_.size());
+      lanes_[i]->run(std::as_bytes(std::span(&*welcome, 1)));
+    } else {
+      lanes_[i]->run({});
+    }
+  }
+}
+
+KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
+  const TransferRequest& request = operation->request();
+  std::size_t lane = 0;
+  if (lanes_.size() > 1) {
+    if (!request.one_sided()) {
+      lane = static_cast<std::size_t>(request.tag % lanes_.size());
+    } else {
+      const std::size_t total = kit::total_bytes(request.objects);
+      if (total >= stripe_threshold_ && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
+        start_striped(operation, total);
+        return;
+      }
+      lane = next_lane_.fetch_add(1, std::memory_order_relaxed) % lanes_.size();
+    }
+  }
+  const std::size_t count = request.objects.size();
+  lanes_[lane]->start(std::make_shared<StripedOperation>(std::move(operation), 1), {0, count});
+}
+
+KVFERRY_INLINE void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
+  const auto ranges = kit::cut_into_stripes(operation->request().objects, total_bytes, lanes_.size());
+  const auto batch = std::make_shared<StripedOperation>(operation, ranges.size());
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    lanes_[i]->start(batch, ranges[i]);
+  }
+}
+
+KVFERRY_INLINE void TcpLink::stop(std::shared_ptr<kit::Operation> operation) {
+  for (const auto& lane : lanes_) {
+    lane->stop(operation);
+  }
+}
+
+KVFERRY_INLINE void TcpLink::probe(std::function<void()> answered) {
+  const auto once = [shared = std::make_shared<std::function<void()>>(std::move(answered)),
+                     told = std::make_shared<std::atomic<bool>>(false)] {
+    if (!told->exchange(true)) {
+      (*shared)();
+    }
+  };
+  for (const auto& lane : lanes_) {
+    lane->probe(once);
+  }
+}
+
+KVFERRY_INLINE void TcpLink::lane_breaking(std::error_code cause) {
+  if (!failed_.exchange(true)) {
+    host_->link_failed(*this, cause);
+  }
+}
+
+KVFERRY_INLINE void TcpLink::lane_broken(std::error_code cause, const std::string& why) {
+  if (!closed_by_peer(cause)) {
+    shut(cause, why);
+    return;
+  }
+  // The ends of a peer's connections arrive in any order, and before what another one carries: the answers to what it has
+  // taken.
+  const std::shared_ptr<Lane::Owner> self(shared_from_this(), this);
+  for (const auto& lane : lanes_) {
+    lane->outlive(self, cause, why);
+  }
+}
+
+KVFERRY_INLINE void TcpLink::shut(std::error_code cause, const std::string& why) {
+  failed_ = true;
+  for (const auto& lane : lanes_) {
+    lane->shut(cause, why);
+  }
+  for (const auto& lane : lanes_) {
+    lane->disconnect();
+  }
+}
+
+KVFERRY_INLINE bool TcpLink::fence(std::function<void()> done) {
+  const auto unanswered = std::make_shared<std::atomic<std::size_t>>(lanes_.size());
+  for (const auto& lane : lanes_) {
+    lane->fence([unanswered, done] {
+      if (--*unanswered == 0) {
+        done();
+      }
+    });
+  }
+  return true;
+}
+
+KVFERRY_INLINE std::optional<kit::Link::Pause> TcpLink::take_leave() {
+  const auto now = kit::Clock::now();
+  leaving_until_ = leaving_until_.value_or(now + drain_timeout_);
+  Pause pause{{}, *leaving_until_};
+  for (const auto& lane : lanes_) {
+    if (const auto socket = lane->take_leave()) {
+      pause.descriptors.push_back(socket->descriptor());
+      if (lane->wants_to_send()) {
+        pause.writing.push_back(socket->descriptor());
+      }
+    }
+  }
+  return pause.descriptors.empty() || now >= *leaving_until_ ? std::nullopt : std::optional(std::move(pause));
+}
+
+KVFERRY_INLINE bool TcpLink::begin_serving() {
+  if (lanes_.size() != 1 || led_.exchange(true)) {
+    return false;
+  }
+  led_socket_ = lanes_.front()->begin_leading();
+  return true;
+}
+
+KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
+  Lane& lane = *lanes_.front();
+  auto last_found = kit::Clock::now();
+  while (led_socket_ && !wait.over()) {
+    const auto found = lane.lead();
+    if (found == Lane::Found::released) {
+      break;
+    }
+    const auto now = kit::Clock::now();
+    if (found != Lane::Found::nothing) {
+      last_found = now;
+    } else if (now - last_found > patience_) {
+      sleep_until_ready(*led_socket_, lane.wants_to_send(), wait);
+    }
+  }
+}
+
+KVFERRY_INLINE void TcpLink::end_serving() {
+  led_socket_.reset();
+  lanes_.front()->end_leading();
+  led_ = false;
+}
+
+KVFERRY_INLINE bool TcpLink::used() const noexcept {
+  return std::ranges::any_of(lanes_, [](const auto& lane) { return lane->used(); });
+}
+
+KVFERRY_INLINE std::string TcpLink::path() const {
+  return "tcp " + lanes_.front()->local_address() + " -> " + lanes_.front()->remote_address() + ", " +
+         std::to_string(lanes_.size()) + (lanes_.size() == 1 ? " lane" : " lanes");
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <asio/ip/tcp.hpp>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <kvferry/kit/link.hpp>
+
+#include <kvferry/tcp/hello.hpp>
+#include <kvferry/tcp/lane.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+/// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them; a paired
+/// one goes over the lane that its tag names, the same on both sides, so that those of a tag stay in order. A lane that
+/// breaks takes the link with it.
+class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_shared_from_this<TcpLink> {
+ public:
+  struct Options {
+    std::size_t stripe_threshold = 0;
+    std::chrono::nanoseconds patience{0};  ///< Of a thread that leads a lane, before it sleeps.
+    Lane::Options lane;                    ///< Of all lanes; the traffic is each one's own.
+    std::shared_ptr<TrafficOfLanes> traffic = std::make_shared<TrafficOfLanes>();
+  };
+
+  /// @param sockets connected, in the order of their lane numbers, which both sides agree on.
+  [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host,
+                                                       std::vector<asio::ip::tcp::socket> sockets, Options options);
+
+  /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed
+  /// over; does nothing if it has been shut meanwhile.
+  /// @param welcome what is sent on each lane first, with the lane's number filled in.
+  void run(std::optional<Hello> welcome = {});
+
+  void start(std::shared_ptr<kit::Operation> operation) override;
+  void stop(std::shared_ptr<kit::Operation> operation) override;
+  void shut(std::error_code cause, const std::string& why) override;
+  /// On all lanes: one of them may be busy.
+  void probe(std::function<void()> answered) override;
+  [[nodiscard]] bool fence(std::function<void()> done) override;
+  [[nodiscard]] std::optional<Pause> take_leave() override;
+  /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
+  /// has.
+  [[nodiscard]] bool begin_serving() override;
+  void serve(kit::BlockingWait& wait) override;
+  void end_serving() override;
+  [[nodiscard]] std::string remote_address() const override { return lanes_.front()->remote_address(); }
+  [[nodiscard]] std::size_t descriptors() const noexcept override { return lanes_.size(); }
+  [[nodiscard]] bool used() const noexcept override;
+  [[nodiscard]] std::string path() const override;
+
+ private:
+  TcpLink(std::shared_ptr<kit::LinkHost> host, const Options& options)
+      : host_(std::move(host)),
+        stripe_threshold_(options.stripe_threshold),
+        patience_(options.patience),
+        drain_timeout_(options.lane.drain_timeout) {}
+
+  void lane_breaking(std::error_code cause) override;
+  void lane_broken(std::error_code cause, const std::string& why) override;
+  void start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes);
+
+  const std::shared_ptr<kit::LinkHost> host_;
+  const std::size_t stripe_threshold_;
+  const std::chrono::nanoseconds patience_;
+  const std::chrono::milliseconds drain_timeout_;
+  std::vector<std::shared_ptr<Lane>> lanes_;
+  std::optional<kit::Clock::time_point> leaving_until_;  ///< Of the thread that closes.
+  std::atomic<std::size_t> next_lane_{0};
+  std::atomic<bool> failed_{false};
+  std::atomic<bool> led_{false};
+  std::shared_ptr<Socket> led_socket_;  ///< Of the thread that leads.
+};
+
+}  // namespace kvferry::tcp

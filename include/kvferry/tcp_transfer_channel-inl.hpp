@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/tcp_transfer_channel.hpp>
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include <kvferry/url.hpp>
+
+#include <kvferry/kit/attempts.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/detail/host_address.hpp>
+#include <kvferry/detail/name_lookups.hpp>
+#include <kvferry/detail/text.hpp>
+#include <kvferry/tcp/allowed_hosts.hpp>
+#include <kvferry/tcp/data_acceptor.hpp>
+#include <kvferry/tcp/data_dialer.hpp>
+#include <kvferry/tcp/frame.hpp>
+#include <kvferry/tcp/hello.hpp>
+#include <kvferry/tcp/system_code.hpp>
+
+namespace kvferry::inline KVFERRY_ABI {
+inline namespace internal {
+
+KVFERRY_INLINE std::size_t bounded_lanes(std::uint64_t lanes) {
+  return static_cast<std::size_t>(std::clamp<std::uint64_t>(lanes, 1, tcp::max_lanes));
+}
+
+using Dialers = kit::Attempts<tcp::DataDialer>;
+
+class TcpDial final : public kit::Dial {
+ public:
+  TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers,
+          std::shared_ptr<kit::NameLookups> lookups, std::shared_ptr<const tcp::AllowedHosts> allowed)
+      : executor_(std::move(executor)),
+        options_(options),
+        lanes_(lanes),
+        dialers_(std::move(dialers)),
+        lookups_(std::move(lookups)),
+        allowed_(std::move(allowed)) {}
+
+  [[nodiscard]] Bytes local_endpoint() override { return kit::encode_endpoint(tcp::DialEndpoint{lanes_}); }
+
+  void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
+               kit::LinkHandler on_link) override {
+    std::error_code ec;
+    auto endpoint = kit::decode_endpoint<tcp::AcceptEndpoint>(remote_endpoint, ec);
+    if (!ec && (endpoint.port == 0 || endpoint.port > 65535 || endpoint.lanes == 0 || endpoint.lanes > lanes_ ||
+                endpoint.dial_secret.size() != sizeof(tcp::Secret) ||
+                endpoint.accept_secret.size() != sizeof(tcp::Secret))) {
+      ec = errc::malformed_message;
+    }
+    if (ec) {
+      asio::post(executor_, [ec, host = std::move(host), on_link = std::move(on_link)] {
+        on_link(ec, nullptr,
+                "peer " + in_quotes(host->peer().id) + " answered with a senseless tcp endpoint: " + ec.message());
+      });
+      return;
+    }
+    if (const auto why = choose_host(endpoint, host->peer()); !why.empty()) {
+      asio::post(executor_, [why, on_link = std::move(on_link)] { on_link(errc::handshake_failed, nullptr, why); });
+      return;
+    }
+    auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, std::move(host), std::move(endpoint), lookups_,
+                                                    std::move(on_link));
+    if (dialers_->add(dialer)) {
+      dialer->dial(deadline);
+    } else {
+      dialer->fail(errc::closed, "the channel was closed");
+    }
+  }
+
+ private:
+  /// Replaces what stands for the address that answered the handshake by that. @return why the host may not be connected to;
+  /// empty if it may.
+  [[nodiscard]] std::string choose_host(tcp::AcceptEndpoint& endpoint, const kit::PeerDescription& peer) const {
+    const auto& reached = peer.reached_host;
+    std::error_code ignored;
+    const auto address = address_of(endpoint.host);
+    if (endpoint.host.empty() || (!address && endpoint.host == parse_url(peer.init_url, ignored).host) ||
+        (address && address == address_of(reached))) {
+      endpoint.host = reached;
+      return {};
+    }
+    const std::string who = "peer " + in_quotes(peer.id) + " has its data connections at " + in_quotes(endpoint.host);
+    if (const auto why = why_not_dialable({endpoint.host, static_cast<std::uint16_t>(endpoint.port)}); !why.empty()) {
+      return who + ": " + why;
+    }
+    if (!allowed_->allow(endpoint.host, reached)) {
+      return who + ", neither the address that answered the handshake (" + reached + ") nor in allowed_hosts";
+    }
+    return {};
+  }
+
+  const asio::any_io_executor executor_;
+  const tcp::LinkOptions options_;
+  const std::size_t lanes_;
+  const std::shared_ptr<Dialers> dialers_;
+  const std::shared_ptr<kit::NameLookups> lookups_;
+  const std::shared_ptr<const tcp::AllowedHosts> allowed_;
+};
+
+}  // namespace internal
+
+class TcpTransferChannel::Impl {
+ public:
+  explicit Impl(const asio::any_io_executor& io_executor) : executor(io_executor) {}
+
+  void listen(std::shared_ptr<kit::Refusals> refusals) {
+    const std::string host = options.data_host.empty() ? parse_url(options.peer_init_url).host : options.data_host;
+    acceptor = std::make_shared<tcp::DataAcceptor>(executor, link_options, std::move(refusals));
+    acceptor->listen(host, options.data_port, options.handshake_timeout);
+    if (options.advertised_data_address.empty() && !options.data_host.empty() && !HostPort{host, 0}.is_wildcard() &&
+        zone_of(host).empty()) {
+      advertised_data.host = host;
+    }
+  }
+
+  const asio::any_io_executor executor;
+  TcpOptions options;
+  tcp::LinkOptions link_options;
+  std::shared_ptr<Dialers> dialers = std::make_shared<Dialers>();
+  std::shared_ptr<kit::NameLookups> lookups = std::make_shared<kit::NameLookups>();
+  std::shared_ptr<const tcp::AllowedHosts> allowed_hosts;
+  std::shared_ptr<tcp::DataAcceptor> acceptor;
+  std::shared_ptr<tcp::SocketEvents> events;
+  std::shared_ptr<tcp::ReadAheadPool> buffers = tcp::ReadAheadPool::create(tcp::FrameReader::read_ahead);
+  std::shared_ptr<tcp::TrafficOfLanes> traffic = std::make_shared<tcp::TrafficOfLanes>();
+  HostPort advertised_data;  ///< Without host: wherever the handshake was answered.
+};
+
+KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
+    : TransferChannelKit(options), impl_(std::make_shared<Impl>(get_executor())) {
+  impl_->options = std::move(options);
+  const TcpOptions& given = impl_->options;
+  const auto bounded = [](std::chrono::milliseconds time) {
+    return std::clamp<std::chrono::milliseconds>(time, std::chrono::milliseconds::zero(), std::chrono::hours(1));
+  };
+  impl_->events = std::make_shared<tcp::SocketEvents>(get_executor());
+  impl_->link_options = {incarnation(),
+                         bounded(given.hello_timeout),
+                         {given.stripe_threshold,
+                          std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(),
+                                                                std::chrono::hours(1)),
+                          {bounded(given.drain_timeout), impl_->events, poller(), {}, impl_->buffers,
+                           std::max<std::chrono::milliseconds>(bounded(given.frame_timeout), std::chrono::milliseconds(10))},
+                          impl_->traffic},
+                         {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
+                          given.congestion_control}};
+  if (!given.advertised_data_address.empty()) {
+    impl_->advertised_data = parse_url(given.advertised_data_address);
+    if (impl_->advertised_data.is_wildcard()) {
+      impl_->advertised_data.host.clear();
+    }
+  }
+  for (std::size_t i = 0; i < given.regions.size(); ++i) {
+    if (given.regions[i].dmabuf_fd != -1) {
+      close();
+      throw TransferError(errc::invalid_region, "region " + std::to_string(i) + ": tcp can't reach memory of a dma-buf");
+    }
+  }
+  try {
+    impl_->allowed_hosts = std::make_shared<const tcp::AllowedHosts>(given.allowed_hosts);
+    tcp::check_congestion_control(given.congestion_control);
+    if (!given.peer_init_url.empty()) {
+      impl_->listen(refusals());
+    }
+    start();
+  } catch (...) {
+    // What listens keeps the I/O threads busy.
+    stop_listening();
+    close();
+    throw;
+  }
+} catch (const TransferError&) {
+  throw;
+} catch (const std::system_error& error) {
+  throw TransferError(tcp::system_code(error.code()), "what the data connections share");
+}
+
+KVFERRY_INLINE TcpTransferChannel::~TcpTransferChannel() {
+  if (inherited()) {
+    keep_inherited(std::move(impl_));
+    return;
+  }
+  close();
+  run_handlers_left();
+}
+
+KVFERRY_INLINE std::string_view TcpTransferChannel::transport() const noexcept { return "tcp"; }
+
+KVFERRY_INLINE Capabilities TcpTransferChannel::capabilities() const noexcept {
+  return {.send_recv = true,
+          .write = true,
+          .read = true,
+          .notifications = true,
+          .unregistered_objects = true,
+          .max_notification_bytes = tcp::max_notification_bytes};
+}
+
+KVFERRY_INLINE ChannelStats TcpTransferChannel::stats() const {
+  ChannelStats stats = TransferChannelKit::stats();
+  for (std::size_t i = 0; i < bounded_lanes(impl_->options.lanes_per_peer); ++i) {
+    const tcp::LaneTraffic& lane = impl_->traffic->at(i);
+    stats.paths.push_back({"lane " + std::to_string(i), lane.sent, lane.received});
+  }
+  return stats;
+}
+
+KVFERRY_INLINE std::uint16_t TcpTransferChannel::data_port() const {
+  return inherited() || impl_->acceptor == nullptr ? std::uint16_t{0} : impl_->acceptor->port();
+}
+
+KVFERRY_INLINE std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {
+  return std::make_unique<TcpDial>(get_executor(), impl_->link_options, bounded_lanes(impl_->options.lanes_per_peer),
+                                   impl_->dialers, impl_->lookups, impl_->allowed_hosts);
+}
+
+KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                                 kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  std::error_code ec;
+  const auto dialing = kit::decode_endpoint<tcp::DialEndpoint>(remote_endpoint, ec);
+  if (ec) {
+    throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with a senseless tcp endpoint");
+  }
+  const std::size_t lanes = std::min(bounded_lanes(dialing.lanes), bounded_lanes(impl_->options.lanes_per_peer));
+  auto endpoint = impl_->acceptor->expect(std::move(host), lanes, deadline, std::move(on_link));
+  endpoint.host = impl_->advertised_data.host;
+  if (impl_->advertised_data.port != 0) {
+    endpoint.port = impl_->advertised_data.port;
+  }
+  return kit::encode_endpoint(endpoint);
+}
+
+KVFERRY_INLINE void TcpTransferChannel::stop_listening() {
+  impl_->dialers->close([](tcp::DataDialer& dialer) { dialer.fail(errc::closed, "the channel was closed"); });
+  impl_->lookups->close();  // lets go of the dialers that waited for it
+  if (impl_->acceptor) {
+    impl_->acceptor->close();
+  }
+  if (impl_->events) {
+    impl_->events->close();
+  }
+}
+
+}  // namespace kvferry
