@@ -8,6 +8,8 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// What this process has open, but for pipes: the fuzzer itself talks to its symbolizer through some.

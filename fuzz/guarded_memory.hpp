@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// Memory for a peer's bytes between margins that nobody may touch: the kernel, which writes there as well, isn't seen by

@@ -10,6 +10,8 @@
 #include <span>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::fuzz {
 
 /// A fuzzer's input, read from its beginning as choices and numbers; zeros when it is used up.

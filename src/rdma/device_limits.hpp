@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// What a queue pair's send side is made for.

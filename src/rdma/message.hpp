@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
 // Structures travel as they lie in memory. A big-endian port would have to swap here.

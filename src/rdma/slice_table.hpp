@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
 [[nodiscard]] inline std::uint64_t address_of(const void* pointer) noexcept {

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Work requests that are posted by one call, and their gather lists. Made once, filled again and again.

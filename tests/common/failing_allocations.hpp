@@ -8,6 +8,8 @@
 #include <limits>
 #include <new>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::test {
 
 inline constexpr std::size_t unlimited_allocations = std::numeric_limits<std::size_t>::max();

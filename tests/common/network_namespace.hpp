@@ -18,6 +18,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::test {
 
 /// A network of its own, with nothing but an interface "lo" that is up. It lasts as long as this, and as what was made in it.

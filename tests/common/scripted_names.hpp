@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::test {
 
 /// What a test has host names resolve to, in the program that scripted_names.cpp is part of: its `getaddrinfo` comes before the

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::test {
 
 /// A port to which a connection is never made and never refused, as at the address of a host that is gone: its queue of

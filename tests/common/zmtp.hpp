@@ -9,6 +9,8 @@
 #include <span>
 #include <string>
 
+#include <kvferry/config.hpp>
+
 // What a DEALER says on a connection of ZeroMQ's, for those who have to do what ZeroMQ itself would not. Source: ZMTP 3.0,
 // https://rfc.zeromq.org/spec/23/
 namespace kvferry::inline KVFERRY_ABI::test {

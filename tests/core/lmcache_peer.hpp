@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::test {
 
 /// A run of lmcache_peer.py, which ends by itself at its own deadlines. Its complaints go to our standard error.

@@ -5,6 +5,8 @@
 #include <span>
 #include <string_view>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::hostile {
 
 /// Where the channel under attack listens, on loopback.

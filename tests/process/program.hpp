@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Small programs that change what all of a process shares - limits, signals, how it ends - each run in a process of its

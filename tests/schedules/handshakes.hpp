@@ -3,6 +3,8 @@
 
 #include <cstddef>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::schedules {
 
 /// How many of the next questions and answers get lost on their way.

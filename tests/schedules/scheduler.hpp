@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::schedules {
 
 using Nanoseconds = std::chrono::nanoseconds;

@@ -19,6 +19,8 @@
 #include <thread>
 #include <utility>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
 /// A network between two channels that a test can stop, cut and count: connections to `port()` are relayed to the target.

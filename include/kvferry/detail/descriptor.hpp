@@ -6,6 +6,8 @@
 #include <cerrno>
 #include <utility>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 
 /// A file descriptor that is closed with its owner.

@@ -6,6 +6,8 @@
 #include <mutex>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 
 /// An eventfd: readable from `set` to `clear`.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 
 /// A static object that is there before every other of the program, and after all of them: as `constinit`, of a type that can

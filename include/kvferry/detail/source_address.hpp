@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 
 /// What connections from an address have in common with others of the same origin: an IPv4 address, also where it is mapped

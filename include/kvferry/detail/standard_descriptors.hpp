@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 
 /// Where a program has closed its standard input, output or error output, the next socket would get that number, and what the

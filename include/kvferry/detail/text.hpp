@@ -4,6 +4,8 @@
 #include <string>
 #include <string_view>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 
 [[nodiscard]] bool is_utf8(std::string_view text) noexcept;

@@ -8,6 +8,8 @@
 #include <thread>
 #include <utility>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 
 /// While it lasts no signal interrupts the calling thread, and threads that it makes - ZeroMQ's, too - block signals for

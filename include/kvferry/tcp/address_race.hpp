@@ -14,6 +14,8 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// Connects to the first of several addresses that takes a connection (RFC 8305, "Happy Eyeballs"): each is tried a quarter of

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// Where a peer may have its data connections: what `TcpOptions::allowed_hosts` says.

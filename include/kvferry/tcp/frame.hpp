@@ -9,6 +9,8 @@
 #include <span>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 // Structures travel as they lie in memory. A big-endian port would have to swap here.

@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <system_error>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// Opens a socket or an acceptor that programs which this process starts don't inherit. Asio's own `open` lets them, and

@@ -10,6 +10,8 @@
 #include <span>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// Bytes from `address` to the end of its page of memory. Pages may be larger; none is smaller.

@@ -10,6 +10,8 @@
 #include <system_error>
 #include <unordered_map>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// Wakes the executor when a socket of the channel's can be received from or sent to: an epoll of its own within

@@ -5,6 +5,8 @@
 
 #include <system_error>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// An errno that Asio carries in a category of its own, as the standard library's: that one compares with all of

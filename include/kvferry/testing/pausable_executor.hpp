@@ -12,6 +12,8 @@
 #include <thread>
 #include <utility>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// An executor with a thread of its own that can be held up: a channel that runs on it is then a peer that is there but

@@ -24,6 +24,8 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// A file descriptor that is closed.

@@ -6,6 +6,8 @@
 
 #include <string>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// An address that accepts connections (the kernel does) and never says anything: a peer that hangs.

@@ -12,6 +12,8 @@
 #include <thread>
 #include <utility>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Ends the process if a test does not end: a channel that blocks for ever (in `close`, in a destructor, in a blocking
