@@ -7,10 +7,10 @@ which mutant it is to be. Each test is run once to see which mutants it comes by
 tests that come by it run until one fails. A mutant that none fails for has survived: a test is missing, or the line says
 nothing.
 
-  scripts/mutate.py --files 'src/tcp/*' --count 60             # 60 at random of these files
+  scripts/mutate.py --files 'include/kvferry/tcp/*' --count 60             # 60 at random of these files
   scripts/mutate.py --diff main --all                          # each line that differs from main
-  scripts/mutate.py --only src/tcp/lane.cpp:117:compare        # one again, as it is named in the table
-  scripts/mutate.py --files 'src/core/kit/*' --list            # what there is, without building
+  scripts/mutate.py --only include/kvferry/tcp/lane-inl.hpp:117:compare        # one again, as it is named in the table
+  scripts/mutate.py --files 'include/kvferry/kit/*' --list            # what there is, without building
 
 What needs an RDMA device is built here and run in a virtual machine, with one boot for all of it:
 
@@ -42,18 +42,20 @@ from mutants import Mutant
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# The programs that ought to see a fault in a folder, the quickest first, and the part of them that will do.
+# The programs that ought to see a fault in a folder, the quickest first, and the part of them that will do. The first folder counts
+# that a file is in.
 SUITES = {
-    "src/core": ["kvferry_core_tests", "kvferry_tcp_tests", "kvferry_conformance_tests"],
-    "src/tcp": ["kvferry_tcp_tests", "kvferry_conformance_tests"],
+    "include/kvferry/tcp": ["kvferry_tcp_tests", "kvferry_conformance_tests"],
+    "include/kvferry": ["kvferry_core_tests", "kvferry_tcp_tests", "kvferry_conformance_tests"],
     "src/rdma": ["kvferry_rdma_tests"],
 }
+SOURCES = ["src", "include/kvferry", ":!include/kvferry/testing"]
 FILTERS = {"kvferry_conformance_tests": "Tcp/*/OneLane.*", "kvferry_rdma_conformance_tests": "Rdma/*/OneRail.*"}
 
 
 def changed_lines(base):
     """{path: lines that differ from `base`}"""
-    diff = subprocess.run(["git", "diff", "-U0", base, "--", "src"], cwd=ROOT, check=True, text=True, capture_output=True).stdout
+    diff = subprocess.run(["git", "diff", "-U0", base, "--", *SOURCES], cwd=ROOT, check=True, text=True, capture_output=True).stdout
     found, path = {}, None
     for line in diff.splitlines():
         if line.startswith("+++ "):
@@ -65,7 +67,7 @@ def changed_lines(base):
 
 
 def tracked(pattern):
-    files = subprocess.run(["git", "ls-files", "src"], cwd=ROOT, check=True, text=True, capture_output=True).stdout.split()
+    files = subprocess.run(["git", "ls-files", *SOURCES], cwd=ROOT, check=True, text=True, capture_output=True).stdout.split()
     return [f for f in files if fnmatch.fnmatch(f, pattern) and f.endswith((".cpp", ".hpp"))]
 
 
@@ -252,8 +254,8 @@ def programs_for(path):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", action="append", metavar="PATTERN", help="of these files of src/; may be given several times")
-    parser.add_argument("--diff", metavar="REVISION", help="of the lines of src/ that differ from a revision")
+    parser.add_argument("--files", action="append", metavar="PATTERN", help="of these files of the library; may be given several times")
+    parser.add_argument("--diff", metavar="REVISION", help="of the lines of the library that differ from a revision")
     parser.add_argument("--only", action="append", metavar="FILE:LINE:KIND", help="these, whatever else is built")
     parser.add_argument("--count", type=int, default=20, help="how many, drawn at random (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="all instead of --count")
