@@ -10,6 +10,8 @@
 #include <iterator>
 #include <string>
 
+#include <kvferry/config.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// What a process holds at this moment.
