@@ -61,7 +61,7 @@ double adding_up(const std::vector<kvferry::MutableBuffer>& objects) {
   std::size_t sum = 0;
   const auto begin = Clock::now();
   for (int i = 0; i < batches; ++i) {
-    sum += kvferry::kit::total_bytes(objects);
+    sum += kvferry::kit::LocalBytes(objects, {}).total();
     asm volatile("" : "+r"(sum) : : "memory");  // each batch is to be added up
   }
   return nanoseconds_since(begin) / batches;

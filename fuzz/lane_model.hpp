@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <compare>
 #include <cstddef>
 #include <cstdint>
@@ -84,6 +85,10 @@ class LaneModel {
     if (header.type == FrameType::read_data || header.type == FrameType::send_data) {
       received_.insert(header.operation);
     }
+    if (header.type == FrameType::write && (header.flags & FrameHeader::ranges) != 0) {
+      take_ranges(descriptors, payload);
+      return;
+    }
     if (header.type != FrameType::write || !writable_.contains(header.region)) {
       return;
     }
@@ -98,6 +103,40 @@ class LaneModel {
         payload = payload.subspan(1);
       }
       first = 0;
+    }
+  }
+
+  /// Byte by byte; what a frame means that is refused as a whole counts up to where it is wrong.
+  void take_ranges(std::span<const Descriptor> descriptors, std::span<const std::byte> payload) {
+    for (std::size_t i = 0; i < descriptors.size(); ++i) {
+      const auto range = std::bit_cast<RangeDescriptor>(descriptors[i]);
+      const std::uint32_t region = range.region & ~RangeDescriptor::blocks;
+      BlockDescriptor block{range.length, range.length, 0};
+      if ((range.region & RangeDescriptor::blocks) != 0) {
+        if (++i == descriptors.size()) {
+          return;
+        }
+        block = std::bit_cast<BlockDescriptor>(descriptors[i]);
+        if (block.size == 0) {
+          return;
+        }
+      }
+      if (!writable_.contains(region)) {
+        return;
+      }
+      for (std::uint64_t byte = block.skip; byte - block.skip < range.length && !payload.empty(); ++byte) {
+        const std::uint64_t block_number = byte / block.size;
+        const std::uint64_t end = pages_ * page_size_;
+        if (range.offset >= end || (block_number != 0 && block.stride >= end / block_number)) {
+          return;
+        }
+        const std::uint64_t position = range.offset + block_number * block.stride + byte % block.size;
+        if (position >= end) {
+          return;
+        }
+        changes_.insert({region, static_cast<std::size_t>(position), payload[0]});
+        payload = payload.subspan(1);
+      }
     }
   }
 

@@ -79,7 +79,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       auto request = kvferry::tcp::testing::request(
           kinds[i], {{buffers[2 * i].now.data(), page}, {buffers[2 * i + 1].now.data(), 100}});
       if (request.one_sided()) {
-        request.remote_indexes = {2, 3};
+        if ((data[1] & 64) == 0) {
+          request.remote_indexes = {2, 3};
+        } else {
+          request.remote_ranges = {kvferry::RemoteRange::strided(0, 5, 64, 100, 64),
+                                   kvferry::RemoteRange::contiguous(3, 7, 40)};
+          request.local_strides = {{}, {10, 30}};
+        }
       }
       operations.push_back(side.start(std::move(request), outcomes.back()));
     }

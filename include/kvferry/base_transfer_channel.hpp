@@ -49,13 +49,15 @@ struct InitRequest {
 /// Moves pages of KV caches between peers, over any transport.
 ///
 /// A channel offers regions of memory to its peers, shakes hands with them, and moves batches of objects: one-sided
-/// (write, read: only the initiator acts, the peer's page indexes are given) or paired (send, recv: matched by peer and
-/// tag). Once either side has connected, both may start operations. LMCache: `BaseTransferChannel`.
+/// (write, read: only the initiator acts, the peer's page indexes or byte ranges are given) or paired (send, recv:
+/// matched by peer and tag). Once either side has connected, both may start operations. LMCache: `BaseTransferChannel`.
 ///
 /// **Objects** are buffers. An object written to (read from) page index `i` lies at
-/// `[i * page_size, i * page_size + size)` of the peer's region; its size is at most the region's page size. The bytes
-/// belong to the channel from the initiating call until the completion, and not a moment longer: when an operation has
-/// ended - done, failed, timed out, cancelled or closed - nothing touches its buffers any more.
+/// `[i * page_size, i * page_size + size)` of the peer's region; its size is at most the region's page size. Where
+/// `TransferSpec::remote_ranges` are given instead, object i is the bytes of range i, in any region and of any size; with
+/// `TransferSpec::local_strides` an object is blocks of its buffer. The bytes belong to the channel from the initiating
+/// call until the completion, and not a moment longer: when an operation has ended - done, failed, timed out, cancelled
+/// or closed - nothing touches its buffers any more.
 ///
 /// Memory that is gone - unmapped, cut off a file's end, without the right to read or write - ends the operation with
 /// `errc::memory_fault` over TCP, also where it is a page of the peer's region that is gone there. No other operation is
@@ -172,8 +174,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @param side_message sent to the peer's `handle_init_side_msg` after the handshake.
   /// @return the answer to the side message, if one was sent.
   /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_peer_id`, `errc::invalid_url`, `errc::self_connection`,
-  ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::page_size_mismatch`,
-  ///   `errc::invalid_region`, `errc::authentication_failed`, `errc::identity_conflict`, `errc::resource_limit`,
+  ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::invalid_region`,
+  ///   `errc::authentication_failed`, `errc::identity_conflict`, `errc::resource_limit`,
   ///   `errc::timed_out`, `errc::closed`, whatever the peer answered to the side message, and the network's own codes.
   std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
                                                        std::string_view peer_init_url,
@@ -283,12 +285,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @name One-sided operations
   /// @{
 
-  /// Writes objects into pages of the peer's region. Done when they are in the peer's memory; the notification, if
-  /// there is one, is handed to the peer only after that, whether or not this side calls again. LMCache:
+  /// Writes objects into pages, or byte ranges, of the peer's regions. Done when they are in the peer's memory; the
+  /// notification, if there is one, is handed to the peer only after that, whether or not this side calls again. LMCache:
   /// `batched_write`.
   ///
   /// If a batch names a page more than once, the page ends with the last one's bytes. (Where one object is shorter than
-  /// another, the bytes behind it are the earlier one's.)
+  /// another, the bytes behind it are the earlier one's.) So do ranges that overlap.
   std::size_t batched_write(ConstObjects objects, const TransferSpec& spec);
   /// As above, with the error in `ec`.
   std::size_t batched_write(ConstObjects objects, const TransferSpec& spec, std::error_code& ec);
@@ -299,7 +301,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
                           std::forward<CompletionToken>(token));
   }
 
-  /// Reads pages of the peer's region into buffers, each filled whole. Where buffers of one batch overlap, the last one's
+  /// Reads pages, or byte ranges, of the peer's regions into buffers, each filled whole (with a stride: its blocks).
+  /// Where buffers of one batch overlap, the last one's
   /// bytes are there in the end. LMCache: `batched_read`.
   std::size_t batched_read(MutableObjects objects, const TransferSpec& spec);
   /// As above, with the error in `ec`.

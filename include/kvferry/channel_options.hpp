@@ -52,8 +52,9 @@ struct ChannelOptions {
   /// constructor still runs would meet a half-made object.
   bool hold_side_messages = false;
 
-  /// Whether a handshake fails with `errc::page_size_mismatch` if both sides have a region of the same number with
-  /// pages of different sizes, as LMCache assumes they never do. The check is made on either side that has it on.
+  /// Whether a write or read by page index fails with `errc::page_size_mismatch` if both sides have a region of the number
+  /// that it names, with pages of different sizes; LMCache assumes that they never differ. Byte ranges
+  /// (`TransferSpec::remote_ranges`) are not concerned.
   bool require_equal_page_sizes = true;
 
   /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that

@@ -90,6 +90,10 @@ inline constexpr std::array own_codes{
     OwnCode{errc::fenced, "fenced", failed, "the peer fenced its memory off before this reached it"},
     OwnCode{errc::peer_restarted_in_flight, "peer_restarted_in_flight", failed | landing,
             "the peer restarted or was replaced, and bytes may still be on their way to the one before"},
+    OwnCode{errc::invalid_range, "invalid_range", invalid,
+            "a range or stride makes no sense, or has another number of bytes than its object"},
+    OwnCode{errc::range_out_of_bounds, "range_out_of_bounds", invalid,
+            "the range reaches beyond the end of its region"},
 };
 
 constexpr bool in_order() noexcept {

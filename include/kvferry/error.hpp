@@ -39,13 +39,13 @@ enum class errc {
   resource_limit,    ///< A bounded queue, here or at the peer, is full; nothing was harmed, try again.
 
   // What became of a peer
-  peer_closed,             ///< The peer closed its connection.
-  connection_lost,         ///< The connection to the peer broke, or was broken because it stalled.
-  peer_restarted,          ///< The peer is a new incarnation: page indexes agreed with the old one are stale.
-  handshake_failed,        ///< The peer refused the handshake or answered with something else.
-  version_mismatch,        ///< The peer speaks another protocol version.
-  transport_mismatch,      ///< The peer's channel uses another transport.
-  page_size_mismatch,      ///< Both sides' regions of one number have pages of different sizes.
+  peer_closed,         ///< The peer closed its connection.
+  connection_lost,     ///< The connection to the peer broke, or was broken because it stalled.
+  peer_restarted,      ///< The peer is a new incarnation: page indexes agreed with the old one are stale.
+  handshake_failed,    ///< The peer refused the handshake or answered with something else.
+  version_mismatch,    ///< The peer speaks another protocol version.
+  transport_mismatch,  ///< The peer's channel uses another transport.
+  page_size_mismatch,  ///< Both sides' regions of one number have pages of different sizes, and pages are named by index.
   authentication_failed,   ///< A data connection did not prove that it belongs to the peer.
   protocol_violation,      ///< The peer sent what the protocol does not allow.
   malformed_message,       ///< A side message is not msgpack, or not of the expected shape.
@@ -77,6 +77,10 @@ enum class errc {
   /// The write or send was under way to a peer whose place another one has taken: as peer_restarted, but bytes may still
   /// be on their way to the one that was the peer before.
   peer_restarted_in_flight,
+
+  // The call's arguments, once more
+  invalid_range,        ///< A range or stride makes no sense, or has another number of bytes than its object.
+  range_out_of_bounds,  ///< A range reaches beyond the end of its region.
 };
 
 /// What a caller decides on. `ec == kvferry::condition::retryable` holds for every code, of whatever category, that

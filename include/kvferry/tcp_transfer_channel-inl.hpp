@@ -198,6 +198,7 @@ KVFERRY_INLINE Capabilities TcpTransferChannel::capabilities() const noexcept {
           .write = true,
           .read = true,
           .notifications = true,
+          .ranges = true,
           .unregistered_objects = true,
           .max_notification_bytes = tcp::max_notification_bytes};
 }

@@ -59,10 +59,50 @@ using ConstObjects = ObjectList<ConstBuffer>;
 /// Objects that are written to: those of recv and read.
 using MutableObjects = ObjectList<MutableBuffer>;
 
+/// Bytes of a peer's region, by offset: `count` blocks of `size` bytes, each beginning `stride` bytes after the one before.
+///
+/// A range stands for the bytes of its blocks, one block behind the other. With `count` 1 the stride has no meaning. With
+/// more, `stride` is at least `size`: blocks do not overlap. A range with `size` or `count` 0 has no bytes; its offset lies
+/// in the region all the same, or at its end. No sum of these numbers may exceed 64 bits.
+struct RemoteRange {
+  std::uint32_t region = 0;  ///< Which of the peer's regions.
+  std::uint64_t offset = 0;  ///< Bytes, from the region's beginning to the first block's.
+  std::uint64_t size = 0;    ///< Bytes of a block.
+  std::uint64_t stride = 0;  ///< Bytes, from the beginning of a block to the next one's.
+  std::uint64_t count = 1;   ///< Blocks.
+
+  /// Bytes that lie end to end.
+  [[nodiscard]] static constexpr RemoteRange contiguous(std::uint32_t region, std::uint64_t offset,
+                                                        std::uint64_t size) noexcept {
+    return {region, offset, size, 0, 1};
+  }
+  /// Blocks at equal distances: the heads of one rank in a page of tokens, the same page of each layer.
+  [[nodiscard]] static constexpr RemoteRange strided(std::uint32_t region, std::uint64_t offset,
+                                                     std::uint64_t block_size, std::uint64_t stride,
+                                                     std::uint64_t count) noexcept {
+    return {region, offset, block_size, stride, count};
+  }
+
+  friend bool operator==(const RemoteRange&, const RemoteRange&) = default;
+};
+
+/// Which bytes of an object's buffer are the object: blocks of `block_size` bytes, each beginning `stride` bytes after the
+/// one before. The buffer reaches from the first block's first byte to the last block's last one. What lies between the
+/// blocks is neither read nor written.
+///
+/// `block_size` 0: the whole buffer. A buffer of one block needs no stride. With more blocks, `stride` is at least
+/// `block_size`. An empty buffer is an empty object.
+struct LocalStride {
+  std::size_t block_size = 0;  ///< Bytes.
+  std::size_t stride = 0;      ///< Bytes.
+
+  friend bool operator==(const LocalStride&, const LocalStride&) = default;
+};
+
 /// Where a batch goes or comes from, and what else the caller wants of it. LMCache: the `transfer_spec` dict.
 ///
-/// `peer_id`, `remote_indexes` and `notification` are copied by the call, also with lazy tokens (`use_awaitable`,
-/// `deferred`). What `statuses`, `sizes` and `diagnostic` point to is written until the completion.
+/// `peer_id`, `remote_indexes`, `remote_ranges`, `local_strides` and `notification` are copied by the call, also with lazy
+/// tokens (`use_awaitable`, `deferred`). What `statuses`, `sizes` and `diagnostic` point to is written until the completion.
 struct TransferSpec {
   /// The peer, by the id given to `lazy_init_peer_connection`. LMCache: `receiver_id` / `sender_id`.
   std::string_view peer_id;
@@ -72,6 +112,17 @@ struct TransferSpec {
 
   /// Write and read: which of the peer's regions.
   std::uint32_t remote_region = 0;
+
+  /// Write and read, instead of `remote_indexes` and `remote_region`: one range of the peer's bytes for each object, in any
+  /// of its regions. Range i has as many bytes as object i. Both are sequences of bytes: their blocks need not have the
+  /// same size. Page sizes do not matter. Where ranges of a write overlap, the last one's bytes are there in the end.
+  /// Needs `Capabilities::ranges`. Errors: `errc::count_mismatch`, `errc::invalid_range` (also if there are indexes as
+  /// well), `errc::range_out_of_bounds`, `errc::unknown_region`, `errc::access_denied`.
+  std::span<const RemoteRange> remote_ranges = {};
+
+  /// Write and read, with ranges or with page indexes: empty, or one for each object. Needs `Capabilities::ranges`. Errors:
+  /// `errc::count_mismatch`, `errc::invalid_range`.
+  std::span<const LocalStride> local_strides = {};
 
   /// Send and recv: a send meets the recv of the same tag, in the order in which each side posted them.
   std::uint64_t tag = 0;
@@ -123,6 +174,8 @@ struct TransferRequest {
   std::vector<MutableBuffer> objects;
   std::vector<std::uint64_t> remote_indexes;
   std::uint32_t remote_region = 0;
+  std::vector<RemoteRange> remote_ranges;
+  std::vector<LocalStride> local_strides;
   std::uint64_t tag = 0;
   std::optional<std::chrono::milliseconds> timeout;
   std::vector<std::byte> notification;
@@ -147,6 +200,8 @@ struct Capabilities {
   bool write = false;
   bool read = false;
   bool notifications = false;
+  /// Whether writes and reads take `TransferSpec::remote_ranges` and `local_strides`.
+  bool ranges = false;
   /// Whether objects may lie outside every region.
   bool unregistered_objects = false;
   std::size_t max_notification_bytes = 0;

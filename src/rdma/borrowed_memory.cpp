@@ -48,8 +48,9 @@ MemoryRegionPtr register_range(ibv_pd* domain, const Range& range, int access, k
 
 }  // namespace
 
-std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const std::vector<MutableBuffer>& objects,
+std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const kit::LocalBytes& owners,
                                                        kit::ObjectRange range, bool for_read, kit::Failure& failure) {
+  const auto objects = owners.objects();
   const Slice* hint = nullptr;
   std::vector<std::size_t> outside;
   std::size_t bytes = 0;
@@ -63,7 +64,8 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
     return nullptr;
   }
   auto borrowed = std::make_unique<BorrowedMemory>();
-  borrowed->objects_ = objects;
+  borrowed->owners_ = owners;
+  borrowed->objects_.assign(objects.begin(), objects.end());
   std::vector<Range> ranges;
   for (const std::size_t object : outside) {
     const std::uint64_t begin = address_of(objects[object].data());
@@ -115,21 +117,28 @@ bool BorrowedMemory::stage(RailDevice& device, std::size_t object, bool for_read
     blocks_.push_back(std::move(block));
     used_ = 0;
   }
-  std::byte* const staged = blocks_.back()->data() + used_;
+  const MutableBuffer staged(blocks_.back()->data() + used_, owner.size());
   used_ += owner.size();
   if (for_read) {
-    staged_.push_back({object, owner});
+    staged_.push_back(object);
   } else {
-    std::memcpy(staged, owner.data(), owner.size());
+    copy(object, staged, false);
   }
-  objects_[object] = {staged, owner.size()};
+  objects_[object] = staged;
   return true;
 }
 
+void BorrowedMemory::copy(std::size_t object, MutableBuffer staged, bool to_owner) const {
+  const std::byte* const begin = owners_.objects()[object].data();
+  owners_.for_each_piece(object, 0, owners_.size(object), [&](std::byte* owner, std::size_t length) {
+    std::byte* const copied = staged.data() + (owner - begin);
+    std::memcpy(to_owner ? owner : copied, to_owner ? copied : owner, length);
+  });
+}
+
 void BorrowedMemory::copy_back(std::size_t begin, std::size_t end) const {
-  for (auto it = std::ranges::lower_bound(staged_, begin, {}, &Staged::object); it != staged_.end() && it->object < end;
-       ++it) {
-    std::memcpy(it->owner.data(), objects_[it->object].data(), it->owner.size());
+  for (auto it = std::ranges::lower_bound(staged_, begin); it != staged_.end() && *it < end; ++it) {
+    copy(*it, objects_[*it], true);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include <kvferry/transfer_spec.hpp>
 
+#include <kvferry/kit/blocks.hpp>
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 #include "message.hpp"
@@ -26,8 +27,8 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 class BorrowedMemory {
  public:
   /// @return nothing, without an error, if all objects lie in regions.
-  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device,
-                                                              const std::vector<MutableBuffer>& objects,
+  /// @param owners the objects as the caller has them; what they refer to outlives what is returned.
+  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device, const kit::LocalBytes& owners,
                                                               kit::ObjectRange range, bool for_read,
                                                               kit::Failure& failure);
 
@@ -39,16 +40,14 @@ class BorrowedMemory {
   void copy_back(std::size_t begin, std::size_t end) const;
 
  private:
-  struct Staged {
-    std::size_t object;
-    MutableBuffer owner;
-  };
-
+  /// Copies an object's bytes, and not what lies between its blocks. @param staged to or from there, where its buffer is now.
+  void copy(std::size_t object, MutableBuffer staged, bool to_owner) const;
   /// @return false if there is no block left.
   [[nodiscard]] bool stage(RailDevice& device, std::size_t object, bool for_read);
 
+  kit::LocalBytes owners_;  ///< As the caller has them.
   std::vector<MutableBuffer> objects_;
-  std::vector<Staged> staged_;  ///< In order.
+  std::vector<std::size_t> staged_;  ///< For a read, in order.
   SliceTable slices_;
   std::vector<std::unique_ptr<RailDevice::StagingBlock>> blocks_;
   std::size_t used_ = 0;  ///< Of the last block.

@@ -124,7 +124,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
     }
   }
   preparation.borrowed =
-      BorrowedMemory::borrow(*device_, request.objects, range, request.kind == TransferKind::read, failure);
+      BorrowedMemory::borrow(*device_, kit::LocalBytes(request), range, request.kind == TransferKind::read, failure);
   return failure;
 }
 

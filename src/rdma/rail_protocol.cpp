@@ -61,10 +61,8 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
   switch (request.kind) {
     case TransferKind::write:
     case TransferKind::read: {
-      const RemoteRegion& region = host_->peer().regions[request.remote_region];
-      transfer.planner = WorkPlanner(
-          transfer.objects(), range,
-          RemoteMemory(terms_.remote_regions[request.remote_region], region.page_size, request.remote_indexes));
+      transfer.planner = WorkPlanner(kit::LocalBytes(transfer.objects(), request.local_strides), range,
+                                     RemoteMemory::of(request, terms_.remote_regions, host_->peer().regions));
       if (transfer.planner.done()) {
         planned_all(transfer);
         transfer.operation().landed(range.begin, range.end - range.begin);
@@ -405,7 +403,7 @@ void RailProtocol::meet(Transfer& send, std::uint64_t recv, std::vector<PostedBu
     }
     not_direct[i] = objects[i].size() > send.post[i].size || !is_direct(send, i);
   }
-  send.planner = WorkPlanner(objects, send.range, RemoteMemory(send.post), std::move(not_direct));
+  send.planner = WorkPlanner(kit::LocalBytes(objects, {}), send.range, RemoteMemory(send.post), std::move(not_direct));
   if (send.planner.done()) {
     planned_all(send);
   } else {

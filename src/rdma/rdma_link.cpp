@@ -160,9 +160,9 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
     if (!request.one_sided()) {
       rail = static_cast<std::size_t>(request.tag % joined_.size());
     } else {
-      const std::size_t total = kit::total_bytes(request.objects);
+      const std::size_t total = kit::LocalBytes(request).total();
       if (total >= options_.stripe_threshold && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
-        const auto ranges = kit::cut_into_stripes(request.objects, total, joined_.size());
+        const auto ranges = kit::cut_into_stripes(kit::LocalBytes(request), total, joined_.size());
         const auto batch = std::make_shared<kit::StripedOperation>(operation, ranges.size());
         for (std::size_t i = 0; i < ranges.size(); ++i) {
           joined_[i]->start(batch, ranges[i]);

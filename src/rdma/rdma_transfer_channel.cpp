@@ -190,6 +190,7 @@ Capabilities RdmaTransferChannel::capabilities() const noexcept {
           .write = true,
           .read = true,
           .notifications = true,
+          .ranges = true,
           .unregistered_objects = true,
           .max_notification_bytes = rdma::max_notification_bytes};
 }

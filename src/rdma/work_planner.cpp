@@ -14,7 +14,8 @@ std::size_t WorkPlanner::plan(WorkList& list, ibv_wr_opcode opcode, const Reques
   std::size_t request_bytes = 0;
   ibv_send_wr* request = nullptr;
   while (!done() && planned < max_bytes) {
-    const std::uint64_t local = address_of(objects_[object_].data()) + offset_;
+    const kit::Blocks::Place within = objects_.place(object_, offset_);
+    const std::uint64_t local = address_of(objects_.objects()[object_].data()) + within.position;
     const Slice* slice = borrowed == nullptr ? nullptr : borrowed->find(local, hint_);
     if (slice == nullptr) {
       slice = own.find(local, hint_);
@@ -38,9 +39,8 @@ std::size_t WorkPlanner::plan(WorkList& list, ibv_wr_opcode opcode, const Reques
       request_bytes = 0;
       ++requests;
     }
-    const std::size_t length =
-        static_cast<std::size_t>(std::min({std::uint64_t{size_of(object_) - offset_}, remote.available,
-                                           slice->end - local, std::uint64_t{limits.bytes - request_bytes}}));
+    const std::size_t length = static_cast<std::size_t>(std::min(
+        {within.available, remote.available, slice->end - local, std::uint64_t{limits.bytes - request_bytes}}));
     if (new_piece) {
       list.add_piece(local, length, slice->local_key);
     } else {

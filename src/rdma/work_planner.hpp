@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include <kvferry/memory_region.hpp>
 #include <kvferry/transfer_spec.hpp>
 
+#include <kvferry/kit/blocks.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 #include "endpoint.hpp"
 #include "message.hpp"
@@ -16,7 +19,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// Where a batch's objects lie in the peer's memory: on pages of a region, or in the buffers of a recv.
+/// Where a batch's objects lie in the peer's memory: on pages of a region, in ranges of its regions, or in the buffers of a
+/// recv.
 class RemoteMemory {
  public:
   struct Place {
@@ -28,22 +32,44 @@ class RemoteMemory {
   RemoteMemory() = default;
   RemoteMemory(const RegionKeys& region, std::uint64_t page_size, std::span<const std::uint64_t> indexes)
       : region_(&region), page_size_(page_size), indexes_(indexes) {}
+  RemoteMemory(std::span<const RegionKeys> regions, std::span<const RemoteRange> ranges)
+      : region_(regions.data()), ranges_(ranges) {}
   explicit RemoteMemory(std::span<const PostedBuffer> buffers) : buffers_(buffers) {}
+
+  /// Of a write or read that has been checked.
+  [[nodiscard]] static RemoteMemory of(const TransferRequest& request, std::span<const RegionKeys> keys,
+                                       std::span<const RemoteRegion> regions) {
+    return request.remote_ranges.empty()
+               ? RemoteMemory(keys[request.remote_region], regions[request.remote_region].page_size,
+                              request.remote_indexes)
+               : RemoteMemory(keys, request.remote_ranges);
+  }
 
   [[nodiscard]] Place place(std::size_t object, std::size_t offset) const noexcept {
     if (region_ == nullptr) {
       const PostedBuffer& buffer = buffers_[object];
       return {buffer.address + offset, buffer.key, buffer.size - offset};
     }
-    const std::uint64_t begin = indexes_[object] * page_size_ + offset;
-    const std::uint64_t slice = begin / region_->slice_bytes;
-    return {region_->address + begin, region_->keys[static_cast<std::size_t>(slice)],
-            (slice + 1) * region_->slice_bytes - begin};
+    if (!ranges_.empty()) {
+      const RemoteRange& range = ranges_[object];
+      const kit::Blocks::Place within = kit::Blocks::of(range).place(offset);
+      Place place = in_region(region_[range.region], range.offset + within.position);
+      place.available = std::min(place.available, within.available);
+      return place;
+    }
+    return in_region(*region_, indexes_[object] * page_size_ + offset);
   }
 
  private:
-  const RegionKeys* region_ = nullptr;
+  [[nodiscard]] static Place in_region(const RegionKeys& region, std::uint64_t begin) noexcept {
+    const std::uint64_t slice = begin / region.slice_bytes;
+    return {region.address + begin, region.keys[static_cast<std::size_t>(slice)],
+            (slice + 1) * region.slice_bytes - begin};
+  }
+
+  const RegionKeys* region_ = nullptr;  ///< Of pages: theirs. Of ranges: the first one of all.
   std::uint64_t page_size_ = 0;
+  std::span<const RemoteRange> ranges_;
   std::span<const std::uint64_t> indexes_;
   std::span<const PostedBuffer> buffers_;
 };
@@ -55,14 +81,13 @@ struct RequestLimits {
       std::size_t{1} << 20;  ///< Also so that operations take turns, and end soon when they are stopped.
 };
 
-/// Makes work requests of a batch: objects that lie end to end at the peer go in one, gathered from (or scattered to)
-/// wherever they lie here, until a limit, a slice or the list ends.
+/// Makes work requests of a batch: objects, and blocks of objects, that lie end to end at the peer go in one, gathered from
+/// (or scattered to) wherever they lie here, until a limit, a slice or the list ends.
 class WorkPlanner {
  public:
   WorkPlanner() = default;
   /// @param skipped objects of which nothing is moved; empty: none.
-  WorkPlanner(std::span<const MutableBuffer> objects, kit::ObjectRange range, RemoteMemory remote,
-              std::vector<bool> skipped = {})
+  WorkPlanner(kit::LocalBytes objects, kit::ObjectRange range, RemoteMemory remote, std::vector<bool> skipped = {})
       : objects_(objects), remote_(remote), skipped_(std::move(skipped)), object_(range.begin), end_(range.end) {
     skip_empty();
   }
@@ -78,7 +103,7 @@ class WorkPlanner {
 
  private:
   [[nodiscard]] std::size_t size_of(std::size_t object) const {
-    return !skipped_.empty() && skipped_[object] ? 0 : objects_[object].size();
+    return !skipped_.empty() && skipped_[object] ? 0 : objects_.size(object);
   }
   void skip_empty() {
     while (object_ != end_ && offset_ == size_of(object_)) {
@@ -87,7 +112,7 @@ class WorkPlanner {
     }
   }
 
-  std::span<const MutableBuffer> objects_;
+  kit::LocalBytes objects_;
   RemoteMemory remote_;
   std::vector<bool> skipped_;
   std::size_t object_ = 0;

@@ -15,7 +15,7 @@
 namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
-constexpr auto last_errc = errc::peer_restarted_in_flight;
+constexpr auto last_errc = errc::range_out_of_bounds;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -80,14 +80,15 @@ std::set<condition> conditions_of(const std::error_code& code) {
 
 TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
   EXPECT_EQ(own_codes_of(condition::invalid_argument),
-            (std::set{errc::empty_peer_id,      errc::unknown_peer,      errc::self_connection,
-                      errc::invalid_url,        errc::count_mismatch,    errc::unknown_region,
-                      errc::index_out_of_range, errc::object_too_large,  errc::not_in_region,
-                      errc::access_denied,      errc::invalid_region,    errc::notification_too_large,
-                      errc::not_supported,      errc::would_deadlock,    errc::buffer_too_small,
-                      errc::handshake_failed,   errc::version_mismatch,  errc::transport_mismatch,
-                      errc::page_size_mismatch, errc::malformed_message, errc::unhandled_side_message,
-                      errc::invalid_peer_id,    errc::memory_fault,      errc::forked}));
+            (std::set{errc::empty_peer_id,      errc::unknown_peer,       errc::self_connection,
+                      errc::invalid_url,        errc::count_mismatch,     errc::unknown_region,
+                      errc::index_out_of_range, errc::object_too_large,   errc::not_in_region,
+                      errc::access_denied,      errc::invalid_region,     errc::notification_too_large,
+                      errc::not_supported,      errc::would_deadlock,     errc::buffer_too_small,
+                      errc::handshake_failed,   errc::version_mismatch,   errc::transport_mismatch,
+                      errc::page_size_mismatch, errc::malformed_message,  errc::unhandled_side_message,
+                      errc::invalid_peer_id,    errc::memory_fault,       errc::forked,
+                      errc::invalid_range,      errc::range_out_of_bounds}));
   EXPECT_EQ(own_codes_of(condition::peer_failed),
             (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::fenced,
                       errc::authentication_failed, errc::protocol_violation, errc::peer_restarted_in_flight}));

@@ -156,6 +156,37 @@ TEST_F(RailProtocolTest, ALongNotificationComesWhole) {
   EXPECT_TRUE(std::ranges::equal(a.at(0, page), b.at(7 * page, page)));
 }
 
+TEST_F(RailProtocolTest, RangesAndStridesGoBothWays) {
+  for (const auto kind : {TransferKind::write, TransferKind::read}) {
+    for (std::size_t i = 0; i < a.memory.size(); ++i) {
+      a.memory[i] = static_cast<std::byte>(i * 7 / 3);
+      b.memory[i] = static_cast<std::byte>(i * 11 / 5 + 1);
+    }
+    TransferRequest request = one_sided(kind, {a.at(100, 99 * 300 + 200), a.at(60'000, 0), a.at(70'000, 9000)}, {});
+    request.local_strides = {{200, 300}, {}, {}};
+    request.remote_ranges = {RemoteRange::strided(0, 7, 50, 64, 400), RemoteRange::strided(0, 5, 10, 10, 0),
+                             RemoteRange::contiguous(0, 100'001, 9000)};
+    auto expected_a = a.memory;
+    auto expected_b = b.memory;
+    const auto move = [&](std::size_t here, std::size_t there) {
+      kind == TransferKind::write ? expected_b[there] = a.memory[here] : expected_a[here] = b.memory[there];
+    };
+    for (std::size_t i = 0; i < 20'000; ++i) {
+      move(100 + i / 200 * 300 + i % 200, 7 + i / 50 * 64 + i % 50);
+    }
+    for (std::size_t i = 0; i < 9000; ++i) {
+      move(70'000 + i, 100'001 + i);
+    }
+    const auto outcome = std::make_shared<Outcome>();
+    a.start(request, outcome);
+    run();
+    EXPECT_EQ(outcome->calls, 1);
+    EXPECT_EQ(outcome->count, 3U) << outcome->ec.message();
+    EXPECT_TRUE(a.memory == expected_a);
+    EXPECT_TRUE(b.memory == expected_b);
+  }
+}
+
 /// Brings a write's bytes and notification to b, and a's list to its completion only if `completes`.
 void hand_over(Side& a, Side& b, WorkList& list, const std::shared_ptr<Outcome>& written, bool completes) {
   a.start(one_sided(TransferKind::write, {a.at(0, page)}, {7}, {std::byte{1}, std::byte{2}}), written);

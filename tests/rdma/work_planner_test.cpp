@@ -46,7 +46,19 @@ class WorkPlannerTest : public ::testing::Test {
   /// Plans all, in lists of any number of requests. @return how many requests there were.
   std::size_t plan_all(const std::vector<MutableBuffer>& objects, const std::vector<std::uint64_t>& indexes,
                        std::size_t page_size, const RequestLimits& limits, std::size_t requests_a_list = 64) {
-    WorkPlanner planner(objects, {0, objects.size()}, RemoteMemory(region_, page_size, indexes));
+    return plan_all(kit::LocalBytes(objects, {}), RemoteMemory(region_, page_size, indexes), limits, requests_a_list);
+  }
+
+  /// The same of ranges.
+  std::size_t plan_all(const std::vector<MutableBuffer>& objects, const std::vector<RemoteRange>& ranges,
+                       const std::vector<LocalStride>& strides, const RequestLimits& limits,
+                       std::size_t requests_a_list = 64) {
+    return plan_all(kit::LocalBytes(objects, strides), RemoteMemory({&region_, 1}, ranges), limits, requests_a_list);
+  }
+
+  std::size_t plan_all(const kit::LocalBytes& objects, const RemoteMemory& remote, const RequestLimits& limits,
+                       std::size_t requests_a_list) {
+    WorkPlanner planner(objects, {0, objects.count()}, remote);
     std::size_t requests = 0;
     auto list = std::make_unique<WorkList>();
     while (!planner.done()) {
@@ -73,6 +85,22 @@ class WorkPlannerTest : public ::testing::Test {
       ASSERT_EQ(std::memcmp(remote_.data() + indexes[i] * page_size, objects[i].data(), objects[i].size()), 0)
           << "object " << i;
     }
+  }
+
+  /// Compares all of the remote memory with what a copy byte by byte makes.
+  void expect_moved(const std::vector<MutableBuffer>& objects, const std::vector<RemoteRange>& ranges,
+                    const std::vector<LocalStride>& strides) {
+    std::vector<std::byte> expected(remote_.size());
+    for (std::size_t i = 0; i < objects.size(); ++i) {
+      const LocalStride stride = strides.empty() || strides[i].block_size == 0
+                                     ? LocalStride{objects[i].size(), objects[i].size()}
+                                     : strides[i];
+      for (std::uint64_t byte = 0; byte < ranges[i].size * ranges[i].count; ++byte) {
+        expected[ranges[i].offset + byte / ranges[i].size * ranges[i].stride + byte % ranges[i].size] =
+            objects[i][byte / stride.block_size * stride.stride + byte % stride.block_size];
+      }
+    }
+    ASSERT_TRUE(remote_ == expected);
   }
 
  private:
@@ -184,7 +212,7 @@ TEST_F(WorkPlannerTest, SkippedObjectsDontMove) {
   use(4 * page, 4 * page, 4 * page, 4 * page);
   const std::vector<MutableBuffer> objects{at(0, page), at(page, page), at(2 * page, page)};
   std::vector<PostedBuffer> buffers{{page, remote_base, first_key, 1}, {}, {page, remote_base + page, first_key, 1}};
-  WorkPlanner planner(objects, {0, 3}, RemoteMemory(buffers), {false, true, false});
+  WorkPlanner planner(kit::LocalBytes(objects, {}), {0, 3}, RemoteMemory(buffers), {false, true, false});
   SliceTable table;
   table.add({address_of(objects[0].data()), address_of(objects[0].data()) + 4 * page, 1, 0, false, false});
   auto list = std::make_unique<WorkList>();
@@ -213,6 +241,102 @@ TEST_F(WorkPlannerTest, AnyBatchIsMovedWholly) {
     plan_all(objects, indexes, page_size, {.pieces = 1 + upto(5), .bytes = 1 + upto(3000)}, 1 + upto(20));
     expect_moved(objects, indexes, page_size);
     if (HasFailure()) {
+      return;
+    }
+  }
+}
+
+TEST_F(WorkPlannerTest, Line22_AdjacentRangesAreOneRequest) {
+  use(256 * page, 256 * page, 256 * page, 256 * page);
+  std::vector<MutableBuffer> objects;
+  std::vector<RemoteRange> ranges;
+  for (std::size_t i = 0; i < 100; ++i) {
+    objects.push_back(at(i * 2000, 2000));
+    ranges.push_back(RemoteRange::contiguous(0, 77 + i * 2000, 2000));
+  }
+  EXPECT_EQ(plan_all(objects, ranges, {}, {.pieces = 1}), 1U);
+  expect_moved(objects, ranges, {});
+  // Blocks that touch are no blocks, and what follows the last one joins it.
+  const std::vector<MutableBuffer> two{at(0, 64'000), at(64'000, 50)};
+  const std::vector<RemoteRange> dense{RemoteRange::strided(0, 5, 64, 64, 1000),
+                                       RemoteRange::contiguous(0, 64'005, 50)};
+  use(256 * page, 256 * page, 256 * page, 256 * page);
+  EXPECT_EQ(plan_all(two, dense, {}, {.pieces = 1}), 1U);
+  expect_moved(two, dense, {});
+}
+
+TEST_F(WorkPlannerTest, Line22_BlocksThatTheSidesShareAreRequestsOrPieces) {
+  use(256 * page, 256 * page, 256 * page, 256 * page);
+  const std::vector<MutableBuffer> contiguous{at(0, 64 * 512)};
+  const std::vector<RemoteRange> strided{RemoteRange::strided(0, 100, 512, 1024, 64)};
+  EXPECT_EQ(plan_all(contiguous, strided, {}, {.pieces = 16}), 64U) << "a request for each block at the peer";
+  expect_moved(contiguous, strided, {});
+
+  use(256 * page, 256 * page, 256 * page, 256 * page);
+  const std::vector<LocalStride> strides{{512, 1024}};
+  const std::vector<MutableBuffer> blocks{at(0, 63 * 1024 + 512)};
+  const std::vector<RemoteRange> plain{RemoteRange::contiguous(0, 100, 64 * 512)};
+  EXPECT_EQ(plan_all(blocks, plain, strides, {.pieces = 16}), 4U) << "a piece for each block here";
+  expect_moved(blocks, plain, strides);
+
+  use(256 * page, 256 * page, 256 * page, 256 * page);
+  const std::vector<RemoteRange> larger{RemoteRange::strided(0, 100, 2048, 4096, 16)};
+  EXPECT_EQ(plan_all(blocks, larger, strides, {.pieces = 16}), 16U);
+  expect_moved(blocks, larger, strides);
+}
+
+TEST_F(WorkPlannerTest, RangesOfSeveralRegionsHaveTheirKeys) {
+  use(4 * page, 4 * page, 8 * page, 8 * page);
+  // The regions lie end to end, and their keys differ.
+  const std::vector<RegionKeys> regions{{remote_base, 2 * page, {100}}, {remote_base + 2 * page, 2 * page, {200}}};
+  const std::vector<RemoteRange> ranges{RemoteRange::contiguous(1, page, 10), RemoteRange::contiguous(0, page, page),
+                                        RemoteRange::contiguous(1, 0, page)};
+  const std::vector<MutableBuffer> objects{at(0, 10), at(10, page), at(10 + page, page)};
+  WorkPlanner planner(kit::LocalBytes(objects, {}), {0, 3}, RemoteMemory(regions, ranges));
+  SliceTable table;
+  table.add({address_of(objects[0].data()), address_of(objects[0].data()) + 4 * page, 1, 0, false, false});
+  auto list = std::make_unique<WorkList>();
+  EXPECT_EQ(planner.plan(*list, IBV_WR_RDMA_READ, {.pieces = 4}, 64, std::size_t{1} << 30, table, nullptr),
+            2 * page + 10);
+  ASSERT_EQ(list->size(), 3U);
+  EXPECT_EQ((*list)[0].wr.rdma.remote_addr, remote_base + 3 * page);
+  EXPECT_EQ((*list)[0].wr.rdma.rkey, 200U);
+  EXPECT_EQ((*list)[1].wr.rdma.remote_addr, remote_base + page);
+  EXPECT_EQ((*list)[1].wr.rdma.rkey, 100U);
+  EXPECT_EQ((*list)[2].wr.rdma.remote_addr, remote_base + 2 * page);
+  EXPECT_EQ((*list)[2].wr.rdma.rkey, 200U);
+}
+
+TEST_F(WorkPlannerTest, AnyRangesAreMovedWholly) {
+  std::mt19937 random(8);
+  const auto upto = [&](std::uint64_t most) { return random() % (most + 1); };
+  for (int round = 0; round < 300; ++round) {
+    SCOPED_TRACE(round);
+    std::vector<RemoteRange> ranges;
+    std::vector<LocalStride> strides;
+    std::vector<std::size_t> sizes;
+    std::size_t local_bytes = 1;
+    std::uint64_t remote_bytes = 1;
+    for (std::uint64_t i = upto(12); i != 0; --i) {
+      const std::uint64_t here = 1 + upto(50);
+      const std::uint64_t there = 1 + upto(50);
+      const std::uint64_t times = upto(4);  // how often blocks of both sizes fill the same bytes
+      ranges.push_back(RemoteRange::strided(0, remote_bytes, there, there + upto(1) * upto(30), here * times));
+      strides.push_back({here, here + upto(1) * upto(30)});
+      sizes.push_back(times == 0 ? 0 : (there * times - 1) * strides.back().stride + here);
+      remote_bytes += ranges.back().stride * ranges.back().count + upto(1) * 7;
+      local_bytes += sizes.back() + upto(1) * 7;
+    }
+    use(local_bytes, 1 + upto(2000), static_cast<std::size_t>(remote_bytes), 1 + upto(2000));
+    std::vector<MutableBuffer> objects;
+    std::size_t begin = 0;
+    for (const std::size_t size : sizes) {
+      objects.push_back(at(begin, size));
+      begin += size;
+    }
+    plan_all(objects, ranges, strides, {.pieces = 1 + upto(5), .bytes = 1 + upto(3000)}, 1 + upto(20));
+    expect_moved(objects, ranges, strides);
+    if (HasFatalFailure() || HasFailure()) {
       return;
     }
   }

@@ -75,5 +75,39 @@ TEST(ChunkCursor, CoversOnlyItsRange) {
   EXPECT_TRUE(cursor.done());
 }
 
+TEST(ChunkCursor, CountsThePiecesOfMemoryOnEitherSide) {
+  std::vector<std::byte> memory(1);
+  // 3,000 blocks of 2 bytes here, 2,000 of 3 there; nothing; more than a frame's bytes in blocks of 1,000.
+  const std::vector<MutableBuffer> objects{
+      {memory.data(), 2999 * 4 + 2}, {memory.data(), 0}, {memory.data(), 2'000'000}};
+  const std::vector<LocalStride> strides{{2, 4}, {}, {}};
+  const std::vector<RemoteRange> ranges{RemoteRange::strided(0, 0, 3, 5, 2000), RemoteRange::contiguous(0, 0, 0),
+                                        RemoteRange::strided(0, 0, 1000, 1001, 2000)};
+  ChunkCursor cursor(objects, {0, 3}, strides, ranges);
+  std::size_t chunks = 0;
+  std::vector<std::size_t> bytes(3);
+  while (!cursor.done()) {
+    const Chunk chunk = cursor.next();
+    ++chunks;
+    std::uint64_t here = 0;
+    std::uint64_t there = 0;
+    std::size_t moved = 0;
+    cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      EXPECT_EQ(piece.offset, bytes[piece.object]);
+      bytes[piece.object] += piece.length;
+      EXPECT_EQ(piece.completes, bytes[piece.object] == cursor.local().size(piece.object));
+      moved += piece.length;
+      here += cursor.local().blocks(piece.object).pieces(piece.offset, piece.length);
+      there += kit::Blocks::of(ranges[piece.object]).pieces(piece.offset, piece.length);
+    });
+    EXPECT_EQ(moved, chunk.bytes);
+    EXPECT_LE(chunk.bytes, max_chunk_bytes);
+    EXPECT_LE(here, sent_chunk_objects);
+    EXPECT_LE(there, sent_chunk_objects);
+  }
+  EXPECT_EQ(bytes, (std::vector<std::size_t>{6000, 0, 2'000'000}));
+  EXPECT_EQ(chunks, 5U) << "three for the first object's pieces, the last of which has room for a part of the third";
+}
+
 }  // namespace
 }  // namespace kvferry::tcp

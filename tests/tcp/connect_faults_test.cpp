@@ -119,9 +119,6 @@ TEST(ConnectFaults, Line07_MismatchesNameTheFieldAndBothValues) {
   made.transport = "pigeon";
   expect(made, errc::transport_mismatch, {"transport", "pigeon", "tcp"});
   made = question();
-  made.regions = {{8192, 8192, 3}};
-  expect(made, errc::page_size_mismatch, {"region 0", "page size", "8192", "4096"});
-  made = question();
   made.regions = {{8193, 4096, 3}};
   expect(made, errc::invalid_region, {"region 0", "8193", "4096"});
   made = question();
@@ -143,20 +140,23 @@ TEST(ConnectFaults, Line07_MismatchesNameTheFieldAndBothValues) {
   expect(made, errc::malformed_message, {"stranger"});
 }
 
-TEST(ConnectFaults, Line07_TheDialingSideChecksToo) {
+TEST(ConnectFaults, Line07_WhoInsistsOnEqualPagesGetsNoOthersByIndex) {
   Node b(4);
   std::vector<std::byte> memory(16384);
   TcpOptions options;
   options.regions = {{memory.data(), memory.size(), 8192}};
   TcpTransferChannel a(std::move(options));
+  a.lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
   try {
-    a.lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+    a.batched_write({ConstBuffer(memory).first(100)}, {.peer_id = "b", .remote_indexes = indexes(1)});
     FAIL() << "page sizes 8192 and 4096 were accepted";
   } catch (const TransferError& error) {
     EXPECT_EQ(error.code(), errc::page_size_mismatch);
     EXPECT_NE(std::string(error.what()).find("8192"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("4096"), std::string::npos) << error.what();
   }
+  const std::vector<RemoteRange> ranges{RemoteRange::contiguous(0, 4000, 8192)};
+  EXPECT_EQ(a.batched_write({ConstBuffer(memory).first(8192)}, {.peer_id = "b", .remote_ranges = ranges}), 1U);
 }
 
 TEST(ConnectFaults, Line07_DifferentPageSizesCanBeAllowedOnBothSides) {

@@ -9,6 +9,7 @@
 #include <kvferry/error.hpp>
 
 #include <kvferry/detail/text.hpp>
+#include <kvferry/kit/blocks.hpp>
 #include <kvferry/kit/tag_matcher.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -29,6 +30,109 @@ KVFERRY_INLINE bool supported(TransferKind kind, const Capabilities& capabilitie
     case TransferKind::read: return capabilities.read;
   }
   return false;
+}
+
+/// Whether the peer has the region and lets this kind of transfer in.
+KVFERRY_INLINE Failure check_region(TransferKind kind, std::uint32_t number, const PeerDescription& peer) {
+  if (number >= peer.regions.size()) {
+    return {errc::unknown_region, "remote region " + text(number) + ", the peer has " + text(peer.regions.size())};
+  }
+  if (!allows(peer.regions[number].access, needed_access(kind))) {
+    return {errc::access_denied,
+            "remote region " + text(number) + " does not allow peers to " + std::string(to_string(kind))};
+  }
+  return {};
+}
+
+/// What is wrong with how an object lies in its buffer.
+KVFERRY_INLINE Failure check_stride(std::size_t object, std::size_t buffer_size, const LocalStride& stride) {
+  if (stride.block_size == 0 || buffer_size == 0 || buffer_size == stride.block_size) {
+    return {};
+  }
+  const std::string begins = "object " + text(object) + ": a buffer of " + text(buffer_size) + " bytes, blocks of " +
+                             text(stride.block_size) + " bytes at a stride of " + text(stride.stride) + " bytes; ";
+  if (stride.stride < stride.block_size) {
+    return {errc::invalid_range, begins + "blocks may not overlap"};
+  }
+  if (buffer_size < stride.block_size || (buffer_size - stride.block_size) % stride.stride != 0) {
+    return {errc::invalid_range, begins + "the buffer must end with a block"};
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::string describe(std::size_t object, const RemoteRange& range) {
+  return "object " + text(object) + ": remote range of region " + text(range.region) + " at offset " +
+         text(range.offset) + ", " + text(range.count) + " blocks of " + text(range.size) + " bytes at a stride of " +
+         text(range.stride) + "; ";
+}
+
+/// What is wrong with ranges and strides by themselves.
+KVFERRY_INLINE Failure check_ranges(const TransferRequest& request, const Capabilities& capabilities) {
+  const std::size_t count = request.objects.size();
+  const auto& ranges = request.remote_ranges;
+  const auto& strides = request.local_strides;
+  if (!request.one_sided() || !capabilities.ranges) {
+    return {errc::not_supported, !request.one_sided()
+                                     ? "a " + std::string(to_string(request.kind)) + " takes no ranges and no strides"
+                                     : "the transport takes no ranges and no strides"};
+  }
+  if (!ranges.empty() && !request.remote_indexes.empty()) {
+    return {errc::invalid_range, text(ranges.size()) + " remote ranges and " + text(request.remote_indexes.size()) +
+                                     " remote indexes; a transfer takes one or the other"};
+  }
+  if ((!ranges.empty() && ranges.size() != count) || (!strides.empty() && strides.size() != count)) {
+    const bool of_ranges = !ranges.empty() && ranges.size() != count;
+    return {errc::count_mismatch, text(count) + " objects, " + text(of_ranges ? ranges.size() : strides.size()) +
+                                      (of_ranges ? " remote ranges" : " local strides")};
+  }
+  for (std::size_t i = 0; i < strides.size(); ++i) {
+    if (Failure failure = check_stride(i, request.objects[i].size(), strides[i])) {
+      return failure;
+    }
+  }
+  const LocalBytes local(request);
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    const RemoteRange& range = ranges[i];
+    if (range.count > 1 && range.stride < range.size) {
+      return {errc::invalid_range, describe(i, range) + "blocks may not overlap"};
+    }
+    std::uint64_t bytes = 0;
+    if (__builtin_mul_overflow(range.size, range.count, &bytes)) {
+      return {errc::invalid_range, describe(i, range) + "that is more than 2^64 bytes"};
+    }
+    if (const std::size_t own = local.size(i); bytes != own) {
+      return {errc::invalid_range, describe(i, range) + text(bytes) + " bytes in all, but the object has " + text(own)};
+    }
+  }
+  return {};
+}
+
+/// Whether a range that has been checked by itself lies in a region of this size.
+KVFERRY_INLINE bool lies_within(const RemoteRange& range, std::uint64_t region_size) {
+  if (range.size == 0 || range.count == 0) {
+    return range.offset <= region_size;
+  }
+  if (range.size > region_size || range.offset > region_size - range.size) {
+    return false;
+  }
+  return range.count == 1 || range.count - 1 <= (region_size - range.size - range.offset) / range.stride;
+}
+
+KVFERRY_INLINE Failure check_ranges_against_peer(const TransferRequest& request, const PeerDescription& peer) {
+  const RemoteRegion* region = nullptr;
+  for (std::size_t i = 0; i < request.remote_ranges.size(); ++i) {
+    const RemoteRange& range = request.remote_ranges[i];
+    if (region == nullptr || range.region != request.remote_ranges[i - 1].region) {
+      if (Failure failure = check_region(request.kind, range.region, peer)) {
+        return {failure.code, "object " + text(i) + ": " + failure.sentence};
+      }
+      region = &peer.regions[range.region];
+    }
+    if (!lies_within(range, region->size)) {
+      return {errc::range_out_of_bounds, describe(i, range) + "the region has " + text(region->size) + " bytes"};
+    }
+  }
+  return {};
 }
 
 }  // namespace internal
@@ -77,7 +181,13 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
   if (!supported(request.kind, capabilities)) {
     return {errc::not_supported, "the transport has no " + std::string(to_string(request.kind))};
   }
-  if (request.one_sided() ? request.remote_indexes.size() != count : !request.remote_indexes.empty()) {
+  if (!request.remote_ranges.empty() || !request.local_strides.empty()) {
+    if (Failure failure = check_ranges(request, capabilities)) {
+      return failure;
+    }
+  }
+  if (request.remote_ranges.empty() &&
+      (request.one_sided() ? request.remote_indexes.size() != count : !request.remote_indexes.empty())) {
     return mismatch("remote indexes", request.remote_indexes.size());
   }
   if (!request.statuses.empty() && request.statuses.size() != count) {
@@ -107,30 +217,35 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
   return {};
 }
 
-KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer) {
+KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
+                           std::span<const MemoryRegion> paged) {
   if (!request.one_sided()) {
     return {};
   }
-  if (request.remote_region >= peer.regions.size()) {
-    return {errc::unknown_region,
-            "remote region " + text(request.remote_region) + ", the peer has " + text(peer.regions.size())};
+  if (!request.remote_ranges.empty()) {
+    return check_ranges_against_peer(request, peer);
+  }
+  if (Failure failure = check_region(request.kind, request.remote_region, peer)) {
+    return failure;
   }
   const RemoteRegion& region = peer.regions[request.remote_region];
-  if (!allows(region.access, needed_access(request.kind))) {
-    return {errc::access_denied, "remote region " + text(request.remote_region) + " does not allow peers to " +
-                                     std::string(to_string(request.kind))};
+  if (request.remote_region < paged.size() && paged[request.remote_region].page_size != region.page_size) {
+    return {errc::page_size_mismatch, "remote region " + text(request.remote_region) + " has pages of " +
+                                          text(region.page_size) + " bytes, this channel's region of that number of " +
+                                          text(paged[request.remote_region].page_size) +
+                                          "; byte ranges have no such condition"};
   }
   const std::uint64_t pages = region.page_count();
+  const LocalBytes local(request);
   for (std::size_t i = 0; i < request.objects.size(); ++i) {
     if (request.remote_indexes[i] >= pages) {
       return {errc::index_out_of_range, "object " + text(i) + ": remote index " + text(request.remote_indexes[i]) +
                                             ", remote region " + text(request.remote_region) + " has " + text(pages) +
                                             " pages"};
     }
-    if (request.objects[i].size() > region.page_size) {
-      return {errc::object_too_large, "object " + text(i) + ": " + text(request.objects[i].size()) +
-                                          " bytes, pages of remote region " + text(request.remote_region) + " have " +
-                                          text(region.page_size)};
+    if (const std::size_t bytes = local.size(i); bytes > region.page_size) {
+      return {errc::object_too_large, "object " + text(i) + ": " + text(bytes) + " bytes, pages of remote region " +
+                                          text(request.remote_region) + " have " + text(region.page_size)};
     }
   }
   return {};
@@ -162,10 +277,6 @@ KVFERRY_INLINE Failure check_handshake(const LocalFacts& local, const std::strin
     }
     if (access > static_cast<std::uint64_t>(Access::read_write)) {
       return {errc::invalid_region, who + "region " + text(i) + " has access " + text(access) + ", at most 3"};
-    }
-    if (local.require_equal_page_sizes && i < local.regions.size() && local.regions[i].page_size != page_size) {
-      return {errc::page_size_mismatch, who + "region " + text(i) + " has page size " + text(page_size) +
-                                            ", this channel's has " + text(local.regions[i].page_size)};
     }
   }
   return {};

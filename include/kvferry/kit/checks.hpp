@@ -27,14 +27,14 @@ void check_regions(std::span<const MemoryRegion> regions);
 [[nodiscard]] Failure check_request(const TransferRequest& request, const Capabilities& capabilities);
 
 /// What is wrong with a one-sided transfer, given what the peer offers.
-[[nodiscard]] Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer);
+/// @param paged own regions, whose page sizes those of the peer's must equal where pages are named by index.
+[[nodiscard]] Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
+                                         std::span<const MemoryRegion> paged);
 
 /// What a peer's handshake must agree with.
 struct LocalFacts {
   std::string_view transport;
   std::uint64_t incarnation = 0;
-  std::span<const MemoryRegion> regions;
-  bool require_equal_page_sizes = true;
 };
 
 /// Checks version, transport, incarnation and regions of a peer's handshake message.

@@ -15,7 +15,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-inline constexpr std::uint64_t protocol_version = 2;
+inline constexpr std::uint64_t protocol_version = 3;
 
 /// A region in the handshake: size, page size, access.
 using RegionTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>;

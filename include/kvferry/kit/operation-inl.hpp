@@ -13,6 +13,7 @@
 
 #include <kvferry/detail/text.hpp>
 
+#include <kvferry/kit/blocks.hpp>
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_counters.hpp>
@@ -42,7 +43,7 @@ KVFERRY_INLINE Operation::Operation(TransferRequest request, Completion completi
 }
 
 KVFERRY_INLINE void Operation::landed(std::size_t first, std::size_t count) noexcept {
-  count_landed(first, count, total_bytes(std::span(request_.objects).subspan(first, count)));
+  count_landed(first, count, LocalBytes(request_).total(first, first + count));
 }
 
 KVFERRY_INLINE void Operation::received(std::size_t index, std::size_t bytes) noexcept {

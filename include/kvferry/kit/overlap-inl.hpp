@@ -36,6 +36,27 @@ KVFERRY_INLINE bool any_page_twice(std::span<const std::uint64_t> indexes) {
   return std::ranges::adjacent_find(sorted) != sorted.end();
 }
 
+/// Blocks of ranges that interleave count as if they overlapped: to tell them apart would take longer than the spreading
+/// gains.
+KVFERRY_INLINE bool any_ranges_overlap(std::span<const RemoteRange> ranges) {
+  const auto end_of = [](const RemoteRange& range) {
+    return range.offset + range.size + (range.count - 1) * range.stride;
+  };
+  const auto not_behind = [&](const RemoteRange& a, const RemoteRange& b) {
+    return b.region < a.region || (b.region == a.region && b.offset < end_of(a));
+  };
+  const auto empty = [](const RemoteRange& range) { return range.size == 0 || range.count == 0; };
+  if (std::ranges::none_of(ranges, empty) && std::ranges::adjacent_find(ranges, not_behind) == ranges.end()) {
+    return false;
+  }
+  std::vector<RemoteRange> sorted(ranges.begin(), ranges.end());
+  std::erase_if(sorted, empty);
+  std::ranges::sort(sorted, [](const RemoteRange& a, const RemoteRange& b) {
+    return a.region < b.region || (a.region == b.region && a.offset < b.offset);
+  });
+  return std::ranges::adjacent_find(sorted, not_behind) != sorted.end();
+}
+
 KVFERRY_INLINE bool any_buffers_overlap(std::span<const MutableBuffer> buffers) {
   const auto not_behind = [](const MutableBuffer& a, const MutableBuffer& b) { return b.data() < a.data() + a.size(); };
   if (std::ranges::adjacent_find(buffers, not_behind) == buffers.end()) {
@@ -51,8 +72,11 @@ KVFERRY_INLINE bool any_buffers_overlap(std::span<const MutableBuffer> buffers) 
 }  // namespace internal
 
 KVFERRY_INLINE bool lands_on_itself(const TransferRequest& request) {
-  return request.kind == TransferKind::write ? any_page_twice(request.remote_indexes)
-                                             : any_buffers_overlap(request.objects);
+  if (request.kind == TransferKind::read) {
+    return any_buffers_overlap(request.objects);
+  }
+  return request.remote_ranges.empty() ? any_page_twice(request.remote_indexes)
+                                       : any_ranges_overlap(request.remote_ranges);
 }
 
 }  // namespace kvferry::kit

@@ -306,8 +306,8 @@ KVFERRY_INLINE InitAnswer PeerDirectory::read_answer(const std::string& peer_id,
     }
   }
   if (!failure) {
-    failure = check_handshake({hooks_.name, incarnation_, options_.regions, options_.require_equal_page_sizes}, peer_id,
-                              answer.version, answer.transport, answer.incarnation, answer.regions);
+    failure = check_handshake({hooks_.name, incarnation_}, peer_id, answer.version, answer.transport,
+                              answer.incarnation, answer.regions);
   }
   return answer;
 }
@@ -325,9 +325,8 @@ KVFERRY_INLINE Failure PeerDirectory::check(const InitQuestion& question) const 
       return {ec, "peer " + in_quotes(question.sender_id) + ": init url " + in_quotes(question.init_url)};
     }
   }
-  return check_handshake({hooks_.name, incarnation_, options_.regions, options_.require_equal_page_sizes},
-                         question.sender_id, question.version, question.transport, question.incarnation,
-                         question.regions);
+  return check_handshake({hooks_.name, incarnation_}, question.sender_id, question.version, question.transport,
+                         question.incarnation, question.regions);
 }
 
 KVFERRY_INLINE void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply reply) {

@@ -240,7 +240,10 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
                       "the peer fenced its memory off when this had been started, and waited for a connection");
     return;
   }
-  if (Failure failure = check_against_peer(request, *description)) {
+  const std::span<const MemoryRegion> paged = options_.require_equal_page_sizes
+                                                  ? std::span<const MemoryRegion>(options_.regions)
+                                                  : std::span<const MemoryRegion>();
+  if (Failure failure = check_against_peer(request, *description, paged)) {
     operation->finish(failure.code, std::move(failure.sentence));
     return;
   }

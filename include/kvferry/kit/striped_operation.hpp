@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
-#include <span>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -15,6 +14,8 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/kit/operation.hpp>
+
+#include <kvferry/kit/blocks.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
@@ -24,23 +25,15 @@ struct ObjectRange {
   std::size_t end = 0;
 };
 
-[[nodiscard]] inline std::size_t total_bytes(std::span<const MutableBuffer> objects) noexcept {
-  std::size_t total = 0;
-  for (const MutableBuffer object : objects) {
-    total += object.size();
-  }
-  return total;
-}
-
 /// Cuts a batch into at most `parts` contiguous parts of about the same number of bytes.
-[[nodiscard]] inline std::vector<ObjectRange> cut_into_stripes(std::span<const MutableBuffer> objects,
-                                                               std::size_t bytes_of_all, std::size_t parts) {
+[[nodiscard]] inline std::vector<ObjectRange> cut_into_stripes(const LocalBytes& objects, std::size_t bytes_of_all,
+                                                               std::size_t parts) {
   const std::size_t share = std::max<std::size_t>((bytes_of_all + parts - 1) / parts, 1);
   std::vector<ObjectRange> ranges;
   ObjectRange range;
   std::size_t bytes = 0;
-  while (range.end < objects.size()) {
-    bytes += objects[range.end++].size();
+  while (range.end < objects.count()) {
+    bytes += objects.size(range.end++);
     if (bytes >= share && ranges.size() + 1 < parts) {
       ranges.push_back(std::exchange(range, {range.end, range.end}));
       bytes = 0;

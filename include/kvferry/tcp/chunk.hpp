@@ -8,6 +8,7 @@
 
 #include <kvferry/transfer_spec.hpp>
 
+#include <kvferry/kit/blocks.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 #include <kvferry/tcp/frame.hpp>
 
@@ -25,7 +26,7 @@ struct Chunk {
   std::size_t bytes = 0;
 };
 
-/// A contiguous piece of an object.
+/// A contiguous part of an object's bytes.
 struct Piece {
   std::size_t object = 0;
   std::size_t offset = 0;
@@ -38,21 +39,46 @@ struct Piece {
 class ChunkCursor {
  public:
   ChunkCursor() = default;
-  ChunkCursor(std::span<const MutableBuffer> objects, ObjectRange range)
-      : objects_(objects), object_(range.begin), end_(range.end) {}
+  /// @param strides, ranges as in `TransferRequest`; what they refer to outlives this.
+  ChunkCursor(std::span<const MutableBuffer> objects, ObjectRange range, std::span<const LocalStride> strides = {},
+              std::span<const RemoteRange> ranges = {})
+      : local_(objects, strides), ranges_(ranges), object_(range.begin), end_(range.end) {
+    const auto has_blocks = [](const RemoteRange& remote) { return remote.count != 1; };
+    const auto own = ranges.empty() ? ranges : ranges.subspan(range.begin, range.end - range.begin);
+    in_blocks_ = !strides.empty() || std::ranges::any_of(own, has_blocks);
+  }
+  ChunkCursor(const TransferRequest& request, ObjectRange range)
+      : ChunkCursor(request.objects, range, request.local_strides, request.remote_ranges) {}
 
   /// Objects none of whose bytes travel.
   void refuse(std::vector<bool> refused) { refused_ = std::move(refused); }
 
   [[nodiscard]] bool done() const noexcept { return object_ == end_; }
+  [[nodiscard]] const kit::LocalBytes& local() const noexcept { return local_; }
 
-  [[nodiscard]] Chunk next() {
+  [[nodiscard]] Chunk next() { return in_blocks_ ? next_of_blocks() : next_of_buffers(); }
+
+  template <class Function>
+  void for_each_piece(const Chunk& chunk, Function function) const {
+    if (local_.strided()) {
+      visit(chunk, function, [&](std::size_t object) { return local_.size(object); });
+    } else {
+      // Read once: for all that the compiler knows, `function` may change it.
+      visit(chunk, function,
+            [objects = local_.objects().data()](std::size_t object) { return objects[object].size(); });
+    }
+  }
+
+ private:
+  /// Where each object is one piece of memory on either side.
+  [[nodiscard]] Chunk next_of_buffers() {
+    const MutableBuffer* const objects = local_.objects().data();
     Chunk chunk{object_, offset_, 0, 0, 0};
     const bool any_refused = !refused_.empty();
     std::size_t object = object_;
     std::size_t offset = offset_;
     while (object != end_ && chunk.count < sent_chunk_objects && chunk.bytes < max_chunk_bytes) {
-      const std::size_t size = any_refused && refused_[object] ? 0 : objects_[object].size();
+      const std::size_t size = any_refused && refused_[object] ? 0 : objects[object].size();
       const std::size_t length = std::min(size - offset, max_chunk_bytes - chunk.bytes);
       chunk.bytes += length;
       chunk.last_end = offset + length;
@@ -69,24 +95,50 @@ class ChunkCursor {
     return chunk;
   }
 
-  template <class Function>
-  void for_each_piece(const Chunk& chunk, Function function) const {
-    // Both read once: for all that the compiler knows, `function` may change them.
-    const MutableBuffer* const objects = objects_.data();
+  /// Bounded by the pieces of memory on either side as well. Nothing is refused: only sends have that.
+  [[nodiscard]] Chunk next_of_blocks() {
+    Chunk chunk{object_, offset_, 0, 0, 0};
+    std::size_t local_left = sent_chunk_objects;
+    std::size_t remote_left = sent_chunk_objects;
+    while (object_ != end_ && local_left != 0 && remote_left != 0 && chunk.bytes < max_chunk_bytes) {
+      const kit::Blocks local = local_.blocks(object_);
+      // A page is one piece.
+      const kit::Blocks remote =
+          ranges_.empty() ? kit::Blocks{local.bytes, local.bytes, local.bytes} : kit::Blocks::of(ranges_[object_]);
+      const std::uint64_t length =
+          std::min({std::uint64_t{max_chunk_bytes - chunk.bytes}, local.bytes_of_pieces(offset_, local_left),
+                    remote.bytes_of_pieces(offset_, remote_left)});
+      local_left -= static_cast<std::size_t>(local.pieces(offset_, length));
+      remote_left -= static_cast<std::size_t>(remote.pieces(offset_, length));
+      chunk.bytes += static_cast<std::size_t>(length);
+      offset_ += static_cast<std::size_t>(length);
+      chunk.last_end = offset_;
+      ++chunk.count;
+      if (offset_ == local.bytes) {
+        ++object_;
+        offset_ = 0;
+      }
+    }
+    return chunk;
+  }
+
+  template <class Function, class SizeOf>
+  void visit(const Chunk& chunk, Function& function, SizeOf size_of) const {
     const bool any_refused = !refused_.empty();
     std::size_t begin = chunk.first_offset;
     for (std::size_t object = chunk.first, left = chunk.count; left != 0; ++object, --left) {
       const bool refused = any_refused && refused_[object];
-      const std::size_t size = refused ? 0 : objects[object].size();
+      const std::size_t size = refused ? 0 : size_of(object);
       const std::size_t end = left == 1 ? chunk.last_end : size;
       function(Piece{object, begin, end - begin, refused, end == size});
       begin = 0;
     }
   }
 
- private:
-  std::span<const MutableBuffer> objects_;
+  kit::LocalBytes local_;
+  std::span<const RemoteRange> ranges_;
   std::vector<bool> refused_;
+  bool in_blocks_ = false;
   std::size_t object_ = 0;
   std::size_t offset_ = 0;
   std::size_t end_ = 0;

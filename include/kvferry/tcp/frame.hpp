@@ -35,11 +35,13 @@ enum class FrameType : std::uint8_t {
 };
 
 struct FrameHeader {
-  static constexpr std::uint32_t expected_magic = 0x3246564b;  // "KVF2"
+  static constexpr std::uint32_t expected_magic = 0x3346564b;  // "KVF3"
   /// write, read, send_data: the operation's last one.
   static constexpr std::uint8_t last_chunk = 1;
   /// write_ack: the data is in memory, but the queue of notifications was full.
   static constexpr std::uint8_t notification_refused = 2;
+  /// write, read: the descriptors are `RangeDescriptor`s, and those that need one are followed by a `BlockDescriptor`.
+  static constexpr std::uint8_t ranges = 4;
 
   std::uint32_t magic = expected_magic;
   FrameType type = FrameType::write;
@@ -68,6 +70,26 @@ struct Descriptor {
   std::uint64_t length = 0;  ///< Bytes in this frame. recv_post: the buffer's size.
 };
 static_assert(sizeof(Descriptor) == 16);
+
+/// write, read with `FrameHeader::ranges`: bytes of a region, end to end; or, with `blocks`, in blocks, of which the next
+/// descriptor says more. So a range costs 16 or 32 bytes, however many blocks it has.
+struct RangeDescriptor {
+  static constexpr std::uint32_t blocks = std::uint32_t{1} << 31;
+
+  std::uint64_t offset = 0;  ///< In the region.
+  std::uint32_t length = 0;  ///< Bytes in this frame.
+  std::uint32_t region = 0;  ///< The receiver's region; bit 31: `blocks`.
+};
+static_assert(sizeof(RangeDescriptor) == sizeof(Descriptor));
+
+/// The bytes begin `skip` bytes behind the beginning of a block of `size` bytes at the range's offset, and go on in the blocks
+/// that follow at every `stride` bytes.
+struct BlockDescriptor {
+  std::uint64_t stride = 0;
+  std::uint32_t size = 0;
+  std::uint32_t skip = 0;
+};
+static_assert(sizeof(BlockDescriptor) == sizeof(Descriptor));
 
 /// Ends a frame that has payload: whether the bytes before it are what the header promised. A sender finds out that
 /// it can't read a buffer when the frame's header has left already; it then fills the frame up and says so here.

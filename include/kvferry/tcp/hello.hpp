@@ -32,7 +32,7 @@ struct Hello {
   static constexpr std::uint64_t accepting = 0x4d434c455746564b;  // "KVFWELCM"
 
   std::uint64_t magic = dialing;
-  std::uint32_t version = 2;
+  std::uint32_t version = 3;
   std::uint32_t lane = 0;
   std::uint32_t lane_count = 0;
   std::uint32_t reserved = 0;

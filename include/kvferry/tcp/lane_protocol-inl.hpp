@@ -9,6 +9,7 @@
 #include <kvferry/error.hpp>
 
 #include <kvferry/kit/checks.hpp>
+#include <kvferry/tcp/range_descriptors.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
@@ -40,7 +41,7 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
   transfer.order = id;
   transfer.batch = std::move(batch);
   transfer.range = range;
-  transfer.cursor = ChunkCursor(request.objects, range);
+  transfer.cursor = ChunkCursor(request, range);
   transfer.started = kit::Clock::now();
   transfer.sent_before = sent_;
   switch (request.kind) {
@@ -220,7 +221,12 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
   const Chunk chunk = transfer.cursor.next();
   scratch_.resize(chunk.count);
   Descriptor* descriptor = scratch_.data();
-  if (request.one_sided()) {
+  if (!request.remote_ranges.empty()) {
+    scratch_.clear();
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      describe_range(request.remote_ranges[piece.object], piece.offset, piece.length, scratch_);
+    });
+  } else if (request.one_sided()) {
     const std::uint64_t* const pages = request.remote_indexes.data();
     transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
       *descriptor++ = {pages[piece.object], piece.length};
@@ -232,9 +238,13 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
                           : Descriptor{piece.object | (piece.completes ? 0 : Descriptor::continues), piece.length};
     });
   }
-  header.count = static_cast<std::uint32_t>(chunk.count);
+  header.count = static_cast<std::uint32_t>(scratch_.size());
   header.payload_bytes = chunk.bytes;
-  header.first_offset = chunk.first_offset;
+  if (request.remote_ranges.empty()) {
+    header.first_offset = chunk.first_offset;
+  } else {
+    header.flags |= FrameHeader::ranges;
+  }
   if (transfer.cursor.done()) {
     header.flags |= FrameHeader::last_chunk;
   }
@@ -247,8 +257,10 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
   out_.begin_frame();
   out_.add_header(header, scratch_);
   if (header.type != FrameType::read) {
+    const kit::LocalBytes& local = transfer.cursor.local();
     transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
-      out_.add_view(request.objects[piece.object].data() + piece.offset, piece.length);
+      local.for_each_piece(piece.object, piece.offset, piece.length,
+                           [&](const std::byte* data, std::size_t length) { out_.add_view(data, length); });
     });
     if (attach) {
       out_.add_copy(request.notification);
@@ -330,7 +342,7 @@ KVFERRY_INLINE void LaneProtocol::wait_for_recv(Transfer& send) {
   again.failure.clear();
   again.why.clear();
   again.failed_object = ~std::uint64_t{0};
-  again.cursor = ChunkCursor(again.request().objects, again.range);
+  again.cursor = ChunkCursor(again.request(), again.range);
   again.operation().start_over();
   ids_[&again.operation()] = id;
   const std::uint64_t tag = again.request().tag;

@@ -7,6 +7,7 @@
 #include <kvferry/error.hpp>
 
 #include <kvferry/tcp/lane_protocol.hpp>
+#include <kvferry/tcp/range_descriptors.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
@@ -18,6 +19,7 @@ KVFERRY_INLINE std::error_code status_code(std::uint32_t status) {
   switch (static_cast<errc>(status)) {
     case errc::unknown_region:
     case errc::index_out_of_range:
+    case errc::range_out_of_bounds:
     case errc::object_too_large:
     case errc::access_denied:
     case errc::count_mismatch:
@@ -144,6 +146,12 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
 KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
                                             std::error_code& status) {
   status.clear();
+  const auto regions = host_->local_regions();
+  if ((frame.header.flags & FrameHeader::ranges) != 0) {
+    RangesRead read = read_ranges(frame.header, frame.descriptors, regions, needed, pieces);
+    status = read.status;
+    return read.violation.empty() ? std::error_code() : violated(std::move(read.violation));
+  }
   std::uint64_t total = 0;
   for (const Descriptor& descriptor : frame.descriptors) {
     if (descriptor.length > max_chunk_bytes) {
@@ -154,7 +162,6 @@ KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, A
   if (total != frame.header.payload_bytes) {
     return violated("descriptors of " + text(total) + " bytes in all, payload of " + text(frame.header.payload_bytes));
   }
-  const auto regions = host_->local_regions();
   if (frame.header.region >= regions.size()) {
     status = errc::unknown_region;
     return {};
@@ -293,10 +300,12 @@ KVFERRY_INLINE std::error_code LaneProtocol::begin_read_data(const Frame& frame,
     return violated("answer to a read of " + text(expected) + " bytes with " + text(frame.header.payload_bytes));
   }
   if (expected != 0) {
-    const auto& objects = transfer->request().objects;
+    const kit::LocalBytes& local = transfer->cursor.local();
     transfer->cursor.for_each_piece(chunk, [&](const Piece& piece) {
       if (piece.length != 0) {
-        scatter.push_back({objects[piece.object].data() + piece.offset, piece.length});
+        local.for_each_piece(piece.object, piece.offset, piece.length, [&](std::byte* data, std::size_t length) {
+          scatter.push_back({data, length});
+        });
       }
     });
     receiving_ = transfer->id;

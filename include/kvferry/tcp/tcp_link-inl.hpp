@@ -61,7 +61,7 @@ KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
     if (!request.one_sided()) {
       lane = static_cast<std::size_t>(request.tag % lanes_.size());
     } else {
-      const std::size_t total = kit::total_bytes(request.objects);
+      const std::size_t total = kit::LocalBytes(request).total();
       if (total >= stripe_threshold_ && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
         start_striped(operation, total);
         return;
@@ -74,7 +74,7 @@ KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
 }
 
 KVFERRY_INLINE void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
-  const auto ranges = kit::cut_into_stripes(operation->request().objects, total_bytes, lanes_.size());
+  const auto ranges = kit::cut_into_stripes(kit::LocalBytes(operation->request()), total_bytes, lanes_.size());
   const auto batch = std::make_shared<StripedOperation>(operation, ranges.size());
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     lanes_[i]->start(batch, ranges[i]);

@@ -37,5 +37,6 @@
 #include <kvferry/testing/ordering_suite.hpp>
 #include <kvferry/testing/paired_suite.hpp>
 #include <kvferry/testing/process_suite.hpp>
+#include <kvferry/testing/ranges_suite.hpp>
 #include <kvferry/testing/side_message_suite.hpp>
 #include <kvferry/testing/tokens_suite.hpp>

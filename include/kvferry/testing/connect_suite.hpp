@@ -306,26 +306,32 @@ class ConnectTests : public ConformanceBase {
     expect_connected(a, b);
   }
 
+  /// Peers connect all the same; who insists gets no pages by index. Byte ranges: RangesTest.
   void PageSizesThatDiffer() {
-    for (const bool a_insists : {false, true}) {
-      for (const bool b_insists : {false, true}) {
-        SCOPED_TRACE(::testing::Message() << a_insists << b_insists);
-        NodeSpec a_spec{.regions = {{8, 4096}}};
-        NodeSpec b_spec{.regions = {{8, 512}}};
-        a_spec.options.require_equal_page_sizes = a_insists;
-        b_spec.options.require_equal_page_sizes = b_insists;
-        const auto [a, b] = pair(a_spec, b_spec);
-        std::string diagnostic;
-        const std::error_code error = start_connect(a, b, &diagnostic)->error();
-        if (!a_insists && !b_insists) {
-          EXPECT_FALSE(error) << error.message();
-          expect_connected(a, b);
+    for (const bool insists : {false, true}) {
+      SCOPED_TRACE(insists);
+      NodeSpec a_spec{.regions = {{8, 4096}, {8, 512}}};
+      NodeSpec b_spec{.regions = {{8, 512}, {8, 512}}};
+      a_spec.options.require_equal_page_sizes = insists;
+      b_spec.options.require_equal_page_sizes = false;
+      const auto [a, b] = connected_pair(a_spec, b_spec);
+      if (!insists) {
+        expect_connected(a, b);
+      }
+      const Objects objects = a.objects({512});
+      for (const TransferKind kind : kinds()) {
+        if (!is_one_sided(kind)) {
           continue;
         }
-        EXPECT_EQ(error, errc::page_size_mismatch) << error.message();
-        EXPECT_NE(diagnostic.find("4096"), std::string::npos) << diagnostic;
-        EXPECT_NE(diagnostic.find("512"), std::string::npos) << diagnostic;
-        expect_not_connected(a, b);
+        const auto transfer = start(kind, a, b, objects, at({2}));
+        if (insists) {
+          EXPECT_EQ(transfer->outcome(), failed(errc::page_size_mismatch));
+          EXPECT_NE(transfer->diagnostic().find("4096"), std::string::npos) << transfer->diagnostic();
+          EXPECT_NE(transfer->diagnostic().find("512"), std::string::npos) << transfer->diagnostic();
+        } else {
+          EXPECT_EQ(transfer->outcome(), done(1)) << transfer->diagnostic();
+        }
+        EXPECT_EQ(start(kind, a, b, objects, at({7}, 1))->outcome(), done(1)) << "pages of one size";
       }
     }
   }

@@ -21,7 +21,7 @@ std::byte* const nowhere = nullptr;
 
 Capabilities everything() {
   Capabilities all;
-  all.send_recv = all.write = all.read = all.notifications = true;
+  all.send_recv = all.write = all.read = all.notifications = all.ranges = true;
   all.max_notification_bytes = 8;
   return all;
 }
@@ -96,7 +96,7 @@ TEST(Checks, OfARequestAgainstThePeersRegions) {
   const auto error_against_peer = [&](auto change) {
     TransferRequest request = write_of(1);
     change(request);
-    return check_against_peer(request, peer).code;
+    return check_against_peer(request, peer, {}).code;
   };
   EXPECT_FALSE(error_against_peer([](auto& request) { request.remote_indexes[0] = 1; }));
   EXPECT_EQ(error_against_peer([](auto& request) { request.remote_indexes[0] = 2; }), errc::index_out_of_range);
@@ -107,6 +107,35 @@ TEST(Checks, OfARequestAgainstThePeersRegions) {
       error_against_peer([](auto& request) { request.kind = TransferKind::read, request.remote_region = 1; }));
   EXPECT_EQ(error_against_peer([](auto& request) { request.objects[0] = MutableBuffer(object_memory, 9); }),
             errc::object_too_large);
+}
+
+TEST(Checks, OfPageSizesThatDiffer) {
+  PeerDescription peer;
+  peer.regions = {{16, 8, Access::read_write}, {32, 16, Access::read_write}};
+  const std::vector<MemoryRegion> own{{object_memory, 16, 16}};
+  TransferRequest request = write_of(1);
+  EXPECT_FALSE(check_against_peer(request, peer, {}).code);
+  EXPECT_EQ(check_against_peer(request, peer, own).code, errc::page_size_mismatch);
+  request.remote_region = 1;
+  EXPECT_FALSE(check_against_peer(request, peer, own).code) << "this channel has no second region";
+  request.remote_region = 0;
+  request.remote_indexes.clear();
+  request.remote_ranges = {RemoteRange::contiguous(0, 3, 8)};
+  EXPECT_FALSE(check_against_peer(request, peer, own).code);
+}
+
+TEST(Checks, OfRangesWhereThereAreNone) {
+  Capabilities no_ranges = everything();
+  no_ranges.ranges = false;
+  const auto ranged = [](TransferRequest& request) {
+    request.remote_indexes.clear();
+    request.remote_ranges.assign(2, RemoteRange::contiguous(0, 0, 8));
+  };
+  const auto strided = [](TransferRequest& request) { request.local_strides.assign(2, {4, 4}); };
+  EXPECT_FALSE(error_of(ranged));
+  EXPECT_FALSE(error_of(strided));
+  EXPECT_EQ(error_of(ranged, no_ranges), errc::not_supported);
+  EXPECT_EQ(error_of(strided, no_ranges), errc::not_supported);
 }
 
 TEST(Checks, OfAnId) {
@@ -138,8 +167,7 @@ TEST(Checks, OfOwnRegions) {
 }
 
 TEST(Checks, OfAPeersHandshake) {
-  const std::vector<MemoryRegion> own{{object_memory, 16, 8}};
-  const LocalFacts local{"tcp", 1, own, true};
+  const LocalFacts local{"tcp", 1};
   const RegionTuple good{16, 8, 3};
   const auto error_of_peer = [&](const std::vector<RegionTuple>& regions, const LocalFacts& facts,
                                  std::uint64_t version = protocol_version, const std::string& transport = "tcp",
@@ -156,11 +184,6 @@ TEST(Checks, OfAPeersHandshake) {
   EXPECT_EQ(error_of_peer({good, {0, 8, 3}}, local), errc::invalid_region);
   EXPECT_EQ(error_of_peer({good, {17, 8, 3}}, local), errc::invalid_region);
   EXPECT_EQ(error_of_peer({good, {16, 8, 4}}, local), errc::invalid_region);
-  EXPECT_EQ(error_of_peer({{16, 16, 3}}, local), errc::page_size_mismatch);
-  EXPECT_FALSE(error_of_peer({good, {16, 16, 3}}, local)) << "this channel has no second region";
-  LocalFacts lenient = local;
-  lenient.require_equal_page_sizes = false;
-  EXPECT_FALSE(error_of_peer({{16, 16, 3}}, lenient));
 }
 
 }  // namespace

@@ -49,6 +49,29 @@ TEST(Overlap, OfAWriteIsFoundWhereverItIs) {
   }
 }
 
+TEST(Overlap, OfAWriteIsARangeThatReachesIntoAnother) {
+  const auto writes_on_itself_in = [](std::vector<RemoteRange> ranges) {
+    TransferRequest request;
+    request.kind = TransferKind::write;
+    request.objects.resize(ranges.size());
+    request.remote_ranges = std::move(ranges);
+    return lands_on_itself(request);
+  };
+  const auto plain = RemoteRange::contiguous;
+  EXPECT_FALSE(writes_on_itself_in({plain(0, 0, 10)}));
+  EXPECT_FALSE(writes_on_itself_in({plain(0, 0, 10), plain(0, 10, 10)}));
+  EXPECT_FALSE(writes_on_itself_in({plain(0, 10, 10), plain(0, 0, 10)}));
+  EXPECT_TRUE(writes_on_itself_in({plain(0, 9, 10), plain(0, 0, 10)}));
+  EXPECT_TRUE(writes_on_itself_in({plain(0, 0, 10), plain(1, 5, 1), plain(0, 9, 1)}));
+  EXPECT_FALSE(writes_on_itself_in({plain(0, 0, 10), plain(1, 5, 1), plain(2, 9, 1)}));
+  EXPECT_FALSE(writes_on_itself_in({RemoteRange::strided(0, 0, 4, 8, 3), plain(0, 20, 8)}));
+  EXPECT_TRUE(writes_on_itself_in({plain(0, 19, 8), RemoteRange::strided(0, 0, 4, 8, 3)}));
+  EXPECT_TRUE(writes_on_itself_in({RemoteRange::strided(0, 0, 4, 8, 3), RemoteRange::strided(0, 4, 4, 8, 3)}))
+      << "blocks that interleave count, too";
+  EXPECT_FALSE(writes_on_itself_in({RemoteRange::strided(0, 5, 4, 8, 0), plain(0, 0, 10), plain(0, 5, 0)}))
+      << "empty ones touch nothing";
+}
+
 TEST(Overlap, OfAReadIsAByteOfItsBuffersThatIsInTwoOfThem) {
   std::vector<std::byte> memory(1000);
   const MutableBuffer all(memory);
