@@ -277,13 +277,21 @@ void Rail::drive(std::size_t rounds) {
         if (driven.told_owner) {
           driven.told_owner->rail_broken(failure_, failure_why_);
         }
-        if (driven.to_be_continued) {
+        if (!driven.to_be_continued) {
+          return true;
+        }
+        try {
           asio::post(executor_, [self = shared_from_this()] {
             self->driver_.put([](Inbox& inbox) { inbox.continuation = true; });
             self->drive(turn_rounds);
           });
+          return false;
+        } catch (const std::exception&) {
+          // There is no memory to have another thread go on: this one does.
+          driver_.put([](Inbox& inbox) { inbox.continuation = true; });
+          rounds = turn_rounds;
+          return true;
         }
-        return !driven.to_be_continued;
       });
 }
 
@@ -391,12 +399,19 @@ void Rail::await_writes() {
   const std::size_t fences = protocol_->fences_asked() - awaited_fences_;
   awaited_fences_ += fences;
   host_->when_writes_ended([weak = weak_from_this(), executor = executor_, fences] {
-    asio::post(executor, [weak, fences] {
+    try {
+      asio::post(executor, [weak, fences] {
+        if (const auto self = weak.lock()) {
+          self->driver_.put([fences](Inbox& inbox) { inbox.ended_fences += fences; });
+          self->drive(caller_rounds);
+        }
+      });
+    } catch (const std::exception&) {
+      // Memory is used up: whoever drives the rail next finds it.
       if (const auto self = weak.lock()) {
         self->driver_.put([fences](Inbox& inbox) { inbox.ended_fences += fences; });
-        self->drive(caller_rounds);
       }
-    });
+    }
   });
 }
 

@@ -8,6 +8,8 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <new>
 #include <string>
 #include <thread>
 
@@ -83,6 +85,8 @@ bool transfer_page(std::string& error) {
     return decode.memory == prefill.memory;
   } catch (const TransferError& failure) {
     error = std::string(where) + ": " + failure.what();
+  } catch (const std::bad_alloc& failure) {
+    error = std::string(where) + ": " + failure.what();
   } catch (const std::exception& failure) {
     error = std::string(where) + ": no TransferError: " + failure.what();
     std::fprintf(stderr, "%s\n", error.c_str());
@@ -122,7 +126,37 @@ class DescriptorLimit {
   rlimit before_{};
 };
 
+/// Lets the process map `more` MiB of memory, its threads' stacks included, until it is destroyed.
+class AddressSpaceLimit {
+ public:
+  explicit AddressSpaceLimit(rlim_t more) {
+    ::getrlimit(RLIMIT_AS, &before_);
+    std::ifstream statm("/proc/self/statm");
+    rlim_t pages = 0;
+    statm >> pages;
+    rlimit little = before_;
+    little.rlim_cur = pages * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE)) + (more << 20);
+    ::setrlimit(RLIMIT_AS, &little);
+  }
+  AddressSpaceLimit(const AddressSpaceLimit&) = delete;
+  AddressSpaceLimit& operator=(const AddressSpaceLimit&) = delete;
+  ~AddressSpaceLimit() { ::setrlimit(RLIMIT_AS, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
 }  // namespace
+
+KVFERRY_PROGRAM(little_address_space) {
+  std::string error;
+  {
+    const AddressSpaceLimit limit(static_cast<rlim_t>(std::atoi(Program::argument().c_str())));
+    (void)transfer_page(error);
+  }
+  std::printf("%s\n", error.c_str());
+  return work_afterwards();
+}
 
 KVFERRY_PROGRAM(few_descriptors) {
   {
@@ -205,6 +239,15 @@ TEST(Limits, OfDescriptors) {
     EXPECT_TRUE(ended.right()) << more << " descriptors: " << ended.to_string();
   }
 }
+
+#ifdef KVFERRY_TEST_THREAD_LIMIT  // sanitizers map far more
+TEST(Limits, OfAddressSpace) {
+  for (int more = 0; more <= 128; more += 4) {
+    const auto ended = Program::run("little_address_space", std::to_string(more));
+    EXPECT_TRUE(ended.right()) << more << " MiB: " << ended.to_string();
+  }
+}
+#endif
 
 TEST(Limits, DescriptorsUsedUpByOthers) {
   const auto ended = Program::run("descriptors_used_up_later");

@@ -306,7 +306,13 @@ KVFERRY_INLINE void Lane::drive(std::size_t budget) {
         }
         return work(*left);
       },
-      [&](const Driven& driven) { return let_go(driven); });
+      [&](const Driven& driven) {
+        const bool goes_on = let_go(driven);
+        if (goes_on && driven.more) {
+          left.reset();
+        }
+        return goes_on;
+      });
 }
 
 /// Memory may be used up: then the lane is broken, and what was in the inbox ends with it.
@@ -338,10 +344,17 @@ KVFERRY_INLINE bool Lane::let_go(const Driven& driven) {
   if (driven.told_owner) {
     driven.told_owner->lane_broken(failure_, failure_why_);
   }
-  if (driven.more) {
-    asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+  if (!driven.more) {
+    return true;
   }
-  return !driven.more;
+  try {
+    asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+    return false;
+  } catch (const std::exception&) {
+    // There is no memory to have another thread go on: this one does.
+    driver_.put([](Inbox& inbox) { inbox.readable = true; });
+    return true;
+  }
 }
 
 KVFERRY_INLINE bool Lane::move_bytes(std::size_t& budget, Role role) {
@@ -411,12 +424,19 @@ KVFERRY_INLINE void Lane::apply(Inbox taken) {
 /// Not by the thread that is told: it may hold locks.
 KVFERRY_INLINE void Lane::await_writes() {
   host_->when_writes_ended([weak = weak_from_this(), executor = executor_] {
-    asio::post(executor, [weak] {
+    try {
+      asio::post(executor, [weak] {
+        if (const auto self = weak.lock()) {
+          self->driver_.put([](Inbox& inbox) { inbox.writes_ended = true; });
+          self->drive(caller_bytes);
+        }
+      });
+    } catch (const std::exception&) {
+      // Memory is used up: whoever drives the lane next finds it.
       if (const auto self = weak.lock()) {
         self->driver_.put([](Inbox& inbox) { inbox.writes_ended = true; });
-        self->drive(caller_bytes);
       }
-    });
+    }
   });
 }
 
