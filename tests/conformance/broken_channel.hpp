@@ -54,6 +54,7 @@ enum class Fault {
   unsaid_doubt,        ///< A write that was given up lands later, and its error doesn't say that it may.
   late_read,           ///< A read that was given up reaches for its buffers after its end.
   lost_answer,         ///< What a peer answered before it closed is not taken.
+  fills_gaps,          ///< A read writes to a byte between the blocks of a strided object.
   incapable,           ///< Offers nothing, so that every test of what it can do is skipped.
 };
 
@@ -81,6 +82,7 @@ enum class Fault {
       {"unsaid_doubt", Fault::unsaid_doubt},
       {"late_read", Fault::late_read},
       {"lost_answer", Fault::lost_answer},
+      {"fills_gaps", Fault::fills_gaps},
       {"incapable", Fault::incapable},
   };
   return all;
@@ -183,6 +185,7 @@ class BrokenChannel final : public DecoratedChannel {
       case Fault::wrong_count: miscount(std::move(request), std::move(completion)); break;
       case Fault::whole_pages: widen(std::move(request), std::move(completion)); break;
       case Fault::late_read: read_late(std::move(request), std::move(completion)); break;
+      case Fault::fills_gaps: fill_a_gap(std::move(request), std::move(completion)); break;
       case Fault::lost_answer: lose_answer(std::move(request), std::move(completion)); break;
       case Fault::late_write:
       case Fault::unsaid_doubt:
@@ -417,6 +420,7 @@ class BrokenChannel final : public DecoratedChannel {
   void reverse(TransferRequest request, Completion completion) {
     std::reverse(request.objects.begin(), request.objects.end());
     std::reverse(request.remote_indexes.begin(), request.remote_indexes.end());
+    std::reverse(request.remote_ranges.begin(), request.remote_ranges.end());
     DecoratedChannel::start_transfer(std::move(request), std::move(completion));
   }
 
@@ -440,6 +444,23 @@ class BrokenChannel final : public DecoratedChannel {
     transfer_then(std::move(request), std::move(completion),
                   [incoming](Completion& end, std::error_code error, std::size_t count) {
                     incoming.back() ^= std::byte{2};
+                    end(error, count);
+                  });
+  }
+
+  void fill_a_gap(TransferRequest request, Completion completion) {
+    std::byte* gap = nullptr;
+    for (std::size_t i = 0; i < request.local_strides.size() && request.kind == TransferKind::read; ++i) {
+      const LocalStride& stride = request.local_strides[i];
+      if (stride.block_size < stride.stride && stride.block_size < request.objects[i].size()) {
+        gap = request.objects[i].data() + stride.block_size;
+      }
+    }
+    transfer_then(std::move(request), std::move(completion),
+                  [gap](Completion& end, std::error_code error, std::size_t count) {
+                    if (gap != nullptr) {
+                      *gap ^= std::byte{1};
+                    }
                     end(error, count);
                   });
   }

@@ -155,6 +155,11 @@ constexpr auto detections = std::to_array<Detection>({
     {"first_object_wins", "EndingTest/Channel.OfObjectsForOnePageTheLastWins"},
     {"first_object_wins", "EndingTest/Channel.OfPagesForOneBufferTheLastWins"},
     {"late_notification", "EndingTest/Channel.NoNotificationFollowsTheEndOfItsWrite"},
+    {"wrong_byte", "RangesTest/Channel.OfAnySizeAtAnyOffset"},
+    {"wrong_byte", "RangesTest/Channel.TenThousandRanges"},
+    {"fills_gaps", "RangesTest/Channel.StridedHere"},
+    {"fills_gaps", "RangesTest/Channel.UnregisteredObjects"},
+    {"first_object_wins", "RangesTest/Channel.OfARangeThatIsNamedTwiceTheLastWins"},
     {"incapable", "LifecycleTest/Channel.OffersSomeTransfer"},
 });
 

@@ -360,7 +360,9 @@ class RangesTests : public ConformanceBase {
 
   void SenselessOnesAreRefused() {
     KVFERRY_TESTING_REQUIRE(ranges);
-    const auto [a, b] = connected_pair();
+    const Pair nodes = connected_pair();
+    Node& a = nodes.a;  // a lambda can't capture structured bindings
+    Node& b = nodes.b;
     const Objects two = a.objects({64, 100});
     const RemoteRange first = RemoteRange::contiguous(0, 0, 64);
     const auto refuse_second = [&](const RemoteRange& range, std::initializer_list<const char*> parts) {
