@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# How long a program's file takes to compile that includes kvferry: the README's program, with the library linked and with
+# all of kvferry in the file, beside a file that includes only Asio. Medians of user seconds, unoptimised and at -O2.
+#
+#   benchmarks/compile_times.sh [ROUNDS]     3 if not given; needs a configured build in build/release
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+rounds=${1:-3}
+generated=build/release/include
+[[ -f $generated/kvferry/version.hpp ]] || {
+  echo "compile_times.sh: no $generated: run cmake --preset release first" >&2
+  exit 1
+}
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+printf '#include <asio.hpp>\nint main() {}\n' >"$folder/asio.cpp"
+program=tests/consumer/quick_start.cpp
+
+# seconds COMMAND...: user seconds that it took
+seconds() {
+  local TIMEFORMAT=%U
+  { time "$@" >/dev/null; } 2>&1 | tail -1
+}
+
+median() { sort -n | sed -n "$(((rounds + 1) / 2))p"; }
+
+printf '%-10s %-4s %10s %10s %12s\n' compiler flag asio.hpp linked header-only
+for compiler in g++ clang++; do
+  command -v "$compiler" >/dev/null || continue
+  for flag in -O0 -O2; do
+    base=("$compiler" -std=c++20 "$flag" -Iinclude "-I$generated" -DASIO_STANDALONE -DASIO_HAS_STD_ALIGNED_ALLOC=1
+      -DMSGPACK_NO_BOOST -c -o "$folder/out.o")
+    for ((round = 0; round < rounds; ++round)); do
+      seconds "${base[@]}" "$folder/asio.cpp" >>"$folder/asio"
+      seconds "${base[@]}" "$program" >>"$folder/linked"
+      seconds "${base[@]}" -DKVFERRY_HEADER_ONLY=1 "$program" >>"$folder/header_only"
+    done
+    printf '%-10s %-4s %10s %10s %12s\n' "$compiler" "$flag" "$(median <"$folder/asio")" "$(median <"$folder/linked")" \
+      "$(median <"$folder/header_only")"
+    rm -f "$folder"/{asio,linked,header_only}
+  done
+done
