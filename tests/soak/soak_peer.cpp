@@ -151,7 +151,6 @@ class Dealings {
       : channel_(channel),
         figures_(figures),
         self_(options.self),
-        peer_(peer),
         id_(id_of(peer)),
         url_(options.urls[peer]),
         random_(options.seed * 1009 + options.self * 31 + peer),
@@ -297,7 +296,6 @@ class Dealings {
   kvferry::BaseTransferChannel& channel_;
   Figures& figures_;
   const std::size_t self_;
-  const std::size_t peer_;
   const std::string id_;
   const std::string url_;
   std::mt19937_64 random_;

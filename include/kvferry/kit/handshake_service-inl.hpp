@@ -29,7 +29,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
 /// The service whose thread this is.
-KVFERRY_INLINE thread_local const void* serving = nullptr;
+KVFERRY_INLINE thread_local const void* serving_here = nullptr;
 
 inline constexpr const char* thread_name = "kvferry-zmq";
 
@@ -80,7 +80,7 @@ struct HandshakeService::Impl {
   }
 
   void run() {
-    serving = this;
+    serving_here = this;
     while (!mailbox->closed()) {
       try {
         take_turn();
@@ -190,7 +190,7 @@ struct HandshakeService::Impl {
     const auto late = std::make_shared<Question>(std::get<Question>(std::move(command)));
     try {
       thread = start_thread(thread_name, [this, late] {
-        serving = this;
+        serving_here = this;
         mailbox->reopen();
         end_with_closed(*late);
         end_what_is_left();
@@ -202,7 +202,7 @@ struct HandshakeService::Impl {
 
   void close() {
     mailbox->close();
-    if (serving != this) {
+    if (serving_here != this) {
       const std::lock_guard lock(thread_mutex);
       join_thread();
     }

@@ -45,7 +45,7 @@ inline constexpr std::size_t round_cost = 1024;
 /// small ones would last for tens of milliseconds.
 inline constexpr std::size_t frame_cost = 4096;
 /// An operation that timed out in less than this says nothing about its connection.
-inline constexpr std::chrono::seconds least_silence{1};
+inline constexpr std::chrono::seconds least_silent_time{1};
 
 /// What a peer within a frame sends at least in the time that it has for that.
 inline constexpr std::uint64_t least_progress = std::uint64_t{64} << 10;
@@ -449,7 +449,7 @@ KVFERRY_INLINE void Lane::stop_operations(const std::vector<std::shared_ptr<kit:
   }
   bool dead = false;
   for (const auto& operation : operations) {
-    if (!dead && !failed_ && protocol_.looks_dead(*operation, least_silence)) {
+    if (!dead && !failed_ && protocol_.looks_dead(*operation, least_silent_time)) {
       dead = true;
       announce_failure(errc::connection_lost);
     }
