@@ -242,6 +242,7 @@ KVFERRY_INLINE constinit const NeverDestroyed<ConditionCategory> the_condition_c
 
 /// Asio's categories are destroyed at exit, in the reverse of the order in which they were made: made first, they are there
 /// for the channels in the destructors of the program's static objects. 101 is before all that have no number.
+/// Where several files define this, it runs several times, which changes nothing.
 [[gnu::constructor(101)]] KVFERRY_INLINE void make_asio_categories() {
   (void)asio::error::get_system_category();
   (void)asio::error::get_netdb_category();

@@ -104,10 +104,10 @@ class ProcessSink {
     return storage.sink;
   }
 
-  /// A forked child finds it unlocked.
-  static void take_along_to_children() {
-    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
-                   [] { instance().mutex_.unlock(); });
+  /// A forked child finds it unlocked. To be called once: a second handler would wait for the lock that the first one holds.
+  [[nodiscard]] static bool take_along_to_children() {
+    return pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                          [] { instance().mutex_.unlock(); }) == 0;
   }
 
  private:
@@ -116,7 +116,7 @@ class ProcessSink {
   std::atomic<LogLevel> least_{LogLevel::warning};
 };
 
-[[gnu::constructor]] KVFERRY_INLINE void take_sink_along_to_children() { ProcessSink::take_along_to_children(); }
+KVFERRY_INLINE const bool sink_is_taken_along = ProcessSink::take_along_to_children();
 
 }  // namespace internal
 

@@ -20,9 +20,9 @@ inline namespace internal {
 
 KVFERRY_INLINE std::atomic<unsigned> generation{0};
 
-[[gnu::constructor]] KVFERRY_INLINE void count_forks() {
-  pthread_atfork(nullptr, nullptr, [] { generation.fetch_add(1, std::memory_order_relaxed); });
-}
+/// Initialised once in the process, however many files define it; a constructor function would run once for each of them.
+KVFERRY_INLINE const bool forks_are_counted =
+    pthread_atfork(nullptr, nullptr, [] { generation.fetch_add(1, std::memory_order_relaxed); }) == 0;
 
 struct Inherited {
   std::mutex mutex;
