@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_BLOCKS_HPP
+#define KVFERRY_KIT_BLOCKS_HPP
 
 #include <algorithm>
 #include <cstddef>
@@ -130,3 +132,5 @@ class LocalBytes {
 };
 
 }  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_BLOCKS_HPP
