@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -269,7 +270,7 @@ class LyingPeer {
   }
 
   void fill(tcp::FrameHeader& header) {
-    header.flags = static_cast<std::uint8_t>(input_.choice(4));
+    header.flags = static_cast<std::uint8_t>(input_.choice(8));
     header.operation = input_.flag() ? ++operations_ : some_id();
     header.tag = input_.flag() ? input_.choice(4) : some_id();
     const std::size_t region = input_.choice(8);
@@ -284,10 +285,14 @@ class LyingPeer {
 
   std::vector<std::byte> body_of(tcp::FrameHeader& header) {
     std::vector<tcp::Descriptor> descriptors(input_.choice(5));
-    for (auto& descriptor : descriptors) {
-      descriptor.index = input_.choice(8) == 7 ? input_.any_number() : input_.choice(AttackedChannel::pages);
-      descriptor.length = input_.choice(8) == 7 ? input_.any_number() : input_.number() * 2U;
-      header.payload_bytes += descriptor.length;
+    if ((header.flags & tcp::FrameHeader::ranges) != 0) {
+      describe_ranges(header, descriptors);
+    } else {
+      for (auto& descriptor : descriptors) {
+        descriptor.index = input_.choice(8) == 7 ? input_.any_number() : input_.choice(AttackedChannel::pages);
+        descriptor.length = input_.choice(8) == 7 ? input_.any_number() : input_.number() * 2U;
+        header.payload_bytes += descriptor.length;
+      }
     }
     header.count = static_cast<std::uint32_t>(descriptors.size());
     if (input_.choice(32) == 31) {
@@ -302,6 +307,31 @@ class LyingPeer {
       header.payload_bytes = 0;
     }
     return bytes_of(header, descriptors);
+  }
+
+  /// One range for each descriptor, some of them in blocks.
+  void describe_ranges(tcp::FrameHeader& header, std::vector<tcp::Descriptor>& descriptors) {
+    const std::size_t count = descriptors.size();
+    descriptors.clear();
+    for (std::size_t i = 0; i < count; ++i) {
+      tcp::RangeDescriptor range;
+      range.offset = input_.choice(8) == 7
+                         ? input_.any_number()
+                         : input_.choice(AttackedChannel::pages) * AttackedChannel::page + input_.number();
+      range.length = input_.choice(8) == 7 ? static_cast<std::uint32_t>(input_.any_number()) : input_.number() * 2U;
+      range.region = static_cast<std::uint32_t>(input_.choice(8));
+      header.payload_bytes += range.length;
+      const bool in_blocks = input_.flag();
+      range.region |= in_blocks ? tcp::RangeDescriptor::blocks : 0U;
+      descriptors.push_back(std::bit_cast<tcp::Descriptor>(range));
+      if (in_blocks && input_.choice(8) != 7) {
+        tcp::BlockDescriptor block;
+        block.size = input_.number();
+        block.skip = input_.number() % 16U;
+        block.stride = input_.choice(8) == 7 ? input_.any_number() : block.size + input_.number() % 64U;
+        descriptors.push_back(std::bit_cast<tcp::Descriptor>(block));
+      }
+    }
   }
 
   /// As much payload as there is said to be, if that is not too much.
@@ -398,4 +428,4 @@ class LyingPeer {
   bool again_ = false;
 };
 
-}  // namespace kvferry::fuzz
+}  // namespace kvferry::inline KVFERRY_ABI::fuzz
