@@ -110,16 +110,15 @@ class Decode {
     return batch;
   }
 
-  /// One-sided: prefill does nothing but wait for the receipts.
+  /// One-sided: prefill does nothing but wait for the notifications that the reads bring.
   void read_pages() {
     const auto prefill_indexes = desk_.wait_for_page_table(options_.connect_timeout);
     Progress progress(program, "reading", cache_);
-    auto window = window_onto_prefill([&](std::size_t batch) {
-      progress.advance(batches_.bytes(batch));
-      send_receipt();
-    });
+    auto window = window_onto_prefill([&](std::size_t batch) { progress.advance(batches_.bytes(batch)); });
     window.run([&](std::size_t batch, kvferry::TransferSpec spec, auto handler) {
+      const std::string notification = std::to_string(batch);
       spec.remote_indexes = batches_.part_of(prefill_indexes, batch);
+      spec.notification = std::as_bytes(std::span(notification));
       channel_.async_batched_read(batches_.pages(batch), spec, std::move(handler));
     });
     progress.finish(mode_read, path());
@@ -134,15 +133,6 @@ class Decode {
       channel_.async_batched_recv(batches_.pages(batch), spec, std::move(handler));
     });
     progress.finish(mode_sendrecv, path());
-  }
-
-  /// Tells prefill that the next batch has been read: the n-th receipt stands for batch n, whatever is in it.
-  void send_receipt() {
-    const std::byte receipt{};
-    kvferry::TransferSpec spec;
-    spec.peer_id = prefill_id;
-    spec.tag = tag_receipt;
-    channel_.batched_send({kvferry::ConstBuffer(&receipt, 1)}, spec);
   }
 
   std::string verify_cache() {

@@ -66,8 +66,6 @@ struct PageTablePart {
 };
 
 /// Tags of sends and recvs. Batch n of a cache has tag n; what else there is counts down from the largest.
-inline constexpr std::uint64_t tag_receipt = std::numeric_limits<std::uint64_t>::max();  ///< Decode has read a batch.
-inline constexpr std::uint64_t tag_verdict = tag_receipt - 1;     ///< The checksum of what arrived at decode.
-inline constexpr std::uint64_t tag_never_sent = tag_receipt - 2;  ///< See `PeerWatch`.
+inline constexpr std::uint64_t tag_verdict = std::numeric_limits<std::uint64_t>::max();  ///< What arrived at decode.
 
 }  // namespace example

@@ -11,17 +11,15 @@
 
 namespace example {
 
-/// Notices at once that a peer is gone, also while this side only waits for it to act.
-///
-/// A write that never comes, and a notification that never comes, do not fail. A recv does when its peer goes: so the
-/// watch is a recv of something that the peer never sends.
+/// Ends the work when a peer is gone, also while this side only waits for it to act: a write or a notification that never
+/// comes does not fail.
 class PeerWatch {
  public:
   /// From here on the supervisor ends the work if the peer goes. Both must outlive the watch.
   PeerWatch(kvferry::BaseTransferChannel& channel, std::string_view peer_id, Supervisor& supervisor);
   PeerWatch(const PeerWatch&) = delete;
   PeerWatch& operator=(const PeerWatch&) = delete;
-  /// Stands down and cancels the recv.
+  /// Stands down and cancels the wait.
   ~PeerWatch();
 
   /// From here on the peer may go.
@@ -33,7 +31,6 @@ class PeerWatch {
  private:
   struct State;
   std::shared_ptr<State> state_;
-  Supervisor& supervisor_;
 };
 
 }  // namespace example

@@ -131,18 +131,15 @@ class Prefill {
     progress.finish(mode_write, path());
   }
 
-  /// One-sided, from the other side: decode reads, and says so after each batch. A server would then reuse the pages.
+  /// One-sided, from the other side: decode reads, and each read notifies when its bytes are there. A server would then
+  /// reuse the pages.
   void lend_pages() {
     // Decode starts to read when it has the page table: so the clock starts before.
     const auto started = Progress::Clock::now();
     exchange_page_tables();
     Progress progress(program, "lending", cache_, started);
     for (std::size_t batch = 0; batch < batches_.count(); ++batch) {
-      std::byte receipt{};
-      kvferry::TransferSpec spec;
-      spec.peer_id = decode_id;
-      spec.tag = tag_receipt;
-      channel_.batched_recv({kvferry::MutableBuffer(&receipt, 1)}, spec);
+      channel_.receive_notification(options_.timeout);
       progress.advance(batches_.bytes(batch));
     }
     progress.finish(mode_read, path());

@@ -47,7 +47,7 @@ class Host final : public kit::LinkHost {
   }
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
   [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {}; }
-  [[nodiscard]] bool deliver_notification(std::vector<std::byte>) override { return true; }
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte>, std::uint64_t) override { return true; }
   void link_failed(const kit::Link&, std::error_code) override {}
   void when_abandoned(std::function<void()> drop) override { drop_ = std::move(drop); }
 

@@ -49,16 +49,50 @@ Result wait_for(Start start, std::error_code& ec) {
   return std::move(result);
 }
 
+/// As above, for an operation that has no result.
+template <class Start>
+void wait_for_end(Start start, std::error_code& ec) {
+  const auto waiter = std::make_shared<Waiter<std::error_code>>();
+  start(CompletionHandler<void(std::error_code)>::direct([waiter](std::error_code code) { waiter->complete(code); }));
+  ec = std::get<0>(waiter->wait());
+}
+
+KVFERRY_INLINE std::string sentence(const std::string& diagnostic, std::string_view what) {
+  return diagnostic.empty() ? std::string(what) : diagnostic;
+}
+
+/// The throwing form of a call that may write a diagnostic: `call(spec, ec)`.
+template <class Spec, class Call>
+auto or_throw(const Spec& spec, std::string_view what, Call call) {
+  std::string own;
+  Spec with_diagnostic = spec;
+  if (with_diagnostic.diagnostic == nullptr) {
+    with_diagnostic.diagnostic = &own;
+  }
+  std::error_code ec;
+  const auto thrown = [&] {
+    return TransferError(ec, sentence(*with_diagnostic.diagnostic, what));
+  };
+  if constexpr (std::is_void_v<decltype(call(with_diagnostic, ec))>) {
+    call(with_diagnostic, ec);
+    if (ec) {
+      throw thrown();
+    }
+  } else {
+    auto result = call(with_diagnostic, ec);
+    if (ec) {
+      throw thrown();
+    }
+    return result;
+  }
+}
+
 /// Says that a blocking call was made where it could never end.
 KVFERRY_INLINE std::error_code refuse_to_block(std::string* diagnostic) {
   if (diagnostic != nullptr) {
     *diagnostic = "a blocking call on a thread that runs the channel's executor would wait for itself";
   }
   return errc::would_deadlock;
-}
-
-KVFERRY_INLINE std::string sentence(const std::string& diagnostic, std::string_view what) {
-  return diagnostic.empty() ? std::string(what) : diagnostic;
 }
 
 template <class Buffer>
@@ -81,6 +115,7 @@ TransferRequest describe(TransferKind kind, const TransferSpec& spec, std::vecto
   request.tag = spec.tag;
   request.timeout = spec.timeout;
   request.notification.assign(spec.notification.begin(), spec.notification.end());
+  request.notification_key = spec.notification_key;
   request.statuses = spec.statuses;
   request.sizes = spec.sizes;
   request.diagnostic = spec.diagnostic;
@@ -113,17 +148,9 @@ KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_co
                                                                           std::string_view peer_init_url,
                                                                           std::optional<SideMessage> side_message,
                                                                           const InitSpec& spec) {
-  std::string own;
-  InitSpec with_diagnostic = spec;
-  if (with_diagnostic.diagnostic == nullptr) {
-    with_diagnostic.diagnostic = &own;
-  }
-  std::error_code ec;
-  auto answer = lazy_init_peer_connection(local_id, peer_id, peer_init_url, std::move(side_message), with_diagnostic, ec);
-  if (ec) {
-    throw TransferError(ec, sentence(*with_diagnostic.diagnostic, "lazy_init_peer_connection"));
-  }
-  return answer;
+  return or_throw(spec, "lazy_init_peer_connection", [&](const InitSpec& given, std::error_code& ec) {
+    return lazy_init_peer_connection(local_id, peer_id, peer_init_url, std::move(side_message), given, ec);
+  });
 }
 
 KVFERRY_INLINE ChannelStats BaseTransferChannel::stats() const {
@@ -155,17 +182,9 @@ KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_v
 
 KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_url, SideMessage message,
                                                     const InitSpec& spec) {
-  std::string own;
-  InitSpec with_diagnostic = spec;
-  if (with_diagnostic.diagnostic == nullptr) {
-    with_diagnostic.diagnostic = &own;
-  }
-  std::error_code ec;
-  auto answer = send_init_side_msg(peer_init_url, std::move(message), with_diagnostic, ec);
-  if (ec) {
-    throw TransferError(ec, sentence(*with_diagnostic.diagnostic, "send_init_side_msg"));
-  }
-  return answer;
+  return or_throw(spec, "send_init_side_msg", [&](const InitSpec& given, std::error_code& ec) {
+    return send_init_side_msg(peer_init_url, std::move(message), given, ec);
+  });
 }
 
 KVFERRY_INLINE std::vector<std::uint64_t> BaseTransferChannel::get_local_mem_indices(const ConstObjects& objects,
@@ -283,6 +302,132 @@ KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optio
   return notification;
 }
 
+KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notifications(std::uint64_t key, std::size_t count,
+                                                                     std::optional<std::chrono::milliseconds> timeout,
+                                                                     std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(nullptr);
+    return {};
+  }
+  return wait_for<std::vector<Notification>>(
+      [&](NotificationsCompletion completion) {
+        start_receive_notifications({key, count, timeout}, std::move(completion));
+      },
+      ec);
+}
+
+KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notifications(std::uint64_t key, std::size_t count,
+                                                                     std::optional<std::chrono::milliseconds> timeout) {
+  std::error_code ec;
+  auto notifications = receive_notifications(key, count, timeout, ec);
+  if (ec && ec != errc::timed_out) {
+    throw TransferError(ec, "receive_notifications of key " + std::to_string(key));
+  }
+  return notifications;
+}
+
+KVFERRY_INLINE TransferRequest BaseTransferChannel::make_notification(std::string_view peer_id, ConstBuffer payload,
+                                                       const NotifySpec& spec) {
+  TransferRequest request;
+  request.kind = TransferKind::write;
+  request.peer_id = peer_id;
+  request.timeout = spec.timeout;
+  request.notification.assign(payload.begin(), payload.end());
+  request.notification_key = spec.key;
+  request.diagnostic = spec.diagnostic;
+  return request;
+}
+
+KVFERRY_INLINE void BaseTransferChannel::start_notify(TransferRequest request, NotifyCompletion completion) {
+  auto ended = Completion::wrapping(std::move(completion),
+                                    [](NotifyCompletion& end, std::error_code ec, std::size_t) { end(ec); });
+  if (request.notification.empty()) {
+    if (request.diagnostic != nullptr) {
+      *request.diagnostic = "a notification has at least one byte";
+    }
+    ended(std::make_error_code(std::errc::invalid_argument), 0);
+    return;
+  }
+  start_transfer(std::move(request), std::move(ended));
+}
+
+KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec,
+                                 std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(spec.diagnostic);
+    return;
+  }
+  wait_for_end(
+      [&](NotifyCompletion completion) {
+        start_notify(make_notification(peer_id, payload, spec), std::move(completion));
+      },
+      ec);
+}
+
+KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec) {
+  or_throw(spec, "notify", [&](const NotifySpec& given, std::error_code& ec) { notify(peer_id, payload, given, ec); });
+}
+
+KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec,
+                                      std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(spec.diagnostic);
+    return {};
+  }
+  return wait_for<PeerInfo>(
+      [&](ConnectCompletion completion) {
+        start_connect({std::string(local_id), {metadata.begin(), metadata.end()}, spec.timeout, spec.diagnostic},
+                      std::move(completion));
+      },
+      ec);
+}
+
+KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec) {
+  return or_throw(spec, "connect", [&](const InitSpec& given, std::error_code& ec) {
+    return connect(local_id, metadata, given, ec);
+  });
+}
+
+KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id, std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(nullptr);
+    return;
+  }
+  wait_for_end(
+      [&](DisconnectCompletion completion) { start_disconnect(std::string(peer_id), std::move(completion)); }, ec);
+}
+
+KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id) {
+  std::error_code ec;
+  disconnect(peer_id, ec);
+  if (ec) {
+    throw TransferError(ec, "disconnect of peer " + in_quotes(peer_id));
+  }
+}
+
+KVFERRY_INLINE PeerEvent BaseTransferChannel::wait_peer_event(std::optional<std::chrono::milliseconds> timeout, std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(nullptr);
+    return {};
+  }
+  return wait_for<PeerEvent>(
+      [&](PeerEventCompletion completion) { start_wait_peer_event(timeout, std::move(completion)); }, ec);
+}
+
+KVFERRY_INLINE PeerEvent BaseTransferChannel::wait_peer_event(std::optional<std::chrono::milliseconds> timeout) {
+  std::error_code ec;
+  PeerEvent event = wait_peer_event(timeout, ec);
+  if (ec) {
+    throw TransferError(ec, "wait_peer_event");
+  }
+  return event;
+}
+
 KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout,
                                 std::error_code& ec) {
   ec.clear();
@@ -290,10 +435,8 @@ KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id, std::op
     ec = refuse_to_block(nullptr);
     return;
   }
-  const auto waiter = std::make_shared<Waiter<std::error_code>>();
-  start_fence(std::string(peer_id), timeout,
-              FenceCompletion::direct([waiter](std::error_code code) { waiter->complete(code); }));
-  ec = std::get<0>(waiter->wait());
+  wait_for_end(
+      [&](FenceCompletion completion) { start_fence(std::string(peer_id), timeout, std::move(completion)); }, ec);
 }
 
 KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout) {

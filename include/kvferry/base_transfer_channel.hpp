@@ -22,6 +22,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/config.hpp>
 #include <kvferry/memory_region.hpp>
+#include <kvferry/peer_event.hpp>
 #include <kvferry/side_message.hpp>
 #include <kvferry/transfer_spec.hpp>
 
@@ -34,6 +35,17 @@ struct PeerInfo {
   std::string init_url;               ///< Where the peer's handshakes are answered; empty if it hasn't said.
   std::vector<RemoteRegion> regions;  ///< What it offers.
   std::string path;  ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes".
+};
+
+/// Ends a `connect` by metadata.
+using ConnectCompletion = CompletionHandler<void(std::error_code, PeerInfo)>;
+
+/// A `connect` by metadata as a transport gets it.
+struct ConnectRequest {
+  std::string local_id;
+  std::vector<std::byte> metadata;
+  std::optional<std::chrono::milliseconds> timeout;
+  std::string* diagnostic = nullptr;
 };
 
 /// A handshake as a transport gets it.
@@ -103,7 +115,7 @@ struct InitRequest {
 /// `errc::peer_restarted`, `errc::peer_restarted_in_flight` (the peer is a new incarnation, and the operation was started
 /// before that was known: agree on page indexes anew), `errc::fenced` (likewise: the peer has called `fence` while the
 /// write waited for a connection), and codes of `condition::peer_failed`. An empty batch transfers 0 objects and succeeds
-/// without any traffic.
+/// without any traffic, unless it has a notification: then that is sent.
 ///
 /// **Forked processes.** A channel belongs to the process that made it. In a forked child every call on it ends with
 /// `errc::forked` at once, no peer is connected, `close()` does nothing, and its destructor neither waits nor talks, and frees
@@ -141,6 +153,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
   /// What is known of a connected peer; nothing if there is no usable connection.
   [[nodiscard]] virtual std::optional<PeerInfo> peer_info(std::string_view peer_id) const = 0;
+
+  /// All peers with a usable connection, whichever side connected, ordered by id.
+  [[nodiscard]] virtual std::vector<PeerInfo> peers() const = 0;
 
   /// What the channel has done since it was made. Counting is always on; a snapshot takes microseconds. May also be
   /// called after `close()`. The default, for transports that count nothing, has nothing but the transport's name.
@@ -239,6 +254,89 @@ class KVFERRY_EXPORT BaseTransferChannel {
   }
 
   /// @}
+  /// @name Handshake by a road of the program's own
+  /// For programs that have a control plane: one side's bytes go there by whatever means, and the other connects with them.
+  /// @{
+
+  /// What another channel's `connect` takes to connect to this one: the id that it is to know this channel by, this
+  /// incarnation, and where handshakes are answered. Opaque, below 1 KiB, no secret; of use until this channel is closed.
+  /// @param local_id as for `lazy_init_peer_connection`.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_peer_id`, `errc::not_supported` (also where this channel
+  ///   answers no handshakes, or at a wildcard address and was told no `ChannelOptions::advertised_init_url`),
+  ///   `errc::forked`.
+  [[nodiscard]] virtual std::vector<std::byte> local_metadata(std::string_view local_id) const = 0;
+
+  /// Connects to the channel whose `local_metadata` this is, as `lazy_init_peer_connection` does with its id and url, and
+  /// only to that very incarnation. Metadata is trusted no more than any url: it says whom to ask.
+  /// @param local_id how the peer will know this channel.
+  /// @param metadata copied by the call.
+  /// @return the peer; its id is the one in the metadata.
+  /// @throws TransferError `errc::malformed_message` if these bytes are no metadata, `errc::version_mismatch` or
+  ///   `errc::transport_mismatch` if they are of another kind of channel, `errc::peer_restarted` if another incarnation
+  ///   answers: then the metadata is out of date; nothing was connected, unless the peer changed meanwhile. And those of
+  ///   `lazy_init_peer_connection`.
+  PeerInfo connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec = {});
+  /// As above, with the error in `ec`.
+  PeerInfo connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, PeerInfo)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, PeerInfo)) CompletionToken>
+  auto async_connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code, PeerInfo)>(
+        [this](auto&& handler, ConnectRequest request) {
+          start_connect(std::move(request),
+                        ConnectCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token,
+        ConnectRequest{std::string(local_id), {metadata.begin(), metadata.end()}, spec.timeout, spec.diagnostic});
+  }
+
+  /// @}
+  /// @name Peers that come and go
+  /// @{
+
+  /// Ends the connection to a peer. Its operations end with `errc::cancelled` (`cancelled_in_flight` where the peer did not
+  /// answer for them in time), and so do connects to it that are under way. When this has ended, nothing of the peer's lands
+  /// here any more, and nothing of this side's there, unless an operation's error says otherwise. The peer's operations with
+  /// this channel end with `errc::peer_closed`, as after `close`.
+  ///
+  /// A later operation with the peer connects anew, where its init url is known (else it ends with `errc::unknown_peer`);
+  /// the peer may connect anew itself at any time. A peer that isn't connected is no error.
+  ///
+  /// Takes as long as cancelling its operations does. Cancelling the call ends only the wait.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::unknown_peer`, `errc::closed`, `errc::cancelled`,
+  ///   `errc::would_deadlock`.
+  void disconnect(std::string_view peer_id);
+  /// As above, with the error in `ec`.
+  void disconnect(std::string_view peer_id, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code)) CompletionToken>
+  auto async_disconnect(std::string_view peer_id, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code)>(
+        [this](auto&& handler, std::string id) {
+          start_disconnect(std::move(id),
+                           DisconnectCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, std::string(peer_id));
+  }
+
+  /// The next thing that happened to any peer, whichever side connected: oldest first, each handed out once. What
+  /// happened since the channel was made and nobody has asked for waits in a queue of bounded length.
+  /// @param timeout unset: waits until there is an event or the channel is closed.
+  /// @throws TransferError `errc::timed_out`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`.
+  PeerEvent wait_peer_event(std::optional<std::chrono::milliseconds> timeout = {});
+  /// As above, with the error in `ec`.
+  PeerEvent wait_peer_event(std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, PeerEvent)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, PeerEvent)) CompletionToken>
+  auto async_wait_peer_event(std::optional<std::chrono::milliseconds> timeout, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code, PeerEvent)>(
+        [this](auto&& handler, std::optional<std::chrono::milliseconds> limit) {
+          start_wait_peer_event(limit, PeerEventCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, timeout);
+  }
+
+  /// @}
   /// @name Utility
   /// @{
 
@@ -302,8 +400,13 @@ class KVFERRY_EXPORT BaseTransferChannel {
   }
 
   /// Reads pages, or byte ranges, of the peer's regions into buffers, each filled whole (with a stride: its blocks).
-  /// Where buffers of one batch overlap, the last one's
-  /// bytes are there in the end. LMCache: `batched_read`.
+  /// Where buffers of one batch overlap, the last one's bytes are there in the end.
+  ///
+  /// A notification is sent to the peer when the whole batch is in the buffers, for it to free its pages, say; the read
+  /// then ends when the peer's queue has it. A read that fails, of whatever object, gives none; one whose notification is
+  /// refused (`errc::resource_limit`), or not answered in time, has all its objects all the same. Where
+  /// `condition::may_still_land` holds for a read's error, it is the notification that may still be handed out. LMCache:
+  /// `batched_read`.
   std::size_t batched_read(MutableObjects objects, const TransferSpec& spec);
   /// As above, with the error in `ec`.
   std::size_t batched_read(MutableObjects objects, const TransferSpec& spec, std::error_code& ec);
@@ -326,9 +429,30 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
   /// @}
   /// @name Notifications
+  /// A notification goes with a write or read (`TransferSpec::notification`), or alone. One without a key is for
+  /// `receive_notification`, one with a key for `receive_notifications` of that key, and for no other call.
   /// @{
 
-  /// The next notification that a peer attached to a write: oldest first, each handed out once.
+  /// Sends a notification alone: a write of no objects. Ends when the peer's queue has it; the order of two that are under
+  /// way at once is open.
+  /// @param payload 1 to `Capabilities::max_notification_bytes` bytes; copied by the call.
+  /// @throws TransferError `errc::resource_limit` if the peer's queue is full: it wasn't taken; `errc::not_supported`,
+  ///   EINVAL (no bytes), `errc::notification_too_large`, and those of a write. Where
+  ///   `condition::may_still_land` holds, the peer may have it or get it still.
+  void notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec = {});
+  /// As above, with the error in `ec`.
+  void notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code)) CompletionToken>
+  auto async_notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code)>(
+        [this](auto&& handler, TransferRequest request) {
+          start_notify(std::move(request), NotifyCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, make_notification(peer_id, payload, spec));
+  }
+
+  /// The next notification without a key: oldest first, each handed out once.
   /// @param timeout unset: waits until there is one or the channel is closed.
   /// @throws TransferError `errc::timed_out`, `errc::closed`, `errc::would_deadlock`.
   Notification receive_notification(std::optional<std::chrono::milliseconds> timeout = {});
@@ -343,6 +467,34 @@ class KVFERRY_EXPORT BaseTransferChannel {
                                      NotificationCompletion(std::forward<decltype(handler)>(handler), get_executor()));
         },
         token, timeout);
+  }
+
+  /// The next `count` notifications of a key, from whatever peers, oldest first: one wait for all parts of a request. Calls
+  /// for the same key are served one after the other: the first gets the first `count`.
+  ///
+  /// At the timeout it hands out those that have come, with `errc::timed_out` (the throwing form: `std::vector` of fewer
+  /// than `count`, no exception). After a cancellation they stay where they are.
+  /// @param count at most `ChannelOptions::max_pending_notifications`; 0: ends at once with none. What waits for the rest
+  ///   takes its room in the queue of notifications, and is bounded in number and bytes as that is.
+  /// @param timeout unset: waits until all have come or the channel is closed.
+  /// @throws TransferError `errc::closed`, `errc::cancelled`, `errc::would_deadlock`, `errc::resource_limit` (`count` is
+  ///   more than the queue holds).
+  std::vector<Notification> receive_notifications(std::uint64_t key, std::size_t count,
+                                                  std::optional<std::chrono::milliseconds> timeout = {});
+  /// As above, with the error in `ec`.
+  std::vector<Notification> receive_notifications(std::uint64_t key, std::size_t count,
+                                                  std::optional<std::chrono::milliseconds> timeout,
+                                                  std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code, std::vector<Notification>)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code, std::vector<Notification>)) CompletionToken>
+  auto async_receive_notifications(std::uint64_t key, std::size_t count,
+                                   std::optional<std::chrono::milliseconds> timeout, CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code, std::vector<Notification>)>(
+        [this](auto&& handler, NotificationsRequest request) {
+          start_receive_notifications(
+              request, NotificationsCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, NotificationsRequest{key, count, timeout});
   }
 
   /// @}
@@ -394,6 +546,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
   [[nodiscard]] static TransferRequest make_request(TransferKind kind, ConstObjects objects, const TransferSpec& spec);
   [[nodiscard]] static TransferRequest make_request(TransferKind kind, MutableObjects objects,
                                                     const TransferSpec& spec);
+  /// A write of no objects that has a notification.
+  [[nodiscard]] static TransferRequest make_notification(std::string_view peer_id, ConstBuffer payload,
+                                                         const NotifySpec& spec);
 
  protected:
   /// @name What a transport implements
@@ -409,6 +564,15 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Starts the wait for a notification.
   virtual void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
                                           NotificationCompletion completion) = 0;
+  /// Starts the wait for several notifications of a key.
+  virtual void start_receive_notifications(NotificationsRequest request, NotificationsCompletion completion) = 0;
+  /// Starts a connect by metadata.
+  virtual void start_connect(ConnectRequest request, ConnectCompletion completion) = 0;
+  /// Starts a disconnect.
+  virtual void start_disconnect(std::string peer_id, DisconnectCompletion completion) = 0;
+  /// Starts the wait for news of a peer.
+  virtual void start_wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
+                                     PeerEventCompletion completion) = 0;
   /// Starts a fence.
   virtual void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
                            FenceCompletion completion) = 0;
@@ -423,6 +587,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
  private:
   std::size_t transfer_or_throw(TransferRequest request);
+  void start_notify(TransferRequest request, NotifyCompletion completion);
 };
 
 }  // namespace kvferry

@@ -43,8 +43,7 @@ struct ChannelOptions {
   /// connected to from here can't connect again by itself.
   std::string advertised_init_url;
 
-  /// The answer to LMCache's `P2PInitSideMsg`. Empty: such a message is answered with an error. LMCache:
-  /// `peer_lookup_url`.
+  /// The answer to LMCache's `P2PInitSideMsg`; empty where there is none, as with LMCache. LMCache: `peer_lookup_url`.
   std::string peer_lookup_url;
 
   /// Whether side messages and peers' handshakes wait until `answer_side_messages()` is called. For subclasses of a
@@ -73,7 +72,11 @@ struct ChannelOptions {
   /// How many operations may be pending at a time; a call beyond that ends with `errc::resource_limit`.
   std::size_t max_pending_operations = std::size_t{1} << 16;
 
-  /// How many notifications wait for `receive_notification`; a write that brings one more ends with
+  /// How many events wait for `wait_peer_event`; with one more, the oldest is dropped, and the next one counts it
+  /// (`PeerEvent::missed`).
+  std::size_t max_pending_peer_events = 1024;
+
+  /// How many notifications wait for `receive_notification` and `receive_notifications`; a write that brings one more ends with
   /// `errc::resource_limit` at its initiator: its data has landed, its notification is not handed out.
   std::size_t max_pending_notifications = std::size_t{1} << 16;
 

@@ -20,7 +20,9 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
+#include <kvferry/peer_event.hpp>
 #include <kvferry/side_message.hpp>
 #include <kvferry/transfer_spec.hpp>
 
@@ -30,6 +32,13 @@ namespace detail {
 /// Logs the exception that is being handled, as `exception_dropped`: there is nobody to throw it to.
 /// @param where it was thrown: "at a deadline".
 void log_exception(std::string_view where) noexcept;
+
+/// A handler that runs inside the call that completes it, like those of `CompletionHandler::direct`: it has a member type
+/// `completes_directly`, and may have `on_cancel` and `cancellable` as `CompletionHandler` has.
+template <class Handler>
+concept CompletesDirectly = requires {
+  typename Handler::completes_directly;
+};
 }  // namespace detail
 
 template <class Signature>
@@ -60,7 +69,7 @@ class CompletionHandler<void(Args...)> {
   /// @param fallback where the handler runs if it is not associated with an executor of its own.
   template <class Handler>
   CompletionHandler(Handler&& handler, const asio::any_io_executor& fallback)
-      : model_(std::make_unique<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback)) {}
+      : model_(make_model(std::forward<Handler>(handler), fallback)) {}
 
   /// A handler that runs inside the call that completes it, on whatever thread that is. For the library's own use and
   /// for transports that wrap another: it may wake a thread or post; it must not block or call into a channel. What
@@ -70,6 +79,13 @@ class CompletionHandler<void(Args...)> {
     CompletionHandler handler;
     handler.model_ = std::make_unique<Direct<std::decay_t<Function>>>(std::forward<Function>(function));
     return handler;
+  }
+
+  /// A handler that ends `other` with what `function(other, args...)` makes of the results, inside the call that completes
+  /// it, and is cancelled as `other` is.
+  template <class Other, class Function>
+  [[nodiscard]] static CompletionHandler wrapping(Other other, Function function) {
+    return direct(Wrapping<Other, Function>{std::move(other), std::move(function)});
   }
 
   CompletionHandler(CompletionHandler&&) noexcept = default;
@@ -89,7 +105,8 @@ class CompletionHandler<void(Args...)> {
   }
 
   /// Has `cancel` called when the caller emits on the handler's cancellation slot; does nothing if there is no slot.
-  /// To be called within the initiating function only. `cancel` must be cheap and must not run the handler.
+  /// To be called within the initiating function only. `cancel` must be cheap, must not run the handler, and may be called
+  /// from any thread.
   void on_cancel(CancelFunction cancel) { model_->on_cancel(std::move(cancel)); }
 
   /// Whether the caller can cancel at all: spares building a function for `on_cancel` that nobody could call.
@@ -152,11 +169,40 @@ class CompletionHandler<void(Args...)> {
   struct Direct final : Concept {
     explicit Direct(Function function) : function_(std::move(function)) {}
     void post(Args... args) override { std::move(function_)(std::move(args)...); }
-    void on_cancel(CancelFunction) override {}
-    [[nodiscard]] bool cancellable() const noexcept override { return false; }
+    void on_cancel(CancelFunction cancel) override {
+      if constexpr (requires { function_.on_cancel(std::move(cancel)); }) {
+        function_.on_cancel(std::move(cancel));
+      }
+    }
+    [[nodiscard]] bool cancellable() const noexcept override {
+      if constexpr (requires { function_.cancellable(); }) {
+        return function_.cancellable();
+      } else {
+        return false;
+      }
+    }
 
     Function function_;
   };
+
+  template <class Other, class Function>
+  struct Wrapping {
+    void operator()(Args... args) { function(other, std::move(args)...); }
+    void on_cancel(CancelFunction cancel) { other.on_cancel(std::move(cancel)); }
+    [[nodiscard]] bool cancellable() const noexcept { return other.cancellable(); }
+
+    Other other;
+    Function function;
+  };
+
+  template <class Handler>
+  [[nodiscard]] static std::unique_ptr<Concept> make_model(Handler&& handler, const asio::any_io_executor& fallback) {
+    if constexpr (detail::CompletesDirectly<std::decay_t<Handler>>) {
+      return std::make_unique<Direct<std::decay_t<Handler>>>(std::forward<Handler>(handler));
+    } else {
+      return std::make_unique<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback);
+    }
+  }
 
   std::unique_ptr<Concept> model_;
 };
@@ -167,8 +213,16 @@ using Completion = CompletionHandler<void(std::error_code, std::size_t)>;
 using SideMessageCompletion = CompletionHandler<void(std::error_code, std::optional<SideMessage>)>;
 /// Ends the wait for a notification.
 using NotificationCompletion = CompletionHandler<void(std::error_code, Notification)>;
+/// Ends the wait for several notifications of a key.
+using NotificationsCompletion = CompletionHandler<void(std::error_code, std::vector<Notification>)>;
+/// Ends the wait for news of a peer.
+using PeerEventCompletion = CompletionHandler<void(std::error_code, PeerEvent)>;
 /// Ends a fence.
 using FenceCompletion = CompletionHandler<void(std::error_code)>;
+/// Ends a disconnect.
+using DisconnectCompletion = CompletionHandler<void(std::error_code)>;
+/// Ends a `notify`.
+using NotifyCompletion = CompletionHandler<void(std::error_code)>;
 
 }  // namespace kvferry
 

@@ -5,6 +5,7 @@
 #include <kvferry/base_transfer_channel-inl.hpp>
 #include <kvferry/channel_stats-inl.hpp>
 #include <kvferry/completion-inl.hpp>
+#include <kvferry/completion_queue-inl.hpp>
 #include <kvferry/detail/error_name-inl.hpp>
 #include <kvferry/detail/event_descriptor-inl.hpp>
 #include <kvferry/detail/host_address-inl.hpp>

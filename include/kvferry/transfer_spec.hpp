@@ -130,8 +130,13 @@ struct TransferSpec {
   /// How long the whole operation may take. Unset: the channel's default. Zero or less: it times out at once.
   std::optional<std::chrono::milliseconds> timeout = {};
 
-  /// Write: handed to the peer's `receive_notification` once the whole batch is in its memory.
+  /// Write: handed to the peer's user once the whole batch is in the peer's memory. Read: once the whole batch is in this
+  /// side's memory; a read that fails for any object gives no notification. An empty batch with one is `notify`.
   std::span<const std::byte> notification = {};
+
+  /// Which of the peer's calls gets the notification: 0, `receive_notification`; another, `receive_notifications` of
+  /// that key. Only with a notification.
+  std::uint64_t notification_key = 0;
 
   /// Optional, one for each object: success for those that were transferred, the cause for the others.
   std::span<std::error_code> statuses = {};
@@ -147,6 +152,18 @@ struct TransferSpec {
 struct InitSpec {
   /// How long the whole handshake may take: connect, exchange, data connections, side message. Unset: the channel's
   /// default.
+  std::optional<std::chrono::milliseconds> timeout = {};
+
+  /// Optional: on failure, a sentence that names the peer, the field and the values. Written until the completion.
+  std::string* diagnostic = nullptr;
+};
+
+/// What `notify` may be told besides its arguments.
+struct NotifySpec {
+  /// As `TransferSpec::notification_key`.
+  std::uint64_t key = 0;
+
+  /// How long it may take until the peer's queue has it. Unset: the channel's default. Zero or less: it times out at once.
   std::optional<std::chrono::milliseconds> timeout = {};
 
   /// Optional: on failure, a sentence that names the peer, the field and the values. Written until the completion.
@@ -179,6 +196,7 @@ struct TransferRequest {
   std::uint64_t tag = 0;
   std::optional<std::chrono::milliseconds> timeout;
   std::vector<std::byte> notification;
+  std::uint64_t notification_key = 0;
   std::span<std::error_code> statuses;
   std::span<std::size_t> sizes;
   std::string* diagnostic = nullptr;
@@ -186,12 +204,21 @@ struct TransferRequest {
   [[nodiscard]] bool one_sided() const noexcept { return kind == TransferKind::write || kind == TransferKind::read; }
 };
 
-/// What a peer attached to a write, received after the write's data is in this channel's memory.
+/// What a peer attached to a write, received after the write's data is in this channel's memory; or to a read that has
+/// ended well; or sent alone.
 struct Notification {
   std::string peer_id;
   std::vector<std::byte> payload;
   /// Of the peer that attached it, as in `PeerInfo`: tells what was written before the peer restarted from what came after.
   std::uint64_t incarnation = 0;
+  std::uint64_t key = 0;  ///< `TransferSpec::notification_key`.
+};
+
+/// A wait for several notifications of one key, as a transport gets it.
+struct NotificationsRequest {
+  std::uint64_t key = 0;
+  std::size_t count = 0;
+  std::optional<std::chrono::milliseconds> timeout;
 };
 
 /// What a transport can do; known before any peer is. What it cannot do completes with `errc::not_supported`.

@@ -43,7 +43,7 @@ struct MessageHeader {
   std::uint32_t body_bytes = 0;  ///< Bytes that follow.
   std::uint64_t operation = 0;   ///< The id at the side that gave it: see the type. hello, welcome: the incarnation.
   /// recv_post, recv_cancel: the tag. send_data: the send's id; send_abort: too, if it is to be answered. hello, welcome:
-  /// the rail.
+  /// the rail. notify: its key.
   std::uint64_t tag = 0;
   std::uint64_t first = 0;   ///< recv_post: number of the first object in the body.
   std::uint32_t status = 0;  ///< 0 or a kvferry::errc.

@@ -58,6 +58,10 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
   transfer.landed_end = range.begin;
   transfer.borrowed = std::move(preparation.borrowed);
   transfer.offered = std::move(preparation.offered);
+  if (range.begin == range.end && request.one_sided()) {
+    planned_all(transfer);  // what is left is the notification
+    return;
+  }
   switch (request.kind) {
     case TransferKind::write:
     case TransferKind::read: {
@@ -202,7 +206,7 @@ bool RailProtocol::told_all(const Transfer& transfer) noexcept {
     return transfer.state == State::told && transfer.remote_recv != 0 && !transfer.acknowledged;
   }
   const auto& notification = transfer.request().notification;
-  return transfer.request().kind == TransferKind::write && !notification.empty() &&
+  return transfer.request().one_sided() && !notification.empty() &&
          transfer.said == notification.size() && !transfer.notification_done;
 }
 
@@ -221,7 +225,8 @@ bool RailProtocol::may_land(const Transfer& transfer) noexcept {
   if (kind == TransferKind::send) {
     return transfer.outstanding != 0 || transfer.answer_awaited || transfer.remote_recv != 0;
   }
-  return kind == TransferKind::write && (transfer.outstanding != 0 || transfer.answer_awaited || told_all(transfer));
+  const bool told = transfer.answer_awaited || told_all(transfer);
+  return kind == TransferKind::read ? told : kind == TransferKind::write && (transfer.outstanding != 0 || told);
 }
 
 void RailProtocol::end_if_done(Transfer& transfer) {

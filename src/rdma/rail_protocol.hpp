@@ -138,7 +138,7 @@ class RailProtocol {
     matching,   ///< send: waits for a recv.
     telling,    ///< send: messages are to be sent.
     told,       ///< Everything of it is posted or said.
-    notifying,  ///< write: all has landed on all rails; what is left is the notification.
+    notifying,  ///< write, read: all has landed on all rails; what is left is the notification.
     stopping,   ///< Waits for what is under way.
   };
 
@@ -156,7 +156,7 @@ class RailProtocol {
     std::string why;
     bool notification_attached = false;
     bool notification_done = false;
-    bool parts_done = false;      ///< write: all rails have reported that it has landed.
+    bool parts_done = false;      ///< write, read: all rails have reported that it has landed.
     bool answer_awaited = false;  ///< Stopped, but the peer has been told of it, and will say what it did.
     bool recv_posted = false;     ///< recv: the peer has been told of all or some of it.
     bool acknowledged = false;
@@ -242,6 +242,8 @@ class RailProtocol {
   [[nodiscard]] std::error_code room_for_answer();
   [[nodiscard]] std::error_code violated(std::string how);
   [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
+  /// The write, or the read that is at its notification, that a notify_ack answers.
+  [[nodiscard]] Transfer* find_notifier(std::uint64_t id, std::error_code& ec);
 
   const std::shared_ptr<kit::LinkHost> host_;
   const SliceTable& own_memory_;

@@ -173,6 +173,7 @@ bool RailProtocol::add_notification(WorkList& list) {
     MessageHeader header;
     header.type = MessageType::notify;
     header.operation = write.id;
+    header.tag = write.request().notification_key;
     header.body_bytes = static_cast<std::uint32_t>(size);
     header.first = write.said;
     header.total = static_cast<std::uint32_t>(payload.size());
@@ -287,7 +288,9 @@ void RailProtocol::planned_all(Transfer& transfer) {
   if (transfer.request().kind == TransferKind::send) {
     transfer.state = State::telling;
     telling_.push_back(transfer.id);
-  } else if (!transfer.request().notification.empty() && transfer.batch->parts() == 1) {
+  } else if (!transfer.request().notification.empty() && transfer.batch->parts() == 1 &&
+             (transfer.request().kind == TransferKind::write || transfer.objects().empty())) {
+    // A write's comes behind its bytes. A read's waits until they are here.
     transfer.notification_attached = true;
     notifications_.push_back(transfer.id);
   }

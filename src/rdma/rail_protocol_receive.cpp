@@ -155,7 +155,7 @@ std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<
   MessageHeader ack;
   ack.type = MessageType::notify_ack;
   ack.operation = header.operation;
-  if (!host_->deliver_notification(std::exchange(notification_, {}))) {
+  if (!host_->deliver_notification(std::exchange(notification_, {}), header.tag)) {
     ack.status = static_cast<std::uint32_t>(errc::resource_limit);
   }
   return answer(ack);
@@ -163,7 +163,7 @@ std::error_code RailProtocol::end_notify(const MessageHeader& header, std::span<
 
 std::error_code RailProtocol::end_notify_ack(const MessageHeader& header) {
   std::error_code ec;
-  Transfer* const write = find(header.operation, TransferKind::write, ec);
+  Transfer* const write = find_notifier(header.operation, ec);
   if (write == nullptr || (write->state == State::stopping && !write->answer_awaited)) {
     return ec;
   }
@@ -182,6 +182,12 @@ std::error_code RailProtocol::end_notify_ack(const MessageHeader& header) {
     end_if_done(*write);
   }
   return {};
+}
+
+RailProtocol::Transfer* RailProtocol::find_notifier(std::uint64_t id, std::error_code& ec) {
+  const auto it = transfers_.find(id);
+  const bool is_read = it != transfers_.end() && it->second.request().kind == TransferKind::read && told_all(it->second);
+  return find(id, is_read ? TransferKind::read : TransferKind::write, ec);
 }
 
 std::error_code RailProtocol::end_fence(const MessageHeader& header) {

@@ -55,6 +55,10 @@ enum class Fault {
   late_read,           ///< A read that was given up reaches for its buffers after its end.
   lost_answer,         ///< What a peer answered before it closed is not taken.
   fills_gaps,          ///< A read writes to a byte between the blocks of a strided object.
+  keyless,             ///< Sends notifications without their keys.
+  deaf_to_peers,       ///< Tells of no peer that is gone.
+  silent_disconnect,   ///< A disconnect does nothing.
+  any_incarnation,     ///< Metadata leads to whoever answers.
   incapable,           ///< Offers nothing, so that every test of what it can do is skipped.
 };
 
@@ -83,6 +87,10 @@ enum class Fault {
       {"late_read", Fault::late_read},
       {"lost_answer", Fault::lost_answer},
       {"fills_gaps", Fault::fills_gaps},
+      {"keyless", Fault::keyless},
+      {"deaf_to_peers", Fault::deaf_to_peers},
+      {"silent_disconnect", Fault::silent_disconnect},
+      {"any_incarnation", Fault::any_incarnation},
       {"incapable", Fault::incapable},
   };
   return all;
@@ -169,6 +177,41 @@ class BrokenChannel final : public DecoratedChannel {
     DecoratedChannel::start_fence(std::move(peer_id), timeout, std::move(completion));
   }
 
+  void start_disconnect(std::string peer_id, DisconnectCompletion completion) override {
+    if (fault_ == Fault::silent_disconnect) {
+      completion({});
+      return;
+    }
+    DecoratedChannel::start_disconnect(std::move(peer_id), std::move(completion));
+  }
+
+  void start_wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
+                             PeerEventCompletion completion) override {
+    if (fault_ != Fault::deaf_to_peers) {
+      DecoratedChannel::start_wait_peer_event(timeout, std::move(completion));
+      return;
+    }
+    inner().async_wait_peer_event(
+        timeout, [this, timeout, completion = std::move(completion)](std::error_code ec, PeerEvent event) mutable {
+          if (!ec && event.kind == PeerEventKind::gone) {
+            start_wait_peer_event(timeout, std::move(completion));
+          } else {
+            completion(ec, std::move(event));
+          }
+        });
+  }
+
+  void start_connect(ConnectRequest request, ConnectCompletion completion) override {
+    if (fault_ != Fault::any_incarnation) {
+      DecoratedChannel::start_connect(std::move(request), std::move(completion));
+      return;
+    }
+    inner().async_connect(request.local_id, request.metadata, {request.timeout, request.diagnostic},
+                          [completion = std::move(completion)](std::error_code ec, PeerInfo info) mutable {
+                            completion(ec == errc::peer_restarted ? std::error_code() : ec, std::move(info));
+                          });
+  }
+
   void start_transfer(TransferRequest request, Completion completion) override {
     if (fault_ == Fault::late_notification || fault_ == Fault::unsaid_doubt) {
       release_late();
@@ -200,7 +243,14 @@ class BrokenChannel final : public DecoratedChannel {
         request.timeout = std::chrono::hours(1);
         DecoratedChannel::start_transfer(std::move(request), std::move(completion));
         break;
+      case Fault::keyless:
+        request.notification_key = 0;
+        DecoratedChannel::start_transfer(std::move(request), std::move(completion));
+        break;
       case Fault::none:
+      case Fault::deaf_to_peers:
+      case Fault::silent_disconnect:
+      case Fault::any_incarnation:
       case Fault::deaf_to_close:
       case Fault::hanging_close:
       case Fault::hollow_fence:

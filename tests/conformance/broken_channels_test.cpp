@@ -160,6 +160,11 @@ constexpr auto detections = std::to_array<Detection>({
     {"fills_gaps", "RangesTest/Channel.StridedHere"},
     {"fills_gaps", "RangesTest/Channel.UnregisteredObjects"},
     {"first_object_wins", "RangesTest/Channel.OfARangeThatIsNamedTwiceTheLastWins"},
+    {"early_notification", "NotifyTest/Channel.OfARead"},
+    {"keyless", "NotifyTest/Channel.KeyedOnesAreForTheirKeyAlone"},
+    {"deaf_to_peers", "PeersTest/Channel.APeerThatClosesIsGone"},
+    {"silent_disconnect", "PeersTest/Channel.ADisconnectLooksLikeACloseToThePeer"},
+    {"any_incarnation", "MetadataTest/Channel.OfAnEarlierIncarnationIsRefused"},
     {"incapable", "LifecycleTest/Channel.OffersSomeTransfer"},
 });
 

@@ -16,6 +16,7 @@
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <kvferry/base_transfer_channel.hpp>
 
@@ -36,6 +37,10 @@ class DecoratedChannel : public BaseTransferChannel {
   }
   [[nodiscard]] bool remote_xfer_handler_exists(std::string_view peer_id) const override {
     return inner_->remote_xfer_handler_exists(peer_id);
+  }
+  [[nodiscard]] std::vector<PeerInfo> peers() const override { return inner_->peers(); }
+  [[nodiscard]] std::vector<std::byte> local_metadata(std::string_view local_id) const override {
+    return inner_->local_metadata(local_id);
   }
   void close() override { inner_->close(); }
 
@@ -66,6 +71,28 @@ class DecoratedChannel : public BaseTransferChannel {
                                   NotificationCompletion completion) override {
     forward(std::move(completion),
             [&](auto handler) { inner_->async_receive_notification(timeout, std::move(handler)); });
+  }
+
+  void start_receive_notifications(NotificationsRequest request, NotificationsCompletion completion) override {
+    forward(std::move(completion), [&](auto handler) {
+      inner_->async_receive_notifications(request.key, request.count, request.timeout, std::move(handler));
+    });
+  }
+
+  void start_connect(ConnectRequest request, ConnectCompletion completion) override {
+    forward(std::move(completion), [&](auto handler) {
+      inner_->async_connect(request.local_id, request.metadata, {request.timeout, request.diagnostic},
+                            std::move(handler));
+    });
+  }
+
+  void start_disconnect(std::string peer_id, DisconnectCompletion completion) override {
+    forward(std::move(completion), [&](auto handler) { inner_->async_disconnect(peer_id, std::move(handler)); });
+  }
+
+  void start_wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
+                             PeerEventCompletion completion) override {
+    forward(std::move(completion), [&](auto handler) { inner_->async_wait_peer_event(timeout, std::move(handler)); });
   }
 
   void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,

@@ -42,8 +42,9 @@ class Host final : public kit::LinkHost {
 
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
   [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {&region_, 1}; }
-  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     notifications.push_back(std::move(payload));
+    notification_keys.push_back(key);
     return true;
   }
   void link_failed(const kit::Link&, std::error_code) override {}
@@ -59,6 +60,7 @@ class Host final : public kit::LinkHost {
   std::size_t memory_limit = std::size_t{1} << 30;
   std::size_t memory_taken = 0;
   std::vector<std::vector<std::byte>> notifications;
+  std::vector<std::uint64_t> notification_keys;
 
  private:
   kit::PeerDescription peer_;

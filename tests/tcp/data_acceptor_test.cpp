@@ -35,7 +35,7 @@ class AwaitingHost final : public kit::LinkHost {
   AwaitingHost() { peer_.id = "peer"; }
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
   [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {}; }
-  [[nodiscard]] bool deliver_notification(std::vector<std::byte>) override { return false; }
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte>, std::uint64_t) override { return false; }
   void when_abandoned(std::function<void()> drop) override { abandon = std::move(drop); }
   void link_failed(const kit::Link&, std::error_code) override {}
 

@@ -28,11 +28,12 @@ class Host final : public kit::LinkHost {
 
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
   [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return regions_; }
-  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     if (notifications.size() >= notification_limit) {
       return false;
     }
     notifications.push_back(std::move(payload));
+    notification_keys.push_back(key);
     return true;
   }
   void link_failed(const kit::Link&, std::error_code) override { ++failures; }
@@ -54,6 +55,7 @@ class Host final : public kit::LinkHost {
   }
 
   std::vector<std::vector<std::byte>> notifications;
+  std::vector<std::uint64_t> notification_keys;
   std::size_t notification_limit = 16;
   int failures = 0;
   std::size_t memory_limit = std::size_t{1} << 30;

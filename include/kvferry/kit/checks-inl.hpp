@@ -196,16 +196,17 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
   if (!request.sizes.empty() && request.sizes.size() != count) {
     return mismatch("sizes", request.sizes.size());
   }
+  if (request.notification.empty() && request.notification_key != 0) {
+    return {std::make_error_code(std::errc::invalid_argument), "notification key " + text(request.notification_key) + " without a notification"};
+  }
   if (!request.notification.empty()) {
-    if (request.kind != TransferKind::write || !capabilities.notifications) {
-      return {errc::not_supported, "a notification goes with a write only"};
+    if (!request.one_sided() || !capabilities.notifications) {
+      return {errc::not_supported, capabilities.notifications ? "a notification goes with a write or read, or alone"
+                                                              : "the transport has no notifications"};
     }
     if (request.notification.size() > capabilities.max_notification_bytes) {
       return {errc::notification_too_large, "notification of " + text(request.notification.size()) +
                                                 " bytes, at most " + text(capabilities.max_notification_bytes)};
-    }
-    if (count == 0) {
-      return {errc::count_mismatch, "a notification needs at least one object to follow"};
     }
   }
   for (std::size_t i = 0; i < count; ++i) {
@@ -219,7 +220,7 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
 
 KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
                            std::span<const MemoryRegion> paged) {
-  if (!request.one_sided()) {
+  if (!request.one_sided() || request.objects.empty()) {
     return {};
   }
   if (!request.remote_ranges.empty()) {

@@ -18,20 +18,48 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// One call of `fence` on its way. It ends once: when nothing can land any more, or by cancellation; a deadline breaks
-/// the link that it waits for, which then says so.
-class Fence final : public Expirable, public std::enable_shared_from_this<Fence> {
+/// A call without a result on its way: ends once, perhaps by cancellation. A cancellation ends the call, and nothing of what
+/// it waits for.
+class PlainCall : public Expirable, public std::enable_shared_from_this<PlainCall> {
  public:
-  Fence(FenceCompletion completion, Clock::time_point deadline, std::shared_ptr<DeadlineQueue> deadlines)
-      : completion_(std::move(completion)), deadline_(deadline), deadlines_(std::move(deadlines)) {}
+  PlainCall(CompletionHandler<void(std::error_code)> completion, std::shared_ptr<DeadlineQueue> deadlines)
+      : deadlines_(std::move(deadlines)), completion_(std::move(completion)) {}
 
   /// While nobody else can end it.
   void accept_cancellation() {
     if (completion_.cancellable()) {
       completion_.on_cancel(
-          cancellation(deadlines_->gate(), weak_from_this(), [](Fence& fence) { fence.end(errc::cancelled); }));
+          cancellation(deadlines_->gate(), weak_from_this(), [](PlainCall& call) { call.end(errc::cancelled); }));
     }
   }
+
+  void end(std::error_code cause) {
+    if (!ended_.exchange(true)) {
+      before_end();
+      auto completion = std::move(completion_);
+      completion(cause);
+    }
+  }
+
+  void expire() override {}
+
+ protected:
+  virtual void before_end() {}
+  [[nodiscard]] bool ended() const noexcept { return ended_; }
+
+  const std::shared_ptr<DeadlineQueue> deadlines_;
+
+ private:
+  CompletionHandler<void(std::error_code)> completion_;
+  std::atomic<bool> ended_{false};
+};
+
+/// One call of `fence` on its way. It ends once: when nothing can land any more, or by cancellation; a deadline breaks
+/// the link that it waits for, which then says so.
+class Fence final : public PlainCall {
+ public:
+  Fence(FenceCompletion completion, Clock::time_point deadline, std::shared_ptr<DeadlineQueue> deadlines)
+      : PlainCall(std::move(completion), std::move(deadlines)), deadline_(deadline) {}
 
   /// Waits for `link`, and calls `break_link` if that takes too long or the link can't say. To be called once.
   void wait_for(Link& link, std::function<void()> break_link) {
@@ -41,31 +69,22 @@ class Fence final : public Expirable, public std::enable_shared_from_this<Fence>
       break_link_();
       end({});
     }
-    if (ended_) {
+    if (ended()) {
       deadlines_->remove(deadline_, *this);  // perhaps before it was added
     }
   }
 
-  void end(std::error_code cause) {
-    if (!ended_.exchange(true)) {
-      deadlines_->remove(deadline_, *this);
-      auto completion = std::move(completion_);
-      completion(cause);
-    }
-  }
-
   void expire() override {
-    if (!ended_) {
+    if (!ended()) {
       break_link_();
     }
   }
 
  private:
-  FenceCompletion completion_;
+  void before_end() override { deadlines_->remove(deadline_, *this); }
+
   const Clock::time_point deadline_;
-  const std::shared_ptr<DeadlineQueue> deadlines_;
   std::function<void()> break_link_;
-  std::atomic<bool> ended_{false};
 };
 
 }  // namespace kvferry::kit

@@ -117,8 +117,9 @@ class KVFERRY_EXPORT LinkHost {
   [[nodiscard]] virtual const PeerDescription& peer() const noexcept = 0;
   /// The channel's regions; to be touched only by links that have not been shut.
   [[nodiscard]] virtual std::span<const MemoryRegion> local_regions() const noexcept = 0;
-  /// Hands a notification to the channel's user. @return false if the queue is full.
-  [[nodiscard]] virtual bool deliver_notification(std::vector<std::byte> payload) = 0;
+  /// Hands a notification to the channel's user. @param key as in `TransferRequest::notification_key`. @return false if the
+  /// queue is full.
+  [[nodiscard]] virtual bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) = 0;
   /// The peer is about to take up `bytes` more of this process's memory, with what it posts and nothing here has met yet.
   /// Whoever takes any gives it back. Thread-safe.
   /// @return false if that is more than the peer, or all peers of the channel together, may take up; then nothing is taken.

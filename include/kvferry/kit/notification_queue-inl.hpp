@@ -4,6 +4,7 @@
 #include <kvferry/kit/notification_queue.hpp>
 
 #include <algorithm>
+#include <utility>
 
 #include <kvferry/error.hpp>
 
@@ -22,23 +23,6 @@ KVFERRY_INLINE std::size_t cost_of(const Notification& notification) {
 
 }  // namespace internal
 
-struct NotificationQueue::Wait final : Expirable {
-  Wait(std::weak_ptr<NotificationQueue> owner, NotificationCompletion handler)
-      : queue(std::move(owner)), completion(std::move(handler)) {}
-
-  void expire() override { end(errc::timed_out); }
-
-  void end(std::error_code cause) {
-    if (const auto owner = queue.lock()) {
-      owner->end(*this, cause);
-    }
-  }
-
-  std::weak_ptr<NotificationQueue> queue;
-  NotificationCompletion completion;
-  std::optional<Clock::time_point> deadline;
-};
-
 KVFERRY_INLINE bool NotificationQueue::has_room(const std::string& peer_id, std::size_t bytes) const {
   const auto known = shares_.find(peer_id);
   const Share own = known == shares_.end() ? Share{} : known->second;
@@ -48,115 +32,45 @@ KVFERRY_INLINE bool NotificationQueue::has_room(const std::string& peer_id, std:
   }
   const bool below_its_due =
       own.count < std::min(due_count, bounds_.count) && fits(own.bytes, std::min(due_bytes, bounds_.bytes));
-  return below_its_due || (notifications_.size() < bounds_.count && fits(bytes_, bounds_.bytes));
+  return below_its_due || (count() < bounds_.count && fits(bytes_, bounds_.bytes));
 }
 
 KVFERRY_INLINE bool NotificationQueue::push(Notification notification) {
-  std::shared_ptr<Wait> wait;
-  {
-    const std::lock_guard lock(mutex_);
-    if (closed_) {
-      return false;
-    }
-    if (waits_.empty()) {
-      const std::size_t bytes = cost_of(notification);
-      if (!has_room(notification.peer_id, bytes)) {
-        return false;
-      }
-      Share& share = shares_[notification.peer_id];
-      ++share.count;
-      share.bytes += bytes;
-      bytes_ += bytes;
-      notifications_.push_back(std::move(notification));
-      return true;
-    }
-    wait = std::move(waits_.front());
-    waits_.pop_front();
-  }
-  if (wait->deadline) {
-    deadlines_->remove(*wait->deadline, *wait);
-  }
-  wait->completion({}, std::move(notification));
-  return true;
+  const std::uint64_t key = notification.key;
+  return push_item(key, std::move(notification));
 }
 
 KVFERRY_INLINE void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout, NotificationCompletion completion) {
-  std::unique_lock lock(mutex_);
-  if (closed_) {
-    lock.unlock();
-    completion(errc::closed, {});
-    return;
-  }
-  if (!notifications_.empty()) {
-    Notification first = std::move(notifications_.front());
-    notifications_.pop_front();
-    const std::size_t bytes = cost_of(first);
-    const auto share = shares_.find(first.peer_id);
-    share->second.bytes -= bytes;
-    bytes_ -= bytes;
-    if (--share->second.count == 0) {
-      shares_.erase(share);
-    }
-    lock.unlock();
-    completion({}, std::move(first));
-    return;
-  }
-  auto wait = std::make_shared<Wait>(weak_from_this(), std::move(completion));
-  if (timeout) {
-    wait->deadline = deadline_after(*timeout);
-  }
-  if (wait->completion.cancellable()) {
-    wait->completion.on_cancel(cancellation(deadlines_->gate(), std::weak_ptr(wait),
-                                            [](Wait& pending) { pending.end(errc::cancelled); }));
-  }
-  waits_.push_back(wait);
-  lock.unlock();
-  if (!wait->deadline) {
-    return;
-  }
-  deadlines_->add(*wait->deadline, wait);
-  lock.lock();
-  const bool ended = std::ranges::find(waits_, wait) == waits_.end();
-  lock.unlock();
-  if (ended) {
-    deadlines_->remove(*wait->deadline, *wait);  // before it was added
-  }
+  WaitQueue::receive(0, 1, timeout, for_one<Notification>(std::move(completion)));
 }
 
-KVFERRY_INLINE void NotificationQueue::end(Wait& wait, std::error_code cause) {
-  std::shared_ptr<Wait> ended;
-  {
-    const std::lock_guard lock(mutex_);
-    for (auto it = waits_.begin(); it != waits_.end(); ++it) {
-      if (it->get() == &wait) {
-        ended = std::move(*it);
-        waits_.erase(it);
-        break;
-      }
-    }
+KVFERRY_INLINE void NotificationQueue::receive(const NotificationsRequest& request, NotificationsCompletion completion) {
+  if (request.count > bounds_.count) {
+    completion(errc::resource_limit, {});
+    return;
   }
-  if (ended) {
-    if (ended->deadline) {
-      deadlines_->remove(*ended->deadline, *ended);
-    }
-    ended->completion(cause, {});
-  }
+  WaitQueue::receive(request.key, request.count, request.timeout, std::move(completion));
 }
 
-KVFERRY_INLINE std::size_t NotificationQueue::pending() const {
-  const std::lock_guard lock(mutex_);
-  return notifications_.size();
+KVFERRY_INLINE bool NotificationQueue::keep(Notification& notification) {
+  const std::size_t bytes = cost_of(notification);
+  if (!has_room(notification.peer_id, bytes)) {
+    return false;
+  }
+  Share& share = shares_[notification.peer_id];
+  ++share.count;
+  share.bytes += bytes;
+  bytes_ += bytes;
+  return true;
 }
 
-KVFERRY_INLINE void NotificationQueue::close() {
-  std::list<std::shared_ptr<Wait>> waits;
-  {
-    const std::lock_guard lock(mutex_);
-    closed_ = true;
-    waits.swap(waits_);
-  }
-  for (const auto& wait : waits) {
-    wait->completion(errc::closed, {});
+KVFERRY_INLINE void NotificationQueue::let_go(const Notification& notification) {
+  const std::size_t bytes = cost_of(notification);
+  const auto share = shares_.find(notification.peer_id);
+  share->second.bytes -= bytes;
+  bytes_ -= bytes;
+  if (--share->second.count == 0) {
+    shares_.erase(share);
   }
 }
 

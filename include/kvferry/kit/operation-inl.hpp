@@ -128,8 +128,11 @@ KVFERRY_INLINE void Operation::describe_failure(std::error_code cause, std::stri
     if (diagnostic.empty()) {
       diagnostic = cause.message();
     }
-    *request_.diagnostic = std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
-                           " objects, peer " + in_quotes(request_.peer_id) + ": " + diagnostic + " (" +
+    const std::string what = request_.objects.empty() && !request_.notification.empty()
+                                 ? "notification alone"
+                                 : std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
+                                       " objects";
+    *request_.diagnostic = what + ", peer " + in_quotes(request_.peer_id) + ": " + diagnostic + " (" +
                            std::to_string(transferred) + " transferred)";
   } catch (const std::exception&) {
     request_.diagnostic->clear();  // there is no memory for a sentence, but an end there is

@@ -109,10 +109,10 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
   const std::lock_guard lock(mutex_);
   if (const auto it = pending_.find(&operation); it != pending_.end()) {
     removed = std::move(it->second.operation);
-    if (!awaited_.empty() && removed->request().kind == TransferKind::write) {
+    if (!awaited_.empty()) {
       std::erase_if(awaited_, [&](Awaited& awaited) {
-        const bool last = it->second.number <= awaited.last_number && removed->request().peer_id == awaited.peer_id &&
-                          --awaited.writes == 0;
+        const bool last = it->second.number <= awaited.last_number && awaited.concerns(removed->request()) &&
+                          --awaited.left == 0;
         if (last) {
           awaited.done();
         }
@@ -127,15 +127,37 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
 }
 
 KVFERRY_INLINE void OperationRegistry::when_writes_ended(std::string_view peer_id, std::function<void()> done) {
+  when_ended({std::string(peer_id), true, 0, 0, std::move(done)});
+}
+
+KVFERRY_INLINE void OperationRegistry::when_operations_ended(std::string_view peer_id, std::function<void()> done) {
+  when_ended({std::string(peer_id), false, 0, 0, std::move(done)});
+}
+
+KVFERRY_INLINE void OperationRegistry::when_ended(Awaited awaited) {
   const std::lock_guard lock(mutex_);
-  const auto writes = std::ranges::count_if(pending_, [&](const auto& entry) {
-    const TransferRequest& request = entry.second.operation->request();
-    return request.kind == TransferKind::write && request.peer_id == peer_id;
-  });
-  if (writes == 0) {
-    done();
+  awaited.last_number = last_number_;
+  awaited.left = static_cast<std::size_t>(std::ranges::count_if(
+      pending_, [&](const auto& entry) { return awaited.concerns(entry.second.operation->request()); }));
+  if (awaited.left == 0) {
+    awaited.done();
   } else {
-    awaited_.push_back({std::string(peer_id), last_number_, static_cast<std::size_t>(writes), std::move(done)});
+    awaited_.push_back(std::move(awaited));
+  }
+}
+
+KVFERRY_INLINE void OperationRegistry::stop(std::string_view peer_id, std::error_code cause) {
+  std::vector<std::shared_ptr<Operation>> stopped;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [key, entry] : pending_) {
+      if (entry.operation->request().peer_id == peer_id) {
+        stopped.push_back(entry.operation);
+      }
+    }
+  }
+  for (const auto& operation : stopped) {
+    operation->request_stop(cause);
   }
 }
 

@@ -85,6 +85,10 @@ class OperationRegistry {
   /// Calls `done` when the writes to a peer that have been added by now have ended, wherever they were: with an
   /// operation's thread, with the registry's lock held, or within the call.
   void when_writes_ended(std::string_view peer_id, std::function<void()> done);
+  /// As above, of all operations with the peer.
+  void when_operations_ended(std::string_view peer_id, std::function<void()> done);
+  /// Asks all operations with a peer that have been added by now to stop.
+  void stop(std::string_view peer_id, std::error_code cause);
 
   /// For what an operation waits that has no link. `describe` is set before there are operations.
   void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
@@ -110,13 +114,19 @@ class OperationRegistry {
   };
   std::unordered_map<const Operation*, Entry> pending_;
   std::uint64_t last_number_ = 0;
-  /// Who waits for the writes to a peer up to a number, and how many of them there still are.
+  /// Who waits for the operations with a peer up to a number, or the writes among them, and how many there still are.
   struct Awaited {
     std::string peer_id;
+    bool writes_only = false;
     std::uint64_t last_number = 0;
-    std::size_t writes = 0;
+    std::size_t left = 0;
     std::function<void()> done;
+
+    [[nodiscard]] bool concerns(const TransferRequest& request) const {
+      return request.peer_id == peer_id && (!writes_only || request.kind == TransferKind::write);
+    }
   };
+  void when_ended(Awaited awaited);
   std::vector<Awaited> awaited_;
   bool closed_ = false;
 };

@@ -170,8 +170,8 @@ class PeerDirectory::Host final : public LinkHost {
   [[nodiscard]] const PeerDescription& peer() const noexcept override { return *peer_; }
   [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return regions_; }
 
-  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload) override {
-    return notifications_->push({peer_->id, std::move(payload), peer_->incarnation});
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
+    return notifications_->push({peer_->id, std::move(payload), peer_->incarnation, key});
   }
 
   [[nodiscard]] bool take_memory(std::size_t bytes) override { return posted_.take(bytes); }

@@ -594,6 +594,8 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       peer->description = host->description();
       peer->url = with_zone_of(peer->url, seen_at);
       peer->state = Peer::State::handing_over;
+      events_->push({before != 0 ? PeerEventKind::restarted : PeerEventKind::connected, peer_id,
+                     peer->description->incarnation, before != 0 ? make_error_code(errc::peer_restarted) : std::error_code()});
       if (!peer->attempt.moves) {
         std::move(peer->movers.begin(), peer->movers.end(), std::back_inserter(peer->waiting));
         peer->movers.clear();

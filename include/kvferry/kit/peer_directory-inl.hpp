@@ -42,12 +42,14 @@ KVFERRY_INLINE void take_leave(std::vector<std::shared_ptr<Link>> links) {
 
 KVFERRY_INLINE PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
                              std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
-                             std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger)
+                             std::shared_ptr<PeerEvents> events, std::shared_ptr<OperationRegistry> operations,
+                             std::shared_ptr<Logger> logger)
     : options_(options),
       incarnation_(incarnation),
       hooks_(std::move(hooks)),
       deadlines_(std::move(deadlines)),
       notifications_(std::move(notifications)),
+      events_(std::move(events)),
       operations_(std::move(operations)),
       posted_(std::make_shared<PostedMemory>(
           PostedMemory::Bounds{options.max_posted_recv_bytes, options.max_posted_recv_bytes_of_peer})),
@@ -123,7 +125,7 @@ KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
 }
 
 KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
-                            Waiter waiter) {
+                            std::uint64_t incarnation, Waiter waiter) {
   Lock lock(mutex_);
   Peer* const peer = closed_ ? nullptr : find_or_add(peer_id, true);
   if (peer == nullptr) {
@@ -135,12 +137,17 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
     waiter.tell(failure);
     return;
   }
+  const bool is_that_one = peer->link && peer->instance.incarnation == incarnation;
+  if (incarnation != 0 && !(is_that_one && peer->url == url)) {
+    ask_who(*peer, local_id, url, incarnation, std::move(waiter), lock);
+    return;
+  }
   if (peer->link && peer->attempt.moves && peer->attempt.url == url) {
     peer->movers.push_back(std::move(waiter));
     return;
   }
   if (peer->link && peer->url != url) {
-    ask_who(*peer, local_id, url, std::move(waiter), lock);
+    ask_who(*peer, local_id, url, 0, std::move(waiter), lock);
     return;
   }
   if (peer->state == Peer::State::ready) {
@@ -173,7 +180,7 @@ KVFERRY_INLINE void PeerDirectory::arrive(const std::string& local_id, const std
   Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
   if (!closed_ && it != peers_.end() && it->second.link && it->second.url != url) {
-    ask_who(it->second, local_id, url, std::move(waiter), lock);
+    ask_who(it->second, local_id, url, 0, std::move(waiter), lock);
     return;
   }
   lock.unlock();
@@ -297,6 +304,7 @@ KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const
     peer.state = Peer::State::unconnected;
     peer.out_of_use_since = Clock::now();
     end_probe(peer);
+    events_->push({PeerEventKind::gone, peer_id, peer.description->incarnation, cause});
   }
   // A peer that has closed its channel has done nothing out of order.
   const auto level = cause == errc::peer_closed ? LogLevel::info : LogLevel::warning;
@@ -319,6 +327,24 @@ KVFERRY_INLINE std::optional<PeerInfo> PeerDirectory::info(std::string_view peer
   }
   info.path = link->path();
   return info;
+}
+
+KVFERRY_INLINE std::vector<PeerInfo> PeerDirectory::infos() const {
+  std::vector<PeerInfo> infos;
+  std::vector<std::shared_ptr<Link>> links;
+  {
+    const Lock lock(mutex_);
+    for (const auto& [id, peer] : peers_) {
+      if (peer.link) {
+        infos.push_back({id, peer.description->incarnation, peer.url, peer.description->regions, {}});
+        links.push_back(peer.link);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < links.size(); ++i) {
+    infos[i].path = links[i]->path();
+  }
+  return infos;
 }
 
 KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {
@@ -413,6 +439,7 @@ KVFERRY_INLINE void PeerDirectory::close() {
   std::map<std::string, Peer, std::less<>> peers;
   std::vector<Published> links;
   std::map<std::uint64_t, FenceHandler> fences;
+  std::map<std::uint64_t, Leave> leaves;
   {
     Lock lock(mutex_);
     closed_ = true;
@@ -420,6 +447,7 @@ KVFERRY_INLINE void PeerDirectory::close() {
     peers.swap(peers_);
     links.swap(links_);
     fences.swap(fences_);
+    leaves.swap(leaves_);
   }
   std::vector<std::shared_ptr<Link>> open;
   for (const auto& published : links) {
@@ -433,6 +461,9 @@ KVFERRY_INLINE void PeerDirectory::close() {
   }
   for (const auto& [number, then] : fences) {
     then(errc::closed, nullptr);
+  }
+  for (const auto& [number, leave] : leaves) {
+    leave.then(errc::closed);
   }
   for (auto& [id, peer] : peers) {
     for (const auto* const list : {&peer.waiting, &peer.movers}) {

@@ -29,6 +29,7 @@
 #include <kvferry/kit/notification_queue.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_counters.hpp>
+#include <kvferry/kit/peer_events.hpp>
 #include <kvferry/kit/posted_memory.hpp>
 #include <kvferry/kit/stranger_links.hpp>
 
@@ -65,7 +66,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
                 std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
-                std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger);
+                std::shared_ptr<PeerEvents> events, std::shared_ptr<OperationRegistry> operations,
+                std::shared_ptr<Logger> logger);
   PeerDirectory(const PeerDirectory&) = delete;
   PeerDirectory& operator=(const PeerDirectory&) = delete;
   ~PeerDirectory();
@@ -75,7 +77,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   /// Tells the waiter - within the call if the peer is usable already at this url - and connects if need be. Where the
   /// peer is usable at another url, whoever answers at the new one is asked, and connected to unless it is the same.
-  void connect(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
+  /// @param incarnation 0: whichever answers. Another: who answers at the url is asked first, unless that one is
+  ///   connected, and the waiter is told `errc::peer_restarted` if it is another one.
+  void connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
+               std::uint64_t incarnation, Waiter waiter);
   /// Accepts that the peer may be a new incarnation: operations from now on are meant for it.
   void acknowledge(const std::string& peer_id);
 
@@ -86,6 +91,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void answer(const SideMessage& request, HandshakeService::Reply reply);
 
   [[nodiscard]] std::optional<PeerInfo> info(std::string_view peer_id) const;
+  /// Of all that are connected.
+  [[nodiscard]] std::vector<PeerInfo> infos() const;
   /// Null if there is none.
   [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
   /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
@@ -106,6 +113,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// called: within the call, or when the connections that are being made have been made or given up, by `deadline` at
   /// the latest.
   void fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then);
+  /// Takes leave of a peer: its operations and attempts to connect are cancelled, its links shut.
+  /// @param then called once, within the call or on a thread of the channel's, when that is done.
+  void disconnect(const std::string& peer_id, std::function<void(std::error_code)> then);
   /// Shuts a link as if it had failed by itself.
   void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
   [[nodiscard]] HandshakeStats handshakes() const;
@@ -189,6 +199,14 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void give_up_attempts(const std::string& peer_id, std::uint64_t number);
   [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id);
 
+  // Disconnecting (peer_disconnect.cpp)
+  struct Leave {
+    std::string peer_id;
+    std::shared_ptr<Link> link;  ///< Null: it had none.
+    std::function<void(std::error_code)> then;
+  };
+  void go_on_leaving(std::uint64_t number);
+
   // Who a peer is (peer_takeover.cpp)
   void take(InitQuestion question, HandshakeService::Reply reply);
   void refuse_conflict(std::uint64_t taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
@@ -199,15 +217,17 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void let_newcomers_in(Peer& peer);
   void take_newcomers(const std::string& peer_id);
   [[nodiscard]] bool ask_as_known(const std::string& peer_id, std::uint64_t attempt, const std::string& reached_address);
-  void ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter, Lock& lock);
+  void ask_who(Peer& peer, const std::string& local_id, const std::string& url, std::uint64_t incarnation,
+               Waiter waiter, Lock& lock);
   void who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
-                    const Waiter& waiter, Failure failure, const SideMessage& message);
+                    std::uint64_t incarnation, const Waiter& waiter, Failure failure, const SideMessage& message);
 
   const ChannelOptions& options_;
   const std::uint64_t incarnation_;
   const TransportHooks hooks_;
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::shared_ptr<NotificationQueue> notifications_;
+  const std::shared_ptr<PeerEvents> events_;
   const std::shared_ptr<OperationRegistry> operations_;
   const std::shared_ptr<PostedMemory> posted_;
   const std::shared_ptr<Logger> logger_;
@@ -232,6 +252,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   };
   std::vector<Published> links_;            ///< All links that there ever were, as far as something is left of them.
   std::map<std::uint64_t, FenceHandler> fences_;  ///< Those that wait for connections that are being made.
+  std::map<std::uint64_t, Leave> leaves_;         ///< Disconnects under way.
   Clock::time_point fenced_forgotten_at_ =
       Clock::time_point::min();  ///< The last fence of a peer that is not known any more.
   std::size_t visits_ = 0;

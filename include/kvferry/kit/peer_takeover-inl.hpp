@@ -12,6 +12,7 @@
 
 #include <kvferry/kit/peer.hpp>
 #include <kvferry/kit/peer_directory.hpp>
+#include <kvferry/kit/peer_metadata.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
@@ -227,18 +228,20 @@ KVFERRY_INLINE bool PeerDirectory::ask_as_known(const std::string& peer_id, std:
   return true;
 }
 
-KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url, Waiter waiter,
-                            Lock& lock) {
+KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url, std::uint64_t incarnation,
+                            Waiter waiter, Lock& lock) {
   InitQuestion question = question_to(peer, local_id, url);
   question.who = true;
   const auto deadline = waiter.deadline + longer_than_the_call;
   const Stay stay(*this);
   lock.unlock();
   service_->ask(url, encode_side_message(question), deadline,
-                [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, waiter = std::move(waiter)](
+                [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation,
+                 waiter = std::move(waiter)](
                     std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
                   if (const Visit self(weak); self) {
-                    self->who_answered(local_id, peer_id, url, waiter, {ec, std::move(diagnostic)}, answer);
+                    self->who_answered(local_id, peer_id, url, incarnation, waiter, {ec, std::move(diagnostic)},
+                                       answer);
                   } else {
                     waiter.tell({errc::closed, {}});
                   }
@@ -246,8 +249,12 @@ KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_
 }
 
 KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
-                                 const Waiter& waiter, Failure failure, const SideMessage& message) {
+                                 std::uint64_t incarnation, const Waiter& waiter, Failure failure,
+                                 const SideMessage& message) {
   const InitAnswer answer = read_answer(peer_id, message, failure);
+  if (!failure && incarnation != 0 && answer.incarnation != incarnation) {
+    failure = another_incarnation(incarnation, answer.incarnation);
+  }
   if (failure) {
     waiter.tell(failure);  // and the peer stays where it is
     return;
@@ -256,7 +263,7 @@ KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, con
   const auto it = peers_.find(peer_id);
   if (closed_ || it == peers_.end() || !it->second.link) {
     lock.unlock();
-    connect(local_id, peer_id, url, waiter);
+    connect(local_id, peer_id, url, 0, waiter);
     return;
   }
   Peer& peer = it->second;

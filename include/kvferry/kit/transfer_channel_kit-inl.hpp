@@ -34,6 +34,7 @@
 #include <kvferry/kit/notification_queue.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_directory.hpp>
+#include <kvferry/kit/peer_metadata.hpp>
 #include <kvferry/kit/side_message_queue.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -116,6 +117,7 @@ class TransferChannelKit::Impl {
     notifications = std::make_shared<NotificationQueue>(
         deadlines, NotificationQueue::Bounds{options.max_pending_notifications, options.max_pending_notification_bytes,
                                              options.max_pending_notification_bytes_of_peer});
+    events_of_peers = std::make_shared<PeerEvents>(deadlines, options.max_pending_peer_events);
   }
 
   void answer_side_message(TransferChannelKit& channel, const SideMessage& request, HandshakeService::Reply& reply) {
@@ -219,6 +221,7 @@ class TransferChannelKit::Impl {
   std::shared_ptr<OperationRegistry> operations;
   std::shared_ptr<InitExchanges> exchanges;
   std::shared_ptr<NotificationQueue> notifications;
+  std::shared_ptr<PeerEvents> events_of_peers;
   const std::shared_ptr<EventDescriptors> events = std::make_shared<EventDescriptors>();
   std::shared_ptr<PeerDirectory> peers;
   std::string advertised;
@@ -290,7 +293,7 @@ KVFERRY_INLINE void TransferChannelKit::start() {
           [this](const std::string& source, std::size_t bytes, std::function<void()> answer) {
             return run_accept(source, bytes, std::move(answer));
           }},
-      impl_->deadlines, impl_->notifications, impl_->operations, impl_->logger);
+      impl_->deadlines, impl_->notifications, impl_->events_of_peers, impl_->operations, impl_->logger);
   const auto awaited = [peers = std::weak_ptr(impl_->peers)](std::string_view peer_id) {
     const auto directory = peers.lock();
     return directory ? directory->awaited(peer_id) : std::string();
@@ -364,6 +367,19 @@ KVFERRY_INLINE std::optional<PeerInfo> TransferChannelKit::peer_info(std::string
   return inherited() ? std::nullopt : impl_->peers->info(peer_id);
 }
 
+KVFERRY_INLINE std::vector<PeerInfo> TransferChannelKit::peers() const {
+  return inherited() ? std::vector<PeerInfo>() : impl_->peers->infos();
+}
+
+KVFERRY_INLINE std::vector<std::byte> TransferChannelKit::local_metadata(std::string_view local_id) const {
+  if (inherited()) {
+    std::string why;
+    say_forked(&why);
+    throw TransferError(errc::forked, why);
+  }
+  return write_metadata(transport(), local_id, impl_->incarnation, url_for_others(impl_->advertised));
+}
+
 KVFERRY_INLINE bool TransferChannelKit::remote_xfer_handler_exists(std::string_view peer_id) const {
   return !inherited() && impl_->peers->usable(peer_id);
 }
@@ -409,7 +425,7 @@ KVFERRY_INLINE SideMessage TransferChannelKit::handle_init_side_msg(const SideMe
     (void)decode_side_message<PySocketInitRequest>(message);  // throws for a field that is missing or of another kind
     return encode_side_message(PySocketInitResponse{"ok"});
   }
-  if (message.is<P2PInitSideMsg>() && !impl_->options.peer_lookup_url.empty()) {
+  if (message.is<P2PInitSideMsg>()) {
     return encode_side_message(P2PInitSideRetMsg{impl_->options.peer_lookup_url});
   }
   return BaseTransferChannel::handle_init_side_msg(message);
@@ -432,7 +448,7 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
     operation->finish(failure.code, std::move(failure.sentence));
     return;
   }
-  if (operation->object_count() == 0) {
+  if (operation->object_count() == 0 && operation->request().notification.empty()) {
     operation->finish({});
     return;
   }
@@ -479,6 +495,39 @@ KVFERRY_INLINE void TransferChannelKit::start_init_peer(InitRequest request, Sid
     completion(errc::forked, std::nullopt);
     return;
   }
+  connect_to(std::move(request), 0, std::move(completion));
+}
+
+KVFERRY_INLINE void TransferChannelKit::start_connect(ConnectRequest request, ConnectCompletion completion) {
+  if (inherited()) {
+    say_forked(request.diagnostic);
+    completion(errc::forked, {});
+    return;
+  }
+  if (impl_->closed) {
+    completion(errc::closed, {});
+    return;
+  }
+  Failure failure;
+  const PeerMetadata metadata = read_metadata(request.metadata, transport(), failure);
+  if (failure) {
+    if (request.diagnostic != nullptr) {
+      *request.diagnostic = std::move(failure.sentence);
+    }
+    completion(failure.code, {});
+    return;
+  }
+  // What it says is an argument like any other from here on.
+  auto connected = SideMessageCompletion::wrapping(
+      std::move(completion), [peers = impl_->peers, id = metadata.id](
+                                 ConnectCompletion& end, std::error_code ec, const std::optional<SideMessage>&) {
+        end(ec, ec ? PeerInfo() : peers->info(id).value_or(PeerInfo()));
+      });
+  connect_to({std::move(request.local_id), metadata.id, metadata.init_url, {}, request.timeout, request.diagnostic},
+             metadata.incarnation, std::move(connected));
+}
+
+KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uint64_t incarnation, SideMessageCompletion completion) {
   const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion));
   if (!exchange) {
     return;
@@ -492,20 +541,27 @@ KVFERRY_INLINE void TransferChannelKit::start_init_peer(InitRequest request, Sid
     exchange->finish(std::move(wrong));
     return;
   }
-  const auto connected = [this, exchange](const Failure& failure) {
+  const auto connected = [this, exchange, incarnation](const Failure& failure) {
     if (failure || exchange->ended()) {
       exchange->finish(failure);
       return;
     }
-    impl_->peers->acknowledge(exchange->request().peer_id);
     const InitRequest& given = exchange->request();
+    if (incarnation != 0) {
+      const auto info = impl_->peers->info(given.peer_id);
+      if (info && info->incarnation != incarnation) {
+        exchange->finish(another_incarnation(incarnation, info->incarnation));  // it has changed since it was asked
+        return;
+      }
+    }
+    impl_->peers->acknowledge(given.peer_id);
     if (given.side_message) {
       impl_->ask(exchange, impl_->peers->reached_url(given.peer_id, given.peer_init_url));
     } else {
       exchange->finish({});
     }
   };
-  impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url,
+  impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url, incarnation,
                         {exchange->deadline(), connected, [exchange] { return exchange->ended(); }});
 }
 
@@ -533,6 +589,38 @@ KVFERRY_INLINE void TransferChannelKit::start_receive_notification(std::optional
     return;
   }
   impl_->notifications->receive(timeout, std::move(completion));
+}
+
+KVFERRY_INLINE void TransferChannelKit::start_receive_notifications(NotificationsRequest request,
+                                                     NotificationsCompletion completion) {
+  if (inherited()) {
+    completion(errc::forked, {});
+    return;
+  }
+  impl_->notifications->receive(request, std::move(completion));
+}
+
+KVFERRY_INLINE void TransferChannelKit::start_wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
+                                               PeerEventCompletion completion) {
+  if (inherited()) {
+    completion(errc::forked, {});
+    return;
+  }
+  impl_->events_of_peers->receive(timeout, std::move(completion));
+}
+
+KVFERRY_INLINE void TransferChannelKit::start_disconnect(std::string peer_id, DisconnectCompletion completion) {
+  if (inherited()) {
+    completion(errc::forked);
+    return;
+  }
+  if (impl_->closed || peer_id.empty()) {
+    completion(impl_->closed ? errc::closed : errc::empty_peer_id);
+    return;
+  }
+  const auto call = std::make_shared<PlainCall>(std::move(completion), impl_->deadlines);
+  call->accept_cancellation();
+  impl_->peers->disconnect(peer_id, [call](std::error_code ec) { call->end(ec); });
 }
 
 KVFERRY_INLINE void TransferChannelKit::start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
@@ -585,6 +673,7 @@ KVFERRY_INLINE void TransferChannelKit::close() {
       impl_->handshakes->close();
     }
     impl_->notifications->close();
+    impl_->events_of_peers->close();
     impl_->side_message_thread.stop();
     impl_->deadlines->close();
     impl_->deadlines->gate()->close();

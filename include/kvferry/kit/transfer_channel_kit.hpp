@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <vector>
 
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
@@ -41,10 +42,13 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept override;
   [[nodiscard]] std::string peer_init_url() const override;
   [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override;
+  [[nodiscard]] std::vector<PeerInfo> peers() const override;
+  [[nodiscard]] std::vector<std::byte> local_metadata(std::string_view local_id) const override;
   [[nodiscard]] bool remote_xfer_handler_exists(std::string_view peer_id) const override;
   /// All but the paths, which the transport adds.
   [[nodiscard]] ChannelStats stats() const override;
-  /// Answers `P2PInitSideMsg` with the lookup url and `PySocketInitRequest` with "ok", as LMCache does; throws
+  /// Answers `P2PInitSideMsg` with the lookup url, or an empty one, and `PySocketInitRequest` with "ok", as LMCache does;
+  /// throws
   /// `errc::unhandled_side_message` for others.
   SideMessage handle_init_side_msg(const SideMessage& message) override;
   void close() override;
@@ -123,11 +127,19 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   void start_side_message(InitRequest request, SideMessageCompletion completion) override;
   void start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
                                   NotificationCompletion completion) override;
+  void start_receive_notifications(NotificationsRequest request, NotificationsCompletion completion) override;
+  void start_connect(ConnectRequest request, ConnectCompletion completion) override;
+  void start_disconnect(std::string peer_id, DisconnectCompletion completion) override;
+  void start_wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
+                             PeerEventCompletion completion) override;
   void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
                    FenceCompletion completion) override;
   [[nodiscard]] bool running_in_io_thread() const noexcept override;
 
  private:
+  /// @param incarnation that the peer has to be; 0: any.
+  void connect_to(InitRequest request, std::uint64_t incarnation, SideMessageCompletion completion);
+
   class Impl;
   std::shared_ptr<Impl> impl_;
 };

@@ -48,7 +48,7 @@ struct FrameHeader {
   std::uint8_t flags = 0;
   std::uint16_t reserved = 0;
   std::uint64_t operation = 0;       ///< The id at the side that gave it: see the type.
-  std::uint64_t tag = 0;             ///< recv_post: the tag. send_data: the send's id.
+  std::uint64_t tag = 0;             ///< recv_post: the tag. send_data: the send's id. write, notify: the notification's key.
   std::uint32_t region = 0;          ///< write, read: the receiver's region.
   std::uint32_t count = 0;           ///< Descriptors that follow.
   std::uint64_t payload_bytes = 0;   ///< Bytes that follow the descriptors; read: bytes asked for.

@@ -44,6 +44,10 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
   transfer.cursor = ChunkCursor(request, range);
   transfer.started = kit::Clock::now();
   transfer.sent_before = sent_;
+  if (transfer.cursor.done() && request.one_sided()) {
+    end(transfer, {}, {});  // what is left is the notification
+    return;
+  }
   switch (request.kind) {
     case TransferKind::write: ready_data_.push_back(id); break;
     case TransferKind::read: ready_reads_.push_back(id); break;
@@ -252,6 +256,7 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
   const bool attach = header.type == FrameType::write && only_chunk && !request.notification.empty();
   if (attach) {
     transfer.notification_attached = true;
+    header.tag = request.notification_key;
     header.notification_bytes = static_cast<std::uint32_t>(request.notification.size());
   }
   out_.begin_frame();
@@ -279,6 +284,7 @@ KVFERRY_INLINE void LaneProtocol::add_notification(Transfer& transfer) {
   FrameHeader header;
   header.type = FrameType::notify;
   header.operation = transfer.id;
+  header.tag = transfer.request().notification_key;
   header.notification_bytes = static_cast<std::uint32_t>(notification.size());
   out_.add_header(header);
   out_.add_copy(notification);

@@ -136,7 +136,7 @@ class LaneProtocol final : private FrameSink {
 
     /// Whether the peer may have to do with something of it that it hasn't answered.
     [[nodiscard]] bool under_way() const noexcept {
-      return request().kind != TransferKind::read && (!outstanding.empty() || notification_sent);
+      return notification_sent || (request().kind != TransferKind::read && !outstanding.empty());
     }
     /// Whether all of it has been answered.
     [[nodiscard]] bool whole() const noexcept { return cursor.done() && !cut && !meets_again && outstanding.empty(); }
@@ -214,6 +214,8 @@ class LaneProtocol final : private FrameSink {
   }
   /// @return null if the operation has ended; then `ec` tells whether it ever was one of the kind.
   [[nodiscard]] Transfer* find(std::uint64_t id, TransferKind kind, std::error_code& ec);
+  /// The write, or the read that is at its notification, whose frame a write_ack answers.
+  [[nodiscard]] Transfer* find_acknowledged(std::uint64_t id, std::error_code& ec);
 
   const std::shared_ptr<kit::LinkHost> host_;
   FrameReader reader_;

@@ -60,6 +60,12 @@ KVFERRY_INLINE LaneProtocol::Transfer* LaneProtocol::find(std::uint64_t id, Tran
   return nullptr;
 }
 
+KVFERRY_INLINE LaneProtocol::Transfer* LaneProtocol::find_acknowledged(std::uint64_t id, std::error_code& ec) {
+  const auto it = transfers_.find(id);
+  const bool is_read = it != transfers_.end() && it->second.request().kind == TransferKind::read && it->second.notifying;
+  return find(id, is_read ? TransferKind::read : TransferKind::write, ec);
+}
+
 KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& header) {
   if (header.magic != FrameHeader::expected_magic) {
     return violated("frame with magic " + text(header.magic));
@@ -209,7 +215,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_write(Frame& frame) {
   }
   if (header.status == 0 && !frame.notification.empty()) {
     ++completed_;
-    if (!host_->deliver_notification(std::move(frame.notification))) {
+    if (!host_->deliver_notification(std::move(frame.notification), frame.header.tag)) {
       header.flags = FrameHeader::notification_refused;
     }
   }
@@ -231,8 +237,8 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const FrameHead
   }
   --unacknowledged_;
   std::error_code ec;
-  Transfer* const transfer =
-      find(header.operation, header.type == FrameType::write_ack ? TransferKind::write : TransferKind::send, ec);
+  Transfer* const transfer = header.type == FrameType::write_ack ? find_acknowledged(header.operation, ec)
+                                                                 : find(header.operation, TransferKind::send, ec);
   if (transfer == nullptr) {
     return ec;
   }

@@ -25,6 +25,7 @@
 #include <kvferry/testing/batches_suite.hpp>
 #include <kvferry/testing/cancellation_suite.hpp>
 #include <kvferry/testing/closing_suite.hpp>
+#include <kvferry/testing/completion_queue_suite.hpp>
 #include <kvferry/testing/completion_suite.hpp>
 #include <kvferry/testing/concurrency_suite.hpp>
 #include <kvferry/testing/conformance_transports.hpp>
@@ -32,10 +33,13 @@
 #include <kvferry/testing/deadlines_suite.hpp>
 #include <kvferry/testing/ending_suite.hpp>
 #include <kvferry/testing/lifecycle_suite.hpp>
+#include <kvferry/testing/metadata_suite.hpp>
 #include <kvferry/testing/notifications_suite.hpp>
+#include <kvferry/testing/notify_suite.hpp>
 #include <kvferry/testing/one_sided_suite.hpp>
 #include <kvferry/testing/ordering_suite.hpp>
 #include <kvferry/testing/paired_suite.hpp>
+#include <kvferry/testing/peers_suite.hpp>
 #include <kvferry/testing/process_suite.hpp>
 #include <kvferry/testing/ranges_suite.hpp>
 #include <kvferry/testing/side_message_suite.hpp>

@@ -175,9 +175,6 @@ class NotificationsTests : public ConformanceBase {
     KVFERRY_TESTING_REQUIRE(notifications);
     const auto [a, b] = connected_pair();
     EXPECT_EQ(start_write(a, b, 1, 1, "")->outcome(), done(1));
-    const auto payload = bytes("of an empty batch");
-    // Nothing can follow nothing: refused or not, it is not handed out.
-    EXPECT_EQ(start(TransferKind::write, a, b, Objects(), notifying(payload, {}))->outcome().count, 0U);
     EXPECT_EQ(start_write(a, b, 64, 1, "of a refused batch")->outcome(), failed(errc::index_out_of_range));
     EXPECT_EQ(start_write(a, b, 2, 1, "the first")->outcome(), done(1));
     expect_next(b, a, "the first");

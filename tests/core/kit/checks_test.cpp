@@ -60,12 +60,16 @@ TEST(Checks, OfARequest) {
   EXPECT_FALSE(error_of([&](auto& request) { request.statuses = std::span(statuses).first(2); }));
   EXPECT_EQ(error_of([&](auto& request) { request.sizes = sizes; }), errc::count_mismatch);
   EXPECT_FALSE(error_of([&](auto& request) { request.sizes = std::span(sizes).first(2); }));
-  EXPECT_EQ(error_of([](auto& request) { request.kind = TransferKind::read, request.notification.resize(1); }),
-            errc::not_supported);
+  EXPECT_FALSE(error_of([](auto& request) { request.kind = TransferKind::read, request.notification.resize(1); }));
   EXPECT_EQ(error_of([](auto& request) {
-              request.objects.clear(), request.remote_indexes.clear(), request.notification.resize(1);
+              request.kind = TransferKind::send, request.remote_indexes.clear(), request.notification.resize(1);
             }),
-            errc::count_mismatch);
+            errc::not_supported);
+  EXPECT_FALSE(error_of([](auto& request) {
+    request.objects.clear(), request.remote_indexes.clear(), request.notification.resize(1);
+  }));
+  EXPECT_FALSE(error_of([](auto& request) { request.notification.resize(1), request.notification_key = 5; }));
+  EXPECT_EQ(error_of([](auto& request) { request.notification_key = 5; }), std::errc::invalid_argument);
   EXPECT_EQ(error_of([](auto& request) { request.objects[1] = MutableBuffer(nowhere, 1); }), std::errc::bad_address);
   EXPECT_FALSE(error_of([](auto& request) { request.objects[1] = MutableBuffer(nowhere, 0); }));
 }

@@ -21,7 +21,7 @@ class CountingHost final : public LinkHost {
  public:
   [[nodiscard]] const PeerDescription& peer() const noexcept override { return peer_; }
   [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {}; }
-  [[nodiscard]] bool deliver_notification(std::vector<std::byte>) override { return false; }
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte>, std::uint64_t) override { return false; }
   [[nodiscard]] bool take_memory(std::size_t bytes) override {
     taken += bytes;
     return true;

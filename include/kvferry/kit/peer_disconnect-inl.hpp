@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Taking leave of one peer: its operations and attempts to connect are cancelled, and when its operations have ended, its
+// link says goodbye and is shut.
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+#include <kvferry/kit/peer.hpp>
+#include <kvferry/kit/peer_directory.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+inline namespace internal {
+
+/// How soon a link that has more to say is asked again.
+inline constexpr std::chrono::milliseconds leave_step{1};
+
+}  // namespace internal
+
+KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::function<void(std::error_code)> then) {
+  std::vector<Waiter> told;
+  std::error_code refused;
+  std::uint64_t number = 0;
+  std::shared_ptr<Link> link;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (closed_) {
+      refused = errc::closed;
+    } else if (it == peers_.end()) {
+      refused = errc::unknown_peer;
+    } else {
+      Peer& peer = it->second;
+      link = std::exchange(peer.link, nullptr);
+      end_attempts(peer);
+      told.swap(peer.waiting);
+      told.insert(told.end(), peer.movers.begin(), peer.movers.end());
+      peer.movers.clear();
+      if (link) {
+        peer.state = Peer::State::unconnected;
+        peer.out_of_use_since = Clock::now();
+        end_probe(peer);
+        stranger_links_.leave(peer_id);
+        events_->push({PeerEventKind::gone, peer_id, peer.description->incarnation, errc::cancelled});
+      }
+      peer.last_failure = {errc::unknown_peer, "this side disconnected the peer"};
+      number = ++last_number_;
+      leaves_.emplace(number, Leave{peer_id, link, std::move(then)});
+    }
+  }
+  if (refused) {
+    then(refused);
+    return;
+  }
+  if (link) {
+    logger_->log(LogLevel::info, "peer_lost", peer_id, errc::cancelled,
+                 [&] { return "the connection " + link->path() + " was ended by this side"; });
+  }
+  tell(told, {errc::cancelled, "the peer was disconnected"});
+  operations_->stop(peer_id, errc::cancelled);
+  // Called with locks held, and by the link's own thread: what shuts the link runs elsewhere.
+  operations_->when_operations_ended(peer_id, [deadlines = deadlines_, weak = weak_from_this(), number] {
+    deadlines->add(Clock::now(), std::make_shared<Expiry>([weak, number] {
+                     if (const Visit self(weak); self) {
+                       self->go_on_leaving(number);
+                     }
+                   }));
+  });
+}
+
+KVFERRY_INLINE void PeerDirectory::go_on_leaving(std::uint64_t number) {
+  Leave leave;
+  {
+    const Lock lock(mutex_);
+    const auto it = leaves_.find(number);
+    if (it == leaves_.end()) {
+      return;
+    }
+    leave = it->second;
+  }
+  if (leave.link && leave.link->take_leave()) {
+    deadlines_->add(Clock::now() + leave_step, std::make_shared<Expiry>([weak = weak_from_this(), number] {
+                      if (const Visit self(weak); self) {
+                        self->go_on_leaving(number);
+                      }
+                    }));
+    return;
+  }
+  if (leave.link) {
+    leave.link->shut(errc::cancelled, "this side disconnected the peer");
+  }
+  (void)shut_old_links(leave.peer_id);
+  {
+    const Lock lock(mutex_);
+    leaves_.erase(number);
+  }
+  leave.then({});
+}
+
+}  // namespace kvferry::kit

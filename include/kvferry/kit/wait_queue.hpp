@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_WAIT_QUEUE_HPP
+#define KVFERRY_KIT_WAIT_QUEUE_HPP
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <iterator>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/completion.hpp>
+#include <kvferry/error.hpp>
+
+#include <kvferry/kit/operation_registry.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// Items on their way to the channel's user, in boxes by key: whichever comes first waits, the item or the call for it.
+/// Calls for a key are served in their order, each when all items that it wants are there. Thread-safe; lives in a
+/// shared_ptr.
+template <class Item>
+class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
+ public:
+  using Items = std::vector<Item>;
+  using ItemsCompletion = CompletionHandler<void(std::error_code, Items)>;
+
+  explicit WaitQueue(std::shared_ptr<DeadlineQueue> deadlines) : deadlines_(std::move(deadlines)) {}
+  WaitQueue(const WaitQueue&) = delete;
+  WaitQueue& operator=(const WaitQueue&) = delete;
+  virtual ~WaitQueue() = default;
+
+  /// Hands out the next `wanted` items of a key. At the timeout the first call for a key gets what has come.
+  void receive(std::uint64_t key, std::size_t wanted, std::optional<std::chrono::milliseconds> timeout,
+               ItemsCompletion completion) {
+    std::unique_lock lock(mutex_);
+    if (closed_) {
+      lock.unlock();
+      completion(errc::closed, {});
+      return;
+    }
+    Box& box = boxes_[key];
+    if (wanted == 0 || (box.calls.empty() && box.items.size() >= wanted)) {
+      Items items = take(box, wanted);
+      tidy(key);
+      lock.unlock();
+      completion({}, std::move(items));
+      return;
+    }
+    const auto call = std::make_shared<Call>(this->weak_from_this(), key, wanted, std::move(completion));
+    if (timeout) {
+      call->deadline = deadline_after(*timeout);
+    }
+    if (call->completion.cancellable()) {
+      call->completion.on_cancel(cancellation(deadlines_->gate(), std::weak_ptr(call),
+                                              [](Call& pending) { pending.end(errc::cancelled); }));
+    }
+    box.calls.push_back(call);
+    lock.unlock();
+    if (!call->deadline) {
+      return;
+    }
+    deadlines_->add(*call->deadline, call);
+    lock.lock();
+    const bool ended = call->ended;
+    lock.unlock();
+    if (ended) {
+      deadlines_->remove(*call->deadline, *call);  // before it was added
+    }
+  }
+
+  /// Items that wait.
+  [[nodiscard]] std::size_t pending() const {
+    const std::lock_guard lock(mutex_);
+    return count_;
+  }
+
+  /// Ends all calls with `errc::closed`, later ones too.
+  void close() {
+    std::vector<Served> served;
+    {
+      const std::lock_guard lock(mutex_);
+      closed_ = true;
+      for (auto& [key, box] : boxes_) {
+        for (auto& call : box.calls) {
+          call->ended = true;
+          served.push_back({std::move(call), errc::closed, {}});
+        }
+        box.calls.clear();
+      }
+    }
+    finish(served);
+  }
+
+ protected:
+  /// @return false if the queue is closed or `keep` has no room.
+  [[nodiscard]] bool push_item(std::uint64_t key, Item item) {
+    std::vector<Served> served;
+    {
+      const std::lock_guard lock(mutex_);
+      if (closed_) {
+        return false;
+      }
+      Box& box = boxes_[key];
+      if (box.calls.empty() || box.items.size() + 1 < box.calls.front()->wanted) {
+        if (!keep(item)) {
+          tidy(key);
+          return false;
+        }
+        box.items.push_back(std::move(item));
+        ++count_;
+        return true;
+      }
+      // What makes a call complete needs no room.
+      Items items = take(box, box.items.size());
+      items.push_back(std::move(item));
+      served.push_back({pop_call(box), {}, std::move(items)});
+      tidy(key);
+    }
+    finish(served);
+    return true;
+  }
+
+  /// An item is about to be kept. With the lock held. @return false if there is no room for it.
+  [[nodiscard]] virtual bool keep(Item& item) = 0;
+  /// An item that was kept is handed out or dropped. With the lock held.
+  virtual void let_go(const Item& item) = 0;
+
+  /// How many items are kept. With the lock held.
+  [[nodiscard]] std::size_t count() const noexcept { return count_; }
+  /// Drops the oldest item of a key, which has one. With the lock held.
+  void drop_oldest(std::uint64_t key) { (void)take(boxes_.at(key), 1); }
+  /// The oldest item of a key; null if there is none. With the lock held.
+  [[nodiscard]] Item* oldest(std::uint64_t key) {
+    const auto box = boxes_.find(key);
+    return box == boxes_.end() || box->second.items.empty() ? nullptr : &box->second.items.front();
+  }
+
+ private:
+  struct Call final : Expirable {
+    Call(std::weak_ptr<WaitQueue> owner, std::uint64_t of_key, std::size_t items, ItemsCompletion handler)
+        : queue(std::move(owner)), key(of_key), wanted(items), completion(std::move(handler)) {}
+
+    void expire() override { end(errc::timed_out); }
+    void end(std::error_code cause) {
+      if (const auto owner = queue.lock()) {
+        owner->end(*this, cause);
+      }
+    }
+
+    const std::weak_ptr<WaitQueue> queue;
+    const std::uint64_t key;
+    const std::size_t wanted;
+    ItemsCompletion completion;
+    std::optional<Clock::time_point> deadline;
+    bool ended = false;
+  };
+
+  struct Box {
+    std::deque<Item> items;
+    std::list<std::shared_ptr<Call>> calls;
+  };
+
+  struct Served {
+    std::shared_ptr<Call> call;
+    std::error_code ec;
+    Items items;
+  };
+
+  [[nodiscard]] Items take(Box& box, std::size_t number) {
+    Items items;
+    items.reserve(number + 1);
+    for (; number != 0; --number) {
+      let_go(box.items.front());
+      items.push_back(std::move(box.items.front()));
+      box.items.pop_front();
+      --count_;
+    }
+    return items;
+  }
+
+  [[nodiscard]] static std::shared_ptr<Call> pop_call(Box& box) {
+    std::shared_ptr<Call> call = std::move(box.calls.front());
+    box.calls.pop_front();
+    call->ended = true;
+    return call;
+  }
+
+  /// Forgets an empty box. Key 0's stays: it is in use all the time.
+  void tidy(std::uint64_t key) {
+    const auto box = key == 0 ? boxes_.end() : boxes_.find(key);
+    if (box != boxes_.end() && box->second.items.empty() && box->second.calls.empty()) {
+      boxes_.erase(box);
+    }
+  }
+
+  void end(Call& ended, std::error_code cause) {
+    std::vector<Served> served;
+    {
+      const std::lock_guard lock(mutex_);
+      if (ended.ended) {
+        return;
+      }
+      Box& box = boxes_.at(ended.key);
+      const auto it = std::ranges::find_if(box.calls, [&](const auto& call) { return call.get() == &ended; });
+      const bool first = it == box.calls.begin();
+      ended.ended = true;
+      served.push_back({std::move(*it), cause, {}});
+      box.calls.erase(it);
+      if (first && cause == errc::timed_out) {
+        served.back().items = take(box, box.items.size());
+      }
+      // What it leaves may be all that the next ones want.
+      while (first && !box.calls.empty() && box.items.size() >= box.calls.front()->wanted) {
+        Items items = take(box, box.calls.front()->wanted);
+        served.push_back({pop_call(box), {}, std::move(items)});
+      }
+      tidy(ended.key);
+    }
+    finish(served);
+  }
+
+  /// Without the lock.
+  void finish(std::vector<Served>& served) {
+    for (auto& [call, ec, items] : served) {
+      if (call->deadline) {
+        deadlines_->remove(*call->deadline, *call);
+      }
+      call->completion(ec, std::move(items));
+    }
+  }
+
+  const std::shared_ptr<DeadlineQueue> deadlines_;
+  mutable std::mutex mutex_;
+  std::map<std::uint64_t, Box> boxes_;  ///< Those with items or calls, and key 0's.
+  std::size_t count_ = 0;
+  bool closed_ = false;
+};
+
+/// Ends a call for one item with the first of those that came.
+template <class Item>
+[[nodiscard]] typename WaitQueue<Item>::ItemsCompletion for_one(
+    CompletionHandler<void(std::error_code, Item)> completion) {
+  return WaitQueue<Item>::ItemsCompletion::wrapping(
+      std::move(completion), [](auto& end, std::error_code ec, std::vector<Item> items) {
+        end(ec, items.empty() ? Item{} : std::move(items.front()));
+      });
+}
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_WAIT_QUEUE_HPP
