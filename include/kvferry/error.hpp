@@ -26,7 +26,8 @@ enum class errc {
   not_in_region,           ///< A buffer does not start at a page of the local region.
   access_denied,           ///< The region's access does not allow what was asked.
   notification_too_large,  ///< The notification exceeds `Capabilities::max_notification_bytes`.
-  invalid_region,          ///< A region is empty, has no pages, or its size is not a multiple of its page size.
+  invalid_region,          ///< A region is empty, has no pages, a size that is no multiple of its page size, or an access
+                           ///< that there isn't; or there are too many.
   not_supported,           ///< The transport cannot do this; see `Capabilities`.
   would_deadlock,          ///< A blocking form was called on the thread that would have to complete it.
 

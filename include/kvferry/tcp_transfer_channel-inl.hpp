@@ -160,7 +160,7 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
   for (std::size_t i = 0; i < given.regions.size(); ++i) {
     if (given.regions[i].dmabuf_fd != -1) {
       close();
-      throw TransferError(errc::invalid_region, "region " + std::to_string(i) + ": tcp can't reach memory of a dma-buf");
+      throw TransferError(errc::not_supported, "region " + std::to_string(i) + ": tcp can't reach memory of a dma-buf");
     }
   }
   try {

@@ -88,7 +88,7 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
  public:
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
   /// threads.
-  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
+  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
   /// had (ENOENT, EPERM), the errno of a bind that failed, naming the address, or
   /// `errc::timed_out`: the name of a host to listen at was not resolved within `handshake_timeout` (for
   /// `peer_init_url` and `data_host` each).
