@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -330,7 +332,35 @@ KVFERRY_INLINE void DataAcceptor::admit(const std::shared_ptr<Greeting>& greetin
   forget(greeting);
   if (++(*expected)->arrived == (*expected)->sockets.size()) {
     complete(std::shared_ptr(*expected), lock);
+  } else {
+    bound_parts(lock);
   }
+}
+
+/// Connections of links that aren't whole cost descriptors, too: if there are too many, the oldest handshake of the source that
+/// has most of them is given up.
+KVFERRY_INLINE void DataAcceptor::bound_parts(std::unique_lock<std::mutex>& lock) {
+  std::map<std::string_view, std::size_t> of_source;
+  std::size_t all = 0;
+  for (const auto& expected : expected_) {
+    of_source[expected->host->peer().source] += expected->arrived;
+    all += expected->arrived;
+  }
+  if (all <= 2 * max_greetings_) {
+    return;
+  }
+  const auto greedy = std::ranges::max_element(of_source, {}, [](const auto& one) { return one.second; })->first;
+  const auto oldest = std::ranges::find_if(expected_, [greedy](const std::shared_ptr<Expected>& expected) {
+    return expected->arrived != 0 && expected->host->peer().source == greedy;
+  });
+  const auto given_up = *oldest;
+  expected_.erase(oldest);
+  given_up->timer.cancel();
+  lock.unlock();
+  const std::string why = "it made " + std::to_string(given_up->arrived) + " of " +
+                          std::to_string(given_up->sockets.size()) + " data connections, and had to make room for newer ones";
+  refusals_->count(errc::resource_limit, given_up->host->peer().source, why);
+  given_up->on_link(errc::resource_limit, nullptr, "peer " + in_quotes(given_up->host->peer().id) + ": " + why);
 }
 
 KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock) {

@@ -59,6 +59,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
   void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);
   void make_room(const std::string& source);
+  void bound_parts(std::unique_lock<std::mutex>& lock);
   void drop(const std::shared_ptr<Greeting>& greeting);
   void forget(const std::shared_ptr<Greeting>& greeting);
   void abandon(const std::shared_ptr<Expected>& expected);
