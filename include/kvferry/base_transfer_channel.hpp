@@ -28,7 +28,7 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// What a channel knows of a peer it is connected to.
+/// Describes a connected peer.
 struct PeerInfo {
   std::string id;
   std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
@@ -118,7 +118,8 @@ struct InitRequest {
 /// without any traffic, unless it has a notification: then that is sent.
 ///
 /// **Forked processes.** A channel belongs to the process that made it. In a forked child every call on it ends with
-/// `errc::forked` at once, no peer is connected, `close()` does nothing, and its destructor neither waits nor talks, and frees
+/// `errc::forked` at once, no peer is connected, `close()` does nothing, and its destructor neither waits nor talks,
+/// and frees
 /// no memory; what the parent does with it goes on undisturbed. Channels that the child makes itself work as any others. A
 /// handler without an executor of its own runs there on a thread of the child's. The child still holds the parent's ports
 /// and connections, until it ends or calls exec: while it runs, the parent's peers do not notice that the parent has ended.
@@ -138,7 +139,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// The transport's name, as it travels in the handshake: "tcp", "rdma", ...
   [[nodiscard]] virtual std::string_view transport() const noexcept = 0;
 
-  /// What this transport can do.
+  /// The operations that this transport supports.
   [[nodiscard]] virtual Capabilities capabilities() const noexcept = 0;
 
   /// The executor of handlers that have none of their own.
@@ -151,7 +152,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// really bound if none was given; empty without a listener.
   [[nodiscard]] virtual std::string peer_init_url() const = 0;
 
-  /// What is known of a connected peer; nothing if there is no usable connection.
+  /// Describes a connected peer; nothing if there is no usable connection.
   [[nodiscard]] virtual std::optional<PeerInfo> peer_info(std::string_view peer_id) const = 0;
 
   /// All peers with a usable connection, whichever side connected, ordered by id.
@@ -178,9 +179,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// there. If nobody answers, the call ends with that error and the old
   /// connection stays as it was.
   ///
-  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict` while the
-  /// earlier one lives (one channel, too, that knows the peer by two names at two of its addresses). The earlier is asked for
-  /// a sign of life, and replaced if it gives none within a second or its connection ends. `ChannelStats` counts it; it is logged.
+  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict`
+  /// while the
+  /// earlier one lives (one channel, too, that knows the peer by two names at two of its addresses). The earlier is
+  /// asked for
+  /// a sign of life, and replaced if it gives none within a second or its connection ends. `ChannelStats` counts it; it
+  /// is logged.
   ///
   /// @param local_id how the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without control
   ///   characters (U+0000 to U+001F, U+007F to U+009F).

@@ -28,7 +28,7 @@ struct PollPolicy {
   [[nodiscard]] static constexpr PollPolicy always() noexcept { return {std::chrono::microseconds::max()}; }
 };
 
-/// What every channel may be told, whatever its transport.
+/// Options of every channel, whatever its transport.
 struct ChannelOptions {
   /// The memory offered to peers. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`.
   std::vector<MemoryRegion> regions;
@@ -38,7 +38,7 @@ struct ChannelOptions {
   /// Empty: no listener; the channel can connect, but not be connected to. LMCache: `peer_init_url`.
   std::string peer_init_url;
 
-  /// What peers are told instead of the address that was bound, where the two differ (NAT, a wildcard bind). Port 0
+  /// The address that peers are told, where it differs from the bound one (NAT, a wildcard bind). Port 0
   /// stands for the bound port. Empty: the bound address, or nothing if that is a wildcard: then a peer that was
   /// connected to from here can't connect again by itself.
   std::string advertised_init_url;
@@ -58,8 +58,10 @@ struct ChannelOptions {
 
   /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that
   /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one that
-  /// has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`. Connections of
-  /// peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too: one that was never used gives way
+  /// has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
+  /// Connections of
+  /// peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too: one that was never used
+  /// gives way
   /// to a newer one, and if all have been used, newer ones are refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
@@ -100,19 +102,22 @@ struct ChannelOptions {
   LogLevel log_level = LogLevel::info;
 
   /// The largest handshake or side message, in bytes, either way. A larger one of this side's ends with EMSGSIZE; a larger
-  /// one of a peer's is answered with an error, and is not read at all if it has more than twice as many. What strangers may
+  /// one of a peer's is answered with an error, and is not read at all if it has more than twice as many. What
+  /// strangers may
   /// make this process store and look at grows with it (docs/security.md). Raise it on both sides for long side messages,
   /// and for RDMA regions that are registered in many thousands of slices.
   std::size_t max_handshake_bytes = std::size_t{64} << 10;
 
-  /// Bytes of notifications that wait for `receive_notification`, each counted with its peer's id and 128 bytes for keeping it: in all, and
+  /// Bytes of notifications that wait for `receive_notification`, each counted with its peer's id and 128 bytes for
+  /// keeping it: in all, and
   /// of one peer. A write that brings more ends as described at `max_pending_notifications`. Where
   /// others have filled the queue, each peer still finds room for 16 notifications of up to 128 KiB together.
   std::size_t max_pending_notification_bytes = std::size_t{64} << 20;
   std::size_t max_pending_notification_bytes_of_peer = std::size_t{16} << 20;
 
   /// Bytes that recvs take up which peers have posted and no send of this channel's has met: in all, and of one peer. One
-  /// more is refused: it ends with `errc::resource_limit` at the peer. Where others have taken all, each peer still finds room
+  /// more is refused: it ends with `errc::resource_limit` at the peer. Where others have taken all, each peer still
+  /// finds room
   /// for 64 KiB, which are some 300 recvs of one buffer.
   std::size_t max_posted_recv_bytes = std::size_t{128} << 20;
   std::size_t max_posted_recv_bytes_of_peer = std::size_t{32} << 20;

@@ -37,7 +37,7 @@ struct KVFERRY_EXPORT LatencyHistogram {
   [[nodiscard]] std::chrono::nanoseconds quantile(double fraction) const noexcept;
 };
 
-/// What has become of the operations of one kind since the channel was made.
+/// Counts the operations of one kind since the channel was made.
 struct KVFERRY_EXPORT TransferStats {
   /// Operations that ended with the same error.
   struct Failures {
@@ -58,7 +58,7 @@ struct KVFERRY_EXPORT TransferStats {
   [[nodiscard]] std::uint64_t in_flight() const noexcept { return started - succeeded - failed(); }
 };
 
-/// What went over one lane (TCP: the connections of that number, of all peers) or rail (RDMA: a port of a device).
+/// Counts the bytes over one lane (TCP: the connections of that number, of all peers) or rail (RDMA: a port of a device).
 struct PathStats {
   std::string name;  ///< "lane 0", "rail 1 mlx5_0:1"
   /// Bytes that this side moved out and in, the transport's own included. TCP: all that went through the
@@ -74,7 +74,7 @@ struct CauseCount {
   std::uint64_t count = 0;
 };
 
-/// What has become of handshakes since the channel was made.
+/// Counts handshakes by outcome since the channel was made.
 struct HandshakeStats {
   std::uint64_t dialed = 0;       ///< Connections that this side asked for.
   std::uint64_t accepted = 0;     ///< Connections that peers asked for.
@@ -105,7 +105,8 @@ struct ChannelStats {
   /// How often somebody else was found where a known peer was: it restarted, or moved.
   std::uint64_t peer_replacements = 0;
   HandshakeStats handshakes;
-  /// Connections to the channel's ports that were closed, and messages that were turned away, before anybody knew whose they
+  /// Connections to the channel's ports that were closed, and messages that were turned away, before anybody knew whose
+  /// they
   /// were: what came makes no sense or isn't finished in time, or there are too many; ordered by cause.
   std::vector<CauseCount> refused_strangers;
   std::vector<PeerStats> peers;  ///< Ordered by id. A peer that was forgotten (`ChannelOptions::max_peers`) is not here any more.
@@ -121,7 +122,8 @@ struct ChannelStats {
 };
 
 /// The statistics of a program's channels in Prometheus' text format, version 0.0.4: to be answered with the content
-/// type `text/plain; version=0.0.4`. The label `cause` is the error's `error_name`. Counters are named `kvferry_..._total`, durations are in seconds, sizes in bytes.
+/// type `text/plain; version=0.0.4`. The label `cause` is the error's `error_name`. Counters are named
+/// `kvferry_..._total`, durations are in seconds, sizes in bytes.
 /// Channels of the same transport need `labels` that tell them apart.
 /// @throws TransferError `std::errc::invalid_argument` for a label name that Prometheus forbids or kvferry uses itself.
 ///   Source: https://prometheus.io/docs/instrumenting/exposition_formats/

@@ -45,7 +45,8 @@ struct LogRecord {
 
 /// Gets each record that is logged.
 ///
-/// Called on the thread on which it happened, several threads at a time, perhaps with locks of the channel held: it must not
+/// Called on the thread on which it happened, several threads at a time, perhaps with locks of the channel held: it
+/// must not
 /// call a channel, and should be quick. What it throws is dropped.
 using LogSink = std::function<void(const LogRecord&)>;
 
@@ -65,7 +66,7 @@ KVFERRY_EXPORT void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
 /// `kvferry warning handshake_refused tcp peer "decode-3": another page size [kvferry:page_size_mismatch]`.
 [[nodiscard]] KVFERRY_EXPORT std::string to_string(const LogRecord& record);
 
-/// What a stranger may have chosen, fit for a line of text: control characters, bytes that are no UTF-8, quotes and
+/// Makes a stranger's text fit for a line: control characters, bytes that are no UTF-8, quotes and
 /// backslashes are written as `\xNN`, and of more than `longest` bytes only the first ones are there, followed by "...".
 [[nodiscard]] KVFERRY_EXPORT std::string printable(std::string_view text, std::size_t longest = 100);
 

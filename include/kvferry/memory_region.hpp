@@ -9,7 +9,7 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// What peers may do to a region by one-sided operations. The channel itself may always use its own regions.
+/// The one-sided operations that peers may use on a region. The channel itself may always use its own regions.
 enum class Access : std::uint8_t {
   none = 0,        ///< Peers reach nothing here; send and recv still work on its buffers.
   read = 1,        ///< Peers may read.
@@ -25,7 +25,8 @@ enum class Access : std::uint8_t {
 /// Memory that a channel offers to its peers, divided into pages of equal size.
 ///
 /// Page `i` lies at `data + i * page_size`. The memory stays the caller's: it must outlive the channel's `close()`, and
-/// is never freed by kvferry. What becomes of transfers of memory that is unmapped all the same: `BaseTransferChannel`. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a channel, here several,
+/// is never freed by kvferry. What becomes of transfers of memory that is unmapped all the same: `BaseTransferChannel`.
+/// LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a channel, here several,
 /// numbered in the order in which they are handed to the constructor.
 struct MemoryRegion {
   std::byte* data = nullptr;
@@ -42,7 +43,7 @@ struct MemoryRegion {
   [[nodiscard]] std::size_t page_count() const noexcept { return page_size == 0 ? 0 : size / page_size; }
 };
 
-/// What a channel knows of a peer's region, from the handshake.
+/// A peer's region, as its handshake describes it.
 struct RemoteRegion {
   std::uint64_t size = 0;
   std::uint64_t page_size = 0;

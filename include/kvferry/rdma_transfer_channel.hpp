@@ -33,7 +33,7 @@ struct RdmaRail {
   std::optional<std::uint16_t> partition_key = {};
 };
 
-/// What an RDMA channel may be told. Byte counts are bytes.
+/// Options of an RDMA channel. Sizes are in bytes.
 struct RdmaOptions : ChannelOptions {
   /// The rails. Rail number n of one side is joined with rail number n of the other; those that only one side has, or
   /// that are not active, are left out, and `PeerInfo::path` says which are in use. Empty: one rail, on the device that
@@ -74,7 +74,8 @@ struct RdmaOptions : ChannelOptions {
   /// most to tell the peers that what they handed over has arrived.
   std::chrono::milliseconds drain_timeout{250};
 
-  /// How long a peer may be within a recv's list of buffers, or a notification, that comes in several messages without sending
+  /// How long a peer may be within a recv's list of buffers, or a notification, that comes in several messages without
+  /// sending
   /// the rest of it, or 64 KiB of that, before the connection is given up, and what is on it ends with
   /// `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds parts_timeout{60'000};
@@ -83,7 +84,7 @@ struct RdmaOptions : ChannelOptions {
   std::uint8_t traffic_class = 0;  ///< RoCE: DSCP and ECN bits.
 };
 
-/// What there is to know of a rail of a channel.
+/// Describes a rail of a channel.
 struct RdmaRailInfo {
   std::string device;
   std::uint8_t port = 0;

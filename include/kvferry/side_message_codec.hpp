@@ -53,7 +53,7 @@ namespace detail {
 /// As `parse_side_message`, with what is wrong in `problem` and the result empty.
 KVFERRY_EXPORT SideMessage parse_frame(std::span<const std::byte> frame, std::string_view& problem);
 
-/// What kept a message from being decoded: where, as "regions[2].size" (empty: the message itself), and what it is.
+/// Why a message can't be decoded: the place, as "regions[2].size" (empty: the message itself), and what it is.
 struct DecodeProblem {
   std::string where;
   std::string what;
@@ -76,7 +76,7 @@ KVFERRY_EXPORT const msgpack::object* find_field(const msgpack::object& map, std
 KVFERRY_EXPORT bool expect_type(const msgpack::object& map, std::string_view type, DecodeProblem& problem);
 [[noreturn]] KVFERRY_EXPORT void throw_malformed(std::string_view type, const DecodeProblem& problem);
 
-/// What msgpack-cxx writes to.
+/// The buffer that msgpack-cxx writes to.
 struct ByteStream {
   Bytes& bytes;
 

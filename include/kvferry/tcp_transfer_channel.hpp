@@ -17,7 +17,7 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// What a TCP channel may be told. Byte counts are bytes; 0 leaves a socket option to the system.
+/// Options of a TCP channel. Sizes are in bytes; 0 leaves a socket option to the system.
 struct TcpOptions : ChannelOptions {
   /// Where data connections are accepted: a host or address. Empty: that of `peer_init_url`. Only with a listener.
   std::string data_host;
@@ -27,8 +27,10 @@ struct TcpOptions : ChannelOptions {
   /// if that is given and no wildcard, else at the host under which the peer reached `peer_init_url`.
   std::string advertised_data_address;
 
-  /// Where peers' data connections may be besides the address that answered the handshake. A peer's answer names another one if it
-  /// has a `data_host` or `advertised_data_address`, and without this a peer could make the channel connect anywhere. Each entry
+  /// Where peers' data connections may be besides the address that answered the handshake. A peer's answer names
+  /// another one if it
+  /// has a `data_host` or `advertised_data_address`, and without this a peer could make the channel connect anywhere.
+  /// Each entry
   /// is an address, a range of addresses ("10.1.0.0/16", "fd00::/8"), a host name, or "*" for all. Names that are no
   /// entry are not looked up. If the handshake was answered by this very host, its other addresses are allowed as well.
   std::vector<std::string> allowed_hosts;
@@ -48,7 +50,8 @@ struct TcpOptions : ChannelOptions {
   /// How long a data connection may take to prove that it belongs to a peer.
   std::chrono::milliseconds hello_timeout{5'000};
 
-  /// How long a peer may be within a frame (of up to 1 MiB of data, or a recv's list of buffers) without sending the rest of it,
+  /// How long a peer may be within a frame (of up to 1 MiB of data, or a recv's list of buffers) without sending the
+  /// rest of it,
   /// or 64 KiB of that, before the connection is given up, and what is on it ends with `errc::connection_lost`. From 10
   /// milliseconds to an hour.
   std::chrono::milliseconds frame_timeout{60'000};

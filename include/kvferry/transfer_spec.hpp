@@ -86,7 +86,7 @@ struct RemoteRange {
   friend bool operator==(const RemoteRange&, const RemoteRange&) = default;
 };
 
-/// Which bytes of an object's buffer are the object: blocks of `block_size` bytes, each beginning `stride` bytes after the
+/// Picks an object's bytes out of its buffer: blocks of `block_size` bytes, each beginning `stride` bytes after the
 /// one before. The buffer reaches from the first block's first byte to the last block's last one. What lies between the
 /// blocks is neither read nor written.
 ///
@@ -102,7 +102,8 @@ struct LocalStride {
 /// Where a batch goes or comes from, and what else the caller wants of it. LMCache: the `transfer_spec` dict.
 ///
 /// `peer_id`, `remote_indexes`, `remote_ranges`, `local_strides` and `notification` are copied by the call, also with lazy
-/// tokens (`use_awaitable`, `deferred`). What `statuses`, `sizes` and `diagnostic` point to is written until the completion.
+/// tokens (`use_awaitable`, `deferred`). What `statuses`, `sizes` and `diagnostic` point to is written until the
+/// completion.
 struct TransferSpec {
   /// The peer, by the id given to `lazy_init_peer_connection`. LMCache: `receiver_id` / `sender_id`.
   std::string_view peer_id;
@@ -148,7 +149,7 @@ struct TransferSpec {
   std::string* diagnostic = nullptr;
 };
 
-/// What `lazy_init_peer_connection` and `send_init_side_msg` may be told besides their arguments.
+/// Options of `lazy_init_peer_connection` and `send_init_side_msg`.
 struct InitSpec {
   /// How long the whole handshake may take: connect, exchange, data connections, side message. Unset: the channel's
   /// default.
@@ -221,7 +222,7 @@ struct NotificationsRequest {
   std::optional<std::chrono::milliseconds> timeout;
 };
 
-/// What a transport can do; known before any peer is. What it cannot do completes with `errc::not_supported`.
+/// The operations that a transport supports; known before any peer is. Others complete with `errc::not_supported`.
 struct Capabilities {
   bool send_recv = false;
   bool write = false;

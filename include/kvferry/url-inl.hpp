@@ -18,7 +18,7 @@ inline constexpr std::size_t longest_url = 512;
 inline constexpr std::size_t longest_host = 253;  // RFC 1035
 inline constexpr std::size_t longest_zone = 15;   // a device's name, IF_NAMESIZE
 
-/// What is wrong with a url; nothing if it is in order.
+/// Says what is wrong with a url; nothing if it is in order.
 using Problem = std::string_view;
 
 KVFERRY_INLINE bool is_host_character(char c) noexcept {

@@ -17,7 +17,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// What has become unusable, as a device says of itself.
+/// The part of a device that has become unusable, by its own events.
 struct DeviceTrouble {
   enum class Scope : std::uint8_t { device, port, queue_pair, completion_queue };
   Scope scope = Scope::device;

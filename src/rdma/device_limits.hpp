@@ -14,7 +14,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// What a queue pair's send side is made for.
+/// The sizes of a queue pair's send side.
 struct QueuePairSize {
   std::uint32_t requests = 0;      ///< Posted at a time.
   std::uint32_t pieces = 0;        ///< In a request's gather list.

@@ -57,7 +57,7 @@ struct RailEndpoint {
   }
 };
 
-/// What either side says of itself in the handshake.
+/// A side's endpoint, in the handshake.
 struct Endpoint {
   std::uint64_t message_bytes = 0;  ///< What a receive buffer holds.
   std::uint64_t messages = 0;       ///< Receive buffers of each rail.
@@ -73,10 +73,10 @@ struct Endpoint {
 
 inline constexpr std::size_t max_rails = 16;
 
-/// What is senseless about a peer's endpoint, given the regions that it described; empty if nothing is.
+/// Checks a peer's endpoint against the regions that it described; empty if all is well.
 [[nodiscard]] std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions);
 
-/// What two joined queue pairs keep to: the smaller of what each can do.
+/// The limits of two joined queue pairs: the smaller of each side's.
 struct Agreement {
   std::uint64_t mtu = 0;
   std::uint64_t reads_taken = 0;  ///< Of the peer's, at this side.

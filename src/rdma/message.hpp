@@ -12,7 +12,7 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 // Structures travel as they lie in memory. A big-endian port would have to swap here.
 static_assert(std::endian::native == std::endian::little, "kvferry's RDMA messages are little-endian");
 
-/// What travels by SEND; docs/wire_protocol.md has the meaning of every field.
+/// The messages that travel by SEND. docs/wire_protocol.md has the meaning of every field.
 enum class MessageType : std::uint8_t {
   hello = 1,
   welcome,
@@ -60,7 +60,7 @@ struct PostedBuffer {
 };
 static_assert(sizeof(PostedBuffer) == 24);
 
-/// What comes before each object of send_data: its bytes in this message, and what there is to know of them.
+/// Comes before each object of send_data: the number of its bytes in this message, and flags.
 struct SentObject {
   /// None of its bytes follow: it does not fit the buffer; the length is its size.
   static constexpr std::uint64_t refused = std::uint64_t{1} << 63;
@@ -76,7 +76,7 @@ inline constexpr std::size_t min_message_bytes = 1024;
 inline constexpr std::size_t max_message_bytes = std::size_t{64} << 10;
 inline constexpr std::size_t min_messages = 8;
 inline constexpr std::size_t max_messages = 4096;
-/// What this implementation uses.
+/// The values that this implementation uses.
 inline constexpr std::size_t message_bytes = 8192;
 inline constexpr std::size_t messages = 64;
 

@@ -32,7 +32,7 @@ struct QueuePairOptions {
 /// and the memory that messages go through. One thread at a time.
 class QueuePair {
  public:
-  /// Makes it, with all receive buffers posted. @throws TransferError naming the device and what failed.
+  /// Creates the queue pair and posts all receive buffers. @throws TransferError naming the device and what failed.
   QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const QueuePairOptions& options);
   QueuePair(const QueuePair&) = delete;
   QueuePair& operator=(const QueuePair&) = delete;
@@ -41,7 +41,7 @@ class QueuePair {
 
   /// Joins it with the peer's.
   [[nodiscard]] kit::Failure connect(const Endpoint& peer, const RailEndpoint& peers_rail);
-  /// What the two agreed upon, after `connect`.
+  /// The agreed limits, after `connect`.
   [[nodiscard]] const RailTerms& terms() const noexcept { return terms_; }
   [[nodiscard]] MessageSlots slots() const noexcept;
 
@@ -53,7 +53,7 @@ class QueuePair {
   [[nodiscard]] static bool is_receive(const ibv_wc& completion) noexcept {
     return (completion.wr_id & receive_flag) != 0;
   }
-  /// What came in by a receive.
+  /// A received message.
   [[nodiscard]] std::span<const std::byte> message(const ibv_wc& completion) const noexcept;
   /// Posts the receive buffers of these completions anew.
   [[nodiscard]] std::error_code post_receives(std::span<const ibv_wc> completions);

@@ -39,7 +39,7 @@ struct RailPort {
   std::shared_ptr<DeviceEvents> events;
 };
 
-/// Which side of a handshake this is: the dialing one says hello, the accepting one welcome.
+/// The side of a handshake: the dialing one says hello, the accepting one welcome.
 enum class Role : std::uint8_t { dialing, accepting };
 
 /// A connection on one rail: a queue pair and what is said on it.
@@ -50,7 +50,7 @@ enum class Role : std::uint8_t { dialing, accepting };
 /// quiet.
 class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<Rail> {
  public:
-  /// What a rail belongs to, told when it is usable, and when it breaks by itself.
+  /// The owner of a rail, told when it is usable, and when it breaks by itself.
   class Owner {
    public:
     virtual ~Owner() = default;

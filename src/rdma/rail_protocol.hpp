@@ -34,7 +34,7 @@ struct MessageSlots {
   std::uint32_t key = 0;
 };
 
-/// What the two sides of a rail agreed upon.
+/// The agreed limits of a rail's two sides.
 struct RailTerms {
   std::size_t peer_buffers = 0;  ///< Receive buffers of the peer: messages that may be under way to it.
   std::size_t own_buffers = 0;
@@ -45,7 +45,7 @@ struct RailTerms {
   std::size_t eager_bytes = 0;
 };
 
-/// What a rail does and says, without its queue pair: lists of work requests out through `fill`, completions and
+/// The protocol of a rail, without its queue pair: lists of work requests out through `fill`, completions and
 /// messages in. One thread at a time.
 ///
 /// One-sided operations become RDMA writes and reads of the peer's regions. A recv is posted to the sender, with the
@@ -58,7 +58,7 @@ class RailProtocol {
   RailProtocol(const RailProtocol&) = delete;
   RailProtocol& operator=(const RailProtocol&) = delete;
 
-  /// What an operation needs besides itself, made on its caller's thread.
+  /// The parts that an operation needs besides itself, made on its caller's thread.
   struct Preparation {
     std::unique_ptr<BorrowedMemory> borrowed;
     std::unique_ptr<OfferedBuffers> offered;  ///< recv
@@ -68,7 +68,8 @@ class RailProtocol {
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Preparation preparation);
 
   /// Ends an operation's part with the operation's stop cause: now, or when nothing of it can land any more - it is not
-  /// with the adapters, and what was said of it has been answered: see `draining_since`. If all of it has landed by then, it
+  /// with the adapters, and what was said of it has been answered: see `draining_since`. If all of it has landed by
+  /// then, it
   /// ends with success. A send of which some messages have been posted asks the peer to answer that it takes no more.
   void stop(const kit::Operation& operation);
 
@@ -176,7 +177,7 @@ class RailProtocol {
     }
   };
 
-  /// What has been posted, oldest first: requests of one transfer, or a message.
+  /// The posted work, oldest first: requests of one transfer, or a message.
   struct Record {
     std::uint64_t transfer = 0;  ///< 0: none.
     std::size_t requests = 0;

@@ -11,7 +11,7 @@ namespace {
 /// Bytes with the adapter at a time: enough for any network to be full, few enough to be gone soon when an operation is
 /// stopped.
 constexpr std::size_t window_bytes = std::size_t{8} << 20;
-/// What an operation may post before it is another one's turn.
+/// The most that an operation posts before it is another one's turn.
 constexpr std::size_t turn_bytes = std::size_t{1} << 20;
 constexpr std::size_t turn_requests = 32;
 /// Places in the queue besides those for operations: for a probe, a goodbye.

@@ -37,7 +37,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] static std::shared_ptr<RdmaLink> create(const asio::any_io_executor& executor,
                                                         const std::vector<RailPort>& ports, const LinkOptions& options);
 
-  /// What the peer is to know: all rails, or after `join` those that were joined.
+  /// The endpoint that the peer gets: all rails, or only the joined ones after `join`.
   [[nodiscard]] Endpoint endpoint() const;
 
   /// Joins the rails with the peer's and greets it. `on_link` gets this link when the peer has greeted on all of them,

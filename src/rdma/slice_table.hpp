@@ -24,7 +24,7 @@ struct Slice {
   bool device_memory = false;  ///< Not to be touched by the CPU.
 };
 
-/// Which key an address has. The next address is nearly always in the same slice.
+/// Finds the key of an address. The next address is nearly always in the same slice.
 class SliceTable {
  public:
   void add(const Slice& slice) {

@@ -31,12 +31,12 @@ using QueuePairPtr = std::unique_ptr<ibv_qp, VerbsDeleter<ibv_qp, ibv_destroy_qp
   return MemoryRegionPtr((ibv_reg_mr)(domain, address, size, access));
 }
 
-/// What verbs that return a pointer leave in errno.
+/// The error of a verb that returns a pointer, from errno.
 [[nodiscard]] inline std::error_code last_verbs_error() noexcept {
   return {errno == 0 ? EIO : errno, std::system_category()};
 }
 
-/// What verbs that return an int mean: an errno value, or -1 with errno set.
+/// The error of a verb that returns an int: an errno value, or -1 with errno set.
 [[nodiscard]] inline std::error_code verbs_error(int result) noexcept {
   return result > 0 ? std::error_code(result, std::system_category()) : last_verbs_error();
 }

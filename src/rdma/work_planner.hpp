@@ -74,7 +74,7 @@ class RemoteMemory {
   std::span<const PostedBuffer> buffers_;
 };
 
-/// What bounds a work request.
+/// The bounds of a work request.
 struct RequestLimits {
   std::size_t pieces = 1;  ///< Entries in its gather list.
   std::size_t bytes =

@@ -11,11 +11,12 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// The address that a host is, in any spelling that the system's resolver takes for one; nothing for a name and for `*`. IPv4
+/// The address that a host is, in any spelling that the system's resolver takes for one; nothing for a name and for
+/// `*`. IPv4
 /// mapped into IPv6 is IPv4. A zone is left out.
 [[nodiscard]] std::optional<asio::ip::address> address_of(std::string_view host);
 
-/// What is behind the `%` of an IPv6 address; empty if there is none. It names a device, and means something on one host only.
+/// The zone of an IPv6 address, after its `%`; empty if there is none. It names a device of one host.
 [[nodiscard]] std::string_view zone_of(std::string_view host) noexcept;
 /// The number of the device that a zone names, by its name or by its number; 0 if this host has none of it.
 [[nodiscard]] unsigned zone_index(const std::string& zone);
@@ -27,7 +28,8 @@ namespace kvferry::inline KVFERRY_ABI {
 /// Why nothing can be connected to there from this host; empty if something may.
 [[nodiscard]] std::string why_not_dialable(const HostPort& target);
 
-/// The url as another host may use it: without a zone of this one's. Empty if nobody could: it is a wildcard, or has no port.
+/// The url as another host may use it: without a zone of this one's. Empty if nobody could: it is a wildcard, or has no
+/// port.
 /// @param url one that `parse_url` takes.
 [[nodiscard]] std::string url_for_others(const std::string& url);
 

@@ -188,7 +188,7 @@ struct NameLookups::State {
   Lookups waiting;
 };
 
-/// What is left behind by channels that are gone. Never destroyed: exit waits for nothing, and a thread that the resolver
+/// Lookups that outlive their channels. Never destroyed: exit waits for nothing, and a thread that the resolver
 /// lets go meanwhile finds its state.
 struct NameLookups::State::LeftBehind {
   explicit LeftBehind(LeftBehind* of_parent) : parents(of_parent) {}

@@ -8,7 +8,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What a peer's error means here. The peer's own end is not this side's: `errc::closed` from here would say that this
+/// Translates a peer's error for this side. The peer's own end is not this side's: `errc::closed` from here would say
+/// that this
 /// channel was closed.
 [[nodiscard]] inline errc code_of(const SideMessageError& error) noexcept {
   if (!is_errc(error.code)) {

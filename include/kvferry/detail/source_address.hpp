@@ -9,7 +9,7 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// What connections from an address have in common with others of the same origin: an IPv4 address, also where it is mapped
+/// The origin that connections are counted by: an IPv4 address, also where it is mapped
 /// into IPv6, or the first half of an IPv6 address, for whoever has one has a whole network of them.
 [[nodiscard]] std::string source_of(const sockaddr& address);
 

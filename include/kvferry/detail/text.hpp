@@ -17,7 +17,7 @@ namespace kvferry::inline KVFERRY_ABI {
 /// come as `\xNN`, a byte each. If it has more than `longest` bytes, "..." stands for the rest.
 [[nodiscard]] std::string escaped(std::string_view text, std::size_t longest, std::string_view also = {});
 
-/// What errors show of what a peer sent: 100 bytes of it at most, escaped, between single quotes.
+/// A peer's text as errors show it: at most 100 bytes, escaped, between single quotes.
 [[nodiscard]] std::string in_quotes(std::string_view text);
 
 }  // namespace kvferry

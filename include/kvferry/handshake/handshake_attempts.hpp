@@ -61,7 +61,8 @@ class ConnectSlots::Slot {
   std::list<Holder>::iterator place_;
 };
 
-/// The connections by one of which a question may get to its peer: to each of the host's addresses in turn, beside those that
+/// The connections by one of which a question may get to its peer: to each of the host's addresses in turn, beside
+/// those that
 /// have not answered (RFC 8305, section 5), and again later where nobody listens. Between two tries an address costs no
 /// descriptor. Not thread-safe.
 class HandshakeAttempts {
@@ -76,14 +77,14 @@ class HandshakeAttempts {
     HostPort address;
     std::size_t failures = 0;
   };
-  /// Which stay where they are: ZeroMQ's monitor must go before the socket that it watches.
+  /// Not movable: ZeroMQ's monitor must go before the socket that it watches.
   using Candidates = std::list<Candidate>;
 
   HandshakeAttempts() = default;
   HandshakeAttempts(const HandshakeAttempts&) = delete;
   HandshakeAttempts& operator=(const HandshakeAttempts&) = delete;
 
-  /// What there is to try; at most 8 of it.
+  /// The addresses to try, at most 8.
   void add(std::span<const HostPort> addresses, TimePoint now);
   /// Whether there was ever anything to try.
   [[nodiscard]] bool begun() const noexcept { return !candidates_.empty() || !waiting_.empty(); }

@@ -30,11 +30,11 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
-/// What one turn takes, so that a flood leaves time for all else that the thread does.
+/// The bounds of one turn, so that a flood leaves time for all else that the thread does.
 inline constexpr int events_a_turn = 64;
 inline constexpr int accepts_a_turn = 16;
 inline constexpr std::size_t bytes_a_turn = 64 * 1024;
-/// What a connection may have of a thread that is busy, before it has to give way for a newer one.
+/// The time that a connection has while the thread is busy, before it gives way to a newer one.
 inline constexpr std::chrono::milliseconds silent_grace{20};
 inline constexpr std::chrono::milliseconds open_grace{50};
 inline constexpr std::chrono::milliseconds answer_grace{1'000};

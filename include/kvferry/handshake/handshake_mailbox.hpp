@@ -60,7 +60,7 @@ struct ResolvedCommand {
 
 using Command = std::variant<ReplyCommand, Question, ResolvedCommand>;
 
-/// What other threads leave for the service's thread, and the event that wakes it. Thread-safe.
+/// Other threads' messages to the service's thread, and the event that wakes it. Thread-safe.
 class HandshakeMailbox {
  public:
   /// Readable when there is something to take or the mailbox was closed.
@@ -89,7 +89,7 @@ class HandshakeMailbox {
   bool retired_ = false;
 };
 
-/// What a `Reply` needs: both may be gone before it is.
+/// The parts that a `Reply` needs: both may be gone before it is.
 struct HandshakeService::Reply::State {
   std::weak_ptr<HandshakeMailbox> mailbox;
   std::shared_ptr<ServedRequest> request;

@@ -44,7 +44,7 @@ KVFERRY_INLINE Failure check_region(TransferKind kind, std::uint32_t number, con
   return {};
 }
 
-/// What is wrong with how an object lies in its buffer.
+/// Checks how an object lies in its buffer.
 KVFERRY_INLINE Failure check_stride(std::size_t object, std::size_t buffer_size, const LocalStride& stride) {
   if (stride.block_size == 0 || buffer_size == 0 || buffer_size == stride.block_size) {
     return {};
@@ -66,7 +66,7 @@ KVFERRY_INLINE std::string describe(std::size_t object, const RemoteRange& range
          text(range.stride) + "; ";
 }
 
-/// What is wrong with ranges and strides by themselves.
+/// Checks ranges and strides by themselves.
 KVFERRY_INLINE Failure check_ranges(const TransferRequest& request, const Capabilities& capabilities) {
   const std::size_t count = request.objects.size();
   const auto& ranges = request.remote_ranges;

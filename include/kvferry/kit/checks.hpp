@@ -20,18 +20,18 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// @throws TransferError `errc::invalid_region`.
 void check_regions(std::span<const MemoryRegion> regions);
 
-/// What is wrong with the id of a channel. @param whose what the sentence calls it.
+/// Checks the id of a channel. @param whose what the sentence calls it.
 [[nodiscard]] Failure check_id(std::string_view id, std::string_view whose);
 
-/// What can be known to be wrong with a transfer before its peer is looked up.
+/// Checks a transfer as far as possible before its peer is looked up.
 [[nodiscard]] Failure check_request(const TransferRequest& request, const Capabilities& capabilities);
 
-/// What is wrong with a one-sided transfer, given what the peer offers.
+/// Checks a one-sided transfer against the peer's regions.
 /// @param paged own regions, whose page sizes those of the peer's must equal where pages are named by index.
 [[nodiscard]] Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
                                          std::span<const MemoryRegion> paged);
 
-/// What a peer's handshake must agree with.
+/// The facts that a peer's handshake must agree with.
 struct LocalFacts {
   std::string_view transport;
   std::uint64_t incarnation = 0;

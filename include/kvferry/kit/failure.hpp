@@ -20,7 +20,7 @@ struct Failure {
   explicit operator bool() const noexcept { return static_cast<bool>(code); }
 };
 
-/// What is being thrown, to be called in a catch clause.
+/// Describes the exception that is being handled. To be called in a catch clause.
 [[nodiscard]] inline Failure failure_being_handled() {
   try {
     throw;

@@ -62,7 +62,7 @@ class Gate {
   bool closed_ = false;
 };
 
-/// What a cancellation slot calls: `cancel` on `object`, if it is still there and its channel is not closed.
+/// The function in a cancellation slot: calls `cancel` on `object`, if it is still there and its channel is not closed.
 template <class Object, class Cancel>
 [[nodiscard]] std::function<void(asio::cancellation_type)> cancellation(std::shared_ptr<Gate> gate,
                                                                         std::weak_ptr<Object> object, Cancel cancel) {

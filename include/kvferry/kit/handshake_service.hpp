@@ -33,7 +33,7 @@ class KVFERRY_EXPORT HandshakeService {
     /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) that stays the caller's and is never terminated here. Null: one
     /// that all channels of the process share, gone with the last of them.
     void* zmq_context = nullptr;
-    /// What comes in: above this an error, and above twice this ZeroMQ drops the connection. What goes out: a question
+    /// A received message above this is an error; above twice this ZeroMQ drops the connection. A sent one: a question
     /// that is larger fails with EMSGSIZE; in place of an answer that is larger, a `SideMessageError` is sent.
     std::size_t max_message_bytes = std::size_t{64} << 10;
     /// Told of whoever is turned away at the port. May be null.

@@ -47,7 +47,7 @@ class InitExchange final : public Expirable, public std::enable_shared_from_this
   std::atomic<bool> ended_{false};
 };
 
-/// Those of a channel that have not ended yet.
+/// The exchanges of a channel that have not ended yet.
 class InitExchanges : public std::enable_shared_from_this<InitExchanges> {
  public:
   explicit InitExchanges(std::shared_ptr<DeadlineQueue> deadlines) : deadlines_(std::move(deadlines)) {}

@@ -21,7 +21,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What a peer said of itself in the handshake, checked.
+/// A peer's handshake, checked.
 struct PeerDescription {
   std::string id;                     ///< How this channel knows the peer.
   std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
@@ -51,7 +51,8 @@ class KVFERRY_EXPORT Link {
   /// buffer or region. Idempotent.
   virtual void shut(std::error_code cause, const std::string& why) = 0;
 
-  /// What `take_leave` waits for: until one of the descriptors can be read, one of the others written to, or `until`.
+  /// The events that `take_leave` waits for: until one of the descriptors can be read, one of the others written to, or
+  /// `until`.
   struct Pause {
     std::vector<int> descriptors;
     Clock::time_point until;
@@ -109,7 +110,7 @@ class KVFERRY_EXPORT Link {
   [[nodiscard]] virtual std::string path() const = 0;
 };
 
-/// What a link may tell the channel it belongs to. Stays valid after the channel is closed; calls then do nothing.
+/// The channel, as its links see it. Stays valid after the channel is closed; calls then do nothing.
 class KVFERRY_EXPORT LinkHost {
  public:
   virtual ~LinkHost() = default;

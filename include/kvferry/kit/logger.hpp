@@ -18,7 +18,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What a channel and its transport log through: knows the sink, the level, and how much of the same there was.
+/// The log of a channel and its transport: knows the sink, the level, and how much of the same there was.
 ///
 /// Thread-safe. A record that isn't wanted costs a comparison; its text is made only if it is logged.
 class KVFERRY_EXPORT Logger {

@@ -11,7 +11,7 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
-/// What each peer finds room for, whatever others have sent.
+/// Each peer's reserved share, whatever others have sent.
 inline constexpr std::size_t due_count = 16;
 inline constexpr std::size_t due_bytes = std::size_t{128} << 10;
 

@@ -72,7 +72,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
 
   [[nodiscard]] bool finished() const noexcept { return finished_; }
 
-  /// Which of those that its peer has been the operation was started for, by a number that the kit gives each
+  /// The incarnation of the peer that the operation was started for, by a number that the kit gives each
   /// incarnation: what is given at the first call sticks.
   std::uint64_t mean_for(std::uint64_t instance) noexcept;
 

@@ -33,7 +33,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// it waited, and not whichever timer happens to be first.
 inline constexpr std::chrono::milliseconds longer_than_the_call{250};
 
-/// What a peer is waited for at the moment, in words; empty if for nothing that is known.
+/// Says what a peer is waited for at the moment; empty if that isn't known.
 using AwaitedOfPeer = std::function<std::string(std::string_view peer_id)>;
 
 /// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier

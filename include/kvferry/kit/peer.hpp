@@ -26,7 +26,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What this channel shows to one peer, to be known again.
+/// The secret by which one peer knows this channel again.
 [[nodiscard]] inline Bytes new_secret() {
   Bytes secret(secret_bytes);
   make_secret(std::span<std::byte, secret_bytes>(secret.data(), secret_bytes));
@@ -208,7 +208,7 @@ class PeerDirectory::Host final : public LinkHost {
       drop();
     }
   }
-  /// What was accepted is used, and can't be abandoned any more.
+  /// The accepted connection is used, and can't be abandoned any more.
   void keep() {
     const std::lock_guard lock(abandon_mutex_);
     drop_ = nullptr;

@@ -8,7 +8,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What became of the operations with one peer. Shared by the peer and its operations; outlives both.
+/// Counts how the operations with one peer ended. Shared by the peer and its operations; outlives both.
 struct PeerCounters {
   std::atomic<std::uint64_t> succeeded{0};
   std::atomic<std::uint64_t> failed{0};

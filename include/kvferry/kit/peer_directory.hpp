@@ -35,7 +35,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What the directory needs of the channel's transport.
+/// The transport's functions that the directory calls.
 struct TransportHooks {
   std::string name;
   std::function<std::unique_ptr<Dial>(const std::string& peer_id)> dial;
@@ -97,7 +97,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
   /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
-  /// What the peer's connection still waits for, in words; empty if no connection is being made.
+  /// Says what the peer's connection still waits for; empty if no connection is being made.
   [[nodiscard]] std::string awaited(std::string_view peer_id) const;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
@@ -192,7 +192,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   // Fences (peer_fences.cpp)
   /// Microseconds, as peers are told; nothing if there was none.
   [[nodiscard]] static std::optional<std::uint64_t> time_since_fence(const Peer& peer);
-  /// What has been started here until then was started before the peer's fence, as far as can be known.
+  /// An operation started here until then counts as started before the peer's fence.
   [[nodiscard]] static Clock::time_point fenced_until(std::optional<std::uint64_t> time_since);
   [[nodiscard]] bool wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then);
   void go_on_fencing(const std::string& peer_id, std::uint64_t number);

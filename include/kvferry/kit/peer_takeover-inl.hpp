@@ -103,7 +103,7 @@ KVFERRY_INLINE void PeerDirectory::end_probe(Peer& peer) {
   let_newcomers_in(peer);
 }
 
-/// What is known of the peer has changed: whoever waits for that asks anew, elsewhere than on this thread.
+/// The peer's state has changed: its waiters ask anew, on another thread than this.
 KVFERRY_INLINE void PeerDirectory::let_newcomers_in(Peer& peer) {
   if (peer.newcomers.empty()) {
     return;

@@ -33,7 +33,7 @@ class KVFERRY_EXPORT Pollable {
   virtual void rest() = 0;
 };
 
-/// What a channel's own I/O threads look at before they sleep: connections on which something happened a moment ago.
+/// The connections that a channel's own I/O threads poll before they sleep: those on which something happened a moment ago.
 /// Bounded by the channel's `PollPolicy`. Thread-safe.
 ///
 /// Events cost a system call to be asked for, another to be taken, and a sleeping thread tens of microseconds to wake. A

@@ -12,7 +12,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What peers make this process keep for what they have posted and nothing here has met: of each peer, and of all peers of a
+/// Counts the memory that peers take up here with recvs that no send has met: of each peer, and of all peers of a
 /// channel.
 class PostedMemory {
  public:
@@ -20,7 +20,7 @@ class PostedMemory {
     std::size_t bytes = 0;
     std::size_t bytes_of_peer = 0;
   };
-  /// What each peer finds room for, whatever others have taken.
+  /// Each peer's reserved share, whatever others have taken.
   static constexpr std::size_t due_bytes = std::size_t{64} << 10;
 
   /// A peer's. Thread-safe.
@@ -62,7 +62,7 @@ class PostedMemory {
   std::atomic<std::size_t> bytes_{0};
 };
 
-/// What one part of a link has taken of its peer's share, given back when that part is gone.
+/// A part of a link's hold on its peer's share, given back when that part is gone.
 class HeldMemory {
  public:
   explicit HeldMemory(std::shared_ptr<LinkHost> host) : host_(std::move(host)) {}

@@ -34,7 +34,7 @@ class SideMessageQueue {
   /// The next message; empty if there is none.
   [[nodiscard]] std::function<void()> pop();
 
-  /// What a message costs beyond its bytes.
+  /// The bytes that a message counts for beyond its own.
   static constexpr std::size_t overhead = 512;
 
  private:

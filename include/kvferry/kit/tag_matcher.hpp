@@ -19,10 +19,10 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Objects in one send or recv.
 inline constexpr std::size_t max_paired_objects = std::size_t{1} << 20;
-/// What the recvs of one connection may take up that no send has met, in units of 8 bytes.
+/// The most that unmatched recvs of one connection may take up, in units of 8 bytes.
 inline constexpr std::size_t max_posted_cost = std::size_t{2} << 20;
 
-/// Which send of this side meets which recv of the peer's: of each tag the first of either, in the order in which each
+/// Matches this side's sends to the peer's recvs by tag, first in first out, in the order in which each
 /// side started them.
 ///
 /// @tparam Post what a posted recv says of its buffers: a container of one element each.

@@ -29,7 +29,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// A transport derives from it, implements `transport`, `capabilities`, `dial` and `accept` and a `Link`, calls
 /// `start()` at the end of its constructor and `close()` and `run_handlers_left()` in its destructor.
 ///
-/// What it adds to `BaseTransferChannel`'s promises: a transfer to a peer whose connection broke reconnects by itself,
+/// It adds to `BaseTransferChannel`'s promises: a transfer to a peer whose connection broke reconnects by itself,
 /// within the operation's deadline, where the peer's init url is known. If it then finds another incarnation of the
 /// peer, every one-sided transfer that was started before that is known ends with `errc::peer_restarted`, because its
 /// page indexes were agreed with the old one. Those started after one of them was told so, or after a
@@ -112,9 +112,9 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   /// Drawn at random at construction.
   [[nodiscard]] std::uint64_t incarnation() const noexcept;
 
-  /// What the channel logs through; for the transport's own records. Never null; may be kept for longer than the channel.
+  /// The channel's log, for the transport's own records. Never null; may be kept for longer than the channel.
   [[nodiscard]] std::shared_ptr<Logger> logger() const;
-  /// What the transport tells of strangers that it turns away. Never null; may be kept for longer than the channel.
+  /// Counts and logs the strangers that the transport turns away. Never null; may be kept for longer than the channel.
   [[nodiscard]] std::shared_ptr<Refusals> refusals() const;
 
   /// Null if the channel runs on the user's executor.

@@ -22,7 +22,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// takes one.
 class TransferCounters {
  public:
-  /// What an operation came to.
+  /// The outcome of an operation.
   struct Outcome {
     std::error_code cause;
     std::size_t objects = 0;

@@ -30,7 +30,7 @@ inline namespace internal {
 
 using asio::ip::tcp;
 
-/// Those that a source may have beyond those that its handshakes have announced.
+/// Connections that a source may have beyond those that its handshakes have announced.
 inline constexpr std::size_t unannounced_greetings = 64;
 inline constexpr std::size_t max_expected = std::size_t{1} << 14;
 
@@ -43,7 +43,8 @@ KVFERRY_INLINE std::size_t max_greetings() {
 /// How long accepting rests when the process is out of file descriptors.
 inline constexpr std::chrono::milliseconds accept_pause{100};
 
-/// An IPv6 wildcard takes connections of both families, whatever the system's default (net.ipv6.bindv6only): peers reach it at
+/// An IPv6 wildcard takes connections of both families, whatever the system's default (net.ipv6.bindv6only): peers
+/// reach it at
 /// either address, as they do the handshake's.
 KVFERRY_INLINE std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
   std::error_code ec;

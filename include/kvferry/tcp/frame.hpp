@@ -16,7 +16,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 // Structures travel as they lie in memory. A big-endian port would have to swap here.
 static_assert(std::endian::native == std::endian::little, "kvferry's TCP frames are little-endian");
 
-/// What travels on a data connection after the hello; docs/wire_protocol.md has the meaning of every field.
+/// The frames on a data connection after the hello. docs/wire_protocol.md has the meaning of every field.
 enum class FrameType : std::uint8_t {
   write = 1,
   write_ack,
@@ -82,7 +82,8 @@ struct RangeDescriptor {
 };
 static_assert(sizeof(RangeDescriptor) == sizeof(Descriptor));
 
-/// The bytes begin `skip` bytes behind the beginning of a block of `size` bytes at the range's offset, and go on in the blocks
+/// The bytes begin `skip` bytes behind the beginning of a block of `size` bytes at the range's offset, and go on in the
+/// blocks
 /// that follow at every `stride` bytes.
 struct BlockDescriptor {
   std::uint64_t stride = 0;
@@ -119,7 +120,8 @@ struct Frame {
 /// its acknowledgement don't count.
 inline constexpr std::size_t max_chunk_bytes = std::size_t{1} << 20;
 inline constexpr std::size_t max_chunk_objects = 1024;
-/// What a sender puts into one frame: with its header, its notification and its trailer, as many pieces as a call takes
+/// The most objects that a sender puts into one frame: with its header, its notification and its trailer, as many
+/// pieces as a call takes
 /// (IOV_MAX).
 inline constexpr std::size_t sent_chunk_objects = max_chunk_objects - 3;
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;

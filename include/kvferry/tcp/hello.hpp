@@ -42,7 +42,7 @@ struct Hello {
 };
 static_assert(sizeof(Hello) == 64);
 
-/// What the dialing side says of itself in the handshake's request.
+/// The dialing side's endpoint, in the handshake's request.
 struct DialEndpoint {
   std::uint64_t lanes = 1;
 
@@ -50,7 +50,7 @@ struct DialEndpoint {
   static constexpr auto side_message_fields() { return std::tuple(side_message_field("lanes", &DialEndpoint::lanes)); }
 };
 
-/// What the accepting side says of itself in the handshake's answer.
+/// The accepting side's endpoint, in the handshake's answer.
 struct AcceptEndpoint {
   std::string host;  ///< Empty: the host at which the handshake was answered.
   std::uint64_t port = 0;
@@ -79,7 +79,8 @@ struct SocketOptions {
 /// @throws TransferError with the errno if this process may not use the congestion control that is asked for.
 void check_congestion_control(const std::string& name);
 
-/// Prepares a connected socket for lanes: non-blocking, TCP_NODELAY, congestion control, keepalive, user timeout. Failures of options
+/// Prepares a connected socket for lanes: non-blocking, TCP_NODELAY, congestion control, keepalive, user timeout.
+/// Failures of options
 /// that only tune are ignored.
 void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options, std::error_code& ec);
 

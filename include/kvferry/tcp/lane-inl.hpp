@@ -39,15 +39,16 @@ inline constexpr std::size_t caller_bytes = std::size_t{256} << 10;
 /// A call that moves nothing because some of its memory isn't there has failed within its first so many bytes: the
 /// kernel copies by no larger pieces.
 inline constexpr std::size_t fault_reach = std::size_t{128} << 10;
-/// What a round of the driver costs of these, besides the bytes it moves.
+/// A round of the driver counts as so many bytes, besides those that it moves.
 inline constexpr std::size_t round_cost = 1024;
-/// What a frame that came in costs, besides its bytes: as long as it takes to deal with one, some KiB are moved. Else a turn of
+/// A received frame counts as so many bytes, besides its own: dealing with one takes as long as moving some KiB. Else a
+/// turn of
 /// small ones would last for tens of milliseconds.
 inline constexpr std::size_t frame_cost = 4096;
 /// An operation that timed out in less than this says nothing about its connection.
 inline constexpr std::chrono::seconds least_silent_time{1};
 
-/// What a peer within a frame sends at least in the time that it has for that.
+/// A peer within a frame sends at least so many bytes in the time that it has for them.
 inline constexpr std::uint64_t least_progress = std::uint64_t{64} << 10;
 
 KVFERRY_INLINE std::string address(const asio::ip::tcp::endpoint& endpoint) {

@@ -34,7 +34,8 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 /// as `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
 /// buffers are touched by the driver alone: when it ends an operation, they are quiet.
 ///
-/// What waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread that watches
+/// The thread that waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread
+/// that watches
 /// it, else an event that it has been armed for. One of them at a time, so that none wakes or delays another.
 class Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
@@ -48,7 +49,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     std::chrono::milliseconds frame_timeout{60'000};
   };
 
-  /// What a lane belongs to, told when its connection breaks by itself.
+  /// The owner of a lane, told when its connection breaks by itself.
   class Owner {
    public:
     virtual ~Owner() = default;
@@ -130,7 +131,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
 
   enum class Role { visitor, leader };
 
-  /// What is to be done when the engine has been let go.
+  /// Work for when the engine has been let go.
   struct Driven {
     bool more = false;
     std::shared_ptr<Owner> told_owner;

@@ -15,7 +15,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
 
 inline constexpr auto refusal_status = static_cast<std::uint32_t>(errc::resource_limit);
-/// What a frame that answers a peer's read is pinned to: no operation has this id.
+/// The operation that frames which answer a peer's read belong to: no operation has this id.
 inline constexpr std::uint64_t no_operation = 0;
 
 // The outgoing queue points to them.

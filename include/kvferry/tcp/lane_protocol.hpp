@@ -30,7 +30,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 
 using kit::StripedOperation;
 
-/// What one data connection says and understands, without the connection: bytes in through `reader`, bytes out through
+/// The protocol of one data connection, without the connection: bytes in through `reader`, bytes out through
 /// `out`. One thread at a time.
 ///
 /// One-sided: `write` frames are placed and acknowledged by the peer's side of this class, `read` frames answered with
@@ -204,7 +204,7 @@ class LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_fence();
   [[nodiscard]] std::error_code end_fence_ack();
   [[nodiscard]] std::error_code acknowledge(FrameHeader header);
-  /// What is wrong with the payload of a frame that has come in.
+  /// The error in the payload of a received frame.
   [[nodiscard]] static std::error_code fault_of(const Frame& frame);
   [[nodiscard]] std::error_code violated(std::string how);
   void use() noexcept {

@@ -9,7 +9,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// What went through the sockets of all lanes of one number, of all of a channel's peers. On a cache line of its own:
+/// Counts the bytes of all lanes of one number, of all of a channel's peers. On a cache line of its own:
 /// lanes of different numbers are driven by different threads.
 struct alignas(64) LaneTraffic {
   std::atomic<std::uint64_t> sent{0};

@@ -22,7 +22,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 void describe_range(const RemoteRange& range, std::uint64_t from, std::uint64_t length,
                     std::vector<Descriptor>& descriptors);
 
-/// What a frame with ranges means.
+/// A frame with ranges, decoded.
 struct RangesRead {
   std::string violation;   ///< Not empty: the frame is senseless.
   std::error_code status;  ///< The frame is refused, and there are no pieces.

@@ -19,7 +19,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// What is refused before any I/O: nothing moves, the error is the promised one, and it is explained.
+/// Wrong arguments are refused before any I/O: nothing moves, the error is the promised one, and it is explained.
 class ArgumentsTests : public ConformanceBase {
  protected:
   static constexpr TransferKind write = TransferKind::write;

@@ -117,7 +117,7 @@ class ClosingTests : public StalledPeerBase {
     EXPECT_EQ(limited->error(), errc::closed);
   }
 
-  /// What was handed over is acknowledged: who got a notification may close at once.
+  /// A delivered notification is acknowledged: its receiver may close at once.
   void CloseAnswersWhatWasHandedOver() {
     KVFERRY_TESTING_REQUIRE(write);
     KVFERRY_TESTING_REQUIRE(notifications);

@@ -30,7 +30,7 @@ class ConcurrencyTests : public ConformanceBase {
     return std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
   }
 
-  /// What one thread does with its own pages, tags and buffers: blocking calls of all kinds.
+  /// The work of one thread, on its own pages, tags and buffers: blocking calls of all kinds.
   struct Worker {
     BaseTransferChannel& from;
     BaseTransferChannel& to;

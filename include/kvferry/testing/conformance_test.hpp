@@ -37,7 +37,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// What the tests of the suite have in common: nodes, and operations that are watched until the test's end, when all
+/// The base of the suite's tests: nodes, and operations that are watched until the test's end, when all
 /// channels are gone and every handler must have run exactly once.
 class ConformanceBase : public ::testing::Test {
  protected:
@@ -318,7 +318,7 @@ class ConformanceTest final : public Tests {
  public:
   using Body = void (Tests::*)();
 
-  /// What makes the test for a transport.
+  /// Makes the test for a transport.
   [[nodiscard]] static auto maker(Body body) {
     return [body](std::unique_ptr<TransportUnderTest> transport) -> ::testing::Test* {
       auto test = std::make_unique<ConformanceTest>(body);

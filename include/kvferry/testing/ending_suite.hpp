@@ -28,7 +28,7 @@ class EndingTests : public StalledPeerBase {
   static constexpr TransferKind write = TransferKind::write;
   static constexpr std::chrono::milliseconds soon{50};
 
-  /// What lies in the first pages of a node's region.
+  /// The content of the first pages of a node's region.
   [[nodiscard]] static std::vector<std::byte> pages_of(const Node& node, std::size_t count = big_pages) {
     const UnwatchedAccess unwatched;
     std::vector<std::byte> bytes;

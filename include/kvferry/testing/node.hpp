@@ -30,7 +30,7 @@ struct RegionSpec {
   Access access = Access::read_write;
 };
 
-/// What a `Node` is to be.
+/// Options of a `Node`.
 struct NodeSpec {
   std::string id = {};                   ///< Empty: the fixture numbers it.
   std::vector<RegionSpec> regions{{}};   ///< What peers may reach.

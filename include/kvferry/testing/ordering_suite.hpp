@@ -15,7 +15,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Which send meets which recv: the n-th of a tag the n-th of that tag, whatever else is under way.
+/// Sends meet recvs by tag: the n-th send of a tag the n-th recv of it, whatever else is under way.
 class OrderingTests : public ConformanceBase {
  protected:
   static constexpr TransferKind send = TransferKind::send;

@@ -15,9 +15,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// What memory holds that nothing was put into.
+/// The content of memory that nothing was put into.
 inline constexpr std::byte background{0x5a};
-/// What surrounds local objects, and must stay.
+/// The bytes around local objects, which must stay.
 inline constexpr std::byte guard{0xa5};
 inline constexpr std::size_t guard_size = 48;
 

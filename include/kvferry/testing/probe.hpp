@@ -194,7 +194,7 @@ struct Outcome {
 /// One asynchronous transfer and all that it reports to.
 class Transfer : public Probe<std::error_code, std::size_t> {
  public:
-  /// What statuses and sizes hold before the operation writes them.
+  /// The value of statuses and sizes before the operation writes them.
   static inline const std::error_code unwritten_status = std::make_error_code(std::errc::state_not_recoverable);
   static constexpr std::size_t unwritten_size = 0x5a5a5a5a;
 

@@ -142,7 +142,7 @@ class SkipReport final : public ::testing::EmptyTestEventListener {
   std::vector<std::string> skipped_suites_;
 };
 
-/// What a `main` may want otherwise.
+/// Options of `run_main`.
 struct RunOptions {
   /// Whether a suite may be skipped as a whole because the transport cannot do what it is about.
   bool may_lack_capabilities = true;

@@ -25,7 +25,7 @@ namespace kvferry::inline KVFERRY_ABI::testing {
   return std::chrono::milliseconds(static_cast<long long>(static_cast<double>(duration.count()) * time_factor()));
 }
 
-/// What no test takes: `KVFERRY_TEST_SECONDS`, or else 120 s, and 300 s under a sanitizer; times the machine's factor.
+/// The limit of each test: `KVFERRY_TEST_SECONDS`, or else 120 s, and 300 s under a sanitizer; times the machine's factor.
 [[nodiscard]] inline std::chrono::milliseconds test_limit() {
   const char* const text = std::getenv("KVFERRY_TEST_SECONDS");
   const long long seconds = text == nullptr ? 0 : std::atoll(text);
