@@ -158,7 +158,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// All peers with a usable connection, whichever side connected, ordered by id.
   [[nodiscard]] virtual std::vector<PeerInfo> peers() const = 0;
 
-  /// What the channel has done since it was made. Counting is always on; a snapshot takes microseconds. May also be
+  /// The channel's counters since it was made. Counting is always on; a snapshot takes microseconds. May also be
   /// called after `close()`. The default, for transports that count nothing, has nothing but the transport's name.
   [[nodiscard]] virtual ChannelStats stats() const;
 

@@ -26,7 +26,7 @@
 #include <utility>
 #include <vector>
 
-#include "conformance/decorated_channel.hpp"
+#include <kvferry/testing/decorated_channel.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 

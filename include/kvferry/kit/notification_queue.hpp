@@ -37,7 +37,7 @@ class NotificationQueue final : public WaitQueue<Notification> {
   void receive(const NotificationsRequest& request, NotificationsCompletion completion);
 
  private:
-  /// What a peer has in the queue.
+  /// A peer's share of the queue.
   struct Share {
     std::size_t count = 0;
     std::size_t bytes = 0;

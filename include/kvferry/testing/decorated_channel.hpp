@@ -22,7 +22,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// A channel around another that does what the other does. Deliberately broken channels override a part of it.
+/// A channel around another that does what the other does. A decorator overrides a part of it.
+///
+/// The other channel answers side messages, by its own `handle_init_side_msg`.
 class DecoratedChannel : public BaseTransferChannel {
  public:
   explicit DecoratedChannel(std::unique_ptr<BaseTransferChannel> inner) : inner_(std::move(inner)) {}
@@ -35,6 +37,7 @@ class DecoratedChannel : public BaseTransferChannel {
   [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override {
     return inner_->peer_info(peer_id);
   }
+  [[nodiscard]] ChannelStats stats() const override { return inner_->stats(); }
   [[nodiscard]] bool remote_xfer_handler_exists(std::string_view peer_id) const override {
     return inner_->remote_xfer_handler_exists(peer_id);
   }
