@@ -23,11 +23,11 @@ struct PeerWatch::State : std::enable_shared_from_this<State> {
   void wait() {
     channel.async_wait_peer_event(
         {}, asio::bind_cancellation_slot(
-                cancel.slot(), asio::bind_executor(supervisor.get_executor(),
-                                                   [self = shared_from_this()](
-                                                       std::error_code ec, const kvferry::PeerEvent& event) {
-                                                     self->take(ec, event);
-                                                   })));
+                cancel.slot(),
+                asio::bind_executor(supervisor.get_executor(),
+                                    [self = shared_from_this()](std::error_code ec, const kvferry::PeerEvent& event) {
+                                      self->take(ec, event);
+                                    })));
   }
 
   void take(std::error_code ec, const kvferry::PeerEvent& event) {

@@ -134,12 +134,13 @@ class QueueState {
   QueuedOperation* last_ = nullptr;
 };
 
-KVFERRY_INLINE std::shared_ptr<QueuedOperation> make_queued_operation(std::shared_ptr<QueueState> queue, std::uint64_t user_data) {
+KVFERRY_INLINE std::shared_ptr<QueuedOperation> make_queued_operation(std::shared_ptr<QueueState> queue,
+                                                                      std::uint64_t user_data) {
   return std::make_shared<QueuedOperation>(std::move(queue), user_data);
 }
 
-KVFERRY_INLINE void end_queued_operation(const std::shared_ptr<QueuedOperation>& operation, std::error_code error, std::size_t count,
-                          StoreResult store, void* result, void* value) noexcept {
+KVFERRY_INLINE void end_queued_operation(const std::shared_ptr<QueuedOperation>& operation, std::error_code error,
+                                         std::size_t count, StoreResult store, void* result, void* value) noexcept {
   operation->queue()->end(operation, error, count, store, result, value);
 }
 

@@ -14,6 +14,7 @@
 #include <kvferry/kit/peer_directory-inl.hpp>
 #include <kvferry/kit/peer_disconnect-inl.hpp>
 #include <kvferry/kit/peer_fences-inl.hpp>
+#include <kvferry/kit/peer_greeting-inl.hpp>
 #include <kvferry/kit/peer_metadata-inl.hpp>
 #include <kvferry/kit/peer_takeover-inl.hpp>
 #include <kvferry/kit/poller-inl.hpp>

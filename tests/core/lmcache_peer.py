@@ -3,6 +3,8 @@
 
     lmcache_peer.py client URL   asks a kvferry handshake service what LMCache would ask, and more
     lmcache_peer.py server       prints its url, answers one handshake and one side message, and ends
+    lmcache_peer.py listener     prints its url, answers as LMCache's listener does until it has been asked for its lookup
+                                 url, and ends; a message that LMCache doesn't know is its death
 
 Says "ok" and exits with 0 if every byte was as expected.
 """
@@ -102,12 +104,32 @@ def run_server(context):
     socket.close()
 
 
+def run_listener(context):
+    socket = make_socket(context, zmq.REP)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    print(f"tcp://127.0.0.1:{port}", flush=True)
+    kind = None
+    while kind != "P2PInitSideMsg":
+        message = msgpack.unpackb(socket.recv())
+        kind = message["type"]
+        if kind == "PySocketInitRequest" and isinstance(message["peer_init_url"], str):
+            socket.send(PY_SOCKET_RESPONSE)
+        elif kind == "P2PInitSideMsg":
+            socket.send(P2P_INIT_RET)
+        else:
+            fail(f"a message that LMCache does not know: {message!r}")
+    socket.linger = TIMEOUT_MS
+    socket.close()
+
+
 def main():
     context = zmq.Context()
     if sys.argv[1] == "client":
         run_client(context, sys.argv[2])
-    else:
+    elif sys.argv[1] == "server":
         run_server(context)
+    else:
+        run_listener(context)
     print("ok", flush=True)
     context.destroy()
 

@@ -20,6 +20,31 @@ inline constexpr std::uint64_t protocol_version = 3;
 /// A region in the handshake: size, page size, access.
 using RegionTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>;
 
+/// What is asked first where nobody has answered as kvferry yet: LMCache's listener answers it, and is stuck for good after
+/// a message that it doesn't know. It skips the key that it doesn't know.
+struct Greeting {
+  std::string peer_init_url;
+  std::optional<std::uint64_t> kvferry;  ///< The protocol version. Not there: LMCache asks.
+
+  static constexpr std::string_view side_message_type = "PySocketInitRequest";
+  static constexpr auto side_message_fields() {
+    return std::tuple(side_message_field("peer_init_url", &Greeting::peer_init_url),
+                      side_message_field("kvferry", &Greeting::kvferry));
+  }
+};
+
+/// The answer of a kvferry channel to a `Greeting`.
+struct GreetingAnswer {
+  std::string status;
+  std::optional<std::uint64_t> kvferry;  ///< The protocol version. Not there: LMCache answers.
+
+  static constexpr std::string_view side_message_type = "PySocketInitResponse";
+  static constexpr auto side_message_fields() {
+    return std::tuple(side_message_field("status", &GreetingAnswer::status),
+                      side_message_field("kvferry", &GreetingAnswer::kvferry));
+  }
+};
+
 /// kvferry's handshake, question. docs/wire_protocol.md describes the fields.
 struct InitQuestion {
   std::uint64_t version = protocol_version;

@@ -176,13 +176,13 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
 
 KVFERRY_INLINE void PeerDirectory::ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url,
                         const SideMessage& question, Clock::time_point deadline) {
-  service_->ask(url, question, deadline,
-                [weak = weak_from_this(), peer_id, attempt](std::error_code ec, const SideMessage& answer,
-                                                            std::string diagnostic, const std::string& reached) {
-                  if (const Visit self(weak); self) {
-                    self->dial_answered(peer_id, attempt, {ec, std::move(diagnostic)}, answer, reached);
-                  }
-                });
+  ask_there(url, question, deadline,
+            [weak = weak_from_this(), peer_id, attempt](std::error_code ec, const SideMessage& answer,
+                                                        std::string diagnostic, const std::string& reached) {
+              if (const Visit self(weak); self) {
+                self->dial_answered(peer_id, attempt, {ec, std::move(diagnostic)}, answer, reached);
+              }
+            });
 }
 
 KVFERRY_INLINE void PeerDirectory::ask_again(const std::string& peer_id, std::uint64_t attempt) {
@@ -578,6 +578,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       peer->instance = std::move(attempt->instance);
       peer->local_id = attempt->local_id;
       if (!attempt->url.empty()) {
+        remember_kvferry(attempt->url);
         peer->url = attempt->url;
       }
       // Whoever says that the peer has moved has the last word.

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -154,6 +155,15 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url, const SideMessage& question,
            Clock::time_point deadline);
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
+
+  // Asking at a url (peer_greeting.cpp)
+  void ask_there(const std::string& url, const SideMessage& question, Clock::time_point deadline,
+                 HandshakeService::AnswerHandler on_answer);
+  void remember_kvferry(const std::string& url);
+  void greeted(const std::string& url, const SideMessage& question, Clock::time_point deadline,
+               HandshakeService::AnswerHandler on_answer, Failure failure, const SideMessage& answer,
+               const std::string& reached_address);
+
   void dial_beside(const std::string& peer_id, std::uint64_t attempt);
   /// When the other side has had a while.
   void call_later(void (PeerDirectory::*what)(const std::string& peer_id, std::uint64_t attempt),
@@ -253,6 +263,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   std::vector<Published> links_;            ///< All links that there ever were, as far as something is left of them.
   std::map<std::uint64_t, FenceHandler> fences_;  ///< Those that wait for connections that are being made.
   std::map<std::uint64_t, Leave> leaves_;         ///< Disconnects under way.
+  std::set<std::string> kvferry_urls_;            ///< Where a kvferry channel has answered, or is said to.
   Clock::time_point fenced_forgotten_at_ =
       Clock::time_point::min();  ///< The last fence of a peer that is not known any more.
   std::size_t visits_ = 0;

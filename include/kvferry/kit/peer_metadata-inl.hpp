@@ -19,7 +19,7 @@ inline constexpr std::size_t max_metadata_bytes = 1024;
 }  // namespace internal
 
 KVFERRY_INLINE Bytes write_metadata(std::string_view transport, std::string_view id, std::uint64_t incarnation,
-                     const std::string& init_url) {
+                                    const std::string& init_url) {
   if (const Failure wrong = check_id(id, "the local")) {
     throw TransferError(wrong.code, "local_metadata: " + wrong.sentence);
   }
@@ -32,10 +32,11 @@ KVFERRY_INLINE Bytes write_metadata(std::string_view transport, std::string_view
   return encode_side_message(metadata).encoded();
 }
 
-KVFERRY_INLINE PeerMetadata read_metadata(std::span<const std::byte> bytes, std::string_view transport, Failure& failure) {
+KVFERRY_INLINE PeerMetadata read_metadata(std::span<const std::byte> bytes, std::string_view transport,
+                                          Failure& failure) {
   if (bytes.size() > max_metadata_bytes) {
-    failure = {errc::malformed_message, "metadata of " + std::to_string(bytes.size()) + " bytes, at most " +
-                                            std::to_string(max_metadata_bytes)};
+    failure = {errc::malformed_message,
+               "metadata of " + std::to_string(bytes.size()) + " bytes, at most " + std::to_string(max_metadata_bytes)};
     return {};
   }
   PeerMetadata metadata;

@@ -235,17 +235,16 @@ KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_
   const auto deadline = waiter.deadline + longer_than_the_call;
   const Stay stay(*this);
   lock.unlock();
-  service_->ask(url, encode_side_message(question), deadline,
-                [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation,
-                 waiter = std::move(waiter)](
-                    std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
-                  if (const Visit self(weak); self) {
-                    self->who_answered(local_id, peer_id, url, incarnation, waiter, {ec, std::move(diagnostic)},
-                                       answer);
-                  } else {
-                    waiter.tell({errc::closed, {}});
-                  }
-                });
+  ask_there(url, encode_side_message(question), deadline,
+            [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation,
+             waiter = std::move(waiter)](std::error_code ec, const SideMessage& answer, std::string diagnostic,
+                                         const std::string&) {
+              if (const Visit self(weak); self) {
+                self->who_answered(local_id, peer_id, url, incarnation, waiter, {ec, std::move(diagnostic)}, answer);
+              } else {
+                waiter.tell({errc::closed, {}});
+              }
+            });
 }
 
 KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,

@@ -81,6 +81,12 @@ class Serving {
   std::shared_ptr<Link> link_;
 };
 
+/// Whether a kvferry channel asks who is here, and not one of LMCache's.
+KVFERRY_INLINE bool is_greeting(const SideMessage& message) {
+  std::error_code ec;
+  return message.is<Greeting>() && decode_side_message<Greeting>(message, ec).kvferry.has_value() && !ec;
+}
+
 KVFERRY_INLINE void say_forked(std::string* diagnostic) {
   if (diagnostic != nullptr) {
     *diagnostic = "the channel belongs to the process that this one was forked from; make another one here";
@@ -310,6 +316,11 @@ KVFERRY_INLINE void TransferChannelKit::start() {
         const std::string source = shared_reply->source();
         const std::size_t bytes = request.encoded().size();
         const bool is_init = request.is<InitQuestion>();
+        if (is_greeting(request)) {
+          // Part of a handshake, which waits for nobody's side messages.
+          (*shared_reply)(encode_side_message(GreetingAnswer{"ok", protocol_version}));
+          return;
+        }
         const auto turn_away = [refusals = impl_->refusals, shared_reply, source](const std::string& why) {
           refusals->count(errc::resource_limit, source, why);
           (*shared_reply)(encode_side_message(SideMessageError{static_cast<std::int64_t>(errc::resource_limit), why}));

@@ -61,8 +61,8 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
       call->deadline = deadline_after(*timeout);
     }
     if (call->completion.cancellable()) {
-      call->completion.on_cancel(cancellation(deadlines_->gate(), std::weak_ptr(call),
-                                              [](Call& pending) { pending.end(errc::cancelled); }));
+      call->completion.on_cancel(
+          cancellation(deadlines_->gate(), std::weak_ptr(call), [](Call& pending) { pending.end(errc::cancelled); }));
     }
     box.calls.push_back(call);
     lock.unlock();
@@ -250,10 +250,10 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
 template <class Item>
 [[nodiscard]] typename WaitQueue<Item>::ItemsCompletion for_one(
     CompletionHandler<void(std::error_code, Item)> completion) {
-  return WaitQueue<Item>::ItemsCompletion::wrapping(
-      std::move(completion), [](auto& end, std::error_code ec, std::vector<Item> items) {
-        end(ec, items.empty() ? Item{} : std::move(items.front()));
-      });
+  return WaitQueue<Item>::ItemsCompletion::wrapping(std::move(completion),
+                                                    [](auto& end, std::error_code ec, std::vector<Item> items) {
+                                                      end(ec, items.empty() ? Item{} : std::move(items.front()));
+                                                    });
 }
 
 }  // namespace kvferry::kit
