@@ -8,7 +8,9 @@
 #include <asio/post.hpp>
 
 #include <atomic>
+#include <cstdint>
 #include <future>
+#include <optional>
 #include <string>
 #include <system_error>
 
@@ -17,7 +19,11 @@ namespace example {
 /// What the handlers keep alive.
 struct PeerWatch::State : std::enable_shared_from_this<State> {
   State(kvferry::BaseTransferChannel& of, std::string_view peer_id, Supervisor& by)
-      : channel(of), peer(peer_id), supervisor(by) {}
+      : channel(of), peer(peer_id), supervisor(by) {
+    if (const auto info = channel.peer_info(peer)) {
+      incarnation = info->incarnation;
+    }
+  }
 
   // Cancelling and completing happen on one thread, the supervisor's, as Asio asks of the users of a cancellation slot.
   void wait() {
@@ -31,8 +37,7 @@ struct PeerWatch::State : std::enable_shared_from_this<State> {
   }
 
   void take(std::error_code ec, const kvferry::PeerEvent& event) {
-    const bool is_gone = event.kind == kvferry::PeerEventKind::gone && event.peer_id == peer;
-    if (!ec && !is_gone) {
+    if (!ec && !is_end(event)) {
       wait();
       return;
     }
@@ -42,8 +47,23 @@ struct PeerWatch::State : std::enable_shared_from_this<State> {
     gone.set_value();
   }
 
+  /// Events of an earlier process with the same id may still be there.
+  [[nodiscard]] bool is_end(const kvferry::PeerEvent& event) {
+    if (event.peer_id != peer) {
+      return false;
+    }
+    if (event.kind == kvferry::PeerEventKind::gone) {
+      return event.incarnation == incarnation;
+    }
+    if (!incarnation) {
+      incarnation = event.incarnation;
+    }
+    return false;
+  }
+
   kvferry::BaseTransferChannel& channel;
   const std::string peer;
+  std::optional<std::uint64_t> incarnation;  ///< Of the process that is watched.
   Supervisor& supervisor;
   std::atomic<bool> peer_may_go{false};
   asio::cancellation_signal cancel;
