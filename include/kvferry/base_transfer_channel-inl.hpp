@@ -70,9 +70,7 @@ auto or_throw(const Spec& spec, std::string_view what, Call call) {
     with_diagnostic.diagnostic = &own;
   }
   std::error_code ec;
-  const auto thrown = [&] {
-    return TransferError(ec, sentence(*with_diagnostic.diagnostic, what));
-  };
+  const auto thrown = [&] { return TransferError(ec, sentence(*with_diagnostic.diagnostic, what)); };
   if constexpr (std::is_void_v<decltype(call(with_diagnostic, ec))>) {
     call(with_diagnostic, ec);
     if (ec) {
@@ -124,11 +122,9 @@ TransferRequest describe(TransferKind kind, const TransferSpec& spec, std::vecto
 
 }  // namespace internal
 
-KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(std::string_view local_id,
-                                                                          std::string_view peer_id,
-                                                                          std::string_view peer_init_url,
-                                                                          std::optional<SideMessage> side_message,
-                                                                          const InitSpec& spec, std::error_code& ec) {
+KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(
+    std::string_view local_id, std::string_view peer_id, std::string_view peer_init_url,
+    std::optional<SideMessage> side_message, const InitSpec& spec, std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(spec.diagnostic);
@@ -143,11 +139,9 @@ KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_co
       ec);
 }
 
-KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(std::string_view local_id,
-                                                                          std::string_view peer_id,
-                                                                          std::string_view peer_init_url,
-                                                                          std::optional<SideMessage> side_message,
-                                                                          const InitSpec& spec) {
+KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_connection(
+    std::string_view local_id, std::string_view peer_id, std::string_view peer_init_url,
+    std::optional<SideMessage> side_message, const InitSpec& spec) {
   return or_throw(spec, "lazy_init_peer_connection", [&](const InitSpec& given, std::error_code& ec) {
     return lazy_init_peer_connection(local_id, peer_id, peer_init_url, std::move(side_message), given, ec);
   });
@@ -164,7 +158,7 @@ KVFERRY_INLINE SideMessage BaseTransferChannel::handle_init_side_msg(const SideM
 }
 
 KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_url, SideMessage message,
-                                                    const InitSpec& spec, std::error_code& ec) {
+                                                                   const InitSpec& spec, std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(spec.diagnostic);
@@ -181,14 +175,14 @@ KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_v
 }
 
 KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_url, SideMessage message,
-                                                    const InitSpec& spec) {
+                                                                   const InitSpec& spec) {
   return or_throw(spec, "send_init_side_msg", [&](const InitSpec& given, std::error_code& ec) {
     return send_init_side_msg(peer_init_url, std::move(message), given, ec);
   });
 }
 
 KVFERRY_INLINE std::vector<std::uint64_t> BaseTransferChannel::get_local_mem_indices(const ConstObjects& objects,
-                                                                      std::uint32_t region) const {
+                                                                                     std::uint32_t region) const {
   const auto all = regions();
   if (region >= all.size()) {
     throw TransferError(errc::unknown_region, "get_local_mem_indices: region " + std::to_string(region) + " of " +
@@ -202,22 +196,24 @@ KVFERRY_INLINE std::vector<std::uint64_t> BaseTransferChannel::get_local_mem_ind
     const auto address = reinterpret_cast<std::uintptr_t>(object.data());
     const bool inside = address >= base && address - base < memory.size && (address - base) % memory.page_size == 0;
     if (!inside || object.size() > memory.page_size) {
-      throw TransferError(errc::not_in_region,
-                          "get_local_mem_indices: object " + std::to_string(indexes.size()) + " of " +
-                              std::to_string(object.size()) + " bytes is no page of region " + std::to_string(region) +
-                              ", whose " + std::to_string(memory.page_count()) + " pages have " +
-                              std::to_string(memory.page_size) + " bytes");
+      throw TransferError(errc::not_in_region, "get_local_mem_indices: object " + std::to_string(indexes.size()) +
+                                                   " of " + std::to_string(object.size()) +
+                                                   " bytes is no page of region " + std::to_string(region) +
+                                                   ", whose " + std::to_string(memory.page_count()) + " pages have " +
+                                                   std::to_string(memory.page_size) + " bytes");
     }
     indexes.push_back((address - base) / memory.page_size);
   }
   return indexes;
 }
 
-KVFERRY_INLINE TransferRequest BaseTransferChannel::make_request(TransferKind kind, ConstObjects objects, const TransferSpec& spec) {
+KVFERRY_INLINE TransferRequest BaseTransferChannel::make_request(TransferKind kind, ConstObjects objects,
+                                                                 const TransferSpec& spec) {
   return describe(kind, spec, std::move(objects.buffers()));
 }
 
-KVFERRY_INLINE TransferRequest BaseTransferChannel::make_request(TransferKind kind, MutableObjects objects, const TransferSpec& spec) {
+KVFERRY_INLINE TransferRequest BaseTransferChannel::make_request(TransferKind kind, MutableObjects objects,
+                                                                 const TransferSpec& spec) {
   return describe(kind, spec, std::move(objects.buffers()));
 }
 
@@ -250,7 +246,8 @@ KVFERRY_INLINE std::size_t BaseTransferChannel::batched_send(ConstObjects object
   return transfer_or_throw(make_request(TransferKind::send, std::move(objects), spec));
 }
 
-KVFERRY_INLINE std::size_t BaseTransferChannel::batched_send(ConstObjects objects, const TransferSpec& spec, std::error_code& ec) {
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_send(ConstObjects objects, const TransferSpec& spec,
+                                                             std::error_code& ec) {
   ec.clear();
   return run_transfer(make_request(TransferKind::send, std::move(objects), spec), ec);
 }
@@ -259,7 +256,8 @@ KVFERRY_INLINE std::size_t BaseTransferChannel::batched_recv(MutableObjects obje
   return transfer_or_throw(make_request(TransferKind::recv, std::move(objects), spec));
 }
 
-KVFERRY_INLINE std::size_t BaseTransferChannel::batched_recv(MutableObjects objects, const TransferSpec& spec, std::error_code& ec) {
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_recv(MutableObjects objects, const TransferSpec& spec,
+                                                             std::error_code& ec) {
   ec.clear();
   return run_transfer(make_request(TransferKind::recv, std::move(objects), spec), ec);
 }
@@ -268,7 +266,8 @@ KVFERRY_INLINE std::size_t BaseTransferChannel::batched_write(ConstObjects objec
   return transfer_or_throw(make_request(TransferKind::write, std::move(objects), spec));
 }
 
-KVFERRY_INLINE std::size_t BaseTransferChannel::batched_write(ConstObjects objects, const TransferSpec& spec, std::error_code& ec) {
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_write(ConstObjects objects, const TransferSpec& spec,
+                                                              std::error_code& ec) {
   ec.clear();
   return run_transfer(make_request(TransferKind::write, std::move(objects), spec), ec);
 }
@@ -277,13 +276,14 @@ KVFERRY_INLINE std::size_t BaseTransferChannel::batched_read(MutableObjects obje
   return transfer_or_throw(make_request(TransferKind::read, std::move(objects), spec));
 }
 
-KVFERRY_INLINE std::size_t BaseTransferChannel::batched_read(MutableObjects objects, const TransferSpec& spec, std::error_code& ec) {
+KVFERRY_INLINE std::size_t BaseTransferChannel::batched_read(MutableObjects objects, const TransferSpec& spec,
+                                                             std::error_code& ec) {
   ec.clear();
   return run_transfer(make_request(TransferKind::read, std::move(objects), spec), ec);
 }
 
 KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout,
-                                                       std::error_code& ec) {
+                                                                      std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(nullptr);
@@ -293,7 +293,8 @@ KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optio
       [&](NotificationCompletion completion) { start_receive_notification(timeout, std::move(completion)); }, ec);
 }
 
-KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout) {
+KVFERRY_INLINE Notification
+BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout) {
   std::error_code ec;
   Notification notification = receive_notification(timeout, ec);
   if (ec) {
@@ -302,9 +303,8 @@ KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optio
   return notification;
 }
 
-KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notifications(std::uint64_t key, std::size_t count,
-                                                                     std::optional<std::chrono::milliseconds> timeout,
-                                                                     std::error_code& ec) {
+KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notifications(
+    std::uint64_t key, std::size_t count, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(nullptr);
@@ -317,8 +317,8 @@ KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notificati
       ec);
 }
 
-KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notifications(std::uint64_t key, std::size_t count,
-                                                                     std::optional<std::chrono::milliseconds> timeout) {
+KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notifications(
+    std::uint64_t key, std::size_t count, std::optional<std::chrono::milliseconds> timeout) {
   std::error_code ec;
   auto notifications = receive_notifications(key, count, timeout, ec);
   if (ec && ec != errc::timed_out) {
@@ -328,7 +328,7 @@ KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notificati
 }
 
 KVFERRY_INLINE TransferRequest BaseTransferChannel::make_notification(std::string_view peer_id, ConstBuffer payload,
-                                                       const NotifySpec& spec) {
+                                                                      const NotifySpec& spec) {
   TransferRequest request;
   request.kind = TransferKind::write;
   request.peer_id = peer_id;
@@ -353,7 +353,7 @@ KVFERRY_INLINE void BaseTransferChannel::start_notify(TransferRequest request, N
 }
 
 KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec,
-                                 std::error_code& ec) {
+                                                std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(spec.diagnostic);
@@ -370,8 +370,8 @@ KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstB
   or_throw(spec, "notify", [&](const NotifySpec& given, std::error_code& ec) { notify(peer_id, payload, given, ec); });
 }
 
-KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec,
-                                      std::error_code& ec) {
+KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, ConstBuffer metadata,
+                                                     const InitSpec& spec, std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(spec.diagnostic);
@@ -385,10 +385,10 @@ KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, 
       ec);
 }
 
-KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec) {
-  return or_throw(spec, "connect", [&](const InitSpec& given, std::error_code& ec) {
-    return connect(local_id, metadata, given, ec);
-  });
+KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, ConstBuffer metadata,
+                                                     const InitSpec& spec) {
+  return or_throw(spec, "connect",
+                  [&](const InitSpec& given, std::error_code& ec) { return connect(local_id, metadata, given, ec); });
 }
 
 KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id, std::error_code& ec) {
@@ -397,8 +397,8 @@ KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id, st
     ec = refuse_to_block(nullptr);
     return;
   }
-  wait_for_end(
-      [&](DisconnectCompletion completion) { start_disconnect(std::string(peer_id), std::move(completion)); }, ec);
+  wait_for_end([&](DisconnectCompletion completion) { start_disconnect(std::string(peer_id), std::move(completion)); },
+               ec);
 }
 
 KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id) {
@@ -409,7 +409,8 @@ KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id) {
   }
 }
 
-KVFERRY_INLINE PeerEvent BaseTransferChannel::wait_peer_event(std::optional<std::chrono::milliseconds> timeout, std::error_code& ec) {
+KVFERRY_INLINE PeerEvent BaseTransferChannel::wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
+                                                              std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(nullptr);
@@ -428,18 +429,19 @@ KVFERRY_INLINE PeerEvent BaseTransferChannel::wait_peer_event(std::optional<std:
   return event;
 }
 
-KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout,
-                                std::error_code& ec) {
+KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id,
+                                               std::optional<std::chrono::milliseconds> timeout, std::error_code& ec) {
   ec.clear();
   if (running_in_io_thread()) {
     ec = refuse_to_block(nullptr);
     return;
   }
-  wait_for_end(
-      [&](FenceCompletion completion) { start_fence(std::string(peer_id), timeout, std::move(completion)); }, ec);
+  wait_for_end([&](FenceCompletion completion) { start_fence(std::string(peer_id), timeout, std::move(completion)); },
+               ec);
 }
 
-KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout) {
+KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id,
+                                               std::optional<std::chrono::milliseconds> timeout) {
   std::error_code ec;
   fence(peer_id, timeout, ec);
   if (ec) {

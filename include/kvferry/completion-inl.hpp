@@ -19,7 +19,7 @@ KVFERRY_INLINE void log_exception(std::string_view where) noexcept {
   static auto* const logger = new (place) kit::Logger();
   const auto log = [&](std::error_code cause, std::string_view what) {
     logger->log(LogLevel::error, "exception_dropped", {}, cause,
-               [&] { return "thrown " + std::string(where) + ": " + std::string(what); });
+                [&] { return "thrown " + std::string(where) + ": " + std::string(what); });
   };
   try {
     throw;

@@ -2,6 +2,6 @@
 // All definitions but those of the transports.
 #pragma once
 
-#include <kvferry/interface-inl.hpp>
 #include <kvferry/handshake-inl.hpp>
+#include <kvferry/interface-inl.hpp>
 #include <kvferry/kit-inl.hpp>

@@ -262,7 +262,9 @@ KVFERRY_INLINE std::string_view errc_name(int value) noexcept {
   return own == nullptr ? std::string_view() : own->name;
 }
 
-KVFERRY_INLINE std::error_code make_error_code(errc code) noexcept { return {static_cast<int>(code), error_category()}; }
+KVFERRY_INLINE std::error_code make_error_code(errc code) noexcept {
+  return {static_cast<int>(code), error_category()};
+}
 
 KVFERRY_INLINE std::error_condition make_error_condition(condition value) noexcept {
   return {static_cast<int>(value), condition_category()};

@@ -152,7 +152,9 @@ KVFERRY_INLINE std::string to_string(const LogRecord& record) {
   return line;
 }
 
-KVFERRY_INLINE std::string printable(std::string_view text, std::size_t longest) { return escaped(text, longest, "\"'\\"); }
+KVFERRY_INLINE std::string printable(std::string_view text, std::size_t longest) {
+  return escaped(text, longest, "\"'\\");
+}
 
 KVFERRY_INLINE void set_log_sink(LogSink sink, LogLevel least) { ProcessSink::instance().set(std::move(sink), least); }
 
@@ -193,7 +195,7 @@ KVFERRY_INLINE bool Logger::admit(std::string_view event, std::error_code cause,
 }
 
 KVFERRY_INLINE void Logger::write(LogLevel level, std::string_view event, std::string_view peer, std::error_code cause,
-                   const std::string& text, std::uint64_t suppressed) {
+                                  const std::string& text, std::uint64_t suppressed) {
   const std::string shown_peer = printable(peer);
   const std::string shown_text = escaped(text, std::string::npos);
   std::string transport;
@@ -201,8 +203,8 @@ KVFERRY_INLINE void Logger::write(LogLevel level, std::string_view event, std::s
     const std::lock_guard lock(mutex_);
     transport = transport_;
   }
-  const LogRecord record{level,      std::chrono::system_clock::now(), event,     transport, shown_peer, cause,
-                         shown_text, suppressed};
+  const LogRecord record{level,     std::chrono::system_clock::now(), event, transport, shown_peer, cause, shown_text,
+                         suppressed};
   if (sink_) {
     sink_(record);
   } else {

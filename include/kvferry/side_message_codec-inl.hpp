@@ -130,7 +130,8 @@ class ShapeVisitor : public msgpack::null_visitor {
 };
 
 /// The frame's type; nothing and a problem if the frame isn't a side message.
-KVFERRY_INLINE std::optional<std::string_view> check_shape(std::span<const std::byte> frame, std::string_view& problem) {
+KVFERRY_INLINE std::optional<std::string_view> check_shape(std::span<const std::byte> frame,
+                                                           std::string_view& problem) {
   const auto* data = reinterpret_cast<const char*>(frame.data());
   ShapeVisitor visitor(frame.size());
   std::size_t consumed = 0;
@@ -220,7 +221,7 @@ KVFERRY_INLINE void encode_float64(Bytes& bytes, double value) {
 }
 
 KVFERRY_INLINE bool unpack_side_message(std::span<const std::byte> encoded, std::span<const std::string_view> wanted,
-                         msgpack::object_handle& result, DecodeProblem& problem) {
+                                        msgpack::object_handle& result, DecodeProblem& problem) {
   // Unpacking allocates what a container declares, so it comes after the walk that has seen all the elements.
   std::string_view shape_problem;
   if (!check_shape(encoded, shape_problem)) {
@@ -262,7 +263,8 @@ KVFERRY_INLINE bool unexpected(const msgpack::object& from, std::string_view exp
   return false;
 }
 
-KVFERRY_INLINE bool expect_kind(const msgpack::object& from, msgpack::type::object_type expected, DecodeProblem& problem) {
+KVFERRY_INLINE bool expect_kind(const msgpack::object& from, msgpack::type::object_type expected,
+                                DecodeProblem& problem) {
   if (from.type == expected) {
     return true;
   }
@@ -271,7 +273,8 @@ KVFERRY_INLINE bool expect_kind(const msgpack::object& from, msgpack::type::obje
   return unexpected(from, kind_of(example), problem);
 }
 
-KVFERRY_INLINE const msgpack::object* find_field(const msgpack::object& map, std::string_view name, DecodeProblem& problem) {
+KVFERRY_INLINE const msgpack::object* find_field(const msgpack::object& map, std::string_view name,
+                                                 DecodeProblem& problem) {
   const msgpack::object* found = nullptr;
   for (const auto& [key, value] : std::span(map.via.map.ptr, map.via.map.size)) {
     if (!is_string(key, name)) {

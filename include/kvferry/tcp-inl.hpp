@@ -2,7 +2,6 @@
 // The definitions of the transport over TCP.
 #pragma once
 
-#include <kvferry/tcp_transfer_channel-inl.hpp>
 #include <kvferry/tcp/address_race-inl.hpp>
 #include <kvferry/tcp/allowed_hosts-inl.hpp>
 #include <kvferry/tcp/data_acceptor-inl.hpp>
@@ -18,3 +17,4 @@
 #include <kvferry/tcp/read_ahead-inl.hpp>
 #include <kvferry/tcp/socket_events-inl.hpp>
 #include <kvferry/tcp/tcp_link-inl.hpp>
+#include <kvferry/tcp_transfer_channel-inl.hpp>

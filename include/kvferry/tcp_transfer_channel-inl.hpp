@@ -11,11 +11,11 @@
 
 #include <kvferry/url.hpp>
 
-#include <kvferry/kit/attempts.hpp>
-#include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/detail/host_address.hpp>
 #include <kvferry/detail/name_lookups.hpp>
 #include <kvferry/detail/text.hpp>
+#include <kvferry/kit/attempts.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/tcp/allowed_hosts.hpp>
 #include <kvferry/tcp/data_acceptor.hpp>
 #include <kvferry/tcp/data_dialer.hpp>
@@ -49,9 +49,9 @@ class TcpDial final : public kit::Dial {
                kit::LinkHandler on_link) override {
     std::error_code ec;
     auto endpoint = kit::decode_endpoint<tcp::AcceptEndpoint>(remote_endpoint, ec);
-    if (!ec && (endpoint.port == 0 || endpoint.port > 65535 || endpoint.lanes == 0 || endpoint.lanes > lanes_ ||
-                endpoint.dial_secret.size() != sizeof(tcp::Secret) ||
-                endpoint.accept_secret.size() != sizeof(tcp::Secret))) {
+    if (!ec &&
+        (endpoint.port == 0 || endpoint.port > 65535 || endpoint.lanes == 0 || endpoint.lanes > lanes_ ||
+         endpoint.dial_secret.size() != sizeof(tcp::Secret) || endpoint.accept_secret.size() != sizeof(tcp::Secret))) {
       ec = errc::malformed_message;
     }
     if (ec) {
@@ -141,16 +141,20 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
     return std::clamp<std::chrono::milliseconds>(time, std::chrono::milliseconds::zero(), std::chrono::hours(1));
   };
   impl_->events = std::make_shared<tcp::SocketEvents>(get_executor());
-  impl_->link_options = {incarnation(),
-                         bounded(given.hello_timeout),
-                         {given.stripe_threshold,
-                          std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(),
-                                                                std::chrono::hours(1)),
-                          {bounded(given.drain_timeout), impl_->events, poller(), {}, impl_->buffers,
-                           std::max<std::chrono::milliseconds>(bounded(given.frame_timeout), std::chrono::milliseconds(10))},
-                          impl_->traffic},
-                         {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
-                          given.congestion_control}};
+  impl_->link_options = {
+      incarnation(),
+      bounded(given.hello_timeout),
+      {given.stripe_threshold,
+       std::clamp<std::chrono::microseconds>(given.poll.spin, std::chrono::microseconds::zero(), std::chrono::hours(1)),
+       {bounded(given.drain_timeout),
+        impl_->events,
+        poller(),
+        {},
+        impl_->buffers,
+        std::max<std::chrono::milliseconds>(bounded(given.frame_timeout), std::chrono::milliseconds(10))},
+       impl_->traffic},
+      {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
+       given.congestion_control}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
     if (impl_->advertised_data.is_wildcard()) {
@@ -222,7 +226,7 @@ KVFERRY_INLINE std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::st
 }
 
 KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
-                                 kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+                                                kit::Clock::time_point deadline, kit::LinkHandler on_link) {
   std::error_code ec;
   const auto dialing = kit::decode_endpoint<tcp::DialEndpoint>(remote_endpoint, ec);
   if (ec) {

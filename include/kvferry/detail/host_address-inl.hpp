@@ -14,9 +14,7 @@
 #include <charconv>
 
 namespace kvferry::inline KVFERRY_ABI {
-inline namespace internal {
-
-}  // namespace internal
+inline namespace internal {}  // namespace internal
 
 KVFERRY_INLINE unsigned zone_index(const std::string& zone) {
   if (const unsigned named = ::if_nametoindex(zone.c_str()); named != 0) {

@@ -113,8 +113,8 @@ struct NameLookups::State {
   /// @return nothing if the name isn't being looked up, or about to be.
   [[nodiscard]] std::shared_ptr<Lookup> find(const std::string& host) const {
     for (const auto* lookups : {&running, &waiting}) {
-      const auto found = std::ranges::find_if(
-          *lookups, [&](const auto& lookup) { return lookup->host == host && !lookup->done; });
+      const auto found =
+          std::ranges::find_if(*lookups, [&](const auto& lookup) { return lookup->host == host && !lookup->done; });
       if (found != lookups->end()) {
         return *found;
       }
@@ -136,8 +136,8 @@ struct NameLookups::State {
     const auto now = Clock::now();
     std::erase_if(waiting, [now](const auto& lookup) { return lookup->deadline <= now; });
     while (!waiting.empty()) {
-      const auto busy = static_cast<std::size_t>(
-          std::ranges::count_if(running, [](const auto& lookup) { return !lookup->done; }));
+      const auto busy =
+          static_cast<std::size_t>(std::ranges::count_if(running, [](const auto& lookup) { return !lookup->done; }));
       const auto awaited = static_cast<std::size_t>(std::ranges::count_if(
           running, [now](const auto& lookup) { return !lookup->done && lookup->deadline > now; }));
       if (awaited >= max_awaited || busy >= max_threads) {

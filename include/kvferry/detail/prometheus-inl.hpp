@@ -14,8 +14,8 @@ inline namespace internal {
 
 using Labels = std::vector<std::pair<std::string_view, std::string>>;
 
-inline constexpr std::array<std::string_view, 9> own_labels{"transport", "kind", "category", "cause", "path",
-                                                     "direction", "le",   "peer",     "outcome"};
+inline constexpr std::array<std::string_view, 9> own_labels{"transport", "kind", "category", "cause",  "path",
+                                                            "direction", "le",   "peer",     "outcome"};
 
 KVFERRY_INLINE bool is_label_name(std::string_view name) {
   const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
@@ -146,31 +146,32 @@ KVFERRY_INLINE std::string to_prometheus(std::span<const ChannelStats> channels)
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.identity_conflicts)); });
   text.metric("kvferry_peer_replacements_total", "counter", "Known peers in whose place somebody else was found.",
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.peer_replacements)); });
-  text.metric("kvferry_handshakes_total", "counter", "Connections made and attempts that came to nothing, by who asked.",
-              [&](const ChannelStats& channel) {
-                const HandshakeStats& handshakes = channel.handshakes;
-                const auto add = [&](std::string_view direction, std::uint64_t made, const std::vector<CauseCount>& failed) {
-                  text.sample({{"direction", std::string(direction)}, {"category", ""}, {"cause", ""}}, std::to_string(made));
-                  for (const auto& [cause, count] : failed) {
-                    text.sample({{"direction", std::string(direction)},
-                                 {"category", cause.category().name()},
-                                 {"cause", error_name(cause)}},
-                                std::to_string(count));
-                  }
-                };
-                add("out", handshakes.dialed, handshakes.failed);
-                add("in", handshakes.accepted, handshakes.refused);
-              });
-  text.metric("kvferry_refused_strangers_total", "counter",
-              "Connections and messages that were turned away before anybody knew whose they were, by cause.",
-              [&](const ChannelStats& channel) {
-                for (const auto& [cause, count] : channel.refused_strangers) {
-                  text.sample({{"category", cause.category().name()}, {"cause", error_name(cause)}}, std::to_string(count));
-                }
-              });
   text.metric(
-      "kvferry_reconnects_total", "counter", "Connections to peers that had been connected before.",
-      [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.handshakes.reconnected)); });
+      "kvferry_handshakes_total", "counter", "Connections made and attempts that came to nothing, by who asked.",
+      [&](const ChannelStats& channel) {
+        const HandshakeStats& handshakes = channel.handshakes;
+        const auto add = [&](std::string_view direction, std::uint64_t made, const std::vector<CauseCount>& failed) {
+          text.sample({{"direction", std::string(direction)}, {"category", ""}, {"cause", ""}}, std::to_string(made));
+          for (const auto& [cause, count] : failed) {
+            text.sample({{"direction", std::string(direction)},
+                         {"category", cause.category().name()},
+                         {"cause", error_name(cause)}},
+                        std::to_string(count));
+          }
+        };
+        add("out", handshakes.dialed, handshakes.failed);
+        add("in", handshakes.accepted, handshakes.refused);
+      });
+  text.metric(
+      "kvferry_refused_strangers_total", "counter",
+      "Connections and messages that were turned away before anybody knew whose they were, by cause.",
+      [&](const ChannelStats& channel) {
+        for (const auto& [cause, count] : channel.refused_strangers) {
+          text.sample({{"category", cause.category().name()}, {"cause", error_name(cause)}}, std::to_string(count));
+        }
+      });
+  text.metric("kvferry_reconnects_total", "counter", "Connections to peers that had been connected before.",
+              [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.handshakes.reconnected)); });
   text.metric("kvferry_pending_notifications", "gauge", "Notifications that nobody has received yet.",
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.pending_notifications)); });
   text.metric("kvferry_peer_connected", "gauge", "Whether there is a usable connection to a known peer.",

@@ -10,7 +10,9 @@
 namespace kvferry::inline KVFERRY_ABI {
 inline namespace internal {
 
-KVFERRY_INLINE unsigned byte_at(std::string_view text, std::size_t i) noexcept { return static_cast<unsigned char>(text[i]); }
+KVFERRY_INLINE unsigned byte_at(std::string_view text, std::size_t i) noexcept {
+  return static_cast<unsigned char>(text[i]);
+}
 
 /// The size of the UTF-8 character at the text's beginning; 0 if there is none.
 KVFERRY_INLINE std::size_t first_character(std::string_view text) noexcept {

@@ -40,7 +40,8 @@ KVFERRY_INLINE HandshakeSocket connected_socket(const SharedContext& context, st
 
 KVFERRY_INLINE ConnectSlots::ConnectSlots() : ConnectSlots(default_slots()) {}
 
-KVFERRY_INLINE std::optional<ConnectSlots::Slot> ConnectSlots::take(HandshakeAttempts& owner, bool again, TimePoint now) {
+KVFERRY_INLINE std::optional<ConnectSlots::Slot> ConnectSlots::take(HandshakeAttempts& owner, bool again,
+                                                                    TimePoint now) {
   if (holders_.size() >= (again ? most_ - most_ / 4 : most_)) {
     if (again || holders_.front().since + attempt_delay > now) {
       return std::nullopt;
@@ -62,8 +63,8 @@ KVFERRY_INLINE HandshakeAttempts::TimePoint HandshakeAttempts::due() const noexc
   return next == waiting_.end() ? TimePoint::max() : next->at;
 }
 
-KVFERRY_INLINE void HandshakeAttempts::advance(const SharedContext& context, ConnectSlots& slots, std::size_t max_message_bytes,
-                                TimePoint now) {
+KVFERRY_INLINE void HandshakeAttempts::advance(const SharedContext& context, ConnectSlots& slots,
+                                               std::size_t max_message_bytes, TimePoint now) {
   while (due() <= now) {
     const auto next = std::ranges::min_element(waiting_, {}, &Waiting::at);
     const Waiting trying = std::move(*next);
@@ -90,8 +91,7 @@ KVFERRY_INLINE void HandshakeAttempts::advance(const SharedContext& context, Con
 }
 
 KVFERRY_INLINE HandshakeAttempts::Candidates::iterator HandshakeAttempts::find(const void* monitor) noexcept {
-  return std::ranges::find_if(candidates_,
-                              [&](const Candidate& one) { return one.monitor.ref().handle() == monitor; });
+  return std::ranges::find_if(candidates_, [&](const Candidate& one) { return one.monitor.ref().handle() == monitor; });
 }
 
 KVFERRY_INLINE void HandshakeAttempts::failed(Candidates::iterator candidate, TimePoint now) {

@@ -43,7 +43,9 @@ inline constexpr std::chrono::milliseconds never = std::chrono::hours(24);
 /// ZMTP begins with ten bytes that each side sends unasked.
 inline constexpr std::size_t signature_bytes = 10;
 
-[[noreturn]] KVFERRY_INLINE void fail(const char* what) { throw std::system_error(errno, std::system_category(), what); }
+[[noreturn]] KVFERRY_INLINE void fail(const char* what) {
+  throw std::system_error(errno, std::system_category(), what);
+}
 
 KVFERRY_INLINE Descriptor open_spare() { return Descriptor(::eventfd(0, EFD_CLOEXEC)); }
 
@@ -75,7 +77,7 @@ KVFERRY_INLINE HandshakeGate::Bounds HandshakeGate::Bounds::of(std::size_t messa
 }
 
 KVFERRY_INLINE HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPort& address, const Bounds& bounds,
-                             std::shared_ptr<Refusals> refusals)
+                                            std::shared_ptr<Refusals> refusals)
     : router_(router),
       bounds_(bounds),
       refusals_(std::move(refusals)),
@@ -193,7 +195,8 @@ KVFERRY_INLINE void HandshakeGate::admit(Descriptor descriptor, std::string sour
   const auto known = sources_.find(source);
   if (known != sources_.end() && known->second.connections >= std::max<std::size_t>(bounds_.connections * 3 / 4, 1) &&
       !make_room(source)) {
-    refused(errc::resource_limit, source, "this address has all the connections to the handshake's port that one may have");
+    refused(errc::resource_limit, source,
+            "this address has all the connections to the handshake's port that one may have");
     return;
   }
   set_option(descriptor.get(), IPPROTO_TCP, TCP_NODELAY, 1);
@@ -278,7 +281,8 @@ KVFERRY_INLINE void HandshakeGate::read_signature(Connection& connection) {
   const bool senseless =
       (!read.empty() && read.front() != '\xFF') || (read.size() == signature_bytes && read.back() != '\x7F');
   if (senseless) {
-    refused(errc::protocol_violation, connection.source->first, "what came to the handshake's port is no ZeroMQ greeting");
+    refused(errc::protocol_violation, connection.source->first,
+            "what came to the handshake's port is no ZeroMQ greeting");
   }
   if (received == 0 || (received < 0 && !would_block()) || senseless) {
     close(connections_.find(connection.number));
@@ -289,7 +293,9 @@ KVFERRY_INLINE void HandshakeGate::read_signature(Connection& connection) {
   }
 }
 
-KVFERRY_INLINE std::string HandshakeGate::rendezvous_name(std::uint64_t number) const { return name_ + std::to_string(number); }
+KVFERRY_INLINE std::string HandshakeGate::rendezvous_name(std::uint64_t number) const {
+  return name_ + std::to_string(number);
+}
 
 KVFERRY_INLINE Descriptor HandshakeGate::open_rendezvous(std::uint64_t number) const {
   Descriptor rendezvous(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -314,9 +320,9 @@ KVFERRY_INLINE void HandshakeGate::join(Connection& connection) {
   watch(connection);
   connection.rendezvous = open_rendezvous(connection.number);
   epoll_event event{EPOLLIN, {.u64 = tag_of(connection.number, Role::rendezvous)}};
-  if (!connection.rendezvous ||
-      ::epoll_ctl(events_.get(), EPOLL_CTL_ADD, connection.rendezvous.get(), &event) != 0) {
-    refused({errno, std::system_category()}, connection.source->first, "no socket for a connection to the handshake's port");
+  if (!connection.rendezvous || ::epoll_ctl(events_.get(), EPOLL_CTL_ADD, connection.rendezvous.get(), &event) != 0) {
+    refused({errno, std::system_category()}, connection.source->first,
+            "no socket for a connection to the handshake's port");
     close(connections_.find(connection.number));
     return;
   }
@@ -459,10 +465,11 @@ KVFERRY_INLINE void HandshakeGate::expire(Clock::time_point now) {
     const auto connection = it++;
     if (const auto until = deadline(connection->second); until <= now) {
       if (owes(connection->second)) {
-        refused(errc::timed_out, connection->second.source->first,
-                connection->second.phase == Phase::silent
-                    ? "a connection to the handshake's port said nothing"
-                    : "a connection to the handshake's port didn't end its request, or didn't take the answer, in time");
+        refused(
+            errc::timed_out, connection->second.source->first,
+            connection->second.phase == Phase::silent
+                ? "a connection to the handshake's port said nothing"
+                : "a connection to the handshake's port didn't end its request, or didn't take the answer, in time");
       }
       close(connection);
     } else {
@@ -474,7 +481,8 @@ KVFERRY_INLINE void HandshakeGate::expire(Clock::time_point now) {
   }
 }
 
-KVFERRY_INLINE void HandshakeGate::refused(std::error_code cause, const std::string& source, std::string_view why) const {
+KVFERRY_INLINE void HandshakeGate::refused(std::error_code cause, const std::string& source,
+                                           std::string_view why) const {
   if (refusals_) {
     refusals_->count(cause, source, why);
   }

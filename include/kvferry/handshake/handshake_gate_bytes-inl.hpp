@@ -118,8 +118,7 @@ KVFERRY_INLINE void HandshakeGate::watch(Connection& connection) {
   const bool open = connection.phase == Phase::open;
   const bool has_room = allowance(connection) > 0;
   const bool reads = open && !connection.ending && connection.to_inner.empty() && connection.to_outer.empty();
-  watch_outer(connection,
-              (reads && has_room ? EPOLLIN : 0U) | (open && !connection.to_outer.empty() ? EPOLLOUT : 0U));
+  watch_outer(connection, (reads && has_room ? EPOLLIN : 0U) | (open && !connection.to_outer.empty() ? EPOLLOUT : 0U));
   if (reads && !has_room) {
     starved_.insert(connection.number);
   } else {
@@ -144,9 +143,7 @@ KVFERRY_INLINE void HandshakeGate::watch_outer(Connection& connection, std::uint
 KVFERRY_INLINE void HandshakeGate::watch_inner(Connection& connection, std::uint32_t wants) {
   if (connection.inner_events != wants) {
     epoll_event event{wants, {.u64 = tag_of(connection.number, Role::inner)}};
-    const int change = wants == 0                     ? EPOLL_CTL_DEL
-                       : connection.inner_events == 0 ? EPOLL_CTL_ADD
-                                                      : EPOLL_CTL_MOD;
+    const int change = wants == 0 ? EPOLL_CTL_DEL : connection.inner_events == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
     ::epoll_ctl(events_.get(), change, connection.inner.get(), &event);
     connection.inner_events = wants;
   }

@@ -44,9 +44,10 @@ KVFERRY_INLINE SideMessage error_message(std::error_code ec, const std::string& 
 
 }  // namespace internal
 
-KVFERRY_INLINE HandshakeListener::HandshakeListener(const SharedContext& context, const HandshakeService::Options& options,
-                                     HandshakeService::RequestHandler on_request,
-                                     std::weak_ptr<HandshakeMailbox> mailbox)
+KVFERRY_INLINE HandshakeListener::HandshakeListener(const SharedContext& context,
+                                                    const HandshakeService::Options& options,
+                                                    HandshakeService::RequestHandler on_request,
+                                                    std::weak_ptr<HandshakeMailbox> mailbox)
     : max_message_bytes_(options.max_message_bytes),
       socket_(context, zmq::socket_type::router, largest_frame(options.max_message_bytes)),
       gate_(socket_.ref(), listening_address(parse_url(options.bind_url), options.lookup_timeout),
@@ -88,8 +89,8 @@ KVFERRY_INLINE bool HandshakeListener::serve_one() {
   }
   if (const auto size = frames[payload_begins].size(); size > max_message_bytes_) {
     refuse_stranger(request, std::make_error_code(std::errc::message_size),
-           "the request has " + std::to_string(size) + " bytes, at most " + std::to_string(max_message_bytes_) +
-               " are taken");
+                    "the request has " + std::to_string(size) + " bytes, at most " +
+                        std::to_string(max_message_bytes_) + " are taken");
     return true;
   }
   std::string_view problem;
@@ -115,8 +116,8 @@ KVFERRY_INLINE void HandshakeListener::hand_over(const std::shared_ptr<ServedReq
   }
 }
 
-KVFERRY_INLINE void HandshakeListener::refuse_stranger(const std::shared_ptr<ServedRequest>& request, std::error_code ec,
-                                        const std::string& text) {
+KVFERRY_INLINE void HandshakeListener::refuse_stranger(const std::shared_ptr<ServedRequest>& request,
+                                                       std::error_code ec, const std::string& text) {
   if (refusals_) {
     refusals_->count(ec, request->source, text);
   }
@@ -124,7 +125,7 @@ KVFERRY_INLINE void HandshakeListener::refuse_stranger(const std::shared_ptr<Ser
 }
 
 KVFERRY_INLINE void HandshakeListener::refuse(const std::shared_ptr<ServedRequest>& request, std::error_code ec,
-                               const std::string& text) {
+                                              const std::string& text) {
   // The exception that brought us here has destroyed the `Reply` on its way, unless the handler kept it or used it.
   using State = ServedRequest::State;
   if (request->advance(State::waiting, State::failed) || request->advance(State::dropped, State::failed)) {

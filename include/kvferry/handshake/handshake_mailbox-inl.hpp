@@ -77,7 +77,9 @@ KVFERRY_INLINE HandshakeService::Reply::~Reply() {
   }
 }
 
-KVFERRY_INLINE std::string HandshakeService::Reply::source() const { return state_ ? state_->request->source : std::string(); }
+KVFERRY_INLINE std::string HandshakeService::Reply::source() const {
+  return state_ ? state_->request->source : std::string();
+}
 
 KVFERRY_INLINE void HandshakeService::Reply::operator()(const SideMessage& answer) {
   if (const auto state = std::move(state_)) {

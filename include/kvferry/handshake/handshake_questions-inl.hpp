@@ -91,8 +91,8 @@ KVFERRY_INLINE void HandshakeQuestions::begin(Iterator open) {
   } else {
     // ZeroMQ would look the name up itself, on the thread that all its sockets share.
     lookups_.look_up(target.host, open->second.question.deadline,
-                     [number, port = target.port, mailbox = mailbox_](
-                         std::error_code ec, const std::vector<asio::ip::address>& addresses) {
+                     [number, port = target.port, mailbox = mailbox_](std::error_code ec,
+                                                                      const std::vector<asio::ip::address>& addresses) {
                        ResolvedCommand resolved{number, ec, {}};
                        for (const auto& address : addresses) {
                          resolved.addresses.push_back({address.to_string(), port});
@@ -158,7 +158,8 @@ KVFERRY_INLINE void HandshakeQuestions::serve(std::span<const zmq_pollitem_t> it
   }
 }
 
-KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor) {
+KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_t& socket,
+                                              const zmq_pollitem_t& monitor) {
   auto& attempts = open->second.attempts;
   const auto candidate = attempts.find(monitor.socket);
   if (candidate == attempts.candidates().end() || (socket.revents != 0 && receive(open))) {
@@ -257,9 +258,10 @@ KVFERRY_INLINE void HandshakeQuestions::close() {
 }
 
 KVFERRY_INLINE void HandshakeQuestions::end(Iterator open, std::error_code ec, const std::string& diagnostic,
-                             SideMessage message) noexcept {
+                                            SideMessage message) noexcept {
   const auto on_answer = std::move(open->second.question.on_answer);
-  std::string reached = open->second.sent ? std::move(open->second.attempts.candidates().front().address.host) : std::string();
+  std::string reached =
+      open->second.sent ? std::move(open->second.attempts.candidates().front().address.host) : std::string();
   open_.erase(open);
   try {
     on_answer(ec, std::move(message), diagnostic, std::move(reached));

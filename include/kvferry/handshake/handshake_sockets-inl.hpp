@@ -101,13 +101,15 @@ KVFERRY_INLINE std::size_t largest_frame(std::size_t max_message_bytes) noexcept
   return max_message_bytes > std::numeric_limits<std::size_t>::max() / 2 ? max_message_bytes : 2 * max_message_bytes;
 }
 
-KVFERRY_INLINE SharedContext::SharedContext(void* user) : user_(user), own_(user == nullptr ? process_context() : nullptr) {
+KVFERRY_INLINE SharedContext::SharedContext(void* user)
+    : user_(user), own_(user == nullptr ? process_context() : nullptr) {
   if (user_ != nullptr) {
     start_context(user_);
   }
 }
 
-KVFERRY_INLINE HandshakeSocket::HandshakeSocket(const SharedContext& context, zmq::socket_type type, std::size_t max_message_bytes)
+KVFERRY_INLINE HandshakeSocket::HandshakeSocket(const SharedContext& context, zmq::socket_type type,
+                                                std::size_t max_message_bytes)
     : handle_(zmq_socket(context.handle(), static_cast<int>(type))) {
   if (handle_ == nullptr) {
     throw zmq::error_t();
@@ -153,7 +155,8 @@ KVFERRY_INLINE bool HandshakeSocket::send(std::span<const Bytes> envelope, const
          send_frame(payload, zmq::send_flags::none);
 }
 
-KVFERRY_INLINE HandshakeMonitor::HandshakeMonitor(const SharedContext& context, const HandshakeSocket& watched, int events)
+KVFERRY_INLINE HandshakeMonitor::HandshakeMonitor(const SharedContext& context, const HandshakeSocket& watched,
+                                                  int events)
     : pair_(context, zmq::socket_type::pair, 0) {
   static std::atomic<std::uint64_t> count = 0;
   const auto endpoint = "inproc://kvferry-monitor-" + std::to_string(count++);

@@ -20,7 +20,9 @@ inline constexpr std::size_t max_regions = 1024;
 
 KVFERRY_INLINE std::string text(std::uint64_t number) { return std::to_string(number); }
 
-KVFERRY_INLINE Access needed_access(TransferKind kind) { return kind == TransferKind::write ? Access::write : Access::read; }
+KVFERRY_INLINE Access needed_access(TransferKind kind) {
+  return kind == TransferKind::write ? Access::write : Access::read;
+}
 
 KVFERRY_INLINE bool supported(TransferKind kind, const Capabilities& capabilities) {
   switch (kind) {
@@ -144,10 +146,10 @@ KVFERRY_INLINE void check_regions(std::span<const MemoryRegion> regions) {
   for (std::size_t i = 0; i < regions.size(); ++i) {
     const MemoryRegion& region = regions[i];
     if (region.data == nullptr || region.size == 0 || region.page_size == 0 || region.size % region.page_size != 0) {
-      throw TransferError(errc::invalid_region,
-                          "region " + text(i) + ": size " + text(region.size) + " bytes, page size " +
-                              text(region.page_size) + " bytes" + (region.data == nullptr ? ", null data" : "") +
-                              "; the size must be a positive multiple of the page size");
+      throw TransferError(errc::invalid_region, "region " + text(i) + ": size " + text(region.size) +
+                                                    " bytes, page size " + text(region.page_size) + " bytes" +
+                                                    (region.data == nullptr ? ", null data" : "") +
+                                                    "; the size must be a positive multiple of the page size");
     }
   }
 }
@@ -197,7 +199,8 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
     return mismatch("sizes", request.sizes.size());
   }
   if (request.notification.empty() && request.notification_key != 0) {
-    return {std::make_error_code(std::errc::invalid_argument), "notification key " + text(request.notification_key) + " without a notification"};
+    return {std::make_error_code(std::errc::invalid_argument),
+            "notification key " + text(request.notification_key) + " without a notification"};
   }
   if (!request.notification.empty()) {
     if (!request.one_sided() || !capabilities.notifications) {
@@ -219,7 +222,7 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
 }
 
 KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
-                           std::span<const MemoryRegion> paged) {
+                                          std::span<const MemoryRegion> paged) {
   if (!request.one_sided() || request.objects.empty()) {
     return {};
   }
@@ -253,8 +256,8 @@ KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const 
 }
 
 KVFERRY_INLINE Failure check_handshake(const LocalFacts& local, const std::string& peer, std::uint64_t version,
-                        const std::string& transport, std::uint64_t incarnation,
-                        const std::vector<RegionTuple>& regions) {
+                                       const std::string& transport, std::uint64_t incarnation,
+                                       const std::vector<RegionTuple>& regions) {
   const std::string who = "peer " + in_quotes(peer) + ": ";
   if (version != protocol_version) {
     return {errc::version_mismatch,

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <mutex>
-#include <optional>
 #include <new>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <variant>
@@ -18,12 +18,12 @@
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
+#include <kvferry/detail/process.hpp>
+#include <kvferry/detail/thread.hpp>
 #include <kvferry/handshake/handshake_listener.hpp>
 #include <kvferry/handshake/handshake_mailbox.hpp>
 #include <kvferry/handshake/handshake_questions.hpp>
 #include <kvferry/handshake/handshake_sockets.hpp>
-#include <kvferry/detail/process.hpp>
-#include <kvferry/detail/thread.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
@@ -150,7 +150,9 @@ struct HandshakeService::Impl {
   [[nodiscard]] std::optional<HandshakeQuestions::TimePoint> next_deadline() const {
     const auto of_questions = questions.next_deadline();
     const auto of_listener = listener ? listener->next_deadline() : std::nullopt;
-    return of_questions && of_listener ? std::min(of_questions, of_listener) : of_questions ? of_questions : of_listener;
+    return of_questions && of_listener ? std::min(of_questions, of_listener)
+           : of_questions              ? of_questions
+                                       : of_listener;
   }
 
   void obey(std::vector<Command> commands) {
@@ -248,8 +250,8 @@ KVFERRY_INLINE HandshakeService::~HandshakeService() {
 
 KVFERRY_INLINE std::string HandshakeService::bound_url() const { return impl_->bound_url; }
 
-KVFERRY_INLINE void HandshakeService::ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
-                           AnswerHandler on_answer) {
+KVFERRY_INLINE void HandshakeService::ask(const std::string& url, SideMessage question,
+                                          std::chrono::steady_clock::time_point deadline, AnswerHandler on_answer) {
   if (impl_->origin.was_forked()) {
     on_answer(errc::forked, {}, "the question's channel belongs to the process that this one was forked from", {});
     return;

@@ -32,8 +32,9 @@ KVFERRY_INLINE void InitExchange::finish(Failure failure, std::optional<SideMess
 
 KVFERRY_INLINE void InitExchange::accept_cancellation() {
   if (completion_.cancellable()) {
-    completion_.on_cancel(cancellation(owner_->gate(), weak_from_this(),
-                                       [](InitExchange& exchange) { exchange.finish({errc::cancelled, {}}); }));
+    completion_.on_cancel(cancellation(owner_->gate(), weak_from_this(), [](InitExchange& exchange) {
+      exchange.finish({errc::cancelled, {}});
+    }));
   }
 }
 
@@ -45,7 +46,7 @@ KVFERRY_INLINE void InitExchange::expire() {
 }
 
 KVFERRY_INLINE std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMessageCompletion completion,
-                                                   Clock::time_point deadline) {
+                                                                  Clock::time_point deadline) {
   auto exchange =
       std::make_shared<InitExchange>(std::move(request), std::move(completion), deadline, shared_from_this());
   exchange->accept_cancellation();  // while nobody else can end it

@@ -40,11 +40,13 @@ KVFERRY_INLINE bool NotificationQueue::push(Notification notification) {
   return push_item(key, std::move(notification));
 }
 
-KVFERRY_INLINE void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout, NotificationCompletion completion) {
+KVFERRY_INLINE void NotificationQueue::receive(std::optional<std::chrono::milliseconds> timeout,
+                                               NotificationCompletion completion) {
   WaitQueue::receive(0, 1, timeout, for_one<Notification>(std::move(completion)));
 }
 
-KVFERRY_INLINE void NotificationQueue::receive(const NotificationsRequest& request, NotificationsCompletion completion) {
+KVFERRY_INLINE void NotificationQueue::receive(const NotificationsRequest& request,
+                                               NotificationsCompletion completion) {
   if (request.count > bounds_.count) {
     completion(errc::resource_limit, {});
     return;

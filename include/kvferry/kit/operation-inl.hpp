@@ -33,7 +33,7 @@ KVFERRY_INLINE Clock::time_point deadline_after(std::chrono::milliseconds timeou
 }
 
 KVFERRY_INLINE Operation::Operation(TransferRequest request, Completion completion, Clock::time_point deadline,
-                     std::shared_ptr<OperationRegistry> registry)
+                                    std::shared_ptr<OperationRegistry> registry)
     : request_(std::move(request)),
       completion_(std::move(completion)),
       deadline_(deadline),
@@ -120,7 +120,8 @@ KVFERRY_INLINE void Operation::finish(std::error_code cause, std::string diagnos
   completion(cause, transferred);
 }
 
-KVFERRY_INLINE void Operation::describe_failure(std::error_code cause, std::string diagnostic, std::size_t transferred) noexcept {
+KVFERRY_INLINE void Operation::describe_failure(std::error_code cause, std::string diagnostic,
+                                                std::size_t transferred) noexcept {
   if (request_.diagnostic == nullptr) {
     return;
   }
@@ -128,10 +129,10 @@ KVFERRY_INLINE void Operation::describe_failure(std::error_code cause, std::stri
     if (diagnostic.empty()) {
       diagnostic = cause.message();
     }
-    const std::string what = request_.objects.empty() && !request_.notification.empty()
-                                 ? "notification alone"
-                                 : std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) +
-                                       " objects";
+    const std::string what =
+        request_.objects.empty() && !request_.notification.empty()
+            ? "notification alone"
+            : std::string(to_string(request_.kind)) + " of " + std::to_string(object_count()) + " objects";
     *request_.diagnostic = what + ", peer " + in_quotes(request_.peer_id) + ": " + diagnostic + " (" +
                            std::to_string(transferred) + " transferred)";
   } catch (const std::exception&) {

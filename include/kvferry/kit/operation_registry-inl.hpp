@@ -111,8 +111,8 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
     removed = std::move(it->second.operation);
     if (!awaited_.empty()) {
       std::erase_if(awaited_, [&](Awaited& awaited) {
-        const bool last = it->second.number <= awaited.last_number && awaited.concerns(removed->request()) &&
-                          --awaited.left == 0;
+        const bool last =
+            it->second.number <= awaited.last_number && awaited.concerns(removed->request()) && --awaited.left == 0;
         if (last) {
           awaited.done();
         }

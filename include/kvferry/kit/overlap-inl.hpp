@@ -64,7 +64,8 @@ KVFERRY_INLINE bool any_buffers_overlap(std::span<const MutableBuffer> buffers) 
   }
   std::vector<MutableBuffer> sorted;
   sorted.reserve(buffers.size());
-  std::ranges::copy_if(buffers, std::back_inserter(sorted), [](const MutableBuffer& buffer) { return !buffer.empty(); });
+  std::ranges::copy_if(buffers, std::back_inserter(sorted),
+                       [](const MutableBuffer& buffer) { return !buffer.empty(); });
   std::ranges::sort(sorted, {}, [](const MutableBuffer& buffer) { return buffer.data(); });
   return std::ranges::adjacent_find(sorted, not_behind) != sorted.end();
 }

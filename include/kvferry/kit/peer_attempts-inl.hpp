@@ -47,7 +47,8 @@ KVFERRY_INLINE std::chrono::milliseconds bounded_milliseconds(std::uint64_t coun
 
 }  // namespace internal
 
-KVFERRY_INLINE void PeerDirectory::refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause) {
+KVFERRY_INLINE void PeerDirectory::refuse(HandshakeService::Reply& reply, const std::string& peer_id,
+                                          const Failure& cause) {
   refused_.count(cause.code);
   const bool conflict = cause.code == errc::identity_conflict;
   // Who comes while the channel is being closed has done nothing out of order.
@@ -101,7 +102,8 @@ KVFERRY_INLINE PeerDirectory::Peer* PeerDirectory::current(const std::string& pe
   return closed_ || it == peers_.end() || it->second.find(attempt) == nullptr ? nullptr : &it->second;
 }
 
-KVFERRY_INLINE InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& local_id, const std::string& url) const {
+KVFERRY_INLINE InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& local_id,
+                                                       const std::string& url) const {
   InitQuestion question;
   question.transport = hooks_.name;
   question.sender_id = local_id;
@@ -119,16 +121,17 @@ KVFERRY_INLINE Bytes PeerDirectory::own_secret(const Peer& peer, const std::stri
     return peer.instance.own_secret;
   }
   // One server may be known here by two names. It knows this channel by the secret of the first.
-  const auto same = std::ranges::find_if(peers_, [&](const auto& entry) {
-    return entry.second.url == url && !entry.second.instance.own_secret.empty();
-  });
+  const auto same = std::ranges::find_if(
+      peers_, [&](const auto& entry) { return entry.second.url == url && !entry.second.instance.own_secret.empty(); });
   return same == peers_.end() ? peer.secret : same->second.instance.own_secret;
 }
 
-KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, Lock& lock) { start_dial(peer, peer.local_id, peer.url, lock); }
+KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, Lock& lock) {
+  start_dial(peer, peer.local_id, peer.url, lock);
+}
 
-KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock,
-                               bool once_more) {
+KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const std::string& url,
+                                              Lock& lock, bool once_more) {
   Clock::time_point deadline = Clock::now();
   for (const auto* const list : {&peer.waiting, &peer.movers}) {
     for (const auto& waiting : *list) {
@@ -175,7 +178,7 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
 }
 
 KVFERRY_INLINE void PeerDirectory::ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url,
-                        const SideMessage& question, Clock::time_point deadline) {
+                                       const SideMessage& question, Clock::time_point deadline) {
   ask_there(url, question, deadline,
             [weak = weak_from_this(), peer_id, attempt](std::error_code ec, const SideMessage& answer,
                                                         std::string diagnostic, const std::string& reached) {
@@ -218,7 +221,7 @@ KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::
 }
 
 KVFERRY_INLINE void PeerDirectory::call_later(void (PeerDirectory::*what)(const std::string&, std::uint64_t),
-                               const std::string& peer_id, std::uint64_t attempt) {
+                                              const std::string& peer_id, std::uint64_t attempt) {
   deadlines_->add(Clock::now() + patience_with_the_other,
                   std::make_shared<Expiry>([weak = weak_from_this(), what, peer_id, attempt] {
                     if (const Visit self(weak); self) {
@@ -228,7 +231,7 @@ KVFERRY_INLINE void PeerDirectory::call_later(void (PeerDirectory::*what)(const 
 }
 
 KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure,
-                                  const SideMessage& message, const std::string& reached_address) {
+                                                 const SideMessage& message, const std::string& reached_address) {
   const InitAnswer answer = read_answer(peer_id, message, failure);
   if (!failure && answer.status != InitAnswer::ok && answer.status != InitAnswer::yield) {
     failure = {errc::handshake_failed, "answered the handshake with status " + in_quotes(answer.status)};
@@ -281,8 +284,7 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
     }
   }
   auto host = std::make_shared<Host>(
-      *this,
-      PeerDescription{peer_id, answer.incarnation, answered.url, reached_address, read_regions(answer.regions)});
+      *this, PeerDescription{peer_id, answer.incarnation, answered.url, reached_address, read_regions(answer.regions)});
   const auto dial = answered.dial;
   const auto deadline = answered.deadline;
   lock.unlock();
@@ -296,7 +298,8 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
   }
 }
 
-KVFERRY_INLINE InitAnswer PeerDirectory::read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const {
+KVFERRY_INLINE InitAnswer PeerDirectory::read_answer(const std::string& peer_id, const SideMessage& message,
+                                                     Failure& failure) const {
   InitAnswer answer;
   if (!failure) {
     answer = decode_side_message<InitAnswer>(message, failure.code);
@@ -347,7 +350,8 @@ KVFERRY_INLINE InitAnswer PeerDirectory::describe_self() const {
   return answer;
 }
 
-KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock) {
+KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply,
+                                          Lock& lock) {
   InitAnswer answer = describe_self();
   const bool known = peer.instance.shown_by(question.incarnation, question.secret);
   const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation;
@@ -439,8 +443,8 @@ KVFERRY_INLINE PeerDirectory::Attempt& PeerDirectory::place_for(Peer& peer, cons
   return peer.candidates.emplace_back();
 }
 
-KVFERRY_INLINE LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
-                                        std::shared_ptr<Dial> dial) {
+KVFERRY_INLINE LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attempt,
+                                                       std::shared_ptr<Host> host, std::shared_ptr<Dial> dial) {
   return [weak = weak_from_this(), peer_id = std::move(peer_id), attempt, host = std::move(host),
           dial = std::move(dial)](std::error_code ec, std::shared_ptr<Link> link, std::string diagnostic) {
     const Visit self(weak);
@@ -456,7 +460,8 @@ KVFERRY_INLINE LinkHandler PeerDirectory::link_handler(std::string peer_id, std:
   };
 }
 
-KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure) {
+KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number,
+                                                const Failure& failure) {
   std::vector<Waiter> told;
   const auto accepting = drop_attempt(peer_id, number, failure, told);
   if (!accepting) {
@@ -465,8 +470,8 @@ KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std:
   // Before anybody hears of it, who may then ask for the statistics.
   (*accepting ? refused_ : failed_dials_).count(failure.code);
   // Whoever called for a connection hears of it; of a peer's attempt nobody here does.
-  logger_->log(*accepting ? LogLevel::warning : LogLevel::info, *accepting ? "accept_failed" : "connect_failed", peer_id,
-               failure.code, [&] { return failure.sentence; });
+  logger_->log(*accepting ? LogLevel::warning : LogLevel::info, *accepting ? "accept_failed" : "connect_failed",
+               peer_id, failure.code, [&] { return failure.sentence; });
   tell(told, failure);
 }
 
@@ -477,8 +482,8 @@ KVFERRY_INLINE void PeerDirectory::tell(const std::vector<Waiter>& told, const F
 }
 
 /// @param told those who are to hear of it. @return whether it was a peer's attempt; nothing if it is over already.
-KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure,
-                                                std::vector<Waiter>& told) {
+KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std::uint64_t number,
+                                                               const Failure& failure, std::vector<Waiter>& told) {
   // Where a peer gives so little time, trying again at once would be all that this side does.
   constexpr std::chrono::milliseconds least_patience{50};
   bool was_acceptance = false;
@@ -523,8 +528,8 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
   return was_acceptance;
 }
 
-KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number, const std::shared_ptr<Host>& host,
-                            std::shared_ptr<Link> link) {
+KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint64_t number,
+                                           const std::shared_ptr<Host>& host, std::shared_ptr<Link> link) {
   const Link* const published = link.get();
   const std::string seen_at = link->remote_address();
   std::vector<std::shared_ptr<Link>> replaced;
@@ -596,7 +601,8 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       peer->url = with_zone_of(peer->url, seen_at);
       peer->state = Peer::State::handing_over;
       events_->push({before != 0 ? PeerEventKind::restarted : PeerEventKind::connected, peer_id,
-                     peer->description->incarnation, before != 0 ? make_error_code(errc::peer_restarted) : std::error_code()});
+                     peer->description->incarnation,
+                     before != 0 ? make_error_code(errc::peer_restarted) : std::error_code()});
       if (!peer->attempt.moves) {
         std::move(peer->movers.begin(), peer->movers.end(), std::back_inserter(peer->waiting));
         peer->movers.clear();

@@ -40,10 +40,12 @@ KVFERRY_INLINE void take_leave(std::vector<std::shared_ptr<Link>> links) {
 
 }  // namespace internal
 
-KVFERRY_INLINE PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
-                             std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
-                             std::shared_ptr<PeerEvents> events, std::shared_ptr<OperationRegistry> operations,
-                             std::shared_ptr<Logger> logger)
+KVFERRY_INLINE PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation,
+                                            TransportHooks hooks, std::shared_ptr<DeadlineQueue> deadlines,
+                                            std::shared_ptr<NotificationQueue> notifications,
+                                            std::shared_ptr<PeerEvents> events,
+                                            std::shared_ptr<OperationRegistry> operations,
+                                            std::shared_ptr<Logger> logger)
     : options_(options),
       incarnation_(incarnation),
       hooks_(std::move(hooks)),
@@ -92,7 +94,8 @@ KVFERRY_INLINE PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string
       return nullptr;
     }
     logger_->log(LogLevel::info, "peer_forgotten", oldest->first, errc::resource_limit, [&] {
-      return "makes room for another: " + std::to_string(options_.max_peers) + " peers are known, and it was out of use";
+      return "makes room for another: " + std::to_string(options_.max_peers) +
+             " peers are known, and it was out of use";
     });
     fenced_forgotten_at_ = std::max(fenced_forgotten_at_, oldest->second.fenced_at);
     peers_.erase(oldest);
@@ -124,8 +127,8 @@ KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
   }
 }
 
-KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
-                            std::uint64_t incarnation, Waiter waiter) {
+KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const std::string& peer_id,
+                                           const std::string& url, std::uint64_t incarnation, Waiter waiter) {
   Lock lock(mutex_);
   Peer* const peer = closed_ ? nullptr : find_or_add(peer_id, true);
   if (peer == nullptr) {
@@ -176,8 +179,8 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
   wait(*peer, {deadline, tell, over}, lock);
 }
 
-KVFERRY_INLINE void PeerDirectory::arrive(const std::string& local_id, const std::string& peer_id, const std::string& url,
-                           Waiter waiter) {
+KVFERRY_INLINE void PeerDirectory::arrive(const std::string& local_id, const std::string& peer_id,
+                                          const std::string& url, Waiter waiter) {
   Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
   if (!closed_ && it != peers_.end() && it->second.link && it->second.url != url) {
@@ -421,7 +424,7 @@ KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::shut_old_links(const std::st
 }
 
 KVFERRY_INLINE std::vector<std::shared_ptr<Link>> PeerDirectory::links_but(const std::shared_ptr<Link>& kept,
-                                                            const std::string& peer_id) const {
+                                                                           const std::string& peer_id) const {
   std::vector<std::shared_ptr<Link>> links;
   for (const Published& published : links_) {
     if (auto link = published.link.lock(); link && link != kept && published.peer_id == peer_id) {
@@ -431,7 +434,8 @@ KVFERRY_INLINE std::vector<std::shared_ptr<Link>> PeerDirectory::links_but(const
   return links;
 }
 
-KVFERRY_INLINE void PeerDirectory::break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why) {
+KVFERRY_INLINE void PeerDirectory::break_link(const std::string& peer_id, Link& link, std::error_code cause,
+                                              const std::string& why) {
   link_failed(peer_id, link, cause);
   link.shut(cause, why);
 }

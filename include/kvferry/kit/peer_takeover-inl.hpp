@@ -170,14 +170,14 @@ KVFERRY_INLINE void PeerDirectory::probe_answered(const std::string& peer_id, st
 }
 
 KVFERRY_INLINE void PeerDirectory::refuse_conflict(std::uint64_t taken_by, const InitQuestion& question,
-                                    HandshakeService::Reply& reply) {
-  const std::string who = "is connected as '" + question.sender_id + "' and has just answered: incarnation " +
-                          std::to_string(taken_by);
-  const Failure failure{
-      errc::identity_conflict,
-      question.incarnation == taken_by
-          ? "this server has another name already: this very channel " + who
-          : "another channel " + who + "; the one that is refused is incarnation " + std::to_string(question.incarnation)};
+                                                   HandshakeService::Reply& reply) {
+  const std::string who =
+      "is connected as '" + question.sender_id + "' and has just answered: incarnation " + std::to_string(taken_by);
+  const Failure failure{errc::identity_conflict, question.incarnation == taken_by
+                                                     ? "this server has another name already: this very channel " + who
+                                                     : "another channel " + who +
+                                                           "; the one that is refused is incarnation " +
+                                                           std::to_string(question.incarnation)};
   ++identity_conflicts_;
   refuse(reply, question.sender_id, failure);
 }
@@ -198,7 +198,8 @@ KVFERRY_INLINE void PeerDirectory::probe_unanswered(const std::string& peer_id, 
 
 /// One server may be known here by two names, with urls of different spellings: it knows this channel by the secret of the
 /// first. Nobody else is shown it: it is the same address and port that answered.
-KVFERRY_INLINE bool PeerDirectory::ask_as_known(const std::string& peer_id, std::uint64_t attempt, const std::string& reached_address) {
+KVFERRY_INLINE bool PeerDirectory::ask_as_known(const std::string& peer_id, std::uint64_t attempt,
+                                                const std::string& reached_address) {
   Lock lock(mutex_);
   Peer* const peer = current(peer_id, attempt);
   if (peer == nullptr || peer->attempt.number != attempt || peer->attempt.as_known || reached_address.empty()) {
@@ -228,28 +229,28 @@ KVFERRY_INLINE bool PeerDirectory::ask_as_known(const std::string& peer_id, std:
   return true;
 }
 
-KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url, std::uint64_t incarnation,
-                            Waiter waiter, Lock& lock) {
+KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url,
+                                           std::uint64_t incarnation, Waiter waiter, Lock& lock) {
   InitQuestion question = question_to(peer, local_id, url);
   question.who = true;
   const auto deadline = waiter.deadline + longer_than_the_call;
   const Stay stay(*this);
   lock.unlock();
-  ask_there(url, encode_side_message(question), deadline,
-            [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation,
-             waiter = std::move(waiter)](std::error_code ec, const SideMessage& answer, std::string diagnostic,
-                                         const std::string&) {
-              if (const Visit self(weak); self) {
-                self->who_answered(local_id, peer_id, url, incarnation, waiter, {ec, std::move(diagnostic)}, answer);
-              } else {
-                waiter.tell({errc::closed, {}});
-              }
-            });
+  ask_there(
+      url, encode_side_message(question), deadline,
+      [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation, waiter = std::move(waiter)](
+          std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
+        if (const Visit self(weak); self) {
+          self->who_answered(local_id, peer_id, url, incarnation, waiter, {ec, std::move(diagnostic)}, answer);
+        } else {
+          waiter.tell({errc::closed, {}});
+        }
+      });
 }
 
-KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
-                                 std::uint64_t incarnation, const Waiter& waiter, Failure failure,
-                                 const SideMessage& message) {
+KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, const std::string& peer_id,
+                                                const std::string& url, std::uint64_t incarnation, const Waiter& waiter,
+                                                Failure failure, const SideMessage& message) {
   const InitAnswer answer = read_answer(peer_id, message, failure);
   if (!failure && incarnation != 0 && answer.incarnation != incarnation) {
     failure = another_incarnation(incarnation, answer.incarnation);

@@ -5,7 +5,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-KVFERRY_INLINE bool SideMessageQueue::push(const std::string& source, std::size_t bytes, std::function<void()>& answer) {
+KVFERRY_INLINE bool SideMessageQueue::push(const std::string& source, std::size_t bytes,
+                                           std::function<void()>& answer) {
   const std::size_t cost = bytes + overhead;
   const std::lock_guard lock(mutex_);
   const auto known = sources_.find(source);

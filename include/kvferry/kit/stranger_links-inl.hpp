@@ -27,7 +27,7 @@ KVFERRY_INLINE bool PeerDirectory::may_link(const std::string& source) const {
 
 /// Enters a link that a peer has made by itself. @param displaced those that have to go for it, also if it can't be entered.
 KVFERRY_INLINE bool PeerDirectory::enter_stranger(const Peer& peer, const std::string& source, const Link& link,
-                                   Displaced& displaced) {
+                                                  Displaced& displaced) {
   stranger_links_.leave(peer.id);
   for (const auto* greedy = stranger_links_.greedy(source, link.descriptors()); greedy != nullptr;
        greedy = stranger_links_.greedy(source, link.descriptors())) {

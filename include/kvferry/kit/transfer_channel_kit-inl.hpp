@@ -176,9 +176,7 @@ class TransferChannelKit::Impl {
     });
   }
 
-  [[nodiscard]] bool answers_in_this_thread() {
-    return side_message_thread.get_executor().running_in_this_thread();
-  }
+  [[nodiscard]] bool answers_in_this_thread() { return side_message_thread.get_executor().running_in_this_thread(); }
 
   void join_side_messages() {
     if (!answers_in_this_thread()) {
@@ -274,7 +272,9 @@ KVFERRY_INLINE TransferChannelKit::~TransferChannelKit() {
 
 KVFERRY_INLINE bool TransferChannelKit::inherited() const noexcept { return impl_->origin.was_forked(); }
 
-KVFERRY_INLINE void TransferChannelKit::keep_inherited(std::shared_ptr<void> parts) { kvferry::keep_inherited(std::move(parts)); }
+KVFERRY_INLINE void TransferChannelKit::keep_inherited(std::shared_ptr<void> parts) {
+  kvferry::keep_inherited(std::move(parts));
+}
 
 KVFERRY_INLINE void TransferChannelKit::run_handlers_left() {
   if (inherited()) {
@@ -308,8 +308,7 @@ KVFERRY_INLINE void TransferChannelKit::start() {
   impl_->exchanges->set_awaited(awaited);
   impl_->handshakes.emplace(
       HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context,
-                                impl_->options.max_handshake_bytes, impl_->refusals,
-                                impl_->options.handshake_timeout},
+                                impl_->options.max_handshake_bytes, impl_->refusals, impl_->options.handshake_timeout},
       [this](SideMessage request, HandshakeService::Reply reply) {
         // Shared, because what is kept or posted has to be copyable.
         const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
@@ -370,7 +369,9 @@ KVFERRY_INLINE asio::any_io_executor TransferChannelKit::get_executor() const {
   return inherited() ? executor_of_forked_child() : impl_->executor;
 }
 
-KVFERRY_INLINE std::span<const MemoryRegion> TransferChannelKit::regions() const noexcept { return impl_->options.regions; }
+KVFERRY_INLINE std::span<const MemoryRegion> TransferChannelKit::regions() const noexcept {
+  return impl_->options.regions;
+}
 
 KVFERRY_INLINE std::string TransferChannelKit::peer_init_url() const { return impl_->advertised; }
 
@@ -530,15 +531,16 @@ KVFERRY_INLINE void TransferChannelKit::start_connect(ConnectRequest request, Co
   }
   // What it says is an argument like any other from here on.
   auto connected = SideMessageCompletion::wrapping(
-      std::move(completion), [peers = impl_->peers, id = metadata.id](
-                                 ConnectCompletion& end, std::error_code ec, const std::optional<SideMessage>&) {
+      std::move(completion), [peers = impl_->peers, id = metadata.id](ConnectCompletion& end, std::error_code ec,
+                                                                      const std::optional<SideMessage>&) {
         end(ec, ec ? PeerInfo() : peers->info(id).value_or(PeerInfo()));
       });
   connect_to({std::move(request.local_id), metadata.id, metadata.init_url, {}, request.timeout, request.diagnostic},
              metadata.incarnation, std::move(connected));
 }
 
-KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uint64_t incarnation, SideMessageCompletion completion) {
+KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uint64_t incarnation,
+                                                   SideMessageCompletion completion) {
   const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion));
   if (!exchange) {
     return;
@@ -594,7 +596,7 @@ KVFERRY_INLINE void TransferChannelKit::start_side_message(InitRequest request, 
 }
 
 KVFERRY_INLINE void TransferChannelKit::start_receive_notification(std::optional<std::chrono::milliseconds> timeout,
-                                                    NotificationCompletion completion) {
+                                                                   NotificationCompletion completion) {
   if (inherited()) {
     completion(errc::forked, {});
     return;
@@ -603,7 +605,7 @@ KVFERRY_INLINE void TransferChannelKit::start_receive_notification(std::optional
 }
 
 KVFERRY_INLINE void TransferChannelKit::start_receive_notifications(NotificationsRequest request,
-                                                     NotificationsCompletion completion) {
+                                                                    NotificationsCompletion completion) {
   if (inherited()) {
     completion(errc::forked, {});
     return;
@@ -612,7 +614,7 @@ KVFERRY_INLINE void TransferChannelKit::start_receive_notifications(Notification
 }
 
 KVFERRY_INLINE void TransferChannelKit::start_wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
-                                               PeerEventCompletion completion) {
+                                                              PeerEventCompletion completion) {
   if (inherited()) {
     completion(errc::forked, {});
     return;
@@ -634,8 +636,9 @@ KVFERRY_INLINE void TransferChannelKit::start_disconnect(std::string peer_id, Di
   impl_->peers->disconnect(peer_id, [call](std::error_code ec) { call->end(ec); });
 }
 
-KVFERRY_INLINE void TransferChannelKit::start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
-                                     FenceCompletion completion) {
+KVFERRY_INLINE void TransferChannelKit::start_fence(std::string peer_id,
+                                                    std::optional<std::chrono::milliseconds> timeout,
+                                                    FenceCompletion completion) {
   if (inherited()) {
     completion(errc::forked);
     return;

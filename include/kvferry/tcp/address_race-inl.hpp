@@ -11,7 +11,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-KVFERRY_INLINE AddressRace::AddressRace(const asio::any_io_executor& executor, std::vector<Endpoint> candidates, Handler on_end)
+KVFERRY_INLINE AddressRace::AddressRace(const asio::any_io_executor& executor, std::vector<Endpoint> candidates,
+                                        Handler on_end)
     : executor_(executor), candidates_(std::move(candidates)), on_end_(std::move(on_end)), timer_(executor) {}
 
 KVFERRY_INLINE void AddressRace::start() {

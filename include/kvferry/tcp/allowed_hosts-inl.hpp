@@ -27,8 +27,8 @@ KVFERRY_INLINE asio::ip::address_v6::bytes_type bytes_of(const asio::ip::address
                          : address.to_v6().to_bytes();
 }
 
-KVFERRY_INLINE bool have_equal_beginnings(const asio::ip::address_v6::bytes_type& a, const asio::ip::address_v6::bytes_type& b,
-                           unsigned bits) {
+KVFERRY_INLINE bool have_equal_beginnings(const asio::ip::address_v6::bytes_type& a,
+                                          const asio::ip::address_v6::bytes_type& b, unsigned bits) {
   const std::size_t whole = bits / 8;
   if (std::memcmp(a.data(), b.data(), whole) != 0) {
     return false;
@@ -125,14 +125,12 @@ KVFERRY_INLINE bool AllowedHosts::allow(const std::string& told, const std::stri
     return std::ranges::find(names_, lower(told)) != names_.end();
   }
   const auto bytes = bytes_of(*address);
-  if (std::ranges::any_of(ranges_, [&](const Range& range) {
-        return have_equal_beginnings(bytes, range.network, range.bits);
-      })) {
+  if (std::ranges::any_of(
+          ranges_, [&](const Range& range) { return have_equal_beginnings(bytes, range.network, range.bits); })) {
     return true;
   }
   const auto answered_at = address_of(reached);
-  return answered_at &&
-         (*answered_at == *address || (is_of_this_host(*answered_at) && is_of_this_host(*address)));
+  return answered_at && (*answered_at == *address || (is_of_this_host(*answered_at) && is_of_this_host(*address)));
 }
 
 }  // namespace kvferry::tcp

@@ -18,10 +18,10 @@
 #include <kvferry/url.hpp>
 
 #include <kvferry/detail/host_address.hpp>
-#include <kvferry/kit/failure.hpp>
 #include <kvferry/detail/name_resolution.hpp>
 #include <kvferry/detail/source_address.hpp>
 #include <kvferry/detail/text.hpp>
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/tcp/open_socket.hpp>
 #include <kvferry/tcp/system_code.hpp>
 
@@ -112,7 +112,7 @@ struct DataAcceptor::Greeting {
 };
 
 KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options,
-                           std::shared_ptr<kit::Refusals> refusals)
+                                          std::shared_ptr<kit::Refusals> refusals)
     : executor_(executor),
       options_(options),
       refusals_(std::move(refusals)),
@@ -120,7 +120,8 @@ KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor,
       acceptor_(executor),
       accept_pause_(executor) {}
 
-KVFERRY_INLINE void DataAcceptor::listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout) {
+KVFERRY_INLINE void DataAcceptor::listen(const std::string& host, std::uint16_t port,
+                                         std::chrono::milliseconds lookup_timeout) {
   const HostPort address = kit::listening_address({host, port}, lookup_timeout);
   const std::unique_lock lock(mutex_);
   if (const auto ec = listen_at(acceptor_, address)) {
@@ -136,7 +137,7 @@ KVFERRY_INLINE std::uint16_t DataAcceptor::port() const {
 }
 
 KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost> host, std::size_t lanes,
-                                    kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+                                                   kit::Clock::time_point deadline, kit::LinkHandler on_link) {
   auto expected = std::make_shared<Expected>(executor_, lanes);
   expected->host = std::move(host);
   expected->on_link = std::move(on_link);
@@ -359,12 +360,14 @@ KVFERRY_INLINE void DataAcceptor::bound_parts(std::unique_lock<std::mutex>& lock
   given_up->timer.cancel();
   lock.unlock();
   const std::string why = "it made " + std::to_string(given_up->arrived) + " of " +
-                          std::to_string(given_up->sockets.size()) + " data connections, and had to make room for newer ones";
+                          std::to_string(given_up->sockets.size()) +
+                          " data connections, and had to make room for newer ones";
   refusals_->count(errc::resource_limit, given_up->host->peer().source, why);
   given_up->on_link(errc::resource_limit, nullptr, "peer " + in_quotes(given_up->host->peer().id) + ": " + why);
 }
 
-KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock) {
+KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expected,
+                                           std::unique_lock<std::mutex>& lock) {
   expected_.remove(expected);
   expected->timer.cancel();
   lock.unlock();

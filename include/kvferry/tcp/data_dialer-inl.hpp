@@ -43,8 +43,9 @@ struct DataDialer::LaneDial {
   std::size_t received = 0;
 };
 
-KVFERRY_INLINE DataDialer::DataDialer(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::LinkHost> host,
-                       AcceptEndpoint endpoint, std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link)
+KVFERRY_INLINE DataDialer::DataDialer(const asio::any_io_executor& executor, LinkOptions options,
+                                      std::shared_ptr<kit::LinkHost> host, AcceptEndpoint endpoint,
+                                      std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link)
     : executor_(executor),
       options_(options),
       host_(std::move(host)),

@@ -111,7 +111,7 @@ KVFERRY_INLINE std::string last_reason() {
 }  // namespace internal
 
 KVFERRY_INLINE Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options,
-           std::weak_ptr<Owner> owner)
+                          std::weak_ptr<Owner> owner)
     : local_(local_address_of(socket)),
       remote_(remote_address_of(socket)),
       options_(std::move(options)),
@@ -464,7 +464,8 @@ KVFERRY_INLINE void Lane::stop_operations(const std::vector<std::shared_ptr<kit:
 KVFERRY_INLINE void Lane::drain_expired() {
   const auto since = protocol_.draining_since();
   if (since && !failed_ && kit::Clock::now() - *since >= options_.drain_timeout) {
-    fail(errc::connection_lost, "the peer did not deal in time with what was sent of an operation that has been stopped");
+    fail(errc::connection_lost,
+         "the peer did not deal in time with what was sent of an operation that has been stopped");
   }
   if (outlived_ && !failed_ && kit::Clock::now() - outlived_->since >= options_.drain_timeout) {
     fail(outlived_->cause, outlived_->why);
@@ -535,8 +536,7 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
   FrameReader& reader = protocol_.reader();
   ssize_t received = 0;
   std::size_t asked = 0;
-  const std::size_t count =
-      careful_in_ != 0 ? reader.prepare_page(pieces) : reader.prepare(pieces, receive_step_bytes);
+  const std::size_t count = careful_in_ != 0 ? reader.prepare_page(pieces) : reader.prepare(pieces, receive_step_bytes);
   if (count != 0) {
     for (const iovec& piece : std::span(pieces).first(count)) {
       asked += piece.iov_len;

@@ -34,7 +34,8 @@ KVFERRY_INLINE std::uint32_t wire_status(std::error_code status) { return static
 
 /// Whether a frame is of an operation of the side that sends it, and no answer.
 KVFERRY_INLINE bool starts_something(FrameType type) {
-  return type == FrameType::write || type == FrameType::notify || type == FrameType::read || type == FrameType::recv_post;
+  return type == FrameType::write || type == FrameType::notify || type == FrameType::read ||
+         type == FrameType::recv_post;
 }
 
 }  // namespace internal
@@ -62,7 +63,8 @@ KVFERRY_INLINE LaneProtocol::Transfer* LaneProtocol::find(std::uint64_t id, Tran
 
 KVFERRY_INLINE LaneProtocol::Transfer* LaneProtocol::find_acknowledged(std::uint64_t id, std::error_code& ec) {
   const auto it = transfers_.find(id);
-  const bool is_read = it != transfers_.end() && it->second.request().kind == TransferKind::read && it->second.notifying;
+  const bool is_read =
+      it != transfers_.end() && it->second.request().kind == TransferKind::read && it->second.notifying;
   return find(id, is_read ? TransferKind::read : TransferKind::write, ec);
 }
 
@@ -149,8 +151,8 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
 
 /// Finds the region's memory that a write or read of the peer means. What the peer's own checks should have caught is
 /// its request's `status`; what makes the frame itself senseless is a violation.
-KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
-                                            std::error_code& status) {
+KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed,
+                                                           std::vector<iovec>& pieces, std::error_code& status) {
   status.clear();
   const auto regions = host_->local_regions();
   if ((frame.header.flags & FrameHeader::ranges) != 0) {

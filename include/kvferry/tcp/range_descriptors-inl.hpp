@@ -73,7 +73,7 @@ KVFERRY_INLINE errc refusal_of(const Described& described, std::span<const Memor
 }  // namespace internal
 
 KVFERRY_INLINE void describe_range(const RemoteRange& range, std::uint64_t from, std::uint64_t length,
-                    std::vector<Descriptor>& descriptors) {
+                                   std::vector<Descriptor>& descriptors) {
   const auto add = [&](std::uint64_t position, std::uint64_t bytes, std::uint32_t flag) {
     descriptors.push_back(std::bit_cast<Descriptor>(
         RangeDescriptor{range.offset + position, static_cast<std::uint32_t>(bytes), range.region | flag}));
@@ -95,7 +95,8 @@ KVFERRY_INLINE void describe_range(const RemoteRange& range, std::uint64_t from,
 }
 
 KVFERRY_INLINE RangesRead read_ranges(const FrameHeader& header, std::span<const Descriptor> descriptors,
-                       std::span<const MemoryRegion> regions, Access needed, std::vector<iovec>& pieces) {
+                                      std::span<const MemoryRegion> regions, Access needed,
+                                      std::vector<iovec>& pieces) {
   RangesRead result;
   std::uint64_t bytes = 0;
   std::uint64_t count = 0;

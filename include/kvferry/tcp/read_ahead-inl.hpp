@@ -17,7 +17,9 @@ inline namespace internal {
 inline constexpr std::size_t buffers_in_a_file = 1024;
 inline constexpr std::size_t page = 4096;
 
-[[noreturn]] KVFERRY_INLINE void refuse(const char* what) { throw std::system_error(errno, std::system_category(), what); }
+[[noreturn]] KVFERRY_INLINE void refuse(const char* what) {
+  throw std::system_error(errno, std::system_category(), what);
+}
 
 }  // namespace internal
 
@@ -28,7 +30,8 @@ KVFERRY_INLINE ReadAhead ReadAhead::unprotected(std::size_t size) {
   return made;
 }
 
-KVFERRY_INLINE bool ReadAhead::copy_to(std::span<const iovec> pieces, std::size_t offset, std::size_t bytes) const noexcept {
+KVFERRY_INLINE bool ReadAhead::copy_to(std::span<const iovec> pieces, std::size_t offset,
+                                       std::size_t bytes) const noexcept {
   if (descriptor_ < 0) {
     const std::byte* from = data_.get() + offset;
     for (const iovec& piece : pieces) {
@@ -37,8 +40,8 @@ KVFERRY_INLINE bool ReadAhead::copy_to(std::span<const iovec> pieces, std::size_
     }
     return true;
   }
-  const auto copied = ::preadv(descriptor_, pieces.data(), static_cast<int>(pieces.size()),
-                               static_cast<off_t>(file_offset_ + offset));
+  const auto copied =
+      ::preadv(descriptor_, pieces.data(), static_cast<int>(pieces.size()), static_cast<off_t>(file_offset_ + offset));
   return copied == static_cast<ssize_t>(bytes);
 }
 
@@ -69,11 +72,11 @@ KVFERRY_INLINE ReadAhead ReadAheadPool::take() {
     free_.pop_back();
   }
   ReadAhead taken;
-  taken.data_ = std::shared_ptr<std::byte>(place.file->memory + place.offset,
-                                           [pool = shared_from_this(), place](std::byte*) {
-                                             const std::lock_guard returning(pool->mutex_);
-                                             pool->free_.push_back(place);
-                                           });
+  taken.data_ =
+      std::shared_ptr<std::byte>(place.file->memory + place.offset, [pool = shared_from_this(), place](std::byte*) {
+        const std::lock_guard returning(pool->mutex_);
+        pool->free_.push_back(place);
+      });
   taken.size_ = size_;
   taken.descriptor_ = place.file->descriptor;
   taken.file_offset_ = place.offset;

@@ -31,7 +31,7 @@ KVFERRY_INLINE bool closed_by_peer(std::error_code cause) {
 }  // namespace internal
 
 KVFERRY_INLINE std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
-                                         std::vector<asio::ip::tcp::socket> sockets, Options options) {
+                                                        std::vector<asio::ip::tcp::socket> sockets, Options options) {
   std::shared_ptr<TcpLink> link(new TcpLink(host, options));
   link->lanes_.reserve(sockets.size());
   const std::shared_ptr<Lane::Owner> owner(link, link.get());
