@@ -16,6 +16,7 @@
 #include <kvferry/detail/text.hpp>
 #include <kvferry/kit/attempts.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/stream_protocol.hpp>
 #include <kvferry/tcp/allowed_hosts.hpp>
 #include <kvferry/tcp/data_acceptor.hpp>
 #include <kvferry/tcp/data_dialer.hpp>
@@ -198,13 +199,7 @@ KVFERRY_INLINE TcpTransferChannel::~TcpTransferChannel() {
 KVFERRY_INLINE std::string_view TcpTransferChannel::transport() const noexcept { return "tcp"; }
 
 KVFERRY_INLINE Capabilities TcpTransferChannel::capabilities() const noexcept {
-  return {.send_recv = true,
-          .write = true,
-          .read = true,
-          .notifications = true,
-          .ranges = true,
-          .unregistered_objects = true,
-          .max_notification_bytes = tcp::max_notification_bytes};
+  return kit::stream_capabilities;
 }
 
 KVFERRY_INLINE ChannelStats TcpTransferChannel::stats() const {

@@ -47,7 +47,7 @@ struct ObjectRange {
 
 /// An operation of which each of several lanes or rails carries a part (or one of them all of it). It ends with its
 /// last part; where parts are given up without a word, because something was thrown, with an error.
-class StripedOperation {
+class KVFERRY_EXPORT StripedOperation {
  public:
   StripedOperation(std::shared_ptr<Operation> operation, std::size_t parts)
       : operation_(std::move(operation)), parts_(parts), remaining_(parts) {

@@ -40,7 +40,7 @@ class FrameSink {
 ///
 /// Only what lies within `read_ahead` bytes of a header is copied, of a full frame's mebibyte less than a hundredth: a shorter
 /// read for the header would cost a system call more a frame, which is dearer.
-class FrameReader {
+class KVFERRY_EXPORT FrameReader {
  public:
   /// The header and descriptors of 256 pages, or those of one page and the 4 KiB that it has.
   static constexpr std::size_t read_ahead = 4608;

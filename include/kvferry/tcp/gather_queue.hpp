@@ -16,7 +16,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// Bytes on their way out of a connection: headers that it owns and payload that it only points to, in the order in
 /// which the kernel is to gather them.
-class GatherQueue {
+class KVFERRY_EXPORT GatherQueue {
  public:
   /// Appends a header and its descriptors, copied.
   void add_header(const FrameHeader& header, std::span<const Descriptor> descriptors = {});

@@ -36,7 +36,7 @@ using kit::StripedOperation;
 /// One-sided: `write` frames are placed and acknowledged by the peer's side of this class, `read` frames answered with
 /// `read_data`. Paired: a recv is posted to the sender, which matches it with its sends by tag and then sends straight
 /// into it, so that no byte of an object is ever received before its destination is known.
-class LaneProtocol final : private FrameSink {
+class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
  public:
   /// @param buffer of `FrameReader::read_ahead` bytes.
   explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,

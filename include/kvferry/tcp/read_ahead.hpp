@@ -25,7 +25,7 @@ class ReadAheadPool;
 /// A buffer for what a read for a header catches. Of a pool, it is a mapping of a file in memory, so that the kernel can
 /// copy out of it: where the destination is not mapped any more, that ends with EFAULT, where the CPU's own copy
 /// would end the process.
-class ReadAhead {
+class KVFERRY_EXPORT ReadAhead {
  public:
   /// One that the CPU copies out of.
   [[nodiscard]] static ReadAhead unprotected(std::size_t size);
