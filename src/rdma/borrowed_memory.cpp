@@ -55,7 +55,11 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   std::vector<std::size_t> outside;
   std::size_t bytes = 0;
   for (std::size_t i = range.begin; i < range.end; ++i) {
-    if (!device.regions().covers(address_of(objects[i].data()), objects[i].size(), hint)) {
+    bool covered = true;
+    owners.for_each_piece(i, 0, owners.size(i), [&](const std::byte* piece, std::size_t size) {
+      covered = covered && device.regions().covers(address_of(piece), size, hint);
+    });
+    if (!covered) {
       outside.push_back(i);
       bytes += objects[i].size();
     }

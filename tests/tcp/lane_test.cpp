@@ -207,7 +207,10 @@ struct StrangersLane {
     std::string why;
   };
 
-  explicit StrangersLane(std::chrono::milliseconds timeout) : frame_timeout(timeout) { lane->run({}); }
+  explicit StrangersLane(std::chrono::milliseconds timeout, std::vector<MemoryRegion> regions = {})
+      : frame_timeout(timeout), host(std::make_shared<Host>(std::move(regions))) {
+    lane->run({});
+  }
   StrangersLane(const StrangersLane&) = delete;
   StrangersLane& operator=(const StrangersLane&) = delete;
   ~StrangersLane() {
@@ -228,7 +231,7 @@ struct StrangersLane {
   const std::chrono::milliseconds frame_timeout;
   asio::io_context context;
   Connection connection{context};
-  std::shared_ptr<Host> host = std::make_shared<Host>(std::vector<MemoryRegion>{});
+  std::shared_ptr<Host> host;
   std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
   std::shared_ptr<Owner> owner = std::make_shared<Owner>();
   std::shared_ptr<Lane> lane = std::make_shared<Lane>(
@@ -262,6 +265,44 @@ TEST(Lane, ATurnOfSmallFramesEndsAsWell) {
   sending.join();
   EXPECT_FALSE(stranger.owner->breaks) << stranger.owner->why;
   EXPECT_LT(longest, one_turn);
+}
+
+// Nor for frames of many small pieces of memory, which a peer asks for with a few bytes.
+TEST(Lane, ATurnOfSmallPiecesEndsAsWell) {
+  constexpr std::uint32_t blocks = 1000;
+  struct Write {
+    FrameHeader header;
+    RangeDescriptor range;
+    BlockDescriptor block;
+    std::array<std::byte, blocks> payload;
+    FrameTrailer trailer;
+  };
+  constexpr std::size_t one_turn = 70 * sizeof(Write);
+  std::vector<std::byte> memory(blocks * 2);
+  std::vector<Write> writes(600);
+  for (std::size_t i = 0; i < writes.size(); ++i) {
+    FrameHeader& header = writes[i].header;
+    header.type = FrameType::write;
+    header.flags = FrameHeader::ranges | FrameHeader::last_chunk;
+    header.operation = i + 1;
+    header.count = 2;
+    header.payload_bytes = blocks;
+    writes[i].range = {0, blocks, RangeDescriptor::blocks};
+    writes[i].block = {2, 1, 0};
+    writes[i].payload.fill(std::byte{1});
+  }
+  StrangersLane stranger(std::chrono::minutes(1), {{memory.data(), memory.size(), memory.size()}});
+  std::thread sending([&] { asio::write(stranger.connection.far, asio::buffer(writes)); });
+  std::uint64_t longest = 0;
+  while (stranger.traffic->received < writes.size() * sizeof(Write) && !stranger.owner->breaks) {
+    const std::uint64_t before = stranger.traffic->received;
+    stranger.context.run_one();
+    longest = std::max(longest, stranger.traffic->received - before);
+  }
+  sending.join();
+  EXPECT_FALSE(stranger.owner->breaks) << stranger.owner->why;
+  EXPECT_LT(longest, one_turn);
+  EXPECT_EQ(std::ranges::count(memory, std::byte{1}), blocks);
 }
 
 TEST(Lane, APeerThatStopsWithinAFrameIsGivenUp) {

@@ -51,13 +51,16 @@ KVFERRY_INLINE Failure check_stride(std::size_t object, std::size_t buffer_size,
   if (stride.block_size == 0 || buffer_size == 0 || buffer_size == stride.block_size) {
     return {};
   }
-  const std::string begins = "object " + text(object) + ": a buffer of " + text(buffer_size) + " bytes, blocks of " +
-                             text(stride.block_size) + " bytes at a stride of " + text(stride.stride) + " bytes; ";
+  const auto refused = [&](const char* why) -> Failure {
+    return {errc::invalid_range, "object " + text(object) + ": a buffer of " + text(buffer_size) + " bytes, blocks of " +
+                                     text(stride.block_size) + " bytes at a stride of " + text(stride.stride) +
+                                     " bytes; " + why};
+  };
   if (stride.stride < stride.block_size) {
-    return {errc::invalid_range, begins + "blocks may not overlap"};
+    return refused("blocks may not overlap");
   }
   if (buffer_size < stride.block_size || (buffer_size - stride.block_size) % stride.stride != 0) {
-    return {errc::invalid_range, begins + "the buffer must end with a block"};
+    return refused("the buffer must end with a block");
   }
   return {};
 }

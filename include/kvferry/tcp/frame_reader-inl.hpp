@@ -224,6 +224,7 @@ KVFERRY_INLINE std::error_code FrameReader::enter(State state, FrameSink& sink) 
       if (const auto ec = sink.begin_payload(frame_, destinations_)) {
         return ec;
       }
+      progress_.pieces += destinations_.size();
       // A read's payload_bytes are asked for, not sent.
       if (destinations_.empty() && frame_.header.type != FrameType::read) {
         discard_ = static_cast<std::size_t>(frame_.header.payload_bytes);

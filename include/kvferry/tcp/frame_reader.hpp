@@ -66,6 +66,7 @@ class KVFERRY_EXPORT FrameReader {
   struct Progress {
     std::uint64_t frames = 0;
     std::uint64_t bytes = 0;
+    std::uint64_t pieces = 0;  ///< Of memory that payload was for.
   };
   [[nodiscard]] const Progress& progress() const noexcept { return progress_; }
 

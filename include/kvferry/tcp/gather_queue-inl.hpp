@@ -14,6 +14,7 @@ inline namespace internal {
 /// holds little.
 inline constexpr std::size_t max_spares = 4;
 inline constexpr std::size_t max_spare_bytes = 4096;
+inline constexpr std::size_t max_spare_pieces = 4096;
 
 /// Sent in place of what can't be read.
 KVFERRY_INLINE std::array<std::byte, std::size_t{64} << 10> filler;
@@ -93,6 +94,9 @@ KVFERRY_INLINE void GatherQueue::drop(std::size_t count) {
     pieces_.erase(pieces_.begin(), pieces_.begin() + static_cast<std::ptrdiff_t>(head_));
     piece_base_ += head_;
     head_ = 0;
+    if (pieces_.empty() && pieces_.capacity() > max_spare_pieces) {
+      pieces_.shrink_to_fit();
+    }
   }
   while (!copies_.empty() && copies_.front().end <= sent_) {
     if (spares_.size() < max_spares && copies_.front().bytes.capacity() <= max_spare_bytes) {

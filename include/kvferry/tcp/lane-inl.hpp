@@ -45,6 +45,9 @@ inline constexpr std::size_t round_cost = 1024;
 /// turn of
 /// small ones would last for tens of milliseconds.
 inline constexpr std::size_t frame_cost = 4096;
+/// A piece of memory that is read or written counts as so many bytes, besides its own: a frame of some hundred bytes may have
+/// a thousand of them, of a byte each.
+inline constexpr std::size_t piece_cost = 64;
 /// An operation that timed out in less than this says nothing about its connection.
 inline constexpr std::chrono::seconds least_silent_time{1};
 
@@ -500,7 +503,7 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
     moved_ += static_cast<std::size_t>(sent);
     tired_ = false;
     careful_out_ -= std::min(careful_out_, static_cast<std::size_t>(sent));
-    budget -= std::min(budget, static_cast<std::size_t>(sent));
+    budget -= std::min(budget, static_cast<std::size_t>(sent) + count * piece_cost);
     return Step::progress;
   }
   if (errno == EFAULT && careful_out_ == 0) {
@@ -554,15 +557,17 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     readable_ = static_cast<std::size_t>(received) == asked;
     // Before an operation ends of it, whose caller may then ask for the statistics.
     options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
-    const std::uint64_t frames_before = reader.progress().frames;
+    const FrameReader::Progress before = reader.progress();
     if (const auto ec = protocol_.received(static_cast<std::size_t>(received))) {
       fail(ec, remote_ + ": " + protocol_.violation());
     } else if (protocol_.take_fence()) {
       await_writes();
     }
     careful_in_ -= std::min(careful_in_, static_cast<std::size_t>(received));
+    const FrameReader::Progress& now = reader.progress();
     budget -= std::min(budget, static_cast<std::size_t>(received) +
-                                   static_cast<std::size_t>(reader.progress().frames - frames_before) * frame_cost);
+                                   static_cast<std::size_t>(now.frames - before.frames) * frame_cost +
+                                   static_cast<std::size_t>(now.pieces - before.pieces) * piece_cost);
     moved_ += static_cast<std::size_t>(received);
     tired_ = false;
     return Step::progress;

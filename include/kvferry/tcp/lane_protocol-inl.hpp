@@ -100,6 +100,10 @@ KVFERRY_INLINE void LaneProtocol::probe(std::function<void()> answered) {
 KVFERRY_INLINE void LaneProtocol::sent(std::size_t count) {
   sent_ += count;
   out_.consume(count, [this](std::uint64_t id) {
+    if (id == no_operation) {
+      --unsent_answers_;
+      return;
+    }
     const auto it = transfers_.find(id);
     if (it != transfers_.end() && --it->second.pins == 0 && it->second.meets_again && !it->second.stopping) {
       wait_for_recv(it->second);
@@ -163,6 +167,7 @@ KVFERRY_INLINE bool LaneProtocol::fill_response() {
     out_.add_views(response.pieces);
     out_.add_trailer(good_trailer);
     out_.pin(no_operation);
+    ++unsent_answers_;
   }
   responses_.pop_front();
   return true;

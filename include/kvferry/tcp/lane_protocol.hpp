@@ -249,6 +249,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::deque<std::function<void()>> probes_;  ///< Not answered yet, oldest first.
   std::uint64_t last_probe_ = 0;
   std::deque<Response> responses_;
+  std::size_t unsent_answers_ = 0;  ///< To reads, in `out_`: they are unanswered until they are sent.
   std::deque<std::uint64_t> ready_data_;   ///< Writes and matched sends with chunks to send, in turn.
   std::deque<std::uint64_t> ready_reads_;  ///< Reads with chunks to ask for, in turn.
   bool response_next_ = false;

@@ -165,6 +165,7 @@ KVFERRY_INLINE void LaneProtocol::fail(std::error_code cause, const std::string&
   control_.clear();
   probes_.clear();
   responses_.clear();
+  unsent_answers_ = 0;
   matcher_.clear_posts();
   reader_.abandon_payload();
   while (!transfers_.empty()) {

@@ -277,7 +277,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const FrameHead
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::end_read(const Frame& frame) {
-  if (responses_.size() >= max_outstanding_reads) {
+  if (responses_.size() + unsent_answers_ >= max_outstanding_reads) {
     return violated("more than " + text(max_outstanding_reads) + " reads unanswered");
   }
   Response response;
