@@ -306,7 +306,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// A later operation with the peer connects anew, where its init url is known (else it ends with `errc::unknown_peer`);
   /// the peer may connect anew itself at any time. A peer that isn't connected is no error.
   ///
-  /// Takes as long as cancelling its operations does. Cancelling the call ends only the wait.
+  /// Takes as long as cancelling its operations does; those that are started meanwhile are not waited for. Cancelling the
+  /// call ends only the wait.
   /// @throws TransferError `errc::empty_peer_id`, `errc::unknown_peer`, `errc::closed`, `errc::cancelled`,
   ///   `errc::would_deadlock`.
   void disconnect(std::string_view peer_id);

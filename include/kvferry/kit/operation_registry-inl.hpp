@@ -111,8 +111,7 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
     removed = std::move(it->second.operation);
     if (!awaited_.empty()) {
       std::erase_if(awaited_, [&](Awaited& awaited) {
-        const bool last =
-            it->second.number <= awaited.last_number && awaited.concerns(removed->request()) && --awaited.left == 0;
+        const bool last = awaited.concerns({removed, it->second.number}) && --awaited.left == 0;
         if (last) {
           awaited.done();
         }
@@ -127,18 +126,20 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
 }
 
 KVFERRY_INLINE void OperationRegistry::when_writes_ended(std::string_view peer_id, std::function<void()> done) {
-  when_ended({std::string(peer_id), true, 0, 0, std::move(done)});
-}
-
-KVFERRY_INLINE void OperationRegistry::when_operations_ended(std::string_view peer_id, std::function<void()> done) {
-  when_ended({std::string(peer_id), false, 0, 0, std::move(done)});
-}
-
-KVFERRY_INLINE void OperationRegistry::when_ended(Awaited awaited) {
   const std::lock_guard lock(mutex_);
-  awaited.last_number = last_number_;
-  awaited.left = static_cast<std::size_t>(std::ranges::count_if(
-      pending_, [&](const auto& entry) { return awaited.concerns(entry.second.operation->request()); }));
+  when_ended({std::string(peer_id), true, last_number_, 0, std::move(done)});
+}
+
+KVFERRY_INLINE void OperationRegistry::when_operations_ended(std::string_view peer_id, std::uint64_t last_number,
+                                                             std::function<void()> done) {
+  const std::lock_guard lock(mutex_);
+  when_ended({std::string(peer_id), false, last_number, 0, std::move(done)});
+}
+
+/// With the lock held.
+KVFERRY_INLINE void OperationRegistry::when_ended(Awaited awaited) {
+  awaited.left = static_cast<std::size_t>(
+      std::ranges::count_if(pending_, [&](const auto& entry) { return awaited.concerns(entry.second); }));
   if (awaited.left == 0) {
     awaited.done();
   } else {
@@ -146,10 +147,12 @@ KVFERRY_INLINE void OperationRegistry::when_ended(Awaited awaited) {
   }
 }
 
-KVFERRY_INLINE void OperationRegistry::stop(std::string_view peer_id, std::error_code cause) {
+KVFERRY_INLINE std::uint64_t OperationRegistry::stop(std::string_view peer_id, std::error_code cause) {
   std::vector<std::shared_ptr<Operation>> stopped;
+  std::uint64_t last_number = 0;
   {
     const std::lock_guard lock(mutex_);
+    last_number = last_number_;
     for (const auto& [key, entry] : pending_) {
       if (entry.operation->request().peer_id == peer_id) {
         stopped.push_back(entry.operation);
@@ -159,6 +162,7 @@ KVFERRY_INLINE void OperationRegistry::stop(std::string_view peer_id, std::error
   for (const auto& operation : stopped) {
     operation->request_stop(cause);
   }
+  return last_number;
 }
 
 KVFERRY_INLINE void OperationRegistry::close(std::error_code cause) {

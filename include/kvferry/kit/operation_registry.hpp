@@ -85,10 +85,11 @@ class OperationRegistry {
   /// Calls `done` when the writes to a peer that have been added by now have ended, wherever they were: with an
   /// operation's thread, with the registry's lock held, or within the call.
   void when_writes_ended(std::string_view peer_id, std::function<void()> done);
-  /// As above, of all operations with the peer.
-  void when_operations_ended(std::string_view peer_id, std::function<void()> done);
+  /// As above, of all operations with the peer up to a number.
+  void when_operations_ended(std::string_view peer_id, std::uint64_t last_number, std::function<void()> done);
   /// Asks all operations with a peer that have been added by now to stop.
-  void stop(std::string_view peer_id, std::error_code cause);
+  /// @return the number of the last one: handlers may start others meanwhile.
+  std::uint64_t stop(std::string_view peer_id, std::error_code cause);
 
   /// For what an operation waits that has no link. `describe` is set before there are operations.
   void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
@@ -122,8 +123,10 @@ class OperationRegistry {
     std::size_t left = 0;
     std::function<void()> done;
 
-    [[nodiscard]] bool concerns(const TransferRequest& request) const {
-      return request.peer_id == peer_id && (!writes_only || request.kind == TransferKind::write);
+    [[nodiscard]] bool concerns(const Entry& entry) const {
+      const TransferRequest& request = entry.operation->request();
+      return entry.number <= last_number && request.peer_id == peer_id &&
+             (!writes_only || request.kind == TransferKind::write);
     }
   };
   void when_ended(Awaited awaited);

@@ -58,9 +58,9 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
                  [&] { return "the connection " + link->path() + " was ended by this side"; });
   }
   tell(told, {errc::cancelled, "the peer was disconnected"});
-  operations_->stop(peer_id, errc::cancelled);
+  const std::uint64_t last_stopped = operations_->stop(peer_id, errc::cancelled);
   // Called with locks held, and by the link's own thread: what shuts the link runs elsewhere.
-  operations_->when_operations_ended(peer_id, [deadlines = deadlines_, weak = weak_from_this(), number] {
+  operations_->when_operations_ended(peer_id, last_stopped, [deadlines = deadlines_, weak = weak_from_this(), number] {
     deadlines->add(Clock::now(), std::make_shared<Expiry>([weak, number] {
                      if (const Visit self(weak); self) {
                        self->go_on_leaving(number);

@@ -4,6 +4,8 @@
 #include <asio/io_context.hpp>
 
 #include <chrono>
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -19,13 +21,14 @@ namespace {
 
 class Operations : public ::testing::Test {
  protected:
-  std::shared_ptr<Operation> add(TransferKind kind, std::string peer_id) {
+  std::shared_ptr<Operation> add(
+      TransferKind kind, std::string peer_id, std::function<void()> when_ended = [] {}) {
     TransferRequest request;
     request.kind = kind;
     request.peer_id = std::move(peer_id);
-    auto operation =
-        std::make_shared<Operation>(std::move(request), Completion::direct([](std::error_code, std::size_t) {}),
-                                    Clock::now() + std::chrono::hours(1), registry_);
+    auto operation = std::make_shared<Operation>(
+        std::move(request), Completion::direct([end = std::move(when_ended)](std::error_code, std::size_t) { end(); }),
+        Clock::now() + std::chrono::hours(1), registry_);
     EXPECT_FALSE(registry_->add(operation));
     return operation;
   }
@@ -53,6 +56,19 @@ TEST_F(Operations, TheWritesToAPeerAreAwaitedThatHadBeenStarted) {
   EXPECT_EQ(done, 1) << "the first that waits, and not the one that waits for the later write as well";
   later->finish({});
   EXPECT_EQ(done, 2);
+}
+
+TEST_F(Operations, WhatIsStartedWhileOthersAreStoppedIsNotAwaited) {
+  int done = 0;
+  std::shared_ptr<Operation> again;
+  const auto first = add(TransferKind::recv, "peer", [&] { again = add(TransferKind::recv, "peer"); });
+  const std::uint64_t last = registry_->stop("peer", errc::cancelled);
+  ASSERT_TRUE(first->finished() && again);
+  registry_->when_operations_ended("peer", last, [&done] { ++done; });
+  EXPECT_EQ(done, 1) << "a server posts the next recv in the handler of the one before";
+  EXPECT_FALSE(again->finished());
+  again->finish({});
+  EXPECT_EQ(done, 1);
 }
 
 TEST_F(Operations, NobodyWaitsForNothing) {
