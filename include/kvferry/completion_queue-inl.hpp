@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include <kvferry/detail/event_descriptor.hpp>
+#include <kvferry/detail/process.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
 namespace detail {
@@ -16,6 +17,9 @@ class QueuedOperation {
       : queue_(std::move(queue)), user_data_(user_data) {}
 
   [[nodiscard]] std::optional<CompletionEntry> result() const {
+    if (origin_.was_forked()) {
+      return std::nullopt;  // a thread of the parent's may have had the lock
+    }
     const std::lock_guard lock(mutex_);
     return result_;
   }
@@ -28,6 +32,9 @@ class QueuedOperation {
   }
 
   void cancel() {
+    if (origin_.was_forked()) {
+      return;
+    }
     std::function<void(asio::cancellation_type)> cancel;
     {
       const std::lock_guard lock(mutex_);
@@ -50,6 +57,7 @@ class QueuedOperation {
   std::shared_ptr<QueuedOperation> next;  ///< In the queue, with its lock held.
 
  private:
+  const ProcessOfOrigin origin_;
   mutable std::mutex mutex_;
   const std::shared_ptr<QueueState> queue_;
   const std::uint64_t user_data_;
@@ -61,11 +69,17 @@ class QueuedOperation {
 class QueueState {
  public:
   [[nodiscard]] int descriptor() const noexcept { return event_->descriptor(); }
+  /// Then nothing of it may be touched: a thread of the parent's may have had the lock, and the parent polls the descriptor.
+  [[nodiscard]] bool inherited() const noexcept { return origin_.was_forked(); }
 
   /// What is stored is there when the handle says that the operation has ended.
   void end(std::shared_ptr<QueuedOperation> operation, std::error_code error, std::size_t count, StoreResult store,
            void* result, void* value) {
     std::function<void(asio::cancellation_type)> dropped;
+    if (inherited()) {
+      dropped = operation->end(error, count);  // of a channel that the parent made as well
+      return;
+    }
     const std::lock_guard lock(mutex_);
     if (event_ && store != nullptr) {
       store(result, value);
@@ -83,6 +97,9 @@ class QueueState {
   }
 
   [[nodiscard]] std::size_t drain(std::span<CompletionEntry> entries) {
+    if (inherited()) {
+      return 0;
+    }
     std::shared_ptr<QueuedOperation> drained;  // let go without the lock
     std::size_t count = 0;
     {
@@ -128,6 +145,7 @@ class QueueState {
     }
   }
 
+  const ProcessOfOrigin origin_;
   std::mutex mutex_;
   std::optional<EventDescriptor> event_{std::in_place};  ///< Gone when closed.
   std::shared_ptr<QueuedOperation> first_;
@@ -164,7 +182,13 @@ KVFERRY_INLINE void OperationHandle::cancel() const {
 
 KVFERRY_INLINE CompletionQueue::CompletionQueue() : state_(std::make_shared<detail::QueueState>()) {}
 
-KVFERRY_INLINE CompletionQueue::~CompletionQueue() { state_->close(); }
+KVFERRY_INLINE CompletionQueue::~CompletionQueue() {
+  if (state_->inherited()) {
+    keep_inherited(state_);
+    return;
+  }
+  state_->close();
+}
 
 KVFERRY_INLINE int CompletionQueue::descriptor() const noexcept { return state_->descriptor(); }
 

@@ -2,6 +2,7 @@
 // Forked children: their own channels work, those of their parents are inert, and the parents go on.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <array>
@@ -12,6 +13,7 @@
 #include <memory>
 #include <thread>
 
+#include <kvferry/completion_queue.hpp>
 #include <kvferry/side_message_codec.hpp>
 
 #include "program.hpp"
@@ -218,6 +220,61 @@ KVFERRY_PROGRAM(fork_elsewhere) {
   return 0;
 }
 
+KVFERRY_PROGRAM(completion_queues_are_inert) {
+  ForkedPair pair;
+  const auto pages = indexes(4);
+  const auto queue = std::make_unique<CompletionQueue>();
+  const auto start_write = [&](CompletionQueue& to, std::uint64_t user_data) {
+    return pair.prefill.channel->async_batched_write(
+        pair.prefill.pages(4), {.peer_id = "decode", .remote_indexes = pages}, to.token(user_data));
+  };
+  const auto readable = [&](std::chrono::milliseconds limit) {
+    pollfd polled{queue->descriptor(), POLLIN, 0};
+    return ::poll(&polled, 1, static_cast<int>(limit.count())) == 1;
+  };
+  std::array<CompletionEntry, 4> entries;
+  // What the child does on the parent's channel is no word to the parent.
+  REQUIRE(right_in_child([&] {
+    const OperationHandle handle = start_write(*queue, 1);
+    REQUIRE(handle.result() && handle.result()->error == errc::forked);
+    REQUIRE(queue->drain(entries) == 0);
+  }));
+  REQUIRE(!readable(std::chrono::milliseconds(0)));
+  // Nor does it take away what the parent is told.
+  const OperationHandle of_parent_handle = start_write(*queue, 2);
+  REQUIRE(readable(long_enough));
+  REQUIRE(right_in_child([&] {
+    REQUIRE(queue->drain(entries) == 0);
+    of_parent_handle.cancel();
+    REQUIRE(!of_parent_handle.ended());
+    queue->~CompletionQueue();
+    CompletionQueue own;
+    (void)start_write(own, 3);
+    REQUIRE(own.drain(entries) == 1 && entries[0].error == errc::forked);
+    std::_Exit(0);  // the queue would be destroyed once more
+  }));
+  REQUIRE(readable(std::chrono::milliseconds(0)) && queue->drain(entries) == 1);
+  REQUIRE(entries[0].user_data == 2 && !entries[0].error && !readable(std::chrono::milliseconds(0)));
+  // Nor does it wait for a lock that one of the parent's threads had.
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    std::array<CompletionEntry, 4> taken;
+    while (!stop) {
+      (void)queue->drain(taken);
+    }
+  });
+  bool right = true;
+  for (int round = 0; round < 20 && right; ++round) {
+    right = right_in_child([&] {
+      REQUIRE(queue->drain(entries) == 0 && start_write(*queue, 4).ended());
+      std::_Exit(0);  // the thread of its parent can't be joined
+    });
+  }
+  stop = true;
+  busy.join();
+  return right ? 0 : 1;
+}
+
 KVFERRY_PROGRAM(daemonize) {
   std::array<int, 2> ends{};
   REQUIRE(::pipe2(ends.data(), O_CLOEXEC) == 0);
@@ -251,7 +308,8 @@ TEST_P(Fork, ChildrenAndParentsWork) {
 
 INSTANTIATE_TEST_SUITE_P(Programs, Fork,
                          ::testing::Values("children_make_channels", "inherited_channels_are_inert",
-                                           "fork_while_all_threads_work", "fork_elsewhere", "daemonize"),
+                                           "fork_while_all_threads_work", "fork_elsewhere",
+                                           "completion_queues_are_inert", "daemonize"),
                          [](const auto& tested) { return std::string(tested.param); });
 
 }  // namespace
