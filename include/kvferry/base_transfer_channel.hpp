@@ -19,8 +19,8 @@
 
 #include <kvferry/channel_stats.hpp>
 #include <kvferry/completion.hpp>
-#include <kvferry/error.hpp>
 #include <kvferry/config.hpp>
+#include <kvferry/error.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/peer_event.hpp>
 #include <kvferry/side_message.hpp>
@@ -306,6 +306,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// A later operation with the peer connects anew, where its init url is known (else it ends with `errc::unknown_peer`);
   /// the peer may connect anew itself at any time. A peer that isn't connected is no error.
   ///
+  /// Its notifications that wait here with a key for which no call waits are dropped: take what is still of use first.
+  ///
   /// Takes as long as cancelling its operations does; those that are started meanwhile are not waited for. Cancelling the
   /// call ends only the wait.
   /// @throws TransferError `errc::empty_peer_id`, `errc::unknown_peer`, `errc::closed`, `errc::cancelled`,
@@ -531,8 +533,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
                    CompletionToken&& token) {
     return asio::async_initiate<CompletionToken, void(std::error_code)>(
         [this](auto&& handler, std::string id, std::optional<std::chrono::milliseconds> limit) {
-          start_fence(std::move(id), limit,
-                      FenceCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+          start_fence(std::move(id), limit, FenceCompletion(std::forward<decltype(handler)>(handler), get_executor()));
         },
         token, std::string(peer_id), timeout);
   }

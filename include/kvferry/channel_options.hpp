@@ -81,6 +81,8 @@ struct ChannelOptions {
   /// How many notifications wait for `receive_notification` and `receive_notifications`; a write that brings one more ends with
   /// `errc::resource_limit` at its initiator: its data has landed, its notification is not handed out.
   std::size_t max_pending_notifications = std::size_t{1} << 16;
+  /// How many of those of one peer: `receive_notifications` for more of one key needs several peers.
+  std::size_t max_pending_notifications_of_peer = std::size_t{1} << 14;
 
   /// Where I/O and handlers without an executor of their own run. Unset: threads of the channel's own. An executor
   /// given here must be run by the caller until the channel is closed, and its context must outlive the channel. With
@@ -109,7 +111,7 @@ struct ChannelOptions {
   std::size_t max_handshake_bytes = std::size_t{64} << 10;
 
   /// Bytes of notifications that wait for `receive_notification`, each counted with its peer's id and 128 bytes for
-  /// keeping it: in all, and
+  /// keeping it, 768 if it has a key: in all, and
   /// of one peer. A write that brings more ends as described at `max_pending_notifications`. Where
   /// others have filled the queue, each peer still finds room for 16 notifications of up to 128 KiB together.
   std::size_t max_pending_notification_bytes = std::size_t{64} << 20;

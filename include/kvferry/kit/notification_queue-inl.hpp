@@ -15,10 +15,11 @@ inline namespace internal {
 inline constexpr std::size_t due_count = 16;
 inline constexpr std::size_t due_bytes = std::size_t{128} << 10;
 
-/// With what it takes to keep it, and to find its peer's share.
+/// With what it takes to keep it, and to find its peer's share. Each may have a key of its own, and that key's box with it.
 KVFERRY_INLINE std::size_t cost_of(const Notification& notification) {
   constexpr std::size_t overhead = 128;
-  return notification.payload.size() + notification.peer_id.size() + overhead;
+  constexpr std::size_t box = 640;
+  return notification.payload.size() + notification.peer_id.size() + overhead + (notification.key == 0 ? 0 : box);
 }
 
 }  // namespace internal
@@ -27,7 +28,7 @@ KVFERRY_INLINE bool NotificationQueue::has_room(const std::string& peer_id, std:
   const auto known = shares_.find(peer_id);
   const Share own = known == shares_.end() ? Share{} : known->second;
   const auto fits = [bytes](std::size_t used, std::size_t bound) { return used <= bound && bytes <= bound - used; };
-  if (!fits(own.bytes, bounds_.bytes_of_peer)) {
+  if (own.count >= bounds_.count_of_peer || !fits(own.bytes, bounds_.bytes_of_peer)) {
     return false;
   }
   const bool below_its_due =
@@ -52,6 +53,10 @@ KVFERRY_INLINE void NotificationQueue::receive(const NotificationsRequest& reque
     return;
   }
   WaitQueue::receive(request.key, request.count, request.timeout, std::move(completion));
+}
+
+KVFERRY_INLINE std::size_t NotificationQueue::drop_unasked(const std::string& peer_id) {
+  return drop_unasked_if([&](const Notification& waiting) { return waiting.peer_id == peer_id; });
 }
 
 KVFERRY_INLINE bool NotificationQueue::keep(Notification& notification) {

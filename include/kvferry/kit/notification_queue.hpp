@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -23,6 +24,7 @@ class NotificationQueue final : public WaitQueue<Notification> {
     std::size_t count = 0;
     std::size_t bytes = 0;
     std::size_t bytes_of_peer = 0;
+    std::size_t count_of_peer = std::numeric_limits<std::size_t>::max();
   };
 
   NotificationQueue(std::shared_ptr<DeadlineQueue> deadlines, const Bounds& bounds)
@@ -35,6 +37,8 @@ class NotificationQueue final : public WaitQueue<Notification> {
   void receive(std::optional<std::chrono::milliseconds> timeout, NotificationCompletion completion);
   /// Several of a key.
   void receive(const NotificationsRequest& request, NotificationsCompletion completion);
+  /// Drops those of a peer that wait with a key for which there is no call. @return how many.
+  std::size_t drop_unasked(const std::string& peer_id);
 
  private:
   /// A peer's share of the queue.

@@ -19,6 +19,11 @@ inline constexpr std::chrono::milliseconds leave_step{1};
 }  // namespace internal
 
 KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::function<void(std::error_code)> then) {
+  if (const std::size_t dropped = notifications_->drop_unasked(peer_id); dropped != 0) {
+    logger_->log(LogLevel::info, "notifications_dropped", peer_id, errc::cancelled, [&] {
+      return std::to_string(dropped) + " notifications with keys that nobody waited for went with the peer";
+    });
+  }
   std::vector<Waiter> told;
   std::error_code refused;
   std::uint64_t number = 0;

@@ -122,7 +122,8 @@ class TransferChannelKit::Impl {
     exchanges = std::make_shared<InitExchanges>(deadlines);
     notifications = std::make_shared<NotificationQueue>(
         deadlines, NotificationQueue::Bounds{options.max_pending_notifications, options.max_pending_notification_bytes,
-                                             options.max_pending_notification_bytes_of_peer});
+                                             options.max_pending_notification_bytes_of_peer,
+                                             options.max_pending_notifications_of_peer});
     events_of_peers = std::make_shared<PeerEvents>(deadlines, options.max_pending_peer_events);
   }
 

@@ -139,6 +139,27 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
   [[nodiscard]] std::size_t count() const noexcept { return count_; }
   /// Drops the oldest item of a key, which has one. With the lock held.
   void drop_oldest(std::uint64_t key) { (void)take(boxes_.at(key), 1); }
+  /// Drops the items of keys other than 0 that no call waits for, as far as `drops` holds for them. @return how many.
+  template <class Predicate>
+  std::size_t drop_unasked_if(Predicate drops) {
+    Items dropped;  // destroyed after the lock is released
+    const std::lock_guard lock(mutex_);
+    for (auto box = boxes_.upper_bound(0); box != boxes_.end();) {
+      auto& items = box->second.items;
+      if (box->second.calls.empty()) {
+        const auto first =
+            std::stable_partition(items.begin(), items.end(), [&](const Item& item) { return !drops(item); });
+        for (auto it = first; it != items.end(); ++it) {
+          let_go(*it);
+          dropped.push_back(std::move(*it));
+        }
+        count_ -= static_cast<std::size_t>(items.end() - first);
+        items.erase(first, items.end());
+      }
+      box = items.empty() && box->second.calls.empty() ? boxes_.erase(box) : std::next(box);
+    }
+    return dropped.size();
+  }
   /// The oldest item of a key; null if there is none. With the lock held.
   [[nodiscard]] Item* oldest(std::uint64_t key) {
     const auto box = boxes_.find(key);

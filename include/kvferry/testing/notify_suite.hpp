@@ -268,6 +268,33 @@ class NotifyTests : public ConformanceBase {
     EXPECT_FALSE(start_gather(b, 9, 0)->error()) << "none are always there";
   }
 
+  void APeerHasItsShareOfTheQueueUntilItIsDisconnected() {
+    KVFERRY_TESTING_REQUIRE(notifications);
+    NodeSpec spec;
+    spec.options.max_pending_notifications_of_peer = 3;
+    const auto [a, b] = connected_pair({}, std::move(spec));
+    Node& other = add_node();
+    connect(other, b);
+    EXPECT_FALSE(start_notify(a, b, "without")->error());
+    EXPECT_FALSE(start_notify(a, b, "nobody asks", 5)->error());
+    EXPECT_FALSE(start_notify(a, b, "nor for this", 6)->error());
+    EXPECT_EQ(start_notify(a, b, "is too much", 7)->error(), errc::resource_limit);
+    EXPECT_FALSE(start_notify(other, b, "of another", 5)->error());
+    auto leaving = watch<NotifyProbe>("b's disconnect of a");
+    {
+      const InitiationScope initiating;
+      b->async_disconnect(a.id(), leaving->handler());
+    }
+    EXPECT_FALSE(leaving->error());
+    EXPECT_TRUE(is(start_gather(b, 6, 1, Milliseconds(0))->error(), condition::timed_out));
+    const auto gathered = start_gather(b, 5, 1);
+    EXPECT_FALSE(gathered->error());
+    EXPECT_EQ(texts(std::get<1>(gathered->results())), std::vector<std::string>{"of another"});
+    const auto probe = start_receive_notification(b, limit());
+    ASSERT_FALSE(probe->error()) << probe->error().message();
+    EXPECT_EQ(std::get<1>(probe->results()).payload, bytes("without"));
+  }
+
   void ATimeoutGivesBackWhatCame() {
     KVFERRY_TESTING_REQUIRE(notifications);
     NodeSpec spec;
@@ -295,6 +322,7 @@ class NotifyTests : public ConformanceBase {
 
 KVFERRY_TESTING_SUITE(NotifyTest, NotifyTests, GoesAlone, BlockingForms, WhatIsRefused, OfARead, OfAReadThatFails,
                       AnEmptyBatchWithOneIsANotify, KeyedOnesAreForTheirKeyAlone, OneWaitForAllPartsOfARequest,
-                      WaitsForAKeyAreServedInTheirOrder, ATimeoutGivesBackWhatCame);
+                      WaitsForAKeyAreServedInTheirOrder, APeerHasItsShareOfTheQueueUntilItIsDisconnected,
+                      ATimeoutGivesBackWhatCame);
 
 }  // namespace kvferry::testing

@@ -8,6 +8,7 @@
 #include <asio/io_context.hpp>
 
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -20,9 +21,10 @@ namespace {
 
 class NotificationQueueTest : public ::testing::Test {
  protected:
-  bool push(const std::string& peer, std::size_t bytes) {
+  bool push(const std::string& peer, std::size_t bytes, std::uint64_t key = 0) {
     Notification notification;
     notification.peer_id = peer;
+    notification.key = key;
     notification.payload.resize(bytes);
     return queue_->push(std::move(notification));
   }
@@ -56,6 +58,46 @@ TEST_F(NotificationQueueTest, WhoeverHasSentFewFindsRoomAmongMany) {
   EXPECT_FALSE(push("a", 1));
   EXPECT_EQ(fill("b", 1), 16U);
   EXPECT_EQ(fill("c", 60'000), 2U);
+}
+
+TEST_F(NotificationQueueTest, APeerHasItsShareOfTheCount) {
+  queue_ = std::make_shared<NotificationQueue>(deadlines_, NotificationQueue::Bounds{1000, 1 << 20, 1 << 19, 250});
+  EXPECT_EQ(fill("a", 1), 250U);
+  EXPECT_EQ(fill("b", 1), 250U) << "what others have is no matter of its";
+  take();
+  EXPECT_TRUE(push("a", 1));
+}
+
+TEST_F(NotificationQueueTest, AKeyCostsWhatItsBoxTakes) {
+  std::uint64_t count = 0;
+  while (count < 1000 && push("a", 1, count + 1)) {
+    ++count;
+  }
+  EXPECT_EQ(count, (1U << 19) / (1 + 1 + 768));
+}
+
+TEST_F(NotificationQueueTest, WhatNobodyAsksForIsDroppedWithItsPeer) {
+  std::size_t gathered = 0;
+  queue_->receive({3, 2, {}}, NotificationsCompletion::direct([&](std::error_code ec, std::vector<Notification> came) {
+                    EXPECT_FALSE(ec);
+                    gathered = came.size();
+                  }));
+  for (const std::uint64_t key : std::vector<std::uint64_t>{0, 1, 1, 2, 3}) {
+    ASSERT_TRUE(push("a", 1, key));
+  }
+  ASSERT_TRUE(push("b", 60'000, 1));
+  EXPECT_EQ(queue_->drop_unasked("a"), 3U) << "not the one without a key, nor the one that a call waits for";
+  EXPECT_EQ(queue_->pending(), 3U);
+  EXPECT_EQ(queue_->drop_unasked("a"), 0U);
+  ASSERT_TRUE(push("a", 1, 3));
+  EXPECT_EQ(gathered, 2U);
+  take();
+  queue_->receive({1, 1, {}}, NotificationsCompletion::direct([](std::error_code, std::vector<Notification> came) {
+                    ASSERT_EQ(came.size(), 1U);
+                    EXPECT_EQ(came[0].peer_id, "b");
+                  }));
+  EXPECT_EQ(queue_->pending(), 0U);
+  EXPECT_EQ(fill("a", 60'000), 8U) << "its share is free";
 }
 
 TEST_F(NotificationQueueTest, AWaitEndsWithItsDeadlineOrLeavesNoneBehind) {
