@@ -277,8 +277,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @return the peer; its id is the one in the metadata.
   /// @throws TransferError `errc::malformed_message` if these bytes are no metadata, `errc::version_mismatch` or
   ///   `errc::transport_mismatch` if they are of another kind of channel, `errc::peer_restarted` if another incarnation
-  ///   answers: then the metadata is out of date; nothing was connected, unless the peer changed meanwhile. And those of
-  ///   `lazy_init_peer_connection`.
+  ///   answers: then the metadata is out of date; nothing was connected, unless the peer changed meanwhile.
+  ///   `errc::connection_lost` if the connection broke as soon as it was made. And those of `lazy_init_peer_connection`.
   PeerInfo connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec = {});
   /// As above, with the error in `ec`.
   PeerInfo connect(std::string_view local_id, ConstBuffer metadata, const InitSpec& spec, std::error_code& ec);

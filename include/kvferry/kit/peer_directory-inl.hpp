@@ -14,6 +14,7 @@
 #include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/pause.hpp>
 #include <kvferry/kit/peer.hpp>
+#include <kvferry/kit/peer_metadata.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
@@ -198,6 +199,27 @@ KVFERRY_INLINE void PeerDirectory::acknowledge(const std::string& peer_id) {
   }
 }
 
+KVFERRY_INLINE Failure PeerDirectory::acknowledge(const std::string& peer_id, std::uint64_t incarnation,
+                                                  PeerInfo& info) {
+  std::shared_ptr<Link> link;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || !it->second.link) {
+      return {errc::connection_lost, "the connection was lost as soon as it was made"};
+    }
+    Peer& peer = it->second;
+    if (peer.instance.incarnation != incarnation) {
+      return another_incarnation(incarnation, peer.instance.incarnation);
+    }
+    peer.acknowledged_instance = peer.instances;
+    link = peer.link;
+    info = describe(peer);
+  }
+  info.path = link->path();
+  return {};
+}
+
 KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation) { route(operation, false); }
 
 KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_waited) {
@@ -316,6 +338,10 @@ KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const
                [&] { return "the connection " + dropped->path() + " was lost: " + cause.message(); });
 }
 
+KVFERRY_INLINE PeerInfo PeerDirectory::describe(const Peer& peer) {
+  return {peer.id, peer.description->incarnation, peer.url, peer.description->regions, {}};
+}
+
 KVFERRY_INLINE std::optional<PeerInfo> PeerDirectory::info(std::string_view peer_id) const {
   std::shared_ptr<Link> link;
   PeerInfo info;
@@ -325,9 +351,8 @@ KVFERRY_INLINE std::optional<PeerInfo> PeerDirectory::info(std::string_view peer
     if (it == peers_.end() || !it->second.link) {
       return std::nullopt;
     }
-    const Peer& peer = it->second;
-    link = peer.link;
-    info = {peer.id, peer.description->incarnation, peer.url, peer.description->regions, {}};
+    link = it->second.link;
+    info = describe(it->second);
   }
   info.path = link->path();
   return info;
@@ -340,7 +365,7 @@ KVFERRY_INLINE std::vector<PeerInfo> PeerDirectory::infos() const {
     const Lock lock(mutex_);
     for (const auto& [id, peer] : peers_) {
       if (peer.link) {
-        infos.push_back({id, peer.description->incarnation, peer.url, peer.description->regions, {}});
+        infos.push_back(describe(peer));
         links.push_back(peer.link);
       }
     }

@@ -84,6 +84,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
                std::uint64_t incarnation, Waiter waiter);
   /// Accepts that the peer may be a new incarnation: operations from now on are meant for it.
   void acknowledge(const std::string& peer_id);
+  /// As above, if it is this incarnation, and connected.
+  /// @param info gets the peer as it is then. @return why it isn't.
+  [[nodiscard]] Failure acknowledge(const std::string& peer_id, std::uint64_t incarnation, PeerInfo& info);
 
   /// Hands an operation to its peer's link, reconnecting if need be, or ends it.
   void route(const std::shared_ptr<Operation>& operation);
@@ -145,6 +148,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void hand_over(const std::string& peer_id, const Link* link);
   void link_failed(const std::string& peer_id, const Link& link, std::error_code cause);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
+  /// With the lock held: of one that has a link. All but the path, which only the link knows.
+  [[nodiscard]] static PeerInfo describe(const Peer& peer);
   [[nodiscard]] std::vector<std::shared_ptr<Link>> links_but(const std::shared_ptr<Link>& kept,
                                                              const std::string& peer_id) const;
 

@@ -508,7 +508,7 @@ KVFERRY_INLINE void TransferChannelKit::start_init_peer(InitRequest request, Sid
     completion(errc::forked, std::nullopt);
     return;
   }
-  connect_to(std::move(request), 0, std::move(completion));
+  connect_to(std::move(request), 0, nullptr, std::move(completion));
 }
 
 KVFERRY_INLINE void TransferChannelKit::start_connect(ConnectRequest request, ConnectCompletion completion) {
@@ -531,17 +531,17 @@ KVFERRY_INLINE void TransferChannelKit::start_connect(ConnectRequest request, Co
     return;
   }
   // What it says is an argument like any other from here on.
+  const auto found = std::make_shared<PeerInfo>();
   auto connected = SideMessageCompletion::wrapping(
-      std::move(completion), [peers = impl_->peers, id = metadata.id](ConnectCompletion& end, std::error_code ec,
-                                                                      const std::optional<SideMessage>&) {
-        end(ec, ec ? PeerInfo() : peers->info(id).value_or(PeerInfo()));
+      std::move(completion), [found](ConnectCompletion& end, std::error_code ec, const std::optional<SideMessage>&) {
+        end(ec, ec ? PeerInfo() : std::move(*found));
       });
   connect_to({std::move(request.local_id), metadata.id, metadata.init_url, {}, request.timeout, request.diagnostic},
-             metadata.incarnation, std::move(connected));
+             metadata.incarnation, found, std::move(connected));
 }
 
 KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uint64_t incarnation,
-                                                   SideMessageCompletion completion) {
+                                                   std::shared_ptr<PeerInfo> found, SideMessageCompletion completion) {
   const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion));
   if (!exchange) {
     return;
@@ -555,18 +555,15 @@ KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uin
     exchange->finish(std::move(wrong));
     return;
   }
-  const auto connected = [this, exchange, incarnation](const Failure& failure) {
+  const auto connected = [this, exchange, incarnation, found = std::move(found)](const Failure& failure) {
     if (failure || exchange->ended()) {
       exchange->finish(failure);
       return;
     }
     const InitRequest& given = exchange->request();
-    if (incarnation != 0) {
-      const auto info = impl_->peers->info(given.peer_id);
-      if (info && info->incarnation != incarnation) {
-        exchange->finish(another_incarnation(incarnation, info->incarnation));  // it has changed since it was asked
-        return;
-      }
+    if (found) {
+      exchange->finish(impl_->peers->acknowledge(given.peer_id, incarnation, *found));
+      return;
     }
     impl_->peers->acknowledge(given.peer_id);
     if (given.side_message) {

@@ -138,7 +138,9 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
 
  private:
   /// @param incarnation that the peer has to be; 0: any.
-  void connect_to(InitRequest request, std::uint64_t incarnation, SideMessageCompletion completion);
+  /// @param found gets the peer, if it is to be a certain incarnation; else null.
+  void connect_to(InitRequest request, std::uint64_t incarnation, std::shared_ptr<PeerInfo> found,
+                  SideMessageCompletion completion);
 
   class Impl;
   std::shared_ptr<Impl> impl_;

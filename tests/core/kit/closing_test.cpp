@@ -134,5 +134,47 @@ TEST_F(BreakingLinks, WhatComesWhileOneBreaksAtItsHandOverGetsAnother) {
   }
 }
 
+// The connection breaks between two of those who have waited for it.
+TEST_F(BreakingLinks, AConnectByMetadataHasAPeerOrAnError) {
+  std::vector<std::shared_ptr<CallingLink>> links;
+  std::vector<std::shared_ptr<LinkHost>> hosts;
+  std::future<std::size_t> second;
+  std::future<PeerInfo> connected;
+  std::function<void(std::shared_ptr<Operation>)> on_start;
+  make([&](std::shared_ptr<LinkHost> host) {
+    hosts.push_back(std::move(host));
+    links.push_back(std::make_shared<CallingLink>());
+    links.back()->on_start = [&](const auto& operation) { on_start(operation); };
+    return links.back();
+  });
+  connect().get();
+  const PeerInfo info = a_->connect("a", b_->local_metadata("b"));
+  EXPECT_EQ(info.id, "b");
+  EXPECT_EQ(info.incarnation, a_->peer_info("b")->incarnation);
+  EXPECT_EQ(info.path, "nowhere");
+  hosts[0]->link_failed(*links[0], errc::connection_lost);
+  int started = 0;
+  on_start = [&](const std::shared_ptr<Operation>& operation) {
+    if (++started == 1) {
+      second = write();
+      connected = a_->async_connect("a", b_->local_metadata("b"), {}, asio::use_future);
+      operation->landed(0, 1);
+      operation->finish({});
+    } else {
+      hosts[1]->link_failed(*links[1], errc::connection_lost);
+      operation->finish(errc::connection_lost);
+    }
+  };
+  EXPECT_EQ(write().get(), 1U);
+  EXPECT_THROW(second.get(), std::system_error);
+  try {
+    EXPECT_EQ(connected.get().id, "b");
+    ADD_FAILURE() << "connected to a peer that is gone";
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code(), errc::connection_lost);
+  }
+  a_.reset();
+}
+
 }  // namespace
 }  // namespace kvferry::kit::tests
