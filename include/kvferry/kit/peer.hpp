@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -100,6 +101,7 @@ struct PeerDirectory::Peer {
   bool named = false;  ///< By this channel's user, rather than by itself.
   std::vector<Waiter> waiting;
   std::vector<Waiter> movers;  ///< Who waits for the connection to a new url.
+  std::map<std::uint64_t, Waiter> asking;  ///< Who waits to hear who answers at a url.
 
   std::shared_ptr<PeerCounters> counters = std::make_shared<PeerCounters>();
 
@@ -130,7 +132,7 @@ struct PeerDirectory::Peer {
   [[nodiscard]] bool lives() const noexcept { return link != nullptr && Clock::now() >= silent_until; }
   [[nodiscard]] bool in_use() const noexcept {
     return link || attempt.number != 0 || !candidates.empty() || !waiting.empty() || !movers.empty() ||
-           !newcomers.empty();
+           !asking.empty() || !newcomers.empty();
   }
   /// `at` with the address that answered there.
   [[nodiscard]] std::string reached(const std::string& at) const {

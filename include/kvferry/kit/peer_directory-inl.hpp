@@ -131,6 +131,12 @@ KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
 KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const std::string& peer_id,
                                            const std::string& url, std::uint64_t incarnation, Waiter waiter) {
   Lock lock(mutex_);
+  connect(local_id, peer_id, url, incarnation, std::move(waiter), lock);
+}
+
+KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const std::string& peer_id,
+                                           const std::string& url, std::uint64_t incarnation, Waiter waiter,
+                                           Lock& lock) {
   Peer* const peer = closed_ ? nullptr : find_or_add(peer_id, true);
   if (peer == nullptr) {
     const Failure failure =
@@ -225,6 +231,9 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
 KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_waited) {
   const TransferRequest& request = operation->request();
   Lock lock(mutex_);
+  if (operation->finished()) {
+    return;  // stopped on its way here: nobody is to be connected to for it
+  }
   const auto it = peers_.find(request.peer_id);
   if (closed_ || it == peers_.end() || !it->second.description) {
     const bool closed = closed_;
@@ -500,6 +509,9 @@ KVFERRY_INLINE void PeerDirectory::close() {
       for (const auto& waiting : *list) {
         waiting.tell({errc::closed, {}});
       }
+    }
+    for (const auto& [number, asking] : peer.asking) {
+      asking.tell({errc::closed, {}});
     }
     for (auto& newcomer : peer.newcomers) {
       newcomer.reply(encode_side_message(SideMessageError{static_cast<int>(errc::closed), "the channel is closed"}));

@@ -147,6 +147,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Peer* find_or_add(const std::string& peer_id, bool named);
   void hand_over(const std::string& peer_id, const Link* link);
   void link_failed(const std::string& peer_id, const Link& link, std::error_code cause);
+  /// With the lock held, which it releases before it tells anybody.
+  void connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
+               std::uint64_t incarnation, Waiter waiter, Lock& lock);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
   /// With the lock held: of one that has a link. All but the path, which only the link knows.
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
@@ -221,6 +224,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
     std::function<void(std::error_code)> then;
   };
   void go_on_leaving(std::uint64_t number);
+  void end_dial_for_nobody(const std::string& peer_id);
 
   // Who a peer is (peer_takeover.cpp)
   void take(InitQuestion question, HandshakeService::Reply reply);
@@ -235,7 +239,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void ask_who(Peer& peer, const std::string& local_id, const std::string& url, std::uint64_t incarnation,
                Waiter waiter, Lock& lock);
   void who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
-                    std::uint64_t incarnation, const Waiter& waiter, Failure failure, const SideMessage& message);
+                    std::uint64_t incarnation, std::uint64_t number, Failure failure, const SideMessage& message);
 
   const ChannelOptions& options_;
   const std::uint64_t incarnation_;

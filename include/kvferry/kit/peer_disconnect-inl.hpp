@@ -3,6 +3,7 @@
 
 // Taking leave of one peer: its operations and attempts to connect are cancelled, and when its operations have ended, its
 // link says goodbye and is shut.
+#include <algorithm>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -42,6 +43,9 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
       told.swap(peer.waiting);
       told.insert(told.end(), peer.movers.begin(), peer.movers.end());
       peer.movers.clear();
+      for (const auto& [asked, waiter] : std::exchange(peer.asking, {})) {
+        told.push_back(waiter);
+      }
       if (link) {
         peer.state = Peer::State::unconnected;
         peer.out_of_use_since = Clock::now();
@@ -64,6 +68,7 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
   }
   tell(told, {errc::cancelled, "the peer was disconnected"});
   const std::uint64_t last_stopped = operations_->stop(peer_id, errc::cancelled);
+  end_dial_for_nobody(peer_id);
   // Called with locks held, and by the link's own thread: what shuts the link runs elsewhere.
   operations_->when_operations_ended(peer_id, last_stopped, [deadlines = deadlines_, weak = weak_from_this(), number] {
     deadlines->add(Clock::now(), std::make_shared<Expiry>([weak, number] {
@@ -72,6 +77,19 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
                      }
                    }));
   });
+}
+
+/// An operation that was on its way to the table may have begun it, and been stopped since.
+KVFERRY_INLINE void PeerDirectory::end_dial_for_nobody(const std::string& peer_id) {
+  std::vector<Waiter> over;  // destroyed after the lock is released
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (it != peers_.end() && it->second.dialing() && !it->second.attempt.moves &&
+      std::ranges::all_of(it->second.waiting, [](const Waiter& waiting) { return waiting.over(); })) {
+    end_attempt(it->second.attempt);
+    over.swap(it->second.waiting);
+    it->second.out_of_use_since = Clock::now();
+  }
 }
 
 KVFERRY_INLINE void PeerDirectory::go_on_leaving(std::uint64_t number) {

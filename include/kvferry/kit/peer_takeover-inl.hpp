@@ -234,36 +234,40 @@ KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_
   InitQuestion question = question_to(peer, local_id, url);
   question.who = true;
   const auto deadline = waiter.deadline + longer_than_the_call;
+  const std::uint64_t number = ++last_number_;
+  peer.asking.emplace(number, std::move(waiter));
   const Stay stay(*this);
   lock.unlock();
-  ask_there(
-      url, encode_side_message(question), deadline,
-      [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation, waiter = std::move(waiter)](
-          std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
-        if (const Visit self(weak); self) {
-          self->who_answered(local_id, peer_id, url, incarnation, waiter, {ec, std::move(diagnostic)}, answer);
-        } else {
-          waiter.tell({errc::closed, {}});
-        }
-      });
+  ask_there(url, encode_side_message(question), deadline,
+            [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation, number](
+                std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
+              if (const Visit self(weak); self) {
+                self->who_answered(local_id, peer_id, url, incarnation, number, {ec, std::move(diagnostic)}, answer);
+              }
+            });
 }
 
 KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, const std::string& peer_id,
-                                                const std::string& url, std::uint64_t incarnation, const Waiter& waiter,
+                                                const std::string& url, std::uint64_t incarnation, std::uint64_t number,
                                                 Failure failure, const SideMessage& message) {
   const InitAnswer answer = read_answer(peer_id, message, failure);
   if (!failure && incarnation != 0 && answer.incarnation != incarnation) {
     failure = another_incarnation(incarnation, answer.incarnation);
   }
+  Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  const auto asked = it == peers_.end() ? decltype(Peer::asking)::node_type() : it->second.asking.extract(number);
+  if (asked.empty()) {
+    return;  // told already: the peer was disconnected meanwhile
+  }
+  const Waiter& waiter = asked.mapped();
   if (failure) {
+    lock.unlock();
     waiter.tell(failure);  // and the peer stays where it is
     return;
   }
-  Lock lock(mutex_);
-  const auto it = peers_.find(peer_id);
-  if (closed_ || it == peers_.end() || !it->second.link) {
-    lock.unlock();
-    connect(local_id, peer_id, url, 0, waiter);
+  if (closed_ || !it->second.link) {
+    connect(local_id, peer_id, url, 0, waiter, lock);
     return;
   }
   Peer& peer = it->second;

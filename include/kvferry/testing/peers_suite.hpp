@@ -237,6 +237,13 @@ class PeersTests : public ConformanceBase {
     const auto connecting = start_connect(a, a.id(), "nobody", nobody.url());
     EXPECT_FALSE(start_disconnect(a, "nobody")->error());
     EXPECT_EQ(connecting->error(), errc::cancelled);
+    // Also one that asks who answers at another url than where the peer is connected.
+    Node& b = add_node();
+    connect(a, b);
+    const auto moving = start_connect(a, a.id(), b.id(), nobody.url());
+    EXPECT_FALSE(start_disconnect(a, b.id())->error());
+    EXPECT_EQ(moving->error(), errc::cancelled);
+    EXPECT_FALSE(a->remote_xfer_handler_exists(b.id()));
   }
 
   void FormsAndErrorsOfADisconnect() {
