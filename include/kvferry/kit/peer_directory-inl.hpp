@@ -441,33 +441,6 @@ KVFERRY_INLINE std::size_t PeerDirectory::usable_count() const {
       std::ranges::count_if(peers_, [](const auto& entry) { return entry.second.link != nullptr; }));
 }
 
-KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::shut_old_links(const std::string& peer_id) {
-  std::vector<std::shared_ptr<Link>> old;
-  std::shared_ptr<Link> current;
-  {
-    const Lock lock(mutex_);
-    if (const auto it = peers_.find(peer_id); it != peers_.end()) {
-      current = it->second.link;
-    }
-    old = links_but(current, peer_id);
-  }
-  for (const auto& link : old) {
-    link->shut(errc::connection_lost, "the connection to the peer was lost");
-  }
-  return current;
-}
-
-KVFERRY_INLINE std::vector<std::shared_ptr<Link>> PeerDirectory::links_but(const std::shared_ptr<Link>& kept,
-                                                                           const std::string& peer_id) const {
-  std::vector<std::shared_ptr<Link>> links;
-  for (const Published& published : links_) {
-    if (auto link = published.link.lock(); link && link != kept && published.peer_id == peer_id) {
-      links.push_back(std::move(link));
-    }
-  }
-  return links;
-}
-
 KVFERRY_INLINE void PeerDirectory::break_link(const std::string& peer_id, Link& link, std::error_code cause,
                                               const std::string& why) {
   link_failed(peer_id, link, cause);

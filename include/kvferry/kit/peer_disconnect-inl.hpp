@@ -94,6 +94,7 @@ KVFERRY_INLINE void PeerDirectory::end_dial_for_nobody(const std::string& peer_i
 
 KVFERRY_INLINE void PeerDirectory::go_on_leaving(std::uint64_t number) {
   Leave leave;
+  bool is_first = true;
   {
     const Lock lock(mutex_);
     const auto it = leaves_.find(number);
@@ -101,8 +102,11 @@ KVFERRY_INLINE void PeerDirectory::go_on_leaving(std::uint64_t number) {
       return;
     }
     leave = it->second;
+    is_first =
+        std::none_of(leaves_.begin(), it, [&](const auto& earlier) { return earlier.second.peer_id == leave.peer_id; });
   }
-  if (leave.link && leave.link->take_leave()) {
+  // An earlier one's link has a goodbye to say still, and nothing of it may land when this one has ended.
+  if (!is_first || (leave.link && leave.link->take_leave())) {
     deadlines_->add(Clock::now() + leave_step, std::make_shared<Expiry>([weak = weak_from_this(), number] {
                       if (const Visit self(weak); self) {
                         self->go_on_leaving(number);
@@ -113,7 +117,14 @@ KVFERRY_INLINE void PeerDirectory::go_on_leaving(std::uint64_t number) {
   if (leave.link) {
     leave.link->shut(errc::cancelled, "this side disconnected the peer");
   }
-  (void)shut_old_links(leave.peer_id);
+  std::vector<std::shared_ptr<Link>> later;  // these say goodbye themselves
+  {
+    const Lock lock(mutex_);
+    for (const auto& [other, leaving] : leaves_) {
+      later.push_back(other == number ? nullptr : leaving.link);
+    }
+  }
+  (void)shut_old_links(leave.peer_id, later);
   {
     const Lock lock(mutex_);
     leaves_.erase(number);

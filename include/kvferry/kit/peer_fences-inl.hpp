@@ -134,4 +134,33 @@ KVFERRY_INLINE void PeerDirectory::give_up_attempts(const std::string& peer_id, 
   }
 }
 
+KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::shut_old_links(const std::string& peer_id,
+                                                                   const std::vector<std::shared_ptr<Link>>& spared) {
+  std::vector<std::shared_ptr<Link>> old;
+  std::shared_ptr<Link> current;
+  {
+    const Lock lock(mutex_);
+    if (const auto it = peers_.find(peer_id); it != peers_.end()) {
+      current = it->second.link;
+    }
+    old = links_but(current, peer_id);
+  }
+  std::erase_if(old, [&](const auto& link) { return std::ranges::find(spared, link) != spared.end(); });
+  for (const auto& link : old) {
+    link->shut(errc::connection_lost, "the connection to the peer was lost");
+  }
+  return current;
+}
+
+KVFERRY_INLINE std::vector<std::shared_ptr<Link>> PeerDirectory::links_but(const std::shared_ptr<Link>& kept,
+                                                                           const std::string& peer_id) const {
+  std::vector<std::shared_ptr<Link>> links;
+  for (const Published& published : links_) {
+    if (auto link = published.link.lock(); link && link != kept && published.peer_id == peer_id) {
+      links.push_back(std::move(link));
+    }
+  }
+  return links;
+}
+
 }  // namespace kvferry::kit

@@ -11,6 +11,7 @@
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/handshake/handshake_mailbox.hpp>
@@ -122,6 +123,57 @@ TEST_F(Leaving, NothingIsDialedForOperationsThatWereStopped) {
   EXPECT_TRUE(late->finished());
   EXPECT_EQ(dials_, 2);
   EXPECT_TRUE(directory_->awaited("p").empty()) << directory_->awaited("p");
+}
+
+/// Has something to say for as long as the test wants.
+class StayingLink final : public KeepingLink {
+ public:
+  [[nodiscard]] std::optional<Pause> take_leave() override {
+    return stays ? std::optional(Pause{{}, Clock::now()}) : std::nullopt;
+  }
+  void shut(std::error_code cause, const std::string& why) override {
+    is_shut = true;
+    KeepingLink::shut(cause, why);
+  }
+
+  bool stays = true;
+  bool is_shut = false;
+};
+
+TEST_F(Leaving, ASecondDisconnectWaitsForTheFirstOnesGoodbye) {
+  const auto link = std::make_shared<StayingLink>();
+  connect(link);
+  std::vector<int> done;
+  directory_->disconnect("p", [&](std::error_code) { done.push_back(1); });
+  directory_->disconnect("p", [&](std::error_code) { done.push_back(2); });
+  for (int i = 0; i < 10; ++i) {
+    context_.run_one();
+  }
+  EXPECT_FALSE(link->is_shut);
+  EXPECT_TRUE(done.empty());
+  link->stays = false;
+  while (done.size() < 2 && context_.run_one() != 0) {
+  }
+  EXPECT_TRUE(link->is_shut);
+  EXPECT_EQ(done, (std::vector<int>{1, 2}));
+}
+
+TEST_F(Leaving, AFirstDisconnectSparesASecondOnesLink) {
+  connect(std::make_shared<KeepingLink>());
+  bool first = false;
+  bool second = false;
+  directory_->disconnect("p", [&](std::error_code) { first = true; });
+  const auto link = std::make_shared<StayingLink>();
+  connect(link);
+  directory_->disconnect("p", [&](std::error_code) { second = true; });
+  while (!first && context_.run_one() != 0) {
+  }
+  EXPECT_FALSE(link->is_shut);
+  EXPECT_FALSE(second);
+  link->stays = false;
+  while (!second && context_.run_one() != 0) {
+  }
+  EXPECT_TRUE(link->is_shut && second);
 }
 
 }  // namespace
