@@ -102,6 +102,11 @@ KVFERRY_INLINE PeerDirectory::Peer* PeerDirectory::current(const std::string& pe
   return closed_ || it == peers_.end() || it->second.find(attempt) == nullptr ? nullptr : &it->second;
 }
 
+KVFERRY_INLINE bool PeerDirectory::is_current(const std::string& peer_id, std::uint64_t attempt) {
+  const Lock lock(mutex_);
+  return current(peer_id, attempt) != nullptr;
+}
+
 KVFERRY_INLINE InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& local_id,
                                                        const std::string& url) const {
   InitQuestion question;
@@ -179,7 +184,11 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
 
 KVFERRY_INLINE void PeerDirectory::ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url,
                                        const SideMessage& question, Clock::time_point deadline) {
-  ask_there(url, question, deadline,
+  const auto wanted = [weak = weak_from_this(), peer_id, attempt] {
+    const Visit self(weak);
+    return self && self->is_current(peer_id, attempt);
+  };
+  ask_there(url, question, deadline, wanted,
             [weak = weak_from_this(), peer_id, attempt](std::error_code ec, const SideMessage& answer,
                                                         std::string diagnostic, const std::string& reached) {
               if (const Visit self(weak); self) {
@@ -238,8 +247,8 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
   }
   if (failure) {
     if (failure.code == errc::identity_conflict) {
-      if (ask_as_known(peer_id, attempt, reached_address)) {
-        return;
+      if (ask_as_known(peer_id, attempt, reached_address) || !is_current(peer_id, attempt)) {
+        return;  // or the other's attempt got through first, and this one met it
       }
       ++identity_conflicts_;
       logger_->log(LogLevel::warning, "identity_conflict", peer_id, failure.code, [&] { return failure.sentence; });

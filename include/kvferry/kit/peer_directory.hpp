@@ -165,8 +165,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
 
   // Asking at a url (peer_greeting.cpp)
+  /// @param wanted whether anybody still wants to know, when the greeting has been answered; called without the lock. If not,
+  ///   nothing is asked, and the answer is `errc::cancelled`.
   void ask_there(const std::string& url, const SideMessage& question, Clock::time_point deadline,
-                 HandshakeService::AnswerHandler on_answer);
+                 std::function<bool()> wanted, HandshakeService::AnswerHandler on_answer);
   void remember_kvferry(const std::string& url);
   void greeted(const std::string& url, const SideMessage& question, Clock::time_point deadline,
                HandshakeService::AnswerHandler on_answer, Failure failure, const SideMessage& answer,
@@ -191,6 +193,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
                                          std::shared_ptr<Dial> dial);
   [[nodiscard]] Peer* current(const std::string& peer_id, std::uint64_t attempt);
+  [[nodiscard]] bool is_current(const std::string& peer_id, std::uint64_t attempt);
   [[nodiscard]] InitQuestion question_to(const Peer& peer, const std::string& local_id, const std::string& url) const;
   [[nodiscard]] InitAnswer read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const;
   [[nodiscard]] InitAnswer describe_self() const;

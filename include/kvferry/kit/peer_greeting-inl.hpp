@@ -2,13 +2,16 @@
 #pragma once
 
 // What is said first at a url where nobody has answered as kvferry yet.
+#include <functional>
 #include <utility>
 
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
+#include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/peer.hpp>
+#include <kvferry/kit/peer_attempts-inl.hpp>
 #include <kvferry/kit/peer_directory.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -16,6 +19,15 @@ inline namespace internal {
 
 /// More than a channel has peers; those that are forgotten are greeted once more.
 inline constexpr std::size_t most_urls = 16384;
+
+/// The greeting has taken some.
+KVFERRY_INLINE SideMessage with_time_left(const SideMessage& message, Clock::time_point deadline) {
+  auto question = decode_side_message<InitQuestion>(message);
+  if (question.timeout_ms) {
+    question.timeout_ms = milliseconds_until(deadline);
+  }
+  return encode_side_message(question);
+}
 
 }  // namespace internal
 
@@ -29,7 +41,8 @@ KVFERRY_INLINE void PeerDirectory::remember_kvferry(const std::string& url) {
 
 /// Not to be called with the lock held.
 KVFERRY_INLINE void PeerDirectory::ask_there(const std::string& url, const SideMessage& question,
-                                             Clock::time_point deadline, HandshakeService::AnswerHandler on_answer) {
+                                             Clock::time_point deadline, std::function<bool()> wanted,
+                                             HandshakeService::AnswerHandler on_answer) {
   bool known = false;
   {
     const Lock lock(mutex_);
@@ -39,15 +52,19 @@ KVFERRY_INLINE void PeerDirectory::ask_there(const std::string& url, const SideM
     service_->ask(url, question, deadline, std::move(on_answer));
     return;
   }
-  service_->ask(url, encode_side_message(Greeting{own_init_url_, protocol_version}), deadline,
-                [weak = weak_from_this(), url, question, deadline, on_answer = std::move(on_answer)](
-                    std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string& reached) {
-                  if (const Visit self(weak); self) {
-                    self->greeted(url, question, deadline, on_answer, {ec, std::move(diagnostic)}, answer, reached);
-                  } else {
-                    on_answer(errc::closed, {}, {}, {});
-                  }
-                });
+  service_->ask(
+      url, encode_side_message(Greeting{own_init_url_, protocol_version}), deadline,
+      [weak = weak_from_this(), url, question, deadline, wanted = std::move(wanted), on_answer = std::move(on_answer)](
+          std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string& reached) {
+        if (const Visit self(weak); self && !wanted()) {
+          // Another attempt may have connected the two: the question would be taken for a stranger's.
+          on_answer(errc::cancelled, {}, {}, reached);
+        } else if (self) {
+          self->greeted(url, question, deadline, on_answer, {ec, std::move(diagnostic)}, answer, reached);
+        } else {
+          on_answer(errc::closed, {}, {}, {});
+        }
+      });
 }
 
 KVFERRY_INLINE void PeerDirectory::greeted(const std::string& url, const SideMessage& question,
@@ -76,7 +93,8 @@ KVFERRY_INLINE void PeerDirectory::greeted(const std::string& url, const SideMes
   // A name may have the addresses of several servers: the one that was greeted is asked.
   std::error_code ignored;
   const auto there = HostPort{reached_address, parse_url(url, ignored).port}.to_url();
-  service_->ask(reached_address.empty() ? url : there, question, deadline, std::move(on_answer));
+  service_->ask(reached_address.empty() ? url : there, with_time_left(question, deadline), deadline,
+                std::move(on_answer));
 }
 
 }  // namespace kvferry::kit

@@ -235,10 +235,11 @@ KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_
   question.who = true;
   const auto deadline = waiter.deadline + longer_than_the_call;
   const std::uint64_t number = ++last_number_;
+  auto wanted = [over = waiter.over] { return !over(); };
   peer.asking.emplace(number, std::move(waiter));
   const Stay stay(*this);
   lock.unlock();
-  ask_there(url, encode_side_message(question), deadline,
+  ask_there(url, encode_side_message(question), deadline, std::move(wanted),
             [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation, number](
                 std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
               if (const Visit self(weak); self) {
