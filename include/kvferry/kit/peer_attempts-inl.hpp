@@ -592,7 +592,9 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       peer->instance = std::move(attempt->instance);
       peer->local_id = attempt->local_id;
       if (!attempt->url.empty()) {
-        remember_kvferry(attempt->url);
+        if (!accepting) {
+          remember_kvferry(attempt->url);  // where the peer only says that it answers, nobody has answered yet
+        }
         peer->url = attempt->url;
       }
       // Whoever says that the peer has moved has the last word.

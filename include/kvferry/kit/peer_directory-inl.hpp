@@ -149,7 +149,6 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
   }
   const bool is_that_one = peer->link && peer->instance.incarnation == incarnation;
   if (incarnation != 0 && !(is_that_one && peer->url == url)) {
-    remember_kvferry(url);  // the metadata says so
     ask_who(*peer, local_id, url, incarnation, std::move(waiter), lock);
     return;
   }

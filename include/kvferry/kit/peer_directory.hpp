@@ -277,7 +277,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   std::vector<Published> links_;            ///< All links that there ever were, as far as something is left of them.
   std::map<std::uint64_t, FenceHandler> fences_;  ///< Those that wait for connections that are being made.
   std::map<std::uint64_t, Leave> leaves_;         ///< Disconnects under way.
-  std::set<std::string> kvferry_urls_;            ///< Where a kvferry channel has answered, or is said to.
+  std::set<std::string> kvferry_urls_;            ///< Where a kvferry channel has answered.
   Clock::time_point fenced_forgotten_at_ =
       Clock::time_point::min();  ///< The last fence of a peer that is not known any more.
   std::size_t visits_ = 0;

@@ -21,6 +21,7 @@
 #include <kvferry/kit/handshake_service.hpp>
 #include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/operation_registry.hpp>
+#include <kvferry/kit/peer_metadata.hpp>
 #include "test_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
@@ -115,6 +116,30 @@ TEST_F(Greetings, TheTimeThatOneTookIsNotToldToThePeer) {
   const auto question = decode_side_message<InitQuestion>(received().back());
   ASSERT_TRUE(question.timeout_ms);
   EXPECT_LE(*question.timeout_ms, static_cast<std::uint64_t>((timeout + longer_than_the_call - taken).count()));
+}
+
+TEST_F(Greetings, MetadataProvesNothing) {
+  std::error_code ec;
+  (void)a_.connect("a", write_metadata("test", "b", 5, server_.bound_url()), {}, ec);
+  EXPECT_EQ(ec, errc::handshake_failed);
+  EXPECT_TRUE(received().front().is<Greeting>());
+}
+
+TEST_F(Greetings, NorDoesWhereAPeerSaysThatItAnswers) {
+  TestChannel asking(ChannelOptions(), [](const auto&) { return std::make_shared<KeepingLink>(); });
+  InitQuestion question;
+  question.transport = "test";
+  question.sender_id = "p";
+  question.receiver_id = "a";
+  question.incarnation = 7;
+  question.init_url = server_.bound_url();
+  std::error_code ec;
+  asking.send_init_side_msg(a_.peer_init_url(), encode_side_message(question), {}, ec);
+  ASSERT_FALSE(ec) << ec.message();
+  ASSERT_TRUE(a_.remote_xfer_handler_exists("p"));
+  a_.disconnect("p");
+  EXPECT_EQ(connect("p"), errc::handshake_failed);
+  EXPECT_TRUE(received().front().is<Greeting>());
 }
 
 }  // namespace
