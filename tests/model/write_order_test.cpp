@@ -179,8 +179,8 @@ class WriteOrder : public ::testing::Test {
                std::size_t writers, std::size_t pages_each, std::chrono::steady_clock::time_point until) {
     std::mutex target_mutex;
     Source source(shape, target);
-    std::vector<std::thread> threads;
     const auto goes_on = [until] { return std::chrono::steady_clock::now() < until; };
+    std::vector<std::jthread> threads;  // joined if the target can't be restarted, too: that throws, and says why
     for (std::size_t i = 0; i < writers; ++i) {
       threads.emplace_back([&, i, seed = random()] {
         Writer(shape, pages, target, target_mutex, source, verdict_, counts_, i * pages_each, pages_each, seed)
@@ -209,9 +209,6 @@ class WriteOrder : public ::testing::Test {
         rest(random() % 60);
         target.resume();
       }
-    }
-    for (auto& thread : threads) {
-      thread.join();
     }
   }
 
