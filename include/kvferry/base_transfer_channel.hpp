@@ -173,18 +173,15 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Two peers that call this at once for each other end with one connection. A peer that restarted is recognised, its
   /// stale connection is dropped and a new one is made.
   ///
-  /// A peer that is usable under another url than this one has moved, or has two. Who answers at the new one is
-  /// asked: if that is the same incarnation, nothing else happens; if it is another one, it takes the old one's place,
-  /// whose operations end with `errc::peer_restarted`, or `peer_restarted_in_flight` if bytes of them may still land
-  /// there. If nobody answers, the call ends with that error and the old
-  /// connection stays as it was.
+  /// A peer that is usable under another url than this one has moved, or has two. Who answers at the new one is asked:
+  /// if that is the same incarnation, nothing else happens; if it is another one, it takes the old one's place, whose
+  /// operations end with `errc::peer_restarted`, or `peer_restarted_in_flight` if bytes of them may still land there.
+  /// If nobody answers, the call ends with that error and the old connection stays as it was.
   ///
   /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict`
-  /// while the
-  /// earlier one lives (one channel, too, that knows the peer by two names at two of its addresses). The earlier is
-  /// asked for
-  /// a sign of life, and replaced if it gives none within a second or its connection ends. `ChannelStats` counts it; it
-  /// is logged.
+  /// while the earlier one lives (one channel, too, that knows the peer by two names at two of its addresses). The
+  /// earlier is asked for a sign of life, and replaced if it gives none within a second or its connection ends.
+  /// `ChannelStats` counts it; it is logged.
   ///
   /// @param local_id how the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without control
   ///   characters (U+0000 to U+001F, U+007F to U+009F).
@@ -298,10 +295,10 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @name Peers that come and go
   /// @{
 
-  /// Ends the connection to a peer. Its operations end with `errc::cancelled` (`cancelled_in_flight` where the peer did not
-  /// answer for them in time), and so do connects to it that are under way. When this has ended, nothing of the peer's lands
-  /// here any more, and nothing of this side's there, unless an operation's error says otherwise. The peer's operations with
-  /// this channel end with `errc::peer_closed`, as after `close`.
+  /// Ends the connection to a peer. Its operations end with `errc::cancelled` (`cancelled_in_flight` where the peer did
+  /// not answer for them in time), and so do connects to it that are under way. When this has ended, nothing of the
+  /// peer's lands here any more, and nothing of this side's there, unless an operation's error says otherwise. The
+  /// peer's operations with this channel end with `errc::peer_closed`, as after `close`.
   ///
   /// A later operation with the peer connects anew, where its init url is known (else it ends with `errc::unknown_peer`);
   /// the peer may connect anew itself at any time. A peer that isn't connected is no error.

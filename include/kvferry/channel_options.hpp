@@ -57,12 +57,11 @@ struct ChannelOptions {
   bool require_equal_page_sizes = true;
 
   /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that
-  /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one that
-  /// has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
-  /// Connections of
-  /// peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too: one that was never used
-  /// gives way
-  /// to a newer one, and if all have been used, newer ones are refused with `errc::resource_limit`.
+  /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one
+  /// that has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
+  /// Connections of peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too: one that
+  /// was never used gives way to a newer one, and if all have been used, newer ones are refused with
+  /// `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.
@@ -78,8 +77,8 @@ struct ChannelOptions {
   /// (`PeerEvent::missed`).
   std::size_t max_pending_peer_events = 1024;
 
-  /// How many notifications wait for `receive_notification` and `receive_notifications`; a write that brings one more ends with
-  /// `errc::resource_limit` at its initiator: its data has landed, its notification is not handed out.
+  /// How many notifications wait for `receive_notification` and `receive_notifications`; a write that brings one more
+  /// ends with `errc::resource_limit` at its initiator: its data has landed, its notification is not handed out.
   std::size_t max_pending_notifications = std::size_t{1} << 16;
   /// How many of those of one peer: `receive_notifications` for more of one key needs several peers.
   std::size_t max_pending_notifications_of_peer = std::size_t{1} << 14;
@@ -103,11 +102,10 @@ struct ChannelOptions {
   /// The least level that `log_sink` gets.
   LogLevel log_level = LogLevel::info;
 
-  /// The largest handshake or side message, in bytes, either way. A larger one of this side's ends with EMSGSIZE; a larger
-  /// one of a peer's is answered with an error, and is not read at all if it has more than twice as many. What
-  /// strangers may
-  /// make this process store and look at grows with it (docs/security.md). Raise it on both sides for long side messages,
-  /// and for RDMA regions that are registered in many thousands of slices.
+  /// The largest handshake or side message, in bytes, either way. A larger one of this side's ends with EMSGSIZE; a
+  /// larger one of a peer's is answered with an error, and is not read at all if it has more than twice as many. What
+  /// strangers may make this process store and look at grows with it (docs/security.md). Raise it on both sides for
+  /// long side messages, and for RDMA regions that are registered in many thousands of slices.
   std::size_t max_handshake_bytes = std::size_t{64} << 10;
 
   /// Bytes of notifications that wait for `receive_notification`, each counted with its peer's id and 128 bytes for
@@ -117,10 +115,9 @@ struct ChannelOptions {
   std::size_t max_pending_notification_bytes = std::size_t{64} << 20;
   std::size_t max_pending_notification_bytes_of_peer = std::size_t{16} << 20;
 
-  /// Bytes that recvs take up which peers have posted and no send of this channel's has met: in all, and of one peer. One
-  /// more is refused: it ends with `errc::resource_limit` at the peer. Where others have taken all, each peer still
-  /// finds room
-  /// for 64 KiB, which are some 300 recvs of one buffer.
+  /// Bytes that recvs take up which peers have posted and no send of this channel's has met: in all, and of one peer.
+  /// One more is refused: it ends with `errc::resource_limit` at the peer. Where others have taken all, each peer still
+  /// finds room for 64 KiB, which are some 300 recvs of one buffer.
   std::size_t max_posted_recv_bytes = std::size_t{128} << 20;
   std::size_t max_posted_recv_bytes_of_peer = std::size_t{32} << 20;
 

@@ -61,9 +61,9 @@ struct KVFERRY_EXPORT TransferStats {
 /// Counts the bytes over one lane (TCP: the connections of that number, of all peers) or rail (RDMA: a port of a device).
 struct PathStats {
   std::string name;  ///< "lane 0", "rail 1 mlx5_0:1"
-  /// Bytes that this side moved out and in, the transport's own included. TCP: all that went through the
-  /// sockets once they were a lane, which leaves out the greetings. RDMA: what
-  /// this side's work requests wrote or sent, and read; what peers write and read is seen by them alone.
+  /// Bytes that this side moved out and in, the transport's own included. TCP: all that went through the sockets once
+  /// they were a lane, which leaves out the greetings. RDMA: what this side's work requests wrote or sent, and read;
+  /// what peers write and read is seen by them alone.
   std::uint64_t bytes_out = 0;
   std::uint64_t bytes_in = 0;
 };
@@ -106,8 +106,7 @@ struct ChannelStats {
   std::uint64_t peer_replacements = 0;
   HandshakeStats handshakes;
   /// Connections to the channel's ports that were closed, and messages that were turned away, before anybody knew whose
-  /// they
-  /// were: what came makes no sense or isn't finished in time, or there are too many; ordered by cause.
+  /// they were: what came makes no sense or isn't finished in time, or there are too many; ordered by cause.
   std::vector<CauseCount> refused_strangers;
   std::vector<PeerStats> peers;  ///< Ordered by id. A peer that was forgotten (`ChannelOptions::max_peers`) is not here any more.
   std::size_t pending_notifications = 0;  ///< That wait for `receive_notification`.
@@ -123,8 +122,8 @@ struct ChannelStats {
 
 /// The statistics of a program's channels in Prometheus' text format, version 0.0.4: to be answered with the content
 /// type `text/plain; version=0.0.4`. The label `cause` is the error's `error_name`. Counters are named
-/// `kvferry_..._total`, durations are in seconds, sizes in bytes.
-/// Channels of the same transport need `labels` that tell them apart.
+/// `kvferry_..._total`, durations are in seconds, sizes in bytes. Channels of the same transport need `labels` that
+/// tell them apart.
 /// @throws TransferError `std::errc::invalid_argument` for a label name that Prometheus forbids or kvferry uses itself.
 ///   Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 [[nodiscard]] KVFERRY_EXPORT std::string to_prometheus(std::span<const ChannelStats> channels);

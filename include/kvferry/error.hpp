@@ -85,9 +85,8 @@ enum class errc {
 };
 
 /// The conditions that a caller decides by. `ec == kvferry::condition::retryable` holds for every code, of whatever
-/// category, that
-/// belongs to the condition. Every code of kvferry's own and every errno that its calls may end with is in one of them
-/// at least.
+/// category, that belongs to the condition. Every code of kvferry's own and every errno that its calls may end with is
+/// in one of them at least.
 enum class condition {
   /// Repeating the call unchanged fails again: an argument is wrong, a buffer can't be read or written (EFAULT), this
   /// program may not do it (EACCES, EPERM), or the two channels do not go together as they are set up: the mismatches,
@@ -98,23 +97,21 @@ enum class condition {
   /// peer), ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
   peer_failed,
   /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict; what this host is
-  /// out of for now
-  /// (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but errc::peer_restarted (in
-  /// flight or not) and errc::fenced, after which page indexes have to be agreed anew, errc::authentication_failed,
-  /// errc::protocol_violation, and RDMA's remote_access_error, after which it isn't sure that the peer offers what it
-  /// did.
+  /// out of for now (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but
+  /// errc::peer_restarted (in flight or not) and errc::fenced, after which page indexes have to be agreed anew,
+  /// errc::authentication_failed, errc::protocol_violation, and RDMA's remote_access_error, after which it isn't sure
+  /// that the peer offers what it did.
   retryable,
   cancelled,  ///< Ended from this side: errc::cancelled, errc::closed, in flight or not, ECANCELED.
   timed_out,  ///< errc::timed_out, in flight or not, ETIMEDOUT.
-  /// Of a write or send: its connection was broken before the peer had dealt with it, so bytes of it may still land. Its
-  /// pages are not to be used for something else before the peer's side has called `fence`, or a later operation of this
-  /// side with the same peer has succeeded: a peer stops receiving on the old connection before it welcomes a new one.
-  /// After
-  /// errc::peer_restarted_in_flight only a fence counts, of the one that was the peer then, or its end: what is done with
-  /// the new one says nothing of the old one's pages.
-  /// errc::connection_lost, peer_closed, protocol_violation, those in flight, ECONNRESET, ECONNABORTED, EPIPE, EOF. The
-  /// same codes end a write or send of which nothing had been sent, such as one that waited for a connection: where they
-  /// hold, it isn't sure that something may land. A write or send that ends with any other code has left nothing under way.
+  /// Of a write or send: its connection was broken before the peer had dealt with it, so bytes of it may still land.
+  /// Its pages are not to be used for something else before the peer's side has called `fence`, or a later operation of
+  /// this side with the same peer has succeeded: a peer stops receiving on the old connection before it welcomes a new
+  /// one. After errc::peer_restarted_in_flight only a fence counts, of the one that was the peer then, or its end: what
+  /// is done with the new one says nothing of the old one's pages. errc::connection_lost, peer_closed,
+  /// protocol_violation, those in flight, ECONNRESET, ECONNABORTED, EPIPE, EOF. The same codes end a write or send of
+  /// which nothing had been sent, such as one that waited for a connection: where they hold, it isn't sure that
+  /// something may land. A write or send that ends with any other code has left nothing under way.
   may_still_land,
 };
 
@@ -128,9 +125,8 @@ enum class condition {
 [[nodiscard]] KVFERRY_EXPORT std::error_condition make_error_condition(condition value) noexcept;
 
 /// The stable name of an error, for metrics, logs and tests: the enumerator of an `errc` ("timed_out"), the symbol of
-/// an errno
-/// ("ECONNRESET"), Asio's name ("eof", "host_not_found"), else the number. The category is not part of it. The texts of
-/// `message()` may change between versions; these names don't.
+/// an errno ("ECONNRESET"), Asio's name ("eof", "host_not_found"), else the number. The category is not part of it. The
+/// texts of `message()` may change between versions; these names don't.
 [[nodiscard]] KVFERRY_EXPORT std::string error_name(const std::error_code& code);
 
 /// Thrown by the throwing form of every blocking call. `what()` names the peer, the field and both values.

@@ -46,8 +46,7 @@ struct LogRecord {
 /// Gets each record that is logged.
 ///
 /// Called on the thread on which it happened, several threads at a time, perhaps with locks of the channel held: it
-/// must not
-/// call a channel, and should be quick. What it throws is dropped.
+/// must not call a channel, and should be quick. What it throws is dropped.
 using LogSink = std::function<void(const LogRecord&)>;
 
 /// Sends the records of all channels of the process that have no sink of their own (`ChannelOptions::log_sink`) to `sink`.
@@ -62,8 +61,8 @@ using LogSink = std::function<void(const LogRecord&)>;
 /// @param least records below this level are not made.
 KVFERRY_EXPORT void set_log_sink(LogSink sink, LogLevel least = LogLevel::info);
 
-/// The record as the default sink writes it, without the end of the line:
-/// `kvferry warning handshake_refused tcp peer "decode-3": another page size [kvferry:page_size_mismatch]`.
+/// The record as the default sink writes it, without the end of the line: `kvferry warning handshake_refused tcp peer
+/// "decode-3": another page size [kvferry:page_size_mismatch]`.
 [[nodiscard]] KVFERRY_EXPORT std::string to_string(const LogRecord& record);
 
 /// Makes a stranger's text fit for a line: control characters, bytes that are no UTF-8, quotes and

@@ -38,8 +38,8 @@ struct PeerEvent {
   /// Gone: `errc::peer_closed` if the peer closed its channel or disconnected, `errc::cancelled` if this side
   /// disconnected, else why the connection broke. Restarted: `errc::peer_restarted`. Connected: none.
   std::error_code cause;
-  /// How many older events were dropped before this one, because nobody took them (`ChannelOptions::max_pending_peer_events`).
-  /// Not 0: `BaseTransferChannel::peers()` tells who is connected.
+  /// How many older events were dropped before this one, because nobody took them
+  /// (`ChannelOptions::max_pending_peer_events`). Not 0: `BaseTransferChannel::peers()` tells who is connected.
   std::uint64_t missed = 0;
 };
 

@@ -75,8 +75,7 @@ struct RdmaOptions : ChannelOptions {
   std::chrono::milliseconds drain_timeout{250};
 
   /// How long a peer may be within a recv's list of buffers, or a notification, that comes in several messages without
-  /// sending
-  /// the rest of it, or 64 KiB of that, before the connection is given up, and what is on it ends with
+  /// sending the rest of it, or 64 KiB of that, before the connection is given up, and what is on it ends with
   /// `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds parts_timeout{60'000};
 

@@ -76,8 +76,8 @@ class TcpDial final : public kit::Dial {
   }
 
  private:
-  /// Replaces what stands for the address that answered the handshake by that. @return why the host may not be connected to;
-  /// empty if it may.
+  /// Replaces what stands for the address that answered the handshake by that. @return why the host may not be
+  /// connected to; empty if it may.
   [[nodiscard]] std::string choose_host(tcp::AcceptEndpoint& endpoint, const kit::PeerDescription& peer) const {
     const auto& reached = peer.reached_host;
     std::error_code ignored;

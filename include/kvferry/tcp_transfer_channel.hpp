@@ -28,11 +28,10 @@ struct TcpOptions : ChannelOptions {
   std::string advertised_data_address;
 
   /// Where peers' data connections may be besides the address that answered the handshake. A peer's answer names
-  /// another one if it
-  /// has a `data_host` or `advertised_data_address`, and without this a peer could make the channel connect anywhere.
-  /// Each entry
-  /// is an address, a range of addresses ("10.1.0.0/16", "fd00::/8"), a host name, or "*" for all. Names that are no
-  /// entry are not looked up. If the handshake was answered by this very host, its other addresses are allowed as well.
+  /// another one if it has a `data_host` or `advertised_data_address`, and without this a peer could make the channel
+  /// connect anywhere. Each entry is an address, a range of addresses ("10.1.0.0/16", "fd00::/8"), a host name, or "*"
+  /// for all. Names that are no entry are not looked up. If the handshake was answered by this very host, its other
+  /// addresses are allowed as well.
   std::vector<std::string> allowed_hosts;
 
   /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream
@@ -51,9 +50,8 @@ struct TcpOptions : ChannelOptions {
   std::chrono::milliseconds hello_timeout{5'000};
 
   /// How long a peer may be within a frame (of up to 1 MiB of data, or a recv's list of buffers) without sending the
-  /// rest of it,
-  /// or 64 KiB of that, before the connection is given up, and what is on it ends with `errc::connection_lost`. From 10
-  /// milliseconds to an hour.
+  /// rest of it, or 64 KiB of that, before the connection is given up, and what is on it ends with
+  /// `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds frame_timeout{60'000};
 
   /// SO_SNDBUF and SO_RCVBUF, in bytes. Zero: as the kernel tunes them.

@@ -86,10 +86,11 @@ struct RemoteRange {
   friend bool operator==(const RemoteRange&, const RemoteRange&) = default;
 };
 
-/// Picks an object's bytes out of its buffer: blocks of `block_size` bytes, each beginning `stride` bytes after the
-/// one before. The buffer reaches from the first block's first byte to the last block's last one. What lies between the
-/// blocks is neither read nor written. Over RDMA an object outside of every region is registered for the operation as a whole,
-/// so what lies between its blocks has to be mapped with the same rights, and counts for the limit of locked memory.
+/// Picks an object's bytes out of its buffer: blocks of `block_size` bytes, each beginning `stride` bytes after the one
+/// before. The buffer reaches from the first block's first byte to the last block's last one. What lies between the
+/// blocks is neither read nor written. Over RDMA an object outside of every region is registered for the operation as a
+/// whole, so what lies between its blocks has to be mapped with the same rights, and counts for the limit of locked
+/// memory.
 ///
 /// `block_size` 0: the whole buffer. A buffer of one block needs no stride. With more blocks, `stride` is at least
 /// `block_size`. An empty buffer is an empty object.
@@ -115,12 +116,12 @@ struct TransferSpec {
   /// Write and read: which of the peer's regions.
   std::uint32_t remote_region = 0;
 
-  /// Write and read, instead of `remote_indexes` and `remote_region`: one range of the peer's bytes for each object, in any
-  /// of its regions. Range i has as many bytes as object i. Both are sequences of bytes: their blocks need not have the
-  /// same size. Page sizes do not matter. Where ranges of a write overlap within one region, the last one's bytes are there in the
-  /// end; nothing is promised for regions that share memory.
-  /// Needs `Capabilities::ranges`. Errors: `errc::count_mismatch`, `errc::invalid_range` (also if there are indexes as
-  /// well), `errc::range_out_of_bounds`, `errc::unknown_region`, `errc::access_denied`.
+  /// Write and read, instead of `remote_indexes` and `remote_region`: one range of the peer's bytes for each object, in
+  /// any of its regions. Range i has as many bytes as object i. Both are sequences of bytes: their blocks need not have
+  /// the same size. Page sizes do not matter. Where ranges of a write overlap within one region, the last one's bytes
+  /// are there in the end; nothing is promised for regions that share memory. Needs `Capabilities::ranges`. Errors:
+  /// `errc::count_mismatch`, `errc::invalid_range` (also if there are indexes as well), `errc::range_out_of_bounds`,
+  /// `errc::unknown_region`, `errc::access_denied`.
   std::span<const RemoteRange> remote_ranges = {};
 
   /// Write and read, with ranges or with page indexes: empty, or one for each object. Needs `Capabilities::ranges`. Errors:

@@ -390,8 +390,8 @@ void Rail::apply(Inbox& taken) {
   }
 }
 
-/// Of fences that have come: for the writes that this side had started by then, on whatever rail or on their way to one. Not
-/// by the thread that is told of their end, which may hold locks.
+/// Of fences that have come: for the writes that this side had started by then, on whatever rail or on their way to
+/// one. Not by the thread that is told of their end, which may hold locks.
 void Rail::await_writes() {
   if (failed_ || phase_ != Phase::running || protocol_->fences_asked() <= awaited_fences_) {
     return;

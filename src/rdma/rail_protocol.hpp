@@ -69,8 +69,8 @@ class RailProtocol {
 
   /// Ends an operation's part with the operation's stop cause: now, or when nothing of it can land any more - it is not
   /// with the adapters, and what was said of it has been answered: see `draining_since`. If all of it has landed by
-  /// then, it
-  /// ends with success. A send of which some messages have been posted asks the peer to answer that it takes no more.
+  /// then, it ends with success. A send of which some messages have been posted asks the peer to answer that it takes
+  /// no more.
   void stop(const kit::Operation& operation);
 
   /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone.

@@ -12,8 +12,7 @@
 namespace kvferry::inline KVFERRY_ABI {
 
 /// The address that a host is, in any spelling that the system's resolver takes for one; nothing for a name and for
-/// `*`. IPv4
-/// mapped into IPv6 is IPv4. A zone is left out.
+/// `*`. IPv4 mapped into IPv6 is IPv4. A zone is left out.
 [[nodiscard]] std::optional<asio::ip::address> address_of(std::string_view host);
 
 /// The zone of an IPv6 address, after its `%`; empty if there is none. It names a device of one host.

@@ -13,8 +13,9 @@ namespace kvferry::inline KVFERRY_ABI {
 /// How many forks lie between this process and the one that loaded the library.
 [[nodiscard]] KVFERRY_EXPORT unsigned process_generation() noexcept;
 
-/// The process in which an object was made. A forked child gets a copy of the object and none of the threads that worked for
-/// it; the locks that they held are never released. So whoever has locks or threads asks before anything else.
+/// The process in which an object was made. A forked child gets a copy of the object and none of the threads that
+/// worked for it; the locks that they held are never released. So whoever has locks or threads asks before anything
+/// else.
 class ProcessOfOrigin {
  public:
   /// Whether this process is a forked child of the object's.

@@ -9,8 +9,7 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Translates a peer's error for this side. The peer's own end is not this side's: `errc::closed` from here would say
-/// that this
-/// channel was closed.
+/// that this channel was closed.
 [[nodiscard]] inline errc code_of(const SideMessageError& error) noexcept {
   if (!is_errc(error.code)) {
     return errc::handshake_failed;

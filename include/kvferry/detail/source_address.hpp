@@ -9,8 +9,8 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// The origin that connections are counted by: an IPv4 address, also where it is mapped
-/// into IPv6, or the first half of an IPv6 address, for whoever has one has a whole network of them.
+/// The origin that connections are counted by: an IPv4 address, also where it is mapped into IPv6, or the first half of
+/// an IPv6 address, for whoever has one has a whole network of them.
 [[nodiscard]] std::string source_of(const sockaddr& address);
 
 }  // namespace kvferry

@@ -12,9 +12,9 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// While it lasts no signal interrupts the calling thread, and threads that it makes - ZeroMQ's, too - block signals for
-/// good: they belong to the program's own threads. Not blocked is what a thread brings upon itself (SIGSEGV, SIGBUS, SIGFPE,
-/// SIGILL, SIGTRAP, SIGSYS), for which the program may have a handler that writes a report.
+/// While it lasts no signal interrupts the calling thread, and threads that it makes - ZeroMQ's, too - block signals
+/// for good: they belong to the program's own threads. Not blocked is what a thread brings upon itself (SIGSEGV,
+/// SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS), for which the program may have a handler that writes a report.
 class SignalsBlocked {
  public:
   SignalsBlocked() noexcept {

@@ -62,9 +62,8 @@ class ConnectSlots::Slot {
 };
 
 /// The connections by one of which a question may get to its peer: to each of the host's addresses in turn, beside
-/// those that
-/// have not answered (RFC 8305, section 5), and again later where nobody listens. Between two tries an address costs no
-/// descriptor. Not thread-safe.
+/// those that have not answered (RFC 8305, section 5), and again later where nobody listens. Between two tries an
+/// address costs no descriptor. Not thread-safe.
 class HandshakeAttempts {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;

@@ -27,10 +27,10 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// Stands at the handshake's port in front of a ROUTER, and hands the bytes of each connection on to it.
 ///
 /// ZeroMQ alone would take any number of connections from anybody, keep each for as long as it likes to stay, and store
-/// the parts of a message until the last one has come, however many there are. The gate reads nothing of what passes, so
-/// that it serves every mechanism of ZeroMQ's, but counts: connections, in total and by source; bytes that ZeroMQ has got of
-/// a connection and that have made no request yet; and the time since a connection did what it should. It gives each
-/// connection a name of its own at the ROUTER, whatever the peer calls itself.
+/// the parts of a message until the last one has come, however many there are. The gate reads nothing of what passes,
+/// so that it serves every mechanism of ZeroMQ's, but counts: connections, in total and by source; bytes that ZeroMQ
+/// has got of a connection and that have made no request yet; and the time since a connection did what it should. It
+/// gives each connection a name of its own at the ROUTER, whatever the peer calls itself.
 ///
 /// Not thread-safe: belongs to the thread that the ROUTER belongs to.
 class HandshakeGate {

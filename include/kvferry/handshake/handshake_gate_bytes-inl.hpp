@@ -138,8 +138,8 @@ KVFERRY_INLINE void HandshakeGate::watch_outer(Connection& connection, std::uint
   }
 }
 
-/// Not at all where nothing is wanted of it: that ZeroMQ has hung up would be told again and again, while its last words wait
-/// for the peer to take those before.
+/// Not at all where nothing is wanted of it: that ZeroMQ has hung up would be told again and again, while its last
+/// words wait for the peer to take those before.
 KVFERRY_INLINE void HandshakeGate::watch_inner(Connection& connection, std::uint32_t wants) {
   if (connection.inner_events != wants) {
     epoll_event event{wants, {.u64 = tag_of(connection.number, Role::inner)}};

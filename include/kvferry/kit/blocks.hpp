@@ -12,8 +12,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// A sequence of bytes that lies in memory in blocks of one size at one distance; blocks that touch count as one. Both sides
-/// of a transfer are such sequences, and their blocks need not have the same size.
+/// A sequence of bytes that lies in memory in blocks of one size at one distance; blocks that touch count as one. Both
+/// sides of a transfer are such sequences, and their blocks need not have the same size.
 struct Blocks {
   std::uint64_t size = 0;    ///< Of a block.
   std::uint64_t stride = 0;  ///< From the beginning of a block to the next one's.

@@ -18,8 +18,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// A call without a result on its way: ends once, perhaps by cancellation. A cancellation ends the call, and nothing of what
-/// it waits for.
+/// A call without a result on its way: ends once, perhaps by cancellation. A cancellation ends the call, and nothing of
+/// what it waits for.
 class PlainCall : public Expirable, public std::enable_shared_from_this<PlainCall> {
  public:
   PlainCall(CompletionHandler<void(std::error_code)> completion, std::shared_ptr<DeadlineQueue> deadlines)

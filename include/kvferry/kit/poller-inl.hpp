@@ -11,8 +11,8 @@ inline namespace internal {
 
 /// With more of them, asking the kernel which have something is cheaper than looking at each.
 inline constexpr std::size_t most_watched = 8;
-/// Between two looks at everything else, unless something completes, whose handlers are run at once: each look costs a system
-/// call, and what comes just then waits for its end.
+/// Between two looks at everything else, unless something completes, whose handlers are run at once: each look costs a
+/// system call, and what comes just then waits for its end.
 inline constexpr std::chrono::microseconds time_between{25};
 
 /// A connection is looked at so often before it is given up, however long it took to move what others had.

@@ -13,8 +13,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// The links of peers that came by themselves, the oldest first: how many of them there may be, and how many descriptors they
-/// may hold, in all and of one source. Not thread-safe.
+/// The links of peers that came by themselves, the oldest first: how many of them there may be, and how many
+/// descriptors they may hold, in all and of one source. Not thread-safe.
 class StrangerLinks {
  public:
   using Ids = std::list<std::string>;
@@ -28,8 +28,8 @@ class StrangerLinks {
   explicit StrangerLinks(const Amount& bounds)
       : bounds_(bounds), bounds_of_source_{three_quarters(bounds.links), three_quarters(bounds.descriptors)} {}
 
-  /// Half of the descriptors that the process may have: the rest is for peers that the user has named, for the ports and for
-  /// all else that the process does.
+  /// Half of the descriptors that the process may have: the rest is for peers that the user has named, for the ports
+  /// and for all else that the process does.
   [[nodiscard]] static Amount bounds(std::size_t max_peers) {
     constexpr rlim_t most = 1 << 20;
     rlimit descriptors{};

@@ -18,12 +18,13 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// they end by `fail`. After `received`, if `take_fence()` holds, the link calls `answer_fence` when
 /// `LinkHost::when_writes_ended` says so, which must not be within that call.
 ///
-/// Payload moves between the buffers of operations and the stream without a copy, but for the few kilobytes of it that come in one
-/// read with a frame's header. The buffers of an operation are in use until it has ended. What the peer sends can't make the
-/// protocol's memory grow without bound; what breaks the rules is an error of `received`, and `violation()` says how.
+/// Payload moves between the buffers of operations and the stream without a copy, but for the few kilobytes of it that
+/// come in one read with a frame's header. The buffers of an operation are in use until it has ended. What the peer
+/// sends can't make the protocol's memory grow without bound; what breaks the rules is an error of `received`, and
+/// `violation()` says how.
 ///
-/// Thread safety: one thread at a time, but for `used`. It calls `Operation::finish`, the functions given to `probe` and `fence`, and
-/// `LinkHost` (notifications, memory), and expects no call back meanwhile.
+/// Thread safety: one thread at a time, but for `used`. It calls `Operation::finish`, the functions given to `probe`
+/// and `fence`, and `LinkHost` (notifications, memory), and expects no call back meanwhile.
 using StreamProtocol = tcp::LaneProtocol;
 
 /// What a transport can do whose links use it.

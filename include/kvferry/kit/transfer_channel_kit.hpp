@@ -47,9 +47,8 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   [[nodiscard]] bool remote_xfer_handler_exists(std::string_view peer_id) const override;
   /// All but the paths, which the transport adds.
   [[nodiscard]] ChannelStats stats() const override;
-  /// Answers `P2PInitSideMsg` with the lookup url, or an empty one, and `PySocketInitRequest` with "ok", as LMCache does;
-  /// throws
-  /// `errc::unhandled_side_message` for others.
+  /// Answers `P2PInitSideMsg` with the lookup url, or an empty one, and `PySocketInitRequest` with "ok", as LMCache
+  /// does; throws `errc::unhandled_side_message` for others.
   SideMessage handle_init_side_msg(const SideMessage& message) override;
   void close() override;
 

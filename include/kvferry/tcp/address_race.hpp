@@ -18,9 +18,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Connects to the first of several addresses that takes a connection (RFC 8305, "Happy Eyeballs"): each is tried a quarter of
-/// a second after the one before it, or as soon as that has failed, and those before it may still answer meanwhile. So an
-/// address from which nothing comes costs a quarter of a second, not the deadline.
+/// Connects to the first of several addresses that takes a connection (RFC 8305, "Happy Eyeballs"): each is tried a
+/// quarter of a second after the one before it, or as soon as that has failed, and those before it may still answer
+/// meanwhile. So an address from which nothing comes costs a quarter of a second, not the deadline.
 class AddressRace : public std::enable_shared_from_this<AddressRace> {
  public:
   using Endpoint = asio::ip::tcp::endpoint;

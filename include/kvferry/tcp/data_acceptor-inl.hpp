@@ -44,8 +44,7 @@ KVFERRY_INLINE std::size_t max_greetings() {
 inline constexpr std::chrono::milliseconds accept_pause{100};
 
 /// An IPv6 wildcard takes connections of both families, whatever the system's default (net.ipv6.bindv6only): peers
-/// reach it at
-/// either address, as they do the handshake's.
+/// reach it at either address, as they do the handshake's.
 KVFERRY_INLINE std::error_code listen_at(tcp::acceptor& acceptor, const tcp::endpoint& endpoint) {
   std::error_code ec;
   open_socket(acceptor, endpoint.protocol(), ec);
@@ -339,8 +338,8 @@ KVFERRY_INLINE void DataAcceptor::admit(const std::shared_ptr<Greeting>& greetin
   }
 }
 
-/// Connections of links that aren't whole cost descriptors, too: if there are too many, the oldest handshake of the source that
-/// has most of them is given up.
+/// Connections of links that aren't whole cost descriptors, too: if there are too many, the oldest handshake of the
+/// source that has most of them is given up.
 KVFERRY_INLINE void DataAcceptor::bound_parts(std::unique_lock<std::mutex>& lock) {
   std::map<std::string_view, std::size_t> of_source;
   std::size_t all = 0;

@@ -30,8 +30,8 @@ struct LinkOptions {
 };
 
 /// Accepts data connections, has each prove within a time that it belongs to a handshake, and makes a link of those
-/// that belong together. Connections that prove nothing are bounded in number, by source and in all; the oldest gives way and
-/// is told to come again. What handshakes have announced doesn't count against its source.
+/// that belong together. Connections that prove nothing are bounded in number, by source and in all; the oldest gives
+/// way and is told to come again. What handshakes have announced doesn't count against its source.
 class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
  public:
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);

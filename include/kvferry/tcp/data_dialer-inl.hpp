@@ -149,8 +149,8 @@ KVFERRY_INLINE void DataDialer::connect(const std::shared_ptr<LaneDial>& lane, c
   }
 }
 
-/// Whether this may be what becomes of a connection that was told to come again before its hello had arrived: the kernel then
-/// resets it, and what it was told may be lost.
+/// Whether this may be what becomes of a connection that was told to come again before its hello had arrived: the
+/// kernel then resets it, and what it was told may be lost.
 KVFERRY_INLINE bool DataDialer::may_be_a_crowd(LaneDial& lane, std::error_code ec) {
   return (ec == asio::error::connection_reset || ec == asio::error::broken_pipe) && ++lane.resets <= most_resets;
 }

@@ -83,8 +83,7 @@ struct RangeDescriptor {
 static_assert(sizeof(RangeDescriptor) == sizeof(Descriptor));
 
 /// The bytes begin `skip` bytes behind the beginning of a block of `size` bytes at the range's offset, and go on in the
-/// blocks
-/// that follow at every `stride` bytes.
+/// blocks that follow at every `stride` bytes.
 struct BlockDescriptor {
   std::uint64_t stride = 0;
   std::uint32_t size = 0;
@@ -121,8 +120,7 @@ struct Frame {
 inline constexpr std::size_t max_chunk_bytes = std::size_t{1} << 20;
 inline constexpr std::size_t max_chunk_objects = 1024;
 /// The most objects that a sender puts into one frame: with its header, its notification and its trailer, as many
-/// pieces as a call takes
-/// (IOV_MAX).
+/// pieces as a call takes (IOV_MAX).
 inline constexpr std::size_t sent_chunk_objects = max_chunk_objects - 3;
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
 /// Frames sent that await an acknowledgement, and reads that await their data.

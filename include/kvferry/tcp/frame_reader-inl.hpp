@@ -10,8 +10,8 @@
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
 
-/// Descriptors are received in portions, the first one of this many and each further one as large as all before, so that memory
-/// grows with what a peer sends, not with what it announces.
+/// Descriptors are received in portions, the first one of this many and each further one as large as all before, so
+/// that memory grows with what a peer sends, not with what it announces.
 inline constexpr std::size_t descriptor_portion = 4096;
 /// A frame may have a million descriptors; what an idle connection keeps is enough for the usual ones.
 inline constexpr std::size_t entries_kept = 1024;

@@ -80,8 +80,7 @@ struct SocketOptions {
 void check_congestion_control(const std::string& name);
 
 /// Prepares a connected socket for lanes: non-blocking, TCP_NODELAY, congestion control, keepalive, user timeout.
-/// Failures of options
-/// that only tune are ignored.
+/// Failures of options that only tune are ignored.
 void prepare_socket(asio::ip::tcp::socket& socket, const SocketOptions& options, std::error_code& ec);
 
 inline constexpr std::size_t max_lanes = 64;

@@ -42,11 +42,10 @@ inline constexpr std::size_t fault_reach = std::size_t{128} << 10;
 /// A round of the driver counts as so many bytes, besides those that it moves.
 inline constexpr std::size_t round_cost = 1024;
 /// A received frame counts as so many bytes, besides its own: dealing with one takes as long as moving some KiB. Else a
-/// turn of
-/// small ones would last for tens of milliseconds.
+/// turn of small ones would last for tens of milliseconds.
 inline constexpr std::size_t frame_cost = 4096;
-/// A piece of memory that is read or written counts as so many bytes, besides its own: a frame of some hundred bytes may have
-/// a thousand of them, of a byte each.
+/// A piece of memory that is read or written counts as so many bytes, besides its own: a frame of some hundred bytes
+/// may have a thousand of them, of a byte each.
 inline constexpr std::size_t piece_cost = 64;
 /// An operation that timed out in less than this says nothing about its connection.
 inline constexpr std::chrono::seconds least_silent_time{1};

@@ -35,8 +35,8 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 /// buffers are touched by the driver alone: when it ends an operation, they are quiet.
 ///
 /// The thread that waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread
-/// that watches
-/// it, else an event that it has been armed for. One of them at a time, so that none wakes or delays another.
+/// that watches it, else an event that it has been armed for. One of them at a time, so that none wakes or delays
+/// another.
 class Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
   struct Options {

@@ -18,11 +18,11 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// A channel around another, with faults at chosen transfers: for tests of a program that uses channels. Without faults it does
-/// what the other channel does.
+/// A channel around another, with faults at chosen transfers: for tests of a program that uses channels. Without faults
+/// it does what the other channel does.
 ///
-/// Faults are counted in transfers (write, read, send, recv) from the call that asks for them on; 1 is the next one. Each happens
-/// once. A later fault for the same transfer replaces the earlier one.
+/// Faults are counted in transfers (write, read, send, recv) from the call that asks for them on; 1 is the next one.
+/// Each happens once. A later fault for the same transfer replaces the earlier one.
 /// @code
 /// kvferry::testing::FaultChannel channel(std::make_unique<kvferry::TcpTransferChannel>(options));
 /// channel.fail(2, make_error_code(kvferry::errc::connection_lost));
