@@ -29,7 +29,7 @@ _kvferry_packages() {
         ;;
       test)
         _kvferry_packages build
-        echo libgtest-dev python3 python3-zmq python3-msgpack python3-prometheus-client
+        echo libgtest-dev doxygen python3 python3-zmq python3-msgpack python3-prometheus-client
         ;;
       fuzz)
         _kvferry_packages build

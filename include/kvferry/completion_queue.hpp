@@ -208,6 +208,7 @@ CompletionToken<Result> CompletionQueue::token(std::uint64_t user_data, Result& 
 
 }  // namespace kvferry
 
+/// @cond
 template <class Result, class... Results>
 class asio::async_result<kvferry::CompletionToken<Result>, void(std::error_code, Results...)> {
  public:
@@ -220,5 +221,6 @@ class asio::async_result<kvferry::CompletionToken<Result>, void(std::error_code,
     return token.initiate(std::forward<Initiation>(initiation), std::forward<Args>(args)...);
   }
 };
+/// @endcond
 
 #endif  // KVFERRY_COMPLETION_QUEUE_HPP

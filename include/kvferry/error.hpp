@@ -144,9 +144,11 @@ class KVFERRY_EXPORT TransferError : public std::system_error {
 
 }  // namespace kvferry
 
+/// @cond
 template <>
 struct std::is_error_code_enum<kvferry::errc> : std::true_type {};
 template <>
 struct std::is_error_condition_enum<kvferry::condition> : std::true_type {};
+/// @endcond
 
 #endif  // KVFERRY_ERROR_HPP

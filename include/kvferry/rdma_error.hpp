@@ -46,7 +46,9 @@ enum class wc_status {
 
 }  // namespace kvferry
 
+/// @cond
 template <>
 struct std::is_error_code_enum<kvferry::wc_status> : std::true_type {};
+/// @endcond
 
 #endif  // KVFERRY_RDMA_ERROR_HPP

@@ -30,7 +30,8 @@ struct KVFERRY_EXPORT HostPort {
 };
 
 /// Parses a url. On anything else `ec` becomes `errc::invalid_url` and the result is empty. A host that is an address comes
-/// out in its usual spelling: `[::0]` as `::`, `0` as `0.0.0.0`, `[::ffff:10.0.0.1]` as `10.0.0.1`.
+/// out in its usual spelling: `[::0]` as `::`, `0` as `0.0.0.0`, an IPv4 address mapped to IPv6
+/// as the IPv4 address.
 [[nodiscard]] KVFERRY_EXPORT HostPort parse_url(std::string_view url, std::error_code& ec);
 /// As above. @throws TransferError `errc::invalid_url`, quoting the url and saying what is wrong with it.
 [[nodiscard]] KVFERRY_EXPORT HostPort parse_url(std::string_view url);

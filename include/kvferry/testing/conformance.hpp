@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// @file The conformance suite: what `BaseTransferChannel` promises, as tests that any transport can be put to. In one
+/// @file
+/// The conformance suite: what `BaseTransferChannel` promises, as tests that any transport can be put to. In one
 /// file of a test program that links GoogleTest:
 /// @code
 /// #include <kvferry/testing/conformance.hpp>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-/// @file What puts transports to the conformance suite, without the suite's tests: see `conformance.hpp`.
+/// @file
+/// What puts transports to the conformance suite, without the suite's tests: see `conformance.hpp`.
 
 #include <kvferry/testing/conformance_registry.hpp>
 #include <kvferry/testing/run_main.hpp>
