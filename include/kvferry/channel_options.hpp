@@ -109,9 +109,9 @@ struct ChannelOptions {
   std::size_t max_handshake_bytes = std::size_t{64} << 10;
 
   /// Bytes of notifications that wait for `receive_notification`, each counted with its peer's id and 128 bytes for
-  /// keeping it, 768 if it has a key: in all, and
-  /// of one peer. A write that brings more ends as described at `max_pending_notifications`. Where
-  /// others have filled the queue, each peer still finds room for 16 notifications of up to 128 KiB together.
+  /// keeping it, 768 if it has a key: in all, and of one peer. A write that brings more ends as described at
+  /// `max_pending_notifications`. Where others have filled the queue, each peer still finds room for 16 notifications
+  /// of up to 128 KiB together.
   std::size_t max_pending_notification_bytes = std::size_t{64} << 20;
   std::size_t max_pending_notification_bytes_of_peer = std::size_t{16} << 20;
 

@@ -34,8 +34,8 @@ struct CompletionEntry {
 };
 
 /// One operation that was started with a token of a `CompletionQueue`: what the initiating function returns. May be
-/// copied, dropped at any time, and used when the queue and the channel are gone. Thread-safe. In a forked child, a handle of
-/// the parent's has no result and cancels nothing.
+/// copied, dropped at any time, and used when the queue and the channel are gone. Thread-safe. In a forked child, a
+/// handle of the parent's has no result and cancels nothing.
 class KVFERRY_EXPORT OperationHandle {
  public:
   /// Of no operation: it has not ended and can't be cancelled.
@@ -76,9 +76,9 @@ class CompletionToken;
 /// destroyed before, or while, its operations end: their entries are lost then, and nothing that a token was given is
 /// written any more. The operations go on: their buffers stay the channel's until `OperationHandle::ended`.
 ///
-/// Forked processes: a queue belongs to the process that made it. In a forked child it has no entries, its descriptor is the
-/// parent's and not to be polled, and its destructor touches nothing. An operation that is given a token of it there has its
-/// result in its handle alone.
+/// Forked processes: a queue belongs to the process that made it. In a forked child it has no entries, its descriptor
+/// is the parent's and not to be polled, and its destructor touches nothing. An operation that is given a token of it
+/// there has its result in its handle alone.
 class KVFERRY_EXPORT CompletionQueue {
  public:
   /// @throws TransferError with the errno of eventfd(2).
