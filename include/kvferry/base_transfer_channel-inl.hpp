@@ -294,7 +294,7 @@ KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optio
 }
 
 KVFERRY_INLINE Notification
-KVFERRY_INLINE BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout) {
+BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout) {
   std::error_code ec;
   Notification notification = receive_notification(timeout, ec);
   if (ec) {
