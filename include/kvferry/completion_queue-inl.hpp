@@ -145,7 +145,7 @@ class QueueState {
     }
   }
 
-  const ProcessOfOrigin origin_;
+  const ProcessOfOrigin origin_{};
   std::mutex mutex_;
   std::optional<EventDescriptor> event_{std::in_place};  ///< Gone when closed.
   std::shared_ptr<QueuedOperation> first_;
