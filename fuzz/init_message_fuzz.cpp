@@ -36,17 +36,13 @@ void decode_endpoint(const Bytes& bytes) {
 
 void check_regions(const std::vector<kvferry::kit::RegionTuple>& regions, std::uint64_t version,
                    const std::string& transport, std::uint64_t incarnation) {
-  std::vector<std::byte> memory(1);
-  const std::vector<kvferry::MemoryRegion> own{{memory.data(), 1, 1}};
-  for (const bool equal : {false, true}) {
-    if (kvferry::kit::check_handshake({"tcp", 1, own, equal}, "peer", version, transport, incarnation, regions)) {
-      continue;
-    }
-    for (const auto& described : kvferry::kit::read_regions(regions)) {
-      require(described.page_size != 0 && described.size >= described.page_size &&
-                  static_cast<unsigned>(described.access) <= 3,
-              "a region that is accepted has pages");
-    }
+  if (kvferry::kit::check_handshake({"tcp", 1}, "peer", version, transport, incarnation, regions)) {
+    return;
+  }
+  for (const auto& described : kvferry::kit::read_regions(regions)) {
+    require(described.page_size != 0 && described.size >= described.page_size &&
+                static_cast<unsigned>(described.access) <= 3,
+            "a region that is accepted has pages");
   }
 }
 
