@@ -12,7 +12,6 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Attempts to connect that are under way, so that closing can end them.
-///
 template <class Attempt>
 class Attempts {
  public:
