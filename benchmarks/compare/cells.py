@@ -75,13 +75,13 @@ def rows():
     ]
     result += [kvferry(f"kvferry write, poll {profile}", "--poll", profile) for profile in POLL_PROFILES]
     result += [
-        socket("socket polling write", "--mode", "polling"),
-        socket("socket polling read", "--mode", "polling", operation="read"),
+        socket("socket polling write", "--mode", "polling", "--congestion", "reno"),
+        socket("socket polling read", "--mode", "polling", "--congestion", "reno", operation="read"),
         socket("socket polling write, cubic", "--mode", "polling", "--congestion", "cubic"),
         socket("socket polling read, cubic", "--mode", "polling", "--congestion", "cubic", operation="read"),
-        socket("socket polling write, 2 streams", "--mode", "polling", streams=2),
-        socket("socket blocking write", "--mode", "blocking"),
-        socket("socket blocking read", "--mode", "blocking", operation="read"),
+        socket("socket polling write, 2 streams", "--mode", "polling", "--congestion", "reno", streams=2),
+        socket("socket blocking write", "--mode", "blocking", "--congestion", "reno"),
+        socket("socket blocking read", "--mode", "blocking", "--congestion", "reno", operation="read"),
         socket("socket blocking write, cubic", "--mode", "blocking", "--congestion", "cubic"),
         socket("socket blocking read, cubic", "--mode", "blocking", "--congestion", "cubic", operation="read"),
         peer("ucx write", "ucx_bench"),

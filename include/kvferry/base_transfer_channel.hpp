@@ -34,7 +34,7 @@ struct PeerInfo {
   std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
   std::string init_url;               ///< Where the peer's handshakes are answered; empty if it hasn't said.
   std::vector<RemoteRegion> regions;  ///< What it offers.
-  std::string path;  ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes".
+  std::string path;  ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes, cubic".
 };
 
 /// Ends a `connect` by metadata.

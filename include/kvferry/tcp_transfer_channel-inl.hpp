@@ -155,7 +155,7 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
         std::max<std::chrono::milliseconds>(bounded(given.frame_timeout), std::chrono::milliseconds(10))},
        impl_->traffic},
       {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
-       given.congestion_control}};
+       given.congestion_control, given.same_host_congestion_control}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
     if (impl_->advertised_data.is_wildcard()) {
@@ -171,6 +171,7 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
   try {
     impl_->allowed_hosts = std::make_shared<const tcp::AllowedHosts>(given.allowed_hosts);
     tcp::check_congestion_control(given.congestion_control);
+    tcp::check_congestion_control(given.same_host_congestion_control);
     if (!given.peer_init_url.empty()) {
       impl_->listen(refusals());
     }

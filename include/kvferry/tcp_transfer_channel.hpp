@@ -59,9 +59,13 @@ struct TcpOptions : ChannelOptions {
   std::size_t receive_buffer = 0;
 
   /// TCP_CONGESTION, of the data connections: "cubic", "bbr", "dctcp", ... as far as the system has and allows it (tcp(7)).
-  /// Empty: the system's. It governs what this side sends. bbr paces what it sends, which costs throughput where the way
-  /// is short, above all on loopback.
+  /// Empty: the system's, or that of the next option. It governs what this side sends. `PeerInfo::path` names it.
   std::string congestion_control;
+
+  /// The same for connections within one host: both ends have one address, or are loopback addresses. Only where
+  /// `congestion_control` is empty. Reno is there on each Linux, and every process may choose it (tcp(7)); bbr paces what it
+  /// sends, which costs throughput where the way is short. Empty: as everywhere.
+  std::string same_host_congestion_control = "reno";
 
   /// An idle connection is probed after this long, so that one that a firewall dropped is noticed before it is used.
   /// Zero: never.

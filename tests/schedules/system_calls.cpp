@@ -108,9 +108,18 @@ std::optional<std::size_t> short_of(Scheduler& scheduler) {
 
 }  // namespace
 
+// Clang lets no function of C return a class.
+std::chrono::steady_clock::time_point real_steady_clock_now() __asm__("__real__ZNSt6chrono3_V212steady_clock3nowEv");
+std::chrono::steady_clock::time_point wrapped_steady_clock_now() __asm__("__wrap__ZNSt6chrono3_V212steady_clock3nowEv");
+
+std::chrono::steady_clock::time_point wrapped_steady_clock_now() {
+  Scheduler* const scheduler = Scheduler::current();
+  return scheduler == nullptr ? real_steady_clock_now()
+                              : std::chrono::steady_clock::time_point(scheduler->read_clock());
+}
+
 extern "C" {
 
-std::chrono::steady_clock::time_point __real__ZNSt6chrono3_V212steady_clock3nowEv();
 std::random_device::result_type __real__ZNSt13random_device9_M_getvalEv(std::random_device* device);
 int __real_timerfd_create(int clock, int flags);
 int __real_poll(pollfd* descriptors, nfds_t count, int timeout);
@@ -132,12 +141,6 @@ ssize_t __real_recvmsg(int descriptor, msghdr* message, int flags);
 int __real_shutdown(int descriptor, int how);
 int __real_close(int descriptor);
 long __real_syscall(long number, ...);
-
-std::chrono::steady_clock::time_point __wrap__ZNSt6chrono3_V212steady_clock3nowEv() {
-  Scheduler* const scheduler = Scheduler::current();
-  return scheduler == nullptr ? __real__ZNSt6chrono3_V212steady_clock3nowEv()
-                              : std::chrono::steady_clock::time_point(scheduler->read_clock());
-}
 
 std::random_device::result_type __wrap__ZNSt13random_device9_M_getvalEv(std::random_device* device) {
   Scheduler* const scheduler = Scheduler::current();

@@ -13,6 +13,7 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
+#include <kvferry/tcp/socket.hpp>
 
 #include "channel_pair.hpp"
 
@@ -92,6 +93,29 @@ TEST(ConnectFaults, SocketsDontDelayAndHaveTheCongestionControlAskedFor) {
     EXPECT_EQ(error.code(), std::errc::no_such_file_or_directory);
     EXPECT_NE(std::string(error.what()).find("'nonesuch'"), std::string::npos) << error.what();
   }
+}
+
+TEST(ConnectFaults, WithinAHostTheCongestionControlIsReno) {
+  const auto path_of = [](const TcpOptions& options) {
+    Node b(4, options);
+    Node a(4, options, false);
+    a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+    EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+    return a.channel->peer_info("b")->path;
+  };
+  const std::string systems_choice = kvferry::tcp::Socket(::socket(AF_INET, SOCK_STREAM, 0)).congestion_control();
+  ASSERT_NE(systems_choice, "");
+
+  EXPECT_TRUE(path_of({}).ends_with(", 1 lane, reno")) << path_of({});
+  TcpOptions as_everywhere;
+  as_everywhere.same_host_congestion_control.clear();
+  EXPECT_TRUE(path_of(as_everywhere).ends_with(", " + systems_choice)) << path_of(as_everywhere);
+  TcpOptions one_for_all;
+  one_for_all.congestion_control = systems_choice;
+  EXPECT_TRUE(path_of(one_for_all).ends_with(", " + systems_choice)) << path_of(one_for_all);
+  TcpOptions unknown;
+  unknown.same_host_congestion_control = "nonesuch";
+  EXPECT_THROW(Node(4, unknown), TransferError);
 }
 
 TEST(ConnectFaults, Line09_DataMayComeInElsewhere) {

@@ -26,6 +26,18 @@ KVFERRY_INLINE int set_congestion_control(int socket, const std::string& name) {
   return ::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size()));
 }
 
+/// Whether both ends have one address: two programs of one host, or of one network namespace.
+KVFERRY_INLINE bool stays_on_host(const asio::ip::tcp::socket& socket) {
+  std::error_code ec;
+  const auto local = socket.local_endpoint(ec);
+  if (ec) {
+    return false;
+  }
+  const auto remote = socket.remote_endpoint(ec);
+  return !ec && (local.address() == remote.address() ||
+                 (local.address().is_loopback() && remote.address().is_loopback()));
+}
+
 }  // namespace internal
 
 KVFERRY_INLINE void check_congestion_control(const std::string& name) {
@@ -57,6 +69,8 @@ KVFERRY_INLINE void prepare_socket(asio::ip::tcp::socket& socket, const SocketOp
   if (!options.congestion_control.empty()) {
     // It was checked before; it may have been forbidden since.
     (void)set_congestion_control(socket.native_handle(), options.congestion_control);
+  } else if (!options.same_host_congestion_control.empty() && stays_on_host(socket)) {
+    (void)set_congestion_control(socket.native_handle(), options.same_host_congestion_control);
   }
   if (options.user_timeout.count() > 0) {
     const auto time = static_cast<unsigned>(options.user_timeout.count());

@@ -74,6 +74,7 @@ struct SocketOptions {
   std::chrono::seconds keepalive_idle{0};
   std::chrono::milliseconds user_timeout{0};
   std::string congestion_control;
+  std::string same_host_congestion_control;  ///< Where the former is empty.
 };
 
 /// @throws TransferError with the errno if this process may not use the congestion control that is asked for.

@@ -103,6 +103,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   [[nodiscard]] bool used() const noexcept { return protocol_.used(); }
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
+  [[nodiscard]] std::string congestion_control() const { return socket_->congestion_control(); }
 
  private:
   struct Start {

@@ -192,7 +192,8 @@ KVFERRY_INLINE bool TcpLink::used() const noexcept {
 
 KVFERRY_INLINE std::string TcpLink::path() const {
   return "tcp " + lanes_.front()->local_address() + " -> " + lanes_.front()->remote_address() + ", " +
-         std::to_string(lanes_.size()) + (lanes_.size() == 1 ? " lane" : " lanes");
+         std::to_string(lanes_.size()) + (lanes_.size() == 1 ? " lane, " : " lanes, ") +
+         lanes_.front()->congestion_control();
 }
 
 }  // namespace kvferry::tcp

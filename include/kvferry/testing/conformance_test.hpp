@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstddef>
@@ -76,7 +77,8 @@ class ConformanceBase : public ::testing::Test {
   /// @{
   Node& add_node(NodeSpec spec = {}) {
     if (spec.id.empty()) {
-      spec.id = "node-" + std::to_string(++last_node_number_);
+      // A port that a closed node had may soon be of a test in another process, which must not look like that node.
+      spec.id = "node-" + std::to_string(::getpid()) + "-" + std::to_string(++last_node_number_);
     }
     const std::string url = spec.init_url.empty() ? facts_.listen_url : spec.init_url;
     const auto answer = spec.answer;

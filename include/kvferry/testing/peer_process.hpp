@@ -148,6 +148,8 @@ class PeerProcess {
     }
   }
 
+  [[nodiscard]] pid_t pid() const { return pid_; }
+
   /// Sends a command and waits for the answer; a test failure and an empty string if there is none.
   std::string ask(const std::string& command) {
     tell(command);
