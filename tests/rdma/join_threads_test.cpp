@@ -15,9 +15,9 @@ constexpr std::chrono::seconds long_enough{60};
 constexpr kit::SideMessageQueue::Bounds bounds{100'000, 10'000};
 
 TEST(JoinThreads, OneThatTakesItsTimeDelaysNoOther) {
-  JoinThreads threads(bounds);
   std::latch absent(1);
   std::latch blocked(JoinThreads::most - 1);
+  JoinThreads threads(bounds);
   for (std::size_t i = 0; i + 1 < JoinThreads::most; ++i) {
     threads.run([&] {
       blocked.count_down();
@@ -48,9 +48,9 @@ TEST(JoinThreads, WhatWaitsIsRunBeforeClosingAndLaterOnesInsideTheCall) {
 }
 
 TEST(JoinThreads, WhatStrangersLeaveWaitingIsBoundedAndSourcesTakeTurns) {
-  JoinThreads threads(bounds);
   std::latch absent(1);
   std::latch blocked(JoinThreads::most);
+  JoinThreads threads(bounds);
   for (std::size_t i = 0; i < JoinThreads::most; ++i) {
     threads.run([&] {
       blocked.count_down();

@@ -3,6 +3,7 @@
 
 #include <kvferry/tcp/lane.hpp>
 
+#include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <exception>
 #include <limits>
 #include <optional>
@@ -67,6 +69,15 @@ KVFERRY_INLINE std::string local_address_of(const asio::ip::tcp::socket& socket)
   return ec ? std::string("?") : address(endpoint);
 }
 
+KVFERRY_INLINE std::string congestion_control_of(asio::ip::tcp::socket& socket) {
+  std::array<char, 16> name{};  // TCP_CA_NAME_MAX
+  socklen_t size = name.size();
+  if (::getsockopt(socket.native_handle(), IPPROTO_TCP, TCP_CONGESTION, name.data(), &size) != 0) {
+    return "?";
+  }
+  return {name.data(), ::strnlen(name.data(), size)};
+}
+
 KVFERRY_INLINE std::string remote_address_of(const asio::ip::tcp::socket& socket) {
   std::error_code ec;
   const auto endpoint = socket.remote_endpoint(ec);
@@ -116,6 +127,7 @@ KVFERRY_INLINE Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::Lin
                           std::weak_ptr<Owner> owner)
     : local_(local_address_of(socket)),
       remote_(remote_address_of(socket)),
+      congestion_control_(congestion_control_of(socket)),
       options_(std::move(options)),
       executor_(socket.get_executor()),
       host_(std::move(host)),

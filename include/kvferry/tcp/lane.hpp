@@ -103,7 +103,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   [[nodiscard]] bool used() const noexcept { return protocol_.used(); }
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
-  [[nodiscard]] std::string congestion_control() const { return socket_->congestion_control(); }
+  [[nodiscard]] std::string congestion_control() const { return congestion_control_; }
 
  private:
   struct Start {
@@ -173,6 +173,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
 
   const std::string local_;
   const std::string remote_;
+  const std::string congestion_control_;
   const Options options_;
   const asio::any_io_executor executor_;
   const std::shared_ptr<kit::LinkHost> host_;

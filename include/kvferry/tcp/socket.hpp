@@ -1,14 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include <array>
-#include <cstring>
-#include <string>
 
 #include <kvferry/config.hpp>
 
@@ -28,15 +22,6 @@ class Socket {
   void drop_unsent() const noexcept {
     const linger reset{1, 0};
     ::setsockopt(descriptor_, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
-  }
-  /// TCP_CONGESTION; empty if it has none.
-  [[nodiscard]] std::string congestion_control() const {
-    std::array<char, 16> name{};  // TCP_CA_NAME_MAX
-    socklen_t size = name.size();
-    if (::getsockopt(descriptor_, IPPROTO_TCP, TCP_CONGESTION, name.data(), &size) != 0) {
-      return {};
-    }
-    return {name.data(), ::strnlen(name.data(), size)};
   }
   /// Ends the connection and wakes whoever waits for its events.
   void shut() const noexcept { ::shutdown(descriptor_, SHUT_RDWR); }
