@@ -97,7 +97,7 @@ void QueuePair::create() {
   const auto wanted = static_cast<std::uint32_t>(options_.queue_depth + spare_requests);
   const auto sizes = sizes_to_try(device_->limits(), {wanted, wanted_pieces, wanted_inline}, messages);
   completions_.reset(ibv_create_cq(device_->context(), static_cast<int>(sizes.front().requests + messages), nullptr,
-                                   channel_.get(), 0));
+                                   channel_.get(), device_->next_completion_vector()));
   if (completions_ == nullptr) {
     fail("completion queue");
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -64,6 +65,12 @@ class RailDevice {
   /// @return nothing if `bytes` are more than a block has, or all blocks are in use.
   [[nodiscard]] std::unique_ptr<StagingBlock> take_staging_block(std::size_t bytes);
 
+  /// Which of the device's interrupts wakes for a completion queue: each in turn, so that no CPU gets all of them.
+  [[nodiscard]] int next_completion_vector() noexcept {
+    const int count = std::max(context_->num_comp_vectors, 1);
+    return static_cast<int>(completion_queues_++ % static_cast<unsigned>(count));
+  }
+
   std::atomic<std::uint64_t> bytes_written{0};
   std::atomic<std::uint64_t> bytes_read{0};
 
@@ -79,6 +86,7 @@ class RailDevice {
   SliceTable slices_;
   std::vector<RegionKeys> keys_;
 
+  std::atomic<unsigned> completion_queues_{0};
   std::mutex staging_mutex_;
   RegisteredBuffer staging_;
   std::vector<std::size_t> free_blocks_;

@@ -203,7 +203,7 @@ class RailProtocol {
   bool add_recv_post(WorkList& list);
   bool add_notification(WorkList& list);
   bool add_send_data(WorkList& list);
-  bool add_work(WorkList& list);
+  bool add_work(WorkList& list, std::size_t most_requests);
   [[nodiscard]] std::byte* begin_message();
   void end_message(WorkList& list, MessageHeader header);
   void add_record(WorkList& list, Record record);

@@ -11,6 +11,9 @@ namespace {
 /// Bytes with the adapter at a time: enough for any network to be full, few enough to be gone soon when an operation is
 /// stopped.
 constexpr std::size_t window_bytes = std::size_t{8} << 20;
+/// The window's share, and that of the queue's places, at which a list ends. A list completes as a whole: with one for all of the
+/// window nothing would be under way until the next one is posted.
+constexpr std::size_t lists_in_window = 4;
 /// The most that an operation posts before it is another one's turn.
 constexpr std::size_t turn_bytes = std::size_t{1} << 20;
 constexpr std::size_t turn_requests = 32;
@@ -23,8 +26,10 @@ ibv_wr_opcode opcode_of(TransferKind kind) { return kind == TransferKind::read ?
 
 bool RailProtocol::fill(WorkList& list) {
   list.clear();
-  while (list.has_request() && list.has_piece() && posted_ < terms_.queue_depth) {
-    if (!add_message(list) && (posted_bytes_ >= window_bytes || !add_work(list))) {
+  const std::size_t most_requests = std::max<std::size_t>(terms_.queue_depth / lists_in_window, 1);
+  while (list.has_request() && list.has_piece() && posted_ < terms_.queue_depth && list.size() < most_requests &&
+         list.bytes() < window_bytes / lists_in_window) {
+    if (!add_message(list) && (posted_bytes_ >= window_bytes || !add_work(list, most_requests))) {
       break;
     }
   }
@@ -251,7 +256,7 @@ bool RailProtocol::is_direct(const Transfer& send, std::size_t object) const {
   return send.post[object].direct != 0 && send.objects()[object].size() > terms_.eager_bytes;
 }
 
-bool RailProtocol::add_work(WorkList& list) {
+bool RailProtocol::add_work(WorkList& list, std::size_t most_requests) {
   while (!moving_.empty()) {
     const auto it = transfers_.find(moving_.front());
     if (it == transfers_.end() || it->second.state != State::moving) {
@@ -261,8 +266,8 @@ bool RailProtocol::add_work(WorkList& list) {
     Transfer& transfer = it->second;
     const std::size_t before = list.size();
     const std::size_t bytes = transfer.planner.plan(
-        list, opcode_of(transfer.request().kind), terms_.request, std::min(turn_requests, terms_.queue_depth - posted_),
-        turn_bytes, own_memory_, transfer.borrowed ? &transfer.borrowed->slices() : nullptr);
+        list, opcode_of(transfer.request().kind), terms_.request,
+        std::min({turn_requests, terms_.queue_depth - posted_, most_requests - list.size()}), turn_bytes, own_memory_, transfer.borrowed ? &transfer.borrowed->slices() : nullptr);
     if (list.size() == before) {
       return false;
     }

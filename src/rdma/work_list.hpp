@@ -54,6 +54,8 @@ class WorkList {
     return requests_.data();
   }
 
+  [[nodiscard]] std::size_t bytes() const noexcept { return bytes_written + bytes_read; }
+
   std::size_t bytes_written = 0;  ///< By writes and messages.
   std::size_t bytes_read = 0;
 

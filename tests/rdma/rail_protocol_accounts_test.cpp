@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -55,7 +56,7 @@ TEST_F(RailProtocolAccounts, LongOperationsTakeTurns) {
   a.start(write_of(a, 0, 40), outcomes[0]);
   a.start(write_of(a, 40, 40), outcomes[1]);
   ASSERT_TRUE(post(a, b));
-  ASSERT_EQ(list_->size(), queue_depth);
+  ASSERT_GT(list_->size(), 1U);
   const std::uint64_t first = (*list_)[0].wr_id;
   a.protocol->completed();
   ASSERT_TRUE(post(a, b));
@@ -67,6 +68,46 @@ TEST_F(RailProtocolAccounts, LongOperationsTakeTurns) {
   run();
   EXPECT_EQ(outcomes[0]->count, 40U);
   EXPECT_EQ(outcomes[1]->count, 40U);
+}
+
+TEST_F(RailProtocolAccounts, ListsAreUnderWayUntilTheLastRequestIsPosted) {
+  // The first two are bounded by the queue's places, the last by the window's bytes.
+  for (const auto& [kind, bytes, depth] :
+       {std::tuple{TransferKind::write, page, queue_depth}, std::tuple{TransferKind::read, page, queue_depth},
+        std::tuple{TransferKind::write, 256 * page, std::size_t{256}}}) {
+    constexpr std::size_t objects = 64;
+    Side from(objects * bytes / page, buffers);
+    Side to(objects * bytes / page, buffers);
+    for (const auto& [side, peer] : {std::pair{&from, &to}, std::pair{&to, &from}}) {
+      side->depth = depth;
+      side->request_bytes = bytes;
+      side->join(*peer);
+    }
+    TransferRequest request = one_sided(kind, {}, {});
+    for (std::size_t i = 0; i < objects; ++i) {
+      request.objects.push_back(from.at(i * bytes, bytes));
+      request.remote_ranges.push_back({0, (objects - 1 - i) * bytes, bytes});
+    }
+    const auto outcome = std::make_shared<Outcome>();
+    from.start(std::move(request), outcome);
+    std::size_t lists = 0;
+    std::size_t requests = 0;
+    while (requests < objects) {
+      while (post(from, to)) {
+        ++lists;
+        requests += list_->size();
+      }
+      if (requests < objects) {
+        ASSERT_GE(lists, 3U) << requests << " of " << objects << " requests of " << bytes << " bytes";
+      }
+      from.protocol->completed();
+      --lists;
+    }
+    for (; lists > 0; --lists) {
+      from.protocol->completed();
+    }
+    EXPECT_EQ(outcome->count, objects);
+  }
 }
 
 TEST_F(RailProtocolAccounts, NothingIsOwedWhenAnOperationHasEnded) {

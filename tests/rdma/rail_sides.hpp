@@ -108,9 +108,9 @@ struct Side {
     RailTerms terms;
     terms.peer_buffers = peer.own_buffers;
     terms.own_buffers = own_buffers;
-    terms.queue_depth = queue_depth;
+    terms.queue_depth = depth;
     terms.request.pieces = 4;
-    terms.request.bytes = page;
+    terms.request.bytes = request_bytes;
     terms.remote_regions = {{address_of(peer.memory.data()), peer.memory.size(), {1}}};
     terms.eager_bytes = eager_bytes;
     protocol.emplace(host, table, MessageSlots{slots.data(), slot_count, small_message, 2}, std::move(terms));
@@ -159,6 +159,8 @@ struct Side {
   std::shared_ptr<Host> host;
   SliceTable table;
   std::size_t own_buffers;
+  std::size_t depth = queue_depth;
+  std::size_t request_bytes = page;
   std::shared_ptr<kit::DeadlineQueue> deadlines;
   std::shared_ptr<kit::OperationRegistry> registry;
   std::optional<RailProtocol> protocol;
