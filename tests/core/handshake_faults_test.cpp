@@ -23,6 +23,7 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/kit/init_messages.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
@@ -292,6 +293,40 @@ TEST_F(HandshakeServiceFaults, Line03_AServerThatGoesBeforeItAnswersEndsTheQuest
   EXPECT_EQ(lost.ec, condition::peer_failed);
   EXPECT_EQ(lost.diagnostic,
             "connection to " + url + " was lost before an answer came (one of more than 131072 bytes is not received)");
+}
+
+TEST_F(HandshakeServiceFaults, Line03_AHandshakeWhoseConnectionWasLostIsAskedAgain) {
+  HandshakeService client({}, nullptr);
+  std::optional<PeerSocket> server(std::in_place, context_, zmq::socket_type::rep);
+  const auto url = server->bind_anywhere();
+  const auto replace_server = [&] {
+    server.reset();
+    server.emplace(context_, zmq::socket_type::rep);
+    server->bind_as_successor(url);
+  };
+  const SideMessage greeting = encode_side_message(kit::Greeting{"", kit::protocol_version});
+  auto outcome = ask(client, url, greeting);
+  for (int lost = 0; lost < 3; ++lost) {
+    EXPECT_EQ(server->receive_message(), greeting);
+    replace_server();
+  }
+  EXPECT_EQ(server->receive_message(), greeting);
+  server->send_frames({echo(1).encoded()});
+  EXPECT_EQ(get(std::move(outcome)).message, echo(1));
+
+  outcome = ask(client, url, greeting);
+  int times = 0;
+  server->set(zmq::sockopt::rcvtimeo, 100);
+  while (outcome.wait_for(0s) != std::future_status::ready && times < 100) {
+    if (zmq::message_t question; server->recv(question)) {
+      ++times;
+      replace_server();
+      server->set(zmq::sockopt::rcvtimeo, 100);
+    }
+  }
+  EXPECT_EQ(get(std::move(outcome)).ec, errc::connection_lost) << "not without end";
+  EXPECT_GT(times, 1);
+  EXPECT_LT(times, 20);
 }
 
 TEST_F(HandshakeServiceFaults, Line03_TheAnswerOfAServerThatGoesAfterItCounts) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <zmq.hpp>
 
+#include <cerrno>
 #include <chrono>
 #include <future>
 #include <memory>
@@ -74,6 +75,22 @@ class PeerSocket : public zmq::socket_t {
   std::string bind_anywhere() {
     bind("tcp://127.0.0.1:0");
     return get(zmq::sockopt::last_endpoint);
+  }
+
+  /// Also at a port whose last owner is just letting go of it.
+  void bind_as_successor(const std::string& url) {
+    const auto until = std::chrono::steady_clock::now() + patience;
+    for (;;) {
+      try {
+        bind(url);
+        return;
+      } catch (const zmq::error_t& error) {
+        if (error.num() != EADDRINUSE || std::chrono::steady_clock::now() > until) {
+          throw;
+        }
+        std::this_thread::yield();
+      }
+    }
   }
 
   void send_frames(const std::vector<Bytes>& frames) {

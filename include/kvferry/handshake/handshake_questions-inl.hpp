@@ -15,6 +15,7 @@
 #include <kvferry/detail/host_address.hpp>
 #include <kvferry/detail/side_message_error.hpp>
 #include <kvferry/detail/text.hpp>
+#include <kvferry/kit/init_messages.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
@@ -27,6 +28,14 @@ KVFERRY_INLINE std::string no_answer_in_time(const Question& question) {
                            ? std::chrono::ceil<std::chrono::milliseconds>(question.deadline - question.asked_at)
                            : std::chrono::milliseconds(0);
   return "no answer from " + question.url + " within " + std::to_string(allowed.count()) + " ms";
+}
+
+/// A server with too many connections closes some, also of those that wait for their answers.
+inline constexpr std::size_t most_repeats = 5;
+
+/// Who gets one of these twice is no worse off: the second takes the first one's place.
+KVFERRY_INLINE bool may_be_repeated(const SideMessage& question) {
+  return question.is<Greeting>() || question.is<InitQuestion>();
 }
 
 }  // namespace internal
@@ -171,6 +180,13 @@ KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_
     attempts.settle_on(candidate);
     open->second.sent = attempts.candidates().front().socket.send({}, open->second.question.message.encoded());
   } else if (event == ZMQ_EVENT_DISCONNECTED && sent && !receive(open)) {
+    if (may_be_repeated(open->second.question.message) && open->second.repeats++ < most_repeats) {
+      open->second.sent = false;
+      const auto now = std::chrono::steady_clock::now();
+      attempts.failed(attempts.candidates().begin(), now);
+      advance(open->second, now);
+      return;
+    }
     end(open, errc::connection_lost,
         "connection to " + open->second.question.url + " was lost before an answer came (one of more than " +
             std::to_string(largest_frame(max_message_bytes_)) + " bytes is not received)");

@@ -47,6 +47,7 @@ class HandshakeQuestions {
     Question question = {};
     HandshakeAttempts attempts = {};  ///< None until the host's name is resolved.
     bool sent = false;                ///< By the only candidate that is left.
+    std::size_t repeats = 0;          ///< How often it was sent again, after its connection was lost.
   };
   using Iterator = std::map<std::uint64_t, Open>::iterator;
 

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+// One channel and very many peers of it over TCP, on loopback: how fast they come in, what each costs, how much they move in
+// all, how a small write fares beside a large one, and what all of them cost while nothing happens.
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fmt/core.h>
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <barrier>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <kvferry/tcp_transfer_channel.hpp>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
+
+constexpr std::size_t page_size = std::size_t{64} << 10;
+constexpr std::size_t pages_in_batch = 16;
+constexpr std::chrono::seconds patience{120};
+
+double seconds_since(Clock::time_point begin) { return Seconds(Clock::now() - begin).count(); }
+
+double quantile(std::vector<double>& values, double q) {
+  std::ranges::sort(values);
+  return values[std::min(static_cast<std::size_t>(q * static_cast<double>(values.size())), values.size() - 1)];
+}
+
+kvferry::TcpOptions options_of(std::vector<std::byte>& memory, std::size_t page) {
+  kvferry::TcpOptions options;
+  options.regions = {{memory.data(), memory.size(), page}};
+  options.poll = kvferry::PollPolicy::never();  // thousands of threads that poll would measure each other
+  options.max_peers = std::size_t{1} << 16;
+  options.log_sink = [](const kvferry::LogRecord&) {};
+  return options;
+}
+
+/// What another process holds and has used.
+struct Usage {
+  double resident_kib = 0;
+  double descriptors = 0;
+  double cpu_seconds = 0;
+
+  [[nodiscard]] static Usage of(pid_t process) {
+    const std::string folder = "/proc/" + std::to_string(process);
+    Usage usage;
+    std::ifstream statm(folder + "/statm");
+    double total = 0;
+    statm >> total >> usage.resident_kib;
+    usage.resident_kib *= static_cast<double>(::sysconf(_SC_PAGESIZE)) / 1024;
+    usage.descriptors =
+        static_cast<double>(std::distance(std::filesystem::directory_iterator(folder + "/fd"), {}));
+    std::ifstream stat(folder + "/stat");
+    std::string line;
+    std::getline(stat, line);
+    // Fields 14 and 15, counted from behind the name, which may hold anything.
+    const std::vector<std::string> fields = CLI::detail::split(line.substr(line.rfind(')') + 2), ' ');
+    usage.cpu_seconds = (std::stod(fields.at(11)) + std::stod(fields.at(12))) / static_cast<double>(::sysconf(_SC_CLK_TCK));
+    return usage;
+  }
+};
+
+/// The channel that all others connect to, in a process of its own. To be made before any thread is.
+class Hub {
+ public:
+  Hub(std::size_t pages, std::size_t page) {
+    std::array<int, 2> url{};
+    std::array<int, 2> end{};
+    if (::pipe(url.data()) != 0 || ::pipe(end.data()) != 0 || (process_ = ::fork()) == -1) {
+      throw std::runtime_error("no process for the hub");
+    }
+    if (process_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ::close(url[0]);
+      ::close(end[1]);
+      ::_exit(serve(pages, page, url[1], end[0]));
+    }
+    ::close(url[1]);
+    ::close(end[0]);
+    end_ = end[1];
+    for (char byte = 0; ::read(url[0], &byte, 1) == 1;) {
+      url_ += byte;
+    }
+    ::close(url[0]);
+    if (url_.empty()) {
+      throw std::runtime_error("the hub does not listen");
+    }
+  }
+  Hub(const Hub&) = delete;
+  Hub& operator=(const Hub&) = delete;
+  ~Hub() {
+    ::close(end_);
+    ::waitpid(process_, nullptr, 0);
+  }
+
+  [[nodiscard]] const std::string& url() const noexcept { return url_; }
+  [[nodiscard]] Usage usage() const { return Usage::of(process_); }
+
+ private:
+  static int serve(std::size_t pages, std::size_t page, int url, int end) try {
+    std::vector<std::byte> memory(pages * page);
+    kvferry::TcpOptions options = options_of(memory, page);
+    options.peer_init_url = "tcp://127.0.0.1:0";
+    const kvferry::TcpTransferChannel channel(options);
+    const std::string own = channel.peer_init_url();
+    if (::write(url, own.data(), own.size()) != static_cast<ssize_t>(own.size())) {
+      return 1;
+    }
+    ::close(url);
+    char ignored = 0;
+    return ::read(end, &ignored, 1) == 0 ? 0 : 1;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "the hub: {}\n", error.what());
+    return 1;
+  }
+
+  pid_t process_ = -1;
+  int end_ = -1;
+  std::string url_;
+};
+
+class Peer {
+ public:
+  explicit Peer(std::size_t number)
+      : number_(number), memory_(pages_in_batch * page_size, std::byte{1}), channel_(options_of(memory_, page_size)) {}
+
+  void connect(const Hub& hub) {
+    channel_.lazy_init_peer_connection("peer-" + std::to_string(number_), "hub", hub.url(), {}, {.timeout = patience});
+  }
+
+  void write(std::size_t bytes, std::size_t pages) {
+    const std::vector<kvferry::ConstBuffer> objects(pages, {memory_.data(), bytes});
+    std::vector<std::uint64_t> indexes(pages);
+    std::iota(indexes.begin(), indexes.end(), std::uint64_t{0});
+    channel_.batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience});
+  }
+
+ private:
+  std::size_t number_;
+  std::vector<std::byte> memory_;
+  kvferry::TcpTransferChannel channel_;
+};
+
+/// Runs `work(i)` for each i on a thread of its own, all at once. @return how long it took until the last one was done.
+template <class Work>
+double all_at_once(std::size_t count, Work work) {
+  std::barrier start(static_cast<std::ptrdiff_t>(count + 1));
+  std::atomic<std::size_t> failed{0};
+  std::vector<std::jthread> threads;
+  for (std::size_t i = 0; i < count; ++i) {
+    threads.emplace_back([&, i] {
+      start.arrive_and_wait();
+      try {
+        work(i);
+      } catch (const std::exception& error) {
+        if (failed++ == 0) {
+          fmt::print(stderr, "peer {}: {}\n", i, error.what());
+        }
+      }
+    });
+  }
+  start.arrive_and_wait();
+  const auto begin = Clock::now();
+  threads.clear();
+  const double took = seconds_since(begin);
+  if (failed != 0) {
+    throw std::runtime_error(std::to_string(failed) + " of " + std::to_string(count) + " failed");
+  }
+  return took;
+}
+
+void measure_peers(std::size_t count, std::chrono::milliseconds time) {
+  const Hub hub(pages_in_batch, page_size);
+  std::vector<std::unique_ptr<Peer>> peers;
+  for (std::size_t i = 0; i < count; ++i) {
+    peers.push_back(std::make_unique<Peer>(i));
+  }
+  const Usage before = hub.usage();
+  const double connecting = all_at_once(count, [&](std::size_t i) { peers[i]->connect(hub); });
+  const Usage connected = hub.usage();
+
+  std::atomic<std::uint64_t> batches{0};
+  const auto until = Clock::now() + time;
+  const double moving = all_at_once(count, [&](std::size_t i) {
+    do {
+      peers[i]->write(page_size, pages_in_batch);
+      ++batches;
+    } while (Clock::now() < until);
+  });
+  const double bytes = static_cast<double>(batches * pages_in_batch * page_size);
+
+  // One peer's small writes, while another one writes as much as it can.
+  std::string beside = "-";
+  if (count > 1) {
+    std::atomic<bool> enough{false};
+    std::jthread bulk([&] {
+      while (!enough) {
+        peers[1]->write(page_size, pages_in_batch);
+      }
+    });
+    std::vector<double> took;
+    for (const auto end = Clock::now() + time; Clock::now() < end;) {
+      const auto begin = Clock::now();
+      peers[0]->write(4096, 1);
+      took.push_back(seconds_since(begin) * 1e3);
+    }
+    enough = true;
+    beside = fmt::format("{:.2f}, {:.2f}", quantile(took, 0.5), quantile(took, 0.99));
+  }
+
+  const Usage resting = hub.usage();
+  std::this_thread::sleep_for(time);  // nothing happens: that is what is measured
+  const double idle = (hub.usage().cpu_seconds - resting.cpu_seconds) / Seconds(time).count();
+  const auto peers_of = static_cast<double>(count);
+  fmt::print("| {} | {:.0f} | {:.1f} | {:.1f} | {:.2f} | {} | {:.1f} |\n", count, peers_of / connecting,
+             (connected.resident_kib - before.resident_kib) / peers_of,
+             (connected.descriptors - before.descriptors) / peers_of, bytes / moving / 1e9, beside, idle * 100);
+  std::fflush(stdout);
+}
+
+void measure_batches(std::size_t most, std::chrono::milliseconds time) {
+  constexpr std::size_t page = 512;
+  fmt::print("\n| pages of {} bytes in a batch | us a batch (median) | ns a page | GB/s |\n| ---: | ---: | ---: | ---: |\n", page);
+  const Hub hub(most, page);
+  std::vector<std::byte> memory(most * page, std::byte{1});
+  kvferry::TcpTransferChannel channel(options_of(memory, page));
+  channel.lazy_init_peer_connection("peer", "hub", hub.url());
+  for (std::size_t count = 1; count <= most; count *= 10) {
+    std::vector<kvferry::ConstBuffer> objects;
+    std::vector<std::uint64_t> indexes;
+    for (std::size_t i = 0; i < count; ++i) {
+      objects.emplace_back(memory.data() + i * page, page);
+      indexes.push_back(count - 1 - i);  // no two of them side by side
+    }
+    std::vector<double> took;
+    for (const auto end = Clock::now() + time; took.empty() || Clock::now() < end;) {
+      const auto begin = Clock::now();
+      channel.batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience});
+      took.push_back(seconds_since(begin) * 1e6);
+    }
+    const double median = quantile(took, 0.5);
+    fmt::print("| {} | {:.1f} | {:.0f} | {:.2f} |\n", count, median, median * 1e3 / static_cast<double>(count),
+               static_cast<double>(count * page) / median / 1e3);
+    std::fflush(stdout);
+  }
+}
+
+/// Peers of one process take some twenty descriptors each.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<std::size_t> peers{1, 10, 100, 1000};
+  std::size_t pages = 1'000'000;
+  int milliseconds = 1000;
+  CLI::App app("Measures one channel with very many peers over TCP, on loopback, and batches of very many pages.");
+  app.add_option("--peers", peers, "How many peers; several, separated by commas")->delimiter(',')->capture_default_str();
+  app.add_option("--pages", pages, "The most pages of a batch")
+      ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24))
+      ->capture_default_str();
+  app.add_option("--time", milliseconds, "Milliseconds that each measurement takes")
+      ->check(CLI::Range(1, 600'000))
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    raise_descriptor_limit();
+    const std::chrono::milliseconds time(milliseconds);
+    fmt::print(
+        "| peers | handshakes/s, all at once | KiB a peer | descriptors a peer | GB/s in all | 4 KiB write beside a large "
+        "one, ms (median, 99 %) | idle, % of a CPU |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+    std::fflush(stdout);
+    for (const std::size_t count : peers) {
+      measure_peers(count, time);
+    }
+    measure_batches(pages, time);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "scale_bench: {}\n", error.what());
+    return 1;
+  }
+}
