@@ -9,6 +9,7 @@
 # Groups:
 #   build  compiler, CMake and libraries for the library, the examples and the benchmarks
 #   test   build, and what the tests need besides
+#   python build, and what the Python package is built and tested with
 #   fuzz   build, and Clang with libFuzzer
 #   rdma   build, and what RDMA takes: verbs, and the programs that tests and measurements of it use
 #   soft_roce  what tests/soft_roce/run.sh needs for a virtual machine with RDMA devices
@@ -30,6 +31,10 @@ _kvferry_packages() {
       test)
         _kvferry_packages build
         echo libgtest-dev doxygen python3 python3-zmq python3-msgpack python3-prometheus-client
+        ;;
+      python)
+        _kvferry_packages build
+        echo python3-dev python3-venv libibverbs-dev
         ;;
       fuzz)
         _kvferry_packages build
@@ -55,7 +60,7 @@ _kvferry_packages() {
         echo heaptrack python3
         ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test, fuzz, rdma, soft_roce, soak, bench and heaptrack" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, python, fuzz, rdma, soft_roce, soak, bench and heaptrack" >&2
         return 1
         ;;
     esac

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kvferry moves KV-cache pages between inference servers: peer to peer, in batches, over TCP and RDMA.
+
+    import kvferry, numpy as np
+
+    cache = np.zeros((16, 65536), dtype=np.uint8)
+    decode = kvferry.TcpTransferChannel(
+        regions=[kvferry.Region(cache, page_size=65536)], peer_init_url="tcp://127.0.0.1:0"
+    )
+    prefill = kvferry.TcpTransferChannel()
+    prefill.lazy_init_peer_connection("prefill", "decode", decode.peer_init_url)
+    prefill.batched_write([bytes(65536)] * 4, "decode", remote_indexes=[5, 7, 8, 11])
+
+The exit of the interpreter closes all channels.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+from . import _kvferry
+
+_kvferry.check_interpreter()
+
+from . import _logging  # noqa: E402
+from ._channel import BaseTransferChannel, RdmaTransferChannel, TcpTransferChannel, to_prometheus  # noqa: E402
+from ._errors import TransferError, TransferTimeout  # noqa: E402
+from ._kvferry import Addresses, CompletionQueue, Operation, Pages, Region, __version__  # noqa: E402
+from ._logging import flush_logs, set_log_level  # noqa: E402
+from ._types import Access, Notification, PeerEvent, PeerInfo, RdmaRail, RemoteRegion, SideMessage  # noqa: E402
+
+__all__ = [
+    "Access",
+    "Addresses",
+    "BaseTransferChannel",
+    "CompletionQueue",
+    "Notification",
+    "Operation",
+    "Pages",
+    "PeerEvent",
+    "PeerInfo",
+    "RdmaRail",
+    "RdmaTransferChannel",
+    "Region",
+    "RemoteRegion",
+    "SideMessage",
+    "TcpTransferChannel",
+    "TransferError",
+    "TransferTimeout",
+    "__version__",
+    "flush_logs",
+    "set_log_level",
+    "to_prometheus",
+]
+
+_kvferry.log_level(20)
+
+
+def _at_exit() -> None:
+    """No thread of the library's may call Python, nor write to its objects' memory, when the interpreter is gone."""
+    _kvferry.close_all()
+    _logging.stop()
+    _kvferry.wait_for_threads()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_kvferry.forget_threads)

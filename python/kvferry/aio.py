@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Channels in asyncio: no thread, the event loop watches one descriptor.
+
+    channel = kvferry.aio.AsyncChannel(kvferry.TcpTransferChannel(...))
+    await channel.lazy_init_peer_connection("prefill", "decode", url)
+    await channel.batched_write(pages, "decode", remote_indexes=indexes)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ._channel import BaseTransferChannel
+from ._kvferry import CompletionQueue, Operation
+from ._types import Notification, PeerEvent, PeerInfo, SideMessage
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from ._options import Objects, OneSidedSpec, PairedSpec
+
+__all__ = ["AsyncChannel"]
+
+_Channel = TypeVar("_Channel", bound=BaseTransferChannel)
+
+
+class AsyncChannel(Generic[_Channel]):
+    """A channel whose operations are awaited. Belongs to the event loop in which it is first awaited.
+
+    The methods are those of ``BaseTransferChannel``. A task that is cancelled cancels its operation, and goes on when
+    that has ended: nothing touches its memory any more then.
+    """
+
+    def __init__(self, channel: _Channel) -> None:
+        self.channel = channel
+        self._queue = CompletionQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._last = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel, on a thread, as that may take a moment; lets the loop go when all operations have
+        ended."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self.channel.close)
+        self._drain()
+        if self._loop is loop and not len(self._queue):
+            loop.remove_reader(self._queue.fileno())
+            self._loop = None
+
+    def _drain(self) -> None:
+        for operation in self._queue.drain():
+            waiting = self._waiting.pop(operation.user_data, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
+
+    def _here(self) -> _Channel:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            loop.add_reader(self._queue.fileno(), self._drain)
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError("this channel belongs to another event loop")
+        return self.channel
+
+    async def _end(self, operation: Operation) -> Any:
+        self._last += 1
+        operation.user_data = self._last
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[self._last] = ended
+        cancelled: asyncio.CancelledError | None = None
+        while not ended.done():
+            try:
+                await asyncio.shield(ended)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                operation.cancel()
+        if cancelled is not None:
+            raise cancelled
+        return operation.result()
+
+    async def lazy_init_peer_connection(
+        self,
+        local_id: str,
+        peer_id: str,
+        peer_init_url: str,
+        side_message: SideMessage | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> SideMessage | None:
+        answer: SideMessage | None = await self._end(
+            self._here().submit_lazy_init_peer_connection(
+                self._queue, local_id, peer_id, peer_init_url, side_message, timeout=timeout
+            )
+        )
+        return answer
+
+    async def send_init_side_msg(
+        self, peer_init_url: str, message: SideMessage, *, timeout: float | None = None
+    ) -> SideMessage:
+        answer: SideMessage = await self._end(
+            self._here().submit_send_init_side_msg(self._queue, peer_init_url, message, timeout=timeout)
+        )
+        return answer
+
+    async def connect(self, local_id: str, metadata: bytes, *, timeout: float | None = None) -> PeerInfo:
+        peer: PeerInfo = await self._end(
+            self._here().submit_connect(self._queue, local_id, metadata, timeout=timeout)
+        )
+        return peer
+
+    async def disconnect(self, peer_id: str) -> None:
+        await self._end(self._here().submit_disconnect(self._queue, peer_id))
+
+    async def wait_peer_event(self, timeout: float | None = None) -> PeerEvent:
+        event: PeerEvent = await self._end(self._here().submit_wait_peer_event(self._queue, timeout))
+        return event
+
+    async def fence(self, peer_id: str, timeout: float | None = None) -> None:
+        await self._end(self._here().submit_fence(self._queue, peer_id, timeout))
+
+    async def batched_write(self, objects: Objects, peer_id: str, **spec: Unpack[OneSidedSpec]) -> int:
+        count: int = await self._end(self._here().submit_write(self._queue, objects, peer_id, **spec))
+        return count
+
+    async def batched_read(self, objects: Objects, peer_id: str, **spec: Unpack[OneSidedSpec]) -> int:
+        count: int = await self._end(self._here().submit_read(self._queue, objects, peer_id, **spec))
+        return count
+
+    async def batched_send(self, objects: Objects, peer_id: str, **spec: Unpack[PairedSpec]) -> int:
+        count: int = await self._end(self._here().submit_send(self._queue, objects, peer_id, **spec))
+        return count
+
+    async def batched_recv(self, objects: Objects, peer_id: str, **spec: Unpack[PairedSpec]) -> Sequence[int]:
+        operation = self._here().submit_recv(self._queue, objects, peer_id, **spec)
+        await self._end(operation)
+        return operation.sizes
+
+    async def notify(self, peer_id: str, payload: bytes, key: int = 0, *, timeout: float | None = None) -> None:
+        await self._end(self._here().submit_notify(self._queue, peer_id, payload, key, timeout=timeout))
+
+    async def receive_notification(self, timeout: float | None = None) -> Notification:
+        notification: Notification = await self._end(
+            self._here().submit_receive_notification(self._queue, timeout)
+        )
+        return notification
+
+    async def receive_notifications(
+        self, key: int, count: int, timeout: float | None = None
+    ) -> list[Notification]:
+        notifications: list[Notification] = await self._end(
+            self._here().submit_receive_notifications(self._queue, key, count, timeout)
+        )
+        return notifications

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+
+namespace kvferry::python {
+
+namespace nb = nanobind;
+
+inline nb::builtin_exception wrong_type(const std::string& text) { return nb::type_error(text.c_str()); }
+inline nb::builtin_exception wrong_value(const std::string& text) { return nb::value_error(text.c_str()); }
+
+/// Seconds, as Python has them. A part of a unit counts as a whole one, so that what is short isn't none.
+template <class Duration>
+Duration duration_of(double seconds) {
+  const double count = std::ceil(seconds * static_cast<double>(Duration::period::den) / Duration::period::num);
+  if (std::isnan(count)) {
+    throw nb::value_error("a number of seconds is expected, not nan");
+  }
+  constexpr double most = 9e15;  // still whole as a double; of milliseconds, many thousand years
+  return Duration(static_cast<typename Duration::rep>(std::clamp(count, -most, most)));
+}
+
+/// None stands for "unset".
+inline std::optional<std::chrono::milliseconds> timeout_of(std::optional<double> seconds) {
+  if (!seconds) {
+    return std::nullopt;
+  }
+  return duration_of<std::chrono::milliseconds>(*seconds);
+}
+
+inline std::span<const std::byte> bytes_of(const nb::bytes& bytes) {
+  return {reinterpret_cast<const std::byte*>(bytes.c_str()), bytes.size()};
+}
+
+inline nb::bytes to_bytes(std::span<const std::byte> bytes) { return nb::bytes(bytes.data(), bytes.size()); }
+
+/// Takes keyword arguments out of a dict, one by one. None counts as left out.
+class Arguments {
+ public:
+  explicit Arguments(const nb::dict& given) : rest_(nb::steal<nb::dict>(PyDict_Copy(given.ptr()))) {}
+
+  /// The argument, which is nobody else's afterwards; null if it isn't there.
+  [[nodiscard]] nb::object take(const char* name) {
+    nb::object found;
+    if (rest_.contains(name)) {
+      found = rest_[name];
+      nb::del(rest_[name]);
+    }
+    return found.is_none() ? nb::object() : found;
+  }
+
+  /// Overwrites `value` if there is such an argument.
+  template <class T>
+  void read(const char* name, T& value) {
+    const nb::object found = take(name);
+    if (!found.is_valid()) {
+      return;
+    }
+    try {
+      if constexpr (requires { typename T::period; }) {
+        value = duration_of<T>(nb::cast<double>(found));
+      } else {
+        value = nb::cast<T>(found);
+      }
+    } catch (const nb::cast_error&) {
+      throw wrong_type(std::string(name) + " can't be " + nb::cast<std::string>(nb::repr(found)));
+    }
+  }
+
+  /// @throws nb::type_error if there is an argument that nobody took.
+  void finish(const char* function) const {
+    for (const auto& [name, value] : rest_) {
+      throw wrong_type(std::string(function) + " takes no argument '" + nb::cast<std::string>(nb::str(name)) + "'");
+    }
+  }
+
+ private:
+  nb::dict rest_;
+};
+
+}  // namespace kvferry::python

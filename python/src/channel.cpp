@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "channel.hpp"
+
+#include <kvferry/side_message_codec.hpp>
+
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <set>
+#include <utility>
+
+#include "arguments.hpp"
+#include "released.hpp"
+#include "results.hpp"
+#include "transfer_request.hpp"
+
+namespace kvferry::python {
+namespace {
+
+class Channel;
+
+/// Those that there are, and those whose last reference a handler let go on a thread of the channel's own, which can't
+/// destroy it. With the GIL. Never destroyed.
+struct Registry {
+  std::set<Channel*> channels;
+  std::vector<std::shared_ptr<BaseTransferChannel>> to_be_destroyed;
+};
+
+Registry& registry() {
+  static auto* const made = new Registry;
+  return *made;
+}
+
+void destroy_leftovers() {
+  if (!InterpreterExit::is_waited_for && !registry().to_be_destroyed.empty()) {
+    auto leftovers = std::exchange(registry().to_be_destroyed, {});
+    const Released released;
+    leftovers.clear();
+  }
+}
+
+class Channel {
+ public:
+  Channel(const std::string& transport, const nb::list& regions, const nb::dict& options, nb::object handler) {
+    refuse_at_exit();
+    destroy_leftovers();
+    for (const nb::handle region : regions) {
+      regions_.push_back(nb::cast<Region>(region));
+    }
+    if (!handler.is_none()) {
+      handler_ = std::make_unique<SideMessageHandler>(std::move(handler));
+    }
+    made_ = make_channel(transport, options, regions_, handler_.get());
+    registry().channels.insert(this);
+  }
+  Channel(const Channel&) = delete;
+  Channel& operator=(const Channel&) = delete;
+  ~Channel() {
+    registry().channels.erase(this);
+    if (!made_.channel) {
+      return;
+    }
+    const bool elsewhere = InterpreterExit::is_waited_for;
+    {
+      const Released released;
+      made_.channel->close();
+      if (!elsewhere) {
+        made_.channel.reset();
+      }
+    }
+    if (elsewhere) {
+      registry().to_be_destroyed.push_back(std::move(made_.channel));
+    }
+  }
+
+  [[nodiscard]] BaseTransferChannel& native() const noexcept { return *made_.channel; }
+  [[nodiscard]] std::shared_ptr<BaseTransferChannel> share() const noexcept { return made_.channel; }
+  [[nodiscard]] const std::vector<Region>& regions() const noexcept { return regions_; }
+
+  void answer_side_messages() const {
+    const Released released;
+    made_.answer_side_messages();
+  }
+
+  [[nodiscard]] SideMessage own_answer(const SideMessage& message) const { return made_.own_answer(message); }
+
+  void close() {
+    {
+      const Released released;
+      made_.channel->close();
+    }
+    for (Region& region : regions_) {
+      region.memory.reset();  // nobody touches it any more
+    }
+  }
+
+ private:
+  std::vector<Region> regions_;
+  std::unique_ptr<SideMessageHandler> handler_;
+  MadeChannel made_;
+};
+
+void close_all() {
+  InterpreterExit::begin();
+  std::vector<std::shared_ptr<BaseTransferChannel>> channels;
+  for (const Channel* channel : registry().channels) {
+    channels.push_back(channel->share());
+  }
+  const nb::gil_scoped_release released;
+  for (const auto& channel : channels) {
+    channel->close();
+  }
+  channels.clear();
+}
+
+std::shared_ptr<Operation> named(const char* name) {
+  auto operation = std::make_shared<Operation>();
+  operation->name = name;
+  return operation;
+}
+
+const char* name_of(TransferKind kind) {
+  switch (kind) {
+    case TransferKind::send: return "batched_send";
+    case TransferKind::recv: return "batched_recv";
+    case TransferKind::write: return "batched_write";
+    case TransferKind::read: return "batched_read";
+  }
+  return "transfer";
+}
+
+std::shared_ptr<Operation> transfer(const Channel& self, const std::string& kind, nb::handle objects,
+                                    std::string peer_id, const nb::dict& spec, Queue* queue) {
+  auto operation = named(name_of(kind_of(kind)));
+  TransferRequest request = make_request(kind_of(kind), objects, std::move(peer_id), spec, self.regions(), *operation);
+  return launch(std::move(operation), queue, [&](CompletionToken<void> token) {
+    return self.native().async_transfer(std::move(request), std::move(token));
+  });
+}
+
+InitSpec init_spec(std::optional<double> timeout, Operation& operation) {
+  return {.timeout = timeout_of(timeout), .diagnostic = &operation.diagnostic};
+}
+
+std::optional<SideMessage> message_of(const std::optional<nb::bytes>& encoded) {
+  if (!encoded) {
+    return std::nullopt;
+  }
+  return parse_side_message(bytes_of(*encoded));
+}
+
+using Timeout = std::optional<double>;
+
+std::shared_ptr<Operation> init_peer(const Channel& self, const std::string& local_id, const std::string& peer_id,
+                                     const std::string& url, const std::optional<nb::bytes>& encoded, Timeout timeout,
+                                     Queue* queue) {
+  auto operation = named("lazy_init_peer_connection");
+  const InitSpec spec = init_spec(timeout, *operation);
+  return launch_for<std::optional<SideMessage>>(std::move(operation), queue, [&](auto token) {
+    return self.native().async_lazy_init_peer_connection(local_id, peer_id, url, message_of(encoded), spec,
+                                                         std::move(token));
+  });
+}
+
+std::shared_ptr<Operation> send_message(const Channel& self, const std::string& url, const nb::bytes& encoded,
+                                        Timeout timeout, Queue* queue) {
+  auto operation = named("send_init_side_msg");
+  const InitSpec spec = init_spec(timeout, *operation);
+  return launch_for<std::optional<SideMessage>>(std::move(operation), queue, [&](auto token) {
+    return self.native().async_send_init_side_msg(url, parse_side_message(bytes_of(encoded)), spec, std::move(token));
+  });
+}
+
+std::shared_ptr<Operation> connect(const Channel& self, const std::string& local_id, const nb::bytes& metadata,
+                                   Timeout timeout, Queue* queue) {
+  auto operation = named("connect");
+  const InitSpec spec = init_spec(timeout, *operation);
+  return launch_for<PeerInfo>(std::move(operation), queue, [&](auto token) {
+    return self.native().async_connect(local_id, bytes_of(metadata), spec, std::move(token));
+  });
+}
+
+std::shared_ptr<Operation> notify(const Channel& self, const std::string& peer_id, const nb::bytes& payload,
+                                  std::uint64_t key, Timeout timeout, Queue* queue) {
+  auto operation = named("notify");
+  const NotifySpec spec{.key = key, .timeout = timeout_of(timeout), .diagnostic = &operation->diagnostic};
+  return launch(std::move(operation), queue, [&](CompletionToken<void> token) {
+    return self.native().async_notify(peer_id, bytes_of(payload), spec, std::move(token));
+  });
+}
+
+nb::dict capabilities_of(const Channel& self) {
+  const Capabilities able = self.native().capabilities();
+  nb::dict result;
+  result["send_recv"] = able.send_recv;
+  result["write"] = able.write;
+  result["read"] = able.read;
+  result["notifications"] = able.notifications;
+  result["ranges"] = able.ranges;
+  result["unregistered_objects"] = able.unregistered_objects;
+  result["max_notification_bytes"] = able.max_notification_bytes;
+  return result;
+}
+
+nb::object peer_info(const Channel& self, const std::string& peer_id) {
+  const auto peer = self.native().peer_info(peer_id);
+  return peer ? to_python(*peer) : nb::none();
+}
+
+std::vector<std::uint64_t> local_indexes(const Channel& self, const nb::list& objects, std::uint32_t region) {
+  std::vector<ConstBuffer> buffers;
+  for (const nb::handle object : objects) {
+    buffers.emplace_back(Memory(object, false).bytes());
+  }
+  return self.native().get_local_mem_indices(ConstObjects(std::move(buffers)), region);
+}
+
+std::string prometheus_of(const std::vector<std::pair<const Channel*, std::map<std::string, std::string>>>& channels) {
+  std::vector<ChannelStats> stats;
+  for (const auto& [channel, labels] : channels) {
+    stats.push_back(channel->native().stats());
+    stats.back().labels = labels;
+  }
+  return to_prometheus(stats);
+}
+
+void bind_operations(nb::class_<Channel>& channel) {
+  const auto timeout = nb::arg("timeout").none();
+  const auto queue = nb::arg("queue").none();
+  channel.def("transfer", &transfer, nb::arg("kind"), nb::arg("objects"), nb::arg("peer_id"), nb::arg("spec"), queue)
+      .def("init_peer", &init_peer, nb::arg("local_id"), nb::arg("peer_id"), nb::arg("url"), nb::arg("encoded").none(),
+           timeout, queue)
+      .def("send_message", &send_message, nb::arg("url"), nb::arg("encoded"), timeout, queue)
+      .def("connect", &connect, nb::arg("local_id"), nb::arg("metadata"), timeout, queue)
+      .def("notify", &notify, nb::arg("peer_id"), nb::arg("payload"), nb::arg("key"), timeout, queue)
+      .def(
+          "disconnect",
+          [](const Channel& self, const std::string& peer_id, Queue* of) {
+            return launch(named("disconnect"), of, [&](CompletionToken<void> token) {
+              return self.native().async_disconnect(peer_id, std::move(token));
+            });
+          },
+          nb::arg("peer_id"), queue)
+      .def(
+          "fence",
+          [](const Channel& self, const std::string& peer_id, Timeout within, Queue* of) {
+            return launch(named("fence"), of, [&](CompletionToken<void> token) {
+              return self.native().async_fence(peer_id, timeout_of(within), std::move(token));
+            });
+          },
+          nb::arg("peer_id"), timeout, queue)
+      .def(
+          "receive_notification",
+          [](const Channel& self, Timeout within, Queue* of) {
+            return launch_for<Notification>(named("receive_notification"), of, [&](auto token) {
+              return self.native().async_receive_notification(timeout_of(within), std::move(token));
+            });
+          },
+          timeout, queue)
+      .def(
+          "receive_notifications",
+          [](const Channel& self, std::uint64_t key, std::size_t count, Timeout within, Queue* of) {
+            return launch_for<std::vector<Notification>>(named("receive_notifications"), of, [&](auto token) {
+              return self.native().async_receive_notifications(key, count, timeout_of(within), std::move(token));
+            });
+          },
+          nb::arg("key"), nb::arg("count"), timeout, queue)
+      .def(
+          "wait_peer_event",
+          [](const Channel& self, Timeout within, Queue* of) {
+            return launch_for<PeerEvent>(named("wait_peer_event"), of, [&](auto token) {
+              return self.native().async_wait_peer_event(timeout_of(within), std::move(token));
+            });
+          },
+          timeout, queue);
+}
+
+}  // namespace
+
+SideMessage SideMessageHandler::answer(const SideMessage& message) const {
+  if (InterpreterExit::has_begun()) {
+    throw TransferError(errc::closed, "the interpreter of the channel's program is exiting");
+  }
+  const nb::gil_scoped_acquire acquired;
+  InterpreterExit::is_waited_for = true;
+  struct Leaving {
+    ~Leaving() { InterpreterExit::is_waited_for = false; }
+  } const leaving;
+  try {
+    const nb::object answer = function_(message.type(), to_bytes(message.encoded()));
+    if (nb::isinstance<nb::bytes>(answer)) {
+      return parse_side_message(bytes_of(nb::cast<nb::bytes>(answer)));
+    }
+    const auto [code, sentence] = nb::cast<std::pair<int, std::string>>(answer);
+    throw TransferError(static_cast<errc>(code), sentence);
+  } catch (nb::python_error& raised) {
+    const std::string sentence = raised.what();
+    raised.discard_as_unraisable("handle_init_side_msg");
+    throw std::runtime_error(sentence);
+  }
+}
+
+void bind_channel(nb::module_& module) {
+  nb::class_<Channel> channel(module, "Channel");
+  channel
+      .def(nb::init<const std::string&, const nb::list&, const nb::dict&, nb::object>(), nb::arg("transport"),
+           nb::arg("regions"), nb::arg("options"), nb::arg("handler").none())
+      .def("answer_side_messages", &Channel::answer_side_messages)
+      .def("close", &Channel::close)
+      .def_prop_ro("transport", [](const Channel& self) { return self.native().transport(); })
+      .def_prop_ro("peer_init_url", [](const Channel& self) { return self.native().peer_init_url(); })
+      .def("capabilities", &capabilities_of)
+      .def("peer_info", &peer_info, nb::arg("peer_id"))
+      .def("peers",
+           [](const Channel& self) {
+             nb::list all;
+             for (const PeerInfo& peer : self.native().peers()) {
+               all.append(to_python(peer));
+             }
+             return all;
+           })
+      .def(
+          "exists",
+          [](const Channel& self, const std::string& id) { return self.native().remote_xfer_handler_exists(id); },
+          nb::arg("peer_id"))
+      .def(
+          "local_metadata",
+          [](const Channel& self, const std::string& id) { return to_bytes(self.native().local_metadata(id)); },
+          nb::arg("local_id"))
+      .def("local_mem_indices", &local_indexes, nb::arg("objects"), nb::arg("region"))
+      .def(
+          "own_answer",
+          [](const Channel& self, const nb::bytes& encoded) {
+            return to_bytes(self.own_answer(parse_side_message(bytes_of(encoded))).encoded());
+          },
+          nb::arg("encoded"))
+      .def("stats", [](const Channel& self) { return to_python(self.native().stats()); });
+  bind_operations(channel);
+  module.def("to_prometheus", &prometheus_of, nb::arg("channels"));
+  module.def("close_all", &close_all);
+  module.def("wait_for_threads", &InterpreterExit::wait_for_threads);
+  module.def("forget_threads", &InterpreterExit::forget_threads);
+  module.def(
+      "message_type", [](const nb::bytes& encoded) { return parse_side_message(bytes_of(encoded)).type(); },
+      nb::arg("encoded"));
+}
+
+}  // namespace kvferry::python

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/tcp_transfer_channel.hpp>
+#if KVFERRY_PYTHON_RDMA
+#include <kvferry/rdma_transfer_channel.hpp>
+#endif
+
+#include <nanobind/stl/optional.h>
+
+#include <tuple>
+#include <utility>
+
+#include "arguments.hpp"
+#include "channel.hpp"
+#include "released.hpp"
+#include "verbs_at_run_time.hpp"
+
+namespace kvferry::python {
+namespace {
+
+void read(Arguments& given, ChannelOptions& options) {
+  given.read("peer_init_url", options.peer_init_url);
+  given.read("advertised_init_url", options.advertised_init_url);
+  given.read("peer_lookup_url", options.peer_lookup_url);
+  given.read("require_equal_page_sizes", options.require_equal_page_sizes);
+  given.read("max_peers", options.max_peers);
+  given.read("default_timeout", options.default_timeout);
+  given.read("handshake_timeout", options.handshake_timeout);
+  given.read("max_pending_operations", options.max_pending_operations);
+  given.read("max_pending_peer_events", options.max_pending_peer_events);
+  given.read("max_pending_notifications", options.max_pending_notifications);
+  given.read("max_pending_notifications_of_peer", options.max_pending_notifications_of_peer);
+  given.read("max_pending_notification_bytes", options.max_pending_notification_bytes);
+  given.read("max_pending_notification_bytes_of_peer", options.max_pending_notification_bytes_of_peer);
+  given.read("max_posted_recv_bytes", options.max_posted_recv_bytes);
+  given.read("max_posted_recv_bytes_of_peer", options.max_posted_recv_bytes_of_peer);
+  given.read("max_pending_side_message_bytes", options.max_pending_side_message_bytes);
+  given.read("max_pending_side_message_bytes_of_source", options.max_pending_side_message_bytes_of_source);
+  given.read("max_handshake_bytes", options.max_handshake_bytes);
+  given.read("io_threads", options.io_threads);
+  given.read("poll_spin", options.poll.spin);
+}
+
+void read(Arguments& given, TcpOptions& options) {
+  read(given, static_cast<ChannelOptions&>(options));
+  given.read("data_host", options.data_host);
+  given.read("data_port", options.data_port);
+  given.read("advertised_data_address", options.advertised_data_address);
+  given.read("allowed_hosts", options.allowed_hosts);
+  given.read("lanes_per_peer", options.lanes_per_peer);
+  given.read("stripe_threshold", options.stripe_threshold);
+  given.read("drain_timeout", options.drain_timeout);
+  given.read("hello_timeout", options.hello_timeout);
+  given.read("frame_timeout", options.frame_timeout);
+  given.read("send_buffer", options.send_buffer);
+  given.read("receive_buffer", options.receive_buffer);
+  given.read("congestion_control", options.congestion_control);
+  given.read("keepalive_idle", options.keepalive_idle);
+  given.read("user_timeout", options.user_timeout);
+}
+
+#if KVFERRY_PYTHON_RDMA
+void read(Arguments& given, RdmaOptions& options) {
+  read(given, static_cast<ChannelOptions&>(options));
+  if (const nb::object rails = given.take("rails"); rails.is_valid()) {
+    for (const nb::handle rail : nb::cast<nb::sequence>(rails)) {
+      options.rails.push_back({nb::cast<std::string>(rail.attr("device")), nb::cast<std::uint8_t>(rail.attr("port")),
+                               nb::cast<std::optional<std::uint32_t>>(rail.attr("gid_index")),
+                               nb::cast<std::optional<std::uint16_t>>(rail.attr("partition_key"))});
+    }
+  }
+  given.read("stripe_threshold", options.stripe_threshold);
+  given.read("slice_bytes", options.slice_bytes);
+  given.read("queue_depth", options.queue_depth);
+  given.read("read_depth", options.read_depth);
+  given.read("eager_bytes", options.eager_bytes);
+  given.read("ack_timeout", options.ack_timeout);
+  given.read("retry_count", options.retry_count);
+  given.read("keepalive_interval", options.keepalive_interval);
+  given.read("drain_timeout", options.drain_timeout);
+  given.read("parts_timeout", options.parts_timeout);
+  given.read("service_level", options.service_level);
+  given.read("traffic_class", options.traffic_class);
+}
+#endif
+
+/// A channel whose side messages a Python function answers.
+template <class Transport>
+class Answering final : public Transport {
+ public:
+  template <class Options>
+  Answering(Options options, const SideMessageHandler& handler) : Transport(std::move(options)), handler_(handler) {}
+  Answering(const Answering&) = delete;
+  Answering& operator=(const Answering&) = delete;
+  ~Answering() override { this->close(); }
+
+  SideMessage handle_init_side_msg(const SideMessage& message) override { return handler_.answer(message); }
+  using Transport::answer_side_messages;
+
+ private:
+  const SideMessageHandler& handler_;
+};
+
+template <class Transport, class Options>
+MadeChannel make(const nb::dict& given, const std::vector<Region>& regions, const SideMessageHandler* handler) {
+  Options options;
+  Arguments arguments(given);
+  read(arguments, options);
+  arguments.finish("a channel");
+  for (const Region& region : regions) {
+    options.regions.push_back(region.described);
+  }
+  const Released released;  // names are looked up, memory is registered
+  MadeChannel made;
+  std::shared_ptr<Transport> channel;
+  if (handler == nullptr) {
+    channel = std::make_shared<Transport>(std::move(options));
+    made.answer_side_messages = [] {};
+  } else {
+    options.hold_side_messages = true;
+    const auto answering = std::make_shared<Answering<Transport>>(std::move(options), *handler);
+    made.answer_side_messages = [one = answering.get()] { one->answer_side_messages(); };
+    channel = answering;
+  }
+  made.own_answer = [one = channel.get()](const SideMessage& message) {
+    return one->Transport::handle_init_side_msg(message);
+  };
+  made.channel = std::move(channel);
+  return made;
+}
+
+}  // namespace
+
+MadeChannel make_channel(const std::string& transport, const nb::dict& options, const std::vector<Region>& regions,
+                         const SideMessageHandler* handler) {
+  if (transport == "tcp") {
+    return make<TcpTransferChannel, TcpOptions>(options, regions, handler);
+  }
+#if KVFERRY_PYTHON_RDMA
+  if (transport == "rdma") {
+    need_verbs();
+    return make<RdmaTransferChannel, RdmaOptions>(options, regions, handler);
+  }
+#endif
+  throw TransferError(errc::not_supported, "this build of kvferry has no transport '" + transport + "'");
+}
+
+}  // namespace kvferry::python

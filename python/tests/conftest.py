@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import kvferry
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+PAGE = 4096
+PAGES = 64
+
+Cache = NDArray[np.uint8]
+
+
+def make_cache(fill: int = 0) -> Cache:
+    return np.full((PAGES, PAGE), fill, dtype=np.uint8)
+
+
+@dataclass
+class Pair:
+    """Two connected channels: "near" starts operations, "far" offers its pages."""
+
+    near: kvferry.TcpTransferChannel
+    far: kvferry.TcpTransferChannel
+    near_cache: Cache
+    far_cache: Cache
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    near_cache, far_cache = make_cache(), make_cache()
+    for page in range(PAGES):
+        near_cache[page] = page
+        far_cache[page] = 100 + page
+    with (
+        kvferry.TcpTransferChannel(
+            regions=[kvferry.Region(far_cache, PAGE)], peer_init_url="tcp://127.0.0.1:0"
+        ) as far,
+        kvferry.TcpTransferChannel(regions=[kvferry.Region(near_cache, PAGE)]) as near,
+    ):
+        near.lazy_init_peer_connection("near", "far", far.peer_init_url)
+        yield Pair(near, far, near_cache, far_cache)
+
+
+def run_python(program: str, *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Runs a program in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-X", "faulthandler", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+#: For programs of their own: a listening channel "far", and "near" connected to it.
+TWO_CHANNELS = """
+import gc, os, signal, sys, threading, weakref
+import kvferry
+memory = bytearray(64 * 4096)
+far = kvferry.TcpTransferChannel(regions=[kvferry.Region(memory, 4096)], peer_init_url="tcp://127.0.0.1:0")
+near = kvferry.TcpTransferChannel()
+near.lazy_init_peer_connection("near", "far", far.peer_init_url)
+"""

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import kvferry
+import pytest
+from conftest import PAGE, Pair
+from kvferry.aio import AsyncChannel
+
+
+def test_operations_are_awaited(pair: Pair) -> None:
+    async def main() -> None:
+        near, far = AsyncChannel(pair.near), AsyncChannel(pair.far)
+        threads = threading.active_count()
+        assert await near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[0], notification=b"hello") == 1
+        assert (await far.receive_notification()).payload == b"hello"
+        buffers = [bytearray(PAGE) for _ in range(200)]
+        counts = await asyncio.gather(
+            *(near.batched_read([buffer], "far", remote_indexes=[0]) for buffer in buffers)
+        )
+        assert counts == [1] * 200 and all(buffer == bytes([1]) * PAGE for buffer in buffers)
+        received = bytearray(9)
+        sizes, sent = await asyncio.gather(
+            far.batched_recv([received], "near", tag=1), near.batched_send([b"together"], "far", tag=1)
+        )
+        assert list(sizes) == [8] and sent == 1 and received == b"together\0"
+        await near.notify("far", b"k", 5)
+        assert [n.payload for n in await far.receive_notifications(5, 1)] == [b"k"]
+        await far.fence("near")
+        assert (await far.wait_peer_event()).kind == "connected"
+        assert threading.active_count() == threads
+        await near.disconnect("far")
+        await near.close()
+        await far.close()
+
+    asyncio.run(main())
+
+
+def test_connecting_is_awaited(pair: Pair) -> None:
+    async def main() -> None:
+        async with AsyncChannel(kvferry.TcpTransferChannel()) as third:
+            assert await third.lazy_init_peer_connection("third", "far", pair.far.peer_init_url) is None
+            assert await third.batched_write([b"x"], "far", remote_indexes=[0]) == 1
+        async with AsyncChannel(kvferry.TcpTransferChannel()) as fourth:
+            assert (await fourth.connect("fourth", pair.far.local_metadata("far"))).id == "far"
+
+    asyncio.run(main())
+
+
+def test_failures_are_raised(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        with pytest.raises(kvferry.TransferError) as caught:
+            await near.batched_write([b"x"], "far", remote_indexes=[10**6])
+        assert caught.value.name == "index_out_of_range"
+        waiting = asyncio.create_task(near.receive_notification())
+        await asyncio.sleep(0)
+        await near.close()
+        with pytest.raises(kvferry.TransferError) as caught:
+            await waiting
+        assert caught.value.name == "closed"
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_task_goes_on_when_its_operation_has_ended(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        buffer = bytearray(8)
+        task = asyncio.create_task(near.batched_recv([buffer], "far", tag=2))
+        await asyncio.sleep(0)
+        with pytest.raises(BufferError):
+            buffer.append(0)  # it is the channel's
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        buffer.append(0)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(near.receive_notification(), 0.05)
+        await near.close()
+
+    asyncio.run(main())
+
+
+def test_another_loop_is_refused(pair: Pair) -> None:
+    near = AsyncChannel(pair.near)
+
+    async def use() -> None:
+        await near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[0])
+
+    asyncio.run(use())
+    with pytest.raises(RuntimeError, match="another event loop"):
+        asyncio.run(use())
+    assert pair.near.stats()["transfers"]["write"]["started"] == 1

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import array
+import mmap
+import sys
+from typing import Any
+
+import kvferry
+import numpy as np
+import pytest
+from conftest import PAGE, Pair
+
+
+class Tensor:
+    """A tensor with nothing but DLPack, as torch's."""
+
+    def __init__(self, data: np.ndarray[Any, Any]) -> None:
+        self.data = data
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+class CudaTensor(Tensor):
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 3
+
+
+def test_all_kinds_of_memory_are_sent(pair: Pair) -> None:
+    held = np.frombuffer(b"addressed", dtype=np.uint8)
+    with mmap.mmap(-1, mmap.PAGESIZE) as mapped:
+        mapped[:3] = b"map"
+        objects: list[Any] = [
+            b"bytes",
+            bytearray(b"array"),
+            memoryview(b"--view--")[2:6],
+            array.array("H", [1, 2]),
+            np.arange(3, dtype=np.float32),
+            Tensor(np.arange(2, dtype=np.int16)),
+            (held.ctypes.data, held.size),
+            mapped,
+        ]
+        pair.near.batched_write(objects, "far", remote_indexes=range(len(objects)))
+    expected = [b"bytes", b"array", b"view", b"\1\0\2\0", np.arange(3, dtype=np.float32).tobytes(), b"\0\0\1\0"]
+    for page, data in enumerate([*expected, b"addressed", b"map"]):
+        assert bytes(pair.far_cache[page, : len(data)]) == data
+
+
+def test_memory_is_read_into(pair: Pair) -> None:
+    tensor, plain = Tensor(np.zeros(4, dtype=np.uint8)), np.zeros(4, dtype=np.uint8)
+    pair.near.batched_read([tensor, plain], "far", remote_indexes=[1, 2])
+    assert tensor.data.tolist() == [101] * 4 and plain.tolist() == [102] * 4
+
+
+def test_read_only_memory_is_not_read_into(pair: Pair) -> None:
+    with pytest.raises(BufferError):
+        pair.near.batched_read([b"constant"], "far", remote_indexes=[0])
+    frozen = np.zeros(4, dtype=np.uint8)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError):
+        pair.near.batched_read([frozen], "far", remote_indexes=[0])
+    region = kvferry.Region(bytes(PAGE), PAGE, "read")
+    with kvferry.TcpTransferChannel(regions=[region]) as channel:
+        channel.lazy_init_peer_connection("third", "far", pair.far.peer_init_url)
+        with pytest.raises(ValueError, match="read only"):
+            channel.batched_read(kvferry.Pages([0]), "far", remote_indexes=[0])
+        assert channel.batched_write(kvferry.Pages([0]), "far", remote_indexes=[0]) == 1
+    with pytest.raises(BufferError):
+        kvferry.Region(bytes(PAGE), PAGE)
+
+
+def test_memory_of_a_device_is_refused() -> None:
+    with pytest.raises(TypeError, match="memory of this CudaTensor is on cuda:3: only host memory"):
+        kvferry.Region(CudaTensor(np.zeros(PAGE, dtype=np.uint8)), PAGE)
+
+
+@pytest.mark.parametrize("wrong", [object(), 17, "text", [1, 2], (1,), (1, "x")])
+def test_what_is_no_memory(pair: Pair, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="memory"):
+        pair.near.batched_write([wrong], "far", remote_indexes=[0])
+
+
+def test_scattered_arrays_are_refused(pair: Pair) -> None:
+    scattered = np.zeros((4, 4), dtype=np.uint8)[:, ::2]
+    with pytest.raises((ValueError, BufferError), match="contiguous"):
+        pair.near.batched_write([scattered], "far", remote_indexes=[0])
+    with pytest.raises((TypeError, BufferError)):
+        pair.near.batched_write([Tensor(scattered)], "far", remote_indexes=[0])
+
+
+def test_a_region_holds_its_memory_until_close() -> None:
+    memory = bytearray(PAGE)
+    channel = kvferry.TcpTransferChannel(regions=[kvferry.Region(memory, PAGE)])
+    with pytest.raises(BufferError):
+        memory.append(0)  # would move it
+    channel.close()
+    memory.append(0)
+
+
+def test_an_operation_holds_its_memory_until_it_ends(pair: Pair) -> None:
+    buffer = bytearray(16)
+    held = sys.getrefcount(buffer)
+    queue = kvferry.CompletionQueue()
+    operation = pair.near.submit_recv(queue, [buffer], "far", tag=5)
+    with pytest.raises(BufferError):
+        buffer.append(0)
+    operation.cancel()
+    assert queue.wait(20)
+    queue.drain()
+    buffer.append(0)
+    assert sys.getrefcount(buffer) == held
+
+
+def test_local_page_numbers(pair: Pair) -> None:
+    assert pair.near.get_local_mem_indices([pair.near_cache[5], pair.near_cache[2]]) == [5, 2]
+    with pytest.raises(kvferry.TransferError) as caught:
+        pair.near.get_local_mem_indices([bytearray(PAGE)])
+    assert caught.value.name == "not_in_region"

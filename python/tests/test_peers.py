@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import kvferry
+import msgspec
+import pytest
+from conftest import PAGE, PAGES, Pair
+
+
+class Question(msgspec.Struct, tag="Question"):
+    text: str
+
+
+class Answer(msgspec.Struct, tag="Answer"):
+    text: str
+
+
+class P2PInitSideMsg(msgspec.Struct, tag="P2PInitSideMsg"):
+    pass
+
+
+def message_of(struct: msgspec.Struct) -> kvferry.SideMessage:
+    return kvferry.SideMessage.decode(msgspec.msgpack.encode(struct))
+
+
+class Oracle(kvferry.TcpTransferChannel):
+    """Answers questions."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(peer_init_url="tcp://127.0.0.1:0", **options)
+        self.answers = {"ping": "pong"}
+
+    def handle_init_side_msg(self, message: kvferry.SideMessage) -> kvferry.SideMessage:
+        if message.type != "Question":
+            return super().handle_init_side_msg(message)
+        question = msgspec.msgpack.decode(message.encoded, type=Question)
+        if question.text == "refuse":
+            raise kvferry.TransferError("not today", "access_denied", "kvferry", 10)
+        if question.text == "nothing":
+            return None  # type: ignore[return-value]
+        return message_of(Answer(self.answers[question.text]))
+
+
+@pytest.fixture
+def oracle() -> Iterator[Oracle]:
+    with Oracle(peer_lookup_url="tcp://lookup:1") as channel:
+        yield channel
+
+
+@pytest.fixture
+def asker() -> Iterator[kvferry.TcpTransferChannel]:
+    with kvferry.TcpTransferChannel() as channel:
+        yield channel
+
+
+def test_a_subclass_answers_side_messages(oracle: Oracle, asker: kvferry.TcpTransferChannel) -> None:
+    question = message_of(Question("ping"))
+    assert question.type == "Question"
+    answer = asker.send_init_side_msg(oracle.peer_init_url, question)
+    assert msgspec.msgpack.decode(answer.encoded, type=Answer) == Answer("pong")
+    assert asker.lazy_init_peer_connection("asker", "oracle", oracle.peer_init_url, question) == answer
+    assert asker.lazy_init_peer_connection("asker", "oracle", oracle.peer_init_url) is None
+
+
+def test_lmcaches_messages_have_an_answer(oracle: Oracle, asker: kvferry.TcpTransferChannel) -> None:
+    answer = asker.send_init_side_msg(oracle.peer_init_url, message_of(P2PInitSideMsg()))
+    assert answer.type == "P2PInitSideRetMsg"
+    assert msgspec.msgpack.decode(answer.encoded)["peer_lookup_url"] == "tcp://lookup:1"
+
+
+def test_an_exception_becomes_an_error_and_is_logged(
+    oracle: Oracle, asker: kvferry.TcpTransferChannel, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(kvferry.TransferError, match="KeyError: 'unheard of'") as caught:
+        asker.send_init_side_msg(oracle.peer_init_url, message_of(Question("unheard of")))
+    assert caught.value.name == "handshake_failed"
+    logged = [record for record in caplog.records if "handle_init_side_msg" in record.getMessage()]
+    assert len(logged) == 1 and logged[0].levelno == logging.ERROR and logged[0].exc_info
+
+    with pytest.raises(kvferry.TransferError, match="returned no SideMessage"):
+        asker.send_init_side_msg(oracle.peer_init_url, message_of(Question("nothing")))
+
+
+def test_a_transfer_error_keeps_its_code(oracle: Oracle, asker: kvferry.TcpTransferChannel) -> None:
+    with pytest.raises(kvferry.TransferError, match="not today") as caught:
+        asker.send_init_side_msg(oracle.peer_init_url, message_of(Question("refuse")))
+    assert caught.value.name == "access_denied"
+
+
+def test_a_channel_may_be_closed_and_dropped_by_its_own_handler(asker: kvferry.TcpTransferChannel) -> None:
+    class Suicidal(kvferry.TcpTransferChannel):
+        def handle_init_side_msg(self, message: kvferry.SideMessage) -> kvferry.SideMessage:
+            kept.clear()
+            return message
+
+    kept: list[Suicidal] = [Suicidal(peer_init_url="tcp://127.0.0.1:0")]
+    url = kept[0].peer_init_url
+    with pytest.raises(kvferry.TransferError):
+        asker.send_init_side_msg(url, message_of(Question("go")), timeout=1)
+    assert not kept
+    with kvferry.TcpTransferChannel(peer_init_url=url):
+        pass  # which is free again: the channel that had it is destroyed
+
+
+def test_what_is_no_message() -> None:
+    with pytest.raises(kvferry.TransferError) as caught:
+        kvferry.SideMessage.decode(b"junk")
+    assert caught.value.name == "malformed_message"
+
+
+def test_channels_meet_by_metadata(pair: Pair) -> None:
+    metadata = pair.far.local_metadata("far")
+    with kvferry.TcpTransferChannel() as third:
+        peer = third.connect("third", metadata)
+        assert peer.id == "far"
+        assert peer.regions == (kvferry.RemoteRegion(PAGE * PAGES, PAGE, "read_write"),)
+        assert peer.regions[0].page_count == PAGES
+        assert third.peer_info("far") == peer and third.peers() == [peer]
+        assert third.remote_xfer_handler_exists("far")
+        assert third.batched_write([b"x"], "far", remote_indexes=[0]) == 1
+        third.disconnect("far")
+        assert third.peer_info("far") is None
+
+
+def test_news_of_peers(pair: Pair) -> None:
+    event = pair.far.wait_peer_event(20)
+    assert (event.kind, event.peer_id, event.cause, event.missed) == ("connected", "near", None, 0)
+    pair.near.close()
+    event = pair.far.wait_peer_event(20)
+    assert (event.kind, event.cause) == ("gone", "peer_closed")
+
+
+def test_a_fence_returns(pair: Pair) -> None:
+    pair.far.fence("near", 20)
+
+
+def test_facts_and_statistics(pair: Pair) -> None:
+    assert pair.near.transport == "tcp"
+    assert pair.near.peer_init_url == "" and pair.far.peer_init_url.startswith("tcp://127.0.0.1:")
+    able = pair.near.capabilities()
+    assert able["ranges"] and able["max_notification_bytes"] > 0
+    pair.near.batched_write(kvferry.Pages([1, 2]), "far", remote_indexes=[1, 2])
+    with pytest.raises(kvferry.TransferError):
+        pair.near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[PAGES])
+    stats = pair.near.stats()
+    write = stats["transfers"]["write"]
+    assert (write["started"], write["succeeded"], write["objects"], write["bytes"]) == (2, 1, 2, 2 * PAGE)
+    assert write["failures"] == {"index_out_of_range": 1} and write["in_flight"] == 0
+    assert write["latency"]["count"] == 1 and sum(count for _, count in write["latency"]["buckets"]) == 1
+    assert stats["peers"]["far"]["connected"] and stats["connected_peers"] == 1
+    assert stats["handshakes"]["dialed"] == 1
+    assert sum(path["bytes_out"] for path in stats["paths"]) > 2 * PAGE
+
+
+def test_prometheus_text(pair: Pair) -> None:
+    pair.near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[1])
+    text = kvferry.to_prometheus(pair.near, pair.far, labels=[{"side": "near"}, {"side": "far"}])
+    assert 'side="near"' in text and 'side="far"' in text and "kvferry_" in text
+    with pytest.raises(ValueError, match="2 channels and labels for 1"):
+        kvferry.to_prometheus(pair.near, pair.far, labels=[{}])
+
+
+def test_rdma_says_what_is_missing() -> None:
+    from kvferry import _kvferry
+
+    if kvferry.RdmaTransferChannel.active_rails():
+        pytest.skip("this host has RDMA devices")
+    with pytest.raises(kvferry.TransferError) as caught:
+        kvferry.RdmaTransferChannel()
+    expected = {"ENODEV", "ENOSYS"} if _kvferry.built_with_rdma else {"not_supported"}
+    assert caught.value.name in expected, str(caught.value)
+
+
+def test_the_base_class_is_no_channel() -> None:
+    with pytest.raises(TypeError, match="has no transport"):
+        kvferry.BaseTransferChannel()
