@@ -4,6 +4,9 @@
 
 include(CMakePackageConfigHelpers)
 
+# Two parts that can be installed by themselves: "runtime", what a built program needs, and "development", all else.
+set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME development)
+
 set(_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/kvferry")
 
 foreach(component IN LISTS KVFERRY_COMPONENTS)
@@ -12,6 +15,8 @@ foreach(component IN LISTS KVFERRY_COMPONENTS)
     EXPORT kvferry_${component}
     RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}"
     LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+            COMPONENT runtime
+            NAMELINK_COMPONENT development
     ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
     FILE_SET HEADERS
     DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")

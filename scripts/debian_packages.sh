@@ -16,6 +16,7 @@
 #   soak   test, and what tests/soak.sh makes a network of its own with
 #   bench  build, and what benchmarks/compare.sh compares with and draws with
 #   heaptrack  build, and what benchmarks/allocations.sh counts with
+#   packaging  build, and what packaging/try_debian_packages.sh makes packages and a clean system with
 #
 # Whatever is missing is installed with apt-get, through sudo for users other than root. Where nothing is missing, apt
 # is not called at all. On systems without dpkg nothing is checked: install the counterparts of these packages.
@@ -59,8 +60,12 @@ _kvferry_packages() {
         _kvferry_packages build
         echo heaptrack python3
         ;;
+      packaging)
+        _kvferry_packages build
+        echo libibverbs-dev dpkg-dev file debootstrap
+        ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test, python, fuzz, rdma, soft_roce, soak, bench and heaptrack" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, python, fuzz, rdma, soft_roce, soak, bench, heaptrack and packaging" >&2
         return 1
         ;;
     esac

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Makes kvferry's Debian packages, installs them in a clean Debian of the same release, and builds and runs a program there: with
+# CMake's find_package and with pkg-config. From any folder, as root; what it makes is in a temporary folder.
+#
+#   packaging/try_debian_packages.sh [FOLDER]     FOLDER: where the packages are to be kept
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+keep=${1-}
+
+. scripts/debian_packages.sh
+kvferry_ensure_packages packaging
+scratch=$(mktemp -d)
+system=$scratch/system
+clean_up() {
+  umount "$system/proc" 2>/dev/null || true
+  rm -rf "$scratch"
+}
+trap clean_up EXIT
+
+cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DBUILD_SHARED_LIBS=ON \
+  -DKVFERRY_UNITY_BUILD=ON -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF -DKVFERRY_BUILD_BENCHMARKS=OFF
+cmake --build "$scratch/build" --parallel "$(nproc)"
+(cd "$scratch/build" && cpack -B "$scratch/packages")
+[[ -z $keep ]] || cp "$scratch"/packages/*.deb "$keep"
+
+# The mirror and the release that this machine uses.
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | head -n 1)
+release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+debootstrap --variant=minbase "$release" "$system" "$mirror"
+mount -t proc proc "$system/proc"
+mkdir "$system/packages" "$system/program"
+cp "$scratch"/packages/*.deb "$system/packages"
+cp tests/consumer/quick_start.cpp "$system/program/"
+cat >"$system/program/CMakeLists.txt" <<'CMAKE'
+cmake_minimum_required(VERSION 3.25)
+project(quick_start LANGUAGES CXX)
+find_package(kvferry 0.1 REQUIRED COMPONENTS tcp)
+add_executable(quick_start quick_start.cpp)
+target_link_libraries(quick_start PRIVATE kvferry::tcp)
+CMAKE
+in_system() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive chroot "$system" "$@"; }
+in_system sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends /packages/*.deb g++ cmake make pkg-config'
+in_system sh -ec '
+  cd /program
+  cmake -S . -B build >/dev/null && cmake --build build && build/quick_start
+  g++ -std=c++20 quick_start.cpp -o with_pkg_config $(pkg-config --cflags --libs kvferry) && ./with_pkg_config
+  apt-get purge -y -qq libkvferry-dev >/dev/null
+  build/quick_start # with the libraries alone'
+echo "The packages work in a clean $release:"
+ls "$scratch"/packages/*.deb
