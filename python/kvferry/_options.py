@@ -72,6 +72,7 @@ class TcpOptions(ChannelOptions, total=False):
     send_buffer: int | None
     receive_buffer: int | None
     congestion_control: str | None
+    same_host_congestion_control: str | None
     keepalive_idle: float | None
     user_timeout: float | None
 

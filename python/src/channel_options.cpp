@@ -54,6 +54,7 @@ void read(Arguments& given, TcpOptions& options) {
   given.read("send_buffer", options.send_buffer);
   given.read("receive_buffer", options.receive_buffer);
   given.read("congestion_control", options.congestion_control);
+  given.read("same_host_congestion_control", options.same_host_congestion_control);
   given.read("keepalive_idle", options.keepalive_idle);
   given.read("user_timeout", options.user_timeout);
 }
