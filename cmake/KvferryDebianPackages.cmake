@@ -17,7 +17,7 @@ set(CPACK_DEBIAN_PACKAGE_DESCRIPTION "${PROJECT_DESCRIPTION}")
 set(_soname "${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR}") # a minor version may change the interface
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME libkvferry-dev)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
-set(_development_needs libasio-dev libmsgpack-cxx-dev cppzmq-dev libzmq3-dev)
+set(_development_needs libasio-dev libmsgpack-cxx-dev cppzmq-dev libzmq3-dev libxxhash-dev)
 if(KVFERRY_HAS_RDMA)
   list(APPEND _development_needs libibverbs-dev)
 endif()

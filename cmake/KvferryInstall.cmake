@@ -41,7 +41,7 @@ install(
 configure_package_config_file(cmake/kvferryConfig.cmake.in kvferryConfig.cmake INSTALL_DESTINATION "${_package_dir}")
 write_basic_package_version_file(kvferryConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/kvferryConfig.cmake" "${PROJECT_BINARY_DIR}/kvferryConfigVersion.cmake"
-              cmake/FindAsio.cmake cmake/FindIbverbs.cmake cmake/FindMsgpackCxx.cmake DESTINATION "${_package_dir}")
+              cmake/FindAsio.cmake cmake/FindIbverbs.cmake cmake/FindMsgpackCxx.cmake cmake/FindXxHash.cmake DESTINATION "${_package_dir}")
 
 # kvferry_pc_library(<variable> <library>): how the linker finds it, in a .pc file. Not by "Requires": with --static that
 # would bring what Debian's libzmq.pc asks for, of which some can't be linked.

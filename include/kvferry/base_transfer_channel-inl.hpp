@@ -114,6 +114,7 @@ TransferRequest describe(TransferKind kind, const TransferSpec& spec, std::vecto
   request.timeout = spec.timeout;
   request.notification.assign(spec.notification.begin(), spec.notification.end());
   request.notification_key = spec.notification_key;
+  request.checksums = spec.checksums;
   request.statuses = spec.statuses;
   request.sizes = spec.sizes;
   request.diagnostic = spec.diagnostic;

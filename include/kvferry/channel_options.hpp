@@ -56,6 +56,12 @@ struct ChannelOptions {
   /// (`TransferSpec::remote_ranges`) are not concerned.
   bool require_equal_page_sizes = true;
 
+  /// Whether transfers have checksums that don't say otherwise (`TransferSpec::checksums`): XXH3-64 of each object, taken at the
+  /// source as its bytes leave, and compared at the destination with what has landed there. The peer's option doesn't
+  /// matter. They find what went wrong on the way and in either side's memory until then, not what somebody changes on
+  /// purpose. A channel whose transport has none (`Capabilities::checksums`) isn't made: `errc::not_supported`.
+  bool checksums = false;
+
   /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that
   /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one
   /// that has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.

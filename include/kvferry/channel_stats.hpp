@@ -104,6 +104,9 @@ struct ChannelStats {
   std::uint64_t identity_conflicts = 0;
   /// How often somebody else was found where a known peer was: it restarted, or moved.
   std::uint64_t peer_replacements = 0;
+  /// How often bytes that have landed on this side differed from what was sent (`TransferSpec::checksums`): objects, and those of
+  /// more than 1 MiB by their parts.
+  std::uint64_t checksum_mismatches = 0;
   HandshakeStats handshakes;
   /// Connections to the channel's ports that were closed, and messages that were turned away, before anybody knew whose
   /// they were: what came makes no sense or isn't finished in time, or there are too many; ordered by cause.

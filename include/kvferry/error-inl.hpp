@@ -93,6 +93,7 @@ inline constexpr std::array own_codes{
             "a range or stride makes no sense, or has another number of bytes than its object"},
     OwnCode{errc::range_out_of_bounds, "range_out_of_bounds", invalid,
             "the range reaches beyond the end of its region"},
+    OwnCode{errc::checksum_mismatch, "checksum_mismatch", retry, "the object landed with other bytes than were sent"},
 };
 
 constexpr bool in_order() noexcept {

@@ -26,10 +26,10 @@ enum class errc {
   not_in_region,           ///< A buffer does not start at a page of the local region.
   access_denied,           ///< The region's access does not allow what was asked.
   notification_too_large,  ///< The notification exceeds `Capabilities::max_notification_bytes`.
-  invalid_region,          ///< A region is empty, has no pages, a size that is no multiple of its page size, or an access
-                           ///< that there isn't; or there are too many.
-  not_supported,           ///< The transport cannot do this; see `Capabilities`.
-  would_deadlock,          ///< A blocking form was called on the thread that would have to complete it.
+  invalid_region,  ///< A region is empty, has no pages, a size that is no multiple of its page size, or an access
+                   ///< that there isn't; or there are too many.
+  not_supported,   ///< The transport cannot do this; see `Capabilities`.
+  would_deadlock,  ///< A blocking form was called on the thread that would have to complete it.
 
   // What became of an operation
   timed_out,         ///< The deadline passed.
@@ -82,6 +82,9 @@ enum class errc {
   // The call's arguments, once more
   invalid_range,        ///< A range or stride makes no sense, or has another number of bytes than its object.
   range_out_of_bounds,  ///< A range reaches beyond the end of its region.
+
+  /// An object landed with other bytes than were sent: its checksum differs (`TransferSpec::checksums`).
+  checksum_mismatch,
 };
 
 /// The conditions that a caller decides by. `ec == kvferry::condition::retryable` holds for every code, of whatever
@@ -96,7 +99,7 @@ enum class condition {
   /// (after the peer was gone for a while), authentication_failed and protocol_violation (who is there now is no sound
   /// peer), ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
   peer_failed,
-  /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict; what this host is
+  /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict, checksum_mismatch; what this host is
   /// out of for now (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but
   /// errc::peer_restarted (in flight or not) and errc::fenced, after which page indexes have to be agreed anew,
   /// errc::authentication_failed, errc::protocol_violation, and RDMA's remote_access_error, after which it isn't sure

@@ -108,10 +108,10 @@ struct RdmaRailInfo {
 class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
  public:
   /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
-  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::timed_out` (the lookup of a name to
-  /// listen at); the errno of a bind, of a device that can't be opened or of memory that can't be registered; ENODEV
-  /// if there is no active device, no such port or partition; EOPNOTSUPP for a device that isn't InfiniBand or RoCE.
-  /// The sentence names it.
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::not_supported` (checksums),
+  /// `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
+  /// memory that can't be registered; ENODEV if there is no active device, no such port or partition; EOPNOTSUPP for a
+  /// device that isn't InfiniBand or RoCE. The sentence names it.
   explicit RdmaTransferChannel(RdmaOptions options);
   ~RdmaTransferChannel() override;
 

@@ -4,6 +4,7 @@
 
 #include <kvferry/tcp/address_race-inl.hpp>
 #include <kvferry/tcp/allowed_hosts-inl.hpp>
+#include <kvferry/tcp/checksums-inl.hpp>
 #include <kvferry/tcp/data_acceptor-inl.hpp>
 #include <kvferry/tcp/data_dialer-inl.hpp>
 #include <kvferry/tcp/frame_reader-inl.hpp>
@@ -11,6 +12,7 @@
 #include <kvferry/tcp/hello-inl.hpp>
 #include <kvferry/tcp/lane-inl.hpp>
 #include <kvferry/tcp/lane_protocol-inl.hpp>
+#include <kvferry/tcp/lane_protocol_checksums-inl.hpp>
 #include <kvferry/tcp/lane_protocol_end-inl.hpp>
 #include <kvferry/tcp/lane_protocol_receive-inl.hpp>
 #include <kvferry/tcp/range_descriptors-inl.hpp>

@@ -142,6 +142,12 @@ struct TransferSpec {
   /// that key. Only with a notification.
   std::uint64_t notification_key = 0;
 
+  /// Whether the objects' bytes are compared, where they have landed, with checksums that were taken where they come from. Unset:
+  /// as `ChannelOptions::checksums` says. A send and the recv that it meets have them if either side asks. Needs
+  /// `Capabilities::checksums`. An object that differs ends with `errc::checksum_mismatch`; what lies at its destination then is
+  /// not to be used.
+  std::optional<bool> checksums = {};
+
   /// Optional, one for each object: success for those that were transferred, the cause for the others.
   std::span<std::error_code> statuses = {};
 
@@ -201,6 +207,7 @@ struct TransferRequest {
   std::optional<std::chrono::milliseconds> timeout;
   std::vector<std::byte> notification;
   std::uint64_t notification_key = 0;
+  std::optional<bool> checksums;  ///< Unset: as the channel's options say.
   std::span<std::error_code> statuses;
   std::span<std::size_t> sizes;
   std::string* diagnostic = nullptr;
@@ -235,6 +242,8 @@ struct Capabilities {
   bool ranges = false;
   /// Whether objects may lie outside every region.
   bool unregistered_objects = false;
+  /// Whether there are `ChannelOptions::checksums` and `TransferSpec::checksums`.
+  bool checksums = false;
   std::size_t max_notification_bytes = 0;
 };
 

@@ -56,9 +56,13 @@ struct ThreeLanes : TcpTraits<ThreeLanes> {
   }
 };
 
+/// And checksums on everything.
 struct PollingThread : TcpTraits<PollingThread> {
   static constexpr std::string_view name = "PollingThread";
-  static void configure(TcpOptions& options) { options.poll.spin = std::chrono::microseconds(200); }
+  static void configure(TcpOptions& options) {
+    options.poll.spin = std::chrono::microseconds(200);
+    options.checksums = true;
+  }
 };
 
 struct TwoIoThreads : TcpTraits<TwoIoThreads> {

@@ -103,6 +103,7 @@ ChannelStats some_stats() {
   stats.connected_peers = 3;
   stats.identity_conflicts = 5;
   stats.peer_replacements = 6;
+  stats.checksum_mismatches = 7;
   TransferStats& writes = stats.transfers[static_cast<std::size_t>(TransferKind::write)];
   writes.started = 12;
   writes.succeeded = 9;
@@ -140,6 +141,7 @@ TEST(Prometheus, ItsOwnClientReadsEveryNumber) {
            "gauge kvferry_connected_peers {transport='tcp'} 3.0",
            "counter kvferry_identity_conflicts_total {transport='tcp'} 5.0",
            "counter kvferry_peer_replacements_total {transport='tcp'} 6.0",
+           "counter kvferry_checksum_mismatches_total {transport='tcp'} 7.0",
            "counter kvferry_operations_started_total {kind='write',transport='tcp'} 12.0",
            "counter kvferry_operations_started_total {kind='read',transport='tcp'} 0.0",
            "counter kvferry_operations_succeeded_total {kind='write',transport='tcp'} 9.0",

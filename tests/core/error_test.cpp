@@ -15,7 +15,7 @@
 namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
-constexpr auto last_errc = errc::range_out_of_bounds;
+constexpr auto last_errc = errc::checksum_mismatch;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -92,9 +92,10 @@ TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
   EXPECT_EQ(own_codes_of(condition::peer_failed),
             (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::fenced,
                       errc::authentication_failed, errc::protocol_violation, errc::peer_restarted_in_flight}));
-  EXPECT_EQ(own_codes_of(condition::retryable),
-            (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit,
-                      errc::peer_cancelled, errc::identity_conflict, errc::timed_out_in_flight}));
+  EXPECT_EQ(
+      own_codes_of(condition::retryable),
+      (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit, errc::peer_cancelled,
+                errc::identity_conflict, errc::timed_out_in_flight, errc::checksum_mismatch}));
   EXPECT_EQ(own_codes_of(condition::cancelled),
             (std::set{errc::cancelled, errc::closed, errc::cancelled_in_flight, errc::closed_in_flight}));
   EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out, errc::timed_out_in_flight}));

@@ -54,8 +54,11 @@ class Host final : public kit::LinkHost {
     }
   }
 
+  void checksums_differed(std::size_t objects) noexcept override { differed += objects; }
+
   std::vector<std::vector<std::byte>> notifications;
   std::vector<std::uint64_t> notification_keys;
+  std::size_t differed = 0;
   std::size_t notification_limit = 16;
   int failures = 0;
   std::size_t memory_limit = std::size_t{1} << 30;

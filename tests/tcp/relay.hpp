@@ -61,6 +61,10 @@ class Relay {
   void cut_after(std::size_t bytes) {
     run([this, bytes] { budget_ = bytes; });
   }
+  /// Changes a bit of the byte that comes after this many more, towards the target or from it.
+  void flip_after(std::size_t bytes, bool towards_server) {
+    run([&] { flip_[towards_server ? 1 : 0] = bytes; });
+  }
   /// Cuts all connections.
   void cut() {
     run([this] { close_all(); });
@@ -132,6 +136,12 @@ class Relay {
           return;
         }
         relay.bytes_ += count;
+        if (auto& flip = relay.flip_[towards_server ? 1 : 0]; flip && *flip < count) {
+          buffer[*flip] = static_cast<char>(buffer[*flip] ^ 0x10);
+          flip.reset();
+        } else if (flip) {
+          *flip -= count;
+        }
         if (towards_server && relay.budget_ && *relay.budget_ < count) {
           relay.budget_.reset();
           relay.close_all();
@@ -220,6 +230,7 @@ class Relay {
   std::uint16_t target_ = 0;
   bool paused_ = false;
   std::optional<std::size_t> budget_;
+  std::array<std::optional<std::size_t>, 2> flip_;  ///< Of bytes from the target, and of those towards it.
   std::optional<std::promise<void>> client_closed_;
   std::list<std::shared_ptr<Pipe>> pipes_;
   std::list<std::shared_ptr<Pipe>> swallowed_;

@@ -55,6 +55,7 @@ struct Case {
   std::size_t page;
   std::size_t good;  ///< Bytes of the object that are there.
   std::size_t lanes;
+  bool checksums = false;
 };
 
 class UnmappedMemory : public ::testing::TestWithParam<Case> {
@@ -68,6 +69,7 @@ class UnmappedMemory : public ::testing::TestWithParam<Case> {
       TcpOptions made;
       made.regions = {{memory.data(), memory.size(), GetParam().page}};
       made.lanes_per_peer = GetParam().lanes;
+      made.checksums = GetParam().checksums;
       if (listens) {
         made.peer_init_url = "tcp://127.0.0.1:0";
       }
@@ -143,11 +145,14 @@ class UnmappedMemory : public ::testing::TestWithParam<Case> {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, UnmappedMemory,
                          ::testing::Values(Case{4096, 0, 1}, Case{std::size_t{64} << 10, std::size_t{60} << 10, 1},
-                                           Case{std::size_t{1} << 20, 0, 1}, Case{std::size_t{4} << 20, std::size_t{3} << 20, 1},
-                                           Case{std::size_t{4} << 20, std::size_t{300} << 10, 2}),
+                                           Case{std::size_t{1} << 20, 0, 1},
+                                           Case{std::size_t{4} << 20, std::size_t{3} << 20, 1},
+                                           Case{std::size_t{4} << 20, std::size_t{300} << 10, 2},
+                                           Case{4096, 0, 1, true},
+                                           Case{std::size_t{4} << 20, std::size_t{300} << 10, 2, true}),
                          [](const auto& param) {
                            return std::to_string(param.param.good) + "Of" + std::to_string(param.param.page) + "Lanes" +
-                                  std::to_string(param.param.lanes);
+                                  std::to_string(param.param.lanes) + (param.param.checksums ? "Checked" : "");
                          });
 
 TEST_P(UnmappedMemory, AWriteOfWhatCanNotBeReadFailsAloneAndTellsNobody) {

@@ -146,6 +146,9 @@ KVFERRY_INLINE std::string to_prometheus(std::span<const ChannelStats> channels)
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.identity_conflicts)); });
   text.metric("kvferry_peer_replacements_total", "counter", "Known peers in whose place somebody else was found.",
               [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.peer_replacements)); });
+  text.metric("kvferry_checksum_mismatches_total", "counter",
+              "Objects that landed here with other bytes than were sent.",
+              [&](const ChannelStats& channel) { text.sample({}, std::to_string(channel.checksum_mismatches)); });
   text.metric(
       "kvferry_handshakes_total", "counter", "Connections made and attempts that came to nothing, by who asked.",
       [&](const ChannelStats& channel) {

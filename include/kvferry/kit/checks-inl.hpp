@@ -186,6 +186,9 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
   if (!supported(request.kind, capabilities)) {
     return {errc::not_supported, "the transport has no " + std::string(to_string(request.kind))};
   }
+  if (request.checksums.value_or(false) && !capabilities.checksums) {
+    return {errc::not_supported, "the transport has no checksums"};
+  }
   if (!request.remote_ranges.empty() || !request.local_strides.empty()) {
     if (Failure failure = check_ranges(request, capabilities)) {
       return failure;

@@ -129,6 +129,8 @@ class KVFERRY_EXPORT LinkHost {
     return true;
   }
   virtual void give_back_memory(std::size_t bytes) noexcept { (void)bytes; }
+  /// So many objects have landed here with other bytes than their checksums say. Thread-safe.
+  virtual void checksums_differed(std::size_t objects) noexcept { (void)objects; }
   /// Has `drop` called once if what is being accepted for this host is no longer wanted, because a newer attempt has taken
   /// its place; at once if that has happened already. `drop` frees what waits for the peer; it may be called with locks of
   /// the channel held and must not call into it. Afterwards the `LinkHandler` needn't be called any more.

@@ -178,6 +178,9 @@ class PeerDirectory::Host final : public LinkHost {
 
   [[nodiscard]] bool take_memory(std::size_t bytes) override { return posted_.take(bytes); }
   void give_back_memory(std::size_t bytes) noexcept override { posted_.give_back(bytes); }
+  void checksums_differed(std::size_t objects) noexcept override {
+    operations_->counters().count_checksum_mismatches(objects);
+  }
   void when_writes_ended(std::function<void()> done) override {
     operations_->when_writes_ended(peer_->id, std::move(done));
   }

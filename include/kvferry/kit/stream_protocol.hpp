@@ -34,6 +34,7 @@ inline constexpr Capabilities stream_capabilities{.send_recv = true,
                                                   .notifications = true,
                                                   .ranges = true,
                                                   .unregistered_objects = true,
+                                                  .checksums = true,
                                                   .max_notification_bytes = tcp::max_notification_bytes};
 
 }  // namespace kvferry::kit

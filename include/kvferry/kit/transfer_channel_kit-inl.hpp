@@ -290,6 +290,10 @@ KVFERRY_INLINE void TransferChannelKit::run_handlers_left() {
 }
 
 KVFERRY_INLINE void TransferChannelKit::start() {
+  if (impl_->options.checksums && !capabilities().checksums) {
+    throw TransferError(errc::not_supported, "ChannelOptions::checksums is set, and the transport '" +
+                                                 std::string(transport()) + "' has no checksums");
+  }
   impl_->logger->set_transport(transport());
   impl_->peers = std::make_shared<PeerDirectory>(
       impl_->options, impl_->incarnation,
@@ -405,6 +409,7 @@ KVFERRY_INLINE ChannelStats TransferChannelKit::stats() const {
   stats.connected_peers = impl_->peers->usable_count();
   stats.identity_conflicts = impl_->peers->identity_conflicts();
   stats.peer_replacements = impl_->peers->peer_replacements();
+  stats.checksum_mismatches = impl_->operations->counters().checksum_mismatches();
   stats.handshakes = impl_->peers->handshakes();
   stats.refused_strangers = impl_->refusals->snapshot();
   stats.peers = impl_->peers->peers();
@@ -452,6 +457,7 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
     return;
   }
   const auto deadline = deadline_after(request.timeout.value_or(impl_->options.default_timeout));
+  request.checksums = request.checksums.value_or(impl_->options.checksums);
   auto operation = std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
   if (impl_->closed) {
     operation->finish(errc::closed);

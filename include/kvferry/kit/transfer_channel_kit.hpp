@@ -58,9 +58,9 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   explicit TransferChannelKit(ChannelOptions options);
 
   /// Starts listening for handshakes. From here on `accept` may be called.
-  /// @throws TransferError with the errno of a bind that failed; `errc::timed_out` if a name to listen at is not
-  /// resolved
-  ///   within `ChannelOptions::handshake_timeout`.
+  /// @throws TransferError `errc::not_supported`: the options have checksums, and the transport has none; the errno of a
+  ///   bind that failed; `errc::timed_out`: a name to listen at was not resolved within
+  ///   `ChannelOptions::handshake_timeout`.
   void start();
 
   /// @name What a transport implements

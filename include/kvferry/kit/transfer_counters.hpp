@@ -32,9 +32,15 @@ class TransferCounters {
 
   void count_start(TransferKind kind) noexcept;
   void count_end(TransferKind kind, const Outcome& outcome);
+  void count_checksum_mismatches(std::size_t objects) noexcept {
+    checksum_mismatches_.fetch_add(objects, std::memory_order_relaxed);
+  }
 
   /// By `TransferKind`.
   [[nodiscard]] std::array<TransferStats, 4> snapshot() const;
+  [[nodiscard]] std::uint64_t checksum_mismatches() const noexcept {
+    return checksum_mismatches_.load(std::memory_order_relaxed);
+  }
 
  private:
   static constexpr std::size_t cache_line = 64;
@@ -52,6 +58,7 @@ class TransferCounters {
   [[nodiscard]] TransferStats snapshot_of(const OfKind& kind) const;
 
   std::array<OfKind, 4> kinds_;
+  std::atomic<std::uint64_t> checksum_mismatches_{0};
   mutable std::mutex mutex_;
 };
 

@@ -42,11 +42,13 @@ struct FrameHeader {
   static constexpr std::uint8_t notification_refused = 2;
   /// write, read: the descriptors are `RangeDescriptor`s, and those that need one are followed by a `BlockDescriptor`.
   static constexpr std::uint8_t ranges = 4;
+  /// read, recv_post: the bytes are to come with checksums.
+  static constexpr std::uint8_t with_checksums = 8;
 
   std::uint32_t magic = expected_magic;
   FrameType type = FrameType::write;
   std::uint8_t flags = 0;
-  std::uint16_t reserved = 0;
+  std::uint16_t checksums = 0;       ///< `Checksum`s behind the notification, if there is payload.
   std::uint64_t operation = 0;       ///< The id at the side that gave it: see the type.
   std::uint64_t tag = 0;             ///< recv_post: the tag. send_data: the send's id. write, notify: the notification's key.
   std::uint32_t region = 0;          ///< write, read: the receiver's region.
@@ -99,6 +101,13 @@ struct FrameTrailer {
 };
 static_assert(sizeof(FrameTrailer) == 8);
 
+/// Behind the payload: what the next `length` bytes of it are to be where they land, the first of a frame from its first byte on.
+struct Checksum {
+  std::uint64_t length = 0;
+  std::uint64_t sum = 0;  ///< XXH3-64, without a seed.
+};
+static_assert(sizeof(Checksum) == 16);
+
 [[nodiscard]] constexpr bool has_trailer(const FrameHeader& header) noexcept {
   return header.payload_bytes != 0 && header.type != FrameType::read;  // a read's bytes are asked for, not sent
 }
@@ -108,6 +117,7 @@ struct Frame {
   FrameHeader header;
   std::vector<Descriptor> descriptors;
   std::vector<std::byte> notification;
+  std::vector<Checksum> checksums;
   FrameTrailer trailer;
   bool unwritable = false;  ///< The memory that the payload was for can't be written.
   bool overfull = false;    ///< There was no room for its descriptors; they have been thrown away.

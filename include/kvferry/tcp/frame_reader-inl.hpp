@@ -165,6 +165,12 @@ KVFERRY_INLINE std::error_code FrameReader::advance(FrameSink& sink) {
         break;
       case State::payload: ec = enter(State::notification, sink); break;
       case State::notification:
+        if (frame_.header.checksums != 0) {
+          ec = enter(State::checksums, sink);
+          break;
+        }
+        [[fallthrough]];
+      case State::checksums:
         if (has_trailer(frame_.header)) {
           ec = enter(State::trailer, sink);
           break;
@@ -215,6 +221,7 @@ KVFERRY_INLINE std::error_code FrameReader::enter(State state, FrameSink& sink) 
       frame_.trailer = {};
       frame_.unwritable = false;
       frame_.overfull = false;
+      frame_.checksums.clear();
       frame_.descriptors.clear();
       if (frame_.header.count != 0) {
         want_descriptors(sink);
@@ -236,6 +243,10 @@ KVFERRY_INLINE std::error_code FrameReader::enter(State state, FrameSink& sink) 
       if (!frame_.notification.empty()) {
         destinations_.assign(1, {frame_.notification.data(), frame_.notification.size()});
       }
+      break;
+    case State::checksums:
+      frame_.checksums.resize(frame_.header.checksums);
+      destinations_.assign(1, {frame_.checksums.data(), frame_.checksums.size() * sizeof(Checksum)});
       break;
   }
   return {};

@@ -54,6 +54,9 @@ class KVFERRY_EXPORT FrameReader {
   /// The same, but at most the first of these pieces, and no more of it than lies on one page of memory.
   std::size_t prepare_page(std::span<iovec> out);
 
+  /// See `ReadAhead::can_read`.
+  [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept { return buffer_.can_read(pieces); }
+
   /// How many of the next bytes nobody wants.
   [[nodiscard]] std::size_t discardable() const noexcept { return discard_; }
 
@@ -76,7 +79,7 @@ class KVFERRY_EXPORT FrameReader {
   [[nodiscard]] bool destination_failed();
 
  private:
-  enum class State { header, descriptors, payload, notification, trailer };
+  enum class State { header, descriptors, payload, notification, checksums, trailer };
 
   [[nodiscard]] std::error_code advance(FrameSink& sink);
   [[nodiscard]] bool fill_from_buffer();

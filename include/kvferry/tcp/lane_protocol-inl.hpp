@@ -42,6 +42,7 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
   transfer.batch = std::move(batch);
   transfer.range = range;
   transfer.cursor = ChunkCursor(request, range);
+  transfer.checked = request.checksums.value_or(false);
   transfer.started = kit::Clock::now();
   transfer.sent_before = sent_;
   if (transfer.cursor.done() && request.one_sided()) {
@@ -60,6 +61,7 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
       post.header.type = FrameType::recv_post;
       post.header.operation = id;
       post.header.tag = request.tag;
+      post.header.flags = transfer.checked ? FrameHeader::with_checksums : std::uint8_t{0};
       post.header.count = static_cast<std::uint32_t>(request.objects.size());
       post.descriptors.reserve(request.objects.size());
       for (const MutableBuffer object : request.objects) {
@@ -160,11 +162,12 @@ KVFERRY_INLINE bool LaneProtocol::fill_response() {
   if (responses_.empty()) {
     return false;
   }
-  const Response& response = responses_.front();
+  Response& response = responses_.front();
   out_.begin_frame();
   out_.add_header(response.header);
   if (!response.pieces.empty()) {
     out_.add_views(response.pieces);
+    add_checksums(response.pieces, response.checksums);
     out_.add_trailer(good_trailer);
     out_.pin(no_operation);
     ++unsent_answers_;
@@ -259,6 +262,20 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
   if (transfer.cursor.done()) {
     header.flags |= FrameHeader::last_chunk;
   }
+  checked_memory_.clear();
+  checksums_.clear();
+  if (transfer.checked && header.type == FrameType::read) {
+    header.flags |= FrameHeader::with_checksums;
+  } else if (transfer.checked && has_trailer(header)) {
+    const kit::LocalBytes& local = transfer.cursor.local();
+    transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+      checksums_.push_back({piece.length, 0});
+      local.for_each_piece(piece.object, piece.offset, piece.length, [&](std::byte* data, std::size_t length) {
+        checked_memory_.push_back({data, length});
+      });
+    });
+    header.checksums = static_cast<std::uint16_t>(checksums_.size());
+  }
   const bool only_chunk = chunk.first_offset == 0 && chunk.count == request.objects.size() && transfer.cursor.done();
   const bool attach = header.type == FrameType::write && only_chunk && !request.notification.empty();
   if (attach) {
@@ -277,6 +294,7 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
     if (attach) {
       out_.add_copy(request.notification);
     }
+    add_checksums(checked_memory_, checksums_);
     if (has_trailer(header)) {
       out_.add_trailer(good_trailer);
     }
@@ -314,15 +332,16 @@ KVFERRY_INLINE void LaneProtocol::meet(Transfer& send, std::uint64_t recv, const
             " objects, the peer's recv " + std::to_string(post.size()));
     return;
   }
+  send.checked = send.checked || post.checked;
   std::vector<bool> refused;
   for (std::size_t i = 0; i < objects.size(); ++i) {
-    if (objects[i].size() > post[i]) {
+    if (objects[i].size() > post.sizes[i]) {
       refused.resize(objects.size());
       refused[i] = true;
       send.operation().failed(i, errc::buffer_too_small);
       if (send.why.empty()) {
         send.why = "object " + std::to_string(i) + " has " + std::to_string(objects[i].size()) +
-                   " bytes, the peer's buffer " + std::to_string(post[i]);
+                   " bytes, the peer's buffer " + std::to_string(post.sizes[i]);
       }
     }
   }
@@ -356,6 +375,7 @@ KVFERRY_INLINE void LaneProtocol::wait_for_recv(Transfer& send) {
   again.why.clear();
   again.failed_object = ~std::uint64_t{0};
   again.cursor = ChunkCursor(again.request(), again.range);
+  again.checked = again.request().checksums.value_or(false);
   again.operation().start_over();
   ids_[&again.operation()] = id;
   const std::uint64_t tag = again.request().tag;
@@ -372,7 +392,8 @@ KVFERRY_INLINE void LaneProtocol::tell_recv_aborted(std::uint64_t recv, std::err
   tell(header);
 }
 
-KVFERRY_INLINE void LaneProtocol::settle(Transfer& transfer, const Chunk& chunk, std::error_code status) {
+KVFERRY_INLINE void LaneProtocol::settle(Transfer& transfer, const Chunk& chunk, std::error_code status,
+                                         const ObjectSet* which) {
   kit::Operation& operation = transfer.operation();
   ObjectRange run{chunk.first, chunk.first};
   const auto end_run = [&](std::size_t next) {
@@ -381,8 +402,11 @@ KVFERRY_INLINE void LaneProtocol::settle(Transfer& transfer, const Chunk& chunk,
     }
     run = {next, next};
   };
+  std::size_t first_failed = chunk.first + chunk.count;
+  std::size_t number = 0;
   transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
-    if (status) {
+    if (const std::size_t in_frame = number++; status && (which == nullptr || which->has(in_frame))) {
+      first_failed = std::min(first_failed, piece.object);
       operation.failed(piece.object, status);
       transfer.failed_object = piece.object;
     } else if (piece.completes && !piece.refused && piece.object != transfer.failed_object) {
@@ -394,7 +418,10 @@ KVFERRY_INLINE void LaneProtocol::settle(Transfer& transfer, const Chunk& chunk,
   end_run(0);
   if (status && !transfer.failure) {
     transfer.failure = status;
-    transfer.why = "the peer refused objects from number " + std::to_string(chunk.first) + " on: " + status.message();
+    transfer.why = which == nullptr ? "the peer refused objects from number " + std::to_string(chunk.first) +
+                                          " on: " + status.message()
+                                    : "object " + std::to_string(first_failed) +
+                                          " landed with other bytes than were sent: its checksum differs";
   }
 }
 

@@ -21,6 +21,7 @@
 #include <kvferry/kit/striped_operation.hpp>
 #include <kvferry/kit/tag_matcher.hpp>
 
+#include <kvferry/tcp/checksums.hpp>
 #include <kvferry/tcp/chunk.hpp>
 #include <kvferry/tcp/frame.hpp>
 #include <kvferry/tcp/frame_reader.hpp>
@@ -121,6 +122,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
     std::size_t pins = 0;           ///< Chunks in the outgoing queue that point into the buffers.
     std::error_code failure;
     std::string why;
+    bool checked = false;      ///< Its payload has checksums.
     bool stopping = false;     ///< Ends when the peer has dealt with what was sent of it.
     bool cut = false;          ///< Some of its chunks were taken back.
     bool meets_again = false;  ///< send: the recv that it met is gone; it waits for another when its bytes are out.
@@ -158,10 +160,17 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   struct Response {
     FrameHeader header;
     std::vector<iovec> pieces;
+    std::vector<Checksum> checksums;  ///< Their lengths.
   };
 
-  /// A recv of the peer's that no send has met: the sizes of its buffers.
-  using Post = std::vector<std::uint64_t>;
+  /// A recv of the peer's that no send has met.
+  struct Post {
+    using value_type = std::uint64_t;
+    std::vector<value_type> sizes;  ///< Of its buffers.
+    bool checked = false;           ///< It wants checksums.
+
+    [[nodiscard]] std::size_t size() const noexcept { return sizes.size(); }
+  };
 
   // Sending (lane_protocol.cpp), ending (lane_protocol_end.cpp)
   bool fill_control();
@@ -179,10 +188,12 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   void end(Transfer& transfer, std::error_code cause, std::string why);
   void take_back(Transfer& transfer);
   void ask_fence();
-  void settle(Transfer& transfer, const Chunk& chunk, std::error_code status);
+  /// @param which objects of the chunk `status` is of; null: all.
+  void settle(Transfer& transfer, const Chunk& chunk, std::error_code status, const ObjectSet* which = nullptr);
+  void add_checksums(std::span<const iovec> memory, std::span<Checksum> checksums);
   void forget(const Transfer& transfer);
 
-  // Receiving (lane_protocol_receive.cpp)
+  // Receiving (lane_protocol_receive.cpp), checksums (lane_protocol_checksums.cpp)
   [[nodiscard]] std::error_code check_header(const FrameHeader& header) override;
   [[nodiscard]] bool take_memory(std::size_t bytes) override { return frame_memory_.take(bytes); }
   [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
@@ -192,7 +203,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code begin_read_data(const Frame& frame, std::vector<iovec>& scatter);
   [[nodiscard]] std::error_code begin_send_data(const Frame& frame, std::vector<iovec>& scatter);
   [[nodiscard]] std::error_code end_write(Frame& frame);
-  [[nodiscard]] std::error_code end_acknowledgement(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_acknowledgement(const Frame& frame);
   [[nodiscard]] std::error_code end_read(const Frame& frame);
   [[nodiscard]] std::error_code end_read_data(const Frame& frame);
   [[nodiscard]] std::error_code end_recv_post(Frame& frame);
@@ -203,9 +214,15 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_probe_answer(const FrameHeader& header);
   [[nodiscard]] std::error_code end_fence();
   [[nodiscard]] std::error_code end_fence_ack();
-  [[nodiscard]] std::error_code acknowledge(FrameHeader header);
+  [[nodiscard]] std::error_code acknowledge(FrameHeader header, std::vector<Descriptor> which = {});
+  [[nodiscard]] std::error_code check_checksums(const Frame& frame);
   /// The error in the payload of a received frame.
   [[nodiscard]] static std::error_code fault_of(const Frame& frame);
+  /// What became of a frame's payload: `fault_of`, or what a comparison with its checksums says. Fills in `differing_`.
+  [[nodiscard]] std::error_code landed(const Frame& frame);
+  /// For an acknowledgement; empty if nothing differs.
+  [[nodiscard]] std::vector<Descriptor> differing_objects(const Frame& frame) const;
+  [[nodiscard]] ObjectSet differing_objects(const Frame& frame, const Transfer& read, const Chunk& chunk) const;
   [[nodiscard]] std::error_code violated(std::string how);
   void use() noexcept {
     if (!used()) {
@@ -256,6 +273,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::size_t unacknowledged_ = 0;
   std::size_t outstanding_reads_ = 0;
   std::vector<Descriptor> scratch_;
+  std::vector<iovec> checked_memory_;
+  std::vector<Checksum> checksums_;
 
   kit::TagMatcher<Post> matcher_{host_};
   kit::HeldMemory frame_memory_{host_};  ///< Of the frame that is coming in.
@@ -265,6 +284,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
 
   std::uint64_t receiving_ = 0;   ///< The transfer into whose buffers the payload under way goes.
   std::error_code frame_status_;  ///< What is wrong with the write or read under way.
+  std::vector<iovec> landing_;    ///< Where the payload under way goes, if it has checksums.
+  std::vector<std::size_t> differing_;  ///< Its checksums that differ from what has landed.
 };
 
 }  // namespace kvferry::tcp

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -25,12 +26,25 @@ KVFERRY_INLINE std::error_code status_code(std::uint32_t status) {
     case errc::count_mismatch:
     case errc::resource_limit:
     case errc::memory_fault:
+    case errc::checksum_mismatch:
     case errc::peer_cancelled: return static_cast<errc>(status);
     default: return status == 0 ? std::error_code() : std::error_code(errc::protocol_violation);
   }
 }
 
 KVFERRY_INLINE std::uint32_t wire_status(std::error_code status) { return static_cast<std::uint32_t>(status.value()); }
+
+/// The lengths of the checksums of an answer to a read: one for each page or range.
+KVFERRY_INLINE std::vector<Checksum> lengths_of(const Frame& read) {
+  std::vector<Checksum> lengths;
+  const bool ranges = (read.header.flags & FrameHeader::ranges) != 0;
+  for (std::size_t i = 0; i < read.descriptors.size(); ++i) {
+    const auto range = std::bit_cast<RangeDescriptor>(read.descriptors[i]);
+    lengths.push_back({ranges ? range.length : read.descriptors[i].length, 0});
+    i += ranges && (range.region & RangeDescriptor::blocks) != 0 ? 1 : 0;
+  }
+  return lengths;
+}
 
 /// Whether a frame is of an operation of the side that sends it, and no answer.
 KVFERRY_INLINE bool starts_something(FrameType type) {
@@ -87,8 +101,8 @@ KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& hea
     case FrameType::read_data: bounds = {0, 0, max_chunk_bytes, 0}; break;
     case FrameType::recv_post: bounds = {1, kit::max_paired_objects, 0, 0}; break;
     case FrameType::write_ack:
+    case FrameType::send_ack: bounds = {0, ObjectSet::descriptors_for(max_chunk_objects), 0, 0}; break;
     case FrameType::recv_cancel:
-    case FrameType::send_ack:
     case FrameType::send_abort:
     case FrameType::probe:
     case FrameType::probe_answer:
@@ -105,25 +119,40 @@ KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& hea
                     text(header.payload_bytes) + " bytes of payload, at most " + text(bounds.max_payload) + ", and " +
                     text(header.notification_bytes) + " of notification, at most " + text(bounds.max_notification));
   }
+  if (header.checksums > (has_trailer(header) ? max_chunk_objects : 0)) {
+    return violated("frame of type " + text(static_cast<std::uint64_t>(header.type)) + " with " +
+                    text(header.payload_bytes) + " bytes of payload and " + text(header.checksums) + " checksums");
+  }
   return {};
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::begin_payload(Frame& frame, std::vector<iovec>& scatter) {
+  std::error_code ec;
   switch (frame.header.type) {
     case FrameType::write:
       if (peer_gone_ || leaving_) {
         frame_status_ = errc::connection_lost;
-        return {};
+      } else {
+        ec = region_pieces(frame, Access::write, scatter, frame_status_);
       }
-      return region_pieces(frame, Access::write, scatter, frame_status_);
-    case FrameType::read_data: return begin_read_data(frame, scatter);
-    case FrameType::send_data: return begin_send_data(frame, scatter);
-    default: return {};
+      break;
+    case FrameType::read_data: ec = begin_read_data(frame, scatter); break;
+    case FrameType::send_data: ec = begin_send_data(frame, scatter); break;
+    default: break;
   }
+  if (!ec && frame.header.checksums != 0) {
+    landing_ = scatter;
+  }
+  return ec;
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
   receiving_ = 0;
+  if (frame.header.checksums != 0) {
+    if (const auto ec = check_checksums(frame)) {
+      return ec;
+    }
+  }
   if (starts_something(frame.header.type)) {
     if (leaving_) {
       return {};
@@ -134,7 +163,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
     case FrameType::write:
     case FrameType::notify: return end_write(frame);
     case FrameType::write_ack:
-    case FrameType::send_ack: return end_acknowledgement(frame.header);
+    case FrameType::send_ack: return end_acknowledgement(frame);
     case FrameType::read: return end_read(frame);
     case FrameType::read_data: return end_read_data(frame);
     case FrameType::recv_post: return end_recv_post(frame);
@@ -210,8 +239,12 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_write(Frame& frame) {
   FrameHeader header;
   header.type = FrameType::write_ack;
   header.operation = frame.header.operation;
-  if (frame.header.type == FrameType::write) {
-    header.status = wire_status(frame_status_ ? frame_status_ : fault_of(frame));
+  std::vector<Descriptor> differing;
+  if (frame.header.type == FrameType::write && frame_status_) {
+    header.status = wire_status(frame_status_);
+  } else if (frame.header.type == FrameType::write) {
+    header.status = wire_status(landed(frame));
+    differing = differing_objects(frame);
   } else if (peer_gone_) {
     header.status = wire_status(errc::connection_lost);
   }
@@ -221,19 +254,21 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_write(Frame& frame) {
       header.flags = FrameHeader::notification_refused;
     }
   }
-  return acknowledge(header);
+  return acknowledge(header, std::move(differing));
 }
 
-KVFERRY_INLINE std::error_code LaneProtocol::acknowledge(FrameHeader header) {
+KVFERRY_INLINE std::error_code LaneProtocol::acknowledge(FrameHeader header, std::vector<Descriptor> which) {
   // A peer that keeps to its window can't be owed more.
   if (++queued_acknowledgements_ > max_unacknowledged) {
     return violated("more than " + text(max_unacknowledged) + " frames unacknowledged");
   }
-  tell(header);
+  header.count = static_cast<std::uint32_t>(which.size());
+  control_.push_back({header, std::move(which)});
   return {};
 }
 
-KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const FrameHeader& header) {
+KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const Frame& frame) {
+  const FrameHeader& header = frame.header;
   if (unacknowledged_ == 0) {
     return violated("acknowledgement of nothing");
   }
@@ -262,11 +297,21 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const FrameHead
   }
   const Chunk chunk = transfer->outstanding.front();
   transfer->outstanding.pop_front();
+  const std::size_t named = status == errc::checksum_mismatch ? ObjectSet::descriptors_for(chunk.count) : 0;
+  if (frame.descriptors.size() != named) {
+    return violated("acknowledgement with status " + text(header.status) + " and " + text(frame.descriptors.size()) +
+                    " descriptors");
+  }
   // Where this side has given the send up, the peer's having let go of its recv is no cause of its own; but nobody has
   // received it.
   const bool dropped = transfer->stopping && status == errc::peer_cancelled;
   if (!dropped) {
-    settle(*transfer, chunk, status);
+    if (named == 0) {
+      settle(*transfer, chunk, status);
+    } else {
+      const ObjectSet which(frame.descriptors);
+      settle(*transfer, chunk, status, &which);
+    }
   }
   if (transfer->whole() && !dropped) {
     end(*transfer, transfer->failure, std::move(transfer->why));
@@ -289,6 +334,10 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_read(const Frame& frame) {
   response.header.operation = frame.header.operation;
   response.header.status = wire_status(status);
   response.header.payload_bytes = status ? 0 : frame.header.payload_bytes;
+  if ((frame.header.flags & FrameHeader::with_checksums) != 0 && !response.pieces.empty()) {
+    response.checksums = lengths_of(frame);
+    response.header.checksums = static_cast<std::uint16_t>(response.checksums.size());
+  }
   responses_.push_back(std::move(response));
   return {};
 }
@@ -306,6 +355,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::begin_read_data(const Frame& frame,
   const std::size_t expected = frame.header.status == 0 ? chunk.bytes : 0;
   if (frame.header.payload_bytes != expected) {
     return violated("answer to a read of " + text(expected) + " bytes with " + text(frame.header.payload_bytes));
+  }
+  if (transfer->checked && expected != 0 && frame.header.checksums == 0) {
+    return violated("answer to a read with checksums that has none");
   }
   if (expected != 0) {
     const kit::LocalBytes& local = transfer->cursor.local();
@@ -338,7 +390,14 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_read_data(const Frame& frame) {
     transfer->failure = errc::memory_fault;
     transfer->why = "the memory of its objects can't be written";
   }
-  settle(*transfer, chunk, header.status != 0 ? status_code(header.status) : fault_of(frame));
+  if (header.status != 0) {
+    settle(*transfer, chunk, status_code(header.status));
+  } else if (const auto status = landed(frame); !differing_.empty()) {
+    const ObjectSet which = differing_objects(frame, *transfer, chunk);
+    settle(*transfer, chunk, status, &which);
+  } else {
+    settle(*transfer, chunk, status);
+  }
   if (transfer->cursor.done() && transfer->outstanding.empty()) {
     end(*transfer, transfer->failure, std::move(transfer->why));
   }
@@ -352,10 +411,11 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_recv_post(Frame& frame) {
   }
   last_posted_ = recv;
   Post post;
-  post.reserve(frame.descriptors.size());
+  post.sizes.reserve(frame.descriptors.size());
   for (const Descriptor& descriptor : frame.descriptors) {
-    post.push_back(descriptor.length);
+    post.sizes.push_back(descriptor.length);
   }
+  post.checked = (frame.header.flags & FrameHeader::with_checksums) != 0;
   const bool overfull = frame.overfull;
   frame_memory_.clear();
   if (overfull || !matcher_.add_post(frame.header.tag, recv, std::move(post))) {
@@ -424,6 +484,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::begin_send_data(const Frame& frame,
     return violated("send data of " + text(total) + " bytes up to object " + text(object) + " of " +
                     text(objects.size()) + ", announced with " + text(frame.header.payload_bytes) + " bytes");
   }
+  if (transfer->checked && total != 0 && frame.header.checksums == 0) {
+    return violated("objects without checksums for a recv that asked for them");
+  }
   receiving_ = transfer->id;
   return {};
 }
@@ -434,22 +497,27 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_send_data(const Frame& frame) {
   FrameHeader header;
   header.type = FrameType::send_ack;
   header.operation = frame.header.tag;
-  const auto fault = fault_of(frame);
-  header.status = wire_status(transfer == nullptr ? errc::peer_cancelled : fault);
-  if (const auto excess = acknowledge(header)) {
+  if (transfer == nullptr) {
+    header.status = wire_status(errc::peer_cancelled);
+    return acknowledge(header);
+  }
+  const auto fault = landed(frame);
+  header.status = wire_status(fault);
+  if (const auto excess = acknowledge(header, differing_objects(frame))) {
     return excess;
   }
-  if (transfer == nullptr) {
-    return {};
-  }
   kit::Operation& operation = transfer->operation();
+  const bool differs = !differing_.empty();
   if (fault) {
-    transfer->why = frame.unwritable ? "the memory of its objects can't be written"
-                                     : "the memory of the peer's objects can't be read";
+    transfer->why = differs            ? "objects landed with other bytes than were sent: their checksums differ"
+                    : frame.unwritable ? "the memory of its objects can't be written"
+                                       : "the memory of the peer's objects can't be read";
   }
+  CoveredBytes differing(frame.checksums, differing_);
   for (const Descriptor& descriptor : frame.descriptors) {
     const std::size_t object = transfer->next_object;
-    if (fault && (descriptor.index & Descriptor::refused) == 0) {
+    const bool refused = (descriptor.index & Descriptor::refused) != 0;
+    if (fault && !refused && (!differs || differing.in_next(descriptor.length))) {
       transfer->failed_object = object;
       operation.failed(object, fault);
     }

@@ -36,6 +36,10 @@ class KVFERRY_EXPORT ReadAhead {
   /// Copies `bytes` bytes from `offset` on to these pieces. @return false if one of them can't be written.
   [[nodiscard]] bool copy_to(std::span<const iovec> pieces, std::size_t offset, std::size_t bytes) const noexcept;
 
+  /// Whether the CPU may read all of these pieces. Of a pool, the kernel has read a byte of each page of memory; else nobody has
+  /// looked, and the answer is yes.
+  [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept;
+
  private:
   friend ReadAheadPool;
 

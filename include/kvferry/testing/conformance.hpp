@@ -25,6 +25,7 @@
 #include <kvferry/testing/arguments_suite.hpp>
 #include <kvferry/testing/batches_suite.hpp>
 #include <kvferry/testing/cancellation_suite.hpp>
+#include <kvferry/testing/checksums_suite.hpp>
 #include <kvferry/testing/closing_suite.hpp>
 #include <kvferry/testing/completion_queue_suite.hpp>
 #include <kvferry/testing/completion_suite.hpp>

@@ -142,6 +142,15 @@ TEST(Checks, OfRangesWhereThereAreNone) {
   EXPECT_EQ(error_of(strided, no_ranges), errc::not_supported);
 }
 
+TEST(Checks, ChecksumsThatTheTransportHasNot) {
+  Capabilities with = everything();
+  with.checksums = true;
+  const auto asked = [](auto& request) { request.checksums = true; };
+  EXPECT_FALSE(error_of(asked, with));
+  EXPECT_EQ(error_of(asked), errc::not_supported);
+  EXPECT_FALSE(error_of([](auto& request) { request.checksums = false; }));
+}
+
 TEST(Checks, OfAnId) {
   EXPECT_FALSE(check_id("a", "the peer's"));
   EXPECT_FALSE(check_id(std::string(max_peer_id_bytes, 'a'), "the peer's"));

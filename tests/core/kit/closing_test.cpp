@@ -24,6 +24,18 @@
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
 namespace {
 
+TEST(OptionsOfTheKit, ChecksumsThatTheTransportHasNotAreRefusedByTheConstructor) {
+  ChannelOptions options;
+  options.checksums = true;
+  try {
+    const TestChannel made(options, [](const auto&) { return std::make_shared<KeepingLink>(); });
+    FAIL() << "it was made";
+  } catch (const TransferError& error) {
+    EXPECT_EQ(error.code(), errc::not_supported);
+    EXPECT_NE(std::string(error.what()).find("'test'"), std::string::npos) << error.what();
+  }
+}
+
 /// "a" connects to "b", over links of the test's at "a".
 class LinksOfATest : public ::testing::Test {
  protected:

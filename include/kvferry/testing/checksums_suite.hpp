@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/testing/conformance_test.hpp>
+#include <kvferry/testing/suite_macros.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::testing {
+
+/// Transfers with checksums are transfers like others as long as nothing goes wrong. What they find is tested where a
+/// transport's bytes can be got at.
+class ChecksumsTests : public ConformanceBase {
+ protected:
+  [[nodiscard]] static TransferSpec with_checksums(TransferSpec spec, bool on = true) {
+    spec.checksums = on;
+    return spec;
+  }
+
+ public:
+  void EveryKindMovesTheRightBytes() {
+    KVFERRY_TESTING_REQUIRE(checksums);
+    const auto [a, b] = connected_pair();
+    const std::vector<std::size_t> sizes{4096, 1, 0, 2048, 4095};
+    for (const bool on : {true, false, true}) {
+      const Objects source = a.objects(sizes).fill(11);
+      const Objects target = a.objects(sizes);
+      const Capabilities can = capabilities();
+      if (can.write) {
+        const auto write = start(TransferKind::write, a, b, source, with_checksums(at({1, 2, 3, 4, 5}), on));
+        EXPECT_EQ(write->outcome(), done(5)) << write->diagnostic();
+        EXPECT_TRUE(matches(b.page(1), 11));
+        EXPECT_TRUE(page_holds(b.page(4), 2048, 14));
+      }
+      if (can.write && can.read) {
+        const auto read = start(TransferKind::read, a, b, target, with_checksums(at({1, 2, 3, 4, 5}), on));
+        EXPECT_EQ(read->outcome(), done(5)) << read->diagnostic();
+        EXPECT_TRUE(target.match(11));
+      }
+      a.reuse_local_memory();
+      EXPECT_EQ(a->stats().checksum_mismatches + b->stats().checksum_mismatches, 0U);
+    }
+  }
+
+  void ASendAndARecvHaveThemIfEitherSideAsks() {
+    KVFERRY_TESTING_REQUIRE(checksums);
+    KVFERRY_TESTING_REQUIRE(send_recv);
+    const auto [a, b] = connected_pair();
+    std::uint64_t tag = 0;
+    for (const bool sender : {false, true}) {
+      for (const bool receiver : {false, true}) {
+        const Objects source = a.objects({3000, 0, 17}).fill(++tag);
+        const Objects target = b.objects({3000, 0, 17});
+        const auto recv = start(TransferKind::recv, b, a, target, with_checksums(tagged(tag), receiver));
+        const auto send = start(TransferKind::send, a, b, source, with_checksums(tagged(tag), sender));
+        EXPECT_EQ(send->outcome(), done(3)) << send->diagnostic();
+        EXPECT_EQ(recv->outcome(), done(3)) << recv->diagnostic();
+        EXPECT_TRUE(target.match(tag));
+      }
+    }
+  }
+};
+
+KVFERRY_TESTING_SUITE(Checksums, ChecksumsTests, EveryKindMovesTheRightBytes, ASendAndARecvHaveThemIfEitherSideAsks);
+
+}  // namespace kvferry::testing
