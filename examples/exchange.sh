@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# exchange.sh FOLDER DECODE_OPTION... -- PREFILL_OPTION...: starts FOLDER's decode_peer and prefill_peer on this machine
+# exchange.sh [--secure KEYGEN] FOLDER DECODE_OPTION... -- PREFILL_OPTION...: starts FOLDER's decode_peer and prefill_peer on this machine
 # and connects them. For run-peer-pair.sh, which builds them, and says what the exit code means.
 set -euo pipefail
+keygen=
+if [[ $1 == --secure ]]; then
+  keygen=$2
+  shift 2
+fi
 programs=$1
 shift
 decode_options=()
@@ -20,6 +25,7 @@ fi
 
 decode_pid=
 prefill_pid=
+keys=
 
 # Whatever ends this script ends both peers: asked first, then made to.
 # shellcheck disable=SC2317 # called by the trap
@@ -32,10 +38,19 @@ end_peers() {
   for pid in $prefill_pid $decode_pid; do
     timeout 10 tail --pid="$pid" -s 0.1 -f /dev/null || kill -KILL "$pid" 2>/dev/null || true
   done
+  [[ -z $keys ]] || rm -rf "$keys"
 }
 trap end_peers EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+if [[ -n $keygen ]]; then
+  keys=$(mktemp -d)
+  "$keygen" "$keys/decode.key" decode >"$keys/for_prefill"
+  "$keygen" "$keys/prefill.key" prefill >"$keys/for_decode"
+  decode_options+=(--key "$keys/decode.key" --peer-keys "$keys/for_decode")
+  prefill_options+=(--key "$keys/prefill.key" --peer-keys "$keys/for_prefill")
+fi
 
 # Decode's stderr is no terminal, so that only one of the two draws a progress bar.
 exec {decode_output}< <(exec "$programs/decode_peer" "${decode_options[@]}" 2> >(exec cat >&2))

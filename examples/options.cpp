@@ -2,6 +2,7 @@
 #include "options.hpp"
 
 #include <fmt/core.h>
+#include <kvferry/keyring.hpp>
 #include <kvferry/url.hpp>
 
 #include <CLI/CLI.hpp>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <system_error>
@@ -157,6 +159,14 @@ void add_common_options(CLI::App& app, CommonOptions& options, RawOptions& raw) 
                  "The same for the handshake and what follows before the first batch (default: --timeout)")
       ->type_name("SECONDS")
       ->check(between(0.001, 86'400.0));
+  auto* const key =
+      app.add_option("--key", options.key_file, "This peer's secret key, from kvferry-keygen: secures the handshake")
+          ->type_name("FILE");
+  app.add_option("--peer-keys", options.peer_keys_file,
+                 "The public keys that are trusted, as kvferry-keygen prints them")
+      ->type_name("FILE")
+      ->needs(key);
+  key->needs("--peer-keys");
   app.add_option("--corrupt-byte", options.corrupt_byte,
                  "Fault injection for tests: flips this byte of the cache behind the checksum's back")
       ->type_name("OFFSET");
@@ -196,6 +206,10 @@ kvferry::ChannelOptions CommonOptions::channel_options(const kvferry::MemoryRegi
   channel.handshake_timeout = connect_timeout;
   channel.log_sink = log_to_spdlog();
   channel.log_level = log_level;
+  if (!key_file.empty()) {
+    channel.keyring =
+        std::make_shared<kvferry::Keyring>(kvferry::read_key_pair(key_file), kvferry::read_peer_keys(peer_keys_file));
+  }
   return channel;
 }
 

@@ -28,6 +28,8 @@ struct CommonOptions {
   std::uint64_t max_rate = 0;
   std::chrono::milliseconds timeout{30'000};          ///< For each batch, and for the verdict.
   std::chrono::milliseconds connect_timeout{30'000};  ///< For the handshake and each message of the agreement.
+  std::string key_file;                               ///< Empty: handshakes are not secured.
+  std::string peer_keys_file;
   std::optional<std::uint64_t> corrupt_byte;
   kvferry::LogLevel log_level = kvferry::LogLevel::warning;
 
@@ -36,7 +38,7 @@ struct CommonOptions {
 
   [[nodiscard]] BatchWindow::Limits window_limits() const noexcept { return {depth, timeout, max_rate}; }
 
-  /// What they mean to a channel that offers one region.
+  /// What they mean to a channel that offers one region. @throws kvferry::TransferError for keys that can't be read.
   [[nodiscard]] kvferry::ChannelOptions channel_options(const kvferry::MemoryRegion& region) const;
 };
 

@@ -9,7 +9,7 @@ programs=$build/examples
 
 usage() {
   cat <<'TEXT'
-run-peer-pair.sh [OPTION VALUE]...
+run-peer-pair.sh [OPTION VALUE]... [--secure]
 
 Builds prefill_peer and decode_peer, starts both on this machine, and moves a KV cache from one to the other. Ends
 with 0 once it has arrived and the checksums match, otherwise with the exit code of the peer that failed.
@@ -31,6 +31,7 @@ with 0 once it has arrived and the checksums match, otherwise with the exit code
   --timeout SECONDS     what each peer may take for a step (default 30)
   --connect-timeout SECONDS  the same before the first batch (default: --timeout)
   --listen HOST:PORT    where decode_peer listens (default 127.0.0.1:0, any free port)
+  --secure              secures the handshake, with keys that are made for this run and thrown away
   --corrupt-byte OFFSET fault injection: flips a byte of what arrived
   --log LEVEL           what kvferry logs: debug, info, warning (default), error, off
 
@@ -46,6 +47,7 @@ fail() {
 prefill_options=()
 decode_options=()
 transport=tcp
+secure=()
 file=
 output=
 pool_size=
@@ -54,6 +56,11 @@ while (($#)); do
     -h | --help)
       usage
       exit 0
+      ;;
+    --secure)
+      secure=(--secure "$build/tools/kvferry-keygen")
+      shift
+      continue
       ;;
     --*=*)
       set -- "${1%%=*}" "${1#*=}" "${@:2}"
@@ -110,7 +117,7 @@ build_programs() (
   fi
   # A build folder of its own: the tests, which need more packages, stay out of it.
   cmake --preset release -B "$build" -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_WITH_RDMA="$with_rdma" || exit
-  cmake --build "$build" --target kvferry_prefill_peer kvferry_decode_peer --parallel "$(nproc)"
+  cmake --build "$build" --target kvferry_prefill_peer kvferry_decode_peer kvferry_keygen --parallel "$(nproc)"
 )
 
 mkdir -p "$build"
@@ -122,7 +129,7 @@ build_programs >"$build/run-peer-pair.log" 2>&1 || {
   fail 1 "the peers could not be built, see above"
 }
 
-exchange=("$repository/examples/exchange.sh" "$programs" "${decode_options[@]}" -- "${prefill_options[@]}")
+exchange=("$repository/examples/exchange.sh" "${secure[@]}" "$programs" "${decode_options[@]}" -- "${prefill_options[@]}")
 if [[ $transport != rdma ]]; then
   exec "${exchange[@]}"
 fi

@@ -7,10 +7,12 @@
 
 #include <chrono>
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include <kvferry/keyring.hpp>
 #include <kvferry/log.hpp>
 #include <kvferry/memory_region.hpp>
 
@@ -132,8 +134,15 @@ struct ChannelOptions {
   std::size_t max_pending_side_message_bytes = std::size_t{8} << 20;
   std::size_t max_pending_side_message_bytes_of_source = std::size_t{2} << 20;
 
+  /// Secures handshakes and side messages: they are encrypted, nobody gets through but peers whose key the keyring has, and
+  /// each of them under the id alone that it has the key for. All peers need one, and nothing falls back: without a keyring on
+  /// the other side, connecting ends with `errc::authentication_failed`. Data connections prove by a secret out of the
+  /// handshake that they are the peer's; they are not encrypted (docs/security.md). Such a channel has a ZeroMQ context and two
+  /// threads more of its own. Null: no keys.
+  std::shared_ptr<const Keyring> keyring = nullptr;
+
   /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never
-  /// terminated. Null: one that the process's channels share.
+  /// terminated. Null: one that the process's channels share. Not with a keyring.
   void* zmq_context = nullptr;
 };
 

@@ -2,6 +2,7 @@
 // The definitions of the handshake over ZeroMQ.
 #pragma once
 
+#include <kvferry/handshake/curve-inl.hpp>
 #include <kvferry/handshake/handshake_attempts-inl.hpp>
 #include <kvferry/handshake/handshake_gate-inl.hpp>
 #include <kvferry/handshake/handshake_gate_bytes-inl.hpp>

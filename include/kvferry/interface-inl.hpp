@@ -19,6 +19,7 @@
 #include <kvferry/detail/standard_descriptors-inl.hpp>
 #include <kvferry/detail/text-inl.hpp>
 #include <kvferry/error-inl.hpp>
+#include <kvferry/keyring-inl.hpp>
 #include <kvferry/log-inl.hpp>
 #include <kvferry/side_message_codec-inl.hpp>
 #include <kvferry/url-inl.hpp>

@@ -37,6 +37,10 @@ class ChannelOptions(TypedDict, total=False):
     #: The answer to LMCache's P2PInitSideMsg.
     peer_lookup_url: str | None
     require_equal_page_sizes: bool | None
+    #: Whether transfers have checksums that don't say otherwise.
+    checksums: bool | None
+    #: Secures handshakes: the files of this channel's secret key and of the keys of its peers, as kvferry-keygen makes them.
+    keyring: tuple[str, str] | None
     max_peers: int | None
     #: The deadline of transfers that set none.
     default_timeout: float | None
@@ -100,6 +104,8 @@ class PairedSpec(TypedDict, total=False):
 
     #: A send meets the recv of the same tag.
     tag: int
+    #: Whether the bytes are compared with checksums where they have landed; either side may ask.
+    checksums: bool | None
     timeout: float | None
     #: Whether each object's outcome is recorded: ``TransferError.statuses``, ``Operation.statuses``.
     statuses: bool
@@ -122,5 +128,7 @@ class OneSidedSpec(TypedDict, total=False):
     notification: bytes
     #: 0: for ``receive_notification``; another: for ``receive_notifications`` of that key.
     notification_key: int
+    #: Whether the bytes are compared with checksums where they have landed; left out: as the channel's options say.
+    checksums: bool | None
     #: Whether each object's outcome is recorded: ``TransferError.statuses``, ``Operation.statuses``.
     statuses: bool

@@ -61,12 +61,12 @@ class Arguments {
     return found.is_none() ? nb::object() : found;
   }
 
-  /// Overwrites `value` if there is such an argument.
+  /// Overwrites `value` if there is such an argument. @return whether there is.
   template <class T>
-  void read(const char* name, T& value) {
+  bool read(const char* name, T& value) {
     const nb::object found = take(name);
     if (!found.is_valid()) {
-      return;
+      return false;
     }
     try {
       if constexpr (requires { typename T::period; }) {
@@ -77,6 +77,7 @@ class Arguments {
     } catch (const nb::cast_error&) {
       throw wrong_type(std::string(name) + " can't be " + nb::cast<std::string>(nb::repr(found)));
     }
+    return true;
   }
 
   /// @throws nb::type_error if there is an argument that nobody took.

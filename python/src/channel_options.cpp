@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <kvferry/keyring.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #if KVFERRY_PYTHON_RDMA
 #include <kvferry/rdma_transfer_channel.hpp>
 #endif
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 
+#include <memory>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -22,6 +27,10 @@ void read(Arguments& given, ChannelOptions& options) {
   given.read("advertised_init_url", options.advertised_init_url);
   given.read("peer_lookup_url", options.peer_lookup_url);
   given.read("require_equal_page_sizes", options.require_equal_page_sizes);
+  given.read("checksums", options.checksums);
+  if (std::pair<std::string, std::string> files; given.read("keyring", files)) {
+    options.keyring = std::make_shared<Keyring>(read_key_pair(files.first), read_peer_keys(files.second));
+  }
   given.read("max_peers", options.max_peers);
   given.read("default_timeout", options.default_timeout);
   given.read("handshake_timeout", options.handshake_timeout);

@@ -177,6 +177,9 @@ TransferRequest make_request(TransferKind kind, nb::handle objects, std::string 
   } else {
     arguments.read("tag", request.tag);
   }
+  if (bool checksums = false; arguments.read("checksums", checksums)) {
+    request.checksums = checksums;
+  }
   if (const nb::object timeout = arguments.take("timeout"); timeout.is_valid()) {
     request.timeout = timeout_of(nb::cast<double>(timeout));
   }

@@ -42,3 +42,24 @@ def test_every_option_is_taken() -> None:
         kvferry.RdmaTransferChannel(
             **{**dict.fromkeys(RdmaOptions.__annotations__), "peer_init_url": "nonsense://"}  # type: ignore[arg-type]
         )
+
+
+def test_a_keyring_is_read_from_its_files(tmp_path: Path) -> None:
+    with pytest.raises(kvferry.TransferError, match="key file"):
+        kvferry.TcpTransferChannel(keyring=(str(tmp_path / "key"), str(tmp_path / "peers")))
+    (tmp_path / "key").write_text("no key")
+    (tmp_path / "key").chmod(0o600)
+    with pytest.raises(kvferry.TransferError, match="is no key"):
+        kvferry.TcpTransferChannel(keyring=(str(tmp_path / "key"), str(tmp_path / "peers")))
+
+
+def test_checksums_are_asked_for_by_channel_and_by_call() -> None:
+    source, target = bytearray(b"x" * 4096), bytearray(4096)
+    with (
+        kvferry.TcpTransferChannel(regions=[kvferry.Region(target, 4096)], peer_init_url="tcp://127.0.0.1:0") as far,
+        kvferry.TcpTransferChannel(checksums=True) as near,
+    ):
+        near.lazy_init_peer_connection("near", "far", far.peer_init_url)
+        assert near.batched_write([source], "far", remote_indexes=[0]) == 1
+        assert near.batched_write([source], "far", remote_indexes=[0], checksums=False) == 1
+    assert target == source

@@ -56,9 +56,9 @@ class PeerPair {
 /// What run-peer-pair.sh runs when it has built the peers.
 class Exchange : public PeerProcess {
  public:
-  Exchange(const Arguments& decode, const Arguments& prefill)
+  Exchange(const Arguments& decode, const Arguments& prefill, const Arguments& first = {})
       : PeerProcess(KVFERRY_TEST_DATA_DIR "/../examples/exchange.sh",
-                    Arguments{KVFERRY_EXAMPLES_DIR} + decode + Arguments{"--"} + prefill) {}
+                    first + Arguments{KVFERRY_EXAMPLES_DIR} + decode + Arguments{"--"} + prefill) {}
 };
 
 inline std::vector<std::string> lines_of(const std::string& text) {

@@ -6,6 +6,8 @@
 
 #include <csignal>
 #include <cstdint>
+#include <cstdlib>
+#include <filesystem>
 #include <initializer_list>
 #include <random>
 #include <string>
@@ -120,6 +122,16 @@ TEST(ExchangeScript, MovesACacheAndShowsWhatBothPeersSay) {
   }
 }
 
+TEST(ExchangeScript, MakesKeysAndThrowsThemAway) {
+  const TemporaryFolder temporary;
+  ASSERT_EQ(::setenv("TMPDIR", temporary.file("").c_str(), 1), 0);
+  Exchange exchange(small_cache, small_cache, {"--secure", KVFERRY_TOOLS_DIR "/kvferry-keygen"});
+  const int code = exchange.wait_for_exit();
+  ::unsetenv("TMPDIR");
+  EXPECT_EQ(code, 0) << exchange.errors();
+  EXPECT_TRUE(std::filesystem::is_empty(temporary.file("")));
+}
+
 TEST(ExchangeScript, EndsWithTheCodeOfThePeerThatFailed) {
   Exchange corrupt(small_cache + Arguments{"--corrupt-byte", "7"}, small_cache);
   EXPECT_EQ(corrupt.wait_for_exit(), 6) << corrupt.errors();
@@ -135,6 +147,18 @@ TEST(ExchangeScript, TakesBothPeersAlongWhenItIsInterrupted) {
   exchange.signal(SIGTERM);
   // Its output ends when the last one that holds it is gone.
   EXPECT_EQ(exchange.wait_for_exit(), 143);
+}
+
+TEST(PeerPair, OneThatIsSecuredTakesNoOtherThatIsNot) {
+  const TemporaryFolder folder;
+  const std::string keygen = KVFERRY_TOOLS_DIR "/kvferry-keygen";
+  const std::string key = folder.file("key");
+  const std::string peers = folder.file("peers");
+  ASSERT_EQ(::system(("'" + keygen + "' '" + key + "' prefill > '" + peers + "'").c_str()), 0);
+  DecodeProcess decode(small_cache + Arguments{"--key", key, "--peer-keys", peers, "--timeout", "5"});
+  PrefillProcess prefill(decode.url(), small_cache);
+  EXPECT_EQ(prefill.wait_for_exit(), 4) << prefill.errors();
+  EXPECT_NE(prefill.errors().find("has no keyring"), std::string::npos) << prefill.errors();
 }
 
 TEST(PeerPair, ListensEverywhereAndIsReachedAtWhatItAdvertises) {

@@ -205,6 +205,7 @@ void HandshakeService::Reply::operator()(const SideMessage& answer) {
   }
 }
 std::string HandshakeService::Reply::source() const { return state_ ? "127.0.0.1" : std::string(); }
+std::string HandshakeService::Reply::key() const { return {}; }
 
 HandshakeService::HandshakeService(Options options, RequestHandler on_request) : impl_(std::make_shared<Impl>()) {
   forget_services = [] {
@@ -234,7 +235,7 @@ HandshakeService::~HandshakeService() { close(); }
 std::string HandshakeService::bound_url() const { return impl_->url; }
 
 void HandshakeService::ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
-                           AnswerHandler on_answer) {
+                           AnswerHandler on_answer, const std::string&) {
   std::uint64_t number = 0;
   const bool open = impl_->put([&] {
     number = ++impl_->last;

@@ -65,6 +65,16 @@ class Relay {
   void flip_after(std::size_t bytes, bool towards_server) {
     run([&] { flip_[towards_server ? 1 : 0] = bytes; });
   }
+  /// Keeps what passes from now on.
+  void record() {
+    run([this] { recording_ = true; });
+  }
+  /// What has passed towards the target, or from it, of all connections.
+  [[nodiscard]] std::string recorded(bool towards_server) {
+    std::string bytes;
+    run([&] { bytes = recorded_[towards_server ? 1 : 0]; });
+    return bytes;
+  }
   /// Cuts all connections.
   void cut() {
     run([this] { close_all(); });
@@ -136,6 +146,9 @@ class Relay {
           return;
         }
         relay.bytes_ += count;
+        if (relay.recording_) {
+          relay.recorded_[towards_server ? 1 : 0].append(buffer.data(), count);
+        }
         if (auto& flip = relay.flip_[towards_server ? 1 : 0]; flip && *flip < count) {
           buffer[*flip] = static_cast<char>(buffer[*flip] ^ 0x10);
           flip.reset();
@@ -229,6 +242,8 @@ class Relay {
   const std::uint16_t port_;
   std::uint16_t target_ = 0;
   bool paused_ = false;
+  bool recording_ = false;
+  std::array<std::string, 2> recorded_;
   std::optional<std::size_t> budget_;
   std::array<std::optional<std::size_t>, 2> flip_;  ///< Of bytes from the target, and of those towards it.
   std::optional<std::promise<void>> client_closed_;

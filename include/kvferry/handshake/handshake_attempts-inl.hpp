@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include <kvferry/handshake/curve.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
@@ -51,10 +53,20 @@ KVFERRY_INLINE std::optional<ConnectSlots::Slot> ConnectSlots::take(HandshakeAtt
   return std::optional<Slot>(std::in_place, *this, holders_.insert(holders_.end(), {&owner, now}));
 }
 
-KVFERRY_INLINE void HandshakeAttempts::add(std::span<const HostPort> addresses, TimePoint now) {
-  for (const auto& address : addresses.first(std::min(addresses.size(), max_addresses))) {
-    waiting_.push_back({address, now, 0});
+KVFERRY_INLINE void HandshakeAttempts::add(std::span<const HostPort> addresses, TimePoint now,
+                                           std::span<const std::string> server_keys) {
+  const auto add_one = [&](const HostPort& address, std::string key) {
+    waiting_.push_back({address, now, 0, std::move(key)});
     now += attempt_delay;
+    ++targets_;
+  };
+  for (const auto& address : addresses.first(std::min(addresses.size(), max_addresses))) {
+    if (server_keys.empty()) {
+      add_one(address, {});
+    }
+    for (const std::string& key : server_keys) {
+      add_one(address, key);
+    }
   }
 }
 
@@ -64,28 +76,34 @@ KVFERRY_INLINE HandshakeAttempts::TimePoint HandshakeAttempts::due() const noexc
 }
 
 KVFERRY_INLINE void HandshakeAttempts::advance(const SharedContext& context, ConnectSlots& slots,
-                                               std::size_t max_message_bytes, TimePoint now) {
+                                               std::size_t max_message_bytes, TimePoint now, const Keyring* keyring) {
   while (due() <= now) {
     const auto next = std::ranges::min_element(waiting_, {}, &Waiting::at);
     const Waiting trying = std::move(*next);
     waiting_.erase(next);
     auto slot = slots.take(*this, trying.failures != 0, now);
     if (!slot) {
-      waiting_.push_back({trying.address, now + slot_pause, trying.failures});
+      waiting_.push_back({trying.address, now + slot_pause, trying.failures, trying.server_key});
       continue;
     }
     try {
       auto socket = connected_socket(context, max_message_bytes);
       // ZMQ_IMMEDIATE would tell of a connection with less effort, but loses the answer of a server that hangs up after it.
       HandshakeMonitor monitor(context, socket,
-                               ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED);
+                               ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED |
+                                   ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
+                                   ZMQ_EVENT_HANDSHAKE_FAILED_AUTH);
+      if (keyring != nullptr) {
+        secure_client(socket.ref(), *keyring, trying.server_key);
+      }
       socket.connect(trying.address);
-      candidates_.push_back({std::move(socket), std::move(monitor), std::move(*slot), trying.address, trying.failures});
+      candidates_.push_back({std::move(socket), std::move(monitor), std::move(*slot), trying.address, trying.failures,
+                             trying.server_key});
     } catch (const zmq::error_t&) {
       if (trying.failures == 0 && !begun()) {
         throw;
       }
-      try_again(trying.address, trying.failures, now);
+      try_again(trying, now);
     }
   }
 }
@@ -96,8 +114,7 @@ KVFERRY_INLINE HandshakeAttempts::Candidates::iterator HandshakeAttempts::find(c
 
 KVFERRY_INLINE void HandshakeAttempts::failed(Candidates::iterator candidate, TimePoint now) {
   const bool latest = std::next(candidate) == candidates_.end();
-  HostPort address = std::move(candidate->address);
-  const std::size_t failures = candidate->failures;
+  Waiting tried{std::move(candidate->address), now, candidate->failures, std::move(candidate->server_key)};
   candidates_.erase(candidate);
   // The latest failed: no reason to wait for it.
   const auto untried = [](const Waiting& one) { return one.failures == 0; };
@@ -108,12 +125,13 @@ KVFERRY_INLINE void HandshakeAttempts::failed(Candidates::iterator candidate, Ti
       one.at -= untried(one) ? early : early.zero();
     }
   }
-  try_again(std::move(address), failures, now);
+  try_again(std::move(tried), now);
 }
 
-KVFERRY_INLINE void HandshakeAttempts::try_again(HostPort address, std::size_t failures, TimePoint now) {
-  const auto pause = first_pause * (1 << std::min(failures, longest_pause_doublings));
-  waiting_.push_back({std::move(address), now + pause, failures + 1});
+KVFERRY_INLINE void HandshakeAttempts::try_again(Waiting tried, TimePoint now) {
+  tried.at = now + first_pause * (1 << std::min(tried.failures, longest_pause_doublings));
+  ++tried.failures;
+  waiting_.push_back(std::move(tried));
 }
 
 KVFERRY_INLINE void HandshakeAttempts::settle_on(Candidates::iterator candidate) {

@@ -12,6 +12,7 @@
 #include <kvferry/url.hpp>
 
 #include <kvferry/handshake/handshake_sockets.hpp>
+#include <kvferry/keyring.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
@@ -75,6 +76,7 @@ class HandshakeAttempts {
     ConnectSlots::Slot slot;
     HostPort address;
     std::size_t failures = 0;
+    std::string server_key = {};
   };
   /// Not movable: ZeroMQ's monitor must go before the socket that it watches.
   using Candidates = std::list<Candidate>;
@@ -84,7 +86,10 @@ class HandshakeAttempts {
   HandshakeAttempts& operator=(const HandshakeAttempts&) = delete;
 
   /// The addresses to try, at most 8.
-  void add(std::span<const HostPort> addresses, TimePoint now);
+  /// @param server_keys who may answer there, each of whom is tried; none if that isn't known by a key.
+  void add(std::span<const HostPort> addresses, TimePoint now, std::span<const std::string> server_keys = {});
+  /// How many there were to try.
+  [[nodiscard]] std::size_t targets() const noexcept { return targets_; }
   /// Whether there was ever anything to try.
   [[nodiscard]] bool begun() const noexcept { return !candidates_.empty() || !waiting_.empty(); }
 
@@ -92,7 +97,9 @@ class HandshakeAttempts {
   [[nodiscard]] TimePoint due() const noexcept;
   /// Tries what is due.
   /// @throws zmq::error_t if that can't be tried and there is nothing else.
-  void advance(const SharedContext& context, ConnectSlots& slots, std::size_t max_message_bytes, TimePoint now);
+  /// @param keyring of who connects; null without keys.
+  void advance(const SharedContext& context, ConnectSlots& slots, std::size_t max_message_bytes, TimePoint now,
+               const Keyring* keyring = nullptr);
 
   [[nodiscard]] Candidates& candidates() noexcept { return candidates_; }
   /// @return the end if there is none (any more).
@@ -110,12 +117,14 @@ class HandshakeAttempts {
     HostPort address;
     TimePoint at;
     std::size_t failures = 0;
+    std::string server_key = {};
   };
 
-  void try_again(HostPort address, std::size_t failures, TimePoint now);
+  void try_again(Waiting tried, TimePoint now);
 
   Candidates candidates_;  ///< In the order in which they were begun.
   std::vector<Waiting> waiting_;
+  std::size_t targets_ = 0;
 };
 
 }  // namespace kvferry::kit

@@ -58,6 +58,11 @@ class HandshakeGate {
     /// For a connection that has nothing to say.
     std::chrono::milliseconds idle{30'000};
 
+    /// Lets no more than the first bytes of a peer's greeting in before all of ZeroMQ's own has left. Of a peer with another
+    /// mechanism ZeroMQ hangs up, and what it hasn't sent by then the peer never hears: not even which mechanism is asked for.
+    /// Peers older than ZMTP 3.0 would wait for ever, and have no mechanisms.
+    bool greets_first = false;
+
     /// @param message the largest frame that ZeroMQ takes.
     [[nodiscard]] static Bounds of(std::size_t message);
   };
@@ -121,6 +126,8 @@ class HandshakeGate {
     std::size_t requests = 0;  ///< Taken and not answered.
     std::size_t unread = 0;    ///< Bytes of answers that ZeroMQ still has.
     bool has_asked = false;
+    std::size_t greeted = 0;   ///< Bytes of ZeroMQ's greeting that have left.
+    bool peer_greets = false;  ///< What shows the peer's version has come in.
     std::vector<char> to_inner;
     std::vector<char> to_outer;
   };

@@ -12,9 +12,18 @@
 #include <kvferry/handshake/handshake_gate.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
+inline namespace internal {
+
+/// Of ZMTP 3 (https://rfc.zeromq.org/spec/23).
+inline constexpr std::size_t greeting_bytes = 64;
+
+}  // namespace internal
 
 /// How many bytes of the peer's may be handed on.
 KVFERRY_INLINE std::size_t HandshakeGate::allowance(const Connection& connection) const {
+  if (bounds_.greets_first && connection.greeted < greeting_bytes) {
+    return connection.peer_greets ? 0 : 1;  // behind the signature, the byte that ZeroMQ completes its greeting for
+  }
   const auto left = [](std::size_t bound, std::size_t used) { return bound > used ? bound - used : 0; };
   const std::size_t own = left(bounds_.connection_bytes, connection.bytes);
   const Source& source = connection.source->second;
@@ -66,6 +75,7 @@ KVFERRY_INLINE bool HandshakeGate::pump_inward(Connection& connection) {
     return received < 0 && would_block();
   }
   const auto count = static_cast<std::size_t>(received);
+  connection.peer_greets = true;
   add(connection, count);
   const auto sent = send_some(buffer_.data(), count);
   if (sent && *sent < count) {
@@ -101,6 +111,7 @@ KVFERRY_INLINE bool HandshakeGate::pump_outward(Connection& connection) {
     }
     return true;
   }
+  connection.greeted = std::min(connection.greeted + static_cast<std::size_t>(received), greeting_bytes);
   has_left(connection, static_cast<std::size_t>(received));
   const ssize_t sent = send_some(buffer_.data(), static_cast<std::size_t>(received));
   if (sent < 0) {

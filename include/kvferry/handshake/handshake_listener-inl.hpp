@@ -12,6 +12,7 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include <kvferry/detail/name_resolution.hpp>
+#include <kvferry/handshake/curve.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
@@ -42,6 +43,12 @@ KVFERRY_INLINE SideMessage error_message(std::error_code ec, const std::string& 
   return encode_side_message(SideMessageError{is_own ? ec.value() : static_cast<int>(errc::handshake_failed), text});
 }
 
+KVFERRY_INLINE HandshakeGate::Bounds bounds_for(const HandshakeService::Options& options) {
+  auto bounds = HandshakeGate::Bounds::of(largest_frame(options.max_message_bytes));
+  bounds.greets_first = options.keyring != nullptr;
+  return bounds;
+}
+
 }  // namespace internal
 
 KVFERRY_INLINE HandshakeListener::HandshakeListener(const SharedContext& context,
@@ -49,27 +56,40 @@ KVFERRY_INLINE HandshakeListener::HandshakeListener(const SharedContext& context
                                                     HandshakeService::RequestHandler on_request,
                                                     std::weak_ptr<HandshakeMailbox> mailbox)
     : max_message_bytes_(options.max_message_bytes),
+      keyring_(options.keyring),
       socket_(context, zmq::socket_type::router, largest_frame(options.max_message_bytes)),
-      gate_(socket_.ref(), listening_address(parse_url(options.bind_url), options.lookup_timeout),
-            HandshakeGate::Bounds::of(largest_frame(options.max_message_bytes)), options.refusals),
+      gate_(socket_.ref(), listening_address(parse_url(options.bind_url), options.lookup_timeout), bounds_for(options),
+            options.refusals),
       refusals_(options.refusals),
       on_request_(std::move(on_request)),
       mailbox_(std::move(mailbox)) {
   auto url = parse_url(options.bind_url);
   url.port = gate_.port();
   bound_url_ = url.to_url();
+  use_own_key();
+}
+
+/// ZeroMQ gives a connection the key that the socket has when the gate has it connect.
+KVFERRY_INLINE void HandshakeListener::use_own_key() {
+  if (keyring_) {
+    key_revision_ = keyring_->revision();
+    secure_server(socket_.ref(), *keyring_);
+  }
 }
 
 KVFERRY_INLINE void HandshakeListener::serve() {
   const auto mailbox = mailbox_.lock();
   for (int served = 0; served < requests_a_turn && !mailbox->closed() && serve_one(); ++served) {
   }
+  if (keyring_ && keyring_->revision() != key_revision_) {
+    use_own_key();
+  }
   gate_.serve();
 }
 
 KVFERRY_INLINE bool HandshakeListener::serve_one() {
   std::size_t bytes = 0;
-  const auto frames = socket_.receive(&bytes);
+  auto frames = socket_.receive(&bytes);
   if (frames.empty()) {
     return false;
   }
@@ -77,7 +97,9 @@ KVFERRY_INLINE bool HandshakeListener::serve_one() {
   auto source = gate_.request_taken(frames.front().to_string_view(), frames.size(), bytes);
   const auto payload_begins = envelope.size();
   const bool has_delimiter = payload_begins > 1;
-  const auto request = std::make_shared<ServedRequest>(std::move(envelope), std::move(source));
+  const auto request = std::make_shared<ServedRequest>(
+      std::move(envelope), std::move(source),
+      keyring_ ? std::string(frames.back().gets(KeyCheck::key_property)) : std::string());
   if (!has_delimiter) {
     refuse_stranger(request, errc::malformed_message,
                     "the request lacks the empty frame that a REQ socket puts in front");

@@ -42,11 +42,14 @@ class HandshakeListener {
 
  private:
   bool serve_one();
+  void use_own_key();
   void hand_over(const std::shared_ptr<ServedRequest>& request, SideMessage message);
   void refuse_stranger(const std::shared_ptr<ServedRequest>& request, std::error_code ec, const std::string& text);
   void refuse(const std::shared_ptr<ServedRequest>& request, std::error_code ec, const std::string& text);
 
   const std::size_t max_message_bytes_;
+  const std::shared_ptr<const Keyring> keyring_;
+  std::uint64_t key_revision_ = 0;  ///< Of the key that the socket has.
   HandshakeSocket socket_;
   HandshakeGate gate_;
   const std::shared_ptr<Refusals> refusals_;

@@ -81,6 +81,10 @@ KVFERRY_INLINE std::string HandshakeService::Reply::source() const {
   return state_ ? state_->request->source : std::string();
 }
 
+KVFERRY_INLINE std::string HandshakeService::Reply::key() const {
+  return state_ ? state_->request->key : std::string();
+}
+
 KVFERRY_INLINE void HandshakeService::Reply::operator()(const SideMessage& answer) {
   if (const auto state = std::move(state_)) {
     state->send(ServedRequest::State::answered, answer);

@@ -24,14 +24,15 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 struct ServedRequest {
   enum class State : std::uint8_t { waiting, answered, dropped, failed };
 
-  ServedRequest(std::vector<Bytes> routing, std::string from)
-      : envelope(std::move(routing)), source(std::move(from)) {}
+  ServedRequest(std::vector<Bytes> routing, std::string from, std::string whose_key = {})
+      : envelope(std::move(routing)), source(std::move(from)), key(std::move(whose_key)) {}
 
   /// Whether the state was `from` and now is `to`.
   bool advance(State from, State to) noexcept { return state.compare_exchange_strong(from, to); }
 
   const std::vector<Bytes> envelope;  ///< The frames in front of the request, and of its reply.
   const std::string source;           ///< Where it came from.
+  const std::string key;              ///< The public key of who sent it; empty without keys.
   std::atomic<State> state{State::waiting};
 };
 
@@ -49,6 +50,7 @@ struct Question {
   std::chrono::steady_clock::time_point asked_at;
   std::chrono::steady_clock::time_point deadline;
   HandshakeService::AnswerHandler on_answer;
+  std::string peer_id = {};  ///< Who is to answer; empty if that isn't known.
 };
 
 /// Work for the service's thread: the addresses of the host in a question's url.

@@ -22,6 +22,10 @@ inline namespace internal {
 
 /// Of what a peer says of an error.
 inline constexpr std::size_t longest_sentence = 100;
+/// A question may be asked of whoever has one of these many keys: each takes a connection of its own.
+inline constexpr std::size_t most_server_keys = 64;
+/// How often each key has to fail before nobody there is thought to have it.
+inline constexpr std::size_t accidents = 3;
 
 KVFERRY_INLINE std::string no_answer_in_time(const Question& question) {
   const auto allowed = question.deadline > question.asked_at
@@ -84,6 +88,18 @@ KVFERRY_INLINE void HandshakeQuestions::begin(Iterator open) {
             std::to_string(max_message_bytes_) + " get through");
     return;
   }
+  if (keyring_) {
+    const std::string& peer_id = open->second.question.peer_id;
+    auto& keys = open->second.server_keys;
+    keys = keyring_->keys_of(peer_id);
+    if (keys.empty() || keys.size() > most_server_keys) {
+      end(open, errc::authentication_failed,
+          "cannot connect to " + url + ": the keyring has " + std::to_string(keys.size()) + " keys of " +
+              (peer_id.empty() ? std::string("peers, of whom any may answer") : "peer " + in_quotes(peer_id)) +
+              ", 1 to " + std::to_string(most_server_keys) + " are tried");
+      return;
+    }
+  }
   HostPort target;
   try {
     target = parse_url(url);
@@ -130,7 +146,7 @@ KVFERRY_INLINE void HandshakeQuestions::resolved(ResolvedCommand&& command) {
 KVFERRY_INLINE void HandshakeQuestions::connect(Iterator open, std::span<const HostPort> addresses) {
   try {
     const auto now = std::chrono::steady_clock::now();
-    open->second.attempts.add(addresses, now);
+    open->second.attempts.add(addresses, now, open->second.server_keys);
     advance(open->second, now);
   } catch (const zmq::error_t& error) {
     end(open, error_code_of(error), "cannot connect to " + open->second.question.url + ": " + error.what());
@@ -138,7 +154,7 @@ KVFERRY_INLINE void HandshakeQuestions::connect(Iterator open, std::span<const H
 }
 
 KVFERRY_INLINE void HandshakeQuestions::advance(Open& open, TimePoint now) {
-  open.attempts.advance(context_, slots_, largest_frame(max_message_bytes_), now);
+  open.attempts.advance(context_, slots_, largest_frame(max_message_bytes_), now, keyring_.get());
 }
 
 KVFERRY_INLINE void HandshakeQuestions::append_poll_items(std::vector<zmq_pollitem_t>& items) {
@@ -174,7 +190,11 @@ KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_
   if (candidate == attempts.candidates().end() || (socket.revents != 0 && receive(open))) {
     return;
   }
-  const auto event = candidate->monitor.receive();
+  std::uint32_t value = 0;
+  const auto event = candidate->monitor.receive({}, &value);
+  if (event && handshake_failed(open, *event, value)) {
+    return;
+  }
   const bool sent = open->second.sent;
   if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !sent) {
     attempts.settle_on(candidate);
@@ -195,6 +215,31 @@ KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_
     attempts.failed(candidate, now);
     advance(open->second, now);
   }
+}
+
+KVFERRY_INLINE bool HandshakeQuestions::handshake_failed(Iterator open, int event, std::uint32_t value) {
+  const auto& url = open->second.question.url;
+  if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH) {
+    end(open, errc::authentication_failed,
+        keyring_ ? url + " doesn't secure its handshakes, which this channel's keyring asks for"
+                 : url + " secures its handshakes, and this channel has no keyring");
+    return true;
+  }
+  if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
+    end(open, errc::authentication_failed,
+        url + " doesn't know this channel's key " + (keyring_ ? keyring_->own().public_key : std::string()));
+    return true;
+  }
+  const bool hung_up = event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
+  // Once may be an accident: a server that is just ending.
+  if (keyring_ && hung_up && ++open->second.hang_ups >= accidents * open->second.attempts.targets()) {
+    end(open, errc::authentication_failed,
+        "who answers at " + url + " has none of the keys that the keyring has for " +
+            (open->second.question.peer_id.empty() ? "its peers" : "peer " + in_quotes(open->second.question.peer_id)) +
+            ", or doesn't secure its handshakes");
+    return true;
+  }
+  return false;
 }
 
 KVFERRY_INLINE bool HandshakeQuestions::receive(Iterator open) {

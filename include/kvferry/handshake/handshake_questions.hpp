@@ -24,9 +24,13 @@ class HandshakeQuestions {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;
 
+  /// @param keyring null without keys.
   HandshakeQuestions(const SharedContext& context, std::size_t max_message_bytes,
-                     std::weak_ptr<HandshakeMailbox> mailbox)
-      : context_(context), max_message_bytes_(max_message_bytes), mailbox_(std::move(mailbox)) {}
+                     std::weak_ptr<HandshakeMailbox> mailbox, std::shared_ptr<const Keyring> keyring = nullptr)
+      : context_(context),
+        max_message_bytes_(max_message_bytes),
+        mailbox_(std::move(mailbox)),
+        keyring_(std::move(keyring)) {}
 
   void start(Question&& question);
   void resolved(ResolvedCommand&& command);
@@ -48,6 +52,8 @@ class HandshakeQuestions {
     HandshakeAttempts attempts = {};  ///< None until the host's name is resolved.
     bool sent = false;                ///< By the only candidate that is left.
     std::size_t repeats = 0;          ///< How often it was sent again, after its connection was lost.
+    std::vector<std::string> server_keys = {};
+    std::size_t hang_ups = 0;  ///< Of who was to show that he has one of these keys.
   };
   using Iterator = std::map<std::uint64_t, Open>::iterator;
 
@@ -58,6 +64,8 @@ class HandshakeQuestions {
   void connect(Iterator open, std::span<const HostPort> addresses);
   void advance(Open& open, TimePoint now);
   void serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor);
+  /// @return whether the question has ended of it.
+  bool handshake_failed(Iterator open, int event, std::uint32_t value);
   /// @return whether there was anything to receive, so that the question has ended.
   bool receive(Iterator open);
   void answer(Iterator open, SideMessage message);
@@ -66,6 +74,7 @@ class HandshakeQuestions {
   const SharedContext& context_;
   std::size_t max_message_bytes_;
   std::weak_ptr<HandshakeMailbox> mailbox_;
+  std::shared_ptr<const Keyring> keyring_;
   std::uint64_t next_number_ = 0;
   ConnectSlots slots_;
   std::map<std::uint64_t, Open> open_;

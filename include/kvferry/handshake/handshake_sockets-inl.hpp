@@ -67,15 +67,20 @@ KVFERRY_INLINE void start_context(void* context) {
   zmq_close(socket);
 }
 
+KVFERRY_INLINE std::shared_ptr<zmq::context_t> new_context() {
+  auto context = std::make_shared<zmq::context_t>();
+  // Three for each question that is on its way; the default is 1023.
+  context->set(zmq::ctxopt::max_sockets, 8192);
+  start_context(context->handle());
+  return context;
+}
+
 KVFERRY_INLINE std::shared_ptr<zmq::context_t> process_context() {
   auto& [mutex, shared] = of_process.here();
   const std::lock_guard lock(mutex);
   auto context = shared.lock();
   if (!context) {
-    context = std::make_shared<zmq::context_t>();
-    // Three for each question that is on its way; the default is 1023.
-    context->set(zmq::ctxopt::max_sockets, 8192);
-    start_context(context->handle());
+    context = new_context();
     shared = context;
   }
   return context;
@@ -107,6 +112,8 @@ KVFERRY_INLINE SharedContext::SharedContext(void* user)
     start_context(user_);
   }
 }
+
+KVFERRY_INLINE SharedContext SharedContext::of_its_own() { return SharedContext(new_context()); }
 
 KVFERRY_INLINE HandshakeSocket::HandshakeSocket(const SharedContext& context, zmq::socket_type type,
                                                 std::size_t max_message_bytes)
@@ -171,7 +178,8 @@ KVFERRY_INLINE HandshakeMonitor::HandshakeMonitor(const SharedContext& context, 
   uninterrupted([&] { ref().connect(endpoint); });
 }
 
-KVFERRY_INLINE std::optional<int> HandshakeMonitor::receive(std::chrono::milliseconds timeout) const {
+KVFERRY_INLINE std::optional<int> HandshakeMonitor::receive(std::chrono::milliseconds timeout,
+                                                            std::uint32_t* value) const {
   ref().set(zmq::sockopt::rcvtimeo, static_cast<int>(timeout.count()));
   zmq::message_t event;
   zmq::message_t address;
@@ -183,6 +191,9 @@ KVFERRY_INLINE std::optional<int> HandshakeMonitor::receive(std::chrono::millise
     return std::nullopt;
   }
   std::memcpy(&number, event.data(), sizeof(number));
+  if (value != nullptr && event.size() == sizeof(number) + sizeof(*value)) {
+    std::memcpy(value, event.data<std::byte>() + sizeof(number), sizeof(*value));
+  }
   return number;
 }
 

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <zmq.hpp>
@@ -24,11 +25,15 @@ class SharedContext {
   /// @param user the caller's, which stays the caller's; null for the process's own, which lives while it is shared.
   /// @throws std::system_error or `zmq::error_t` if there are too few descriptors or threads for it.
   explicit SharedContext(void* user);
+  /// A context of its own, gone with the last copy of this. @throws as above.
+  [[nodiscard]] static SharedContext of_its_own();
 
   [[nodiscard]] void* handle() const noexcept { return user_ != nullptr ? user_ : own_->handle(); }
 
  private:
-  void* user_;
+  explicit SharedContext(std::shared_ptr<zmq::context_t> own) : own_(std::move(own)) {}
+
+  void* user_ = nullptr;
   std::shared_ptr<zmq::context_t> own_;
 };
 
@@ -72,7 +77,9 @@ class HandshakeMonitor {
   [[nodiscard]] zmq::socket_ref ref() const noexcept { return pair_.ref(); }
 
   /// The next event, if there is one or comes in time.
-  [[nodiscard]] std::optional<int> receive(std::chrono::milliseconds timeout = {}) const;
+  /// @param value if given, what the event says more.
+  [[nodiscard]] std::optional<int> receive(std::chrono::milliseconds timeout = {},
+                                           std::uint32_t* value = nullptr) const;
 
  private:
   struct StopWatching {

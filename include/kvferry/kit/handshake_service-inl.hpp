@@ -20,6 +20,7 @@
 
 #include <kvferry/detail/process.hpp>
 #include <kvferry/detail/thread.hpp>
+#include <kvferry/handshake/curve.hpp>
 #include <kvferry/handshake/handshake_listener.hpp>
 #include <kvferry/handshake/handshake_mailbox.hpp>
 #include <kvferry/handshake/handshake_questions.hpp>
@@ -57,13 +58,16 @@ KVFERRY_INLINE long poll_timeout(const std::optional<HandshakeQuestions::TimePoi
 
 struct HandshakeService::Impl {
   Impl(const Options& options, RequestHandler on_request)
-      : context(options.zmq_context),
+      : context(options.keyring ? SharedContext::of_its_own() : SharedContext(options.zmq_context)),
         mailbox(std::make_shared<HandshakeMailbox>()),
-        questions(context, options.max_message_bytes, mailbox) {
+        questions(context, options.max_message_bytes, mailbox, options.keyring) {
     if (options.bind_url.empty()) {
       return;
     }
     try {
+      if (options.keyring) {
+        key_check.emplace(context, options.keyring, options.refusals);
+      }
       listener.emplace(context, options, std::move(on_request), mailbox);
     } catch (const TransferError&) {
       throw;
@@ -96,6 +100,7 @@ struct HandshakeService::Impl {
       }
     }
     listener.reset();
+    key_check.reset();
     questions.close();
     end_what_is_left();
   }
@@ -123,6 +128,9 @@ struct HandshakeService::Impl {
       const auto items = listener->poll_items();
       poll_items.insert(poll_items.end(), items.begin(), items.end());
     }
+    if (key_check) {
+      poll_items.push_back({key_check->ref().handle(), 0, ZMQ_POLLIN, 0});
+    }
     const auto first_question = poll_items.size();
     questions.append_poll_items(poll_items);
     const auto count = static_cast<int>(poll_items.size());
@@ -132,6 +140,9 @@ struct HandshakeService::Impl {
         return;
       }
       throw error;
+    }
+    if (key_check) {
+      key_check->serve();
     }
     questions.serve(std::span(poll_items).subspan(first_question));
     if (listener && (poll_items[1].revents != 0 || poll_items[2].revents != 0)) {
@@ -220,6 +231,7 @@ struct HandshakeService::Impl {
   SharedContext context;
   std::shared_ptr<HandshakeMailbox> mailbox;
   HandshakeQuestions questions;
+  std::optional<KeyCheck> key_check;
   std::optional<HandshakeListener> listener;
   std::string bound_url;
   std::vector<zmq_pollitem_t> poll_items;
@@ -251,12 +263,13 @@ KVFERRY_INLINE HandshakeService::~HandshakeService() {
 KVFERRY_INLINE std::string HandshakeService::bound_url() const { return impl_->bound_url; }
 
 KVFERRY_INLINE void HandshakeService::ask(const std::string& url, SideMessage question,
-                                          std::chrono::steady_clock::time_point deadline, AnswerHandler on_answer) {
+                                          std::chrono::steady_clock::time_point deadline, AnswerHandler on_answer,
+                                          const std::string& peer_id) {
   if (impl_->origin.was_forked()) {
     on_answer(errc::forked, {}, "the question's channel belongs to the process that this one was forked from", {});
     return;
   }
-  impl_->ask({url, std::move(question), std::chrono::steady_clock::now(), deadline, std::move(on_answer)});
+  impl_->ask({url, std::move(question), std::chrono::steady_clock::now(), deadline, std::move(on_answer), peer_id});
 }
 
 KVFERRY_INLINE void HandshakeService::close() {

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include <kvferry/config.hpp>
+#include <kvferry/keyring.hpp>
 #include <kvferry/kit/refusals.hpp>
 #include <kvferry/side_message.hpp>
 
@@ -40,6 +41,9 @@ class KVFERRY_EXPORT HandshakeService {
     std::shared_ptr<Refusals> refusals = nullptr;
     /// How long the lookup of a host's name in `bind_url` may take.
     std::chrono::milliseconds lookup_timeout{10'000};
+    /// Whom it answers, whom it asks, and who it is itself; null: anybody. With one, `zmq_context` is null, and the
+    /// service has a context of its own.
+    std::shared_ptr<const Keyring> keyring = nullptr;
   };
 
   /// The one reply to a request. Move-only; may be kept and called later from any thread. If it is destroyed uncalled,
@@ -54,6 +58,8 @@ class KVFERRY_EXPORT HandshakeService {
     /// Where the request came from: an IPv4 address, or an IPv6 network, "2001:db8::/64", whose addresses belong together.
     /// Empty once the reply has been given, or if the connection was gone before the request was looked at.
     [[nodiscard]] std::string source() const;
+    /// The public key of who sent the request; empty without a keyring, or once the reply has been given.
+    [[nodiscard]] std::string key() const;
 
     struct State;
     explicit Reply(std::unique_ptr<State> state) noexcept;
@@ -85,8 +91,10 @@ class KVFERRY_EXPORT HandshakeService {
   /// `errc::timed_out` if none came, at `close` with `errc::closed`. A `SideMessageError` that comes back is handed out
   /// as its error code (`errc::handshake_failed` if the code is unknown) and its sentence. `on_answer` is called
   /// after `ask` has returned, but for a forked child of the process that made the service: inside, with `errc::forked`.
+  /// @param peer_id whose key in the keyring the one who answers has to have: ends with `errc::authentication_failed` if
+  ///   there is none, or he has another. Empty: any key of the keyring.
   void ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
-           AnswerHandler on_answer);
+           AnswerHandler on_answer, const std::string& peer_id = {});
 
   /// Ends all questions with `errc::closed`, closes all sockets (LINGER 0) and joins the thread, unless called on it.
   /// Idempotent.

@@ -188,7 +188,7 @@ KVFERRY_INLINE void PeerDirectory::ask(const std::string& peer_id, std::uint64_t
     const Visit self(weak);
     return self && self->is_current(peer_id, attempt);
   };
-  ask_there(url, question, deadline, wanted,
+  ask_there(peer_id, url, question, deadline, wanted,
             [weak = weak_from_this(), peer_id, attempt](std::error_code ec, const SideMessage& answer,
                                                         std::string diagnostic, const std::string& reached) {
               if (const Visit self(weak); self) {
@@ -324,9 +324,13 @@ KVFERRY_INLINE InitAnswer PeerDirectory::read_answer(const std::string& peer_id,
   return answer;
 }
 
-KVFERRY_INLINE Failure PeerDirectory::check(const InitQuestion& question) const {
+KVFERRY_INLINE Failure PeerDirectory::check(const InitQuestion& question, const std::string& key) const {
   if (Failure failure = check_id(question.sender_id, "the handshake's sender")) {
     return failure;
+  }
+  if (options_.keyring && !options_.keyring->may_be(key, question.sender_id)) {
+    return {errc::authentication_failed,
+            "peer " + in_quotes(question.sender_id) + ": the keyring doesn't have its key " + key + " for this id"};
   }
   if (Failure failure = check_id(question.receiver_id, "the handshake's receiver")) {
     return failure;
@@ -344,7 +348,8 @@ KVFERRY_INLINE Failure PeerDirectory::check(const InitQuestion& question) const 
 KVFERRY_INLINE void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply reply) {
   std::error_code ec;
   auto question = decode_side_message<InitQuestion>(message, ec);
-  if (const Failure failure = ec ? Failure{ec, "malformed " + in_quotes(message.type())} : check(question)) {
+  if (const Failure failure =
+          ec ? Failure{ec, "malformed " + in_quotes(message.type())} : check(question, reply.key())) {
     refuse(reply, question.sender_id, failure);
     return;
   }

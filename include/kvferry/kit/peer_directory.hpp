@@ -167,12 +167,12 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   // Asking at a url (peer_greeting.cpp)
   /// @param wanted whether anybody still wants to know, when the greeting has been answered; called without the lock. If not,
   ///   nothing is asked, and the answer is `errc::cancelled`.
-  void ask_there(const std::string& url, const SideMessage& question, Clock::time_point deadline,
-                 std::function<bool()> wanted, HandshakeService::AnswerHandler on_answer);
+  void ask_there(const std::string& peer_id, const std::string& url, const SideMessage& question,
+                 Clock::time_point deadline, std::function<bool()> wanted, HandshakeService::AnswerHandler on_answer);
   void remember_kvferry(const std::string& url);
-  void greeted(const std::string& url, const SideMessage& question, Clock::time_point deadline,
-               HandshakeService::AnswerHandler on_answer, Failure failure, const SideMessage& answer,
-               const std::string& reached_address);
+  void greeted(const std::string& peer_id, const std::string& url, const SideMessage& question,
+               Clock::time_point deadline, HandshakeService::AnswerHandler on_answer, Failure failure,
+               const SideMessage& answer, const std::string& reached_address);
 
   void dial_beside(const std::string& peer_id, std::uint64_t attempt);
   /// When the other side has had a while.
@@ -198,7 +198,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] InitAnswer read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const;
   [[nodiscard]] InitAnswer describe_self() const;
   [[nodiscard]] Bytes own_secret(const Peer& peer, const std::string& url) const;
-  [[nodiscard]] Failure check(const InitQuestion& question) const;
+  /// @param key of who asks; empty without keys.
+  [[nodiscard]] Failure check(const InitQuestion& question, const std::string& key) const;
   void accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock);
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
   void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);

@@ -40,37 +40,39 @@ KVFERRY_INLINE void PeerDirectory::remember_kvferry(const std::string& url) {
 }
 
 /// Not to be called with the lock held.
-KVFERRY_INLINE void PeerDirectory::ask_there(const std::string& url, const SideMessage& question,
-                                             Clock::time_point deadline, std::function<bool()> wanted,
-                                             HandshakeService::AnswerHandler on_answer) {
+KVFERRY_INLINE void PeerDirectory::ask_there(const std::string& peer_id, const std::string& url,
+                                             const SideMessage& question, Clock::time_point deadline,
+                                             std::function<bool()> wanted, HandshakeService::AnswerHandler on_answer) {
   bool known = false;
   {
     const Lock lock(mutex_);
     known = kvferry_urls_.contains(url);
   }
   if (known) {
-    service_->ask(url, question, deadline, std::move(on_answer));
+    service_->ask(url, question, deadline, std::move(on_answer), peer_id);
     return;
   }
   service_->ask(
       url, encode_side_message(Greeting{own_init_url_, protocol_version}), deadline,
-      [weak = weak_from_this(), url, question, deadline, wanted = std::move(wanted), on_answer = std::move(on_answer)](
-          std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string& reached) {
+      [weak = weak_from_this(), peer_id, url, question, deadline, wanted = std::move(wanted),
+       on_answer = std::move(on_answer)](std::error_code ec, const SideMessage& answer, std::string diagnostic,
+                                         const std::string& reached) {
         if (const Visit self(weak); self && !wanted()) {
           // Another attempt may have connected the two: the question would be taken for a stranger's.
           on_answer(errc::cancelled, {}, {}, reached);
         } else if (self) {
-          self->greeted(url, question, deadline, on_answer, {ec, std::move(diagnostic)}, answer, reached);
+          self->greeted(peer_id, url, question, deadline, on_answer, {ec, std::move(diagnostic)}, answer, reached);
         } else {
           on_answer(errc::closed, {}, {}, {});
         }
-      });
+      },
+      peer_id);
 }
 
-KVFERRY_INLINE void PeerDirectory::greeted(const std::string& url, const SideMessage& question,
-                                           Clock::time_point deadline, HandshakeService::AnswerHandler on_answer,
-                                           Failure failure, const SideMessage& answer,
-                                           const std::string& reached_address) {
+KVFERRY_INLINE void PeerDirectory::greeted(const std::string& peer_id, const std::string& url,
+                                           const SideMessage& question, Clock::time_point deadline,
+                                           HandshakeService::AnswerHandler on_answer, Failure failure,
+                                           const SideMessage& answer, const std::string& reached_address) {
   // Whoever answers with kvferry's error is no listener of LMCache's.
   if (failure && failure.code != errc::unhandled_side_message) {
     on_answer(failure.code, {}, std::move(failure.sentence), reached_address);
@@ -94,7 +96,7 @@ KVFERRY_INLINE void PeerDirectory::greeted(const std::string& url, const SideMes
   std::error_code ignored;
   const auto there = HostPort{reached_address, parse_url(url, ignored).port}.to_url();
   service_->ask(reached_address.empty() ? url : there, with_time_left(question, deadline), deadline,
-                std::move(on_answer));
+                std::move(on_answer), peer_id);
 }
 
 }  // namespace kvferry::kit

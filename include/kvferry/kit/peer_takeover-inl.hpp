@@ -239,7 +239,7 @@ KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_
   peer.asking.emplace(number, std::move(waiter));
   const Stay stay(*this);
   lock.unlock();
-  ask_there(url, encode_side_message(question), deadline, std::move(wanted),
+  ask_there(question.receiver_id, url, encode_side_message(question), deadline, std::move(wanted),
             [weak = weak_from_this(), local_id, peer_id = question.receiver_id, url, incarnation, number](
                 std::error_code ec, const SideMessage& answer, std::string diagnostic, const std::string&) {
               if (const Visit self(weak); self) {

@@ -212,7 +212,8 @@ class TransferChannelKit::Impl {
         url, asked.side_message.value_or(SideMessage{}), exchange->deadline() + longer_than_the_call,
         [exchange](std::error_code ec, SideMessage answer, std::string diagnostic, const std::string&) {
           exchange->finish({ec, std::move(diagnostic)}, ec ? std::nullopt : std::optional(std::move(answer)));
-        });
+        },
+        asked.peer_id);
   }
 
   const ProcessOfOrigin origin;
@@ -294,6 +295,11 @@ KVFERRY_INLINE void TransferChannelKit::start() {
     throw TransferError(errc::not_supported, "ChannelOptions::checksums is set, and the transport '" +
                                                  std::string(transport()) + "' has no checksums");
   }
+  if (impl_->options.keyring && impl_->options.zmq_context != nullptr) {
+    throw TransferError(
+        std::make_error_code(std::errc::invalid_argument),
+        "ChannelOptions::keyring and zmq_context are both set; a channel with keys has a context of its own");
+  }
   impl_->logger->set_transport(transport());
   impl_->peers = std::make_shared<PeerDirectory>(
       impl_->options, impl_->incarnation,
@@ -313,7 +319,8 @@ KVFERRY_INLINE void TransferChannelKit::start() {
   impl_->exchanges->set_awaited(awaited);
   impl_->handshakes.emplace(
       HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context,
-                                impl_->options.max_handshake_bytes, impl_->refusals, impl_->options.handshake_timeout},
+                                impl_->options.max_handshake_bytes, impl_->refusals, impl_->options.handshake_timeout,
+                                impl_->options.keyring},
       [this](SideMessage request, HandshakeService::Reply reply) {
         // Shared, because what is kept or posted has to be copyable.
         const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
