@@ -114,8 +114,8 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         return self._native.peer_init_url
 
     def capabilities(self) -> dict[str, Any]:
-        """What the transport supports: send_recv, write, read, notifications, ranges, unregistered_objects and
-        max_notification_bytes."""
+        """What the transport supports: send_recv, write, read, notifications, ranges, checksums,
+        unregistered_objects and max_notification_bytes."""
         return self._native.capabilities()
 
     def peer_info(self, peer_id: str) -> PeerInfo | None:

@@ -202,6 +202,7 @@ nb::dict capabilities_of(const Channel& self) {
   result["read"] = able.read;
   result["notifications"] = able.notifications;
   result["ranges"] = able.ranges;
+  result["checksums"] = able.checksums;
   result["unregistered_objects"] = able.unregistered_objects;
   result["max_notification_bytes"] = able.max_notification_bytes;
   return result;

@@ -29,7 +29,8 @@ void read(Arguments& given, ChannelOptions& options) {
   given.read("require_equal_page_sizes", options.require_equal_page_sizes);
   given.read("checksums", options.checksums);
   if (std::pair<std::string, std::string> files; given.read("keyring", files)) {
-    options.keyring = std::make_shared<Keyring>(read_key_pair(files.first), read_peer_keys(files.second));
+    KeyPair own = read_key_pair(files.first);  // in this order, whatever the compiler prefers: so go the errors
+    options.keyring = std::make_shared<Keyring>(std::move(own), read_peer_keys(files.second));
   }
   given.read("max_peers", options.max_peers);
   given.read("default_timeout", options.default_timeout);

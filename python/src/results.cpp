@@ -145,6 +145,7 @@ nb::dict to_python(const ChannelStats& stats) {
   result["connected_peers"] = stats.connected_peers;
   result["identity_conflicts"] = stats.identity_conflicts;
   result["peer_replacements"] = stats.peer_replacements;
+  result["checksum_mismatches"] = stats.checksum_mismatches;
   result["pending_notifications"] = stats.pending_notifications;
   result["handshakes"] = handshakes;
   result["refused_strangers"] = to_python(stats.refused_strangers);

@@ -119,6 +119,18 @@ def test_notifications_come_with_writes_reads_and_alone(pair: Pair) -> None:
     assert [n.payload for n in pair.far.receive_notifications(3, 2, 0.05)] == [b"c"]
 
 
+def test_checksums_are_compared(pair: Pair) -> None:
+    assert pair.near.capabilities()["checksums"]
+    assert pair.near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[0], checksums=True) == 1
+    assert (pair.far_cache[0] == 1).all() and pair.far.stats()["checksum_mismatches"] == 0
+    with kvferry.TcpTransferChannel(checksums=True) as third:
+        third.lazy_init_peer_connection("third", "far", pair.far.peer_init_url)
+        buffer = bytearray(PAGE)
+        assert third.batched_read([buffer], "far", remote_indexes=[0], checksums=False) == 1
+        assert third.batched_read([buffer], "far", remote_indexes=[5]) == 1
+        assert buffer == bytes([105]) * PAGE
+
+
 def test_a_hundred_thousand_descriptors(pair: Pair) -> None:
     count = 100_000
     source = np.arange(count, dtype=np.uint64)
