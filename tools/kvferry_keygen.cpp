@@ -53,7 +53,10 @@ void write_secret(const std::string& path, const kvferry::SecretKey& key) {
 
 int main(int count, char** arguments) {
   const bool exists = count == 4 && std::string_view(arguments[1]) == "--public";
-  if (count != 3 && !exists) {
+  const bool is_option = count > 1 && std::string_view(arguments[1]).starts_with("--");
+  const bool is_one_line =
+      count > 2 && std::string_view(arguments[count - 1]).find_first_of("\r\n") == std::string_view::npos;
+  if ((count != 3 || is_option || !is_one_line) && !(exists && is_one_line)) {
     std::fputs(usage, stderr);
     return 2;
   }

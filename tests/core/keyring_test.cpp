@@ -66,6 +66,17 @@ TEST_F(KeyFile, IsReadIfNobodyElseCan) {
   }
 }
 
+TEST_F(KeyFile, OfAnotherUserIsRefused) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "only root gives files away";
+  }
+  write(make_key_pair().secret_key.text());
+  ASSERT_EQ(::chown(path_.c_str(), 12345, 12345), 0);
+  const auto error = error_of([&] { return read_key_pair(path_); });
+  EXPECT_EQ(error.code(), std::errc::permission_denied);
+  EXPECT_NE(std::string(error.what()).find("12345"), std::string::npos) << error.what();
+}
+
 TEST_F(KeyFile, ThatIsNoneIsRefusedWithoutRepeatingIt) {
   write("not a key, but perhaps somebody's password");
   const auto error = error_of([&] { return read_key_pair(path_); });
@@ -112,6 +123,9 @@ TEST_F(KeyFile, IsMadeByTheToolForItsOwnerAlone) {
   ASSERT_EQ(run("'" + tool + "' --public '" + path_ + "' again > '" + peers + "'"), 0);
   EXPECT_EQ(read_peer_keys(peers).at(0).public_key, made.public_key);
   EXPECT_NE(run("'" + tool + "' > /dev/null 2>&1"), 0);
+  EXPECT_NE(run("cd '" + folder_.string() + "' && '" + tool + "' --public '" + path_ + "' > /dev/null 2>&1"), 0);
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "--public")) << "a word that was left out makes no key";
+  EXPECT_NE(run("'" + tool + "' '" + (folder_ / "other").string() + "' 'two\nlines' > /dev/null 2>&1"), 0);
 }
 
 TEST(Keys, OfTheEnvironmentAreTakenOutOfIt) {

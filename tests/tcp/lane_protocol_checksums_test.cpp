@@ -293,7 +293,7 @@ TEST_F(Checksums, APeerThatLeavesThemOutBreaksTheConnection) {
 }
 
 TEST_F(Checksums, AnAcknowledgementThatNamesOtherObjectsBreaksTheConnection) {
-  const auto acknowledge = [&](std::error_code status, std::size_t descriptors) {
+  const auto acknowledge = [&](std::error_code status, std::size_t descriptors, std::uint64_t objects = 1) {
     Side side(few_pages);
     side.start(checked(request(TransferKind::write, pages(side, 2), {4, 5})), std::make_shared<Outcome>());
     FrameHeader ack;
@@ -301,9 +301,11 @@ TEST_F(Checksums, AnAcknowledgementThatNamesOtherObjectsBreaksTheConnection) {
     ack.operation = header_of(said_by(side)).operation;
     ack.status = static_cast<std::uint32_t>(status.value());
     ack.count = static_cast<std::uint32_t>(descriptors);
-    return side.feed(frame_bytes(ack, std::vector<Descriptor>(descriptors)));
+    return side.feed(frame_bytes(ack, std::vector<Descriptor>(descriptors, {objects, 0})));
   };
-  EXPECT_FALSE(acknowledge(errc::checksum_mismatch, 1));
+  EXPECT_FALSE(acknowledge(errc::checksum_mismatch, 1, 2));
+  EXPECT_EQ(acknowledge(errc::checksum_mismatch, 1, 0), errc::protocol_violation) << "none of them";
+  EXPECT_EQ(acknowledge(errc::checksum_mismatch, 1, 4), errc::protocol_violation) << "a third of two";
   EXPECT_EQ(acknowledge(errc::checksum_mismatch, 0), errc::protocol_violation);
   EXPECT_EQ(acknowledge(errc::checksum_mismatch, 2), errc::protocol_violation);
   EXPECT_EQ(acknowledge(errc::checksum_mismatch, 9), errc::protocol_violation);

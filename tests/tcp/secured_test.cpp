@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -51,10 +52,11 @@ class Secured : public ::testing::Test {
 
   /// How a connect under these names ends.
   static std::error_code connect(Node& from, Node& to, std::string_view local_id, std::string_view peer_id,
-                                 std::string* diagnostic = nullptr) {
+                                 std::string* diagnostic = nullptr,
+                                 std::optional<milliseconds> timeout = std::nullopt) {
     std::error_code ec;
     (void)from.channel->lazy_init_peer_connection(local_id, peer_id, to.channel->peer_init_url(), std::nullopt,
-                                                  {{}, diagnostic}, ec);
+                                                  {timeout, diagnostic}, ec);
     return ec;
   }
 
@@ -110,7 +112,7 @@ TEST_F(Secured, WhoAnswersWithAnotherKeyIsNotBelieved) {
   Node impostor(pages, with(ring_of(stranger_key_, {{"a", a_key_.public_key}})));
   Node a(pages, with(a_ring_), false);
   std::string diagnostic;
-  EXPECT_EQ(connect(a, impostor, "a", "b", &diagnostic), errc::authentication_failed) << diagnostic;
+  EXPECT_EQ(connect(a, impostor, "a", "b", &diagnostic, milliseconds(3000)), errc::authentication_failed) << diagnostic;
   EXPECT_NE(diagnostic.find("'b'"), std::string::npos) << diagnostic;
   EXPECT_EQ(impostor.channel->stats().handshakes.accepted, 0U);
   EXPECT_EQ(connect(a, impostor, "a", "c", &diagnostic), errc::authentication_failed);
@@ -131,6 +133,38 @@ TEST_F(Secured, ATrustedKeyIsGoodForItsOwnIdAlone) {
   EXPECT_EQ(b_.channel->stats().peer_replacements, 0U);
   EXPECT_FALSE(connect(c, b_, "c", "b"));
   expect_pages_move(c, b_, "c", "b");
+}
+
+TEST_F(Secured, WhoHangsUpForAWhileIsNotTakenForAnImpostor) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor busy(context, {asio::ip::address_v4::loopback(), 0});
+  const std::uint16_t port = busy.local_endpoint().port();
+  Node a(pages, with(a_ring_), false);
+  std::error_code ec;
+  std::string diagnostic;
+  std::jthread connecting([&] {
+    (void)a.channel->lazy_init_peer_connection("a", "b", "tcp://127.0.0.1:" + std::to_string(port), std::nullopt,
+                                               {milliseconds(60'000), &diagnostic}, ec);
+  });
+  for (int turned_away = 0; turned_away < 6; ++turned_away) {
+    busy.accept().close();
+  }
+  busy.close();
+  TcpOptions options = with(b_ring_);
+  options.peer_init_url = "tcp://127.0.0.1:" + std::to_string(port);
+  Node b(pages, options);
+  connecting.join();
+  ASSERT_FALSE(ec) << ec.message() << ": " << diagnostic;
+  expect_pages_move(a, b, "a", "b");
+}
+
+TEST_F(Secured, ANoAtOneAddressIsNotTheLastWord) {
+  // Of a server's keys the first is an old one of a peer that is somebody else's now.
+  const KeyPair other_key = make_key_pair();
+  const auto ring = ring_of(a_key_, {{"b", other_key.public_key}, {"b", b_key_.public_key}});
+  Node a(pages, with(ring), false);
+  ASSERT_FALSE(connect(a, b_, "a", "b"));
+  expect_pages_move(a, b_, "a", "b");
 }
 
 TEST_F(Secured, PlainAndSecuredDoNotMeet) {
@@ -157,7 +191,8 @@ TEST_F(Secured, KeysAreExchangedWithoutARestart) {
   expect_pages_move(a, b_, "a", "b");
   a.channel->disconnect("b");
   a_ring_->replace_peers({{"b", b_key_.public_key}});
-  EXPECT_EQ(connect(a, b_, "a", "b"), errc::authentication_failed) << "the old one is no good any more";
+  EXPECT_EQ(connect(a, b_, "a", "b", nullptr, milliseconds(3000)), errc::authentication_failed)
+      << "the old one is no good any more";
 
   // The client's own key likewise.
   const KeyPair a_next = make_key_pair();

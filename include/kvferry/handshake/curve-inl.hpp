@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/detail/descriptor.hpp>
 #include <kvferry/error.hpp>
 
@@ -77,6 +78,12 @@ KVFERRY_INLINE KeyPair read_key_pair(const std::string& path) {
   if (!file || ::fstat(file.get(), &status) != 0) {
     refuse();
   }
+  if (status.st_uid != ::geteuid() && status.st_uid != 0) {
+    throw TransferError(std::make_error_code(std::errc::permission_denied),
+                        "key file " + path + " belongs to user " + std::to_string(status.st_uid) +
+                            ", who has the key then; it must belong to user " + std::to_string(::geteuid()) +
+                            " of this process, or to root");
+  }
   if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
     std::array<char, 8> mode{};
     (void)std::snprintf(mode.data(), mode.size(), "%04o", static_cast<unsigned>(status.st_mode & 07777U));
@@ -135,7 +142,7 @@ KVFERRY_INLINE void secure_server(zmq::socket_ref socket, const Keyring& keyring
   const KeyPair own = keyring.own();
   socket.set(zmq::sockopt::curve_server, true);
   socket.set(zmq::sockopt::curve_secretkey, own.secret_key.text());
-  // Without a domain, ZeroMQ asks nobody.
+  // Where ZeroMQ has nobody to ask it lets everybody in; the listener answers nobody who comes without a key.
   socket.set(zmq::sockopt::zap_domain, "kvferry");
 }
 
@@ -148,13 +155,22 @@ KVFERRY_INLINE void secure_client(zmq::socket_ref socket, const Keyring& keyring
 
 KVFERRY_INLINE KeyCheck::KeyCheck(const SharedContext& context, std::shared_ptr<const Keyring> keyring,
                                   std::shared_ptr<Refusals> refusals)
-    : socket_(context, zmq::socket_type::rep, 4096), keyring_(std::move(keyring)), refusals_(std::move(refusals)) {
+    : socket_(context, zmq::socket_type::router, 4096), keyring_(std::move(keyring)), refusals_(std::move(refusals)) {
   ref().bind(std::string(zap_endpoint));
 }
 
 KVFERRY_INLINE void KeyCheck::serve() {
-  while (serve_one()) {
+  try {
+    while (serve_one()) {
+    }
+  } catch (...) {
+    kvferry::detail::log_exception("where a key was checked");  // who has it isn't let in
   }
+}
+
+KVFERRY_INLINE std::string KeyCheck::key_of(const zmq::message_t& frame) {
+  const char* const key = zmq_msg_gets(const_cast<zmq::message_t&>(frame).handle(), key_property);
+  return key == nullptr ? std::string() : std::string(key);
 }
 
 KVFERRY_INLINE bool KeyCheck::serve_one() {
@@ -162,17 +178,20 @@ KVFERRY_INLINE bool KeyCheck::serve_one() {
   if (frames.empty()) {
     return false;
   }
-  // Version, request, domain, address, identity, mechanism, credentials.
-  constexpr std::size_t mechanism = 5;
-  const bool whole = frames.size() == mechanism + 2 && frames[0].to_string_view() == zap_version;
+  // Who asks, an empty frame, version, request, domain, address, identity, mechanism, credentials.
+  constexpr std::size_t version = 2;
+  constexpr std::size_t mechanism = 7;
+  const bool whole = frames.size() == mechanism + 2 && frames[version].to_string_view() == zap_version;
   const std::string key =
       whole && frames[mechanism].to_string_view() == "CURVE" ? key_in(frames[mechanism + 1]) : std::string();
   const bool known = !key.empty() && keyring_->knows(key);
   if (!known && refusals_) {
     refusals_->count(errc::authentication_failed, {}, "the keyring has no peer with the key " + key);
   }
-  const std::array envelope{bytes_of_text(zap_version),
-                            bytes_of_text(frames.size() > 1 ? frames[1].to_string_view() : std::string_view()),
+  const auto frame = [&](std::size_t number) {
+    return bytes_of_text(frames.size() > number ? frames[number].to_string_view() : std::string_view());
+  };
+  const std::array envelope{frame(0), Bytes(), bytes_of_text(zap_version), frame(version + 1),
                             bytes_of_text(known ? "200" : "400"), bytes_of_text(known ? "OK" : "unknown key"),
                             bytes_of_text(known ? key : std::string())};
   return socket_.send(envelope, {});

@@ -30,8 +30,10 @@ class KeyCheck {
   KeyCheck(const SharedContext& context, std::shared_ptr<const Keyring> keyring, std::shared_ptr<Refusals> refusals);
 
   [[nodiscard]] zmq::socket_ref ref() const noexcept { return socket_.ref(); }
-  /// Answers the questions that have come.
+  /// Answers the questions that have come. Throws nothing: who isn't answered isn't let in.
   void serve();
+  /// Whose key a message came with; empty if with none.
+  [[nodiscard]] static std::string key_of(const zmq::message_t& frame);
 
  private:
   [[nodiscard]] bool serve_one();

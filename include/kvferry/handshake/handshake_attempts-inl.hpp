@@ -58,7 +58,6 @@ KVFERRY_INLINE void HandshakeAttempts::add(std::span<const HostPort> addresses, 
   const auto add_one = [&](const HostPort& address, std::string key) {
     waiting_.push_back({address, now, 0, std::move(key)});
     now += attempt_delay;
-    ++targets_;
   };
   for (const auto& address : addresses.first(std::min(addresses.size(), max_addresses))) {
     if (server_keys.empty()) {
@@ -83,7 +82,7 @@ KVFERRY_INLINE void HandshakeAttempts::advance(const SharedContext& context, Con
     waiting_.erase(next);
     auto slot = slots.take(*this, trying.failures != 0, now);
     if (!slot) {
-      waiting_.push_back({trying.address, now + slot_pause, trying.failures, trying.server_key});
+      waiting_.push_back({trying.address, now + slot_pause, trying.failures, trying.server_key, trying.verdict});
       continue;
     }
     try {
@@ -98,7 +97,7 @@ KVFERRY_INLINE void HandshakeAttempts::advance(const SharedContext& context, Con
       }
       socket.connect(trying.address);
       candidates_.push_back({std::move(socket), std::move(monitor), std::move(*slot), trying.address, trying.failures,
-                             trying.server_key});
+                             trying.server_key, trying.verdict});
     } catch (const zmq::error_t&) {
       if (trying.failures == 0 && !begun()) {
         throw;
@@ -114,7 +113,8 @@ KVFERRY_INLINE HandshakeAttempts::Candidates::iterator HandshakeAttempts::find(c
 
 KVFERRY_INLINE void HandshakeAttempts::failed(Candidates::iterator candidate, TimePoint now) {
   const bool latest = std::next(candidate) == candidates_.end();
-  Waiting tried{std::move(candidate->address), now, candidate->failures, std::move(candidate->server_key)};
+  Waiting tried{std::move(candidate->address), now, candidate->failures, std::move(candidate->server_key),
+                candidate->judged ? candidate->verdict : Verdict::none};
   candidates_.erase(candidate);
   // The latest failed: no reason to wait for it.
   const auto untried = [](const Waiting& one) { return one.failures == 0; };
@@ -132,6 +132,11 @@ KVFERRY_INLINE void HandshakeAttempts::try_again(Waiting tried, TimePoint now) {
   tried.at = now + first_pause * (1 << std::min(tried.failures, longest_pause_doublings));
   ++tried.failures;
   waiting_.push_back(std::move(tried));
+}
+
+KVFERRY_INLINE bool HandshakeAttempts::all(Verdict verdict) const noexcept {
+  const auto has_it = [&](const auto& one) { return one.verdict >= verdict; };
+  return begun() && std::ranges::all_of(candidates_, has_it) && std::ranges::all_of(waiting_, has_it);
 }
 
 KVFERRY_INLINE void HandshakeAttempts::settle_on(Candidates::iterator candidate) {

@@ -69,6 +69,9 @@ class HandshakeAttempts {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;
 
+  /// What became of the latest try: nothing was said, or whoever listens hung up within the greeting, or said no.
+  enum class Verdict { none, hung_up, refused };
+
   /// A connection, or what may become one, and what tells whether it has.
   struct Candidate {
     HandshakeSocket socket;
@@ -77,6 +80,8 @@ class HandshakeAttempts {
     HostPort address;
     std::size_t failures = 0;
     std::string server_key = {};
+    Verdict verdict = Verdict::none;  ///< Of an earlier try, until this one has its own.
+    bool judged = false;              ///< This one has.
   };
   /// Not movable: ZeroMQ's monitor must go before the socket that it watches.
   using Candidates = std::list<Candidate>;
@@ -88,8 +93,8 @@ class HandshakeAttempts {
   /// The addresses to try, at most 8.
   /// @param server_keys who may answer there, each of whom is tried; none if that isn't known by a key.
   void add(std::span<const HostPort> addresses, TimePoint now, std::span<const std::string> server_keys = {});
-  /// How many there were to try.
-  [[nodiscard]] std::size_t targets() const noexcept { return targets_; }
+  /// Whether all that there is to try has been answered like that, or worse.
+  [[nodiscard]] bool all(Verdict verdict) const noexcept;
   /// Whether there was ever anything to try.
   [[nodiscard]] bool begun() const noexcept { return !candidates_.empty() || !waiting_.empty(); }
 
@@ -118,13 +123,13 @@ class HandshakeAttempts {
     TimePoint at;
     std::size_t failures = 0;
     std::string server_key = {};
+    Verdict verdict = Verdict::none;
   };
 
   void try_again(Waiting tried, TimePoint now);
 
   Candidates candidates_;  ///< In the order in which they were begun.
   std::vector<Waiting> waiting_;
-  std::size_t targets_ = 0;
 };
 
 }  // namespace kvferry::kit

@@ -97,9 +97,13 @@ KVFERRY_INLINE bool HandshakeListener::serve_one() {
   auto source = gate_.request_taken(frames.front().to_string_view(), frames.size(), bytes);
   const auto payload_begins = envelope.size();
   const bool has_delimiter = payload_begins > 1;
-  const auto request = std::make_shared<ServedRequest>(
-      std::move(envelope), std::move(source),
-      keyring_ ? std::string(frames.back().gets(KeyCheck::key_property)) : std::string());
+  const auto request = std::make_shared<ServedRequest>(std::move(envelope), std::move(source),
+                                                       keyring_ ? KeyCheck::key_of(frames.back()) : std::string());
+  // Known when the connection was made, it may have been taken off the keyring since.
+  if (keyring_ && !keyring_->knows(request->key)) {
+    refuse_stranger(request, errc::authentication_failed, "the keyring has no peer with the key " + request->key);
+    return true;
+  }
   if (!has_delimiter) {
     refuse_stranger(request, errc::malformed_message,
                     "the request lacks the empty frame that a REQ socket puts in front");

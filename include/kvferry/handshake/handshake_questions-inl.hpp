@@ -24,8 +24,6 @@ inline namespace internal {
 inline constexpr std::size_t longest_sentence = 100;
 /// A question may be asked of whoever has one of these many keys: each takes a connection of its own.
 inline constexpr std::size_t most_server_keys = 64;
-/// How often each key has to fail before nobody there is thought to have it.
-inline constexpr std::size_t accidents = 3;
 
 KVFERRY_INLINE std::string no_answer_in_time(const Question& question) {
   const auto allowed = question.deadline > question.asked_at
@@ -34,6 +32,8 @@ KVFERRY_INLINE std::string no_answer_in_time(const Question& question) {
   return "no answer from " + question.url + " within " + std::to_string(allowed.count()) + " ms";
 }
 
+/// After half of it whoever only hangs up is taken to have another key.
+inline constexpr std::chrono::steady_clock::duration longest_doubt = std::chrono::seconds(10);
 /// A server with too many connections closes some, also of those that wait for their answers.
 inline constexpr std::size_t most_repeats = 5;
 
@@ -192,8 +192,8 @@ KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_
   }
   std::uint32_t value = 0;
   const auto event = candidate->monitor.receive({}, &value);
-  if (event && handshake_failed(open, *event, value)) {
-    return;
+  if (event) {
+    judge(open->second, *candidate, *event, value);
   }
   const bool sent = open->second.sent;
   if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED && !sent) {
@@ -213,33 +213,51 @@ KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_
   } else if (!sent && (event == ZMQ_EVENT_CLOSED || event == ZMQ_EVENT_DISCONNECTED)) {
     const auto now = std::chrono::steady_clock::now();
     attempts.failed(candidate, now);
-    advance(open->second, now);
+    if (const auto why = why_hopeless(open->second, now); !why.empty()) {
+      end(open, errc::authentication_failed, why);
+    } else {
+      advance(open->second, now);
+    }
   }
 }
 
-KVFERRY_INLINE bool HandshakeQuestions::handshake_failed(Iterator open, int event, std::uint32_t value) {
-  const auto& url = open->second.question.url;
+/// Notes what it says of this candidate. Another address or key may still be right.
+KVFERRY_INLINE void HandshakeQuestions::judge(Open& open, HandshakeAttempts::Candidate& candidate, int event,
+                                              std::uint32_t value) {
+  using Verdict = HandshakeAttempts::Verdict;
+  const auto& url = open.question.url;
+  const auto refused = [&](std::string why) {
+    candidate.verdict = Verdict::refused;
+    candidate.judged = true;
+    open.refusal = std::move(why);
+  };
   if (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && value == ZMQ_PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH) {
-    end(open, errc::authentication_failed,
-        keyring_ ? url + " doesn't secure its handshakes, which this channel's keyring asks for"
-                 : url + " secures its handshakes, and this channel has no keyring");
-    return true;
+    refused(keyring_ ? url + " doesn't secure its handshakes, which this channel's keyring asks for"
+                     : url + " secures its handshakes, and this channel has no keyring");
+  } else if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
+    refused(url + " doesn't know this channel's key " + (keyring_ ? keyring_->own().public_key : std::string()));
+  } else if (keyring_ && !candidate.judged &&
+             (event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)) {
+    // It has another key, or no room for now.
+    candidate.verdict = Verdict::hung_up;
+    candidate.judged = true;
   }
-  if (event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) {
-    end(open, errc::authentication_failed,
-        url + " doesn't know this channel's key " + (keyring_ ? keyring_->own().public_key : std::string()));
-    return true;
+}
+
+/// Who only hangs up may have no room for now: he is thought to have another key when half of the time is over.
+KVFERRY_INLINE std::string HandshakeQuestions::why_hopeless(const Open& open, TimePoint now) const {
+  using Verdict = HandshakeAttempts::Verdict;
+  if (open.attempts.all(Verdict::refused)) {
+    return open.refusal;
   }
-  const bool hung_up = event == ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL || event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL;
-  // Once may be an accident: a server that is just ending.
-  if (keyring_ && hung_up && ++open->second.hang_ups >= accidents * open->second.attempts.targets()) {
-    end(open, errc::authentication_failed,
-        "who answers at " + url + " has none of the keys that the keyring has for " +
-            (open->second.question.peer_id.empty() ? "its peers" : "peer " + in_quotes(open->second.question.peer_id)) +
-            ", or doesn't secure its handshakes");
-    return true;
+  const Question& question = open.question;
+  const TimePoint::duration allowed = question.deadline - question.asked_at;
+  if (!open.attempts.all(Verdict::hung_up) || now - question.asked_at < std::min(allowed, longest_doubt) / 2) {
+    return {};
   }
-  return false;
+  return "who answers at " + question.url + " has none of the keys that the keyring has for " +
+         (question.peer_id.empty() ? "its peers" : "peer " + in_quotes(question.peer_id)) +
+         ", or doesn't secure its handshakes";
 }
 
 KVFERRY_INLINE bool HandshakeQuestions::receive(Iterator open) {

@@ -53,7 +53,7 @@ class HandshakeQuestions {
     bool sent = false;                ///< By the only candidate that is left.
     std::size_t repeats = 0;          ///< How often it was sent again, after its connection was lost.
     std::vector<std::string> server_keys = {};
-    std::size_t hang_ups = 0;  ///< Of who was to show that he has one of these keys.
+    std::string refusal = {};         ///< What the latest that said no gave for a reason.
   };
   using Iterator = std::map<std::uint64_t, Open>::iterator;
 
@@ -64,8 +64,8 @@ class HandshakeQuestions {
   void connect(Iterator open, std::span<const HostPort> addresses);
   void advance(Open& open, TimePoint now);
   void serve(Iterator open, const zmq_pollitem_t& socket, const zmq_pollitem_t& monitor);
-  /// @return whether the question has ended of it.
-  bool handshake_failed(Iterator open, int event, std::uint32_t value);
+  [[nodiscard]] std::string why_hopeless(const Open& open, TimePoint now) const;
+  void judge(Open& open, HandshakeAttempts::Candidate& candidate, int event, std::uint32_t value);
   /// @return whether there was anything to receive, so that the question has ended.
   bool receive(Iterator open);
   void answer(Iterator open, SideMessage message);

@@ -6,8 +6,11 @@
 // All of it in this file: there is no library to link.
 #ifndef XXH_INLINE_ALL
 #define XXH_INLINE_ALL
-#endif
 #include <xxhash.h>
+#undef XXH_INLINE_ALL
+#else
+#include <xxhash.h>
+#endif
 
 #include <algorithm>
 #include <bit>

@@ -43,6 +43,13 @@ class ObjectSet {
   [[nodiscard]] bool has(std::size_t object) const noexcept {
     return (words_[object / word_bits] >> object % word_bits & 1) != 0;
   }
+  [[nodiscard]] bool has_any_below(std::size_t objects) const noexcept {
+    std::size_t object = 0;
+    while (object < objects && !has(object)) {
+      ++object;
+    }
+    return object < objects;
+  }
   [[nodiscard]] std::vector<Descriptor> descriptors(std::size_t objects) const;
 
  private:

@@ -310,6 +310,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const Frame& fr
       settle(*transfer, chunk, status);
     } else {
       const ObjectSet which(frame.descriptors);
+      if (!which.has_any_below(chunk.count)) {
+        return violated("acknowledgement of a checksum that differs, without the object whose it is");
+      }
       settle(*transfer, chunk, status, &which);
     }
   }
