@@ -11,7 +11,8 @@
     prefill.lazy_init_peer_connection("prefill", "decode", decode.peer_init_url)
     prefill.batched_write([bytes(65536)] * 4, "decode", remote_indexes=[5, 7, 8, 11])
 
-The exit of the interpreter closes all channels.
+The exit of the interpreter closes all channels. Before that Python waits for the threads that are no daemons: the
+program has to end one that waits in a call of kvferry's, by closing its channel, say.
 """
 
 from __future__ import annotations
@@ -59,9 +60,13 @@ _kvferry.log_level(20)
 
 def _at_exit() -> None:
     """No thread of the library's may call Python, nor write to its objects' memory, when the interpreter is gone."""
-    _kvferry.close_all()
-    _logging.stop()
-    _kvferry.wait_for_threads()
+    try:
+        _kvferry.close_all()
+    finally:
+        try:
+            _logging.stop()
+        finally:
+            _kvferry.wait_for_threads()
 
 
 atexit.register(_at_exit)

@@ -12,6 +12,7 @@ from . import _kvferry, _logging
 from ._errors import TransferError
 from ._kvferry import CompletionQueue, Operation, Region
 from ._types import Notification, PeerEvent, PeerInfo, RdmaRail, SideMessage
+from ._unclaimed import Unclaimed
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -60,14 +61,15 @@ def _handler_of(channel: BaseTransferChannel) -> Callable[[str, bytes], bytes | 
 class BaseTransferChannel(metaclass=_AnsweringOnceMade):
     """Moves pages of KV caches between peers, over any transport; see the classes for each.
 
-    Objects are buffers: a list of anything with the buffer protocol or DLPack on the CPU, or of (address, size);
+    Objects are buffers: a sequence of anything with the buffer protocol or DLPack on the CPU, or of (address, size);
     ``Pages`` of the channel's own regions; or ``Addresses``. The channel holds references to them until the operation
     has ended. An object written to (read from) page ``i`` lies at ``[i * page_size, i * page_size + size)`` of the peer's
     region.
 
     Blocking methods release the GIL. A signal whose handler raises (Ctrl-C) cancels the operation; the exception goes
-    on once the operation has ended, so that nothing touches its memory any more. ``submit_...`` methods return at once:
-    the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
+    on once the operation has ended, so that nothing touches its memory any more. A notification, or news of a peer,
+    that it had taken by then is for the next call of its kind that blocks or is awaited. ``submit_...`` methods return
+    at once: the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
 
     Failures raise ``TransferError``; arguments that make no sense raise ``TypeError`` or ``ValueError``. Timeouts are
     in seconds; None is the channel's default, except where a method says otherwise.
@@ -87,6 +89,7 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         self._native = _kvferry.Channel(
             self._transport, list(regions), options, _handler_of(self) if overridden else None
         )
+        self._unclaimed = Unclaimed(self._native.take_unclaimed)
 
     def __enter__(self) -> Self:
         return self
@@ -216,7 +219,8 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
     def wait_peer_event(self, timeout: float | None = None) -> PeerEvent:
         """The next thing that happened to any peer, oldest first. Without a timeout it waits for as long as it
         takes."""
-        event: PeerEvent = self.submit_wait_peer_event(None, timeout).result()
+        event: PeerEvent
+        [event] = self._unclaimed.receive("peer event", 1, lambda _: self.submit_wait_peer_event(None, timeout))
         return event
 
     def submit_wait_peer_event(self, queue: CompletionQueue | None, timeout: float | None = None) -> Operation:
@@ -306,7 +310,8 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
 
     def receive_notification(self, timeout: float | None = None) -> Notification:
         """The next notification without a key, oldest first. Without a timeout it waits for as long as it takes."""
-        notification: Notification = self.submit_receive_notification(None, timeout).result()
+        notification: Notification
+        [notification] = self._unclaimed.receive(0, 1, lambda _: self.submit_receive_notification(None, timeout))
         return notification
 
     def submit_receive_notification(self, queue: CompletionQueue | None, timeout: float | None = None) -> Operation:
@@ -316,8 +321,9 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
     def receive_notifications(self, key: int, count: int, timeout: float | None = None) -> list[Notification]:
         """The next ``count`` notifications of a key, from whatever peers; fewer if the timeout passes first. Without a
         timeout it waits for as long as it takes."""
-        notifications: list[Notification] = self.submit_receive_notifications(None, key, count, timeout).result()
-        return notifications
+        return self._unclaimed.receive(
+            key, count, lambda left: self.submit_receive_notifications(None, key, left, timeout)
+        )
 
     def submit_receive_notifications(
         self, queue: CompletionQueue | None, key: int, count: int, timeout: float | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 
 from . import _kvferry
@@ -23,6 +24,9 @@ os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_i
 
 
 def _forward() -> None:
+    # Signals are for threads that wait for them: one that came here would wake none.
+    own = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - own)
     while records := _kvferry.log_take():
         for level, time, event, transport, peer, cause, text, suppressed in records:
             if not logger.isEnabledFor(level):

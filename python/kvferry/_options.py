@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     #: Host memory: the buffer protocol (bytearray, mmap, numpy), DLPack (torch, jax on CPU), or (address, size).
     MemoryLike = Union[Buffer, SupportsDLPack, tuple[int, int]]
-    #: The objects of a batch.
+    #: The objects of a batch. A buffer or tensor alone is no sequence of objects.
     Objects = Union[Sequence[MemoryLike], _kvferry.Pages, _kvferry.Addresses]
     #: Page numbers.
     Indexes = Union[NDArray[np.uint64], NDArray[np.int64], Sequence[int]]

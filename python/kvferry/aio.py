@@ -9,12 +9,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._channel import BaseTransferChannel
 from ._kvferry import CompletionQueue, Operation
 from ._types import Notification, PeerEvent, PeerInfo, SideMessage
+from ._unclaimed import Kind, listed
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -26,18 +29,38 @@ __all__ = ["AsyncChannel"]
 _Channel = TypeVar("_Channel", bound=BaseTransferChannel)
 
 
+def _drain_of(reference: weakref.ref[AsyncChannel[Any]]) -> None:
+    channel = reference()
+    if channel is not None:
+        channel._drain()
+
+
+def _let_go(loop: asyncio.AbstractEventLoop, queue: CompletionQueue) -> None:
+    """The loop watches the queue no longer. On any thread, as the garbage collector may call it."""
+    if asyncio._get_running_loop() is loop:
+        loop.remove_reader(queue.fileno())
+        return
+    # The queue stays until then: its descriptor's number isn't somebody else's.
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(lambda: loop.remove_reader(queue.fileno()))
+
+
 class AsyncChannel(Generic[_Channel]):
     """A channel whose operations are awaited. Belongs to the event loop in which it is first awaited.
 
     The methods are those of ``BaseTransferChannel``. A task that is cancelled cancels its operation, and goes on when
-    that has ended: nothing touches its memory any more then.
+    that has ended: nothing touches its memory any more then. A notification, or news of a peer, that it had taken by
+    then is for the next call of its kind. A loop doesn't keep a channel that is lost.
     """
 
     def __init__(self, channel: _Channel) -> None:
         self.channel = channel
         self._queue = CompletionQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched: weakref.finalize[[asyncio.AbstractEventLoop, CompletionQueue], Any] | None = None
+        self._closing = False
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._receiving: dict[Kind, dict[Operation, None]] = {}
         self._last = 0
 
     async def __aenter__(self) -> Self:
@@ -49,29 +72,39 @@ class AsyncChannel(Generic[_Channel]):
     async def close(self) -> None:
         """Closes the channel, on a thread, as that may take a moment; lets the loop go when all operations have
         ended."""
+        self._closing = True
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self.channel.close)
-        self._drain()
-        if self._loop is loop and not len(self._queue):
-            loop.remove_reader(self._queue.fileno())
-            self._loop = None
+        if self._loop is loop:
+            self._drain()
 
     def _drain(self) -> None:
-        for operation in self._queue.drain():
-            waiting = self._waiting.pop(operation.user_data, None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
+        while ended := self._queue.drain():
+            for operation in ended:
+                waiting = self._waiting.pop(operation.user_data, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(None)
+        if self._closing and not len(self._queue) and self._watched is not None:
+            self._watched()
+            self._watched = None
+            self._loop = None
 
     def _here(self) -> _Channel:
         loop = asyncio.get_running_loop()
         if self._loop is None:
-            loop.add_reader(self._queue.fileno(), self._drain)
+            loop.add_reader(self._queue.fileno(), _drain_of, weakref.ref(self))
+            self._watched = weakref.finalize(self, _let_go, loop, self._queue)
+            self._watched.atexit = False
             self._loop = loop
         elif self._loop is not loop:
             raise RuntimeError("this channel belongs to another event loop")
         return self.channel
 
     async def _end(self, operation: Operation) -> Any:
+        await self._ended(operation)
+        return operation.result()
+
+    async def _ended(self, operation: Operation) -> None:
         self._last += 1
         operation.user_data = self._last
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -85,7 +118,43 @@ class AsyncChannel(Generic[_Channel]):
                 operation.cancel()
         if cancelled is not None:
             raise cancelled
-        return operation.result()
+
+    async def _receive(
+        self, kind: Kind, count: int, timeout: float | None, submit: Callable[[int, float | None], Operation]
+    ) -> list[Any]:
+        """What cancelled calls have left, and from ``submit(how many, timeout)`` what lacks."""
+        unclaimed = self.channel._unclaimed
+        now = asyncio.get_running_loop().time
+        until = None if timeout is None else now() + timeout
+        while True:
+            taken = unclaimed.take(kind, count)
+            if taken and len(taken) == count:
+                return taken
+            operation: Operation | None = None
+            try:
+                operation = submit(count - len(taken), None if until is None else max(until - now(), 0.0))
+                await self._received(kind, operation)
+                if operation.error is None or operation.error.name != "cancelled":
+                    return taken + listed(operation.result())
+            except BaseException as error:
+                cancelled = operation is not None and isinstance(error, asyncio.CancelledError)
+                kept = cancelled and operation is not None and unclaimed.keep(operation)
+                unclaimed.put_back(kind, taken)
+                if kept or taken:
+                    for waiting in self._receiving.get(kind, ()):
+                        waiting.cancel()  # its task looks again for what there is
+                raise
+            unclaimed.put_back(kind, taken)
+
+    async def _received(self, kind: Kind, operation: Operation) -> None:
+        receiving = self._receiving.setdefault(kind, {})
+        receiving[operation] = None
+        try:
+            await self._ended(operation)
+        finally:
+            del receiving[operation]
+            if not receiving:
+                del self._receiving[kind]
 
     async def lazy_init_peer_connection(
         self,
@@ -121,7 +190,11 @@ class AsyncChannel(Generic[_Channel]):
         await self._end(self._here().submit_disconnect(self._queue, peer_id))
 
     async def wait_peer_event(self, timeout: float | None = None) -> PeerEvent:
-        event: PeerEvent = await self._end(self._here().submit_wait_peer_event(self._queue, timeout))
+        channel = self._here()
+        event: PeerEvent
+        [event] = await self._receive(
+            "peer event", 1, timeout, lambda _, left: channel.submit_wait_peer_event(self._queue, left)
+        )
         return event
 
     async def fence(self, peer_id: str, timeout: float | None = None) -> None:
@@ -148,15 +221,17 @@ class AsyncChannel(Generic[_Channel]):
         await self._end(self._here().submit_notify(self._queue, peer_id, payload, key, timeout=timeout))
 
     async def receive_notification(self, timeout: float | None = None) -> Notification:
-        notification: Notification = await self._end(
-            self._here().submit_receive_notification(self._queue, timeout)
+        channel = self._here()
+        notification: Notification
+        [notification] = await self._receive(
+            0, 1, timeout, lambda _, left: channel.submit_receive_notification(self._queue, left)
         )
         return notification
 
     async def receive_notifications(
         self, key: int, count: int, timeout: float | None = None
     ) -> list[Notification]:
-        notifications: list[Notification] = await self._end(
-            self._here().submit_receive_notifications(self._queue, key, count, timeout)
+        channel = self._here()
+        return await self._receive(
+            key, count, timeout, lambda most, left: channel.submit_receive_notifications(self._queue, key, most, left)
         )
-        return notifications

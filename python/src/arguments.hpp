@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -13,6 +14,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <typeinfo>
 
 namespace kvferry::python {
 
@@ -46,6 +48,16 @@ inline std::span<const std::byte> bytes_of(const nb::bytes& bytes) {
 
 inline nb::bytes to_bytes(std::span<const std::byte> bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
+/// @throws nb::type_error "`what` can't be ..." if it is nothing of that type.
+template <class T>
+T converted(nb::handle given, const std::string& what) {
+  try {
+    return nb::cast<T>(given);
+  } catch (const std::bad_cast&) {
+    throw wrong_type(what + " can't be " + nb::cast<std::string>(nb::repr(given)));
+  }
+}
+
 /// Takes keyword arguments out of a dict, one by one. None counts as left out.
 class Arguments {
  public:
@@ -68,14 +80,10 @@ class Arguments {
     if (!found.is_valid()) {
       return false;
     }
-    try {
-      if constexpr (requires { typename T::period; }) {
-        value = duration_of<T>(nb::cast<double>(found));
-      } else {
-        value = nb::cast<T>(found);
-      }
-    } catch (const nb::cast_error&) {
-      throw wrong_type(std::string(name) + " can't be " + nb::cast<std::string>(nb::repr(found)));
+    if constexpr (requires { typename T::period; }) {
+      value = duration_of<T>(converted<double>(found, name));
+    } else {
+      value = converted<T>(found, name);
     }
     return true;
   }

@@ -24,11 +24,17 @@ namespace {
 
 class Channel;
 
-/// Those that there are, and those whose last reference a handler let go on a thread of the channel's own, which can't
-/// destroy it. With the GIL. Never destroyed.
+/// A channel whose last reference a handler let go on a thread of the channel's own, which can't destroy it, and may call
+/// the handler again for messages that it holds.
+struct Leftover {
+  std::unique_ptr<SideMessageHandler> handler;
+  std::shared_ptr<BaseTransferChannel> channel;
+};
+
+/// Those that there are, and those that are left. With the GIL. Never destroyed.
 struct Registry {
   std::set<Channel*> channels;
-  std::vector<std::shared_ptr<BaseTransferChannel>> to_be_destroyed;
+  std::vector<Leftover> to_be_destroyed;
 };
 
 Registry& registry() {
@@ -39,8 +45,13 @@ Registry& registry() {
 void destroy_leftovers() {
   if (!InterpreterExit::is_waited_for && !registry().to_be_destroyed.empty()) {
     auto leftovers = std::exchange(registry().to_be_destroyed, {});
-    const Released released;
-    leftovers.clear();
+    {
+      const Released released;
+      for (Leftover& leftover : leftovers) {
+        leftover.channel.reset();
+      }
+    }
+    leftovers.clear();  // the handlers, with the GIL
   }
 }
 
@@ -50,7 +61,7 @@ class Channel {
     refuse_at_exit();
     destroy_leftovers();
     for (const nb::handle region : regions) {
-      regions_.push_back(nb::cast<Region>(region));
+      regions_.push_back(converted<Region>(region, "a region"));
     }
     if (!handler.is_none()) {
       handler_ = std::make_unique<SideMessageHandler>(std::move(handler));
@@ -74,7 +85,7 @@ class Channel {
       }
     }
     if (elsewhere) {
-      registry().to_be_destroyed.push_back(std::move(made_.channel));
+      registry().to_be_destroyed.push_back({std::move(handler_), std::move(made_.channel)});
     }
   }
 
@@ -88,6 +99,10 @@ class Channel {
   }
 
   [[nodiscard]] SideMessage own_answer(const SideMessage& message) const { return made_.own_answer(message); }
+
+  /// Keeps an operation that had taken something when the call that waited for it was interrupted.
+  void leave(std::shared_ptr<Operation> operation) { unclaimed_.push_back(std::move(operation)); }
+  [[nodiscard]] std::vector<std::shared_ptr<Operation>> take_unclaimed() { return std::exchange(unclaimed_, {}); }
 
   void close() {
     {
@@ -103,6 +118,7 @@ class Channel {
   std::vector<Region> regions_;
   std::unique_ptr<SideMessageHandler> handler_;
   MadeChannel made_;
+  std::vector<std::shared_ptr<Operation>> unclaimed_;
 };
 
 void close_all() {
@@ -194,6 +210,20 @@ std::shared_ptr<Operation> notify(const Channel& self, const std::string& peer_i
   });
 }
 
+/// What was taken before a signal's handler raised isn't lost: the channel keeps it.
+template <class Result, class Start>
+std::shared_ptr<Operation> receive(Channel& self, const char* name, Queue* queue, Start start) {
+  const auto operation = named(name);
+  try {
+    return launch_for<Result>(operation, queue, start);
+  } catch (...) {
+    if (operation->end) {
+      self.leave(operation);
+    }
+    throw;
+  }
+}
+
 nb::dict capabilities_of(const Channel& self) {
   const Capabilities able = self.native().capabilities();
   nb::dict result;
@@ -257,24 +287,24 @@ void bind_operations(nb::class_<Channel>& channel) {
           nb::arg("peer_id"), timeout, queue)
       .def(
           "receive_notification",
-          [](const Channel& self, Timeout within, Queue* of) {
-            return launch_for<Notification>(named("receive_notification"), of, [&](auto token) {
+          [](Channel& self, Timeout within, Queue* of) {
+            return receive<Notification>(self, "receive_notification", of, [&](auto token) {
               return self.native().async_receive_notification(timeout_of(within), std::move(token));
             });
           },
           timeout, queue)
       .def(
           "receive_notifications",
-          [](const Channel& self, std::uint64_t key, std::size_t count, Timeout within, Queue* of) {
-            return launch_for<std::vector<Notification>>(named("receive_notifications"), of, [&](auto token) {
+          [](Channel& self, std::uint64_t key, std::size_t count, Timeout within, Queue* of) {
+            return receive<std::vector<Notification>>(self, "receive_notifications", of, [&](auto token) {
               return self.native().async_receive_notifications(key, count, timeout_of(within), std::move(token));
             });
           },
           nb::arg("key"), nb::arg("count"), timeout, queue)
       .def(
           "wait_peer_event",
-          [](const Channel& self, Timeout within, Queue* of) {
-            return launch_for<PeerEvent>(named("wait_peer_event"), of, [&](auto token) {
+          [](Channel& self, Timeout within, Queue* of) {
+            return receive<PeerEvent>(self, "wait_peer_event", of, [&](auto token) {
               return self.native().async_wait_peer_event(timeout_of(within), std::move(token));
             });
           },
@@ -313,6 +343,7 @@ void bind_channel(nb::module_& module) {
            nb::arg("regions"), nb::arg("options"), nb::arg("handler").none())
       .def("answer_side_messages", &Channel::answer_side_messages)
       .def("close", &Channel::close)
+      .def("take_unclaimed", &Channel::take_unclaimed)
       .def_prop_ro("transport", [](const Channel& self) { return self.native().transport(); })
       .def_prop_ro("peer_init_url", [](const Channel& self) { return self.native().peer_init_url(); })
       .def("capabilities", &capabilities_of)

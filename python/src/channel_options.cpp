@@ -73,10 +73,16 @@ void read(Arguments& given, TcpOptions& options) {
 void read(Arguments& given, RdmaOptions& options) {
   read(given, static_cast<ChannelOptions&>(options));
   if (const nb::object rails = given.take("rails"); rails.is_valid()) {
-    for (const nb::handle rail : nb::cast<nb::sequence>(rails)) {
-      options.rails.push_back({nb::cast<std::string>(rail.attr("device")), nb::cast<std::uint8_t>(rail.attr("port")),
-                               nb::cast<std::optional<std::uint32_t>>(rail.attr("gid_index")),
-                               nb::cast<std::optional<std::uint16_t>>(rail.attr("partition_key"))});
+    const nb::object type = nb::module_::import_("kvferry._types").attr("RdmaRail");
+    for (const nb::handle rail : converted<nb::sequence>(rails, "rails")) {
+      if (!nb::isinstance(rail, type)) {
+        throw wrong_type("rails are RdmaRail, not " + nb::cast<std::string>(nb::repr(rail)));
+      }
+      options.rails.push_back(
+          {converted<std::string>(rail.attr("device"), "a rail's device"),
+           converted<std::uint8_t>(rail.attr("port"), "a rail's port"),
+           converted<std::optional<std::uint32_t>>(rail.attr("gid_index"), "a rail's gid_index"),
+           converted<std::optional<std::uint16_t>>(rail.attr("partition_key"), "a rail's partition_key")});
     }
   }
   given.read("stripe_threshold", options.stripe_threshold);

@@ -29,7 +29,7 @@ std::string device_name(int type, int id) {
 
 /// Only host memory can be named by the address that a tensor has.
 void check_device(nb::handle object) {
-  const auto [type, id] = nb::cast<std::pair<int, int>>(object.attr("__dlpack_device__")());
+  const auto [type, id] = converted<std::pair<int, int>>(object.attr("__dlpack_device__")(), "__dlpack_device__()");
   if (type != nb::device::cpu::value && type != nb::device::cuda_host::value) {
     throw wrong_type("the memory of this " + class_name(object) + " is on " + device_name(type, id) +
                      ": only host memory can be moved; a region of a device takes its dma-buf (Region, dmabuf_fd)");

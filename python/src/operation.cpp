@@ -8,11 +8,13 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <exception>
 #include <span>
 #include <utility>
 
@@ -26,9 +28,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+Operation& operation_of(const nb::object& object) { return *nb::inst_ptr<Operation>(object); }
+
 /// Operations of queues that are gone. Never destroyed, as the interpreter is gone before a static object is.
-std::vector<std::shared_ptr<Operation>>& left_behind() {
-  static auto* const operations = new std::vector<std::shared_ptr<Operation>>;
+std::vector<nb::object>& left_behind() {
+  static auto* const operations = new std::vector<nb::object>;
   return *operations;
 }
 
@@ -36,9 +40,9 @@ void sweep() {
   auto& operations = left_behind();
   if (!operations.empty()) {
     // What is let go may run Python code, which may come back here: not while the vector is being changed.
-    std::vector<std::shared_ptr<Operation>> ended;
+    std::vector<nb::object> ended;
     const auto first = std::partition(operations.begin(), operations.end(),
-                                      [](const auto& operation) { return !operation->handle.ended(); });
+                                      [](const nb::object& object) { return !operation_of(object).handle.ended(); });
     ended.assign(std::make_move_iterator(first), std::make_move_iterator(operations.end()));
     operations.erase(first, operations.end());
   }
@@ -73,6 +77,10 @@ void run_signal_handlers() {
 
 enum class Woken { by_descriptor, by_time, by_exit };
 
+/// How long the thread that runs signals' handlers sleeps at most: a signal may go to a thread of somebody else's that
+/// doesn't block it, and wakes nobody here.
+constexpr std::chrono::seconds longest_sleep_of_main_thread{1};
+
 /// Sleeps without the GIL until `descriptor` can be read, it is `until`, or the interpreter exits; wakes for signals and has
 /// Python handle them.
 Woken sleep_for(int descriptor, std::optional<Clock::time_point> until) {
@@ -81,16 +89,21 @@ Woken sleep_for(int descriptor, std::optional<Clock::time_point> until) {
     run_signal_handlers();
     const SignalsWait waiting;
     run_signal_handlers();
+    auto wake = until;
+    if (::gettid() == ::getpid()) {
+      const auto look = Clock::now() + longest_sleep_of_main_thread;
+      wake = std::min(wake.value_or(look), look);
+    }
     timespec left{};
-    if (until) {
-      const auto rest = std::max(*until - Clock::now(), Clock::duration::zero());
+    if (wake) {
+      const auto rest = std::max(*wake - Clock::now(), Clock::duration::zero());
       const auto seconds = std::chrono::floor<std::chrono::seconds>(rest);
       left = {seconds.count(), std::chrono::nanoseconds(rest - seconds).count()};
     }
     int ready = 0;
     {
       const Released released;
-      ready = ::ppoll(waited.data(), waited.size(), until ? &left : nullptr, &waiting.before());
+      ready = ::ppoll(waited.data(), waited.size(), wake ? &left : nullptr, &waiting.before());
       if (ready < 0 && errno != EINTR) {
         throw std::system_error(errno, std::system_category(), "ppoll");
       }
@@ -98,7 +111,7 @@ Woken sleep_for(int descriptor, std::optional<Clock::time_point> until) {
     if (ready > 0) {
       return waited[0].revents != 0 ? Woken::by_descriptor : Woken::by_exit;
     }
-    if (ready == 0 && until) {
+    if (ready == 0 && until && wake == until) {
       return Woken::by_time;
     }
   }
@@ -148,24 +161,39 @@ bool Operation::look() {
   return end.has_value();
 }
 
+nb::object to_object(std::shared_ptr<Operation> operation) { return nb::cast(std::move(operation)); }
+
 Queue::~Queue() {
   sweep();
-  for (auto& [number, operation] : pending_) {
-    if (!operation->look()) {
-      left_behind().push_back(std::move(operation));
+  let_go();
+}
+
+void Queue::let_go() {
+  // Python code that runs meanwhile finds none.
+  for (auto& [number, object] : std::exchange(pending_, {})) {
+    if (!operation_of(object).look()) {
+      left_behind().push_back(object);
     }
   }
 }
 
+int Queue::traverse(visitproc visit, void* arg) const {
+  for (const auto& [number, object] : pending_) {
+    Py_VISIT(object.ptr());
+  }
+  return 0;
+}
+
 std::uint64_t Queue::add(std::shared_ptr<Operation> operation) {
   sweep();
-  pending_.emplace(++last_, std::move(operation));
+  nb::object object = to_object(std::move(operation));
+  pending_.emplace(++last_, std::move(object));
   return last_;
 }
 
-std::vector<std::shared_ptr<Operation>> Queue::drain(std::size_t most) {
+std::vector<nb::object> Queue::drain(std::size_t most) {
   sweep();
-  std::vector<std::shared_ptr<Operation>> ended;
+  std::vector<nb::object> ended;
   std::array<CompletionEntry, 64> entries;
   while (ended.size() < most) {
     const std::size_t room = std::min(entries.size(), most - ended.size());
@@ -180,8 +208,8 @@ std::vector<std::shared_ptr<Operation>> Queue::drain(std::size_t most) {
       break;
     }
   }
-  for (const auto& operation : ended) {
-    operation->look();
+  for (const nb::object& object : ended) {
+    operation_of(object).look();
   }
   return ended;
 }
@@ -208,7 +236,7 @@ void refuse_at_exit() {
 }
 
 void wait_for_end(CompletionQueue& queue, Operation& operation) {
-  std::optional<nb::python_error> interruption;
+  std::exception_ptr interruption;
   bool ending = false;
   CompletionEntry entry;
   while (queue.drain({&entry, 1}) == 0) {
@@ -217,22 +245,64 @@ void wait_for_end(CompletionQueue& queue, Operation& operation) {
       continue;
     }
     try {
-      ending = sleep_for(queue.descriptor(), std::nullopt) == Woken::by_exit;  // which closes all channels
-    } catch (nb::python_error& raised) {
-      interruption.emplace(std::move(raised));
+      // The exit closes all channels, one after the other: perhaps first the one whose handler waits here for another.
+      ending = sleep_for(queue.descriptor(), std::nullopt) == Woken::by_exit;
+    } catch (...) {
+      interruption = std::current_exception();
       ending = true;
+    }
+    if (ending) {
       operation.handle.cancel();
     }
   }
   operation.look();
   if (interruption) {
-    throw std::move(*interruption);
+    std::rethrow_exception(interruption);
   }
 }
 
+namespace {
+
+/// What is kept for the channel isn't shown to the collector: it stays until the operation has ended, whoever asks.
+int traverse_operation(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  if (nb::inst_ready(self)) {
+    Py_VISIT(nb::inst_ptr<Operation>(self)->user_data.ptr());
+  }
+  return 0;
+}
+
+int clear_operation(PyObject* self) {
+  if (nb::inst_ready(self)) {
+    const nb::object dropped = std::exchange(nb::inst_ptr<Operation>(self)->user_data, nb::none());
+  }
+  return 0;
+}
+
+int traverse_queue(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  return nb::inst_ready(self) ? nb::inst_ptr<Queue>(self)->traverse(visit, arg) : 0;
+}
+
+int clear_queue(PyObject* self) {
+  if (nb::inst_ready(self)) {
+    nb::inst_ptr<Queue>(self)->let_go();
+  }
+  return 0;
+}
+
+PyType_Slot operation_slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&traverse_operation)},
+                                 {Py_tp_clear, reinterpret_cast<void*>(&clear_operation)},
+                                 {0, nullptr}};
+PyType_Slot queue_slots[] = {{Py_tp_traverse, reinterpret_cast<void*>(&traverse_queue)},
+                             {Py_tp_clear, reinterpret_cast<void*>(&clear_queue)},
+                             {0, nullptr}};
+
+}  // namespace
+
 void bind_operation(nb::module_& module) {
   nb::class_<Operation>(
-      module, "Operation",
+      module, "Operation", nb::type_slots(operation_slots),
       "An operation that was submitted. user_data is the program's.\n\n"
       "done() tells whether it has ended, cancel() asks for the end, which then comes as any end does. "
       "result() is what the blocking method returns or raises; before the end it raises RuntimeError.")
@@ -251,7 +321,7 @@ void bind_operation(nb::module_& module) {
       .def_prop_ro("sizes", [](Operation& self) { return self.look() ? self.sizes : std::vector<std::size_t>{}; });
 
   nb::class_<Queue>(
-      module, "CompletionQueue", nb::is_weak_referenceable(),
+      module, "CompletionQueue", nb::is_weak_referenceable(), nb::type_slots(queue_slots),
       "Where submitted operations end.\n\n"
       "drain(most) takes out those that have ended, oldest first, and never blocks. wait(timeout) sleeps until "
       "there are some, and tells whether there are; timeout in seconds, None: for as long as it takes. "

@@ -17,6 +17,8 @@
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/completion_queue.hpp>
 
+#include "released.hpp"
+
 namespace kvferry::python {
 
 namespace nb = nanobind;
@@ -41,6 +43,10 @@ struct Operation {
   bool look();
 };
 
+/// The one Python object of an operation. Where both keep it, they keep this: then the garbage collector sees each
+/// reference once.
+[[nodiscard]] nb::object to_object(std::shared_ptr<Operation> operation);
+
 /// Where a Python program's operations end, and what keeps them until then. To be used with the GIL.
 class Queue {
  public:
@@ -53,21 +59,24 @@ class Queue {
   [[nodiscard]] CompletionQueue& native() noexcept { return queue_; }
   /// @return the number for its token.
   [[nodiscard]] std::uint64_t add(std::shared_ptr<Operation> operation);
+  /// As its destructor does.
+  void let_go();
+  [[nodiscard]] int traverse(visitproc visit, void* arg) const;
   void forget(std::uint64_t number) { pending_.erase(number); }
 
   [[nodiscard]] std::size_t pending() const noexcept { return pending_.size(); }
-  [[nodiscard]] std::vector<std::shared_ptr<Operation>> drain(std::size_t most);
+  [[nodiscard]] std::vector<nb::object> drain(std::size_t most);
   /// Sleeps until there are entries. @return whether there are.
   [[nodiscard]] bool wait(std::optional<double> seconds) const;
 
  private:
   CompletionQueue queue_;
-  std::unordered_map<std::uint64_t, std::shared_ptr<Operation>> pending_;
+  std::unordered_map<std::uint64_t, nb::object> pending_;  ///< `Operation`s.
   std::uint64_t last_ = 0;
 };
 
-/// Waits for an operation whose token is of `queue`, which has no other. A signal's handler that raises cancels it; the
-/// exception goes on when the operation has ended. Releases the GIL.
+/// Waits for an operation whose token is of `queue`, which has no other. Whatever is thrown meanwhile, as by a signal's
+/// handler, cancels it, and goes on when the operation has ended; the interpreter's exit cancels it, too. Releases the GIL.
 void wait_for_end(CompletionQueue& queue, Operation& operation);
 
 /// @throws TransferError `errc::closed` if the interpreter's exit has begun; other threads than its own get no further.
@@ -81,6 +90,7 @@ std::shared_ptr<Operation> launch(std::shared_ptr<Operation> operation, Queue* q
   refuse_at_exit();
   if (queue == nullptr) {
     CompletionQueue own;
+    (void)InterpreterExit::descriptor();  // to be waited for: made before there is something to wait for
     operation->handle = start(make_token(own, 0));
     wait_for_end(own, *operation);
     return operation;

@@ -47,12 +47,13 @@ class InterpreterExit {
   static inline std::thread::id exiting_thread;
 };
 
-/// While it lasts the GIL is released, unless the interpreter's exit has begun.
+/// While it lasts the GIL is released, except on the thread that exits, which ends the others. A thread that the exit waits
+/// for releases it, too: what it waits for may need the GIL.
 class Released {
  public:
   Released() {
     InterpreterExit::stop_here_if_begun();
-    if (!InterpreterExit::begun) {
+    if (!InterpreterExit::begun || InterpreterExit::is_waited_for) {
       ++InterpreterExit::between;
       state_ = PyEval_SaveThread();
     }

@@ -90,6 +90,13 @@ std::vector<MutableBuffer> buffers_of(const Pages& pages, const std::vector<Regi
   return buffers;
 }
 
+/// Whether it is a sequence whose elements can be objects: a buffer or a tensor is one object, of which nobody says how it
+/// is divided.
+bool is_of_memory(nb::handle given) {
+  return nb::isinstance<nb::sequence>(given) && PyObject_CheckBuffer(given.ptr()) == 0 &&
+         !nb::isinstance<nb::str>(given) && !nb::hasattr(given, "__dlpack__");
+}
+
 std::vector<MutableBuffer> objects_of(nb::handle given, bool written, const std::vector<Region>& own,
                                       std::vector<nb::object>& kept) {
   if (nb::isinstance<Pages>(given)) {
@@ -100,14 +107,19 @@ std::vector<MutableBuffer> objects_of(nb::handle given, bool written, const std:
     kept.push_back(addresses.owner);
     return addresses.buffers;
   }
-  if (!nb::isinstance<nb::list>(given) && !nb::isinstance<nb::tuple>(given)) {
-    throw wrong_type("objects are a list or tuple of memory, Pages or Addresses, not one '" +
+  const bool has_elements = nb::isinstance<nb::list>(given) || nb::isinstance<nb::tuple>(given) || is_of_memory(given);
+  if (!has_elements) {
+    throw wrong_type("objects are a sequence of memory, Pages or Addresses, not one '" +
                      nb::cast<std::string>(given.type().attr("__name__")) + "'");
   }
+  const nb::object objects = nb::steal(PySequence_Fast(given.ptr(), "objects are a sequence of memory"));
+  if (!objects.is_valid()) {
+    throw nb::python_error();
+  }
   std::vector<MutableBuffer> buffers;
-  buffers.reserve(nb::len(given));
-  kept.reserve(nb::len(given));
-  for (const nb::handle object : nb::cast<nb::sequence>(given)) {
+  buffers.reserve(nb::len(objects));
+  kept.reserve(nb::len(objects));
+  for (const nb::handle object : objects) {
     auto memory = std::make_unique<Memory>(object, written);
     buffers.push_back(memory->bytes());
     kept.push_back(nb::cast(memory.release(), nb::rv_policy::take_ownership));
@@ -180,9 +192,9 @@ TransferRequest make_request(TransferKind kind, nb::handle objects, std::string 
   if (bool checksums = false; arguments.read("checksums", checksums)) {
     request.checksums = checksums;
   }
-  if (const nb::object timeout = arguments.take("timeout"); timeout.is_valid()) {
-    request.timeout = timeout_of(nb::cast<double>(timeout));
-  }
+  std::optional<double> timeout;
+  arguments.read("timeout", timeout);
+  request.timeout = timeout_of(timeout);
   bool statuses = false;
   arguments.read("statuses", statuses);
   arguments.finish(operation.name.c_str());

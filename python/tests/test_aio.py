@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import kvferry
 import pytest
@@ -94,3 +96,87 @@ def test_another_loop_is_refused(pair: Pair) -> None:
     with pytest.raises(RuntimeError, match="another event loop"):
         asyncio.run(use())
     assert pair.near.stats()["transfers"]["write"]["started"] == 1
+
+
+def test_what_a_cancelled_task_had_taken_is_for_the_next(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        alone = asyncio.create_task(near.receive_notification())
+        await asyncio.sleep(0)
+        pair.far.notify("near", b"taken")  # which returns when the task's operation has it
+        alone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await alone
+        assert (await near.receive_notification(20)).payload == b"taken"
+        with pytest.raises(kvferry.TransferTimeout):
+            await near.receive_notification(0.01)
+
+        task = asyncio.create_task(near.receive_notifications(7, 2))
+        await asyncio.sleep(0)
+        for payload in (b"1", b"2"):
+            pair.far.notify("near", payload, 7)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [n.payload for n in await near.receive_notifications(7, 1)] == [b"1"]
+        pair.far.notify("near", b"3", 7)
+        assert [n.payload for n in await near.receive_notifications(7, 2, 20)] == [b"2", b"3"]
+
+        assert (await near.wait_peer_event(20)).kind == "connected"
+        news = asyncio.create_task(near.wait_peer_event())
+        await asyncio.sleep(0)
+        pair.far.close()
+        assert near._queue.wait(20)
+        news.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await news
+        assert pair.near.wait_peer_event(20).kind == "gone"
+        await near.close()
+
+    asyncio.run(main())
+
+
+def test_what_a_cancelled_task_had_taken_is_for_one_that_waits_already(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        first = asyncio.create_task(near.receive_notification())
+        second = asyncio.create_task(near.receive_notification(60))
+        await asyncio.sleep(0)
+        pair.far.notify("near", b"for the first")
+        first.cancel()
+        assert (await second).payload == b"for the first"
+        await near.close()
+
+    asyncio.run(main())
+
+
+def test_a_lost_channel_isnt_kept_by_its_loop(pair: Pair) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        near = AsyncChannel(pair.near)
+        await near.fence("far")
+        lost, queue = weakref.ref(near), near._queue
+        del near
+        gc.collect()
+        assert lost() is None
+        assert not loop.remove_reader(queue.fileno())
+
+    asyncio.run(main())
+
+
+def test_a_closed_channel_leaves_its_loop_though_nobody_waits_for_its_close(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        waiting = asyncio.create_task(near.receive_notification())
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(near.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        pair.near.close()
+        with pytest.raises(kvferry.TransferError, match="closed"):
+            await waiting
+        assert not asyncio.get_running_loop().remove_reader(near._queue.fileno())
+
+    asyncio.run(main())

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import kvferry
 import numpy as np
 import pytest
@@ -58,6 +60,31 @@ def test_a_constructor_throws_the_librarys_errors() -> None:
 def test_wrong_options_are_type_errors(options: dict[str, object], text: str) -> None:
     with pytest.raises(TypeError, match=text):
         kvferry.TcpTransferChannel(**options)  # type: ignore[arg-type]
+
+
+def test_wrong_types_are_type_errors(pair: Pair) -> None:
+    with pytest.raises(TypeError, match="a region can't be 5"):
+        kvferry.TcpTransferChannel(regions=[5])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="timeout can't be 'soon'"):
+        pair.near.batched_write([b"x"], "far", remote_indexes=[0], timeout="soon")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rails", "text"),
+    [
+        (5, "rails can't be 5"),
+        (["mlx5_0"], "rails are RdmaRail, not 'mlx5_0'"),
+        ([kvferry.RdmaRail("mlx5_0", port=1000)], "a rail's port can't be 1000"),
+    ],
+)
+def test_rails_of_a_wrong_type(rails: Any, text: str) -> None:
+    try:
+        kvferry.RdmaTransferChannel()
+    except kvferry.TransferError as error:
+        if error.name in ("not_supported", "ENOSYS"):
+            pytest.skip("there is no libibverbs")
+    with pytest.raises(TypeError, match=text):
+        kvferry.RdmaTransferChannel(rails=rails)
 
 
 def test_options_reach_the_channel(pair: Pair) -> None:

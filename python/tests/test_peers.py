@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -178,3 +180,41 @@ def test_rdma_says_what_is_missing() -> None:
 def test_the_base_class_is_no_channel() -> None:
     with pytest.raises(TypeError, match="has no transport"):
         kvferry.BaseTransferChannel()
+
+
+def test_held_messages_find_the_handler_after_the_channel_is_dropped(asker: kvferry.TcpTransferChannel) -> None:
+    """One message's handler lets go of the channel while others wait for their turn."""
+    queue = kvferry.CompletionQueue()
+    entered, dropped = threading.Event(), threading.Event()
+
+    class Dropped(kvferry.TcpTransferChannel):
+        def __init__(self) -> None:
+            super().__init__(
+                peer_init_url="tcp://127.0.0.1:0",
+                max_pending_side_message_bytes=80_000,
+                max_pending_side_message_bytes_of_source=80_000,
+            )
+            question = message_of(Question("x" * 8_000))
+            self.asked = [
+                asker.submit_send_init_side_msg(queue, self.peer_init_url, question, timeout=20) for _ in range(20)
+            ]
+            assert queue.wait(20)  # some are refused, so that the others are held
+
+        def handle_init_side_msg(self, message: kvferry.SideMessage) -> kvferry.SideMessage:
+            entered.set()
+            dropped.wait(20)
+            return message
+
+    channel = Dropped()
+    assert entered.wait(20)
+    url, asked, lost = channel.peer_init_url, channel.asked, weakref.ref(channel)
+    del channel
+    dropped.set()
+    while not all(operation.done() for operation in asked):
+        queue.wait(1)
+        queue.drain()
+    assert lost() is None
+    names = [operation.error.name for operation in asked if operation.error]
+    assert "resource_limit" in names and len(names) - names.count("resource_limit") > 2, names
+    with kvferry.TcpTransferChannel(peer_init_url=url):
+        pass  # which is free again: the channel that had it is destroyed

@@ -232,3 +232,175 @@ def test_threads_share_a_channel(pair: Pair) -> None:
         worker.join()
     assert not failures
     assert all((pair.far_cache[page] == page).all() for page in range(8))
+
+
+def test_a_signal_that_another_thread_got_ends_a_blocking_call() -> None:
+    check(
+        TWO_CHANNELS
+        + """
+other = threading.Thread(target=threading.Event().wait, daemon=True)
+other.start()
+threading.Timer(0.3, signal.pthread_kill, (other.ident, signal.SIGINT)).start()
+try:
+    near.receive_notification(30)
+except KeyboardInterrupt:
+    print("done")
+"""
+    )
+
+
+def test_the_thread_of_log_records_takes_no_signals(pair: Pair) -> None:
+    kvferry.flush_logs()  # it has begun
+    [forwards] = [thread for thread in threading.enumerate() if thread.name == "kvferry-log"]
+    with open(f"/proc/self/task/{forwards.native_id}/status") as status:
+        [blocked] = [int(line.split()[1], 16) for line in status if line.startswith("SigBlk:")]
+    assert blocked & 1 << signal.SIGINT - 1 and not blocked & 1 << signal.SIGSEGV - 1
+
+
+def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
+    def interrupt(*_: object) -> None:
+        pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
+        raise Interruption
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Interruption):
+            pair.near.receive_notification()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert pair.near.receive_notification(20).payload == b"taken"
+
+
+def test_a_call_that_cant_sleep_ends_its_operation() -> None:
+    check(
+        TWO_CHANNELS
+        + """
+import resource
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+def allow_no_ppoll(*_):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+signal.signal(signal.SIGALRM, allow_no_ppoll)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+buffer = bytearray(8)
+try:
+    near.batched_recv([buffer], "far", tag=1)
+except Exception as error:
+    assert "ppoll" in str(error), error
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    recv = near.stats()["transfers"]["recv"]
+    assert (recv["failures"], recv["in_flight"]) == ({"cancelled": 1}, 0), recv
+    print("done")
+"""
+    )
+
+
+def test_nothing_is_started_that_cant_be_waited_for() -> None:
+    check(
+        """
+import os, resource, select
+import kvferry
+far = kvferry.TcpTransferChannel(peer_init_url="tcp://127.0.0.1:0")
+near = kvferry.TcpTransferChannel()
+queue = kvferry.CompletionQueue()
+near.submit_lazy_init_peer_connection(queue, "near", "far", far.peer_init_url)
+select.select([queue], [], [])
+queue.drain()[0].result()
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 256), limits[1]))
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    os.close(taken.pop())  # for the call's own queue
+try:
+    near.batched_recv([bytearray(8)], "far", tag=1)
+except Exception as error:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert near.stats()["transfers"]["recv"]["started"] == 0, error
+    print("done")
+"""
+    )
+
+
+def test_the_exit_ends_handlers_that_wait_for_each_others_channels() -> None:
+    check(
+        """
+import threading
+import kvferry
+entered = threading.Semaphore(0)
+class Waiting(kvferry.TcpTransferChannel):
+    def handle_init_side_msg(self, message):
+        entered.release()
+        other = channels[1] if self is channels[0] else channels[0]
+        other.receive_notification()
+channels = [Waiting(peer_init_url="tcp://127.0.0.1:0") for _ in range(2)]
+asker = kvferry.TcpTransferChannel()
+queue = kvferry.CompletionQueue()
+for channel in channels:
+    asker.submit_send_init_side_msg(queue, channel.peer_init_url, kvferry.SideMessage.decode(b"\\x81\\xa4type\\xa1q"))
+for channel in channels:
+    entered.acquire()
+threading.Event().wait(0.2)
+print("done")
+"""
+    )
+
+
+def test_a_queue_and_what_belongs_to_its_operations_are_collected(pair: Pair) -> None:
+    class Program:
+        pass
+
+    queue, buffer, program = kvferry.CompletionQueue(), bytearray(8), Program()
+    operation = pair.near.submit_recv(queue, [buffer], "far", tag=9)
+    operation.user_data = [queue, operation, program]
+    lost = weakref.ref(queue), weakref.ref(program)
+    gc.collect()
+    assert operation.user_data == [queue, operation, program]
+    del queue, program
+    gc.collect()
+    assert lost[0]() is not None and lost[1]() is not None
+    del operation
+    gc.collect()
+    assert lost[0]() is None and lost[1]() is None
+    with pytest.raises(BufferError):
+        buffer.append(0)  # it is the channel's until the operation ends
+    assert pair.far.batched_send([b"arrives."], "near", tag=9, timeout=20) == 1
+    assert buffer == b"arrives."
+    kvferry.CompletionQueue()
+    buffer.append(0)
+
+
+def test_an_operation_that_ended_is_collected_with_its_user_data(pair: Pair) -> None:
+    class Program:
+        operation: kvferry.Operation
+
+    queue, program = kvferry.CompletionQueue(), Program()
+    program.operation = pair.near.submit_write(queue, [b"x"], "far", remote_indexes=[0])
+    program.operation.user_data = program
+    assert queue.wait(20) and queue.drain() == [program.operation]
+    lost = weakref.ref(program)
+    del program
+    gc.collect()
+    assert lost() is None
+
+
+def test_the_exit_goes_on_where_a_part_of_it_fails() -> None:
+    ran = run_python(
+        """
+import atexit, threading
+def say():
+    print([thread.name for thread in threading.enumerate()])
+atexit.register(say)
+import kvferry
+channel = kvferry.TcpTransferChannel()
+close_all = kvferry._kvferry.close_all
+def failing():
+    close_all()
+    raise OSError("as it happens")
+kvferry._kvferry.close_all = failing
+"""
+    )
+    assert ran.stdout.strip() == "['MainThread']" and "as it happens" in ran.stderr

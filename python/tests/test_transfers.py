@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import kvferry
 import numpy as np
@@ -146,3 +149,30 @@ def test_a_hundred_thousand_descriptors(pair: Pair) -> None:
     last = {int(offset): int(value) & 255 for offset, value in zip(ranges[:, 1], source)}
     flat = pair.far_cache.reshape(-1)
     assert all(flat[offset] == value for offset, value in last.items())
+
+
+def test_objects_are_any_sequence_of_memory(pair: Pair) -> None:
+    class Twice(Sequence[bytes]):
+        def __getitem__(self, index: Any) -> Any:
+            return (b"twice", b"twice")[index]
+
+        def __len__(self) -> int:
+            return 2
+
+    assert pair.near.batched_write(Twice(), "far", remote_indexes=range(4, 6)) == 2
+    assert pair.near.batched_write(deque([b"deque"]), "far", remote_indexes=[6]) == 1
+    assert [bytes(pair.far_cache[page, :5]) for page in (4, 5, 6)] == [b"twice", b"twice", b"deque"]
+
+
+def test_a_tensor_alone_is_no_sequence_of_objects(pair: Pair) -> None:
+    class Tensor:
+        def __dlpack__(self) -> None: ...
+        def __getitem__(self, index: int) -> bytes:
+            return b"row"
+
+        def __len__(self) -> int:
+            return 1
+
+    for alone in (Tensor(), np.zeros((1, 8), np.uint8), "text", {0: b"x"}):
+        with pytest.raises(TypeError, match=f"objects are a sequence of memory.*not one '{type(alone).__name__}'"):
+            pair.near.batched_write(alone, "far", remote_indexes=[0])  # type: ignore[arg-type]
