@@ -36,6 +36,7 @@ install(
   PATTERN "kvferry/detail/*.hpp"
   PATTERN "kvferry/handshake/*.hpp"
   PATTERN "kvferry/tcp/*.hpp"
+  PATTERN "kvferry/shm/*.hpp"
   PATTERN "kvferry/testing" EXCLUDE)
 
 configure_package_config_file(cmake/kvferryConfig.cmake.in kvferryConfig.cmake INSTALL_DESTINATION "${_package_dir}")

@@ -7,15 +7,18 @@ set(_tests "${PROJECT_SOURCE_DIR}/tests")
 
 # What a program may include. The definitions (`-inl.hpp`) and what only they need are installed with them.
 file(GLOB KVFERRY_TCP_HEADERS CONFIGURE_DEPENDS "${_include}/tcp_*.hpp")
+file(GLOB KVFERRY_SHM_HEADERS CONFIGURE_DEPENDS "${_include}/shm_*.hpp")
 file(GLOB KVFERRY_RDMA_HEADERS CONFIGURE_DEPENDS "${_include}/rdma_*.hpp")
 file(GLOB KVFERRY_CORE_HEADERS CONFIGURE_DEPENDS "${_include}/*.hpp" "${_include}/kit/*.hpp")
-list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/(tcp|rdma)_[a-z_]+\\.hpp$")
+list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/(tcp|shm|rdma)_[a-z_]+\\.hpp$")
 list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "-inl\\.hpp$")
 list(FILTER KVFERRY_TCP_HEADERS EXCLUDE REGEX "-inl\\.hpp$")
+list(FILTER KVFERRY_SHM_HEADERS EXCLUDE REGEX "-inl\\.hpp$")
 file(GLOB KVFERRY_TESTING_HEADERS CONFIGURE_DEPENDS "${_include}/testing/*.hpp")
 
 set(KVFERRY_CORE_SOURCES "${_src}/interface.cpp" "${_src}/handshake.cpp" "${_src}/kit.cpp")
 set(KVFERRY_TCP_SOURCES "${_src}/tcp.cpp")
+set(KVFERRY_SHM_SOURCES "${_src}/shm.cpp")
 file(GLOB KVFERRY_RDMA_SOURCES CONFIGURE_DEPENDS "${_src}/rdma/*.cpp")
 
 file(GLOB KVFERRY_EXAMPLES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*_peer.cpp")
@@ -30,6 +33,7 @@ file(GLOB KVFERRY_FUZZERS CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/fuzz/*.cpp")
 
 file(GLOB KVFERRY_CORE_TESTS CONFIGURE_DEPENDS "${_tests}/core/*.cpp" "${_tests}/core/kit/*.cpp" "${_tests}/common/*.cpp")
 file(GLOB KVFERRY_TCP_TESTS CONFIGURE_DEPENDS "${_tests}/tcp/*.cpp" "${_tests}/common/*.cpp")
+file(GLOB KVFERRY_SHM_TESTS CONFIGURE_DEPENDS "${_tests}/shm/*.cpp")
 # What concerns the whole process; starts itself anew for what changes that.
 file(GLOB KVFERRY_PROCESS_TESTS CONFIGURE_DEPENDS "${_tests}/process/*.cpp")
 # Strangers that attack a channel.

@@ -69,6 +69,11 @@ def rows():
         kvferry("kvferry sendrecv", operation="sendrecv"),
     ]
     result += [
+        kvferry("kvferry shm write", "--transport", "shm"),
+        kvferry("kvferry shm read", "--transport", "shm", operation="read"),
+        kvferry("kvferry shm sendrecv", "--transport", "shm", operation="sendrecv"),
+    ]
+    result += [
         kvferry("kvferry write, cubic", "--congestion", "cubic"),
         kvferry("kvferry read, cubic", "--congestion", "cubic", operation="read"),
         kvferry("kvferry sendrecv, cubic", "--congestion", "cubic", operation="sendrecv"),

@@ -4,6 +4,7 @@
 #ifdef KVFERRY_BENCH_WITH_RDMA
 #include <kvferry/rdma_transfer_channel.hpp>
 #endif
+#include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/url.hpp>
 
@@ -49,6 +50,11 @@ std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings
     return std::make_unique<kvferry::RdmaTransferChannel>(std::move(options));
   }
 #endif
+  if (settings.transport == "shm") {
+    kvferry::ShmOptions options;
+    apply(settings, region, init_host, options);
+    return std::make_unique<kvferry::ShmTransferChannel>(std::move(options));
+  }
   kvferry::TcpOptions options;
   apply(settings, region, init_host, options);
   if (settings.lanes != 0) {
@@ -66,9 +72,9 @@ std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings
 
 std::vector<std::string> transports() {
 #ifdef KVFERRY_BENCH_WITH_RDMA
-  return {"tcp", "rdma"};
+  return {"tcp", "shm", "rdma"};
 #else
-  return {"tcp"};
+  return {"tcp", "shm"};
 #endif
 }
 

@@ -153,7 +153,8 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
         {},
         impl_->buffers,
         std::max<std::chrono::milliseconds>(bounded(given.frame_timeout), std::chrono::milliseconds(10))},
-       impl_->traffic},
+       impl_->traffic,
+       {}},
       {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
        given.congestion_control, given.same_host_congestion_control}};
   if (!given.advertised_data_address.empty()) {

@@ -24,6 +24,8 @@ class Descriptor {
 
   [[nodiscard]] int get() const noexcept { return descriptor_; }
   explicit operator bool() const noexcept { return descriptor_ != -1; }
+  /// Leaves it to the caller.
+  int release() noexcept { return std::exchange(descriptor_, -1); }
   void reset(int descriptor = -1) noexcept {
     if (descriptor_ != -1) {
       ::close(descriptor_);

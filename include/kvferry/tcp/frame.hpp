@@ -57,7 +57,8 @@ struct FrameHeader {
   std::uint64_t first_offset = 0;    ///< Where in the first descriptor's object or page its bytes begin.
   std::uint32_t status = 0;          ///< 0 or a kvferry::errc.
   std::uint32_t notification_bytes = 0;  ///< write, notify: bytes that follow the payload.
-  std::uint64_t reserved2 = 0;
+  std::uint32_t references = 0;  ///< write, read_data, send_data: `Reference`s that stand for the payload. 0: it follows.
+  std::uint32_t reserved2 = 0;
 };
 static_assert(sizeof(FrameHeader) == 64);
 
@@ -93,6 +94,13 @@ struct BlockDescriptor {
 };
 static_assert(sizeof(BlockDescriptor) == sizeof(Descriptor));
 
+/// Behind the descriptors, where the receiver fetches the payload itself: bytes in the memory of the sender's process.
+struct Reference {
+  std::uint64_t address = 0;
+  std::uint64_t length = 0;
+};
+static_assert(sizeof(Reference) == 16);
+
 /// Ends a frame that has payload: whether the bytes before it are what the header promised. A sender finds out that
 /// it can't read a buffer when the frame's header has left already; it then fills the frame up and says so here.
 struct FrameTrailer {
@@ -116,10 +124,13 @@ static_assert(sizeof(Checksum) == 16);
 struct Frame {
   FrameHeader header;
   std::vector<Descriptor> descriptors;
+  std::vector<Reference> references;
   std::vector<std::byte> notification;
   std::vector<Checksum> checksums;
   FrameTrailer trailer;
   bool unwritable = false;  ///< The memory that the payload was for can't be written.
+  bool unreadable = false;  ///< The memory that the references name can't be read.
+  bool hung_up = false;     ///< The peer had gone before all that the references name was here.
   bool overfull = false;    ///< There was no room for its descriptors; they have been thrown away.
 };
 
@@ -133,6 +144,8 @@ inline constexpr std::size_t max_chunk_objects = 1024;
 /// pieces as a call takes (IOV_MAX).
 inline constexpr std::size_t sent_chunk_objects = max_chunk_objects - 3;
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
+/// IOV_MAX on Linux: as many as one call takes.
+inline constexpr std::size_t max_references = 1024;
 /// Frames sent that await an acknowledgement, and reads that await their data.
 inline constexpr std::size_t max_unacknowledged = 1024;
 inline constexpr std::size_t max_outstanding_reads = 64;

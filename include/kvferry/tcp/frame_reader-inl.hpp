@@ -160,9 +160,10 @@ KVFERRY_INLINE std::error_code FrameReader::advance(FrameSink& sink) {
         if (frame_.descriptors.size() < frame_.header.count && !frame_.overfull) {
           want_descriptors(sink);
         } else {
-          ec = enter(State::payload, sink);
+          ec = enter(frame_.header.references != 0 ? State::references : State::payload, sink);
         }
         break;
+      case State::references: ec = enter(State::payload, sink); break;
       case State::payload: ec = enter(State::notification, sink); break;
       case State::notification:
         if (frame_.header.checksums != 0) {
@@ -181,6 +182,7 @@ KVFERRY_INLINE std::error_code FrameReader::advance(FrameSink& sink) {
         ec = sink.end_frame(frame_);
         state_ = State::header;
         release_excess(frame_.descriptors);
+        release_excess(frame_.references);
         release_excess(destinations_);
         destinations_.clear();
         head_ = 0;
@@ -220,6 +222,8 @@ KVFERRY_INLINE std::error_code FrameReader::enter(State state, FrameSink& sink) 
     case State::descriptors:
       frame_.trailer = {};
       frame_.unwritable = false;
+      frame_.unreadable = false;
+      frame_.hung_up = false;
       frame_.overfull = false;
       frame_.checksums.clear();
       frame_.descriptors.clear();
@@ -227,11 +231,18 @@ KVFERRY_INLINE std::error_code FrameReader::enter(State state, FrameSink& sink) 
         want_descriptors(sink);
       }
       break;
+    case State::references:
+      frame_.references.resize(frame_.header.references);
+      destinations_.assign(1, {frame_.references.data(), frame_.references.size() * sizeof(Reference)});
+      break;
     case State::payload: {
       if (const auto ec = sink.begin_payload(frame_, destinations_)) {
         return ec;
       }
       progress_.pieces += destinations_.size();
+      if (frame_.header.references != 0) {
+        return fetch_payload(sink);
+      }
       // A read's payload_bytes are asked for, not sent.
       if (destinations_.empty() && frame_.header.type != FrameType::read) {
         discard_ = static_cast<std::size_t>(frame_.header.payload_bytes);
@@ -250,6 +261,16 @@ KVFERRY_INLINE std::error_code FrameReader::enter(State state, FrameSink& sink) 
       break;
   }
   return {};
+}
+
+KVFERRY_INLINE std::error_code FrameReader::fetch_payload(FrameSink& sink) {
+  std::error_code ec;
+  if (!destinations_.empty()) {
+    ec = sink.fetch(frame_, destinations_);
+    progress_.fetched += frame_.header.payload_bytes;
+  }
+  destinations_.clear();
+  return ec;
 }
 
 KVFERRY_INLINE bool FrameReader::destination_failed() {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/error.hpp>
 #include <kvferry/tcp/frame.hpp>
 #include <kvferry/tcp/read_ahead.hpp>
 
@@ -30,6 +31,12 @@ class FrameSink {
   /// Descriptors have arrived: appends where the payload is to go, `header.payload_bytes` in all, or nothing to have it
   /// thrown away.
   [[nodiscard]] virtual std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) = 0;
+  /// The payload is in the sender's memory: fetches it. Says in the frame what could not be done.
+  [[nodiscard]] virtual std::error_code fetch(Frame& frame, std::span<const iovec> destinations) {
+    (void)frame;
+    (void)destinations;
+    return errc::protocol_violation;
+  }
   /// All of the frame has arrived.
   [[nodiscard]] virtual std::error_code end_frame(Frame& frame) = 0;
 };
@@ -69,7 +76,8 @@ class KVFERRY_EXPORT FrameReader {
   struct Progress {
     std::uint64_t frames = 0;
     std::uint64_t bytes = 0;
-    std::uint64_t pieces = 0;  ///< Of memory that payload was for.
+    std::uint64_t pieces = 0;   ///< Of memory that payload was for.
+    std::uint64_t fetched = 0;  ///< Bytes that were fetched from the sender's memory.
   };
   [[nodiscard]] const Progress& progress() const noexcept { return progress_; }
 
@@ -79,13 +87,14 @@ class KVFERRY_EXPORT FrameReader {
   [[nodiscard]] bool destination_failed();
 
  private:
-  enum class State { header, descriptors, payload, notification, checksums, trailer };
+  enum class State { header, descriptors, references, payload, notification, checksums, trailer };
 
   [[nodiscard]] std::error_code advance(FrameSink& sink);
   [[nodiscard]] bool fill_from_buffer();
   [[nodiscard]] bool copy_payload_from_buffer();
   [[nodiscard]] std::error_code enter(State state, FrameSink& sink);
   void want_descriptors(FrameSink& sink);
+  [[nodiscard]] std::error_code fetch_payload(FrameSink& sink);
   [[nodiscard]] bool destinations_full() const noexcept { return head_ == destinations_.size() && discard_ == 0; }
   void advance_destinations(std::size_t count);
 

@@ -6,7 +6,6 @@
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <asio/post.hpp>
@@ -84,6 +83,13 @@ KVFERRY_INLINE std::string remote_address_of(const asio::ip::tcp::socket& socket
   return ec ? std::string("?") : address(endpoint);
 }
 
+KVFERRY_INLINE Lane::Connection connection_of(asio::ip::tcp::socket socket) {
+  Lane::Connection connection{socket.get_executor(), nullptr, local_address_of(socket), remote_address_of(socket),
+                              congestion_control_of(socket)};
+  connection.socket = std::make_shared<Socket>(socket.release());
+  return connection;
+}
+
 KVFERRY_INLINE msghdr message(std::span<iovec> pieces) {
   msghdr header{};
   header.msg_iov = pieces.data();
@@ -125,15 +131,21 @@ KVFERRY_INLINE std::string last_reason() {
 
 KVFERRY_INLINE Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options,
                           std::weak_ptr<Owner> owner)
-    : local_(local_address_of(socket)),
-      remote_(remote_address_of(socket)),
-      congestion_control_(congestion_control_of(socket)),
+    : Lane(connection_of(std::move(socket)), std::move(host), std::move(options), std::move(owner)) {}
+
+KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> host, Options options,
+                          std::weak_ptr<Owner> owner)
+    : local_(std::move(connection.local)),
+      remote_(std::move(connection.remote)),
+      congestion_control_(std::move(connection.congestion_control)),
+      descriptors_(connection.socket->descriptors()),
       options_(std::move(options)),
-      executor_(socket.get_executor()),
+      executor_(std::move(connection.executor)),
       host_(std::move(host)),
-      socket_(std::make_shared<Socket>(socket.release())),
+      socket_(std::move(connection.socket)),
       drain_timer_(executor_),
-      protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead)),
+      protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead),
+                options_.memory),
       owner_(std::move(owner)),
       frame_timer_(executor_) {}
 
@@ -557,11 +569,8 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     }
     received = receive_pieces(socket_->descriptor(), std::span(pieces).first(count));
   } else {
-    // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know
-    // that and takes them to be stored at address null, hence the bare system call.
     asked = std::min(reader.discardable(), receive_step_bytes);
-    received =
-        ::syscall(SYS_recvfrom, socket_->descriptor(), nullptr, asked, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
+    received = socket_->discard(asked);
   }
   if (received > 0) {
     // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
@@ -576,9 +585,10 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     }
     careful_in_ -= std::min(careful_in_, static_cast<std::size_t>(received));
     const FrameReader::Progress& now = reader.progress();
-    budget -= std::min(budget, static_cast<std::size_t>(received) +
-                                   static_cast<std::size_t>(now.frames - before.frames) * frame_cost +
-                                   static_cast<std::size_t>(now.pieces - before.pieces) * piece_cost);
+    budget -=
+        std::min(budget, static_cast<std::size_t>(received) + static_cast<std::size_t>(now.fetched - before.fetched) +
+                             static_cast<std::size_t>(now.frames - before.frames) * frame_cost +
+                             static_cast<std::size_t>(now.pieces - before.pieces) * piece_cost);
     moved_ += static_cast<std::size_t>(received);
     tired_ = false;
     return Step::progress;
@@ -705,6 +715,9 @@ KVFERRY_INLINE void Lane::end_all(std::error_code cause, std::string why) {
   failure_why_ = std::move(why);
   drain_timer_.cancel();
   frame_timer_.cancel();
+  if (socket_) {
+    socket_->operations_end();
+  }
   protocol_.fail(cause, failure_why_);
 }
 

@@ -37,7 +37,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 /// The thread that waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread
 /// that watches it, else an event that it has been armed for. One of them at a time, so that none wakes or delays
 /// another.
-class Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
+class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
   struct Options {
     std::chrono::milliseconds drain_timeout{0};
@@ -47,6 +47,16 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     /// May be null: then memory that goes under the lane ends the process.
     std::shared_ptr<ReadAheadPool> buffers = nullptr;
     std::chrono::milliseconds frame_timeout{60'000};
+    std::shared_ptr<PeerMemory> memory = nullptr;  ///< See `LaneProtocol`.
+  };
+
+  /// A connection, with what its ends are called in errors.
+  struct Connection {
+    asio::any_io_executor executor;
+    std::shared_ptr<Socket> socket;
+    std::string local;
+    std::string remote;
+    std::string congestion_control = {};
   };
 
   /// The owner of a lane, told when its connection breaks by itself.
@@ -60,6 +70,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
     virtual void lane_broken(std::error_code cause, const std::string& why) = 0;
   };
 
+  Lane(Connection connection, std::shared_ptr<kit::LinkHost> host, Options options, std::weak_ptr<Owner> owner);
   Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options, std::weak_ptr<Owner> owner);
 
   /// Starts receiving and sending, unless the lane has been shut; until then it only takes operations.
@@ -104,6 +115,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
   [[nodiscard]] std::string congestion_control() const { return congestion_control_; }
+  [[nodiscard]] std::size_t descriptors() const noexcept { return descriptors_; }
 
  private:
   struct Start {
@@ -174,6 +186,7 @@ class Lane final : public kit::Pollable, public SocketEvents::Listener, public s
   const std::string local_;
   const std::string remote_;
   const std::string congestion_control_;
+  const std::size_t descriptors_;
   const Options options_;
   const asio::any_io_executor executor_;
   const std::shared_ptr<kit::LinkHost> host_;

@@ -20,6 +20,9 @@ inline constexpr std::uint64_t no_operation = 0;
 
 // The outgoing queue points to them.
 inline constexpr FrameTrailer good_trailer;
+
+/// Smaller pieces cost more to look up than to copy once more.
+inline constexpr std::uint64_t least_referred_piece = 1024;
 inline constexpr FrameTrailer fault_trailer{static_cast<std::uint32_t>(errc::memory_fault), 0};
 
 }  // namespace internal
@@ -163,10 +166,20 @@ KVFERRY_INLINE bool LaneProtocol::fill_response() {
     return false;
   }
   Response& response = responses_.front();
+  const bool referred = refer(response.header.payload_bytes, [&](auto add) {
+    for (const iovec& piece : response.pieces) {
+      add(static_cast<const std::byte*>(piece.iov_base), piece.iov_len);
+    }
+  });
+  response.header.references = static_cast<std::uint32_t>(references_.size());
   out_.begin_frame();
   out_.add_header(response.header);
   if (!response.pieces.empty()) {
-    out_.add_views(response.pieces);
+    if (referred) {
+      out_.add_copy(std::as_bytes(std::span(references_)));
+    } else {
+      out_.add_views(response.pieces);
+    }
     add_checksums(response.pieces, response.checksums);
     out_.add_trailer(good_trailer);
     out_.pin(no_operation);
@@ -230,6 +243,29 @@ KVFERRY_INLINE bool LaneProtocol::fill_read_request() {
   return false;
 }
 
+template <class Visit>
+bool LaneProtocol::refer(std::uint64_t bytes, Visit visit) {
+  references_.clear();
+  if (!memory_ || !memory_->read_by_peer() || bytes < memory_->least_bytes()) {
+    return false;
+  }
+  visit([this](const std::byte* data, std::size_t length) {
+    const auto address = reinterpret_cast<std::uintptr_t>(data);
+    if (!references_.empty() && references_.back().address + references_.back().length == address) {
+      references_.back().length += length;
+    } else if (length != 0) {
+      references_.push_back({address, length});
+    }
+  });
+  if (references_.size() > max_references ||
+      bytes / references_.size() < std::min(least_referred_piece, memory_->least_bytes())) {
+    references_.clear();
+    return false;
+  }
+  memory_->referred(bytes);
+  return true;
+}
+
 KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
   const TransferRequest& request = transfer.request();
   const Chunk chunk = transfer.cursor.next();
@@ -283,14 +319,23 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
     header.tag = request.notification_key;
     header.notification_bytes = static_cast<std::uint32_t>(request.notification.size());
   }
-  out_.begin_frame();
-  out_.add_header(header, scratch_);
-  if (header.type != FrameType::read) {
+  const auto for_each_local = [&](auto add) {
     const kit::LocalBytes& local = transfer.cursor.local();
     transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
       local.for_each_piece(piece.object, piece.offset, piece.length,
-                           [&](const std::byte* data, std::size_t length) { out_.add_view(data, length); });
+                           [&](const std::byte* data, std::size_t length) { add(data, length); });
     });
+  };
+  const bool referred = has_trailer(header) && refer(chunk.bytes, for_each_local);
+  header.references = referred ? static_cast<std::uint32_t>(references_.size()) : 0;
+  out_.begin_frame();
+  out_.add_header(header, scratch_);
+  if (header.type != FrameType::read) {
+    if (referred) {
+      out_.add_copy(std::as_bytes(std::span(references_)));
+    } else {
+      for_each_local([&](const std::byte* data, std::size_t length) { out_.add_view(data, length); });
+    }
     if (attach) {
       out_.add_copy(request.notification);
     }

@@ -26,6 +26,7 @@
 #include <kvferry/tcp/frame.hpp>
 #include <kvferry/tcp/frame_reader.hpp>
 #include <kvferry/tcp/gather_queue.hpp>
+#include <kvferry/tcp/peer_memory.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
@@ -40,9 +41,11 @@ using kit::StripedOperation;
 class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
  public:
   /// @param buffer of `FrameReader::read_ahead` bytes.
+  /// @param memory by which payload goes past the connection; null: none does.
   explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,
-                        ReadAhead buffer = ReadAhead::unprotected(FrameReader::read_ahead))
-      : host_(std::move(host)), reader_(std::move(buffer)) {}
+                        ReadAhead buffer = ReadAhead::unprotected(FrameReader::read_ahead),
+                        std::shared_ptr<PeerMemory> memory = nullptr)
+      : host_(std::move(host)), reader_(std::move(buffer)), memory_(std::move(memory)) {}
 
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
@@ -178,6 +181,10 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   bool fill_data();
   bool fill_read_request();
   void add_chunk(Transfer& transfer, FrameHeader header);
+  /// @param visit calls what it is given with the payload's pieces of memory, in order.
+  /// @return whether `references_` stand for the payload now.
+  template <class Visit>
+  [[nodiscard]] bool refer(std::uint64_t bytes, Visit visit);
   void add_notification(Transfer& transfer);
   void match(std::uint64_t tag);
   void meet(Transfer& send, std::uint64_t recv, const Post& post);
@@ -197,6 +204,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code check_header(const FrameHeader& header) override;
   [[nodiscard]] bool take_memory(std::size_t bytes) override { return frame_memory_.take(bytes); }
   [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
+  [[nodiscard]] std::error_code fetch(Frame& frame, std::span<const iovec> destinations) override;
   [[nodiscard]] std::error_code end_frame(Frame& frame) override;
   [[nodiscard]] std::error_code region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
                                               std::error_code& status);
@@ -236,6 +244,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
 
   const std::shared_ptr<kit::LinkHost> host_;
   FrameReader reader_;
+  const std::shared_ptr<PeerMemory> memory_;
   GatherQueue out_;
   std::error_code failed_;
   std::string failed_why_;
@@ -275,6 +284,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::vector<Descriptor> scratch_;
   std::vector<iovec> checked_memory_;
   std::vector<Checksum> checksums_;
+  std::vector<Reference> references_;
 
   kit::TagMatcher<Post> matcher_{host_};
   kit::HeldMemory frame_memory_{host_};  ///< Of the frame that is coming in.

@@ -123,6 +123,11 @@ KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& hea
     return violated("frame of type " + text(static_cast<std::uint64_t>(header.type)) + " with " +
                     text(header.payload_bytes) + " bytes of payload and " + text(header.checksums) + " checksums");
   }
+  const bool may_refer = memory_ && memory_->readable() && has_trailer(header);
+  if (header.references > (may_refer ? max_references : 0)) {
+    return violated("frame of type " + text(static_cast<std::uint64_t>(header.type)) + " with " +
+                    text(header.references) + " references, at most " + text(may_refer ? max_references : 0));
+  }
   return {};
 }
 
@@ -146,8 +151,35 @@ KVFERRY_INLINE std::error_code LaneProtocol::begin_payload(Frame& frame, std::ve
   return ec;
 }
 
+KVFERRY_INLINE std::error_code LaneProtocol::fetch(Frame& frame, std::span<const iovec> destinations) {
+  std::uint64_t total = 0;
+  for (const Reference& reference : frame.references) {
+    if (reference.length == 0 || reference.length > max_chunk_bytes) {
+      return violated("reference to " + text(reference.length) + " bytes");
+    }
+    total += reference.length;
+  }
+  if (total != frame.header.payload_bytes) {
+    return violated("references to " + text(total) + " bytes in all, payload of " + text(frame.header.payload_bytes));
+  }
+  std::error_code ec;
+  switch (memory_->fetch(frame.references, destinations, ec)) {
+    case PeerMemory::Fetched::all: break;
+    case PeerMemory::Fetched::unreadable: frame.unreadable = true; break;
+    case PeerMemory::Fetched::unwritable: frame.unwritable = true; break;
+    case PeerMemory::Fetched::hung_up: frame.hung_up = true; break;
+    case PeerMemory::Fetched::failed:
+      violation_ = "reading the peer's memory: " + ec.message();
+      return errc::connection_lost;
+  }
+  return {};
+}
+
 KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
   receiving_ = 0;
+  if (frame.hung_up) {
+    return {};  // its bytes may be anything; the operation ends with the connection, whose end is next
+  }
   if (frame.header.checksums != 0) {
     if (const auto ec = check_checksums(frame)) {
       return ec;
@@ -232,7 +264,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, A
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::fault_of(const Frame& frame) {
-  return frame.unwritable ? std::error_code(errc::memory_fault) : status_code(frame.trailer.status);
+  return frame.unwritable || frame.unreadable ? std::error_code(errc::memory_fault) : status_code(frame.trailer.status);
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::end_write(Frame& frame) {

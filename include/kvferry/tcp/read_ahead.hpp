@@ -50,7 +50,7 @@ class KVFERRY_EXPORT ReadAhead {
 };
 
 /// Makes the buffers of a channel's connections. Thread-safe.
-class ReadAheadPool : public std::enable_shared_from_this<ReadAheadPool> {
+class KVFERRY_EXPORT ReadAheadPool : public std::enable_shared_from_this<ReadAheadPool> {
  public:
   /// @throws std::system_error
   [[nodiscard]] static std::shared_ptr<ReadAheadPool> create(std::size_t buffer_size);

@@ -19,7 +19,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 ///
 /// Asio keeps a socket that it knows registered for good, so that whatever arrives wakes a thread, although another is
 /// looking at the socket already. Here a socket wakes somebody only when it was armed, and once.
-class SocketEvents : public std::enable_shared_from_this<SocketEvents> {
+class KVFERRY_EXPORT SocketEvents : public std::enable_shared_from_this<SocketEvents> {
  public:
   class Listener {
    public:

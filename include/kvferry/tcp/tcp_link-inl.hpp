@@ -42,6 +42,15 @@ KVFERRY_INLINE std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::Lin
   return link;
 }
 
+KVFERRY_INLINE std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
+                                                        Lane::Connection connection, Options options) {
+  std::shared_ptr<TcpLink> link(new TcpLink(host, options));
+  options.lane.traffic = {options.traffic, &options.traffic->front()};
+  link->lanes_.push_back(std::make_shared<Lane>(std::move(connection), std::move(host), options.lane,
+                                                std::shared_ptr<Lane::Owner>(link, link.get())));
+  return link;
+}
+
 KVFERRY_INLINE void TcpLink::run(std::optional<Hello> welcome) {
   for (std::size_t i = 0; i < lanes_.size(); ++i) {
     if (welcome) {
@@ -191,6 +200,9 @@ KVFERRY_INLINE bool TcpLink::used() const noexcept {
 }
 
 KVFERRY_INLINE std::string TcpLink::path() const {
+  if (!path_.empty()) {
+    return path_;
+  }
   return "tcp " + lanes_.front()->local_address() + " -> " + lanes_.front()->remote_address() + ", " +
          std::to_string(lanes_.size()) + (lanes_.size() == 1 ? " lane, " : " lanes, ") +
          lanes_.front()->congestion_control();

@@ -21,18 +21,24 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 /// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them; a paired
 /// one goes over the lane that its tag names, the same on both sides, so that those of a tag stay in order. A lane that
 /// breaks takes the link with it.
-class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_shared_from_this<TcpLink> {
+class KVFERRY_EXPORT TcpLink final : public kit::Link,
+                                     private Lane::Owner,
+                                     public std::enable_shared_from_this<TcpLink> {
  public:
   struct Options {
     std::size_t stripe_threshold = 0;
     std::chrono::nanoseconds patience{0};  ///< Of a thread that leads a lane, before it sleeps.
     Lane::Options lane;                    ///< Of all lanes; the traffic is each one's own.
     std::shared_ptr<TrafficOfLanes> traffic = std::make_shared<TrafficOfLanes>();
+    std::string path;  ///< Of connections that aren't TCP's: how the bytes travel, for people.
   };
 
   /// @param sockets connected, in the order of their lane numbers, which both sides agree on.
   [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host,
                                                        std::vector<asio::ip::tcp::socket> sockets, Options options);
+  /// Of one connection, whatever it is: `options.path` says that.
+  [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host, Lane::Connection connection,
+                                                       Options options);
 
   /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed
   /// over; does nothing if it has been shut meanwhile.
@@ -51,8 +57,12 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   [[nodiscard]] bool begin_serving() override;
   void serve(kit::BlockingWait& wait) override;
   void end_serving() override;
-  [[nodiscard]] std::string remote_address() const override { return lanes_.front()->remote_address(); }
-  [[nodiscard]] std::size_t descriptors() const noexcept override { return lanes_.size(); }
+  [[nodiscard]] std::string remote_address() const override {
+    return path_.empty() ? lanes_.front()->remote_address() : std::string();
+  }
+  [[nodiscard]] std::size_t descriptors() const noexcept override {
+    return lanes_.size() * lanes_.front()->descriptors();
+  }
   [[nodiscard]] bool used() const noexcept override;
   [[nodiscard]] std::string path() const override;
 
@@ -61,6 +71,7 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
       : host_(std::move(host)),
         stripe_threshold_(options.stripe_threshold),
         patience_(options.patience),
+        path_(options.path),
         drain_timeout_(options.lane.drain_timeout) {}
 
   void lane_breaking(std::error_code cause) override;
@@ -70,6 +81,7 @@ class TcpLink final : public kit::Link, private Lane::Owner, public std::enable_
   const std::shared_ptr<kit::LinkHost> host_;
   const std::size_t stripe_threshold_;
   const std::chrono::nanoseconds patience_;
+  const std::string path_;
   const std::chrono::milliseconds drain_timeout_;
   std::vector<std::shared_ptr<Lane>> lanes_;
   std::optional<kit::Clock::time_point> leaving_until_;  ///< Of the thread that closes.

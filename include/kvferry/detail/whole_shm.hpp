@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+// Without an include guard: see whole_tcp.hpp.
+#include <kvferry/detail/whole_tcp.hpp>
+
+#if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_SHM)
+#define KVFERRY_WHOLE_SHM
+#include <kvferry/shm-inl.hpp>
+#endif

@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/shm/meeting.hpp>
+
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include <kvferry/detail/text.hpp>
+#include <kvferry/error.hpp>
+#include <kvferry/kit/failure.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::shm {
+inline namespace internal {
+
+/// Connections at a time that haven't shown whose they are; the oldest gives way to one more.
+inline constexpr std::size_t most_candidates = 8;
+
+KVFERRY_INLINE void copy_secret(const Bytes& from, tcp::Secret& to) {
+  std::copy_n(from.begin(), std::min(from.size(), to.size()), to.begin());
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE Meeting::Meeting(asio::any_io_executor executor, std::shared_ptr<const MeetingOptions> options,
+                                std::shared_ptr<kit::LinkHost> host, Descriptor socket, bool listening,
+                                const AcceptEndpoint& secrets, kit::LinkHandler on_link)
+    : executor_(std::move(executor)),
+      options_(std::move(options)),
+      host_(std::move(host)),
+      dialing_(!listening),
+      timer_(executor_),
+      listening_(executor_),
+      awaited_(listening ? Awaited::hello : Awaited::answer),
+      on_link_(std::move(on_link)) {
+  copy_secret(dialing_ ? secrets.dial_secret : secrets.accept_secret, own_secret_);
+  copy_secret(dialing_ ? secrets.accept_secret : secrets.dial_secret, peers_secret_);
+  asio::posix::stream_descriptor owned(executor_, socket.get());
+  socket.release();
+  if (listening) {
+    listening_ = std::move(owned);
+  } else {
+    candidates_.push_back(std::make_shared<Candidate>(std::move(owned)));
+  }
+}
+
+KVFERRY_INLINE void Meeting::begin(kit::Attempts<Meeting>& attempts, kit::Clock::time_point deadline) {
+  if (!attempts.add(shared_from_this())) {
+    fail(errc::closed, "the channel was closed");
+    return;
+  }
+  std::unique_lock lock(mutex_);
+  timer_.expires_at(deadline);
+  timer_.async_wait([weak = weak_from_this()](std::error_code aborted) {
+    if (const auto self = weak.lock(); self && !aborted) {
+      self->fail(errc::timed_out, self->who() + " was not there in time");
+    }
+  });
+  if (!dialing_) {
+    wait_for_connections();
+    return;
+  }
+  try {
+    check_user(candidates_.front()->socket.native_handle());
+    say(Greeting::dialing);
+    wait_for_bytes(candidates_.front());
+  } catch (...) {
+    const auto failure = kit::failure_being_handled();
+    end(failure.code, who() + ": " + failure.sentence, lock);
+  }
+}
+
+KVFERRY_INLINE void Meeting::wait_for_connections() {
+  listening_.async_wait(asio::posix::stream_descriptor::wait_read, [self = shared_from_this()](std::error_code ec) {
+    if (!ec) {
+      self->accept_all();
+    }
+  });
+}
+
+KVFERRY_INLINE void Meeting::accept_all() {
+  std::unique_lock lock(mutex_);
+  while (on_link_ && listening_.is_open()) {
+    Descriptor accepted(::accept4(listening_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!accepted) {
+      if (!would_block() && errno != ECONNABORTED) {
+        end({errno, std::system_category()}, who() + ": accepting its connection", lock);
+        return;
+      }
+      wait_for_connections();
+      return;
+    }
+    try {
+      check_user(accepted.get());
+      if (candidates_.size() >= most_candidates) {
+        turn_away(errc::resource_limit, "a connection that did not say whose it is gives way to a newer one");
+        std::error_code ignored;
+        candidates_.front()->socket.close(ignored);
+        candidates_.pop_front();
+      }
+      asio::posix::stream_descriptor owned(executor_, accepted.get());
+      accepted.release();
+      candidates_.push_back(std::make_shared<Candidate>(std::move(owned)));
+      wait_for_bytes(candidates_.back());
+    } catch (...) {
+      const auto failure = kit::failure_being_handled();
+      turn_away(failure.code, failure.sentence);
+    }
+  }
+}
+
+KVFERRY_INLINE bool Meeting::is_allowed(std::uint32_t user) const {
+  return user == ::geteuid() || std::ranges::find(options_->allowed_users, user) != options_->allowed_users.end();
+}
+
+/// @throws TransferError if the process at the other end is a stranger's.
+KVFERRY_INLINE void Meeting::check_user(int descriptor) {
+  const PeerProcess process = peer_process(descriptor);
+  if (!is_allowed(process.user)) {
+    throw TransferError(errc::authentication_failed, "process " + std::to_string(process.pid) + " is of user " +
+                                                         std::to_string(process.user) +
+                                                         ", which is not in allowed_users");
+  }
+}
+
+KVFERRY_INLINE void Meeting::turn_away(std::error_code cause, const std::string& why) {
+  options_->refusals->count(cause, "unix", why);
+}
+
+KVFERRY_INLINE void Meeting::wait_for_bytes(const std::shared_ptr<Candidate>& candidate) {
+  candidate->socket.async_wait(asio::posix::stream_descriptor::wait_read,
+                               [self = shared_from_this(), candidate](std::error_code ec) {
+                                 if (!ec) {
+                                   self->read(candidate);
+                                 }
+                               });
+}
+
+KVFERRY_INLINE void Meeting::read(const std::shared_ptr<Candidate>& candidate) {
+  std::unique_lock lock(mutex_);
+  const auto place = std::ranges::find(candidates_, candidate);
+  if (!on_link_ || place == candidates_.end()) {
+    return;
+  }
+  std::error_code cause;
+  std::string why;
+  try {
+    while (candidate->received < candidate->bytes.size()) {
+      const ssize_t got = ::recv(candidate->socket.native_handle(), candidate->bytes.data() + candidate->received,
+                                 candidate->bytes.size() - candidate->received, MSG_DONTWAIT);
+      if (got < 0 && would_block()) {
+        wait_for_bytes(candidate);
+        return;
+      }
+      if (got <= 0) {
+        throw TransferError(
+            got == 0 ? std::error_code(errc::peer_closed) : std::error_code(errno, std::system_category()),
+            "its connection was closed before it was welcomed");
+      }
+      candidate->received += static_cast<std::size_t>(got);
+    }
+    candidate->received = 0;
+    if (take(candidate) == Next::finish) {
+      lock.unlock();
+      finish();
+    } else {
+      wait_for_bytes(candidate);
+    }
+    return;
+  } catch (...) {
+    auto failure = kit::failure_being_handled();
+    cause = failure.code;
+    why = std::move(failure.sentence);
+  }
+  if (awaited_ == Awaited::hello) {
+    turn_away(cause, why);
+    candidates_.erase(place);
+  } else {
+    end(cause, who() + ": " + why, lock);
+  }
+}
+
+KVFERRY_INLINE Meeting::Next Meeting::take(const std::shared_ptr<Candidate>& candidate) {
+  Greeting greeting;
+  std::memcpy(&greeting, candidate->bytes.data(), sizeof(greeting));
+  tcp::Hello welcome;
+  std::memcpy(&welcome, candidate->bytes.data(), sizeof(welcome));
+  constexpr std::array<std::uint64_t, 4> magics{Greeting::dialing, Greeting::accepting, Greeting::settled,
+                                                tcp::Hello::accepting};
+  const bool last = awaited_ == Awaited::welcome;
+  const auto version = last ? welcome.version : greeting.version;
+  const auto incarnation = last ? welcome.incarnation : greeting.incarnation;
+  if (greeting.magic != magics[static_cast<std::size_t>(awaited_)] ||
+      version != (last ? tcp::Hello().version : Greeting().version) ||
+      !equal_secrets(last ? welcome.secret : greeting.secret, peers_secret_) ||
+      incarnation != host_->peer().incarnation) {
+    throw TransferError(errc::authentication_failed, "its connection did not prove that it belongs to the peer");
+  }
+  switch (awaited_) {
+    case Awaited::hello: take_hello(candidate, greeting); return Next::wait;
+    case Awaited::answer:
+      look_at_peer(candidate->socket.native_handle(), greeting);
+      peers_reach_ = greeting.reach;
+      say(Greeting::settled);
+      awaited_ = Awaited::welcome;
+      return Next::wait;
+    case Awaited::settled: peers_reach_ = greeting.reach; return Next::finish;
+    case Awaited::welcome: break;
+  }
+  return Next::finish;
+}
+
+KVFERRY_INLINE void Meeting::take_hello(const std::shared_ptr<Candidate>& candidate, const Greeting& hello) {
+  const auto found = candidate;
+  look_at_peer(found->socket.native_handle(), hello);
+  awaited_ = Awaited::settled;
+  candidates_.assign(1, found);
+  listening_.close();
+  say(Greeting::accepting);
+}
+
+KVFERRY_INLINE void Meeting::look_at_peer(int descriptor, const Greeting& greeting) {
+  peer_ = peer_process(descriptor);
+  memory_ = std::make_shared<ProcessMemory>(peer_.pid, options_->process_memory_threshold, options_->memory_traffic);
+  if (!options_->process_memory) {
+    reach_ = {Reach::switched_off};
+    return;
+  }
+  if (peer_.pid != 0) {
+    process_.reset(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(peer_.pid), 0)));
+  }
+  reach_ = memory_->try_to_read(process_, greeting.proof_address, greeting.proof);
+  if (!reach_.possible()) {
+    process_.reset();
+  }
+}
+
+/// The first bytes on a connection always fit.
+KVFERRY_INLINE void Meeting::say(std::uint64_t magic) {
+  Greeting greeting;
+  greeting.magic = magic;
+  greeting.reach = reach_;
+  greeting.incarnation = options_->incarnation;
+  greeting.secret = own_secret_;
+  greeting.proof_address = reinterpret_cast<std::uintptr_t>(proof_of_memory().data());
+  greeting.proof = proof_of_memory();
+  const int socket = candidates_.front()->socket.native_handle();
+  if (::send(socket, &greeting, sizeof(greeting), MSG_DONTWAIT | MSG_NOSIGNAL) != ssize_t{sizeof(greeting)}) {
+    throw TransferError({errno, std::system_category()}, "greeting it");
+  }
+}
+
+KVFERRY_INLINE std::string Meeting::path() const {
+  const std::string in = reach_.possible() ? "read by process_vm_readv" : "by the socket (" + reach_.reason() + ")";
+  const std::string out =
+      peers_reach_.possible() ? "by process_vm_readv" : "by the socket (" + peers_reach_.reason() + ")";
+  return "shm process " + std::to_string(peer_.pid) + ", received " + in + ", sent " + out;
+}
+
+KVFERRY_INLINE std::shared_ptr<tcp::TcpLink> Meeting::make_link() {
+  const std::lock_guard lock(mutex_);
+  tcp::TcpLink::Options options = options_->link;
+  options.path = path();
+  options.lane.memory = memory_;
+  const auto socket =
+      std::make_shared<UnixSocket>(candidates_.front()->socket.release(), std::exchange(process_, Descriptor()));
+  memory_->begin(socket, reach_.possible(), options_->process_memory && peers_reach_.possible());
+  const std::string remote = "process " + std::to_string(peer_.pid);
+  return tcp::TcpLink::create(host_, {executor_, socket, "process " + std::to_string(::getpid()), remote}, options);
+}
+
+KVFERRY_INLINE void Meeting::finish() {
+  kit::LinkHandler on_link;
+  {
+    const std::lock_guard lock(mutex_);
+    on_link = std::exchange(on_link_, {});
+    timer_.cancel();
+  }
+  if (!on_link) {
+    return;
+  }
+  std::shared_ptr<tcp::TcpLink> link;
+  try {
+    link = make_link();
+  } catch (...) {
+    auto failure = kit::failure_being_handled();
+    on_link(failure.code, nullptr, who() + ": " + failure.sentence);
+    return;
+  }
+  const bool fast = reach_.possible() && peers_reach_.possible();
+  options_->logger->log(fast ? LogLevel::info : LogLevel::warning, "path_chosen", host_->peer().id, {},
+                        [&] { return "payload: " + link->path(); });
+  // Handed over first, and welcomed then: see tcp::DataAcceptor.
+  on_link({}, link, {});
+  if (dialing_) {
+    link->run();
+    return;
+  }
+  tcp::Hello welcome;
+  welcome.magic = tcp::Hello::accepting;
+  welcome.incarnation = options_->incarnation;
+  welcome.secret = own_secret_;
+  link->run(welcome);
+}
+
+KVFERRY_INLINE void Meeting::fail(std::error_code cause, std::string why) {
+  std::unique_lock lock(mutex_);
+  end(cause, std::move(why), lock);
+}
+
+KVFERRY_INLINE void Meeting::end(std::error_code cause, std::string why, std::unique_lock<std::mutex>& lock) {
+  auto on_link = std::exchange(on_link_, {});
+  if (!on_link) {
+    return;
+  }
+  timer_.cancel();
+  std::error_code ignored;
+  listening_.close(ignored);
+  for (const auto& candidate : candidates_) {
+    candidate->socket.close(ignored);
+  }
+  candidates_.clear();
+  lock.unlock();
+  on_link(cause, nullptr, std::move(why));
+}
+
+KVFERRY_INLINE std::string Meeting::who() const { return "peer " + in_quotes(host_->peer().id); }
+
+}  // namespace kvferry::shm

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include <kvferry/config.hpp>
+#include <kvferry/detail/secret.hpp>
+#include <kvferry/shm/unix_socket.hpp>
+#include <kvferry/tcp/hello.hpp>
+#include <kvferry/tcp/lane_traffic.hpp>
+#include <kvferry/tcp/peer_memory.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::shm {
+
+/// Whether one process can read another's memory: 0, an errno of process_vm_readv(2) or pidfd_open(2), or one of these.
+/// Travels in greetings.
+struct Reach {
+  static constexpr std::uint32_t unknown = 0x10000;
+  static constexpr std::uint32_t switched_off = 0x10001;
+  static constexpr std::uint32_t other_namespace = 0x10002;  ///< Of process ids.
+  static constexpr std::uint32_t other_process = 0x10003;    ///< Somebody else's memory is there.
+
+  std::uint32_t value = unknown;
+
+  [[nodiscard]] bool possible() const noexcept { return value == 0; }
+  /// Why not, for people. Takes what the system says of itself.
+  [[nodiscard]] std::string reason() const;
+};
+
+/// Bytes in this process's memory by which a peer finds out whether it is this process's memory that it reads. The same
+/// for as long as the process lives.
+[[nodiscard]] const tcp::Secret& proof_of_memory();
+
+/// A process whose memory may be readable.
+class ProcessMemory final : public tcp::PeerMemory {
+ public:
+  ProcessMemory(std::int64_t pid, std::uint64_t least_bytes, std::shared_ptr<tcp::LaneTraffic> traffic)
+      : pid_(pid), least_bytes_(least_bytes), traffic_(std::move(traffic)) {}
+
+  /// Reads the peer's proof. Called once, before the link begins.
+  /// @param process a pidfd of it.
+  [[nodiscard]] Reach try_to_read(const Descriptor& process, std::uint64_t proof_address, const tcp::Secret& proof);
+  /// What is known when the link begins.
+  void begin(const std::shared_ptr<UnixSocket>& socket, bool readable, bool read_by_peer);
+
+  [[nodiscard]] bool readable() const noexcept override { return readable_; }
+  [[nodiscard]] bool read_by_peer() const noexcept override { return read_by_peer_; }
+  [[nodiscard]] std::uint64_t least_bytes() const noexcept override { return least_bytes_; }
+  void referred(std::uint64_t bytes) noexcept override;
+  [[nodiscard]] Fetched fetch(std::span<const tcp::Reference> from, std::span<const iovec> to,
+                              std::error_code& ec) override;
+
+ private:
+  [[nodiscard]] Fetched copy(std::span<const tcp::Reference> from, std::span<const iovec> to,
+                             std::error_code& ec) const;
+
+  const std::int64_t pid_;
+  const std::uint64_t least_bytes_;
+  const std::shared_ptr<tcp::LaneTraffic> traffic_;
+  std::weak_ptr<UnixSocket> socket_;  ///< The lane closes it.
+  bool readable_ = false;
+  bool read_by_peer_ = false;
+};
+
+}  // namespace kvferry::shm

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/shm_transfer_channel.hpp>
+
+#include <asio/post.hpp>
+
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/detail/text.hpp>
+#include <kvferry/kit/attempts.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/make_dial.hpp>
+#include <kvferry/kit/stream_protocol.hpp>
+#include <kvferry/shm/meeting.hpp>
+#include <kvferry/tcp/system_code.hpp>
+
+namespace kvferry::inline KVFERRY_ABI {
+inline namespace internal {
+
+KVFERRY_INLINE Bytes random_bytes(std::size_t count) {
+  Bytes bytes(count);
+  for (std::size_t at = 0; at < count; at += secret_bytes) {
+    tcp::Secret drawn{};
+    make_secret(drawn);
+    std::copy_n(drawn.begin(), std::min(count - at, drawn.size()), bytes.begin() + static_cast<std::ptrdiff_t>(at));
+  }
+  return bytes;
+}
+
+}  // namespace internal
+
+namespace shm {
+inline namespace internal {
+
+/// A meeting. @throws TransferError
+template <class... Arguments>
+[[nodiscard]] std::shared_ptr<Meeting> meet(Arguments&&... arguments) {
+  try {
+    return std::make_shared<Meeting>(std::forward<Arguments>(arguments)...);
+  } catch (const std::system_error& error) {
+    throw TransferError(tcp::system_code(error.code()), "waiting at a Unix-domain socket");
+  }
+}
+
+}  // namespace internal
+}  // namespace shm
+
+class ShmTransferChannel::Impl {
+ public:
+  std::shared_ptr<kit::Attempts<shm::Meeting>> meetings = std::make_shared<kit::Attempts<shm::Meeting>>();
+  std::shared_ptr<tcp::TrafficOfLanes> traffic = std::make_shared<tcp::TrafficOfLanes>();
+  std::shared_ptr<tcp::LaneTraffic> memory_traffic = std::make_shared<tcp::LaneTraffic>();
+  std::shared_ptr<tcp::SocketEvents> events;
+  std::shared_ptr<const shm::MeetingOptions> options;
+};
+
+KVFERRY_INLINE ShmTransferChannel::ShmTransferChannel(ShmOptions options) try
+    : TransferChannelKit(options), impl_(std::make_shared<Impl>()) {
+  const auto bounded = [](std::chrono::milliseconds time, std::chrono::milliseconds least) {
+    return std::clamp<std::chrono::milliseconds>(time, least, std::chrono::hours(1));
+  };
+  for (std::size_t i = 0; i < options.regions.size(); ++i) {
+    if (options.regions[i].dmabuf_fd != -1) {
+      close();
+      throw TransferError(errc::not_supported, "region " + std::to_string(i) + ": shm can't reach memory of a dma-buf");
+    }
+  }
+  impl_->events = std::make_shared<tcp::SocketEvents>(get_executor());
+  shm::MeetingOptions shared;
+  shared.incarnation = incarnation();
+  shared.allowed_users = std::move(options.allowed_users);
+  shared.process_memory = options.process_memory;
+  shared.process_memory_threshold = std::max<std::size_t>(options.process_memory_threshold, 1);
+  shared.memory_traffic = impl_->memory_traffic;
+  shared.logger = logger();
+  shared.refusals = refusals();
+  shared.link.patience = std::clamp<std::chrono::microseconds>(options.poll.spin, std::chrono::microseconds::zero(),
+                                                               std::chrono::hours(1));
+  shared.link.traffic = impl_->traffic;
+  shared.link.lane.drain_timeout = bounded(options.drain_timeout, std::chrono::milliseconds::zero());
+  shared.link.lane.frame_timeout = bounded(options.frame_timeout, std::chrono::milliseconds(10));
+  shared.link.lane.events = impl_->events;
+  shared.link.lane.poller = poller();
+  shared.link.lane.buffers = tcp::ReadAheadPool::create(tcp::FrameReader::read_ahead);
+  impl_->options = std::make_shared<const shm::MeetingOptions>(std::move(shared));
+  try {
+    start();
+  } catch (...) {
+    // What waits for events keeps the I/O threads busy.
+    stop_listening();
+    close();
+    throw;
+  }
+} catch (const TransferError&) {
+  throw;
+} catch (const std::system_error& error) {
+  throw TransferError(tcp::system_code(error.code()), "what the connections share");
+}
+
+KVFERRY_INLINE ShmTransferChannel::~ShmTransferChannel() {
+  if (inherited()) {
+    keep_inherited(std::move(impl_));
+    return;
+  }
+  close();
+  run_handlers_left();
+}
+
+KVFERRY_INLINE std::string_view ShmTransferChannel::transport() const noexcept { return "shm"; }
+
+KVFERRY_INLINE Capabilities ShmTransferChannel::capabilities() const noexcept { return kit::stream_capabilities; }
+
+KVFERRY_INLINE ChannelStats ShmTransferChannel::stats() const {
+  ChannelStats stats = TransferChannelKit::stats();
+  stats.paths.push_back({"socket", impl_->traffic->front().sent, impl_->traffic->front().received});
+  stats.paths.push_back({"process memory", impl_->memory_traffic->sent, impl_->memory_traffic->received});
+  return stats;
+}
+
+KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::string&) {
+  return kit::make_dial({}, [executor = get_executor(), meetings = impl_->meetings, options = impl_->options](
+                                std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                                kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+    const std::string who = "peer " + in_quotes(host->peer().id);
+    std::error_code ec;
+    const auto endpoint = kit::decode_endpoint<shm::AcceptEndpoint>(remote_endpoint, ec);
+    if (ec || endpoint.name.size() != shm::name_bytes || endpoint.dial_secret.size() != sizeof(tcp::Secret) ||
+        endpoint.accept_secret.size() != sizeof(tcp::Secret)) {
+      throw TransferError(errc::malformed_message, who + " answered with a senseless shm endpoint");
+    }
+    Descriptor socket;
+    try {
+      socket = shm::connect_to(endpoint.name);
+    } catch (const TransferError& error) {
+      throw TransferError(error.code(), who + " has gone, or is on another host or in another network namespace: " +
+                                            error.code().message());
+    }
+    shm::meet(executor, options, std::move(host), std::move(socket), false, endpoint, std::move(on_link))
+        ->begin(*meetings, deadline);
+  });
+}
+
+KVFERRY_INLINE Bytes ShmTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes&,
+                                                kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  const shm::AcceptEndpoint endpoint{random_bytes(shm::name_bytes), random_bytes(secret_bytes),
+                                     random_bytes(secret_bytes)};
+  const auto meeting = shm::meet(get_executor(), impl_->options, host, shm::listen_at(endpoint.name), true, endpoint,
+                                 std::move(on_link));
+  host->when_abandoned([weak = std::weak_ptr(meeting), executor = get_executor()] {
+    if (auto abandoned = weak.lock()) {
+      asio::post(executor, [abandoned] { abandoned->fail(errc::cancelled, "a newer attempt took its place"); });
+    }
+  });
+  meeting->begin(*impl_->meetings, deadline);
+  return kit::encode_endpoint(endpoint);
+}
+
+KVFERRY_INLINE void ShmTransferChannel::stop_listening() {
+  impl_->meetings->close([](shm::Meeting& meeting) { meeting.fail(errc::closed, "the channel was closed"); });
+  if (impl_->events) {
+    impl_->events->close();
+  }
+}
+
+}  // namespace kvferry

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_shm.hpp>
+#ifndef KVFERRY_SHM_TRANSFER_CHANNEL_HPP
+#define KVFERRY_SHM_TRANSFER_CHANNEL_HPP
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <kvferry/channel_options.hpp>
+#include <kvferry/config.hpp>
+#include <kvferry/kit/transfer_channel_kit.hpp>
+
+namespace kvferry::inline KVFERRY_ABI {
+
+/// Options of a channel within one host.
+struct ShmOptions : ChannelOptions {
+  /// The users (uid_t) whose processes may connect, and be connected to, besides this process's own effective user.
+  std::vector<std::uint32_t> allowed_users;
+
+  /// Whether payload is read from the memory of the peer's process, where the kernel allows that on this side, and lets
+  /// the peer read this process's. False: all bytes go through the socket.
+  bool process_memory = true;
+
+  /// The least bytes of a frame - an operation's, up to 1 MiB - for which that is done. Less is through the socket before it is
+  /// asked for.
+  std::size_t process_memory_threshold = std::size_t{16} << 10;
+
+  /// See `TcpOptions::drain_timeout`.
+  std::chrono::milliseconds drain_timeout{100};
+
+  /// See `TcpOptions::frame_timeout`. From 10 milliseconds to an hour.
+  std::chrono::milliseconds frame_timeout{60'000};
+};
+
+/// Moves pages between processes of one host, over a Unix-domain socket for each peer. Both processes are in one network
+/// namespace, as the containers of a pod are.
+///
+/// Payload of at least `ShmOptions::process_memory_threshold`, in pieces of 1 KiB or more on average, doesn't go through
+/// the socket where the kernel lets its receiver read the sender's memory (process_vm_readv(2)): the receiver copies it
+/// once, from where it lies to where it is wanted. A process only ever writes to its own memory. Reading is possible if both run as one user, in one namespace of process
+/// ids, and neither kernel.yama.ptrace_scope nor a seccomp filter forbids it; each side tries that once while it connects.
+/// Else the bytes go through the socket. `PeerInfo::path` and the event "path_chosen" say which, and why, for either
+/// direction.
+///
+/// The processes trust each other as far as the kernel lets them: who may read this process's memory may read all of it.
+/// Access rights of regions are checked all the same, by the side that owns the region. See docs/security.md.
+///
+/// A deadline that passes while the peer hasn't dealt with all that was sent of a write or send is kept to within
+/// `ShmOptions::drain_timeout`.
+///
+/// A subclass that overrides `handle_init_side_msg` does as for `TcpTransferChannel`.
+class KVFERRY_EXPORT ShmTransferChannel : public kit::TransferChannelKit {
+ public:
+  /// Checks the regions, starts listening for handshakes if there is a `peer_init_url`, and starts the I/O threads.
+  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf), `errc::invalid_url`, the
+  ///   errno of a bind that failed, naming the address, or `errc::timed_out`: the name of a host to listen at was not
+  ///   resolved within `handshake_timeout`.
+  explicit ShmTransferChannel(ShmOptions options);
+  ~ShmTransferChannel() override;
+
+  [[nodiscard]] std::string_view transport() const noexcept override;
+  [[nodiscard]] Capabilities capabilities() const noexcept override;
+  /// With the paths "socket" and "process memory": of the latter, what peers were told to read, and what this side read.
+  [[nodiscard]] ChannelStats stats() const override;
+
+ protected:
+  [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override;
+  [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                             kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
+  void stop_listening() override;
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace kvferry
+
+#endif  // KVFERRY_SHM_TRANSFER_CHANNEL_HPP

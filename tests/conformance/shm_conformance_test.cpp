@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "conformance/shm_traits.hpp"
+
+#include <kvferry/testing/conformance_transports.hpp>
+
+KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Shm, ProcessMemory, SocketAlone);
