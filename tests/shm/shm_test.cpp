@@ -2,10 +2,10 @@
 // What the conformance suite can't know: which way the bytes took, who is turned away, and memory that isn't there.
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -207,7 +208,7 @@ TEST(ShmUsers, AnotherUsersProcessConnectsOnlyIfItIsNamed) {
   open.allowed_users = {nobody};
   Node node(open);
   const std::string path = process.ask(node.channel->peer_init_url());
-  EXPECT_NE(path.find("received by the socket (Operation not permitted"), std::string::npos) << path;
+  EXPECT_NE(path.find("received by the socket (the processes are of different users"), std::string::npos) << path;
   EXPECT_EQ(node.channel->receive_notification(long_enough).peer_id, "stranger");
   Mapping expected(pages * page);
   fill(expected.bytes(), 5);
@@ -248,8 +249,10 @@ class Fetching : public ::testing::Test {
   void open(pid_t pid) {
     std::array<int, 2> ends{};
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
-    socket_ = std::make_shared<UnixSocket>(ends[0], Descriptor(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))));
-    other_.emplace(ends[1], Descriptor());
+    OpenMemory opened = open_memory(pid, ::geteuid(), reinterpret_cast<std::uintptr_t>(proof_of_memory().data()));
+    ASSERT_TRUE(opened);
+    socket_ = std::make_shared<UnixSocket>(ends[0], std::move(opened));
+    other_.emplace(ends[1], OpenMemory());
     memory_.emplace(pid, 1, std::make_shared<tcp::LaneTraffic>());
     memory_->begin(socket_, true, true);
   }
@@ -302,6 +305,49 @@ TEST_F(Fetching, CountsNothingOfAProcessThatHasDied) {
   ::waitpid(child, nullptr, 0);
   EXPECT_EQ(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::failed);
   EXPECT_EQ(ec_, errc::connection_lost);
+}
+
+/// Somebody else may hold its end of the connection meanwhile.
+TEST_F(Fetching, CountsNothingOfAProcessThatHasBegunAnotherProgram) {
+  Mapping from(page);
+  Mapping to(page);
+  std::array<int, 2> gate{};
+  ASSERT_EQ(::pipe2(gate.data(), O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    char byte = 0;
+    (void)!::read(gate[0], &byte, 1);
+    ::execl("/bin/sleep", "sleep", "1000", nullptr);
+    ::_exit(1);
+  }
+  open(child);
+  EXPECT_EQ(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::all);
+  ASSERT_EQ(::write(gate[1], "x", 1), 1);
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  std::string name;
+  while (name != "sleep" && std::chrono::steady_clock::now() < until) {
+    std::ifstream("/proc/" + std::to_string(child) + "/comm") >> name;
+  }
+  ASSERT_EQ(name, "sleep");
+  // What lies there is the new program's, if anything.
+  EXPECT_NE(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::all);
+  EXPECT_EQ(socket_->peer(), UnixSocket::Peer::dead);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  ::close(gate[0]);
+  ::close(gate[1]);
+}
+
+TEST(ShmSockets, DiscardAllThatIsAskedFor) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  const UnixSocket receiver(ends[0], OpenMemory());
+  const UnixSocket sender(ends[1], OpenMemory());
+  const std::vector<std::byte> bytes(50'000);
+  ASSERT_EQ(::send(ends[1], bytes.data(), bytes.size(), MSG_DONTWAIT), ssize_t{50'000});
+  EXPECT_EQ(receiver.discard(40'000), 40'000);
+  EXPECT_EQ(receiver.discard(40'000), 10'000);
+  EXPECT_EQ(receiver.discard(1), -1);
 }
 
 /// A peer that says senseless things of references.
@@ -460,6 +506,12 @@ TEST_F(Meetings, StrangersAtTheSocketDoNotKeepThePeerOut) {
   ASSERT_NE(link_, nullptr);
   EXPECT_NE(link_->path().find("received by the socket"), std::string::npos) << link_->path();
   EXPECT_FALSE(options_->refusals->snapshot().empty());
+  // Who was silent has been let go, though its own end is open still.
+  for (const Descriptor& one : silent) {
+    char byte = 0;
+    ASSERT_TRUE(kvferry::testing::wait_readable(one.get(), long_enough));
+    EXPECT_LE(::recv(one.get(), &byte, 1, MSG_DONTWAIT), 0);
+  }
 }
 
 }  // namespace

@@ -4,7 +4,6 @@
 #include <kvferry/shm/meeting.hpp>
 
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <asio/post.hpp>
@@ -81,23 +80,23 @@ KVFERRY_INLINE void Meeting::begin(kit::Attempts<Meeting>& attempts, kit::Clock:
 KVFERRY_INLINE void Meeting::wait_for_connections() {
   listening_.async_wait(asio::posix::stream_descriptor::wait_read, [self = shared_from_this()](std::error_code ec) {
     if (!ec) {
-      self->accept_all();
+      self->accept_one();
     }
   });
 }
 
-KVFERRY_INLINE void Meeting::accept_all() {
+/// One at a time: whoever connects without end leaves turns to the thread's other work.
+KVFERRY_INLINE void Meeting::accept_one() {
   std::unique_lock lock(mutex_);
-  while (on_link_ && listening_.is_open()) {
-    Descriptor accepted(::accept4(listening_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!accepted) {
-      if (!would_block() && errno != ECONNABORTED) {
-        end({errno, std::system_category()}, who() + ": accepting its connection", lock);
-        return;
-      }
-      wait_for_connections();
-      return;
-    }
+  if (!on_link_ || !listening_.is_open()) {
+    return;
+  }
+  Descriptor accepted(::accept4(listening_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!accepted && !would_block() && errno != ECONNABORTED) {
+    end({errno, std::system_category()}, who() + ": accepting its connection", lock);
+    return;
+  }
+  if (accepted) {
     try {
       check_user(accepted.get());
       if (candidates_.size() >= most_candidates) {
@@ -115,6 +114,7 @@ KVFERRY_INLINE void Meeting::accept_all() {
       turn_away(failure.code, failure.sentence);
     }
   }
+  wait_for_connections();
 }
 
 KVFERRY_INLINE bool Meeting::is_allowed(std::uint32_t user) const {
@@ -222,6 +222,12 @@ KVFERRY_INLINE void Meeting::take_hello(const std::shared_ptr<Candidate>& candid
   const auto found = candidate;
   look_at_peer(found->socket.native_handle(), hello);
   awaited_ = Awaited::settled;
+  for (const auto& other : candidates_) {
+    if (other != found) {
+      std::error_code ignored;
+      other->socket.close(ignored);  // whoever waits for its bytes keeps it otherwise
+    }
+  }
   candidates_.assign(1, found);
   listening_.close();
   say(Greeting::accepting);
@@ -234,12 +240,20 @@ KVFERRY_INLINE void Meeting::look_at_peer(int descriptor, const Greeting& greeti
     reach_ = {Reach::switched_off};
     return;
   }
-  if (peer_.pid != 0) {
-    process_.reset(static_cast<int>(::syscall(SYS_pidfd_open, static_cast<pid_t>(peer_.pid), 0)));
+  if (peer_.pid == 0) {
+    reach_ = {Reach::other_namespace};
+    return;
   }
-  reach_ = memory_->try_to_read(process_, greeting.proof_address, greeting.proof);
+  // This process may have rights that the peer hasn't.
+  if (peer_.user != ::geteuid()) {
+    reach_ = {Reach::other_user};
+    return;
+  }
+  peers_memory_ = open_memory(peer_.pid, peer_.user, greeting.proof_address);
+  reach_ =
+      peers_memory_ ? memory_->try_to_read(peers_memory_, greeting.proof) : Reach{static_cast<std::uint32_t>(errno)};
   if (!reach_.possible()) {
-    process_.reset();
+    peers_memory_ = {};
   }
 }
 
@@ -271,7 +285,7 @@ KVFERRY_INLINE std::shared_ptr<tcp::TcpLink> Meeting::make_link() {
   options.path = path();
   options.lane.memory = memory_;
   const auto socket =
-      std::make_shared<UnixSocket>(candidates_.front()->socket.release(), std::exchange(process_, Descriptor()));
+      std::make_shared<UnixSocket>(candidates_.front()->socket.release(), std::exchange(peers_memory_, {}));
   memory_->begin(socket, reach_.possible(), options_->process_memory && peers_reach_.possible());
   const std::string remote = "process " + std::to_string(peer_.pid);
   return tcp::TcpLink::create(host_, {executor_, socket, "process " + std::to_string(::getpid()), remote}, options);

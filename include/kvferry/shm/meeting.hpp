@@ -102,7 +102,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   enum class Next { wait, finish };
 
   void wait_for_connections();
-  void accept_all();
+  void accept_one();
   void wait_for_bytes(const std::shared_ptr<Candidate>& candidate);
   void read(const std::shared_ptr<Candidate>& candidate);
   [[nodiscard]] Next take(const std::shared_ptr<Candidate>& candidate);
@@ -132,7 +132,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   Awaited awaited_;
   kit::LinkHandler on_link_;  ///< Empty when it has ended.
   PeerProcess peer_;
-  Descriptor process_;
+  OpenMemory peers_memory_;
   std::shared_ptr<ProcessMemory> memory_;
   Reach reach_;  ///< Of this side.
   Reach peers_reach_;

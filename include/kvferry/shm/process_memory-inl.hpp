@@ -4,6 +4,7 @@
 #include <kvferry/shm/process_memory.hpp>
 
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -78,6 +79,7 @@ KVFERRY_INLINE std::string Reach::reason() const {
     case switched_off: return "process_memory is off";
     case other_namespace: return "the processes are in different namespaces of process ids";
     case other_process: return "other memory than the peer's was found";
+    case other_user: return "the processes are of different users";
     default: break;
   }
   std::string text = std::generic_category().message(static_cast<int>(value));
@@ -100,22 +102,20 @@ KVFERRY_INLINE const tcp::Secret& proof_of_memory() {
   return proof;
 }
 
-KVFERRY_INLINE Reach ProcessMemory::try_to_read(const Descriptor& process, std::uint64_t proof_address,
-                                                const tcp::Secret& proof) {
-  if (pid_ == 0) {
-    return {Reach::other_namespace};
-  }
-  if (!process) {
-    return {static_cast<std::uint32_t>(errno)};
-  }
+KVFERRY_INLINE Reach ProcessMemory::try_to_read(const OpenMemory& memory, const tcp::Secret& proof) {
   tcp::Secret found{};
   const iovec to{found.data(), found.size()};
-  const iovec from{reinterpret_cast<void*>(static_cast<std::uintptr_t>(proof_address)), found.size()};
+  const iovec from{reinterpret_cast<void*>(static_cast<std::uintptr_t>(memory.known_place)), found.size()};
   const ssize_t read = read_memory(pid_, {&to, 1}, {&from, 1});
   if (read < 0) {
     return {errno == EFAULT ? Reach::other_process : static_cast<std::uint32_t>(errno)};
   }
-  return {equal_secrets(found, proof) ? 0 : Reach::other_process};
+  tcp::Secret found_by_file{};
+  const ssize_t of_file =
+      ::pread(memory.file.get(), found_by_file.data(), found_by_file.size(), static_cast<off_t>(memory.known_place));
+  const bool right =
+      equal_secrets(found, proof) && of_file == ssize_t{sizeof(found_by_file)} && equal_secrets(found_by_file, proof);
+  return {right ? 0 : Reach::other_process};
 }
 
 KVFERRY_INLINE void ProcessMemory::begin(const std::shared_ptr<UnixSocket>& socket, bool readable, bool read_by_peer) {
@@ -128,8 +128,9 @@ KVFERRY_INLINE void ProcessMemory::referred(std::uint64_t bytes) noexcept {
   traffic_->sent.fetch_add(bytes, std::memory_order_relaxed);
 }
 
-/// The check comes behind the copy: a peer hangs up before it changes what it has referred to, and a process's number is
-/// another's only after the process has died. So who was there afterwards was there all the time.
+/// The check comes behind the copy: a peer hangs up before it changes what it has referred to, and a process's number
+/// stands for other memory only after the process has died or has begun another program. So what is there afterwards was
+/// there all the time.
 KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp::Reference> from,
                                                              std::span<const iovec> to, std::error_code& ec) {
   const Fetched fetched = copy(from, to, ec);

@@ -15,13 +15,15 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// Whether one process can read another's memory: 0, an errno of process_vm_readv(2) or pidfd_open(2), or one of these.
+/// Whether one process can read another's memory: 0, an errno of process_vm_readv(2) or of opening /proc/PID/mem, or one
+/// of these.
 /// Travels in greetings.
 struct Reach {
   static constexpr std::uint32_t unknown = 0x10000;
   static constexpr std::uint32_t switched_off = 0x10001;
   static constexpr std::uint32_t other_namespace = 0x10002;  ///< Of process ids.
   static constexpr std::uint32_t other_process = 0x10003;    ///< Somebody else's memory is there.
+  static constexpr std::uint32_t other_user = 0x10004;       ///< Whose memory this process might read for him.
 
   std::uint32_t value = unknown;
 
@@ -40,9 +42,8 @@ class ProcessMemory final : public tcp::PeerMemory {
   ProcessMemory(std::int64_t pid, std::uint64_t least_bytes, std::shared_ptr<tcp::LaneTraffic> traffic)
       : pid_(pid), least_bytes_(least_bytes), traffic_(std::move(traffic)) {}
 
-  /// Reads the peer's proof. Called once, before the link begins.
-  /// @param process a pidfd of it.
-  [[nodiscard]] Reach try_to_read(const Descriptor& process, std::uint64_t proof_address, const tcp::Secret& proof);
+  /// Reads the peer's proof, where the memory says. Called once, before the link begins.
+  [[nodiscard]] Reach try_to_read(const OpenMemory& memory, const tcp::Secret& proof);
   /// What is known when the link begins.
   void begin(const std::shared_ptr<UnixSocket>& socket, bool readable, bool read_by_peer);
 

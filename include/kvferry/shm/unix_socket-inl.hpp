@@ -3,23 +3,27 @@
 
 #include <kvferry/shm/unix_socket.hpp>
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <string>
 
 #include <kvferry/error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 inline namespace internal {
 
-/// Connections that wait at a name. One more is refused with EAGAIN, so there are many.
-inline constexpr int backlog = 128;
+/// Connections that wait at a name. One more is refused with EAGAIN, so there are as many as the system allows.
+inline constexpr int backlog = 65535;
 
 /// @param call bind or connect.
 template <class Call>
@@ -39,18 +43,39 @@ template <class Call>
 
 KVFERRY_INLINE ssize_t UnixSocket::discard(std::size_t bytes) const noexcept {
   std::array<std::byte, 16384> nowhere;
-  return ::recv(descriptor(), nowhere.data(), std::min(bytes, nowhere.size()), MSG_DONTWAIT);
+  std::size_t gone = 0;
+  while (gone < bytes) {
+    const ssize_t got = ::recv(descriptor(), nowhere.data(), std::min(bytes - gone, nowhere.size()), MSG_DONTWAIT);
+    if (got <= 0) {
+      return gone == 0 ? got : static_cast<ssize_t>(gone);
+    }
+    gone += static_cast<std::size_t>(got);
+  }
+  return static_cast<ssize_t>(gone);
+}
+
+KVFERRY_INLINE OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std::uint64_t known_place) {
+  OpenMemory memory{Descriptor(::open(("/proc/" + std::to_string(pid) + "/mem").c_str(), O_RDONLY | O_CLOEXEC)),
+                    known_place};
+  struct stat status {};
+  if (memory && (::fstat(memory.file.get(), &status) != 0 || status.st_uid != user)) {
+    memory.file.reset();
+    errno = EPERM;  // another's process by now, or one that doesn't want to be looked at
+  }
+  return memory;
 }
 
 KVFERRY_INLINE UnixSocket::Peer UnixSocket::peer() const noexcept {
-  std::array<pollfd, 2> looked_at{{{descriptor(), POLLRDHUP, 0}, {process_.get(), POLLIN, 0}}};
-  if (::poll(looked_at.data(), looked_at.size(), 0) < 0) {
+  pollfd looked_at{descriptor(), POLLRDHUP, 0};
+  if (::poll(&looked_at, 1, 0) < 0) {
     return Peer::dead;
   }
-  if (looked_at[0].revents != 0) {
+  if (looked_at.revents != 0) {
     return Peer::hung_up;
   }
-  return looked_at[1].revents != 0 ? Peer::dead : Peer::there;
+  std::byte there{};
+  return !memory_ || ::pread(memory_.file.get(), &there, 1, static_cast<off_t>(memory_.known_place)) == 1 ? Peer::there
+                                                                                                          : Peer::dead;
 }
 
 KVFERRY_INLINE PeerProcess peer_process(int descriptor) {

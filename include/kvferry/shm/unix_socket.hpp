@@ -13,23 +13,34 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the peer's process by a descriptor.
+/// The memory of another process, by a descriptor that is of no use any more when the process has died or runs another
+/// program.
+struct OpenMemory {
+  Descriptor file;                ///< /proc/PID/mem; none where it can't be opened, or there is no need of it.
+  std::uint64_t known_place = 0;  ///< Where there is memory for as long as the program runs.
+
+  explicit operator bool() const noexcept { return static_cast<bool>(file); }
+};
+/// @param user who has to own it. @return with errno set and without a file if that can't be.
+[[nodiscard]] OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std::uint64_t known_place);
+
+/// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process.
 class UnixSocket final : public tcp::Socket {
  public:
-  UnixSocket(int descriptor, Descriptor process) noexcept : Socket(descriptor), process_(std::move(process)) {}
+  UnixSocket(int descriptor, OpenMemory memory) noexcept : Socket(descriptor), memory_(std::move(memory)) {}
 
   /// A Unix-domain socket has no MSG_TRUNC that drops bytes of a stream.
   [[nodiscard]] ssize_t discard(std::size_t bytes) const noexcept override;
   /// The peer must see the end before the buffers change that it may be reading.
   void operations_end() const noexcept override { shut(); }
-  [[nodiscard]] std::size_t descriptors() const noexcept override { return process_ ? 2 : 1; }
+  [[nodiscard]] std::size_t descriptors() const noexcept override { return memory_ ? 2 : 1; }
 
   enum class Peer { there, hung_up, dead };
-  /// Whether the peer's process has lived, and kept the connection, until now.
+  /// Whether the peer's process has lived, with the program that it had, and kept the connection, until now.
   [[nodiscard]] Peer peer() const noexcept;
 
  private:
-  const Descriptor process_;  ///< A pidfd; none where there is no need of one.
+  const OpenMemory memory_;
 };
 
 /// Who is at the other end of a connection, or listens there, according to the kernel.

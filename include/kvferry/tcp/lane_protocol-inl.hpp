@@ -23,6 +23,9 @@ inline constexpr FrameTrailer good_trailer;
 
 /// Smaller pieces cost more to look up than to copy once more.
 inline constexpr std::uint64_t least_referred_piece = 1024;
+/// Frames that refer to memory are small, so that the socket's buffer bounds nothing. What the peer hasn't copied yet
+/// can't be taken back, and other operations wait behind it: at most so many, of up to 1 MiB each.
+inline constexpr std::size_t most_frames_referring = 16;
 inline constexpr FrameTrailer fault_trailer{static_cast<std::uint32_t>(errc::memory_fault), 0};
 
 }  // namespace internal
@@ -190,7 +193,8 @@ KVFERRY_INLINE bool LaneProtocol::fill_response() {
 }
 
 KVFERRY_INLINE bool LaneProtocol::fill_data() {
-  while (!ready_data_.empty() && unacknowledged_ < max_unacknowledged) {
+  const std::size_t most = memory_ && memory_->read_by_peer() ? most_frames_referring : max_unacknowledged;
+  while (!ready_data_.empty() && unacknowledged_ < most) {
     const auto it = transfers_.find(ready_data_.front());
     ready_data_.pop_front();
     if (it == transfers_.end() || it->second.stopping || it->second.meets_again) {

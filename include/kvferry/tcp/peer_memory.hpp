@@ -36,7 +36,8 @@ class KVFERRY_EXPORT PeerMemory {
   [[nodiscard]] virtual std::uint64_t least_bytes() const noexcept = 0;
   /// So many bytes are going to be fetched by the peer.
   virtual void referred(std::uint64_t bytes) noexcept = 0;
-  /// Copies what `from` names to `to`, which has as many bytes. Doesn't wait.
+  /// Copies what `from` names to `to`, which has as many bytes. Waits for nothing but the kernel, which may
+  /// have to bring in pages of either side.
   /// @param ec why, if it failed.
   [[nodiscard]] virtual Fetched fetch(std::span<const Reference> from, std::span<const iovec> to,
                                       std::error_code& ec) = 0;
