@@ -64,8 +64,26 @@ class ChecksumsTests : public ConformanceBase {
       }
     }
   }
+
+  void WhereThereAreNoneTheyAreRefused() {
+    const auto [a, b] = connected_pair();
+    const Capabilities can = capabilities();
+    const Outcome expected = can.checksums ? done(1) : failed(errc::not_supported);
+    const Objects objects = a.objects({4096}).fill(5);
+    if (can.write) {
+      EXPECT_EQ(start(TransferKind::write, a, b, objects, with_checksums(at({1})))->outcome(), expected);
+    }
+    if (can.read) {
+      EXPECT_EQ(start(TransferKind::read, a, b, objects, with_checksums(at({1})))->outcome(), expected);
+    }
+    if (can.send_recv && !can.checksums) {
+      EXPECT_EQ(start(TransferKind::send, a, b, objects, with_checksums(tagged(1)))->outcome(), expected);
+      EXPECT_EQ(start(TransferKind::recv, a, b, objects, with_checksums(tagged(1)))->outcome(), expected);
+    }
+  }
 };
 
-KVFERRY_TESTING_SUITE(Checksums, ChecksumsTests, EveryKindMovesTheRightBytes, ASendAndARecvHaveThemIfEitherSideAsks);
+KVFERRY_TESTING_SUITE(Checksums, ChecksumsTests, EveryKindMovesTheRightBytes, ASendAndARecvHaveThemIfEitherSideAsks,
+                      WhereThereAreNoneTheyAreRefused);
 
 }  // namespace kvferry::testing
