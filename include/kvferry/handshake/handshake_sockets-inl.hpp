@@ -11,6 +11,7 @@
 #include <cstring>
 #include <future>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -26,6 +27,7 @@ inline namespace internal {
 struct ProcessContext {
   std::mutex mutex;
   std::weak_ptr<zmq::context_t> shared;
+  std::mutex beginnings_and_ends;
 };
 
 /// Also for channels that are made or destroyed after main. A context is of no use to a forked child.
@@ -67,8 +69,22 @@ KVFERRY_INLINE void start_context(void* context) {
   zmq_close(socket);
 }
 
+/// One at a time, as contexts begin: what ZeroMQ stands on (OpenPGM) has no lock between the last user that goes and the
+/// first that comes.
+struct EndContext {
+  void operator()(zmq::context_t* context) const noexcept {
+    const std::lock_guard lock(of_process.here().beginnings_and_ends);
+    std::default_delete<zmq::context_t>()(context);
+  }
+};
+
 KVFERRY_INLINE std::shared_ptr<zmq::context_t> new_context() {
-  auto context = std::make_shared<zmq::context_t>();
+  std::unique_ptr<zmq::context_t, EndContext> made;
+  {
+    const std::lock_guard lock(of_process.here().beginnings_and_ends);
+    made.reset(std::make_unique<zmq::context_t>().release());
+  }
+  std::shared_ptr<zmq::context_t> context(std::move(made));
   // Three for each question that is on its way; the default is 1023.
   context->set(zmq::ctxopt::max_sockets, 8192);
   start_context(context->handle());
@@ -76,12 +92,12 @@ KVFERRY_INLINE std::shared_ptr<zmq::context_t> new_context() {
 }
 
 KVFERRY_INLINE std::shared_ptr<zmq::context_t> process_context() {
-  auto& [mutex, shared] = of_process.here();
-  const std::lock_guard lock(mutex);
-  auto context = shared.lock();
+  ProcessContext& process = of_process.here();
+  const std::lock_guard lock(process.mutex);
+  auto context = process.shared.lock();
   if (!context) {
     context = new_context();
-    shared = context;
+    process.shared = context;
   }
   return context;
 }
