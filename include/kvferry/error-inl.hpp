@@ -94,6 +94,10 @@ inline constexpr std::array own_codes{
     OwnCode{errc::range_out_of_bounds, "range_out_of_bounds", invalid,
             "the range reaches beyond the end of its region"},
     OwnCode{errc::checksum_mismatch, "checksum_mismatch", retry, "the object landed with other bytes than were sent"},
+    OwnCode{errc::region_gone, "region_gone", invalid, "the region was removed"},
+    OwnCode{errc::encryption_mismatch, "encryption_mismatch", invalid,
+            "one side encrypts its data connections and the other does not"},
+    OwnCode{errc::no_path, "no_path", failed | retry, "no transport that is allowed reaches the peer"},
 };
 
 constexpr bool in_order() noexcept {

@@ -85,6 +85,10 @@ enum class errc {
 
   /// An object landed with other bytes than were sent: its checksum differs (`TransferSpec::checksums`).
   checksum_mismatch,
+
+  region_gone,          ///< The region was removed (`BaseTransferChannel::remove_region`), here or at the peer.
+  encryption_mismatch,  ///< One side encrypts its data connections and the other does not.
+  no_path,              ///< No transport that is allowed, and that both sides offer, reaches the peer.
 };
 
 /// The conditions that a caller decides by. `ec == kvferry::condition::retryable` holds for every code, of whatever
@@ -93,11 +97,11 @@ enum class errc {
 enum class condition {
   /// Repeating the call unchanged fails again: an argument is wrong, a buffer can't be read or written (EFAULT), this
   /// program may not do it (EACCES, EPERM), or the two channels do not go together as they are set up: the mismatches,
-  /// errc::handshake_failed (who answers is no such channel), errc::malformed_message.
+  /// errc::handshake_failed (who answers is no such channel), errc::malformed_message; or the region is gone.
   invalid_argument = 1,
   /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted (in flight or not), fenced
   /// (after the peer was gone for a while), authentication_failed and protocol_violation (who is there now is no sound
-  /// peer), ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
+  /// peer), no_path, ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
   peer_failed,
   /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict, checksum_mismatch; what this host is
   /// out of for now (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but

@@ -15,7 +15,7 @@
 namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
-constexpr auto last_errc = errc::checksum_mismatch;
+constexpr auto last_errc = errc::no_path;
 
 std::vector<std::error_code> own_codes() {
   std::vector<std::error_code> codes;
@@ -66,7 +66,7 @@ TEST(Error, EveryCodeHasANameOfItsOwn) {
 }
 
 constexpr std::array all_conditions{condition::invalid_argument, condition::peer_failed, condition::retryable,
-                                    condition::cancelled, condition::timed_out, condition::may_still_land};
+                                    condition::cancelled,        condition::timed_out,   condition::may_still_land};
 
 std::set<condition> conditions_of(const std::error_code& code) {
   std::set<condition> held;
@@ -80,22 +80,24 @@ std::set<condition> conditions_of(const std::error_code& code) {
 
 TEST(Error, ConditionsHoldForTheCodesThatAreMeant) {
   EXPECT_EQ(own_codes_of(condition::invalid_argument),
-            (std::set{errc::empty_peer_id,      errc::unknown_peer,       errc::self_connection,
-                      errc::invalid_url,        errc::count_mismatch,     errc::unknown_region,
-                      errc::index_out_of_range, errc::object_too_large,   errc::not_in_region,
-                      errc::access_denied,      errc::invalid_region,     errc::notification_too_large,
-                      errc::not_supported,      errc::would_deadlock,     errc::buffer_too_small,
-                      errc::handshake_failed,   errc::version_mismatch,   errc::transport_mismatch,
-                      errc::page_size_mismatch, errc::malformed_message,  errc::unhandled_side_message,
-                      errc::invalid_peer_id,    errc::memory_fault,       errc::forked,
-                      errc::invalid_range,      errc::range_out_of_bounds}));
-  EXPECT_EQ(own_codes_of(condition::peer_failed),
-            (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::fenced,
-                      errc::authentication_failed, errc::protocol_violation, errc::peer_restarted_in_flight}));
+            (std::set{errc::empty_peer_id,      errc::unknown_peer,        errc::self_connection,
+                      errc::invalid_url,        errc::count_mismatch,      errc::unknown_region,
+                      errc::index_out_of_range, errc::object_too_large,    errc::not_in_region,
+                      errc::access_denied,      errc::invalid_region,      errc::notification_too_large,
+                      errc::not_supported,      errc::would_deadlock,      errc::buffer_too_small,
+                      errc::handshake_failed,   errc::version_mismatch,    errc::transport_mismatch,
+                      errc::page_size_mismatch, errc::malformed_message,   errc::unhandled_side_message,
+                      errc::invalid_peer_id,    errc::memory_fault,        errc::forked,
+                      errc::invalid_range,      errc::range_out_of_bounds, errc::region_gone,
+                      errc::encryption_mismatch}));
+  EXPECT_EQ(
+      own_codes_of(condition::peer_failed),
+      (std::set{errc::peer_closed, errc::connection_lost, errc::peer_restarted, errc::fenced,
+                errc::authentication_failed, errc::protocol_violation, errc::peer_restarted_in_flight, errc::no_path}));
   EXPECT_EQ(
       own_codes_of(condition::retryable),
       (std::set{errc::peer_closed, errc::connection_lost, errc::timed_out, errc::resource_limit, errc::peer_cancelled,
-                errc::identity_conflict, errc::timed_out_in_flight, errc::checksum_mismatch}));
+                errc::identity_conflict, errc::timed_out_in_flight, errc::checksum_mismatch, errc::no_path}));
   EXPECT_EQ(own_codes_of(condition::cancelled),
             (std::set{errc::cancelled, errc::closed, errc::cancelled_in_flight, errc::closed_in_flight}));
   EXPECT_EQ(own_codes_of(condition::timed_out), (std::set{errc::timed_out, errc::timed_out_in_flight}));
@@ -119,9 +121,9 @@ TEST(Error, EveryErrnoOfOursIsInTheConditionsThatItDeserves) {
         ENOSYS}},
       {{retryable}, {EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EAGAIN, EINTR, EBUSY, EADDRINUSE, EADDRNOTAVAIL}},
       {{peer_failed, retryable},
-       {ECONNREFUSED, ESHUTDOWN, ENOTCONN, EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN,
-        ENETRESET, EIO}},
-      {{peer_failed, retryable, may_still_land}, {ECONNRESET, ECONNABORTED, EPIPE}},  // those of connections that there were
+       {ECONNREFUSED, ESHUTDOWN, ENOTCONN, EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN, ENETRESET, EIO}},
+      {{peer_failed, retryable, may_still_land},
+       {ECONNRESET, ECONNABORTED, EPIPE}},  // those of connections that there were
       {{peer_failed, retryable, timed_out}, {ETIMEDOUT}},
       {{cancelled}, {ECANCELED}},
       {{}, {EBADF, ENOTSOCK, EDOM}},  // none that a call of ours ends with
