@@ -184,6 +184,20 @@ TEST_F(HandshakeServiceFaults, Line02_OwnMessagesThatAreTooLargeAreRefusedWithBo
       << question.diagnostic;
 }
 
+TEST_F(HandshakeServiceFaults, Line02_AMessageThatAServerHangsUpOnEndsAtOnceWithItsSize) {
+  auto options = listening();
+  options.max_message_bytes = 1000;
+  const HandshakeService service(options, handler());
+  const SideMessage large = encode_side_message(SideMessageError{1, std::string(10'000, 'x')});
+  HandshakeService client({}, nullptr);
+  const auto outcome = get(ask(client, service.bound_url(), large));
+  EXPECT_EQ(outcome.ec, errc::connection_lost);
+  EXPECT_NE(outcome.diagnostic.find(std::to_string(large.encoded().size()) + " bytes: the peer may take none"),
+            std::string::npos)
+      << outcome.diagnostic;
+  expect_serving(service);
+}
+
 TEST_F(HandshakeServiceFaults, Line02_AnAnswerThatIsTooLargeEndsTheQuestionWithBothSizes) {
   PeerSocket server(context_, zmq::socket_type::rep);
   const auto url = server.bind_anywhere();
@@ -292,7 +306,10 @@ TEST_F(HandshakeServiceFaults, Line03_AServerThatGoesBeforeItAnswersEndsTheQuest
   EXPECT_EQ(lost.ec, errc::connection_lost);
   EXPECT_EQ(lost.ec, condition::peer_failed);
   EXPECT_EQ(lost.diagnostic,
-            "connection to " + url + " was lost before an answer came (one of more than 131072 bytes is not received)");
+            "connection to " + url + " was lost before an answer came to a message of " +
+                std::to_string(echo(1).encoded().size()) +
+                " bytes: the peer may take none of this size (ChannelOptions::max_handshake_bytes); an answer of more "
+                "than 131072 bytes is not received");
 }
 
 TEST_F(HandshakeServiceFaults, Line03_AHandshakeWhoseConnectionWasLostIsAskedAgain) {

@@ -381,6 +381,28 @@ TEST(LaneProtocol, Line15_MoreChunksThanTheWindowHoldsFlowAllTheSame) {
   }
 }
 
+TEST(LaneProtocol, ItIsUsedByWhatEitherSideHasStartedAndWhileAnOperationWaits) {
+  Side a;
+  Side b;
+  a.protocol->probe([] {});
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_FALSE(a.protocol->take_used() || b.protocol->take_used()) << "a probe is no use";
+  const auto write = std::make_shared<Outcome>();
+  a.start(request(TransferKind::write, {a.page_at(0)}, {5}), write);
+  ASSERT_FALSE(settle(a, b));
+  ASSERT_EQ(write->count, 1U);
+  EXPECT_TRUE(a.protocol->take_used() && b.protocol->take_used());
+  EXPECT_FALSE(a.protocol->take_used() || b.protocol->take_used()) << "since it was asked last";
+  const auto recv = std::make_shared<Outcome>();
+  b.start(request(TransferKind::recv, {b.page_at(0)}), recv);
+  ASSERT_FALSE(settle(a, b));
+  EXPECT_TRUE(a.protocol->take_used());
+  EXPECT_FALSE(a.protocol->take_used()) << "else a peer's recv that nobody meets would hold a place for ever";
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(b.protocol->take_used()) << "its own recv waits";
+  }
+}
+
 TEST(LaneProtocol, AProbeIsAnsweredOnceAndInItsTurn) {
   Side a;
   Side b;

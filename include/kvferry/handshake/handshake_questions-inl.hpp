@@ -208,8 +208,11 @@ KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_
       return;
     }
     end(open, errc::connection_lost,
-        "connection to " + open->second.question.url + " was lost before an answer came (one of more than " +
-            std::to_string(largest_frame(max_message_bytes_)) + " bytes is not received)");
+        "connection to " + open->second.question.url + " was lost before an answer came to a message of " +
+            std::to_string(open->second.question.message.encoded().size()) +
+            " bytes: the peer may take none of this size (ChannelOptions::max_handshake_bytes); an answer of more "
+            "than " +
+            std::to_string(largest_frame(max_message_bytes_)) + " bytes is not received");
   } else if (!sent && (event == ZMQ_EVENT_CLOSED || event == ZMQ_EVENT_DISCONNECTED)) {
     const auto now = std::chrono::steady_clock::now();
     attempts.failed(candidate, now);

@@ -103,9 +103,10 @@ class KVFERRY_EXPORT Link {
   /// File descriptors that the link holds, as long as it has not been shut: links of peers that came by themselves are
   /// bounded by them as well (docs/security.md). Constant.
   [[nodiscard]] virtual std::size_t descriptors() const noexcept { return 0; }
-  /// Whether either side has ever started an operation on it. Where there are too many links of peers that came by
-  /// themselves, one that was never used gives way to a newer one; with the default, none does, and newer ones are refused.
-  [[nodiscard]] virtual bool used() const noexcept { return true; }
+  /// Whether one of this side's operations is under way on it, or either side has started one since the last call. Asked
+  /// when there are too many links of peers that came by themselves: one that was never used, or not for long, gives way to
+  /// a newer one. With the default none does, and newer ones are refused.
+  [[nodiscard]] virtual bool take_used() noexcept { return true; }
   /// How the bytes travel, for people.
   [[nodiscard]] virtual std::string path() const = 0;
 };

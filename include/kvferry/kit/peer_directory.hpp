@@ -206,8 +206,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   // Room for the links of strangers (stranger_links.cpp)
   using Displaced = std::vector<std::pair<std::string, std::shared_ptr<Link>>>;
-  [[nodiscard]] const std::string* unused_link(const StrangerLinks::Ids& ids) const;
-  [[nodiscard]] bool may_link(const std::string& source) const;
+  [[nodiscard]] const std::string* idle_link(const StrangerLinks::Ids& ids);
+  [[nodiscard]] bool may_link(const std::string& source);
   [[nodiscard]] bool enter_stranger(const Peer& peer, const std::string& source, const Link& link, Displaced& displaced);
   void break_links(const Displaced& displaced);
 

@@ -11,18 +11,17 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Null if all are used, or there are none.
-KVFERRY_INLINE const std::string* PeerDirectory::unused_link(const StrangerLinks::Ids& ids) const {
-  const auto unused = std::ranges::find_if(ids, [this](const std::string& id) {
+KVFERRY_INLINE const std::string* PeerDirectory::idle_link(const StrangerLinks::Ids& ids) {
+  return stranger_links_.idle(ids, StrangerLinks::Clock::now(), [this](const std::string& id) {
     const auto it = peers_.find(id);
-    return it != peers_.end() && it->second.link && !it->second.link->used();
+    return it == peers_.end() || !it->second.link || it->second.link->take_used();
   });
-  return unused == ids.end() ? nullptr : &*unused;
 }
 
 /// Whether a link of one descriptor of somebody who comes by himself would find room, or be given it.
-KVFERRY_INLINE bool PeerDirectory::may_link(const std::string& source) const {
+KVFERRY_INLINE bool PeerDirectory::may_link(const std::string& source) {
   const auto* const greedy = stranger_links_.greedy(source, 1);
-  return greedy == nullptr || unused_link(*greedy) != nullptr;
+  return greedy == nullptr || idle_link(*greedy) != nullptr;
 }
 
 /// Enters a link that a peer has made by itself. @param displaced those that have to go for it, also if it can't be entered.
@@ -31,14 +30,14 @@ KVFERRY_INLINE bool PeerDirectory::enter_stranger(const Peer& peer, const std::s
   stranger_links_.leave(peer.id);
   for (const auto* greedy = stranger_links_.greedy(source, link.descriptors()); greedy != nullptr;
        greedy = stranger_links_.greedy(source, link.descriptors())) {
-    const auto* const unused = unused_link(*greedy);
-    if (unused == nullptr) {
+    const auto* const idle = idle_link(*greedy);
+    if (idle == nullptr) {
       if (peer.link) {
         stranger_links_.enter(peer.id, peer.description->source, peer.link->descriptors());
       }
       return false;
     }
-    const std::string id = *unused;
+    const std::string id = *idle;
     displaced.emplace_back(id, peers_.find(id)->second.link);
     stranger_links_.leave(id);
   }
@@ -48,7 +47,7 @@ KVFERRY_INLINE bool PeerDirectory::enter_stranger(const Peer& peer, const std::s
 
 KVFERRY_INLINE void PeerDirectory::break_links(const Displaced& displaced) {
   for (const auto& [id, link] : displaced) {
-    break_link(id, *link, errc::resource_limit, "newer connections have taken the place of one that was not used");
+    break_link(id, *link, errc::resource_limit, "newer connections have taken the place of one that was out of use");
   }
 }
 

@@ -6,9 +6,11 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <list>
 #include <map>
+#include <optional>
 #include <string>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -18,6 +20,10 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 class StrangerLinks {
  public:
   using Ids = std::list<std::string>;
+  using Clock = std::chrono::steady_clock;
+
+  /// A link that was used gives way when it has been out of use for so long.
+  static constexpr std::chrono::seconds long_idle{60};
 
   struct Amount {
     std::size_t links = 0;
@@ -58,11 +64,33 @@ class StrangerLinks {
     return most == sources_.end() ? &none_ : &most->second.ids;
   }
 
+  /// The link of these that gives way: the oldest one that was never used, else the one that has been out of use for
+  /// longest, if for `long_idle` at least. When a link was used is known only as far as this was asked.
+  /// @param take_used called with an id: whether its link is in use, or was used since the last call.
+  /// @return null if there is none.
+  template <class TakeUsed>
+  [[nodiscard]] const std::string* idle(const Ids& ids, Clock::time_point now, const TakeUsed& take_used) {
+    const std::string* longest = nullptr;
+    Clock::time_point since = now - long_idle;
+    for (const std::string& id : ids) {
+      std::optional<Clock::time_point>& seen_used = holders_.find(id)->second.seen_used;
+      if (take_used(id)) {
+        seen_used = now;
+      } else if (!seen_used) {
+        return &id;
+      } else if (*seen_used <= since) {
+        longest = &id;
+        since = *seen_used;
+      }
+    }
+    return longest;
+  }
+
   /// In the place of the one that the id has.
   void enter(const std::string& id, const std::string& source, std::size_t descriptors) {
     leave(id);
     Source& of = sources_[source];
-    holders_.emplace(id, Holder{source, of.ids.insert(of.ids.end(), id), descriptors});
+    holders_.emplace(id, Holder{source, of.ids.insert(of.ids.end(), id), descriptors, std::nullopt});
     for (Amount* const used : {&of.used, &used_}) {
       ++used->links;
       used->descriptors += descriptors;
@@ -98,6 +126,7 @@ class StrangerLinks {
     std::string source;
     Ids::iterator place;
     std::size_t descriptors = 0;
+    std::optional<Clock::time_point> seen_used;
   };
 
   static constexpr std::size_t three_quarters(std::size_t all) { return all - all / 4; }

@@ -111,7 +111,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   void socket_ready(bool readable, bool writable, bool broken) override;
 
   /// Whether either side has ever started an operation.
-  [[nodiscard]] bool used() const noexcept { return protocol_.used(); }
+  [[nodiscard]] bool take_used() noexcept { return protocol_.take_used(); }
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
   [[nodiscard]] std::string congestion_control() const { return congestion_control_; }

@@ -42,6 +42,7 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
 
   const std::uint64_t id = next_id_++;
   ids_.emplace(operation.get(), id);
+  works_.store(true, std::memory_order_relaxed);
   Transfer& transfer = transfers_[id];
   transfer.id = id;
   transfer.order = id;

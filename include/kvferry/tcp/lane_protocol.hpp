@@ -109,8 +109,10 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
 
   /// Ends of operations' parts and notifications that came: what handlers may have become ready of.
   [[nodiscard]] std::uint64_t completed() const noexcept { return completed_; }
-  /// Whether either side has ever started an operation. From any thread.
-  [[nodiscard]] bool used() const noexcept { return used_.load(std::memory_order_relaxed); }
+  /// See `kit::Link::take_used`. From any thread.
+  [[nodiscard]] bool take_used() noexcept {
+    return works_.load(std::memory_order_relaxed) || used_.exchange(false, std::memory_order_relaxed);
+  }
   /// Operations under way.
   [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
 
@@ -233,7 +235,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] ObjectSet differing_objects(const Frame& frame, const Transfer& read, const Chunk& chunk) const;
   [[nodiscard]] std::error_code violated(std::string how);
   void use() noexcept {
-    if (!used()) {
+    if (!used_.load(std::memory_order_relaxed)) {
       used_.store(true, std::memory_order_relaxed);
     }
   }
@@ -261,6 +263,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::deque<Drain> drains_;  ///< In the order in which they were stopped; those that have ended may still be here.
   std::uint64_t completed_ = 0;
   std::atomic<bool> used_{false};
+  std::atomic<bool> works_{false};  ///< There are `transfers_`.
 
   // This side's fences: one question at a time, those that are asked meanwhile share the next one.
   std::vector<std::function<void()>> fences_;       ///< The question has been sent.

@@ -110,6 +110,7 @@ KVFERRY_INLINE void LaneProtocol::forget(const Transfer& transfer) {
   ids_.erase(&transfer.operation());
   // An id that is still in a ready queue is skipped there.
   transfers_.erase(transfer.id);
+  works_.store(!transfers_.empty(), std::memory_order_relaxed);
 }
 
 KVFERRY_INLINE bool LaneProtocol::in_flight() const noexcept {

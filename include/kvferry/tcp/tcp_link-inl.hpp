@@ -195,8 +195,9 @@ KVFERRY_INLINE void TcpLink::end_serving() {
   led_ = false;
 }
 
-KVFERRY_INLINE bool TcpLink::used() const noexcept {
-  return std::ranges::any_of(lanes_, [](const auto& lane) { return lane->used(); });
+KVFERRY_INLINE bool TcpLink::take_used() noexcept {
+  // Of each lane: what is left to the next call would be old news then.
+  return std::ranges::count_if(lanes_, [](const auto& lane) { return lane->take_used(); }) != 0;
 }
 
 KVFERRY_INLINE std::string TcpLink::path() const {

@@ -63,7 +63,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   [[nodiscard]] std::size_t descriptors() const noexcept override {
     return lanes_.size() * lanes_.front()->descriptors();
   }
-  [[nodiscard]] bool used() const noexcept override;
+  [[nodiscard]] bool take_used() noexcept override;
   [[nodiscard]] std::string path() const override;
 
  private:

@@ -139,7 +139,7 @@ TEST_F(Strangers, OfMoreThanAFewWhoSayThatTheyAreOnePeerTheFirstGiveWay) {
 /// Says whether it was used, and whether it was shut.
 class StrangersLink final : public KeepingLink {
  public:
-  [[nodiscard]] bool used() const noexcept override { return was_used; }
+  [[nodiscard]] bool take_used() noexcept override { return was_used; }
   void shut(std::error_code cause, const std::string& why) override {
     shut_by = cause;
     KeepingLink::shut(cause, why);

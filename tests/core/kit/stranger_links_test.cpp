@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <set>
 #include <string>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -37,6 +39,33 @@ TEST(StrangerLinks, DescriptorsCountAsWell) {
   EXPECT_EQ(gives_way(links, "10.0.0.2", 8), "");
   EXPECT_EQ(gives_way(links, "10.0.0.2", 9), "wide");
   EXPECT_EQ(gives_way(links, "10.0.0.2", 17), "-");
+}
+
+TEST(StrangerLinks, WhoWasNeverUsedGoesFirstAndThenWhoHasBeenIdleForLongest) {
+  using namespace std::chrono_literals;
+  StrangerLinks links({4, 100});
+  for (const std::string id : {"a", "b", "c"}) {
+    links.enter(id, "10.0.0.1", 1);
+  }
+  const auto* const ids = links.greedy("10.0.0.1", 1);
+  ASSERT_NE(ids, nullptr);
+  const auto began = StrangerLinks::Clock::now();
+  // Who would give way when so much time has passed and these have been used meanwhile; empty if nobody.
+  const auto goes = [&](std::chrono::seconds passed, const std::set<std::string>& used) {
+    const auto* const id = links.idle(*ids, began + passed, [&](const std::string& one) { return used.contains(one); });
+    return id == nullptr ? std::string() : *id;
+  };
+  EXPECT_EQ(goes(0s, {"a"}), "b") << "it was never used";
+  EXPECT_EQ(goes(0s, {"a", "b", "c"}), "");
+  EXPECT_EQ(goes(59s, {}), "") << "all were used a minute ago";
+  EXPECT_EQ(goes(59s, {"a", "c"}), "");
+  EXPECT_EQ(goes(60s, {}), "b");
+  EXPECT_EQ(goes(100s, {"c"}), "b") << "used, but not for a minute";
+  EXPECT_EQ(goes(119s, {"b"}), "a");
+  EXPECT_EQ(goes(119s, {"a", "b"}), "");
+  links.leave("b");
+  links.enter("b", "10.0.0.1", 1);
+  EXPECT_EQ(goes(119s, {}), "b") << "a new link, never used";
 }
 
 TEST(StrangerLinks, AnIdHasOneLink) {
