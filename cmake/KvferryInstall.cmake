@@ -37,6 +37,7 @@ install(
   PATTERN "kvferry/handshake/*.hpp"
   PATTERN "kvferry/tcp/*.hpp"
   PATTERN "kvferry/shm/*.hpp"
+  PATTERN "kvferry/auto/*.hpp"
   PATTERN "kvferry/testing" EXCLUDE)
 
 configure_package_config_file(cmake/kvferryConfig.cmake.in kvferryConfig.cmake INSTALL_DESTINATION "${_package_dir}")

@@ -75,13 +75,17 @@ CLI::Validator one_of(const std::vector<std::string>& values) { return CLI::IsMe
 CLI::Validator size_with_unit() { return CLI::AsSizeValue(false).description(""); }
 
 #ifdef KVFERRY_EXAMPLES_WITH_RDMA
-constexpr std::string_view transports = "tcp or rdma";
+constexpr std::string_view transports = "tcp, rdma, or auto: the best that both sides have";
 #else
-constexpr std::string_view transports = "tcp only, for kvferry::rdma was not built";
+constexpr std::string_view transports = "tcp, or auto: the best that both sides have; not rdma, for kvferry::rdma was not built";
 #endif
 
 std::string check_transport(const std::string& name) {
-  const bool known = name == "tcp" || (name == "rdma" && transports == "tcp or rdma");
+#ifdef KVFERRY_EXAMPLES_WITH_RDMA
+  const bool known = name == "tcp" || name == "auto" || name == "rdma";
+#else
+  const bool known = name == "tcp" || name == "auto";
+#endif
   return known ? "" : fmt::format("'{}' is not available, this program moves pages over {}", name, transports);
 }
 

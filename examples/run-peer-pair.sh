@@ -14,7 +14,7 @@ run-peer-pair.sh [OPTION VALUE]... [--secure]
 Builds prefill_peer and decode_peer, starts both on this machine, and moves a KV cache from one to the other. Ends
 with 0 once it has arrived and the checksums match, otherwise with the exit code of the peer that failed.
 
-  --transport NAME      what carries the pages: tcp (default) or rdma; without an RDMA device, rdma runs in a virtual
+  --transport NAME      what carries the pages: tcp (default), rdma, or auto, the best that there is; without an RDMA device, rdma runs in a virtual
                         machine (see tests/soft_roce/run.sh --help)
   --mode MODE           write (default), read or sendrecv
   --model NAME          llama-3.1-8b (default), llama-3.1-70b, qwen2.5-7b, deepseek-v3
@@ -73,7 +73,7 @@ while (($#)); do
   shift 2
   case "$option" in
     --transport)
-      [[ $value == tcp || $value == rdma ]] || fail 2 "--transport: tcp or rdma, not '$value'"
+      [[ $value == tcp || $value == rdma || $value == auto ]] || fail 2 "--transport: tcp, rdma or auto, not '$value'"
       transport=$value
       ;;
     --file) file=$(realpath -ms -- "$value") ;;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvferry/auto_transfer_channel.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #ifdef KVFERRY_EXAMPLES_WITH_RDMA
 #include <kvferry/rdma_transfer_channel.hpp>
@@ -34,6 +35,20 @@ template <template <class> class Channel, class... Arguments>
         transport_options<kvferry::RdmaOptions>(std::move(common)), std::forward<Arguments>(arguments)...);
   }
 #endif
+  if (options.transport == "auto") {
+    auto chosen = transport_options<kvferry::AutoOptions>(std::move(common));
+    chosen.roads = kvferry::AutoTransferChannel::default_roads();
+    kvferry::TcpOptions tcp;
+    tcp.lanes_per_peer = options.lanes;
+    tcp.data_port = options.data_port;
+    chosen.roads.back() = kvferry::road<kvferry::TcpTransferChannel>("tcp", std::move(tcp));
+#ifdef KVFERRY_EXAMPLES_WITH_RDMA
+    chosen.roads.insert(chosen.roads.end() - 1,
+                        kvferry::road<kvferry::RdmaTransferChannel>("rdma", kvferry::RdmaOptions()));
+#endif
+    return std::make_unique<Channel<kvferry::AutoTransferChannel>>(std::move(chosen),
+                                                                   std::forward<Arguments>(arguments)...);
+  }
   auto tcp = transport_options<kvferry::TcpOptions>(std::move(common));
   tcp.lanes_per_peer = options.lanes;
   tcp.data_port = options.data_port;

@@ -18,6 +18,10 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
+namespace kit {
+struct RoadOf;
+}
+
 /// How long a thread that waits for a connection looks again and again before it sleeps. Waking a sleeping thread takes
 /// tens of microseconds on many machines; one that looks costs its core meanwhile. A thread looks only at connections
 /// on which something came or went within that time, and a blocking call at its own peer's: an idle channel sleeps.
@@ -144,6 +148,10 @@ struct ChannelOptions {
   /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never
   /// terminated. Null: one that the process's channels share. Not with a keyring.
   void* zmq_context = nullptr;
+
+  /// For channels of several transports (`AutoTransferChannel`), which give it to those that they are made of: such a one
+  /// answers no handshakes and knows no peers. Users leave it null.
+  std::shared_ptr<const kit::RoadOf> road_of = nullptr;
 };
 
 }  // namespace kvferry

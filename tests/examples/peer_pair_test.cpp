@@ -52,6 +52,13 @@ TEST_P(PeerPairMode, MovesAGeneratedCache) {
   EXPECT_EQ(checksum_in(peers.prefill), checksum_in(peers.decode));
 }
 
+TEST(PeerPair, TakesTheBestRoadOfThisHost) {
+  PeerPair peers(small_cache + Arguments{"--transport", "auto"});
+  EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();
+  EXPECT_EQ(peers.decode.wait_for_exit(), 0) << peers.decode.errors();
+  EXPECT_NE(peers.prefill.output().find("path shm process "), std::string::npos) << peers.prefill.output();
+}
+
 TEST_P(PeerPairMode, LogsThroughSpdlogWhatItIsToldTo) {
   PeerPair peers(small_cache + Arguments{"--log", "info"}, mode());
   EXPECT_EQ(peers.prefill.wait_for_exit(), 0) << peers.prefill.errors();

@@ -177,7 +177,7 @@ TEST(RunPeerPair, RefusesBadArgumentsInOneLine) {
     const char* complaint;
   };
   for (const auto& [arguments, code, complaint] :
-       {Case{{"--transport", "carrier-pigeon"}, 2, "tcp or rdma, not 'carrier-pigeon'"}, Case{{"--fast", "yes"}, 2, "no option '--fast'"},
+       {Case{{"--transport", "carrier-pigeon"}, 2, "tcp, rdma or auto, not 'carrier-pigeon'"}, Case{{"--fast", "yes"}, 2, "no option '--fast'"},
         Case{{"--tokens"}, 2, "--tokens needs a value"}, Case{{"--file=/nowhere/at/all"}, 7, "/nowhere/at/all"}}) {
     PeerProcess run(script, arguments);
     expect_end(run, code, complaint);

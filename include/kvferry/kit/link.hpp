@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <kvferry/config.hpp>
@@ -109,6 +110,15 @@ class KVFERRY_EXPORT Link {
   [[nodiscard]] virtual bool take_used() noexcept { return true; }
   /// How the bytes travel, for people.
   [[nodiscard]] virtual std::string path() const = 0;
+
+  /// What people should know besides of this path: why no other was taken. To be set, if at all, before the link is handed
+  /// over.
+  void set_remark(std::string remark) { remark_ = std::move(remark); }
+  /// The path and the remark.
+  [[nodiscard]] std::string path_with_remark() const { return remark_.empty() ? path() : path() + "; " + remark_; }
+
+ private:
+  std::string remark_;
 };
 
 /// The channel, as its links see it. Stays valid after the channel is closed; calls then do nothing.

@@ -22,6 +22,7 @@
 
 #include <kvferry/detail/secret.hpp>
 
+#include <kvferry/kit/abandonment.hpp>
 #include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/peer_directory.hpp>
 
@@ -192,32 +193,10 @@ class PeerDirectory::Host final : public LinkHost {
     }
   }
 
-  void when_abandoned(std::function<void()> drop) override {
-    {
-      const std::lock_guard lock(abandon_mutex_);
-      if (!abandoned_) {
-        drop_ = std::move(drop);
-        return;
-      }
-    }
-    drop();
-  }
-  void abandon() {
-    std::function<void()> drop;
-    {
-      const std::lock_guard lock(abandon_mutex_);
-      abandoned_ = true;
-      drop.swap(drop_);
-    }
-    if (drop) {
-      drop();
-    }
-  }
+  void when_abandoned(std::function<void()> drop) override { abandonment_.when_abandoned(std::move(drop)); }
+  void abandon() { abandonment_.abandon(); }
   /// The accepted connection is used, and can't be abandoned any more.
-  void keep() {
-    const std::lock_guard lock(abandon_mutex_);
-    drop_ = nullptr;
-  }
+  void keep() { abandonment_.keep(); }
 
   [[nodiscard]] std::shared_ptr<const PeerDescription> description() const { return peer_; }
   [[nodiscard]] bool failed() const noexcept { return failed_; }
@@ -230,9 +209,7 @@ class PeerDirectory::Host final : public LinkHost {
   const std::vector<MemoryRegion> regions_;
   const std::shared_ptr<const PeerDescription> peer_;
   std::atomic<bool> failed_{false};
-  std::mutex abandon_mutex_;
-  std::function<void()> drop_;
-  bool abandoned_ = false;
+  Abandonment abandonment_;
 };
 
 /// While it lasts, `close` waits. To be begun with the directory's mutex held, before it is closed, and ended without.

@@ -629,7 +629,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
     ++(accepting ? accepted_ : dialed_);
     reconnected_ += reconnected ? 1 : 0;
     logger_->log(LogLevel::info, "peer_connected", peer_id, {}, [&] {
-      return std::string(reconnected ? "again, " : "") + made->path() + ", incarnation " +
+      return std::string(reconnected ? "again, " : "") + made->path_with_remark() + ", incarnation " +
              std::to_string(host->peer().incarnation);
     });
   }

@@ -221,7 +221,7 @@ KVFERRY_INLINE Failure PeerDirectory::acknowledge(const std::string& peer_id, st
     link = peer.link;
     info = describe(peer);
   }
-  info.path = link->path();
+  info.path = link->path_with_remark();
   return {};
 }
 
@@ -362,7 +362,7 @@ KVFERRY_INLINE std::optional<PeerInfo> PeerDirectory::info(std::string_view peer
     link = it->second.link;
     info = describe(it->second);
   }
-  info.path = link->path();
+  info.path = link->path_with_remark();
   return info;
 }
 
@@ -379,7 +379,7 @@ KVFERRY_INLINE std::vector<PeerInfo> PeerDirectory::infos() const {
     }
   }
   for (std::size_t i = 0; i < links.size(); ++i) {
-    infos[i].path = links[i]->path();
+    infos[i].path = links[i]->path_with_remark();
   }
   return infos;
 }

@@ -35,6 +35,7 @@
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_directory.hpp>
 #include <kvferry/kit/peer_metadata.hpp>
+#include <kvferry/kit/road.hpp>
 #include <kvferry/kit/side_message_queue.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -95,9 +96,13 @@ KVFERRY_INLINE void say_forked(std::string* diagnostic) {
 
 class OneThreadPool : public asio::thread_pool {
  public:
-  explicit OneThreadPool(const char* name, [[maybe_unused]] const SignalsBlocked& until_it_is_made = {})
-      : asio::thread_pool(1) {
-    asio::post(*this, [name] { name_this_thread(name); });
+  /// @param wanted otherwise there is none, and nothing is to be posted.
+  explicit OneThreadPool(const char* name, bool wanted = true,
+                         [[maybe_unused]] const SignalsBlocked& until_it_is_made = {})
+      : asio::thread_pool(wanted ? 1 : 0) {
+    if (wanted) {
+      asio::post(*this, [name] { name_this_thread(name); });
+    }
   }
 };
 
@@ -105,7 +110,8 @@ class OneThreadPool : public asio::thread_pool {
 
 class TransferChannelKit::Impl {
  public:
-  explicit Impl(ChannelOptions given) : options(std::move(given)), incarnation(random_incarnation()) {
+  explicit Impl(ChannelOptions given)
+      : options(std::move(given)), incarnation(is_road() ? options.road_of->incarnation : random_incarnation()) {
     occupy_standard_descriptors();
     check_regions(options.regions);
     if (!options.advertised_init_url.empty()) {
@@ -126,6 +132,9 @@ class TransferChannelKit::Impl {
                                              options.max_pending_notifications_of_peer});
     events_of_peers = std::make_shared<PeerEvents>(deadlines, options.max_pending_peer_events);
   }
+
+  /// A part of another channel, which has all but the connections themselves.
+  [[nodiscard]] bool is_road() const noexcept { return options.road_of != nullptr; }
 
   void answer_side_message(TransferChannelKit& channel, const SideMessage& request, HandshakeService::Reply& reply) {
     SideMessageError error{static_cast<std::int64_t>(errc::handshake_failed), {}};
@@ -219,8 +228,10 @@ class TransferChannelKit::Impl {
   const ProcessOfOrigin origin;
   const ChannelOptions options;
   const std::uint64_t incarnation;
-  const std::shared_ptr<Logger> logger = std::make_shared<Logger>(options.log_sink, options.log_level);
-  const std::shared_ptr<Refusals> refusals = std::make_shared<Refusals>(logger);
+  const std::shared_ptr<Logger> logger =
+      is_road() ? options.road_of->logger : std::make_shared<Logger>(options.log_sink, options.log_level);
+  const std::shared_ptr<Refusals> refusals =
+      is_road() ? options.road_of->refusals : std::make_shared<Refusals>(logger);
   std::optional<IoThreads> threads;
   asio::any_io_executor executor;
   std::shared_ptr<DeadlineQueue> deadlines;
@@ -231,7 +242,7 @@ class TransferChannelKit::Impl {
   const std::shared_ptr<EventDescriptors> events = std::make_shared<EventDescriptors>();
   std::shared_ptr<PeerDirectory> peers;
   std::string advertised;
-  OneThreadPool side_message_thread{"kvferry-side"};
+  OneThreadPool side_message_thread{"kvferry-side", !is_road()};
   std::mutex held_mutex;
   bool holding = options.hold_side_messages;
   const SideMessageQueue::Bounds side_message_bounds{options.max_pending_side_message_bytes,
@@ -241,6 +252,7 @@ class TransferChannelKit::Impl {
   std::mutex join_mutex;
   std::optional<HandshakeService> handshakes;
   std::atomic<bool> closed{false};
+  bool road_open = false;  ///< `start` has been called, of a road.
   std::once_flag close_once;
 };
 
@@ -299,6 +311,10 @@ KVFERRY_INLINE void TransferChannelKit::start() {
     throw TransferError(
         std::make_error_code(std::errc::invalid_argument),
         "ChannelOptions::keyring and zmq_context are both set; a channel with keys has a context of its own");
+  }
+  if (impl_->is_road()) {
+    impl_->road_open = true;
+    return;
   }
   impl_->logger->set_transport(transport());
   impl_->peers = std::make_shared<PeerDirectory>(
@@ -410,7 +426,7 @@ KVFERRY_INLINE bool TransferChannelKit::remote_xfer_handler_exists(std::string_v
 
 KVFERRY_INLINE ChannelStats TransferChannelKit::stats() const {
   ChannelStats stats = BaseTransferChannel::stats();
-  if (inherited()) {
+  if (inherited() || impl_->is_road()) {
     return stats;
   }
   stats.connected_peers = impl_->peers->usable_count();
@@ -428,6 +444,9 @@ KVFERRY_INLINE ChannelStats TransferChannelKit::stats() const {
 KVFERRY_INLINE const ChannelOptions& TransferChannelKit::options() const noexcept { return impl_->options; }
 
 KVFERRY_INLINE std::shared_ptr<Poller> TransferChannelKit::poller() const {
+  if (impl_->is_road()) {
+    return impl_->options.road_of->poller;
+  }
   return impl_->threads ? impl_->threads->poller() : nullptr;
 }
 
@@ -690,6 +709,8 @@ KVFERRY_INLINE void TransferChannelKit::close() {
     impl_->operations->close(errc::closed);
     if (impl_->peers) {
       impl_->peers->close();
+    }
+    if (impl_->peers || impl_->road_open) {
       stop_listening();
     }
     impl_->operations->wait_until_empty();
@@ -702,8 +723,10 @@ KVFERRY_INLINE void TransferChannelKit::close() {
     impl_->side_message_thread.stop();
     impl_->deadlines->close();
     impl_->deadlines->gate()->close();
-    impl_->logger->log(LogLevel::info, "channel_closed", {}, {},
-                       [&] { return "incarnation " + std::to_string(impl_->incarnation); });
+    if (!impl_->is_road()) {
+      impl_->logger->log(LogLevel::info, "channel_closed", {}, {},
+                         [&] { return "incarnation " + std::to_string(impl_->incarnation); });
+    }
   });
   // Outside, because a handler that is waited for may be calling this as well.
   impl_->join_side_messages();

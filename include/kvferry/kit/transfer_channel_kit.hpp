@@ -22,6 +22,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
+class Road;
+
 /// Everything of a channel that does not depend on how bytes travel, written once: checks of arguments, deadlines,
 /// cancellation, exactly-once completion, statuses, the peer table, handshakes (also two at once, and restarts),
 /// side messages, notifications, I/O threads and closing.
@@ -35,6 +37,8 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// page indexes were agreed with the old one. Those started after one of them was told so, or after a
 /// `lazy_init_peer_connection`, go to the new one.
 class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
+  friend class Road;
+
  public:
   ~TransferChannelKit() override;
 

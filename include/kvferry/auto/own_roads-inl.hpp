@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/auto/own_roads.hpp>
+
+#include <algorithm>
+#include <fstream>
+
+#include <kvferry/detail/text.hpp>
+#include <kvferry/error.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::roads {
+
+KVFERRY_INLINE const OwnRoad* OwnRoads::find(const std::string& name) const {
+  const auto it = std::ranges::find(roads, name, &OwnRoad::name);
+  return it == roads.end() ? nullptr : &*it;
+}
+
+KVFERRY_INLINE std::string name_of_host() {
+  // Drawn by the kernel when it starts; no namespace of a container hides it.
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string name;
+  std::getline(file, name);
+  return name;
+}
+
+KVFERRY_INLINE void Reasons::add(const std::string& road, const kit::Failure& failure, bool usual) {
+  constexpr std::size_t longest = 300;
+  const std::string why = failure.sentence.empty() ? failure.code.message() : failure.sentence;
+  sentence_ += (sentence_.empty() ? "not " : "; not ") + road + ": " + escaped(why, longest);
+  last_ = failure.code;
+  usual_ = usual_ && usual;
+}
+
+KVFERRY_INLINE std::string Reasons::sentence() const { return sentence_; }
+
+KVFERRY_INLINE kit::Failure Reasons::failure(const std::string& peer_id) const {
+  const bool telling = last_ == errc::closed || last_ == errc::cancelled || last_ == errc::resource_limit ||
+                       (last_.category() == error_category() && last_ != condition::retryable);
+  return {telling ? last_ : make_error_code(errc::no_path), "no road to peer " + in_quotes(peer_id) + ": " + sentence_};
+}
+
+KVFERRY_INLINE kit::Failure on_another_host() { return {errc::no_path, "the peer is on another host"}; }
+
+KVFERRY_INLINE kit::Failure not_offered() { return {errc::no_path, "the peer doesn't offer it"}; }
+
+KVFERRY_INLINE void say_why(const OwnRoads& roads, const std::string& peer_id, kit::Link& link,
+                            const std::string& taken, const Reasons& others) {
+  const std::string why = others.sentence();
+  const std::string name = link.path().starts_with(taken + " ") ? std::string() : "road " + taken;
+  link.set_remark(name + (name.empty() || why.empty() ? "" : "; ") + why);
+  roads.logger->log(others.usual() ? LogLevel::info : LogLevel::warning, "path_chosen", peer_id, {},
+                    [&] { return "road " + taken + (why.empty() ? std::string() : "; " + why); });
+}
+
+}  // namespace kvferry::roads

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/auto/road_acceptance.hpp>
+
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::roads {
+
+KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Clock::time_point deadline) {
+  const bool same_host = !asked.host.empty() && asked.host == roads_->host;
+  std::vector<const Bytes*> endpoints;
+  for (const RoadOffer& offer : asked.roads) {
+    const OwnRoad* const own = roads_->find(offer.name);
+    if (own == nullptr || std::ranges::find(ways_, own, &Way::own) != ways_.end()) {
+      continue;
+    }
+    Way& way = ways_.emplace_back();
+    way.name = offer.name;
+    way.own = own;
+    endpoints.push_back(&offer.endpoint);
+    if (!own->road) {
+      way.failure = {errc::no_path, own->why};
+    } else if (own->within_host && !same_host) {
+      way.failure = on_another_host();
+      way.usual = true;
+    } else if (!offer.why.empty()) {
+      way.failure = {errc::no_path, offer.why};
+    } else {
+      way.host = std::make_shared<RoadHost>(host_);
+    }
+  }
+  host_->when_abandoned([weak = weak_from_this()] {
+    if (const auto self = weak.lock()) {
+      {
+        const std::lock_guard lock(self->mutex_);
+        self->over_ = true;
+      }
+      self->abandon_all_but(self->ways_.size());
+    }
+  });
+
+  RoadOffers answer;
+  answer.host = same_host ? asked.host : std::string();
+  for (std::size_t i = 0; i < ways_.size(); ++i) {
+    Way& way = ways_[i];
+    if (way.host) {
+      {
+        const std::lock_guard lock(mutex_);
+        ++pending_;
+      }
+      try {
+        auto on_link = [self = shared_from_this(), i](std::error_code ec, std::shared_ptr<kit::Link> link,
+                                                      std::string diagnostic) {
+          self->ended(i, {ec, std::move(diagnostic)}, std::move(link));
+        };
+        answer.roads.push_back(
+            {way.name, way.own->road->accept(way.host, *endpoints[i], deadline, std::move(on_link)), {}});
+        continue;
+      } catch (...) {
+        const std::lock_guard lock(mutex_);
+        --pending_;
+        way.failure = kit::failure_being_handled();
+      }
+    }
+    answer.roads.push_back({way.name, {}, way.failure.sentence});
+  }
+  const std::lock_guard lock(mutex_);
+  if (--pending_ == 0 && !over_) {
+    over_ = true;
+    const auto failure = reasons(ways_.size(), nullptr).failure(host_->peer().id);
+    throw TransferError(failure.code, failure.sentence);
+  }
+  return answer;
+}
+
+KVFERRY_INLINE void RoadAcceptance::ended(std::size_t way, const kit::Failure& failure,
+                                          std::shared_ptr<kit::Link> link) {
+  kit::LinkHandler on_link;
+  kit::Failure last;
+  {
+    const std::lock_guard lock(mutex_);
+    const bool made = !failure && link;
+    if (!made) {
+      ways_[way].failure = failure ? failure : kit::Failure{errc::no_path, "no connection was made"};
+    }
+    --pending_;
+    if (!over_ && (made || pending_ == 0)) {
+      over_ = true;
+      on_link = std::move(on_link_);
+      last = made ? kit::Failure() : reasons(ways_.size(), nullptr).failure(host_->peer().id);
+    }
+  }
+  if (!on_link) {
+    if (link) {
+      link->shut(errc::cancelled, "the peer has come on another road");
+    }
+  } else if (last) {
+    on_link(last.code, nullptr, last.sentence);
+  } else {
+    take(way, link, on_link);
+  }
+}
+
+KVFERRY_INLINE void RoadAcceptance::take(std::size_t way, const std::shared_ptr<kit::Link>& link,
+                                         const kit::LinkHandler& on_link) {
+  Reasons others;
+  {
+    const std::lock_guard lock(mutex_);
+    others = reasons(way, ways_[way].own);
+  }
+  say_why(*roads_, host_->peer().id, *link, ways_[way].name, others);
+  ways_[way].host->take(*link);
+  abandon_all_but(way);
+  on_link({}, link, {});
+}
+
+KVFERRY_INLINE void RoadAcceptance::abandon_all_but(std::size_t way) {
+  for (std::size_t i = 0; i < ways_.size(); ++i) {
+    if (i != way && ways_[i].host) {
+      ways_[i].host->abandon();
+    }
+  }
+}
+
+/// @param before of the peer's roads, which it tries in this order. @param taken null: none is.
+KVFERRY_INLINE Reasons RoadAcceptance::reasons(std::size_t before, const OwnRoad* taken) const {
+  Reasons reasons;
+  for (const OwnRoad& own : roads_->roads) {
+    if (&own == taken) {
+      break;
+    }
+    if (std::ranges::find(ways_, &own, &Way::own) == ways_.end()) {
+      reasons.add(own.name, not_offered());
+    }
+  }
+  for (std::size_t i = 0; i < before; ++i) {
+    const Way& way = ways_[i];
+    reasons.add(way.name, way.failure ? way.failure : kit::Failure{errc::no_path, "the peer did not come on it"},
+                way.usual);
+  }
+  return reasons;
+}
+
+}  // namespace kvferry::roads

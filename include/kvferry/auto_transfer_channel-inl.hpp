@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/auto_transfer_channel.hpp>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <optional>
+#include <utility>
+
+#include <kvferry/auto/own_roads.hpp>
+#include <kvferry/auto/road_acceptance.hpp>
+#include <kvferry/auto/road_dial.hpp>
+#include <kvferry/auto/road_offers.hpp>
+#include <kvferry/detail/text.hpp>
+#include <kvferry/error.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/road.hpp>
+#include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/tcp_transfer_channel.hpp>
+
+namespace kvferry::inline KVFERRY_ABI {
+namespace roads {
+inline namespace internal {
+
+inline constexpr std::size_t max_roads = 16;
+inline constexpr std::size_t max_name_bytes = 32;
+
+KVFERRY_INLINE void check_names(const std::vector<AutoRoad>& given, const std::vector<std::string>& required) {
+  const auto invalid = [](const std::string& why) {
+    throw TransferError(std::make_error_code(std::errc::invalid_argument), why);
+  };
+  if (given.size() > max_roads) {
+    invalid(std::to_string(given.size()) + " roads, at most " + std::to_string(max_roads));
+  }
+  for (std::size_t i = 0; i < given.size(); ++i) {
+    const std::string& name = given[i].name;
+    if (name.empty() || name.size() > max_name_bytes || !is_utf8(name) || has_control_character(name)) {
+      invalid("road " + std::to_string(i) + " has the name " + in_quotes(name) + ", not one of 1 to " +
+              std::to_string(max_name_bytes) + " bytes of UTF-8 without control characters");
+    }
+    if (std::ranges::count(given, name, &AutoRoad::name) > 1) {
+      invalid("there are two roads of the name " + in_quotes(name));
+    }
+  }
+  for (const std::string& name : required) {
+    if (std::ranges::find(given, name, &AutoRoad::name) == given.end()) {
+      invalid("the road " + in_quotes(name) + " is required, and is none of those given");
+    }
+  }
+}
+
+/// Whether it says that the host doesn't have the transport, rather than that the options are wrong.
+KVFERRY_INLINE bool is_missing(const std::error_code& cause) {
+  constexpr std::array missing{std::errc::no_such_device, std::errc::operation_not_supported,
+                               std::errc::function_not_supported, std::errc::network_down,
+                               std::errc::not_enough_memory};
+  return cause == errc::not_supported ||
+         std::ranges::any_of(missing, [&](std::errc one) { return cause == std::make_error_condition(one); });
+}
+
+/// What both have.
+KVFERRY_INLINE Capabilities common(const Capabilities& one, const Capabilities& other) {
+  return {.send_recv = one.send_recv && other.send_recv,
+          .write = one.write && other.write,
+          .read = one.read && other.read,
+          .notifications = one.notifications && other.notifications,
+          .ranges = one.ranges && other.ranges,
+          .unregistered_objects = one.unregistered_objects && other.unregistered_objects,
+          .checksums = one.checksums && other.checksums,
+          .max_notification_bytes = std::min(one.max_notification_bytes, other.max_notification_bytes)};
+}
+
+}  // namespace internal
+}  // namespace roads
+
+class AutoTransferChannel::Impl {
+ public:
+  /// @param common the options of each road.
+  void open(const std::vector<AutoRoad>& given, const std::vector<std::string>& required,
+            const ChannelOptions& common) {
+    roads::Reasons reasons;
+    std::optional<Capabilities> all;
+    for (const AutoRoad& one : given) {
+      if (!required.empty() && std::ranges::find(required, one.name) == required.end()) {
+        continue;
+      }
+      roads::OwnRoad& own = own_roads->roads.emplace_back();
+      own.name = one.name;
+      own.within_host = one.within_host;
+      try {
+        auto channel = one.make ? one.make(common) : nullptr;
+        if (!channel) {
+          throw TransferError(std::make_error_code(std::errc::invalid_argument),
+                              "the road " + in_quotes(one.name) + " makes no channel");
+        }
+        all_roads.push_back(std::make_unique<kit::Road>(std::move(channel)));
+        own.road = all_roads.back().get();
+      } catch (const std::system_error& error) {
+        if (!roads::is_missing(error.code())) {
+          throw;
+        }
+        own.why = escaped(error.what(), 300);
+        reasons.add(own.name, {error.code(), own.why});
+        own_roads->logger->log(LogLevel::warning, "road_unavailable", {}, error.code(),
+                               [&] { return "no road " + own.name + ": " + own.why; });
+        continue;
+      }
+      const Capabilities its = own.road->capabilities();
+      all = all ? roads::common(*all, its) : its;
+    }
+    if (!all) {
+      throw TransferError(errc::no_path, "this host has none of the roads that may be taken: " + reasons.sentence());
+    }
+    capabilities = *all;
+  }
+
+  std::vector<std::unique_ptr<kit::Road>> all_roads;
+  /// Attempts keep this for as long as they last.
+  const std::shared_ptr<roads::OwnRoads> own_roads = std::make_shared<roads::OwnRoads>();
+  Capabilities capabilities;
+};
+
+KVFERRY_INLINE AutoTransferChannel::AutoTransferChannel(AutoOptions options)
+    : TransferChannelKit(options), impl_(std::make_shared<Impl>()) {
+  try {
+    const std::vector<AutoRoad> given = options.roads.empty() ? default_roads() : std::move(options.roads);
+    roads::check_names(given, options.require);
+    logger()->set_transport(transport());
+    impl_->own_roads->logger = logger();
+    impl_->own_roads->host = roads::name_of_host();
+    ChannelOptions common = std::move(options);
+    common.executor = get_executor();
+    common.road_of = std::make_shared<const kit::RoadOf>(kit::RoadOf{incarnation(), logger(), refusals(), poller()});
+    impl_->open(given, options.require, common);
+    start();
+  } catch (...) {
+    // What the roads listen with keeps the I/O threads busy.
+    stop_listening();
+    close();
+    throw;
+  }
+}
+
+KVFERRY_INLINE AutoTransferChannel::~AutoTransferChannel() {
+  if (inherited()) {
+    keep_inherited(std::move(impl_));
+    return;
+  }
+  close();
+  run_handlers_left();
+}
+
+KVFERRY_INLINE std::vector<AutoRoad> AutoTransferChannel::default_roads() {
+  return {road<ShmTransferChannel>("shm", ShmOptions(), true), road<TcpTransferChannel>("tcp", TcpOptions())};
+}
+
+KVFERRY_INLINE std::string_view AutoTransferChannel::transport() const noexcept { return "auto"; }
+
+KVFERRY_INLINE Capabilities AutoTransferChannel::capabilities() const noexcept { return impl_->capabilities; }
+
+KVFERRY_INLINE ChannelStats AutoTransferChannel::stats() const {
+  ChannelStats stats = TransferChannelKit::stats();
+  for (const roads::OwnRoad& own : impl_->own_roads->roads) {
+    if (own.road) {
+      for (PathStats& path : own.road->paths()) {
+        stats.paths.push_back({own.name + " " + path.name, path.bytes_out, path.bytes_in});
+      }
+    }
+  }
+  return stats;
+}
+
+KVFERRY_INLINE std::unique_ptr<kit::Dial> AutoTransferChannel::dial(const std::string& peer_id) {
+  return std::make_unique<roads::RoadDial>(impl_->own_roads, peer_id);
+}
+
+/// A transport that has threads of its own for what may take its time has the whole answer there.
+KVFERRY_INLINE bool AutoTransferChannel::run_accept(const std::string& source, std::size_t bytes,
+                                                    std::function<void()> answer) {
+  const auto taken = std::make_shared<std::atomic<bool>>(true);
+  for (const roads::OwnRoad& own : impl_->own_roads->roads) {
+    if (own.road) {
+      answer = [road = own.road, source, bytes, taken, answer = std::move(answer)] {
+        if (!road->run_accept(source, bytes, answer)) {
+          *taken = false;
+        }
+      };
+    }
+  }
+  answer();
+  return *taken;
+}
+
+KVFERRY_INLINE Bytes AutoTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                                                 kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+  std::error_code ec;
+  const auto asked = kit::decode_endpoint<roads::RoadOffers>(remote_endpoint, ec);
+  if (ec) {
+    throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with senseless roads");
+  }
+  const auto acceptance =
+      std::make_shared<roads::RoadAcceptance>(impl_->own_roads, std::move(host), std::move(on_link));
+  return kit::encode_endpoint(acceptance->begin(asked, deadline));
+}
+
+KVFERRY_INLINE void AutoTransferChannel::stop_listening() {
+  for (const auto& road : impl_->all_roads) {
+    road->stop_listening();
+  }
+}
+
+}  // namespace kvferry

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_auto.hpp>
+#ifndef KVFERRY_AUTO_TRANSFER_CHANNEL_HPP
+#define KVFERRY_AUTO_TRANSFER_CHANNEL_HPP
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <kvferry/channel_options.hpp>
+#include <kvferry/config.hpp>
+#include <kvferry/kit/transfer_channel_kit.hpp>
+
+namespace kvferry::inline KVFERRY_ABI {
+
+/// A transport among those of an `AutoTransferChannel`. See `road`.
+struct AutoRoad {
+  /// What both sides call it: 1 to 32 bytes of UTF-8 without control characters. `PeerInfo::path`, errors and
+  /// `AutoOptions::require` name it so.
+  std::string name;
+  /// Makes the transport's channel of the options that all channels have, which come from the `AutoTransferChannel`.
+  /// Called by its constructor.
+  std::function<std::unique_ptr<kit::TransferChannelKit>(ChannelOptions)> make;
+  /// It leads to no other host, and is tried only where both sides are on one.
+  bool within_host = false;
+};
+
+/// A road over a transport, of kvferry's or your own. Where peers have roads of one transport twice, on two networks,
+/// say, their names tell them apart.
+/// @tparam Channel a subclass of `kit::TransferChannelKit`: `RdmaTransferChannel`.
+/// @param options the transport's own; what of it is a `ChannelOptions` is replaced by the `AutoTransferChannel`'s.
+template <class Channel, class Options>
+[[nodiscard]] AutoRoad road(std::string name, Options options, bool within_host = false) {
+  return {std::move(name),
+          [options = std::move(options)](ChannelOptions common) {
+            Options own = options;
+            static_cast<ChannelOptions&>(own) = std::move(common);
+            return std::make_unique<Channel>(std::move(own));
+          },
+          within_host};
+}
+
+/// Options of a channel that chooses among transports.
+struct AutoOptions : ChannelOptions {
+  /// The transports, the best first; at most 16. Empty: `AutoTransferChannel::default_roads()`. A single one is pinned.
+  std::vector<AutoRoad> roads;
+
+  /// The names of those that may be taken, where not all may: without a way over one of these, connecting ends with
+  /// `errc::no_path`, and so do operations that would have to connect anew. The others are not offered to peers.
+  /// Empty: all.
+  std::vector<std::string> require;
+};
+
+/// Moves pages over the best transport that there is between two peers: one channel, one init url, and a road for
+/// each peer.
+///
+/// **The choice.** When two peers connect, the handshake tells what each side has. The side that connects tries what
+/// both have in its own order, and takes the first that gets through; one that doesn't answer has its share of the
+/// time. A road within a host (`AutoRoad::within_host`) is tried only if both sides are on one host. Each connection
+/// has one road at a time, the same for both sides and for everything that they do; when it breaks, the next
+/// operation connects anew and chooses anew. It doesn't change while it works: `disconnect` and connect to have it
+/// chosen again.
+///
+/// **Nothing is silent.** `PeerInfo::path` has the road's own words, and why no better one was taken: "tcp
+/// 10.0.0.1:40112 -> ...; not rdma: no rail is active". So has the event "path_chosen", a warning where there is such
+/// a reason but that the peer is on another host. A transport that this host doesn't have is left out with the event
+/// "road_unavailable", a warning: its constructor threw `errc::not_supported`, ENODEV, EOPNOTSUPP, ENOSYS, ENETDOWN
+/// or ENOMEM (memory that can't be registered). Any other error of it is the constructor's. `AutoOptions::require`
+/// says what is not to be done without.
+///
+/// **The same promises.** It is one channel: one inbox for notifications, one incarnation, `fence` and `close` for
+/// whatever road is or was taken. An old connection, of any road, is shut before the peer is welcomed on a new one.
+/// `capabilities()` has what all roads have. The keyring (`ChannelOptions::keyring`) secures the handshake, which is
+/// one for all roads.
+///
+/// Peers are other `AutoTransferChannel`s: with a channel of one transport, connecting ends with
+/// `errc::transport_mismatch`.
+///
+/// A subclass that overrides `handle_init_side_msg` does as for `TcpTransferChannel`.
+class KVFERRY_EXPORT AutoTransferChannel : public kit::TransferChannelKit {
+ public:
+  /// Makes the transports' channels, starts listening if there is a `peer_init_url`, and starts the I/O threads.
+  /// @throws TransferError `errc::no_path` if this host has none of the roads that may be taken; EINVAL: two roads of
+  ///   one name, a name that is none, too many roads, a road that makes no channel, a name in `require` that no road
+  ///   has; `errc::invalid_region`, `errc::invalid_url`, the errno of a bind that failed, `errc::timed_out` as for
+  ///   `TcpTransferChannel`; and what the transports' constructors throw.
+  explicit AutoTransferChannel(AutoOptions options);
+  ~AutoTransferChannel() override;
+
+  /// "shm" (within a host), then "tcp", each with its default options. To have RDMA between the two:
+  /// @code
+  /// options.roads = kvferry::AutoTransferChannel::default_roads();
+  /// options.roads.insert(options.roads.begin() + 1,
+  ///                      kvferry::road<kvferry::RdmaTransferChannel>("rdma", kvferry::RdmaOptions()));
+  /// @endcode
+  [[nodiscard]] static std::vector<AutoRoad> default_roads();
+
+  /// "auto".
+  [[nodiscard]] std::string_view transport() const noexcept override;
+  /// What all roads have, those left out not counted.
+  [[nodiscard]] Capabilities capabilities() const noexcept override;
+  /// With the paths of all roads, each behind its road's name: "tcp lane 0".
+  [[nodiscard]] ChannelStats stats() const override;
+
+ protected:
+  [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override;
+  [[nodiscard]] bool run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) override;
+  [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                             kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
+  void stop_listening() override;
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace kvferry
+
+#endif  // KVFERRY_AUTO_TRANSFER_CHANNEL_HPP

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/auto_transfer_channel.hpp>
+#include <kvferry/testing/patterns.hpp>
+
+#include "mortal_channel.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::roads::testing {
+
+inline constexpr std::size_t page = std::size_t{64} << 10;
+inline constexpr std::size_t pages = 4;
+inline constexpr std::chrono::seconds long_enough{30};
+inline const std::vector<std::uint64_t> all_pages{0, 1, 2, 3};
+
+[[nodiscard]] inline bool begins(const std::string& text, const std::string& with) { return text.starts_with(with); }
+[[nodiscard]] inline bool has(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+[[nodiscard]] inline AutoRoad shm() { return AutoTransferChannel::default_roads().at(0); }
+[[nodiscard]] inline AutoRoad tcp() { return AutoTransferChannel::default_roads().at(1); }
+[[nodiscard]] inline AutoRoad mortal_shm(std::shared_ptr<Fate> fate) {
+  return mortal_road<ShmTransferChannel, ShmOptions>("shm", std::move(fate), true);
+}
+
+[[nodiscard]] inline AutoOptions with(std::vector<AutoRoad> given, std::vector<std::string> required = {}) {
+  AutoOptions options;
+  options.roads = std::move(given);
+  options.require = std::move(required);
+  return options;
+}
+
+/// A channel with memory of its own, and what it logs.
+struct Node {
+  explicit Node(AutoOptions options = {}) : memory(pages * page) {
+    options.regions = {{memory.data(), memory.size(), page}};
+    if (options.peer_init_url.empty()) {
+      options.peer_init_url = "tcp://127.0.0.1:0";
+    }
+    options.log_sink = [this](const LogRecord& record) {
+      if (record.level == LogLevel::warning) {
+        const std::lock_guard lock(mutex);
+        warnings.push_back(std::string(record.event) + ": " + std::string(record.text));
+      }
+    };
+    channel.emplace(std::move(options));
+  }
+
+  [[nodiscard]] std::error_code connect(const Node& to, std::string* diagnostic = nullptr,
+                                        std::optional<std::chrono::milliseconds> timeout = {}) {
+    std::error_code ec;
+    (void)channel->lazy_init_peer_connection("a", "b", to.channel->peer_init_url(), {}, {timeout, diagnostic}, ec);
+    return ec;
+  }
+  [[nodiscard]] MutableBuffer at(std::size_t index) { return {memory.data() + index * page, page}; }
+  /// Writes pages with the patterns of seeds from this one on.
+  [[nodiscard]] std::error_code write(std::uint64_t seed, std::string_view peer = "b") {
+    std::vector<ConstBuffer> objects;
+    for (const std::uint64_t index : all_pages) {
+      kvferry::testing::fill(at(index), seed + index);
+      objects.emplace_back(at(index));
+    }
+    std::error_code ec;
+    (void)channel->batched_write(objects, {.peer_id = peer, .remote_indexes = all_pages}, ec);
+    return ec;
+  }
+  [[nodiscard]] bool holds(std::uint64_t seed) {
+    return std::ranges::all_of(all_pages, [&](std::uint64_t index) {
+      return static_cast<bool>(kvferry::testing::matches(at(index), seed + index));
+    });
+  }
+  [[nodiscard]] std::string path_to(const std::string& peer) const {
+    return channel->peer_info(peer).value_or(PeerInfo{}).path;
+  }
+  /// Over all paths of a road.
+  [[nodiscard]] std::uint64_t bytes_out(const std::string& road) const {
+    std::uint64_t bytes = 0;
+    for (const auto& path : channel->stats().paths) {
+      bytes += path.name.starts_with(road + " ") ? path.bytes_out : 0;
+    }
+    return bytes;
+  }
+  [[nodiscard]] bool warned(const std::string& of) {
+    const std::lock_guard lock(mutex);
+    return std::ranges::any_of(warnings, [&](const std::string& one) { return one.find(of) != std::string::npos; });
+  }
+
+  std::mutex mutex;
+  std::vector<std::string> warnings;
+  std::vector<std::byte> memory;
+  std::optional<AutoTransferChannel> channel;
+};
+
+}  // namespace kvferry::roads::testing

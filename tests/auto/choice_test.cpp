@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which road is taken, what is said of it, and what isn't done in its place.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/auto/road_offers.hpp>
+#include <kvferry/error.hpp>
+#include <kvferry/keyring.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/failure.hpp>
+
+#include "auto_node.hpp"
+#include "tcp/protocol_harness.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::roads::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+/// What a constructor throws.
+[[nodiscard]] kit::Failure failure_of(AutoOptions options) {
+  try {
+    const Node node(std::move(options));
+  } catch (const TransferError& error) {
+    return {error.code(), error.what()};
+  }
+  return {};
+}
+
+TEST(AutoChoice, TheFirstThatBothHaveCarriesEverything) {
+  Node b;
+  Node a;
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "shm process ")) << a.path_to("b");
+  EXPECT_TRUE(begins(b.path_to("a"), "shm process ")) << b.path_to("a");
+  EXPECT_FALSE(has(a.path_to("b"), "not "));
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+  EXPECT_GT(a.bytes_out("shm"), pages * page);
+  EXPECT_EQ(a.bytes_out("tcp"), 0U);
+  EXPECT_EQ(a.channel->stats().transport, "auto");
+}
+
+TEST(AutoChoice, ASingleRoadIsPinned) {
+  Node b;
+  Node a(with({tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+  EXPECT_FALSE(has(a.path_to("b"), "not ")) << a.path_to("b");
+  EXPECT_TRUE(has(b.path_to("a"), "not shm: the peer doesn't offer it")) << b.path_to("a");
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+  EXPECT_GT(a.bytes_out("tcp"), pages * page);
+}
+
+TEST(AutoChoice, TwoRoadsOfOneTransportAreToldApartByTheirNames) {
+  const std::vector<AutoRoad> two{road<TcpTransferChannel>("left", TcpOptions()),
+                                  road<TcpTransferChannel>("right", TcpOptions())};
+  Node b(with({two[1]}));
+  Node a(with(two));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+  EXPECT_TRUE(has(a.path_to("b"), "; road right; not left: the peer doesn't offer it")) << a.path_to("b");
+  EXPECT_FALSE(a.write(1));
+  EXPECT_GT(a.bytes_out("right"), pages * page);
+  EXPECT_EQ(a.bytes_out("left"), 0U);
+}
+
+TEST(AutoChoice, TheOrderIsThatOfTheSideThatConnects) {
+  Node b(with({shm(), tcp()}));
+  Node a(with({tcp(), shm()}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+  EXPECT_TRUE(begins(b.path_to("a"), "tcp ")) << b.path_to("a");
+}
+
+TEST(AutoChoice, WhyTheBetterOneIsNotTakenIsSaidByBothSides) {
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::unreachable);
+  Node b;
+  Node a(with({mortal_shm(fate), tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+  EXPECT_TRUE(has(a.path_to("b"), "; not shm: nobody is there")) << a.path_to("b");
+  EXPECT_TRUE(has(b.path_to("a"), "; not shm: the peer did not come on it")) << b.path_to("a");
+  EXPECT_TRUE(a.warned("path_chosen: road tcp; not shm: nobody is there"));
+  EXPECT_TRUE(b.warned("path_chosen: road tcp; not shm: the peer did not come on it"));
+}
+
+/// Also before anybody connects.
+TEST(AutoChoice, ARoadThatThisHostDoesNotHaveIsLeftOutAndSaidSo) {
+  const AutoRoad missing{"warp", [](ChannelOptions) -> std::unique_ptr<kit::TransferChannelKit> {
+                           throw TransferError(std::make_error_code(std::errc::no_such_device), "no warp drive here");
+                         }};
+  Node b(with({missing, tcp()}));
+  EXPECT_TRUE(b.warned("road_unavailable: no road warp: no warp drive here"));
+  Node a(with({mortal_road<TcpTransferChannel, TcpOptions>("warp", std::make_shared<Fate>()), tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(has(a.path_to("b"), "not warp: no warp drive here")) << a.path_to("b");
+  EXPECT_TRUE(has(b.path_to("a"), "not warp: no warp drive here")) << b.path_to("a");
+
+  EXPECT_EQ(failure_of(with({missing, tcp()}, {"warp"})).code, errc::no_path);
+  EXPECT_TRUE(has(failure_of(with({missing})).sentence, "no warp drive here"));
+}
+
+TEST(AutoChoice, ARoadWhoseOptionsAreWrongIsNotLeftOut) {
+  TcpOptions wrong;
+  wrong.congestion_control = "no-such-thing";
+  EXPECT_EQ(failure_of(with({shm(), road<TcpTransferChannel>("tcp", wrong)})).code,
+            std::errc::no_such_file_or_directory);
+}
+
+TEST(AutoChoice, NamesAreChecked) {
+  const auto invalid = std::make_error_code(std::errc::invalid_argument);
+  EXPECT_EQ(failure_of(with({tcp(), tcp()})).code, invalid);
+  EXPECT_EQ(failure_of(with({road<TcpTransferChannel>("", TcpOptions())})).code, invalid);
+  EXPECT_EQ(failure_of(with({road<TcpTransferChannel>("a\nb", TcpOptions())})).code, invalid);
+  EXPECT_EQ(failure_of(with({tcp()}, {"shm"})).code, invalid);
+  EXPECT_EQ(failure_of(with({tcp(), {"nothing", nullptr}})).code, invalid);
+  std::vector<AutoRoad> many;
+  for (int i = 0; i < 17; ++i) {
+    many.push_back(road<TcpTransferChannel>("tcp" + std::to_string(i), TcpOptions()));
+  }
+  EXPECT_EQ(failure_of(with(many)).code, invalid);
+}
+
+TEST(AutoRequire, WhatIsRequiredIsTakenOrNothing) {
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::unreachable);
+  Node b;
+  Node a(with({mortal_shm(fate), tcp()}, {"shm"}));
+  std::string why;
+  EXPECT_EQ(a.connect(b, &why), errc::no_path);
+  EXPECT_TRUE(has(why, "not shm: nobody is there")) << why;
+  EXPECT_EQ(a.bytes_out("tcp"), 0U);
+  fate->set(Fate::State::alive);
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_FALSE(a.write(1));
+  fate->die();
+  EXPECT_EQ(a.write(2), errc::no_path) << "rather than over TCP";
+  EXPECT_FALSE(a.channel->peer_info("b"));
+}
+
+TEST(AutoRequire, WhatThePeerRequiresHoldsAsWell) {
+  Node b(with({shm(), tcp()}, {"shm"}));
+  Node a(with({tcp()}));
+  std::string why;
+  EXPECT_EQ(a.connect(b, &why), errc::no_path);
+  EXPECT_TRUE(has(why, "not shm: the peer doesn't offer it")) << why;
+}
+
+TEST(AutoChoice, ARoadWithoutAnswerLeavesTimeForTheNext) {
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(fate), tcp()}));
+  ASSERT_FALSE(a.connect(b, nullptr, milliseconds(2000)));
+  EXPECT_TRUE(has(a.path_to("b"), "; not shm: nobody answered")) << a.path_to("b");
+}
+
+TEST(AutoChoice, ChannelsOfOneTransportAreToldThatThisIsAnother) {
+  Node b;
+  TcpTransferChannel plain{TcpOptions()};
+  std::error_code ec;
+  (void)plain.lazy_init_peer_connection("plain", "b", b.channel->peer_init_url(), {}, {}, ec);
+  EXPECT_EQ(ec, errc::transport_mismatch);
+}
+
+TEST(AutoChoice, KeysSecureTheOneHandshakeOfAllRoads) {
+  const KeyPair a_keys = make_key_pair();
+  const KeyPair b_keys = make_key_pair();
+  AutoOptions a_options;
+  a_options.keyring = std::make_shared<Keyring>(a_keys, std::vector<PeerKey>{{"b", b_keys.public_key}});
+  AutoOptions b_options;
+  b_options.keyring = std::make_shared<Keyring>(b_keys, std::vector<PeerKey>{{"a", a_keys.public_key}});
+  Node b(std::move(b_options));
+  Node a(std::move(a_options));
+  Node stranger;
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "shm process "));
+  EXPECT_EQ(stranger.connect(b, nullptr, milliseconds(5000)), errc::authentication_failed);
+}
+
+/// A transport that answers attempts where it may take its time, or has no room for them.
+class Elsewhere : public TcpTransferChannel {
+ public:
+  using TcpTransferChannel::TcpTransferChannel;
+  ~Elsewhere() override { stop_answering(); }
+
+  static inline std::atomic<bool> has_room{true};
+
+ protected:
+  [[nodiscard]] bool run_accept(const std::string&, std::size_t, std::function<void()> answer) override {
+    if (has_room) {
+      answering_.push_back(std::async(std::launch::async, std::move(answer)));
+    }
+    return has_room;
+  }
+  void stop_listening() override {
+    stop_answering();
+    TcpTransferChannel::stop_listening();
+  }
+
+ private:
+  void stop_answering() { answering_.clear(); }
+
+  std::vector<std::future<void>> answering_;
+};
+
+TEST(AutoChoice, AnswersAreMadeWhereARoadTakesItsTime) {
+  Node b(with({shm(), road<Elsewhere>("tcp", TcpOptions())}));
+  Node a;
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+  a.channel->disconnect("b");
+  Elsewhere::has_room = false;
+  EXPECT_EQ(a.connect(b), errc::resource_limit);
+  Elsewhere::has_room = true;
+}
+
+/// With its hooks, to hear what it would say to peers elsewhere.
+class Open : public AutoTransferChannel {
+ public:
+  using AutoTransferChannel::accept;
+  using AutoTransferChannel::AutoTransferChannel;
+  using AutoTransferChannel::dial;
+};
+
+TEST(AutoHosts, ARoadWithinAHostIsNotTakenToAnother) {
+  AutoOptions options;
+  options.peer_init_url = "tcp://127.0.0.1:0";
+  Open channel(std::move(options));
+  const auto dial = channel.dial("b");
+  std::error_code ec;
+  auto asked = kit::decode_endpoint<RoadOffers>(dial->local_endpoint(), ec);
+  ASSERT_FALSE(ec);
+  ASSERT_EQ(asked.roads.size(), 2U);
+  ASSERT_FALSE(asked.host.empty());
+  const auto host = std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{});
+  const auto deadline = kit::Clock::now() + long_enough;
+  const auto ignore = [](std::error_code, const std::shared_ptr<kit::Link>&, const std::string&) {};
+
+  const auto here =
+      kit::decode_endpoint<RoadOffers>(channel.accept(host, kit::encode_endpoint(asked), deadline, ignore), ec);
+  EXPECT_EQ(here.host, asked.host);
+  EXPECT_TRUE(here.roads.at(0).why.empty());
+
+  const std::string this_host = std::exchange(asked.host, "another one");
+  const auto there =
+      kit::decode_endpoint<RoadOffers>(channel.accept(host, kit::encode_endpoint(asked), deadline, ignore), ec);
+  EXPECT_TRUE(there.host.empty()) << "nobody elsewhere is told this host's";
+  EXPECT_EQ(there.roads.at(0).why, "the peer is on another host");
+  EXPECT_TRUE(there.roads.at(1).why.empty());
+
+  // Nor when the other says that it could be.
+  RoadOffers answer = here;
+  answer.host.clear();
+  answer.roads.pop_back();
+  std::promise<kit::Failure> ended;
+  dial->connect(host, kit::encode_endpoint(answer), deadline,
+                [&](std::error_code cause, const std::shared_ptr<kit::Link>&, const std::string& why) {
+                  ended.set_value({cause, why});
+                });
+  const auto failure = ended.get_future().get();
+  EXPECT_EQ(failure.code, errc::no_path);
+  EXPECT_TRUE(has(failure.sentence, "not shm: the peer is on another host; not tcp: the peer doesn't offer it"))
+      << failure.sentence;
+}
+
+TEST(AutoHosts, SenselessRoadsAreRefused) {
+  AutoOptions options;
+  options.peer_init_url = "tcp://127.0.0.1:0";
+  Open channel(std::move(options));
+  const auto host = std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{});
+  const auto ignore = [](std::error_code, const std::shared_ptr<kit::Link>&, const std::string&) {};
+  const auto deadline = kit::Clock::now() + long_enough;
+  EXPECT_THROW((void)channel.accept(host, Bytes(3), deadline, ignore), TransferError);
+  EXPECT_THROW(channel.dial("b")->connect(host, Bytes(3), deadline, ignore), TransferError);
+  // One name twice is one road, and what nobody here has is none.
+  const RoadOffers asked{{}, {{"tcp", Bytes(3), {}}, {"tcp", Bytes(3), {}}, {"warp", {}, {}}}};
+  EXPECT_THROW((void)channel.accept(host, kit::encode_endpoint(asked), deadline, ignore), TransferError);
+}
+
+}  // namespace
+}  // namespace kvferry::roads::testing

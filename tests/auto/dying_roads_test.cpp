@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// Roads that end while they are used, and peers that come back on another one.
+#include <gtest/gtest.h>
+
+#include <asio/use_future.hpp>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <future>
+#include <memory>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/peer_event.hpp>
+
+#include "auto_node.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::roads::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+/// "a" has connected to "b", over a road within the host that may die.
+struct Pair {
+  Pair() : a(with({mortal_shm(fate), tcp()})) {
+    EXPECT_FALSE(a.connect(b));
+    EXPECT_TRUE(begins(a.path_to("b"), "shm ")) << a.path_to("b");
+  }
+
+  const std::shared_ptr<Fate> fate = std::make_shared<Fate>();
+  Node b;
+  Node a;
+};
+
+TEST(AutoDeath, TheNextOperationTakesTheOtherRoad) {
+  Pair pair;
+  EXPECT_FALSE(pair.a.write(1));
+  pair.fate->die();
+  EXPECT_FALSE(pair.a.write(2));
+  EXPECT_TRUE(pair.b.holds(2));
+  EXPECT_TRUE(begins(pair.a.path_to("b"), "tcp ")) << pair.a.path_to("b");
+  EXPECT_TRUE(has(pair.a.path_to("b"), "; not shm: its port is down")) << pair.a.path_to("b");
+  EXPECT_TRUE(has(pair.b.path_to("a"), "; not shm: its port is down")) << pair.b.path_to("a");
+  EXPECT_TRUE(pair.a.warned("path_chosen: road tcp; not shm: its port is down"));
+  // The other way as well, over the same road.
+  EXPECT_FALSE(pair.b.write(3, "a"));
+  EXPECT_TRUE(pair.a.holds(3));
+  EXPECT_TRUE(begins(pair.b.path_to("a"), "tcp "));
+
+  // Not taken again before somebody has it chosen anew.
+  pair.fate->set(Fate::State::alive);
+  EXPECT_FALSE(pair.a.write(4));
+  EXPECT_TRUE(begins(pair.a.path_to("b"), "tcp "));
+  pair.a.channel->disconnect("b");
+  ASSERT_FALSE(pair.a.connect(pair.b));
+  EXPECT_TRUE(begins(pair.a.path_to("b"), "shm ")) << pair.a.path_to("b");
+}
+
+TEST(AutoDeath, WhatWasPendingEndsAndWhatFollowsMeetsOnTheOtherRoad) {
+  Pair pair;
+  std::vector<MutableBuffer> targets{pair.b.at(0)};
+  auto pending = pair.b.channel->async_batched_recv(targets, {.peer_id = "a", .tag = 7}, asio::use_future);
+  // The recv has reached "a", or waits: either way it ends with the road.
+  EXPECT_FALSE(pair.a.write(1));
+  pair.fate->die();
+  EXPECT_THROW((void)pending.get(), std::system_error);
+  // Both sides agree on one road: the pair meets.
+  auto again = pair.b.channel->async_batched_recv(targets, {.peer_id = "a", .tag = 7}, asio::use_future);
+  kvferry::testing::fill(pair.a.at(1), 99);
+  const std::vector<ConstBuffer> objects{pair.a.at(1)};
+  EXPECT_EQ(pair.a.channel->batched_send(objects, {.peer_id = "b", .tag = 7}), 1U);
+  EXPECT_EQ(again.get(), 1U);
+  EXPECT_TRUE(kvferry::testing::matches(pair.b.at(0), 99));
+}
+
+TEST(AutoDeath, NotificationsComeToOneInboxWhateverTheRoad) {
+  Pair pair;
+  const std::array one{std::byte{1}};
+  const std::array two{std::byte{2}};
+  pair.a.channel->notify("b", one);
+  pair.fate->die();
+  pair.a.channel->notify("b", two);
+  pair.a.channel->notify("b", one, {.key = 5});
+  EXPECT_EQ(pair.b.channel->receive_notification(long_enough).payload.at(0), std::byte{1});
+  EXPECT_EQ(pair.b.channel->receive_notification(long_enough).payload.at(0), std::byte{2});
+  EXPECT_EQ(pair.b.channel->receive_notifications(5, 1, long_enough).size(), 1U);
+}
+
+TEST(AutoDeath, ARestartIsOneEventWhateverTheRoad) {
+  std::optional<Node> b;
+  b.emplace();
+  const std::string url = b->channel->peer_init_url();
+  Node a;
+  ASSERT_FALSE(a.connect(*b));
+  EXPECT_EQ(a.channel->wait_peer_event(long_enough).kind, PeerEventKind::connected);
+  b.reset();
+  EXPECT_EQ(a.channel->wait_peer_event(long_enough).kind, PeerEventKind::gone);
+  AutoOptions options = with({tcp()});
+  options.peer_init_url = url;
+  b.emplace(std::move(options));
+  EXPECT_EQ(a.write(1), errc::peer_restarted);
+  EXPECT_FALSE(a.write(2));
+  EXPECT_TRUE(b->holds(2));
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+  EXPECT_EQ(a.channel->wait_peer_event(long_enough).kind, PeerEventKind::restarted);
+  std::error_code ec;
+  (void)a.channel->wait_peer_event(milliseconds(0), ec);
+  EXPECT_EQ(ec, errc::timed_out) << "one event, not one for each road";
+  EXPECT_EQ(a.channel->peers().size(), 1U);
+}
+
+TEST(AutoDeath, ClosingEndsAnAttemptOnARoadWithoutAnswer) {
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(fate), tcp()}));
+  auto connected =
+      a.channel->async_lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {}, asio::use_future);
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  while (!fate->waits() && std::chrono::steady_clock::now() < until) {
+    std::this_thread::yield();
+  }
+  ASSERT_TRUE(fate->waits());
+  a.channel->close();
+  ASSERT_EQ(connected.wait_for(long_enough), std::future_status::ready);
+  try {
+    (void)connected.get();
+    ADD_FAILURE() << "connected";
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code(), errc::closed);
+  }
+}
+
+/// Two roads come and go in turn under a writer. A write that succeeded is there, and after a fence nothing of one
+/// that failed comes any more, whichever road it was on.
+TEST(AutoDeath, OrderAndFencesHoldAcrossRoads) {
+  constexpr int least_writes = 300;
+  const std::array fates{std::make_shared<Fate>(), std::make_shared<Fate>()};
+  const std::vector<AutoRoad> both{mortal_shm(fates[0]), mortal_road<TcpTransferChannel, TcpOptions>("tcp", fates[1])};
+  Node b;
+  Node a(with(both));
+  ASSERT_FALSE(a.connect(b));
+  std::atomic<int> started{0};
+  std::atomic<bool> stop{false};
+  std::thread killer([&] {
+    for (unsigned turn = 0; !stop; ++turn) {
+      // In the middle of a write, sooner or later.
+      for (const int seen = started; started < seen + 3 && !stop;) {
+        std::this_thread::yield();
+      }
+      for (unsigned pause = turn % 64; pause > 0; --pause) {
+        std::this_thread::yield();
+      }
+      fates[(turn + 1) % 2]->set(Fate::State::alive);
+      fates[turn % 2]->die();
+    }
+  });
+  int succeeded = 0;
+  int fenced = 0;
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  while ((started < least_writes || succeeded == 0 || a.bytes_out("shm") == 0 || a.bytes_out("tcp") == 0) &&
+         std::chrono::steady_clock::now() < until) {
+    ++started;
+    const auto seed = static_cast<std::uint64_t>(started) * pages;
+    if (const auto ec = a.write(seed); !ec) {
+      ++succeeded;
+      if (!b.holds(seed)) {
+        ADD_FAILURE() << "write " << started;
+        break;
+      }
+    } else if (ec == condition::may_still_land) {
+      ++fenced;
+      b.channel->fence("a", long_enough);
+      const std::vector<std::byte> then = b.memory;
+      std::this_thread::yield();
+      EXPECT_EQ(then, b.memory);
+    }
+  }
+  stop = true;
+  killer.join();
+  RecordProperty("fenced", fenced);
+  EXPECT_GT(succeeded, 0);
+  EXPECT_GT(a.bytes_out("shm"), 0U);
+  EXPECT_GT(a.bytes_out("tcp"), 0U);
+  for (const auto& fate : fates) {
+    fate->set(Fate::State::alive);
+  }
+  a.channel->disconnect("b");
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "shm ")) << a.path_to("b");
+  EXPECT_FALSE(a.write(7));
+  EXPECT_TRUE(b.holds(7));
+}
+
+}  // namespace
+}  // namespace kvferry::roads::testing
