@@ -18,3 +18,8 @@ fi
   -Cbuild-dir=build/python .
 
 "$environment/bin/python" -m pytest -q -W default tests/engines "$@"
+
+# llama.cpp, in C++. Not where arguments say which tests are wanted.
+if (($# == 0)); then
+  tests/engines_llama.sh
+fi
