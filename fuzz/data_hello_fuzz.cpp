@@ -46,7 +46,9 @@ class Host final : public kit::LinkHost {
     peer_.incarnation = incarnation;
   }
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {}; }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override {
+    return kit::RegionList::of({});
+  }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte>, std::uint64_t) override { return true; }
   void link_failed(const kit::Link&, std::error_code) override {}
   void when_abandoned(std::function<void()> drop) override { drop_ = std::move(drop); }

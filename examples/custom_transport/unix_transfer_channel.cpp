@@ -21,6 +21,7 @@ namespace unix_transport {
 namespace kit = kvferry::kit;
 using kvferry::Bytes;
 using kvferry::errc;
+using kvferry::LocalRegion;
 using kvferry::TransferError;
 constexpr std::size_t name_bytes = 24;  // of a socket
 
@@ -73,6 +74,15 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
 
   bool fence(std::function<void()> done) override {
     locked([&] { protocol_.fence([this, done] { later_.push_back(done); }); });
+    return true;
+  }
+
+  void region_added() override {
+    locked([&] { protocol_.region_added(); });
+  }
+
+  bool region_removed(std::uint32_t number, std::function<void()> done) override {
+    locked([&] { protocol_.region_removed(number, [this, done] { later_.push_back(done); }); });
     return true;
   }
 
@@ -165,7 +175,10 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
     timer_.cancel();
     later_.push_back([self = shared_from_this(), on_link = std::exchange(on_link_, nullptr)] {
       on_link({}, self, {});
-      self->locked([&] { self->running_ = true; });
+      self->locked([&] {
+        self->protocol_.region_added();  // since the handshake was made
+        self->running_ = true;
+      });
     });
   }
 
@@ -350,6 +363,12 @@ Bytes UnixTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
   });
   link->greet(*attempts_, deadline);
   return name;
+}
+
+void UnixTransferChannel::register_region(const LocalRegion& region) {
+  if (region.dmabuf_fd != -1) {
+    throw TransferError(errc::not_supported, "Unix-domain sockets can't reach memory of a dma-buf");
+  }
 }
 
 void UnixTransferChannel::stop_listening() {

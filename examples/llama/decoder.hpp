@@ -141,7 +141,7 @@ class Decoder {
   }
 
   [[nodiscard]] std::span<std::byte> page_of(const Slot& slot, std::size_t region) const {
-    const kvferry::MemoryRegion& all = channel_.regions()[region];
+    const kvferry::LocalRegion all = channel_.regions()[region];
     return {all.data + static_cast<std::size_t>(&slot - slots_.data()) * all.page_size, all.page_size};
   }
 

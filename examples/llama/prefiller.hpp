@@ -98,7 +98,7 @@ class Prefiller {
       const auto count = static_cast<std::uint32_t>(requests[i].prompt.size());
       Message all{way, i, 0, 0, count, parts[i], static_cast<std::uint32_t>(answer.size()), answer[0]};
       if (way == Kind::state) {
-        const kvferry::MemoryRegion& room = channel_.regions().back();
+        const kvferry::LocalRegion room = channel_.regions().back();
         all.bytes = engine_.save(i, {room.data + i * room.page_size, room.page_size});
       }
       tell(all);

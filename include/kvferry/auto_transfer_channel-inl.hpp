@@ -69,6 +69,7 @@ KVFERRY_INLINE Capabilities common(const Capabilities& one, const Capabilities& 
           .ranges = one.ranges && other.ranges,
           .unregistered_objects = one.unregistered_objects && other.unregistered_objects,
           .checksums = one.checksums && other.checksums,
+          .region_changes = one.region_changes && other.region_changes,
           .max_notification_bytes = std::min(one.max_notification_bytes, other.max_notification_bytes)};
 }
 
@@ -203,6 +204,12 @@ KVFERRY_INLINE Bytes AutoTransferChannel::accept(std::shared_ptr<kit::LinkHost> 
   const auto acceptance =
       std::make_shared<roads::RoadAcceptance>(impl_->own_roads, std::move(host), std::move(on_link));
   return kit::encode_endpoint(acceptance->begin(asked, deadline));
+}
+
+KVFERRY_INLINE void AutoTransferChannel::register_region(const LocalRegion& region) {
+  for (const auto& road : impl_->all_roads) {
+    road->register_region(region);
+  }
 }
 
 KVFERRY_INLINE void AutoTransferChannel::stop_listening() {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <tuple>
 
 #include <kvferry/detail/text.hpp>
@@ -185,11 +186,12 @@ KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_v
 KVFERRY_INLINE std::vector<std::uint64_t> BaseTransferChannel::get_local_mem_indices(const ConstObjects& objects,
                                                                                      std::uint32_t region) const {
   const auto all = regions();
-  if (region >= all.size()) {
-    throw TransferError(errc::unknown_region, "get_local_mem_indices: region " + std::to_string(region) + " of " +
-                                                  std::to_string(all.size()));
+  const LocalRegion* const found = find_region(all, region);
+  if (found == nullptr) {
+    throw TransferError(errc::unknown_region, "get_local_mem_indices: region " + std::to_string(region) +
+                                                  " is none of the " + std::to_string(all.size()) + " that there are");
   }
-  const MemoryRegion& memory = all[region];
+  const MemoryRegion& memory = *found;
   const auto base = reinterpret_cast<std::uintptr_t>(memory.data);
   std::vector<std::uint64_t> indexes;
   indexes.reserve(objects.buffers().size());
@@ -448,6 +450,53 @@ KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id,
   if (ec) {
     throw TransferError(ec, "fence of peer '" + std::string(peer_id) + "'");
   }
+}
+
+KVFERRY_INLINE std::uint32_t BaseTransferChannel::add_region(const MemoryRegion& region) {
+  return run_add_region(region);
+}
+
+KVFERRY_INLINE std::uint32_t BaseTransferChannel::add_region(const MemoryRegion& region, std::error_code& ec) {
+  ec.clear();
+  try {
+    return run_add_region(region);
+  } catch (const std::system_error& error) {
+    ec = error.code();
+  } catch (const std::bad_alloc&) {
+    ec = std::make_error_code(std::errc::not_enough_memory);
+  }
+  return 0;
+}
+
+KVFERRY_INLINE void BaseTransferChannel::remove_region(std::uint32_t number,
+                                                       std::optional<std::chrono::milliseconds> timeout,
+                                                       std::error_code& ec) {
+  ec.clear();
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(nullptr);
+    return;
+  }
+  wait_for_end([&](RemoveRegionCompletion completion) { start_remove_region(number, timeout, std::move(completion)); },
+               ec);
+}
+
+KVFERRY_INLINE void BaseTransferChannel::remove_region(std::uint32_t number,
+                                                       std::optional<std::chrono::milliseconds> timeout) {
+  std::error_code ec;
+  remove_region(number, timeout, ec);
+  if (ec) {
+    throw TransferError(ec, "remove_region of region " + std::to_string(number));
+  }
+}
+
+KVFERRY_INLINE std::uint32_t BaseTransferChannel::run_add_region(const MemoryRegion&) {
+  throw TransferError(errc::not_supported,
+                      "the transport '" + std::string(transport()) + "' adds no regions to a channel that there is");
+}
+
+KVFERRY_INLINE void BaseTransferChannel::start_remove_region(std::uint32_t, std::optional<std::chrono::milliseconds>,
+                                                             RemoveRegionCompletion completion) {
+  completion(errc::not_supported);
 }
 
 }  // namespace kvferry

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/channel_requests.hpp>
 #include <kvferry/channel_stats.hpp>
 #include <kvferry/completion.hpp>
 #include <kvferry/config.hpp>
@@ -27,36 +28,6 @@
 #include <kvferry/transfer_spec.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
-
-/// Describes a connected peer.
-struct PeerInfo {
-  std::string id;
-  std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
-  std::string init_url;               ///< Where the peer's handshakes are answered; empty if it hasn't said.
-  std::vector<RemoteRegion> regions;  ///< What it offers.
-  std::string path;  ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes, cubic".
-};
-
-/// Ends a `connect` by metadata.
-using ConnectCompletion = CompletionHandler<void(std::error_code, PeerInfo)>;
-
-/// A `connect` by metadata as a transport gets it.
-struct ConnectRequest {
-  std::string local_id;
-  std::vector<std::byte> metadata;
-  std::optional<std::chrono::milliseconds> timeout;
-  std::string* diagnostic = nullptr;
-};
-
-/// A handshake as a transport gets it.
-struct InitRequest {
-  std::string local_id;
-  std::string peer_id;
-  std::string peer_init_url;
-  std::optional<SideMessage> side_message;
-  std::optional<std::chrono::milliseconds> timeout;
-  std::string* diagnostic = nullptr;
-};
 
 /// Moves pages of KV caches between peers, over any transport.
 ///
@@ -75,7 +46,8 @@ struct InitRequest {
 /// `errc::memory_fault` over TCP, also where it is a page of the peer's region that is gone there. No other operation is
 /// harmed and the connection stays. Objects that travel in one frame with the bad one (`TcpTransferChannel`: up to 1 MiB)
 /// fail with it, and a notification isn't handed out. Where an adapter moves the bytes (RDMA), memory has to stay mapped
-/// from the operation's start, or the channel's construction for regions, to its end.
+/// from the operation's start, or the channel's construction or `add_region` for regions, to its end or the return of
+/// `remove_region`.
 ///
 /// **Forms.** Each operation comes three times: blocking and throwing `TransferError`; blocking with
 /// `std::error_code&`; and asynchronous, taking any Asio completion token (a callback, `use_future`, `use_awaitable`,
@@ -110,7 +82,8 @@ struct InitRequest {
 /// with `errc::would_deadlock`.
 ///
 /// **Errors** that every transport reports alike: `errc::closed` after `close()`, `errc::empty_peer_id`,
-/// `errc::unknown_peer` (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::access_denied`,
+/// `errc::unknown_peer` (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`, `errc::region_gone` (this one
+/// also for single objects, of a region that the peer removes meanwhile), `errc::access_denied`,
 /// `errc::index_out_of_range`, `errc::object_too_large` (all before any I/O), `errc::timed_out`, `errc::cancelled`,
 /// `errc::peer_restarted`, `errc::peer_restarted_in_flight` (the peer is a new incarnation, and the operation was started
 /// before that was known: agree on page indexes anew), `errc::fenced` (likewise: the peer has called `fence` while the
@@ -145,8 +118,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// The executor of handlers that have none of their own.
   [[nodiscard]] virtual asio::any_io_executor get_executor() const = 0;
 
-  /// The regions given at construction. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`.
-  [[nodiscard]] virtual std::span<const MemoryRegion> regions() const noexcept = 0;
+  /// A copy of what this channel offers at this moment, ordered by number: the regions given at construction and those
+  /// added since, without the removed ones. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`.
+  [[nodiscard]] virtual std::vector<LocalRegion> regions() const = 0;
 
   /// Where this channel answers handshakes: the advertised address, else the bound one, each with the port that was
   /// really bound if none was given; empty without a listener.
@@ -345,7 +319,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @{
 
   /// The page index of each object in a local region. LMCache: `get_local_mem_indices`.
-  /// @throws TransferError `errc::unknown_region`; `errc::not_in_region` if an object does not start at a page of the
+  /// @throws TransferError `errc::unknown_region`, there is none of this number now; `errc::not_in_region` if an object does not start at a page of the
   ///   region or does not fit in it.
   [[nodiscard]] std::vector<std::uint64_t> get_local_mem_indices(const ConstObjects& objects,
                                                                  std::uint32_t region = 0) const;
@@ -536,6 +510,62 @@ class KVFERRY_EXPORT BaseTransferChannel {
   }
 
   /// @}
+  /// @name Regions that come and go
+  /// For memory that is not there yet when the channel is made, or is needed for something else while it lives. Needs
+  /// `Capabilities::region_changes`.
+  /// @{
+
+  /// Offers one more region to all peers, connected now or later.
+  ///
+  /// Each connected peer is told at once, on every connection to it, ahead of what this channel starts later: who gets the
+  /// number by a notification, or by anything else that this channel sends over its connections, can use the region. By
+  /// another road - a side message, a control plane - the number may overtake the news; then this side is asked, and the
+  /// peer's operation goes on with the answer.
+  ///
+  /// A channel has at most 1,024 regions at a time, those that are being removed included, and 2^31 in its life.
+  /// @param region as for the constructor; registered by the call, which takes as long as that does, and does not wait for
+  ///   any peer.
+  /// @return the region's number: the next one that has never been given on this channel.
+  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (also memory that this transport can't use),
+  ///   `errc::resource_limit` (too many regions), `errc::closed`, and the errno of a registration that failed. Then there is
+  ///   no region, and nobody has heard of one.
+  std::uint32_t add_region(const MemoryRegion& region);
+  /// As above, with the error in `ec`; the result is then 0.
+  std::uint32_t add_region(const MemoryRegion& region, std::error_code& ec);
+
+  /// Takes a region back. Returns when nothing of this channel's or of its peers' can touch its memory any more: it may be
+  /// unmapped then. Other regions, and who uses them, are not held up.
+  ///
+  /// From the call on, the peers' new accesses end with `errc::region_gone`. An operation that was under way has that error
+  /// for those of its objects that came too late, and for what travels in one frame with them. The bytes that are on their
+  /// way are let through, and the peer is asked on each connection to say that nothing is left; a connection on which it
+  /// hasn't said so in time is broken, which makes as sure. This channel's own operations with
+  /// objects in the region are waited for, too; those that have not ended in time are ended with `errc::cancelled`
+  /// (`cancelled_in_flight`).
+  ///
+  /// Operations that are started later and have objects in that memory treat it as any other.
+  ///
+  /// The number stays taken. A second call for it while the first is under way waits with it, for its own time.
+  /// @param timeout how long the peers and the operations may take; unset: the channel's default.
+  /// @throws TransferError `errc::unknown_region` (there never was one), `errc::region_gone` (it was removed before),
+  ///   `errc::not_supported`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. A cancellation ends only the wait:
+  ///   the region is gone for peers, its memory may still be in use, and another call waits for that.
+  void remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout = {});
+  /// As above, with the error in `ec`.
+  void remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);
+  /// As above, asynchronously. Completion signature: `void(std::error_code)`.
+  template <ASIO_COMPLETION_TOKEN_FOR(void(std::error_code)) CompletionToken>
+  auto async_remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout,
+                           CompletionToken&& token) {
+    return asio::async_initiate<CompletionToken, void(std::error_code)>(
+        [this](auto&& handler, std::uint32_t removed, std::optional<std::chrono::milliseconds> limit) {
+          start_remove_region(removed, limit,
+                              RemoveRegionCompletion(std::forward<decltype(handler)>(handler), get_executor()));
+        },
+        token, number, timeout);
+  }
+
+  /// @}
 
   /// Ends everything: refuses new calls, completes what is pending with `errc::closed`, wakes whoever is blocked, and
   /// drops all connections. What was sent of a write or send is given the time to be answered that a cancelled one gets;
@@ -579,6 +609,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Starts a fence.
   virtual void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
                            FenceCompletion completion) = 0;
+  /// Adds a region, on the caller's thread. The default has none of this: `errc::not_supported`.
+  /// @throws TransferError as `add_region`.
+  virtual std::uint32_t run_add_region(const MemoryRegion& region);
+  /// Starts the removal of a region. The default has none of this: `errc::not_supported`.
+  virtual void start_remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout,
+                                   RemoveRegionCompletion completion);
 
   /// A transfer on the caller's thread. The default waits for `start_transfer`; a transport that can post and poll on
   /// the caller's thread overrides it.

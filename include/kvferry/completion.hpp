@@ -219,6 +219,8 @@ using NotificationsCompletion = CompletionHandler<void(std::error_code, std::vec
 using PeerEventCompletion = CompletionHandler<void(std::error_code, PeerEvent)>;
 /// Ends a fence.
 using FenceCompletion = CompletionHandler<void(std::error_code)>;
+/// Ends a `remove_region`.
+using RemoveRegionCompletion = CompletionHandler<void(std::error_code)>;
 /// Ends a disconnect.
 using DisconnectCompletion = CompletionHandler<void(std::error_code)>;
 /// Ends a `notify`.

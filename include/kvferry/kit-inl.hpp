@@ -16,9 +16,11 @@
 #include <kvferry/kit/peer_fences-inl.hpp>
 #include <kvferry/kit/peer_greeting-inl.hpp>
 #include <kvferry/kit/peer_metadata-inl.hpp>
+#include <kvferry/kit/peer_regions-inl.hpp>
 #include <kvferry/kit/peer_takeover-inl.hpp>
 #include <kvferry/kit/poller-inl.hpp>
 #include <kvferry/kit/refusals-inl.hpp>
+#include <kvferry/kit/region_removals-inl.hpp>
 #include <kvferry/kit/side_message_queue-inl.hpp>
 #include <kvferry/kit/stranger_links-inl.hpp>
 #include <kvferry/kit/striped_operation-inl.hpp>

@@ -3,8 +3,11 @@
 #ifndef KVFERRY_MEMORY_REGION_HPP
 #define KVFERRY_MEMORY_REGION_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
+#include <type_traits>
 #include <vector>
 
 namespace kvferry::inline KVFERRY_ABI {
@@ -24,10 +27,11 @@ enum class Access : std::uint8_t {
 
 /// Memory that a channel offers to its peers, divided into pages of equal size.
 ///
-/// Page `i` lies at `data + i * page_size`. The memory stays the caller's: it must outlive the channel's `close()`, and
-/// is never freed by kvferry. What becomes of transfers of memory that is unmapped all the same: `BaseTransferChannel`.
-/// LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a channel, here several,
-/// numbered in the order in which they are handed to the constructor.
+/// Page `i` lies at `data + i * page_size`. The memory stays the caller's: it must outlive the channel's `close()`, or
+/// the return of `BaseTransferChannel::remove_region`, and is never freed by kvferry. What becomes of transfers of memory
+/// that is unmapped all the same: `BaseTransferChannel`. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a
+/// channel, here several, numbered in the order in which they are handed to the constructor and to
+/// `BaseTransferChannel::add_region`.
 struct MemoryRegion {
   std::byte* data = nullptr;
   std::size_t size = 0;       ///< Bytes; a multiple of `page_size`.
@@ -35,7 +39,7 @@ struct MemoryRegion {
   Access peer_access = Access::read_write;
 
   /// Memory of a device (a GPU's): the dma-buf that `data` is the address of, and where in it the region begins. The
-  /// descriptor is used during the channel's construction only. Such memory is for writes and reads over RDMA; a
+  /// descriptor is used during the channel's construction, or `add_region`, only. Such memory is for writes and reads over RDMA; a
   /// channel that can't use it refuses the region. -1: ordinary memory.
   int dmabuf_fd = -1;
   std::uint64_t dmabuf_offset = 0;
@@ -43,15 +47,34 @@ struct MemoryRegion {
   [[nodiscard]] std::size_t page_count() const noexcept { return page_size == 0 ? 0 : size / page_size; }
 };
 
-/// A peer's region, as its handshake describes it.
+/// One of a channel's own regions, with its number.
+struct LocalRegion : MemoryRegion {
+  std::uint32_t number = 0;  ///< By which peers name it. Never given to another region of the same channel.
+};
+
+/// A peer's region, as the peer describes it.
 struct RemoteRegion {
   std::uint64_t size = 0;
   std::uint64_t page_size = 0;
   Access access = Access::none;
+  std::uint32_t number = 0;  ///< `TransferSpec::remote_region`, `RemoteRange::region`.
 
   [[nodiscard]] std::uint64_t page_count() const noexcept { return page_size == 0 ? 0 : size / page_size; }
   friend bool operator==(const RemoteRegion&, const RemoteRegion&) = default;
 };
+
+/// Finds a region by its number. @param regions a vector or span of `LocalRegion`s or `RemoteRegion`s, ordered by number.
+/// @return null if it isn't there.
+template <class Regions>
+[[nodiscard]] auto find_region(const Regions& regions, std::uint32_t number) noexcept -> decltype(std::data(regions)) {
+  // As long as none has been removed, each lies at its number.
+  if (number < std::size(regions) && regions[number].number == number) {
+    return &regions[number];
+  }
+  using Region = std::remove_cvref_t<decltype(*std::data(regions))>;
+  const auto it = std::ranges::lower_bound(regions, number, {}, &Region::number);
+  return it == std::ranges::end(regions) || it->number != number ? nullptr : &*it;
+}
 
 }  // namespace kvferry
 

@@ -119,6 +119,13 @@ KVFERRY_INLINE ChannelStats ShmTransferChannel::stats() const {
   return stats;
 }
 
+KVFERRY_INLINE void ShmTransferChannel::register_region(const LocalRegion& region) {
+  if (region.dmabuf_fd != -1) {
+    throw TransferError(errc::not_supported,
+                        "region " + std::to_string(region.number) + ": shm can't reach memory of a dma-buf");
+  }
+}
+
 KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::string&) {
   return kit::make_dial({}, [executor = get_executor(), meetings = impl_->meetings, options = impl_->options](
                                 std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,

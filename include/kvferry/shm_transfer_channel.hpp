@@ -72,6 +72,7 @@ class KVFERRY_EXPORT ShmTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
   void stop_listening() override;
+  void register_region(const LocalRegion& region) override;
 
  private:
   class Impl;

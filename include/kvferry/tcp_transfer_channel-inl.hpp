@@ -217,6 +217,13 @@ KVFERRY_INLINE std::uint16_t TcpTransferChannel::data_port() const {
   return inherited() || impl_->acceptor == nullptr ? std::uint16_t{0} : impl_->acceptor->port();
 }
 
+KVFERRY_INLINE void TcpTransferChannel::register_region(const LocalRegion& region) {
+  if (region.dmabuf_fd != -1) {
+    throw TransferError(errc::not_supported,
+                        "region " + std::to_string(region.number) + ": tcp can't reach memory of a dma-buf");
+  }
+}
+
 KVFERRY_INLINE std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {
   return std::make_unique<TcpDial>(get_executor(), impl_->link_options, bounded_lanes(impl_->options.lanes_per_peer),
                                    impl_->dialers, impl_->lookups, impl_->allowed_hosts);

@@ -244,6 +244,8 @@ struct Capabilities {
   bool unregistered_objects = false;
   /// Whether there are `ChannelOptions::checksums` and `TransferSpec::checksums`.
   bool checksums = false;
+  /// Whether there are `BaseTransferChannel::add_region` and `remove_region`.
+  bool region_changes = false;
   std::size_t max_notification_bytes = 0;
 };
 

@@ -117,7 +117,7 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         return self._native.peer_init_url
 
     def capabilities(self) -> dict[str, Any]:
-        """What the transport supports: send_recv, write, read, notifications, ranges, checksums,
+        """What the transport supports: send_recv, write, read, notifications, ranges, checksums, region_changes,
         unregistered_objects and max_notification_bytes."""
         return self._native.capabilities()
 
@@ -234,6 +234,23 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
     def submit_fence(self, queue: CompletionQueue | None, peer_id: str, timeout: float | None = None) -> Operation:
         """As ``fence``; ends in ``queue``."""
         return self._native.fence(peer_id, timeout, queue)
+
+    # Regions that come and go
+
+    def add_region(self, region: Region) -> int:
+        """Offers one more region to all peers. Returns its number, which is never given again."""
+        return self._native.add_region(region)
+
+    def remove_region(self, number: int, timeout: float | None = None) -> None:
+        """Takes a region back. Returns when nothing can touch its memory any more, and no reference to it is held."""
+        self.submit_remove_region(None, number, timeout).result()
+
+    def submit_remove_region(
+        self, queue: CompletionQueue | None, number: int, timeout: float | None = None
+    ) -> Operation:
+        """As ``remove_region``; ends in ``queue``. The reference to the memory goes with the next call that adds or removes
+        a region."""
+        return self._native.remove_region(number, timeout, queue)
 
     # Transfers
 

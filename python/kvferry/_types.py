@@ -19,6 +19,8 @@ class RemoteRegion(NamedTuple):
     size: int
     page_size: int
     access: Access
+    #: By which it is named: ``remote_region``, the first number of a row of ``remote_ranges``.
+    number: int
 
     @property
     def page_count(self) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._channel import BaseTransferChannel
-from ._kvferry import CompletionQueue, Operation
+from ._kvferry import CompletionQueue, Operation, Region
 from ._types import Notification, PeerEvent, PeerInfo, SideMessage
 from ._unclaimed import Kind, listed
 
@@ -199,6 +199,14 @@ class AsyncChannel(Generic[_Channel]):
 
     async def fence(self, peer_id: str, timeout: float | None = None) -> None:
         await self._end(self._here().submit_fence(self._queue, peer_id, timeout))
+
+    def add_region(self, region: Region) -> int:
+        return self._here().add_region(region)
+
+    async def remove_region(self, number: int, timeout: float | None = None) -> None:
+        channel = self._here()
+        await self._end(channel.submit_remove_region(self._queue, number, timeout))
+        channel._native.let_removed_go()
 
     async def batched_write(self, objects: Objects, peer_id: str, **spec: Unpack[OneSidedSpec]) -> int:
         count: int = await self._end(self._here().submit_write(self._queue, objects, peer_id, **spec))

@@ -61,7 +61,7 @@ class Channel {
     refuse_at_exit();
     destroy_leftovers();
     for (const nb::handle region : regions) {
-      regions_.push_back(converted<Region>(region, "a region"));
+      regions_.emplace(static_cast<std::uint32_t>(regions_.size()), converted<Region>(region, "a region"));
     }
     if (!handler.is_none()) {
       handler_ = std::make_unique<SideMessageHandler>(std::move(handler));
@@ -91,7 +91,38 @@ class Channel {
 
   [[nodiscard]] BaseTransferChannel& native() const noexcept { return *made_.channel; }
   [[nodiscard]] std::shared_ptr<BaseTransferChannel> share() const noexcept { return made_.channel; }
-  [[nodiscard]] const std::vector<Region>& regions() const noexcept { return regions_; }
+  [[nodiscard]] const Regions& regions() const noexcept { return regions_; }
+
+  std::uint32_t add_region(nb::handle given) {
+    let_removed_go();
+    Region region = converted<Region>(given, "a region");
+    const std::uint32_t number = [&] {
+      const Released released;  // memory is registered
+      return native().add_region(region.described);
+    }();
+    regions_.emplace(number, std::move(region));
+    return number;
+  }
+
+  /// Keeps the memory of a region that is being removed until that has ended.
+  void leave(std::uint32_t number, std::shared_ptr<Operation> removal) {
+    removals_.emplace_back(number, std::move(removal));
+  }
+  /// References to the memory of regions that have been removed go.
+  void let_removed_go() {
+    std::vector<Region> gone;  // their exporters' code may run, and call this
+    std::erase_if(removals_, [&](const auto& removal) {
+      const auto& [number, operation] = removal;
+      if (!operation->look()) {
+        return false;
+      }
+      if (const auto it = regions_.find(number); it != regions_.end() && !operation->end->error) {
+        gone.push_back(std::move(it->second));
+        regions_.erase(it);
+      }
+      return true;
+    });
+  }
 
   void answer_side_messages() const {
     const Released released;
@@ -109,13 +140,14 @@ class Channel {
       const Released released;
       made_.channel->close();
     }
-    for (Region& region : regions_) {
+    for (auto& [number, region] : regions_) {
       region.memory.reset();  // nobody touches it any more
     }
   }
 
  private:
-  std::vector<Region> regions_;
+  Regions regions_;
+  std::vector<std::pair<std::uint32_t, std::shared_ptr<Operation>>> removals_;
   std::unique_ptr<SideMessageHandler> handler_;
   MadeChannel made_;
   std::vector<std::shared_ptr<Operation>> unclaimed_;
@@ -224,6 +256,18 @@ std::shared_ptr<Operation> receive(Channel& self, const char* name, Queue* queue
   }
 }
 
+std::shared_ptr<Operation> remove_region(Channel& self, std::uint32_t number, Timeout timeout, Queue* queue) {
+  self.let_removed_go();
+  auto operation = launch(named("remove_region"), queue, [&](CompletionToken<void> token) {
+    return self.native().async_remove_region(number, timeout_of(timeout), std::move(token));
+  });
+  self.leave(number, operation);
+  if (queue == nullptr) {
+    self.let_removed_go();
+  }
+  return operation;
+}
+
 nb::dict capabilities_of(const Channel& self) {
   const Capabilities able = self.native().capabilities();
   nb::dict result;
@@ -233,6 +277,7 @@ nb::dict capabilities_of(const Channel& self) {
   result["notifications"] = able.notifications;
   result["ranges"] = able.ranges;
   result["checksums"] = able.checksums;
+  result["region_changes"] = able.region_changes;
   result["unregistered_objects"] = able.unregistered_objects;
   result["max_notification_bytes"] = able.max_notification_bytes;
   return result;
@@ -285,6 +330,7 @@ void bind_operations(nb::class_<Channel>& channel) {
             });
           },
           nb::arg("peer_id"), timeout, queue)
+      .def("remove_region", &remove_region, nb::arg("number"), timeout, queue)
       .def(
           "receive_notification",
           [](Channel& self, Timeout within, Queue* of) {
@@ -364,6 +410,8 @@ void bind_channel(nb::module_& module) {
           "local_metadata",
           [](const Channel& self, const std::string& id) { return to_bytes(self.native().local_metadata(id)); },
           nb::arg("local_id"))
+      .def("add_region", &Channel::add_region, nb::arg("region"))
+      .def("let_removed_go", &Channel::let_removed_go)
       .def("local_mem_indices", &local_indexes, nb::arg("objects"), nb::arg("region"))
       .def(
           "own_answer",

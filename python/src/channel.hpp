@@ -43,8 +43,8 @@ struct MadeChannel {
 /// Makes a channel whose side messages go to `handler`; without one, the transport answers those that it knows.
 /// @param transport "tcp", "rdma".
 /// @param options by the names of the transport's options; times in seconds.
-[[nodiscard]] MadeChannel make_channel(const std::string& transport, const nb::dict& options,
-                                       const std::vector<Region>& regions, const SideMessageHandler* handler);
+[[nodiscard]] MadeChannel make_channel(const std::string& transport, const nb::dict& options, const Regions& regions,
+                                       const SideMessageHandler* handler);
 
 void bind_channel(nb::module_& module);
 

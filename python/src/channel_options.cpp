@@ -118,12 +118,12 @@ class Answering final : public Transport {
 };
 
 template <class Transport, class Options>
-MadeChannel make(const nb::dict& given, const std::vector<Region>& regions, const SideMessageHandler* handler) {
+MadeChannel make(const nb::dict& given, const Regions& regions, const SideMessageHandler* handler) {
   Options options;
   Arguments arguments(given);
   read(arguments, options);
   arguments.finish("a channel");
-  for (const Region& region : regions) {
+  for (const auto& [number, region] : regions) {
     options.regions.push_back(region.described);
   }
   const Released released;  // names are looked up, memory is registered
@@ -147,7 +147,7 @@ MadeChannel make(const nb::dict& given, const std::vector<Region>& regions, cons
 
 }  // namespace
 
-MadeChannel make_channel(const std::string& transport, const nb::dict& options, const std::vector<Region>& regions,
+MadeChannel make_channel(const std::string& transport, const nb::dict& options, const Regions& regions,
                          const SideMessageHandler* handler) {
   if (transport == "tcp") {
     return make<TcpTransferChannel, TcpOptions>(options, regions, handler);

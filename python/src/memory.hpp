@@ -4,6 +4,8 @@
 #include <nanobind/nanobind.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -46,6 +48,9 @@ struct Region {
   /// Whether this side may read into it. Memory that is read only can be offered for reading.
   bool writable = true;
 };
+
+/// The regions of a channel, by number.
+using Regions = std::map<std::uint32_t, Region>;
 
 void bind_memory(nb::module_& module);
 

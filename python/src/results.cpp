@@ -79,7 +79,7 @@ nb::object to_python(const PeerInfo& peer) {
   const IntoPython calling;
   nb::list regions;
   for (const RemoteRegion& region : peer.regions) {
-    regions.append(type("RemoteRegion")(region.size, region.page_size, name_of(region.access)));
+    regions.append(type("RemoteRegion")(region.size, region.page_size, name_of(region.access), region.number));
   }
   return type("PeerInfo")(peer.id, peer.incarnation, peer.init_url, nb::tuple(regions), peer.path);
 }

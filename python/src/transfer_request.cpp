@@ -68,13 +68,14 @@ std::vector<LocalStride> strides_of(nb::handle given) {
   return strides;
 }
 
-std::vector<MutableBuffer> buffers_of(const Pages& pages, const std::vector<Region>& own, bool written) {
-  if (pages.region >= own.size()) {
+std::vector<MutableBuffer> buffers_of(const Pages& pages, const Regions& own, bool written) {
+  const auto found = own.find(pages.region);
+  if (found == own.end()) {
     throw wrong_value("Pages: there is no region " + std::to_string(pages.region) + ", the channel has " +
                       std::to_string(own.size()));
   }
-  const MemoryRegion& region = own[pages.region].described;
-  if (written && !own[pages.region].writable) {
+  const MemoryRegion& region = found->second.described;
+  if (written && !found->second.writable) {
     throw wrong_value("Pages: the memory of region " + std::to_string(pages.region) + " is read only");
   }
   const std::uint64_t count = region.page_count();
@@ -97,7 +98,7 @@ bool is_of_memory(nb::handle given) {
          !nb::isinstance<nb::str>(given) && !nb::hasattr(given, "__dlpack__");
 }
 
-std::vector<MutableBuffer> objects_of(nb::handle given, bool written, const std::vector<Region>& own,
+std::vector<MutableBuffer> objects_of(nb::handle given, bool written, const Regions& own,
                                       std::vector<nb::object>& kept) {
   if (nb::isinstance<Pages>(given)) {
     return buffers_of(nb::cast<const Pages&>(given), own, written);
@@ -162,7 +163,7 @@ TransferKind kind_of(std::string_view name) {
 }
 
 TransferRequest make_request(TransferKind kind, nb::handle objects, std::string peer_id, const nb::dict& spec,
-                             const std::vector<Region>& own, Operation& operation) {
+                             const Regions& own, Operation& operation) {
   const bool written = kind == TransferKind::read || kind == TransferKind::recv;
   TransferRequest request;
   request.kind = kind;

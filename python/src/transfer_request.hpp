@@ -19,7 +19,7 @@ namespace kvferry::python {
 /// @param own the channel's regions, for `Pages`.
 /// @throws nb::type_error, nb::value_error what can't be understood; Python's own exceptions.
 [[nodiscard]] TransferRequest make_request(TransferKind kind, nb::handle objects, std::string peer_id,
-                                           const nb::dict& spec, const std::vector<Region>& own, Operation& operation);
+                                           const nb::dict& spec, const Regions& own, Operation& operation);
 
 [[nodiscard]] TransferKind kind_of(std::string_view name);
 

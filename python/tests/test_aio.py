@@ -31,6 +31,9 @@ def test_operations_are_awaited(pair: Pair) -> None:
         await near.notify("far", b"k", 5)
         assert [n.payload for n in await far.receive_notifications(5, 1)] == [b"k"]
         await far.fence("near")
+        number = far.add_region(kvferry.Region(bytearray(PAGE), PAGE))
+        assert await near.batched_write([b"x"], "far", remote_indexes=[0], remote_region=number) == 1
+        await far.remove_region(number, 20)
         assert (await far.wait_peer_event()).kind == "connected"
         assert threading.active_count() == threads
         await near.disconnect("far")

@@ -10,7 +10,7 @@ from typing import Any
 import kvferry
 import msgspec
 import pytest
-from conftest import PAGE, PAGES, Pair
+from conftest import PAGE, PAGES, Pair, make_cache
 
 
 class Question(msgspec.Struct, tag="Question"):
@@ -119,7 +119,7 @@ def test_channels_meet_by_metadata(pair: Pair) -> None:
     with kvferry.TcpTransferChannel() as third:
         peer = third.connect("third", metadata)
         assert peer.id == "far"
-        assert peer.regions == (kvferry.RemoteRegion(PAGE * PAGES, PAGE, "read_write"),)
+        assert peer.regions == (kvferry.RemoteRegion(PAGE * PAGES, PAGE, "read_write", 0),)
         assert peer.regions[0].page_count == PAGES
         assert third.peer_info("far") == peer and third.peers() == [peer]
         assert third.remote_xfer_handler_exists("far")
@@ -138,6 +138,28 @@ def test_news_of_peers(pair: Pair) -> None:
 
 def test_a_fence_returns(pair: Pair) -> None:
     pair.far.fence("near", 20)
+
+
+def test_regions_come_and_go(pair: Pair) -> None:
+    more = make_cache()
+    held = weakref.ref(more)
+    number = pair.far.add_region(kvferry.Region(more, PAGE))
+    assert pair.near.batched_write(kvferry.Pages([3]), "far", remote_indexes=[0], remote_region=number) == 1
+    assert (more[0] == 3).all()
+    peer = pair.near.peer_info("far")
+    assert peer is not None and [region.number for region in peer.regions] == [0, number]
+    assert pair.far.get_local_mem_indices([more[2]], number) == [2]
+    del more
+    assert held() is not None
+    pair.far.remove_region(number, 20)
+    assert held() is None
+    with pytest.raises(kvferry.TransferError) as error:
+        pair.near.batched_write(kvferry.Pages([3]), "far", remote_indexes=[0], remote_region=number)
+    assert error.value.name == "region_gone"
+    with pytest.raises(kvferry.TransferError) as error:
+        pair.far.remove_region(number)
+    assert error.value.name == "region_gone"
+    assert pair.far.capabilities()["region_changes"]
 
 
 def test_facts_and_statistics(pair: Pair) -> None:

@@ -92,6 +92,10 @@ void require_inert(ForkedPair& parents) {
   REQUIRE(ec == errc::forked);
   channel.fence("decode", {}, ec);
   REQUIRE(ec == errc::forked);
+  (void)channel.add_region(channel.regions()[0], ec);
+  REQUIRE(ec == errc::forked);
+  channel.remove_region(0, {}, ec);
+  REQUIRE(ec == errc::forked);
   auto future = channel.async_batched_write(parents.prefill.pages(4), {.peer_id = "decode", .remote_indexes = pages},
                                             asio::use_future);
   REQUIRE(future.wait_for(long_enough) == std::future_status::ready);

@@ -41,7 +41,9 @@ class Host final : public kit::LinkHost {
   }
 
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {&region_, 1}; }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override {
+    return kit::RegionList::of({&region_, 1});
+  }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     notifications.push_back(std::move(payload));
     notification_keys.push_back(key);

@@ -34,7 +34,9 @@ class AwaitingHost final : public kit::LinkHost {
  public:
   AwaitingHost() { peer_.id = "peer"; }
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {}; }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override {
+    return kit::RegionList::of({});
+  }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte>, std::uint64_t) override { return false; }
   void when_abandoned(std::function<void()> drop) override { abandon = std::move(drop); }
   void link_failed(const kit::Link&, std::error_code) override {}

@@ -24,10 +24,18 @@ namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 /// A channel's side of a lane: regions, and the notifications that arrived.
 class Host final : public kit::LinkHost {
  public:
-  explicit Host(std::vector<MemoryRegion> regions) : regions_(std::move(regions)) { peer_.id = "peer"; }
+  explicit Host(const std::vector<MemoryRegion>& regions) : table(regions), told_regions_(table.now()) {
+    peer_.id = "peer";
+  }
 
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return regions_; }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override { return table.now(); }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> told_regions() const override { return told_regions_; }
+  [[nodiscard]] bool peer_region_added(const RemoteRegion& region) override {
+    peer_regions.push_back(region);
+    return peer_regions.size() <= peer_region_limit;
+  }
+  void peer_region_removed(std::uint32_t number) override { peer_regions_gone.push_back(number); }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     if (notifications.size() >= notification_limit) {
       return false;
@@ -65,10 +73,14 @@ class Host final : public kit::LinkHost {
   std::size_t memory_taken = 0;
   std::size_t most_memory_taken = 0;
   std::shared_ptr<kit::OperationRegistry> operations;
+  kit::RegionTable table;
+  std::vector<RemoteRegion> peer_regions;  ///< As they were heard of.
+  std::size_t peer_region_limit = 1024;
+  std::vector<std::uint32_t> peer_regions_gone;
 
  private:
   kit::PeerDescription peer_;
-  std::vector<MemoryRegion> regions_;
+  const std::shared_ptr<const kit::RegionList> told_regions_;
 };
 
 inline void fill(std::span<std::byte> memory, unsigned seed) {

@@ -24,7 +24,10 @@ class RoadHost final : public kit::LinkHost {
   explicit RoadHost(std::shared_ptr<kit::LinkHost> host) : host_(std::move(host)) {}
 
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return host_->peer(); }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return host_->local_regions(); }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override { return host_->local_regions(); }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> told_regions() const override { return host_->told_regions(); }
+  [[nodiscard]] bool peer_region_added(const RemoteRegion& region) override { return host_->peer_region_added(region); }
+  void peer_region_removed(std::uint32_t number) override { host_->peer_region_removed(number); }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     return host_->deliver_notification(std::move(payload), key);
   }

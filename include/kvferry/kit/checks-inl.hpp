@@ -4,19 +4,20 @@
 #include <kvferry/kit/checks.hpp>
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 
 #include <kvferry/error.hpp>
 
 #include <kvferry/detail/text.hpp>
 #include <kvferry/kit/blocks.hpp>
+#include <kvferry/kit/region_table.hpp>
 #include <kvferry/kit/tag_matcher.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
-/// A peer has a handful of regions; a handshake that claims more is not one.
-inline constexpr std::size_t max_regions = 1024;
+inline constexpr std::size_t max_regions = RegionTable::max_regions;
 
 KVFERRY_INLINE std::string text(std::uint64_t number) { return std::to_string(number); }
 
@@ -35,11 +36,17 @@ KVFERRY_INLINE bool supported(TransferKind kind, const Capabilities& capabilitie
 }
 
 /// Whether the peer has the region and lets this kind of transfer in.
-KVFERRY_INLINE Failure check_region(TransferKind kind, std::uint32_t number, const PeerDescription& peer) {
-  if (number >= peer.regions.size()) {
+/// @param region becomes the region.
+KVFERRY_INLINE Failure check_region(TransferKind kind, std::uint32_t number, const PeerDescription& peer,
+                                    const RemoteRegion*& region) {
+  region = find_region(peer.regions, number);
+  if (region == nullptr && number < peer.next_region) {
+    return {errc::region_gone, "the peer has removed its region " + text(number)};
+  }
+  if (region == nullptr) {
     return {errc::unknown_region, "remote region " + text(number) + ", the peer has " + text(peer.regions.size())};
   }
-  if (!allows(peer.regions[number].access, needed_access(kind))) {
+  if (!allows(region->access, needed_access(kind))) {
     return {errc::access_denied,
             "remote region " + text(number) + " does not allow peers to " + std::string(to_string(kind))};
   }
@@ -128,10 +135,9 @@ KVFERRY_INLINE Failure check_ranges_against_peer(const TransferRequest& request,
   for (std::size_t i = 0; i < request.remote_ranges.size(); ++i) {
     const RemoteRange& range = request.remote_ranges[i];
     if (region == nullptr || range.region != request.remote_ranges[i - 1].region) {
-      if (Failure failure = check_region(request.kind, range.region, peer)) {
+      if (Failure failure = check_region(request.kind, range.region, peer, region)) {
         return {failure.code, "object " + text(i) + ": " + failure.sentence};
       }
-      region = &peer.regions[range.region];
     }
     if (!lies_within(range, region->size)) {
       return {errc::range_out_of_bounds, describe(i, range) + "the region has " + text(region->size) + " bytes"};
@@ -147,13 +153,16 @@ KVFERRY_INLINE void check_regions(std::span<const MemoryRegion> regions) {
     throw TransferError(errc::invalid_region, text(regions.size()) + " regions, at most " + text(max_regions));
   }
   for (std::size_t i = 0; i < regions.size(); ++i) {
-    const MemoryRegion& region = regions[i];
-    if (region.data == nullptr || region.size == 0 || region.page_size == 0 || region.size % region.page_size != 0) {
-      throw TransferError(errc::invalid_region, "region " + text(i) + ": size " + text(region.size) +
-                                                    " bytes, page size " + text(region.page_size) + " bytes" +
-                                                    (region.data == nullptr ? ", null data" : "") +
-                                                    "; the size must be a positive multiple of the page size");
-    }
+    check_region(regions[i], "region " + text(i));
+  }
+}
+
+KVFERRY_INLINE void check_region(const MemoryRegion& region, const std::string& name) {
+  if (region.data == nullptr || region.size == 0 || region.page_size == 0 || region.size % region.page_size != 0) {
+    throw TransferError(errc::invalid_region, name + ": size " + text(region.size) + " bytes, page size " +
+                                                  text(region.page_size) + " bytes" +
+                                                  (region.data == nullptr ? ", null data" : "") +
+                                                  "; the size must be a positive multiple of the page size");
   }
 }
 
@@ -228,22 +237,23 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
 }
 
 KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
-                                          std::span<const MemoryRegion> paged) {
+                                          std::span<const LocalRegion> paged) {
   if (!request.one_sided() || request.objects.empty()) {
     return {};
   }
   if (!request.remote_ranges.empty()) {
     return check_ranges_against_peer(request, peer);
   }
-  if (Failure failure = check_region(request.kind, request.remote_region, peer)) {
+  const RemoteRegion* found = nullptr;
+  if (Failure failure = check_region(request.kind, request.remote_region, peer, found)) {
     return failure;
   }
-  const RemoteRegion& region = peer.regions[request.remote_region];
-  if (request.remote_region < paged.size() && paged[request.remote_region].page_size != region.page_size) {
+  const RemoteRegion& region = *found;
+  const LocalRegion* const own = find_region(paged, request.remote_region);
+  if (own != nullptr && own->page_size != region.page_size) {
     return {errc::page_size_mismatch, "remote region " + text(request.remote_region) + " has pages of " +
                                           text(region.page_size) + " bytes, this channel's region of that number of " +
-                                          text(paged[request.remote_region].page_size) +
-                                          "; byte ranges have no such condition"};
+                                          text(own->page_size) + "; byte ranges have no such condition"};
   }
   const std::uint64_t pages = region.page_count();
   const LocalBytes local(request);
@@ -292,7 +302,30 @@ KVFERRY_INLINE Failure check_handshake(const LocalFacts& local, const std::strin
   return {};
 }
 
-KVFERRY_INLINE std::vector<RegionTuple> describe_regions(std::span<const MemoryRegion> regions) {
+KVFERRY_INLINE Failure check_region_numbers(const std::string& peer, std::size_t regions,
+                                            const std::optional<std::vector<std::uint64_t>>& numbers,
+                                            const std::optional<std::uint64_t>& next) {
+  const std::string who = "peer " + in_quotes(peer) + ": ";
+  if (numbers && numbers->size() != regions) {
+    return {errc::invalid_region, who + text(numbers->size()) + " numbers for " + text(regions) + " regions"};
+  }
+  if (numbers) {
+    const auto wrong = std::ranges::adjacent_find(*numbers, std::greater_equal<>());
+    if (wrong != numbers->end()) {
+      return {errc::invalid_region, who + "region " + text(*(wrong + 1)) + " after region " + text(*wrong)};
+    }
+  }
+  const std::uint64_t least = numbers && !numbers->empty() ? numbers->back() + 1 : numbers ? 0 : regions;
+  const std::uint64_t given = next.value_or(least);
+  if (given < least || given > std::uint64_t{RegionTable::max_number} + 1 ||
+      (numbers && !numbers->empty() && least == 0)) {
+    return {errc::invalid_region, who + "its next region is number " + text(given) + ", at least " + text(least) +
+                                      " and at most " + text(std::uint64_t{RegionTable::max_number} + 1)};
+  }
+  return {};
+}
+
+KVFERRY_INLINE std::vector<RegionTuple> describe_regions(std::span<const LocalRegion> regions) {
   std::vector<RegionTuple> tuples;
   tuples.reserve(regions.size());
   for (const MemoryRegion& region : regions) {
@@ -305,7 +338,7 @@ KVFERRY_INLINE std::vector<RemoteRegion> read_regions(const std::vector<RegionTu
   std::vector<RemoteRegion> remote;
   remote.reserve(regions.size());
   for (const auto& [size, page_size, access] : regions) {
-    remote.push_back({size, page_size, static_cast<Access>(access)});
+    remote.push_back({size, page_size, static_cast<Access>(access), static_cast<std::uint32_t>(remote.size())});
   }
   return remote;
 }

@@ -3,9 +3,13 @@
 #ifndef KVFERRY_KIT_CHECKS_HPP
 #define KVFERRY_KIT_CHECKS_HPP
 
+#include <cstddef>
+#include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <kvferry/channel_options.hpp>
@@ -19,6 +23,8 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// @throws TransferError `errc::invalid_region`.
 void check_regions(std::span<const MemoryRegion> regions);
+/// @param name for the sentence. @throws TransferError `errc::invalid_region`.
+void check_region(const MemoryRegion& region, const std::string& name);
 
 /// Checks the id of a channel. @param whose what the sentence calls it.
 [[nodiscard]] Failure check_id(std::string_view id, std::string_view whose);
@@ -29,7 +35,7 @@ void check_regions(std::span<const MemoryRegion> regions);
 /// Checks a one-sided transfer against the peer's regions.
 /// @param paged own regions, whose page sizes those of the peer's must equal where pages are named by index.
 [[nodiscard]] Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
-                                         std::span<const MemoryRegion> paged);
+                                         std::span<const LocalRegion> paged);
 
 /// The facts that a peer's handshake must agree with.
 struct LocalFacts {
@@ -42,8 +48,40 @@ struct LocalFacts {
                                       const std::string& transport, std::uint64_t incarnation,
                                       const std::vector<RegionTuple>& regions);
 
-[[nodiscard]] std::vector<RegionTuple> describe_regions(std::span<const MemoryRegion> regions);
+/// Checks the numbers of a peer's regions, as its handshake has them.
+[[nodiscard]] Failure check_region_numbers(const std::string& peer, std::size_t regions,
+                                           const std::optional<std::vector<std::uint64_t>>& numbers,
+                                           const std::optional<std::uint64_t>& next);
+
+[[nodiscard]] std::vector<RegionTuple> describe_regions(std::span<const LocalRegion> regions);
+/// Of regions that are numbered as they come.
 [[nodiscard]] std::vector<RemoteRegion> read_regions(const std::vector<RegionTuple>& regions);
+
+/// Fills in what a handshake's message says of this channel's regions.
+template <class Message>
+void describe_regions(const RegionList& list, Message& message) {
+  message.regions = describe_regions(list.all());
+  message.region_numbers.reset();
+  message.next_region.reset();
+  if (list.next() != list.all().size()) {
+    std::vector<std::uint64_t> numbers;
+    for (const LocalRegion& region : list.all()) {
+      numbers.push_back(region.number);
+    }
+    message.region_numbers = std::move(numbers);
+    message.next_region = list.next();
+  }
+}
+
+/// Takes what a handshake's message, which has been checked, says of the peer's regions.
+template <class Message>
+void read_regions(const Message& message, PeerDescription& peer) {
+  peer.regions = read_regions(message.regions);
+  for (std::size_t i = 0; message.region_numbers && i < peer.regions.size(); ++i) {
+    peer.regions[i].number = static_cast<std::uint32_t>((*message.region_numbers)[i]);
+  }
+  peer.next_region = static_cast<std::uint32_t>(message.next_region.value_or(peer.regions.size()));
+}
 
 /// Why an operation can't begin on a connection that takes its sends and recvs by tag; no failure if it can.
 [[nodiscard]] KVFERRY_EXPORT Failure refusal_of(const Operation& operation);

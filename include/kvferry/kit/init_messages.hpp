@@ -60,6 +60,10 @@ struct InitQuestion {
   std::optional<std::uint64_t> timeout_ms;  ///< How long the sender's attempt lasts still.
   std::optional<bool> who;                  ///< Only who answers is asked, no connection wanted.
   std::optional<std::uint64_t> fenced_us;   ///< How long ago the sender's last fence of this peer was.
+  /// Of the regions, ascending. Not there: 0, 1, 2, ...
+  std::optional<std::vector<std::uint64_t>> region_numbers;
+  /// The number that the next region gets. Not there: the number of regions.
+  std::optional<std::uint64_t> next_region;
 
   static constexpr std::string_view side_message_type = "KvferryInitRequest";
   static constexpr auto side_message_fields() {
@@ -72,7 +76,9 @@ struct InitQuestion {
         side_message_field("init_url", &InitQuestion::init_url), side_message_field("regions", &InitQuestion::regions),
         side_message_field("endpoint", &InitQuestion::endpoint), side_message_field("secret", &InitQuestion::secret),
         side_message_field("timeout_ms", &InitQuestion::timeout_ms), side_message_field("who", &InitQuestion::who),
-        side_message_field("fenced_us", &InitQuestion::fenced_us));
+        side_message_field("fenced_us", &InitQuestion::fenced_us),
+        side_message_field("region_numbers", &InitQuestion::region_numbers),
+        side_message_field("next_region", &InitQuestion::next_region));
   }
 };
 
@@ -94,6 +100,8 @@ struct InitAnswer {
   std::optional<Bytes> secret;
   std::optional<std::uint64_t> timeout_ms;  ///< How long the answering side waits for its part of the attempt.
   std::optional<std::uint64_t> fenced_us;   ///< How long ago the answering side's last fence of this peer was.
+  std::optional<std::vector<std::uint64_t>> region_numbers;  ///< As in the question.
+  std::optional<std::uint64_t> next_region;                  ///< As in the question.
 
   static constexpr std::string_view side_message_type = "KvferryInitResponse";
   static constexpr auto side_message_fields() {
@@ -103,7 +111,9 @@ struct InitAnswer {
         side_message_field("incarnation", &InitAnswer::incarnation),
         side_message_field("regions", &InitAnswer::regions), side_message_field("endpoint", &InitAnswer::endpoint),
         side_message_field("secret", &InitAnswer::secret), side_message_field("timeout_ms", &InitAnswer::timeout_ms),
-        side_message_field("fenced_us", &InitAnswer::fenced_us));
+        side_message_field("fenced_us", &InitAnswer::fenced_us),
+        side_message_field("region_numbers", &InitAnswer::region_numbers),
+        side_message_field("next_region", &InitAnswer::next_region));
   }
 };
 

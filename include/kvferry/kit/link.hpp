@@ -17,6 +17,7 @@
 #include <kvferry/config.hpp>
 #include <kvferry/kit/blocking_wait.hpp>
 #include <kvferry/kit/operation.hpp>
+#include <kvferry/kit/region_list.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/side_message.hpp>
 
@@ -28,8 +29,9 @@ struct PeerDescription {
   std::uint64_t incarnation = 0;      ///< Drawn anew at each start of the peer's channel.
   std::string init_url;               ///< Where the peer answers handshakes; empty if nowhere.
   std::string reached_host;           ///< The address that answered this side's handshake; empty on the accepting side.
-  std::vector<RemoteRegion> regions;  ///< What the peer offers.
+  std::vector<RemoteRegion> regions;  ///< What the peer offers, ordered by number.
   std::string source = {};            ///< On the accepting side, where the handshake came from: see `Reply::source`.
+  std::uint32_t next_region = 0;      ///< Of smaller numbers that are not there, the regions have been removed.
 };
 
 /// A transport's connection to one peer, whatever it is made of: sockets, queue pairs.
@@ -83,6 +85,29 @@ class KVFERRY_EXPORT Link {
     return false;
   }
 
+  /// @name Regions that come and go: for transports with `Capabilities::region_changes`
+  /// @{
+
+  /// The channel has regions that the peer hasn't been told of (`LinkHost::local_regions`, and `told_regions` before the
+  /// first call): tells it, on each connection of the link, ahead of what is started here later. May be called when
+  /// there are none.
+  virtual void region_added() {}
+  /// The channel has taken a region back; `LinkHost::local_regions` doesn't have it any more. Tells the peer, and calls
+  /// `done` when nothing of the peer's can touch the region over this link: new accesses are answered with
+  /// `errc::region_gone`, those that had begun are over, and the peer has confirmed it; or the link has been shut. Exactly
+  /// once, from any thread, possibly within the call, perhaps with locks of the link's held.
+  /// @return false if the link can't ask: then nothing is called, and who wants to be sure shuts the link.
+  [[nodiscard]] virtual bool region_removed(std::uint32_t number, std::function<void()> done) {
+    (void)number;
+    (void)done;
+    return false;
+  }
+  /// Calls `done` when all has come that the peer had said of its regions before it was asked: `LinkHost` has been told
+  /// then. Never calls it when the link fails. What it calls may take locks, and doesn't call the link. The default
+  /// suits links whose peer answers a probe itself, behind the news of regions.
+  virtual void ask_regions(std::function<void()> done) { probe(std::move(done)); }
+  /// @}
+
   /// @name For a thread that would rather move the link's bytes than sleep while it waits
   /// @{
 
@@ -127,8 +152,19 @@ class KVFERRY_EXPORT LinkHost {
   virtual ~LinkHost() = default;
 
   [[nodiscard]] virtual const PeerDescription& peer() const noexcept = 0;
-  /// The channel's regions; to be touched only by links that have not been shut.
-  [[nodiscard]] virtual std::span<const MemoryRegion> local_regions() const noexcept = 0;
+  /// The channel's regions at this moment; never null. Their memory is to be touched only by links that have not been
+  /// shut, and for an access that began, with a list that wasn't outdated, before `Link::region_removed`.
+  [[nodiscard]] virtual std::shared_ptr<const RegionList> local_regions() const = 0;
+  /// The regions that the peer knows from the handshake.
+  [[nodiscard]] virtual std::shared_ptr<const RegionList> told_regions() const { return local_regions(); }
+  /// The peer offers one more region. What has been heard before, on another connection of the link, changes nothing.
+  /// @return false if the peer has more than it may: it breaks the protocol.
+  [[nodiscard]] virtual bool peer_region_added(const RemoteRegion& region) {
+    (void)region;
+    return true;
+  }
+  /// The peer has taken a region back. Likewise.
+  virtual void peer_region_removed(std::uint32_t number) { (void)number; }
   /// Hands a notification to the channel's user. @param key as in `TransferRequest::notification_key`. @return false if the
   /// queue is full.
   [[nodiscard]] virtual bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) = 0;

@@ -126,18 +126,28 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
 }
 
 KVFERRY_INLINE void OperationRegistry::when_writes_ended(std::string_view peer_id, std::function<void()> done) {
-  const std::lock_guard lock(mutex_);
-  when_ended({std::string(peer_id), true, last_number_, 0, std::move(done)});
+  when_ended(
+      [peer_id = std::string(peer_id)](const TransferRequest& request) {
+        return request.kind == TransferKind::write && request.peer_id == peer_id;
+      },
+      std::move(done));
 }
 
 KVFERRY_INLINE void OperationRegistry::when_operations_ended(std::string_view peer_id, std::uint64_t last_number,
                                                              std::function<void()> done) {
   const std::lock_guard lock(mutex_);
-  when_ended({std::string(peer_id), false, last_number, 0, std::move(done)});
+  await({[peer_id = std::string(peer_id)](const TransferRequest& request) { return request.peer_id == peer_id; },
+         last_number, 0, std::move(done)});
+}
+
+KVFERRY_INLINE void OperationRegistry::when_ended(std::function<bool(const TransferRequest&)> concerned,
+                                                  std::function<void()> done) {
+  const std::lock_guard lock(mutex_);
+  await({std::move(concerned), last_number_, 0, std::move(done)});
 }
 
 /// With the lock held.
-KVFERRY_INLINE void OperationRegistry::when_ended(Awaited awaited) {
+KVFERRY_INLINE void OperationRegistry::await(Awaited awaited) {
   awaited.left = static_cast<std::size_t>(
       std::ranges::count_if(pending_, [&](const auto& entry) { return awaited.concerns(entry.second); }));
   if (awaited.left == 0) {
@@ -148,13 +158,18 @@ KVFERRY_INLINE void OperationRegistry::when_ended(Awaited awaited) {
 }
 
 KVFERRY_INLINE std::uint64_t OperationRegistry::stop(std::string_view peer_id, std::error_code cause) {
+  return stop([peer_id](const TransferRequest& request) { return request.peer_id == peer_id; }, cause);
+}
+
+KVFERRY_INLINE std::uint64_t OperationRegistry::stop(const std::function<bool(const TransferRequest&)>& concerned,
+                                                     std::error_code cause) {
   std::vector<std::shared_ptr<Operation>> stopped;
   std::uint64_t last_number = 0;
   {
     const std::lock_guard lock(mutex_);
     last_number = last_number_;
     for (const auto& [key, entry] : pending_) {
-      if (entry.operation->request().peer_id == peer_id) {
+      if (concerned(entry.operation->request())) {
         stopped.push_back(entry.operation);
       }
     }

@@ -87,9 +87,15 @@ class OperationRegistry {
   void when_writes_ended(std::string_view peer_id, std::function<void()> done);
   /// As above, of all operations with the peer up to a number.
   void when_operations_ended(std::string_view peer_id, std::uint64_t last_number, std::function<void()> done);
+  /// As `when_writes_ended`, of all operations that have been added by now and `concerned` holds for. It is asked with the
+  /// registry's lock held.
+  void when_ended(std::function<bool(const TransferRequest&)> concerned, std::function<void()> done);
   /// Asks all operations with a peer that have been added by now to stop.
   /// @return the number of the last one: handlers may start others meanwhile.
   std::uint64_t stop(std::string_view peer_id, std::error_code cause);
+  /// Asks all pending operations that `concerned` holds for to stop.
+  /// @return as above.
+  std::uint64_t stop(const std::function<bool(const TransferRequest&)>& concerned, std::error_code cause);
 
   /// For what an operation waits that has no link. `describe` is set before there are operations.
   void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
@@ -115,21 +121,18 @@ class OperationRegistry {
   };
   std::unordered_map<const Operation*, Entry> pending_;
   std::uint64_t last_number_ = 0;
-  /// Who waits for the operations with a peer up to a number, or the writes among them, and how many there still are.
+  /// Who waits for certain operations up to a number, and how many there still are.
   struct Awaited {
-    std::string peer_id;
-    bool writes_only = false;
+    std::function<bool(const TransferRequest&)> concerned;
     std::uint64_t last_number = 0;
     std::size_t left = 0;
     std::function<void()> done;
 
     [[nodiscard]] bool concerns(const Entry& entry) const {
-      const TransferRequest& request = entry.operation->request();
-      return entry.number <= last_number && request.peer_id == peer_id &&
-             (!writes_only || request.kind == TransferKind::write);
+      return entry.number <= last_number && concerned(entry.operation->request());
     }
   };
-  void when_ended(Awaited awaited);
+  void await(Awaited awaited);
   std::vector<Awaited> awaited_;
   bool closed_ = false;
 };

@@ -71,6 +71,7 @@ struct PeerDirectory::Attempt {
   bool awaited = false;              ///< This side dials as well, if it takes long.
 
   // Of a dial
+  std::shared_ptr<const RegionList> told_regions;  ///< With the question.
   std::shared_ptr<Dial> dial;
   SideMessage question;
   bool yielded = false;     ///< Told by the peer that its own dial counts.
@@ -110,7 +111,12 @@ struct PeerDirectory::Peer {
   std::vector<Attempt> candidates;  ///< Dials of those who may be the peer anew; the oldest first.
 
   std::shared_ptr<Link> link;
-  std::shared_ptr<const PeerDescription> description;  ///< Of the latest link; null if there never was one.
+  const Host* host = nullptr;  ///< Of the latest link. To be compared only: it may be gone.
+  /// Of the latest link, with the news of regions since; null if there never was one.
+  std::shared_ptr<const PeerDescription> description;
+  bool asks_regions = false;  ///< On the link. Operations wait for the answer, or for that to the next question.
+  std::vector<std::shared_ptr<Operation>> region_askers;
+  std::vector<std::shared_ptr<Operation>> next_region_askers;
   Instance instance;                                   ///< Likewise.
   std::uint64_t instances = 0;                         ///< How many different ones there were.
   std::uint64_t acknowledged_instance = 0;
@@ -162,16 +168,29 @@ struct PeerDirectory::Expiry final : Expirable {
 
 class PeerDirectory::Host final : public LinkHost {
  public:
-  Host(PeerDirectory& directory, PeerDescription peer)
+  /// @param told the regions that the peer is told of by the handshake.
+  Host(PeerDirectory& directory, PeerDescription peer, std::shared_ptr<const RegionList> told)
       : directory_(directory.weak_from_this()),
         notifications_(directory.notifications_),
         operations_(directory.operations_),
         posted_(directory.posted_),
-        regions_(directory.options_.regions),
+        regions_(directory.regions_),
+        told_regions_(std::move(told)),
         peer_(std::make_shared<const PeerDescription>(std::move(peer))) {}
 
   [[nodiscard]] const PeerDescription& peer() const noexcept override { return *peer_; }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return regions_; }
+  [[nodiscard]] std::shared_ptr<const RegionList> local_regions() const override { return regions_->now(); }
+  [[nodiscard]] std::shared_ptr<const RegionList> told_regions() const override { return told_regions_; }
+
+  [[nodiscard]] bool peer_region_added(const RemoteRegion& region) override {
+    const auto directory = directory_.lock();
+    return !directory || directory->region_added(peer_->id, *this, region);
+  }
+  void peer_region_removed(std::uint32_t number) override {
+    if (const auto directory = directory_.lock()) {
+      directory->region_removed(peer_->id, *this, number);
+    }
+  }
 
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     return notifications_->push({peer_->id, std::move(payload), peer_->incarnation, key});
@@ -206,7 +225,8 @@ class PeerDirectory::Host final : public LinkHost {
   const std::shared_ptr<NotificationQueue> notifications_;
   const std::shared_ptr<OperationRegistry> operations_;
   PostedMemory::Share posted_;
-  const std::vector<MemoryRegion> regions_;
+  const std::shared_ptr<const RegionTable> regions_;
+  const std::shared_ptr<const RegionList> told_regions_;
   const std::shared_ptr<const PeerDescription> peer_;
   std::atomic<bool> failed_{false};
   Abandonment abandonment_;

@@ -108,14 +108,14 @@ KVFERRY_INLINE bool PeerDirectory::is_current(const std::string& peer_id, std::u
 }
 
 KVFERRY_INLINE InitQuestion PeerDirectory::question_to(const Peer& peer, const std::string& local_id,
-                                                       const std::string& url) const {
+                                                       const std::string& url, const RegionList& regions) const {
   InitQuestion question;
   question.transport = hooks_.name;
   question.sender_id = local_id;
   question.receiver_id = peer.id;
   question.incarnation = incarnation_;
   question.init_url = own_init_url_;
-  question.regions = describe_regions(options_.regions);
+  describe_regions(regions, question);
   question.secret = own_secret(peer, url);
   question.fenced_us = time_since_fence(peer);
   return question;
@@ -153,7 +153,8 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   made.told_again = once_more;
   const std::uint64_t attempt = made.number;
   const std::string peer_id = peer.id;
-  InitQuestion question = question_to(peer, local_id, url);
+  made.told_regions = regions_->now();
+  InitQuestion question = question_to(peer, local_id, url, *made.told_regions);
   made.instance.own_secret = *question.secret;
   made.told_at = Clock::now();
   const std::string question_url = url;  // the peer may be gone when it is asked
@@ -292,8 +293,9 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
       set_deadline(answered, until);
     }
   }
-  auto host = std::make_shared<Host>(
-      *this, PeerDescription{peer_id, answer.incarnation, answered.url, reached_address, read_regions(answer.regions)});
+  PeerDescription described{peer_id, answer.incarnation, answered.url, reached_address, {}};
+  read_regions(answer, described);
+  auto host = std::make_shared<Host>(*this, std::move(described), answered.told_regions);
   const auto dial = answered.dial;
   const auto deadline = answered.deadline;
   lock.unlock();
@@ -321,6 +323,9 @@ KVFERRY_INLINE InitAnswer PeerDirectory::read_answer(const std::string& peer_id,
     failure = check_handshake({hooks_.name, incarnation_}, peer_id, answer.version, answer.transport,
                               answer.incarnation, answer.regions);
   }
+  if (!failure) {
+    failure = check_region_numbers(peer_id, answer.regions.size(), answer.region_numbers, answer.next_region);
+  }
   return answer;
 }
 
@@ -341,8 +346,11 @@ KVFERRY_INLINE Failure PeerDirectory::check(const InitQuestion& question, const 
       return {ec, "peer " + in_quotes(question.sender_id) + ": init url " + in_quotes(question.init_url)};
     }
   }
-  return check_handshake({hooks_.name, incarnation_}, question.sender_id, question.version, question.transport,
-                         question.incarnation, question.regions);
+  Failure failure = check_handshake({hooks_.name, incarnation_}, question.sender_id, question.version,
+                                    question.transport, question.incarnation, question.regions);
+  return failure ? failure
+                 : check_region_numbers(question.sender_id, question.regions.size(), question.region_numbers,
+                                        question.next_region);
 }
 
 KVFERRY_INLINE void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply reply) {
@@ -356,17 +364,18 @@ KVFERRY_INLINE void PeerDirectory::answer(const SideMessage& message, HandshakeS
   take(std::move(question), std::move(reply));
 }
 
-KVFERRY_INLINE InitAnswer PeerDirectory::describe_self() const {
+KVFERRY_INLINE InitAnswer PeerDirectory::describe_self(const RegionList& regions) const {
   InitAnswer answer;
   answer.transport = hooks_.name;
   answer.incarnation = incarnation_;
-  answer.regions = describe_regions(options_.regions);
+  describe_regions(regions, answer);
   return answer;
 }
 
 KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply,
                                           Lock& lock) {
-  InitAnswer answer = describe_self();
+  const auto told_regions = regions_->now();
+  InitAnswer answer = describe_self(*told_regions);
   const bool known = peer.instance.shown_by(question.incarnation, question.secret);
   const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation;
   // Who has accepted this side's dial awaits its connection. Whoever else says that he is he isn't, or may wait as well.
@@ -398,9 +407,9 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   const std::uint64_t number = attempt.number;
   answer.secret = attempt.instance.own_secret;
   const std::string source = reply.source();
-  const auto host = std::make_shared<Host>(
-      *this,
-      PeerDescription{question.sender_id, question.incarnation, told_url, {}, read_regions(question.regions), source});
+  PeerDescription described{question.sender_id, question.incarnation, told_url, {}, {}, source};
+  read_regions(question, described);
+  const auto host = std::make_shared<Host>(*this, std::move(described), told_regions);
   attempt.acceptance = host;
   std::optional<std::string> displaced;
   std::uint64_t displaced_number = 0;
@@ -553,6 +562,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
   bool accepting = false;
   Displaced displaced;
   std::shared_ptr<Link> made;
+  std::vector<std::shared_ptr<Operation>> askers;
   Failure failed;
   {
     const Lock lock(mutex_);
@@ -612,7 +622,9 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       // Also one that has failed, and is being shut by whoever noticed: not before nothing is received on it any more is
       // the peer to start anything on the new one.
       replaced = links_but(link, peer_id);
+      askers = take_askers(*peer);
       peer->link = std::move(link);
+      peer->host = host.get();
       peer->description = host->description();
       peer->url = with_zone_of(peer->url, seen_at);
       peer->state = Peer::State::handing_over;
@@ -649,6 +661,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
     fail_attempt(peer_id, number, failed);
   }
   hand_over(peer_id, published);
+  route_later(std::move(askers), Routed::has_waited);
 }
 
 }  // namespace kvferry::kit

@@ -41,13 +41,12 @@ KVFERRY_INLINE void take_leave(std::vector<std::shared_ptr<Link>> links) {
 
 }  // namespace internal
 
-KVFERRY_INLINE PeerDirectory::PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation,
-                                            TransportHooks hooks, std::shared_ptr<DeadlineQueue> deadlines,
-                                            std::shared_ptr<NotificationQueue> notifications,
-                                            std::shared_ptr<PeerEvents> events,
-                                            std::shared_ptr<OperationRegistry> operations,
-                                            std::shared_ptr<Logger> logger)
+KVFERRY_INLINE PeerDirectory::PeerDirectory(
+    const ChannelOptions& options, std::shared_ptr<RegionTable> regions, std::uint64_t incarnation,
+    TransportHooks hooks, std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
+    std::shared_ptr<PeerEvents> events, std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger)
     : options_(options),
+      regions_(std::move(regions)),
       incarnation_(incarnation),
       hooks_(std::move(hooks)),
       deadlines_(std::move(deadlines)),
@@ -225,9 +224,12 @@ KVFERRY_INLINE Failure PeerDirectory::acknowledge(const std::string& peer_id, st
   return {};
 }
 
-KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation) { route(operation, false); }
+KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation) {
+  route(operation, Routed::anew);
+}
 
-KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, bool has_waited) {
+KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, Routed how) {
+  const bool has_waited = how != Routed::anew;
   const TransferRequest& request = operation->request();
   Lock lock(mutex_);
   if (operation->finished()) {
@@ -257,7 +259,7 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
       if (failure || !self) {
         operation->finish(self ? failure.code : errc::closed, failure.sentence);
       } else if (!operation->stop_cause()) {
-        self->route(operation, true);
+        self->route(operation, Routed::has_waited);
       }
     };
     wait(peer, {operation->deadline(), tell, [operation] { return operation->finished(); }}, lock);
@@ -281,10 +283,13 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
                       "the peer fenced its memory off when this had been started, and waited for a connection");
     return;
   }
-  const std::span<const MemoryRegion> paged = options_.require_equal_page_sizes
-                                                  ? std::span<const MemoryRegion>(options_.regions)
-                                                  : std::span<const MemoryRegion>();
+  const auto own = options_.require_equal_page_sizes ? regions_->now() : nullptr;
+  const auto paged = own ? std::span<const LocalRegion>(own->all()) : std::span<const LocalRegion>();
   if (Failure failure = check_against_peer(request, *description, paged)) {
+    if (failure.code == errc::unknown_region && how != Routed::has_asked && hooks_.region_changes) {
+      ask_for_regions(operation, link);
+      return;
+    }
     operation->finish(failure.code, std::move(failure.sentence));
     return;
   }
@@ -325,6 +330,7 @@ KVFERRY_INLINE void PeerDirectory::hand_over(const std::string& peer_id, const L
 
 KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, std::error_code cause) {
   std::shared_ptr<Link> dropped;
+  std::vector<std::shared_ptr<Operation>> askers;
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
@@ -333,6 +339,7 @@ KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const
     }
     Peer& peer = it->second;
     dropped = std::move(peer.link);
+    askers = take_askers(peer);
     stranger_links_.leave(peer_id);
     peer.last_failure = {cause, "the connection to the peer was lost: " + cause.message()};
     peer.state = Peer::State::unconnected;
@@ -344,6 +351,7 @@ KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const
   const auto level = cause == errc::peer_closed ? LogLevel::info : LogLevel::warning;
   logger_->log(level, "peer_lost", peer_id, cause,
                [&] { return "the connection " + dropped->path() + " was lost: " + cause.message(); });
+  route_later(std::move(askers), Routed::has_waited);
 }
 
 KVFERRY_INLINE PeerInfo PeerDirectory::describe(const Peer& peer) {
@@ -382,6 +390,21 @@ KVFERRY_INLINE std::vector<PeerInfo> PeerDirectory::infos() const {
     infos[i].path = links[i]->path_with_remark();
   }
   return infos;
+}
+
+KVFERRY_INLINE std::optional<std::vector<std::pair<std::string, std::shared_ptr<Link>>>> PeerDirectory::all_links()
+    const {
+  std::vector<std::pair<std::string, std::shared_ptr<Link>>> links;
+  const Lock lock(mutex_);
+  if (closed_) {
+    return std::nullopt;
+  }
+  for (const Published& published : links_) {
+    if (auto link = published.link.lock()) {
+      links.emplace_back(published.peer_id, std::move(link));
+    }
+  }
+  return links;
 }
 
 KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {

@@ -32,6 +32,7 @@
 #include <kvferry/kit/peer_counters.hpp>
 #include <kvferry/kit/peer_events.hpp>
 #include <kvferry/kit/posted_memory.hpp>
+#include <kvferry/kit/region_table.hpp>
 #include <kvferry/kit/stranger_links.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -39,6 +40,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// The transport's functions that the directory calls.
 struct TransportHooks {
   std::string name;
+  bool region_changes = false;  ///< As `Capabilities::region_changes`.
   std::function<std::unique_ptr<Dial>(const std::string& peer_id)> dial;
   std::function<Bytes(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler)> accept;
   std::function<bool(const std::string& source, std::size_t bytes, std::function<void()> answer)> run_accept;
@@ -65,10 +67,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
     std::function<bool()> over;
   };
 
-  PeerDirectory(const ChannelOptions& options, std::uint64_t incarnation, TransportHooks hooks,
-                std::shared_ptr<DeadlineQueue> deadlines, std::shared_ptr<NotificationQueue> notifications,
-                std::shared_ptr<PeerEvents> events, std::shared_ptr<OperationRegistry> operations,
-                std::shared_ptr<Logger> logger);
+  PeerDirectory(const ChannelOptions& options, std::shared_ptr<RegionTable> regions, std::uint64_t incarnation,
+                TransportHooks hooks, std::shared_ptr<DeadlineQueue> deadlines,
+                std::shared_ptr<NotificationQueue> notifications, std::shared_ptr<PeerEvents> events,
+                std::shared_ptr<OperationRegistry> operations, std::shared_ptr<Logger> logger);
   PeerDirectory(const PeerDirectory&) = delete;
   PeerDirectory& operator=(const PeerDirectory&) = delete;
   ~PeerDirectory();
@@ -120,6 +122,11 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// Takes leave of a peer: its operations and attempts to connect are cancelled, its links shut.
   /// @param then called once, within the call or on a thread of the channel's, when that is done.
   void disconnect(const std::string& peer_id, std::function<void(std::error_code)> then);
+  /// All links that have been handed over and not ended, whether or not they are a peer's link in use, each with its
+  /// peer's id; nothing if the directory is closed.
+  [[nodiscard]] std::optional<std::vector<std::pair<std::string, std::shared_ptr<Link>>>> all_links() const;
+  /// Has all links tell their peers of regions that have been added.
+  void tell_of_regions();
   /// Shuts a link as if it had failed by itself.
   void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
   [[nodiscard]] HandshakeStats handshakes() const;
@@ -141,7 +148,13 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   using Lock = std::unique_lock<std::mutex>;
 
   // The table (peer_directory.cpp)
-  void route(const std::shared_ptr<Operation>& operation, bool has_waited);
+  /// How an operation comes to be routed.
+  enum class Routed {
+    anew,
+    has_waited,  ///< For a connection.
+    has_asked,   ///< The peer, for its regions.
+  };
+  void route(const std::shared_ptr<Operation>& operation, Routed how);
   void wait(Peer& peer, Waiter waiter, Lock& lock);
   /// @param named by this channel's user: such peers and strangers are counted apart, and neither displace the others.
   [[nodiscard]] Peer* find_or_add(const std::string& peer_id, bool named);
@@ -155,6 +168,16 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
   [[nodiscard]] std::vector<std::shared_ptr<Link>> links_but(const std::shared_ptr<Link>& kept,
                                                              const std::string& peer_id) const;
+
+  // Peers' regions (peer_regions.cpp)
+  [[nodiscard]] bool region_added(const std::string& peer_id, const Host& host, const RemoteRegion& region);
+  void region_removed(const std::string& peer_id, const Host& host, std::uint32_t number);
+  void ask_for_regions(const std::shared_ptr<Operation>& operation, const std::shared_ptr<Link>& link);
+  void regions_known(const std::string& peer_id, const Link* link);
+  /// With the lock held. @return operations that waited to hear of the peer's regions; to be routed again.
+  [[nodiscard]] static std::vector<std::shared_ptr<Operation>> take_askers(Peer& peer);
+  /// On a thread of the channel's, without locks.
+  void route_later(std::vector<std::shared_ptr<Operation>> operations, Routed how);
 
   // Attempts to connect (peer_attempts.cpp)
   void start_dial(Peer& peer, Lock& lock);
@@ -194,9 +217,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
                                          std::shared_ptr<Dial> dial);
   [[nodiscard]] Peer* current(const std::string& peer_id, std::uint64_t attempt);
   [[nodiscard]] bool is_current(const std::string& peer_id, std::uint64_t attempt);
-  [[nodiscard]] InitQuestion question_to(const Peer& peer, const std::string& local_id, const std::string& url) const;
+  [[nodiscard]] InitQuestion question_to(const Peer& peer, const std::string& local_id, const std::string& url,
+                                         const RegionList& regions) const;
   [[nodiscard]] InitAnswer read_answer(const std::string& peer_id, const SideMessage& message, Failure& failure) const;
-  [[nodiscard]] InitAnswer describe_self() const;
+  [[nodiscard]] InitAnswer describe_self(const RegionList& regions) const;
   [[nodiscard]] Bytes own_secret(const Peer& peer, const std::string& url) const;
   /// @param key of who asks; empty without keys.
   [[nodiscard]] Failure check(const InitQuestion& question, const std::string& key) const;
@@ -248,6 +272,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
                     std::uint64_t incarnation, std::uint64_t number, Failure failure, const SideMessage& message);
 
   const ChannelOptions& options_;
+  const std::shared_ptr<RegionTable> regions_;
   const std::uint64_t incarnation_;
   const TransportHooks hooks_;
   const std::shared_ptr<DeadlineQueue> deadlines_;

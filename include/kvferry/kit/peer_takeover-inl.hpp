@@ -30,7 +30,7 @@ KVFERRY_INLINE void PeerDirectory::take(InitQuestion question, HandshakeService:
   const auto it = peers_.find(question.sender_id);
   const bool known = it != peers_.end() && it->second.instance.shown_by(question.incarnation, question.secret);
   if (question.who.value_or(false) && !closed_) {
-    InitAnswer answer = describe_self();
+    InitAnswer answer = describe_self(*regions_->now());
     answer.status = InitAnswer::here;
     if (known) {
       answer.secret = it->second.instance.own_secret;
@@ -231,7 +231,7 @@ KVFERRY_INLINE bool PeerDirectory::ask_as_known(const std::string& peer_id, std:
 
 KVFERRY_INLINE void PeerDirectory::ask_who(Peer& peer, const std::string& local_id, const std::string& url,
                                            std::uint64_t incarnation, Waiter waiter, Lock& lock) {
-  InitQuestion question = question_to(peer, local_id, url);
+  InitQuestion question = question_to(peer, local_id, url, *regions_->now());
   question.who = true;
   const auto deadline = waiter.deadline + longer_than_the_call;
   const std::uint64_t number = ++last_number_;

@@ -48,6 +48,8 @@ class Road {
                              LinkHandler on_link) {
     return channel_->accept(std::move(host), remote_endpoint, deadline, std::move(on_link));
   }
+  /// May refuse the region; keeps nothing of it.
+  void register_region(const LocalRegion& region) { channel_->register_region(region); }
   /// After all links have been shut.
   void stop_listening() { channel_->close(); }
 

@@ -12,8 +12,9 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// of any kind. It is what travels on TCP's data connections (docs/wire_protocol.md), so its functions are in the component
 /// `tcp`.
 ///
-/// A link hands it operations (`start`, `stop`, `probe`, `fence`), has it queue frames (`fill`), sends the bytes of
-/// `out().front(...)` and reports them (`sent`), receives to where `reader().prepare(...)` says - or throws
+/// A link hands it operations (`start`, `stop`), passes on what it is asked (`probe`, `fence`, `region_added`,
+/// `region_removed`), calls `region_added` once itself before it sends anything, has it queue frames (`fill`), sends the
+/// bytes of `out().front(...)` and reports them (`sent`), receives to where `reader().prepare(...)` says - or throws
 /// `reader().discardable()` bytes away - and reports these (`received`). It ends the operations; when the stream breaks
 /// they end by `fail`. After `received`, if `take_fence()` holds, the link calls `answer_fence` when
 /// `LinkHost::when_writes_ended` says so, which must not be within that call.
@@ -23,8 +24,8 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// sends can't make the protocol's memory grow without bound; what breaks the rules is an error of `received`, and
 /// `violation()` says how.
 ///
-/// Thread safety: one thread at a time, but for `used`. It calls `Operation::finish`, the functions given to `probe`
-/// and `fence`, and `LinkHost` (notifications, memory), and expects no call back meanwhile.
+/// Thread safety: one thread at a time, but for `used`. It calls `Operation::finish`, the functions given to `probe`,
+/// `fence` and `region_removed`, and `LinkHost` (notifications, memory, regions), and expects no call back meanwhile.
 using StreamProtocol = tcp::LaneProtocol;
 
 /// What a transport can do whose links use it.
@@ -35,6 +36,7 @@ inline constexpr Capabilities stream_capabilities{.send_recv = true,
                                                   .ranges = true,
                                                   .unregistered_objects = true,
                                                   .checksums = true,
+                                                  .region_changes = true,
                                                   .max_notification_bytes = tcp::max_notification_bytes};
 
 }  // namespace kvferry::kit

@@ -35,6 +35,8 @@
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_directory.hpp>
 #include <kvferry/kit/peer_metadata.hpp>
+#include <kvferry/kit/region_removals.hpp>
+#include <kvferry/kit/region_table.hpp>
 #include <kvferry/kit/road.hpp>
 #include <kvferry/kit/side_message_queue.hpp>
 
@@ -114,6 +116,7 @@ class TransferChannelKit::Impl {
       : options(std::move(given)), incarnation(is_road() ? options.road_of->incarnation : random_incarnation()) {
     occupy_standard_descriptors();
     check_regions(options.regions);
+    regions = std::make_shared<RegionTable>(options.regions);
     if (!options.advertised_init_url.empty()) {
       (void)parse_url(options.advertised_init_url);
     }
@@ -236,6 +239,8 @@ class TransferChannelKit::Impl {
   asio::any_io_executor executor;
   std::shared_ptr<DeadlineQueue> deadlines;
   std::shared_ptr<OperationRegistry> operations;
+  std::shared_ptr<RegionTable> regions;
+  std::shared_ptr<RegionRemovals> removals;
   std::shared_ptr<InitExchanges> exchanges;
   std::shared_ptr<NotificationQueue> notifications;
   std::shared_ptr<PeerEvents> events_of_peers;
@@ -317,10 +322,13 @@ KVFERRY_INLINE void TransferChannelKit::start() {
     return;
   }
   impl_->logger->set_transport(transport());
+  impl_->removals = std::make_shared<RegionRemovals>(impl_->regions, impl_->operations, impl_->deadlines,
+                                                     impl_->executor, region_forgetter());
   impl_->peers = std::make_shared<PeerDirectory>(
-      impl_->options, impl_->incarnation,
+      impl_->options, impl_->regions, impl_->incarnation,
       TransportHooks{
-          std::string(transport()), [this](const std::string& peer_id) { return dial(peer_id); },
+          std::string(transport()), capabilities().region_changes,
+          [this](const std::string& peer_id) { return dial(peer_id); },
           [this](std::shared_ptr<LinkHost> host, const Bytes& endpoint, Clock::time_point deadline,
                  LinkHandler on_link) { return accept(std::move(host), endpoint, deadline, std::move(on_link)); },
           [this](const std::string& source, std::size_t bytes, std::function<void()> answer) {
@@ -397,9 +405,7 @@ KVFERRY_INLINE asio::any_io_executor TransferChannelKit::get_executor() const {
   return inherited() ? executor_of_forked_child() : impl_->executor;
 }
 
-KVFERRY_INLINE std::span<const MemoryRegion> TransferChannelKit::regions() const noexcept {
-  return impl_->options.regions;
-}
+KVFERRY_INLINE std::vector<LocalRegion> TransferChannelKit::regions() const { return impl_->regions->now()->all(); }
 
 KVFERRY_INLINE std::string TransferChannelKit::peer_init_url() const { return impl_->advertised; }
 
@@ -696,6 +702,44 @@ KVFERRY_INLINE void TransferChannelKit::start_fence(std::string peer_id,
                           }
                         });
                       });
+}
+
+KVFERRY_INLINE std::uint32_t TransferChannelKit::run_add_region(const MemoryRegion& region) {
+  if (inherited()) {
+    std::string why;
+    say_forked(&why);
+    throw TransferError(errc::forked, why);
+  }
+  if (impl_->closed) {
+    throw TransferError(errc::closed, "add_region: the channel is closed");
+  }
+  if (!capabilities().region_changes) {
+    return BaseTransferChannel::run_add_region(region);
+  }
+  check_region(region, "the region");
+  const std::uint32_t number =
+      impl_->regions->add(region, [this](const LocalRegion& added) { register_region(added); });
+  impl_->peers->tell_of_regions();
+  return number;
+}
+
+KVFERRY_INLINE void TransferChannelKit::start_remove_region(std::uint32_t number,
+                                                            std::optional<std::chrono::milliseconds> timeout,
+                                                            RemoveRegionCompletion completion) {
+  if (inherited()) {
+    completion(errc::forked);
+    return;
+  }
+  if (impl_->closed) {
+    completion(errc::closed);
+    return;
+  }
+  if (!capabilities().region_changes) {
+    BaseTransferChannel::start_remove_region(number, timeout, std::move(completion));
+    return;
+  }
+  impl_->removals->remove(number, deadline_after(timeout.value_or(impl_->options.default_timeout)),
+                          std::move(completion), impl_->peers);
 }
 
 KVFERRY_INLINE void TransferChannelKit::close() {

@@ -43,7 +43,7 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   ~TransferChannelKit() override;
 
   [[nodiscard]] asio::any_io_executor get_executor() const override;
-  [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept override;
+  [[nodiscard]] std::vector<LocalRegion> regions() const override;
   [[nodiscard]] std::string peer_init_url() const override;
   [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override;
   [[nodiscard]] std::vector<PeerInfo> peers() const override;
@@ -94,6 +94,15 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
 
   /// Called once by `close()` after all links are shut: stop listening for data.
   virtual void stop_listening() {}
+
+  /// Makes a region that is being added ready for peers: registers it, or refuses it. Called on the thread that adds it, one
+  /// at a time; links don't know the region before it has returned. Not called for the regions that the channel was made
+  /// with. @throws TransferError then there is no such region.
+  virtual void register_region(const LocalRegion& region) { (void)region; }
+  /// Called once, by `start`. @return what is called with a region's number when it has been removed and nothing uses it
+  ///   any more, before the removal ends: on any thread, without locks, perhaps after the channel is closed or gone. Null:
+  ///   there is nothing to be done.
+  [[nodiscard]] virtual std::function<void(std::uint32_t)> region_forgetter() { return nullptr; }
   /// @}
 
   /// Runs the handlers that are left on the channel's own threads, which may call the channel still, and ends these
@@ -137,6 +146,9 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
                              PeerEventCompletion completion) override;
   void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
                    FenceCompletion completion) override;
+  std::uint32_t run_add_region(const MemoryRegion& region) override;
+  void start_remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout,
+                           RemoveRegionCompletion completion) override;
   [[nodiscard]] bool running_in_io_thread() const noexcept override;
 
  private:

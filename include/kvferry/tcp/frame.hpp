@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <kvferry/config.hpp>
+#include <kvferry/kit/region_table.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
@@ -32,6 +33,9 @@ enum class FrameType : std::uint8_t {
   probe_answer,
   fence,
   fence_ack,
+  region_added,
+  region_removed,
+  region_removed_ack,
 };
 
 struct FrameHeader {
@@ -49,13 +53,14 @@ struct FrameHeader {
   FrameType type = FrameType::write;
   std::uint8_t flags = 0;
   std::uint16_t checksums = 0;       ///< `Checksum`s behind the notification, if there is payload.
-  std::uint64_t operation = 0;       ///< The id at the side that gave it: see the type.
-  std::uint64_t tag = 0;             ///< recv_post: the tag. send_data: the send's id. write, notify: the notification's key.
-  std::uint32_t region = 0;          ///< write, read: the receiver's region.
+  std::uint64_t operation = 0;  ///< The id at the side that gave it: see the type. region_added: the region's size.
+  std::uint64_t tag =
+      0;  ///< recv_post: the tag. send_data: the send's id. write, notify: the notification's key. region_added: bytes of a page.
+  std::uint32_t region = 0;  ///< write, read: the receiver's region. region_added, region_removed: the sender's.
   std::uint32_t count = 0;           ///< Descriptors that follow.
   std::uint64_t payload_bytes = 0;   ///< Bytes that follow the descriptors; read: bytes asked for.
   std::uint64_t first_offset = 0;    ///< Where in the first descriptor's object or page its bytes begin.
-  std::uint32_t status = 0;          ///< 0 or a kvferry::errc.
+  std::uint32_t status = 0;          ///< 0 or a kvferry::errc. region_added: the access.
   std::uint32_t notification_bytes = 0;  ///< write, notify: bytes that follow the payload.
   std::uint32_t references = 0;  ///< write, read_data, send_data: `Reference`s that stand for the payload. 0: it follows.
   std::uint32_t reserved2 = 0;
@@ -151,5 +156,8 @@ inline constexpr std::size_t max_unacknowledged = 1024;
 inline constexpr std::size_t max_outstanding_reads = 64;
 /// Probes that await their answer.
 inline constexpr std::size_t max_outstanding_probes = 16;
+/// Removals of regions that await their answer: of as many as there can be at a time, and before that of those that have
+/// gone since the handshake.
+inline constexpr std::size_t max_outstanding_removals = 2 * kit::RegionTable::max_regions + 1;
 
 }  // namespace kvferry::tcp

@@ -163,6 +163,7 @@ KVFERRY_INLINE void Lane::run(std::span<const std::byte> first) {
         }
         running_ = true;
         protocol_.say(first);
+        protocol_.region_added();  // since the handshake was made
         std::error_code ec;
         options_.events->add(socket_->descriptor(), shared_from_this(), ec);
         if (ec) {
@@ -189,6 +190,16 @@ KVFERRY_INLINE void Lane::probe(std::function<void()> answered) {
 
 KVFERRY_INLINE void Lane::fence(std::function<void()> done) {
   driver_.put([&](Inbox& inbox) { inbox.fences.push_back(std::move(done)); });
+  drive(caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::region_added() {
+  driver_.put([](Inbox& inbox) { inbox.region_added = true; });
+  drive(caller_bytes);
+}
+
+KVFERRY_INLINE void Lane::region_removed(std::uint32_t number, std::function<void()> done) {
+  driver_.put([&](Inbox& inbox) { inbox.removed_regions.emplace_back(number, std::move(done)); });
   drive(caller_bytes);
 }
 
@@ -423,6 +434,13 @@ KVFERRY_INLINE void Lane::apply(Inbox taken) {
   if (taken.rest) {
     watched_ = false;
     tired_ = true;
+  }
+  // News of regions go first: what is started here later may speak of them.
+  if (taken.region_added) {
+    protocol_.region_added();
+  }
+  for (auto& [number, done] : taken.removed_regions) {
+    protocol_.region_removed(number, std::move(done));
   }
   for (auto& start : taken.starts) {
     protocol_.start(std::move(start.batch), start.range);

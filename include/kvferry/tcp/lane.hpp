@@ -15,6 +15,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
@@ -82,6 +83,10 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   void probe(std::function<void()> answered);
   /// See `LaneProtocol::fence`.
   void fence(std::function<void()> done);
+  /// See `LaneProtocol::region_added`.
+  void region_added();
+  /// See `LaneProtocol::region_removed`.
+  void region_removed(std::uint32_t number, std::function<void()> done);
   /// Moves bytes without waiting. @return null if nothing is under way and nothing is owed to the peer; else the socket to
   /// look at before the next call.
   [[nodiscard]] std::shared_ptr<Socket> take_leave();
@@ -128,6 +133,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     std::vector<std::shared_ptr<kit::Operation>> stops;
     std::vector<std::function<void()>> probes;
     std::vector<std::function<void()>> fences;
+    std::vector<std::pair<std::uint32_t, std::function<void()>>> removed_regions;
+    bool region_added = false;
     bool readable = false;
     bool writable = false;
     bool broken = false;
@@ -137,8 +144,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     bool writes_ended = false;  ///< For which the peer's fence waits.
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && probes.empty() && fences.empty() && !readable && !writable &&
-             !drain_expired && !frame_expired && !rest && !writes_ended;
+      return starts.empty() && stops.empty() && probes.empty() && fences.empty() && removed_regions.empty() &&
+             !region_added && !readable && !writable && !drain_expired && !frame_expired && !rest && !writes_ended;
     }
   };
 

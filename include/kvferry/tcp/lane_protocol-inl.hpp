@@ -17,6 +17,8 @@ inline namespace internal {
 inline constexpr auto refusal_status = static_cast<std::uint32_t>(errc::resource_limit);
 /// The operation that frames which answer a peer's read belong to: no operation has this id.
 inline constexpr std::uint64_t no_operation = 0;
+/// Likewise, of a frame that says that a region is gone.
+inline constexpr std::uint64_t region_news = ~std::uint64_t{0};
 
 // The outgoing queue points to them.
 inline constexpr FrameTrailer good_trailer;
@@ -113,6 +115,10 @@ KVFERRY_INLINE void LaneProtocol::sent(std::size_t count) {
       --unsent_answers_;
       return;
     }
+    if (id == region_news) {
+      ++sent_removals_;
+      return;
+    }
     const auto it = transfers_.find(id);
     if (it != transfers_.end() && --it->second.pins == 0 && it->second.meets_again && !it->second.stopping) {
       wait_for_recv(it->second);
@@ -160,6 +166,8 @@ KVFERRY_INLINE bool LaneProtocol::fill_control() {
     --queued_refusals_;
   } else if (frame.header.type == FrameType::fence_ack) {
     fence_owed_ = false;  // not before: a peer that takes no answers could ask for more and more
+  } else if (frame.header.type == FrameType::region_removed_ack) {
+    --queued_removal_answers_;
   }
   control_.pop_front();
   return true;
@@ -170,6 +178,14 @@ KVFERRY_INLINE bool LaneProtocol::fill_response() {
     return false;
   }
   Response& response = responses_.front();
+  if (response.header.type == FrameType::region_removed) {
+    out_.begin_frame();
+    out_.add_header(response.header);
+    out_.pin(region_news);
+    --queued_removals_;
+    responses_.pop_front();
+    return true;
+  }
   const bool referred = refer(response.header.payload_bytes, [&](auto add) {
     for (const iovec& piece : response.pieces) {
       add(static_cast<const std::byte*>(piece.iov_base), piece.iov_len);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/region_list.hpp>
 
 #include <kvferry/kit/striped_operation.hpp>
 #include <kvferry/kit/tag_matcher.hpp>
@@ -45,7 +46,12 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,
                         ReadAhead buffer = ReadAhead::unprotected(FrameReader::read_ahead),
                         std::shared_ptr<PeerMemory> memory = nullptr)
-      : host_(std::move(host)), reader_(std::move(buffer)), memory_(std::move(memory)) {}
+      : host_(std::move(host)),
+        reader_(std::move(buffer)),
+        memory_(std::move(memory)),
+        regions_(host_->local_regions()),
+        told_regions_(host_->told_regions()),
+        told_next_region_(told_regions_->next()) {}
 
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
@@ -71,6 +77,12 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] bool take_fence() noexcept { return std::exchange(fence_asked_, false); }
   /// The writes that were started on this side before the peer asked have ended.
   void answer_fence();
+
+  /// Tells the peer of this side's regions that it doesn't know.
+  void region_added();
+  /// Tells the peer that a region is gone, which `LinkHost::local_regions` doesn't have any more, and calls `done` when
+  /// nothing of the peer's can touch it here, or the connection is gone.
+  void region_removed(std::uint32_t number, std::function<void()> done);
 
   /// The peer has given the connection up: what of its writes is still in the socket is thrown away, for they have ended
   /// there. What it has answered counts.
@@ -161,7 +173,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
     std::vector<Descriptor> descriptors;
   };
 
-  /// The answer to a peer's read.
+  /// The answer to a peer's read; or region_removed, which goes out behind the answers that point into the region.
   struct Response {
     FrameHeader header;
     std::vector<iovec> pieces;
@@ -224,6 +236,14 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_probe_answer(const FrameHeader& header);
   [[nodiscard]] std::error_code end_fence();
   [[nodiscard]] std::error_code end_fence_ack();
+
+  // Regions that come and go (lane_protocol_regions.cpp)
+  /// As they are now.
+  [[nodiscard]] const kit::RegionList& regions();
+  void tell_removed(std::uint32_t number, std::function<void()> done);
+  [[nodiscard]] std::error_code end_region_added(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_region_removed(const FrameHeader& header);
+  [[nodiscard]] std::error_code end_region_removed_ack(const FrameHeader& header);
   [[nodiscard]] std::error_code acknowledge(FrameHeader header, std::vector<Descriptor> which = {});
   [[nodiscard]] std::error_code check_checksums(const Frame& frame);
   /// The error in the payload of a received frame.
@@ -271,6 +291,19 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   // The peer's.
   bool fence_owed_ = false;
   bool fence_asked_ = false;
+
+  std::shared_ptr<const kit::RegionList> regions_;  ///< As they were when they were needed last.
+  std::shared_ptr<const kit::RegionList>
+      told_regions_;  ///< With the handshake; null from when the peer has been told of what has changed since.
+  std::uint32_t told_next_region_ = 0;  ///< The peer knows of all below that it needs to know of.
+  struct Removed {
+    std::uint32_t number = 0;
+    std::function<void()> done;
+  };
+  std::deque<Removed> removed_;             ///< The peer has not confirmed it; oldest first.
+  std::size_t queued_removals_ = 0;         ///< Among the responses.
+  std::size_t sent_removals_ = 0;           ///< Not confirmed.
+  std::size_t queued_removal_answers_ = 0;  ///< To the peer's removals.
 
   std::deque<ControlFrame> control_;
   std::size_t queued_acknowledgements_ = 0;

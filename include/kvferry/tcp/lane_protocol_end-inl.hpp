@@ -167,6 +167,8 @@ KVFERRY_INLINE void LaneProtocol::fail(std::error_code cause, const std::string&
   probes_.clear();
   responses_.clear();
   unsent_answers_ = 0;
+  queued_removals_ = 0;
+  sent_removals_ = 0;
   matcher_.clear_posts();
   reader_.abandon_payload();
   while (!transfers_.empty()) {
@@ -180,6 +182,11 @@ KVFERRY_INLINE void LaneProtocol::fail(std::error_code cause, const std::string&
   for (auto* const fences : {&fences_, &next_fences_}) {
     for (const auto& done : std::exchange(*fences, {})) {
       done();
+    }
+  }
+  for (const Removed& removed : std::exchange(removed_, {})) {
+    if (removed.done) {
+      removed.done();
     }
   }
 }

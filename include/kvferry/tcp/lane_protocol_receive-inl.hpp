@@ -19,6 +19,7 @@ KVFERRY_INLINE std::string text(std::uint64_t number) { return std::to_string(nu
 KVFERRY_INLINE std::error_code status_code(std::uint32_t status) {
   switch (static_cast<errc>(status)) {
     case errc::unknown_region:
+    case errc::region_gone:
     case errc::index_out_of_range:
     case errc::range_out_of_bounds:
     case errc::object_too_large:
@@ -107,7 +108,10 @@ KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& hea
     case FrameType::probe:
     case FrameType::probe_answer:
     case FrameType::fence:
-    case FrameType::fence_ack: break;
+    case FrameType::fence_ack:
+    case FrameType::region_added:
+    case FrameType::region_removed:
+    case FrameType::region_removed_ack: break;
     default: return violated("frame of unknown type " + text(static_cast<std::uint64_t>(header.type)));
   }
   if (header.count < bounds.min_count || header.count > bounds.max_count) {
@@ -206,6 +210,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
     case FrameType::probe_answer: return end_probe_answer(frame.header);
     case FrameType::fence: return end_fence();
     case FrameType::fence_ack: return end_fence_ack();
+    case FrameType::region_added: return end_region_added(frame.header);
+    case FrameType::region_removed: return end_region_removed(frame.header);
+    case FrameType::region_removed_ack: return end_region_removed_ack(frame.header);
   }
   return {};
 }
@@ -215,9 +222,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
 KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed,
                                                            std::vector<iovec>& pieces, std::error_code& status) {
   status.clear();
-  const auto regions = host_->local_regions();
+  const kit::RegionList& all = regions();
   if ((frame.header.flags & FrameHeader::ranges) != 0) {
-    RangesRead read = read_ranges(frame.header, frame.descriptors, regions, needed, pieces);
+    RangesRead read = read_ranges(frame.header, frame.descriptors, all, needed, pieces);
     status = read.status;
     return read.violation.empty() ? std::error_code() : violated(std::move(read.violation));
   }
@@ -231,11 +238,12 @@ KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, A
   if (total != frame.header.payload_bytes) {
     return violated("descriptors of " + text(total) + " bytes in all, payload of " + text(frame.header.payload_bytes));
   }
-  if (frame.header.region >= regions.size()) {
-    status = errc::unknown_region;
+  const MemoryRegion* const found = all.find(frame.header.region);
+  if (found == nullptr) {
+    status = all.refusal(frame.header.region);
     return {};
   }
-  const MemoryRegion& region = regions[frame.header.region];
+  const MemoryRegion& region = *found;
   if (!allows(region.peer_access, needed)) {
     status = errc::access_denied;
     return {};
@@ -357,7 +365,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_acknowledgement(const Frame& fr
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::end_read(const Frame& frame) {
-  if (responses_.size() + unsent_answers_ >= max_outstanding_reads) {
+  if (responses_.size() - queued_removals_ + unsent_answers_ >= max_outstanding_reads) {
     return violated("more than " + text(max_outstanding_reads) + " reads unanswered");
   }
   Response response;
@@ -619,6 +627,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_send_abort(const FrameHeader& h
 KVFERRY_INLINE std::error_code LaneProtocol::end_probe(const FrameHeader& header) {
   if (++queued_probe_answers_ > max_outstanding_probes) {
     return violated("more than " + text(max_outstanding_probes) + " probes unanswered");
+  }
+  if (regions().next() != told_next_region_) {
+    region_added();  // who asks is to know of all regions then
   }
   FrameHeader answer;
   answer.type = FrameType::probe_answer;

@@ -49,11 +49,12 @@ KVFERRY_INLINE std::string read_next(std::span<const Descriptor>& descriptors, D
   return {};
 }
 
-KVFERRY_INLINE errc refusal_of(const Described& described, std::span<const MemoryRegion> regions, Access needed) {
-  if (described.region >= regions.size()) {
-    return errc::unknown_region;
+KVFERRY_INLINE errc refusal_of(const Described& described, const kit::RegionList& regions, Access needed) {
+  const MemoryRegion* const found = regions.find(described.region);
+  if (found == nullptr) {
+    return regions.refusal(described.region);
   }
-  const MemoryRegion& region = regions[described.region];
+  const MemoryRegion& region = *found;
   if (!allows(region.peer_access, needed)) {
     return errc::access_denied;
   }
@@ -95,8 +96,7 @@ KVFERRY_INLINE void describe_range(const RemoteRange& range, std::uint64_t from,
 }
 
 KVFERRY_INLINE RangesRead read_ranges(const FrameHeader& header, std::span<const Descriptor> descriptors,
-                                      std::span<const MemoryRegion> regions, Access needed,
-                                      std::vector<iovec>& pieces) {
+                                      const kit::RegionList& regions, Access needed, std::vector<iovec>& pieces) {
   RangesRead result;
   std::uint64_t bytes = 0;
   std::uint64_t count = 0;
@@ -119,7 +119,7 @@ KVFERRY_INLINE RangesRead read_ranges(const FrameHeader& header, std::span<const
       result.status = refusal;
       continue;
     }
-    std::byte* const begin = regions[described.region].data + described.range.offset;
+    std::byte* const begin = regions.find(described.region)->data + described.range.offset;
     if (!described.in_blocks) {
       if (described.range.length != 0) {
         pieces.push_back({begin, described.range.length});

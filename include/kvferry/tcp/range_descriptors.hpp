@@ -10,6 +10,7 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/kit/region_list.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/transfer_spec.hpp>
 
@@ -30,6 +31,6 @@ struct RangesRead {
 
 /// Finds the memory that a frame with ranges means, and appends its pieces. Checks all that a peer could have wrong.
 [[nodiscard]] RangesRead read_ranges(const FrameHeader& header, std::span<const Descriptor> descriptors,
-                                     std::span<const MemoryRegion> regions, Access needed, std::vector<iovec>& pieces);
+                                     const kit::RegionList& regions, Access needed, std::vector<iovec>& pieces);
 
 }  // namespace kvferry::tcp

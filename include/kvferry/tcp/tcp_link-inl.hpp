@@ -137,14 +137,33 @@ KVFERRY_INLINE void TcpLink::shut(std::error_code cause, const std::string& why)
   }
 }
 
+/// What each lane is to call: the last of them calls `done`.
+KVFERRY_INLINE std::function<void()> TcpLink::when_all_have(std::function<void()> done) const {
+  return [unanswered = std::make_shared<std::atomic<std::size_t>>(lanes_.size()), done = std::move(done)] {
+    if (--*unanswered == 0) {
+      done();
+    }
+  };
+}
+
 KVFERRY_INLINE bool TcpLink::fence(std::function<void()> done) {
-  const auto unanswered = std::make_shared<std::atomic<std::size_t>>(lanes_.size());
+  const auto one_has = when_all_have(std::move(done));
   for (const auto& lane : lanes_) {
-    lane->fence([unanswered, done] {
-      if (--*unanswered == 0) {
-        done();
-      }
-    });
+    lane->fence(one_has);
+  }
+  return true;
+}
+
+KVFERRY_INLINE void TcpLink::region_added() {
+  for (const auto& lane : lanes_) {
+    lane->region_added();
+  }
+}
+
+KVFERRY_INLINE bool TcpLink::region_removed(std::uint32_t number, std::function<void()> done) {
+  const auto one_has = when_all_have(std::move(done));
+  for (const auto& lane : lanes_) {
+    lane->region_removed(number, one_has);
   }
   return true;
 }

@@ -51,6 +51,8 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   /// On all lanes: one of them may be busy.
   void probe(std::function<void()> answered) override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
+  void region_added() override;
+  [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
   /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
   /// has.
@@ -76,6 +78,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
 
   void lane_breaking(std::error_code cause) override;
   void lane_broken(std::error_code cause, const std::string& why) override;
+  [[nodiscard]] std::function<void()> when_all_have(std::function<void()> done) const;
   void start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes);
 
   const std::shared_ptr<kit::LinkHost> host_;

@@ -44,5 +44,6 @@
 #include <kvferry/testing/peers_suite.hpp>
 #include <kvferry/testing/process_suite.hpp>
 #include <kvferry/testing/ranges_suite.hpp>
+#include <kvferry/testing/regions_suite.hpp>
 #include <kvferry/testing/side_message_suite.hpp>
 #include <kvferry/testing/tokens_suite.hpp>

@@ -84,7 +84,7 @@ class ConnectTests : public ConformanceBase {
     EXPECT_EQ(info->init_url, b.url());
     EXPECT_FALSE(info->path.empty());
     EXPECT_EQ(info->regions,
-              (std::vector<RemoteRegion>{{16 * 4096, 4096, Access::read_write}, {4 * 512, 512, Access::none}}));
+              (std::vector<RemoteRegion>{{16 * 4096, 4096, Access::read_write}, {4 * 512, 512, Access::none, 1}}));
 
     const auto mirror = b->peer_info(a.id());
     ASSERT_TRUE(mirror.has_value());

@@ -32,7 +32,7 @@ class DecoratedChannel : public BaseTransferChannel {
   [[nodiscard]] std::string_view transport() const noexcept override { return inner_->transport(); }
   [[nodiscard]] Capabilities capabilities() const noexcept override { return inner_->capabilities(); }
   [[nodiscard]] asio::any_io_executor get_executor() const override { return inner_->get_executor(); }
-  [[nodiscard]] std::span<const MemoryRegion> regions() const noexcept override { return inner_->regions(); }
+  [[nodiscard]] std::vector<LocalRegion> regions() const override { return inner_->regions(); }
   [[nodiscard]] std::string peer_init_url() const override { return inner_->peer_init_url(); }
   [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override {
     return inner_->peer_info(peer_id);
@@ -101,6 +101,14 @@ class DecoratedChannel : public BaseTransferChannel {
   void start_fence(std::string peer_id, std::optional<std::chrono::milliseconds> timeout,
                    FenceCompletion completion) override {
     forward(std::move(completion), [&](auto handler) { inner_->async_fence(peer_id, timeout, std::move(handler)); });
+  }
+
+  std::uint32_t run_add_region(const MemoryRegion& region) override { return inner_->add_region(region); }
+
+  void start_remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout,
+                           RemoveRegionCompletion completion) override {
+    forward(std::move(completion),
+            [&](auto handler) { inner_->async_remove_region(number, timeout, std::move(handler)); });
   }
 
  private:

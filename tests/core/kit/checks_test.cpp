@@ -96,7 +96,7 @@ TEST(Checks, OfWhatATransportCanDo) {
 
 TEST(Checks, OfARequestAgainstThePeersRegions) {
   PeerDescription peer;
-  peer.regions = {{16, 8, Access::write}, {16, 8, Access::read}};
+  peer.regions = {{16, 8, Access::write, 0}, {16, 8, Access::read, 1}};
   const auto error_against_peer = [&](auto change) {
     TransferRequest request = write_of(1);
     change(request);
@@ -113,10 +113,53 @@ TEST(Checks, OfARequestAgainstThePeersRegions) {
             errc::object_too_large);
 }
 
+TEST(Checks, OfRegionsThatThePeerHasRemoved) {
+  PeerDescription peer;
+  peer.regions = {{16, 8, Access::read_write, 1}, {32, 16, Access::read_write, 4}};
+  peer.next_region = 6;
+  const auto error_of_region = [&](std::uint32_t number) {
+    TransferRequest request = write_of(2);
+    request.remote_region = number;
+    const auto of_pages = check_against_peer(request, peer, {}).code;
+    request.remote_indexes.clear();
+    request.remote_ranges.assign(2, RemoteRange::contiguous(number, 0, 8));
+    EXPECT_EQ(check_against_peer(request, peer, {}).code, of_pages);
+    return of_pages;
+  };
+  EXPECT_FALSE(error_of_region(1));
+  EXPECT_FALSE(error_of_region(4));
+  for (const std::uint32_t gone : {0U, 2U, 3U, 5U}) {
+    EXPECT_EQ(error_of_region(gone), errc::region_gone);
+  }
+  EXPECT_EQ(error_of_region(6), errc::unknown_region);
+}
+
+TEST(Checks, OfTheNumbersOfAPeersRegions) {
+  using Numbers = std::vector<std::uint64_t>;
+  constexpr std::uint64_t end = std::uint64_t{1} << 31;
+  const auto error_of_numbers = [](std::size_t regions, const std::optional<Numbers>& numbers,
+                                   std::optional<std::uint64_t> next) {
+    return check_region_numbers("peer", regions, numbers, next).code;
+  };
+  EXPECT_FALSE(error_of_numbers(2, {}, {}));
+  EXPECT_FALSE(error_of_numbers(2, {}, 2));
+  EXPECT_FALSE(error_of_numbers(2, Numbers{1, 5}, 6));
+  EXPECT_FALSE(error_of_numbers(0, Numbers{}, 7));
+  EXPECT_FALSE(error_of_numbers(1, Numbers{end - 1}, end));
+  EXPECT_EQ(error_of_numbers(2, {}, 1), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(2, Numbers{1}, 6), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(2, Numbers{1, 1}, 6), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(2, Numbers{5, 1}, 6), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(2, Numbers{1, 5}, 5), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(1, Numbers{end}, {}), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(1, Numbers{~std::uint64_t{0}}, {}), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(1, {}, end + 1), errc::invalid_region);
+}
+
 TEST(Checks, OfPageSizesThatDiffer) {
   PeerDescription peer;
-  peer.regions = {{16, 8, Access::read_write}, {32, 16, Access::read_write}};
-  const std::vector<MemoryRegion> own{{object_memory, 16, 16}};
+  peer.regions = {{16, 8, Access::read_write, 0}, {32, 16, Access::read_write, 1}};
+  const std::vector<LocalRegion> own{{{object_memory, 16, 16}, 0}};
   TransferRequest request = write_of(1);
   EXPECT_FALSE(check_against_peer(request, peer, {}).code);
   EXPECT_EQ(check_against_peer(request, peer, own).code, errc::page_size_mismatch);

@@ -72,8 +72,8 @@ class Leaving : public ::testing::Test {
   std::shared_ptr<LinkHost> host_;
   HandshakeService service_{{}, [](const SideMessage&, const HandshakeService::Reply&) {}};
   const std::shared_ptr<PeerDirectory> directory_ = std::make_shared<PeerDirectory>(
-      options_, 1,
-      TransportHooks{"test",
+      options_, std::make_shared<RegionTable>(options_.regions), 1,
+      TransportHooks{"test", false,
                      [this](const std::string&) {
                        ++dials_;
                        return std::make_unique<NoDial>();

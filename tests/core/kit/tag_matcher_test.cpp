@@ -20,7 +20,7 @@ using Matcher = TagMatcher<std::vector<int>>;
 class CountingHost final : public LinkHost {
  public:
   [[nodiscard]] const PeerDescription& peer() const noexcept override { return peer_; }
-  [[nodiscard]] std::span<const MemoryRegion> local_regions() const noexcept override { return {}; }
+  [[nodiscard]] std::shared_ptr<const RegionList> local_regions() const override { return RegionList::of({}); }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte>, std::uint64_t) override { return false; }
   [[nodiscard]] bool take_memory(std::size_t bytes) override {
     taken += bytes;

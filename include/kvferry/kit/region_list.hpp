@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_REGION_LIST_HPP
+#define KVFERRY_KIT_REGION_LIST_HPP
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <kvferry/config.hpp>
+#include <kvferry/error.hpp>
+#include <kvferry/memory_region.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// The regions of a channel at a moment. It never changes; when the channel's regions do, there is another list, and this
+/// one says that it is outdated: who looks regions up often keeps the list and asks for another only then.
+class RegionList {
+ public:
+  /// @param regions ordered by number. @param next the number that the next region gets.
+  RegionList(std::vector<LocalRegion> regions, std::uint32_t next) : regions_(std::move(regions)), next_(next) {}
+
+  /// Of regions that are numbered as they come.
+  [[nodiscard]] static std::shared_ptr<const RegionList> of(std::span<const MemoryRegion> regions) {
+    std::vector<LocalRegion> numbered;
+    numbered.reserve(regions.size());
+    for (const MemoryRegion& region : regions) {
+      numbered.push_back({region, static_cast<std::uint32_t>(numbered.size())});
+    }
+    const auto next = static_cast<std::uint32_t>(numbered.size());
+    return std::make_shared<const RegionList>(std::move(numbered), next);
+  }
+
+  [[nodiscard]] const std::vector<LocalRegion>& all() const noexcept { return regions_; }
+  /// @return null if there is none; `refusal` says why.
+  [[nodiscard]] const LocalRegion* find(std::uint32_t number) const noexcept { return find_region(regions_, number); }
+  /// Why there is no region of this number.
+  [[nodiscard]] errc refusal(std::uint32_t number) const noexcept {
+    return number < next_ ? errc::region_gone : errc::unknown_region;
+  }
+  [[nodiscard]] std::uint32_t next() const noexcept { return next_; }
+
+  /// Whether a region has been added or removed since. From any thread.
+  [[nodiscard]] bool outdated() const noexcept { return outdated_.load(std::memory_order_acquire); }
+  void outdate() const noexcept { outdated_.store(true, std::memory_order_release); }
+
+ private:
+  const std::vector<LocalRegion> regions_;
+  const std::uint32_t next_;
+  mutable std::atomic<bool> outdated_{false};
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_REGION_LIST_HPP

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <kvferry/detail/whole_core.hpp>
+#ifndef KVFERRY_KIT_REGION_REMOVALS_HPP
+#define KVFERRY_KIT_REGION_REMOVALS_HPP
+
+#include <asio/any_io_executor.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include <kvferry/completion.hpp>
+#include <kvferry/kit/operation.hpp>
+
+#include <kvferry/kit/operation_registry.hpp>
+#include <kvferry/kit/peer_directory.hpp>
+#include <kvferry/kit/region_table.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+/// The regions of a channel that are being taken back: who may still touch one is asked, or waited for, and broken with
+/// when the time is over.
+class RegionRemovals : public std::enable_shared_from_this<RegionRemovals> {
+ public:
+  /// @param forget called when nothing uses a region any more, before its removal ends, without locks: what the transport
+  ///   has registered goes. Null: nothing has to be done.
+  RegionRemovals(std::shared_ptr<RegionTable> table, std::shared_ptr<OperationRegistry> operations,
+                 std::shared_ptr<DeadlineQueue> deadlines, const asio::any_io_executor& executor,
+                 std::function<void(std::uint32_t)> forget)
+      : table_(std::move(table)),
+        operations_(std::move(operations)),
+        deadlines_(std::move(deadlines)),
+        executor_(executor),
+        forget_(std::move(forget)) {}
+
+  /// Takes a region back, or waits with whoever does.
+  void remove(std::uint32_t number, Clock::time_point deadline, RemoveRegionCompletion completion,
+              const std::shared_ptr<PeerDirectory>& peers);
+
+ private:
+  class Call;
+  class Removal;
+
+  void ended(std::uint32_t number);
+
+  const std::shared_ptr<RegionTable> table_;
+  const std::shared_ptr<OperationRegistry> operations_;
+  const std::shared_ptr<DeadlineQueue> deadlines_;
+  const asio::any_io_executor executor_;
+  const std::function<void(std::uint32_t)> forget_;
+
+  std::mutex mutex_;
+  std::map<std::uint32_t, std::shared_ptr<Removal>> removals_;
+};
+
+}  // namespace kvferry::kit
+
+#endif  // KVFERRY_KIT_REGION_REMOVALS_HPP

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// Regions that come and go: their numbers, who is waited for when one goes, and who waits for one that is not known yet.
+#include <gtest/gtest.h>
+
+#include <asio/io_context.hpp>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/handshake/handshake_mailbox.hpp>
+#include <kvferry/side_message_codec.hpp>
+
+#include <kvferry/kit/init_messages.hpp>
+#include <kvferry/kit/peer_directory.hpp>
+#include <kvferry/kit/region_removals.hpp>
+#include <kvferry/kit/region_table.hpp>
+#include "test_channel.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::kit::tests {
+namespace {
+
+std::byte memory[64];
+const MemoryRegion region{memory, sizeof(memory), 16, Access::read_write};
+
+std::uint32_t add_to(RegionTable& table) {
+  return table.add(region, [](const LocalRegion&) {});
+}
+
+TEST(RegionTable, ANumberIsGivenOnceAndWhatWasRemovedTakesNoMemory) {
+  RegionTable table(std::vector<MemoryRegion>(2, region));
+  const auto given = table.now();
+  EXPECT_FALSE(given->outdated());
+  EXPECT_EQ(given->refusal(2), errc::unknown_region);
+  errc refusal{};
+  for (std::uint32_t number = 2; number < 100'002; ++number) {
+    ASSERT_EQ(add_to(table), number);
+    ASSERT_TRUE(table.remove(number, refusal).has_value());
+    table.gone();
+  }
+  const auto now = table.now();
+  EXPECT_EQ(now->all().size(), 2U);
+  EXPECT_EQ(now->refusal(100'001), errc::region_gone);
+  EXPECT_EQ(now->refusal(100'002), errc::unknown_region);
+  EXPECT_TRUE(given->outdated());
+  EXPECT_NE(given->find(1), nullptr) << "who has the list keeps it as it was";
+  EXPECT_FALSE(table.remove(2, refusal).has_value());
+  EXPECT_EQ(refusal, errc::region_gone);
+  EXPECT_FALSE(table.remove(100'002, refusal).has_value());
+  EXPECT_EQ(refusal, errc::unknown_region);
+}
+
+TEST(RegionTable, ThoseThatAreBeingRemovedCount) {
+  RegionTable table(std::vector<MemoryRegion>(RegionTable::max_regions, region));
+  const auto refused = [&] {
+    try {
+      (void)add_to(table);
+    } catch (const TransferError& error) {
+      return error.code();
+    }
+    return std::error_code();
+  };
+  EXPECT_EQ(refused(), errc::resource_limit);
+  errc refusal{};
+  ASSERT_TRUE(table.remove(7, refusal).has_value());
+  EXPECT_EQ(refused(), errc::resource_limit);
+  table.gone();
+  EXPECT_FALSE(refused());
+  EXPECT_EQ(refused(), errc::resource_limit);
+  EXPECT_EQ(table.now()->find(7), nullptr);
+  EXPECT_EQ(table.now()->find(8)->number, 8U);
+}
+
+TEST(RegionTable, WhatCannotBeMadeReadyHasNoNumber) {
+  RegionTable table({});
+  EXPECT_THROW(table.add(region, [](const LocalRegion&) { throw std::runtime_error("no"); }), std::runtime_error);
+  EXPECT_TRUE(table.now()->all().empty());
+  EXPECT_EQ(add_to(table), 0U);
+}
+
+/// A link that answers when the test says so.
+class AskedLink final : public KeepingLink {
+ public:
+  explicit AskedLink(bool can_ask = true) : can_ask_(can_ask) {}
+
+  [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override {
+    removed.push_back(number);
+    if (can_ask_) {
+      answers.push_back(std::move(done));
+    }
+    return can_ask_;
+  }
+  void ask_regions(std::function<void()> done) override { questions.push_back(std::move(done)); }
+  void shut(std::error_code cause, const std::string& why) override {
+    shut_for = cause;
+    for (const auto& answer : std::exchange(answers, {})) {
+      answer();
+    }
+    KeepingLink::shut(cause, why);
+  }
+
+  std::vector<std::uint32_t> removed;
+  std::vector<std::function<void()>> answers;
+  std::vector<std::function<void()>> questions;
+  std::error_code shut_for;
+
+ private:
+  const bool can_ask_;
+};
+
+class NoDial final : public Dial {
+ public:
+  [[nodiscard]] Bytes local_endpoint() override { return {}; }
+  void connect(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler) override {}
+};
+
+/// A table of peers without a channel, to which "p" connects with a region of its own. The test runs its timers.
+class PeersRegions : public ::testing::Test {
+ protected:
+  PeersRegions() { directory_->use(service_, {}); }
+  ~PeersRegions() override {
+    operations_->close(errc::closed);
+    directory_->close();
+    service_.close();
+  }
+
+  void connect(const std::shared_ptr<Link>& link) {
+    link_ = link;
+    InitQuestion question;
+    question.transport = "test";
+    question.sender_id = "p";
+    question.receiver_id = "here";
+    question.incarnation = 2;
+    question.regions = {{64, 16, 3}};
+    directory_->answer(encode_side_message(question), HandshakeService::Reply(nullptr));
+    ASSERT_TRUE(directory_->usable("p"));
+  }
+
+  /// A write of one object, to the peer's region of this number.
+  std::shared_ptr<Operation> start(std::uint32_t number) {
+    TransferRequest request;
+    request.kind = TransferKind::write;
+    request.peer_id = "p";
+    request.objects = {MutableBuffer(memory, 16)};
+    request.remote_indexes = {0};
+    request.remote_region = number;
+    auto operation = std::make_shared<Operation>(
+        std::move(request), Completion::direct([this](std::error_code ec, std::size_t) { ends_.push_back(ec); }),
+        Clock::now() + std::chrono::hours(1), operations_);
+    EXPECT_FALSE(operations_->add(operation));
+    directory_->route(operation);
+    return operation;
+  }
+
+  /// Takes this side's region 0 back.
+  void remove(std::chrono::milliseconds timeout, std::vector<std::error_code>& ends) {
+    removals_->remove(0, Clock::now() + timeout,
+                      RemoveRegionCompletion::direct([&ends](std::error_code ec) { ends.push_back(ec); }), directory_);
+  }
+
+  /// Runs what is due until `done()`.
+  template <class Done>
+  [[nodiscard]] bool run_until(Done done) {
+    const auto limit = Clock::now() + std::chrono::seconds(20);
+    while (!done() && Clock::now() < limit) {
+      context_.restart();
+      (void)context_.run_one_for(std::chrono::milliseconds(20));
+    }
+    return done();
+  }
+
+  asio::io_context context_;
+  const ChannelOptions options_;
+  const std::shared_ptr<RegionTable> table_ = std::make_shared<RegionTable>(std::vector<MemoryRegion>(2, region));
+  const std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>(context_.get_executor());
+  const std::shared_ptr<OperationRegistry> operations_ = std::make_shared<OperationRegistry>(deadlines_, 16);
+  std::vector<std::uint32_t> forgotten_;
+  const std::shared_ptr<RegionRemovals> removals_ =
+      std::make_shared<RegionRemovals>(table_, operations_, deadlines_, context_.get_executor(),
+                                       [this](std::uint32_t number) { forgotten_.push_back(number); });
+  std::shared_ptr<Link> link_;
+  std::shared_ptr<LinkHost> host_;
+  std::vector<std::error_code> ends_;
+  HandshakeService service_{{}, [](const SideMessage&, const HandshakeService::Reply&) {}};
+  const std::shared_ptr<PeerDirectory> directory_ = std::make_shared<PeerDirectory>(
+      options_, table_, 1,
+      TransportHooks{"test", true, [](const std::string&) { return std::make_unique<NoDial>(); },
+                     [this](std::shared_ptr<LinkHost> host, const Bytes&, Clock::time_point, LinkHandler on_link) {
+                       host_ = std::move(host);
+                       on_link({}, link_, {});
+                       return Bytes();
+                     },
+                     [](const std::string&, std::size_t, const std::function<void()>& answer) {
+                       answer();
+                       return true;
+                     }},
+      deadlines_, std::make_shared<NotificationQueue>(deadlines_, NotificationQueue::Bounds{16, 4096, 4096}),
+      std::make_shared<PeerEvents>(deadlines_, 16), operations_, std::make_shared<Logger>());
+};
+
+TEST_F(PeersRegions, ARemovalEndsWhenTheLinkHasAnsweredAndTheTransportHasForgotten) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  std::vector<std::error_code> ends;
+  remove(std::chrono::hours(1), ends);
+  remove(std::chrono::hours(1), ends);  // joins
+  EXPECT_EQ(link->removed, std::vector<std::uint32_t>{0});
+  EXPECT_EQ(table_->now()->find(0), nullptr);
+  EXPECT_TRUE(ends.empty());
+  EXPECT_TRUE(forgotten_.empty());
+  link->answers.front()();
+  ASSERT_TRUE(run_until([&] { return ends.size() == 2; }));
+  EXPECT_EQ(ends, std::vector<std::error_code>(2));
+  EXPECT_EQ(forgotten_, std::vector<std::uint32_t>{0});
+  EXPECT_FALSE(link->shut_for);
+  remove(std::chrono::hours(1), ends);
+  EXPECT_EQ(ends.back(), errc::region_gone);
+}
+
+TEST_F(PeersRegions, ARemovalWaitsForOperationsOfThisSideInTheRegion) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  const auto under_way = start(0);
+  std::vector<std::error_code> ends;
+  remove(std::chrono::hours(1), ends);
+  link->answers.front()();
+  EXPECT_FALSE(under_way->finished());
+  EXPECT_TRUE(ends.empty());
+  link->end_all({}, {});
+  ASSERT_TRUE(run_until([&] { return !ends.empty(); }));
+  EXPECT_FALSE(ends.front());
+}
+
+TEST_F(PeersRegions, ALinkThatDoesNotAnswerInTimeOrCannotAskIsBroken) {
+  for (const bool can_ask : {true, false}) {
+    const auto link = std::make_shared<AskedLink>(can_ask);
+    connect(link);
+    const std::uint32_t number = can_ask ? 0 : 1;
+    std::vector<std::error_code> ends;
+    removals_->remove(number, Clock::now() + std::chrono::milliseconds(can_ask ? 10 : 3'600'000),
+                      RemoveRegionCompletion::direct([&ends](std::error_code ec) { ends.push_back(ec); }), directory_);
+    ASSERT_TRUE(run_until([&] { return !ends.empty(); }));
+    EXPECT_FALSE(ends.front());
+    EXPECT_EQ(link->shut_for, errc::connection_lost);
+    EXPECT_FALSE(directory_->usable("p"));
+  }
+}
+
+TEST_F(PeersRegions, AnUnknownOneIsAskedForOnceAndNewsOfItLetTheOperationGoOn) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  const auto first = start(1);
+  const auto second = start(2);
+  ASSERT_EQ(link->questions.size(), 1U) << "one question at a time";
+  ASSERT_TRUE(host_->peer_region_added({64, 16, Access::write, 1}));
+  ASSERT_TRUE(host_->peer_region_added({32, 16, Access::write, 1})) << "no news";
+  link->questions[0]();
+  ASSERT_TRUE(run_until([&] { return link->questions.size() == 2; }));
+  EXPECT_TRUE(ends_.empty()) << "the first one is with the link";
+  link->questions[1]();
+  ASSERT_TRUE(run_until([&] { return !ends_.empty(); }));
+  EXPECT_EQ(ends_, std::vector<std::error_code>{errc::unknown_region});
+  EXPECT_FALSE(first->finished());
+  EXPECT_TRUE(second->finished());
+  host_->peer_region_removed(1);
+  host_->peer_region_removed(1);
+  ASSERT_TRUE(host_->peer_region_added({64, 16, Access::write, 1})) << "late, on another connection of the link";
+  (void)start(1);
+  EXPECT_EQ(ends_.back(), errc::region_gone);
+  const auto info = directory_->info("p");
+  ASSERT_TRUE(info.has_value());
+  EXPECT_EQ(info->regions, (std::vector<RemoteRegion>{{64, 16, Access::read_write, 0}}));
+  link->end_all({}, {});
+}
+
+TEST_F(PeersRegions, WhoAskedOnALinkThatBreaksIsNotLost) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  const auto asks = start(1);
+  host_->link_failed(*link, errc::connection_lost);
+  ASSERT_TRUE(run_until([&] { return !ends_.empty(); }));
+  EXPECT_EQ(ends_, std::vector<std::error_code>{errc::connection_lost}) << "the peer's init url is not known";
+}
+
+TEST_F(PeersRegions, APeerHasNoMoreThanItMay) {
+  connect(std::make_shared<AskedLink>());
+  for (std::uint32_t number = 1; number < RegionTable::max_regions; ++number) {
+    ASSERT_TRUE(host_->peer_region_added({64, 16, Access::write, number}));
+  }
+  EXPECT_FALSE(host_->peer_region_added({64, 16, Access::write, RegionTable::max_regions}));
+  host_->peer_region_removed(5);
+  EXPECT_TRUE(host_->peer_region_added({64, 16, Access::write, RegionTable::max_regions}));
+}
+
+}  // namespace
+}  // namespace kvferry::kit::tests
