@@ -114,7 +114,7 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
   }
 
   std::size_t descriptors() const noexcept override { return 1; }
-  bool used() const noexcept override { return protocol_.used(); }
+  bool take_used() noexcept override { return protocol_.take_used(); }
   std::string path() const override { return "unix"; }
 
  private:

@@ -107,7 +107,8 @@ struct RdmaRailInfo {
 /// object.
 class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
  public:
-  /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
+  /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`. No regions are added or
+  /// removed later (`Capabilities::region_changes`).
   /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::not_supported` (checksums),
   /// `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
   /// memory that can't be registered; ENODEV if there is no active device, no such port or partition; EOPNOTSUPP for a

@@ -24,7 +24,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// sends can't make the protocol's memory grow without bound; what breaks the rules is an error of `received`, and
 /// `violation()` says how.
 ///
-/// Thread safety: one thread at a time, but for `used`. It calls `Operation::finish`, the functions given to `probe`,
+/// Thread safety: one thread at a time, but for `take_used`. It calls `Operation::finish`, the functions given to `probe`,
 /// `fence` and `region_removed`, and `LinkHost` (notifications, memory, regions), and expects no call back meanwhile.
 using StreamProtocol = tcp::LaneProtocol;
 
