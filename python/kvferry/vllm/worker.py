@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connector in vLLM's workers: reads blocks from prefilling workers, and keeps blocks for decoding ones.
+
+A load is confirmed: when its bytes are here, the prefilling worker is asked whether the blocks were the request's until
+then. Only its yes makes them count, so a lease that ran out costs time and never a wrong token. Needs no vLLM.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .. import Addresses, CompletionQueue, Operation, Region, SideMessage
+from .layout import HeadSource, KvLayout, LayoutMismatch, head_sources, plan, readers_of
+from .leases import Leases
+from .messages import LAYOUT, RELEASE, RENEW, Remote, layout_from, layout_message, message, parse
+from .options import Options, channel_class, channel_keywords, url_of
+from .scheduler import Load, Step
+
+__all__ = ["Worker"]
+
+_logger = logging.getLogger("kvferry.vllm")
+
+#: Something that waits for operations, one after the other.
+_Steps = Generator[Operation, None, None]
+
+
+@dataclass
+class _Loading:
+    """A load under way."""
+
+    load: Load
+    #: What makes its bytes come.
+    operations: set[Operation] = field(default_factory=set)
+    cancelled: bool = False
+    #: Block ids that don't have their bytes.
+    failed: set[int] = field(default_factory=set)
+
+
+class Worker:
+    """One worker's channel, and what goes on in it. The engine's thread gives orders and asks for what has ended; a
+    thread of its own takes each load from step to step.
+
+    memory: the (address, size) of each region that ``layout`` numbers; the caller keeps it.
+    serving: whether others may load from here.
+    """
+
+    def __init__(
+        self, options: Options, engine_id: str, layout: KvLayout, memory: Iterable[tuple[int, int]], serving: bool
+    ) -> None:
+        self._options = options
+        self._engine_id = engine_id
+        self._layout = layout
+        regions = [Region(part, page_size=part[1], access="read" if serving else "none") for part in memory]
+        self._bases = np.array([region.address for region in regions], dtype=np.uint64)
+        self._leases = Leases(options.lease)
+        self._queue = CompletionQueue()
+        self._lock = threading.Lock()
+        self._loadings: dict[str, _Loading] = {}
+        self._received: set[str] = set()
+        self._failed: set[int] = set()
+        self._reported_failed: set[int] = set()
+        #: The layouts of peers, by url, each of one incarnation.
+        self._peers: dict[str, tuple[int, str, KvLayout]] = {}
+        #: Engines that can't be reached, and until when they are not tried again.
+        self._unreachable: dict[str, float] = {}
+        self._local_id = f"{engine_id}/{layout.tp_rank}"
+        self._closing = False  # failures are no news from then on
+        self._closed = False
+        self._channel = self._make_channel(regions, serving)
+        self._perform(self._watch())  # ends with the channel, and with it the thread
+        self._thread = threading.Thread(target=self._run, name="kvferry-vllm", daemon=True)
+        self._thread.start()
+
+    def _make_channel(self, regions: list[Region], serving: bool) -> Any:
+        answers = _Answers(self._engine_id, self._layout, self._leases)
+        base = channel_class(self._options.transport)
+        made: Any = type("AnsweringChannel", (base,), {"handle_init_side_msg": lambda _, received: answers(received)})
+        keywords = channel_keywords(self._options, listening=serving, rank=self._layout.tp_rank)
+        return made(regions=regions, **keywords)
+
+    @property
+    def url(self) -> str:
+        """Where peers are answered, as they are told; empty if they aren't."""
+        url: str = self._channel.peer_init_url
+        if url and self._options.advertised_host:
+            url = url_of(self._options.advertised_host, int(url.rpartition(":")[2]))
+        return url
+
+    def close(self) -> None:
+        """When it returns, nothing lands here any more."""
+        self._closing = True
+        self._channel.close()
+        self._thread.join()
+
+    # The engine's orders
+
+    def step(self, orders: Step) -> None:
+        for request_id in orders.expected:
+            self._leases.expect(request_id)
+        for request_id in orders.granted:
+            self._leases.grant(request_id)
+        for request_id in orders.forgotten:
+            self._leases.forget(request_id)
+        with self._lock:
+            for load in orders.loads:
+                self._start(load)
+            for request_id in orders.cancelled:
+                loading = self._loadings.get(request_id)
+                if loading is not None:
+                    loading.cancelled = True
+                    for operation in loading.operations:
+                        operation.cancel()
+            for remote in orders.released:
+                for source, readers in self._sources(remote):
+                    self._perform(self._release(remote, source.rank, readers))
+            if orders.renewed:
+                self._renew(orders.renewed)
+
+    def finished(self) -> tuple[set[str], set[str]]:
+        """Requests whose blocks are no longer kept for others, and those whose loads have ended, each once."""
+        with self._lock:
+            received, self._received = self._received, set()
+            self._reported_failed |= self._failed
+            self._failed = set()
+        return self._leases.take_ended(), received
+
+    def failed_blocks(self) -> set[int]:
+        """Blocks of loads that ``finished`` has named that don't have their bytes, each once."""
+        failed, self._reported_failed = self._reported_failed, set()
+        return failed
+
+    # Steps
+
+    def _run(self) -> None:
+        while True:
+            self._queue.wait()
+            with self._lock:
+                for operation in self._queue.drain():
+                    self._perform(operation.user_data)
+                if not len(self._queue) and self._closed:
+                    return
+
+    def _perform(self, steps: Generator[Operation, None, Any]) -> None:
+        """Takes steps to their next operation. Under the lock, so that the thread finds them in the operation."""
+        operation = next(steps, None)
+        if operation is not None:
+            operation.user_data = steps
+
+    def _watch(self) -> _Steps:
+        """News of peers, until the channel is closed."""
+        while True:
+            operation = self._channel.submit_wait_peer_event(self._queue)
+            yield operation
+            if operation.error is not None:
+                self._closed = True
+                return
+            event = operation.result()
+            if event.kind != "connected":
+                self._peers.pop(event.peer_id, None)
+                _logger.warning("the worker at %s is %s: %s", event.peer_id, event.kind, event.cause)
+
+    # Loads
+
+    def _sources(self, remote: Remote) -> list[tuple[HeadSource, int]]:
+        """The peer's ranks that this worker has to do with, each with the number of workers that have to do with it.
+
+        A rank from which nobody takes heads is told by one worker that it isn't needed.
+        """
+        ours, ranks = self._layout, len(remote.urls)
+        readers = readers_of(ours.total_heads, ours.tp_size, ranks)
+        found = [
+            (source, readers[source.rank])
+            for source in head_sources(ours.total_heads, ours.tp_size, ours.tp_rank, ranks)
+        ]
+        for rank in range(ranks):
+            if not readers[rank] and rank % ours.tp_size == ours.tp_rank:
+                found.append((HeadSource(rank, 0, 0, 0), 1))
+        return found
+
+    def _start(self, load: Load) -> None:
+        loading = self._loadings[load.request_id] = _Loading(load)
+        sources = self._sources(load.remote)
+        left = [len(sources)]
+        for source, readers in sources:
+            self._perform(self._load_from(loading, source, readers, left))
+
+    def _load_from(self, loading: _Loading, source: HeadSource, readers: int, left: list[int]) -> _Steps:
+        load = loading.load
+        failed = set(load.block_ids)
+        try:
+            if source.num_heads:
+                failed = yield from self._read(loading, source)
+            else:
+                failed = set()
+            release = self._release(load.remote, source.rank, readers)
+            if len(failed) == len(load.block_ids) or not source.num_heads:
+                self._perform(release)  # the answer makes no difference
+            elif not (yield from release):
+                _logger.warning(
+                    "request %s is computed here: its blocks were given up at %s before they were read",
+                    load.request_id, load.remote.urls[source.rank],
+                )  # fmt: skip
+                failed = set(load.block_ids)
+        except Exception as error:  # a load that fails is computed
+            failed = set(load.block_ids)
+            if not loading.cancelled and not self._closing:
+                _logger.error("request %s is computed here: %s", load.request_id, error)
+            self._perform(self._release(load.remote, source.rank, readers))
+        loading.failed |= failed
+        left[0] -= 1
+        if left[0] == 0:
+            del self._loadings[load.request_id]
+            self._received.add(load.request_id)
+            if not loading.cancelled:
+                self._failed |= loading.failed
+
+    def _read(self, loading: _Loading, source: HeadSource) -> Generator[Operation, None, set[int]]:
+        load = loading.load
+        url = load.remote.urls[source.rank]
+        layout = yield from self._layout_of(loading, url)
+        if loading.cancelled:
+            return set(load.block_ids)
+        made = plan(
+            self._layout, layout, load.block_ids, load.remote.block_ids, load.first_token, load.num_tokens, source
+        )
+        addresses = np.stack([self._bases[made.local[:, 0]] + made.local[:, 1], made.local[:, 2]], axis=1)
+        operation = self._channel.submit_read(
+            self._queue, Addresses(addresses), url, remote_ranges=made.remote, statuses=True
+        )
+        yield from self._ended(loading, operation)
+        if operation.error is None:
+            return set()
+        if not loading.cancelled and not self._closing:
+            _logger.error("request %s: reading from %s: %s", load.request_id, url, operation.error)
+        statuses = operation.statuses
+        if len(statuses) != len(made.owners):
+            return set(load.block_ids)
+        bad = made.owners[np.array([status is not None for status in statuses])]
+        return {load.block_ids[owner] for owner in np.unique(bad).tolist()}
+
+    @staticmethod
+    def _ended(loading: _Loading, operation: Operation) -> _Steps:
+        loading.operations.add(operation)
+        yield operation
+        loading.operations.discard(operation)
+
+    def _layout_of(self, loading: _Loading, url: str) -> Generator[Operation, None, KvLayout]:
+        """Connects, and asks how the peer's cache lies, unless that is known."""
+        wanted = loading.load.remote.engine_id
+        if self._is_unreachable(wanted):
+            raise ConnectionError(f"engine {wanted} at {url} could not be reached a moment ago")
+        known, peer = self._peers.get(url), self._channel.peer_info(url)
+        if known is None or peer is None or known[0] != peer.incarnation:
+            operation = self._channel.submit_lazy_init_peer_connection(
+                self._queue, self._local_id, url, url, message(LAYOUT), timeout=self._options.timeout
+            )
+            yield from self._ended(loading, operation)
+            error = operation.error
+            if error is not None and (error.peer_failed or error.timed_out):
+                self._unreachable[wanted] = time.monotonic() + self._options.lease
+            engine_id, layout = layout_from(operation.result())
+            peer = self._channel.peer_info(url)
+            known = (peer.incarnation if peer else 0, engine_id, layout)
+            self._peers[url] = known
+        if known[1] != wanted:
+            raise LayoutMismatch(f"at {url} is engine {known[1]}, and no longer {wanted}")
+        return known[2]
+
+    def _is_unreachable(self, engine_id: str) -> bool:
+        """Its successor has another id, so that there is little to gain from trying again and again."""
+        until = self._unreachable.get(engine_id)
+        if until is not None and until <= time.monotonic():
+            del self._unreachable[engine_id]
+        return engine_id in self._unreachable
+
+    def _release(self, remote: Remote, rank: int, readers: int) -> Generator[Operation, None, bool]:
+        """Whether the blocks were the request's until now."""
+        asked = message(
+            RELEASE,
+            engine_id=remote.engine_id,
+            request_id=remote.request_id,
+            reader=self._layout.tp_rank,
+            readers=readers,
+        )
+        if self._closing or self._is_unreachable(remote.engine_id):
+            return False
+        try:
+            operation = self._ask(remote.urls[rank], asked)
+            yield operation
+            return bool(parse(operation.result()).get("held"))
+        except Exception as error:
+            if not self._closing:
+                _logger.warning("request %s at %s ends with its lease: %s", remote.request_id, remote.urls[rank], error)
+            return False
+
+    def _ask(self, url: str, asked: SideMessage) -> Operation:
+        operation: Operation = self._channel.submit_send_init_side_msg(
+            self._queue, url, asked, timeout=self._options.timeout
+        )
+        return operation
+
+    def _renew(self, remotes: list[Remote]) -> None:
+        by_url: dict[tuple[str, str], list[str]] = {}
+        for remote in remotes:
+            for rank, url in enumerate(remote.urls):
+                if rank % self._layout.tp_size == self._layout.tp_rank:
+                    by_url.setdefault((url, remote.engine_id), []).append(remote.request_id)
+        for (url, engine_id), request_ids in by_url.items():
+            self._perform(self._send_renewal(url, engine_id, request_ids))
+
+    def _send_renewal(self, url: str, engine_id: str, request_ids: list[str]) -> _Steps:
+        asked = message(RENEW, engine_id=engine_id, request_ids=request_ids)
+        if self._closing or self._is_unreachable(engine_id):
+            return
+        try:
+            operation = self._ask(url, asked)
+            yield operation
+            operation.result()
+        except Exception as error:
+            if not self._closing:
+                _logger.warning("leases at %s are not renewed: %s", url, error)
+
+
+class _Answers:
+    """Answers side messages, on the channel's thread."""
+
+    def __init__(self, engine_id: str, layout: KvLayout, leases: Leases) -> None:
+        self._engine_id = engine_id
+        self._layout = layout_message(engine_id, layout)
+        self._leases = leases
+
+    def __call__(self, received: SideMessage) -> SideMessage:
+        if received.type == LAYOUT:
+            return self._layout
+        fields = parse(received)
+        ours = fields.get("engine_id") == self._engine_id  # else the requests are those of a predecessor
+        if received.type == RELEASE:
+            held = ours and self._leases.release(
+                str(fields["request_id"]), int(fields["reader"]), int(fields["readers"])
+            )
+            return message(RELEASE, held=held)
+        if received.type == RENEW:
+            return message(RENEW, held=[ours and self._leases.renew(str(name)) for name in fields["request_ids"]])
+        raise ValueError(f"no message of type {received.type!r} is known here")

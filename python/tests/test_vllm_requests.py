@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of requests whose blocks are loaded from another worker: real channels, no engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import pytest
+from kvferry.vllm.layout import Field, KvLayout
+from kvferry.vllm.leases import Leases
+from kvferry.vllm.messages import Remote
+from kvferry.vllm.options import Options
+from kvferry.vllm.scheduler import Load, Scheduler, Step
+from kvferry.vllm.worker import Worker
+
+TOKENS = 4  # of a block
+BLOCK = 64  # bytes
+BLOCKS = 16
+LAYERS = 2
+
+
+def test_leases_end_when_all_have_read_or_nobody_renews() -> None:
+    now = 0.0
+    leases = Leases(10.0, lambda: now)
+    for name in ("read", "half", "kept", "early", "aborted"):
+        leases.expect(name)
+    now = 100.0  # being computed takes as long as it takes
+    assert leases.take_ended() == set()
+    assert leases.release("early", 0, 1) and leases.take_ended() == set()  # the engine doesn't know yet that it is done
+    leases.forget("aborted")
+    for name in ("read", "half", "kept", "early"):
+        leases.grant(name)
+    assert leases.take_ended() == {"early"}
+    assert leases.release("read", 0, 2) and leases.release("half", 1, 2) and leases.release("half", 1, 2)
+    assert leases.take_ended() == set()
+    assert leases.release("read", 1, 2)
+    now = 109.0
+    assert leases.renew("kept") and leases.take_ended() == {"read"}
+    now = 110.0
+    assert leases.take_ended() == {"half"} and leases.expired == 1
+    now = 119.0
+    assert leases.take_ended() == {"kept"} and leases.expired == 2
+    for name in ("read", "half", "kept", "early", "aborted", "never heard of"):
+        assert not leases.release(name, 0, 1) and not leases.renew(name)
+    assert len(leases) == 0
+
+
+def test_options_have_known_names_and_values() -> None:
+    assert Options.from_config({"lease": 3.0, "transport": "tcp"}) == Options(lease=3.0)
+    for extra, match in (
+        ({"leese": 1}, "has 'leese', and may have advertised_host"),
+        ({"timeout": 0}, "above 0"),
+        ({"transport": "pigeon"}, "no transport 'pigeon', but tcp"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Options.from_config(extra)
+
+
+Status = Enum("Status", ["FINISHED_STOPPED", "FINISHED_ABORTED"])
+
+
+@dataclass
+class Request:
+    """What a scheduler's request has for the connector."""
+
+    request_id: str
+    kv_transfer_params: dict[str, Any] | None
+    num_prompt_tokens: int = 10
+    num_computed_tokens: int = 10
+    status: Status = Status.FINISHED_STOPPED
+
+
+@dataclass
+class Blocks:
+    ids: list[int]
+
+    def get_block_ids(self) -> tuple[list[int], ...]:
+        return (self.ids,)
+
+
+@dataclass
+class Output:
+    finished_recving: set[str] = field(default_factory=set)
+
+
+def kept_by(scheduler: Scheduler, name: str = "p", **changed: Any) -> Any:
+    """The parameters that a prefilling instance's request ends with."""
+    request = Request(name, {"do_remote_decode": True}, **changed)
+    scheduler.update_state_after_alloc(request, Blocks([5, 6, 7]), 0)
+    return scheduler.request_finished(request, [5, 6, 7])
+
+
+def schedulers() -> tuple[Scheduler, Scheduler]:
+    prefill, decode = (Scheduler(Options(), name, TOKENS) for name in ("prefill", "decode"))
+    prefill.set_urls({1: "tcp://h:2", 0: "tcp://h:1"})
+    return prefill, decode
+
+
+def test_the_scheduler_of_a_prefilling_instance() -> None:
+    prefill, _ = schedulers()
+    kept, params = kept_by(prefill)
+    assert kept and Remote.from_params(params) == Remote("prefill", "p", ("tcp://h:1", "tcp://h:2"), (5, 6, 7), 10)
+    assert prefill.next_step() == Step(expected=["p"], granted=["p"])
+    assert kept_by(prefill, status=Status.FINISHED_ABORTED) == (False, None)
+    assert prefill.next_step() == Step(expected=["p"], forgotten=["p"])
+    assert prefill.request_finished(Request("plain", None), [1]) == (False, None)
+    assert prefill.next_step() == Step()
+    # More tokens than the prompt's are of no use to others.
+    assert kept_by(prefill, num_computed_tokens=12)[1]["remote_num_tokens"] == 10
+
+
+def test_the_scheduler_of_a_decoding_instance() -> None:
+    prefill, decode = schedulers()
+    _, params = kept_by(prefill)
+    remote = Remote.from_params(params)
+    request = Request("d", params)
+    decode.on_new_request(request)
+    assert decode.get_num_new_matched_tokens(request, 0) == (10, True)
+    assert decode.get_num_new_matched_tokens(request, 4) == (6, True)  # twice, and nothing has happened
+    decode.update_state_after_alloc(request, Blocks([9, 2, 3, 4]), 6)
+    assert decode.next_step() == Step(loads=[Load("d", remote, [2, 3], 4, 10)])
+    assert decode.get_num_new_matched_tokens(request, 0) == (0, False)  # what failed is computed
+    decode.update_connector_output(Output({"d"}))
+    assert decode.request_finished(request, [9, 2, 3, 4]) == (False, None)
+    assert decode.next_step() == Step()
+
+
+@pytest.mark.parametrize("when", ["waiting", "loading", "in the prefix cache"])
+def test_a_request_that_ends_lets_go_of_what_is_kept_for_it(when: str) -> None:
+    prefill, decode = schedulers()
+    _, params = kept_by(prefill)
+    request = Request("d", params)
+    decode.on_new_request(request)
+    if when != "waiting":
+        decode.update_state_after_alloc(request, Blocks([1, 2, 3]), 10 if when == "loading" else 0)
+    if when == "loading":
+        assert len(decode.next_step().loads) == 1
+    if when != "in the prefix cache":
+        decode.request_finished(request, [1, 2, 3])
+    told = Step(cancelled=["d"]) if when == "loading" else Step(released=[Remote.from_params(kept_by(prefill)[1])])
+    assert decode.next_step() == told
+
+
+def test_requests_that_wait_are_renewed() -> None:
+    prefill = schedulers()[0]
+    decode = Scheduler(Options(lease=1e-9), "decode", TOKENS)
+    _, params = kept_by(prefill)
+    decode.on_new_request(Request("d", params))
+    assert [remote.request_id for remote in decode.next_step().renewed] == ["p"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"remote_urls": None}, {"remote_urls": []}, {"remote_block_ids": [-1]}, {"remote_num_tokens": "many"}],
+    ids=str,
+)
+def test_parameters_that_make_no_sense_are_computed(wrong: dict[str, Any]) -> None:
+    prefill, decode = schedulers()
+    request = Request("d", {**kept_by(prefill)[1], **wrong})
+    decode.on_new_request(request)
+    assert decode.get_num_new_matched_tokens(request, 0) == (0, False)
+    decode.update_state_after_alloc(request, Blocks([1, 2, 3]), 0)
+    decode.request_finished(request, [1, 2, 3])
+    assert decode.next_step() == Step()
+
+
+class Side:
+    """A worker with a cache of its own."""
+
+    def __init__(self, name: str, serving: bool, fill: int = 0, block: int = BLOCK, **options: Any) -> None:
+        self.cache = np.full((LAYERS, BLOCKS, block), fill, dtype=np.uint8)
+        self.cache[...] += np.arange(BLOCKS, dtype=np.uint8)[None, :, None] * bool(fill)
+        layers = tuple((f"layer {i}", 0, i * BLOCKS * block) for i in range(LAYERS))
+        layout = KvLayout(
+            kind="test", layers=layers, num_blocks=BLOCKS, blocks_per_id=1, block_tokens=TOKENS, block_stride=block,
+            heads=1, head_stride=block, run_tokens=1, fields=(Field(0, 1, 0, block // TOKENS, block // TOKENS),),
+            total_heads=1, tp_rank=0, tp_size=1,
+        )  # fmt: skip
+        chosen = Options(**{"timeout": 20.0, **options})
+        memory = [(self.cache.ctypes.data, self.cache.nbytes)]
+        self.worker = Worker(chosen, name, layout, memory, serving)
+
+    def remote(self, request_id: str, engine_id: str = "prefill") -> Remote:
+        return Remote(engine_id, request_id, (self.worker.url,), (5, 6, 7), 10)
+
+    def until(self, what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not what():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def loaded(self, request_id: str) -> set[int]:
+        """Waits until the load has ended, and returns the blocks that failed."""
+        received: set[str] = set()
+
+        def ended() -> bool:
+            received.update(self.worker.finished()[1])
+            return bool(received)
+
+        self.until(ended)
+        assert received == {request_id}
+        return self.worker.failed_blocks()
+
+    def freed(self) -> set[str]:
+        sent: set[str] = set()
+
+        def some() -> bool:
+            sent.update(self.worker.finished()[0])
+            return bool(sent)
+
+        self.until(some)
+        return sent
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Side]]:
+    with ExitStack() as stack:
+
+        def made(*arguments: Any, **keywords: Any) -> Side:
+            side = Side(*arguments, **keywords)
+            stack.callback(side.worker.close)
+            return side
+
+        yield made
+
+
+def test_a_load_brings_blocks_and_frees_them_at_the_other_side(make: Callable[..., Side]) -> None:
+    prefill, decode = make("prefill", True, 100), make("decode", False)
+    assert prefill.worker.url.startswith("tcp://127.0.0.1:") and not decode.worker.url
+    for turn in range(2):  # the second time it is connected
+        prefill.worker.step(Step(expected=["p"]))
+        decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 0], 4, 10)]))
+        assert decode.loaded("d") == set()
+        assert (decode.cache[:, 1] == 106).all() and (decode.cache[:, 0] == 107).all(), turn
+        assert not decode.cache[:, 2:].any()
+        assert prefill.worker.finished() == (set(), set())
+        prefill.worker.step(Step(granted=["p"]))
+        assert prefill.freed() == {"p"}
+        decode.cache[...] = 0
+    assert decode.worker.finished() == (set(), set()) and decode.worker.failed_blocks() == set()
+
+
+@pytest.mark.parametrize("how", ["expired", "never", "successor"])
+def test_blocks_that_are_no_longer_the_requests_are_not_loaded(make: Callable[..., Side], how: str) -> None:
+    prefill, decode = make("prefill", True, 100, lease=1e-9), make("decode", False)
+    if how == "expired":
+        prefill.worker.step(Step(expected=["p"], granted=["p"]))
+        assert prefill.freed() == {"p"}
+    if how == "successor":
+        prefill.worker.step(Step(expected=["p"]))
+    remote = prefill.remote("p", "a predecessor" if how == "successor" else "prefill")
+    decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)]))
+    assert decode.loaded("d") == {1, 2, 3}
+
+
+def test_renewals_keep_blocks_and_releases_let_them_go(make: Callable[..., Side]) -> None:
+    prefill, decode = make("prefill", True, 100, lease=0.5), make("decode", False)
+    prefill.worker.step(Step(expected=["kept", "let go"], granted=["kept", "let go"]))
+    begin = time.monotonic()
+    decode.worker.step(Step(released=[prefill.remote("let go")]))
+    assert prefill.freed() == {"let go"}
+    while time.monotonic() < begin + 1.0:
+        decode.worker.step(Step(renewed=[prefill.remote("kept")]))
+        time.sleep(0.05)
+    if prefill.worker.finished()[0]:
+        pytest.skip("renewals took half a second here")
+    assert prefill.freed() == {"kept"}
+
+
+def test_block_ids_outside_of_the_peers_cache(make: Callable[..., Side]) -> None:
+    prefill, decode = make("prefill", True, 100), make("decode", False)
+    prefill.worker.step(Step(expected=["p"]))
+    remote = Remote("prefill", "p", (prefill.worker.url,), (5, BLOCKS + 3, 7), 10)
+    decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)]))
+    assert decode.loaded("d") == {1, 2, 3}
+    assert not decode.cache.any()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "tcp://127.0.0.1", "tcp://[::1:5", ""])
+def test_urls_that_are_none(make: Callable[..., Side], url: str) -> None:
+    """They come from outside, and must not stop the engine."""
+    decode = make("decode", False, timeout=0.5)
+    remote = Remote("prefill", "p", (url,), (5, 6, 7), 10)
+    decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)], released=[remote], renewed=[remote]))
+    assert decode.loaded("d") == {1, 2, 3}
+
+
+def test_a_peer_that_is_not_there_fails_its_loads(make: Callable[..., Side]) -> None:
+    prefill, decode = make("prefill", True, 100), make("decode", False, timeout=0.5)
+    gone = prefill.remote("p")
+    prefill.worker.step(Step(expected=["p", "q"]))
+    decode.worker.step(Step(loads=[Load("d", gone, [1, 2, 3], 0, 10)]))
+    assert decode.loaded("d") == set()
+    prefill.worker.close()
+    for name in ("e", "f"):
+        decode.worker.step(Step(loads=[Load(name, gone, [1, 2, 3], 0, 10)]))
+        assert decode.loaded(name) == {1, 2, 3}
+    # Another engine at the same place has nothing to do with that.
+    successor = make("successor", True, 120, port=int(gone.urls[0].rpartition(":")[2]))
+    successor.worker.step(Step(expected=["p"]))
+    decode.worker.step(Step(loads=[Load("g", successor.remote("p", "successor"), [1, 2, 3], 0, 10)]))
+    assert decode.loaded("g") == set() and (decode.cache[:, 1] == 125).all()
+
+
+def test_each_block_fails_by_itself(make: Callable[..., Side]) -> None:
+    """One changes while it is read, which checksums show."""
+    large = 1 << 20
+    prefill = make("prefill", True, 100, block=large)
+    decode = make("decode", False, checksums=True, block=large)
+    until = time.monotonic() + 60
+    changing = threading.Event()
+
+    def change() -> None:
+        while not changing.is_set():
+            prefill.cache[1, 6] += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        failed: set[int] = set()
+        while not failed:
+            assert time.monotonic() < until
+            prefill.worker.step(Step(expected=["p"]))
+            decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)]))
+            failed = decode.loaded("d")
+    finally:
+        changing.set()
+        thread.join()
+    assert failed == {2}
+    assert (decode.cache[:, 1] == 105).all() and (decode.cache[:, 3] == 107).all()
+
+
+def test_a_cancelled_load_ends_and_nothing_lands_any_more(make: Callable[..., Side]) -> None:
+    prefill, decode = make("prefill", True, 100), make("decode", False)
+    for turn in range(50):
+        prefill.worker.step(Step(expected=[f"p{turn}"], granted=[f"p{turn}"]))
+        name = f"d{turn}"
+        decode.worker.step(Step(loads=[Load(name, prefill.remote(f"p{turn}"), [1, 2, 3], 0, 10)]))
+        if turn % 5:
+            time.sleep(0.0005 * (turn % 5))
+        decode.worker.step(Step(cancelled=[name]))
+        assert decode.loaded(name) == set()  # the blocks are free, whatever they have
+        decode.cache[...] = 1
+        assert prefill.freed() == {f"p{turn}"}  # by a release: the lease is 30 seconds
+        assert (decode.cache == 1).all()
+
+
+def test_closing_ends_what_is_under_way(make: Callable[..., Side]) -> None:
+    prefill, decode = make("prefill", True, 100), make("decode", False)
+    prefill.worker.step(Step(expected=["p"]))
+    for name in ("d", "e"):
+        decode.worker.step(Step(loads=[Load(name, prefill.remote("p"), [1, 2, 3], 0, 10)]))
+    decode.worker.close()
+    decode.worker.close()
+    assert decode.worker.finished()[1] == {"d", "e"}
