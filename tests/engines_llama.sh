@@ -50,7 +50,7 @@ if [[ ! -e $folder/llama.cpp/complete ]]; then
   rm -rf "$folder"/{download,source,llama.cpp-build}
 fi
 
-cmake -G Ninja -S examples/llama -B "$folder/example" -DCMAKE_BUILD_TYPE=Release \
+cmake --fresh -G Ninja -S examples/llama -B "$folder/example" -DCMAKE_BUILD_TYPE=Release \
   -DCMAKE_PREFIX_PATH="$kvferry;$folder/llama.cpp" >/dev/null
 cmake --build "$folder/example"
 "$environment/bin/python" tests/engines/llama/make_model.py "$folder/tiny.gguf"

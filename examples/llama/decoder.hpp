@@ -17,7 +17,7 @@ namespace handover {
 class Decoder {
  public:
   Decoder(Engine& engine, kvferry::TcpOptions options)
-      : engine_(engine), slots_(engine.sequences()), channel_(options) {
+      : engine_(engine), slots_(engine.sequences()), regions_(options.regions), channel_(std::move(options)) {
     listen();
     watch();
     std::cout << "decode waits at " << channel_.peer_init_url() << ", data port " << channel_.data_port() << std::endl;
@@ -93,10 +93,10 @@ class Decoder {
     bool fits = message.count + message.length <= engine_.size() && message.token >= 0 &&
                 message.token < engine_.vocabulary() && (message.kind == Kind::rows || message.length > 1);
     const auto add = [&](std::size_t region, std::size_t from, std::size_t size) {
-      fits = fits && region < channel_.regions().size() && from + size <= channel_.regions()[region].page_size;
+      fits = fits && region < regions_.size() && from + size <= regions_[region].page_size;
       if (!fits) return;
       fetch.objects.emplace_back(page_of(*slot, region).subspan(from, size));
-      const std::size_t offset = message.prompt * channel_.regions()[region].page_size + from;
+      const std::size_t offset = message.prompt * regions_[region].page_size + from;
       fetch.ranges.push_back(kvferry::RemoteRange::contiguous(static_cast<std::uint32_t>(region), offset, size));
     };
     const std::size_t tensors = engine_.tensors.size();
@@ -141,7 +141,7 @@ class Decoder {
   }
 
   [[nodiscard]] std::span<std::byte> page_of(const Slot& slot, std::size_t region) const {
-    const kvferry::LocalRegion all = channel_.regions()[region];
+    const kvferry::MemoryRegion& all = regions_[region];
     return {all.data + static_cast<std::size_t>(&slot - slots_.data()) * all.page_size, all.page_size};
   }
 
@@ -169,6 +169,7 @@ class Decoder {
 
   Engine& engine_;
   std::vector<Slot> slots_;
+  const std::vector<kvferry::MemoryRegion> regions_;
   std::deque<std::pair<std::string, Message>> waiting_;  ///< For a free slot.
   std::optional<std::size_t> dropped_;
   asio::io_context loop_;
