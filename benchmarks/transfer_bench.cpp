@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <CLI/CLI.hpp>
 
+#include <kvferry/keyring.hpp>
+
 #include <algorithm>
 #include <optional>
 
@@ -17,6 +19,7 @@ struct RawOptions {
   ChannelSettings channel;
   bool async = false;
   bool sync = false;
+  bool encrypt = false;
   std::size_t depth = 1;
   std::optional<std::size_t> threads;
   std::size_t peers = 1;
@@ -59,6 +62,7 @@ void add_options(CLI::App& app, RawOptions& raw) {
       ->transform(size_with_unit());
   app.add_option("--congestion", raw.channel.congestion, "TCP's congestion control (default: the system's)")
       ->type_name("NAME");
+  app.add_flag("--encrypt", raw.encrypt, "tcp: encrypted connections, with a key that is made for the run");
   app.add_flag("--unregistered", raw.channel.unregistered, "The initiator's objects lie outside of every region");
   app.add_option("--receives-ahead", raw.channel.receives_ahead,
                  "sendrecv: how many batches of each stream the target has posted (default 4)")
@@ -75,6 +79,12 @@ void configure(const RawOptions& raw, Job& job) {
   if (!settings.async && raw.threads == 0) {
     throw CLI::ValidationError("--threads", "blocking calls need a thread");
   }
+  if (raw.encrypt && settings.transport != "tcp") {
+    throw CLI::ValidationError("--encrypt", "only tcp encrypts");
+  }
+  if (raw.encrypt) {
+    settings.key = kvferry::make_key_pair().secret_key.text();
+  }
   if (settings.receives_ahead == 0) {
     settings.receives_ahead = 4;
   }
@@ -83,7 +93,7 @@ void configure(const RawOptions& raw, Job& job) {
   job.peers = raw.peers;
   job.streams_per_peer = settings.async ? raw.depth * std::max<std::size_t>(job.threads, 1) : job.threads;
   job.variant = "kvferry " + settings.transport + (settings.async ? " async" : "") +
-                (settings.poll.empty() ? "" : " " + settings.poll);
+                (settings.poll.empty() ? "" : " " + settings.poll) + (raw.encrypt ? " encrypted" : "");
   job.settings = settings;
 }
 

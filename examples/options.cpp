@@ -164,7 +164,7 @@ void add_common_options(CLI::App& app, CommonOptions& options, RawOptions& raw) 
       ->type_name("SECONDS")
       ->check(between(0.001, 86'400.0));
   auto* const key =
-      app.add_option("--key", options.key_file, "This peer's secret key, from kvferry-keygen: secures the handshake")
+      app.add_option("--key", options.key_file, "This peer's secret key, from kvferry-keygen: encrypts all that goes over TCP")
           ->type_name("FILE");
   app.add_option("--peer-keys", options.peer_keys_file,
                  "The public keys that are trusted, as kvferry-keygen prints them")

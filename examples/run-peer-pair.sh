@@ -31,7 +31,7 @@ with 0 once it has arrived and the checksums match, otherwise with the exit code
   --timeout SECONDS     what each peer may take for a step (default 30)
   --connect-timeout SECONDS  the same before the first batch (default: --timeout)
   --listen HOST:PORT    where decode_peer listens (default 127.0.0.1:0, any free port)
-  --secure              secures the handshake, with keys that are made for this run and thrown away
+  --secure              encrypts all that goes over TCP, with keys that are made for this run and thrown away
   --corrupt-byte OFFSET fault injection: flips a byte of what arrived
   --log LEVEL           what kvferry logs: debug, info, warning (default), error, off
 

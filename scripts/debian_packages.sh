@@ -27,7 +27,7 @@ _kvferry_packages() {
     case "$group" in
       build)
         echo g++ cmake ninja-build pkg-config libasio-dev cppzmq-dev libzmq3-dev libmsgpack-cxx-dev
-        echo libcli11-dev libfmt-dev libspdlog-dev libxxhash-dev nlohmann-json3-dev
+        echo libcli11-dev libfmt-dev libspdlog-dev libssl-dev libxxhash-dev nlohmann-json3-dev
         ;;
       test)
         _kvferry_packages build

@@ -4,6 +4,7 @@
 #ifdef KVFERRY_BENCH_WITH_RDMA
 #include <kvferry/rdma_transfer_channel.hpp>
 #endif
+#include <kvferry/keyring.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/url.hpp>
@@ -11,6 +12,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <utility>
 
 namespace bench {
 namespace {
@@ -22,6 +24,11 @@ void apply(const ChannelSettings& settings, const kvferry::MemoryRegion& region,
   }
   if (!init_host.empty()) {
     options.peer_init_url = kvferry::HostPort{init_host, 0}.to_url();
+  }
+  if (!settings.key.empty()) {
+    kvferry::KeyPair pair = kvferry::key_pair_of(kvferry::SecretKey(settings.key));
+    std::vector<kvferry::PeerKey> peers{{std::string(kvferry::PeerKey::any_id), pair.public_key}};
+    options.keyring = std::make_shared<kvferry::Keyring>(std::move(pair), std::move(peers));
   }
   if (settings.io_threads != 0) {
     options.io_threads = settings.io_threads;

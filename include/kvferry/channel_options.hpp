@@ -141,7 +141,7 @@ struct ChannelOptions {
   /// Secures handshakes and side messages: they are encrypted, nobody gets through but peers whose key the keyring has, and
   /// each of them under the id alone that it has the key for. All peers need one, and nothing falls back: without a keyring on
   /// the other side, connecting ends with `errc::authentication_failed`. Data connections prove by a secret out of the
-  /// handshake that they are the peer's; they are not encrypted (docs/security.md). Such a channel has a ZeroMQ context and two
+  /// handshake that they are the peer's; over TCP they are encrypted as well (`TcpOptions::encryption`, docs/security.md). Such a channel has a ZeroMQ context and two
   /// threads more of its own. Null: no keys.
   std::shared_ptr<const Keyring> keyring = nullptr;
 

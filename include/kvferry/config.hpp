@@ -11,6 +11,11 @@
 #define KVFERRY_HEADER_ONLY 0
 #endif
 
+/// Whether TCP's data connections can be encrypted, by OpenSSL: of a program that compiles kvferry with its own files.
+#ifndef KVFERRY_WITH_TLS
+#define KVFERRY_WITH_TLS 0
+#endif
+
 #if KVFERRY_HEADER_ONLY
 #define KVFERRY_INLINE inline
 #else
@@ -36,8 +41,10 @@
 
 // The inline namespace that all of kvferry stands in. Its name has the version, the mode, and each macro that changes the
 // layout of an object. A program and a library that differ in one of them don't link.
-#if KVFERRY_HEADER_ONLY
+#if KVFERRY_HEADER_ONLY && KVFERRY_WITH_TLS
 #define KVFERRY_ABI_MODE _header_only
+#elif KVFERRY_HEADER_ONLY
+#define KVFERRY_ABI_MODE _header_only_no_tls
 #else
 #define KVFERRY_ABI_MODE
 #endif

@@ -6,6 +6,7 @@
 #include <kvferry/tcp/allowed_hosts-inl.hpp>
 #include <kvferry/tcp/checksums-inl.hpp>
 #include <kvferry/tcp/data_acceptor-inl.hpp>
+#include <kvferry/tcp/data_connection-inl.hpp>
 #include <kvferry/tcp/data_dialer-inl.hpp>
 #include <kvferry/tcp/frame_reader-inl.hpp>
 #include <kvferry/tcp/gather_queue-inl.hpp>
@@ -20,4 +21,5 @@
 #include <kvferry/tcp/read_ahead-inl.hpp>
 #include <kvferry/tcp/socket_events-inl.hpp>
 #include <kvferry/tcp/tcp_link-inl.hpp>
+#include <kvferry/tcp/tls_stream-inl.hpp>
 #include <kvferry/tcp_transfer_channel-inl.hpp>

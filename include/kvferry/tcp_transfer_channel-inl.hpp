@@ -33,6 +33,23 @@ KVFERRY_INLINE std::size_t bounded_lanes(std::uint64_t lanes) {
 
 using Dialers = kit::Attempts<tcp::DataDialer>;
 
+/// How they differ.
+KVFERRY_INLINE std::string of_encryption(bool here, const std::string& peer_id, bool there) {
+  const auto name = [](bool encrypted) { return encrypted ? "required" : "off"; };
+  return "TcpOptions::encryption: " + std::string(name(here)) + " at the side that says so, " + name(there) +
+         " at its peer " + in_quotes(peer_id);
+}
+
+/// @return null: data connections are not encrypted.
+KVFERRY_INLINE std::shared_ptr<tcp::TlsContext> tls_of(const TcpOptions& options) {
+  if (options.encryption == Encryption::required && !options.keyring) {
+    throw TransferError(std::make_error_code(std::errc::invalid_argument),
+                        "TcpOptions::encryption is required, and there is no ChannelOptions::keyring: the key that encrypts "
+                        "would be told to everybody");
+  }
+  return options.keyring && options.encryption != Encryption::off ? tcp::TlsContext::create() : nullptr;
+}
+
 class TcpDial final : public kit::Dial {
  public:
   TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers,
@@ -44,7 +61,9 @@ class TcpDial final : public kit::Dial {
         lookups_(std::move(lookups)),
         allowed_(std::move(allowed)) {}
 
-  [[nodiscard]] Bytes local_endpoint() override { return kit::encode_endpoint(tcp::DialEndpoint{lanes_}); }
+  [[nodiscard]] Bytes local_endpoint() override {
+    return kit::encode_endpoint(tcp::DialEndpoint{lanes_, options_.tls != nullptr});
+  }
 
   void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
                kit::LinkHandler on_link) override {
@@ -52,13 +71,23 @@ class TcpDial final : public kit::Dial {
     auto endpoint = kit::decode_endpoint<tcp::AcceptEndpoint>(remote_endpoint, ec);
     if (!ec &&
         (endpoint.port == 0 || endpoint.port > 65535 || endpoint.lanes == 0 || endpoint.lanes > lanes_ ||
-         endpoint.dial_secret.size() != sizeof(tcp::Secret) || endpoint.accept_secret.size() != sizeof(tcp::Secret))) {
+         endpoint.dial_secret.size() != sizeof(tcp::Secret) || endpoint.accept_secret.size() != sizeof(tcp::Secret) ||
+         (endpoint.tls_secret &&
+          (endpoint.tls_secret->size() != sizeof(tcp::TlsKey::secret) || !endpoint.tls_identity ||
+           endpoint.tls_identity->size() != sizeof(tcp::TlsKey::identity))))) {
       ec = errc::malformed_message;
     }
     if (ec) {
       asio::post(executor_, [ec, host = std::move(host), on_link = std::move(on_link)] {
         on_link(ec, nullptr,
                 "peer " + in_quotes(host->peer().id) + " answered with a senseless tcp endpoint: " + ec.message());
+      });
+      return;
+    }
+    const bool encrypts = endpoint.tls_secret.has_value();
+    if (encrypts != (options_.tls != nullptr)) {
+      asio::post(executor_, [encrypts, host = std::move(host), on_link = std::move(on_link)] {
+        on_link(errc::encryption_mismatch, nullptr, of_encryption(!encrypts, host->peer().id, encrypts));
       });
       return;
     }
@@ -171,6 +200,11 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
   }
   try {
     impl_->allowed_hosts = std::make_shared<const tcp::AllowedHosts>(given.allowed_hosts);
+    impl_->link_options.tls = tls_of(given);
+    if (impl_->link_options.tls) {
+      impl_->buffers = tcp::ReadAheadPool::create(tcp::encrypted_read_ahead);
+      impl_->link_options.link.lane.buffers = impl_->buffers;
+    }
     tcp::check_congestion_control(given.congestion_control);
     tcp::check_congestion_control(given.same_host_congestion_control);
     if (!given.peer_init_url.empty()) {
@@ -235,6 +269,10 @@ KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> h
   const auto dialing = kit::decode_endpoint<tcp::DialEndpoint>(remote_endpoint, ec);
   if (ec) {
     throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with a senseless tcp endpoint");
+  }
+  const bool encrypts = impl_->link_options.tls != nullptr;
+  if (dialing.encrypted.value_or(false) != encrypts) {
+    throw TransferError(errc::encryption_mismatch, of_encryption(encrypts, host->peer().id, !encrypts));
   }
   const std::size_t lanes = std::min(bounded_lanes(dialing.lanes), bounded_lanes(impl_->options.lanes_per_peer));
   auto endpoint = impl_->acceptor->expect(std::move(host), lanes, deadline, std::move(on_link));

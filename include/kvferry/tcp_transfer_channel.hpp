@@ -17,6 +17,13 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
+/// Whether data connections are encrypted. Both sides have to say the same: nothing falls back.
+enum class Encryption : std::uint8_t {
+  with_keyring,  ///< Where there is a keyring (`ChannelOptions::keyring`).
+  off,           ///< Not even then. For a network that nobody else is on, or that encrypts.
+  required,      ///< And there has to be a keyring.
+};
+
 /// Options of a TCP channel. Sizes are in bytes; 0 leaves a socket option to the system.
 struct TcpOptions : ChannelOptions {
   /// Where data connections are accepted: a host or address. Empty: that of `peer_init_url`. Only with a listener.
@@ -33,6 +40,11 @@ struct TcpOptions : ChannelOptions {
   /// for all. Names that are no entry are not looked up. If the handshake was answered by this very host, its other
   /// addresses are allowed as well.
   std::vector<std::string> allowed_hosts;
+
+  /// Encrypts data connections: TLS 1.3, with a key that is agreed in the handshake anew for each link (docs/security.md).
+  /// All bytes then pass through the CPU, about as fast as it can do AES-GCM. Between a side that encrypts and one that doesn't,
+  /// connecting ends with `errc::encryption_mismatch`.
+  Encryption encryption = Encryption::with_keyring;
 
   /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream
   /// can't fill the network (100 Gb/s, long distances).
@@ -93,7 +105,8 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
  public:
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
   /// threads.
-  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
+  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf; encryption,
+  /// and kvferry was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
   /// had (ENOENT, EPERM), the errno of a bind that failed, naming the address, or
   /// `errc::timed_out`: the name of a host to listen at was not resolved within `handshake_timeout` (for
   /// `peer_init_url` and `data_host` each).

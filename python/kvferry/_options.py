@@ -5,7 +5,7 @@ the library's default."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict, Union
+from typing import TYPE_CHECKING, Literal, TypedDict, Union
 
 from . import _kvferry
 from ._types import RdmaRail
@@ -68,6 +68,8 @@ class TcpOptions(ChannelOptions, total=False):
     data_port: int | None
     advertised_data_address: str | None
     allowed_hosts: list[str] | None
+    #: Whether data connections are encrypted. Left out: "with_keyring".
+    encryption: Literal["with_keyring", "off", "required"] | None
     lanes_per_peer: int | None
     stripe_threshold: int | None
     drain_timeout: float | None

@@ -50,12 +50,28 @@ void read(Arguments& given, ChannelOptions& options) {
   given.read("poll_spin", options.poll.spin);
 }
 
+Encryption encryption_named(const std::string& name) {
+  if (name == "with_keyring") {
+    return Encryption::with_keyring;
+  }
+  if (name == "off") {
+    return Encryption::off;
+  }
+  if (name == "required") {
+    return Encryption::required;
+  }
+  throw wrong_value("encryption can't be '" + name + "': there are 'with_keyring', 'off' and 'required'");
+}
+
 void read(Arguments& given, TcpOptions& options) {
   read(given, static_cast<ChannelOptions&>(options));
   given.read("data_host", options.data_host);
   given.read("data_port", options.data_port);
   given.read("advertised_data_address", options.advertised_data_address);
   given.read("allowed_hosts", options.allowed_hosts);
+  if (std::string name; given.read("encryption", name)) {
+    options.encryption = encryption_named(name);
+  }
   given.read("lanes_per_peer", options.lanes_per_peer);
   given.read("stripe_threshold", options.stripe_threshold);
   given.read("drain_timeout", options.drain_timeout);

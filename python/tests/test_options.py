@@ -53,6 +53,14 @@ def test_a_keyring_is_read_from_its_files(tmp_path: Path) -> None:
         kvferry.TcpTransferChannel(keyring=(str(tmp_path / "key"), str(tmp_path / "peers")))
 
 
+def test_encryption_is_chosen_by_its_name() -> None:
+    kvferry.TcpTransferChannel(encryption="off").close()
+    with pytest.raises(ValueError, match="'sometimes'"):
+        kvferry.TcpTransferChannel(encryption="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(kvferry.TransferError, match="no ChannelOptions::keyring"):
+        kvferry.TcpTransferChannel(encryption="required")
+
+
 def test_checksums_are_asked_for_by_channel_and_by_call() -> None:
     source, target = bytearray(b"x" * 4096), bytearray(4096)
     with (

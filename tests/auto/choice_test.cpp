@@ -190,6 +190,20 @@ TEST(AutoChoice, KeysSecureTheOneHandshakeOfAllRoads) {
   EXPECT_EQ(stranger.connect(b, nullptr, milliseconds(5000)), errc::authentication_failed);
 }
 
+TEST(AutoChoice, OverTcpKeysEncryptThePages) {
+  const KeyPair keys = make_key_pair();
+  AutoOptions options;
+  options.require = {"tcp"};
+  options.keyring =
+      std::make_shared<Keyring>(keys, std::vector<PeerKey>{{std::string(PeerKey::any_id), keys.public_key}});
+  Node b(options);
+  Node a(std::move(options));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_NE(a.path_to("b").find("TLS 1.3 "), std::string::npos) << a.path_to("b");
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+}
+
 /// A transport that answers attempts where it may take its time, or has no room for them.
 class Elsewhere : public TcpTransferChannel {
  public:

@@ -7,11 +7,13 @@
 #include <chrono>
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include <kvferry/keyring.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/traits.hpp>
 
@@ -65,16 +67,21 @@ struct PollingThread : TcpTraits<PollingThread> {
   }
 };
 
+/// Encrypted, with one key pair for all channels, under any id; the same in each process.
 struct TwoIoThreads : TcpTraits<TwoIoThreads> {
   static constexpr std::string_view name = "TwoIoThreads";
   static void configure(TcpOptions& options) {
+    const KeyPair pair = key_pair_of(SecretKey(R"(3OUObPtY$7gGY71:lTx@ty-M))?v=*Gq^5=7D=bX)"));
+    options.keyring =
+        std::make_shared<Keyring>(pair, std::vector<PeerKey>{{std::string(PeerKey::any_id), pair.public_key}});
+    options.encryption = Encryption::required;
     options.io_threads = 2;
     options.lanes_per_peer = 2;
     options.stripe_threshold = 2048;
   }
 };
 
-/// All of a test's channels run on one executor that the test brings along, with two threads.
+/// All of a test's channels run on one executor that the test brings along, with two threads, and have two lanes.
 class UserExecutor : public TcpTraits<UserExecutor> {
  public:
   static constexpr std::string_view name = "UserExecutor";
@@ -96,6 +103,8 @@ class UserExecutor : public TcpTraits<UserExecutor> {
       options.executor = context_.get_executor();
     }
     options.poll = PollPolicy::never();
+    options.lanes_per_peer = 2;
+    options.stripe_threshold = 2048;
   }
 
  private:

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/keyring.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 
 #include "relay.hpp"
@@ -55,6 +56,15 @@ struct Node {
   std::optional<TcpTransferChannel> channel;
 };
 
+/// One key pair for all channels, under any id: their data connections are encrypted.
+inline std::shared_ptr<const Keyring> group_keyring() {
+  static const auto ring = [] {
+    const KeyPair pair = make_key_pair();
+    return std::make_shared<const Keyring>(pair, std::vector<PeerKey>{{std::string(PeerKey::any_id), pair.public_key}});
+  }();
+  return ring;
+}
+
 inline std::vector<std::uint64_t> indexes(std::size_t count) {
   std::vector<std::uint64_t> all(count);
   std::iota(all.begin(), all.end(), std::uint64_t{0});
@@ -63,14 +73,17 @@ inline std::vector<std::uint64_t> indexes(std::size_t count) {
 
 /// "a" connects to "b"; what "a" and "b" say on the data connection goes through the relay.
 struct RelayedPair {
-  explicit RelayedPair(std::size_t pages, TcpOptions a_options = {}) : a(pages, std::move(a_options), false) {
+  explicit RelayedPair(std::size_t pages, TcpOptions a_options = {})
+      : a_keyring(a_options.keyring), a(pages, std::move(a_options), false) {
     TcpOptions b_options;
+    b_options.keyring = a_keyring;
     b_options.advertised_data_address = relay.address();
     b.emplace(pages, std::move(b_options));
     relay.set_target(b->channel->data_port());
     a.channel->lazy_init_peer_connection("a", "b", b->channel->peer_init_url());
   }
 
+  const std::shared_ptr<const Keyring> a_keyring;
   Relay relay;
   Node a;
   std::optional<Node> b;

@@ -13,7 +13,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 constexpr std::size_t page = Side::page;
-constexpr std::uint32_t first = 2;  // behind the two that each side has
+constexpr std::uint32_t first_added = 2;  // behind the two that each side has
 
 class Regions : public ::testing::Test {
  protected:
@@ -74,7 +74,7 @@ TEST_F(Regions, OneThatIsAddedIsToldAheadOfWhatIsStartedLater) {
   EXPECT_EQ(a_.host->peer_regions, (std::vector<RemoteRegion>{{4 * page, page, Access::read, number}}));
   ASSERT_FALSE(a_.feed(std::span(bytes).subspan(sizeof(FrameHeader))));
   EXPECT_EQ(a_.host->notifications.size(), 1U);
-  EXPECT_EQ(number, first);
+  EXPECT_EQ(number, first_added);
 }
 
 TEST_F(Regions, AnAnswerToAProbeIsBehindTheNewsOfARegionThatNobodyHasToldYet) {

@@ -11,8 +11,8 @@ namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 struct ConnectedPair {
-  explicit ConnectedPair(std::size_t pages, const TcpOptions& options = {})
-      : a(pages, options, false), b(pages, options) {
+  explicit ConnectedPair(std::size_t page_count, const TcpOptions& options = {})
+      : a(page_count, options, false), b(page_count, options) {
     a.fill(1);
     a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
   }

@@ -27,12 +27,13 @@ using testing::Host;
 class TwoLanes : public ::testing::Test {
  protected:
   explicit TwoLanes(std::chrono::milliseconds drain_timeout = std::chrono::hours(1)) {
-    std::vector<tcp::socket> near;
+    std::vector<Lane::Connection> near;
     for (tcp::socket& peer : peers_) {
       tcp::acceptor acceptor(context_, {asio::ip::address_v4::loopback(), 0});
-      near.emplace_back(context_);
-      near.back().connect(acceptor.local_endpoint());
+      tcp::socket socket(context_);
+      socket.connect(acceptor.local_endpoint());
       acceptor.accept(peer);
+      near.push_back(connection_of(std::move(socket)));
     }
     TcpLink::Options options;
     options.stripe_threshold = std::size_t{1} << 20;

@@ -56,6 +56,7 @@ struct Case {
   std::size_t good;  ///< Bytes of the object that are there.
   std::size_t lanes;
   bool checksums = false;
+  bool encrypted = false;
 };
 
 class UnmappedMemory : public ::testing::TestWithParam<Case> {
@@ -70,6 +71,7 @@ class UnmappedMemory : public ::testing::TestWithParam<Case> {
       made.regions = {{memory.data(), memory.size(), GetParam().page}};
       made.lanes_per_peer = GetParam().lanes;
       made.checksums = GetParam().checksums;
+      made.keyring = GetParam().encrypted ? group_keyring() : nullptr;
       if (listens) {
         made.peer_init_url = "tcp://127.0.0.1:0";
       }
@@ -149,10 +151,14 @@ INSTANTIATE_TEST_SUITE_P(Sizes, UnmappedMemory,
                                            Case{std::size_t{4} << 20, std::size_t{3} << 20, 1},
                                            Case{std::size_t{4} << 20, std::size_t{300} << 10, 2},
                                            Case{4096, 0, 1, true},
-                                           Case{std::size_t{4} << 20, std::size_t{300} << 10, 2, true}),
+                                           Case{std::size_t{4} << 20, std::size_t{300} << 10, 2, true},
+                                           Case{4096, 0, 1, false, true},
+                                           Case{std::size_t{64} << 10, std::size_t{60} << 10, 1, false, true},
+                                           Case{std::size_t{4} << 20, std::size_t{300} << 10, 2, true, true}),
                          [](const auto& param) {
                            return std::to_string(param.param.good) + "Of" + std::to_string(param.param.page) + "Lanes" +
-                                  std::to_string(param.param.lanes) + (param.param.checksums ? "Checked" : "");
+                                  std::to_string(param.param.lanes) + (param.param.checksums ? "Checked" : "") +
+                                  (param.param.encrypted ? "Encrypted" : "");
                          });
 
 TEST_P(UnmappedMemory, AWriteOfWhatCanNotBeReadFailsAloneAndTellsNobody) {

@@ -288,7 +288,9 @@ KVFERRY_INLINE std::shared_ptr<tcp::TcpLink> Meeting::make_link() {
       std::make_shared<UnixSocket>(candidates_.front()->socket.release(), std::exchange(peers_memory_, {}));
   memory_->begin(socket, reach_.possible(), options_->process_memory && peers_reach_.possible());
   const std::string remote = "process " + std::to_string(peer_.pid);
-  return tcp::TcpLink::create(host_, {executor_, socket, "process " + std::to_string(::getpid()), remote}, options);
+  std::vector<tcp::Lane::Connection> connections;
+  connections.push_back({executor_, socket, "process " + std::to_string(::getpid()), remote});
+  return tcp::TcpLink::create(host_, std::move(connections), options);
 }
 
 KVFERRY_INLINE void Meeting::finish() {

@@ -41,7 +41,7 @@ template <class Call>
 
 }  // namespace internal
 
-KVFERRY_INLINE ssize_t UnixSocket::discard(std::size_t bytes) const noexcept {
+KVFERRY_INLINE ssize_t UnixSocket::discard(std::size_t bytes) noexcept {
   std::array<std::byte, 16384> nowhere;
   std::size_t gone = 0;
   while (gone < bytes) {

@@ -30,7 +30,7 @@ class UnixSocket final : public tcp::Socket {
   UnixSocket(int descriptor, OpenMemory memory) noexcept : Socket(descriptor), memory_(std::move(memory)) {}
 
   /// A Unix-domain socket has no MSG_TRUNC that drops bytes of a stream.
-  [[nodiscard]] ssize_t discard(std::size_t bytes) const noexcept override;
+  [[nodiscard]] ssize_t discard(std::size_t bytes) noexcept override;
   /// The peer must see the end before the buffers change that it may be reading.
   void operations_end() const noexcept override { shut(); }
   [[nodiscard]] std::size_t descriptors() const noexcept override { return memory_ ? 2 : 1; }

@@ -22,6 +22,7 @@
 #include <kvferry/detail/source_address.hpp>
 #include <kvferry/detail/text.hpp>
 #include <kvferry/kit/failure.hpp>
+#include <kvferry/tcp/data_connection.hpp>
 #include <kvferry/tcp/open_socket.hpp>
 #include <kvferry/tcp/system_code.hpp>
 
@@ -87,13 +88,14 @@ KVFERRY_INLINE std::error_code listen_at(tcp::acceptor& acceptor, const HostPort
 
 /// A handshake whose connections are on their way.
 struct DataAcceptor::Expected {
-  Expected(const asio::any_io_executor& executor, std::size_t lanes) : sockets(lanes), timer(executor) {}
+  Expected(const asio::any_io_executor& executor, std::size_t lanes) : connections(lanes), timer(executor) {}
 
   std::shared_ptr<kit::LinkHost> host;
   kit::LinkHandler on_link;
   Secret dial_secret = random_secret();
   Secret accept_secret = random_secret();
-  std::vector<std::optional<tcp::socket>> sockets;
+  std::optional<TlsKey> tls_key;  ///< None: its connections are not encrypted.
+  std::vector<std::optional<DataConnection>> connections;
   std::size_t arrived = 0;
   asio::steady_timer timer;
 };
@@ -101,10 +103,11 @@ struct DataAcceptor::Expected {
 /// A connection that has proved nothing yet.
 struct DataAcceptor::Greeting {
   Greeting(tcp::socket accepted, std::string from)
-      : socket(std::move(accepted)), source(std::move(from)), timer(socket.get_executor()) {}
+      : connection{std::move(accepted)}, source(std::move(from)), timer(connection.socket.get_executor()) {}
 
-  tcp::socket socket;
+  DataConnection connection;
   const std::string source;
+  std::vector<std::byte> opening;  ///< Of TLS, until there is enough of it.
   std::array<std::byte, sizeof(Hello)> bytes{};
   std::size_t received = 0;
   asio::steady_timer timer;
@@ -145,6 +148,11 @@ KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost
   endpoint.dial_secret.assign(expected->dial_secret.begin(), expected->dial_secret.end());
   endpoint.accept_secret.assign(expected->accept_secret.begin(), expected->accept_secret.end());
   endpoint.port = port();
+  if (options_.tls) {
+    expected->tls_key = random_tls_key();
+    endpoint.tls_identity.emplace(expected->tls_key->identity.begin(), expected->tls_key->identity.end());
+    endpoint.tls_secret.emplace(expected->tls_key->secret.begin(), expected->tls_key->secret.end());
+  }
 
   std::unique_lock lock(mutex_);
   if (closed_ || expected_.size() >= max_expected) {
@@ -178,7 +186,7 @@ KVFERRY_INLINE void DataAcceptor::give_up(const std::shared_ptr<Expected>& expec
   }
   expected->on_link(errc::timed_out, nullptr,
                     "peer " + in_quotes(expected->host->peer().id) + " made " + std::to_string(expected->arrived) +
-                        " of " + std::to_string(expected->sockets.size()) + " data connections in time");
+                        " of " + std::to_string(expected->connections.size()) + " data connections in time");
 }
 
 KVFERRY_INLINE void DataAcceptor::accept_next() {
@@ -240,7 +248,7 @@ KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
   const auto announced = [this](const std::string& from) {
     std::size_t lanes = 0;
     for (const auto& expected : expected_) {
-      lanes += expected->host->peer().source == from ? expected->sockets.size() - expected->arrived : 0;
+      lanes += expected->host->peer().source == from ? expected->connections.size() - expected->arrived : 0;
     }
     return lanes;
   };
@@ -262,9 +270,16 @@ KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
   again.magic = Hello::come_again;
   again.incarnation = options_.incarnation;
   std::error_code ignored;
-  std::array<std::byte, 256> unread;  // what is unread when a socket is closed makes the kernel drop what was written
-  (*oldest)->socket.read_some(asio::buffer(unread), ignored);
-  (*oldest)->socket.write_some(asio::buffer(&again, sizeof(again)), ignored);
+  // What is unread when a socket is closed makes the kernel drop what was written.
+  std::array<std::byte, max_tls_opening> unread;
+  DataConnection& connection = (*oldest)->connection;
+  if (connection.tls && !connection.tls->shaken()) {
+    // Within TLS's handshake there is nothing to be said: reset, it comes again as well.
+    connection.socket.set_option(asio::socket_base::linger(true, 0), ignored);
+  } else {
+    (void)connection.read_some(unread, ignored);
+    connection.write(std::as_bytes(std::span(&again, 1)), ignored);
+  }
   drop(*oldest);
 }
 
@@ -284,7 +299,7 @@ KVFERRY_INLINE void DataAcceptor::abandon(const std::shared_ptr<Expected>& expec
 }
 
 KVFERRY_INLINE void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>& greeting) {
-  greeting->socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), greeting](std::error_code ec) {
+  greeting->connection.socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), greeting](std::error_code ec) {
     if (!ec) {
       self->read_hello(greeting);
     }
@@ -293,24 +308,76 @@ KVFERRY_INLINE void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>
 
 KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& greeting) {
   std::unique_lock lock(mutex_);
-  if (closed_ || !greeting->socket.is_open()) {
+  if (closed_ || !greeting->connection.socket.is_open()) {
     return;
   }
-  while (greeting->received < greeting->bytes.size()) {
-    std::error_code ec;
-    const std::size_t received = greeting->socket.read_some(
-        asio::buffer(greeting->bytes.data() + greeting->received, greeting->bytes.size() - greeting->received), ec);
-    if (ec == asio::error::would_block || ec == asio::error::try_again) {
-      wait_for_hello(greeting);
-      return;
-    }
-    if (ec) {
-      drop(greeting);
-      return;
-    }
-    greeting->received += received;
+  std::error_code ec;
+  try {
+    ec = receive_hello(*greeting);
+  } catch (const std::exception&) {
+    ec = errc::resource_limit;  // memory is used up
   }
-  admit(greeting, lock);
+  if (ec == asio::error::would_block || ec == asio::error::try_again) {
+    wait_for_hello(greeting);
+  } else if (ec) {
+    if (ec == errc::authentication_failed) {
+      refusals_->count(errc::authentication_failed, greeting->source,
+                       "a data connection isn't encrypted with the key of a handshake");
+    }
+    drop(greeting);
+  } else {
+    admit(greeting, lock);
+  }
+}
+
+KVFERRY_INLINE std::error_code DataAcceptor::receive_hello(Greeting& greeting) {
+  DataConnection& connection = greeting.connection;
+  if (options_.tls) {
+    if (const auto ec = connection.tls ? std::error_code() : receive_opening(greeting)) {
+      return ec;
+    }
+    if (const auto ec = connection.tls->shake_hands()) {
+      return ec;
+    }
+  }
+  std::error_code ec;
+  while (!ec && greeting.received < greeting.bytes.size()) {
+    greeting.received += connection.read_some(std::span(greeting.bytes).subspan(greeting.received), ec);
+  }
+  return ec;
+}
+
+/// Nothing is set aside for a connection before it has said what TLS's begin with; then it is known whether it has a key of
+/// a handshake's, before anything is computed for it but a hash.
+KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting) {
+  for (;;) {
+    std::size_t length = 0;
+    switch (look_at_tls_opening(greeting.opening, length)) {
+      case TlsOpening::none: return errc::authentication_failed;
+      case TlsOpening::incomplete: break;
+      case TlsOpening::whole:
+        // Called with the mutex held, by this thread.
+        greeting.connection.tls = options_.tls->accept(
+            greeting.connection.socket.native_handle(), greeting.opening,
+            [this](std::span<const std::byte> identity) -> std::optional<TlsKey> {
+              const auto expected = std::ranges::find_if(expected_, [identity](const auto& candidate) {
+                return candidate->tls_key && std::ranges::equal(candidate->tls_key->identity, identity);
+              });
+              return expected == expected_.end() ? std::nullopt : (*expected)->tls_key;
+            });
+        std::vector<std::byte>().swap(greeting.opening);
+        return {};
+    }
+    const std::size_t had = greeting.opening.size();
+    greeting.opening.resize(length);
+    std::error_code ec;
+    const std::size_t received =
+        greeting.connection.read_some(std::span(greeting.opening).subspan(had), ec);
+    greeting.opening.resize(had + received);
+    if (ec) {
+      return ec;
+    }
+  }
 }
 
 KVFERRY_INLINE void DataAcceptor::admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock) {
@@ -322,16 +389,17 @@ KVFERRY_INLINE void DataAcceptor::admit(const std::shared_ptr<Greeting>& greetin
   });
   const bool known = hello.magic == Hello::dialing && hello.version == Hello().version && expected != expected_.end() &&
                      hello.incarnation == (*expected)->host->peer().incarnation &&
-                     hello.lane_count == (*expected)->sockets.size() && hello.lane < hello.lane_count &&
-                     !(*expected)->sockets[hello.lane];
+                     hello.lane_count == (*expected)->connections.size() && hello.lane < hello.lane_count &&
+                     !(*expected)->connections[hello.lane] &&
+                     (!options_.tls || greeting->connection.tls->identity() == (*expected)->tls_key->identity);
   if (!known) {
     refusals_->count(errc::handshake_failed, greeting->source, "a data connection's hello belongs to no handshake");
     drop(greeting);
     return;
   }
-  (*expected)->sockets[hello.lane].emplace(std::move(greeting->socket));
+  (*expected)->connections[hello.lane].emplace(std::move(greeting->connection));
   forget(greeting);
-  if (++(*expected)->arrived == (*expected)->sockets.size()) {
+  if (++(*expected)->arrived == (*expected)->connections.size()) {
     complete(std::shared_ptr(*expected), lock);
   } else {
     bound_parts(lock);
@@ -359,7 +427,7 @@ KVFERRY_INLINE void DataAcceptor::bound_parts(std::unique_lock<std::mutex>& lock
   given_up->timer.cancel();
   lock.unlock();
   const std::string why = "it made " + std::to_string(given_up->arrived) + " of " +
-                          std::to_string(given_up->sockets.size()) +
+                          std::to_string(given_up->connections.size()) +
                           " data connections, and had to make room for newer ones";
   refusals_->count(errc::resource_limit, given_up->host->peer().source, why);
   given_up->on_link(errc::resource_limit, nullptr, "peer " + in_quotes(given_up->host->peer().id) + ": " + why);
@@ -371,13 +439,13 @@ KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expe
   expected->timer.cancel();
   lock.unlock();
 
-  std::vector<tcp::socket> sockets;
-  for (auto& socket : expected->sockets) {
-    sockets.push_back(std::move(*socket));
-  }
   std::shared_ptr<TcpLink> link;
   try {
-    link = TcpLink::create(expected->host, std::move(sockets), options_.link);
+    std::vector<Lane::Connection> connections;
+    for (auto& connection : expected->connections) {
+      connections.push_back(connection_of(std::move(connection->socket), std::move(connection->tls)));
+    }
+    link = TcpLink::create(expected->host, std::move(connections), options_.link);
   } catch (...) {
     auto failure = kit::failure_being_handled();
     expected->on_link(failure.code, nullptr, std::move(failure.sentence));
@@ -396,9 +464,8 @@ KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expe
 KVFERRY_INLINE void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {
   // Keeps it alive where the argument is the list's own element.
   const auto dropped = greeting;
-  std::error_code ignored;
   dropped->timer.cancel();
-  dropped->socket.close(ignored);
+  dropped->connection.close();
   forget(dropped);
 }
 

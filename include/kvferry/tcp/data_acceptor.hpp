@@ -19,6 +19,7 @@
 
 #include <kvferry/tcp/hello.hpp>
 #include <kvferry/tcp/tcp_link.hpp>
+#include <kvferry/tcp/tls_stream.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
@@ -27,6 +28,7 @@ struct LinkOptions {
   std::chrono::milliseconds hello_timeout{0};
   TcpLink::Options link;
   SocketOptions socket;
+  std::shared_ptr<TlsContext> tls = nullptr;  ///< Null: data connections are not encrypted.
 };
 
 /// Accepts data connections, has each prove within a time that it belongs to a handshake, and makes a link of those
@@ -55,6 +57,9 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   void accept_next();
   void greet(asio::ip::tcp::socket socket);
   void read_hello(const std::shared_ptr<Greeting>& greeting);
+  /// @return an error that is no `would_block`: it is none of a peer's.
+  [[nodiscard]] std::error_code receive_hello(Greeting& greeting);
+  [[nodiscard]] std::error_code receive_opening(Greeting& greeting);
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
   void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
   void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
+#include <span>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -14,6 +16,7 @@
 
 #include <kvferry/detail/text.hpp>
 #include <kvferry/kit/failure.hpp>
+#include <kvferry/tcp/data_connection.hpp>
 #include <kvferry/tcp/open_socket.hpp>
 #include <kvferry/tcp/system_code.hpp>
 #include <kvferry/tcp/tcp_link.hpp>
@@ -32,10 +35,12 @@ inline constexpr std::size_t most_resets = 10;
 }  // namespace internal
 
 struct DataDialer::LaneDial {
-  LaneDial(const asio::any_io_executor& executor, std::size_t lane) : number(lane), socket(executor), again(executor) {}
+  LaneDial(const asio::any_io_executor& executor, std::size_t lane)
+      : number(lane), connection{tcp::socket(executor)}, again(executor) {}
 
   const std::size_t number;
-  tcp::socket socket;
+  DataConnection connection;
+  bool begun = false;
   tcp::endpoint to;
   asio::steady_timer again;
   std::size_t resets = 0;
@@ -122,13 +127,13 @@ KVFERRY_INLINE void DataDialer::race_ended(std::error_code ec, tcp::socket socke
       return;
     }
     first = lanes_.front();
-    first->socket = std::move(socket);
+    first->connection.socket = std::move(socket);
     first->to = winner;
     for (std::size_t i = 1; i < lanes_.size(); ++i) {
       connect(lanes_[i], winner);
     }
   }
-  send_hello(first);
+  greet(first);
 }
 
 KVFERRY_INLINE void DataDialer::connect(const std::shared_ptr<LaneDial>& lane, const tcp::endpoint& to) {
@@ -136,16 +141,16 @@ KVFERRY_INLINE void DataDialer::connect(const std::shared_ptr<LaneDial>& lane, c
     if (ec) {
       self->fail(ec, self->where() + ": " + ec.message());
     } else {
-      self->send_hello(lane);
+      self->greet(lane);
     }
   };
   std::error_code ec;
   lane->to = to;
-  open_socket(lane->socket, to.protocol(), ec);
+  open_socket(lane->connection.socket, to.protocol(), ec);
   if (ec) {
     asio::post(executor_, [connected, ec] { connected(ec); });  // not in this call, whose caller holds the mutex
   } else {
-    lane->socket.async_connect(to, connected);
+    lane->connection.socket.async_connect(to, connected);
   }
 }
 
@@ -155,39 +160,79 @@ KVFERRY_INLINE bool DataDialer::may_be_a_crowd(LaneDial& lane, std::error_code e
   return (ec == asio::error::connection_reset || ec == asio::error::broken_pipe) && ++lane.resets <= most_resets;
 }
 
-KVFERRY_INLINE void DataDialer::send_hello(const std::shared_ptr<LaneDial>& lane) {
+/// Whether these are the first bytes of what is said, unencrypted, before TLS's handshake by who has no room for it.
+KVFERRY_INLINE bool DataDialer::was_told_to_come_again(const LaneDial& lane) {
+  const auto said = lane.connection.tls->first_received();
+  return !said.empty() && std::memcmp(said.data(), &Hello::come_again, said.size()) == 0;
+}
+
+KVFERRY_INLINE void DataDialer::begin(LaneDial& lane, std::error_code& ec) {
+  prepare_socket(lane.connection.socket, options_.socket, ec);
+  if (ec || !endpoint_.tls_secret) {
+    return;
+  }
+  TlsKey key;
+  std::ranges::copy(*endpoint_.tls_identity, key.identity.begin());
+  std::ranges::copy(*endpoint_.tls_secret, key.secret.begin());
+  try {
+    lane.connection.tls = options_.tls->dial(lane.connection.socket.native_handle(), key);
+  } catch (const std::bad_alloc&) {
+    ec = errc::resource_limit;
+  }
+}
+
+KVFERRY_INLINE void DataDialer::send_hello(LaneDial& lane, std::error_code& ec) const {
+  Hello hello;
+  hello.lane = static_cast<std::uint32_t>(lane.number);
+  hello.lane_count = static_cast<std::uint32_t>(lanes_.size());
+  hello.incarnation = options_.incarnation;
+  std::ranges::copy(endpoint_.dial_secret, hello.secret.begin());
+  lane.connection.write(std::as_bytes(std::span(&hello, 1)), ec);
+}
+
+KVFERRY_INLINE void DataDialer::greet(const std::shared_ptr<LaneDial>& lane) {
   std::error_code ec;
   {
     const std::lock_guard lock(mutex_);
     if (!on_link_) {
       return;
     }
-    prepare_socket(lane->socket, options_.socket, ec);
-    Hello hello;
-    hello.lane = static_cast<std::uint32_t>(lane->number);
-    hello.lane_count = static_cast<std::uint32_t>(lanes_.size());
-    hello.incarnation = options_.incarnation;
-    std::ranges::copy(endpoint_.dial_secret, hello.secret.begin());
-    // The first bytes of a connection always fit its send buffer.
-    if (!ec && lane->socket.write_some(asio::buffer(&hello, sizeof(hello)), ec) != sizeof(hello) && !ec) {
-      ec = asio::error::would_block;
+    if (!std::exchange(lane->begun, true)) {
+      begin(*lane, ec);
+    }
+    TlsStream* const tls = lane->connection.tls.get();
+    if (!ec && tls != nullptr) {
+      ec = tls->shake_hands();
+      if (ec == asio::error::would_block) {
+        when_readable(lane, &DataDialer::greet);
+        return;
+      }
     }
     if (!ec) {
-      wait_for_welcome(lane);
+      send_hello(*lane, ec);
+    }
+    if (!ec) {
+      when_readable(lane, &DataDialer::read_welcome);
       return;
     }
-    if (may_be_a_crowd(*lane, ec)) {
+    if (may_be_a_crowd(*lane, ec) || (tls != nullptr && was_told_to_come_again(*lane))) {
       come_again(lane);
       return;
     }
   }
-  fail(ec, where() + ": " + ec.message());
+  if (ec == asio::error::eof) {
+    fail(errc::peer_closed, where() + " was closed within TLS's handshake");
+  } else if (ec == errc::authentication_failed) {
+    fail(ec, where() + " isn't encrypted with the key that the peer has told");
+  } else {
+    fail(ec, where() + ": " + ec.message());
+  }
 }
 
-KVFERRY_INLINE void DataDialer::wait_for_welcome(const std::shared_ptr<LaneDial>& lane) {
-  lane->socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), lane](std::error_code ec) {
+KVFERRY_INLINE void DataDialer::when_readable(const std::shared_ptr<LaneDial>& lane, Step next) {
+  lane->connection.socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), lane, next](std::error_code ec) {
     if (!ec) {
-      self->read_welcome(lane);
+      (*self.*next)(lane);
     }
   });
 }
@@ -198,14 +243,13 @@ KVFERRY_INLINE void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& la
   {
     const std::lock_guard lock(mutex_);
     while (on_link_ && !ec && lane->received < lane->bytes.size()) {
-      lane->received += lane->socket.read_some(
-          asio::buffer(lane->bytes.data() + lane->received, lane->bytes.size() - lane->received), ec);
+      lane->received += lane->connection.read_some(std::span(lane->bytes).subspan(lane->received), ec);
     }
     if (!on_link_) {
       return;
     }
     if (ec == asio::error::would_block || ec == asio::error::try_again) {
-      wait_for_welcome(lane);
+      when_readable(lane, &DataDialer::read_welcome);
       return;
     }
     if (!ec) {
@@ -243,9 +287,10 @@ KVFERRY_INLINE void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& la
 
 /// The accepting side had to let go of one of many.
 KVFERRY_INLINE void DataDialer::come_again(const std::shared_ptr<LaneDial>& lane) {
-  std::error_code ignored;
   const auto to = lane->to;
-  lane->socket.close(ignored);
+  lane->connection.close();
+  lane->connection.tls.reset();
+  lane->begun = false;
   lane->received = 0;
   lane->again.expires_after(again_pause);
   lane->again.async_wait([self = shared_from_this(), lane, to](std::error_code aborted) {
@@ -258,22 +303,23 @@ KVFERRY_INLINE void DataDialer::come_again(const std::shared_ptr<LaneDial>& lane
 
 KVFERRY_INLINE void DataDialer::finish() {
   kit::LinkHandler on_link;
-  std::vector<tcp::socket> sockets;
+  std::vector<std::shared_ptr<LaneDial>> lanes;
   {
     const std::lock_guard lock(mutex_);
     on_link = std::exchange(on_link_, {});
     timer_.cancel();
-    for (const auto& lane : lanes_) {
-      sockets.push_back(std::move(lane->socket));
-    }
-    lanes_.clear();
+    lanes.swap(lanes_);
   }
   if (!on_link) {
     return;
   }
   std::shared_ptr<TcpLink> link;
   try {
-    link = TcpLink::create(host_, std::move(sockets), options_.link);
+    std::vector<Lane::Connection> connections;
+    for (const auto& lane : lanes) {
+      connections.push_back(connection_of(std::move(lane->connection.socket), std::move(lane->connection.tls)));
+    }
+    link = TcpLink::create(host_, std::move(connections), options_.link);
   } catch (...) {
     auto failure = kit::failure_being_handled();
     on_link(failure.code, nullptr, where() + ": " + failure.sentence);
@@ -293,9 +339,8 @@ KVFERRY_INLINE void DataDialer::fail(std::error_code cause, std::string why) {
     if (race_) {
       race_->stop();
     }
-    std::error_code ignored;
     for (const auto& lane : lanes_) {
-      lane->socket.close(ignored);
+      lane->connection.close();
       lane->again.cancel();
     }
     lanes_.clear();

@@ -36,10 +36,14 @@ class DataDialer : public std::enable_shared_from_this<DataDialer> {
   void found(std::error_code ec, const std::vector<asio::ip::address>& addresses);
   void race_ended(std::error_code ec, asio::ip::tcp::socket socket);
   void connect(const std::shared_ptr<LaneDial>& lane, const asio::ip::tcp::endpoint& to);
-  void send_hello(const std::shared_ptr<LaneDial>& lane);
-  void wait_for_welcome(const std::shared_ptr<LaneDial>& lane);
+  void greet(const std::shared_ptr<LaneDial>& lane);
+  void begin(LaneDial& lane, std::error_code& ec);
+  void send_hello(LaneDial& lane, std::error_code& ec) const;
+  using Step = void (DataDialer::*)(const std::shared_ptr<LaneDial>&);
+  void when_readable(const std::shared_ptr<LaneDial>& lane, Step next);
   void read_welcome(const std::shared_ptr<LaneDial>& lane);
   [[nodiscard]] static bool may_be_a_crowd(LaneDial& lane, std::error_code ec);
+  [[nodiscard]] static bool was_told_to_come_again(const LaneDial& lane);
   void come_again(const std::shared_ptr<LaneDial>& lane);
   void finish();
   [[nodiscard]] std::string where() const;

@@ -31,13 +31,13 @@ KVFERRY_INLINE std::size_t FrameReader::prepare(std::span<iovec> out, std::size_
   }
   std::size_t count = 0;
   std::size_t i = head_;
-  for (; i < destinations_.size() && count + 1 < out.size() && max_bytes != 0; ++i) {
+  for (; !by_buffer_ && i < destinations_.size() && count + 1 < out.size() && max_bytes != 0; ++i) {
     out[count] = destinations_[i];
     out[count].iov_len = std::min(out[count].iov_len, max_bytes);
     max_bytes -= out[count].iov_len;
     ++count;
   }
-  const bool whole = i == destinations_.size() && (count == 0 || max_bytes != 0);
+  const bool whole = by_buffer_ || (i == destinations_.size() && (count == 0 || max_bytes != 0));
   if (whole) {
     // Whatever is in the buffer is the beginning of a header, and there is room for the rest of it.
     if (begin_ != 0) {
@@ -63,6 +63,8 @@ KVFERRY_INLINE std::error_code FrameReader::commit(std::size_t count, FrameSink&
   progress_.bytes += count;
   if (discard_ != 0) {
     discard_ -= count;
+  } else if (by_buffer_) {
+    end_ += count;
   } else {
     std::size_t wanted = 0;
     for (std::size_t i = head_; i < destinations_.size() && wanted < count; ++i) {

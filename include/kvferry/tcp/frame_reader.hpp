@@ -52,7 +52,9 @@ class KVFERRY_EXPORT FrameReader {
   /// The header and descriptors of 256 pages, or those of one page and the 4 KiB that it has.
   static constexpr std::size_t read_ahead = 4608;
 
-  explicit FrameReader(ReadAhead buffer = ReadAhead::unprotected(read_ahead)) : buffer_(std::move(buffer)) {}
+  /// @param by_buffer all bytes go through the buffer, because it is the CPU that brings them, and destinations may be gone.
+  explicit FrameReader(ReadAhead buffer = ReadAhead::unprotected(read_ahead), bool by_buffer = false)
+      : by_buffer_(by_buffer), buffer_(std::move(buffer)) {}
 
   /// Where the next bytes from the socket are to go, at most `max_bytes` besides the read-ahead.
   /// @return the number of pieces of `out` used; 0 if the next bytes are to be thrown away: see `discardable`.
@@ -98,6 +100,7 @@ class KVFERRY_EXPORT FrameReader {
   [[nodiscard]] bool destinations_full() const noexcept { return head_ == destinations_.size() && discard_ == 0; }
   void advance_destinations(std::size_t count);
 
+  const bool by_buffer_;
   State state_ = State::header;
   Frame frame_;
   std::vector<iovec> destinations_;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -45,9 +46,13 @@ static_assert(sizeof(Hello) == 64);
 /// The dialing side's endpoint, in the handshake's request.
 struct DialEndpoint {
   std::uint64_t lanes = 1;
+  std::optional<bool> encrypted = std::nullopt;  ///< Whether its connections are to be; none: they aren't.
 
   static constexpr std::string_view side_message_type = "TcpDial";
-  static constexpr auto side_message_fields() { return std::tuple(side_message_field("lanes", &DialEndpoint::lanes)); }
+  static constexpr auto side_message_fields() {
+    return std::tuple(side_message_field("lanes", &DialEndpoint::lanes),
+                      side_message_field("encrypted", &DialEndpoint::encrypted));
+  }
 };
 
 /// The accepting side's endpoint, in the handshake's answer.
@@ -57,6 +62,8 @@ struct AcceptEndpoint {
   std::uint64_t lanes = 1;
   Bytes dial_secret;    ///< The dialing side shows it in its hellos ...
   Bytes accept_secret;  ///< ... and the accepting side this one in its welcomes.
+  std::optional<Bytes> tls_identity = std::nullopt;  ///< Which key encrypts the connections (see `TlsKey`), ...
+  std::optional<Bytes> tls_secret = std::nullopt;    ///< ... and the key. None of either: they aren't encrypted.
 
   static constexpr std::string_view side_message_type = "TcpAccept";
   static constexpr auto side_message_fields() {
@@ -64,7 +71,9 @@ struct AcceptEndpoint {
                       side_message_field("port", &AcceptEndpoint::port),
                       side_message_field("lanes", &AcceptEndpoint::lanes),
                       side_message_field("dial_secret", &AcceptEndpoint::dial_secret),
-                      side_message_field("accept_secret", &AcceptEndpoint::accept_secret));
+                      side_message_field("accept_secret", &AcceptEndpoint::accept_secret),
+                      side_message_field("tls_identity", &AcceptEndpoint::tls_identity),
+                      side_message_field("tls_secret", &AcceptEndpoint::tls_secret));
   }
 };
 

@@ -23,12 +23,17 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include <kvferry/tcp/tls_socket.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
 
 /// Bytes in one call that sends: a whole frame. In calls of 256 KiB the same bytes take a fifth to a third longer
 /// (docs/performance.md), and a call that moves more doesn't gain.
 inline constexpr std::size_t send_step_bytes = max_chunk_bytes;
+/// The same of a connection that the CPU encrypts. Memory that isn't there is found within `fault_reach`, with the quarter
+/// of a step that may be added.
+inline constexpr std::size_t encrypted_step_bytes = std::size_t{64} << 10;
 /// Bytes in one call that receives: many enough that the call itself doesn't count.
 inline constexpr std::size_t receive_step_bytes = std::size_t{256} << 10;
 /// IOV_MAX on Linux.
@@ -83,51 +88,34 @@ KVFERRY_INLINE std::string remote_address_of(const asio::ip::tcp::socket& socket
   return ec ? std::string("?") : address(endpoint);
 }
 
-KVFERRY_INLINE Lane::Connection connection_of(asio::ip::tcp::socket socket) {
-  Lane::Connection connection{socket.get_executor(), nullptr, local_address_of(socket), remote_address_of(socket),
-                              congestion_control_of(socket)};
-  connection.socket = std::make_shared<Socket>(socket.release());
-  return connection;
-}
-
-KVFERRY_INLINE msghdr message(std::span<iovec> pieces) {
-  msghdr header{};
-  header.msg_iov = pieces.data();
-  header.msg_iovlen = pieces.size();
-  return header;
-}
-
-// A single piece goes without a list of pieces, which the kernel would have to fetch and check: polling asks for one piece,
-// the next header, most of the time.
-
-KVFERRY_INLINE ssize_t send_pieces(int descriptor, std::span<iovec> pieces) {
-  constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
-  if (pieces.size() == 1) {
-    return ::send(descriptor, pieces.front().iov_base, pieces.front().iov_len, flags);
-  }
-  const msghdr header = message(pieces);
-  return ::sendmsg(descriptor, &header, flags);
-}
-
-KVFERRY_INLINE ssize_t receive_pieces(int descriptor, std::span<iovec> pieces) {
-  if (pieces.size() == 1) {
-    return ::recv(descriptor, pieces.front().iov_base, pieces.front().iov_len, MSG_DONTWAIT);
-  }
-  msghdr header = message(pieces);
-  return ::recvmsg(descriptor, &header, MSG_DONTWAIT);
-}
-
-/// The kernel's own deadlines (TCP_USER_TIMEOUT, keepalive) aren't the operations'.
+/// The kernel's own deadlines (TCP_USER_TIMEOUT, keepalive) aren't the operations'. The others are TLS's.
 KVFERRY_INLINE std::error_code last_error() {
-  return errno == ETIMEDOUT ? std::error_code(errc::connection_lost) : std::error_code(errno, std::system_category());
+  return errno == ETIMEDOUT || errno == EPROTO || errno == EBADMSG ? std::error_code(errc::connection_lost)
+                                                                   : std::error_code(errno, std::system_category());
 }
 
 KVFERRY_INLINE std::string last_reason() {
-  return errno == ETIMEDOUT ? std::string("the peer's host has not answered for too long")
-                            : std::error_code(errno, std::system_category()).message();
+  switch (errno) {
+    case ETIMEDOUT: return "the peer's host has not answered for too long";
+    case EPROTO: return "the encrypted connection ended without the peer's word";
+    case EBADMSG: return "what came is not what the peer encrypted";
+    default: return std::error_code(errno, std::system_category()).message();
+  }
 }
 
 }  // namespace internal
+
+KVFERRY_INLINE Lane::Connection connection_of(asio::ip::tcp::socket socket, std::unique_ptr<TlsStream> tls) {
+  Lane::Connection connection{socket.get_executor(), nullptr, local_address_of(socket), remote_address_of(socket),
+                              congestion_control_of(socket)};
+  if (tls) {
+    connection.encryption = tls->description();
+    connection.socket = std::make_shared<TlsSocket>(socket.release(), std::move(tls));
+  } else {
+    connection.socket = std::make_shared<Socket>(socket.release());
+  }
+  return connection;
+}
 
 KVFERRY_INLINE Lane::Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options,
                           std::weak_ptr<Owner> owner)
@@ -138,6 +126,8 @@ KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> 
     : local_(std::move(connection.local)),
       remote_(std::move(connection.remote)),
       congestion_control_(std::move(connection.congestion_control)),
+      encryption_(std::move(connection.encryption)),
+      by_cpu_(connection.socket->by_cpu()),
       descriptors_(connection.socket->descriptors()),
       options_(std::move(options)),
       executor_(std::move(connection.executor)),
@@ -145,7 +135,7 @@ KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> 
       socket_(std::move(connection.socket)),
       drain_timer_(executor_),
       protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead),
-                options_.memory),
+                options_.memory, by_cpu_),
       owner_(std::move(owner)),
       frame_timer_(executor_) {}
 
@@ -162,6 +152,7 @@ KVFERRY_INLINE void Lane::run(std::span<const std::byte> first) {
           return;
         }
         running_ = true;
+        readable_ = by_cpu_;  // it may have read on, past what was said before the lane
         protocol_.say(first);
         protocol_.region_added();  // since the handshake was made
         std::error_code ec;
@@ -215,7 +206,7 @@ KVFERRY_INLINE std::shared_ptr<Socket> Lane::take_leave() {
         writable_ = true;
         std::size_t budget = turn_bytes;
         (void)move_bytes(budget, Role::leader);
-        if (!failed_ && !protocol_.settled()) {
+        if (!failed_ && (!protocol_.settled() || socket_->holds_back())) {
           socket = socket_;
         }
       },
@@ -254,6 +245,8 @@ KVFERRY_INLINE void Lane::close_socket() {
     options_.events->remove(socket_->descriptor());
     if (protocol_.in_flight()) {
       socket_->drop_unsent();
+    } else {
+      socket_->say_end();
     }
     socket_->shut();
     socket_.reset();
@@ -521,8 +514,11 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
   if (!writable_) {
     return Step::blocked;
   }
+  if (by_cpu_ && socket_->holds_back() && socket_->flush() != 0) {
+    return send_failed();
+  }
   // Where receiving has used up the budget, something is sent all the same.
-  const std::size_t step = std::min(send_step_bytes, std::max(budget, caller_bytes));
+  const std::size_t step = std::min(by_cpu_ ? encrypted_step_bytes : send_step_bytes, std::max(budget, caller_bytes));
   protocol_.fill(step);
   if (protocol_.out().empty()) {
     return Step::nothing;
@@ -537,7 +533,13 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
     count = 1;
     pieces[0].iov_len = std::min(pieces[0].iov_len, left_on_page(pieces[0].iov_base));
   }
-  const ssize_t sent = send_pieces(socket_->descriptor(), std::span(pieces).first(count));
+  const auto outgoing = std::span(pieces).first(count);
+  ssize_t sent = -1;
+  if (by_cpu_ && !protocol_.reader().can_read(outgoing)) {
+    errno = EFAULT;
+  } else {
+    sent = socket_->send(outgoing);
+  }
   if (sent >= 0) {
     options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
     protocol_.sent(static_cast<std::size_t>(sent));
@@ -547,6 +549,10 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
     budget -= std::min(budget, static_cast<std::size_t>(sent) + count * piece_cost);
     return Step::progress;
   }
+  return send_failed();
+}
+
+KVFERRY_INLINE Lane::Step Lane::send_failed() {
   if (errno == EFAULT && careful_out_ == 0) {
     careful_out_ = fault_reach;
     return Step::progress;
@@ -585,14 +591,14 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     for (const iovec& piece : std::span(pieces).first(count)) {
       asked += piece.iov_len;
     }
-    received = receive_pieces(socket_->descriptor(), std::span(pieces).first(count));
+    received = socket_->receive(std::span(pieces).first(count));
   } else {
     asked = std::min(reader.discardable(), receive_step_bytes);
     received = socket_->discard(asked);
   }
   if (received > 0) {
     // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
-    readable_ = static_cast<std::size_t>(received) == asked;
+    readable_ = static_cast<std::size_t>(received) == asked || (by_cpu_ && socket_->over());
     // Before an operation ends of it, whose caller may then ask for the statistics.
     options_.traffic->received.fetch_add(static_cast<std::size_t>(received), std::memory_order_relaxed);
     const FrameReader::Progress before = reader.progress();

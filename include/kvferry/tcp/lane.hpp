@@ -26,8 +26,13 @@
 #include <kvferry/tcp/lane_traffic.hpp>
 #include <kvferry/tcp/socket.hpp>
 #include <kvferry/tcp/socket_events.hpp>
+#include <kvferry/tcp/tls_stream.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
+
+/// Bytes that an encrypted connection decrypts before it places them, as `FrameReader` does for those of others that come with
+/// a header: a few records, so that a system call for them doesn't count.
+inline constexpr std::size_t encrypted_read_ahead = std::size_t{64} << 10;
 
 /// A data connection: a socket and what is said on it.
 ///
@@ -58,6 +63,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     std::string local;
     std::string remote;
     std::string congestion_control = {};
+    std::string encryption = {};  ///< By what; empty: it isn't encrypted.
   };
 
   /// The owner of a lane, told when its connection breaks by itself.
@@ -120,6 +126,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   [[nodiscard]] std::string local_address() const { return local_; }
   [[nodiscard]] std::string remote_address() const { return remote_; }
   [[nodiscard]] std::string congestion_control() const { return congestion_control_; }
+  [[nodiscard]] std::string encryption() const { return encryption_; }
   [[nodiscard]] std::size_t descriptors() const noexcept { return descriptors_; }
 
  private:
@@ -176,6 +183,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   bool move_bytes(std::size_t& budget, Role role = Role::visitor);
   void apply(Inbox taken);
   Step send_step(std::size_t& budget);
+  /// With the cause in errno.
+  Step send_failed();
   Step receive_step(std::size_t& budget);
   void wait_for_more(Role role);
   void arm(std::uint32_t events);
@@ -193,6 +202,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   const std::string local_;
   const std::string remote_;
   const std::string congestion_control_;
+  const std::string encryption_;
+  const bool by_cpu_;  ///< See `Socket::by_cpu`.
   const std::size_t descriptors_;
   const Options options_;
   const asio::any_io_executor executor_;
@@ -232,5 +243,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
 
   std::atomic<bool> wants_to_send_{false};
 };
+
+/// The connection of a socket, encrypted by `tls` if that isn't null.
+[[nodiscard]] Lane::Connection connection_of(asio::ip::tcp::socket socket, std::unique_ptr<TlsStream> tls = nullptr);
 
 }  // namespace kvferry::tcp

@@ -43,11 +43,12 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
  public:
   /// @param buffer of `FrameReader::read_ahead` bytes.
   /// @param memory by which payload goes past the connection; null: none does.
+  /// @param by_buffer see `FrameReader`.
   explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,
                         ReadAhead buffer = ReadAhead::unprotected(FrameReader::read_ahead),
-                        std::shared_ptr<PeerMemory> memory = nullptr)
+                        std::shared_ptr<PeerMemory> memory = nullptr, bool by_buffer = false)
       : host_(std::move(host)),
-        reader_(std::move(buffer)),
+        reader_(std::move(buffer), by_buffer),
         memory_(std::move(memory)),
         regions_(host_->local_regions()),
         told_regions_(host_->told_regions()),

@@ -3,9 +3,11 @@
 
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cstddef>
+#include <span>
 
 #include <kvferry/config.hpp>
 
@@ -29,8 +31,44 @@ class KVFERRY_EXPORT Socket {
   /// Ends the connection and wakes whoever waits for its events.
   void shut() const noexcept { ::shutdown(descriptor_, SHUT_RDWR); }
 
+  // A single piece goes without a list of pieces, which the kernel would have to fetch and check: polling asks for one
+  // piece, the next header, most of the time.
+
+  /// @return as sendmsg(2) does, which doesn't wait and raises no signal.
+  [[nodiscard]] virtual ssize_t send(std::span<iovec> pieces) {
+    constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+    if (pieces.size() == 1) {
+      return ::send(descriptor_, pieces.front().iov_base, pieces.front().iov_len, flags);
+    }
+    const msghdr header = message(pieces);
+    return ::sendmsg(descriptor_, &header, flags);
+  }
+  /// @return as recvmsg(2) does, which doesn't wait.
+  [[nodiscard]] virtual ssize_t receive(std::span<iovec> pieces) {
+    if (pieces.size() == 1) {
+      return ::recv(descriptor_, pieces.front().iov_base, pieces.front().iov_len, MSG_DONTWAIT);
+    }
+    msghdr header = message(pieces);
+    return ::recvmsg(descriptor_, &header, MSG_DONTWAIT);
+  }
+
+  /// @name For sockets whose bytes pass through the CPU on their way
+  /// It reads what is sent and writes what is received, which have to be there, and holds bytes of either back.
+  /// @{
+
+  [[nodiscard]] virtual bool by_cpu() const noexcept { return false; }
+  /// Whether bytes that `send` has taken have yet to go. Then they have to be flushed first.
+  [[nodiscard]] virtual bool holds_back() const noexcept { return false; }
+  /// @return 0 if all of them have gone, else as `send`.
+  [[nodiscard]] virtual ssize_t flush() { return 0; }
+  /// Whether `receive` has more to say, of which no event tells.
+  [[nodiscard]] virtual bool over() const noexcept { return false; }
+  /// An orderly end.
+  virtual void say_end() {}
+  /// @}
+
   /// Throws received bytes away. @return as recv(2) does, which doesn't wait.
-  [[nodiscard]] virtual ssize_t discard(std::size_t bytes) const noexcept {
+  [[nodiscard]] virtual ssize_t discard(std::size_t bytes) {
     // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know
     // that and takes them to be stored at address null, hence the bare system call.
     return ::syscall(SYS_recvfrom, descriptor_, nullptr, bytes, MSG_DONTWAIT | MSG_TRUNC, nullptr, nullptr);
@@ -41,6 +79,13 @@ class KVFERRY_EXPORT Socket {
   [[nodiscard]] virtual std::size_t descriptors() const noexcept { return 1; }
 
  private:
+  [[nodiscard]] static msghdr message(std::span<iovec> pieces) noexcept {
+    msghdr header{};
+    header.msg_iov = pieces.data();
+    header.msg_iovlen = pieces.size();
+    return header;
+  }
+
   const int descriptor_;
 };
 

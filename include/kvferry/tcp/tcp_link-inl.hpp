@@ -31,23 +31,14 @@ KVFERRY_INLINE bool closed_by_peer(std::error_code cause) {
 }  // namespace internal
 
 KVFERRY_INLINE std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
-                                                        std::vector<asio::ip::tcp::socket> sockets, Options options) {
+                                                        std::vector<Lane::Connection> connections, Options options) {
   std::shared_ptr<TcpLink> link(new TcpLink(host, options));
-  link->lanes_.reserve(sockets.size());
+  link->lanes_.reserve(connections.size());
   const std::shared_ptr<Lane::Owner> owner(link, link.get());
-  for (std::size_t i = 0; i < sockets.size(); ++i) {
+  for (std::size_t i = 0; i < connections.size(); ++i) {
     options.lane.traffic = {options.traffic, &options.traffic->at(i)};
-    link->lanes_.push_back(std::make_shared<Lane>(std::move(sockets[i]), host, options.lane, owner));
+    link->lanes_.push_back(std::make_shared<Lane>(std::move(connections[i]), host, options.lane, owner));
   }
-  return link;
-}
-
-KVFERRY_INLINE std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
-                                                        Lane::Connection connection, Options options) {
-  std::shared_ptr<TcpLink> link(new TcpLink(host, options));
-  options.lane.traffic = {options.traffic, &options.traffic->front()};
-  link->lanes_.push_back(std::make_shared<Lane>(std::move(connection), std::move(host), options.lane,
-                                                std::shared_ptr<Lane::Owner>(link, link.get())));
   return link;
 }
 
@@ -223,9 +214,10 @@ KVFERRY_INLINE std::string TcpLink::path() const {
   if (!path_.empty()) {
     return path_;
   }
+  const std::string encryption = lanes_.front()->encryption();
   return "tcp " + lanes_.front()->local_address() + " -> " + lanes_.front()->remote_address() + ", " +
          std::to_string(lanes_.size()) + (lanes_.size() == 1 ? " lane, " : " lanes, ") +
-         lanes_.front()->congestion_control();
+         lanes_.front()->congestion_control() + (encryption.empty() ? "" : ", " + encryption);
 }
 
 }  // namespace kvferry::tcp

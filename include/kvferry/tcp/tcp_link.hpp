@@ -33,12 +33,9 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
     std::string path;  ///< Of connections that aren't TCP's: how the bytes travel, for people.
   };
 
-  /// @param sockets connected, in the order of their lane numbers, which both sides agree on.
+  /// @param connections in the order of their lane numbers, which both sides agree on.
   [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host,
-                                                       std::vector<asio::ip::tcp::socket> sockets, Options options);
-  /// Of one connection, whatever it is: `options.path` says that.
-  [[nodiscard]] static std::shared_ptr<TcpLink> create(std::shared_ptr<kit::LinkHost> host, Lane::Connection connection,
-                                                       Options options);
+                                                       std::vector<Lane::Connection> connections, Options options);
 
   /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed
   /// over; does nothing if it has been shut meanwhile.

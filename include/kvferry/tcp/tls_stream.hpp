@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <system_error>
+
+#include <kvferry/config.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+/// What both ends of a link's connections know, told inside the encrypted handshake: TLS's external pre-shared key.
+struct TlsKey {
+  std::array<std::byte, 16> identity{};  ///< Says on the wire which key it is, and nothing else.
+  std::array<std::byte, 32> secret{};
+};
+
+/// @throws std::system_error if the kernel has no random bytes.
+[[nodiscard]] TlsKey random_tls_key();
+
+/// What a dialing side says first (a ClientHello).
+enum class TlsOpening {
+  incomplete,
+  whole,
+  none,  ///< It is something else, or longer than this project's.
+};
+/// A whole one is at most so long.
+inline constexpr std::size_t max_tls_opening = 1024;
+/// Looks at a connection's first bytes, before anything is set aside for it. @param length set to how many bytes there have
+/// to be, as far as that is known.
+[[nodiscard]] TlsOpening look_at_tls_opening(std::span<const std::byte> bytes, std::size_t& length) noexcept;
+
+/// One end of TLS 1.3 on a connected socket that doesn't block. It owns what it has encrypted and the socket didn't take, not
+/// the socket. Not thread-safe.
+///
+/// Functions that return as system calls do set errno: EAGAIN where they would have to wait; EBADMSG if the peer has sent
+/// something that isn't authentic; EPROTO if the connection ended without the peer's word; else what the socket said. What
+/// failed stays failed.
+class TlsStream {
+ public:
+  virtual ~TlsStream() = default;
+
+  /// Goes on with the handshake. @return would_block (the socket has to become readable first); `errc::authentication_failed`
+  /// if the peer doesn't hold the key, or speaks something else; an errno.
+  [[nodiscard]] virtual std::error_code shake_hands() = 0;
+  [[nodiscard]] virtual bool shaken() const noexcept = 0;
+  /// Of the key that the connection goes by.
+  [[nodiscard]] virtual const std::array<std::byte, 16>& identity() const noexcept = 0;
+  /// The first bytes that came, up to 8.
+  [[nodiscard]] virtual std::span<const std::byte> first_received() const noexcept = 0;
+
+  /// Encrypts all of these bytes, which the CPU reads, and sends as much of it as the socket takes. Only when nothing is held
+  /// back. @return their number, or -1.
+  [[nodiscard]] virtual ssize_t send(std::span<const iovec> pieces) = 0;
+  /// Sends what is held back. @return 0 if that was all, or -1.
+  [[nodiscard]] virtual ssize_t flush() noexcept = 0;
+  [[nodiscard]] virtual bool holds_back() const noexcept = 0;
+  /// Fills `to` as far as bytes have come: fewer are all that there were. @return 0 if the peer has said that it ends.
+  [[nodiscard]] virtual ssize_t receive(std::span<std::byte> to) = 0;
+  /// Nothing more will come: the next `receive` says why, and no event of the socket need tell.
+  [[nodiscard]] virtual bool over() const noexcept = 0;
+  /// Says that nothing more will come.
+  virtual void end() noexcept = 0;
+
+  /// "TLS 1.3 AES-128-GCM".
+  [[nodiscard]] virtual std::string description() const = 0;
+};
+
+/// What the TLS of a channel's connections shares. Thread-safe.
+class TlsContext {
+ public:
+  /// The key of this identity, if there is one. Must not throw.
+  using FindKey = std::function<std::optional<TlsKey>(std::span<const std::byte> identity)>;
+
+  /// Records that are encrypted with one key, before the sender takes the next: AES-GCM is good for some 2^24.5 full ones
+  /// (RFC 8446, 5.5).
+  static constexpr std::uint64_t usual_records_per_key = std::uint64_t{1} << 23;
+
+  /// @throws TransferError `errc::not_supported` if kvferry was built without OpenSSL, or it has no TLS 1.3.
+  [[nodiscard]] static std::shared_ptr<TlsContext> create(std::uint64_t records_per_key = usual_records_per_key);
+  virtual ~TlsContext() = default;
+
+  /// @throws std::bad_alloc
+  [[nodiscard]] virtual std::unique_ptr<TlsStream> dial(int descriptor, const TlsKey& key) = 0;
+  /// @param opening what has been received already. @throws std::bad_alloc
+  [[nodiscard]] virtual std::unique_ptr<TlsStream> accept(int descriptor, std::span<const std::byte> opening,
+                                                          FindKey find) = 0;
+};
+
+}  // namespace kvferry::tcp
