@@ -121,6 +121,8 @@ class AutoTransferChannel::Impl {
   /// Attempts keep this for as long as they last.
   const std::shared_ptr<roads::OwnRoads> own_roads = std::make_shared<roads::OwnRoads>();
   Capabilities capabilities;
+  /// Of each road; null where it has nothing to forget.
+  std::vector<std::function<void(std::uint32_t)>> forgetters;
 };
 
 KVFERRY_INLINE AutoTransferChannel::AutoTransferChannel(AutoOptions options)
@@ -206,10 +208,34 @@ KVFERRY_INLINE Bytes AutoTransferChannel::accept(std::shared_ptr<kit::LinkHost> 
   return kit::encode_endpoint(acceptance->begin(asked, deadline));
 }
 
+/// On all roads or on none.
 KVFERRY_INLINE void AutoTransferChannel::register_region(const LocalRegion& region) {
-  for (const auto& road : impl_->all_roads) {
-    road->register_region(region);
+  std::size_t registered = 0;
+  try {
+    for (; registered < impl_->all_roads.size(); ++registered) {
+      impl_->all_roads[registered]->register_region(region);
+    }
+  } catch (...) {
+    for (std::size_t i = 0; i < registered; ++i) {
+      if (impl_->forgetters[i]) {
+        impl_->forgetters[i](region.number);
+      }
+    }
+    throw;
   }
+}
+
+KVFERRY_INLINE std::function<void(std::uint32_t)> AutoTransferChannel::region_forgetter() {
+  for (const auto& road : impl_->all_roads) {
+    impl_->forgetters.push_back(road->region_forgetter());
+  }
+  return [forgetters = impl_->forgetters](std::uint32_t number) {
+    for (const auto& forget : forgetters) {
+      if (forget) {
+        forget(number);
+      }
+    }
+  };
 }
 
 KVFERRY_INLINE void AutoTransferChannel::stop_listening() {

@@ -113,6 +113,7 @@ class KVFERRY_EXPORT AutoTransferChannel : public kit::TransferChannelKit {
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
   void stop_listening() override;
   void register_region(const LocalRegion& region) override;
+  [[nodiscard]] std::function<void(std::uint32_t)> region_forgetter() override;
 
  private:
   class Impl;

@@ -10,12 +10,14 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
@@ -92,6 +94,82 @@ TEST(AutoDeath, NotificationsComeToOneInboxWhateverTheRoad) {
   EXPECT_EQ(pair.b.channel->receive_notification(long_enough).payload.at(0), std::byte{1});
   EXPECT_EQ(pair.b.channel->receive_notification(long_enough).payload.at(0), std::byte{2});
   EXPECT_EQ(pair.b.channel->receive_notifications(5, 1, long_enough).size(), 1U);
+}
+
+/// Also those that the peer is told of only on the new road.
+TEST(AutoDeath, RegionsComeAndGoWhateverTheRoad) {
+  Pair pair;
+  std::vector<std::byte> added(page);
+  const std::uint32_t number = pair.b.channel->add_region({added.data(), added.size(), page});
+  const auto write = [&](std::uint64_t seed) {
+    kvferry::testing::fill(pair.a.at(0), seed);
+    const std::vector<ConstBuffer> objects{pair.a.at(0)};
+    const std::array<std::uint64_t, 1> index{0};
+    std::error_code ec;
+    (void)pair.a.channel->batched_write(objects, {.peer_id = "b", .remote_indexes = index, .remote_region = number},
+                                        ec);
+    return ec;
+  };
+  EXPECT_FALSE(write(1));
+  EXPECT_TRUE(kvferry::testing::matches({added.data(), page}, 1));
+  pair.fate->die();
+  EXPECT_FALSE(write(2));
+  EXPECT_TRUE(kvferry::testing::matches({added.data(), page}, 2));
+  EXPECT_TRUE(begins(pair.a.path_to("b"), "tcp "));
+  pair.b.channel->remove_region(number, long_enough);
+  EXPECT_EQ(write(3), errc::region_gone);
+  EXPECT_TRUE(kvferry::testing::matches({added.data(), page}, 2));
+}
+
+/// Registers and forgets regions, as an adapter's transport does, and may refuse one.
+class Registering : public TcpTransferChannel {
+ public:
+  struct Registry {
+    std::vector<std::uint32_t> numbers;
+    bool refuses = false;
+  };
+  Registering(TcpOptions options, std::shared_ptr<Registry> registry)
+      : TcpTransferChannel(std::move(options)), registry_(std::move(registry)) {}
+
+ protected:
+  void register_region(const LocalRegion& region) override {
+    if (registry_->refuses) {
+      throw TransferError(std::make_error_code(std::errc::not_enough_memory), "no more of it");
+    }
+    registry_->numbers.push_back(region.number);
+  }
+  [[nodiscard]] std::function<void(std::uint32_t)> region_forgetter() override {
+    return [registry = registry_](std::uint32_t number) { std::erase(registry->numbers, number); };
+  }
+
+ private:
+  const std::shared_ptr<Registry> registry_;
+};
+
+TEST(AutoRegions, AreRegisteredOnAllRoadsOrOnNone) {
+  const std::array registries{std::make_shared<Registering::Registry>(), std::make_shared<Registering::Registry>()};
+  std::vector<AutoRoad> both;
+  for (std::size_t i = 0; i < registries.size(); ++i) {
+    both.push_back({"tcp" + std::to_string(i), [registry = registries[i]](ChannelOptions common) {
+                      TcpOptions options;
+                      static_cast<ChannelOptions&>(options) = std::move(common);
+                      return std::make_unique<Registering>(std::move(options), registry);
+                    }});
+  }
+  Node node(with(both));
+  std::vector<std::byte> added(page);
+  const MemoryRegion region{added.data(), added.size(), page};
+  const std::vector<std::uint32_t> one{node.channel->add_region(region)};
+  EXPECT_EQ(registries[0]->numbers, one);
+  EXPECT_EQ(registries[1]->numbers, one);
+  registries[1]->refuses = true;
+  std::error_code ec;
+  (void)node.channel->add_region(region, ec);
+  EXPECT_EQ(ec, std::errc::not_enough_memory);
+  EXPECT_EQ(registries[0]->numbers, one) << "what the first had registered is forgotten";
+  node.channel->remove_region(one.front(), long_enough);
+  EXPECT_TRUE(registries[0]->numbers.empty());
+  EXPECT_TRUE(registries[1]->numbers.empty());
 }
 
 TEST(AutoDeath, ARestartIsOneEventWhateverTheRoad) {

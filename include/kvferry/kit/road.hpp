@@ -18,6 +18,7 @@
 #include <kvferry/kit/poller.hpp>
 #include <kvferry/kit/refusals.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
+#include <kvferry/memory_region.hpp>
 #include <kvferry/transfer_spec.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -48,8 +49,8 @@ class Road {
                              LinkHandler on_link) {
     return channel_->accept(std::move(host), remote_endpoint, deadline, std::move(on_link));
   }
-  /// May refuse the region; keeps nothing of it.
   void register_region(const LocalRegion& region) { channel_->register_region(region); }
+  [[nodiscard]] std::function<void(std::uint32_t)> region_forgetter() { return channel_->region_forgetter(); }
   /// After all links have been shut.
   void stop_listening() { channel_->close(); }
 
