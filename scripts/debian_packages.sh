@@ -16,6 +16,7 @@
 #   soak   test, and what tests/soak.sh makes a network of its own with
 #   bench  build, and what benchmarks/compare.sh compares with and draws with
 #   heaptrack  build, and what benchmarks/allocations.sh counts with
+#   lint   fuzz, and what scripts/lint.sh reads the sources with
 #   packaging  build, and what packaging/try_debian_packages.sh makes packages and a clean system with
 #
 # Whatever is missing is installed with apt-get, through sudo for users other than root. Where nothing is missing, apt
@@ -60,12 +61,16 @@ _kvferry_packages() {
         _kvferry_packages build
         echo heaptrack python3
         ;;
+      lint)
+        _kvferry_packages fuzz rdma
+        echo clang-tidy cppcheck
+        ;;
       packaging)
         _kvferry_packages build
-        echo libibverbs-dev dpkg-dev file debootstrap
+        echo libibverbs-dev dpkg-dev file debootstrap binutils python3-venv
         ;;
       *)
-        echo "kvferry_ensure_packages: no group '$group'; there are build, test, python, fuzz, rdma, soft_roce, soak, bench, heaptrack and packaging" >&2
+        echo "kvferry_ensure_packages: no group '$group'; there are build, test, python, fuzz, rdma, soft_roce, soak, bench, heaptrack, lint and packaging" >&2
         return 1
         ;;
     esac

@@ -6,9 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <exception>
+#include <iostream>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -57,7 +57,7 @@ int main(int count, char** arguments) {
   const bool is_one_line =
       count > 2 && std::string_view(arguments[count - 1]).find_first_of("\r\n") == std::string_view::npos;
   if ((count != 3 || is_option || !is_one_line) && !(exists && is_one_line)) {
-    std::fputs(usage, stderr);
+    std::cerr << usage;
     return 2;
   }
   const std::string path = arguments[count - 2];
@@ -69,10 +69,10 @@ int main(int count, char** arguments) {
       pair = kvferry::make_key_pair();
       write_secret(path, pair.secret_key);
     }
-    std::printf("%s %s\n", pair.public_key.c_str(), arguments[count - 1]);
-    return std::fflush(stdout) == 0 ? 0 : 1;
+    std::cout << pair.public_key << ' ' << arguments[count - 1] << std::endl;
+    return std::cout ? 0 : 1;
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "kvferry-keygen: %s\n", error.what());
+    std::cerr << "kvferry-keygen: " << error.what() << '\n';
     return 1;
   }
 }

@@ -116,6 +116,7 @@ class ProcessSink {
   std::atomic<LogLevel> least_{LogLevel::warning};
 };
 
+// NOLINTNEXTLINE(cert-err58-cpp): throws nothing
 KVFERRY_INLINE const bool sink_is_taken_along = ProcessSink::take_along_to_children();
 
 }  // namespace internal

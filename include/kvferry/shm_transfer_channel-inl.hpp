@@ -57,7 +57,7 @@ class ShmTransferChannel::Impl {
 };
 
 KVFERRY_INLINE ShmTransferChannel::ShmTransferChannel(ShmOptions options) try
-    : TransferChannelKit(options), impl_(std::make_shared<Impl>()) {
+    : TransferChannelKit(options), impl_(std::make_shared<Impl>()) {  // NOLINT(cppcoreguidelines-slicing): its part
   const auto bounded = [](std::chrono::milliseconds time, std::chrono::milliseconds least) {
     return std::clamp<std::chrono::milliseconds>(time, least, std::chrono::hours(1));
   };

@@ -55,7 +55,7 @@ class TcpDial final : public kit::Dial {
   TcpDial(asio::any_io_executor executor, tcp::LinkOptions options, std::size_t lanes, std::shared_ptr<Dialers> dialers,
           std::shared_ptr<kit::NameLookups> lookups, std::shared_ptr<const tcp::AllowedHosts> allowed)
       : executor_(std::move(executor)),
-        options_(options),
+        options_(std::move(options)),
         lanes_(lanes),
         dialers_(std::move(dialers)),
         lookups_(std::move(lookups)),
@@ -164,6 +164,7 @@ class TcpTransferChannel::Impl {
 };
 
 KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
+    // NOLINTNEXTLINE(cppcoreguidelines-slicing): its part
     : TransferChannelKit(options), impl_(std::make_shared<Impl>(get_executor())) {
   impl_->options = std::move(options);
   const TcpOptions& given = impl_->options;

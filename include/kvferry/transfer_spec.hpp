@@ -38,6 +38,7 @@ class ObjectList {
 
   template <std::ranges::input_range Range>
   requires(!std::same_as<std::remove_cvref_t<Range>, ObjectList> &&
+           // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): not for itself
            std::convertible_to<std::ranges::range_reference_t<Range>, Buffer>) ObjectList(Range&& range) {
     if constexpr (std::ranges::sized_range<Range>) {
       buffers_.reserve(std::ranges::size(range));

@@ -36,7 +36,8 @@ void join_ranges(std::vector<Range>& ranges) {
 
 MemoryRegionPtr register_range(ibv_pd* domain, const Range& range, int access, kit::Failure& failure) {
   const std::size_t size = static_cast<std::size_t>(range.end - range.begin);
-  auto region = register_memory(domain, reinterpret_cast<void*>(range.begin), size, access);
+  void* const begin = reinterpret_cast<void*>(range.begin);  // NOLINT(performance-no-int-to-ptr): was one before
+  auto region = register_memory(domain, begin, size, access);
   if (region == nullptr) {
     failure.code = last_verbs_error();
     failure.sentence = std::string("RDMA device '") + ibv_get_device_name(domain->context->device) +

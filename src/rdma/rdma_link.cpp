@@ -53,8 +53,8 @@ Endpoint RdmaLink::endpoint() const {
   return endpoint;
 }
 
-void RdmaLink::join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, Role role,
-                    kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-unnecessary-value-param): is kept
+                    const Endpoint& peer, Role role, kit::Clock::time_point deadline, kit::LinkHandler on_link) {
   const std::string who = "peer " + in_quotes(host->peer().id) + ": ";
   if (const auto wrong = check_endpoint(peer, host->peer().regions); !wrong.empty()) {
     throw TransferError(errc::malformed_message, who + wrong);

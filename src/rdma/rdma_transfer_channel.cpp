@@ -161,7 +161,8 @@ class RdmaTransferChannel::Impl {
   std::shared_ptr<std::atomic<std::size_t>> accepting = std::make_shared<std::atomic<std::size_t>>(0);
 };
 
-RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)
+RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)  // NOLINT(performance-unnecessary-value-param)
+    // NOLINTNEXTLINE(cppcoreguidelines-slicing): its part
     : TransferChannelKit(options), impl_(std::make_shared<Impl>(get_executor(), options, incarnation())) {
   try {
     impl_->open(options);

@@ -101,14 +101,14 @@ KVFERRY_INLINE KeyPair read_key_pair(const std::string& path) {
 }
 
 KVFERRY_INLINE KeyPair take_key_pair_from_environment(const char* variable) {
-  char* const value = std::getenv(variable);
+  char* const value = std::getenv(variable);  // NOLINT(concurrency-mt-unsafe): the caller's, who is told so
   const std::string name = std::string("environment variable ") + variable;
   if (value == nullptr) {
     throw TransferError(std::make_error_code(std::errc::invalid_argument), name + " is not set");
   }
   const std::span<char> text(value, std::strlen(value));
-  const KeyPair pair = key_pair_of(take_key(text, {text.data(), text.size()}, name));
-  ::unsetenv(variable);
+  KeyPair pair = key_pair_of(take_key(text, {text.data(), text.size()}, name));
+  ::unsetenv(variable);  // NOLINT(concurrency-mt-unsafe)
   return pair;
 }
 

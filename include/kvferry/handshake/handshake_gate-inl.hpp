@@ -33,7 +33,7 @@ inline namespace internal {
 /// The bounds of one turn, so that a flood leaves time for all else that the thread does.
 inline constexpr int events_a_turn = 64;
 inline constexpr int accepts_a_turn = 16;
-inline constexpr std::size_t bytes_a_turn = 64 * 1024;
+inline constexpr std::size_t bytes_a_turn = std::size_t{64} * 1024;
 /// The time that a connection has while the thread is busy, before it gives way to a newer one.
 inline constexpr std::chrono::milliseconds silent_grace{20};
 inline constexpr std::chrono::milliseconds open_grace{50};
@@ -137,9 +137,7 @@ KVFERRY_INLINE void HandshakeGate::serve() {
       joined(connection);
     } else if (connection.phase == Phase::silent) {
       read_signature(connection);
-    } else if (role == Role::outer && broken) {
-      close(found);
-    } else if (!pump(connection)) {
+    } else if ((role == Role::outer && broken) || !pump(connection)) {
       close(found);
     }
   }

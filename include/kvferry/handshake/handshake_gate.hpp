@@ -143,7 +143,7 @@ class HandshakeGate {
   // Who comes in, and who has to go (handshake_gate.cpp)
   void accept_some();
   bool accept_one();
-  void admit(Descriptor outer, std::string source);
+  void admit(Descriptor descriptor, std::string source);
   [[nodiscard]] bool make_room(const std::string& source);
   [[nodiscard]] static bool awaits_answer(const Connection& connection);
   [[nodiscard]] bool may_give_way(const Connection& connection, Clock::time_point now) const;
@@ -155,7 +155,7 @@ class HandshakeGate {
   [[nodiscard]] std::string rendezvous_name(std::uint64_t number) const;
   void join(Connection& connection);
   void joined(Connection& connection);
-  void close(Table::iterator connection);
+  void close(Table::iterator at);
   [[nodiscard]] bool owes(const Connection& connection) const;
   [[nodiscard]] Clock::time_point deadline(const Connection& connection) const;
   void sweep_by(Clock::time_point when);

@@ -32,7 +32,7 @@ KVFERRY_INLINE Bytes copy_of(const zmq::message_t& frame) {
 KVFERRY_INLINE std::vector<Bytes> envelope_of(const std::vector<zmq::message_t>& frames) {
   const auto ends_identities = [](const auto& frame) { return frame.size() == 0 || frame.size() > longest_routing_id; };
   const auto delimiter = std::find_if(frames.begin() + 1, frames.end(), ends_identities);
-  const bool complete = delimiter != frames.end() && delimiter->size() == 0;
+  const bool complete = delimiter != frames.end() && delimiter->empty();
   std::vector<Bytes> envelope;
   std::transform(frames.begin(), complete ? delimiter + 1 : frames.begin() + 1, std::back_inserter(envelope), copy_of);
   return envelope;

@@ -213,6 +213,7 @@ KVFERRY_INLINE void HandshakeQuestions::serve(Iterator open, const zmq_pollitem_
             " bytes: the peer may take none of this size (ChannelOptions::max_handshake_bytes); an answer of more "
             "than " +
             std::to_string(largest_frame(max_message_bytes_)) + " bytes is not received");
+    // NOLINTNEXTLINE(misc-redundant-expression): two events
   } else if (!sent && (event == ZMQ_EVENT_CLOSED || event == ZMQ_EVENT_DISCONNECTED)) {
     const auto now = std::chrono::steady_clock::now();
     attempts.failed(candidate, now);

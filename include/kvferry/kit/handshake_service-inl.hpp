@@ -135,11 +135,10 @@ struct HandshakeService::Impl {
     questions.append_poll_items(poll_items);
     const auto count = static_cast<int>(poll_items.size());
     if (zmq_poll(poll_items.data(), count, poll_timeout(next_deadline())) < 0) {
-      const zmq::error_t error;
-      if (error.num() == EINTR) {
+      if (zmq_errno() == EINTR) {
         return;
       }
-      throw error;
+      throw zmq::error_t();
     }
     if (key_check) {
       key_check->serve();
@@ -239,6 +238,7 @@ struct HandshakeService::Impl {
   std::thread thread;
 };
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): most of it is copied
 KVFERRY_INLINE HandshakeService::HandshakeService(Options options, RequestHandler on_request) {
   try {
     impl_ = std::make_shared<Impl>(options, std::move(on_request));

@@ -12,7 +12,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-KVFERRY_INLINE void InitExchange::finish(Failure failure, std::optional<SideMessage> answer) {
+KVFERRY_INLINE void InitExchange::finish(const Failure& failure, std::optional<SideMessage> answer) {
   if (ended_.exchange(true)) {
     return;
   }

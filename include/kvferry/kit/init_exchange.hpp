@@ -35,7 +35,7 @@ class InitExchange final : public Expirable, public std::enable_shared_from_this
   [[nodiscard]] Clock::time_point deadline() const noexcept { return deadline_; }
   [[nodiscard]] bool ended() const noexcept { return ended_; }
 
-  void finish(Failure failure, std::optional<SideMessage> answer = {});
+  void finish(const Failure& failure, std::optional<SideMessage> answer = {});
   void accept_cancellation();
   void expire() override;
 

@@ -79,7 +79,7 @@ KVFERRY_INLINE void IoThreads::run() {
 
 KVFERRY_INLINE void IoThreads::end_forked_child() const {
   if (origin_.was_forked()) {
-    std::exit(EXIT_SUCCESS);
+    std::exit(EXIT_SUCCESS);  // NOLINT(concurrency-mt-unsafe): a forked child has this thread alone
   }
 }
 

@@ -74,13 +74,13 @@ class KVFERRY_EXPORT Link {
   ///
   /// The default takes a link that has not failed for one whose peer lives: such a peer's place becomes free when the
   /// link has failed.
-  virtual void probe(std::function<void()> answered) { answered(); }
+  virtual void probe(std::function<void()> answered) { answered(); }  // NOLINT(performance-unnecessary-value-param)
 
   /// Calls `done` when nothing can land here any more of what the peer had started on this link: the peer has said that its
   /// writes have ended, or the link has been shut. Exactly once, from any thread, possibly within the call, perhaps with
   /// locks of the link's held.
   /// @return false if the link can't ask: then nothing is called, and who wants to be sure shuts the link.
-  [[nodiscard]] virtual bool fence(std::function<void()> done) {
+  [[nodiscard]] virtual bool fence(std::function<void()> done) {  // NOLINT(performance-unnecessary-value-param)
     (void)done;
     return false;
   }
@@ -181,11 +181,12 @@ class KVFERRY_EXPORT LinkHost {
   /// Has `drop` called once if what is being accepted for this host is no longer wanted, because a newer attempt has taken
   /// its place; at once if that has happened already. `drop` frees what waits for the peer; it may be called with locks of
   /// the channel held and must not call into it. Afterwards the `LinkHandler` needn't be called any more.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param)
   virtual void when_abandoned(std::function<void()> drop) { (void)drop; }
   /// Calls `done` when the writes to this peer that this channel had started by now have ended, wherever they are: on
   /// this link, on their way to it, or waiting for one. What a peer's fence waits for. `done` may be called within the
   /// call, from any thread, with locks of the channel's held.
-  virtual void when_writes_ended(std::function<void()> done) { done(); }
+  virtual void when_writes_ended(std::function<void()> done) { done(); }  // NOLINT(performance-unnecessary-value-param)
   /// The connection broke by itself: the peer counts as failed, and the next call reconnects.
   virtual void link_failed(const Link& link, std::error_code cause) = 0;
 };

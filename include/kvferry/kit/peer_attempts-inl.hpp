@@ -157,7 +157,8 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   InitQuestion question = question_to(peer, local_id, url, *made.told_regions);
   made.instance.own_secret = *question.secret;
   made.told_at = Clock::now();
-  const std::string question_url = url;  // the peer may be gone when it is asked
+  // The peer may be gone when it is asked.
+  const std::string question_url = url;  // NOLINT(performance-unnecessary-copy-initialization)
   const Stay stay(*this);
   lock.unlock();
 
@@ -254,7 +255,7 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
       ++identity_conflicts_;
       logger_->log(LogLevel::warning, "identity_conflict", peer_id, failure.code, [&] { return failure.sentence; });
     }
-    fail_attempt(peer_id, attempt, std::move(failure));
+    fail_attempt(peer_id, attempt, failure);
     return;
   }
   Lock lock(mutex_);

@@ -94,7 +94,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void route(const std::shared_ptr<Operation>& operation);
 
   /// Answers a peer's `InitQuestion`. On the service's thread.
-  void answer(const SideMessage& request, HandshakeService::Reply reply);
+  void answer(const SideMessage& message, HandshakeService::Reply reply);
 
   [[nodiscard]] std::optional<PeerInfo> info(std::string_view peer_id) const;
   /// Of all that are connected.
@@ -201,17 +201,17 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// When the other side has had a while.
   void call_later(void (PeerDirectory::*what)(const std::string& peer_id, std::uint64_t attempt),
                   const std::string& peer_id, std::uint64_t attempt);
-  void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& answer,
+  void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& message,
                      const std::string& reached_address);
   void begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline);
   void set_deadline(Attempt& attempt, Clock::time_point deadline);
   void end_attempt(Attempt& attempt);
   void end_attempts(Peer& peer);
-  void fail_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure);
+  void fail_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure);
   static void tell(const std::vector<Waiter>& told, const Failure& failure);
-  std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t attempt, const Failure& failure,
+  std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure,
                                                  std::vector<Waiter>& told);
-  void publish(const std::string& peer_id, std::uint64_t attempt, const std::shared_ptr<Host>& host,
+  void publish(const std::string& peer_id, std::uint64_t number, const std::shared_ptr<Host>& host,
                std::shared_ptr<Link> link);
   [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,
                                          std::shared_ptr<Dial> dial);

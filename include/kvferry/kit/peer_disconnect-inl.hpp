@@ -59,7 +59,7 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
     }
   }
   if (refused) {
-    then(refused);
+    then(refused);  // NOLINT(bugprone-use-after-move): moved only where nothing is refused
     return;
   }
   if (link) {

@@ -257,7 +257,8 @@ KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, con
   }
   Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
-  const auto asked = it == peers_.end() ? decltype(Peer::asking)::node_type() : it->second.asking.extract(number);
+  using Asked = decltype(Peer::asking)::node_type;
+  const Asked asked = it == peers_.end() ? Asked() : it->second.asking.extract(number);
   if (asked.empty()) {
     return;  // told already: the peer was disconnected meanwhile
   }

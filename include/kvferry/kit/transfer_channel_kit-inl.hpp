@@ -590,7 +590,7 @@ KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uin
     wrong = check_id(asked.local_id, "the local");
   }
   if (wrong) {
-    exchange->finish(std::move(wrong));
+    exchange->finish(wrong);
     return;
   }
   const auto connected = [this, exchange, incarnation, found = std::move(found)](const Failure& failure) {

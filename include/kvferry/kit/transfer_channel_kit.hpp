@@ -80,6 +80,7 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   /// @param source where the attempt came from: see `HandshakeService::Reply::source`.
   /// @param bytes that `answer` takes up while it waits.
   /// @return false if too much waits already, from there or in all: then the peer is told so. `answer` isn't called.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param)
   [[nodiscard]] virtual bool run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) {
     (void)source;
     (void)bytes;

@@ -219,7 +219,7 @@ KVFERRY_INLINE Meeting::Next Meeting::take(const std::shared_ptr<Candidate>& can
 }
 
 KVFERRY_INLINE void Meeting::take_hello(const std::shared_ptr<Candidate>& candidate, const Greeting& hello) {
-  const auto found = candidate;
+  const auto found = candidate;  // NOLINT(performance-unnecessary-copy-initialization): what it refers to goes
   look_at_peer(found->socket.native_handle(), hello);
   awaited_ = Awaited::settled;
   for (const auto& other : candidates_) {

@@ -51,7 +51,8 @@ class Pieces {
   static void* begin(const iovec& piece) noexcept { return piece.iov_base; }
   static std::size_t length(const iovec& piece) noexcept { return piece.iov_len; }
   static void* begin(const tcp::Reference& reference) noexcept {
-    return reinterpret_cast<void*>(static_cast<std::uintptr_t>(reference.address));
+    return reinterpret_cast<void*>(  // NOLINT(performance-no-int-to-ptr): another process's
+        static_cast<std::uintptr_t>(reference.address));
   }
   static std::size_t length(const tcp::Reference& reference) noexcept {
     return static_cast<std::size_t>(reference.length);
@@ -105,7 +106,9 @@ KVFERRY_INLINE const tcp::Secret& proof_of_memory() {
 KVFERRY_INLINE Reach ProcessMemory::try_to_read(const OpenMemory& memory, const tcp::Secret& proof) {
   tcp::Secret found{};
   const iovec to{found.data(), found.size()};
-  const iovec from{reinterpret_cast<void*>(static_cast<std::uintptr_t>(memory.known_place)), found.size()};
+  const iovec from{reinterpret_cast<void*>(  // NOLINT(performance-no-int-to-ptr): another process's
+                       static_cast<std::uintptr_t>(memory.known_place)),
+                   found.size()};
   const ssize_t read = read_memory(pid_, {&to, 1}, {&from, 1});
   if (read < 0) {
     return {errno == EFAULT ? Reach::other_process : static_cast<std::uint32_t>(errno)};

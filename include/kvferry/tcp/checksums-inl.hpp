@@ -87,6 +87,7 @@ KVFERRY_INLINE std::vector<std::pair<std::uint64_t, std::uint64_t>> overlapping(
   std::erase_if(pieces, [](const Piece& piece) { return !piece.overlaps; });
   std::ranges::sort(pieces, {}, &Piece::at);
   std::vector<std::pair<std::uint64_t, std::uint64_t>> bytes;
+  bytes.reserve(pieces.size());
   for (const Piece& piece : pieces) {
     bytes.emplace_back(piece.at, piece.at + static_cast<std::uint64_t>(piece.end - piece.begin));
   }

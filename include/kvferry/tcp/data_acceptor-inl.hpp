@@ -116,7 +116,7 @@ struct DataAcceptor::Greeting {
 KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options,
                                           std::shared_ptr<kit::Refusals> refusals)
     : executor_(executor),
-      options_(options),
+      options_(std::move(options)),
       refusals_(std::move(refusals)),
       max_greetings_(max_greetings()),
       acceptor_(executor),
@@ -463,7 +463,7 @@ KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expe
 
 KVFERRY_INLINE void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {
   // Keeps it alive where the argument is the list's own element.
-  const auto dropped = greeting;
+  const auto dropped = greeting;  // NOLINT(performance-unnecessary-copy-initialization)
   dropped->timer.cancel();
   dropped->connection.close();
   forget(dropped);

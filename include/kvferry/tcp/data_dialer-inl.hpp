@@ -52,7 +52,7 @@ KVFERRY_INLINE DataDialer::DataDialer(const asio::any_io_executor& executor, Lin
                                       std::shared_ptr<kit::LinkHost> host, AcceptEndpoint endpoint,
                                       std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link)
     : executor_(executor),
-      options_(options),
+      options_(std::move(options)),
       host_(std::move(host)),
       endpoint_(std::move(endpoint)),
       lookups_(std::move(lookups)),
@@ -98,6 +98,7 @@ KVFERRY_INLINE void DataDialer::found(std::error_code ec, const std::vector<asio
     return;
   }
   std::vector<tcp::endpoint> candidates;
+  candidates.reserve(addresses.size());
   for (const auto& address : addresses) {
     candidates.emplace_back(address, static_cast<std::uint16_t>(endpoint_.port));
   }

@@ -219,7 +219,7 @@ KVFERRY_INLINE std::error_code FrameReader::enter(State state, FrameSink& sink) 
   destinations_.clear();
   head_ = 0;
   switch (state) {
-    case State::header: break;
+    case State::header:
     case State::trailer: break;
     case State::descriptors:
       frame_.trailer = {};

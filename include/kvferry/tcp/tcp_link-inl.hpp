@@ -30,6 +30,7 @@ KVFERRY_INLINE bool closed_by_peer(std::error_code cause) {
 
 }  // namespace internal
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): each lane keeps it
 KVFERRY_INLINE std::shared_ptr<TcpLink> TcpLink::create(std::shared_ptr<kit::LinkHost> host,
                                                         std::vector<Lane::Connection> connections, Options options) {
   std::shared_ptr<TcpLink> link(new TcpLink(host, options));
