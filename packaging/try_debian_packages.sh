@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Makes kvferry's Debian packages, installs them in a clean Debian of the same release, and builds and runs a program there: with
-# CMake's find_package and with pkg-config. From any folder, as root; what it makes is in a temporary folder.
+# Makes kvferry's Debian packages, hardened, and once more in another folder, byte for byte alike; installs them in a clean
+# Debian of the same release, and builds and runs a program there: with CMake's find_package and with pkg-config. Checks the
+# list of what they were made with (SPDX). From any folder, as root; what it makes is in a temporary folder.
 #
 #   packaging/try_debian_packages.sh [FOLDER]     FOLDER: where the packages are to be kept
 set -euo pipefail
@@ -18,10 +19,46 @@ clean_up() {
 }
 trap clean_up EXIT
 
-cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DBUILD_SHARED_LIBS=ON \
-  -DKVFERRY_UNITY_BUILD=ON -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF -DKVFERRY_BUILD_BENCHMARKS=OFF
-cmake --build "$scratch/build" --parallel "$(nproc)"
-(cd "$scratch/build" && cpack -B "$scratch/packages")
+# The date of everything in the packages: that of the latest commit, or of the changelog where there is no repository.
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat --format %Y CHANGELOG.md)
+export SOURCE_DATE_EPOCH
+
+# make_packages SOURCE BUILD PACKAGES
+make_packages() {
+  local hardening="-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-clash-protection"
+  [[ $(uname -m) != x86_64 ]] || hardening+=" -fcf-protection"
+  (
+    cd "$1"
+    export DEB_BUILD_MAINT_OPTIONS=hardening=+all
+    CXXFLAGS="$(dpkg-buildflags --get CXXFLAGS) $hardening -ffile-prefix-map=$2=build -g0" LDFLAGS=$(dpkg-buildflags --get LDFLAGS) \
+      cmake -S . -B "$2" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DBUILD_SHARED_LIBS=ON \
+      -DKVFERRY_UNITY_BUILD=ON -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF -DKVFERRY_BUILD_BENCHMARKS=OFF
+    cmake --build "$2" --parallel "$(nproc)"
+    cd "$2" && cpack -B "$3"
+  )
+}
+make_packages "$PWD" "$scratch/build" "$scratch/packages"
+mkdir "$scratch/elsewhere"
+cp -r CMakeLists.txt LICENSE CHANGELOG.md cmake docs include src tools "$scratch/elsewhere"
+make_packages "$scratch/elsewhere" "$scratch/build_elsewhere" "$scratch/packages_elsewhere"
+for package in "$scratch"/packages/*.deb; do
+  cmp "$package" "$scratch/packages_elsewhere/${package##*/}"
+done
+
+mkdir "$scratch/unpacked"
+for package in "$scratch"/packages/*.deb; do
+  dpkg-deb --extract "$package" "$scratch/unpacked"
+done
+while read -r binary; do
+  for hardened in 'GNU_RELRO' 'NOW' '__stack_chk_fail' '_chk@'; do
+    readelf --wide --program-headers --dynamic --dyn-syms "$binary" | grep -q "$hardened" ||
+      { echo "$binary has no $hardened" >&2; exit 1; }
+  done
+done < <(find "$scratch/unpacked/usr" -type f \( -name 'libkvferry*.so*' -o -path '*/bin/*' \))
+
+"${PYTHON:-python3}" -m venv "$scratch/environment"
+"$scratch/environment/bin/pip" install --quiet --disable-pip-version-check 'spdx-tools>=0.8,<0.9'
+"$scratch/environment/bin/pyspdxtools" --infile "$scratch/unpacked/usr/share/kvferry/kvferry.spdx.json"
 [[ -z $keep ]] || cp "$scratch"/packages/*.deb "$keep"
 
 # The mirror and the release that this machine uses.
