@@ -31,6 +31,7 @@ msgpack-cxx libmsgpack-cxx-dev
 cppzmq cppzmq-dev
 zeromq libzmq3-dev
 xxhash libxxhash-dev
+openssl libssl-dev
 PACKAGES
 } >>"$profile"
 

@@ -23,4 +23,4 @@ suppressed=(uninitMemberVar uninitMemberVarPrivate accessMoved ignoredReturnValu
   missingIncludeSystem)
 cppcheck -j "$(nproc)" --quiet --error-exitcode=1 --std=c++20 --language=c++ --enable=warning,performance,portability \
   --inline-suppr "${suppressed[@]/#/--suppress=}" -Iinclude -Ibuild/lint/include -D__linux__ -DKVFERRY_HEADER_ONLY=1 \
-  src/shm.cpp src/rdma tools
+  src/shm.cpp src/auto.cpp src/rdma tools

@@ -45,10 +45,12 @@ class Kvferry(ConanFile):
         self.requires("cppzmq/[>=4.8 <5]", transitive_headers=True)
         self.requires("zeromq/[>=4.3 <5]", transitive_headers=True, transitive_libs=True)
         self.requires("xxhash/[>=0.8 <1]", transitive_headers=True)
+        self.requires("openssl/[>=3 <4]", transitive_headers=True, transitive_libs=True)
 
     def generate(self):
         CMakeDeps(self).generate()
         toolchain = CMakeToolchain(self)
+        toolchain.cache_variables["KVFERRY_WITH_TLS"] = "ON"
         toolchain.cache_variables["KVFERRY_WITH_RDMA"] = "ON" if self.options.with_rdma else "OFF"
         for left_out in ("TESTS", "EXAMPLES", "BENCHMARKS"):
             toolchain.cache_variables[f"KVFERRY_BUILD_{left_out}"] = False

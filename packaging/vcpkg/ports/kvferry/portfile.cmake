@@ -10,6 +10,7 @@ vcpkg_check_features(OUT_FEATURE_OPTIONS features FEATURES rdma KVFERRY_WITH_RDM
 vcpkg_cmake_configure(
   SOURCE_PATH "${SOURCE_PATH}"
   OPTIONS ${features}
+          -DKVFERRY_WITH_TLS=ON
           -DKVFERRY_BUILD_TESTS=OFF
           -DKVFERRY_BUILD_EXAMPLES=OFF
           -DKVFERRY_BUILD_BENCHMARKS=OFF
