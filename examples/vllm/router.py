@@ -53,6 +53,7 @@ async def with_session(app: web.Application) -> AsyncIterator[None]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--prefill", nargs="+", required=True)
     parser.add_argument("--decode", nargs="+", required=True)
@@ -61,4 +62,4 @@ if __name__ == "__main__":
     app["prefills"], app["decodes"] = itertools.cycle(arguments.prefill), itertools.cycle(arguments.decode)
     app.cleanup_ctx.append(with_session)
     app.add_routes([web.post(path, route) for path in ("/v1/completions", "/v1/chat/completions")])
-    web.run_app(app, port=arguments.port, handler_cancellation=True)
+    web.run_app(app, host=arguments.host, port=arguments.port, handler_cancellation=True)

@@ -215,15 +215,3 @@ def test_a_killed_prefilling_instance_and_its_successor(
         assert hand_over_all(successor, [decode]) == expected
         assert computed_by(decode) - before == len(PROMPTS) * TOKENS
     decode.wait_until_no_blocks_are_used(60)
-
-
-def test_heads_come_from_two_workers_in_processes_of_their_own(
-    expected: dict[str, list[int]], decode: Instance, model: Path, logs: Path
-) -> None:
-    before = computed_by(decode)
-    arguments = {"tensor_parallel_size": 2, "num_gpu_blocks_override": 1000, "block_size": 64}
-    parallel = Instance(model, logs / "parallel.log", "kv_producer", OPTIONS, **arguments)
-    with instances(parallel):
-        assert hand_over_all(parallel, [decode]) == expected
-        assert computed_by(decode) - before == len(PROMPTS) * TOKENS
-        parallel.wait_until_no_blocks_are_used(60)
