@@ -59,6 +59,7 @@ enum class Fault {
   deaf_to_peers,       ///< Tells of no peer that is gone.
   silent_disconnect,   ///< A disconnect does nothing.
   any_incarnation,     ///< Metadata leads to whoever answers.
+  hasty_removal,       ///< The removal of a region ends while the region is in use.
   incapable,           ///< Offers nothing, so that every test of what it can do is skipped.
 };
 
@@ -91,6 +92,7 @@ enum class Fault {
       {"deaf_to_peers", Fault::deaf_to_peers},
       {"silent_disconnect", Fault::silent_disconnect},
       {"any_incarnation", Fault::any_incarnation},
+      {"hasty_removal", Fault::hasty_removal},
       {"incapable", Fault::incapable},
   };
   return all;
@@ -185,6 +187,16 @@ class BrokenChannel final : public DecoratedChannel {
     DecoratedChannel::start_disconnect(std::move(peer_id), std::move(completion));
   }
 
+  void start_remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout,
+                           RemoveRegionCompletion completion) override {
+    if (fault_ == Fault::hasty_removal) {
+      inner().async_remove_region(number, timeout, [](std::error_code) {});
+      completion({});
+      return;
+    }
+    DecoratedChannel::start_remove_region(number, timeout, std::move(completion));
+  }
+
   void start_wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
                              PeerEventCompletion completion) override {
     if (fault_ != Fault::deaf_to_peers) {
@@ -251,6 +263,7 @@ class BrokenChannel final : public DecoratedChannel {
       case Fault::deaf_to_peers:
       case Fault::silent_disconnect:
       case Fault::any_incarnation:
+      case Fault::hasty_removal:
       case Fault::deaf_to_close:
       case Fault::hanging_close:
       case Fault::hollow_fence:

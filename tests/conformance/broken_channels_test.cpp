@@ -165,6 +165,7 @@ constexpr auto detections = std::to_array<Detection>({
     {"deaf_to_peers", "PeersTest/Channel.APeerThatClosesIsGone"},
     {"silent_disconnect", "PeersTest/Channel.ADisconnectLooksLikeACloseToThePeer"},
     {"any_incarnation", "MetadataTest/Channel.OfAnEarlierIncarnationIsRefused"},
+    {"hasty_removal", "Regions/Channel.OperationsOfItsOwnAreWaitedForAndThenCancelled"},
     {"incapable", "LifecycleTest/Channel.OffersSomeTransfer"},
 });
 

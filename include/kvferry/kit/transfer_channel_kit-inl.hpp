@@ -405,7 +405,10 @@ KVFERRY_INLINE asio::any_io_executor TransferChannelKit::get_executor() const {
   return inherited() ? executor_of_forked_child() : impl_->executor;
 }
 
-KVFERRY_INLINE std::vector<LocalRegion> TransferChannelKit::regions() const { return impl_->regions->now()->all(); }
+KVFERRY_INLINE std::vector<LocalRegion> TransferChannelKit::regions() const {
+  // In a forked child, whose table may have been locked, those of the construction.
+  return inherited() ? RegionList::of(impl_->options.regions)->all() : impl_->regions->now()->all();
+}
 
 KVFERRY_INLINE std::string TransferChannelKit::peer_init_url() const { return impl_->advertised; }
 
