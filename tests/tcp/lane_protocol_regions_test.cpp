@@ -12,11 +12,11 @@
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
-constexpr std::size_t page = Side::page;
-constexpr std::uint32_t first_added = 2;  // behind the two that each side has
-
 class Regions : public ::testing::Test {
  protected:
+  static constexpr std::size_t page = Side::page;
+  static constexpr std::uint32_t first_added = 2;  ///< Behind the two that each side has.
+
   Regions() : more_(16 * page) {
     a_.protocol->region_added();
     b_.protocol->region_added();

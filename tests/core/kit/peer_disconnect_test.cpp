@@ -24,12 +24,6 @@
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
 namespace {
 
-class NoDial final : public Dial {
- public:
-  [[nodiscard]] Bytes local_endpoint() override { return {}; }
-  void connect(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler) override {}
-};
-
 /// A table of peers without a channel, in which "p" has been connected, and answers nowhere. The test runs its timers.
 class Leaving : public ::testing::Test {
  protected:

@@ -26,15 +26,15 @@
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
 namespace {
 
-std::byte memory[64];
-const MemoryRegion region{memory, sizeof(memory), 16, Access::read_write};
+std::byte some_memory[64];
+const MemoryRegion some_region{some_memory, sizeof(some_memory), 16, Access::read_write};
 
 std::uint32_t add_to(RegionTable& table) {
-  return table.add(region, [](const LocalRegion&) {});
+  return table.add(some_region, [](const LocalRegion&) {});
 }
 
 TEST(RegionTable, ANumberIsGivenOnceAndWhatWasRemovedTakesNoMemory) {
-  RegionTable table(std::vector<MemoryRegion>(2, region));
+  RegionTable table(std::vector<MemoryRegion>(2, some_region));
   const auto given = table.now();
   EXPECT_FALSE(given->outdated());
   EXPECT_EQ(given->refusal(2), errc::unknown_region);
@@ -57,7 +57,7 @@ TEST(RegionTable, ANumberIsGivenOnceAndWhatWasRemovedTakesNoMemory) {
 }
 
 TEST(RegionTable, ThoseThatAreBeingRemovedCount) {
-  RegionTable table(std::vector<MemoryRegion>(RegionTable::max_regions, region));
+  RegionTable table(std::vector<MemoryRegion>(RegionTable::max_regions, some_region));
   const auto refused = [&] {
     try {
       (void)add_to(table);
@@ -79,15 +79,15 @@ TEST(RegionTable, ThoseThatAreBeingRemovedCount) {
 
 TEST(RegionTable, WhatCannotBeMadeReadyHasNoNumber) {
   RegionTable table({});
-  EXPECT_THROW(table.add(region, [](const LocalRegion&) { throw std::runtime_error("no"); }), std::runtime_error);
+  EXPECT_THROW(table.add(some_region, [](const LocalRegion&) { throw std::runtime_error("no"); }), std::runtime_error);
   EXPECT_TRUE(table.now()->all().empty());
   EXPECT_EQ(add_to(table), 0U);
 }
 
 /// A link that answers when the test says so.
-class AskedLink final : public KeepingLink {
+class RegionsLink final : public KeepingLink {
  public:
-  explicit AskedLink(bool can_ask = true) : can_ask_(can_ask) {}
+  explicit RegionsLink(bool can_ask = true) : can_ask_(can_ask) {}
 
   [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override {
     removed.push_back(number);
@@ -112,12 +112,6 @@ class AskedLink final : public KeepingLink {
 
  private:
   const bool can_ask_;
-};
-
-class NoDial final : public Dial {
- public:
-  [[nodiscard]] Bytes local_endpoint() override { return {}; }
-  void connect(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler) override {}
 };
 
 /// A table of peers without a channel, to which "p" connects with a region of its own. The test runs its timers.
@@ -147,7 +141,7 @@ class PeersRegions : public ::testing::Test {
     TransferRequest request;
     request.kind = TransferKind::write;
     request.peer_id = "p";
-    request.objects = {MutableBuffer(memory, 16)};
+    request.objects = {MutableBuffer(some_memory, 16)};
     request.remote_indexes = {0};
     request.remote_region = number;
     auto operation = std::make_shared<Operation>(
@@ -177,7 +171,7 @@ class PeersRegions : public ::testing::Test {
 
   asio::io_context context_;
   const ChannelOptions options_;
-  const std::shared_ptr<RegionTable> table_ = std::make_shared<RegionTable>(std::vector<MemoryRegion>(2, region));
+  const std::shared_ptr<RegionTable> table_ = std::make_shared<RegionTable>(std::vector<MemoryRegion>(2, some_region));
   const std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>(context_.get_executor());
   const std::shared_ptr<OperationRegistry> operations_ = std::make_shared<OperationRegistry>(deadlines_, 16);
   std::vector<std::uint32_t> forgotten_;
@@ -205,7 +199,7 @@ class PeersRegions : public ::testing::Test {
 };
 
 TEST_F(PeersRegions, ARemovalEndsWhenTheLinkHasAnsweredAndTheTransportHasForgotten) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   std::vector<std::error_code> ends;
   remove(std::chrono::hours(1), ends);
@@ -224,7 +218,7 @@ TEST_F(PeersRegions, ARemovalEndsWhenTheLinkHasAnsweredAndTheTransportHasForgott
 }
 
 TEST_F(PeersRegions, ARemovalWaitsForOperationsOfThisSideInTheRegion) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   const auto under_way = start(0);
   std::vector<std::error_code> ends;
@@ -239,7 +233,7 @@ TEST_F(PeersRegions, ARemovalWaitsForOperationsOfThisSideInTheRegion) {
 
 TEST_F(PeersRegions, ALinkThatDoesNotAnswerInTimeOrCannotAskIsBroken) {
   for (const bool can_ask : {true, false}) {
-    const auto link = std::make_shared<AskedLink>(can_ask);
+    const auto link = std::make_shared<RegionsLink>(can_ask);
     connect(link);
     const std::uint32_t number = can_ask ? 0 : 1;
     std::vector<std::error_code> ends;
@@ -253,7 +247,7 @@ TEST_F(PeersRegions, ALinkThatDoesNotAnswerInTimeOrCannotAskIsBroken) {
 }
 
 TEST_F(PeersRegions, AnUnknownOneIsAskedForOnceAndNewsOfItLetTheOperationGoOn) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   const auto first = start(1);
   const auto second = start(2);
@@ -280,7 +274,7 @@ TEST_F(PeersRegions, AnUnknownOneIsAskedForOnceAndNewsOfItLetTheOperationGoOn) {
 }
 
 TEST_F(PeersRegions, WhoAskedOnALinkThatBreaksIsNotLost) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   const auto asks = start(1);
   host_->link_failed(*link, errc::connection_lost);
@@ -289,7 +283,7 @@ TEST_F(PeersRegions, WhoAskedOnALinkThatBreaksIsNotLost) {
 }
 
 TEST_F(PeersRegions, APeerHasNoMoreThanItMay) {
-  connect(std::make_shared<AskedLink>());
+  connect(std::make_shared<RegionsLink>());
   for (std::uint32_t number = 1; number < RegionTable::max_regions; ++number) {
     ASSERT_TRUE(host_->peer_region_added({64, 16, Access::write, number}));
   }

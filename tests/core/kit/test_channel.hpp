@@ -42,6 +42,13 @@ class KeepingLink : public Link {
   std::vector<std::shared_ptr<Operation>> operations_;
 };
 
+/// Never gets anywhere.
+class NoDial final : public Dial {
+ public:
+  [[nodiscard]] Bytes local_endpoint() override { return {}; }
+  void connect(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler) override {}
+};
+
 /// A transport of the kit's that moves nothing, over links of the test's.
 class TestChannel final : public TransferChannelKit {
  public:
