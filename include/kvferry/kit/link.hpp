@@ -97,6 +97,7 @@ class KVFERRY_EXPORT Link {
   /// `errc::region_gone`, those that had begun are over, and the peer has confirmed it; or the link has been shut. Exactly
   /// once, from any thread, possibly within the call, perhaps with locks of the link's held.
   /// @return false if the link can't ask: then nothing is called, and who wants to be sure shuts the link.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param)
   [[nodiscard]] virtual bool region_removed(std::uint32_t number, std::function<void()> done) {
     (void)number;
     (void)done;

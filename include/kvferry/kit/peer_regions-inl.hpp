@@ -130,7 +130,8 @@ KVFERRY_INLINE std::vector<std::shared_ptr<Operation>> PeerDirectory::take_asker
 
 KVFERRY_INLINE void PeerDirectory::route_later(std::vector<std::shared_ptr<Operation>> operations, Routed how) {
   if (!operations.empty()) {
-    deadlines_->add(Clock::now(), std::make_shared<Expiry>([weak = weak_from_this(), operations, how] {
+    deadlines_->add(Clock::now(),
+                    std::make_shared<Expiry>([weak = weak_from_this(), operations = std::move(operations), how] {
                       for (const auto& operation : operations) {
                         if (const Visit self(weak); self) {
                           self->route(operation, how);
