@@ -33,11 +33,11 @@ KVFERRY_INLINE std::size_t bounded_lanes(std::uint64_t lanes) {
 
 using Dialers = kit::Attempts<tcp::DataDialer>;
 
-/// How they differ.
+/// How they differ, in few words: an answer has room for no more.
 KVFERRY_INLINE std::string of_encryption(bool here, const std::string& peer_id, bool there) {
-  const auto name = [](bool encrypted) { return encrypted ? "required" : "off"; };
-  return "TcpOptions::encryption: " + std::string(name(here)) + " at the side that says so, " + name(there) +
-         " at its peer " + in_quotes(peer_id);
+  const auto name = [](bool encrypted) { return encrypted ? "with_keyring or required" : "off or unknown"; };
+  return "TcpOptions::encryption: " + std::string(name(here)) + " here, " + name(there) + " at peer " +
+         in_quotes(peer_id);
 }
 
 /// @return null: data connections are not encrypted.

@@ -92,7 +92,8 @@ struct TcpOptions : ChannelOptions {
 };
 
 /// Moves pages over TCP: gathered by the kernel straight from the caller's buffers, scattered by it straight into the
-/// destination pages, but for the up to 4,544 bytes of a frame that are read together with its header. See
+/// destination pages, but for the up to 4,544 bytes of a frame that are read together with its header. With encryption the
+/// CPU reads and places all of them. See
 /// `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what travels.
 ///
 /// A deadline that passes while the peer hasn't dealt with all that was sent of a write or send is kept to within

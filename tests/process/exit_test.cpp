@@ -28,8 +28,7 @@ using kvferry::testing::Program;
 
 /// Two connected channels; `prefill` writes to `decode`, which it knows as "decode".
 struct StaticPair {
-  StaticPair() {
-    TcpOptions options;
+  explicit StaticPair(TcpOptions options = {}) {
     options.poll = PollPolicy::never();  // a call that waits sleeps
     decode.emplace(4, options);
     prefill.emplace(4, options);
@@ -84,6 +83,16 @@ AfterMain after_main;
 KVFERRY_PROGRAM(channel_in_a_static_object) {
   after_main.pair = std::make_unique<StaticPair>();
   after_main.pair->write();
+  return 0;
+}
+
+/// Where nobody has used OpenSSL before (docs/guide.md).
+KVFERRY_PROGRAM(encrypted_channel_in_a_static_object) {
+  TcpOptions options;
+  options.keyring = group_keyring();
+  after_main.pair = std::make_unique<StaticPair>(options);
+  after_main.pair->write();
+  require(after_main.pair->prefill->channel->peer_info("decode")->path.find("TLS") != std::string::npos, "the path");
   return 0;
 }
 
@@ -304,7 +313,8 @@ TEST_P(AtExit, TheProgramEndsWell) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Programs, AtExit,
-                         ::testing::Values("channel_in_a_static_object", "channel_that_is_never_destroyed",
+                         ::testing::Values("channel_in_a_static_object", "encrypted_channel_in_a_static_object",
+                                           "channel_that_is_never_destroyed",
                                            "exit_while_threads_call", "blocking_calls_after_main", "exit_in_a_handler",
                                            "exit_in_the_answer_to_a_side_message", "channel_of_a_thread",
                                            "channel_before_main", "channel_without_standard_descriptors"),

@@ -7,6 +7,8 @@
 #include <asio/read.hpp>
 #include <asio/write.hpp>
 
+#include <poll.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -117,9 +119,11 @@ TEST(Encryption, EncryptedAndPlainDoNotMeet) {
     Node b(4, with_keys(dialing ? Encryption::off : Encryption::required));
     std::string diagnostic;
     EXPECT_EQ(connect(a, b, &diagnostic), errc::encryption_mismatch) << diagnostic;
-    for (const std::string_view word : {"TcpOptions::encryption", "required", "off", "'a'"}) {
-      EXPECT_NE(diagnostic.find(word), std::string::npos) << diagnostic;
-    }
+    // As b says, who answers.
+    EXPECT_NE(diagnostic.find(dialing ? "encryption: off or unknown here, with_keyring or required at peer 'a'"
+                                      : "encryption: with_keyring or required here, off or unknown at peer 'a'"),
+              std::string::npos)
+        << diagnostic;
     EXPECT_EQ(b.channel->stats().handshakes.accepted, 0U);
   }
 }
@@ -226,10 +230,17 @@ std::string heard_for(std::uint16_t port, std::string_view said, std::error_code
   return heard;
 }
 
+std::uint64_t refused(Node& node, errc cause) {
+  std::uint64_t count = 0;
+  for (const auto& strangers : node.channel->stats().refused_strangers) {
+    count += strangers.cause == cause ? strangers.count : 0;
+  }
+  return count;
+}
+
 TEST(Encryption, StrangersHearNothingAndAreBoundedInTime) {
   TcpOptions options = with_keys();
-  options.hello_timeout = milliseconds(200);
-  options.advertised_data_address = "127.0.0.1:1";
+  options.hello_timeout = long_enough;
   Relay relay;
   relay.record();
   options.advertised_data_address = relay.address();
@@ -245,27 +256,34 @@ TEST(Encryption, StrangersHearNothingAndAreBoundedInTime) {
   Hello hello;  // of a plain dialer's
   EXPECT_EQ(heard_for(b.channel->data_port(), {reinterpret_cast<const char*>(&hello), sizeof(hello)}, ec), "");
   EXPECT_EQ(heard_for(b.channel->data_port(), "GET / HTTP/1.1\r\n\r\n", ec), "");
-  EXPECT_EQ(heard_for(b.channel->data_port(), std::string_view(opening).substr(0, 100), ec), "")
-      << "it stops within it";
   EXPECT_EQ(heard_for(b.channel->data_port(), opening, ec), "") << "a recorded one, whose handshake is over";
   std::string large = opening;
   large[3] = 0x40;
   EXPECT_EQ(heard_for(b.channel->data_port(), large, ec), "") << "one that announces 16 KiB";
-  const auto stats = b.channel->stats();
-  std::uint64_t turned_away = 0;
-  std::uint64_t too_late = 0;
-  for (const auto& refused : stats.refused_strangers) {
-    turned_away += refused.cause == errc::authentication_failed ? refused.count : 0;
-    too_late += refused.cause == errc::timed_out ? refused.count : 0;
-  }
-  EXPECT_EQ(turned_away, 4U);
-  EXPECT_EQ(too_late, 1U);
+  EXPECT_EQ(refused(b, errc::authentication_failed), 4U);
+  EXPECT_EQ(refused(b, errc::timed_out), 0U);
+  TcpOptions impatient = with_keys();
+  impatient.hello_timeout = milliseconds(50);
+  Node c(4, std::move(impatient));
+  EXPECT_EQ(heard_for(c.channel->data_port(), std::string_view(opening).substr(0, 100), ec), "")
+      << "it stops within it";
+  EXPECT_EQ(refused(c, errc::timed_out), 1U);
   // Nobody was disturbed.
   const auto all = indexes(4);
   EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = all}), 4U);
 }
 
-TEST(Encryption, ADialWaitsForWhoIsSilentComesAgainWhenToldAndEndsWhereNoKeyIs) {
+/// The next connection. @return one that isn't open if none comes.
+asio::ip::tcp::socket accept_in_time(asio::ip::tcp::acceptor& acceptor, milliseconds time = long_enough) {
+  pollfd waiting{acceptor.native_handle(), POLLIN, 0};
+  asio::ip::tcp::socket socket(acceptor.get_executor());
+  if (::poll(&waiting, 1, static_cast<int>(time.count())) == 1) {
+    acceptor.accept(socket);
+  }
+  return socket;
+}
+
+TEST(Encryption, ADialWaitsForWhoIsSilentComesAgainWhenToldOrResetAndEndsWhereNoKeyIs) {
   asio::io_context context;
   asio::ip::tcp::acceptor acceptor(context, {asio::ip::address_v4::loopback(), 0});
   TcpOptions options = with_keys();
@@ -273,19 +291,31 @@ TEST(Encryption, ADialWaitsForWhoIsSilentComesAgainWhenToldAndEndsWhereNoKeyIs) 
   Node b(4, std::move(options));
   Node a(4, with_keys(), false);
   std::string diagnostic;
-  EXPECT_EQ(connect(a, b, &diagnostic, milliseconds(300)), errc::timed_out) << diagnostic;
+  // On a busy machine the handshake alone may take its time.
+  for (const int time : {300, 3000, 30'000}) {
+    EXPECT_EQ(connect(a, b, &diagnostic, milliseconds(time)), errc::timed_out) << diagnostic;
+    if (accept_in_time(acceptor, milliseconds(0)).is_open()) {
+      break;
+    }
+    ASSERT_NE(time, 30'000) << "no data connection was made";
+  }
 
   auto answering = std::async(std::launch::async, [&] {
     std::error_code ignored;
-    (void)acceptor.accept();  // the first one's
     Hello again;
     again.magic = Hello::come_again;
     std::array<char, 5> header{};
-    asio::ip::tcp::socket socket = acceptor.accept();
+    // Reset within TLS's handshake, as by a peer that has to make room.
+    asio::ip::tcp::socket socket = accept_in_time(acceptor);
+    asio::read(socket, asio::buffer(header), ignored);
+    socket.set_option(asio::socket_base::linger(true, 0), ignored);
+    socket.close(ignored);
+    socket = accept_in_time(acceptor);
     asio::write(socket, asio::buffer(&again, sizeof(again)), ignored);
     socket.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
-    asio::ip::tcp::socket first = std::move(socket);
-    socket = acceptor.accept();
+    const asio::ip::tcp::socket told = std::move(socket);
+    socket = accept_in_time(acceptor);
+    header = {};
     asio::read(socket, asio::buffer(header), ignored);
     asio::write(socket, asio::buffer(std::string_view("HTTP/1.1 400 Bad Request\r\n\r\n")), ignored);
     return std::make_pair(std::move(socket), std::string(header.data(), 2));

@@ -299,11 +299,12 @@ KVFERRY_INLINE void DataAcceptor::abandon(const std::shared_ptr<Expected>& expec
 }
 
 KVFERRY_INLINE void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>& greeting) {
-  greeting->connection.socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), greeting](std::error_code ec) {
-    if (!ec) {
-      self->read_hello(greeting);
-    }
-  });
+  greeting->connection.socket.async_wait(tcp::socket::wait_read,
+                                         [self = shared_from_this(), greeting](std::error_code ec) {
+                                           if (!ec) {
+                                             self->read_hello(greeting);
+                                           }
+                                         });
 }
 
 KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& greeting) {
@@ -347,8 +348,8 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_hello(Greeting& greeting) {
   return ec;
 }
 
-/// Nothing is set aside for a connection before it has said what TLS's begin with; then it is known whether it has a key of
-/// a handshake's, before anything is computed for it but a hash.
+/// Nothing is set aside for a connection before it has said what TLS's begin with. Who then shows no key of a
+/// handshake's is turned away before keys are agreed with him.
 KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting) {
   for (;;) {
     std::size_t length = 0;

@@ -158,7 +158,8 @@ KVFERRY_INLINE void DataDialer::connect(const std::shared_ptr<LaneDial>& lane, c
 /// Whether this may be what becomes of a connection that was told to come again before its hello had arrived: the
 /// kernel then resets it, and what it was told may be lost.
 KVFERRY_INLINE bool DataDialer::may_be_a_crowd(LaneDial& lane, std::error_code ec) {
-  return (ec == asio::error::connection_reset || ec == asio::error::broken_pipe) && ++lane.resets <= most_resets;
+  const auto cause = system_code(ec);
+  return (cause == std::errc::connection_reset || cause == std::errc::broken_pipe) && ++lane.resets <= most_resets;
 }
 
 /// Whether these are the first bytes of what is said, unencrypted, before TLS's handshake by who has no room for it.
@@ -231,11 +232,12 @@ KVFERRY_INLINE void DataDialer::greet(const std::shared_ptr<LaneDial>& lane) {
 }
 
 KVFERRY_INLINE void DataDialer::when_readable(const std::shared_ptr<LaneDial>& lane, Step next) {
-  lane->connection.socket.async_wait(tcp::socket::wait_read, [self = shared_from_this(), lane, next](std::error_code ec) {
-    if (!ec) {
-      (*self.*next)(lane);
-    }
-  });
+  lane->connection.socket.async_wait(tcp::socket::wait_read,
+                                     [self = shared_from_this(), lane, next](std::error_code ec) {
+                                       if (!ec) {
+                                         (*self.*next)(lane);
+                                       }
+                                     });
 }
 
 KVFERRY_INLINE void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& lane) {

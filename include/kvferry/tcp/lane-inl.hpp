@@ -90,15 +90,22 @@ KVFERRY_INLINE std::string remote_address_of(const asio::ip::tcp::socket& socket
 
 /// The kernel's own deadlines (TCP_USER_TIMEOUT, keepalive) aren't the operations'. The others are TLS's.
 KVFERRY_INLINE std::error_code last_error() {
-  return errno == ETIMEDOUT || errno == EPROTO || errno == EBADMSG ? std::error_code(errc::connection_lost)
-                                                                   : std::error_code(errno, std::system_category());
+  switch (errno) {
+    case ETIMEDOUT:
+    case EPROTO:
+    case EBADMSG:
+    case ENOMEM:
+    case EIO: return errc::connection_lost;
+    default: return {errno, std::system_category()};
+  }
 }
 
 KVFERRY_INLINE std::string last_reason() {
   switch (errno) {
     case ETIMEDOUT: return "the peer's host has not answered for too long";
     case EPROTO: return "the encrypted connection ended without the peer's word";
-    case EBADMSG: return "what came is not what the peer encrypted";
+    case EBADMSG: return "what came is not what the peer encrypted, or not what TLS is used for here";
+    case EIO: return "OpenSSL could not encrypt it";
     default: return std::error_code(errno, std::system_category()).message();
   }
 }
@@ -487,7 +494,7 @@ KVFERRY_INLINE void Lane::stop_operations(const std::vector<std::shared_ptr<kit:
   }
   bool dead = false;
   for (const auto& operation : operations) {
-    if (!dead && !failed_ && protocol_.looks_dead(*operation, least_silent_time)) {
+    if (!dead && !failed_ && protocol_.looks_dead(*operation, least_silent_time, socket_->holds_back())) {
       dead = true;
       announce_failure(errc::connection_lost);
     }

@@ -83,7 +83,7 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
 }
 
 KVFERRY_INLINE bool LaneProtocol::looks_dead(const kit::Operation& operation,
-                                             kit::Clock::duration least_silence) const {
+                                             kit::Clock::duration least_silence, bool held_back) const {
   const auto it = ids_.find(&operation);
   if (it == ids_.end() || operation.stop_cause() != errc::timed_out) {
     return false;
@@ -92,7 +92,7 @@ KVFERRY_INLINE bool LaneProtocol::looks_dead(const kit::Operation& operation,
   const bool silent = last_received_ < transfer.started && kit::Clock::now() - transfer.started >= least_silence;
   // It may have had no turn, because those before it can't get out.
   const bool stuck =
-      sent_ == transfer.sent_before && (!out_.empty() || unacknowledged_ != 0 || outstanding_reads_ != 0);
+      sent_ == transfer.sent_before && (held_back || !out_.empty() || unacknowledged_ != 0 || outstanding_reads_ != 0);
   return silent && (!transfer.outstanding.empty() || stuck);
 }
 

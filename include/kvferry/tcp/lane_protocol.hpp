@@ -41,7 +41,7 @@ using kit::StripedOperation;
 /// into it, so that no byte of an object is ever received before its destination is known.
 class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
  public:
-  /// @param buffer of `FrameReader::read_ahead` bytes.
+  /// @param buffer of at least `FrameReader::read_ahead` bytes.
   /// @param memory by which payload goes past the connection; null: none does.
   /// @param by_buffer see `FrameReader`.
   explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,
@@ -59,7 +59,9 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
 
   /// Whether an operation that is to be stopped has waited in vain for all of its time: it was sent, and nothing at all
   /// has come in since; or nothing has gone out either, although there was something to send.
-  [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence) const;
+  /// @param held_back whether the connection has bytes that were sent, and that it couldn't get rid of.
+  [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence,
+                                bool held_back) const;
 
   /// Ends an operation's part with the operation's stop cause: now, or when the peer has dealt with all that was sent of
   /// it: see `draining_since`.

@@ -22,6 +22,10 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 struct TlsKey {
   std::array<std::byte, 16> identity{};  ///< Says on the wire which key it is, and nothing else.
   std::array<std::byte, 32> secret{};
+
+  ~TlsKey() { forget_secret(); }
+  /// Overwrites it.
+  void forget_secret() noexcept;
 };
 
 /// @throws std::system_error if the kernel has no random bytes.
@@ -35,22 +39,25 @@ enum class TlsOpening {
 };
 /// A whole one is at most so long.
 inline constexpr std::size_t max_tls_opening = 1024;
-/// Looks at a connection's first bytes, before anything is set aside for it. @param length set to how many bytes there have
-/// to be, as far as that is known.
+/// Looks at a connection's first bytes, before anything is set aside for it. @param length set to how many bytes
+/// there have to be, as far as that is known.
 [[nodiscard]] TlsOpening look_at_tls_opening(std::span<const std::byte> bytes, std::size_t& length) noexcept;
 
-/// One end of TLS 1.3 on a connected socket that doesn't block. It owns what it has encrypted and the socket didn't take, not
-/// the socket. Not thread-safe.
+/// One end of TLS 1.3 on a connected socket that doesn't block. It owns what it has encrypted and the socket didn't
+/// take, not the socket. Not thread-safe.
 ///
-/// Functions that return as system calls do set errno: EAGAIN where they would have to wait; EBADMSG if the peer has sent
-/// something that isn't authentic; EPROTO if the connection ended without the peer's word; else what the socket said. What
-/// failed stays failed.
+/// Functions that return as system calls do set errno: EAGAIN where they would have to wait; EBADMSG if the peer has
+/// sent something that isn't authentic, or that no peer of this project's sends (a KeyUpdate that asks for another or
+/// comes after few records, tickets); EPROTO if the connection ended without the peer's word; ENOMEM if memory is
+/// used up; EIO if it couldn't be encrypted; else what the socket said. What failed stays failed. The calling
+/// thread's list of OpenSSL's errors stays as it was.
 class TlsStream {
  public:
   virtual ~TlsStream() = default;
 
-  /// Goes on with the handshake. @return would_block (the socket has to become readable first); `errc::authentication_failed`
-  /// if the peer doesn't hold the key, or speaks something else; an errno.
+  /// Goes on with the handshake. @return would_block (the socket has to become readable first);
+  /// `errc::authentication_failed` if the peer doesn't hold the key, or speaks something else; `errc::resource_limit`
+  /// if memory is used up; an errno.
   [[nodiscard]] virtual std::error_code shake_hands() = 0;
   [[nodiscard]] virtual bool shaken() const noexcept = 0;
   /// Of the key that the connection goes by.
@@ -58,8 +65,8 @@ class TlsStream {
   /// The first bytes that came, up to 8.
   [[nodiscard]] virtual std::span<const std::byte> first_received() const noexcept = 0;
 
-  /// Encrypts all of these bytes, which the CPU reads, and sends as much of it as the socket takes. Only when nothing is held
-  /// back. @return their number, or -1.
+  /// Encrypts all of these bytes, which the CPU reads, and sends as much of it as the socket takes. Only when nothing
+  /// is held back. @return their number, or -1.
   [[nodiscard]] virtual ssize_t send(std::span<const iovec> pieces) = 0;
   /// Sends what is held back. @return 0 if that was all, or -1.
   [[nodiscard]] virtual ssize_t flush() noexcept = 0;
@@ -81,11 +88,12 @@ class TlsContext {
   /// The key of this identity, if there is one. Must not throw.
   using FindKey = std::function<std::optional<TlsKey>(std::span<const std::byte> identity)>;
 
-  /// Records that are encrypted with one key, before the sender takes the next: AES-GCM is good for some 2^24.5 full ones
-  /// (RFC 8446, 5.5).
+  /// Records that are encrypted with one key, before the sender takes the next: AES-GCM is good for some 2^24.5 full
+  /// ones (RFC 8446, 5.5).
   static constexpr std::uint64_t usual_records_per_key = std::uint64_t{1} << 23;
 
-  /// @throws TransferError `errc::not_supported` if kvferry was built without OpenSSL, or it has no TLS 1.3.
+  /// @throws TransferError `errc::not_supported` if kvferry was built without OpenSSL, or it has no TLS 1.3;
+  /// `errc::resource_limit` if the program has used up OpenSSL's types of BIOs.
   [[nodiscard]] static std::shared_ptr<TlsContext> create(std::uint64_t records_per_key = usual_records_per_key);
   virtual ~TlsContext() = default;
 
