@@ -541,15 +541,20 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// way are let through, and the peer is asked on each connection to say that nothing is left; a connection on which it
   /// hasn't said so in time is broken, which makes as sure. This channel's own operations with
   /// objects in the region are waited for, too; those that have not ended in time are ended with `errc::cancelled`
-  /// (`cancelled_in_flight`).
+  /// (`cancelled_in_flight`): then the call may take longer than `timeout` by what a connection has to drain them.
+  ///
+  /// Memory that lies in another region as well is still open to peers there. Where peers copy out of this process's
+  /// memory themselves (shm), one whose connection was broken may still read what lies at the addresses, for an operation
+  /// that then fails: unmap the memory, or put nothing there that it must not see.
   ///
   /// Operations that are started later and have objects in that memory treat it as any other.
   ///
   /// The number stays taken. A second call for it while the first is under way waits with it, for its own time.
   /// @param timeout how long the peers and the operations may take; unset: the channel's default.
   /// @throws TransferError `errc::unknown_region` (there never was one), `errc::region_gone` (it was removed before),
-  ///   `errc::not_supported`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. A cancellation ends only the wait:
-  ///   the region is gone for peers, its memory may still be in use, and another call waits for that.
+  ///   `errc::not_supported`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`,
+  ///   `std::errc::not_enough_memory`. A cancellation ends only the wait: the region is gone for peers, its memory may
+  ///   still be in use until its time is over, and another call waits for that. So it is where memory is used up.
   void remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout = {});
   /// As above, with the error in `ec`.
   void remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);

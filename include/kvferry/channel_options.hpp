@@ -57,9 +57,9 @@ struct ChannelOptions {
   /// constructor still runs would meet a half-made object.
   bool hold_side_messages = false;
 
-  /// Whether a write or read by page index fails with `errc::page_size_mismatch` if both sides have a region of the number
-  /// that it names, with pages of different sizes; LMCache assumes that they never differ. Byte ranges
-  /// (`TransferSpec::remote_ranges`) are not concerned.
+  /// Whether a write or read by page index fails with `errc::page_size_mismatch` if both sides' channels were made with a
+  /// region of the number that it names, and still have it, with pages of different sizes; LMCache assumes that they never
+  /// differ. Byte ranges (`TransferSpec::remote_ranges`) and regions that were added later are not concerned.
   bool require_equal_page_sizes = true;
 
   /// Whether transfers have checksums that don't say otherwise (`TransferSpec::checksums`): XXH3-64 of each object, taken at the

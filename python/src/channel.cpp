@@ -11,8 +11,12 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include <iterator>
+#include <map>
+#include <optional>
 #include <set>
 #include <utility>
+#include <vector>
 
 #include "arguments.hpp"
 #include "released.hpp"
@@ -54,6 +58,12 @@ void destroy_leftovers() {
     leftovers.clear();  // the handlers, with the GIL
   }
 }
+
+/// A region that is being removed.
+struct Leaving {
+  std::optional<Region> region;  ///< Not there: there was none when the removal was started.
+  std::vector<std::shared_ptr<Operation>> removals;
+};
 
 class Channel {
  public:
@@ -104,24 +114,44 @@ class Channel {
     return number;
   }
 
-  /// Keeps the memory of a region that is being removed until that has ended.
+  /// Takes a region out, and keeps its memory until its removal has ended.
   void leave(std::uint32_t number, std::shared_ptr<Operation> removal) {
-    removals_.emplace_back(number, std::move(removal));
+    Leaving& leaving = leaving_[number];
+    leaving.removals.push_back(std::move(removal));
+    if (auto node = regions_.extract(number)) {
+      leaving.region = std::move(node.mapped());
+    }
   }
-  /// References to the memory of regions that have been removed go.
+  /// A removal that could not be started.
+  void take_back(std::uint32_t number, const std::shared_ptr<Operation>& removal) {
+    if (const auto it = leaving_.find(number); it != leaving_.end()) {
+      std::erase(it->second.removals, removal);
+    }
+    let_removed_go();
+  }
+  /// References to the memory of regions that have been removed go. Regions whose removal was refused are there again.
   void let_removed_go() {
     std::vector<Region> gone;  // their exporters' code may run, and call this
-    std::erase_if(removals_, [&](const auto& removal) {
-      const auto& [number, operation] = removal;
-      if (!operation->look()) {
-        return false;
+    for (auto it = leaving_.begin(); it != leaving_.end();) {
+      Leaving& leaving = it->second;
+      bool removed = false;
+      std::erase_if(leaving.removals, [&](const auto& operation) {
+        const bool ended = operation->look();
+        // Who comes too late has nothing to wait for.
+        removed = removed || (ended && (!operation->end->error || operation->end->error == errc::region_gone));
+        return ended;
+      });
+      const bool refused =
+          !removed && leaving.removals.empty() && find_region(native().regions(), it->first) != nullptr;
+      if (refused && leaving.region) {
+        regions_.emplace(it->first, std::move(*leaving.region));
+      } else if (removed && leaving.region) {
+        gone.push_back(std::move(*leaving.region));
       }
-      if (const auto it = regions_.find(number); it != regions_.end() && !operation->end->error) {
-        gone.push_back(std::move(it->second));
-        regions_.erase(it);
-      }
-      return true;
-    });
+      // One whose removal nobody waits for any more may be in use still: until another call has waited, or `close`.
+      const bool over = removed || refused || (leaving.removals.empty() && !leaving.region);
+      it = over ? leaving_.erase(it) : std::next(it);
+    }
   }
 
   void answer_side_messages() const {
@@ -143,11 +173,12 @@ class Channel {
     for (auto& [number, region] : regions_) {
       region.memory.reset();  // nobody touches it any more
     }
+    const auto gone = std::exchange(leaving_, {});
   }
 
  private:
   Regions regions_;
-  std::vector<std::pair<std::uint32_t, std::shared_ptr<Operation>>> removals_;
+  std::map<std::uint32_t, Leaving> leaving_;
   std::unique_ptr<SideMessageHandler> handler_;
   MadeChannel made_;
   std::vector<std::shared_ptr<Operation>> unclaimed_;
@@ -258,10 +289,21 @@ std::shared_ptr<Operation> receive(Channel& self, const char* name, Queue* queue
 
 std::shared_ptr<Operation> remove_region(Channel& self, std::uint32_t number, Timeout timeout, Queue* queue) {
   self.let_removed_go();
-  auto operation = launch(named("remove_region"), queue, [&](CompletionToken<void> token) {
-    return self.native().async_remove_region(number, timeout_of(timeout), std::move(token));
-  });
-  self.leave(number, operation);
+  auto operation = named("remove_region");
+  self.leave(number, operation);  // from here on nothing of this side begins there
+  bool started = false;
+  try {
+    launch(operation, queue, [&](CompletionToken<void> token) {
+      auto handle = self.native().async_remove_region(number, timeout_of(timeout), std::move(token));
+      started = true;
+      return handle;
+    });
+  } catch (...) {
+    if (!started) {
+      self.take_back(number, operation);
+    }
+    throw;
+  }
   if (queue == nullptr) {
     self.let_removed_go();
   }

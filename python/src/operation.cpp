@@ -156,6 +156,7 @@ bool Operation::look() {
     if (end) {
       // Python code that runs meanwhile finds it ended.
       const std::vector<nb::object> dropped = std::exchange(kept, {});
+      const std::shared_ptr<const void> dropped_region = std::exchange(kept_region, nullptr);
     }
   }
   return end.has_value();

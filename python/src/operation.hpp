@@ -36,6 +36,7 @@ struct Operation {
   std::vector<std::size_t> sizes;
   Result result;
   std::vector<nb::object> kept;
+  std::shared_ptr<const void> kept_region;  ///< The memory of a region whose pages it uses.
   nb::object user_data = nb::none();
   std::optional<CompletionEntry> end;
 

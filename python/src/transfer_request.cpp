@@ -98,10 +98,13 @@ bool is_of_memory(nb::handle given) {
          !nb::isinstance<nb::str>(given) && !nb::hasattr(given, "__dlpack__");
 }
 
-std::vector<MutableBuffer> objects_of(nb::handle given, bool written, const Regions& own,
-                                      std::vector<nb::object>& kept) {
+std::vector<MutableBuffer> objects_of(nb::handle given, bool written, const Regions& own, Operation& operation) {
+  std::vector<nb::object>& kept = operation.kept;
   if (nb::isinstance<Pages>(given)) {
-    return buffers_of(nb::cast<const Pages&>(given), own, written);
+    const auto& pages = nb::cast<const Pages&>(given);
+    auto buffers = buffers_of(pages, own, written);
+    operation.kept_region = own.at(pages.region).memory;  // the region may be removed meanwhile
+    return buffers;
   }
   if (nb::isinstance<Addresses>(given)) {
     const auto& addresses = nb::cast<const Addresses&>(given);
@@ -168,7 +171,7 @@ TransferRequest make_request(TransferKind kind, nb::handle objects, std::string 
   TransferRequest request;
   request.kind = kind;
   request.peer_id = std::move(peer_id);
-  request.objects = objects_of(objects, written, own, operation.kept);
+  request.objects = objects_of(objects, written, own, operation);
 
   Arguments arguments(spec);
   if (request.one_sided()) {

@@ -162,6 +162,59 @@ def test_regions_come_and_go(pair: Pair) -> None:
     assert pair.far.capabilities()["region_changes"]
 
 
+def test_pages_of_a_region_that_is_being_removed_are_refused(pair: Pair) -> None:
+    queue = kvferry.CompletionQueue()
+    more = make_cache()
+    held = weakref.ref(more)
+    number = pair.near.add_region(kvferry.Region(more, PAGE))
+    del more
+    waits = pair.near.submit_recv(queue, kvferry.Pages([0], number), "far", tag=5)
+    removal = pair.near.submit_remove_region(queue, number, 20)
+    with pytest.raises(ValueError, match=f"no region {number}"):
+        pair.near.batched_read(kvferry.Pages([0], number), "far", remote_indexes=[0])
+    assert not waits.done() and held() is not None
+    pair.far.batched_send([b"x" * PAGE], "near", tag=5)
+    while not (waits.done() and removal.done()):
+        assert queue.wait(20)
+        queue.drain()
+    waits.result()
+    removal.result()
+    with pytest.raises(kvferry.TransferError):
+        pair.near.remove_region(number)
+    assert held() is None
+
+
+def test_a_removal_that_is_refused_leaves_the_region(pair: Pair) -> None:
+    with pytest.raises(kvferry.TransferError):
+        pair.near.remove_region(7)
+    with pytest.raises((ValueError, TypeError, OverflowError)):
+        pair.near.remove_region(0, "soon")  # type: ignore[arg-type]
+    assert pair.near.batched_write(kvferry.Pages([3]), "far", remote_indexes=[0]) == 1
+
+
+def test_a_cancelled_removal_lets_go_of_the_memory_with_the_next_call(pair: Pair) -> None:
+    queue = kvferry.CompletionQueue()
+    more = make_cache()
+    held = weakref.ref(more)
+    number = pair.near.add_region(kvferry.Region(more, PAGE))
+    del more
+    waits = pair.near.submit_recv(queue, kvferry.Pages([0], number), "far", tag=6)
+    removal = pair.near.submit_remove_region(queue, number, 20)
+    removal.cancel()
+    while not removal.done():
+        assert queue.wait(20)
+        queue.drain()
+    assert removal.error is not None and held() is not None
+    waits.cancel()
+    try:
+        pair.near.remove_region(number, 20)
+    except kvferry.TransferError as error:
+        assert error.name == "region_gone"
+    queue.drain()
+    del waits
+    assert held() is None
+
+
 def test_facts_and_statistics(pair: Pair) -> None:
     assert pair.near.transport == "tcp"
     assert pair.near.peer_init_url == "" and pair.far.peer_init_url.startswith("tcp://127.0.0.1:")

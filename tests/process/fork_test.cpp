@@ -176,6 +176,20 @@ KVFERRY_PROGRAM(fork_while_all_threads_work) {
       ForkedPair other;  // so that the process's shared things are made and destroyed, too
     }
   });
+  threads.emplace_back([&] {
+    TcpTransferChannel& channel = *of_parent->prefill.channel;
+    const MemoryRegion offered = channel.regions()[0];
+    while (!stop) {
+      std::error_code ec;
+      const std::uint32_t number = channel.add_region(offered, ec);
+      failures += ec ? 1 : 0;
+      for (int i = 0; i < 1000; ++i) {
+        (void)channel.regions();  // under a mutex that is held in the child for ever
+      }
+      channel.remove_region(number, {}, ec);
+      failures += ec ? 1 : 0;
+    }
+  });
   bool right = true;
   for (int round = 0; round < 20 && right; ++round) {
     right = right_in_child([&] {

@@ -4,7 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <sys/uio.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "protocol_harness.hpp"
@@ -101,6 +107,40 @@ TEST_F(Regions, WhatChangedSinceTheHandshakeIsToldFirst) {
   ASSERT_FALSE(settle(late, a_));
   EXPECT_EQ(a_.host->peer_regions, (std::vector<RemoteRegion>{{page, page, Access::write, kept}}));
   EXPECT_EQ(a_.host->peer_regions_gone, (std::vector<std::uint32_t>{1, gone}));
+}
+
+TEST_F(Regions, SinceTheHandshakeAnOwnerMayHaveTakenBackAllAndAddedAsMany) {
+  constexpr std::uint32_t many = 600;
+  std::vector<MemoryRegion> given(many, {more_.data(), page, page, Access::read_write});
+  const auto host = std::make_shared<Host>(given);
+  LaneProtocol owner(host);
+  errc refusal{};
+  for (std::uint32_t number = 0; number < many; ++number) {
+    ASSERT_TRUE(host->table.remove(number, refusal).has_value());
+    host->table.gone();
+  }
+  for (std::uint32_t i = 0; i < many; ++i) {
+    (void)host->table.add(given.front(), [](const LocalRegion&) {});
+  }
+  a_.host->peer_regions_now = many;
+  owner.region_added();
+  while (true) {
+    owner.fill(std::size_t{1} << 20);
+    if (owner.out().bytes() == 0) {
+      break;
+    }
+    std::array<iovec, 64> pieces;
+    const std::size_t count = owner.out().front(pieces, std::size_t{1} << 16);
+    std::size_t taken = 0;
+    for (const iovec& piece : std::span(pieces).first(count)) {
+      const auto* const bytes = static_cast<const std::byte*>(piece.iov_base);
+      ASSERT_FALSE(a_.feed(std::span(bytes, piece.iov_len))) << a_.protocol->violation();
+      taken += piece.iov_len;
+    }
+    owner.sent(taken);
+  }
+  EXPECT_EQ(a_.host->peer_regions_now, many);
+  EXPECT_EQ(a_.host->peer_regions_gone.size(), many);
 }
 
 TEST_F(Regions, NewAccessesToOneThatIsGoneAreRefusedAndOthersAreNot) {

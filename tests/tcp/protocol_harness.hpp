@@ -33,9 +33,12 @@ class Host final : public kit::LinkHost {
   [[nodiscard]] std::shared_ptr<const kit::RegionList> told_regions() const override { return told_regions_; }
   [[nodiscard]] bool peer_region_added(const RemoteRegion& region) override {
     peer_regions.push_back(region);
-    return peer_regions.size() <= peer_region_limit;
+    return ++peer_regions_now <= peer_region_limit;
   }
-  void peer_region_removed(std::uint32_t number) override { peer_regions_gone.push_back(number); }
+  void peer_region_removed(std::uint32_t number) override {
+    peer_regions_gone.push_back(number);
+    peer_regions_now -= std::size_t{peer_regions_now != 0};
+  }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     if (notifications.size() >= notification_limit) {
       return false;
@@ -75,7 +78,8 @@ class Host final : public kit::LinkHost {
   std::shared_ptr<kit::OperationRegistry> operations;
   kit::RegionTable table;
   std::vector<RemoteRegion> peer_regions;  ///< As they were heard of.
-  std::size_t peer_region_limit = 1024;
+  std::size_t peer_regions_now = 0;        ///< A test sets it to those of the handshake, where it counts.
+  std::size_t peer_region_limit = kit::RegionTable::max_regions;
   std::vector<std::uint32_t> peer_regions_gone;
 
  private:

@@ -237,7 +237,7 @@ KVFERRY_INLINE Failure check_request(const TransferRequest& request, const Capab
 }
 
 KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
-                                          std::span<const LocalRegion> paged) {
+                                          std::span<const MemoryRegion> paged) {
   if (!request.one_sided() || request.objects.empty()) {
     return {};
   }
@@ -249,11 +249,13 @@ KVFERRY_INLINE Failure check_against_peer(const TransferRequest& request, const 
     return failure;
   }
   const RemoteRegion& region = *found;
-  const LocalRegion* const own = find_region(paged, request.remote_region);
-  if (own != nullptr && own->page_size != region.page_size) {
-    return {errc::page_size_mismatch, "remote region " + text(request.remote_region) + " has pages of " +
-                                          text(region.page_size) + " bytes, this channel's region of that number of " +
-                                          text(own->page_size) + "; byte ranges have no such condition"};
+  // Later ones have their numbers of the order in which either side has added them, which means nothing.
+  const std::uint32_t number = request.remote_region;
+  const bool paired = number < paged.size() && number < peer.given_regions;
+  if (paired && paged[number].page_size != region.page_size) {
+    return {errc::page_size_mismatch, "remote region " + text(number) + " has pages of " + text(region.page_size) +
+                                          " bytes, this channel's region of that number of " +
+                                          text(paged[number].page_size) + "; byte ranges have no such condition"};
   }
   const std::uint64_t pages = region.page_count();
   const LocalBytes local(request);
@@ -304,7 +306,8 @@ KVFERRY_INLINE Failure check_handshake(const LocalFacts& local, const std::strin
 
 KVFERRY_INLINE Failure check_region_numbers(const std::string& peer, std::size_t regions,
                                             const std::optional<std::vector<std::uint64_t>>& numbers,
-                                            const std::optional<std::uint64_t>& next) {
+                                            const std::optional<std::uint64_t>& next,
+                                            const std::optional<std::uint64_t>& given) {
   const std::string who = "peer " + in_quotes(peer) + ": ";
   if (numbers && numbers->size() != regions) {
     return {errc::invalid_region, who + text(numbers->size()) + " numbers for " + text(regions) + " regions"};
@@ -316,11 +319,15 @@ KVFERRY_INLINE Failure check_region_numbers(const std::string& peer, std::size_t
     }
   }
   const std::uint64_t least = numbers && !numbers->empty() ? numbers->back() + 1 : numbers ? 0 : regions;
-  const std::uint64_t given = next.value_or(least);
-  if (given < least || given > std::uint64_t{RegionTable::max_number} + 1 ||
-      (numbers && !numbers->empty() && least == 0)) {
-    return {errc::invalid_region, who + "its next region is number " + text(given) + ", at least " + text(least) +
-                                      " and at most " + text(std::uint64_t{RegionTable::max_number} + 1)};
+  const std::uint64_t end = std::uint64_t{RegionTable::max_number} + 1;
+  const std::uint64_t follows = next.value_or(least);
+  if (follows < least || follows > end || (numbers && !numbers->empty() && least == 0)) {
+    return {errc::invalid_region, who + "its next region is number " + text(follows) + ", at least " + text(least) +
+                                      " and at most " + text(end)};
+  }
+  if (given.value_or(0) > follows) {
+    return {errc::invalid_region,
+            who + "it was made with " + text(*given) + " regions, and the next one is number " + text(follows)};
   }
   return {};
 }

@@ -33,9 +33,10 @@ void check_region(const MemoryRegion& region, const std::string& name);
 [[nodiscard]] Failure check_request(const TransferRequest& request, const Capabilities& capabilities);
 
 /// Checks a one-sided transfer against the peer's regions.
-/// @param paged own regions, whose page sizes those of the peer's must equal where pages are named by index.
+/// @param paged the regions that this channel was made with, whose page sizes must equal those of the regions of their
+///   numbers that the peer's channel was made with, where pages are named by index.
 [[nodiscard]] Failure check_against_peer(const TransferRequest& request, const PeerDescription& peer,
-                                         std::span<const LocalRegion> paged);
+                                         std::span<const MemoryRegion> paged);
 
 /// The facts that a peer's handshake must agree with.
 struct LocalFacts {
@@ -51,7 +52,8 @@ struct LocalFacts {
 /// Checks the numbers of a peer's regions, as its handshake has them.
 [[nodiscard]] Failure check_region_numbers(const std::string& peer, std::size_t regions,
                                            const std::optional<std::vector<std::uint64_t>>& numbers,
-                                           const std::optional<std::uint64_t>& next);
+                                           const std::optional<std::uint64_t>& next,
+                                           const std::optional<std::uint64_t>& given);
 
 [[nodiscard]] std::vector<RegionTuple> describe_regions(std::span<const LocalRegion> regions);
 /// Of regions that are numbered as they come.
@@ -63,6 +65,10 @@ void describe_regions(const RegionList& list, Message& message) {
   message.regions = describe_regions(list.all());
   message.region_numbers.reset();
   message.next_region.reset();
+  message.given_regions.reset();
+  if (list.given() != list.next()) {
+    message.given_regions = list.given();
+  }
   if (list.next() != list.all().size()) {
     std::vector<std::uint64_t> numbers;
     for (const LocalRegion& region : list.all()) {
@@ -81,6 +87,7 @@ void read_regions(const Message& message, PeerDescription& peer) {
     peer.regions[i].number = static_cast<std::uint32_t>((*message.region_numbers)[i]);
   }
   peer.next_region = static_cast<std::uint32_t>(message.next_region.value_or(peer.regions.size()));
+  peer.given_regions = static_cast<std::uint32_t>(message.given_regions.value_or(peer.next_region));
 }
 
 /// Why an operation can't begin on a connection that takes its sends and recvs by tag; no failure if it can.

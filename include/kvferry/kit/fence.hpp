@@ -41,11 +41,12 @@ class PlainCall : public Expirable, public std::enable_shared_from_this<PlainCal
     }
   }
 
+  [[nodiscard]] bool ended() const noexcept { return ended_; }
+
   void expire() override {}
 
  protected:
   virtual void before_end() {}
-  [[nodiscard]] bool ended() const noexcept { return ended_; }
 
   const std::shared_ptr<DeadlineQueue> deadlines_;
 

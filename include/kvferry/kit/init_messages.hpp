@@ -62,8 +62,9 @@ struct InitQuestion {
   std::optional<std::uint64_t> fenced_us;   ///< How long ago the sender's last fence of this peer was.
   /// Of the regions, ascending. Not there: 0, 1, 2, ...
   std::optional<std::vector<std::uint64_t>> region_numbers;
-  /// The number that the next region gets. Not there: the number of regions.
-  std::optional<std::uint64_t> next_region;
+  std::optional<std::uint64_t>
+      next_region;  ///< The number that the next region gets. Not there: the number of regions.
+  std::optional<std::uint64_t> given_regions;  ///< How many the channel was made with. Not there: all that it ever had.
 
   static constexpr std::string_view side_message_type = "KvferryInitRequest";
   static constexpr auto side_message_fields() {
@@ -78,7 +79,8 @@ struct InitQuestion {
         side_message_field("timeout_ms", &InitQuestion::timeout_ms), side_message_field("who", &InitQuestion::who),
         side_message_field("fenced_us", &InitQuestion::fenced_us),
         side_message_field("region_numbers", &InitQuestion::region_numbers),
-        side_message_field("next_region", &InitQuestion::next_region));
+        side_message_field("next_region", &InitQuestion::next_region),
+        side_message_field("given_regions", &InitQuestion::given_regions));
   }
 };
 
@@ -102,6 +104,7 @@ struct InitAnswer {
   std::optional<std::uint64_t> fenced_us;   ///< How long ago the answering side's last fence of this peer was.
   std::optional<std::vector<std::uint64_t>> region_numbers;  ///< As in the question.
   std::optional<std::uint64_t> next_region;                  ///< As in the question.
+  std::optional<std::uint64_t> given_regions;                ///< As in the question.
 
   static constexpr std::string_view side_message_type = "KvferryInitResponse";
   static constexpr auto side_message_fields() {
@@ -113,7 +116,8 @@ struct InitAnswer {
         side_message_field("secret", &InitAnswer::secret), side_message_field("timeout_ms", &InitAnswer::timeout_ms),
         side_message_field("fenced_us", &InitAnswer::fenced_us),
         side_message_field("region_numbers", &InitAnswer::region_numbers),
-        side_message_field("next_region", &InitAnswer::next_region));
+        side_message_field("next_region", &InitAnswer::next_region),
+        side_message_field("given_regions", &InitAnswer::given_regions));
   }
 };
 

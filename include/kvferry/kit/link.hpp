@@ -32,6 +32,7 @@ struct PeerDescription {
   std::vector<RemoteRegion> regions;  ///< What the peer offers, ordered by number.
   std::string source = {};            ///< On the accepting side, where the handshake came from: see `Reply::source`.
   std::uint32_t next_region = 0;      ///< Of smaller numbers that are not there, the regions have been removed.
+  std::uint32_t given_regions = 0;    ///< Smaller numbers are of regions that the peer's channel was made with.
 };
 
 /// A transport's connection to one peer, whatever it is made of: sockets, queue pairs.
@@ -95,7 +96,8 @@ class KVFERRY_EXPORT Link {
   /// The channel has taken a region back; `LinkHost::local_regions` doesn't have it any more. Tells the peer, and calls
   /// `done` when nothing of the peer's can touch the region over this link: new accesses are answered with
   /// `errc::region_gone`, those that had begun are over, and the peer has confirmed it; or the link has been shut. Exactly
-  /// once, from any thread, possibly within the call, perhaps with locks of the link's held.
+  /// once, from any thread, possibly within the call, perhaps with locks of the link's held. A link that throws, or lets
+  /// `done` go without having called it - memory is used up -, is shut.
   /// @return false if the link can't ask: then nothing is called, and who wants to be sure shuts the link.
   // NOLINTNEXTLINE(performance-unnecessary-value-param)
   [[nodiscard]] virtual bool region_removed(std::uint32_t number, std::function<void()> done) {

@@ -44,7 +44,7 @@ KVFERRY_INLINE void DeadlineQueue::close() {
 }
 
 KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
-  armed_ = deadline;
+  armed_.reset();  // what follows may throw
   timer_->expires_at(deadline);
   timer_->async_wait([weak = weak_from_this()](std::error_code ec) {
     // Re-armed for an earlier deadline, or closed.
@@ -55,6 +55,7 @@ KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
       self->on_timer();
     }
   });
+  armed_ = deadline;
 }
 
 KVFERRY_INLINE void DeadlineQueue::on_timer() {
@@ -126,7 +127,7 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
 }
 
 KVFERRY_INLINE void OperationRegistry::when_writes_ended(std::string_view peer_id, std::function<void()> done) {
-  when_ended(
+  (void)when_ended(
       [peer_id = std::string(peer_id)](const TransferRequest& request) {
         return request.kind == TransferKind::write && request.peer_id == peer_id;
       },
@@ -140,10 +141,11 @@ KVFERRY_INLINE void OperationRegistry::when_operations_ended(std::string_view pe
          last_number, 0, std::move(done)});
 }
 
-KVFERRY_INLINE void OperationRegistry::when_ended(std::function<bool(const TransferRequest&)> concerned,
-                                                  std::function<void()> done) {
+KVFERRY_INLINE std::uint64_t OperationRegistry::when_ended(std::function<bool(const TransferRequest&)> concerned,
+                                                           std::function<void()> done) {
   const std::lock_guard lock(mutex_);
   await({std::move(concerned), last_number_, 0, std::move(done)});
+  return last_number_;
 }
 
 /// With the lock held.
@@ -162,14 +164,14 @@ KVFERRY_INLINE std::uint64_t OperationRegistry::stop(std::string_view peer_id, s
 }
 
 KVFERRY_INLINE std::uint64_t OperationRegistry::stop(const std::function<bool(const TransferRequest&)>& concerned,
-                                                     std::error_code cause) {
+                                                     std::error_code cause, std::uint64_t last_number) {
   std::vector<std::shared_ptr<Operation>> stopped;
-  std::uint64_t last_number = 0;
+  std::uint64_t last_added = 0;
   {
     const std::lock_guard lock(mutex_);
-    last_number = last_number_;
+    last_added = last_number_;
     for (const auto& [key, entry] : pending_) {
-      if (concerned(entry.operation->request())) {
+      if (entry.number <= last_number && concerned(entry.operation->request())) {
         stopped.push_back(entry.operation);
       }
     }
@@ -177,7 +179,7 @@ KVFERRY_INLINE std::uint64_t OperationRegistry::stop(const std::function<bool(co
   for (const auto& operation : stopped) {
     operation->request_stop(cause);
   }
-  return last_number;
+  return last_added;
 }
 
 KVFERRY_INLINE void OperationRegistry::close(std::error_code cause) {

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -89,13 +90,15 @@ class OperationRegistry {
   void when_operations_ended(std::string_view peer_id, std::uint64_t last_number, std::function<void()> done);
   /// As `when_writes_ended`, of all operations that have been added by now and `concerned` holds for. It is asked with the
   /// registry's lock held.
-  void when_ended(std::function<bool(const TransferRequest&)> concerned, std::function<void()> done);
+  /// @return the number of the last one that had been added.
+  std::uint64_t when_ended(std::function<bool(const TransferRequest&)> concerned, std::function<void()> done);
   /// Asks all operations with a peer that have been added by now to stop.
   /// @return the number of the last one: handlers may start others meanwhile.
   std::uint64_t stop(std::string_view peer_id, std::error_code cause);
-  /// Asks all pending operations that `concerned` holds for to stop.
+  /// Asks all pending operations that `concerned` holds for, up to a number, to stop.
   /// @return as above.
-  std::uint64_t stop(const std::function<bool(const TransferRequest&)>& concerned, std::error_code cause);
+  std::uint64_t stop(const std::function<bool(const TransferRequest&)>& concerned, std::error_code cause,
+                     std::uint64_t last_number = std::numeric_limits<std::uint64_t>::max());
 
   /// For what an operation waits that has no link. `describe` is set before there are operations.
   void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }

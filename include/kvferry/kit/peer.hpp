@@ -112,11 +112,12 @@ struct PeerDirectory::Peer {
 
   std::shared_ptr<Link> link;
   const Host* host = nullptr;  ///< Of the latest link. To be compared only: it may be gone.
-  /// Of the latest link, with the news of regions since; null if there never was one.
-  std::shared_ptr<const PeerDescription> description;
-  bool asks_regions = false;  ///< On the link. Operations wait for the answer, or for that to the next question.
-  std::vector<std::shared_ptr<Operation>> region_askers;
-  std::vector<std::shared_ptr<Operation>> next_region_askers;
+  std::shared_ptr<const PeerDescription>
+      description;            ///< Of the latest link, with the news of regions since; null if there never was one.
+  bool asks_regions = false;  ///< On the link.
+  Clock::time_point asked_regions_at;  ///< The last time.
+  std::uint64_t region_question = 0;   ///< The last one.
+  std::vector<RegionAsker> region_askers;
   Instance instance;                                   ///< Likewise.
   std::uint64_t instances = 0;                         ///< How many different ones there were.
   std::uint64_t acknowledged_instance = 0;

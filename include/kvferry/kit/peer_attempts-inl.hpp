@@ -325,7 +325,8 @@ KVFERRY_INLINE InitAnswer PeerDirectory::read_answer(const std::string& peer_id,
                               answer.incarnation, answer.regions);
   }
   if (!failure) {
-    failure = check_region_numbers(peer_id, answer.regions.size(), answer.region_numbers, answer.next_region);
+    failure = check_region_numbers(peer_id, answer.regions.size(), answer.region_numbers, answer.next_region,
+                                   answer.given_regions);
   }
   return answer;
 }
@@ -351,7 +352,7 @@ KVFERRY_INLINE Failure PeerDirectory::check(const InitQuestion& question, const 
                                     question.transport, question.incarnation, question.regions);
   return failure ? failure
                  : check_region_numbers(question.sender_id, question.regions.size(), question.region_numbers,
-                                        question.next_region);
+                                        question.next_region, question.given_regions);
 }
 
 KVFERRY_INLINE void PeerDirectory::answer(const SideMessage& message, HandshakeService::Reply reply) {

@@ -283,9 +283,13 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
                       "the peer fenced its memory off when this had been started, and waited for a connection");
     return;
   }
-  const auto own = options_.require_equal_page_sizes ? regions_->now() : nullptr;
-  const auto paged = own ? std::span<const LocalRegion>(own->all()) : std::span<const LocalRegion>();
-  if (Failure failure = check_against_peer(request, *description, paged)) {
+  Failure failure = check_against_peer(
+      request, *description,
+      options_.require_equal_page_sizes ? std::span(options_.regions) : std::span<const MemoryRegion>());
+  if (failure.code == errc::page_size_mismatch && regions_->now()->find(request.remote_region) == nullptr) {
+    failure = check_against_peer(request, *description, {});  // this channel has taken its region back
+  }
+  if (failure) {
     if (failure.code == errc::unknown_region && how != Routed::has_asked && hooks_.region_changes) {
       ask_for_regions(operation, link);
       return;

@@ -126,7 +126,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// peer's id; nothing if the directory is closed.
   [[nodiscard]] std::optional<std::vector<std::pair<std::string, std::shared_ptr<Link>>>> all_links() const;
   /// Has all links tell their peers of regions that have been added.
-  void tell_of_regions();
+  void tell_of_regions() noexcept;
   /// Shuts a link as if it had failed by itself.
   void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
   [[nodiscard]] HandshakeStats handshakes() const;
@@ -139,6 +139,11 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
  private:
   struct Peer;
   struct Attempt;
+  /// An operation that waits for a word of the peer's regions, and with the answer to which question it has it.
+  struct RegionAsker {
+    std::shared_ptr<Operation> operation;
+    std::uint64_t question = 0;
+  };
   struct Instance;
   struct Expiry;
   class Host;
@@ -172,8 +177,16 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   // Peers' regions (peer_regions.cpp)
   [[nodiscard]] bool region_added(const std::string& peer_id, const Host& host, const RemoteRegion& region);
   void region_removed(const std::string& peer_id, const Host& host, std::uint32_t number);
+  enum class News { old, heard_of, too_many };
+  /// @param change makes a copy of the peer's description what it is to be; may be called several times.
+  /// @return false if there are too many.
+  template <class Change>
+  [[nodiscard]] bool change_regions(const std::string& peer_id, const Host& host, Change change);
   void ask_for_regions(const std::shared_ptr<Operation>& operation, const std::shared_ptr<Link>& link);
-  void regions_known(const std::string& peer_id, const Link* link);
+  void ask_for_regions(const std::string& peer_id, const std::shared_ptr<Link>& link, std::uint64_t question);
+  /// With the lock held. @return its number.
+  [[nodiscard]] static std::uint64_t begin_region_question(Peer& peer);
+  void regions_known(const std::string& peer_id, const std::weak_ptr<Link>& asked, std::uint64_t question);
   /// With the lock held. @return operations that waited to hear of the peer's regions; to be routed again.
   [[nodiscard]] static std::vector<std::shared_ptr<Operation>> take_askers(Peer& peer);
   /// On a thread of the channel's, without locks.

@@ -29,6 +29,7 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
   std::error_code refused;
   std::uint64_t number = 0;
   std::shared_ptr<Link> link;
+  std::vector<std::shared_ptr<Operation>> askers;
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
@@ -50,6 +51,7 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
         peer.state = Peer::State::unconnected;
         peer.out_of_use_since = Clock::now();
         end_probe(peer);
+        askers = take_askers(peer);  // they are stopped with the others
         stranger_links_.leave(peer_id);
         events_->push({PeerEventKind::gone, peer_id, peer.description->incarnation, errc::cancelled});
       }

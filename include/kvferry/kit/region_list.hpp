@@ -21,7 +21,9 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 class RegionList {
  public:
   /// @param regions ordered by number. @param next the number that the next region gets.
-  RegionList(std::vector<LocalRegion> regions, std::uint32_t next) : regions_(std::move(regions)), next_(next) {}
+  /// @param given how many regions the channel was made with.
+  RegionList(std::vector<LocalRegion> regions, std::uint32_t next, std::uint32_t given)
+      : regions_(std::move(regions)), next_(next), given_(given) {}
 
   /// Of regions that are numbered as they come.
   [[nodiscard]] static std::shared_ptr<const RegionList> of(std::span<const MemoryRegion> regions) {
@@ -31,7 +33,7 @@ class RegionList {
       numbered.push_back({region, static_cast<std::uint32_t>(numbered.size())});
     }
     const auto next = static_cast<std::uint32_t>(numbered.size());
-    return std::make_shared<const RegionList>(std::move(numbered), next);
+    return std::make_shared<const RegionList>(std::move(numbered), next, next);
   }
 
   [[nodiscard]] const std::vector<LocalRegion>& all() const noexcept { return regions_; }
@@ -42,6 +44,8 @@ class RegionList {
     return number < next_ ? errc::region_gone : errc::unknown_region;
   }
   [[nodiscard]] std::uint32_t next() const noexcept { return next_; }
+  /// Smaller numbers are of regions that the channel was made with.
+  [[nodiscard]] std::uint32_t given() const noexcept { return given_; }
 
   /// Whether a region has been added or removed since. From any thread.
   [[nodiscard]] bool outdated() const noexcept { return outdated_.load(std::memory_order_acquire); }
@@ -50,6 +54,7 @@ class RegionList {
  private:
   const std::vector<LocalRegion> regions_;
   const std::uint32_t next_;
+  const std::uint32_t given_;
   mutable std::atomic<bool> outdated_{false};
 };
 

@@ -6,13 +6,18 @@
 #include <asio/post.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <exception>
 #include <functional>
+#include <new>
+#include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
 #include <kvferry/kit/fence.hpp>
@@ -33,66 +38,80 @@ KVFERRY_INLINE bool uses(const TransferRequest& request, const MemoryRegion& reg
 
 }  // namespace internal
 
-/// A call that waits for a removal.
-class RegionRemovals::Call final : public PlainCall {
+/// One region on its way out. What is waited for is counted; each link that has been asked is released once: by its answer, or
+/// by whoever shuts it, with which nothing of it touches the region either.
+class RegionRemovals::Removal final : public Expirable, public std::enable_shared_from_this<Removal> {
  public:
-  Call(RemoveRegionCompletion completion, Clock::time_point deadline, std::shared_ptr<DeadlineQueue> deadlines)
-      : PlainCall(std::move(completion), std::move(deadlines)), deadline_(deadline) {}
+  Removal(std::shared_ptr<RegionRemovals> all, std::uint32_t number, std::weak_ptr<PeerDirectory> peers)
+      : all_(std::move(all)), number_(number), peers_(std::move(peers)) {}
 
-  /// @param give_up ends what the removal waits for.
-  void wait(std::function<void()> give_up) {
-    give_up_ = std::move(give_up);
-    deadlines_->add(deadline_, shared_from_this());
-    if (ended()) {
-      deadlines_->remove(deadline_, *this);  // perhaps before it was added
+  /// To be called with the lock of all removals held, which no removal that ends has passed yet.
+  /// @return whether the removal has to be begun, which nobody else does.
+  [[nodiscard]] bool add(const std::shared_ptr<PlainCall>& call, Clock::time_point deadline) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(calls_, [](const auto& waiting) { return waiting->ended(); });
+    calls_.push_back(call);
+    try {
+      expire_at(deadline);
+    } catch (...) {
+      all_->deadlines_->remove(deadline, *this);
+      calls_.pop_back();
+      throw;
     }
+    return !std::exchange(begun_, true);
   }
 
-  void expire() override {
-    if (!ended()) {
-      give_up_();
-    }
+  /// There is no such region.
+  void drop() {
+    const std::lock_guard lock(mutex_);
+    disarm();
   }
 
- private:
-  void before_end() override { deadlines_->remove(deadline_, *this); }
+  void is_of(const LocalRegion& region) {
+    const std::lock_guard lock(mutex_);
+    region_ = region;
+  }
 
-  const Clock::time_point deadline_;
-  std::function<void()> give_up_;
-};
-
-class RegionRemovals::Removal final : public std::enable_shared_from_this<Removal> {
- public:
-  Removal(std::shared_ptr<RegionRemovals> all, LocalRegion region) : all_(std::move(all)), region_(region) {}
-
-  void add(const std::shared_ptr<Call>& call) {
+  /// Asks whoever may touch the region.
+  void begin() {
+    try {
+      ask_all();
+    } catch (const std::exception&) {
+      // Memory is used up: not everybody has been asked. The next call asks anew.
+      const std::lock_guard lock(mutex_);
+      incomplete_ = true;
+    }
+    bool late = false;
     {
       const std::lock_guard lock(mutex_);
-      calls_.push_back(call);
+      late = gave_up_;
     }
-    // Not kept by the call, which it keeps.
-    call->wait([weak = weak_from_this()] {
-      if (const auto self = weak.lock()) {
-        self->give_up();
-      }
-    });
+    if (late) {
+      expire();  // those that have been asked since
+    }
+    release(Where::on_the_callers_thread);
   }
 
-  /// Asks whoever may touch the region. To be called once.
-  void begin(const std::shared_ptr<PeerDirectory>& peers) {
-    peers_ = peers;
-    const auto links = peers->all_links();
-    if (!links) {
-      refuse(errc::closed);  // the closing channel sees to it that nothing touches the region
-    } else {
-      for (const auto& [peer_id, link] : *links) {
-        ask(peer_id, link);
-      }
+  /// What is waited for ends with its connection, or as if it had been cancelled.
+  void expire() override {
+    {
+      const std::lock_guard lock(mutex_);
+      gave_up_ = true;
+      deadline_.reset();
     }
-    hold();
-    all_->operations_->when_ended([region = region_](const TransferRequest& request) { return uses(request, region); },
-                                  [self = shared_from_this()] { self->release(Where::anywhere); });
-    release(Where::on_the_callers_thread);
+    while (break_asked({}, "the peer did not confirm in time")) {
+    }
+    std::optional<std::uint64_t> last_operation;
+    LocalRegion region;
+    {
+      const std::lock_guard lock(mutex_);
+      last_operation = last_operation_;
+      region = region_;
+    }
+    if (last_operation) {
+      all_->operations_->stop([&region](const TransferRequest& request) { return uses(request, region); },
+                              errc::cancelled, *last_operation);
+    }
   }
 
  private:
@@ -102,63 +121,151 @@ class RegionRemovals::Removal final : public std::enable_shared_from_this<Remova
   };
   enum class Where { anywhere, on_the_callers_thread };
 
+  /// Waits for a link's answer. A link that lets it go without an answer has failed within, and is broken.
+  class Answer {
+   public:
+    Answer(std::shared_ptr<Removal> removal, std::uint64_t number) : removal_(std::move(removal)), number_(number) {}
+    Answer(const Answer&) = delete;
+    Answer& operator=(const Answer&) = delete;
+    ~Answer() {
+      if (!come_.exchange(true)) {
+        removal_->lost(number_);
+      }
+    }
+
+    void comes() {
+      if (!come_.exchange(true)) {
+        removal_->answered(number_);
+      }
+    }
+    void is_not_to_come() noexcept { come_ = true; }
+
+   private:
+    const std::shared_ptr<Removal> removal_;
+    const std::uint64_t number_;
+    std::atomic<bool> come_{false};
+  };
+
+  class Breaking final : public Expirable {
+   public:
+    Breaking(std::shared_ptr<Removal> removal, std::uint64_t number) : removal_(std::move(removal)), number_(number) {}
+    void expire() override { (void)removal_->break_asked(number_, "the question was lost"); }
+
+   private:
+    const std::shared_ptr<Removal> removal_;
+    const std::uint64_t number_;
+  };
+
+  /// With the lock held. Only the earliest deadline counts: by then all is done that can be.
+  void expire_at(Clock::time_point deadline) {
+    if (!gave_up_ && (!deadline_ || deadline < *deadline_)) {
+      all_->deadlines_->add(deadline, shared_from_this());
+      disarm();
+      deadline_ = deadline;
+    }
+  }
+  void disarm() {
+    if (deadline_) {
+      all_->deadlines_->remove(*deadline_, *this);
+      deadline_.reset();
+    }
+  }
+
+  void ask_all() {
+    const auto peers = peers_.lock();
+    const auto links = peers ? peers->all_links() : std::nullopt;
+    if (!links) {
+      const std::lock_guard lock(mutex_);
+      cause_ = errc::closed;  // the closing channel sees to it that nothing touches the region
+    } else {
+      for (const auto& [peer_id, link] : *links) {
+        ask(peer_id, link);
+      }
+    }
+    LocalRegion region;
+    {
+      const std::lock_guard lock(mutex_);
+      region = region_;
+      ++left_;
+    }
+    try {
+      const std::uint64_t last =
+          all_->operations_->when_ended([region](const TransferRequest& request) { return uses(request, region); },
+                                        [self = shared_from_this()] { self->release(Where::anywhere); });
+      const std::lock_guard lock(mutex_);
+      last_operation_ = last;
+    } catch (...) {
+      release(Where::anywhere);  // not the last: `begin` holds as well
+      throw;
+    }
+  }
+
   void ask(const std::string& peer_id, const std::shared_ptr<Link>& link) {
     std::uint64_t number = 0;
     {
       const std::lock_guard lock(mutex_);
-      ++left_;
       number = ++last_asked_;
       asked_.emplace(number, Asked{peer_id, link});
+      ++left_;
     }
-    const bool asks = link->region_removed(region_.number, [self = shared_from_this(), number] {
-      {
-        const std::lock_guard lock(self->mutex_);
-        self->asked_.erase(number);
+    bool asks = false;
+    try {
+      const auto answer = std::make_shared<Answer>(shared_from_this(), number);
+      asks = link->region_removed(number_, [answer] { answer->comes(); });
+      if (!asks) {
+        answer->is_not_to_come();
       }
-      self->release(Where::anywhere);
-    });
+    } catch (const std::exception&) {
+      // Memory is used up. The link may have been asked, or not.
+    }
     if (!asks) {
-      {
-        const std::lock_guard lock(mutex_);
-        asked_.erase(number);
-      }
-      break_link(peer_id, *link, "the transport can't ask the peer");
+      (void)break_asked(number, "the transport can't ask the peer");
+    }
+  }
+
+  void answered(std::uint64_t number) {
+    decltype(asked_)::node_type node;
+    {
+      const std::lock_guard lock(mutex_);
+      node = asked_.extract(number);
+    }
+    if (!node.empty()) {
       release(Where::anywhere);
     }
   }
 
-  void hold() {
-    const std::lock_guard lock(mutex_);
-    ++left_;
+  /// Whoever brings the news may hold locks of the link's.
+  void lost(std::uint64_t number) noexcept {
+    try {
+      all_->deadlines_->add(Clock::now(), std::make_shared<Breaking>(shared_from_this(), number));
+    } catch (const std::exception&) {
+      // Memory is used up: at the deadline, then.
+    }
   }
 
-  /// What is waited for ends with its connection, or as if it had been cancelled.
-  void give_up() {
-    std::vector<Asked> unanswered;
+  /// @param number unset: any. @return whether there was one that has not answered.
+  bool break_asked(std::optional<std::uint64_t> number, const char* why) {
+    decltype(asked_)::node_type node;
     {
       const std::lock_guard lock(mutex_);
-      for (const auto& [number, asked] : asked_) {
-        unanswered.push_back(asked);
+      const auto it = number ? asked_.find(*number) : asked_.begin();
+      if (it == asked_.end()) {
+        return false;
+      }
+      node = asked_.extract(it);
+    }
+    if (const auto link = node.mapped().link.lock()) {
+      try {
+        if (const auto peers = peers_.lock()) {
+          peers->break_link(node.mapped().peer_id, *link, errc::connection_lost,
+                            std::string(why) + " that region " + std::to_string(number_) + " is gone");
+        }
+      } catch (const std::exception&) {
+        link->shut(errc::connection_lost, {});  // memory is used up
       }
     }
-    for (const Asked& asked : unanswered) {
-      if (const auto link = asked.link.lock()) {
-        break_link(asked.peer_id, *link, "the peer did not confirm in time");
-      }
-    }
-    all_->operations_->stop([this](const TransferRequest& request) { return uses(request, region_); }, errc::cancelled);
-  }
-
-  void break_link(const std::string& peer_id, Link& link, const std::string& why) {
-    if (const auto peers = peers_.lock()) {
-      peers->break_link(peer_id, link, errc::connection_lost,
-                        why + " that region " + std::to_string(region_.number) + " is gone");
-    }
-  }
-
-  void refuse(std::error_code cause) {
-    const std::lock_guard lock(mutex_);
-    cause_ = cause;
+    release(Where::anywhere);
+    return true;
   }
 
   void release(Where where) {
@@ -181,58 +288,114 @@ class RegionRemovals::Removal final : public std::enable_shared_from_this<Remova
   }
 
   void end() {
-    if (all_->forget_) {
-      all_->forget_(region_.number);
+    bool complete = false;
+    {
+      const std::lock_guard lock(mutex_);
+      complete = !incomplete_;
     }
-    all_->ended(region_.number);  // from here on no call joins
-    std::vector<std::shared_ptr<Call>> calls;
+    if (complete) {
+      forget();
+      all_->ended(number_);  // from here on no call joins
+    }
+    std::vector<std::shared_ptr<PlainCall>> calls;
     std::error_code cause;
     {
       const std::lock_guard lock(mutex_);
       calls.swap(calls_);
-      cause = cause_;
+      cause = complete ? cause_ : std::make_error_code(std::errc::not_enough_memory);
+      disarm();
+      begun_ = false;
+      incomplete_ = false;
+      gave_up_ = false;
+      last_operation_.reset();
+      left_ = 1;
     }
     for (const auto& call : calls) {
       call->end(cause);
     }
   }
 
+  void forget() noexcept {
+    if (all_->forget_) {
+      try {
+        all_->forget_(number_);
+      } catch (...) {
+        detail::log_exception("forgetting a region");
+      }
+    }
+  }
+
   const std::shared_ptr<RegionRemovals> all_;
-  const LocalRegion region_;
-  std::weak_ptr<PeerDirectory> peers_;
+  const std::uint32_t number_;
+  const std::weak_ptr<PeerDirectory> peers_;
 
   std::mutex mutex_;
+  LocalRegion region_;
+  bool begun_ = false;
   std::size_t left_ = 1;  ///< Of those that are waited for; one is `begin`.
   std::uint64_t last_asked_ = 0;
   std::map<std::uint64_t, Asked> asked_;
-  std::vector<std::shared_ptr<Call>> calls_;
+  std::optional<std::uint64_t> last_operation_;  ///< Later ones of this side's are none of the removal's.
+  std::optional<Clock::time_point> deadline_;    ///< Of the calls, also of cancelled ones.
+  bool gave_up_ = false;
+  bool incomplete_ = false;
+  std::vector<std::shared_ptr<PlainCall>> calls_;
   std::error_code cause_;
 };
 
 KVFERRY_INLINE void RegionRemovals::remove(std::uint32_t number, Clock::time_point deadline,
                                            RemoveRegionCompletion completion,
                                            const std::shared_ptr<PeerDirectory>& peers) {
-  const auto call = std::make_shared<Call>(std::move(completion), deadline, deadlines_);
+  const auto call = std::make_shared<PlainCall>(std::move(completion), deadlines_);
   call->accept_cancellation();
   std::shared_ptr<Removal> begun;
-  errc refusal{};
-  {
+  std::error_code refused;
+  try {
     const std::lock_guard lock(mutex_);
     if (const auto it = removals_.find(number); it != removals_.end()) {
-      it->second->add(call);
-      return;
+      if (!it->second->add(call, deadline)) {
+        return;
+      }
+      begun = it->second;
+    } else {
+      begun = enter(number, deadline, call, peers, refused);
     }
-    if (const auto region = table_->remove(number, refusal)) {
-      begun = std::make_shared<Removal>(shared_from_this(), *region);
-      removals_.emplace(number, begun);
-      begun->add(call);
-    }
+  } catch (const std::bad_alloc&) {
+    refused = std::make_error_code(std::errc::not_enough_memory);
   }
   if (begun) {
-    begun->begin(peers);
+    begun->begin();
   } else {
-    call->end(refusal);
+    call->end(refused);
   }
+}
+
+/// The table changes last: if memory is used up, there has been no removal.
+KVFERRY_INLINE std::shared_ptr<RegionRemovals::Removal> RegionRemovals::enter(
+    std::uint32_t number, Clock::time_point deadline, const std::shared_ptr<PlainCall>& call,
+    const std::shared_ptr<PeerDirectory>& peers, std::error_code& refused) {
+  const auto removal = std::make_shared<Removal>(shared_from_this(), number, peers);
+  const auto entry = removals_.emplace(number, removal).first;
+  std::optional<LocalRegion> region;
+  try {
+    (void)removal->add(call, deadline);
+    errc refusal{};
+    region = table_->remove(number, refusal);
+    if (!region) {
+      refused = refusal;
+    }
+  } catch (...) {
+    removal->drop();
+    removals_.erase(entry);
+    throw;
+  }
+  if (!region) {
+    removal->drop();
+    removals_.erase(entry);
+    return nullptr;
+  }
+  removal->is_of(*region);
+  return removal;
 }
 
 KVFERRY_INLINE void RegionRemovals::ended(std::uint32_t number) {

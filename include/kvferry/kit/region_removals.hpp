@@ -10,10 +10,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <system_error>
 
 #include <kvferry/completion.hpp>
 #include <kvferry/kit/operation.hpp>
 
+#include <kvferry/kit/fence.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_directory.hpp>
 #include <kvferry/kit/region_table.hpp>
@@ -35,14 +37,18 @@ class RegionRemovals : public std::enable_shared_from_this<RegionRemovals> {
         executor_(executor),
         forget_(std::move(forget)) {}
 
-  /// Takes a region back, or waits with whoever does.
+  /// Takes a region back, or waits with whoever does. If memory is used up on the way, the call ends with
+  /// `std::errc::not_enough_memory`, and another one goes on.
   void remove(std::uint32_t number, Clock::time_point deadline, RemoveRegionCompletion completion,
               const std::shared_ptr<PeerDirectory>& peers);
 
  private:
-  class Call;
   class Removal;
 
+  /// With the lock held. @return null if there is no such region, or it has been removed; then `refused` says so.
+  [[nodiscard]] std::shared_ptr<Removal> enter(std::uint32_t number, Clock::time_point deadline,
+                                               const std::shared_ptr<PlainCall>& call,
+                                               const std::shared_ptr<PeerDirectory>& peers, std::error_code& refused);
   void ended(std::uint32_t number);
 
   const std::shared_ptr<RegionTable> table_;

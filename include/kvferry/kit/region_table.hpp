@@ -37,9 +37,10 @@ class RegionTable {
   }
 
   /// @param prepare called with the region as it will be; may throw, and then there is none.
+  /// @param undo called with the region if it is not entered although it has been prepared: memory is used up.
   /// @throws TransferError `errc::resource_limit`, and what `prepare` throws.
-  template <class Prepare>
-  std::uint32_t add(const MemoryRegion& region, Prepare prepare) {
+  template <class Prepare, class Undo>
+  std::uint32_t add(const MemoryRegion& region, Prepare prepare, Undo undo) {
     const std::lock_guard adding(adding_mutex_);
     LocalRegion added{region, 0};
     {
@@ -54,15 +55,25 @@ class RegionTable {
       added.number = list_->next();
     }
     prepare(added);
-    const std::lock_guard lock(mutex_);
-    std::vector<LocalRegion> regions = list_->all();
-    regions.push_back(added);
-    replace(std::move(regions), added.number + 1);
+    try {
+      const std::lock_guard lock(mutex_);
+      std::vector<LocalRegion> regions = list_->all();
+      regions.push_back(added);
+      replace(std::move(regions), added.number + 1);
+    } catch (...) {
+      undo(added);
+      throw;
+    }
     return added.number;
   }
 
+  template <class Prepare>
+  std::uint32_t add(const MemoryRegion& region, Prepare prepare) {
+    return add(region, std::move(prepare), [](const LocalRegion&) {});
+  }
+
   /// Takes a region out. It counts as one until `gone`.
-  /// @return nothing if there is none; `refusal` is why.
+  /// @return nothing if there is none; `refusal` is why. If it throws, nothing has changed.
   [[nodiscard]] std::optional<LocalRegion> remove(std::uint32_t number, errc& refusal) {
     const std::lock_guard lock(mutex_);
     const LocalRegion* const found = list_->find(number);
@@ -86,7 +97,7 @@ class RegionTable {
 
  private:
   void replace(std::vector<LocalRegion> regions, std::uint32_t next) {
-    const auto old = std::exchange(list_, std::make_shared<const RegionList>(std::move(regions), next));
+    const auto old = std::exchange(list_, std::make_shared<const RegionList>(std::move(regions), next, list_->given()));
     old->outdate();
   }
 

@@ -241,6 +241,7 @@ class TransferChannelKit::Impl {
   std::shared_ptr<OperationRegistry> operations;
   std::shared_ptr<RegionTable> regions;
   std::shared_ptr<RegionRemovals> removals;
+  std::function<void(std::uint32_t)> forget_region;  ///< Of the transport's; null: it has nothing to forget.
   std::shared_ptr<InitExchanges> exchanges;
   std::shared_ptr<NotificationQueue> notifications;
   std::shared_ptr<PeerEvents> events_of_peers;
@@ -322,8 +323,9 @@ KVFERRY_INLINE void TransferChannelKit::start() {
     return;
   }
   impl_->logger->set_transport(transport());
+  impl_->forget_region = region_forgetter();
   impl_->removals = std::make_shared<RegionRemovals>(impl_->regions, impl_->operations, impl_->deadlines,
-                                                     impl_->executor, region_forgetter());
+                                                     impl_->executor, impl_->forget_region);
   impl_->peers = std::make_shared<PeerDirectory>(
       impl_->options, impl_->regions, impl_->incarnation,
       TransportHooks{
@@ -406,7 +408,7 @@ KVFERRY_INLINE asio::any_io_executor TransferChannelKit::get_executor() const {
 }
 
 KVFERRY_INLINE std::vector<LocalRegion> TransferChannelKit::regions() const {
-  // In a forked child, whose table may have been locked, those of the construction.
+  // In a forked child another thread of the parent's may hold the table's mutex for ever.
   return inherited() ? RegionList::of(impl_->options.regions)->all() : impl_->regions->now()->all();
 }
 
@@ -720,8 +722,13 @@ KVFERRY_INLINE std::uint32_t TransferChannelKit::run_add_region(const MemoryRegi
     return BaseTransferChannel::run_add_region(region);
   }
   check_region(region, "the region");
-  const std::uint32_t number =
-      impl_->regions->add(region, [this](const LocalRegion& added) { register_region(added); });
+  const std::uint32_t number = impl_->regions->add(
+      region, [this](const LocalRegion& added) { register_region(added); },
+      [this](const LocalRegion& added) {
+        if (impl_->forget_region) {
+          impl_->forget_region(added.number);
+        }
+      });
   impl_->peers->tell_of_regions();
   return number;
 }

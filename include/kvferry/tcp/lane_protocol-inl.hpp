@@ -157,6 +157,13 @@ KVFERRY_INLINE bool LaneProtocol::fill_control() {
     return false;
   }
   const ControlFrame& frame = control_.front();
+  if (frame.header.type == FrameType::region_removed) {
+    out_.begin_frame();
+    out_.add_header(frame.header);
+    out_.pin(region_news);
+    control_.pop_front();
+    return true;
+  }
   out_.add_header(frame.header, frame.descriptors);
   if (frame.header.type == FrameType::write_ack || frame.header.type == FrameType::send_ack) {
     --queued_acknowledgements_;

@@ -243,7 +243,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   // Regions that come and go (lane_protocol_regions.cpp)
   /// As they are now.
   [[nodiscard]] const kit::RegionList& regions();
-  void tell_removed(std::uint32_t number, std::function<void()> done);
+  void tell_removed_first(std::uint32_t number);
   [[nodiscard]] std::error_code end_region_added(const FrameHeader& header);
   [[nodiscard]] std::error_code end_region_removed(const FrameHeader& header);
   [[nodiscard]] std::error_code end_region_removed_ack(const FrameHeader& header);

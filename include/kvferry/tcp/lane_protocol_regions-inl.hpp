@@ -24,15 +24,14 @@ KVFERRY_INLINE void LaneProtocol::region_added() {
     return;
   }
   const kit::RegionList& now = regions();
-  if (const auto told = std::exchange(told_regions_, nullptr)) {
-    // Those that have gone since the handshake, whoever waits for that: nobody here.
+  const auto told = std::exchange(told_regions_, nullptr);
+  if (told) {
+    // Those that have gone since the handshake, whoever waits for that: nobody here. Ahead of those that have come, so that
+    // the peer never has more than there may be. Nothing has been read over this connection that they would have to be behind.
     for (const LocalRegion& region : told->all()) {
       if (now.find(region.number) == nullptr) {
-        tell_removed(region.number, nullptr);
+        tell_removed_first(region.number);
       }
-    }
-    if (now.next() > told->next() && now.find(now.next() - 1) == nullptr) {
-      tell_removed(now.next() - 1, nullptr);  // with it the peer knows how far numbers have come
     }
   }
   for (const LocalRegion& region : now.all()) {
@@ -47,6 +46,9 @@ KVFERRY_INLINE void LaneProtocol::region_added() {
     header.status = static_cast<std::uint32_t>(region.peer_access);
     tell(header);
   }
+  if (told && now.next() > told->next() && now.find(now.next() - 1) == nullptr) {
+    tell_removed_first(now.next() - 1);  // with it the peer knows how far numbers have come
+  }
   told_next_region_ = now.next();
 }
 
@@ -56,16 +58,22 @@ KVFERRY_INLINE void LaneProtocol::region_removed(std::uint32_t number, std::func
     return;
   }
   region_added();  // what has a smaller number is told first
-  tell_removed(number, std::move(done));
-}
-
-KVFERRY_INLINE void LaneProtocol::tell_removed(std::uint32_t number, std::function<void()> done) {
+  // Before the frame: who waits is told if that can't be queued.
+  removed_.push_back({number, std::move(done)});
   Response removed;
   removed.header.type = FrameType::region_removed;
   removed.header.region = number;
   responses_.push_back(std::move(removed));
   ++queued_removals_;
-  removed_.push_back({number, std::move(done)});
+}
+
+/// Ahead of all others, which go behind answers.
+KVFERRY_INLINE void LaneProtocol::tell_removed_first(std::uint32_t number) {
+  removed_.push_back({number, nullptr});
+  FrameHeader header;
+  header.type = FrameType::region_removed;
+  header.region = number;
+  tell(header);
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::end_region_added(const FrameHeader& header) {

@@ -127,6 +127,27 @@ class RegionsTests : public StalledPeerBase {
     b.destroy_channel();  // before the memory
   }
 
+  /// Numbers of regions that either side has added later mean nothing to the other.
+  void PageSizesOfRegionsThatWereAddedLaterMayDiffer() {
+    KVFERRY_TESTING_REQUIRE(region_changes);
+    NodeSpec spec;
+    spec.options.require_equal_page_sizes = true;
+    const auto [a, b] = connected_pair(spec, spec);
+    const MappedMemory own(4, page);
+    const MappedMemory far(4, 4 * page);
+    const std::uint32_t number = a->add_region(own.region());
+    ASSERT_EQ(b->add_region(far.region()), number);
+    const Objects objects = a.objects({10}).fill(1);
+    const auto transfer = access(a, b, objects, number);
+    EXPECT_EQ(transfer->outcome(), done(1)) << transfer->diagnostic();
+    // Nor does it matter whether the peer was told by the handshake.
+    a->disconnect(b.id());
+    connect(a, b);
+    EXPECT_EQ(access(a, b, objects, number)->outcome(), done(1));
+    a.destroy_channel();
+    b.destroy_channel();
+  }
+
   void ANotificationIsBehindTheNewsOfARegion() {
     KVFERRY_TESTING_REQUIRE(region_changes);
     KVFERRY_TESTING_REQUIRE(notifications);
@@ -315,6 +336,7 @@ class RegionsTests : public StalledPeerBase {
     std::error_code error;
     nodes.a->remove_region(number, soon, error);
     EXPECT_FALSE(error) << error.message();
+    EXPECT_FALSE(nodes.a->remote_xfer_handler_exists(nodes.b.id())) << "the peer can touch the memory still";
     memory.unmap();
     nodes.b.resume();
     connect(nodes.a, nodes.b);
@@ -373,7 +395,8 @@ class RegionsTests : public StalledPeerBase {
   }
 };
 
-KVFERRY_TESTING_SUITE(Regions, RegionsTests, ANewRegionIsUsedByPeersAtOnce, ANotificationIsBehindTheNewsOfARegion,
+KVFERRY_TESTING_SUITE(Regions, RegionsTests, ANewRegionIsUsedByPeersAtOnce,
+                      PageSizesOfRegionsThatWereAddedLaterMayDiffer, ANotificationIsBehindTheNewsOfARegion,
                       AHandshakeTellsOfTheRegionsThatThereAre, WhatIsRemovedIsGone, SenselessCallsAreRefused,
                       MemoryIsUnmappedUnderTraffic, OperationsOfItsOwnAreWaitedForAndThenCancelled,
                       APeerThatDoesNotAnswerIsNotWaitedForLonger, ACancelledCallEndsOnlyTheWait,

@@ -138,14 +138,17 @@ TEST(Checks, OfTheNumbersOfAPeersRegions) {
   using Numbers = std::vector<std::uint64_t>;
   constexpr std::uint64_t end = std::uint64_t{1} << 31;
   const auto error_of_numbers = [](std::size_t regions, const std::optional<Numbers>& numbers,
-                                   std::optional<std::uint64_t> next) {
-    return check_region_numbers("peer", regions, numbers, next).code;
+                                   std::optional<std::uint64_t> next, std::optional<std::uint64_t> given = {}) {
+    return check_region_numbers("peer", regions, numbers, next, given).code;
   };
   EXPECT_FALSE(error_of_numbers(2, {}, {}));
   EXPECT_FALSE(error_of_numbers(2, {}, 2));
   EXPECT_FALSE(error_of_numbers(2, Numbers{1, 5}, 6));
   EXPECT_FALSE(error_of_numbers(0, Numbers{}, 7));
   EXPECT_FALSE(error_of_numbers(1, Numbers{end - 1}, end));
+  EXPECT_FALSE(error_of_numbers(2, Numbers{1, 5}, 6, 6));
+  EXPECT_EQ(error_of_numbers(2, Numbers{1, 5}, 6, 7), errc::invalid_region);
+  EXPECT_EQ(error_of_numbers(2, {}, {}, 3), errc::invalid_region);
   EXPECT_EQ(error_of_numbers(2, {}, 1), errc::invalid_region);
   EXPECT_EQ(error_of_numbers(2, Numbers{1}, 6), errc::invalid_region);
   EXPECT_EQ(error_of_numbers(2, Numbers{1, 1}, 6), errc::invalid_region);
@@ -159,13 +162,17 @@ TEST(Checks, OfTheNumbersOfAPeersRegions) {
 TEST(Checks, OfPageSizesThatDiffer) {
   PeerDescription peer;
   peer.regions = {{16, 8, Access::read_write, 0}, {32, 16, Access::read_write, 1}};
-  const std::vector<LocalRegion> own{{{object_memory, 16, 16}, 0}};
+  peer.given_regions = 2;
+  const std::vector<MemoryRegion> own{{object_memory, 16, 16}};
   TransferRequest request = write_of(1);
   EXPECT_FALSE(check_against_peer(request, peer, {}).code);
   EXPECT_EQ(check_against_peer(request, peer, own).code, errc::page_size_mismatch);
   request.remote_region = 1;
   EXPECT_FALSE(check_against_peer(request, peer, own).code) << "this channel has no second region";
   request.remote_region = 0;
+  peer.given_regions = 0;
+  EXPECT_FALSE(check_against_peer(request, peer, own).code) << "the peer has added it later";
+  peer.given_regions = 2;
   request.remote_indexes.clear();
   request.remote_ranges = {RemoteRange::contiguous(0, 3, 8)};
   EXPECT_FALSE(check_against_peer(request, peer, own).code);

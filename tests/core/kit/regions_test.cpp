@@ -2,11 +2,14 @@
 // Regions that come and go: their numbers, who is waited for when one goes, and who waits for one that is not known yet.
 #include <gtest/gtest.h>
 
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/cancellation_signal.hpp>
 #include <asio/io_context.hpp>
 
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -21,6 +24,7 @@
 #include <kvferry/kit/peer_directory.hpp>
 #include <kvferry/kit/region_removals.hpp>
 #include <kvferry/kit/region_table.hpp>
+#include "common/allocation_limit.hpp"
 #include "test_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
@@ -77,6 +81,29 @@ TEST(RegionTable, ThoseThatAreBeingRemovedCount) {
   EXPECT_EQ(table.now()->find(8)->number, 8U);
 }
 
+TEST(RegionTable, WhatCannotBeEnteredIsUndone) {
+  RegionTable table({});
+  std::vector<std::uint32_t> prepared;
+  std::vector<std::uint32_t> undone;
+  prepared.reserve(1);
+  undone.reserve(1);
+  EXPECT_THROW(table.add(
+                   region,
+                   [&](const LocalRegion& added) {
+                     prepared.push_back(added.number);
+                     test::allocations_left = 0;
+                   },
+                   [&](const LocalRegion& added) {
+                     test::allocations_left = test::unlimited_allocations;
+                     undone.push_back(added.number);
+                   }),
+               std::bad_alloc);
+  test::allocations_left = test::unlimited_allocations;
+  EXPECT_EQ(undone, prepared);
+  EXPECT_TRUE(table.now()->all().empty());
+  EXPECT_EQ(add_to(table), 0U);
+}
+
 TEST(RegionTable, WhatCannotBeMadeReadyHasNoNumber) {
   RegionTable table({});
   EXPECT_THROW(table.add(some_region, [](const LocalRegion&) { throw std::runtime_error("no"); }), std::runtime_error);
@@ -91,12 +118,21 @@ class RegionsLink final : public KeepingLink {
 
   [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override {
     removed.push_back(number);
+    if (when_asked) {
+      when_asked();
+    }
     if (can_ask_) {
       answers.push_back(std::move(done));
     }
     return can_ask_;
   }
   void ask_regions(std::function<void()> done) override { questions.push_back(std::move(done)); }
+  void stop(std::shared_ptr<Operation>) override {
+    ++stops;
+    if (when_stopped) {
+      when_stopped();
+    }
+  }
   void shut(std::error_code cause, const std::string& why) override {
     shut_for = cause;
     for (const auto& answer : std::exchange(answers, {})) {
@@ -109,6 +145,9 @@ class RegionsLink final : public KeepingLink {
   std::vector<std::function<void()>> answers;
   std::vector<std::function<void()>> questions;
   std::error_code shut_for;
+  std::function<void()> when_asked;
+  std::function<void()> when_stopped;
+  int stops = 0;
 
  private:
   const bool can_ask_;
@@ -156,6 +195,10 @@ class PeersRegions : public ::testing::Test {
   void remove(std::chrono::milliseconds timeout, std::vector<std::error_code>& ends) {
     removals_->remove(0, Clock::now() + timeout,
                       RemoveRegionCompletion::direct([&ends](std::error_code ec) { ends.push_back(ec); }), directory_);
+  }
+
+  [[nodiscard]] bool finished(const std::vector<std::error_code>& ends) {
+    return run_until([&] { return !ends.empty(); });
   }
 
   /// Runs what is due until `done()`.
@@ -246,6 +289,112 @@ TEST_F(PeersRegions, ALinkThatDoesNotAnswerInTimeOrCannotAskIsBroken) {
   }
 }
 
+TEST_F(PeersRegions, ATimeThatIsOverBeforeTheLinkIsAskedIsOverAllTheSame) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  const auto under_way = start(0);
+  link->when_asked = [this] {
+    context_.restart();
+    context_.run_for(std::chrono::milliseconds(50));
+  };
+  std::vector<std::error_code> ends;
+  remove(std::chrono::milliseconds(-1), ends);
+  ASSERT_TRUE(finished(ends));
+  EXPECT_FALSE(ends.front());
+  EXPECT_EQ(link->shut_for, errc::connection_lost);
+  EXPECT_TRUE(under_way->finished());
+}
+
+TEST_F(PeersRegions, ACancelledWaitLeavesItsDeadlineToTheRemoval) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  asio::cancellation_signal signal;
+  std::vector<std::error_code> ends;
+  removals_->remove(0, Clock::now() + std::chrono::milliseconds(20),
+                    RemoveRegionCompletion(asio::bind_cancellation_slot(
+                                               signal.slot(), [&ends](std::error_code ec) { ends.push_back(ec); }),
+                                           context_.get_executor()),
+                    directory_);
+  signal.emit(asio::cancellation_type::terminal);
+  ASSERT_TRUE(finished(ends));
+  EXPECT_EQ(ends.front(), errc::cancelled);
+  ASSERT_TRUE(run_until([&] { return !forgotten_.empty(); })) << "the region is in use for good";
+  EXPECT_EQ(link->shut_for, errc::connection_lost);
+}
+
+TEST_F(PeersRegions, OperationsThatWereStartedLaterGoOn) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  (void)start(0);
+  std::vector<std::error_code> ends;
+  remove(std::chrono::milliseconds(20), ends);
+  link->answers.front()();
+  const auto later = start(0);
+  link->when_stopped = [&] { link->end_all(errc::cancelled, {}); };
+  ASSERT_TRUE(run_until([&] { return link->stops != 0; }));
+  EXPECT_EQ(link->stops, 1) << "one of them had been started before";
+  EXPECT_FALSE(later->stop_cause());
+  ASSERT_TRUE(finished(ends));
+}
+
+TEST_F(PeersRegions, AnAnswerThatALinkLosesIsMadeUpForByBreakingTheLink) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  std::vector<std::error_code> ends;
+  remove(std::chrono::hours(1), ends);
+  link->answers.clear();
+  ASSERT_TRUE(finished(ends));
+  EXPECT_FALSE(ends.front());
+  EXPECT_EQ(link->shut_for, errc::connection_lost);
+}
+
+TEST_F(PeersRegions, ALinkThatFailsToAskIsBroken) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  link->when_asked = [] { throw std::bad_alloc(); };
+  std::vector<std::error_code> ends;
+  remove(std::chrono::hours(1), ends);
+  ASSERT_TRUE(finished(ends));
+  EXPECT_FALSE(ends.front());
+  EXPECT_EQ(link->shut_for, errc::connection_lost);
+}
+
+TEST_F(PeersRegions, WithoutMemoryARemovalHasNotBeenOrGoesOnWithTheNextCall) {
+  std::size_t limit = 0;
+  forgotten_.reserve(1000);
+  bool refused = true;
+  for (std::uint32_t number = 0; refused; number = add_to(*table_)) {
+    const auto link = std::make_shared<AskedLink>();
+    connect(link);
+    std::vector<std::error_code> ends;
+    ends.reserve(2);
+    const auto removed = [&](std::size_t allocations) {
+      auto completion = RemoveRegionCompletion::direct([&ends](std::error_code ec) { ends.push_back(ec); });
+      test::allocations_left = allocations;
+      try {
+        removals_->remove(number, Clock::now() + std::chrono::hours(1), std::move(completion), directory_);
+      } catch (const std::bad_alloc&) {
+        ends.push_back(std::make_error_code(std::errc::not_enough_memory));  // before there was a call to be ended
+      }
+      test::allocations_left = test::unlimited_allocations;
+      for (const auto& answer : std::exchange(link->answers, {})) {
+        answer();
+      }
+      EXPECT_TRUE(finished(ends)) << "allocation " << limit;
+      return !ends.empty() && !std::exchange(ends, {}).front();
+    };
+    test::allocation_refused = false;
+    const bool at_once = removed(limit++);
+    refused = test::allocation_refused;
+    EXPECT_TRUE(at_once || removed(test::unlimited_allocations)) << "allocation " << limit;
+    EXPECT_EQ(table_->now()->find(number), nullptr);
+    ASSERT_FALSE(forgotten_.empty());
+    EXPECT_EQ(forgotten_.back(), number);
+    link->shut(errc::closed, {});
+    host_->link_failed(*link, errc::closed);
+  }
+}
+
 TEST_F(PeersRegions, AnUnknownOneIsAskedForOnceAndNewsOfItLetTheOperationGoOn) {
   const auto link = std::make_shared<RegionsLink>();
   connect(link);
@@ -271,6 +420,20 @@ TEST_F(PeersRegions, AnUnknownOneIsAskedForOnceAndNewsOfItLetTheOperationGoOn) {
   ASSERT_TRUE(info.has_value());
   EXPECT_EQ(info->regions, (std::vector<RemoteRegion>{{64, 16, Access::read_write, 0}}));
   link->end_all({}, {});
+}
+
+TEST_F(PeersRegions, AQuestionThatTheLinkHasDroppedIsAskedAgain) {
+  const auto link = std::make_shared<AskedLink>();
+  connect(link);
+  (void)start(1);
+  ASSERT_EQ(link->questions.size(), 1U);
+  const auto begun = Clock::now();
+  ASSERT_TRUE(run_until([&] { return Clock::now() - begun > std::chrono::milliseconds(1100); }));
+  (void)start(1);
+  ASSERT_EQ(link->questions.size(), 2U);
+  link->questions[1]();
+  ASSERT_TRUE(run_until([&] { return ends_.size() == 2; }));
+  EXPECT_EQ(ends_, std::vector<std::error_code>(2, errc::unknown_region));
 }
 
 TEST_F(PeersRegions, WhoAskedOnALinkThatBreaksIsNotLost) {

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// How much memory a thread of a test gets, in a program of which one file includes failing_allocations.hpp.
+
+#include <cstddef>
+#include <cstdlib>
+#include <limits>
+
+#include <kvferry/config.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::test {
+
+inline constexpr std::size_t unlimited_allocations = std::numeric_limits<std::size_t>::max();
+/// How many more allocations this thread gets.
+inline thread_local std::size_t allocations_left = unlimited_allocations;
+/// Whether it wanted more.
+inline thread_local bool allocation_refused = false;
+
+/// @return null if this thread gets no more.
+inline void* allocate(std::size_t size) noexcept {
+  if (allocations_left == 0) {
+    allocation_refused = true;
+    return nullptr;
+  }
+  allocations_left -= std::size_t{allocations_left != unlimited_allocations};
+  return std::malloc(size == 0 ? 1 : size);
+}
+
+}  // namespace kvferry::test
