@@ -4,19 +4,11 @@
 #
 #   python/test.sh [--installed PREFIX] [PYTEST ARGUMENT...]
 #
-# --installed: the extension is built on the kvferry that is installed there, instead of compiling the library again.
+# --installed: see python/build_options.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-. scripts/debian_packages.sh
-kvferry_ensure_packages python
-
-options=("-Cbuild-dir=build/python")
-if [[ ${1-} == --installed ]]; then
-  options=("-Cbuild-dir=build/python-on-installed" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
-    -Ccmake.define.KVFERRY_PYTHON_USE_INSTALLED=ON)
-  shift 2
-fi
+. python/build_options.sh
 
 environment=build/python-environment
 python=${PYTHON:-python3}

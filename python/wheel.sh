@@ -4,19 +4,11 @@
 #
 #   python/wheel.sh [--installed PREFIX] [FOLDER]     FOLDER: where the wheel is kept, build/wheel by default
 #
-# --installed: as for python/test.sh. The wheel is for this Python, and for systems whose C library is no older than this one's.
+# --installed: see python/build_options.sh. The wheel is for this Python, and for systems whose C library is no older than this one's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-. scripts/debian_packages.sh
-kvferry_ensure_packages python
-
-options=("-Cbuild-dir=build/python")
-if [[ ${1-} == --installed ]]; then
-  options=("-Cbuild-dir=build/python-on-installed" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
-    -Ccmake.define.KVFERRY_PYTHON_USE_INSTALLED=ON)
-  shift 2
-fi
+. python/build_options.sh
 folder=${1-build/wheel}
 
 scratch=$(mktemp -d)
