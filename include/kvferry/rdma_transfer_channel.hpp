@@ -111,8 +111,8 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
   /// removed later (`Capabilities::region_changes`).
   /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::not_supported` (checksums),
   /// `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
-  /// memory that can't be registered; ENODEV if there is no active device, no such port or partition; EOPNOTSUPP for a
-  /// device that isn't InfiniBand or RoCE. The sentence names it.
+  /// memory that can't be registered; ENODEV if there is no device, or none that is active; EINVAL if there is none of
+  /// a name that is given, no such port or partition; EOPNOTSUPP for a device that isn't InfiniBand or RoCE. The sentence names it.
   explicit RdmaTransferChannel(RdmaOptions options);
   ~RdmaTransferChannel() override;
 

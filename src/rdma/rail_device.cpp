@@ -53,7 +53,8 @@ ContextPtr open_device(const std::string& name) {
     }
     known += std::string(known.empty() ? "" : ", ") + ibv_get_device_name(device);
   }
-  throw TransferError(std::make_error_code(std::errc::no_such_device),
+  // A host without any lacks RDMA; on another one the name is wrong.
+  throw TransferError(std::make_error_code(known.empty() ? std::errc::no_such_device : std::errc::invalid_argument),
                       "no RDMA device '" + name + "', there " + (known.empty() ? "is none" : "are: " + known));
 }
 
@@ -170,7 +171,7 @@ RailDevice::RailDevice(RdmaRail rail, std::string preferred_host, std::span<cons
     throw TransferError(verbs_error(result), "RDMA device '" + rail_.device + "' says nothing of itself");
   }
   if (rail_.port == 0 || rail_.port > limits_.phys_port_cnt) {
-    throw TransferError(std::make_error_code(std::errc::no_such_device),
+    throw TransferError(std::make_error_code(std::errc::invalid_argument),
                         "RDMA device '" + rail_.device + "' has no port " + std::to_string(rail_.port) + " but " +
                             std::to_string(limits_.phys_port_cnt));
   }
@@ -275,7 +276,7 @@ std::uint16_t RailDevice::partition_index() const {
   }
   const auto index = find_partition(table, *rail_.partition_key);
   if (!index) {
-    throw TransferError(std::make_error_code(std::errc::no_such_device),
+    throw TransferError(std::make_error_code(std::errc::invalid_argument),
                         "RDMA device '" + rail_.device + "', port " + std::to_string(rail_.port) +
                             ": no partition of key " + as_hex(*rail_.partition_key) + ", there are: " + known);
   }
