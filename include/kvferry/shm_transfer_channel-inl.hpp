@@ -13,6 +13,7 @@
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/make_dial.hpp>
 #include <kvferry/kit/stream_protocol.hpp>
+#include <kvferry/shm/awaited_meetings.hpp>
 #include <kvferry/shm/meeting.hpp>
 #include <kvferry/tcp/system_code.hpp>
 
@@ -44,11 +45,22 @@ template <class... Arguments>
   }
 }
 
+KVFERRY_INLINE void end_when_abandoned(kit::LinkHost& host, const std::shared_ptr<Meeting>& meeting,
+                                       const asio::any_io_executor& executor) {
+  host.when_abandoned([weak = std::weak_ptr(meeting), executor] {
+    if (auto abandoned = weak.lock()) {
+      asio::post(executor, [abandoned] { abandoned->fail(errc::cancelled, "it isn't wanted any more"); });
+    }
+  });
+}
+
 }  // namespace internal
 }  // namespace shm
 
 class ShmTransferChannel::Impl {
  public:
+  std::shared_ptr<shm::AwaitedMeetings> awaited =
+      std::make_shared<shm::AwaitedMeetings>(shm::AwaitedMeetings::most_of_process());
   std::shared_ptr<kit::Attempts<shm::Meeting>> meetings = std::make_shared<kit::Attempts<shm::Meeting>>();
   std::shared_ptr<tcp::TrafficOfLanes> traffic = std::make_shared<tcp::TrafficOfLanes>();
   std::shared_ptr<tcp::LaneTraffic> memory_traffic = std::make_shared<tcp::LaneTraffic>();
@@ -144,8 +156,9 @@ KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::st
       throw TransferError(error.code(), who + " has gone, or is on another host or in another network namespace: " +
                                             error.code().message());
     }
-    shm::meet(executor, options, std::move(host), std::move(socket), false, endpoint, std::move(on_link))
-        ->begin(*meetings, deadline);
+    const auto meeting = shm::meet(executor, options, host, std::move(socket), false, endpoint, std::move(on_link));
+    shm::end_when_abandoned(*host, meeting, executor);
+    meeting->begin(*meetings, deadline);
   });
 }
 
@@ -153,16 +166,18 @@ KVFERRY_INLINE Bytes ShmTransferChannel::accept(std::shared_ptr<kit::LinkHost> h
                                                 kit::Clock::time_point deadline, kit::LinkHandler on_link) {
   const shm::AcceptEndpoint endpoint{random_bytes(shm::name_bytes), random_bytes(secret_bytes),
                                      random_bytes(secret_bytes)};
+  auto settled = [place = impl_->awaited->enter(host->peer().source), on_link = std::move(on_link)](
+                     std::error_code ec, std::shared_ptr<kit::Link> link, std::string diagnostic) {
+    on_link(ec, std::move(link), std::move(diagnostic));
+  };
   const auto meeting = shm::meet(get_executor(), impl_->options, host, shm::listen_at(endpoint.name), true, endpoint,
-                                 std::move(on_link));
-  host->when_abandoned([weak = std::weak_ptr(meeting), executor = get_executor()] {
-    if (auto abandoned = weak.lock()) {
-      asio::post(executor, [abandoned] { abandoned->fail(errc::cancelled, "a newer attempt took its place"); });
-    }
-  });
+                                 std::move(settled));
+  shm::end_when_abandoned(*host, meeting, get_executor());
   meeting->begin(*impl_->meetings, deadline);
   return kit::encode_endpoint(endpoint);
 }
+
+KVFERRY_INLINE bool ShmTransferChannel::leaves_host_in_the_clear() const noexcept { return false; }
 
 KVFERRY_INLINE void ShmTransferChannel::stop_listening() {
   impl_->meetings->close([](shm::Meeting& meeting) { meeting.fail(errc::closed, "the channel was closed"); });

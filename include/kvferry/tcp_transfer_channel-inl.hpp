@@ -95,8 +95,13 @@ class TcpDial final : public kit::Dial {
       asio::post(executor_, [why, on_link = std::move(on_link)] { on_link(errc::handshake_failed, nullptr, why); });
       return;
     }
-    auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, std::move(host), std::move(endpoint), lookups_,
-                                                    std::move(on_link));
+    auto dialer =
+        std::make_shared<tcp::DataDialer>(executor_, options_, host, std::move(endpoint), lookups_, std::move(on_link));
+    host->when_abandoned([weak = std::weak_ptr(dialer), executor = executor_] {
+      if (auto abandoned = weak.lock()) {
+        asio::post(executor, [abandoned] { abandoned->fail(errc::cancelled, "it isn't wanted any more"); });
+      }
+    });
     if (dialers_->add(dialer)) {
       dialer->dial(deadline);
     } else {
@@ -282,6 +287,10 @@ KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> h
     endpoint.port = impl_->advertised_data.port;
   }
   return kit::encode_endpoint(endpoint);
+}
+
+KVFERRY_INLINE bool TcpTransferChannel::leaves_host_in_the_clear() const noexcept {
+  return impl_->link_options.tls == nullptr;
 }
 
 KVFERRY_INLINE void TcpTransferChannel::stop_listening() {

@@ -125,6 +125,7 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] std::unique_ptr<kit::Dial> dial(const std::string& peer_id) override;
   [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
+  [[nodiscard]] bool leaves_host_in_the_clear() const noexcept override;
   void stop_listening() override;
   void register_region(const LocalRegion& region) override;
 

@@ -35,6 +35,17 @@ struct Failure {
   }
 }
 
+/// As which of kvferry's own codes a refusal travels: the numbers of other categories mean nothing to a peer.
+[[nodiscard]] inline errc code_for_peer(const std::error_code& cause) {
+  if (cause.category() == error_category()) {
+    return static_cast<errc>(cause.value());
+  }
+  if (cause == condition::peer_failed) {
+    return errc::connection_lost;
+  }
+  return cause == condition::retryable ? errc::resource_limit : errc::handshake_failed;
+}
+
 }  // namespace kvferry::kit
 
 #endif  // KVFERRY_KIT_FAILURE_HPP

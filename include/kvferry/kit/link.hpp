@@ -181,11 +181,15 @@ class KVFERRY_EXPORT LinkHost {
   virtual void give_back_memory(std::size_t bytes) noexcept { (void)bytes; }
   /// So many objects have landed here with other bytes than their checksums say. Thread-safe.
   virtual void checksums_differed(std::size_t objects) noexcept { (void)objects; }
-  /// Has `drop` called once if what is being accepted for this host is no longer wanted, because a newer attempt has taken
-  /// its place; at once if that has happened already. `drop` frees what waits for the peer; it may be called with locks of
-  /// the channel held and must not call into it. Afterwards the `LinkHandler` needn't be called any more.
+  /// Has `drop` called once if what is being dialed or accepted for this host is no longer wanted, because a newer attempt
+  /// has taken its place, say, or nobody wants the peer any more; at once if that has happened already. `drop` frees what
+  /// waits for the peer; it may be called with locks of the channel held and must not call into it. Afterwards the
+  /// `LinkHandler` needn't be called any more.
   // NOLINTNEXTLINE(performance-unnecessary-value-param)
   virtual void when_abandoned(std::function<void()> drop) { (void)drop; }
+  /// For who goes on with an attempt later: as long as it is held, `close()` waits. To be held while a transport is
+  /// called, and not by what waits for the network. @return null if the channel is closed: no transport is to be called.
+  [[nodiscard]] virtual std::shared_ptr<void> stay() { return {std::shared_ptr<void>(), this}; }
   /// Calls `done` when the writes to this peer that this channel had started by now have ended, wherever they are: on
   /// this link, on their way to it, or waiting for one. What a peer's fence waits for. `done` may be called within the
   /// call, from any thread, with locks of the channel's held.

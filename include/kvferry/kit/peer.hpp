@@ -62,8 +62,8 @@ struct PeerDirectory::Attempt {
   std::string url;  ///< Where it leads to, or where the peer says that it answers.
   Instance instance;
   bool known = false;  ///< The peer is the one that was connected before.
-  std::shared_ptr<Host> acceptance;  ///< For whom the transport awaits the peer's connections.
-  std::string slot;                  ///< That it has among the attempts of strangers.
+  std::shared_ptr<Host> host;  ///< For whom the transport awaits the peer's connections, or makes its own.
+  std::string slot;            ///< That it has among the attempts of strangers.
   Clock::time_point fenced_until =
       Clock::time_point::min();               ///< By the peer: writes that were started here until then.
   std::vector<std::shared_ptr<void>> fences;  ///< Held for as long as fences of this side wait for its end.
@@ -213,9 +213,10 @@ class PeerDirectory::Host final : public LinkHost {
     }
   }
 
+  [[nodiscard]] std::shared_ptr<void> stay() override;
   void when_abandoned(std::function<void()> drop) override { abandonment_.when_abandoned(std::move(drop)); }
   void abandon() { abandonment_.abandon(); }
-  /// The accepted connection is used, and can't be abandoned any more.
+  /// The connection is used, and can't be abandoned any more.
   void keep() { abandonment_.keep(); }
 
   [[nodiscard]] std::shared_ptr<const PeerDescription> description() const { return peer_; }
@@ -272,6 +273,11 @@ class PeerDirectory::Visit {
   std::shared_ptr<PeerDirectory> left_;  ///< Not to be let go while its mutex is held.
   std::optional<Stay> stay_;
 };
+
+inline std::shared_ptr<void> PeerDirectory::Host::stay() {
+  auto visit = std::make_shared<Visit>(directory_);
+  return *visit ? visit : nullptr;
+}
 
 }  // namespace kvferry::kit
 

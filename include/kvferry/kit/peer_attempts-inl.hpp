@@ -23,17 +23,6 @@ inline namespace internal {
 /// get through.
 inline constexpr std::chrono::milliseconds patience_with_the_other{250};
 
-/// As which of kvferry's own codes a refusal travels: the numbers of other categories mean nothing to a peer.
-KVFERRY_INLINE errc code_for_peer(const std::error_code& cause) {
-  if (cause.category() == error_category()) {
-    return static_cast<errc>(cause.value());
-  }
-  if (cause == condition::peer_failed) {
-    return errc::connection_lost;
-  }
-  return cause == condition::retryable ? errc::resource_limit : errc::handshake_failed;
-}
-
 KVFERRY_INLINE std::uint64_t milliseconds_until(Clock::time_point deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
   return static_cast<std::uint64_t>(std::max(left, std::chrono::milliseconds::zero()).count());
@@ -83,8 +72,8 @@ KVFERRY_INLINE void PeerDirectory::end_attempt(Attempt& attempt) {
   if (!attempt.slot.empty()) {
     slots_.leave(attempt.slot);
   }
-  if (attempt.acceptance) {
-    attempt.acceptance->abandon();
+  if (attempt.host) {
+    attempt.host->abandon();
   }
   attempt = {};
 }
@@ -297,6 +286,7 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
   PeerDescription described{peer_id, answer.incarnation, answered.url, reached_address, {}};
   read_regions(answer, described);
   auto host = std::make_shared<Host>(*this, std::move(described), answered.told_regions);
+  answered.host = host;
   const auto dial = answered.dial;
   const auto deadline = answered.deadline;
   lock.unlock();
@@ -412,7 +402,7 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   PeerDescription described{question.sender_id, question.incarnation, told_url, {}, {}, source};
   read_regions(question, described);
   const auto host = std::make_shared<Host>(*this, std::move(described), told_regions);
-  attempt.acceptance = host;
+  attempt.host = host;
   std::optional<std::string> displaced;
   std::uint64_t displaced_number = 0;
   if (!peer.description && !peer.named && &attempt == &peer.attempt) {
@@ -602,8 +592,8 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       if (!peer->description) {
         peer->acknowledged_instance = peer->instances;
       }
-      if (const auto acceptance = std::exchange(attempt->acceptance, nullptr)) {
-        acceptance->keep();
+      if (const auto used = std::exchange(attempt->host, nullptr)) {
+        used->keep();
       }
       peer->fenced_until = std::max(peer->fenced_until, attempt->fenced_until);
       peer->instance = std::move(attempt->instance);

@@ -38,6 +38,11 @@ class Road {
   /// @param channel made with `ChannelOptions::road_of`.
   explicit Road(std::unique_ptr<TransferChannelKit> channel) : channel_(std::move(channel)) {}
 
+  /// Otherwise whoever made the channel has left out what makes it a road.
+  [[nodiscard]] bool is_of(const std::shared_ptr<const RoadOf>& whole) const noexcept {
+    return channel_->options().road_of == whole;
+  }
+  [[nodiscard]] bool leaves_host_in_the_clear() const noexcept { return channel_->leaves_host_in_the_clear(); }
   [[nodiscard]] Capabilities capabilities() const noexcept { return channel_->capabilities(); }
   [[nodiscard]] std::vector<PathStats> paths() const { return channel_->stats().paths; }
 

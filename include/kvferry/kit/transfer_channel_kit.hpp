@@ -93,6 +93,10 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   [[nodiscard]] virtual Bytes accept(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint,
                                      Clock::time_point deadline, LinkHandler on_link) = 0;
 
+  /// Whether what it moves leaves this host, and nothing encrypts it on the way. Constant once the channel is made. Among
+  /// several transports, one that does isn't used with a keyring: see `AutoOptions::allow_unencrypted`.
+  [[nodiscard]] virtual bool leaves_host_in_the_clear() const noexcept { return true; }
+
   /// Called once by `close()` after all links are shut: stop listening for data.
   virtual void stop_listening() {}
 
