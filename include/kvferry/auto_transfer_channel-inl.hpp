@@ -5,8 +5,9 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
+#include <chrono>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include <kvferry/auto/own_roads.hpp>
@@ -52,11 +53,15 @@ KVFERRY_INLINE void check_names(const std::vector<AutoRoad>& given, const std::v
 }
 
 /// Whether it says that the host doesn't have the transport, rather than that the options are wrong.
-KVFERRY_INLINE bool is_missing(const std::error_code& cause) {
+KVFERRY_INLINE bool is_missing(const std::error_code& cause, const ChannelOptions& options) {
   constexpr std::array missing{std::errc::no_such_device, std::errc::operation_not_supported,
                                std::errc::function_not_supported, std::errc::network_down,
                                std::errc::not_enough_memory};
-  return cause == errc::not_supported ||
+  // Some transports can't reach memory of a dma-buf, which is for the others then.
+  const bool unreachable =
+      cause == errc::not_supported &&
+      std::ranges::any_of(options.regions, [](const MemoryRegion& region) { return region.dmabuf_fd != -1; });
+  return unreachable ||
          std::ranges::any_of(missing, [&](std::errc one) { return cause == std::make_error_condition(one); });
 }
 
@@ -73,13 +78,40 @@ KVFERRY_INLINE Capabilities common(const Capabilities& one, const Capabilities& 
           .max_notification_bytes = std::min(one.max_notification_bytes, other.max_notification_bytes)};
 }
 
+[[noreturn]] KVFERRY_INLINE void refuse_road(const std::string& name, const std::string& why) {
+  throw TransferError(std::make_error_code(std::errc::invalid_argument), "the road " + in_quotes(name) + " " + why);
+}
+
+KVFERRY_INLINE bool same_memory(const std::vector<MemoryRegion>& one, const std::vector<MemoryRegion>& other) {
+  return std::ranges::equal(one, other, [](const MemoryRegion& left, const MemoryRegion& right) {
+    return left.data == right.data && left.size == right.size;
+  });
+}
+
 }  // namespace internal
 }  // namespace roads
+
+KVFERRY_INLINE void check_options_of_road(const std::string& name, const ChannelOptions& own,
+                                          const ChannelOptions& common) {
+  const auto check = [&](bool lost, const char* field) {
+    if (lost) {
+      roads::refuse_road(name, std::string("has a ChannelOptions::") + field +
+                                   " of its own, which isn't the AutoTransferChannel's: that of the latter is used");
+    }
+  };
+  check(own.keyring && own.keyring != common.keyring, "keyring");
+  check(own.checksums && !common.checksums, "checksums");
+  check(!own.regions.empty() && !roads::same_memory(own.regions, common.regions), "regions");
+  check(own.executor && own.executor != common.executor, "executor");
+  check(!own.peer_init_url.empty() && own.peer_init_url != common.peer_init_url, "peer_init_url");
+  check(own.log_sink && !common.log_sink, "log_sink");
+}
 
 class AutoTransferChannel::Impl {
  public:
   /// @param common the options of each road.
-  void open(const std::vector<AutoRoad>& given, const std::vector<std::string>& required,
+  /// @param allow_unencrypted in spite of a keyring.
+  void open(const std::vector<AutoRoad>& given, const std::vector<std::string>& required, bool allow_unencrypted,
             const ChannelOptions& common) {
     roads::Reasons reasons;
     std::optional<Capabilities> all;
@@ -93,17 +125,24 @@ class AutoTransferChannel::Impl {
       try {
         auto channel = one.make ? one.make(common) : nullptr;
         if (!channel) {
-          throw TransferError(std::make_error_code(std::errc::invalid_argument),
-                              "the road " + in_quotes(one.name) + " makes no channel");
+          roads::refuse_road(one.name, "makes no channel");
         }
         all_roads.push_back(std::make_unique<kit::Road>(std::move(channel)));
         own.road = all_roads.back().get();
+        if (!own.road->is_of(common.road_of)) {
+          roads::refuse_road(one.name, "makes a channel of other options than AutoRoad::make gets");
+        }
+        if (common.keyring && !allow_unencrypted && !one.within_host && own.road->leaves_host_in_the_clear()) {
+          roads::refuse_road(one.name,
+                             "moves pages off this host unencrypted, and there is a keyring; "
+                             "AutoOptions::allow_unencrypted would allow it");
+        }
       } catch (const std::system_error& error) {
-        if (!roads::is_missing(error.code())) {
+        if (!roads::is_missing(error.code(), common)) {
           throw;
         }
         own.why = escaped(error.what(), 300);
-        reasons.add(own.name, {error.code(), own.why});
+        reasons.add(own.name, {error.code(), own.why}, roads::Reasons::Kind::missing);
         own_roads->logger->log(LogLevel::warning, "road_unavailable", {}, error.code(),
                                [&] { return "no road " + own.name + ": " + own.why; });
         continue;
@@ -129,14 +168,18 @@ KVFERRY_INLINE AutoTransferChannel::AutoTransferChannel(AutoOptions options)
     : TransferChannelKit(options), impl_(std::make_shared<Impl>()) {
   try {
     const std::vector<AutoRoad> given = options.roads.empty() ? default_roads() : std::move(options.roads);
-    roads::check_names(given, options.require);
+    const std::vector<std::string> required = std::move(options.require);
+    roads::check_names(given, required);
     logger()->set_transport(transport());
     impl_->own_roads->logger = logger();
     impl_->own_roads->host = roads::name_of_host();
+    impl_->own_roads->patience = std::clamp<std::chrono::milliseconds>(
+        options.road_timeout, std::chrono::milliseconds(1), std::chrono::hours(1));
+    const bool allow_unencrypted = options.allow_unencrypted;
     ChannelOptions common = std::move(options);
     common.executor = get_executor();
     common.road_of = std::make_shared<const kit::RoadOf>(kit::RoadOf{incarnation(), logger(), refusals(), poller()});
-    impl_->open(given, options.require, common);
+    impl_->open(given, required, allow_unencrypted, common);
     start();
   } catch (...) {
     // What the roads listen with keeps the I/O threads busy.
@@ -166,6 +209,7 @@ KVFERRY_INLINE Capabilities AutoTransferChannel::capabilities() const noexcept {
 KVFERRY_INLINE ChannelStats AutoTransferChannel::stats() const {
   ChannelStats stats = TransferChannelKit::stats();
   for (const roads::OwnRoad& own : impl_->own_roads->roads) {
+    stats.roads.push_back({own.name, own.counters->taken, own.counters->fallbacks});
     if (own.road) {
       for (PathStats& path : own.road->paths()) {
         stats.paths.push_back({own.name + " " + path.name, path.bytes_out, path.bytes_in});
@@ -179,14 +223,18 @@ KVFERRY_INLINE std::unique_ptr<kit::Dial> AutoTransferChannel::dial(const std::s
   return std::make_unique<roads::RoadDial>(impl_->own_roads, peer_id);
 }
 
-/// A transport that has threads of its own for what may take its time has the whole answer there.
+/// A transport that has threads of its own for what may take its time has the whole answer there. One such decides whether
+/// there is room: what another said once the call is over, nobody would hear.
 KVFERRY_INLINE bool AutoTransferChannel::run_accept(const std::string& source, std::size_t bytes,
                                                     std::function<void()> answer) {
-  const auto taken = std::make_shared<std::atomic<bool>>(true);
+  const auto taken = std::make_shared<bool>(true);
   for (const roads::OwnRoad& own : impl_->own_roads->roads) {
     if (own.road) {
-      answer = [road = own.road, source, bytes, taken, answer = std::move(answer)] {
-        if (!road->run_accept(source, bytes, answer)) {
+      answer = [road = own.road, source, bytes, taken, caller = std::this_thread::get_id(),
+                answer = std::move(answer)] {
+        if (std::this_thread::get_id() != caller) {
+          answer();
+        } else if (!road->run_accept(source, bytes, answer)) {
           *taken = false;
         }
       };
@@ -236,6 +284,12 @@ KVFERRY_INLINE std::function<void(std::uint32_t)> AutoTransferChannel::region_fo
       }
     }
   };
+}
+
+KVFERRY_INLINE bool AutoTransferChannel::leaves_host_in_the_clear() const noexcept {
+  return std::ranges::any_of(impl_->own_roads->roads, [](const roads::OwnRoad& own) {
+    return own.road && !own.within_host && own.road->leaves_host_in_the_clear();
+  });
 }
 
 KVFERRY_INLINE void AutoTransferChannel::stop_listening() {

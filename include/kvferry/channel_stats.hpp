@@ -68,6 +68,14 @@ struct PathStats {
   std::uint64_t bytes_in = 0;
 };
 
+/// Counts the connections over one road of an `AutoTransferChannel`.
+struct RoadStats {
+  std::string name;
+  std::uint64_t taken = 0;  ///< Connections, asked for by either side.
+  /// How many of them for want of a better road, for another reason than that the peer is on another host.
+  std::uint64_t fallbacks = 0;
+};
+
 /// How often something ended with the same error.
 struct CauseCount {
   std::error_code cause;
@@ -115,6 +123,7 @@ struct ChannelStats {
   std::size_t pending_notifications = 0;  ///< That wait for `receive_notification`.
   std::array<TransferStats, 4> transfers;  ///< By `TransferKind`.
   std::vector<PathStats> paths;
+  std::vector<RoadStats> roads;  ///< Of an `AutoTransferChannel`, the best first.
   /// Further labels of the Prometheus text, for programs with several channels. `stats()` leaves them out.
   std::map<std::string, std::string> labels;
 

@@ -139,6 +139,14 @@ nb::dict to_python(const ChannelStats& stats) {
     entry["bytes_in"] = path.bytes_in;
     paths.append(entry);
   }
+  nb::list roads;
+  for (const RoadStats& road : stats.roads) {
+    nb::dict entry;
+    entry["name"] = road.name;
+    entry["taken"] = road.taken;
+    entry["fallbacks"] = road.fallbacks;
+    roads.append(entry);
+  }
 
   nb::dict result;
   result["transport"] = stats.transport;
@@ -152,6 +160,7 @@ nb::dict to_python(const ChannelStats& stats) {
   result["peers"] = peers;
   result["transfers"] = transfers;
   result["paths"] = paths;
+  result["roads"] = roads;
   return result;
 }
 

@@ -5,14 +5,20 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include <asio/use_future.hpp>
+
 #include <kvferry/auto_transfer_channel.hpp>
+#include <kvferry/error.hpp>
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/testing/patterns.hpp>
 
 #include "mortal_channel.hpp"
@@ -31,8 +37,15 @@ inline const std::vector<std::uint64_t> all_pages{0, 1, 2, 3};
 
 [[nodiscard]] inline AutoRoad shm() { return AutoTransferChannel::default_roads().at(0); }
 [[nodiscard]] inline AutoRoad tcp() { return AutoTransferChannel::default_roads().at(1); }
+[[nodiscard]] inline AutoRoad tcp_named(std::string name) {
+  return road<TcpTransferChannel>(std::move(name), TcpOptions());
+}
 [[nodiscard]] inline AutoRoad mortal_shm(std::shared_ptr<Fate> fate) {
   return mortal_road<ShmTransferChannel, ShmOptions>("shm", std::move(fate), true);
+}
+
+[[nodiscard]] inline AutoRoad mortal_tcp(std::string name, std::shared_ptr<Fate> fate) {
+  return mortal_road<TcpTransferChannel, TcpOptions>(std::move(name), std::move(fate));
 }
 
 [[nodiscard]] inline AutoOptions with(std::vector<AutoRoad> given, std::vector<std::string> required = {}) {
@@ -63,6 +76,9 @@ struct Node {
     std::error_code ec;
     (void)channel->lazy_init_peer_connection("a", "b", to.channel->peer_init_url(), {}, {timeout, diagnostic}, ec);
     return ec;
+  }
+  [[nodiscard]] std::future<std::optional<SideMessage>> begin_connect(const Node& to) {
+    return channel->async_lazy_init_peer_connection("a", "b", to.channel->peer_init_url(), {}, {}, asio::use_future);
   }
   [[nodiscard]] MutableBuffer at(std::size_t index) { return {memory.data() + index * page, page}; }
   /// Writes pages with the patterns of seeds from this one on.
@@ -102,5 +118,28 @@ struct Node {
   std::vector<std::byte> memory;
   std::optional<AutoTransferChannel> channel;
 };
+
+/// What a constructor throws.
+[[nodiscard]] inline kit::Failure failure_of(AutoOptions options) {
+  try {
+    const Node node(std::move(options));
+  } catch (const TransferError& error) {
+    return {error.code(), error.what()};
+  }
+  return {};
+}
+
+/// Not for ever. @return whether it came to be so.
+template <class Condition>
+[[nodiscard]] bool comes_true(Condition condition) {
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() >= until) {
+      return false;
+    }
+    std::this_thread::yield();
+  }
+  return true;
+}
 
 }  // namespace kvferry::roads::testing

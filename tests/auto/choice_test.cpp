@@ -2,6 +2,8 @@
 // Which road is taken, what is said of it, and what isn't done in its place.
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -16,7 +18,6 @@
 #include <kvferry/error.hpp>
 #include <kvferry/keyring.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
-#include <kvferry/kit/failure.hpp>
 
 #include "auto_node.hpp"
 #include "tcp/protocol_harness.hpp"
@@ -25,16 +26,6 @@ namespace kvferry::inline KVFERRY_ABI::roads::testing {
 namespace {
 
 using std::chrono::milliseconds;
-
-/// What a constructor throws.
-[[nodiscard]] kit::Failure failure_of(AutoOptions options) {
-  try {
-    const Node node(std::move(options));
-  } catch (const TransferError& error) {
-    return {error.code(), error.what()};
-  }
-  return {};
-}
 
 TEST(AutoChoice, TheFirstThatBothHaveCarriesEverything) {
   Node b;
@@ -112,13 +103,6 @@ TEST(AutoChoice, ARoadThatThisHostDoesNotHaveIsLeftOutAndSaidSo) {
   EXPECT_TRUE(has(failure_of(with({missing})).sentence, "no warp drive here"));
 }
 
-TEST(AutoChoice, ARoadWhoseOptionsAreWrongIsNotLeftOut) {
-  TcpOptions wrong;
-  wrong.congestion_control = "no-such-thing";
-  EXPECT_EQ(failure_of(with({shm(), road<TcpTransferChannel>("tcp", wrong)})).code,
-            std::errc::no_such_file_or_directory);
-}
-
 TEST(AutoChoice, NamesAreChecked) {
   const auto invalid = std::make_error_code(std::errc::invalid_argument);
   EXPECT_EQ(failure_of(with({tcp(), tcp()})).code, invalid);
@@ -190,21 +174,8 @@ TEST(AutoChoice, KeysSecureTheOneHandshakeOfAllRoads) {
   EXPECT_EQ(stranger.connect(b, nullptr, milliseconds(5000)), errc::authentication_failed);
 }
 
-TEST(AutoChoice, OverTcpKeysEncryptThePages) {
-  const KeyPair keys = make_key_pair();
-  AutoOptions options;
-  options.require = {"tcp"};
-  options.keyring =
-      std::make_shared<Keyring>(keys, std::vector<PeerKey>{{std::string(PeerKey::any_id), keys.public_key}});
-  Node b(options);
-  Node a(std::move(options));
-  ASSERT_FALSE(a.connect(b));
-  EXPECT_NE(a.path_to("b").find("TLS 1.3 "), std::string::npos) << a.path_to("b");
-  EXPECT_FALSE(a.write(1));
-  EXPECT_TRUE(b.holds(1));
-}
-
-/// A transport that answers attempts where it may take its time, or has no room for them.
+/// A transport that answers attempts where it may take its time, or has no room for them. There is one of each number.
+template <int number>
 class Elsewhere : public TcpTransferChannel {
  public:
   using TcpTransferChannel::TcpTransferChannel;
@@ -231,15 +202,27 @@ class Elsewhere : public TcpTransferChannel {
 };
 
 TEST(AutoChoice, AnswersAreMadeWhereARoadTakesItsTime) {
-  Node b(with({shm(), road<Elsewhere>("tcp", TcpOptions())}));
+  Node b(with({shm(), road<Elsewhere<0>>("tcp", TcpOptions())}));
   Node a;
   ASSERT_FALSE(a.connect(b));
   EXPECT_FALSE(a.write(1));
   EXPECT_TRUE(b.holds(1));
   a.channel->disconnect("b");
-  Elsewhere::has_room = false;
+  Elsewhere<0>::has_room = false;
   EXPECT_EQ(a.connect(b), errc::resource_limit);
-  Elsewhere::has_room = true;
+  Elsewhere<0>::has_room = true;
+}
+
+TEST(AutoChoice, OneOfThemDecidesWhetherThereIsRoomForAnAnswer) {
+  Node b(with({road<Elsewhere<0>>("one", TcpOptions()), road<Elsewhere<1>>("two", TcpOptions())}));
+  Node a(with({tcp_named("one"), tcp_named("two")}));
+  Elsewhere<0>::has_room = false;
+  EXPECT_FALSE(a.connect(b)) << "two has it on a thread of its own already";
+  a.channel->disconnect("b");
+  Elsewhere<1>::has_room = false;
+  EXPECT_EQ(a.connect(b), errc::resource_limit);
+  Elsewhere<0>::has_room = true;
+  Elsewhere<1>::has_room = true;
 }
 
 /// With its hooks, to hear what it would say to peers elsewhere.
@@ -289,6 +272,37 @@ TEST(AutoHosts, ARoadWithinAHostIsNotTakenToAnother) {
   EXPECT_EQ(failure.code, errc::no_path);
   EXPECT_TRUE(has(failure.sentence, "not shm: the peer is on another host; not tcp: the peer doesn't offer it"))
       << failure.sentence;
+}
+
+/// Who says that it is on this host, and doesn't come, has no more than a part of the descriptors.
+TEST(AutoHosts, SocketsWithinTheHostAreBounded) {
+  rlimit before{};
+  ::getrlimit(RLIMIT_NOFILE, &before);
+  rlimit few = before;
+  few.rlim_cur = 256;
+  ::setrlimit(RLIMIT_NOFILE, &few);
+  AutoOptions options;
+  options.peer_init_url = "tcp://127.0.0.1:0";
+  Open channel(std::move(options));
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  const auto ignore = [](std::error_code, const std::shared_ptr<kit::Link>&, const std::string&) {};
+  const auto question = channel.dial("b")->local_endpoint();
+  std::vector<std::shared_ptr<tcp::testing::Host>> hosts;
+  const auto ask = [&] {
+    hosts.push_back(std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{}));
+    std::error_code ec;
+    auto answer = kit::decode_endpoint<RoadOffers>(
+        channel.accept(hosts.back(), question, kit::Clock::now() + long_enough, ignore), ec);
+    EXPECT_FALSE(ec);
+    return answer.roads.at(0);
+  };
+  for (int i = 0; i < 24; ++i) {
+    ASSERT_TRUE(ask().why.empty()) << i;
+  }
+  const RoadOffer last = ask();
+  EXPECT_EQ(last.name, "shm");
+  EXPECT_TRUE(has(last.why, "24 connections are awaited of one address")) << last.why;
+  EXPECT_EQ(last.failure().code, errc::resource_limit);
 }
 
 TEST(AutoHosts, SenselessRoadsAreRefused) {

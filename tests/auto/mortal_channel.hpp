@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -58,25 +60,41 @@ class Fate {
   /// An attempt that gets no answer.
   void wait(const asio::any_io_executor& executor, kit::Clock::time_point deadline, kit::LinkHandler on_link) {
     const auto timer = std::make_shared<asio::steady_timer>(executor, deadline);
-    timer->async_wait([timer, on_link = std::move(on_link)](std::error_code closed) {
-      on_link(closed ? errc::closed : errc::timed_out, nullptr, "nobody answered");
+    const auto cause = std::make_shared<std::atomic<errc>>(errc::timed_out);
+    timer->async_wait([timer, cause, on_link = std::move(on_link)](std::error_code) {
+      on_link(cause->load(), nullptr, "nobody answered");
     });
     const std::lock_guard lock(mutex_);
-    waiting_.push_back(timer);
+    waiting_.push_back({timer, cause});
   }
-  [[nodiscard]] bool waits() {
+  /// How many of these there are.
+  [[nodiscard]] std::size_t waiting() {
     const std::lock_guard lock(mutex_);
-    return !waiting_.empty();
+    return waiting_.size();
   }
-  /// Ends these.
-  void hang_up() {
+  /// Ends these, as the end of the channel does.
+  void hang_up() { end_waiting(errc::closed); }
+  /// Ends these, as the end of their time does.
+  void run_out_of_time() { end_waiting(errc::timed_out); }
+
+  /// What an attempt ends with while it is unreachable.
+  void refuse_with(std::error_code cause) {
     const std::lock_guard lock(mutex_);
-    for (const auto& weak : waiting_) {
-      if (const auto timer = weak.lock()) {
-        timer->cancel();
-      }
-    }
-    waiting_.clear();
+    refusal_ = cause;
+  }
+  [[nodiscard]] std::error_code refusal() {
+    const std::lock_guard lock(mutex_);
+    return refusal_;
+  }
+
+  /// How often a transport was told to connect.
+  [[nodiscard]] std::size_t connects() {
+    const std::lock_guard lock(mutex_);
+    return connects_;
+  }
+  void count_connect() {
+    const std::lock_guard lock(mutex_);
+    ++connects_;
   }
 
   [[nodiscard]] kit::LinkHandler noting(std::shared_ptr<kit::LinkHost> host, kit::LinkHandler on_link) {
@@ -96,11 +114,28 @@ class Fate {
     std::shared_ptr<kit::LinkHost> host;
     std::weak_ptr<kit::Link> link;
   };
+  struct Waiting {
+    std::weak_ptr<asio::steady_timer> timer;
+    std::shared_ptr<std::atomic<errc>> cause;
+  };
+
+  void end_waiting(errc cause) {
+    const std::lock_guard lock(mutex_);
+    for (const Waiting& one : waiting_) {
+      if (const auto timer = one.timer.lock()) {
+        *one.cause = cause;
+        timer->cancel();
+      }
+    }
+    waiting_.clear();
+  }
 
   std::mutex mutex_;
   State state_ = State::alive;
+  std::error_code refusal_ = std::make_error_code(std::errc::connection_refused);
+  std::size_t connects_ = 0;
   std::vector<Made> made_;
-  std::vector<std::weak_ptr<asio::steady_timer>> waiting_;
+  std::vector<Waiting> waiting_;
 };
 
 /// A transport that does as a `Fate` says: a program's own, as a road.
@@ -136,12 +171,13 @@ class MortalChannel : public Channel {
     [[nodiscard]] Bytes local_endpoint() override { return dial_->local_endpoint(); }
     void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
                  kit::LinkHandler on_link) override {
+      fate_->count_connect();
       if (fate_->state() == Fate::State::silent) {
         fate_->wait(executor_, deadline, std::move(on_link));
         return;
       }
       if (fate_->state() != Fate::State::alive) {
-        throw TransferError(std::make_error_code(std::errc::connection_refused), "nobody is there");
+        throw TransferError(fate_->refusal(), "nobody is there");
       }
       auto noting = fate_->noting(host, std::move(on_link));
       dial_->connect(std::move(host), remote_endpoint, deadline, std::move(noting));

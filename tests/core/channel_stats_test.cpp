@@ -114,6 +114,7 @@ ChannelStats some_stats() {
   writes.latency.counts[LatencyHistogram::bucket_count - 1] = 1;
   writes.latency.sum = 40'000'100'001ns;
   stats.paths = {{"lane 0", 2'700'000, 9'000}, {"lane 1", 0, 0}};
+  stats.roads = {{"shm", 4, 1}};
   return stats;
 }
 
@@ -157,6 +158,8 @@ TEST(Prometheus, ItsOwnClientReadsEveryNumber) {
            "counter kvferry_path_bytes_total {direction='out',path='lane 0',transport='tcp'} 2700000.0",
            "counter kvferry_path_bytes_total {direction='in',path='lane 0',transport='tcp'} 9000.0",
            "counter kvferry_path_bytes_total {direction='out',path='lane 1',transport='tcp'} 0.0",
+           "counter kvferry_road_connections_total {road='shm',transport='tcp'} 4.0",
+           "counter kvferry_road_fallbacks_total {road='shm',transport='tcp'} 1.0",
        }) {
     EXPECT_TRUE(samples.contains(sample)) << sample;
   }

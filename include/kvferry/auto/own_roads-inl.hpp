@@ -24,33 +24,45 @@ KVFERRY_INLINE std::string name_of_host() {
   return name;
 }
 
-KVFERRY_INLINE void Reasons::add(const std::string& road, const kit::Failure& failure, bool usual) {
+KVFERRY_INLINE void Reasons::add(const std::string& road, const kit::Failure& failure, Kind kind) {
   constexpr std::size_t longest = 300;
   const std::string why = failure.sentence.empty() ? failure.code.message() : failure.sentence;
   sentence_ += (sentence_.empty() ? "not " : "; not ") + road + ": " + escaped(why, longest);
-  last_ = failure.code;
-  usual_ = usual_ && usual;
+  usual_ = usual_ && kind == Kind::usual;
+  auto weight = kind == Kind::tried ? Weight::tried : kind == Kind::within_host ? Weight::within_host : Weight::none;
+  if (weight == Weight::tried && failure.code.category() == error_category() && failure.code != condition::retryable &&
+      failure.code != condition::cancelled) {
+    weight = Weight::lasting;
+  }
+  if (weight > weight_ || (weight == weight_ && weight == Weight::tried)) {
+    weight_ = weight;
+    code_ = failure.code;
+  }
 }
 
 KVFERRY_INLINE std::string Reasons::sentence() const { return sentence_; }
 
 KVFERRY_INLINE kit::Failure Reasons::failure(const std::string& peer_id) const {
-  const bool telling = last_ == errc::closed || last_ == errc::cancelled || last_ == errc::resource_limit ||
-                       (last_.category() == error_category() && last_ != condition::retryable);
-  return {telling ? last_ : make_error_code(errc::no_path), "no road to peer " + in_quotes(peer_id) + ": " + sentence_};
+  const bool telling = code_ == errc::timed_out || code_ == errc::resource_limit ||
+                       (code_.category() == error_category() && code_ != condition::retryable);
+  return {telling ? code_ : make_error_code(errc::no_path), "no road to peer " + in_quotes(peer_id) + ": " + sentence_};
 }
 
 KVFERRY_INLINE kit::Failure on_another_host() { return {errc::no_path, "the peer is on another host"}; }
 
 KVFERRY_INLINE kit::Failure not_offered() { return {errc::no_path, "the peer doesn't offer it"}; }
 
-KVFERRY_INLINE void say_why(const OwnRoads& roads, const std::string& peer_id, kit::Link& link,
-                            const std::string& taken, const Reasons& others) {
+KVFERRY_INLINE void say_why(const OwnRoads& roads, const std::string& peer_id, kit::Link& link, const OwnRoad& taken,
+                            const Reasons& others) {
   const std::string why = others.sentence();
-  const std::string name = link.path().starts_with(taken + " ") ? std::string() : "road " + taken;
+  const std::string name = link.path().starts_with(taken.name + " ") ? std::string() : "road " + taken.name;
   link.set_remark(name + (name.empty() || why.empty() ? "" : "; ") + why);
-  roads.logger->log(others.usual() ? LogLevel::info : LogLevel::warning, "path_chosen", peer_id, {},
-                    [&] { return "road " + taken + (why.empty() ? std::string() : "; " + why); });
+  ++taken.counters->taken;
+  taken.counters->fallbacks += others.usual() ? 0 : 1;
+  // With a cause the warnings have a rate of their own: none is left out because of many records that warn of nothing.
+  const std::error_code cause = others.usual() ? std::error_code() : make_error_code(errc::no_path);
+  roads.logger->log(others.usual() ? LogLevel::info : LogLevel::warning, "path_chosen", peer_id, cause,
+                    [&] { return "road " + taken.name + (why.empty() ? std::string() : "; " + why); });
 }
 
 }  // namespace kvferry::roads

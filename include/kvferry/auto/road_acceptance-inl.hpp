@@ -26,9 +26,10 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
       way.failure = {errc::no_path, own->why};
     } else if (own->within_host && !same_host) {
       way.failure = on_another_host();
-      way.usual = true;
+      way.kind = Reasons::Kind::usual;
     } else if (!offer.why.empty()) {
-      way.failure = {errc::no_path, offer.why};
+      way.failure = offer.failure();
+      way.kind = kind_of(*own, way.failure.code);
     } else {
       way.host = std::make_shared<RoadHost>(host_);
     }
@@ -64,9 +65,10 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
         const std::lock_guard lock(mutex_);
         --pending_;
         way.failure = kit::failure_being_handled();
+        way.kind = kind_of(*way.own, way.failure.code);
       }
     }
-    answer.roads.push_back({way.name, {}, way.failure.sentence});
+    answer.roads.push_back(not_offered(way.name, way.failure));
   }
   const std::lock_guard lock(mutex_);
   if (--pending_ == 0 && !over_) {
@@ -86,6 +88,7 @@ KVFERRY_INLINE void RoadAcceptance::ended(std::size_t way, const kit::Failure& f
     const bool made = !failure && link;
     if (!made) {
       ways_[way].failure = failure ? failure : kit::Failure{errc::no_path, "no connection was made"};
+      ways_[way].kind = kind_of(*ways_[way].own, ways_[way].failure.code);
     }
     --pending_;
     if (!over_ && (made || pending_ == 0)) {
@@ -112,7 +115,7 @@ KVFERRY_INLINE void RoadAcceptance::take(std::size_t way, const std::shared_ptr<
     const std::lock_guard lock(mutex_);
     others = reasons(way, ways_[way].own);
   }
-  say_why(*roads_, host_->peer().id, *link, ways_[way].name, others);
+  say_why(*roads_, host_->peer().id, *link, *ways_[way].own, others);
   ways_[way].host->take(*link);
   abandon_all_but(way);
   on_link({}, link, {});
@@ -134,13 +137,13 @@ KVFERRY_INLINE Reasons RoadAcceptance::reasons(std::size_t before, const OwnRoad
       break;
     }
     if (std::ranges::find(ways_, &own, &Way::own) == ways_.end()) {
-      reasons.add(own.name, not_offered());
+      reasons.add(own.name, not_offered(), Reasons::Kind::missing);
     }
   }
   for (std::size_t i = 0; i < before; ++i) {
     const Way& way = ways_[i];
     reasons.add(way.name, way.failure ? way.failure : kit::Failure{errc::no_path, "the peer did not come on it"},
-                way.usual);
+                way.kind);
   }
   return reasons;
 }

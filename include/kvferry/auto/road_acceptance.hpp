@@ -33,7 +33,7 @@ class RoadAcceptance : public std::enable_shared_from_this<RoadAcceptance> {
     const OwnRoad* own = nullptr;
     std::shared_ptr<RoadHost> host;  ///< Null if it isn't awaited there.
     kit::Failure failure;
-    bool usual = false;
+    Reasons::Kind kind = Reasons::Kind::missing;
   };
 
   void ended(std::size_t way, const kit::Failure& failure, std::shared_ptr<kit::Link> link);

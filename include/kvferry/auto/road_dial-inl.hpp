@@ -13,6 +13,44 @@
 
 namespace kvferry::inline KVFERRY_ABI::roads {
 
+inline namespace internal {
+
+/// Whether it may be that somebody on the way has made the road fail, to have another one taken: then none is. Two
+/// processes of one host that are of different users are no such case.
+KVFERRY_INLINE bool forbids_others(const OwnRoad& road, const std::error_code& cause) {
+  return !road.within_host && (cause == errc::authentication_failed || cause == errc::encryption_mismatch);
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE void RoadDial::Way::fail(kit::Failure cause) {
+  failure = std::move(cause);
+  kind = kind_of(*own, failure.code);
+}
+
+KVFERRY_INLINE bool RoadDial::Progress::go_to(std::shared_ptr<RoadHost> road) {
+  const std::lock_guard lock(mutex_);
+  current_ = std::move(road);
+  return !over_;
+}
+
+KVFERRY_INLINE bool RoadDial::Progress::is_over() {
+  const std::lock_guard lock(mutex_);
+  return over_;
+}
+
+KVFERRY_INLINE void RoadDial::Progress::abandon() {
+  std::shared_ptr<RoadHost> current;
+  {
+    const std::lock_guard lock(mutex_);
+    over_ = true;
+    current = std::move(current_);
+  }
+  if (current) {
+    current->abandon();
+  }
+}
+
 KVFERRY_INLINE RoadDial::RoadDial(std::shared_ptr<const OwnRoads> roads, const std::string& peer_id)
     : roads_(std::move(roads)) {
   bool any = false;
@@ -20,7 +58,7 @@ KVFERRY_INLINE RoadDial::RoadDial(std::shared_ptr<const OwnRoads> roads, const s
     Way& way = ways_.emplace_back();
     way.own = &own;
     if (!own.road) {
-      way.failure = {errc::no_path, own.why};
+      way.fail({errc::no_path, own.why});
       continue;
     }
     try {
@@ -29,7 +67,7 @@ KVFERRY_INLINE RoadDial::RoadDial(std::shared_ptr<const OwnRoads> roads, const s
       way.dial = std::move(dial);
       any = true;
     } catch (...) {
-      way.failure = kit::failure_being_handled();
+      way.fail(kit::failure_being_handled());
     }
   }
   if (!any) {
@@ -42,7 +80,8 @@ KVFERRY_INLINE Bytes RoadDial::local_endpoint() {
   RoadOffers offers;
   offers.host = roads_->host;
   for (const Way& way : ways_) {
-    offers.roads.push_back({way.own->name, way.local_endpoint, way.failure.sentence});
+    offers.roads.push_back(way.dial ? RoadOffer{way.own->name, way.local_endpoint, {}}
+                                    : not_offered(way.own->name, way.failure));
   }
   return kit::encode_endpoint(offers);
 }
@@ -51,6 +90,11 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
                                       kit::Clock::time_point deadline, kit::LinkHandler on_link) {
   host_ = std::move(host);
   deadline_ = deadline;
+  host_->when_abandoned([weak = std::weak_ptr(progress_)] {
+    if (const auto progress = weak.lock()) {
+      progress->abandon();
+    }
+  });
   std::error_code ec;
   auto answered = kit::decode_endpoint<RoadOffers>(remote_endpoint, ec);
   if (ec) {
@@ -63,12 +107,12 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
     }
     const auto offer = std::ranges::find(answered.roads, way.own->name, &RoadOffer::name);
     if (way.own->within_host && !same_host) {
-      way.failure = on_another_host();
-      way.usual = true;
+      way.fail(on_another_host());
+      way.kind = Reasons::Kind::usual;
     } else if (offer == answered.roads.end()) {
-      way.failure = not_offered();
+      way.fail(not_offered());
     } else if (!offer->why.empty()) {
-      way.failure = {errc::no_path, offer->why};
+      way.fail(offer->failure());
     } else {
       way.remote_endpoint = std::move(offer->endpoint);
       continue;
@@ -79,54 +123,84 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
 }
 
 KVFERRY_INLINE void RoadDial::go_on(std::size_t way, const Handler& on_link) {
+  const auto stay = host_->stay();
+  if (!stay) {
+    (*on_link)(errc::closed, nullptr, "the channel was closed");
+    return;
+  }
   for (; way < ways_.size(); ++way) {
-    if (!ways_[way].dial) {
-      continue;
+    Way& tried = ways_[way];
+    if (tried.dial) {
+      const auto host = std::make_shared<RoadHost>(host_);
+      if (!progress_->go_to(host)) {
+        (*on_link)(errc::cancelled, nullptr, "the attempt isn't wanted any more");
+        return;
+      }
+      try {
+        tried.dial->connect(
+            host, tried.remote_endpoint, deadline_of(way),
+            [this, way, host, on_link](std::error_code ec, std::shared_ptr<kit::Link> link, std::string diagnostic) {
+              ended(way, *host, on_link, {ec, std::move(diagnostic)}, std::move(link));
+            });
+        return;
+      } catch (...) {
+        tried.fail(kit::failure_being_handled());
+      }
     }
-    const auto host = std::make_shared<RoadHost>(host_);
-    try {
-      ways_[way].dial->connect(
-          host, ways_[way].remote_endpoint, deadline_of(way),
-          [this, way, host, on_link](std::error_code ec, std::shared_ptr<kit::Link> link, std::string diagnostic) {
-            ended(way, *host, on_link, {ec, std::move(diagnostic)}, std::move(link));
-          });
+    if (forbids_others(*tried.own, tried.failure.code)) {
+      give_up(way + 1, on_link);
       return;
-    } catch (...) {
-      ways_[way].failure = kit::failure_being_handled();
     }
   }
-  const auto failure = reasons(ways_.size()).failure(host_->peer().id);
-  (*on_link)(failure.code, nullptr, failure.sentence);
+  give_up(ways_.size(), on_link);
 }
 
 KVFERRY_INLINE void RoadDial::ended(std::size_t way, RoadHost& host, const Handler& on_link, kit::Failure failure,
                                     std::shared_ptr<kit::Link> link) {
-  if (!failure && link) {
-    say_why(*roads_, host_->peer().id, *link, ways_[way].own->name, reasons(way));
+  Way& tried = ways_[way];
+  if (progress_->is_over()) {
+    if (link) {
+      link->shut(errc::cancelled, "the attempt isn't wanted any more");
+    }
+    (*on_link)(errc::cancelled, nullptr, "the attempt isn't wanted any more");
+  } else if (!failure && link) {
+    say_why(*roads_, host_->peer().id, *link, *tried.own, reasons(way));
     host.take(*link);
     (*on_link)({}, std::move(link), {});
   } else if (failure.code == errc::closed) {
     (*on_link)(failure.code, nullptr, failure.sentence);  // this channel, whose other roads are being closed as well
   } else {
-    ways_[way].failure = failure ? std::move(failure) : kit::Failure{errc::no_path, "no connection was made"};
-    go_on(way + 1, on_link);
+    tried.fail(failure ? std::move(failure) : kit::Failure{errc::no_path, "no connection was made"});
+    if (forbids_others(*tried.own, tried.failure.code)) {
+      give_up(way + 1, on_link);
+    } else {
+      go_on(way + 1, on_link);
+    }
   }
+}
+
+KVFERRY_INLINE void RoadDial::give_up(std::size_t before, const Handler& on_link) const {
+  const auto failure = reasons(before).failure(host_->peer().id);
+  (*on_link)(failure.code, nullptr, failure.sentence);
 }
 
 KVFERRY_INLINE Reasons RoadDial::reasons(std::size_t before) const {
   Reasons reasons;
   for (std::size_t i = 0; i < before; ++i) {
-    reasons.add(ways_[i].own->name, ways_[i].failure, ways_[i].usual);
+    reasons.add(ways_[i].own->name, ways_[i].failure, ways_[i].kind);
   }
   return reasons;
 }
 
-/// One that doesn't answer leaves time for those behind it.
+/// One that doesn't answer leaves time for those behind it, and for whoever joins the attempt with less.
 KVFERRY_INLINE kit::Clock::time_point RoadDial::deadline_of(std::size_t way) const {
   const auto left = std::count_if(ways_.begin() + static_cast<std::ptrdiff_t>(way), ways_.end(),
                                   [](const Way& later) { return later.dial != nullptr; });
   const auto now = kit::Clock::now();
-  return left <= 1 || deadline_ <= now ? deadline_ : now + (deadline_ - now) / left;
+  if (left <= 1 || deadline_ <= now) {
+    return deadline_;
+  }
+  return now + std::min<kit::Clock::duration>((deadline_ - now) / left, roads_->patience);
 }
 
 }  // namespace kvferry::roads

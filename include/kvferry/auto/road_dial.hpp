@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -30,7 +32,22 @@ class RoadDial final : public kit::Dial {
     Bytes local_endpoint;
     Bytes remote_endpoint;
     kit::Failure failure;
-    bool usual = false;
+    Reasons::Kind kind = Reasons::Kind::missing;
+
+    void fail(kit::Failure cause);
+  };
+  /// How far the attempt is. Apart from it, because who may abandon it doesn't keep it. Thread-safe.
+  class Progress {
+   public:
+    /// @return false if the attempt isn't wanted any more: then `road` isn't to be taken.
+    [[nodiscard]] bool go_to(std::shared_ptr<RoadHost> road);
+    [[nodiscard]] bool is_over();
+    void abandon();
+
+   private:
+    std::mutex mutex_;
+    std::shared_ptr<RoadHost> current_;
+    bool over_ = false;
   };
   /// Shared by what the roads get, and not kept here: it keeps this attempt.
   using Handler = std::shared_ptr<kit::LinkHandler>;
@@ -39,10 +56,12 @@ class RoadDial final : public kit::Dial {
   void go_on(std::size_t way, const Handler& on_link);
   void ended(std::size_t way, RoadHost& host, const Handler& on_link, kit::Failure failure,
              std::shared_ptr<kit::Link> link);
+  void give_up(std::size_t before, const Handler& on_link) const;
   [[nodiscard]] Reasons reasons(std::size_t before) const;
   [[nodiscard]] kit::Clock::time_point deadline_of(std::size_t way) const;
 
   const std::shared_ptr<const OwnRoads> roads_;
+  const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
   std::vector<Way> ways_;
   std::shared_ptr<kit::LinkHost> host_;
   kit::Clock::time_point deadline_;

@@ -35,6 +35,7 @@ class RoadHost final : public kit::LinkHost {
   void checksums_differed(std::size_t objects) noexcept override { host_->checksums_differed(objects); }
   void when_writes_ended(std::function<void()> done) override { host_->when_writes_ended(std::move(done)); }
 
+  [[nodiscard]] std::shared_ptr<void> stay() override { return host_->stay(); }
   void when_abandoned(std::function<void()> drop) override { abandonment_.when_abandoned(std::move(drop)); }
 
   void link_failed(const kit::Link& link, std::error_code cause) override {

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <kvferry/config.hpp>
+#include <kvferry/detail/side_message_error.hpp>
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/side_message.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::roads {
@@ -15,14 +19,25 @@ namespace kvferry::inline KVFERRY_ABI::roads {
 struct RoadOffer {
   std::string name;
   Bytes endpoint;
-  std::string why;  ///< Empty: it can be taken.
+  std::string why;        ///< Empty: it can be taken.
+  std::int64_t code = 0;  ///< Of `why`: an `errc`.
 
   static constexpr std::string_view side_message_type = "KvferryRoad";
   static constexpr auto side_message_fields() {
     return std::tuple(side_message_field("name", &RoadOffer::name),
-                      side_message_field("endpoint", &RoadOffer::endpoint), side_message_field("why", &RoadOffer::why));
+                      side_message_field("endpoint", &RoadOffer::endpoint), side_message_field("why", &RoadOffer::why),
+                      side_message_field("code", &RoadOffer::code));
   }
+
+  /// Why the peer doesn't take it.
+  [[nodiscard]] kit::Failure failure() const { return {kit::code_of({code, why}), why}; }
 };
+
+/// One that can't be taken.
+[[nodiscard]] inline RoadOffer not_offered(std::string name, const kit::Failure& failure) {
+  const std::string why = failure.sentence.empty() ? failure.code.message() : failure.sentence;
+  return {std::move(name), {}, why, static_cast<std::int64_t>(kit::code_for_peer(failure.code))};
+}
 
 /// The endpoint of a channel that has several roads; in the question all that this side has, the best first, in the
 /// answer those of them that the other has as well.

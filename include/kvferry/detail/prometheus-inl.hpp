@@ -224,6 +224,18 @@ KVFERRY_INLINE std::string to_prometheus(std::span<const ChannelStats> channels)
                   text.sample({{"path", path.name}, {"direction", "in"}}, std::to_string(path.bytes_in));
                 }
               });
+  text.metric("kvferry_road_connections_total", "counter", "Connections over a transport, of a channel with several.",
+              [&](const ChannelStats& channel) {
+                for (const RoadStats& road : channel.roads) {
+                  text.sample({{"road", road.name}}, std::to_string(road.taken));
+                }
+              });
+  text.metric("kvferry_road_fallbacks_total", "counter", "How many of them for want of a better transport.",
+              [&](const ChannelStats& channel) {
+                for (const RoadStats& road : channel.roads) {
+                  text.sample({{"road", road.name}}, std::to_string(road.fallbacks));
+                }
+              });
   return text.take();
 }
 

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// What becomes of attempts: those that nobody wants any more, those that cross, and what they end with.
+#include <gtest/gtest.h>
+
+#include <asio/post.hpp>
+#include <asio/thread_pool.hpp>
+#include <asio/use_future.hpp>
+
+#include <chrono>
+#include <future>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/keyring.hpp>
+#include <kvferry/peer_event.hpp>
+
+#include "auto_node.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::roads::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+TEST(AutoAttempt, OneThatWasDroppedGoesOnOverNoOtherRoad) {
+  const auto silent = std::make_shared<Fate>();
+  const auto second = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(silent), mortal_tcp("tcp", second)}));
+  auto dropped = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  a.channel->disconnect("b");
+  a.channel->fence("b", long_enough);
+  EXPECT_THROW((void)dropped.get(), std::system_error);
+  auto wanted = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; }));
+  silent->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+  a.channel->close();
+  EXPECT_EQ(second->connects(), 1U);
+  EXPECT_EQ(b.channel->wait_peer_event(long_enough).kind, PeerEventKind::connected);
+  EXPECT_EQ(b.channel->wait_peer_event(long_enough).kind, PeerEventKind::gone);
+  std::error_code ec;
+  (void)b.channel->wait_peer_event(milliseconds(0), ec);
+  EXPECT_EQ(ec, errc::timed_out) << "there was one connection";
+}
+
+/// What runs on an executor of the user's may come late.
+TEST(AutoAttempt, OneOfAClosedChannelGoesOnOverNoOtherRoad) {
+  asio::thread_pool pool(1);
+  const auto silent = std::make_shared<Fate>();
+  const auto second = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  AutoOptions options = with({mortal_shm(silent), mortal_tcp("tcp", second)});
+  options.executor = pool.get_executor();
+  Node a(std::move(options));
+  auto attempt = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  std::promise<void> go_on;
+  asio::post(pool, [gate = go_on.get_future().share()] { gate.wait(); });
+  silent->run_out_of_time();
+  a.channel->close();
+  go_on.set_value();
+  EXPECT_THROW((void)attempt.get(), std::system_error);
+  pool.join();
+  EXPECT_EQ(second->connects(), 0U);
+}
+
+/// However much time the attempt has: who joins it may have less.
+TEST(AutoAttempt, ASilentRoadHasItsTimeout) {
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::silent);
+  AutoOptions patient;
+  patient.handshake_timeout = std::chrono::hours(1);
+  Node b(std::move(patient));
+  AutoOptions options = with({mortal_shm(fate), tcp()});
+  options.road_timeout = milliseconds(50);
+  Node a(std::move(options));
+  auto first = a.channel->async_lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
+                                                          {std::chrono::hours(1), nullptr}, asio::use_future);
+  EXPECT_FALSE(a.connect(b, nullptr, long_enough)) << "half an hour is not over";
+  EXPECT_NO_THROW((void)first.get());
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+}
+
+/// @param shm, first, second what roads of these names end with.
+[[nodiscard]] std::error_code error_of(std::error_code shm, std::error_code first, std::error_code second) {
+  std::vector<std::shared_ptr<Fate>> fates;
+  for (const auto& cause : {shm, first, second}) {
+    fates.push_back(std::make_shared<Fate>());
+    fates.back()->set(Fate::State::unreachable);
+    fates.back()->refuse_with(cause);
+  }
+  Node b(with({testing::shm(), tcp_named("first"), tcp_named("second")}));
+  Node a(with({mortal_shm(fates[0]), mortal_tcp("first", fates[1]), mortal_tcp("second", fates[2])}));
+  return a.connect(b);
+}
+
+TEST(AutoAttempt, EndsWithWhatTryingAgainDoesNotMend) {
+  const auto refused = std::make_error_code(std::errc::connection_refused);
+  EXPECT_EQ(error_of(refused, refused, refused), errc::no_path);
+  EXPECT_EQ(error_of(refused, errc::malformed_message, refused), errc::malformed_message);
+  EXPECT_EQ(error_of(refused, refused, errc::malformed_message), errc::malformed_message);
+  EXPECT_EQ(error_of(refused, refused, errc::timed_out), errc::timed_out);
+  EXPECT_EQ(error_of(errc::authentication_failed, refused, refused), errc::no_path) << "TCP may come back";
+}
+
+TEST(AutoAttempt, ThePeersReasonsHaveTheirCodes) {
+  const KeyPair keys = make_key_pair();
+  const auto keyring =
+      std::make_shared<Keyring>(keys, std::vector<PeerKey>{{std::string(PeerKey::any_id), keys.public_key}});
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::unreachable);
+  TcpOptions off;
+  off.encryption = Encryption::off;
+  AutoOptions plain = with({shm(), road<TcpTransferChannel>("tcp", off)});
+  plain.keyring = keyring;
+  plain.allow_unencrypted = true;
+  AutoOptions encrypting = with({mortal_shm(fate), tcp()});
+  encrypting.keyring = keyring;
+  Node b(std::move(plain));
+  Node a(std::move(encrypting));
+  EXPECT_EQ(a.connect(b), errc::encryption_mismatch) << "rather than no_path, which may be tried again";
+}
+
+TEST(AutoAttempt, TwoThatConnectAtOnceUseOneRoad) {
+  Node b(with({tcp(), shm()}));
+  Node a(with({shm(), tcp()}));
+  auto there = a.begin_connect(b);
+  auto back =
+      b.channel->async_lazy_init_peer_connection("b", "a", a.channel->peer_init_url(), {}, {}, asio::use_future);
+  EXPECT_NO_THROW((void)there.get());
+  EXPECT_NO_THROW((void)back.get());
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+  EXPECT_FALSE(b.write(5, "a"));
+  EXPECT_TRUE(a.holds(5));
+  EXPECT_TRUE(comes_true([&] { return a.path_to("b").substr(0, 4) == b.path_to("a").substr(0, 4); }))
+      << a.path_to("b") << " but " << b.path_to("a");
+}
+
+TEST(AutoAttempt, WarningsOfAWorseRoadAreNotLostAmongRecordsOfTheBest) {
+  constexpr int more_than_the_log_takes = 12;
+  const auto fate = std::make_shared<Fate>();
+  Node b;
+  AutoOptions options = with({mortal_shm(fate), tcp()});
+  options.log_level = LogLevel::info;
+  Node a(std::move(options));
+  for (int i = 0; i < more_than_the_log_takes; ++i) {
+    ASSERT_FALSE(a.connect(b));
+    a.channel->disconnect("b");
+  }
+  fate->set(Fate::State::unreachable);
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(a.warned("path_chosen: road tcp; not shm: nobody is there"));
+  const auto roads = a.channel->stats().roads;
+  ASSERT_EQ(roads.size(), 2U);
+  EXPECT_EQ(roads[0].name, "shm");
+  EXPECT_EQ(roads[0].taken, static_cast<std::uint64_t>(more_than_the_log_takes));
+  EXPECT_EQ(roads[0].fallbacks, 0U);
+  EXPECT_EQ(roads[1].taken, 1U);
+  EXPECT_EQ(roads[1].fallbacks, 1U);
+}
+
+}  // namespace
+}  // namespace kvferry::roads::testing

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a channel of several roads isn't made with, and what it doesn't do in spite of a keyring.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/keyring.hpp>
+
+#include "auto_node.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::roads::testing {
+namespace {
+
+const std::error_code invalid = std::make_error_code(std::errc::invalid_argument);
+
+/// One for all.
+[[nodiscard]] std::shared_ptr<const Keyring> keyring() {
+  static const KeyPair keys = make_key_pair();
+  return std::make_shared<Keyring>(keys, std::vector<PeerKey>{{std::string(PeerKey::any_id), keys.public_key}});
+}
+
+[[nodiscard]] AutoOptions keyed(std::vector<AutoRoad> given, bool allow_unencrypted = false) {
+  AutoOptions options = with(std::move(given));
+  options.keyring = keyring();
+  options.allow_unencrypted = allow_unencrypted;
+  return options;
+}
+
+[[nodiscard]] AutoRoad plain_tcp(std::string name, bool within_host = false) {
+  TcpOptions options;
+  options.encryption = Encryption::off;
+  return road<TcpTransferChannel>(std::move(name), options, within_host);
+}
+
+TEST(AutoSecurity, OverTcpKeysEncryptThePages) {
+  Node b(keyed({tcp()}));
+  Node a(keyed({tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(has(a.path_to("b"), "TLS 1.3 ")) << a.path_to("b");
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+}
+
+TEST(AutoSecurity, WithAKeyringNoRoadLeavesTheHostInTheClear) {
+  const auto refused = failure_of(keyed({shm(), plain_tcp("plain"), tcp()}));
+  EXPECT_EQ(refused.code, invalid);
+  EXPECT_TRUE(has(refused.sentence, "the road 'plain' moves pages off this host unencrypted")) << refused.sentence;
+  EXPECT_FALSE(failure_of(keyed({shm(), tcp()})));
+  EXPECT_FALSE(failure_of(keyed({plain_tcp("plain", true)}))) << "it leads to no other host";
+  EXPECT_FALSE(failure_of(keyed({plain_tcp("plain")}, true)));
+  EXPECT_FALSE(failure_of(with({plain_tcp("plain")}))) << "nothing is encrypted";
+}
+
+/// Of a transport of a program's own nothing is known but what it says.
+class Own : public TcpTransferChannel {
+ public:
+  using TcpTransferChannel::TcpTransferChannel;
+
+ protected:
+  [[nodiscard]] bool leaves_host_in_the_clear() const noexcept override {
+    return TransferChannelKit::leaves_host_in_the_clear();  // NOLINT(bugprone-parent-virtual-call): the default
+  }
+};
+
+TEST(AutoSecurity, ATransportThatSaysNothingCountsAsUnencrypted) {
+  EXPECT_EQ(failure_of(keyed({road<Own>("own", TcpOptions())})).code, invalid);
+}
+
+TEST(AutoSecurity, AMismatchOfEncryptionLeadsToNoOtherRoad) {
+  Node b(keyed({plain_tcp("left"), plain_tcp("right")}, true));
+  Node a(keyed({tcp_named("left"), plain_tcp("right")}, true));
+  std::string why;
+  EXPECT_EQ(a.connect(b, &why), errc::encryption_mismatch);
+  EXPECT_TRUE(has(why, "not left: ")) << why;
+  EXPECT_EQ(a.bytes_out("right"), 0U);
+}
+
+TEST(AutoSecurity, WhoDoesNotProveWhoItIsLeadsToNoOtherRoad) {
+  const auto first = std::make_shared<Fate>();
+  const auto second = std::make_shared<Fate>();
+  first->set(Fate::State::unreachable);
+  first->refuse_with(errc::authentication_failed);
+  Node b(with({tcp_named("first"), tcp_named("second")}));
+  Node a(with({mortal_tcp("first", first), mortal_tcp("second", second)}));
+  EXPECT_EQ(a.connect(b), errc::authentication_failed);
+  EXPECT_EQ(second->connects(), 0U);
+}
+
+TEST(AutoSecurity, ProcessesOfTwoUsersOfOneHostMeetElsewhere) {
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::unreachable);
+  fate->refuse_with(errc::authentication_failed);
+  Node b;
+  Node a(with({mortal_shm(fate), tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+}
+
+TEST(AutoOptionsCheck, WhatARoadHasOfItsOwnIsNotLostWithoutAWord) {
+  TcpOptions own;
+  own.keyring = keyring();
+  const auto refused = failure_of(with({road<TcpTransferChannel>("tcp", own)}));
+  EXPECT_EQ(refused.code, invalid);
+  EXPECT_TRUE(has(refused.sentence, "keyring")) << refused.sentence;
+  AutoOptions same = with({road<TcpTransferChannel>("tcp", own)});
+  same.keyring = own.keyring;
+  EXPECT_FALSE(failure_of(std::move(same)));
+
+  own = TcpOptions();
+  own.checksums = true;
+  EXPECT_EQ(failure_of(with({road<TcpTransferChannel>("tcp", own)})).code, invalid);
+  own = TcpOptions();
+  own.peer_init_url = "tcp://127.0.0.1:1";
+  EXPECT_EQ(failure_of(with({road<TcpTransferChannel>("tcp", own)})).code, invalid);
+  std::vector<std::byte> memory(page);
+  own = TcpOptions();
+  own.regions = {{memory.data(), memory.size(), page}};
+  EXPECT_EQ(failure_of(with({road<TcpTransferChannel>("tcp", own)})).code, invalid);
+}
+
+TEST(AutoOptionsCheck, OnlyWhatTheHostLacksIsLeftOut) {
+  const auto throws = [](const std::error_code& cause) {
+    return AutoRoad{"warp", [cause](ChannelOptions) -> std::unique_ptr<kit::TransferChannelKit> {
+                      throw TransferError(cause, "no");
+                    }};
+  };
+  EXPECT_FALSE(failure_of(with({throws(std::make_error_code(std::errc::no_such_device)), tcp()})));
+  EXPECT_EQ(failure_of(with({throws(errc::not_supported), tcp()})).code, errc::not_supported)
+      << "checksums, or encryption, that it doesn't have";
+  EXPECT_EQ(failure_of(with({throws(invalid), tcp()})).code, invalid);
+  TcpOptions wrong;
+  wrong.congestion_control = "no-such-thing";
+  EXPECT_EQ(failure_of(with({shm(), road<TcpTransferChannel>("tcp", wrong)})).code,
+            std::errc::no_such_file_or_directory);
+}
+
+TEST(AutoOptionsCheck, ARoadThatIgnoresTheOptionsIsRefused) {
+  const AutoRoad whole{"tcp", [](const ChannelOptions&) { return std::make_unique<TcpTransferChannel>(TcpOptions()); }};
+  EXPECT_EQ(failure_of(with({whole})).code, invalid);
+}
+
+}  // namespace
+}  // namespace kvferry::roads::testing
