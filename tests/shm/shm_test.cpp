@@ -341,8 +341,8 @@ TEST_F(Fetching, CountsNothingOfAProcessThatHasBegunAnotherProgram) {
 TEST(ShmSockets, DiscardAllThatIsAskedFor) {
   std::array<int, 2> ends{};
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
-  const UnixSocket receiver(ends[0], OpenMemory());
-  const UnixSocket sender(ends[1], OpenMemory());
+  UnixSocket receiver(ends[0], OpenMemory());
+  UnixSocket sender(ends[1], OpenMemory());
   const std::vector<std::byte> bytes(50'000);
   ASSERT_EQ(::send(ends[1], bytes.data(), bytes.size(), MSG_DONTWAIT), ssize_t{50'000});
   EXPECT_EQ(receiver.discard(40'000), 40'000);
