@@ -214,7 +214,7 @@ TEST(AutoDeath, AFenceHoldsForWhatWasUnderWayOnAnotherRoad) {
   }));
   EXPECT_FALSE(ec) << ec.message();
   EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
-  for (const std::uint64_t index : {0, 1, 2}) {
+  for (const std::uint64_t index : {0U, 1U, 2U}) {
     EXPECT_TRUE(kvferry::testing::matches(b.at(index), 50 + index)) << "page " << index;
   }
   EXPECT_TRUE(kvferry::testing::matches(b.at(3), 77));

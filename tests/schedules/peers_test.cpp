@@ -40,6 +40,37 @@ TEST(Peers, TwoThatDialEachOtherAtOnceAreConnected) {
       steady_time);
 }
 
+TEST(Peers, TwoThatDialEachOtherAnewAtOnceAreConnectedAgain) {
+  explore(
+      300,
+      [] {
+        const auto a = std::make_shared<Side>(options_of(1));
+        const auto b = std::make_shared<Side>(options_of(1));
+        User of_a(a, "b");
+        User of_b(b, "a");
+        const auto call = [](User& user, const std::string& id, const std::shared_ptr<Side>& peer) {
+          const auto connecting = user.connect(id, peer->channel->peer_init_url(), enough);
+          user.finish();
+          EXPECT_FALSE(connecting->ec) << connecting->ec.message();
+        };
+        for (int round = 0; round < 4; ++round) {
+          std::thread other([&] { call(of_b, "b", a); });
+          call(of_a, "a", b);
+          other.join();
+          std::error_code ignored;
+          if (dice(2) == 0) {
+            a->channel->disconnect("b", ignored);
+          } else {
+            b->channel->disconnect("a", ignored);
+          }
+        }
+        a->channel.reset();
+        b->channel.reset();
+        EXPECT_EQ(open_sockets(), 0U);
+      },
+      steady_time);
+}
+
 TEST(Peers, ACallForAConnectionEndsOnceWhateverHappensToBoth) {
   explore(
       400,

@@ -22,6 +22,10 @@ inline namespace internal {
 /// How long a side that yielded to the other's dial, or accepted it, waits for it before it asks itself: the other may not
 /// get through.
 inline constexpr std::chrono::milliseconds patience_with_the_other{250};
+/// Twice as long each time, so that a connection that takes its time to be made is made after all.
+inline constexpr std::size_t most_doublings = 4;
+/// How often a peer that is known is told that this side's dial, which it has accepted, counts: 2 seconds.
+inline constexpr std::size_t most_yields = 8;
 
 KVFERRY_INLINE std::uint64_t milliseconds_until(Clock::time_point deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
@@ -202,6 +206,17 @@ KVFERRY_INLINE void PeerDirectory::ask_again(const std::string& peer_id, std::ui
   ask(peer_id, attempt, url, question, deadline);
 }
 
+/// The peer, or who says that he is, may never make the connection that he has asked for: his question may be of a dial that
+/// he has given up.
+KVFERRY_INLINE void PeerDirectory::dial_beside_later(Peer& peer) {
+  if (peer.link || !peer.attempt.accepting || peer.attempt.awaited || peer.waiting.empty()) {
+    return;
+  }
+  peer.attempt.awaited = true;
+  const auto patience = patience_with_the_other * (1 << std::min(peer.dials_beside++, most_doublings));
+  call_later(&PeerDirectory::dial_beside, peer.id, peer.attempt.number, patience);
+}
+
 /// Somebody waits for the peer, and has waited for the connection of who said that he is the peer: that goes on beside.
 KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::uint64_t attempt) {
   Lock lock(mutex_);
@@ -221,9 +236,9 @@ KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::
 }
 
 KVFERRY_INLINE void PeerDirectory::call_later(void (PeerDirectory::*what)(const std::string&, std::uint64_t),
-                                              const std::string& peer_id, std::uint64_t attempt) {
-  deadlines_->add(Clock::now() + patience_with_the_other,
-                  std::make_shared<Expiry>([weak = weak_from_this(), what, peer_id, attempt] {
+                                              const std::string& peer_id, std::uint64_t attempt,
+                                              Clock::duration patience) {
+  deadlines_->add(Clock::now() + patience, std::make_shared<Expiry>([weak = weak_from_this(), what, peer_id, attempt] {
                     if (const Visit self(weak); self) {
                       (*self.operator->().*what)(peer_id, attempt);
                     }
@@ -261,7 +276,7 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
   if (answer.status == InitAnswer::yield || crosses) {
     answered.crossed = answered.crossed || crosses;
     answered.yielded = true;
-    call_later(&PeerDirectory::ask_again, peer_id, attempt);
+    call_later(&PeerDirectory::ask_again, peer_id, attempt, patience_with_the_other);
     return;
   }
   if (peer->fenced_at >= answered.told_at && !answered.told_again) {
@@ -369,11 +384,13 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   const auto told_regions = regions_->now();
   InitAnswer answer = describe_self(*told_regions);
   const bool known = peer.instance.shown_by(question.incarnation, question.secret);
-  const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation;
-  // Who has accepted this side's dial awaits its connection. Whoever else says that he is he isn't, or may wait as well.
-  const bool accepted_there = !known && peer.attempt.instance.incarnation == question.incarnation;
+  const bool this_side_wins = peer.attempt.yields == 0 && incarnation_ < question.incarnation;
+  // Who has accepted this side's dial awaits its connection. Whoever else says that he is he isn't, or may wait as well. Of
+  // the peer itself it is an old question, or this side's connection takes long: too long, in the end.
+  const bool accepted_there =
+      peer.attempt.instance.incarnation == question.incarnation && (!known || peer.attempt.yields < most_yields);
   if (peer.dialing() && !peer.attempt.yielded && (this_side_wins || accepted_there)) {
-    peer.attempt.gave_yield = true;
+    ++peer.attempt.yields;
     answer.status = InitAnswer::yield;
     lock.unlock();
     reply(encode_side_message(answer));
@@ -396,6 +413,9 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   attempt.instance.its_secret = question.secret.value_or(Bytes());
   // Who doesn't prove that he is the peer that was connected isn't told what that one is shown.
   attempt.instance.own_secret = known ? peer.instance.own_secret : new_secret();
+  if (&attempt == &peer.attempt) {
+    dial_beside_later(peer);
+  }
   const std::uint64_t number = attempt.number;
   answer.secret = attempt.instance.own_secret;
   const std::string source = reply.source();
@@ -607,6 +627,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       // Whoever says that the peer has moved has the last word.
       Attempt move = peer->attempt.moves && attempt != &peer->attempt ? std::exchange(peer->attempt, {}) : Attempt();
       end_attempts(*peer);
+      peer->dials_beside = 0;
       peer->attempt = std::move(move);
       end_probe(*peer);
       std::erase_if(links_, [](const Published& old) { return old.link.expired(); });

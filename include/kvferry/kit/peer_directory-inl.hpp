@@ -120,10 +120,8 @@ KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
   peer.waiting.push_back(std::move(waiter));
   if (!peer.link && peer.attempt.number == 0 && !peer.url.empty()) {
     start_dial(peer, lock);
-  } else if (!peer.link && peer.attempt.accepting && !peer.attempt.known && !peer.attempt.awaited) {
-    // Whoever asked under this name may never make his connection.
-    peer.attempt.awaited = true;
-    call_later(&PeerDirectory::dial_beside, peer.id, peer.attempt.number);
+  } else {
+    dial_beside_later(peer);
   }
 }
 

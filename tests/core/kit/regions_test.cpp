@@ -88,7 +88,7 @@ TEST(RegionTable, WhatCannotBeEnteredIsUndone) {
   prepared.reserve(1);
   undone.reserve(1);
   EXPECT_THROW(table.add(
-                   region,
+                   some_region,
                    [&](const LocalRegion& added) {
                      prepared.push_back(added.number);
                      test::allocations_left = 0;
@@ -290,7 +290,7 @@ TEST_F(PeersRegions, ALinkThatDoesNotAnswerInTimeOrCannotAskIsBroken) {
 }
 
 TEST_F(PeersRegions, ATimeThatIsOverBeforeTheLinkIsAskedIsOverAllTheSame) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   const auto under_way = start(0);
   link->when_asked = [this] {
@@ -306,7 +306,7 @@ TEST_F(PeersRegions, ATimeThatIsOverBeforeTheLinkIsAskedIsOverAllTheSame) {
 }
 
 TEST_F(PeersRegions, ACancelledWaitLeavesItsDeadlineToTheRemoval) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   asio::cancellation_signal signal;
   std::vector<std::error_code> ends;
@@ -323,7 +323,7 @@ TEST_F(PeersRegions, ACancelledWaitLeavesItsDeadlineToTheRemoval) {
 }
 
 TEST_F(PeersRegions, OperationsThatWereStartedLaterGoOn) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   (void)start(0);
   std::vector<std::error_code> ends;
@@ -338,7 +338,7 @@ TEST_F(PeersRegions, OperationsThatWereStartedLaterGoOn) {
 }
 
 TEST_F(PeersRegions, AnAnswerThatALinkLosesIsMadeUpForByBreakingTheLink) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   std::vector<std::error_code> ends;
   remove(std::chrono::hours(1), ends);
@@ -349,7 +349,7 @@ TEST_F(PeersRegions, AnAnswerThatALinkLosesIsMadeUpForByBreakingTheLink) {
 }
 
 TEST_F(PeersRegions, ALinkThatFailsToAskIsBroken) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   link->when_asked = [] { throw std::bad_alloc(); };
   std::vector<std::error_code> ends;
@@ -364,7 +364,7 @@ TEST_F(PeersRegions, WithoutMemoryARemovalHasNotBeenOrGoesOnWithTheNextCall) {
   forgotten_.reserve(1000);
   bool refused = true;
   for (std::uint32_t number = 0; refused; number = add_to(*table_)) {
-    const auto link = std::make_shared<AskedLink>();
+    const auto link = std::make_shared<RegionsLink>();
     connect(link);
     std::vector<std::error_code> ends;
     ends.reserve(2);
@@ -423,7 +423,7 @@ TEST_F(PeersRegions, AnUnknownOneIsAskedForOnceAndNewsOfItLetTheOperationGoOn) {
 }
 
 TEST_F(PeersRegions, AQuestionThatTheLinkHasDroppedIsAskedAgain) {
-  const auto link = std::make_shared<AskedLink>();
+  const auto link = std::make_shared<RegionsLink>();
   connect(link);
   (void)start(1);
   ASSERT_EQ(link->questions.size(), 1U);
