@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import kvferry
 import numpy as np
@@ -45,6 +47,21 @@ def pair() -> Iterator[Pair]:
     ):
         near.lazy_init_peer_connection("near", "far", far.peer_init_url)
         yield Pair(near, far, near_cache, far_cache)
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Any]]:
+    """Makes a ``vllm_sides.Side`` that is closed in the end."""
+    from vllm_sides import Side
+
+    with ExitStack() as stack:
+
+        def made(*arguments: Any, **keywords: Any) -> Side:
+            side = Side(*arguments, **keywords)
+            stack.callback(side.worker.close)
+            return side
+
+        yield made
 
 
 def run_python(program: str, *, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -5,25 +5,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-from kvferry.vllm.layout import Field, KvLayout
 from kvferry.vllm.leases import Leases
 from kvferry.vllm.messages import Remote
 from kvferry.vllm.options import Options
 from kvferry.vllm.scheduler import Load, Scheduler, Step
-from kvferry.vllm.worker import Worker
-
-TOKENS = 4  # of a block
-BLOCK = 64  # bytes
-BLOCKS = 16
-LAYERS = 2
+from vllm_sides import BLOCKS, TOKENS, Blocks, Output, Request, Side, Status, kept_by, schedulers
 
 
 def test_leases_end_when_all_have_read_or_nobody_renews() -> None:
@@ -63,50 +53,13 @@ def test_options_have_known_names_and_values() -> None:
             Options.from_config(extra)
 
 
-Status = Enum("Status", ["FINISHED_STOPPED", "FINISHED_ABORTED"])
-
-
-@dataclass
-class Request:
-    """What a scheduler's request has for the connector."""
-
-    request_id: str
-    kv_transfer_params: dict[str, Any] | None
-    num_prompt_tokens: int = 10
-    num_computed_tokens: int = 10
-    status: Status = Status.FINISHED_STOPPED
-
-
-@dataclass
-class Blocks:
-    ids: list[int]
-
-    def get_block_ids(self) -> tuple[list[int], ...]:
-        return (self.ids,)
-
-
-@dataclass
-class Output:
-    finished_recving: set[str] = field(default_factory=set)
-
-
-def kept_by(scheduler: Scheduler, name: str = "p", **changed: Any) -> Any:
-    """The parameters that a prefilling instance's request ends with."""
-    request = Request(name, {"do_remote_decode": True}, **changed)
-    scheduler.update_state_after_alloc(request, Blocks([5, 6, 7]), 0)
-    return scheduler.request_finished(request, [5, 6, 7])
-
-
-def schedulers() -> tuple[Scheduler, Scheduler]:
-    prefill, decode = (Scheduler(Options(), name, TOKENS) for name in ("prefill", "decode"))
-    prefill.set_urls({1: "tcp://h:2", 0: "tcp://h:1"})
-    return prefill, decode
-
-
 def test_the_scheduler_of_a_prefilling_instance() -> None:
     prefill, _ = schedulers()
     kept, params = kept_by(prefill)
-    assert kept and Remote.from_params(params) == Remote("prefill", "p", ("tcp://h:1", "tcp://h:2"), (5, 6, 7), 10)
+    remote = Remote.from_params(params)
+    assert kept and remote == Remote(
+        "p", ("tcp://h:1", "tcp://h:2"), ("first", "second"), (5, 6, 7), 10, remote.prompt_digest, 30.0
+    )
     assert prefill.next_step() == Step(expected=["p"], granted=["p"])
     assert kept_by(prefill, status=Status.FINISHED_ABORTED) == (False, None)
     assert prefill.next_step() == Step(expected=["p"], forgotten=["p"])
@@ -150,85 +103,43 @@ def test_a_request_that_ends_lets_go_of_what_is_kept_for_it(when: str) -> None:
 
 def test_requests_that_wait_are_renewed() -> None:
     prefill = schedulers()[0]
-    decode = Scheduler(Options(lease=1e-9), "decode", TOKENS)
+    decode = Scheduler(Options(lease=1e-9), TOKENS)
     _, params = kept_by(prefill)
     decode.on_new_request(Request("d", params))
     assert [remote.request_id for remote in decode.next_step().renewed] == ["p"]
 
 
+def test_the_shorter_lease_says_how_often_requests_are_renewed() -> None:
+    prefill = Scheduler(Options(lease=0.3), TOKENS)
+    prefill.set_workers({0: ("tcp://h:1", "first")})
+    decode = Scheduler(Options(lease=3600.0), TOKENS)
+    decode.on_new_request(Request("d", kept_by(prefill)[1]))
+    until = time.monotonic() + 60
+    for _ in range(2):
+        while not decode.next_step().renewed:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"remote_urls": None}, {"remote_urls": []}, {"remote_block_ids": [-1]}, {"remote_num_tokens": "many"}],
-    ids=str,
-)
+    [
+        {"remote_urls": None}, {"remote_urls": []}, {"remote_block_ids": [-1]}, {"remote_num_tokens": "many"},
+        {"remote_num_tokens": 11}, {"remote_urls": ["tcp://h:1"]}, {"remote_lease": 0.0}, {"remote_lease": float("nan")},
+        {"remote_request_id": "\ud800"}, {"remote_prompt_digest": None},
+        {"remote_urls": ["tcp://h:1"] * 1025, "remote_instance_ids": ["i"] * 1025},
+    ],
+    ids=lambda wrong: ascii(wrong)[:40],
+)  # fmt: skip
 def test_parameters_that_make_no_sense_are_computed(wrong: dict[str, Any]) -> None:
     prefill, decode = schedulers()
-    request = Request("d", {**kept_by(prefill)[1], **wrong})
+    params = kept_by(prefill)[1]
+    request = Request("d", {**params, **wrong})
     decode.on_new_request(request)
     assert decode.get_num_new_matched_tokens(request, 0) == (0, False)
     decode.update_state_after_alloc(request, Blocks([1, 2, 3]), 0)
     decode.request_finished(request, [1, 2, 3])
     assert decode.next_step() == Step()
-
-
-class Side:
-    """A worker with a cache of its own."""
-
-    def __init__(self, name: str, serving: bool, fill: int = 0, block: int = BLOCK, **options: Any) -> None:
-        self.cache = np.full((LAYERS, BLOCKS, block), fill, dtype=np.uint8)
-        self.cache[...] += np.arange(BLOCKS, dtype=np.uint8)[None, :, None] * bool(fill)
-        layers = tuple((f"layer {i}", 0, i * BLOCKS * block) for i in range(LAYERS))
-        layout = KvLayout(
-            kind="test", layers=layers, num_blocks=BLOCKS, blocks_per_id=1, block_tokens=TOKENS, block_stride=block,
-            heads=1, head_stride=block, run_tokens=1, fields=(Field(0, 1, 0, block // TOKENS, block // TOKENS),),
-            total_heads=1, tp_rank=0, tp_size=1,
-        )  # fmt: skip
-        chosen = Options(**{"timeout": 20.0, **options})
-        memory = [(self.cache.ctypes.data, self.cache.nbytes)]
-        self.worker = Worker(chosen, name, layout, memory, serving)
-
-    def remote(self, request_id: str, engine_id: str = "prefill") -> Remote:
-        return Remote(engine_id, request_id, (self.worker.url,), (5, 6, 7), 10)
-
-    def until(self, what: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not what():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    def loaded(self, request_id: str) -> set[int]:
-        """Waits until the load has ended, and returns the blocks that failed."""
-        received: set[str] = set()
-
-        def ended() -> bool:
-            received.update(self.worker.finished()[1])
-            return bool(received)
-
-        self.until(ended)
-        assert received == {request_id}
-        return self.worker.failed_blocks()
-
-    def freed(self) -> set[str]:
-        sent: set[str] = set()
-
-        def some() -> bool:
-            sent.update(self.worker.finished()[0])
-            return bool(sent)
-
-        self.until(some)
-        return sent
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., Side]]:
-    with ExitStack() as stack:
-
-        def made(*arguments: Any, **keywords: Any) -> Side:
-            side = Side(*arguments, **keywords)
-            stack.callback(side.worker.close)
-            return side
-
-        yield made
 
 
 def test_a_load_brings_blocks_and_frees_them_at_the_other_side(make: Callable[..., Side]) -> None:
@@ -255,7 +166,7 @@ def test_blocks_that_are_no_longer_the_requests_are_not_loaded(make: Callable[..
         assert prefill.freed() == {"p"}
     if how == "successor":
         prefill.worker.step(Step(expected=["p"]))
-    remote = prefill.remote("p", "a predecessor" if how == "successor" else "prefill")
+    remote = prefill.remote("p", **({"instance_ids": ("a predecessor",)} if how == "successor" else {}))
     decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)]))
     assert decode.loaded("d") == {1, 2, 3}
 
@@ -277,7 +188,7 @@ def test_renewals_keep_blocks_and_releases_let_them_go(make: Callable[..., Side]
 def test_block_ids_outside_of_the_peers_cache(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
     prefill.worker.step(Step(expected=["p"]))
-    remote = Remote("prefill", "p", (prefill.worker.url,), (5, BLOCKS + 3, 7), 10)
+    remote = prefill.remote("p", block_ids=(5, BLOCKS + 3, 7))
     decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)]))
     assert decode.loaded("d") == {1, 2, 3}
     assert not decode.cache.any()
@@ -287,7 +198,7 @@ def test_block_ids_outside_of_the_peers_cache(make: Callable[..., Side]) -> None
 def test_urls_that_are_none(make: Callable[..., Side], url: str) -> None:
     """They come from outside, and must not stop the engine."""
     decode = make("decode", False, timeout=0.5)
-    remote = Remote("prefill", "p", (url,), (5, 6, 7), 10)
+    remote = Remote("p", (url,), ("prefill",), (5, 6, 7), 10, "", 30.0)
     decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)], released=[remote], renewed=[remote]))
     assert decode.loaded("d") == {1, 2, 3}
 
@@ -302,11 +213,23 @@ def test_a_peer_that_is_not_there_fails_its_loads(make: Callable[..., Side]) -> 
     for name in ("e", "f"):
         decode.worker.step(Step(loads=[Load(name, gone, [1, 2, 3], 0, 10)]))
         assert decode.loaded(name) == {1, 2, 3}
-    # Another engine at the same place has nothing to do with that.
-    successor = make("successor", True, 120, port=int(gone.urls[0].rpartition(":")[2]))
+    # Its successor at the same place, under the same name, has nothing to do with that, and nothing of its requests.
+    successor = make("prefill", True, 120, port=int(gone.urls[0].rpartition(":")[2]))
     successor.worker.step(Step(expected=["p"]))
-    decode.worker.step(Step(loads=[Load("g", successor.remote("p", "successor"), [1, 2, 3], 0, 10)]))
+    decode.worker.step(Step(loads=[Load("g", successor.remote("p"), [1, 2, 3], 0, 10)]))
     assert decode.loaded("g") == set() and (decode.cache[:, 1] == 125).all()
+    other = make("decode", False)
+    other.worker.step(Step(loads=[Load("h", gone, [1, 2, 3], 0, 10)]))
+    assert other.loaded("h") == {1, 2, 3}
+
+
+def test_two_decoding_instances_of_one_name_both_load(make: Callable[..., Side]) -> None:
+    prefill = make("prefill", True, 100)
+    prefill.worker.step(Step(expected=["p", "q"]))
+    for name in ("p", "q"):
+        decode = make("decode", False)
+        decode.worker.step(Step(loads=[Load("d", prefill.remote(name), [1, 2, 3], 0, 10)]))
+        assert decode.loaded("d") == set()
 
 
 def test_each_block_fails_by_itself(make: Callable[..., Side]) -> None:

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
-from .layout import Field, KvLayout
+from .layout import Field, KvLayout, check_spec
 from .options import Options
 from .scheduler import Scheduler, Step
 from .worker import Worker
@@ -28,8 +28,9 @@ class _Orders(KVConnectorMetadata):
 
 
 @dataclass
-class _WorkerUrl(KVConnectorHandshakeMetadata):
+class _WorkerAddress(KVConnectorHandshakeMetadata):
     url: str
+    instance_id: str
 
 
 class KvferryConnector(KVConnectorBase_V1):
@@ -51,7 +52,7 @@ class KvferryConnector(KVConnectorBase_V1):
         self._tensors: list[torch.Tensor] = []
         if role == KVConnectorRole.SCHEDULER:
             block_size = vllm_config.cache_config.block_size
-            self._scheduler = Scheduler(self._options, transfer.engine_id, block_size)
+            self._scheduler = Scheduler(self._options, block_size)
 
     # In the scheduler
 
@@ -60,11 +61,11 @@ class KvferryConnector(KVConnectorBase_V1):
         return self._scheduler
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
-        urls = {}
+        workers = {}
         for rank, worker in metadata.items():
-            assert isinstance(worker, _WorkerUrl)
-            urls[rank] = worker.url
-        self._scheduling().set_urls(urls)
+            assert isinstance(worker, _WorkerAddress)
+            workers[rank] = worker.url, worker.instance_id
+        self._scheduling().set_workers(workers)
 
     def on_new_request(self, request: Any) -> None:
         self._scheduling().on_new_request(request)
@@ -97,7 +98,7 @@ class KvferryConnector(KVConnectorBase_V1):
         self._worker = Worker(self._options, transfer.engine_id, layout, memory, transfer.is_kv_producer)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
-        return _WorkerUrl(self._working().url)
+        return _WorkerAddress(self._working().url, self._working().instance_id)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         orders = self._get_connector_metadata()
@@ -133,6 +134,7 @@ class KvferryConnector(KVConnectorBase_V1):
         """
         config, model = self._vllm_config, self._vllm_config.model_config
         [group] = self._kv_cache_config.kv_cache_groups
+        check_spec(group.kv_cache_spec)
         first = next(iter(kv_caches.values()))
         if first.device.type != "cpu":
             raise ValueError(f"KvferryConnector moves KV caches in host memory, and this one is on {first.device}")

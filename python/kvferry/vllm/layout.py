@@ -9,16 +9,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Field", "HeadSource", "KvLayout", "LayoutMismatch", "Plan", "head_sources", "plan", "readers_of"]
+__all__ = [
+    "MAX_ROWS",
+    "Field",
+    "HeadSource",
+    "KvLayout",
+    "LayoutMismatch",
+    "Plan",
+    "check_spec",
+    "head_sources",
+    "plan",
+    "readers_of",
+]
+
+
+#: Ranges of one read. Beyond them making the plan takes longer than computing the prompt.
+MAX_ROWS = 1 << 20
 
 
 class LayoutMismatch(Exception):
-    """Two caches whose bytes don't mean the same."""
+    """Two caches between which nothing can be loaded."""
+
+
+def check_spec(spec: Any) -> None:
+    """Raises ValueError for a kind of KV cache (vLLM's ``KVCacheSpec``) that isn't kept whole.
+
+    With a sliding window vLLM gives blocks back that the window has left, and names block 0 in their place.
+    """
+    if type(spec).__name__ not in ("FullAttentionSpec", "MLAAttentionSpec"):
+        raise ValueError(f"KvferryConnector supports full attention and MLA, and not {type(spec).__name__}")
 
 
 class Field(NamedTuple):
@@ -182,7 +206,16 @@ def plan(
     if (num_tokens - 1) // remote.block_tokens >= len(theirs):
         raise LayoutMismatch(f"{len(remote_ids)} remote blocks are too few for {num_tokens} tokens")
 
+    for side, first, there in (
+        ("here", heads.local_first, local.heads),
+        ("at the peer", heads.remote_first, remote.heads),
+    ):
+        if first < 0 or heads.num_heads < 1 or first + heads.num_heads > there:
+            raise LayoutMismatch(f"heads [{first}, {first + heads.num_heads}) of {there} {side}")
     pieces = _pieces(local, remote, step, heads)
+    count = len(local.layers) * len(tokens) * len(pieces)
+    if count > MAX_ROWS:
+        raise LayoutMismatch(f"{count} ranges for {num_tokens - first_token} tokens are more than {MAX_ROWS}")
     at = {name: (region, offset) for name, region, offset in remote.layers}
     local_layers = np.array([(region, offset) for _, region, offset in local.layers], dtype=np.int64)
     remote_layers = np.array([at[name] for name, _, _ in local.layers], dtype=np.int64)

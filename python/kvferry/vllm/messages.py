@@ -6,8 +6,9 @@ Needs msgspec, which vLLM brings along, and no vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from .. import SideMessage
 from .layout import KvLayout
 
-__all__ = ["LAYOUT", "RELEASE", "RENEW", "Remote", "layout_from", "layout_message", "message", "parse"]
+__all__ = ["LAYOUT", "RELEASE", "RENEW", "Remote", "layout_from", "layout_message", "message", "parse", "parts_of"]
 
 #: Asks for the peer's ``KvLayout``.
 LAYOUT = "kvferry.vllm.layout"
@@ -25,61 +26,94 @@ RENEW = "kvferry.vllm.renew"
 RELEASE = "kvferry.vllm.release"
 
 
+#: Workers that one request may name. A decoding instance speaks to each of them.
+_MAX_WORKERS = 1024
+
+
 @dataclass(frozen=True)
 class Remote:
     """A request whose KV cache a prefilling instance keeps."""
 
-    engine_id: str
     request_id: str
     #: Where its workers answer, by their rank in tensor parallelism.
     urls: tuple[str, ...]
+    #: Who they are, by rank: a worker that is started again has another id, wherever it answers.
+    instance_ids: tuple[str, ...]
     block_ids: tuple[int, ...]
     num_tokens: int
+    #: Whose tokens these are; see ``digest_of``.
+    prompt_digest: str
+    #: Seconds for which the blocks are kept after a renewal.
+    lease: float
 
     def to_params(self) -> dict[str, Any]:
         """The ``kv_transfer_params`` of the decoding request."""
         return {
             "do_remote_prefill": True,
             "do_remote_decode": False,
-            "remote_engine_id": self.engine_id,
             "remote_request_id": self.request_id,
             "remote_urls": list(self.urls),
+            "remote_instance_ids": list(self.instance_ids),
             "remote_block_ids": list(self.block_ids),
             "remote_num_tokens": self.num_tokens,
+            "remote_prompt_digest": self.prompt_digest,
+            "remote_lease": self.lease,
         }
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> Remote:
         """Raises ValueError for parameters that ``to_params`` doesn't make: they come from outside."""
-        names = ("remote_engine_id", "remote_request_id", "remote_urls", "remote_block_ids", "remote_num_tokens")
-        found = {name.removeprefix("remote_"): params.get(name) for name in names}
+        found = {option.name: params.get(f"remote_{option.name}") for option in fields(cls)}
         try:
             made = msgspec.convert(found, cls)
-        except msgspec.ValidationError as error:
+            msgspec.msgpack.encode([made.request_id, made.urls, made.instance_ids])  # no halves of surrogate pairs
+        except ValueError as error:
             raise ValueError(f"kv_transfer_params: {error}") from error
         if not made.urls or made.num_tokens < 0 or any(block < 0 for block in made.block_ids):
             raise ValueError("kv_transfer_params: no url, or a number below 0")
+        if len(made.urls) > _MAX_WORKERS or len(made.instance_ids) != len(made.urls):
+            raise ValueError(
+                f"kv_transfer_params: {len(made.urls)} urls of {len(made.instance_ids)} workers, and at most "
+                f"{_MAX_WORKERS} may be named"
+            )
+        if not math.isfinite(made.lease) or made.lease <= 0:
+            raise ValueError(f"kv_transfer_params: a lease of {made.lease} seconds")
         return made
 
 
-def message(kind: str, **fields: Any) -> SideMessage:
-    """A side message of a kind."""
-    return SideMessage(kind, msgspec.msgpack.encode({"type": kind, **fields}))
+def message(kind: str, **members: Any) -> SideMessage:
+    """A side message of a kind. Raises for text that is no UTF-8."""
+    return SideMessage(kind, msgspec.msgpack.encode({"type": kind, **members}))
+
+
+def parts_of(names: Iterable[str], most: int) -> Iterator[list[str]]:
+    """Lists of names that take up to ``most`` bytes in a message; a longer name is alone."""
+    part: list[str] = []
+    size = 0
+    for name in names:
+        length = len(name.encode(errors="surrogatepass")) + 5
+        if part and size + length > most:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += length
+    if part:
+        yield part
 
 
 def parse(received: SideMessage) -> dict[str, Any]:
     """The fields of a message."""
-    fields = msgspec.msgpack.decode(received.encoded)
-    assert isinstance(fields, dict)
-    return fields
+    found = msgspec.msgpack.decode(received.encoded)
+    assert isinstance(found, dict)
+    return found
 
 
-def layout_message(engine_id: str, layout: KvLayout) -> SideMessage:
+def layout_message(instance_id: str, layout: KvLayout) -> SideMessage:
     """The answer to LAYOUT."""
-    return message(LAYOUT, engine_id=engine_id, layout=asdict(layout))
+    return message(LAYOUT, instance_id=instance_id, layout=asdict(layout))
 
 
 def layout_from(answer: SideMessage) -> tuple[str, KvLayout]:
-    """The engine and its layout. Raises msgspec.ValidationError for another message."""
-    fields = parse(answer)
-    return str(fields.get("engine_id")), msgspec.convert(fields.get("layout"), KvLayout)
+    """The worker's instance id and its layout. Raises msgspec.ValidationError for another message."""
+    found = parse(answer)
+    return str(found.get("instance_id")), msgspec.convert(found.get("layout"), KvLayout)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import kvferry
 
-__all__ = ["Options", "channel_class", "channel_keywords", "url_of"]
+__all__ = ["Options", "channel_class", "channel_keywords", "is_allowed", "url_of"]
 
 _CHANNELS = {
     "tcp": "TcpTransferChannel",
@@ -31,14 +32,18 @@ class Options:
     port: int = 0
     #: The host that the decoding instances are told, where it differs from ``host``.
     advertised_host: str = ""
-    #: How long a prefilling instance keeps a request's blocks after the last sign of a decoding one.
+    #: How long a prefilling instance keeps a request's blocks after the last sign of a decoding one. Decoding instances
+    #: renew as often as the shorter one of both sides' leases wants.
     lease: float = 30.0
     #: How long a step of a load may take - to connect, to read, to be told whether the lease held - before it failed.
     timeout: float = 10.0
-    #: Whether bytes are compared with checksums where they have landed. Left out: as the other side wants.
+    #: Whether this instance compares what it reads with checksums. Has no effect on what others read from it.
     checksums: bool | None = None
     #: Instances load only from those with the same. Left out: vLLM's name of the model.
     model_id: str = ""
+    #: The hosts that a request's urls may name: addresses, ranges ("10.1.0.0/16"), names. Left out: any. Of names the
+    #: text counts; they are not looked up.
+    allowed_hosts: tuple[str, ...] = ()
     #: Further options of the channel, by the names that kvferry's constructors have.
     channel_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,11 +54,33 @@ class Options:
         unknown = sorted(set(extra) - known)
         if unknown:
             raise ValueError(f"kv_connector_extra_config has {unknown[0]!r}, and may have {', '.join(sorted(known))}")
-        made = cls(**extra)
+        made = cls(**{**extra, "allowed_hosts": _texts(extra.get("allowed_hosts", ()))})
         if made.lease <= 0 or made.timeout <= 0:
             raise ValueError("kv_connector_extra_config: lease and timeout are above 0")
         channel_class(made.transport)
         return made
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, (list, tuple)) or not all(isinstance(host, str) for host in given):
+        raise ValueError(f"kv_connector_extra_config: allowed_hosts is a list of texts, and not {given!r}")
+    return tuple(given)
+
+
+def is_allowed(url: str, hosts: Iterable[str]) -> bool:
+    """Whether a url's host is one of these, which are as ``Options.allowed_hosts``."""
+    host = url.removeprefix("tcp://").rpartition(":")[0].removeprefix("[").removesuffix("]").lower()
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host in (allowed.lower() for allowed in hosts)
+    for allowed in hosts:
+        try:
+            if address in ipaddress.ip_network(allowed, strict=False):
+                return True
+        except ValueError:  # a name
+            continue
+    return False
 
 
 def channel_class(transport: str) -> type[kvferry.BaseTransferChannel]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .messages import Remote
-from .options import Options
+from .options import Options, is_allowed
+from .prompts import digest_of
 
 __all__ = ["Load", "Scheduler", "Step"]
 
@@ -48,34 +49,63 @@ class Step:
     forgotten: list[str] = field(default_factory=list)
 
 
+#: Leases are not renewed more often than that, whatever requests say: seconds.
+_LEAST_INTERVAL = 0.1
+
+
+def _params(request: Any) -> dict[str, Any] | None:
+    """Clients can have vLLM put anything there."""
+    params = request.kv_transfer_params
+    return params if isinstance(params, dict) else None
+
+
 class Scheduler:
     """The scheduler's side. One thread."""
 
-    def __init__(self, options: Options, engine_id: str, block_size: int) -> None:
+    def __init__(self, options: Options, block_size: int) -> None:
         self._options = options
-        self._engine_id = engine_id
         self._block_size = block_size
-        self._urls: tuple[str, ...] = ()
+        #: The url and instance id of each worker.
+        self._workers: tuple[tuple[str, str], ...] = ()
         self._next = Step()
         #: Requests that a prefilling instance keeps for this one, from their arrival until they are loaded.
         self._remotes: dict[str, Remote] = {}
         self._loading: set[str] = set()
         self._expected: set[str] = set()
         self._renewed_at = time.monotonic()
+        self._interval = options.lease / 3
 
-    def set_urls(self, urls: dict[int, str]) -> None:
-        """Where the workers answer, by rank; empty strings if they don't."""
-        self._urls = tuple(urls[rank] for rank in sorted(urls)) if all(urls.values()) else ()
+    def set_workers(self, workers: dict[int, tuple[str, str]]) -> None:
+        """Where the workers answer, and their instance ids, by rank. Empty urls if they don't answer."""
+        answering = all(url for url, _ in workers.values())
+        self._workers = tuple(workers[rank] for rank in sorted(workers)) if answering else ()
 
     def on_new_request(self, request: Any) -> None:
-        params = request.kv_transfer_params
+        params = _params(request)
         if not params or not params.get("do_remote_prefill"):
             return
         try:
-            self._remotes[request.request_id] = Remote.from_params(params)
+            remote = self._checked(request, params)
         except ValueError as error:
             _logger.error("request %s is computed here: %s", request.request_id, error)
             params["do_remote_prefill"] = False
+            return
+        self._remotes[request.request_id] = remote
+        self._interval = min(self._interval, max(remote.lease / 3, _LEAST_INTERVAL))
+
+    def _checked(self, request: Any, params: dict[str, Any]) -> Remote:
+        """Raises ValueError for parameters that aren't of this request."""
+        remote = Remote.from_params(params)
+        hosts = self._options.allowed_hosts
+        for url in remote.urls:
+            if hosts and not is_allowed(url, hosts):
+                raise ValueError(f"the host of {url!r} is not in allowed_hosts")
+        # The router may have mixed up requests, and both sides may make different tokens of one text.
+        if digest_of(request, remote.num_tokens) != remote.prompt_digest:
+            raise ValueError(
+                f"its prompt, adapter or images are not those of the prefilling instance's request {remote.request_id!r}"
+            )
+        return remote
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         count = self._to_load(request) - num_computed_tokens
@@ -83,14 +113,14 @@ class Scheduler:
 
     def _to_load(self, request: Any) -> int:
         """How many tokens from the first on the prefilling instance has."""
-        params = request.kv_transfer_params
+        params = _params(request)
         remote = self._remotes.get(request.request_id)
         if not params or not params.get("do_remote_prefill") or remote is None:
             return 0
         return min(remote.num_tokens, int(request.num_prompt_tokens))
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        params = request.kv_transfer_params
+        params = _params(request)
         if not params:
             return
         if params.get("do_remote_decode"):
@@ -100,7 +130,9 @@ class Scheduler:
             return
         until = self._to_load(request)
         params["do_remote_prefill"] = False  # what fails is computed here
-        remote = self._remotes[request.request_id]
+        remote = self._remotes.get(request.request_id)
+        if remote is None:
+            return
         if num_external_tokens == 0:  # all of it is in this instance's prefix cache
             self._release(request.request_id)
             return
@@ -117,9 +149,11 @@ class Scheduler:
 
     def next_step(self) -> Step:
         now = time.monotonic()
-        if now - self._renewed_at >= self._options.lease / 3:
+        if now - self._renewed_at >= self._interval:
             self._renewed_at = now
             self._next.renewed = list(self._remotes.values())
+            shortest = min((remote.lease for remote in self._next.renewed), default=self._options.lease)
+            self._interval = max(min(shortest, self._options.lease) / 3, _LEAST_INTERVAL)
         made, self._next = self._next, Step()
         return made
 
@@ -135,17 +169,19 @@ class Scheduler:
             self._next.cancelled.append(request_id)
         else:
             self._release(request_id)
-        params = request.kv_transfer_params
+        params = _params(request)
         if not params or not params.get("do_remote_decode"):
             return False, None
         expected = request_id in self._expected
         self._expected.discard(request_id)
         completed = request.status.name in ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
-        if not completed or not block_ids or not self._urls:
+        tokens = min(int(request.num_computed_tokens), int(request.num_prompt_tokens))
+        digest = digest_of(request, tokens) if completed else None
+        if digest is None or not block_ids or not self._workers:
             if expected:
                 self._next.forgotten.append(request_id)
             return False, None
         self._next.granted.append(request_id)
-        tokens = min(int(request.num_computed_tokens), int(request.num_prompt_tokens))
-        remote = Remote(self._engine_id, request_id, self._urls, tuple(block_ids), tokens)
+        urls, instance_ids = zip(*self._workers)
+        remote = Remote(request_id, urls, instance_ids, tuple(block_ids), tokens, digest, self._options.lease)
         return True, remote.to_params()

@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterable
+import uuid
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .. import Addresses, CompletionQueue, Operation, Region, SideMessage
-from .layout import HeadSource, KvLayout, LayoutMismatch, head_sources, plan, readers_of
+from .. import Addresses, CompletionQueue, Operation, Region, SideMessage, TransferError
+from .layout import HeadSource, KvLayout, LayoutMismatch, Plan, head_sources, plan, readers_of
 from .leases import Leases
-from .messages import LAYOUT, RELEASE, RENEW, Remote, layout_from, layout_message, message, parse
+from .messages import LAYOUT, RELEASE, RENEW, Remote, layout_from, layout_message, message, parse, parts_of
 from .options import Options, channel_class, channel_keywords, url_of
 from .scheduler import Load, Step
 
@@ -27,8 +29,13 @@ __all__ = ["Worker"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
-#: Something that waits for operations, one after the other.
-_Steps = Generator[Operation, None, None]
+#: Something that waits for operations, one after the other, and for the results of calls that take too long for the lock.
+_Waited = Operation | Callable[[], Any]
+_Steps = Generator[_Waited, Any, None]
+#: The same for a question that is answered by yes or no.
+_Asking = Generator[_Waited, Any, bool]
+#: Of request ids in one renewal: well below a channel's ``max_handshake_bytes``.
+_RENEWAL_BYTES = 32 << 10
 
 
 @dataclass
@@ -45,22 +52,25 @@ class _Loading:
 
 class Worker:
     """One worker's channel, and what goes on in it. The engine's thread gives orders and asks for what has ended; a
-    thread of its own takes each load from step to step.
+    thread of its own takes each load from step to step, and another one makes plans.
 
+    name: says which engine this is, for people.
     memory: the (address, size) of each region that ``layout`` numbers; the caller keeps it.
     serving: whether others may load from here.
     """
 
     def __init__(
-        self, options: Options, engine_id: str, layout: KvLayout, memory: Iterable[tuple[int, int]], serving: bool
+        self, options: Options, name: str, layout: KvLayout, memory: Iterable[tuple[int, int]], serving: bool
     ) -> None:
         self._options = options
-        self._engine_id = engine_id
+        #: Who this is to others. An engine's id may be a configured one, which its successor and its replicas have too.
+        self.instance_id = f"{name}/{layout.tp_rank}/{uuid.uuid4().hex}"
         self._layout = layout
         regions = [Region(part, page_size=part[1], access="read" if serving else "none") for part in memory]
         self._bases = np.array([region.address for region in regions], dtype=np.uint64)
         self._leases = Leases(options.lease)
         self._queue = CompletionQueue()
+        self._planner = ThreadPoolExecutor(1, "kvferry-vllm-plans")
         self._lock = threading.Lock()
         self._loadings: dict[str, _Loading] = {}
         self._received: set[str] = set()
@@ -68,9 +78,8 @@ class Worker:
         self._reported_failed: set[int] = set()
         #: The layouts of peers, by url, each of one incarnation.
         self._peers: dict[str, tuple[int, str, KvLayout]] = {}
-        #: Engines that can't be reached, and until when they are not tried again.
-        self._unreachable: dict[str, float] = {}
-        self._local_id = f"{engine_id}/{layout.tp_rank}"
+        #: Workers, by instance id and url, that can't be reached, and until when they are not tried again.
+        self._unreachable: dict[tuple[str, str], float] = {}
         self._closing = False  # failures are no news from then on
         self._closed = False
         self._channel = self._make_channel(regions, serving)
@@ -79,7 +88,7 @@ class Worker:
         self._thread.start()
 
     def _make_channel(self, regions: list[Region], serving: bool) -> Any:
-        answers = _Answers(self._engine_id, self._layout, self._leases)
+        answers = _Answers(self.instance_id, self._layout, self._leases)
         base = channel_class(self._options.transport)
         made: Any = type("AnsweringChannel", (base,), {"handle_init_side_msg": lambda _, received: answers(received)})
         keywords = channel_keywords(self._options, listening=serving, rank=self._layout.tp_rank)
@@ -95,8 +104,10 @@ class Worker:
 
     def close(self) -> None:
         """When it returns, nothing lands here any more."""
-        self._closing = True
+        with self._lock:
+            self._closing = True  # plans that are made from then on come to nothing
         self._channel.close()
+        self._planner.shutdown()
         self._thread.join()
 
     # The engine's orders
@@ -147,11 +158,30 @@ class Worker:
                 if not len(self._queue) and self._closed:
                     return
 
-    def _perform(self, steps: Generator[Operation, None, Any]) -> None:
-        """Takes steps to their next operation. Under the lock, so that the thread finds them in the operation."""
-        operation = next(steps, None)
-        if operation is not None:
-            operation.user_data = steps
+    def _perform(self, steps: _Steps | _Asking, value: Any = None, error: Exception | None = None) -> None:
+        """Takes steps to their next operation. Under the lock, so that the thread finds them in the operation.
+
+        Whatever goes wrong in them ends them alone: neither the thread nor the engine.
+        """
+        try:
+            waited = steps.send(value) if error is None else steps.throw(error)
+            if isinstance(waited, Operation):
+                waited.user_data = steps
+            else:
+                self._planner.submit(self._call, steps, waited)
+        except StopIteration:
+            pass
+        except Exception:
+            _logger.exception("a fault of the connector's")
+
+    def _call(self, steps: _Steps | _Asking, wanted: Callable[[], Any]) -> None:
+        value, failed = None, None
+        try:
+            value = wanted()
+        except Exception as error:
+            failed = error
+        with self._lock:
+            self._perform(steps, value, failed)
 
     def _watch(self) -> _Steps:
         """News of peers, until the channel is closed."""
@@ -221,19 +251,16 @@ class Worker:
             if not loading.cancelled:
                 self._failed |= loading.failed
 
-    def _read(self, loading: _Loading, source: HeadSource) -> Generator[Operation, None, set[int]]:
+    def _read(self, loading: _Loading, source: HeadSource) -> Generator[_Waited, Any, set[int]]:
         load = loading.load
         url = load.remote.urls[source.rank]
-        layout = yield from self._layout_of(loading, url)
-        if loading.cancelled:
+        layout = yield from self._layout_of(loading, source.rank)
+        if loading.cancelled or self._closing:
             return set(load.block_ids)
-        made = plan(
-            self._layout, layout, load.block_ids, load.remote.block_ids, load.first_token, load.num_tokens, source
-        )
-        addresses = np.stack([self._bases[made.local[:, 0]] + made.local[:, 1], made.local[:, 2]], axis=1)
-        operation = self._channel.submit_read(
-            self._queue, Addresses(addresses), url, remote_ranges=made.remote, statuses=True
-        )
+        made, addresses = yield lambda: self._planned(load, layout, source)
+        if loading.cancelled or self._closing:
+            return set(load.block_ids)
+        operation = self._channel.submit_read(self._queue, addresses, url, remote_ranges=made.remote, statuses=True)
         yield from self._ended(loading, operation)
         if operation.error is None:
             return set()
@@ -245,53 +272,68 @@ class Worker:
         bad = made.owners[np.array([status is not None for status in statuses])]
         return {load.block_ids[owner] for owner in np.unique(bad).tolist()}
 
+    def _planned(self, load: Load, layout: KvLayout, source: HeadSource) -> tuple[Plan, Addresses]:
+        remote = load.remote
+        found = (layout.tp_rank, layout.tp_size)
+        if found != (source.rank, len(remote.urls)):
+            raise LayoutMismatch(
+                f"at {remote.urls[source.rank]} is rank {found[0]} of {found[1]}, and not {source.rank} of "
+                f"{len(remote.urls)} as kv_transfer_params say"
+            )
+        made = plan(self._layout, layout, load.block_ids, remote.block_ids, load.first_token, load.num_tokens, source)
+        addresses = np.stack([self._bases[made.local[:, 0]] + made.local[:, 1], made.local[:, 2]], axis=1)
+        return made, Addresses(addresses)
+
     @staticmethod
     def _ended(loading: _Loading, operation: Operation) -> _Steps:
         loading.operations.add(operation)
         yield operation
         loading.operations.discard(operation)
 
-    def _layout_of(self, loading: _Loading, url: str) -> Generator[Operation, None, KvLayout]:
+    def _layout_of(self, loading: _Loading, rank: int) -> Generator[_Waited, Any, KvLayout]:
         """Connects, and asks how the peer's cache lies, unless that is known."""
-        wanted = loading.load.remote.engine_id
-        if self._is_unreachable(wanted):
-            raise ConnectionError(f"engine {wanted} at {url} could not be reached a moment ago")
+        remote = loading.load.remote
+        url, wanted = remote.urls[rank], remote.instance_ids[rank]
+        if self._is_unreachable(remote, rank):
+            raise ConnectionError(f"{wanted} at {url} could not be reached a moment ago")
         known, peer = self._peers.get(url), self._channel.peer_info(url)
         if known is None or peer is None or known[0] != peer.incarnation:
             operation = self._channel.submit_lazy_init_peer_connection(
-                self._queue, self._local_id, url, url, message(LAYOUT), timeout=self._options.timeout
+                self._queue, self.instance_id, url, url, message(LAYOUT), timeout=self._options.timeout
             )
             yield from self._ended(loading, operation)
             error = operation.error
             if error is not None and (error.peer_failed or error.timed_out):
-                self._unreachable[wanted] = time.monotonic() + self._options.lease
-            engine_id, layout = layout_from(operation.result())
+                self._give_up(wanted, url)
+            instance_id, layout = layout_from(operation.result())
             peer = self._channel.peer_info(url)
-            known = (peer.incarnation if peer else 0, engine_id, layout)
+            known = (peer.incarnation if peer else 0, instance_id, layout)
             self._peers[url] = known
         if known[1] != wanted:
-            raise LayoutMismatch(f"at {url} is engine {known[1]}, and no longer {wanted}")
+            raise LayoutMismatch(f"at {url} is {known[1]}, and no longer {wanted}")
         return known[2]
 
-    def _is_unreachable(self, engine_id: str) -> bool:
-        """Its successor has another id, so that there is little to gain from trying again and again."""
-        until = self._unreachable.get(engine_id)
-        if until is not None and until <= time.monotonic():
-            del self._unreachable[engine_id]
-        return engine_id in self._unreachable
+    def _give_up(self, instance_id: str, url: str) -> None:
+        """For a while. The worker's successor has another id, so that there is little to gain from trying again."""
+        now = time.monotonic()
+        self._unreachable = {key: until for key, until in self._unreachable.items() if until > now}
+        self._unreachable[instance_id, url] = now + self._options.lease
 
-    def _release(self, remote: Remote, rank: int, readers: int) -> Generator[Operation, None, bool]:
+    def _is_unreachable(self, remote: Remote, rank: int) -> bool:
+        return self._unreachable.get((remote.instance_ids[rank], remote.urls[rank]), 0.0) > time.monotonic()
+
+    def _release(self, remote: Remote, rank: int, readers: int) -> _Asking:
         """Whether the blocks were the request's until now."""
-        asked = message(
-            RELEASE,
-            engine_id=remote.engine_id,
-            request_id=remote.request_id,
-            reader=self._layout.tp_rank,
-            readers=readers,
-        )
-        if self._closing or self._is_unreachable(remote.engine_id):
+        if self._closing or self._is_unreachable(remote, rank):
             return False
         try:
+            asked = message(
+                RELEASE,
+                instance_id=remote.instance_ids[rank],
+                request_id=remote.request_id,
+                reader=self._layout.tp_rank,
+                readers=readers,
+            )
             operation = self._ask(remote.urls[rank], asked)
             yield operation
             return bool(parse(operation.result()).get("held"))
@@ -307,40 +349,42 @@ class Worker:
         return operation
 
     def _renew(self, remotes: list[Remote]) -> None:
-        by_url: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], list[str]] = {}
         for remote in remotes:
-            for rank, url in enumerate(remote.urls):
-                if rank % self._layout.tp_size == self._layout.tp_rank:
-                    by_url.setdefault((url, remote.engine_id), []).append(remote.request_id)
-        for (url, engine_id), request_ids in by_url.items():
-            self._perform(self._send_renewal(url, engine_id, request_ids))
+            for rank, worker in enumerate(zip(remote.urls, remote.instance_ids)):
+                if rank % self._layout.tp_size == self._layout.tp_rank and not self._is_unreachable(remote, rank):
+                    found.setdefault(worker, []).append(remote.request_id)
+        for (url, instance_id), request_ids in found.items():
+            self._perform(self._send_renewals(url, instance_id, request_ids))
 
-    def _send_renewal(self, url: str, engine_id: str, request_ids: list[str]) -> _Steps:
-        asked = message(RENEW, engine_id=engine_id, request_ids=request_ids)
-        if self._closing or self._is_unreachable(engine_id):
-            return
-        try:
-            operation = self._ask(url, asked)
-            yield operation
-            operation.result()
-        except Exception as error:
-            if not self._closing:
-                _logger.warning("leases at %s are not renewed: %s", url, error)
+    def _send_renewals(self, url: str, instance_id: str, request_ids: list[str]) -> _Steps:
+        for part in parts_of(request_ids, _RENEWAL_BYTES):
+            if self._closing:
+                return
+            try:
+                operation = self._ask(url, message(RENEW, instance_id=instance_id, request_ids=part))
+                yield operation
+                operation.result()
+            except Exception as error:
+                if not self._closing:
+                    _logger.warning("%d leases at %s are not renewed: %s", len(part), url, error)
+                if isinstance(error, TransferError) and (error.peer_failed or error.timed_out):
+                    return  # so would the others
 
 
 class _Answers:
     """Answers side messages, on the channel's thread."""
 
-    def __init__(self, engine_id: str, layout: KvLayout, leases: Leases) -> None:
-        self._engine_id = engine_id
-        self._layout = layout_message(engine_id, layout)
+    def __init__(self, instance_id: str, layout: KvLayout, leases: Leases) -> None:
+        self._instance_id = instance_id
+        self._layout = layout_message(instance_id, layout)
         self._leases = leases
 
     def __call__(self, received: SideMessage) -> SideMessage:
         if received.type == LAYOUT:
             return self._layout
         fields = parse(received)
-        ours = fields.get("engine_id") == self._engine_id  # else the requests are those of a predecessor
+        ours = fields.get("instance_id") == self._instance_id  # else the requests are those of a predecessor
         if received.type == RELEASE:
             held = ours and self._leases.release(
                 str(fields["request_id"]), int(fields["reader"]), int(fields["readers"])
