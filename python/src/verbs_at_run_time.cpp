@@ -89,6 +89,7 @@ KVFERRY_VERB(int, ibv_get_async_event, (ibv_context * context, ibv_async_event* 
 KVFERRY_VERB(int, ibv_get_cq_event, (ibv_comp_channel * channel, ibv_cq** queue, void** own), (channel, queue, own))
 KVFERRY_VERB(ibv_device**, ibv_get_device_list, (int* count), (count))
 KVFERRY_VERB(const char*, ibv_get_device_name, (ibv_device * device), (device))
+KVFERRY_VERB(ibv_fork_status, ibv_is_fork_initialized, (), ())
 KVFERRY_VERB(int, ibv_modify_qp, (ibv_qp * pair, ibv_qp_attr* attributes, int mask), (pair, attributes, mask))
 KVFERRY_VERB(ibv_context*, ibv_open_device, (ibv_device * device), (device))
 KVFERRY_VERB(int, ibv_query_device, (ibv_context * context, ibv_device_attr* attributes), (context, attributes))

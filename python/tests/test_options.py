@@ -12,8 +12,8 @@ from kvferry._options import ChannelOptions, RdmaOptions, TcpOptions
 
 HEADERS = Path(__file__).parents[2] / "include" / "kvferry"
 
-#: What Python has another way for, or can't have: an executor, a context of ZeroMQ.
-ELSEWHERE = {"regions", "hold_side_messages", "executor", "log_sink", "log_level", "zmq_context"}
+#: What Python has another way for, or can't have: an executor, a context of ZeroMQ, a channel that others are roads of.
+ELSEWHERE = {"regions", "hold_side_messages", "executor", "log_sink", "log_level", "zmq_context", "road_of"}
 
 
 def names_of(header: str, struct: str) -> set[str]:

@@ -27,8 +27,9 @@ using DeviceList = std::unique_ptr<ibv_device*, decltype(&ibv_free_device_list)>
 
 DeviceList list_devices(std::size_t& count) {
   // Registered memory must not be moved away from the adapter when the process forks and then writes to it. Older kernels
-  // have to be told, before anything is registered; for newer ones this does nothing (ibv_fork_init(3)).
-  [[maybe_unused]] static const int fork_is_safe = ibv_fork_init();
+  // have to be told, before anything is registered. Newer ones need not, and must not: the pages that registered memory lies in
+  // would be missing in every child, which dies of it where malloc's own data are beside them (ibv_fork_init(3)).
+  [[maybe_unused]] static const int fork_is_safe = ibv_is_fork_initialized() == IBV_FORK_UNNEEDED ? 0 : ibv_fork_init();
   int number = 0;
   DeviceList devices(ibv_get_device_list(&number), &ibv_free_device_list);
   count = devices == nullptr ? 0 : static_cast<std::size_t>(number);

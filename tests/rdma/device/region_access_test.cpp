@@ -2,6 +2,8 @@
 // What a region's `peer_access` doesn't allow its adapter refuses, whoever asks: here a queue pair that uses the region's
 // key for it, with none of the library's checks in between.
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -105,6 +107,21 @@ TEST(RdmaFaults, Line19_AnAdapterRefusesWhatLiesBesideARegion) {
       EXPECT_TRUE(holds(of_stranger, strangers));
     }
   }
+}
+
+TEST(RdmaFaults, AForkedChildHasThePagesThatRegisteredMemoryLiesIn) {
+  std::vector<std::byte> memory(page_size, owners);
+  const auto owner = open(memory, Access::read_write);
+  if (ibv_is_fork_initialized() != IBV_FORK_UNNEEDED) {
+    GTEST_SKIP() << "this kernel doesn't copy registered memory when a process forks";
+  }
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::_exit(memory.front() == owners ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
 }
 
 }  // namespace
