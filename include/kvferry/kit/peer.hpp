@@ -75,7 +75,7 @@ struct PeerDirectory::Attempt {
   std::shared_ptr<Dial> dial;
   SideMessage question;
   bool yielded = false;     ///< Told by the peer that its own dial counts.
-  std::size_t yields = 0;   ///< How often the peer was told that this side's dial counts.
+  bool gave_yield = false;  ///< Told the peer that this side's dial counts.
   Clock::time_point told_at;  ///< When the peer was told what fences there have been.
   bool told_again = false;
   bool crossed = false;     ///< The two have accepted each other's dials, and this one has waited for the other.
@@ -108,8 +108,7 @@ struct PeerDirectory::Peer {
   std::shared_ptr<PeerCounters> counters = std::make_shared<PeerCounters>();
 
   Attempt attempt;                  ///< This side's dial, or that of the peer itself.
-  std::vector<Attempt> candidates;  ///< Dials of those who may be the peer anew; the oldest first.
-  std::size_t dials_beside = 0;     ///< Since there was a link.
+  std::vector<Attempt> candidates;  ///< Dials of the peer, or of those who may be it anew, beside; the oldest first.
 
   std::shared_ptr<Link> link;
   const Host* host = nullptr;  ///< Of the latest link. To be compared only: it may be gone.

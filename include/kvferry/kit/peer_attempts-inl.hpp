@@ -22,10 +22,8 @@ inline namespace internal {
 /// How long a side that yielded to the other's dial, or accepted it, waits for it before it asks itself: the other may not
 /// get through.
 inline constexpr std::chrono::milliseconds patience_with_the_other{250};
-/// Twice as long each time, so that a connection that takes its time to be made is made after all.
-inline constexpr std::size_t most_doublings = 4;
-/// How often a peer that is known is told that this side's dial, which it has accepted, counts: 2 seconds.
-inline constexpr std::size_t most_yields = 8;
+/// Dials of those who may be a peer, or were to be it.
+inline constexpr std::size_t max_candidates = 8;
 
 KVFERRY_INLINE std::uint64_t milliseconds_until(Clock::time_point deadline) {
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
@@ -209,12 +207,10 @@ KVFERRY_INLINE void PeerDirectory::ask_again(const std::string& peer_id, std::ui
 /// The peer, or who says that he is, may never make the connection that he has asked for: his question may be of a dial that
 /// he has given up.
 KVFERRY_INLINE void PeerDirectory::dial_beside_later(Peer& peer) {
-  if (peer.link || !peer.attempt.accepting || peer.attempt.awaited || peer.waiting.empty()) {
-    return;
+  if (!peer.link && peer.attempt.accepting && !peer.attempt.awaited && !peer.waiting.empty() && !peer.url.empty()) {
+    peer.attempt.awaited = true;
+    call_later(&PeerDirectory::dial_beside, peer.id, peer.attempt.number);
   }
-  peer.attempt.awaited = true;
-  const auto patience = patience_with_the_other * (1 << std::min(peer.dials_beside++, most_doublings));
-  call_later(&PeerDirectory::dial_beside, peer.id, peer.attempt.number, patience);
 }
 
 /// Somebody waits for the peer, and has waited for the connection of who said that he is the peer: that goes on beside.
@@ -225,20 +221,22 @@ KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::
     return;
   }
   peer->attempt.awaited = false;
-  if (peer->waiting.empty()) {
+  std::erase_if(peer->waiting, [](const Waiter& waiting) { return waiting.over(); });
+  if (peer->waiting.empty() || peer->url.empty()) {
     return;
   }
   if (!peer->attempt.slot.empty()) {
     slots_.leave(std::exchange(peer->attempt.slot, {}));
   }
+  make_room_for_candidate(*peer);
   peer->candidates.push_back(std::exchange(peer->attempt, {}));
   start_dial(*peer, lock);
 }
 
 KVFERRY_INLINE void PeerDirectory::call_later(void (PeerDirectory::*what)(const std::string&, std::uint64_t),
-                                              const std::string& peer_id, std::uint64_t attempt,
-                                              Clock::duration patience) {
-  deadlines_->add(Clock::now() + patience, std::make_shared<Expiry>([weak = weak_from_this(), what, peer_id, attempt] {
+                                              const std::string& peer_id, std::uint64_t attempt) {
+  deadlines_->add(Clock::now() + patience_with_the_other,
+                  std::make_shared<Expiry>([weak = weak_from_this(), what, peer_id, attempt] {
                     if (const Visit self(weak); self) {
                       (*self.operator->().*what)(peer_id, attempt);
                     }
@@ -276,7 +274,7 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
   if (answer.status == InitAnswer::yield || crosses) {
     answered.crossed = answered.crossed || crosses;
     answered.yielded = true;
-    call_later(&PeerDirectory::ask_again, peer_id, attempt, patience_with_the_other);
+    call_later(&PeerDirectory::ask_again, peer_id, attempt);
     return;
   }
   if (peer->fenced_at >= answered.told_at && !answered.told_again) {
@@ -384,13 +382,12 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   const auto told_regions = regions_->now();
   InitAnswer answer = describe_self(*told_regions);
   const bool known = peer.instance.shown_by(question.incarnation, question.secret);
-  const bool this_side_wins = peer.attempt.yields == 0 && incarnation_ < question.incarnation;
-  // Who has accepted this side's dial awaits its connection. Whoever else says that he is he isn't, or may wait as well. Of
-  // the peer itself it is an old question, or this side's connection takes long: too long, in the end.
-  const bool accepted_there =
-      peer.attempt.instance.incarnation == question.incarnation && (!known || peer.attempt.yields < most_yields);
+  const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation;
+  // Who has accepted this side's dial awaits its connection: this is an old question of his, or he has lost patience.
+  // Whoever else says that he is he isn't, or may wait as well.
+  const bool accepted_there = peer.attempt.instance.incarnation == question.incarnation;
   if (peer.dialing() && !peer.attempt.yielded && (this_side_wins || accepted_there)) {
-    ++peer.attempt.yields;
+    peer.attempt.gave_yield = true;
     answer.status = InitAnswer::yield;
     lock.unlock();
     reply(encode_side_message(answer));
@@ -455,12 +452,12 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   reply(encode_side_message(answer));
 }
 
-/// The attempt of the peer itself takes the place of this side's dial, and that of one whom nobody knows yet a place that
-/// is free. Others are beside it: whoever they are, the dial goes on.
+/// The attempt of the peer itself takes the place of this side's dial where that waits for it, and that of one whom nobody
+/// knows yet a place that is free. Else they are beside it, and the dial goes on: it may be an old question of the peer's,
+/// whose connection will never come.
 KVFERRY_INLINE PeerDirectory::Attempt& PeerDirectory::place_for(Peer& peer, const InitQuestion& question, bool known) {
-  constexpr std::size_t max_candidates = 8;
   const bool first = !peer.description && peer.attempt.number == 0;
-  if ((known && !peer.attempt.moves) || first) {
+  if ((known && (!peer.dialing() || peer.attempt.yielded) && !peer.attempt.moves) || first) {
     end_attempt(peer.attempt);
     return peer.attempt;
   }
@@ -471,11 +468,19 @@ KVFERRY_INLINE PeerDirectory::Attempt& PeerDirectory::place_for(Peer& peer, cons
     }
     return again;
   });
-  if (peer.candidates.size() >= max_candidates) {
-    end_attempt(peer.candidates.front());
-    peer.candidates.erase(peer.candidates.begin());
-  }
+  make_room_for_candidate(peer);
   return peer.candidates.emplace_back();
+}
+
+/// Nobody who only says that he is the peer takes the place of one that has shown it.
+KVFERRY_INLINE void PeerDirectory::make_room_for_candidate(Peer& peer) {
+  if (peer.candidates.size() < max_candidates) {
+    return;
+  }
+  const auto unknown = std::ranges::find(peer.candidates, false, &Attempt::known);
+  const auto oldest = unknown == peer.candidates.end() ? peer.candidates.begin() : unknown;
+  end_attempt(*oldest);
+  peer.candidates.erase(oldest);
 }
 
 KVFERRY_INLINE LinkHandler PeerDirectory::link_handler(std::string peer_id, std::uint64_t attempt,
@@ -540,8 +545,9 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
     }
     end_attempt(attempt);
     std::erase_if(peer->candidates, [](const Attempt& candidate) { return candidate.number == 0; });
-    // A peer that nobody knows yet may be one whose own dial is still under way.
-    const bool may_come = !peer->description && !peer->candidates.empty();
+    // The peer's own dial may still be under way. Of a peer that nobody knows yet it may be any.
+    const bool may_come = std::ranges::any_of(
+        peer->candidates, [&](const Attempt& candidate) { return candidate.known || !peer->description; });
     if (!peer->link && peer->attempt.number == 0 && !may_come) {
       peer->out_of_use_since = now;
       peer->last_failure = failure;
@@ -627,7 +633,6 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       // Whoever says that the peer has moved has the last word.
       Attempt move = peer->attempt.moves && attempt != &peer->attempt ? std::exchange(peer->attempt, {}) : Attempt();
       end_attempts(*peer);
-      peer->dials_beside = 0;
       peer->attempt = std::move(move);
       end_probe(*peer);
       std::erase_if(links_, [](const Published& old) { return old.link.expired(); });

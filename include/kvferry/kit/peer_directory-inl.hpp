@@ -315,6 +315,7 @@ KVFERRY_INLINE void PeerDirectory::hand_over(const std::string& peer_id, const L
           return;
         }
       } else if (peer.link || peer.attempt.number != 0 || peer.waiting.empty()) {
+        dial_beside_later(peer);
         return;
       } else if (!peer.url.empty()) {
         start_dial(peer, lock);  // it broke meanwhile; whoever still waits gets another attempt

@@ -214,7 +214,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void dial_beside(const std::string& peer_id, std::uint64_t attempt);
   /// When the other side has had a while.
   void call_later(void (PeerDirectory::*what)(const std::string& peer_id, std::uint64_t attempt),
-                  const std::string& peer_id, std::uint64_t attempt, Clock::duration patience);
+                  const std::string& peer_id, std::uint64_t attempt);
   void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& message,
                      const std::string& reached_address);
   void begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline);
@@ -239,6 +239,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// @param key of who asks; empty without keys.
   [[nodiscard]] Failure check(const InitQuestion& question, const std::string& key) const;
   void accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock);
+  void make_room_for_candidate(Peer& peer);
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
   void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);
 
