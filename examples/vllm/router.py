@@ -13,31 +13,38 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
+from bodies import decoding, prefilling
 
 log = logging.getLogger("router")
 
 
 async def prefill(session: ClientSession, url: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
     """Computes the prompt. Returns where its KV cache is, or None: then the decoding instance computes it."""
-    asked = {**body, "max_tokens": 1, "stream": False, "kv_transfer_params": {"do_remote_decode": True}}
-    for name in ("max_completion_tokens", "min_tokens", "stream_options"):
-        asked.pop(name, None)
+    asked = prefilling(body)
+    if asked is None:
+        return None
     try:
         async with session.post(url + path, json=asked) as answer:
             answer.raise_for_status()
-            params: dict[str, Any] | None = (await answer.json()).get("kv_transfer_params")
+            answered = await answer.json()
+            params: dict[str, Any] | None = answered.get("kv_transfer_params") if isinstance(answered, dict) else None
             return params
-    except ClientError as error:
+    except (ClientError, TimeoutError, ValueError) as error:
         log.warning("the prompt is computed where it is decoded, as %s failed: %s", url, error)
         return None
 
 
 async def route(request: web.Request) -> web.StreamResponse:
     session, prefills, decodes = (request.app[name] for name in ("session", "prefills", "decodes"))
-    body = await request.json()
-    body["kv_transfer_params"] = await prefill(session, next(prefills), request.path, body)
+    try:
+        body = await request.json()
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f"no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise web.HTTPBadRequest(text="no JSON object")
+    asked = decoding(body, await prefill(session, next(prefills), request.path, body))
     # A client that goes cancels this: the connection is closed, and vLLM ends the request and lets the blocks go.
-    async with session.post(next(decodes) + request.path, json=body) as answer:
+    async with session.post(next(decodes) + request.path, json=asked) as answer:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
         await response.prepare(request)
         async for part in answer.content.iter_any():
@@ -47,7 +54,7 @@ async def route(request: web.Request) -> web.StreamResponse:
 
 
 async def with_session(app: web.Application) -> AsyncIterator[None]:
-    async with ClientSession(timeout=ClientTimeout(total=None)) as app["session"]:
+    async with ClientSession(timeout=ClientTimeout(total=None, sock_connect=5)) as app["session"]:
         yield
 
 

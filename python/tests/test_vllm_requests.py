@@ -125,8 +125,8 @@ def test_the_shorter_lease_says_how_often_requests_are_renewed() -> None:
     "wrong",
     [
         {"remote_urls": None}, {"remote_urls": []}, {"remote_block_ids": [-1]}, {"remote_num_tokens": "many"},
-        {"remote_num_tokens": 11}, {"remote_urls": ["tcp://h:1"]}, {"remote_lease": 0.0}, {"remote_lease": float("nan")},
-        {"remote_request_id": "\ud800"}, {"remote_prompt_digest": None},
+        {"remote_num_tokens": 11}, {"remote_urls": ["tcp://h:1"]}, {"remote_lease": 0.0},
+        {"remote_lease": float("nan")}, {"remote_request_id": "\ud800"}, {"remote_prompt_digest": None},
         {"remote_urls": ["tcp://h:1"] * 1025, "remote_instance_ids": ["i"] * 1025},
     ],
     ids=lambda wrong: ascii(wrong)[:40],

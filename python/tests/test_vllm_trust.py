@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -230,7 +231,7 @@ def test_workers_of_another_rank_than_the_parameters_say(make: Callable[..., Sid
 
 
 def test_a_dead_url_of_a_living_worker_keeps_nobody_from_it(make: Callable[..., Side]) -> None:
-    prefill, decode = make("prefill", True, 100), make("decode", False, timeout=2.0)
+    prefill, decode = make("prefill", True, 100), make("decode", False, timeout=5.0)
     prefill.worker.step(Step(expected=["p"]))
     gone = make("gone", True)
     lie = prefill.remote("p", urls=(gone.worker.url,))
@@ -245,8 +246,8 @@ def test_hosts_that_urls_may_name() -> None:
     hosts = ("10.1.0.0/16", "fd00::/8", "Prefill-1", "192.168.0.7")
     for url in ("tcp://10.1.2.3:1", "10.1.2.3:1", "tcp://[fd00::1]:1", "tcp://prefill-1:5", "tcp://192.168.0.7:80"):
         assert is_allowed(url, hosts), url
-    for url in ("tcp://10.2.0.1:1", "tcp://[fe80::1]:1", "tcp://prefill-1.evil:1", "tcp://x@prefill-1:1", "", "tcp://:1",
-                "tcp://192.168.0.70:80", "tcp://[::ffff:10.1.0.1]:1"):  # fmt: skip
+    for url in ("tcp://10.2.0.1:1", "tcp://[fe80::1]:1", "tcp://prefill-1.evil:1", "tcp://x@prefill-1:1", "",
+                "tcp://:1", "tcp://192.168.0.70:80", "tcp://[::ffff:10.1.0.1]:1"):  # fmt: skip
         assert not is_allowed(url, hosts), url
 
 
@@ -273,3 +274,31 @@ def test_parameters_survive_the_router() -> None:
     remote = Remote("r", ("u",), ("i",), (1, 2), 5, "d", 30.0)
     assert Remote.from_params(json.loads(json.dumps(remote.to_params()))) == remote
     assert Remote.from_params(replace(remote, lease=7).to_params()).lease == 7.0
+
+
+# A pair of keys from ZeroMQ's manual.
+KEYS = ("Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID", "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs")
+
+
+def test_a_key_that_is_good_for_any_id(make: Callable[..., Side], tmp_path: Path) -> None:
+    """Each start makes new ids, so that no other kind of key fits."""
+    (tmp_path / "own").write_text(KEYS[1] + "\n")
+    (tmp_path / "own").chmod(0o600)
+
+    def side(name: str, peer: str, *arguments: Any) -> Side:
+        (tmp_path / peer).write_text(f"{KEYS[0]} {'*' if peer == 'any' else peer}\n")
+        keyring = [str(tmp_path / "own"), str(tmp_path / peer)]  # a list, as it comes from JSON
+        made: Side = make(name, *arguments, channel_options={"keyring": keyring})
+        return made
+
+    prefill = side("prefill", "any", True, 100)
+    prefill.worker.step(Step(expected=["p", "q", "r"], granted=["p", "q", "r"]))
+    decode = side("decode", "any", False)
+    decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)], released=[prefill.remote("q")]))
+    assert decode.loaded("d") == set() and (decode.cache[:, 1] == 105).all()
+    freed: set[str] = set()
+    while freed != {"p", "q"}:
+        freed |= prefill.freed()
+    for stranger in (side("decode", "decode-3", False), make("decode", False, timeout=2.0)):
+        stranger.worker.step(Step(loads=[Load("e", prefill.remote("r"), [1, 2, 3], 0, 10)]))
+        assert stranger.loaded("e") == {1, 2, 3} and not stranger.cache.any()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -177,6 +178,41 @@ class Process:
     def kill(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+def stopped(a: Node, peer: Process) -> int:
+    """Cancels a large write to a peer that stands still, whose receive buffer has a part of it."""
+    a.transport.add_remote_peer("b", peer.metadata, 0, BLOCKS, SIZE)
+    a.wait(a.transport.write_blocks("b", [4], [9]))
+    peer.process.send_signal(signal.SIGSTOP)
+    everything = list(range(BLOCKS))
+    transfer = a.transport.write_blocks("b", everything * 64, everything * 64)
+    assert transfer is not None
+    time.sleep(0.2)  # some of it is under way
+    assert a.transport.cancel([transfer, transfer], "wait") == [transfer]
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        assert a.transport.poll() == ([], [])  # something may land when the peer goes on
+        time.sleep(0.01)
+    return transfer
+
+
+@pytest.mark.parametrize("how", ["goes on", "is killed and removed"])
+def test_a_cancelled_transfer_is_reported_when_its_peer_has_settled_it(node: Callable[..., Node], how: str) -> None:
+    a, peer = node(100, timeout=2.0), Process()
+    try:
+        transfer = stopped(a, peer)
+        if how == "goes on":
+            peer.process.send_signal(signal.SIGCONT)
+        else:
+            peer.kill()
+            a.transport.remove_remote_peer("b")
+        assert a.wait(transfer) == (set(), {transfer})
+        if how == "goes on":
+            fine = a.transport.write_blocks("b", [4], [9])
+            assert a.wait(fine) == ({fine}, set()) and peer.block(9) == 104
+    finally:
+        peer.kill()
 
 
 def test_a_peer_that_is_killed_and_its_successor(node: Callable[..., Node]) -> None:

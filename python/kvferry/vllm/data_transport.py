@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ _logger = logging.getLogger("kvferry.vllm")
 
 #: Of the notifications that follow writes whose bytes may still land.
 _SETTLED = 1
+#: Seconds.
+_RETRY_AFTER = 0.1
 
 
 @dataclass(eq=False)
@@ -36,6 +39,7 @@ class _Transfer:
 
 @dataclass(eq=False)
 class _Peer:
+    metadata: bytes
     connecting: Operation | None = None
     #: How the channel knows it; empty until it is connected.
     channel_id: str = ""
@@ -46,8 +50,10 @@ class _Peer:
 class KvferryDataTransport(DataTransport):
     """Writes blocks into peers' memory. No call waits for a peer: ``poll`` takes everything on. One thread.
 
-    A transfer that was cancelled, or has failed, is reported when nothing of it can land any more at a peer that is still
-    connected. Where the connection is lost, the peer's own ``remove_remote_peer`` says so.
+    A transfer that was cancelled with mode "wait", or has failed, is reported when nothing of it can land any more.
+    Where its connection was lost before the peer had answered, that is when a connection anew has succeeded, when
+    another one listens in its place, or when the peer is removed: who removes it knows that it has ended or has fenced.
+    A peer that stands still and one that is gone look alike from here.
 
     view: the blocks, [number of blocks, bytes of a block]; held until ``close``.
     options: ``host`` and ``port`` say where peers connect; the lease has no meaning here.
@@ -59,10 +65,13 @@ class KvferryDataTransport(DataTransport):
         super().__init__(view, config_fields=config_fields)
         chosen = options or Options()
         self._id = uuid.uuid4().hex
+        self._timeout = chosen.timeout
         self._queue = CompletionQueue()
         self._ids = itertools.count()
         self._transfers: dict[int, _Transfer] = {}
         self._peers: dict[str, _Peer] = {}
+        #: Transfers of which something may still land, and when to ask again.
+        self._unsettled: list[tuple[float, _Peer, _Transfer]] = []
         self._closed = False
         region = Region((self.base_addr, self.num_blocks * self.block_len), self.block_len, "write")
         make: Any = channel_class(chosen.transport)
@@ -79,7 +88,7 @@ class KvferryDataTransport(DataTransport):
         """Raises ValueError for blocks of another size. Whether the peer can be reached its transfers say."""
         if block_len != self.block_len:
             raise ValueError(f"peer {peer_id} has blocks of {block_len} bytes, and not of {self.block_len}")
-        peer = self._peers[peer_id] = _Peer()
+        peer = self._peers[peer_id] = _Peer(agent_metadata)
         peer.connecting = self._channel.submit_connect(self._queue, self._id, agent_metadata)
         peer.connecting.user_data = lambda operation: self._connected(peer_id, peer, operation)
 
@@ -151,13 +160,44 @@ class KvferryDataTransport(DataTransport):
             return
         if not error.cancelled:
             _logger.error("writing %d blocks to peer %s: %s", len(transfer.local), transfer.peer_id, error)
-        if error.may_still_land and self._channel.remote_xfer_handler_exists(peer.channel_id):
-            # What comes after a write says that it has landed, or never does.
-            follower = self._channel.submit_notify(self._queue, peer.channel_id, b"", _SETTLED)
-            follower.user_data = lambda _: setattr(transfer, "arrived", False)
-            transfer.operation = None
+        transfer.operation = None
+        if error.may_still_land:
+            self._settle(peer, transfer)
         else:
             transfer.arrived = False
+
+    def _settle(self, peer: _Peer, transfer: _Transfer) -> None:
+        """What comes after a write, on the same connection or a new one, says that it has landed, or never does."""
+        if transfer.arrived is not None or self._peers.get(transfer.peer_id) is not peer:
+            transfer.arrived = False
+            return
+        operation = self._channel.submit_connect(self._queue, self._id, peer.metadata, timeout=self._timeout)
+        operation.user_data = lambda ended: self._connected_anew(peer, transfer, ended)
+
+    def _connected_anew(self, peer: _Peer, transfer: _Transfer, operation: Operation) -> None:
+        if operation.error is not None:
+            self._not_settled(peer, transfer, operation.error)
+            return
+        channel_id = operation.result().id
+        if self._peers.get(transfer.peer_id) is not peer:
+            self._disconnect(channel_id)
+        follower = self._channel.submit_notify(self._queue, channel_id, b"\0", _SETTLED)
+        follower.user_data = lambda ended: self._not_settled(peer, transfer, ended.error)
+
+    def _not_settled(self, peer: _Peer, transfer: _Transfer, error: TransferError | None) -> None:
+        if error is None or error.name == "peer_restarted":  # another one listens in its place
+            transfer.arrived = False
+        else:
+            self._unsettled.append((time.monotonic() + _RETRY_AFTER, peer, transfer))
+
+    def _ask_again(self) -> None:
+        now = time.monotonic()
+        asked, self._unsettled = self._unsettled, []
+        for at, peer, transfer in asked:
+            if at <= now:
+                self._settle(peer, transfer)
+            else:
+                self._unsettled.append((at, peer, transfer))
 
     def _receive(self) -> None:
         """Takes peers' followers from the queue, where they would take the place of others'."""
@@ -171,6 +211,7 @@ class KvferryDataTransport(DataTransport):
 
     def poll(self, peer_id: str | None = None) -> PollResult:
         self._drain()
+        self._ask_again()
         ended: dict[bool, list[int]] = {True: [], False: []}
         for transfer_id, transfer in self._transfers.items():
             if transfer.arrived is not None and peer_id in (None, transfer.peer_id):
@@ -180,7 +221,8 @@ class KvferryDataTransport(DataTransport):
         return PollResult(done=ended[True], failed=ended[False])
 
     def cancel(self, transfer_ids: Iterable[int], mode: Literal["immediate", "wait"] = "immediate") -> list[int]:
-        cancelled = [(number, self._transfers[number]) for number in transfer_ids if number in self._transfers]
+        wanted = dict.fromkeys(transfer_ids)
+        cancelled = [(number, self._transfers[number]) for number in wanted if number in self._transfers]
         for _, transfer in cancelled:
             if transfer.operation is not None:
                 transfer.operation.cancel()
@@ -192,6 +234,7 @@ class KvferryDataTransport(DataTransport):
                 peer.waiting.remove(transfer)  # it never begins
                 transfer.arrived = False
             if mode == "immediate" or transfer.arrived is not None:
+                transfer.arrived = bool(transfer.arrived)  # nobody asks for it any more
                 del self._transfers[number]
             else:
                 left.append(number)
@@ -203,5 +246,6 @@ class KvferryDataTransport(DataTransport):
         self._closed = True
         self._channel.close()
         self._queue.drain()
+        self._unsettled.clear()
         self._transfers.clear()
         self._peers.clear()

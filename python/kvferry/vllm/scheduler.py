@@ -103,7 +103,7 @@ class Scheduler:
         # The router may have mixed up requests, and both sides may make different tokens of one text.
         if digest_of(request, remote.num_tokens) != remote.prompt_digest:
             raise ValueError(
-                f"its prompt, adapter or images are not those of the prefilling instance's request {remote.request_id!r}"
+                f"its prompt, adapter or images are not those of request {remote.request_id!r} there"
             )
         return remote
 

@@ -29,7 +29,8 @@ __all__ = ["Worker"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
-#: Something that waits for operations, one after the other, and for the results of calls that take too long for the lock.
+#: Something that waits for operations, one after the other, and for the results of calls that take too long for the
+#: lock.
 _Waited = Operation | Callable[[], Any]
 _Steps = Generator[_Waited, Any, None]
 #: The same for a question that is answered by yes or no.
