@@ -290,7 +290,10 @@ std::shared_ptr<Operation> receive(Channel& self, const char* name, Queue* queue
 std::shared_ptr<Operation> remove_region(Channel& self, std::uint32_t number, Timeout timeout, Queue* queue) {
   self.let_removed_go();
   auto operation = named("remove_region");
-  self.leave(number, operation);  // from here on nothing of this side begins there
+  const bool leaves = self.native().capabilities().region_changes;
+  if (leaves) {
+    self.leave(number, operation);  // from here on nothing of this side begins there
+  }
   bool started = false;
   try {
     launch(operation, queue, [&](CompletionToken<void> token) {
@@ -299,7 +302,7 @@ std::shared_ptr<Operation> remove_region(Channel& self, std::uint32_t number, Ti
       return handle;
     });
   } catch (...) {
-    if (!started) {
+    if (leaves && !started) {
       self.take_back(number, operation);
     }
     throw;

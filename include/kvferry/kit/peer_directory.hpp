@@ -48,13 +48,13 @@ struct TransportHooks {
 
 /// The peers of a channel: who they are, the link to each, and the handshakes that lead there.
 ///
-/// A peer has at most one attempt at a time: its own dial or the acceptance of the peer's. When two peers dial each
-/// other at once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an
+/// A peer has one attempt: this side's dial, or the acceptance of the peer's where this side doesn't dial. When two peers
+/// dial each other at once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an
 /// attempt, and the other waits a little for the winner's request before it asks again. Results of an attempt that
 /// another one has superseded are dropped, links included.
 ///
-/// Who says that he is a known peer, and doesn't prove that he is the one that was connected before, is a candidate
-/// beside that: nothing of the peer changes until his link is there, and until the link that the peer has, if it has
+/// What a peer asks while this side dials is a candidate beside that, because it may be an old question. So is who says that
+/// he is a known peer, and doesn't prove that he is the one that was connected before: nothing of the peer changes until his link is there, and until the link that the peer has, if it has
 /// one, is gone or has left a probe without an answer for a second (peer_takeover.cpp).
 class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
  public:

@@ -148,11 +148,15 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
 
   class Breaking final : public Expirable {
    public:
-    Breaking(std::shared_ptr<Removal> removal, std::uint64_t number) : removal_(std::move(removal)), number_(number) {}
-    void expire() override { (void)removal_->break_asked(number_, "the question was lost"); }
+    Breaking(std::weak_ptr<Removal> removal, std::uint64_t number) : removal_(std::move(removal)), number_(number) {}
+    void expire() override {
+      if (const auto removal = removal_.lock()) {
+        (void)removal->break_asked(number_, "the question was lost");
+      }
+    }
 
    private:
-    const std::shared_ptr<Removal> removal_;
+    const std::weak_ptr<Removal> removal_;  // by which the queue, which it is in, is held
     const std::uint64_t number_;
   };
 
@@ -237,7 +241,7 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
   /// Whoever brings the news may hold locks of the link's.
   void lost(std::uint64_t number) noexcept {
     try {
-      all_->deadlines_->add(Clock::now(), std::make_shared<Breaking>(shared_from_this(), number));
+      all_->deadlines_->add(Clock::now(), std::make_shared<Breaking>(weak_from_this(), number));
     } catch (const std::exception&) {
       // Memory is used up: at the deadline, then.
     }

@@ -27,13 +27,14 @@ KVFERRY_INLINE bool PeerDirectory::may_link(const std::string& source) {
 /// Enters a link that a peer has made by itself. @param displaced those that have to go for it, also if it can't be entered.
 KVFERRY_INLINE bool PeerDirectory::enter_stranger(const Peer& peer, const std::string& source, const Link& link,
                                                   Displaced& displaced) {
+  const auto seen_used = stranger_links_.seen_used(peer.id);
   stranger_links_.leave(peer.id);
   for (const auto* greedy = stranger_links_.greedy(source, link.descriptors()); greedy != nullptr;
        greedy = stranger_links_.greedy(source, link.descriptors())) {
     const auto* const idle = idle_link(*greedy);
     if (idle == nullptr) {
       if (peer.link) {
-        stranger_links_.enter(peer.id, peer.description->source, peer.link->descriptors());
+        stranger_links_.enter(peer.id, peer.description->source, peer.link->descriptors(), seen_used);
       }
       return false;
     }

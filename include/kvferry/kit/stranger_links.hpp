@@ -87,14 +87,22 @@ class StrangerLinks {
   }
 
   /// In the place of the one that the id has.
-  void enter(const std::string& id, const std::string& source, std::size_t descriptors) {
+  /// @param seen_used see `seen_used`.
+  void enter(const std::string& id, const std::string& source, std::size_t descriptors,
+             std::optional<Clock::time_point> seen_used = {}) {
     leave(id);
     Source& of = sources_[source];
-    holders_.emplace(id, Holder{source, of.ids.insert(of.ids.end(), id), descriptors, std::nullopt});
+    holders_.emplace(id, Holder{source, of.ids.insert(of.ids.end(), id), descriptors, seen_used});
     for (Amount* const used : {&of.used, &used_}) {
       ++used->links;
       used->descriptors += descriptors;
     }
+  }
+
+  /// When the id's link was last known to be used; nothing if never, or there is none.
+  [[nodiscard]] std::optional<Clock::time_point> seen_used(const std::string& id) const {
+    const auto holder = holders_.find(id);
+    return holder == holders_.end() ? std::nullopt : holder->second.seen_used;
   }
 
   /// Does nothing if the id has no link here.

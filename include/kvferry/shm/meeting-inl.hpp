@@ -57,6 +57,9 @@ KVFERRY_INLINE void Meeting::begin(kit::Attempts<Meeting>& attempts, kit::Clock:
     return;
   }
   std::unique_lock lock(mutex_);
+  if (!on_link_) {
+    return;  // it was ended meanwhile
+  }
   timer_.expires_at(deadline);
   timer_.async_wait([weak = weak_from_this()](std::error_code aborted) {
     if (const auto self = weak.lock(); self && !aborted) {

@@ -66,6 +66,9 @@ KVFERRY_INLINE std::string DataDialer::where() const {
 
 KVFERRY_INLINE void DataDialer::dial(kit::Clock::time_point deadline) {
   const std::lock_guard lock(mutex_);
+  if (!on_link_) {
+    return;  // it was ended meanwhile
+  }
   timer_.expires_at(deadline);
   timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
     const auto self = weak.lock();

@@ -63,6 +63,11 @@ TEST(StrangerLinks, WhoWasNeverUsedGoesFirstAndThenWhoHasBeenIdleForLongest) {
   EXPECT_EQ(goes(100s, {"c"}), "b") << "used, but not for a minute";
   EXPECT_EQ(goes(119s, {"b"}), "a");
   EXPECT_EQ(goes(119s, {"a", "b"}), "");
+  const auto of_b = links.seen_used("b");
+  EXPECT_TRUE(of_b);
+  links.leave("b");
+  links.enter("b", "10.0.0.1", 1, of_b);
+  EXPECT_EQ(goes(119s, {}), "") << "the same link again, which was used";
   links.leave("b");
   links.enter("b", "10.0.0.1", 1);
   EXPECT_EQ(goes(119s, {}), "b") << "a new link, never used";
