@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Makes kvferry's Debian packages, hardened, and once more in another folder, byte for byte alike; installs them in a clean
-# Debian of the same release, and builds and runs a program there: with CMake's find_package and with pkg-config. Checks the
-# list of what they were made with (SPDX). From any folder, as root; what it makes is in a temporary folder.
+# Makes kvferry's Debian packages, hardened; installs them in a clean Debian of the same release, and builds and runs a program
+# there: with CMake's find_package and with pkg-config. Checks the list of what they were made with (SPDX). From any folder, as root; what it makes is in a temporary folder.
 #
 #   packaging/try_debian_packages.sh [FOLDER]     FOLDER: where the packages are to be kept
 set -euo pipefail
@@ -22,28 +21,14 @@ trap clean_up EXIT
 # The date of everything in the packages: that of the latest commit, or of the changelog where there is no repository.
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat --format %Y CHANGELOG.md)
 export SOURCE_DATE_EPOCH
-
-# make_packages SOURCE BUILD PACKAGES
-make_packages() {
-  local hardening="-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-clash-protection"
-  [[ $(uname -m) != x86_64 ]] || hardening+=" -fcf-protection"
-  (
-    cd "$1"
-    export DEB_BUILD_MAINT_OPTIONS=hardening=+all
-    CXXFLAGS="$(dpkg-buildflags --get CXXFLAGS) $hardening -ffile-prefix-map=$2=build -g0" LDFLAGS=$(dpkg-buildflags --get LDFLAGS) \
-      cmake -S . -B "$2" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DBUILD_SHARED_LIBS=ON \
-      -DKVFERRY_UNITY_BUILD=ON -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF -DKVFERRY_BUILD_BENCHMARKS=OFF
-    cmake --build "$2" --parallel "$(nproc)"
-    cd "$2" && cpack -B "$3"
-  )
-}
-make_packages "$PWD" "$scratch/build" "$scratch/packages"
-mkdir "$scratch/elsewhere"
-cp -r CMakeLists.txt LICENSE CHANGELOG.md cmake docs include src tools "$scratch/elsewhere"
-make_packages "$scratch/elsewhere" "$scratch/build_elsewhere" "$scratch/packages_elsewhere"
-for package in "$scratch"/packages/*.deb; do
-  cmp "$package" "$scratch/packages_elsewhere/${package##*/}"
-done
+hardening="-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-clash-protection"
+[[ $(uname -m) != x86_64 ]] || hardening+=" -fcf-protection"
+export DEB_BUILD_MAINT_OPTIONS=hardening=+all
+CXXFLAGS="$(dpkg-buildflags --get CXXFLAGS) $hardening -g0" LDFLAGS=$(dpkg-buildflags --get LDFLAGS) \
+  cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DBUILD_SHARED_LIBS=ON \
+  -DKVFERRY_UNITY_BUILD=ON -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF -DKVFERRY_BUILD_BENCHMARKS=OFF
+cmake --build "$scratch/build" --parallel "$(nproc)"
+(cd "$scratch/build" && cpack -B "$scratch/packages")
 
 mkdir "$scratch/unpacked"
 for package in "$scratch"/packages/*.deb; do
