@@ -35,9 +35,9 @@ for package in "$scratch"/packages/*.deb; do
   dpkg-deb --extract "$package" "$scratch/unpacked"
 done
 while read -r binary; do
+  facts=$(readelf --wide --program-headers --dynamic --dyn-syms "$binary")
   for hardened in 'GNU_RELRO' 'NOW' '__stack_chk_fail' '_chk@'; do
-    readelf --wide --program-headers --dynamic --dyn-syms "$binary" | grep -q "$hardened" ||
-      { echo "$binary has no $hardened" >&2; exit 1; }
+    grep -q "$hardened" <<<"$facts" || { echo "$binary has no $hardened" >&2; exit 1; }
   done
 done < <(find "$scratch/unpacked/usr" -type f \( -name 'libkvferry*.so*' -o -path '*/bin/*' \))
 
