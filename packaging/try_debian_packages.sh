@@ -34,12 +34,16 @@ mkdir "$scratch/unpacked"
 for package in "$scratch"/packages/*.deb; do
   dpkg-deb --extract "$package" "$scratch/unpacked"
 done
+all_facts=
 while read -r binary; do
   facts=$(readelf --wide --program-headers --dynamic --dyn-syms "$binary")
-  for hardened in 'GNU_RELRO' 'NOW' '__stack_chk_fail' '_chk@'; do
+  for hardened in 'GNU_RELRO' 'NOW' '__stack_chk_fail'; do
     grep -q "$hardened" <<<"$facts" || { echo "$binary has no $hardened" >&2; exit 1; }
   done
+  all_facts+=$facts
 done < <(find "$scratch/unpacked/usr" -type f \( -name 'libkvferry*.so*' -o -path '*/bin/*' \))
+# Not each of them calls a function that has a checked form.
+grep -q '[a-z]_chk@' <<<"$all_facts" || { echo "nothing is fortified" >&2; exit 1; }
 
 "${PYTHON:-python3}" -m venv "$scratch/environment"
 "$scratch/environment/bin/pip" install --quiet --disable-pip-version-check 'spdx-tools>=0.8,<0.9'
