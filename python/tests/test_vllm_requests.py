@@ -58,8 +58,9 @@ def test_the_scheduler_of_a_prefilling_instance() -> None:
     kept, params = kept_by(prefill)
     remote = Remote.from_params(params)
     assert kept and remote == Remote(
-        "p", ("tcp://h:1", "tcp://h:2"), ("first", "second"), (5, 6, 7), 10, remote.prompt_digest, 30.0
-    )
+        "p", ("tcp://h:1", "tcp://h:2"), ("first", "second"), (5, 6, 7), 10, remote.prompt_digest, 30.0,
+        ("tcp://h:1", "two"),
+    )  # fmt: skip
     assert prefill.next_step() == Step(expected=["p"], granted=["p"])
     assert kept_by(prefill, status=Status.FINISHED_ABORTED) == (False, None)
     assert prefill.next_step() == Step(expected=["p"], forgotten=["p"])
@@ -78,7 +79,7 @@ def test_the_scheduler_of_a_decoding_instance() -> None:
     assert decode.get_num_new_matched_tokens(request, 0) == (10, True)
     assert decode.get_num_new_matched_tokens(request, 4) == (6, True)  # twice, and nothing has happened
     decode.update_state_after_alloc(request, Blocks([9, 2, 3, 4]), 6)
-    assert decode.next_step() == Step(loads=[Load("d", remote, [2, 3], 4, 10)])
+    assert decode.next_step() == Step(waiting=[("d", remote)], loads=[Load("d", remote, [2, 3], 4, 10)])
     assert decode.get_num_new_matched_tokens(request, 0) == (0, False)  # what failed is computed
     decode.update_connector_output(Output({"d"}))
     assert decode.request_finished(request, [9, 2, 3, 4]) == (False, None)
@@ -89,36 +90,18 @@ def test_the_scheduler_of_a_decoding_instance() -> None:
 def test_a_request_that_ends_lets_go_of_what_is_kept_for_it(when: str) -> None:
     prefill, decode = schedulers()
     _, params = kept_by(prefill)
+    remote = Remote.from_params(params)
     request = Request("d", params)
     decode.on_new_request(request)
+    assert decode.next_step() == Step(waiting=[("d", remote)])
     if when != "waiting":
         decode.update_state_after_alloc(request, Blocks([1, 2, 3]), 10 if when == "loading" else 0)
     if when == "loading":
         assert len(decode.next_step().loads) == 1
     if when != "in the prefix cache":
         decode.request_finished(request, [1, 2, 3])
-    told = Step(cancelled=["d"]) if when == "loading" else Step(released=[Remote.from_params(kept_by(prefill)[1])])
+    told = Step(cancelled=["d"]) if when == "loading" else Step(released=[("d", remote)])
     assert decode.next_step() == told
-
-
-def test_requests_that_wait_are_renewed() -> None:
-    prefill = schedulers()[0]
-    decode = Scheduler(Options(lease=1e-9), TOKENS)
-    _, params = kept_by(prefill)
-    decode.on_new_request(Request("d", params))
-    assert [remote.request_id for remote in decode.next_step().renewed] == ["p"]
-
-
-def test_the_shorter_lease_says_how_often_requests_are_renewed() -> None:
-    prefill = Scheduler(Options(lease=0.3), TOKENS)
-    prefill.set_workers({0: ("tcp://h:1", "first")})
-    decode = Scheduler(Options(lease=3600.0), TOKENS)
-    decode.on_new_request(Request("d", kept_by(prefill)[1]))
-    until = time.monotonic() + 60
-    for _ in range(2):
-        while not decode.next_step().renewed:
-            assert time.monotonic() < until
-            time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +110,8 @@ def test_the_shorter_lease_says_how_often_requests_are_renewed() -> None:
         {"remote_urls": None}, {"remote_urls": []}, {"remote_block_ids": [-1]}, {"remote_num_tokens": "many"},
         {"remote_num_tokens": 11}, {"remote_urls": ["tcp://h:1"]}, {"remote_lease": 0.0},
         {"remote_lease": float("nan")}, {"remote_request_id": "\ud800"}, {"remote_prompt_digest": None},
-        {"remote_urls": ["tcp://h:1"] * 1025, "remote_instance_ids": ["i"] * 1025},
+        {"remote_urls": ["tcp://h:1"] * 1025, "remote_instance_ids": ["i"] * 1025, "remote_peer_ids": []},
+        {"remote_peer_ids": ["one"]}, {"remote_peer_ids": None},
     ],
     ids=lambda wrong: ascii(wrong)[:40],
 )  # fmt: skip
@@ -146,13 +130,13 @@ def test_a_load_brings_blocks_and_frees_them_at_the_other_side(make: Callable[..
     prefill, decode = make("prefill", True, 100), make("decode", False)
     assert prefill.worker.url.startswith("tcp://127.0.0.1:") and not decode.worker.url
     for turn in range(2):  # the second time it is connected
-        prefill.worker.step(Step(expected=["p"]))
-        decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 0], 4, 10)]))
+        prefill.step(expected=["p"])
+        decode.step(loads=[Load("d", prefill.remote("p"), [1, 0], 4, 10)])
         assert decode.loaded("d") == set()
         assert (decode.cache[:, 1] == 106).all() and (decode.cache[:, 0] == 107).all(), turn
         assert not decode.cache[:, 2:].any()
         assert prefill.worker.finished() == (set(), set())
-        prefill.worker.step(Step(granted=["p"]))
+        prefill.step(granted=["p"])
         assert prefill.freed() == {"p"}
         decode.cache[...] = 0
     assert decode.worker.finished() == (set(), set()) and decode.worker.failed_blocks() == set()
@@ -162,34 +146,47 @@ def test_a_load_brings_blocks_and_frees_them_at_the_other_side(make: Callable[..
 def test_blocks_that_are_no_longer_the_requests_are_not_loaded(make: Callable[..., Side], how: str) -> None:
     prefill, decode = make("prefill", True, 100, lease=1e-9), make("decode", False)
     if how == "expired":
-        prefill.worker.step(Step(expected=["p"], granted=["p"]))
+        prefill.step(expected=["p"], granted=["p"])
         assert prefill.freed() == {"p"}
     if how == "successor":
-        prefill.worker.step(Step(expected=["p"]))
+        prefill.step(expected=["p"])
     remote = prefill.remote("p", **({"instance_ids": ("a predecessor",)} if how == "successor" else {}))
-    decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)]))
+    decode.step(loads=[Load("d", remote, [1, 2, 3], 0, 10)])
     assert decode.loaded("d") == {1, 2, 3}
 
 
-def test_renewals_keep_blocks_and_releases_let_them_go(make: Callable[..., Side]) -> None:
-    prefill, decode = make("prefill", True, 100, lease=0.5), make("decode", False)
-    prefill.worker.step(Step(expected=["kept", "let go"], granted=["kept", "let go"]))
-    begin = time.monotonic()
-    decode.worker.step(Step(released=[prefill.remote("let go")]))
+@pytest.mark.parametrize("shorter", ["there", "here"])
+def test_leases_are_renewed_without_steps_until_they_are_let_go(make: Callable[..., Side], shorter: str) -> None:
+    """A step of the engine's may take longer than a lease."""
+    prefill = make("prefill", True, 100, lease=0.6)
+    decode = make("decode", False, lease=0.6 if shorter == "here" else 3600.0)
+    prefill.step(expected=["kept", "read", "let go"], granted=["kept", "read", "let go"])
+    lease = 0.6 if shorter == "there" else 3600.0
+    remotes = {name: prefill.remote(name, lease=lease) for name in ("kept", "read", "let go")}
+    decode.step(waiting=list(remotes.items()))
+    decode.step(released=[("let go", remotes["let go"])])
     assert prefill.freed() == {"let go"}
-    while time.monotonic() < begin + 1.0:
-        decode.worker.step(Step(renewed=[prefill.remote("kept")]))
-        time.sleep(0.05)
-    if prefill.worker.finished()[0]:
-        pytest.skip("renewals took half a second here")
+    decode.step(loads=[Load("read", remotes["read"], [1, 2, 3], 0, 10)])
+    assert decode.loaded("read") == set() and prefill.freed() == {"read"}
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        if prefill.worker.finished()[0]:
+            pytest.skip("renewals took half a second here")
+        time.sleep(0.02)
+    renewed: list[str] = []
+    leases: Any = prefill.worker._leases
+    leases.renew = renewed.append
+    prefill.until(lambda: len(renewed) > 1)
+    assert set(renewed) == {"kept"}
+    decode.worker.close()  # and the renewals with it
     assert prefill.freed() == {"kept"}
 
 
 def test_block_ids_outside_of_the_peers_cache(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
-    prefill.worker.step(Step(expected=["p"]))
+    prefill.step(expected=["p"])
     remote = prefill.remote("p", block_ids=(5, BLOCKS + 3, 7))
-    decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)]))
+    decode.step(loads=[Load("d", remote, [1, 2, 3], 0, 10)])
     assert decode.loaded("d") == {1, 2, 3}
     assert not decode.cache.any()
 
@@ -199,36 +196,36 @@ def test_urls_that_are_none(make: Callable[..., Side], url: str) -> None:
     """They come from outside, and must not stop the engine."""
     decode = make("decode", False, timeout=0.5)
     remote = Remote("p", (url,), ("prefill",), (5, 6, 7), 10, "", 30.0)
-    decode.worker.step(Step(loads=[Load("d", remote, [1, 2, 3], 0, 10)], released=[remote], renewed=[remote]))
+    decode.step(loads=[Load("d", remote, [1, 2, 3], 0, 10)], released=[("d", remote)], waiting=[("d", remote)])
     assert decode.loaded("d") == {1, 2, 3}
 
 
 def test_a_peer_that_is_not_there_fails_its_loads(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False, timeout=0.5)
     gone = prefill.remote("p")
-    prefill.worker.step(Step(expected=["p", "q"]))
-    decode.worker.step(Step(loads=[Load("d", gone, [1, 2, 3], 0, 10)]))
+    prefill.step(expected=["p", "q"])
+    decode.step(loads=[Load("d", gone, [1, 2, 3], 0, 10)])
     assert decode.loaded("d") == set()
     prefill.worker.close()
     for name in ("e", "f"):
-        decode.worker.step(Step(loads=[Load(name, gone, [1, 2, 3], 0, 10)]))
+        decode.step(loads=[Load(name, gone, [1, 2, 3], 0, 10)])
         assert decode.loaded(name) == {1, 2, 3}
     # Its successor at the same place, under the same name, has nothing to do with that, and nothing of its requests.
     successor = make("prefill", True, 120, port=int(gone.urls[0].rpartition(":")[2]))
-    successor.worker.step(Step(expected=["p"]))
-    decode.worker.step(Step(loads=[Load("g", successor.remote("p"), [1, 2, 3], 0, 10)]))
+    successor.step(expected=["p"])
+    decode.step(loads=[Load("g", successor.remote("p"), [1, 2, 3], 0, 10)])
     assert decode.loaded("g") == set() and (decode.cache[:, 1] == 125).all()
     other = make("decode", False)
-    other.worker.step(Step(loads=[Load("h", gone, [1, 2, 3], 0, 10)]))
+    other.step(loads=[Load("h", gone, [1, 2, 3], 0, 10)])
     assert other.loaded("h") == {1, 2, 3}
 
 
 def test_two_decoding_instances_of_one_name_both_load(make: Callable[..., Side]) -> None:
     prefill = make("prefill", True, 100)
-    prefill.worker.step(Step(expected=["p", "q"]))
+    prefill.step(expected=["p", "q"])
     for name in ("p", "q"):
         decode = make("decode", False)
-        decode.worker.step(Step(loads=[Load("d", prefill.remote(name), [1, 2, 3], 0, 10)]))
+        decode.step(loads=[Load("d", prefill.remote(name), [1, 2, 3], 0, 10)])
         assert decode.loaded("d") == set()
 
 
@@ -250,8 +247,8 @@ def test_each_block_fails_by_itself(make: Callable[..., Side]) -> None:
         failed: set[int] = set()
         while not failed:
             assert time.monotonic() < until
-            prefill.worker.step(Step(expected=["p"]))
-            decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)]))
+            prefill.step(expected=["p"])
+            decode.step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)])
             failed = decode.loaded("d")
     finally:
         changing.set()
@@ -263,12 +260,12 @@ def test_each_block_fails_by_itself(make: Callable[..., Side]) -> None:
 def test_a_cancelled_load_ends_and_nothing_lands_any_more(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
     for turn in range(50):
-        prefill.worker.step(Step(expected=[f"p{turn}"], granted=[f"p{turn}"]))
+        prefill.step(expected=[f"p{turn}"], granted=[f"p{turn}"])
         name = f"d{turn}"
-        decode.worker.step(Step(loads=[Load(name, prefill.remote(f"p{turn}"), [1, 2, 3], 0, 10)]))
+        decode.step(loads=[Load(name, prefill.remote(f"p{turn}"), [1, 2, 3], 0, 10)])
         if turn % 5:
             time.sleep(0.0005 * (turn % 5))
-        decode.worker.step(Step(cancelled=[name]))
+        decode.step(cancelled=[name])
         assert decode.loaded(name) == set()  # the blocks are free, whatever they have
         decode.cache[...] = 1
         assert prefill.freed() == {f"p{turn}"}  # by a release: the lease is 30 seconds
@@ -277,9 +274,9 @@ def test_a_cancelled_load_ends_and_nothing_lands_any_more(make: Callable[..., Si
 
 def test_closing_ends_what_is_under_way(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
-    prefill.worker.step(Step(expected=["p"]))
+    prefill.step(expected=["p"])
     for name in ("d", "e"):
-        decode.worker.step(Step(loads=[Load(name, prefill.remote("p"), [1, 2, 3], 0, 10)]))
+        decode.step(loads=[Load(name, prefill.remote("p"), [1, 2, 3], 0, 10)])
     decode.worker.close()
     decode.worker.close()
     assert decode.worker.finished()[1] == {"d", "e"}

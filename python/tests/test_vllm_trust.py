@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kvferry.vllm import layout, worker
 from kvferry.vllm.layout import HeadSource, LayoutMismatch, check_spec, plan
-from kvferry.vllm.messages import Remote, parts_of
+from kvferry.vllm.messages import Remote, Server, parts_of
 from kvferry.vllm.options import Options, is_allowed
 from kvferry.vllm.prompts import digest_of
 from kvferry.vllm.scheduler import Load, Scheduler, Step
@@ -107,9 +107,9 @@ def test_names_in_parts() -> None:
 
 
 def test_any_number_of_leases_is_renewed(make: Callable[..., Side]) -> None:
-    prefill, decode = make("prefill", True, 100, lease=30.0), make("decode", False)
+    prefill, decode = make("prefill", True, 100, lease=30.0), make("decode", False, lease=0.3)
     names = [f"cmpl-{number:032}-0-{number:08}" for number in range(5000)]
-    prefill.worker.step(Step(expected=names, granted=names))
+    prefill.step(expected=names, granted=names)
     leases: Any = prefill.worker._leases
     renewed: set[str] = set()
     renew = leases.renew
@@ -119,35 +119,35 @@ def test_any_number_of_leases_is_renewed(make: Callable[..., Side]) -> None:
         return bool(renew(name))
 
     leases.renew = counted
-    decode.worker.step(Step(renewed=[prefill.remote(name) for name in names]))
+    decode.step(waiting=[(name, prefill.remote(name)) for name in names])
     decode.until(lambda: len(renewed) == len(names))
     assert renewed == set(names)
 
 
 def test_a_name_that_is_too_long_fails_alone(make: Callable[..., Side]) -> None:
-    prefill, decode = make("prefill", True, 100), make("decode", False)
+    prefill, decode = make("prefill", True, 100), make("decode", False, lease=3.0)
     names = ["before", "x" * (1 << 20), "after"]
     leases: Any = prefill.worker._leases
     renewed: list[str] = []
     leases.renew = renewed.append
-    decode.worker.step(Step(renewed=[prefill.remote(name) for name in names]))
-    decode.until(lambda: len(renewed) == 2)
-    assert renewed == ["before", "after"]
+    decode.step(waiting=[(name, prefill.remote(name)) for name in names])
+    decode.until(lambda: len(renewed) >= 2)
+    assert renewed[:2] == ["before", "after"]
 
 
 def test_text_that_cannot_be_sent_ends_its_request_alone(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
     wrong = prefill.remote("\ud800")
-    decode.worker.step(Step(loads=[Load("d", wrong, [1, 2, 3], 0, 10)], released=[wrong], renewed=[wrong]))
+    decode.step(loads=[Load("d", wrong, [1, 2, 3], 0, 10)], released=[("d", wrong)], waiting=[("e", wrong)])
     assert decode.loaded("d") == {1, 2, 3}
-    prefill.worker.step(Step(expected=["p"]))
-    decode.worker.step(Step(loads=[Load("e", prefill.remote("p"), [1, 2, 3], 0, 10)]))
+    prefill.step(expected=["p"])
+    decode.step(loads=[Load("e", prefill.remote("p"), [1, 2, 3], 0, 10)])
     assert decode.loaded("e") == set()
 
 
 def test_a_fault_in_a_load_fails_it_alone(make: Callable[..., Side], monkeypatch: pytest.MonkeyPatch) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
-    prefill.worker.step(Step(expected=["p", "q"]))
+    prefill.step(expected=["p", "q"])
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("broken")
@@ -159,16 +159,16 @@ def test_a_fault_in_a_load_fails_it_alone(make: Callable[..., Side], monkeypatch
     for name, replacement in (("plan", broken), ("_release", broken_steps)):
         with monkeypatch.context() as patched:
             patched.setattr(worker if name == "plan" else decode.worker, name, replacement)
-            orders = Step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)], released=[prefill.remote("r")])
-            decode.worker.step(orders)
+            loads = [Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)]
+            decode.step(loads=loads, released=[("r", prefill.remote("r"))])
             assert decode.loaded("d") == {1, 2, 3}
-    decode.worker.step(Step(loads=[Load("e", prefill.remote("q"), [1, 2, 3], 0, 10)]))
+    decode.step(loads=[Load("e", prefill.remote("q"), [1, 2, 3], 0, 10)])
     assert decode.loaded("e") == set()
 
 
 def test_the_engine_goes_on_while_a_plan_is_made(make: Callable[..., Side], monkeypatch: pytest.MonkeyPatch) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
-    prefill.worker.step(Step(expected=["p", "q"]))
+    prefill.step(expected=["p", "q"])
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
@@ -179,9 +179,9 @@ def test_the_engine_goes_on_while_a_plan_is_made(make: Callable[..., Side], monk
     monkeypatch.setattr(worker, "plan", slow)
     try:
         for name in ("p", "q"):
-            decode.worker.step(Step(loads=[Load(name, prefill.remote(name), [1, 2, 3], 0, 10)]))
+            decode.step(loads=[Load(name, prefill.remote(name), [1, 2, 3], 0, 10)])
         assert begun.wait(60)
-        decode.worker.step(Step(cancelled=["q"]))
+        decode.step(cancelled=["q"])
         assert decode.worker.finished() == (set(), set())
     finally:
         go_on.set()
@@ -205,7 +205,7 @@ def test_closing_waits_for_the_plan_that_is_made(make: Callable[..., Side], monk
         return plan(*arguments)
 
     monkeypatch.setattr(worker, "plan", slow)
-    decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)]))
+    decode.step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)])
     assert begun.wait(60)
     decode.worker.close()
     assert decode.worker.finished()[1] == {"d"} and not decode.cache.any()
@@ -225,20 +225,20 @@ def test_ranges_and_heads_that_there_are_not(make: Callable[..., Side], monkeypa
 def test_workers_of_another_rank_than_the_parameters_say(make: Callable[..., Side]) -> None:
     """A url was left out, or two were exchanged."""
     prefill, decode = make("prefill", True, 100, tp_size=2), make("decode", False)
-    prefill.worker.step(Step(expected=["p"]))
-    decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)]))
+    prefill.step(expected=["p"])
+    decode.step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)])
     assert decode.loaded("d") == {1, 2, 3} and not decode.cache.any()
 
 
 def test_a_dead_url_of_a_living_worker_keeps_nobody_from_it(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False, timeout=5.0)
-    prefill.worker.step(Step(expected=["p"]))
+    prefill.step(expected=["p"])
     gone = make("gone", True)
     lie = prefill.remote("p", urls=(gone.worker.url,))
     gone.worker.close()
-    decode.worker.step(Step(loads=[Load("d", lie, [1, 2, 3], 0, 10)]))
+    decode.step(loads=[Load("d", lie, [1, 2, 3], 0, 10)])
     assert decode.loaded("d") == {1, 2, 3}
-    decode.worker.step(Step(loads=[Load("e", prefill.remote("p"), [1, 2, 3], 0, 10)]))
+    decode.step(loads=[Load("e", prefill.remote("p"), [1, 2, 3], 0, 10)])
     assert decode.loaded("e") == set()
 
 
@@ -276,8 +276,83 @@ def test_parameters_survive_the_router() -> None:
     assert Remote.from_params(replace(remote, lease=7).to_params()).lease == 7.0
 
 
-# A pair of keys from ZeroMQ's manual.
+@pytest.mark.parametrize(
+    "theirs,loaded", [("sixteen bytes or more", True), ("another, also long", False), (None, False)]
+)
+def test_parameters_that_are_not_sealed_are_refused(tmp_path: Path, theirs: str | None, loaded: bool) -> None:
+    def scheduler(name: str, secret: str | None) -> Scheduler:
+        file = tmp_path / name
+        file.write_text(f"{secret}\n")
+        file.chmod(0o600)
+        return Scheduler(Options(secret_file=str(file) if secret else ""), TOKENS)
+
+    prefill, decode = scheduler("theirs", theirs), scheduler("ours", "sixteen bytes or more")
+    prefill.set_workers({0: Server("tcp://h:1", "first", "tcp://h:1")})
+    params = kept_by(prefill)[1]
+    for wrong in (None, {"remote_block_ids": [5, 6, 8]}, {"remote_lease": 31.0}, {"remote_seal": 7}):
+        request = Request("d", {**params, **(wrong or {})})
+        decode.on_new_request(request)
+        want = (10, True) if loaded and wrong is None else (0, False)
+        assert decode.get_num_new_matched_tokens(request, 0) == want
+        decode.request_finished(request, [])
+    if theirs:  # who asks for no seal takes what has one
+        without = schedulers()[1]
+        request = Request("e", params)
+        without.on_new_request(request)
+        assert without.get_num_new_matched_tokens(request, 0) == (10, True)
+
+
+def test_files_that_hold_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    for text, mode, wrong in (("x" * 15, 0o600, "has 15 bytes, and not 16"), ("x" * 40, 0o640, "has mode 0640")):
+        file.write_text(text)
+        file.chmod(mode)
+        with pytest.raises(ValueError, match=wrong):
+            Scheduler(Options(secret_file=str(file)), TOKENS)
+    with pytest.raises(FileNotFoundError):
+        Scheduler(Options(secret_file=str(tmp_path / "none")), TOKENS)
+
+
+# Two pairs of keys: the first from ZeroMQ's manual, the second made for this.
 KEYS = ("Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID", "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs")
+OTHER_KEYS = ("X)zE?XzAU(KV(8A/kkF]HohC?>5!!=sSvdbW<P<3", "qfr:}4/}I#SFO=td2GOt[w]dE</f.G*x)f/@q*z4")
+
+
+def test_each_instance_has_a_key_of_its_own(make: Callable[..., Side], tmp_path: Path) -> None:
+    """And the list has more keys than a question without an addressee would try."""
+    strangers = [f"{number:05}{KEYS[0][5:]} stranger-{number}" for number in range(70)]
+    (tmp_path / "peers").write_text(
+        "\n".join([f"{KEYS[0]} prefill-1/0", f"{OTHER_KEYS[0]} decode-3/0", *strangers]) + "\n"
+    )
+    for name, secret in (("prefill-1", KEYS[1]), ("decode-3", OTHER_KEYS[1])):
+        (tmp_path / name).write_text(secret + "\n")
+        (tmp_path / name).chmod(0o600)
+
+    def side(key: str, called: str, *arguments: Any) -> Side:
+        keyring = [str(tmp_path / key), str(tmp_path / "peers")]
+        made: Side = make("engine", *arguments, id=called, channel_options={"keyring": keyring})
+        return made
+
+    prefill = side("prefill-1", "prefill-1", True, 100)
+    assert prefill.worker.server.peer_id == "prefill-1/0"
+    prefill.step(expected=["p", "q", "r"], granted=["p", "q", "r"])
+    decode = side("decode-3", "decode-3", False)
+    decode.step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)], released=[("q", prefill.remote("q"))])
+    assert decode.loaded("d") == set() and (decode.cache[:, 1] == 105).all()
+    freed: set[str] = set()
+    while freed != {"p", "q"}:
+        freed |= prefill.freed()
+    decode.worker.close()
+    successor = side("decode-3", "decode-3", False)  # under the same name
+    successor.step(loads=[Load("e", prefill.remote("r"), [1, 2, 3], 0, 10)])
+    assert successor.loaded("e") == set() and prefill.freed() == {"r"}
+    prefill.step(expected=["s"])
+    impostor = side("decode-3", "prefill-1", False)
+    impostor.step(loads=[Load("f", prefill.remote("s"), [1, 2, 3], 0, 10)])
+    assert impostor.loaded("f") == {1, 2, 3} and not impostor.cache.any()
+    with_another = prefill.remote("s", peer_ids=("decode-3/0",))  # whom the list has, and who isn't there
+    successor.step(loads=[Load("g", with_another, [4, 5, 6], 0, 10)])
+    assert successor.loaded("g") == {4, 5, 6}
 
 
 def test_a_key_that_is_good_for_any_id(make: Callable[..., Side], tmp_path: Path) -> None:
@@ -292,13 +367,13 @@ def test_a_key_that_is_good_for_any_id(make: Callable[..., Side], tmp_path: Path
         return made
 
     prefill = side("prefill", "any", True, 100)
-    prefill.worker.step(Step(expected=["p", "q", "r"], granted=["p", "q", "r"]))
+    prefill.step(expected=["p", "q", "r"], granted=["p", "q", "r"])
     decode = side("decode", "any", False)
-    decode.worker.step(Step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)], released=[prefill.remote("q")]))
+    decode.step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)], released=[("q", prefill.remote("q"))])
     assert decode.loaded("d") == set() and (decode.cache[:, 1] == 105).all()
     freed: set[str] = set()
     while freed != {"p", "q"}:
         freed |= prefill.freed()
     for stranger in (side("decode", "decode-3", False), make("decode", False, timeout=2.0)):
-        stranger.worker.step(Step(loads=[Load("e", prefill.remote("r"), [1, 2, 3], 0, 10)]))
+        stranger.step(loads=[Load("e", prefill.remote("r"), [1, 2, 3], 0, 10)])
         assert stranger.loaded("e") == {1, 2, 3} and not stranger.cache.any()

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from kvferry.vllm.layout import Field, KvLayout
-from kvferry.vllm.messages import Remote
+from kvferry.vllm.messages import Remote, Server
 from kvferry.vllm.options import Options
-from kvferry.vllm.scheduler import Scheduler
+from kvferry.vllm.scheduler import Scheduler, Step
 from kvferry.vllm.worker import Worker
 
 TOKENS = 4  # of a block
@@ -63,7 +63,7 @@ def kept_by(scheduler: Scheduler, name: str = "p", **changed: Any) -> Any:
 
 def schedulers() -> tuple[Scheduler, Scheduler]:
     prefill, decode = (Scheduler(Options(), TOKENS) for _ in range(2))
-    prefill.set_workers({1: ("tcp://h:2", "second"), 0: ("tcp://h:1", "first")})
+    prefill.set_workers({1: Server("tcp://h:2", "second", "two"), 0: Server("tcp://h:1", "first", "tcp://h:1")})
     return prefill, decode
 
 
@@ -88,10 +88,16 @@ class Side:
     def remote(self, request_id: str, **changed: Any) -> Remote:
         """What is kept for a request here."""
         made: dict[str, Any] = {
-            "urls": (self.worker.url,), "instance_ids": (self.worker.instance_id,), "block_ids": (5, 6, 7),
+            "peer_ids": (self.worker.server.peer_id,), "urls": (self.worker.url,), "instance_ids": (self.worker.instance_id,), "block_ids": (5, 6, 7),
             "num_tokens": 10, "prompt_digest": "", "lease": 30.0, **changed,
         }  # fmt: skip
         return Remote(request_id, **made)
+
+    def step(self, **orders: Any) -> None:
+        """What the engine does in a step."""
+        made = Step(**orders)
+        self.worker.begin(made)
+        self.worker.step(made)
 
     def until(self, what: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60

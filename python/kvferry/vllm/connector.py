@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from .layout import Field, KvLayout, check_spec
+from .messages import Server
 from .options import Options
 from .scheduler import Scheduler, Step
 from .worker import Worker
@@ -29,8 +30,7 @@ class _Orders(KVConnectorMetadata):
 
 @dataclass
 class _WorkerAddress(KVConnectorHandshakeMetadata):
-    url: str
-    instance_id: str
+    server: Server
 
 
 class KvferryConnector(KVConnectorBase_V1):
@@ -64,7 +64,7 @@ class KvferryConnector(KVConnectorBase_V1):
         workers = {}
         for rank, worker in metadata.items():
             assert isinstance(worker, _WorkerAddress)
-            workers[rank] = worker.url, worker.instance_id
+            workers[rank] = worker.server
         self._scheduling().set_workers(workers)
 
     def on_new_request(self, request: Any) -> None:
@@ -98,12 +98,19 @@ class KvferryConnector(KVConnectorBase_V1):
         self._worker = Worker(self._options, transfer.engine_id, layout, memory, transfer.is_kv_producer)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
-        return _WorkerAddress(self._working().url, self._working().instance_id)
+        return _WorkerAddress(self._working().server)
 
-    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        self._working().begin(self._orders())
+
+    def _orders(self) -> Step:
         orders = self._get_connector_metadata()
         assert isinstance(orders, _Orders)
-        self._working().step(orders.step)
+        return orders.step
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        self._working().step(self._orders())
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Requests are scheduled once they are loaded."""

@@ -6,17 +6,20 @@ Needs msgspec, which vLLM brings along, and no vLLM.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from .. import SideMessage
 from .layout import KvLayout
 
-__all__ = ["LAYOUT", "RELEASE", "RENEW", "Remote", "layout_from", "layout_message", "message", "parse", "parts_of"]
+__all__ = ["LAYOUT", "MAX_WORKERS", "RELEASE", "RENEW", "Remote", "Server", "layout_from", "layout_message", "message",
+           "parse", "parts_of"]  # fmt: skip
 
 #: Asks for the peer's ``KvLayout``.
 LAYOUT = "kvferry.vllm.layout"
@@ -27,7 +30,17 @@ RELEASE = "kvferry.vllm.release"
 
 
 #: Workers that one request may name. A decoding instance speaks to each of them.
-_MAX_WORKERS = 1024
+MAX_WORKERS = 1024
+
+
+class Server(NamedTuple):
+    """A prefilling worker."""
+
+    url: str
+    #: Who it is: a worker that is started again has another id, wherever it answers.
+    instance_id: str
+    #: As which the channel knows it, and a keyring has its key.
+    peer_id: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class Remote:
     request_id: str
     #: Where its workers answer, by their rank in tensor parallelism.
     urls: tuple[str, ...]
-    #: Who they are, by rank: a worker that is started again has another id, wherever it answers.
+    #: Who they are, by rank; see ``Server``.
     instance_ids: tuple[str, ...]
     block_ids: tuple[int, ...]
     num_tokens: int
@@ -45,10 +58,21 @@ class Remote:
     prompt_digest: str
     #: Seconds for which the blocks are kept after a renewal.
     lease: float
+    #: By rank; empty: the urls.
+    peer_ids: tuple[str, ...] = ()
 
-    def to_params(self) -> dict[str, Any]:
-        """The ``kv_transfer_params`` of the decoding request."""
-        return {
+    def servers(self) -> list[Server]:
+        """The workers, by their rank."""
+        return [Server(*server) for server in zip(self.urls, self.instance_ids, self.peer_ids or self.urls)]
+
+    def _seal(self, secret: bytes) -> str:
+        """What only who has the secret can make of all members."""
+        members = [getattr(self, option.name) for option in fields(self)]
+        return hmac.new(secret, msgspec.msgpack.encode(members), hashlib.sha256).hexdigest()
+
+    def to_params(self, secret: bytes = b"") -> dict[str, Any]:
+        """The ``kv_transfer_params`` of the decoding request. With a secret they are sealed by it."""
+        made = {
             "do_remote_prefill": True,
             "do_remote_decode": False,
             "remote_request_id": self.request_id,
@@ -58,23 +82,30 @@ class Remote:
             "remote_num_tokens": self.num_tokens,
             "remote_prompt_digest": self.prompt_digest,
             "remote_lease": self.lease,
+            "remote_peer_ids": list(self.peer_ids),
         }
+        if secret:
+            made["remote_seal"] = self._seal(secret)
+        return made
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> Remote:
-        """Raises ValueError for parameters that ``to_params`` doesn't make: they come from outside."""
-        found = {option.name: params.get(f"remote_{option.name}") for option in fields(cls)}
+    def from_params(cls, params: Mapping[str, Any], secret: bytes = b"") -> Remote:
+        """Raises ValueError for parameters that ``to_params`` with this secret doesn't make: they come from outside."""
+        names = [option.name for option in fields(cls)]
         try:
-            made = msgspec.convert(found, cls)
-            msgspec.msgpack.encode([made.request_id, made.urls, made.instance_ids])  # no halves of surrogate pairs
+            made = msgspec.convert({name: params.get(f"remote_{name}") for name in names}, cls)
+            seal = made._seal(secret)  # and the encoding finds halves of surrogate pairs
         except ValueError as error:
             raise ValueError(f"kv_transfer_params: {error}") from error
+        if secret and not hmac.compare_digest(seal.encode(), str(params.get("remote_seal")).encode(errors="replace")):
+            raise ValueError("kv_transfer_params: not sealed with the secret of secret_file")
         if not made.urls or made.num_tokens < 0 or any(block < 0 for block in made.block_ids):
             raise ValueError("kv_transfer_params: no url, or a number below 0")
-        if len(made.urls) > _MAX_WORKERS or len(made.instance_ids) != len(made.urls):
+        counts = len(made.urls), len(made.instance_ids), len(made.peer_ids or made.urls)
+        if counts[0] > MAX_WORKERS or len(set(counts)) > 1:
             raise ValueError(
-                f"kv_transfer_params: {len(made.urls)} urls of {len(made.instance_ids)} workers, and at most "
-                f"{_MAX_WORKERS} may be named"
+                f"kv_transfer_params: {counts[0]} urls, {counts[1]} instance ids and {counts[2]} peer ids, and at most "
+                f"{MAX_WORKERS} of each"
             )
         if not math.isfinite(made.lease) or made.lease <= 0:
             raise ValueError(f"kv_transfer_params: a lease of {made.lease} seconds")

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -18,6 +20,9 @@ _CHANNELS = {
     "shm": "ShmTransferChannel",
     "auto": "AutoTransferChannel",
 }
+
+#: Bytes.
+_LEAST_SECRET = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Options:
     #: The hosts that a request's urls may name: addresses, ranges ("10.1.0.0/16"), names. Left out: any. Of names the
     #: text counts; they are not looked up.
     allowed_hosts: tuple[str, ...] = ()
+    #: Which instance this is, in keyrings: worker ``r`` is there "ID/r". Left out: ids that are new at each start.
+    id: str = ""
+    #: A file whose bytes all instances share, and nobody else has. ``kv_transfer_params`` that weren't made with it are
+    #: refused.
+    secret_file: str = ""
     #: Further options of the channel, by the names that kvferry's constructors have.
     channel_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,6 +69,23 @@ class Options:
             raise ValueError("kv_connector_extra_config: lease and timeout are above 0")
         channel_class(made.transport)
         return made
+
+    def secret(self) -> bytes:
+        """What ``secret_file`` has; nothing without one. Raises ValueError for a short one, or one that others may read."""
+        if not self.secret_file:
+            return b""
+        with open(self.secret_file, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                raise ValueError(f"secret_file {self.secret_file!r} has mode {mode:04o}, and others may read it: 0600")
+            found = file.read().strip()
+        if len(found) < _LEAST_SECRET:
+            raise ValueError(f"secret_file {self.secret_file!r} has {len(found)} bytes, and not {_LEAST_SECRET}")
+        return found
+
+    def key_id(self, rank: int) -> str:
+        """As what a worker is known by keyrings; empty if they know it by no name."""
+        return f"{self.id}/{rank}" if self.id else ""
 
 
 def _texts(given: Any) -> tuple[str, ...]:

@@ -7,11 +7,10 @@ Needs no vLLM: it has to do with requests' attributes only.
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from .messages import Remote
+from .messages import Remote, Server
 from .options import Options, is_allowed
 from .prompts import digest_of
 
@@ -40,17 +39,14 @@ class Step:
     loads: list[Load] = field(default_factory=list)
     #: Loads whose request has ended.
     cancelled: list[str] = field(default_factory=list)
+    #: Requests that have arrived, each with what is kept for it until it is loaded or released.
+    waiting: list[tuple[str, Remote]] = field(default_factory=list)
     #: Requests that will not be loaded.
-    released: list[Remote] = field(default_factory=list)
-    renewed: list[Remote] = field(default_factory=list)
+    released: list[tuple[str, Remote]] = field(default_factory=list)
     # Of a prefilling instance:
     expected: list[str] = field(default_factory=list)
     granted: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
-
-
-#: Leases are not renewed more often than that, whatever requests say: seconds.
-_LEAST_INTERVAL = 0.1
 
 
 def _params(request: Any) -> dict[str, Any] | None:
@@ -65,19 +61,17 @@ class Scheduler:
     def __init__(self, options: Options, block_size: int) -> None:
         self._options = options
         self._block_size = block_size
-        #: The url and instance id of each worker.
-        self._workers: tuple[tuple[str, str], ...] = ()
+        self._secret = options.secret()
+        self._workers: tuple[Server, ...] = ()
         self._next = Step()
         #: Requests that a prefilling instance keeps for this one, from their arrival until they are loaded.
         self._remotes: dict[str, Remote] = {}
         self._loading: set[str] = set()
         self._expected: set[str] = set()
-        self._renewed_at = time.monotonic()
-        self._interval = options.lease / 3
 
-    def set_workers(self, workers: dict[int, tuple[str, str]]) -> None:
-        """Where the workers answer, and their instance ids, by rank. Empty urls if they don't answer."""
-        answering = all(url for url, _ in workers.values())
+    def set_workers(self, workers: dict[int, Server]) -> None:
+        """By rank. With empty urls if they don't answer."""
+        answering = all(worker.url for worker in workers.values())
         self._workers = tuple(workers[rank] for rank in sorted(workers)) if answering else ()
 
     def on_new_request(self, request: Any) -> None:
@@ -91,11 +85,11 @@ class Scheduler:
             params["do_remote_prefill"] = False
             return
         self._remotes[request.request_id] = remote
-        self._interval = min(self._interval, max(remote.lease / 3, _LEAST_INTERVAL))
+        self._next.waiting.append((request.request_id, remote))
 
     def _checked(self, request: Any, params: dict[str, Any]) -> Remote:
         """Raises ValueError for parameters that aren't of this request."""
-        remote = Remote.from_params(params)
+        remote = Remote.from_params(params, self._secret)
         hosts = self._options.allowed_hosts
         for url in remote.urls:
             if hosts and not is_allowed(url, hosts):
@@ -145,15 +139,9 @@ class Scheduler:
     def _release(self, request_id: str) -> None:
         remote = self._remotes.pop(request_id, None)
         if remote is not None:
-            self._next.released.append(remote)
+            self._next.released.append((request_id, remote))
 
     def next_step(self) -> Step:
-        now = time.monotonic()
-        if now - self._renewed_at >= self._interval:
-            self._renewed_at = now
-            self._next.renewed = list(self._remotes.values())
-            shortest = min((remote.lease for remote in self._next.renewed), default=self._options.lease)
-            self._interval = max(min(shortest, self._options.lease) / 3, _LEAST_INTERVAL)
         made, self._next = self._next, Step()
         return made
 
@@ -182,6 +170,8 @@ class Scheduler:
                 self._next.forgotten.append(request_id)
             return False, None
         self._next.granted.append(request_id)
-        urls, instance_ids = zip(*self._workers)
-        remote = Remote(request_id, urls, instance_ids, tuple(block_ids), tokens, digest, self._options.lease)
-        return True, remote.to_params()
+        urls, instance_ids, peer_ids = zip(*self._workers)
+        remote = Remote(
+            request_id, urls, instance_ids, tuple(block_ids), tokens, digest, self._options.lease, peer_ids
+        )
+        return True, remote.to_params(self._secret)

@@ -8,33 +8,27 @@ then. Only its yes makes them count, so a lease that ran out costs time and neve
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .. import Addresses, CompletionQueue, Operation, Region, SideMessage, TransferError
+from .. import Addresses, Operation, PeerEvent, Region, SideMessage, TransferError
 from .layout import HeadSource, KvLayout, LayoutMismatch, Plan, head_sources, plan, readers_of
 from .leases import Leases
-from .messages import LAYOUT, RELEASE, RENEW, Remote, layout_from, layout_message, message, parse, parts_of
+from .messages import LAYOUT, RELEASE, RENEW, Remote, Server, layout_from, layout_message, message, parse, parts_of
 from .options import Options, channel_class, channel_keywords, url_of
+from .renewals import Renewals
 from .scheduler import Load, Step
+from .steps import Asking, Runner, Steps, Waited
 
 __all__ = ["Worker"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
-#: Something that waits for operations, one after the other, and for the results of calls that take too long for the
-#: lock.
-_Waited = Operation | Callable[[], Any]
-_Steps = Generator[_Waited, Any, None]
-#: The same for a question that is answered by yes or no.
-_Asking = Generator[_Waited, Any, bool]
 #: Of request ids in one renewal: well below a channel's ``max_handshake_bytes``.
 _RENEWAL_BYTES = 32 << 10
 
@@ -66,27 +60,26 @@ class Worker:
         self._options = options
         #: Who this is to others. An engine's id may be a configured one, which its successor and its replicas have too.
         self.instance_id = f"{name}/{layout.tp_rank}/{uuid.uuid4().hex}"
+        #: As whom its channel connects.
+        self._local_id = options.key_id(layout.tp_rank) or self.instance_id
         self._layout = layout
         regions = [Region(part, page_size=part[1], access="read" if serving else "none") for part in memory]
         self._bases = np.array([region.address for region in regions], dtype=np.uint64)
         self._leases = Leases(options.lease)
-        self._queue = CompletionQueue()
-        self._planner = ThreadPoolExecutor(1, "kvferry-vllm-plans")
-        self._lock = threading.Lock()
+        self._runner = Runner()
+        self._queue, self._lock, self._perform = self._runner.queue, self._runner.lock, self._runner.perform
         self._loadings: dict[str, _Loading] = {}
         self._received: set[str] = set()
         self._failed: set[int] = set()
         self._reported_failed: set[int] = set()
-        #: The layouts of peers, by url, each of one incarnation.
+        #: The layouts of peers, by their ids, each of one incarnation.
         self._peers: dict[str, tuple[int, str, KvLayout]] = {}
-        #: Workers, by instance id and url, that can't be reached, and until when they are not tried again.
-        self._unreachable: dict[tuple[str, str], float] = {}
+        #: Workers that can't be reached, and until when they are not tried again.
+        self._unreachable: dict[Server, float] = {}
         self._closing = False  # failures are no news from then on
-        self._closed = False
         self._channel = self._make_channel(regions, serving)
-        self._perform(self._watch())  # ends with the channel, and with it the thread
-        self._thread = threading.Thread(target=self._run, name="kvferry-vllm", daemon=True)
-        self._thread.start()
+        self._renewals = Renewals(options.lease, self._renew)
+        self._runner.start(self._watch())  # ends with the channel
 
     def _make_channel(self, regions: list[Region], serving: bool) -> Any:
         answers = _Answers(self.instance_id, self._layout, self._leases)
@@ -103,15 +96,25 @@ class Worker:
             url = url_of(self._options.advertised_host, int(url.rpartition(":")[2]))
         return url
 
+    @property
+    def server(self) -> Server:
+        """What decoding instances are told of this worker."""
+        return Server(self.url, self.instance_id, self._options.key_id(self._layout.tp_rank) or self.url)
+
     def close(self) -> None:
         """When it returns, nothing lands here any more."""
         with self._lock:
             self._closing = True  # plans that are made from then on come to nothing
+        self._renewals.close()
         self._channel.close()
-        self._planner.shutdown()
-        self._thread.join()
+        self._runner.join()
 
     # The engine's orders
+
+    def begin(self, orders: Step) -> None:
+        """What can't wait until the engine has computed the step that it begins."""
+        if orders.waiting:
+            self._renewals.keep(orders.waiting)
 
     def step(self, orders: Step) -> None:
         for request_id in orders.expected:
@@ -129,11 +132,11 @@ class Worker:
                     loading.cancelled = True
                     for operation in loading.operations:
                         operation.cancel()
-            for remote in orders.released:
+            for request_id, remote in orders.released:
+                self._renewals.let_go(request_id)
+                servers = remote.servers()
                 for source, readers in self._sources(remote):
-                    self._perform(self._release(remote, source.rank, readers))
-            if orders.renewed:
-                self._renew(orders.renewed)
+                    self._perform(self._release(remote.request_id, servers[source.rank], readers))
 
     def finished(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks are no longer kept for others, and those whose loads have ended, each once."""
@@ -148,53 +151,19 @@ class Worker:
         failed, self._reported_failed = self._reported_failed, set()
         return failed
 
-    # Steps
-
-    def _run(self) -> None:
-        while True:
-            self._queue.wait()
-            with self._lock:
-                for operation in self._queue.drain():
-                    self._perform(operation.user_data)
-                if not len(self._queue) and self._closed:
-                    return
-
-    def _perform(self, steps: _Steps | _Asking, value: Any = None, error: Exception | None = None) -> None:
-        """Takes steps to their next operation. Under the lock, so that the thread finds them in the operation.
-
-        Whatever goes wrong in them ends them alone: neither the thread nor the engine.
-        """
-        try:
-            waited = steps.send(value) if error is None else steps.throw(error)
-            if isinstance(waited, Operation):
-                waited.user_data = steps
-            else:
-                self._planner.submit(self._call, steps, waited)
-        except StopIteration:
-            pass
-        except Exception:
-            _logger.exception("a fault of the connector's")
-
-    def _call(self, steps: _Steps | _Asking, wanted: Callable[[], Any]) -> None:
-        value, failed = None, None
-        try:
-            value = wanted()
-        except Exception as error:
-            failed = error
-        with self._lock:
-            self._perform(steps, value, failed)
-
-    def _watch(self) -> _Steps:
+    def _watch(self) -> Steps:
         """News of peers, until the channel is closed."""
         while True:
             operation = self._channel.submit_wait_peer_event(self._queue)
             yield operation
             if operation.error is not None:
-                self._closed = True
                 return
-            event = operation.result()
-            if event.kind != "connected":
-                self._peers.pop(event.peer_id, None)
+            self._news(operation.result())
+
+    def _news(self, event: PeerEvent) -> None:
+        if event.kind != "connected":
+            self._peers.pop(event.peer_id, None)
+            if event.cause != "cancelled":  # from here
                 _logger.warning("the worker at %s is %s: %s", event.peer_id, event.kind, event.cause)
 
     # Loads
@@ -222,51 +191,58 @@ class Worker:
         for source, readers in sources:
             self._perform(self._load_from(loading, source, readers, left))
 
-    def _load_from(self, loading: _Loading, source: HeadSource, readers: int, left: list[int]) -> _Steps:
+    def _load_from(self, loading: _Loading, source: HeadSource, readers: int, left: list[int]) -> Steps:
         load = loading.load
+        server = load.remote.servers()[source.rank]
         failed = set(load.block_ids)
         try:
             if source.num_heads:
-                failed = yield from self._read(loading, source)
+                failed = yield from self._read(loading, source, server)
             else:
                 failed = set()
-            release = self._release(load.remote, source.rank, readers)
+            release = self._release(load.remote.request_id, server, readers)
             if len(failed) == len(load.block_ids) or not source.num_heads:
                 self._perform(release)  # the answer makes no difference
             elif not (yield from release):
                 _logger.warning(
                     "request %s is computed here: its blocks were given up at %s before they were read",
-                    load.request_id, load.remote.urls[source.rank],
+                    load.request_id, server.url,
                 )  # fmt: skip
                 failed = set(load.block_ids)
         except Exception as error:  # a load that fails is computed
             failed = set(load.block_ids)
             if not loading.cancelled and not self._closing:
                 _logger.error("request %s is computed here: %s", load.request_id, error)
-            self._perform(self._release(load.remote, source.rank, readers))
+            self._perform(self._release(load.remote.request_id, server, readers))
+        self._part_ended(loading, failed, left)
+
+    def _part_ended(self, loading: _Loading, failed: set[int], left: list[int]) -> None:
+        request_id = loading.load.request_id
         loading.failed |= failed
         left[0] -= 1
         if left[0] == 0:
-            del self._loadings[load.request_id]
-            self._received.add(load.request_id)
+            del self._loadings[request_id]
+            self._renewals.let_go(request_id)
+            self._received.add(request_id)
             if not loading.cancelled:
                 self._failed |= loading.failed
 
-    def _read(self, loading: _Loading, source: HeadSource) -> Generator[_Waited, Any, set[int]]:
+    def _read(self, loading: _Loading, source: HeadSource, server: Server) -> Generator[Waited, Any, set[int]]:
         load = loading.load
-        url = load.remote.urls[source.rank]
-        layout = yield from self._layout_of(loading, source.rank)
+        layout = yield from self._layout_of(loading, server)
         if loading.cancelled or self._closing:
             return set(load.block_ids)
         made, addresses = yield lambda: self._planned(load, layout, source)
         if loading.cancelled or self._closing:
             return set(load.block_ids)
-        operation = self._channel.submit_read(self._queue, addresses, url, remote_ranges=made.remote, statuses=True)
+        operation = self._channel.submit_read(
+            self._queue, addresses, server.peer_id, remote_ranges=made.remote, statuses=True
+        )
         yield from self._ended(loading, operation)
         if operation.error is None:
             return set()
         if not loading.cancelled and not self._closing:
-            _logger.error("request %s: reading from %s: %s", load.request_id, url, operation.error)
+            _logger.error("request %s: reading from %s: %s", load.request_id, server.url, operation.error)
         statuses = operation.statuses
         if len(statuses) != len(made.owners):
             return set(load.block_ids)
@@ -286,89 +262,87 @@ class Worker:
         return made, Addresses(addresses)
 
     @staticmethod
-    def _ended(loading: _Loading, operation: Operation) -> _Steps:
+    def _ended(loading: _Loading, operation: Operation) -> Steps:
         loading.operations.add(operation)
         yield operation
         loading.operations.discard(operation)
 
-    def _layout_of(self, loading: _Loading, rank: int) -> Generator[_Waited, Any, KvLayout]:
+    def _layout_of(self, loading: _Loading, server: Server) -> Generator[Waited, Any, KvLayout]:
         """Connects, and asks how the peer's cache lies, unless that is known."""
-        remote = loading.load.remote
-        url, wanted = remote.urls[rank], remote.instance_ids[rank]
-        if self._is_unreachable(remote, rank):
-            raise ConnectionError(f"{wanted} at {url} could not be reached a moment ago")
-        known, peer = self._peers.get(url), self._channel.peer_info(url)
+        if self._is_unreachable(server):
+            raise ConnectionError(f"{server.instance_id} at {server.url} could not be reached a moment ago")
+        known, peer = self._peers.get(server.peer_id), self._channel.peer_info(server.peer_id)
         if known is None or peer is None or known[0] != peer.incarnation:
-            operation = self._channel.submit_lazy_init_peer_connection(
-                self._queue, self.instance_id, url, url, message(LAYOUT), timeout=self._options.timeout
-            )
+            operation = self._ask(server, message(LAYOUT))
             yield from self._ended(loading, operation)
             error = operation.error
             if error is not None and (error.peer_failed or error.timed_out):
-                self._give_up(wanted, url)
+                self._give_up(server)
             instance_id, layout = layout_from(operation.result())
-            peer = self._channel.peer_info(url)
+            peer = self._channel.peer_info(server.peer_id)
             known = (peer.incarnation if peer else 0, instance_id, layout)
-            self._peers[url] = known
-        if known[1] != wanted:
-            raise LayoutMismatch(f"at {url} is {known[1]}, and no longer {wanted}")
+            self._peers[server.peer_id] = known
+        if known[1] != server.instance_id:
+            raise LayoutMismatch(f"at {server.url} is {known[1]}, and no longer {server.instance_id}")
         return known[2]
 
-    def _give_up(self, instance_id: str, url: str) -> None:
+    def _give_up(self, server: Server) -> None:
         """For a while. The worker's successor has another id, so that there is little to gain from trying again."""
         now = time.monotonic()
         self._unreachable = {key: until for key, until in self._unreachable.items() if until > now}
-        self._unreachable[instance_id, url] = now + self._options.lease
+        self._unreachable[server] = now + self._options.lease
 
-    def _is_unreachable(self, remote: Remote, rank: int) -> bool:
-        return self._unreachable.get((remote.instance_ids[rank], remote.urls[rank]), 0.0) > time.monotonic()
+    def _is_unreachable(self, server: Server) -> bool:
+        return self._unreachable.get(server, 0.0) > time.monotonic()
 
-    def _release(self, remote: Remote, rank: int, readers: int) -> _Asking:
+    def _release(self, request_id: str, server: Server, readers: int) -> Asking:
         """Whether the blocks were the request's until now."""
-        if self._closing or self._is_unreachable(remote, rank):
+        if self._closing or self._is_unreachable(server):
             return False
         try:
             asked = message(
                 RELEASE,
-                instance_id=remote.instance_ids[rank],
-                request_id=remote.request_id,
+                instance_id=server.instance_id,
+                request_id=request_id,
                 reader=self._layout.tp_rank,
                 readers=readers,
             )
-            operation = self._ask(remote.urls[rank], asked)
+            operation = self._ask(server, asked)
             yield operation
             return bool(parse(operation.result()).get("held"))
         except Exception as error:
             if not self._closing:
-                _logger.warning("request %s at %s ends with its lease: %s", remote.request_id, remote.urls[rank], error)
+                _logger.warning("request %s at %s ends with its lease: %s", request_id, server.url, error)
             return False
 
-    def _ask(self, url: str, asked: SideMessage) -> Operation:
-        operation: Operation = self._channel.submit_send_init_side_msg(
-            self._queue, url, asked, timeout=self._options.timeout
+    def _ask(self, server: Server, asked: SideMessage) -> Operation:
+        """On the connection to it, which is made if there is none: with many keys a question needs an addressee."""
+        operation: Operation = self._channel.submit_lazy_init_peer_connection(
+            self._queue, self._local_id, server.peer_id, server.url, asked, timeout=self._options.timeout
         )
         return operation
 
     def _renew(self, remotes: list[Remote]) -> None:
-        found: dict[tuple[str, str], list[str]] = {}
-        for remote in remotes:
-            for rank, worker in enumerate(zip(remote.urls, remote.instance_ids)):
-                if rank % self._layout.tp_size == self._layout.tp_rank and not self._is_unreachable(remote, rank):
-                    found.setdefault(worker, []).append(remote.request_id)
-        for (url, instance_id), request_ids in found.items():
-            self._perform(self._send_renewals(url, instance_id, request_ids))
+        found: dict[Server, dict[str, None]] = {}
+        with self._lock:
+            for remote in remotes:
+                for rank, server in enumerate(remote.servers()):
+                    if rank % self._layout.tp_size == self._layout.tp_rank and not self._is_unreachable(server):
+                        found.setdefault(server, {})[remote.request_id] = None
+            for server, request_ids in found.items():
+                self._perform(self._send_renewals(server, request_ids))
 
-    def _send_renewals(self, url: str, instance_id: str, request_ids: list[str]) -> _Steps:
+    def _send_renewals(self, server: Server, request_ids: Iterable[str]) -> Steps:
         for part in parts_of(request_ids, _RENEWAL_BYTES):
             if self._closing:
                 return
             try:
-                operation = self._ask(url, message(RENEW, instance_id=instance_id, request_ids=part))
+                operation = self._ask(server, message(RENEW, instance_id=server.instance_id, request_ids=part))
                 yield operation
                 operation.result()
             except Exception as error:
                 if not self._closing:
-                    _logger.warning("%d leases at %s are not renewed: %s", len(part), url, error)
+                    _logger.warning("%d leases at %s are not renewed: %s", len(part), server.url, error)
                 if isinstance(error, TransferError) and (error.peer_failed or error.timed_out):
                     return  # so would the others
 
