@@ -9,7 +9,7 @@
 #                                   when it is done
 #   kvferry_parts_end               waits for what was queued, and reports; its status says whether all parts succeeded
 #
-# The last lines of the report are those of the part with the most tests, as ctest printed them.
+# The report begins with what failed, and its last lines are those of the part with the most tests, as ctest printed them.
 
 kvferry_parts=$(mktemp -d)
 trap 'rm -rf "$kvferry_parts"' EXIT
@@ -56,8 +56,24 @@ kvferry_queue() {
   kvferry_queued+=("$!")
 }
 
+# Of each part that failed, the lines that say how, out of a log that may be long.
+_kvferry_failures() {
+  local file seconds status name
+  for file in "$kvferry_parts"/*.part; do
+    IFS=$'\t' read -r seconds status name <"$file"
+    if ((status != 0)); then
+      printf '\n== Failed: %s\n' "$name"
+      grep -E -A 12 "$kvferry_failure_lines" "${file%.part}.log" | cut -c 1-300 | head -n 80 || true
+    fi
+  done
+}
+# GoogleTest's, the sanitizers', a test program that threw or died, pytest's, a compiler's.
+kvferry_failure_lines=': Failure$|unknown file: Failure|^==[0-9]+==ERROR|WARNING: ThreadSanitizer|: runtime error: '
+kvferry_failure_lines+='|terminate called|\*\*\*(Timeout|Exception)|^E  |: (fatal )?error: '
+
 _kvferry_report() {
   local file seconds status name most=0 tests closing=
+  _kvferry_failures
   printf '\n== Times\n'
   for file in "$kvferry_parts"/*.part; do
     IFS=$'\t' read -r seconds status name <"$file"

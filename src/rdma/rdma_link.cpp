@@ -13,8 +13,11 @@
 namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
-/// How long a goodbye may take. Without one the peer finds out by itself, later.
-constexpr std::chrono::milliseconds goodbye_time{20};
+/// How long a goodbye may take. Without one the peer finds out by itself, seconds later: so the process may stand still
+/// for a moment in between.
+constexpr std::chrono::milliseconds goodbye_time{200};
+/// The same on a thread that has others to look after.
+constexpr std::chrono::milliseconds hurried_goodbye_time{20};
 
 }  // namespace
 
@@ -260,8 +263,7 @@ void RdmaLink::shut(std::error_code cause, const std::string& why) {
     rail->hold();
   }
   if (!has_left_.exchange(true) && cause != errc::peer_closed) {
-    // On its own, perhaps on a thread that has others to look after: what can be said in a moment.
-    const auto until = kit::Clock::now() + goodbye_time;
+    const auto until = kit::Clock::now() + hurried_goodbye_time;
     bool answered = false;
     while (!say_farewell(answered) && kit::Clock::now() < until) {
       const Pause pause{event_descriptors(), until};
