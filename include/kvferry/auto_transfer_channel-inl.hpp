@@ -110,8 +110,8 @@ KVFERRY_INLINE void check_options_of_road(const std::string& name, const Channel
 class AutoTransferChannel::Impl {
  public:
   /// @param common the options of each road.
-  /// @param allow_unencrypted in spite of a keyring.
-  void open(const std::vector<AutoRoad>& given, const std::vector<std::string>& required, bool allow_unencrypted,
+  /// @param encrypted whether no road may lead off the host in the clear.
+  void open(const std::vector<AutoRoad>& given, const std::vector<std::string>& required, bool encrypted,
             const ChannelOptions& common) {
     roads::Reasons reasons;
     std::optional<Capabilities> all;
@@ -132,10 +132,11 @@ class AutoTransferChannel::Impl {
         if (!own.road->is_of(common.road_of)) {
           roads::refuse_road(one.name, "makes a channel of other options than AutoRoad::make gets");
         }
-        if (common.keyring && !allow_unencrypted && !one.within_host && own.road->leaves_host_in_the_clear()) {
-          roads::refuse_road(one.name,
-                             "moves pages off this host unencrypted, and there is a keyring; "
-                             "AutoOptions::allow_unencrypted would allow it");
+        if (encrypted && !one.within_host && own.road->leaves_host_in_the_clear()) {
+          roads::refuse_road(one.name, std::string("moves pages off this host unencrypted, and ") +
+                                           (common.require_encryption ? "ChannelOptions::require_encryption is set"
+                                                                      : "there is a keyring; "
+                                                                        "AutoOptions::allow_unencrypted would allow it"));
         }
       } catch (const std::system_error& error) {
         if (!roads::is_missing(error.code(), common)) {
@@ -175,11 +176,11 @@ KVFERRY_INLINE AutoTransferChannel::AutoTransferChannel(AutoOptions options)
     impl_->own_roads->host = roads::name_of_host();
     impl_->own_roads->patience = std::clamp<std::chrono::milliseconds>(
         options.road_timeout, std::chrono::milliseconds(1), std::chrono::hours(1));
-    const bool allow_unencrypted = options.allow_unencrypted;
+    const bool encrypted = options.require_encryption || (options.keyring && !options.allow_unencrypted);
     ChannelOptions common = std::move(options);
     common.executor = get_executor();
     common.road_of = std::make_shared<const kit::RoadOf>(kit::RoadOf{incarnation(), logger(), refusals(), poller()});
-    impl_->open(given, required, allow_unencrypted, common);
+    impl_->open(given, required, encrypted, common);
     start();
   } catch (...) {
     // What the roads listen with keeps the I/O threads busy.

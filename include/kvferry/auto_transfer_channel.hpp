@@ -65,7 +65,8 @@ struct AutoOptions : ChannelOptions {
 
   /// With a keyring, pages don't leave this host unencrypted: a road over which they would (RDMA, TCP with
   /// `Encryption::off`, a transport of your own that doesn't say otherwise) is an error of the constructor's. This allows
-  /// it, for networks that nobody else is on, or that encrypt. Without a keyring nothing is encrypted in any case.
+  /// it, for networks that nobody else is on, or that encrypt; `ChannelOptions::require_encryption` takes precedence. Without a
+  /// keyring nothing is encrypted in any case.
   bool allow_unencrypted = false;
 
   /// A road that doesn't answer is given up after this time, or after its share of the attempt's if that is less, as long

@@ -145,6 +145,11 @@ struct ChannelOptions {
   /// threads more of its own. Null: no keys.
   std::shared_ptr<const Keyring> keyring = nullptr;
 
+  /// Pages leave this host encrypted or not at all: a channel that would move them in the clear is not made
+  /// (`std::errc::invalid_argument`). TCP takes a keyring for that; RDMA can't, unless `RdmaOptions::trusted_fabric` says that
+  /// its network needs no encryption. What stays within the host needs none.
+  bool require_encryption = false;
+
   /// A ZeroMQ context (`void*` as of `zmq_ctx_new`) to use for handshakes; it stays the caller's and is never
   /// terminated. Null: one that the process's channels share. Not with a keyring.
   void* zmq_context = nullptr;

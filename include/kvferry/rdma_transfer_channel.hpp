@@ -79,6 +79,11 @@ struct RdmaOptions : ChannelOptions {
   /// `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds parts_timeout{60'000};
 
+  /// The network of the rails is nobody else's, or encrypts by itself (IPsec, MACsec): pages, and the keys to memory (rkeys),
+  /// stand in the clear in RDMA's packets, and no program can change that. It makes a channel that may be used with
+  /// `ChannelOptions::require_encryption`, and as a road of an `AutoTransferChannel` with a keyring.
+  bool trusted_fabric = false;
+
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.
   std::uint8_t traffic_class = 0;  ///< RoCE: DSCP and ECN bits.
 };
@@ -111,7 +116,7 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
   /// removed later (`Capabilities::region_changes`).
   /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::not_supported` (checksums),
   /// `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
-  /// memory that can't be registered; ENODEV if there is no device, or none that is active; EINVAL if there is none of
+  /// memory that can't be registered; EINVAL for `require_encryption` without `RdmaOptions::trusted_fabric`; ENODEV if there is no device, or none that is active; EINVAL if there is none of
   /// a name that is given, no such port or partition; EOPNOTSUPP for a device that isn't InfiniBand or RoCE. The sentence names it.
   explicit RdmaTransferChannel(RdmaOptions options);
   ~RdmaTransferChannel() override;
@@ -132,6 +137,7 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] bool run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) override;
   [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
+  [[nodiscard]] bool leaves_host_in_the_clear() const noexcept override;
   void stop_listening() override;
 
  private:

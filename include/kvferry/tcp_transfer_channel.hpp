@@ -107,7 +107,7 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
   /// threads.
   /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf; encryption,
-  /// and kvferry was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
+  /// and kvferry was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring; `require_encryption` without one or with `Encryption::off`), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
   /// had (ENOENT, EPERM), the errno of a bind that failed, naming the address, or
   /// `errc::timed_out`: the name of a host to listen at was not resolved within `handshake_timeout` (for
   /// `peer_init_url` and `data_host` each).

@@ -41,6 +41,8 @@ class ChannelOptions(TypedDict, total=False):
     checksums: bool | None
     #: Secures handshakes: the files of this channel's secret key and of the keys of its peers, as kvferry-keygen makes them.
     keyring: tuple[str, str] | None
+    #: No channel is made that would move pages off this host unencrypted.
+    require_encryption: bool | None
     max_peers: int | None
     #: The deadline of transfers that set none.
     default_timeout: float | None
@@ -97,6 +99,8 @@ class RdmaOptions(ChannelOptions, total=False):
     keepalive_interval: float | None
     drain_timeout: float | None
     parts_timeout: float | None
+    #: Nobody else is on the rails' network, or it encrypts: RDMA may be used with require_encryption.
+    trusted_fabric: bool | None
     service_level: int | None
     traffic_class: int | None
 

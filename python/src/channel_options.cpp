@@ -32,6 +32,7 @@ void read(Arguments& given, ChannelOptions& options) {
     KeyPair own = read_key_pair(files.first);  // in this order, whatever the compiler prefers: so go the errors
     options.keyring = std::make_shared<Keyring>(std::move(own), read_peer_keys(files.second));
   }
+  given.read("require_encryption", options.require_encryption);
   given.read("max_peers", options.max_peers);
   given.read("default_timeout", options.default_timeout);
   given.read("handshake_timeout", options.handshake_timeout);
@@ -111,6 +112,7 @@ void read(Arguments& given, RdmaOptions& options) {
   given.read("keepalive_interval", options.keepalive_interval);
   given.read("drain_timeout", options.drain_timeout);
   given.read("parts_timeout", options.parts_timeout);
+  given.read("trusted_fabric", options.trusted_fabric);
   given.read("service_level", options.service_level);
   given.read("traffic_class", options.traffic_class);
 }

@@ -131,6 +131,7 @@ class RdmaTransferChannel::Impl {
   }
 
   void open(const RdmaOptions& given) {
+    trusted_fabric = given.trusted_fabric;
     std::string host;
     for (const auto* url : {&given.advertised_init_url, &given.peer_init_url}) {
       if (host.empty() && !url->empty()) {
@@ -154,6 +155,7 @@ class RdmaTransferChannel::Impl {
   }
 
   const asio::any_io_executor executor;
+  bool trusted_fabric = false;
   rdma::LinkOptions link_options;
   std::vector<rdma::RailPort> ports;
   std::shared_ptr<Links> attempts = std::make_shared<Links>();
@@ -249,6 +251,8 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
   }
   return kit::encode_endpoint(link->endpoint());
 }
+
+bool RdmaTransferChannel::leaves_host_in_the_clear() const noexcept { return !impl_->trusted_fabric; }
 
 void RdmaTransferChannel::stop_listening() {
   impl_->attempts->close(end_attempt);

@@ -56,6 +56,19 @@ TEST(AutoSecurity, WithAKeyringNoRoadLeavesTheHostInTheClear) {
   EXPECT_FALSE(failure_of(with({plain_tcp("plain")}))) << "nothing is encrypted";
 }
 
+TEST(AutoSecurity, WhereEncryptionIsRequiredNothingAllowsARoadToDoWithout) {
+  const auto required = [](AutoOptions options) {
+    options.require_encryption = true;
+    return failure_of(std::move(options));
+  };
+  const auto refused = required(keyed({shm(), plain_tcp("plain")}, true));
+  EXPECT_EQ(refused.code, invalid);
+  EXPECT_TRUE(has(refused.sentence, "require_encryption is set")) << refused.sentence;
+  EXPECT_EQ(required(with({tcp()})).code, invalid) << "without keys nothing is encrypted";
+  EXPECT_FALSE(required(keyed({shm(), tcp()})));
+  EXPECT_FALSE(required(with({shm()}))) << "it leads to no other host";
+}
+
 /// Of a transport of a program's own nothing is known but what it says.
 class Own : public TcpTransferChannel {
  public:

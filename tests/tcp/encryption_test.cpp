@@ -149,6 +149,24 @@ TEST(Encryption, AKeyringTurnsItOnAndNothingElseDoes) {
   }
 }
 
+TEST(Encryption, WhereItIsRequiredNoChannelIsMadeThatDoesWithout) {
+  const auto made = [](TcpOptions options) {
+    options.require_encryption = true;
+    try {
+      const Node node(4, options);
+      return std::error_code();
+    } catch (const TransferError& error) {
+      EXPECT_NE(std::string_view(error.what()).find("'tcp' would move pages off this host unencrypted"),
+                std::string_view::npos)
+          << error.what();
+      return error.code();
+    }
+  };
+  EXPECT_EQ(made({}), std::errc::invalid_argument);
+  EXPECT_EQ(made(with_keys(Encryption::off)), std::errc::invalid_argument);
+  EXPECT_FALSE(made(with_keys()));
+}
+
 TEST(Encryption, AFlippedBitBreaksTheConnectionAndNeverLands) {
   for (const bool towards_server : {true, false}) {
     for (const std::size_t after : {std::size_t{3}, std::size_t{9}, std::size_t{700'000}, std::size_t{1'234'567}}) {

@@ -322,6 +322,11 @@ KVFERRY_INLINE void TransferChannelKit::start() {
     impl_->road_open = true;
     return;
   }
+  if (impl_->options.require_encryption && leaves_host_in_the_clear()) {
+    throw TransferError(std::make_error_code(std::errc::invalid_argument),
+                        "ChannelOptions::require_encryption is set, and the transport '" + std::string(transport()) +
+                            "' would move pages off this host unencrypted");
+  }
   impl_->logger->set_transport(transport());
   impl_->forget_region = region_forgetter();
   impl_->removals = std::make_shared<RegionRemovals>(impl_->regions, impl_->operations, impl_->deadlines,

@@ -94,7 +94,8 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
                                      Clock::time_point deadline, LinkHandler on_link) = 0;
 
   /// Whether what it moves leaves this host, and nothing encrypts it on the way. Constant once the channel is made. Among
-  /// several transports, one that does isn't used with a keyring: see `AutoOptions::allow_unencrypted`.
+  /// several transports, one that does isn't used with a keyring: see `AutoOptions::allow_unencrypted`. With
+  /// `ChannelOptions::require_encryption` `start()` refuses it.
   [[nodiscard]] virtual bool leaves_host_in_the_clear() const noexcept { return true; }
 
   /// Called once by `close()` after all links are shut: stop listening for data.
