@@ -19,10 +19,10 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 
-#include "common/zmtp.hpp"
 #include <kvferry/kit/init_messages.hpp>
 #include <kvferry/tcp/frame.hpp>
 #include <kvferry/tcp/hello.hpp>
+#include "common/zmtp.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::hostile {
 namespace {
@@ -38,19 +38,6 @@ int connect_to(std::uint16_t port) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   (void)::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
   return socket;
-}
-
-/// Connects again and again, says a few bytes, and lets the oldest connection go when it has many.
-void hold_connections(std::uint16_t port, std::string_view says) {
-  std::deque<int> held;
-  for (;;) {
-    held.push_back(connect_to(port));
-    (void)::send(held.back(), says.data(), says.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (held.size() == sockets_held) {
-      ::close(held.front());
-      held.pop_front();
-    }
-  }
 }
 
 class Dealer {
@@ -182,13 +169,7 @@ void answers_unread(const Target& target) {
 
 void half_open(const Target& target) { hold_connections(target.init_port, {}); }
 
-void half_a_greeting(const Target& target) {
-  hold_connections(target.init_port, std::string_view("\xFF\0\0\0\0\0\0\0\1\x7F\3", 11));
-}
-
 void no_zeromq(const Target& target) { hold_connections(target.init_port, "GET / HTTP/1.1\r\nHost: hub\r\n\r\n"); }
-
-void no_hello(const Target& target) { hold_connections(target.data_port, "KVFHELLO"); }
 
 void lying_hello(const Target& target) {
   tcp::Hello hello;
@@ -242,8 +223,7 @@ int link_as(zmq::context_t& context, const Target& target, const std::string& id
     return -1;
   }
   std::error_code ec;
-  const auto answer =
-      parse_side_message(std::span(static_cast<const std::byte*>(frame.data()), frame.size()), ec);
+  const auto answer = parse_side_message(std::span(static_cast<const std::byte*>(frame.data()), frame.size()), ec);
   if (ec || !answer.is<kit::InitAnswer>()) {
     return -1;
   }
@@ -371,11 +351,6 @@ void slow_bytes(const Target& target) {
   }
 }
 
-/// Speaks ZeroMQ as far as to be understood, and then says nothing.
-void idle_handshakes(const Target& target) {
-  hold_connections(target.init_port, test::zmtp_hello());
-}
-
 constexpr std::array all{
     NamedAttack{"InitRequests", "init requests, each under a new id", init_requests},
     NamedAttack{"InitRequestsOfOneId", "init requests under one id", init_requests_of_one_id},
@@ -402,6 +377,24 @@ constexpr std::array all{
 };
 
 }  // namespace
+
+void hold_connections(std::uint16_t port, std::string_view says) {
+  std::deque<int> held;
+  for (;;) {
+    held.push_back(connect_to(port));
+    (void)::send(held.back(), says.data(), says.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (held.size() == sockets_held) {
+      ::close(held.front());
+      held.pop_front();
+    }
+  }
+}
+
+void half_a_greeting(const Target& target) {
+  hold_connections(target.init_port, std::string_view("\xFF\0\0\0\0\0\0\0\1\x7F\3", 11));
+}
+void idle_handshakes(const Target& target) { hold_connections(target.init_port, test::zmtp_hello()); }
+void no_hello(const Target& target) { hold_connections(target.data_port, "KVFHELLO"); }
 
 std::span<const NamedAttack> attacks() { return all; }
 

@@ -113,11 +113,18 @@ class Hub : public TcpTransferChannel {
   bool closed_ = false;
 };
 
-TcpOptions hub_options(std::vector<std::byte>& memory) {
+TcpOptions hub_options(std::vector<std::byte>& memory, bool has_keys) {
   TcpOptions options;
+  options.keyring = has_keys ? keyring_of_hub() : nullptr;
   options.regions = {{memory.data(), memory.size(), page_size}};
   options.peer_init_url = "tcp://127.0.0.1:0";
   options.peer_lookup_url = "tcp://127.0.0.1:1";
+  return options;
+}
+
+TcpOptions peer_options(bool has_keys) {
+  TcpOptions options;
+  options.keyring = has_keys ? keyring_with(keys().honest) : nullptr;
   return options;
 }
 
@@ -148,12 +155,16 @@ void note(Figures& figures, std::size_t& count, std::error_code ec, const std::s
 }
 
 TEST_P(Hostile, HarmsNoHonestPeer) {
+  const bool has_keys = GetParam().keys;
+  if (has_keys) {
+    (void)keys();  // the attacker's, too
+  }
   const Attacker attacker(GetParam().run);
   std::vector<std::byte> memory(pages * page_size);
-  std::optional<Hub> hub(std::in_place, hub_options(memory));
+  std::optional<Hub> hub(std::in_place, hub_options(memory, has_keys));
   const std::string url = hub->peer_init_url();
   std::vector<std::byte> object(page_size);
-  TcpTransferChannel honest(TcpOptions{});
+  TcpTransferChannel honest(peer_options(has_keys));
   honest.lazy_init_peer_connection("honest", "hub", url);
 
   Figures figures;
@@ -162,7 +173,7 @@ TEST_P(Hostile, HarmsNoHonestPeer) {
   const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(lasts());
   std::thread newcomers([&] {
     while (Clock::now() < until) {
-      TcpTransferChannel newcomer(TcpOptions{});
+      TcpTransferChannel newcomer(peer_options(has_keys));
       std::error_code ec;
       std::string why;
       const auto began = Clock::now();
@@ -208,6 +219,8 @@ TEST_P(Hostile, HarmsNoHonestPeer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Attacks, Hostile, ::testing::ValuesIn(attacks().begin(), attacks().end()),
+                         [](const auto& instance) { return std::string(instance.param.name); });
+INSTANTIATE_TEST_SUITE_P(OnKeys, Hostile, ::testing::ValuesIn(attacks_on_keys().begin(), attacks_on_keys().end()),
                          [](const auto& instance) { return std::string(instance.param.name); });
 
 }  // namespace
