@@ -48,7 +48,8 @@ void add_options(CLI::App& app, RawOptions& raw) {
       ->check(CLI::IsMember({"never", "adaptive", "always"}).description(""));
   app.add_option("--spin", raw.channel.spin_us, "Microseconds that --poll adaptive polls for (default 50)")
       ->type_name("N");
-  app.add_option("--lanes", raw.channel.lanes, "Connections to a peer; with rdma, the first of this machine's rails (default: the library's)")
+  app.add_option("--lanes", raw.channel.lanes,
+                 "Connections to a peer; with rdma, the first of this machine's rails (default: the library's)")
       ->type_name("N")
       ->check(between(1, 64));
   app.add_option("--io-threads", raw.channel.io_threads, "I/O threads of a channel (default: the library's)")
@@ -63,6 +64,7 @@ void add_options(CLI::App& app, RawOptions& raw) {
   app.add_option("--congestion", raw.channel.congestion, "TCP's congestion control (default: the system's)")
       ->type_name("NAME");
   app.add_flag("--encrypt", raw.encrypt, "tcp: encrypted connections, with a key that is made for the run");
+  app.add_flag("--checksums", raw.channel.checksums, "Objects are compared where they have landed");
   app.add_flag("--unregistered", raw.channel.unregistered, "The initiator's objects lie outside of every region");
   app.add_option("--receives-ahead", raw.channel.receives_ahead,
                  "sendrecv: how many batches of each stream the target has posted (default 4)")
@@ -93,7 +95,8 @@ void configure(const RawOptions& raw, Job& job) {
   job.peers = raw.peers;
   job.streams_per_peer = settings.async ? raw.depth * std::max<std::size_t>(job.threads, 1) : job.threads;
   job.variant = "kvferry " + settings.transport + (settings.async ? " async" : "") +
-                (settings.poll.empty() ? "" : " " + settings.poll) + (raw.encrypt ? " encrypted" : "");
+                (settings.poll.empty() ? "" : " " + settings.poll) + (raw.encrypt ? " encrypted" : "") +
+                (settings.checksums ? " checksums" : "");
   job.settings = settings;
 }
 

@@ -17,6 +17,7 @@ import time
 import cells
 import plots
 import scale
+import security
 import tables
 
 # What a program is given to end once it should have; its own time-out comes first.
@@ -24,7 +25,7 @@ GRACE_SECONDS = 60
 
 
 def parse_arguments():
-    names = [row.name for row in cells.rows()]
+    names = [row.name for row in cells.rows() + security.rows()]
     parser = argparse.ArgumentParser(
         prog="compare.sh",
         description="Measures kvferry beside plain sockets, memcpy, iperf3 and other libraries over loopback, in "
@@ -50,6 +51,8 @@ def parse_arguments():
         help="the polling profiles that kvferry's writes are measured with besides the default (default: %(default)s)",
     )
     parser.add_argument("--region", default="64M", help="memory on each side (default 64M)")
+    parser.add_argument("--security", action="store_true",
+                        help="what checksums and encryption cost, beside openssl speed and memcpy, and nothing else")  # fmt: skip
     parser.add_argument("--scale", action=argparse.BooleanOptionalAction,
                         help="batches of 100,000 pages, and many peers (default: unless cells or rows are chosen)")  # fmt: skip
     parser.add_argument("--no-iperf", action="store_true", help="leave iperf3 out")
@@ -59,8 +62,9 @@ def parse_arguments():
     parser.add_argument("--programs-in", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.scale is None:
-        arguments.scale = arguments.cells is None and arguments.rows is None
-    arguments.cells = arguments.cells or cells.THROUGHPUT_CELLS + cells.LATENCY_CELLS
+        arguments.scale = arguments.cells is None and arguments.rows is None and not arguments.security
+    all_cells = security.CELLS if arguments.security else cells.THROUGHPUT_CELLS + cells.LATENCY_CELLS
+    arguments.cells = arguments.cells or all_cells
     arguments.rows = arguments.rows or ["*"]
     try:
         arguments.cells = [cells.Cell.parse(cell) for cell in arguments.cells]
@@ -74,7 +78,7 @@ def parse_arguments():
 def chosen_rows(arguments):
     """Those that were asked for and built."""
     result = []
-    for row in cells.rows():
+    for row in security.rows() if arguments.security else cells.rows():
         profile = row.name.rpartition("poll ")[2] if ", poll " in row.name else None
         if profile is not None and profile not in arguments.poll:
             continue
@@ -189,12 +193,18 @@ def run_rounds(arguments, rows, data, failures):
                 data["trials"].append({"round": number, "row": row.name, "cell": str(cell), "result": result})
         if arguments.scale:
             run_scale(arguments, number, data, failures)
-        if not arguments.no_iperf:
-            try:
-                data["iperf3"].append(measure_iperf())
-            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-                failures.add(f"iperf3: {error}")
+        if arguments.security:
+            add_measured(data["cipher"], "openssl", security.measure_cipher, failures)
+        elif not arguments.no_iperf:
+            add_measured(data["iperf3"], "iperf3", measure_iperf, failures)
     print(file=sys.stderr)
+
+
+def add_measured(values, name, measure_it, failures):
+    try:
+        values.append(measure_it())
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        failures.add(f"{name}: {error}")
 
 
 def run_scale(arguments, number, data, failures):
@@ -242,15 +252,19 @@ def main():
             "scale": [],
             "syscalls": [],
             "iperf3": [],
+            "cipher": [],
         }
         run_rounds(arguments, rows, data, failures)
-        if not arguments.no_syscalls:
+        if not arguments.no_syscalls and not arguments.security:
             count_syscalls(arguments, rows, data, failures)
         (arguments.results / "results.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     tables.write_csv(data, arguments.results / "results.csv")
-    summary = tables.summary(data) + scale.summary(data)
+    if arguments.security:
+        summary = security.summary(data)
+    else:
+        summary = tables.summary(data) + scale.summary(data)
+        plots.draw(data, arguments.results)
     (arguments.results / "summary.md").write_text(summary, encoding="utf-8")
-    plots.draw(data, arguments.results)
     print(summary)
     print(f"Results, tables and plots are in {arguments.results}", file=sys.stderr)
     if failures.count:

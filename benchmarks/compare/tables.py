@@ -172,19 +172,25 @@ def interference(data):
     return text + "\n\n"
 
 
-def summary(data):
+MEDIANS = "Medians of the rounds, with the lowest and the highest."
+
+
+def heading(data, title):
     machine = data["machine"]
     text = (
-        f"# Comparison\n\n{machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, "
+        f"# {title}\n\n{machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, "
         f"{machine['congestion_control']} congestion control, {machine['started']}. Over loopback, {data['rounds']} rounds "
         f"of {data['seconds']} s for each figure, regions of {data['region']}. Columns: page size x pages in a batch.\n\n"
     )
-    text += interference(data)
-    medians = "Medians of the rounds, with the lowest and the highest."
-    text += spread_table(data, "Throughput", f"GB/s. {medians}", throughput, data["cells"])
+    return text + interference(data)
+
+
+def summary(data):
+    text = heading(data, "Comparison")
+    text += spread_table(data, "Throughput", f"GB/s. {MEDIANS}", throughput, data["cells"])
     if data["iperf3"]:
         text += f"`iperf3 -l 1M`: {with_spread(data['iperf3'])} GB/s.\n\n"
-    text += spread_table(data, "Latency", f"Of a page, p50 in microseconds. {medians}", latency, batches_of_one(data))
+    text += spread_table(data, "Latency", f"Of a page, p50 in microseconds. {MEDIANS}", latency, batches_of_one(data))
     return text + ratio_tables(data) + cpu_table(data) + syscall_table(data)
 
 

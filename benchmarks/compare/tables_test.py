@@ -4,6 +4,7 @@
 import unittest
 
 import scale
+import security
 import tables
 
 
@@ -49,6 +50,7 @@ def data(rounds, failed_rounds_of_peer=0):
         "trials": trials,
         "syscalls": [],
         "iperf3": [],
+        "cipher": [],
     }
 
 
@@ -86,6 +88,23 @@ class TablesTest(unittest.TestCase):
         self.assertIn("| 1 peer | 4.00 (4.00–4.00) | - | 0.80 (0.80–0.80) |", text)
         self.assertIn("| 16 peers | 3.00 (3.00–3.00) | 0.75 (0.75) | 0.80 (0.80–0.80) |", text)
         self.assertNotIn("64 peers", text)
+
+    def test_security_is_held_against_plain_and_against_the_cipher(self):
+        speeds = {"plain write": 4.0, "checksums write": 3.0, "TLS write": 2.0, "memcpy": 8.0}
+        secured = data(0)
+        secured["rows"] = [{"name": name, "kind": "kvferry", "operation": "write", "command": []} for name in speeds]
+        secured["cipher"] = [5.0] * 5
+        secured["trials"] = [
+            {"round": number, "row": name, "cell": "64Kx16", "result": result(speed, 1)}
+            for number in range(5)
+            for name, speed in speeds.items()
+        ]
+        text = security.summary(secured)
+        self.assertIn("| checksums write / plain write, GB/s | 0.75 | - |", text)
+        self.assertIn("| checksums write / plain write, CPU-seconds a GiB | 1.00 | - |", text)
+        self.assertIn("| TLS write / aes-128-gcm, GB/s | 0.40 | - |", text)
+        self.assertIn("one core: 5.00 (5.00–5.00) GB/s", text)
+        self.assertNotIn("TLS read", text)
 
     def test_a_machine_that_is_not_quiet_is_named(self):
         noisy = data(5)

@@ -25,6 +25,7 @@ void apply(const ChannelSettings& settings, const kvferry::MemoryRegion& region,
   if (!init_host.empty()) {
     options.peer_init_url = kvferry::HostPort{init_host, 0}.to_url();
   }
+  options.checksums = settings.checksums;
   if (!settings.key.empty()) {
     kvferry::KeyPair pair = kvferry::key_pair_of(kvferry::SecretKey(settings.key));
     std::vector<kvferry::PeerKey> peers{{std::string(kvferry::PeerKey::any_id), pair.public_key}};

@@ -24,11 +24,12 @@ struct ChannelSettings {
   std::size_t receive_buffer = 0;
   std::string congestion;  ///< TCP's; empty: the system's.
   std::string key;         ///< The secret key of both sides, made for the run; empty: none, and nothing is encrypted.
-  bool unregistered = false;    ///< The initiator's objects lie outside of every region.
+  bool checksums = false;  ///< Of all objects.
+  bool unregistered = false;       ///< The initiator's objects lie outside of every region.
   std::size_t receives_ahead = 0;  ///< sendrecv: batches that the target has posted, for each stream.
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ChannelSettings, transport, async, poll, spin_us, lanes, io_threads, send_buffer,
-                                   receive_buffer, congestion, key, unregistered, receives_ahead)
+                                   receive_buffer, congestion, key, checksums, unregistered, receives_ahead)
 
 /// @param init_host where to listen; empty: not at all.
 [[nodiscard]] std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings& settings,
