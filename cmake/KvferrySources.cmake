@@ -24,9 +24,9 @@ set(KVFERRY_SHM_SOURCES "${_src}/shm.cpp")
 set(KVFERRY_AUTO_SOURCES "${_src}/auto.cpp")
 file(GLOB KVFERRY_RDMA_SOURCES CONFIGURE_DEPENDS "${_src}/rdma/*.cpp")
 
-file(GLOB KVFERRY_EXAMPLES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*_peer.cpp")
-file(GLOB KVFERRY_EXAMPLE_SUPPORT CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/*.cpp")
-list(FILTER KVFERRY_EXAMPLE_SUPPORT EXCLUDE REGEX "(_peer|/hello_pages)\\.cpp$")
+file(GLOB KVFERRY_EXAMPLES CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/peer_pair/*_peer.cpp")
+file(GLOB KVFERRY_EXAMPLE_SUPPORT CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/examples/peer_pair/*.cpp")
+list(FILTER KVFERRY_EXAMPLE_SUPPORT EXCLUDE REGEX "_peer\\.cpp$")
 file(GLOB KVFERRY_BENCH_SUPPORT CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/benchmarks/common/*.cpp")
 file(GLOB KVFERRY_TRANSFER_BENCH CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/benchmarks/transfer_bench.cpp"
      "${PROJECT_SOURCE_DIR}/benchmarks/transfer/*.cpp")
@@ -62,7 +62,7 @@ file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.c
 list(FILTER KVFERRY_CONFORMANCE_TESTS EXCLUDE REGEX "/(broken_channel_main|rdma_[a-z_]+)\\.cpp$")
 file(GLOB KVFERRY_RDMA_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/rdma_*.cpp")
 set(KVFERRY_BROKEN_CHANNEL "${_tests}/conformance/broken_channel_main.cpp")
-file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/*.cpp")
+file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/peer_pair/*.cpp")
 
 unset(_include)
 unset(_src)

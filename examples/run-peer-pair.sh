@@ -129,7 +129,7 @@ build_programs >"$build/run-peer-pair.log" 2>&1 || {
   fail 1 "the peers could not be built, see above"
 }
 
-exchange=("$repository/examples/exchange.sh" "${secure[@]}" "$programs" "${decode_options[@]}" -- "${prefill_options[@]}")
+exchange=("$repository/examples/peer_pair/exchange.sh" "${secure[@]}" "$programs" "${decode_options[@]}" -- "${prefill_options[@]}")
 if [[ $transport != rdma ]]; then
   exec "${exchange[@]}"
 fi

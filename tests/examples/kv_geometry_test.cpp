@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "../../examples/kv_geometry.hpp"
+#include "../../examples/peer_pair/kv_geometry.hpp"
 
 #include <gtest/gtest.h>
 

@@ -57,7 +57,7 @@ class PeerPair {
 class Exchange : public PeerProcess {
  public:
   Exchange(const Arguments& decode, const Arguments& prefill, const Arguments& first = {})
-      : PeerProcess(KVFERRY_TEST_DATA_DIR "/../examples/exchange.sh",
+      : PeerProcess(KVFERRY_TEST_DATA_DIR "/../examples/peer_pair/exchange.sh",
                     first + Arguments{KVFERRY_EXAMPLES_DIR} + decode + Arguments{"--"} + prefill) {}
 };
 

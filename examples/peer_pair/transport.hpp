@@ -55,4 +55,13 @@ template <template <class> class Channel, class... Arguments>
   return std::make_unique<Channel<kvferry::TcpTransferChannel>>(std::move(tcp), std::forward<Arguments>(arguments)...);
 }
 
+template <class Channel>
+using Itself = Channel;
+
+/// As above, of the transport's own class.
+[[nodiscard]] inline std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const CommonOptions& options,
+                                                                                kvferry::ChannelOptions common) {
+  return make_channel<Itself>(options, std::move(common));
+}
+
 }  // namespace example

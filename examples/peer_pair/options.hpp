@@ -23,7 +23,7 @@ struct CommonOptions {
   std::uint64_t dtype_bytes = 2;
   std::uint64_t page_size = 0;
   std::size_t depth = 4;
-  std::size_t lanes = 1;       ///< tcp
+  std::size_t lanes = 1;        ///< tcp
   std::uint16_t data_port = 0;  ///< tcp
   std::uint64_t max_rate = 0;
   std::chrono::milliseconds timeout{30'000};          ///< For each batch, and for the verdict.

@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -184,7 +183,7 @@ void run(const PrefillOptions& options) {
   // Declared in the order of lifetimes: the memory outlives the channel, and the channel whoever may close it.
   PagePool pool(options.page_size, std::max<std::uint64_t>(1, pages_for(bytes, options.page_size)), shuffle_seed);
   const PagedCache cache(pool, bytes);
-  const auto channel = make_channel<std::type_identity_t>(options, options.channel_options(pool.region()));
+  const auto channel = make_channel(options, options.channel_options(pool.region()));
   Supervisor supervisor(*channel);
   supervisor.supervise([&] { Prefill(options, cache, *channel, supervisor).run(); });
 }
