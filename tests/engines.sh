@@ -4,8 +4,11 @@
 # its own, which is kept, and runs its tests in tests/engines.
 #
 #   tests/engines.sh [--only lmcache|vllm|llama] [--installed PREFIX] [PYTEST ARGUMENT...]
+#   tests/engines.sh --times [--installed PREFIX] [--turns N]
 #
 # --installed: the extension is built on the kvferry that is installed there, instead of compiling the library again.
+# --times: measures vLLM's connectors beside each other instead, from the end of a prompt in one instance to the first token
+#   in another; see tests/engines/vllm_times.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,8 +18,13 @@ kvferry_ensure_packages python
 engines=(lmcache vllm llama)
 options=("-Cbuild-dir=build/python")
 installed=()
-while [[ ${1-} == --only || ${1-} == --installed ]]; do
-  if [[ $1 == --only ]]; then
+times=
+while [[ ${1-} == --only || ${1-} == --installed || ${1-} == --times ]]; do
+  if [[ $1 == --times ]]; then
+    times=1 engines=(vllm)
+    shift
+    continue
+  elif [[ $1 == --only ]]; then
     engines=("$2")
   else
     options=("-Cbuild-dir=build/python-on-installed" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
@@ -57,5 +65,10 @@ for engine in "${engines[@]}"; do
     touch "$environment/complete"
   fi
   "$environment/bin/pip" install "${quiet[@]}" --force-reinstall --no-deps "${options[@]}" .
+  if [[ $times ]]; then
+    "$environment/bin/pip" install "${quiet[@]}" --no-deps 'nixl==1.5.2' 'nixl-cu13==1.5.1'
+    "$environment/bin/python" tests/engines/vllm_times.py "$@"
+    continue
+  fi
   "$environment/bin/python" -m pytest -q -W default tests/engines/test_"$engine"*.py "$@"
 done

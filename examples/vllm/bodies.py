@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["decoding", "prefilling"]
+__all__ = ["decoding", "prefilling", "pushed"]
 
 #: They want more of the prompt than its KV cache, or several ends of one beginning.
 _NOT_HANDED_OVER = ("echo", "prompt_logprobs", "use_beam_search", "prompt_embeds")
@@ -36,6 +36,15 @@ def prefilling(body: dict[str, Any]) -> dict[str, Any] | None:
     for name in _OF_THE_ANSWER:
         asked.pop(name, None)
     return {**asked, "kv_transfer_params": {"do_remote_decode": True}}
+
+
+def pushed(asked: dict[str, Any], transfer_id: str, urls: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where the prefilling instance pushes: what it is asked, and the parameters of the decoding one, at the same time.
+
+    asked: of ``prefilling``. urls: where its workers answer.
+    """
+    params = {"do_remote_prefill": True, "transfer_id": transfer_id, "remote_urls": urls}
+    return {**asked, "kv_transfer_params": {"do_remote_decode": True, "transfer_id": transfer_id}}, params
 
 
 def decoding(body: dict[str, Any], params: Any) -> dict[str, Any]:

@@ -2,29 +2,31 @@
 """Sends each request to a prefilling vLLM and then, with what that answered, to a decoding one.
 
 python router.py --port 8000 --prefill http://127.0.0.1:8100 --decode http://127.0.0.1:8200 [http://127.0.0.1:8201 ...]
+
+A prefilling one that pushes stands there with its workers' urls, and the request goes to both at once:
+--prefill http://127.0.0.1:8100=tcp://127.0.0.1:7100[,tcp://127.0.0.1:7101 ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import logging
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
-from bodies import decoding, prefilling
+from bodies import decoding, prefilling, pushed
 
 log = logging.getLogger("router")
 
 
-async def prefill(session: ClientSession, url: str, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+async def prefill(session: ClientSession, url: str, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Computes the prompt. Returns where its KV cache is, or None: then the decoding instance computes it."""
-    asked = prefilling(body)
-    if asked is None:
-        return None
     try:
-        async with session.post(url + path, json=asked) as answer:
+        async with session.post(url, json=asked) as answer:
             answer.raise_for_status()
             answered = await answer.json()
             params: dict[str, Any] | None = answered.get("kv_transfer_params") if isinstance(answered, dict) else None
@@ -42,9 +44,24 @@ async def route(request: web.Request) -> web.StreamResponse:
         raise web.HTTPBadRequest(text=f"no JSON: {error}") from error
     if not isinstance(body, dict):
         raise web.HTTPBadRequest(text="no JSON object")
-    asked = decoding(body, await prefill(session, next(prefills), request.path, body))
+    asked, params, pushing = prefilling(body), None, None
+    if asked is not None:
+        url, _, workers = next(prefills).partition("=")
+        if workers:
+            asked, params = pushed(asked, uuid.uuid4().hex, workers.split(","))
+            pushing = asyncio.create_task(prefill(session, url + request.path, asked))
+        else:
+            params = await prefill(session, url + request.path, asked)
+    try:
+        return await decode(session, request, next(decodes), decoding(body, params))
+    finally:
+        if pushing is not None:
+            pushing.cancel()  # it has ended, unless the client has gone
+
+
+async def decode(session: ClientSession, request: web.Request, url: str, asked: dict[str, Any]) -> web.StreamResponse:
     # A client that goes cancels this: the connection is closed, and vLLM ends the request and lets the blocks go.
-    async with session.post(next(decodes) + request.path, json=asked) as answer:
+    async with session.post(url + request.path, json=asked) as answer:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
         await response.prepare(request)
         async for part in answer.content.iter_any():

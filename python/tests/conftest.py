@@ -51,13 +51,13 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Any]]:
-    """Makes a ``vllm_sides.Side`` that is closed in the end."""
+    """Makes a ``vllm_sides.Side`` (or a ``kind`` of it) that is closed in the end."""
     from vllm_sides import Side
 
     with ExitStack() as stack:
 
-        def made(*arguments: Any, **keywords: Any) -> Side:
-            side = Side(*arguments, **keywords)
+        def made(*arguments: Any, kind: type[Side] = Side, **keywords: Any) -> Side:
+            side = kind(*arguments, **keywords)
             stack.callback(side.worker.close)
             return side
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 from kvferry.vllm.leases import Leases
 from kvferry.vllm.messages import Remote
 from kvferry.vllm.options import Options
-from kvferry.vllm.scheduler import Load, Scheduler, Step
-from vllm_sides import BLOCKS, TOKENS, Blocks, Output, Request, Side, Status, kept_by, schedulers
+from kvferry.vllm.scheduler import Load, Step
+from vllm_sides import BLOCKS, Blocks, Output, Request, Side, Status, changing, kept_by, schedulers
 
 
 def test_leases_end_when_all_have_read_or_nobody_renews() -> None:
@@ -235,24 +234,13 @@ def test_each_block_fails_by_itself(make: Callable[..., Side]) -> None:
     prefill = make("prefill", True, 100, block=large)
     decode = make("decode", False, checksums=True, block=large)
     until = time.monotonic() + 60
-    changing = threading.Event()
-
-    def change() -> None:
-        while not changing.is_set():
-            prefill.cache[1, 6] += 1
-
-    thread = threading.Thread(target=change)
-    thread.start()
-    try:
-        failed: set[int] = set()
+    failed: set[int] = set()
+    with changing(prefill.cache[1, 6]):
         while not failed:
             assert time.monotonic() < until
             prefill.step(expected=["p"])
             decode.step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)])
             failed = decode.loaded("d")
-    finally:
-        changing.set()
-        thread.join()
     assert failed == {2}
     assert (decode.cache[:, 1] == 105).all() and (decode.cache[:, 3] == 107).all()
 

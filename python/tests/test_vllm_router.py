@@ -30,6 +30,14 @@ def test_a_prompt_is_computed_once_and_gone_on_with() -> None:
         assert bodies.prefilling(whole) is not None
 
 
+def test_a_prompt_that_is_pushed_is_sent_to_both_at_once() -> None:
+    asked = bodies.prefilling({"prompt": "The ferry", "max_tokens": 16})
+    asked, params = bodies.pushed(asked, "t", ["tcp://h:1", "tcp://h:2"])
+    assert asked["prompt"] == "The ferry" and asked["max_tokens"] == 1
+    assert asked["kv_transfer_params"] == {"do_remote_decode": True, "transfer_id": "t"}
+    assert params == {"do_remote_prefill": True, "transfer_id": "t", "remote_urls": ["tcp://h:1", "tcp://h:2"]}
+
+
 @pytest.mark.parametrize(
     "body",
     [

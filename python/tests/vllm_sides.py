@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -15,6 +17,7 @@ from kvferry.vllm.messages import Remote, Server
 from kvferry.vllm.options import Options
 from kvferry.vllm.scheduler import Scheduler, Step
 from kvferry.vllm.worker import Worker
+from numpy.typing import NDArray
 
 TOKENS = 4  # of a block
 BLOCK = 64  # bytes
@@ -67,28 +70,51 @@ def schedulers() -> tuple[Scheduler, Scheduler]:
     return prefill, decode
 
 
+@contextmanager
+def changing(block: NDArray[np.uint8]) -> Iterator[None]:
+    """Its bytes change all the time."""
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            block[...] += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Side:
     """A worker with a cache of its own."""
 
+    make: Any = Worker
+
     def __init__(
-        self, name: str, serving: bool, fill: int = 0, block: int = BLOCK, tp_size: int = 1, **options: Any
-    ) -> None:
+        self, name: str, serving: bool, fill: int = 0, block: int = BLOCK, tp_size: int = 1, tp_rank: int = 0,
+        heads: int = 1, total_heads: int = 1, tokens: int = TOKENS, **options: Any,
+    ) -> None:  # fmt: skip
         self.cache = np.full((LAYERS, BLOCKS, block), fill, dtype=np.uint8)
         self.cache[...] += np.arange(BLOCKS, dtype=np.uint8)[None, :, None] * bool(fill)
         layers = tuple((f"layer {i}", 0, i * BLOCKS * block) for i in range(LAYERS))
         layout = KvLayout(
-            kind="test", layers=layers, num_blocks=BLOCKS, blocks_per_id=1, block_tokens=TOKENS, block_stride=block,
-            heads=1, head_stride=block, run_tokens=1, fields=(Field(0, 1, 0, block // TOKENS, block // TOKENS),),
-            total_heads=1, tp_rank=0, tp_size=tp_size,
+            kind="test", layers=layers, num_blocks=BLOCKS, blocks_per_id=1, block_tokens=tokens, block_stride=block,
+            heads=heads, head_stride=block // heads, run_tokens=1,
+            fields=(Field(0, 1, 0, block // heads // tokens, block // heads // tokens),),
+            total_heads=total_heads, tp_rank=tp_rank, tp_size=tp_size,
         )  # fmt: skip
         chosen = Options(**{"timeout": 20.0, **options})
         memory = [(self.cache.ctypes.data, self.cache.nbytes)]
-        self.worker = Worker(chosen, name, layout, memory, serving)
+        self.worker: Worker = self.make(chosen, name, layout, memory, serving)
 
     def remote(self, request_id: str, **changed: Any) -> Remote:
         """What is kept for a request here."""
         made: dict[str, Any] = {
-            "peer_ids": (self.worker.server.peer_id,), "urls": (self.worker.url,), "instance_ids": (self.worker.instance_id,), "block_ids": (5, 6, 7),
+            "peer_ids": (self.worker.server.peer_id,), "urls": (self.worker.url,),
+            "instance_ids": (self.worker.instance_id,), "block_ids": (5, 6, 7),
             "num_tokens": 10, "prompt_digest": "", "lease": 30.0, **changed,
         }  # fmt: skip
         return Remote(request_id, **made)

@@ -3,59 +3,27 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
-import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_pair import PREFILL, Instance, handed_over, instances, prompt_of
-
-TOKENS = 12
-OPTIONS = {"lease": 20.0, "timeout": 10.0}
-PROMPTS = {f"r{i}": prompt_of(i, 20 + (i * 37) % 400) for i in range(32)}
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of a few hundred thousand random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1,
-        tie_word_embeddings=False, initializer_range=0.2, torch_dtype="float32",
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.float32).save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("logs")
-
-
-def running(instance: Instance) -> Iterator[Instance]:
-    with instances(instance):
-        yield instance
-
-
-@pytest.fixture(scope="session")
-def expected(model: Path, logs: Path) -> dict[str, list[int]]:
-    """What a single instance says."""
-    single = Instance(model, logs / "single.log", num_gpu_blocks_override=1000)
-    with instances(single):
-        for name, prompt in PROMPTS.items():
-            single.add(name, prompt, TOKENS)
-        return {name: single.finished(name)["tokens"] for name in PROMPTS}
+from vllm_pair import (
+    OPTIONS,
+    PREFILL,
+    PROMPTS,
+    TOKENS,
+    Instance,
+    answers_to_all,
+    computed_by,
+    free_port,
+    handed_over,
+    instances,
+    running,
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +46,10 @@ def second_decode(model: Path, logs: Path) -> Iterator[Instance]:
     )
 
 
-numbers = itertools.count()
-
-
-def hand_over_all(prefill: Instance, decodes: list[Instance], at_once: int = 8) -> dict[str, list[int]]:
-    def one(name: str) -> list[int]:
-        decode = decodes[int(name[1:]) % len(decodes)]
-        request = f"{name}-{next(numbers)}"
-        handed_over(prefill, decode, request, PROMPTS[name], TOKENS)
-        tokens: list[int] = decode.finished(request)["tokens"]
-        return tokens
-
-    with ThreadPoolExecutor(at_once) as pool:
-        return dict(zip(PROMPTS, pool.map(one, PROMPTS)))
-
-
-def computed_by(*instances: Instance) -> int:
-    return sum(instance.status()["computed"] for instance in instances)
+def hand_over_all(prefill: Instance, decodes: list[Instance]) -> dict[str, list[int]]:
+    return answers_to_all(
+        lambda decode, request, name: handed_over(prefill, decode, request, PROMPTS[name], TOKENS), decodes
+    )
 
 
 def test_a_pair_says_what_a_single_instance_says_and_computes_no_prompt_twice(
@@ -185,9 +140,7 @@ def test_a_killed_prefilling_instance_and_its_successor(
     expected: dict[str, list[int]], decode: Instance, model: Path, logs: Path
 ) -> None:
     """Its blocks are larger ones' parts: what the decoding instance has in one block lies in four."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        options = {**OPTIONS, "port": probe.getsockname()[1]}
+    options = {**OPTIONS, "port": free_port()}
     first = Instance(model, logs / "prefill2.log", "kv_producer", options, num_gpu_blocks_override=3000, block_size=32)
     with instances(first):
         names = list(PROMPTS)

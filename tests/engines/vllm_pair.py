@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import random
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +29,20 @@ def prompt_of(seed: int, length: int) -> list[int]:
     return [source.randrange(3, 512) for _ in range(length)]
 
 
+#: What the tests ask for.
+TOKENS = 12
+PROMPTS = {f"r{i}": prompt_of(i, 20 + (i * 37) % 400) for i in range(32)}
+_numbers = itertools.count()
+OPTIONS = {"lease": 20.0, "timeout": 10.0}
+
+
 class Instance:
     """A vLLM; see vllm_instance.py."""
 
-    def __init__(self, model: Path, log: Path, role: str | None = None, extra: Any = None, **arguments: Any) -> None:
+    def __init__(
+        self, model: Path, log: Path, role: str | None = None, extra: Any = None,
+        environment: dict[str, str] | None = None, **arguments: Any,
+    ) -> None:  # fmt: skip
         if role is not None:
             arguments["kv_transfer_config"] = {
                 "kv_connector": "KvferryConnector", "kv_connector_module_path": "kvferry.vllm", "kv_role": role,
@@ -40,6 +54,7 @@ class Instance:
             self.process = subprocess.Popen(
                 [sys.executable, program, str(model), json.dumps(arguments)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env={**os.environ, **(environment or {})},
             )  # fmt: skip
         self._changed = threading.Condition()
         self._ready = False
@@ -93,6 +108,10 @@ class Instance:
         self._order(abort=name)
         self._wait(lambda: name in self._aborted, f"the abort of {name}")
 
+    def is_aborted(self, name: str) -> bool:
+        with self._changed:
+            return name in self._aborted
+
     def is_finished(self, name: str) -> bool:
         with self._changed:
             return name in self._finished
@@ -140,6 +159,13 @@ class Instance:
             self._close_pipes()
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def instances(*made: Instance) -> Iterator[None]:
     """They start at the same time, and end."""
@@ -150,6 +176,32 @@ def instances(*made: Instance) -> Iterator[None]:
     finally:
         for instance in made:
             instance.stop()
+
+
+def running(instance: Instance) -> Iterator[Instance]:
+    with instances(instance):
+        yield instance
+
+
+def computed_by(*instances: Instance) -> int:
+    return sum(instance.status()["computed"] for instance in instances)
+
+
+def answers_to_all(hand_over: Callable[[Instance, str, str], None], decodes: list[Instance]) -> dict[str, list[int]]:
+    """Hands over all prompts, several at a time, and returns the answers.
+
+    hand_over: gives a decoding instance a request, by its name, that has a prompt of ``PROMPTS``, by its name.
+    """
+
+    def one(name: str) -> list[int]:
+        decode = decodes[int(name[1:]) % len(decodes)]
+        request = f"{name}-{next(_numbers)}"
+        hand_over(decode, request, name)
+        tokens: list[int] = decode.finished(request)["tokens"]
+        return tokens
+
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(PROMPTS, pool.map(one, PROMPTS)))
 
 
 def handed_over(prefill: Instance, decode: Instance, name: str, prompt: list[int], max_tokens: int) -> None:

@@ -17,6 +17,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from .layout import Field, KvLayout, check_spec
 from .messages import Server
 from .options import Options
+from .push_scheduler import PushScheduler
+from .push_worker import PushWorker
 from .scheduler import Scheduler, Step
 from .worker import Worker
 
@@ -34,7 +36,8 @@ class _WorkerAddress(KVConnectorHandshakeMetadata):
 
 
 class KvferryConnector(KVConnectorBase_V1):
-    """Hands the KV caches of prompts from prefilling to decoding instances. The decoding instance reads.
+    """Hands the KV caches of prompts from prefilling to decoding instances. The decoding instance reads, or the
+    prefilling one writes, layer by layer.
 
     ``kv_role`` is "kv_producer" for a prefilling instance, "kv_consumer" for a decoding one, or "kv_both". For
     ``kv_connector_extra_config`` see ``kvferry.vllm.options.Options``.
@@ -47,12 +50,15 @@ class KvferryConnector(KVConnectorBase_V1):
         for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"KvferryConnector does not support {name} above 1")
+        self._pushes = self._options.mode == "push"
+        if self._pushes and transfer.is_kv_producer and not self._options.port:
+            raise ValueError("KvferryConnector: an instance that pushes has a port, which the router knows")
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._tensors: list[torch.Tensor] = []
         if role == KVConnectorRole.SCHEDULER:
             block_size = vllm_config.cache_config.block_size
-            self._scheduler = Scheduler(self._options, block_size)
+            self._scheduler = (PushScheduler if self._pushes else Scheduler)(self._options, block_size)
 
     # In the scheduler
 
@@ -77,7 +83,7 @@ class KvferryConnector(KVConnectorBase_V1):
         self._scheduling().update_state_after_alloc(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        return _Orders(self._scheduling().next_step())
+        return _Orders(self._scheduling().next_step(scheduler_output))
 
     def update_connector_output(self, connector_output: Any) -> None:
         self._scheduling().update_connector_output(connector_output)
@@ -95,7 +101,9 @@ class KvferryConnector(KVConnectorBase_V1):
         layout, memory = self._describe(kv_caches)
         self._tensors = list(kv_caches.values())  # the memory stays for as long as the channel
         transfer = self._kv_transfer_config
-        self._worker = Worker(self._options, transfer.engine_id, layout, memory, transfer.is_kv_producer)
+        self._worker = (PushWorker if self._pushes else Worker)(
+            self._options, transfer.engine_id, layout, memory, transfer.is_kv_producer, transfer.is_kv_consumer
+        )
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
         return _WorkerAddress(self._working().server)
@@ -116,10 +124,18 @@ class KvferryConnector(KVConnectorBase_V1):
         """Requests are scheduled once they are loaded."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Blocks stay where they are until they have been read."""
+        """Pushes what the step has computed of a layer. What is read stays where it is."""
+        if isinstance(self._worker, PushWorker):
+            self._worker.layer_computed(layer_name)
 
     def wait_for_save(self) -> None:
-        """See ``save_kv_layer``."""
+        """Blocks stay as they are until they have been pushed or read, so there is nothing to wait for."""
+        if isinstance(self._worker, PushWorker):
+            self._worker.step_computed()
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        return extra_config.get("mode") == "push"
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         sent, received = self._working().finished()

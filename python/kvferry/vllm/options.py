@@ -29,6 +29,9 @@ _LEAST_SECRET = 16
 class Options:
     """The members of ``kv_connector_extra_config``. Times are in seconds."""
 
+    #: "pull": decoding instances read when the prompt is computed. "push": prefilling ones write while they compute it.
+    #: Both sides have the same.
+    mode: str = "pull"
     #: "tcp" or "rdma"; "shm" and "auto" where the package has them.
     transport: str = "tcp"
     #: The address at which a prefilling instance answers the decoding ones.
@@ -42,7 +45,8 @@ class Options:
     lease: float = 30.0
     #: How long a step of a load may take - to connect, to read, to be told whether the lease held - before it failed.
     timeout: float = 10.0
-    #: Whether this instance compares what it reads with checksums. Has no effect on what others read from it.
+    #: Whether this instance compares what it reads with checksums. Has no effect on what others read from it. What is
+    #: pushed has them if the decoding instance wants them, or else the prefilling one.
     checksums: bool | None = None
     #: Instances load only from those with the same. Left out: vLLM's name of the model.
     model_id: str = ""
@@ -67,11 +71,15 @@ class Options:
         made = cls(**{**extra, "allowed_hosts": _texts(extra.get("allowed_hosts", ()))})
         if made.lease <= 0 or made.timeout <= 0:
             raise ValueError("kv_connector_extra_config: lease and timeout are above 0")
+        if made.mode not in ("pull", "push"):
+            raise ValueError(f"kv_connector_extra_config: mode is 'pull' or 'push', and not {made.mode!r}")
+        if made.mode == "push" and (made.id or made.secret_file):
+            raise ValueError("kv_connector_extra_config: with mode 'push' there are neither id nor secret_file")
         channel_class(made.transport)
         return made
 
     def secret(self) -> bytes:
-        """What ``secret_file`` has; nothing without one. Raises ValueError for a short one, or one that others may read."""
+        """What ``secret_file`` has. Raises ValueError for a short one, and for one that others may read."""
         if not self.secret_file:
             return b""
         with open(self.secret_file, "rb") as file:

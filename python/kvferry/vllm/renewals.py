@@ -46,6 +46,13 @@ class Renewals:
         with self._changed:
             self._kept.pop(request_id, None)
 
+    def bound(self, lease: float) -> None:
+        """Another side's lease, which isn't known from a request."""
+        with self._changed:
+            if lease < self._own:
+                self._own = lease
+                self._changed.notify()
+
     def close(self) -> None:
         with self._changed:
             self._closed = True

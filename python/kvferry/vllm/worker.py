@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .. import Addresses, Operation, PeerEvent, Region, SideMessage, TransferError
+from .. import Access, Addresses, Operation, PeerEvent, Region, SideMessage, TransferError
 from .layout import HeadSource, KvLayout, LayoutMismatch, Plan, head_sources, plan, readers_of
 from .leases import Leases
 from .messages import LAYOUT, RELEASE, RENEW, Remote, Server, layout_from, layout_message, message, parse, parts_of
@@ -25,16 +25,16 @@ from .renewals import Renewals
 from .scheduler import Load, Step
 from .steps import Asking, Runner, Steps, Waited
 
-__all__ = ["Worker"]
+__all__ = ["RENEWAL_BYTES", "Loading", "Worker"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
 #: Of request ids in one renewal: well below a channel's ``max_handshake_bytes``.
-_RENEWAL_BYTES = 32 << 10
+RENEWAL_BYTES = 32 << 10
 
 
 @dataclass
-class _Loading:
+class Loading:
     """A load under way."""
 
     load: Load
@@ -51,11 +51,18 @@ class Worker:
 
     name: says which engine this is, for people.
     memory: the (address, size) of each region that ``layout`` numbers; the caller keeps it.
-    serving: whether others may load from here.
+    serving: whether prompts are computed here for others.
+    taking: whether what others have computed comes here.
     """
 
     def __init__(
-        self, options: Options, name: str, layout: KvLayout, memory: Iterable[tuple[int, int]], serving: bool
+        self,
+        options: Options,
+        name: str,
+        layout: KvLayout,
+        memory: Iterable[tuple[int, int]],
+        serving: bool,
+        taking: bool = True,
     ) -> None:
         self._options = options
         #: Who this is to others. An engine's id may be a configured one, which its successor and its replicas have too.
@@ -63,12 +70,13 @@ class Worker:
         #: As whom its channel connects.
         self._local_id = options.key_id(layout.tp_rank) or self.instance_id
         self._layout = layout
-        regions = [Region(part, page_size=part[1], access="read" if serving else "none") for part in memory]
+        access = self._access(serving, taking)
+        regions = [Region(part, page_size=part[1], access=access) for part in memory]
         self._bases = np.array([region.address for region in regions], dtype=np.uint64)
         self._leases = Leases(options.lease)
         self._runner = Runner()
         self._queue, self._lock, self._perform = self._runner.queue, self._runner.lock, self._runner.perform
-        self._loadings: dict[str, _Loading] = {}
+        self._loadings: dict[str, Loading] = {}
         self._received: set[str] = set()
         self._failed: set[int] = set()
         self._reported_failed: set[int] = set()
@@ -79,10 +87,22 @@ class Worker:
         self._closing = False  # failures are no news from then on
         self._channel = self._make_channel(regions, serving)
         self._renewals = Renewals(options.lease, self._renew)
+        self._prepare()
         self._runner.start(self._watch())  # ends with the channel
 
+    def _access(self, serving: bool, taking: bool) -> Access:
+        """What peers may do here."""
+        return "read" if serving else "none"
+
+    def _prepare(self) -> None:
+        """What else there is to do before the first operation."""
+
+    def _answers(self) -> Callable[[SideMessage], SideMessage]:
+        """What answers side messages, on the channel's thread."""
+        return _Answers(self.instance_id, self._layout, self._leases)
+
     def _make_channel(self, regions: list[Region], serving: bool) -> Any:
-        answers = _Answers(self.instance_id, self._layout, self._leases)
+        answers = self._answers()
         base = channel_class(self._options.transport)
         made: Any = type("AnsweringChannel", (base,), {"handle_init_side_msg": lambda _, received: answers(received)})
         keywords = channel_keywords(self._options, listening=serving, rank=self._layout.tp_rank)
@@ -107,7 +127,11 @@ class Worker:
             self._closing = True  # plans that are made from then on come to nothing
         self._renewals.close()
         self._channel.close()
+        self._closed()
         self._runner.join()
+
+    def _closed(self) -> None:
+        """The channel is."""
 
     # The engine's orders
 
@@ -132,11 +156,12 @@ class Worker:
                     loading.cancelled = True
                     for operation in loading.operations:
                         operation.cancel()
+                    self._cancelled(loading)
             for request_id, remote in orders.released:
                 self._renewals.let_go(request_id)
                 servers = remote.servers()
                 for source, readers in self._sources(remote):
-                    self._perform(self._release(remote.request_id, servers[source.rank], readers))
+                    self._perform(self._leave(remote, servers[source.rank], readers))
 
     def finished(self) -> tuple[set[str], set[str]]:
         """Requests whose blocks are no longer kept for others, and those whose loads have ended, each once."""
@@ -168,7 +193,7 @@ class Worker:
 
     # Loads
 
-    def _sources(self, remote: Remote) -> list[tuple[HeadSource, int]]:
+    def _sources(self, remote: Any) -> list[tuple[HeadSource, int]]:
         """The peer's ranks that this worker has to do with, each with the number of workers that have to do with it.
 
         A rank from which nobody takes heads is told by one worker that it isn't needed.
@@ -185,13 +210,20 @@ class Worker:
         return found
 
     def _start(self, load: Load) -> None:
-        loading = self._loadings[load.request_id] = _Loading(load)
+        loading = self._loadings[load.request_id] = Loading(load)
         sources = self._sources(load.remote)
         left = [len(sources)]
         for source, readers in sources:
             self._perform(self._load_from(loading, source, readers, left))
 
-    def _load_from(self, loading: _Loading, source: HeadSource, readers: int, left: list[int]) -> Steps:
+    def _cancelled(self, loading: Loading) -> None:
+        """Its operations have been."""
+
+    def _leave(self, remote: Any, server: Server, readers: int) -> Asking:
+        """Nothing is taken of what is kept there."""
+        return self._release(remote.request_id, server, readers)
+
+    def _load_from(self, loading: Loading, source: HeadSource, readers: int, left: list[int]) -> Steps:
         load = loading.load
         server = load.remote.servers()[source.rank]
         failed = set(load.block_ids)
@@ -216,7 +248,7 @@ class Worker:
             self._perform(self._release(load.remote.request_id, server, readers))
         self._part_ended(loading, failed, left)
 
-    def _part_ended(self, loading: _Loading, failed: set[int], left: list[int]) -> None:
+    def _part_ended(self, loading: Loading, failed: set[int], left: list[int]) -> None:
         request_id = loading.load.request_id
         loading.failed |= failed
         left[0] -= 1
@@ -227,7 +259,7 @@ class Worker:
             if not loading.cancelled:
                 self._failed |= loading.failed
 
-    def _read(self, loading: _Loading, source: HeadSource, server: Server) -> Generator[Waited, Any, set[int]]:
+    def _read(self, loading: Loading, source: HeadSource, server: Server) -> Generator[Waited, Any, set[int]]:
         load = loading.load
         layout = yield from self._layout_of(loading, server)
         if loading.cancelled or self._closing:
@@ -262,12 +294,12 @@ class Worker:
         return made, Addresses(addresses)
 
     @staticmethod
-    def _ended(loading: _Loading, operation: Operation) -> Steps:
+    def _ended(loading: Loading, operation: Operation) -> Steps:
         loading.operations.add(operation)
         yield operation
         loading.operations.discard(operation)
 
-    def _layout_of(self, loading: _Loading, server: Server) -> Generator[Waited, Any, KvLayout]:
+    def _layout_of(self, loading: Loading, server: Server) -> Generator[Waited, Any, KvLayout]:
         """Connects, and asks how the peer's cache lies, unless that is known."""
         if self._is_unreachable(server):
             raise ConnectionError(f"{server.instance_id} at {server.url} could not be reached a moment ago")
@@ -333,7 +365,7 @@ class Worker:
                 self._perform(self._send_renewals(server, request_ids))
 
     def _send_renewals(self, server: Server, request_ids: Iterable[str]) -> Steps:
-        for part in parts_of(request_ids, _RENEWAL_BYTES):
+        for part in parts_of(request_ids, RENEWAL_BYTES):
             if self._closing:
                 return
             try:

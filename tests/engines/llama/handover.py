@@ -20,6 +20,9 @@ WAYS = ["state", "inplace", "layers"]
 PROMPTS = "33,100,200,150"  # at 64 tokens a ubatch
 NINE = "33,100,200,150,1,64,65,300,480"
 
+# The processes have it from here, and a shell's background job ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Relay:
     """Between prefill's data connection and decode's port: spoils bytes on the way to decode, or acts among them."""

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the two sides tell each other where prefilling workers push: by ``kv_transfer_params``, which the router makes,
+side messages, and notifications. Needs no vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from .layout import HeadSource, KvLayout
+from .messages import MAX_WORKERS, Server
+
+__all__ = ["ENDED", "STOP", "WANT", "Announced", "Ended", "Progress", "Sender", "Want", "transfer_id_of"]
+
+#: Asks to push a transfer to who asks.
+WANT = "kvferry.vllm.want"
+#: Says that nothing of a transfer is to be pushed any more.
+STOP = "kvferry.vllm.stop"
+#: The key of notifications of transfers that have ended.
+ENDED = 1
+
+#: Characters.
+_LONGEST_ID = 256
+
+
+def transfer_id_of(params: Mapping[str, Any]) -> str:
+    """Raises ValueError for parameters without one."""
+    found = params.get("transfer_id")
+    if not isinstance(found, str) or not 0 < len(found) <= _LONGEST_ID or not found.isprintable():
+        raise ValueError(f"kv_transfer_params: the transfer_id is a text of 1 to {_LONGEST_ID} characters")
+    return found
+
+
+@dataclass(frozen=True)
+class Sender:
+    """A request whose KV cache a prefilling instance pushes while it computes it."""
+
+    transfer_id: str
+    #: Where its workers answer, by their rank in tensor parallelism.
+    urls: tuple[str, ...]
+    peer_ids: tuple[str, ...]
+    #: Whose tokens are wanted; see ``digest_of``.
+    prompt_digest: str
+    num_tokens: int
+    #: Seconds between two signs of this side's.
+    lease: float
+
+    def servers(self) -> list[Server]:
+        """The workers, by their rank. Who they are doesn't matter: a transfer has one id, for ever."""
+        return [Server(url, "", peer_id) for url, peer_id in zip(self.urls, self.peer_ids)]
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any], prompt_digest: str, num_tokens: int, lease: float) -> Sender:
+        """Raises ValueError for parameters that make no sense: they come from outside."""
+        try:
+            urls = msgspec.convert(params.get("remote_urls"), tuple[str, ...])
+            peer_ids = msgspec.convert(params.get("remote_peer_ids") or urls, tuple[str, ...])
+            msgspec.msgpack.encode([urls, peer_ids])  # no halves of surrogate pairs
+        except ValueError as error:
+            raise ValueError(f"kv_transfer_params: {error}") from error
+        if not 0 < len(urls) <= MAX_WORKERS or len(urls) != len(peer_ids):
+            raise ValueError(
+                f"kv_transfer_params: {len(urls)} urls and {len(peer_ids)} peer ids, of up to {MAX_WORKERS} workers"
+            )
+        return cls(transfer_id_of(params), urls, peer_ids, prompt_digest, num_tokens, lease)
+
+
+@dataclass
+class Announced:
+    """A request that is to be pushed. To the prefilling instance's workers."""
+
+    request_id: str
+    transfer_id: str
+    prompt_digest: str
+    num_tokens: int
+
+
+@dataclass
+class Progress:
+    """What a step computes of one."""
+
+    request_id: str
+    #: Those that come to the request's blocks.
+    block_ids: list[int]
+    #: How many tokens there are when the step has been computed.
+    num_tokens: int
+
+
+class Want(msgspec.Struct, frozen=True, kw_only=True):
+    """A decoding worker's question to a prefilling one. Without heads: it wants nothing of the transfer."""
+
+    transfer_id: str
+    #: The rank of who asks, and how many ranks ask the same worker.
+    reader: int
+    readers: int
+    #: How the prefilling worker knows who asks.
+    peer_id: str
+    #: Which of how many workers it takes the other one for.
+    asked_rank: int
+    asked_ranks: int
+    heads: HeadSource
+    layout: KvLayout
+    block_ids: tuple[int, ...]
+    first_token: int
+    num_tokens: int
+    prompt_digest: str
+    checksums: bool | None
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A prefilling worker's last word on a transfer to one reader."""
+
+    transfer_id: str
+    #: Which of the wanted blocks don't have their bytes: indexes.
+    failed: tuple[int, ...]
+    #: Why none has; empty otherwise.
+    reason: str

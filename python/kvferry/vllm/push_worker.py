@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connector in vLLM's workers where prefilling ones push.
+
+The decoding worker connects, and says which blocks it wants filled. What has been pushed counts once the prefilling
+worker has said that all of it has ended well. A push that ends otherwise is settled before its blocks are free: the
+prefilling worker says that it begins no more, and a fence that what it had begun has ended. Where it doesn't answer,
+the connection is ended, and the next one is under another id, to which nothing is pushed that was asked for under the
+former. Needs no vLLM.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from .. import Access, Notification, Operation, PeerEvent, SideMessage, TransferError
+from .layout import HeadSource
+from .messages import RENEW, Server, message, parse, parts_of
+from .push_messages import ENDED, STOP, WANT, Ended, Sender, Want
+from .pushes import Pushes
+from .scheduler import Load, Step
+from .steps import Asking, Signal, Steps, Waited
+from .worker import RENEWAL_BYTES, Loading, Worker
+
+__all__ = ["PushWorker"]
+
+_logger = logging.getLogger("kvferry.vllm")
+
+
+@dataclass(eq=False)
+class _Link:
+    """A connection to a prefilling worker, and those that come in its place when it was lost and is made anew."""
+
+    #: As whom this side connected. Who was asked under this id pushes to it alone.
+    local_id: str
+    connected: bool = False
+    breaking: bool = False
+    #: Nothing lands any more over it.
+    broken: Signal = field(default_factory=Signal)
+
+
+@dataclass(eq=False)
+class _Push:
+    """What a prefilling worker pushes for a request here."""
+
+    loading: Loading
+    link: _Link
+    #: An ``Ended``; or a text that says why it isn't waited for any more.
+    ended: Signal = field(default_factory=Signal)
+    #: Whether the other side has said that it will.
+    agreed: bool = False
+
+
+class PushWorker(Worker):
+    """One worker's channel, and what goes on in it; see ``Worker``."""
+
+    def _access(self, serving: bool, taking: bool) -> Access:
+        return "write" if taking else "none"
+
+    def _prepare(self) -> None:
+        self._links: dict[str, _Link] = {}
+        self._numbers = itertools.count()
+        #: By the prefilling worker's peer id, and the transfer.
+        self._pushed: dict[tuple[str, str], _Push] = {}
+        options = self._options
+        self._pushes = Pushes(
+            self._runner, self._channel, self._layout, self._bases, self._leases, options.timeout, options.lease,
+            options.checksums,
+        )  # fmt: skip
+        with self._lock:
+            self._perform(self._listen())
+
+    def _answers(self) -> Callable[[SideMessage], SideMessage]:
+        return self._answer
+
+    # The engine's orders
+
+    def begin(self, orders: Step) -> None:
+        super().begin(orders)
+        with self._lock:
+            for request_id in orders.preempted:
+                self._leases.forget(request_id)
+                self._pushes.drop(request_id, "its blocks were taken from it")
+            for announced in orders.announced:
+                self._pushes.announce(announced)
+            for progress in orders.progress:
+                self._pushes.proceed(progress)
+        for _, sender in orders.waiting:
+            self._renew([sender])
+
+    def layer_computed(self, name: str) -> None:
+        """The step's tokens are in a layer's cache."""
+        with self._lock:
+            self._pushes.layer_computed(name)
+
+    def step_computed(self) -> None:
+        """They are in all layers' caches."""
+        with self._lock:
+            self._pushes.step_computed()
+
+    def step(self, orders: Step) -> None:
+        with self._lock:
+            for request_id in orders.forgotten:
+                self._pushes.drop(request_id, "its request has ended there")
+        super().step(orders)
+
+    def finished(self) -> tuple[set[str], set[str]]:
+        sent, received = super().finished()
+        with self._lock:
+            for request_id in sent:
+                self._pushes.drop(request_id, "its lease has run out")
+        return sent, received
+
+    # Of a prefilling worker
+
+    def _answer(self, received: SideMessage) -> SideMessage:
+        """On the channel's thread."""
+        if received.type == WANT:
+            want = msgspec.convert(parse(received)["want"], Want)
+            with self._lock:
+                refused = self._pushes.want(want)
+            return message(WANT, refused=refused)
+        fields = parse(received)
+        if received.type == STOP:
+            with self._lock:
+                self._pushes.stop(str(fields["transfer_id"]), int(fields["reader"]))
+            return message(STOP)
+        if received.type == RENEW:
+            with self._lock:
+                held = [self._pushes.renew(str(name)) for name in fields["transfer_ids"]]
+            return message(RENEW, held=held, lease=self._options.lease)
+        raise ValueError(f"no message of type {received.type!r} is known here")
+
+    # Of a decoding worker
+
+    def _load_from(self, loading: Loading, source: HeadSource, readers: int, left: list[int]) -> Steps:
+        load = loading.load
+        server = load.remote.servers()[source.rank]
+        failed = set(load.block_ids)
+        try:
+            if source.num_heads and not loading.cancelled:
+                failed = yield from self._take(loading, source, server, readers)
+            else:
+                self._perform(self._leave(load.remote, server, readers))
+                failed = set()
+        except Exception as error:  # what fails is computed
+            self._say(loading, str(error))
+        self._part_ended(loading, failed, left)
+
+    def _say(self, loading: Loading, why: str) -> None:
+        if not loading.cancelled and not self._closing:
+            _logger.error("request %s is computed here: %s", loading.load.request_id, why)
+
+    def _take(
+        self, loading: Loading, source: HeadSource, server: Server, readers: int
+    ) -> Generator[Waited, Any, set[int]]:
+        """Waits until a worker has pushed, or can't any more. Returns the blocks that don't have their bytes."""
+        load = loading.load
+        every = set(load.block_ids)
+        link = yield from self._link_to(server)
+        key = server.peer_id, load.remote.transfer_id
+        if key in self._pushed:
+            raise ValueError(f"another request here has the transfer {load.remote.transfer_id!r}")
+        if loading.cancelled or self._closing:
+            self._perform(self._leave(load.remote, server, readers))
+            return every
+        push = self._pushed[key] = _Push(loading, link)
+        try:
+            refused = yield from self._ask_for(push, source, server, readers)
+            if refused is None:  # whether it has begun isn't known
+                yield from self._end(server, link)
+                return every
+            if refused:
+                self._say(loading, f"{server.url} does not push: {refused}")
+                return every
+            push.agreed = True
+            if loading.cancelled:
+                self._runner.tell(push.ended, "cancelled")
+            ended = yield push.ended
+        finally:
+            del self._pushed[key]
+        if isinstance(ended, Ended) and not ended.failed and not ended.reason:
+            return set()
+        yield from self._settle(load, server, link)
+        if not isinstance(ended, Ended):
+            self._say(loading, f"{server.url}: {ended}")
+            return every
+        if ended.reason:
+            self._say(loading, f"{server.url} has not pushed all of it: {ended.reason}")
+            return every
+        self._say(loading, f"{server.url} could not push {len(ended.failed)} of its blocks, and what follows them")
+        return {load.block_ids[index] for index in ended.failed if index < len(load.block_ids)}
+
+    def _ask_for(
+        self, push: _Push, source: HeadSource, server: Server, readers: int
+    ) -> Generator[Waited, Any, str | None]:
+        """Why it isn't pushed; empty if it will be; None if nothing is known."""
+        try:
+            wanted = self._wanted(push.loading.load, source, server, readers, push.link)
+            operation = self._ask_over(push.link, server, wanted)
+        except Exception as error:  # nothing was sent
+            return str(error)
+        yield operation
+        try:
+            return str(parse(operation.result())["refused"])
+        except Exception as error:
+            self._say(push.loading, str(error))
+            return str(error) if isinstance(error, TransferError) and error.invalid_argument else None
+
+    def _wanted(self, load: Load, source: HeadSource, server: Server, readers: int, link: _Link) -> SideMessage:
+        sender: Sender = load.remote
+        want = Want(
+            transfer_id=sender.transfer_id, reader=self._layout.tp_rank, readers=readers, peer_id=link.local_id,
+            asked_rank=source.rank, asked_ranks=len(sender.urls), heads=source, layout=self._layout,
+            block_ids=tuple(load.block_ids), first_token=load.first_token, num_tokens=load.num_tokens,
+            prompt_digest=sender.prompt_digest, checksums=self._options.checksums,
+        )  # fmt: skip
+        return message(WANT, want=want)
+
+    def _settle(self, load: Load, server: Server, link: _Link) -> Steps:
+        """Until nothing of a transfer lands any more."""
+        if not link.breaking and not self._closing:
+            try:
+                asked = message(STOP, transfer_id=load.remote.transfer_id, reader=self._layout.tp_rank)
+                operation = self._ask_over(link, server, asked)
+                yield operation
+                operation.result()
+                operation = self._channel.submit_fence(self._queue, server.peer_id, self._options.timeout)
+                yield operation
+                operation.result()
+                if not link.breaking:
+                    return
+            except Exception as error:
+                if not self._closing:
+                    _logger.warning("the connection to %s is ended: %s", server.url, error)
+        yield from self._end(server, link)
+
+    def _leave(self, remote: Any, server: Server, readers: int) -> Asking:
+        nothing = HeadSource(remote.servers().index(server), 0, 0, 0)
+        link = yield from self._link_to(server)
+        if self._closing:
+            return False
+        try:
+            load = Load("", remote, [], 0, remote.num_tokens)
+            operation = self._ask_over(link, server, self._wanted(load, nothing, server, readers, link))
+            yield operation
+            operation.result()
+            return True
+        except Exception as error:
+            if not self._closing:
+                _logger.warning("transfer %s at %s ends with its lease: %s", remote.transfer_id, server.url, error)
+            return False
+
+    def _cancelled(self, loading: Loading) -> None:
+        for push in list(self._pushed.values()):
+            if push.loading is loading and push.agreed:
+                self._runner.tell(push.ended, "cancelled")
+
+    # Connections
+
+    def _link_to(self, server: Server) -> Generator[Waited, Any, _Link]:
+        """The one that there is; or a new one, when nothing lands over the former any more."""
+        while True:
+            link = self._links.get(server.peer_id)
+            if link is None:
+                link = self._links[server.peer_id] = _Link(f"{self._local_id}/{next(self._numbers)}")
+                return link
+            if not link.breaking:
+                return link
+            yield link.broken
+
+    def _ask_over(self, link: _Link, server: Server, asked: SideMessage) -> Operation:
+        operation: Operation = self._channel.submit_lazy_init_peer_connection(
+            self._queue, link.local_id, server.peer_id, server.url, asked, timeout=self._options.timeout
+        )
+        return operation
+
+    def _end(self, server: Server, link: _Link) -> Steps:
+        """Ends a connection, and with it what is pushed over it. Until nothing lands over it any more."""
+        self._break(server.peer_id, link, "its connection was ended")
+        yield link.broken
+
+    def _break(self, peer_id: str, link: _Link, why: str) -> None:
+        if link.breaking:
+            return
+        link.breaking = True
+        if not self._closing:  # else the channel's end is that of all connections
+            self._perform(self._disconnect(peer_id, link))
+        for push in list(self._pushed.values()):
+            if push.link is link and push.agreed:
+                self._runner.tell(push.ended, why)
+
+    def _disconnect(self, peer_id: str, link: _Link) -> Steps:
+        try:
+            operation = self._channel.submit_disconnect(self._queue, peer_id)
+            yield operation
+            operation.result()
+        except Exception as error:  # it isn't known, or the channel is closed
+            _logger.debug("disconnecting %s: %s", peer_id, error)
+        if self._links.get(peer_id) is link:
+            del self._links[peer_id]
+        self._runner.tell(link.broken)
+
+    def _news(self, event: PeerEvent) -> None:
+        link = self._links.get(event.peer_id)
+        if link is None or link.breaking:
+            return
+        if event.kind == "connected" or (event.kind == "restarted" and not link.connected):
+            link.connected = True
+        elif link.connected and event.cause != "cancelled":
+            _logger.warning("the worker at %s is %s: %s", event.peer_id, event.kind, event.cause)
+            self._break(event.peer_id, link, f"it is {event.kind}: {event.cause}")
+        if event.missed:  # what, nobody knows
+            for peer_id, other in list(self._links.items()):
+                if other.connected and not self._channel.remote_xfer_handler_exists(peer_id):
+                    self._break(peer_id, other, "its connection has ended")
+
+    def _listen(self) -> Steps:
+        """Takes what prefilling workers say of transfers that have ended."""
+        while True:
+            operation = self._channel.submit_receive_notifications(self._queue, ENDED, 1)
+            yield operation
+            if operation.error is not None:
+                return
+            for notification in operation.result():
+                self._hear(notification)
+
+    def _hear(self, notification: Notification) -> None:
+        try:
+            ended = msgspec.msgpack.decode(notification.payload, type=Ended)
+        except ValueError as error:
+            _logger.error("%s says what makes no sense: %s", notification.peer_id, error)
+            return
+        push = self._pushed.get((notification.peer_id, ended.transfer_id))
+        if push is not None:
+            self._runner.tell(push.ended, ended)
+
+    # Renewals
+
+    def _renew(self, remotes: list[Any]) -> None:
+        found: dict[Server, dict[str, None]] = {}
+        with self._lock:
+            for sender in remotes:
+                for rank, server in enumerate(sender.servers()):
+                    if rank % self._layout.tp_size == self._layout.tp_rank:
+                        found.setdefault(server, {})[sender.transfer_id] = None
+            for server, transfer_ids in found.items():
+                self._perform(self._send_renewals(server, transfer_ids))
+
+    def _send_renewals(self, server: Server, request_ids: Iterable[str]) -> Steps:
+        for part in parts_of(request_ids, RENEWAL_BYTES):
+            # The other side knows of a transfer from the moment that it has agreed.
+            agreed = [self._pushed.get((server.peer_id, name)) for name in part]
+            agreed = [push if push is not None and push.agreed else None for push in agreed]
+            link = yield from self._link_to(server)
+            if self._closing:
+                return
+            try:
+                operation = self._ask_over(link, server, message(RENEW, transfer_ids=part))
+                yield operation
+                answer = parse(operation.result())
+            except Exception as error:
+                if not self._closing:
+                    _logger.warning("%d leases at %s are not renewed: %s", len(part), server.url, error)
+                    self._break(server.peer_id, link, f"it does not answer: {error}")
+                return
+            self._renewals.bound(float(answer["lease"]))
+            for push, held in zip(agreed, answer["held"]):
+                if push is not None and not held:
+                    self._runner.tell(push.ended, "nothing is known of it there any more")
+
+    def _closed(self) -> None:
+        with self._lock:
+            for push in list(self._pushed.values()):
+                self._runner.tell(push.ended, "closed")
+            for link in list(self._links.values()):
+                self._runner.tell(link.broken)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's own engine with a prefilling instance that pushes layer by layer. See tests/engines.sh."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_pair import OPTIONS, PROMPTS, TOKENS, Instance, answers_to_all, computed_by, free_port, instances, running
+
+#: Prompts are computed in up to four steps.
+CHUNKS = {"enable_chunked_prefill": True, "max_num_batched_tokens": 128}
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, Any]:
+    return {**OPTIONS, "mode": "push", "port": free_port()}
+
+
+@pytest.fixture(scope="module")
+def prefill(model: Path, logs: Path, options: dict[str, Any]) -> Iterator[Instance]:
+    yield from running(
+        Instance(model, logs / "push.log", "kv_producer", options, num_gpu_blocks_override=1000, **CHUNKS)
+    )
+
+
+@pytest.fixture(scope="module")
+def decode(model: Path, logs: Path) -> Iterator[Instance]:
+    """Has another number of blocks than the prefilling one."""
+    pushed = {**OPTIONS, "mode": "push"}
+    yield from running(Instance(model, logs / "pushed.log", "kv_consumer", pushed, num_gpu_blocks_override=700))
+
+
+@pytest.fixture(scope="module")
+def second_decode(model: Path, logs: Path) -> Iterator[Instance]:
+    """Has smaller blocks, asks for checksums, and remembers prefixes."""
+    pushed = {**OPTIONS, "mode": "push", "checksums": True}
+    yield from running(
+        Instance(
+            model, logs / "pushed2.log", "kv_consumer", pushed,
+            num_gpu_blocks_override=900, block_size=64, enable_prefix_caching=True,
+        )
+    )  # fmt: skip
+
+
+def to_both(
+    prefill: Instance, decode: Instance, options: dict[str, Any], request: str, name: str, tokens: int = TOKENS
+) -> None:
+    """What a router does with a request."""
+    transfer = f"{request}-{random.random()}"
+    decode.add(request, PROMPTS[name], tokens, taken_from(options, transfer))
+    prefill.add(request, PROMPTS[name], 1, {"do_remote_decode": True, "transfer_id": transfer})
+
+
+def taken_from(options: dict[str, Any], transfer: str) -> dict[str, Any]:
+    """What the decoding instance is told."""
+    return {
+        "do_remote_prefill": True, "transfer_id": transfer, "remote_urls": [f"tcp://127.0.0.1:{options['port']}"],
+    }  # fmt: skip
+
+
+def hand_over_all(prefill: Instance, decodes: list[Instance], options: dict[str, Any]) -> dict[str, list[int]]:
+    return answers_to_all(lambda decode, request, name: to_both(prefill, decode, options, request, name), decodes)
+
+
+def test_a_pair_says_what_a_single_instance_says_and_computes_no_prompt_twice(
+    expected: dict[str, list[int]], prefill: Instance, decode: Instance, options: dict[str, Any]
+) -> None:
+    before = computed_by(prefill), computed_by(decode)
+    assert hand_over_all(prefill, [decode], options) == expected
+    assert computed_by(prefill) - before[0] == sum(map(len, PROMPTS.values()))
+    # Of a prompt the decoding instance computes its last token, which gives the first of the answer.
+    assert computed_by(decode) - before[1] == len(PROMPTS) * TOKENS
+    prefill.wait_until_no_blocks_are_used(60)
+    decode.wait_until_no_blocks_are_used(60)
+
+
+def test_requests_that_are_aborted_at_random(
+    expected: dict[str, list[int]], prefill: Instance, decode: Instance, options: dict[str, Any]
+) -> None:
+    """On either side, at any time. None that finishes says anything wrong, and no block is lost."""
+    source = random.Random(5)
+    until = time.monotonic() + float(os.environ.get("KVFERRY_ENGINES_ABORT_SECONDS", "20"))
+    finished = aborted = 0
+    while time.monotonic() < until:
+        names = {f"{name}-{source.random()}": name for name in source.sample(sorted(PROMPTS), 8)}
+        for request, name in names.items():
+            to_both(prefill, decode, options, request, name)
+        for request in names:
+            if source.random() < 0.4:
+                time.sleep(source.random() * 0.02)
+                (prefill if source.random() < 0.3 else decode).abort(request)
+                aborted += 1
+        for request, name in names.items():
+            if not decode.is_aborted(request) or decode.is_finished(request):
+                answer = decode.finished(request)
+                if answer["reason"] != "abort":
+                    assert answer["tokens"] == expected[name]
+                    finished += 1
+    print(f"{finished} finished, {aborted} aborted")
+    assert finished and aborted
+    prefill.wait_until_no_blocks_are_used(60)
+    decode.wait_until_no_blocks_are_used(60)
+
+
+def test_two_decoding_instances_share_a_prefilling_one(
+    expected: dict[str, list[int]],
+    prefill: Instance,
+    decode: Instance,
+    second_decode: Instance,
+    options: dict[str, Any],
+) -> None:
+    before = computed_by(decode, second_decode)
+    assert hand_over_all(prefill, [decode, second_decode], options) == expected
+    assert computed_by(decode, second_decode) - before == len(PROMPTS) * TOKENS
+    # Now one of them has the prompts' first blocks, and is pushed the rest.
+    assert hand_over_all(prefill, [second_decode, decode], options) == expected
+    assert hand_over_all(prefill, [decode, second_decode], options) == expected
+    assert computed_by(decode, second_decode) - before == 3 * len(PROMPTS) * TOKENS
+    prefill.wait_until_no_blocks_are_used(60)
+
+
+def test_blocks_that_were_kept_for_a_killed_decoding_instance_come_back(
+    prefill: Instance, second_decode: Instance, options: dict[str, Any]
+) -> None:
+    for name in list(PROMPTS)[:8]:
+        to_both(prefill, second_decode, options, f"killed-{name}", name, 500)
+        prefill.add(f"kept-{name}", PROMPTS[name], 1, {"do_remote_decode": True, "transfer_id": f"kept-{name}"})
+        prefill.finished(f"kept-{name}")
+    assert prefill.status()["blocks"]
+    second_decode.kill()
+    print(f"the blocks came back after {prefill.wait_until_no_blocks_are_used(60):.1f} s")
+
+
+def test_a_killed_prefilling_instance_and_its_successor(
+    expected: dict[str, list[int]], decode: Instance, model: Path, logs: Path
+) -> None:
+    """Its blocks are smaller: what the decoding instance has in one block lies in four."""
+    options = {**OPTIONS, "mode": "push", "port": free_port()}
+
+    def instance(log: str) -> Instance:
+        return Instance(
+            model, logs / log, "kv_producer", options, num_gpu_blocks_override=3000, block_size=32, **CHUNKS
+        )
+
+    first = instance("push2.log")
+    names = list(PROMPTS)[:8]
+    with instances(first):
+        before = computed_by(decode)
+        for name in names:
+            to_both(first, decode, options, f"read-{name}", name)
+        for name in names:
+            assert decode.finished(f"read-{name}")["tokens"] == expected[name]
+        assert computed_by(decode) - before == len(names) * TOKENS
+        for name in names[:4]:  # these wait for what doesn't come
+            decode.add(f"lost-{name}", PROMPTS[name], TOKENS, taken_from(options, f"lost-{name}"))
+        for name in names[4:]:
+            to_both(first, decode, options, f"lost-{name}", name)
+        first.kill()
+        for name in names:
+            assert decode.finished(f"lost-{name}")["tokens"] == expected[name]
+        lost = sum(len(PROMPTS[name]) - 1 for name in names[:4])
+        assert computed_by(decode) - before >= 2 * len(names) * TOKENS + lost
+    with instances(successor := instance("push3.log")):
+        before = computed_by(decode)
+        assert hand_over_all(successor, [decode], options) == expected
+        assert computed_by(decode) - before == len(PROMPTS) * TOKENS
+    decode.wait_until_no_blocks_are_used(60)
