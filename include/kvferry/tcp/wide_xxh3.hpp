@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvferry/config.hpp>
+
+// A program is compiled for the oldest CPU that it is to run on, whose vectors take XXH3 more than twice as long as those of
+// newer ones. So the compiled library has it for each (src/xxh3_*.cpp), and takes the one for the CPU that it runs on.
+// Headers alone leave that to the program's own flags (-march).
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+/// XXH3-64 of bytes that lie end to end, for CPUs with AVX2.
+[[nodiscard]] std::uint64_t xxh3_avx2(const void* bytes, std::size_t size) noexcept;
+/// The same for CPUs with AVX-512.
+[[nodiscard]] std::uint64_t xxh3_avx512(const void* bytes, std::size_t size) noexcept;
+
+}  // namespace kvferry::tcp
