@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kvferry moves KV-cache pages between inference servers: peer to peer, in batches, over TCP and RDMA.
+"""kvferry moves KV-cache pages between inference servers: peer to peer, in batches, over TCP, RDMA and within a host.
 
     import kvferry, numpy as np
 
@@ -25,15 +25,23 @@ from . import _kvferry
 _kvferry.check_interpreter()
 
 from . import _logging  # noqa: E402
-from ._channel import BaseTransferChannel, RdmaTransferChannel, TcpTransferChannel, to_prometheus  # noqa: E402
+from ._channel import (  # noqa: E402
+    AutoTransferChannel,
+    BaseTransferChannel,
+    RdmaTransferChannel,
+    ShmTransferChannel,
+    TcpTransferChannel,
+    to_prometheus,
+)
 from ._errors import TransferError, TransferTimeout  # noqa: E402
 from ._kvferry import Addresses, CompletionQueue, Operation, Pages, Region, __version__  # noqa: E402
 from ._logging import flush_logs, set_log_level  # noqa: E402
-from ._types import Access, Notification, PeerEvent, PeerInfo, RdmaRail, RemoteRegion, SideMessage  # noqa: E402
+from ._types import Access, Notification, PeerEvent, PeerInfo, RdmaRail, RemoteRegion, Road, SideMessage  # noqa: E402
 
 __all__ = [
     "Access",
     "Addresses",
+    "AutoTransferChannel",
     "BaseTransferChannel",
     "CompletionQueue",
     "Notification",
@@ -45,6 +53,8 @@ __all__ = [
     "RdmaTransferChannel",
     "Region",
     "RemoteRegion",
+    "Road",
+    "ShmTransferChannel",
     "SideMessage",
     "TcpTransferChannel",
     "TransferError",

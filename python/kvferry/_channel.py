@@ -17,9 +17,18 @@ from ._unclaimed import Unclaimed
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from ._options import MemoryLike, Objects, OneSidedSpec, PairedSpec, RdmaOptions, TcpOptions
+    from ._options import (
+        AutoOptions, MemoryLike, Objects, OneSidedSpec, PairedSpec, RdmaOptions, ShmOptions, TcpOptions,
+    )  # fmt: skip
 
-__all__ = ["BaseTransferChannel", "RdmaTransferChannel", "TcpTransferChannel", "to_prometheus"]
+__all__ = [
+    "AutoTransferChannel",
+    "BaseTransferChannel",
+    "RdmaTransferChannel",
+    "ShmTransferChannel",
+    "TcpTransferChannel",
+    "to_prometheus",
+]
 
 #: `kvferry::errc::handshake_failed`: what a peer gets where a handler's exception has no code of its own.
 _HANDSHAKE_FAILED = 24
@@ -108,7 +117,7 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
 
     @property
     def transport(self) -> str:
-        """The transport's name: "tcp", "rdma"."""
+        """The transport's name: "tcp", "shm", "auto", "rdma"."""
         return self._native.transport
 
     @property
@@ -358,6 +367,33 @@ class TcpTransferChannel(BaseTransferChannel):
     _transport = "tcp"
 
     def __init__(self, *, regions: Sequence[Region] = (), **options: Unpack[TcpOptions]) -> None:
+        super().__init__(regions=regions, **options)
+
+
+class ShmTransferChannel(BaseTransferChannel):
+    """Moves pages between processes of one host that are in one network namespace: over a Unix-domain socket, and, where
+    the kernel allows it, by reading the other process's memory. ``PeerInfo.path`` says which.
+
+    The processes trust each other as far as the kernel lets them. The options are those of C++'s ``ShmOptions``.
+    """
+
+    _transport = "shm"
+
+    def __init__(self, *, regions: Sequence[Region] = (), **options: Unpack[ShmOptions]) -> None:
+        super().__init__(regions=regions, **options)
+
+
+class AutoTransferChannel(BaseTransferChannel):
+    """Moves pages over the best transport that there is between two peers, which has to have one of these, too.
+
+    ``PeerInfo.path`` says which road is taken, and why no better one; so does a log record. ``roads`` are the transports,
+    the best first: ``[Road("shm"), Road("tcp", {"lanes_per_peer": 4})]``. ``require`` names those that may be taken:
+    without a way over one of them connecting ends with "no_path". The options are those of C++'s ``AutoOptions``.
+    """
+
+    _transport = "auto"
+
+    def __init__(self, *, regions: Sequence[Region] = (), **options: Unpack[AutoOptions]) -> None:
         super().__init__(regions=regions, **options)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypedDict, Union
 
 from . import _kvferry
-from ._types import RdmaRail
+from ._types import RdmaRail, Road
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,28 @@ class TcpOptions(ChannelOptions, total=False):
     same_host_congestion_control: str | None
     keepalive_idle: float | None
     user_timeout: float | None
+
+
+class ShmOptions(ChannelOptions, total=False):
+    """Options of a channel within one host."""
+
+    #: Further users (numbers) whose processes may connect, and be connected to.
+    allowed_users: list[int] | None
+    process_memory: bool | None
+    process_memory_threshold: int | None
+    drain_timeout: float | None
+    frame_timeout: float | None
+
+
+class AutoOptions(ChannelOptions, total=False):
+    """Options of a channel that chooses among transports."""
+
+    #: The best first. Left out: shm, then TCP.
+    roads: Sequence[Road] | None
+    #: The names of those that may be taken. Left out: all.
+    require: list[str] | None
+    allow_unencrypted: bool | None
+    road_timeout: float | None
 
 
 class RdmaOptions(ChannelOptions, total=False):

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from . import _kvferry
 
-__all__ = ["Access", "Notification", "PeerEvent", "PeerInfo", "RdmaRail", "RemoteRegion", "SideMessage"]
+__all__ = ["Access", "Notification", "PeerEvent", "PeerInfo", "RdmaRail", "RemoteRegion", "Road", "SideMessage"]
 
 #: The one-sided operations that peers may use on a region.
 Access = Literal["none", "read", "write", "read_write"]
@@ -74,6 +74,16 @@ class SideMessage(NamedTuple):
         Raises TransferError ("malformed_message") for anything that is no such map.
         """
         return cls(_kvferry.message_type(encoded), encoded)
+
+
+class Road(NamedTuple):
+    """A transport among those of an ``AutoTransferChannel``."""
+
+    transport: Literal["shm", "tcp", "rdma"]
+    #: What is the transport's own among its options; the others are the channel's.
+    options: dict[str, Any] = {}
+    #: What both sides call it; empty: as the transport.
+    name: str = ""
 
 
 class RdmaRail(NamedTuple):

@@ -41,7 +41,7 @@ struct MadeChannel {
 };
 
 /// Makes a channel whose side messages go to `handler`; without one, the transport answers those that it knows.
-/// @param transport "tcp", "rdma".
+/// @param transport "tcp", "shm", "auto", "rdma".
 /// @param options by the names of the transport's options; times in seconds.
 [[nodiscard]] MadeChannel make_channel(const std::string& transport, const nb::dict& options, const Regions& regions,
                                        const SideMessageHandler* handler);

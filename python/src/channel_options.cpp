@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <kvferry/auto_transfer_channel.hpp>
 #include <kvferry/keyring.hpp>
+#include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #if KVFERRY_PYTHON_RDMA
 #include <kvferry/rdma_transfer_channel.hpp>
@@ -8,6 +10,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <string>
@@ -86,6 +89,15 @@ void read(Arguments& given, TcpOptions& options) {
   given.read("user_timeout", options.user_timeout);
 }
 
+void read(Arguments& given, ShmOptions& options) {
+  read(given, static_cast<ChannelOptions&>(options));
+  given.read("allowed_users", options.allowed_users);
+  given.read("process_memory", options.process_memory);
+  given.read("process_memory_threshold", options.process_memory_threshold);
+  given.read("drain_timeout", options.drain_timeout);
+  given.read("frame_timeout", options.frame_timeout);
+}
+
 #if KVFERRY_PYTHON_RDMA
 void read(Arguments& given, RdmaOptions& options) {
   read(given, static_cast<ChannelOptions&>(options));
@@ -117,6 +129,56 @@ void read(Arguments& given, RdmaOptions& options) {
   given.read("traffic_class", options.traffic_class);
 }
 #endif
+
+template <class Transport, class Options>
+AutoRoad road_over(const nb::handle given, std::string name, bool within_host = false) {
+  Options options;
+  Arguments arguments(converted<nb::dict>(given, "a road's options"));
+  read(arguments, options);
+  arguments.finish("a road");
+  return road<Transport>(std::move(name), std::move(options), within_host);
+}
+
+AutoRoad road_of(const nb::handle given) {
+  if (!nb::isinstance(given, nb::module_::import_("kvferry._types").attr("Road"))) {
+    throw wrong_type("roads are Road, not " + nb::cast<std::string>(nb::repr(given)));
+  }
+  const auto transport = converted<std::string>(given.attr("transport"), "a road's transport");
+  auto name = converted<std::string>(given.attr("name"), "a road's name");
+  if (name.empty()) {
+    name = transport;
+  }
+  const nb::object options = given.attr("options");
+  if (transport == "shm") {
+    return road_over<ShmTransferChannel, ShmOptions>(options, std::move(name), true);
+  }
+  if (transport == "tcp") {
+    return road_over<TcpTransferChannel, TcpOptions>(options, std::move(name));
+  }
+#if KVFERRY_PYTHON_RDMA
+  if (transport == "rdma") {
+    AutoRoad made = road_over<RdmaTransferChannel, RdmaOptions>(options, std::move(name));
+    made.make = [make = std::move(made.make)](ChannelOptions common) {
+      need_verbs();
+      return make(std::move(common));
+    };
+    return made;
+  }
+#endif
+  throw wrong_value("a road's transport can't be '" + transport + "' in this build of kvferry");
+}
+
+void read(Arguments& given, AutoOptions& options) {
+  read(given, static_cast<ChannelOptions&>(options));
+  if (const nb::object roads = given.take("roads"); roads.is_valid()) {
+    for (const nb::handle road : converted<nb::sequence>(roads, "roads")) {
+      options.roads.push_back(road_of(road));
+    }
+  }
+  given.read("require", options.require);
+  given.read("allow_unencrypted", options.allow_unencrypted);
+  given.read("road_timeout", options.road_timeout);
+}
 
 /// A channel whose side messages a Python function answers.
 template <class Transport>
@@ -169,6 +231,12 @@ MadeChannel make_channel(const std::string& transport, const nb::dict& options, 
                          const SideMessageHandler* handler) {
   if (transport == "tcp") {
     return make<TcpTransferChannel, TcpOptions>(options, regions, handler);
+  }
+  if (transport == "shm") {
+    return make<ShmTransferChannel, ShmOptions>(options, regions, handler);
+  }
+  if (transport == "auto") {
+    return make<AutoTransferChannel, AutoOptions>(options, regions, handler);
   }
 #if KVFERRY_PYTHON_RDMA
   if (transport == "rdma") {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import kvferry
 import pytest
-from kvferry._options import ChannelOptions, RdmaOptions, TcpOptions
+from kvferry._options import AutoOptions, ChannelOptions, RdmaOptions, ShmOptions, TcpOptions
 
 HEADERS = Path(__file__).parents[2] / "include" / "kvferry"
 
@@ -32,11 +32,15 @@ def test_every_option_is_there() -> None:
     common = renamed(names_of("channel_options.hpp", "ChannelOptions"))
     assert set(ChannelOptions.__annotations__) == common
     assert set(TcpOptions.__annotations__) == common | names_of("tcp_transfer_channel.hpp", "TcpOptions")
+    assert set(ShmOptions.__annotations__) == common | names_of("shm_transfer_channel.hpp", "ShmOptions")
+    assert set(AutoOptions.__annotations__) == common | names_of("auto_transfer_channel.hpp", "AutoOptions")
     assert set(RdmaOptions.__annotations__) == common | names_of("rdma_transfer_channel.hpp", "RdmaOptions")
 
 
 def test_every_option_is_taken() -> None:
     kvferry.TcpTransferChannel(**dict.fromkeys(TcpOptions.__annotations__)).close()  # type: ignore[arg-type]
+    kvferry.ShmTransferChannel(**dict.fromkeys(ShmOptions.__annotations__)).close()  # type: ignore[arg-type]
+    kvferry.AutoTransferChannel(**dict.fromkeys(AutoOptions.__annotations__)).close()  # type: ignore[arg-type]
     with pytest.raises(kvferry.TransferError):
         # No device, or no library; on a host with one, the address is nobody's.
         kvferry.RdmaTransferChannel(

@@ -194,6 +194,18 @@ def test_each_layer_is_pushed_as_soon_as_it_is_computed(pair: tuple[PushSide, Pu
     assert prefill.freed() == {"p-t"}
 
 
+@pytest.mark.parametrize("transport", ["shm", "auto"])
+def test_other_transports(make: Callable[..., Any], transport: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kvferry.vllm")
+    prefill = make("prefill", True, 100, kind=PushSide, transport=transport)
+    decode = make("decode", False, kind=PushSide, transport=transport)
+    prefill.announce("t")
+    decode.wants("d", prefill.sender("t"), [1, 2, 3])
+    prefill.compute("t", [5, 6, 7], 10)
+    assert decode.loaded("d") == set() and (decode.cache[:, 1] == 105).all()
+    assert f"connected to {prefill.worker.url}: " in caplog.text
+
+
 @pytest.mark.parametrize("when", ["before it is announced", "before it is computed", "when it is computed", "finished"])
 def test_a_reader_may_come_at_any_time(pair: tuple[PushSide, PushSide], when: str) -> None:
     prefill, decode = pair

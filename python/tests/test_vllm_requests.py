@@ -141,6 +141,32 @@ def test_a_load_brings_blocks_and_frees_them_at_the_other_side(make: Callable[..
     assert decode.worker.finished() == (set(), set()) and decode.worker.failed_blocks() == set()
 
 
+@pytest.mark.parametrize(
+    "transport,options,path",
+    [
+        ("shm", {}, ""), ("auto", {}, "shm"), ("auto", {"roads": ["tcp", "shm"]}, "tcp"),
+        ("auto", {"roads": [{"transport": "tcp", "options": {"lanes_per_peer": 2}, "name": "lan"}]}, "tcp"),
+    ],
+)  # fmt: skip
+def test_other_transports(
+    make: Callable[..., Side], transport: str, options: dict[str, Any], path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kvferry.vllm")
+    made = {"transport": transport, "channel_options": options}
+    prefill, decode = make("prefill", True, 100, **made), make("decode", False, **made)
+    prefill.step(expected=["p"], granted=["p"])
+    decode.step(loads=[Load("d", prefill.remote("p"), [1, 2, 3], 0, 10)])
+    assert decode.loaded("d") == set() and prefill.freed() == {"p"}
+    assert (decode.cache[:, 1] == 105).all()
+    assert f"connected to {prefill.worker.url}: {path}" in caplog.text
+
+
+@pytest.mark.parametrize("roads", [[7], [{"name": "a"}], [{"transport": "tcp", "lanes": 2}]], ids=str)
+def test_roads_that_are_none(make: Callable[..., Side], roads: Any) -> None:
+    with pytest.raises(ValueError, match="a road is the name of a transport, or has transport, options, name"):
+        make("decode", False, transport="auto", channel_options={"roads": roads})
+
+
 @pytest.mark.parametrize("how", ["expired", "never", "successor"])
 def test_blocks_that_are_no_longer_the_requests_are_not_loaded(make: Callable[..., Side], how: str) -> None:
     prefill, decode = make("prefill", True, 100, lease=1e-9), make("decode", False)

@@ -51,9 +51,14 @@ def ways() -> list[Way]:
     return [
         Way("kvferry, read over TCP", KVFERRY),
         Way("kvferry, pushed over TCP", KVFERRY, pushed=True, prefill={"port": free_port()}, both={"mode": "push"}),
+        Way("kvferry, read within the host", KVFERRY, both={"transport": "auto"}),
+        Way(
+            "kvferry, pushed within the host", KVFERRY, pushed=True, prefill={"port": free_port()},
+            both={"mode": "push", "transport": "auto"},
+        ),
         Way("NIXL, over TCP", NIXL, environment=nixl(("UCX_TLS", "tcp"))),
         Way("NIXL, as UCX likes", NIXL, environment=nixl()),
-    ]
+    ]  # fmt: skip
 
 
 def started(way: Way, model: Path, logs: Path, role: str, extra: dict[str, Any]) -> Instance:

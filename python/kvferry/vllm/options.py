@@ -32,7 +32,8 @@ class Options:
     #: "pull": decoding instances read when the prompt is computed. "push": prefilling ones write while they compute it.
     #: Both sides have the same.
     mode: str = "pull"
-    #: "tcp" or "rdma"; "shm" and "auto" where the package has them.
+    #: "tcp", "rdma"; "shm": within a host; "auto": the best of shm and TCP, or of ``roads`` in ``channel_options``. Both
+    #: sides have the same.
     transport: str = "tcp"
     #: The address at which a prefilling instance answers the decoding ones.
     host: str = "127.0.0.1"
@@ -141,4 +142,19 @@ def channel_keywords(options: Options, *, listening: bool, rank: int = 0) -> dic
         keywords["peer_init_url"] = url_of(options.host, port)
         if options.advertised_host:
             keywords["advertised_init_url"] = url_of(options.advertised_host, port)
-    return {**keywords, **options.channel_options}
+    given = dict(options.channel_options)
+    if "roads" in given:
+        given["roads"] = [_road(road) for road in given["roads"]]
+    return {**keywords, **given}
+
+
+def _road(given: Any) -> kvferry.Road:
+    """From JSON: the name of a transport, or what a ``Road`` has."""
+    if isinstance(given, str):
+        return kvferry.Road(given)  # type: ignore[arg-type]
+    if not isinstance(given, Mapping) or "transport" not in given or set(given) - set(kvferry.Road._fields):
+        raise ValueError(
+            f"kv_connector_extra_config: a road is the name of a transport, or has {', '.join(kvferry.Road._fields)}; "
+            f"not {given!r}"
+        )
+    return kvferry.Road(**given)

@@ -39,6 +39,8 @@ class _Link:
     #: As whom this side connected. Who was asked under this id pushes to it alone.
     local_id: str
     connected: bool = False
+    #: How bytes travel, once that was said.
+    path: str = ""
     breaking: bool = False
     #: Nothing lands any more over it.
     broken: Signal = field(default_factory=Signal)
@@ -179,6 +181,7 @@ class PushWorker(Worker):
                 self._say(loading, f"{server.url} does not push: {refused}")
                 return every
             push.agreed = True
+            self._say_path(server, link)
             if loading.cancelled:
                 self._runner.tell(push.ended, "cancelled")
             ended = yield push.ended
@@ -279,6 +282,12 @@ class PushWorker(Worker):
             self._queue, link.local_id, server.peer_id, server.url, asked, timeout=self._options.timeout
         )
         return operation
+
+    def _say_path(self, server: Server, link: _Link) -> None:
+        peer = self._channel.peer_info(server.peer_id)
+        if peer is not None and not link.path:
+            link.path = peer.path
+            _logger.info("connected to %s: %s", server.url, peer.path)
 
     def _end(self, server: Server, link: _Link) -> Steps:
         """Ends a connection, and with it what is pushed over it. Until nothing lands over it any more."""

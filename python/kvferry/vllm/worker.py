@@ -314,6 +314,7 @@ class Worker:
             peer = self._channel.peer_info(server.peer_id)
             known = (peer.incarnation if peer else 0, instance_id, layout)
             self._peers[server.peer_id] = known
+            _logger.info("connected to %s: %s", server.url, peer.path if peer else "no longer")
         if known[1] != server.instance_id:
             raise LayoutMismatch(f"at {server.url} is {known[1]}, and no longer {server.instance_id}")
         return known[2]
