@@ -7,11 +7,11 @@ set(_tests "${PROJECT_SOURCE_DIR}/tests")
 
 # What a program may include. The definitions (`-inl.hpp`) and what only they need are installed with them.
 file(GLOB KVFERRY_TCP_HEADERS CONFIGURE_DEPENDS "${_include}/tcp_*.hpp")
-file(GLOB KVFERRY_SHM_HEADERS CONFIGURE_DEPENDS "${_include}/shm_*.hpp")
+file(GLOB KVFERRY_SHM_HEADERS CONFIGURE_DEPENDS "${_include}/shm_*.hpp" "${_include}/shared_region.hpp")
 file(GLOB KVFERRY_AUTO_HEADERS CONFIGURE_DEPENDS "${_include}/auto_*.hpp")
 file(GLOB KVFERRY_RDMA_HEADERS CONFIGURE_DEPENDS "${_include}/rdma_*.hpp")
 file(GLOB KVFERRY_CORE_HEADERS CONFIGURE_DEPENDS "${_include}/*.hpp" "${_include}/kit/*.hpp")
-list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/(tcp|shm|auto|rdma)_[a-z_]+\\.hpp$")
+list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "/((tcp|shm|auto|rdma)_[a-z_]+|shared_region)\\.hpp$")
 list(FILTER KVFERRY_CORE_HEADERS EXCLUDE REGEX "-inl\\.hpp$")
 list(FILTER KVFERRY_TCP_HEADERS EXCLUDE REGEX "-inl\\.hpp$")
 list(FILTER KVFERRY_SHM_HEADERS EXCLUDE REGEX "-inl\\.hpp$")

@@ -63,7 +63,7 @@ class ShmTransferChannel::Impl {
       std::make_shared<shm::AwaitedMeetings>(shm::AwaitedMeetings::most_of_process());
   std::shared_ptr<kit::Attempts<shm::Meeting>> meetings = std::make_shared<kit::Attempts<shm::Meeting>>();
   std::shared_ptr<tcp::TrafficOfLanes> traffic = std::make_shared<tcp::TrafficOfLanes>();
-  std::shared_ptr<tcp::LaneTraffic> memory_traffic = std::make_shared<tcp::LaneTraffic>();
+  std::shared_ptr<shm::MemoryTraffic> memory_traffic = std::make_shared<shm::MemoryTraffic>();
   std::shared_ptr<tcp::SocketEvents> events;
   std::shared_ptr<const shm::MeetingOptions> options;
 };
@@ -127,7 +127,8 @@ KVFERRY_INLINE Capabilities ShmTransferChannel::capabilities() const noexcept { 
 KVFERRY_INLINE ChannelStats ShmTransferChannel::stats() const {
   ChannelStats stats = TransferChannelKit::stats();
   stats.paths.push_back({"socket", impl_->traffic->front().sent, impl_->traffic->front().received});
-  stats.paths.push_back({"process memory", impl_->memory_traffic->sent, impl_->memory_traffic->received});
+  stats.paths.push_back({"process memory", impl_->memory_traffic->read.sent, impl_->memory_traffic->read.received});
+  stats.paths.push_back({"shared memory", impl_->memory_traffic->mapped.sent, impl_->memory_traffic->mapped.received});
   return stats;
 }
 

@@ -22,7 +22,7 @@ struct ShmOptions : ChannelOptions {
   std::vector<std::uint32_t> allowed_users;
 
   /// Whether payload is read from the memory of the peer's process, where the kernel allows that on this side, and lets
-  /// the peer read this process's. False: all bytes go through the socket.
+  /// the peer read this process's. False: all bytes go through the socket but those in a `SharedRegion`.
   bool process_memory = true;
 
   /// The least bytes of a frame - an operation's, up to 1 MiB - for which that is done. Less is through the socket before it is
@@ -49,6 +49,10 @@ struct ShmOptions : ChannelOptions {
 /// The processes trust each other as far as the kernel lets them: who may read this process's memory may read all of it.
 /// Access rights of regions are checked all the same, by the side that owns the region. See docs/security.md.
 ///
+/// A region that is the whole of a `SharedRegion`, and that peers may read, is handed to them, and mapped for reading. It takes
+/// neither of those rights. A read of it is then a copy by its initiator, up to 1 MiB of which an asynchronous call makes on
+/// its own thread; `remove_region` sees to it that none that ends well has read anything later.
+///
 /// A deadline that passes while the peer hasn't dealt with all that was sent of a write or send is kept to within
 /// `ShmOptions::drain_timeout`.
 ///
@@ -64,7 +68,8 @@ class KVFERRY_EXPORT ShmTransferChannel : public kit::TransferChannelKit {
 
   [[nodiscard]] std::string_view transport() const noexcept override;
   [[nodiscard]] Capabilities capabilities() const noexcept override;
-  /// With the paths "socket" and "process memory": of the latter, what peers were told to read, and what this side read.
+  /// With the paths "socket", "process memory" and "shared memory": of the latter two, what peers were told to read, and what this
+  /// side read. Reads by peers of regions that they have mapped are not seen here.
   [[nodiscard]] ChannelStats stats() const override;
 
  protected:

@@ -17,6 +17,7 @@
 #include <kvferry/tcp/lane_protocol_end-inl.hpp>
 #include <kvferry/tcp/lane_protocol_receive-inl.hpp>
 #include <kvferry/tcp/lane_protocol_regions-inl.hpp>
+#include <kvferry/tcp/lane_protocol_shared-inl.hpp>
 #include <kvferry/tcp/range_descriptors-inl.hpp>
 #include <kvferry/tcp/read_ahead-inl.hpp>
 #include <kvferry/tcp/socket_events-inl.hpp>

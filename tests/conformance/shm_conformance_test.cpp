@@ -3,4 +3,4 @@
 
 #include <kvferry/testing/conformance_transports.hpp>
 
-KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Shm, ProcessMemory, SocketAlone);
+KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Shm, ProcessMemory, SocketAlone, SharedRegions);

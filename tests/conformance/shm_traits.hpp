@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <memory>
 #include <string_view>
 #include <utility>
 
+#include <kvferry/shared_region.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/testing/traits.hpp>
 
@@ -46,6 +49,31 @@ struct SocketAlone : ShmTraits<SocketAlone> {
     options.process_memory = false;
     options.poll = PollPolicy::never();
     options.io_threads = 2;
+  }
+};
+
+/// Objects and pages lie in memory that peers map; nothing else of the process is read.
+struct SharedRegions : ShmTraits<SharedRegions> {
+  static constexpr std::string_view name = "SharedRegions";
+  static void configure(ShmOptions& options) {
+    options.process_memory = false;
+    options.process_memory_threshold = 1;
+    // Else objects would not be mapped.
+    if (!options.regions.empty() && options.regions.back().peer_access == Access::none) {
+      options.regions.back().peer_access = Access::read;
+    }
+  }
+  /// Those that touch payload, or end something that does.
+  static bool takes(std::string_view suite) {
+    constexpr std::array<std::string_view, 12> suites{"BatchesTest", "CancellationTest", "Checksums", "ClosingTest",
+                                                      "ConcurrencyTest", "EndingTest", "NotificationsTest",
+                                                      "OneSidedTest", "OrderingTest", "PairedTest", "RangesTest",
+                                                      "Regions"};
+    return std::ranges::find(suites, suite) != suites.end();
+  }
+  static std::shared_ptr<std::byte> allocate(std::size_t size) {
+    const auto region = std::make_shared<SharedRegion>(size);
+    return {region, region->data()};
   }
 };
 

@@ -253,7 +253,7 @@ class Fetching : public ::testing::Test {
     ASSERT_TRUE(opened);
     socket_ = std::make_shared<UnixSocket>(ends[0], std::move(opened));
     other_.emplace(ends[1], OpenMemory());
-    memory_.emplace(pid, 1, std::make_shared<tcp::LaneTraffic>());
+    memory_.emplace(pid, 1, std::make_shared<MemoryTraffic>());
     memory_->begin(socket_, true, true);
   }
   tcp::PeerMemory::Fetched fetch(std::span<const std::byte> from, std::span<std::byte> to) {
@@ -427,7 +427,7 @@ class Meetings : public ::testing::Test {
   Meetings() {
     auto options = std::make_shared<MeetingOptions>();
     options->incarnation = 1;
-    options->memory_traffic = std::make_shared<tcp::LaneTraffic>();
+    options->memory_traffic = std::make_shared<MemoryTraffic>();
     options->logger = std::make_shared<kit::Logger>();
     options->refusals = std::make_shared<kit::Refusals>(options->logger);
     options->link.lane.events = std::make_shared<tcp::SocketEvents>(context_.get_executor());

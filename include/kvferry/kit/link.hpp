@@ -114,6 +114,12 @@ class KVFERRY_EXPORT Link {
   /// @name For a thread that would rather move the link's bytes than sleep while it waits
   /// @{
 
+  /// Whether such an operation is over when `start` returns, as long as nobody else has the link do something: then the thread
+  /// that waits for it is of no use to the link, and `begin_serving` isn't called. A wrong answer costs time alone.
+  [[nodiscard]] virtual bool ends_at_once(const TransferRequest& request) const noexcept {
+    (void)request;
+    return false;
+  }
   /// The calling thread is about to start an operation here and to wait for it. From here until `end_serving` the link may
   /// leave to it what it would otherwise have another thread do.
   /// @return false if the link has no use for it; then the thread just sleeps until the operation ends.

@@ -64,8 +64,8 @@ KVFERRY_INLINE std::string advertised_url(const ChannelOptions& options, const s
 /// A blocking call's thread at a link's service, where the link has a use for it.
 class Serving {
  public:
-  explicit Serving(std::shared_ptr<Link> link) : link_(std::move(link)) {
-    if (link_ && !link_->begin_serving()) {
+  Serving(std::shared_ptr<Link> link, const TransferRequest& request) : link_(std::move(link)) {
+    if (link_ && (link_->ends_at_once(request) || !link_->begin_serving())) {
       link_.reset();
     }
   }
@@ -535,7 +535,7 @@ KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest requ
   }
   const auto transfer = std::make_shared<BlockingTransfer>(impl_->events);
   {
-    const Serving serving(impl_->peers->link(request.peer_id));
+    const Serving serving(impl_->peers->link(request.peer_id), request);
     start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
                      transfer->complete(cause, transferred);
                    }));

@@ -33,7 +33,7 @@ struct Greeting {
   static constexpr std::uint64_t settled = 0x444c5454534d4853;    // "SHMSTTLD"
 
   std::uint64_t magic = dialing;
-  std::uint32_t version = 1;
+  std::uint32_t version = 2;
   Reach reach;  ///< Whether the sender can read the receiver's memory; not known yet in the dialing side's first one.
   std::uint64_t incarnation = 0;  ///< The sender's.
   tcp::Secret secret{};
@@ -64,7 +64,7 @@ struct MeetingOptions {
   bool process_memory = true;
   std::uint64_t process_memory_threshold = 0;
   tcp::TcpLink::Options link;
-  std::shared_ptr<tcp::LaneTraffic> memory_traffic;
+  std::shared_ptr<MemoryTraffic> memory_traffic;
   std::shared_ptr<kit::Logger> logger;
   std::shared_ptr<kit::Refusals> refusals;
 };
@@ -96,6 +96,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
     asio::posix::stream_descriptor socket;
     std::array<std::byte, sizeof(Greeting)> bytes{};
     std::size_t received = 0;
+    PassedDescriptors passed;  ///< What came with the bytes.
   };
   enum class Awaited { hello, answer, settled, welcome };
   /// What is to be done without the mutex.

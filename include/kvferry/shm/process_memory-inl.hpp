@@ -9,64 +9,22 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <system_error>
 
 #include <kvferry/error.hpp>
+#include <kvferry/shm/pieces.hpp>
 #include <kvferry/tcp/read_ahead.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 inline namespace internal {
 
-/// IOV_MAX on Linux.
-inline constexpr std::size_t most_pieces = 1024;
-
-/// A list of pieces of memory that is used up from its beginning.
-template <class Entry>
-class Pieces {
- public:
-  explicit Pieces(std::span<const Entry> entries) noexcept : entries_(entries) { skip_used(); }
-
-  [[nodiscard]] bool empty() const noexcept { return entries_.empty(); }
-  [[nodiscard]] iovec front() const noexcept {
-    return {static_cast<std::byte*>(begin(entries_.front())) + used_, length(entries_.front()) - used_};
-  }
-  /// Fills `out` with the next pieces. @return their number.
-  [[nodiscard]] std::size_t next(std::span<iovec> out) const noexcept {
-    const std::size_t count = std::min(out.size(), entries_.size());
-    for (std::size_t i = 0; i < count; ++i) {
-      out[i] = {begin(entries_[i]), length(entries_[i])};
-    }
-    if (count != 0) {
-      out[0] = front();
-    }
-    return count;
-  }
-  void use(std::size_t bytes) noexcept {
-    used_ += bytes;
-    skip_used();
-  }
-
- private:
-  static void* begin(const iovec& piece) noexcept { return piece.iov_base; }
-  static std::size_t length(const iovec& piece) noexcept { return piece.iov_len; }
-  static void* begin(const tcp::Reference& reference) noexcept {
-    return reinterpret_cast<void*>(  // NOLINT(performance-no-int-to-ptr): another process's
-        static_cast<std::uintptr_t>(reference.address));
-  }
-  static std::size_t length(const tcp::Reference& reference) noexcept {
-    return static_cast<std::size_t>(reference.length);
-  }
-  void skip_used() noexcept {
-    while (!entries_.empty() && used_ >= length(entries_.front())) {
-      used_ -= length(entries_.front());
-      entries_ = entries_.subspan(1);
-    }
-  }
-
-  std::span<const Entry> entries_;
-  std::size_t used_ = 0;  ///< Of the first one.
-};
+/// Of payload that the peer has mapped: less is through the socket before it is looked up. Likewise, of the pieces of its memory.
+inline constexpr std::uint64_t least_mapped_bytes = 1024;
+inline constexpr std::uint64_t least_mapped_piece = 256;
+/// Of payload that isn't mapped: smaller pieces cost the kernel more to look up than to copy once more.
+inline constexpr std::uint64_t least_piece = 1024;
 
 KVFERRY_INLINE ssize_t read_memory(std::int64_t pid, std::span<const iovec> to, std::span<const iovec> from) {
   return ::process_vm_readv(static_cast<pid_t>(pid), to.data(), to.size(), from.data(), from.size(), 0);
@@ -127,16 +85,38 @@ KVFERRY_INLINE void ProcessMemory::begin(const std::shared_ptr<UnixSocket>& sock
   read_by_peer_ = read_by_peer;
 }
 
-KVFERRY_INLINE void ProcessMemory::referred(std::uint64_t bytes) noexcept {
-  traffic_->sent.fetch_add(bytes, std::memory_order_relaxed);
+KVFERRY_INLINE std::uint64_t ProcessMemory::least_bytes() const noexcept {
+  return handed_.any() ? std::min(least_mapped_bytes, least_bytes_) : least_bytes_;
 }
 
-/// The check comes behind the copy: a peer hangs up before it changes what it has referred to, and a process's number
-/// stands for other memory only after the process has died or has begun another program. So what is there afterwards was
-/// there all the time.
+KVFERRY_INLINE bool ProcessMemory::refer(std::span<const tcp::Reference> references, std::uint64_t bytes) {
+  const std::uint64_t average = bytes / references.size();
+  if (average >= std::min(least_mapped_piece, least_bytes_) && handed_.any() && handed_.cover(references)) {
+    traffic_->mapped.sent.fetch_add(bytes, std::memory_order_relaxed);
+    return true;
+  }
+  if (!read_by_peer_ || bytes < least_bytes_ || average < std::min(least_piece, least_bytes_)) {
+    return false;
+  }
+  traffic_->read.sent.fetch_add(bytes, std::memory_order_relaxed);
+  return true;
+}
+
+/// The checks come behind the copy: a peer hangs up before it changes what it has referred to, or takes it back.
 KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp::Reference> from,
                                                              std::span<const iovec> to, std::error_code& ec) {
-  const Fetched fetched = copy(from, to, ec);
+  const bool mapped = mapped_.find(from, mapped_pieces_);
+  const bool own = mapped && areas_.cover(to);
+  if (mapped && (own || !readable_)) {
+    return copy_mapped(mapped_pieces_, to, own);
+  }
+  if (!readable_) {
+    ec = errc::protocol_violation;
+    return Fetched::failed;
+  }
+  const Fetched fetched = read(from, to, ec);
+  // A process's number stands for other memory only after the process has died or has begun another program. So what is
+  // there afterwards was there all the time.
   const auto socket = socket_.lock();
   switch (socket ? socket->peer() : UnixSocket::Peer::hung_up) {
     case UnixSocket::Peer::hung_up: return Fetched::hung_up;
@@ -148,12 +128,61 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp
     for (const tcp::Reference& reference : from) {
       bytes += reference.length;
     }
-    traffic_->received.fetch_add(bytes, std::memory_order_relaxed);
+    traffic_->read.received.fetch_add(bytes, std::memory_order_relaxed);
   }
   return fetched;
 }
 
-KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(std::span<const tcp::Reference> from,
+KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(std::span<const iovec> from, std::span<const iovec> to) {
+  return copy_mapped(from, to, areas_.cover(to));
+}
+
+/// @param own both sides of the copy are there for sure, for the CPU.
+KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<const iovec> from,
+                                                                   std::span<const iovec> to, bool own) {
+  std::uint64_t bytes = 0;
+  Fetched fetched = Fetched::all;
+  if (own) {
+    Pieces<iovec> sources(from);
+    Pieces<iovec> destinations(to);
+    while (!sources.empty() && !destinations.empty()) {
+      const iovec source = sources.front();
+      const iovec destination = destinations.front();
+      const std::size_t length = std::min(source.iov_len, destination.iov_len);
+      std::memcpy(destination.iov_base, source.iov_base, length);
+      sources.use(length);
+      destinations.use(length);
+      bytes += length;
+    }
+  } else {
+    fetched = mapped_.read(from, to);
+    for (const iovec& piece : from) {
+      bytes += piece.iov_len;
+    }
+  }
+  const auto socket = socket_.lock();
+  if (!socket || socket->hung_up()) {
+    return Fetched::hung_up;
+  }
+  if (fetched == Fetched::all) {
+    traffic_->mapped.received.fetch_add(bytes, std::memory_order_relaxed);
+  }
+  return fetched;
+}
+
+KVFERRY_INLINE std::optional<tcp::PeerMemory::Share> ProcessMemory::share(const LocalRegion& region) {
+  const auto socket = socket_.lock();
+  return socket ? handed_.share(region, *socket) : std::nullopt;
+}
+
+KVFERRY_INLINE std::uint32_t ProcessMemory::map(const RemoteRegion& region, const Share& share) {
+  const auto socket = socket_.lock();
+  return socket ? mapped_.map(region, share, *socket) : EBADF;
+}
+
+KVFERRY_INLINE std::string ProcessMemory::path() const { return "; " + mapped_.path() + "; " + handed_.path(); }
+
+KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::read(std::span<const tcp::Reference> from,
                                                             std::span<const iovec> to, std::error_code& ec) const {
   Pieces<tcp::Reference> remote(from);
   Pieces<iovec> local(to);

@@ -4,10 +4,15 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include <kvferry/config.hpp>
 #include <kvferry/detail/secret.hpp>
+#include <kvferry/shm/region_exchange.hpp>
+#include <kvferry/shm/shared_areas.hpp>
 #include <kvferry/shm/unix_socket.hpp>
 #include <kvferry/tcp/hello.hpp>
 #include <kvferry/tcp/lane_traffic.hpp>
@@ -36,10 +41,16 @@ struct Reach {
 /// for as long as the process lives.
 [[nodiscard]] const tcp::Secret& proof_of_memory();
 
-/// A process whose memory may be readable.
+/// What went past the sockets of a channel.
+struct MemoryTraffic {
+  tcp::LaneTraffic read;    ///< From the memory of processes.
+  tcp::LaneTraffic mapped;  ///< From regions that are mapped.
+};
+
+/// A process whose memory may be readable, or parts of it mapped.
 class ProcessMemory final : public tcp::PeerMemory {
  public:
-  ProcessMemory(std::int64_t pid, std::uint64_t least_bytes, std::shared_ptr<tcp::LaneTraffic> traffic)
+  ProcessMemory(std::int64_t pid, std::uint64_t least_bytes, std::shared_ptr<MemoryTraffic> traffic)
       : pid_(pid), least_bytes_(least_bytes), traffic_(std::move(traffic)) {}
 
   /// Reads the peer's proof, where the memory says. Called once, before the link begins.
@@ -47,23 +58,40 @@ class ProcessMemory final : public tcp::PeerMemory {
   /// What is known when the link begins.
   void begin(const std::shared_ptr<UnixSocket>& socket, bool readable, bool read_by_peer);
 
-  [[nodiscard]] bool readable() const noexcept override { return readable_; }
-  [[nodiscard]] bool read_by_peer() const noexcept override { return read_by_peer_; }
-  [[nodiscard]] std::uint64_t least_bytes() const noexcept override { return least_bytes_; }
-  void referred(std::uint64_t bytes) noexcept override;
+  [[nodiscard]] bool fetches() const noexcept override { return readable_ || mapped_.any(); }
+  [[nodiscard]] bool refers() const noexcept override { return read_by_peer_ || handed_.any(); }
+  [[nodiscard]] std::uint64_t least_bytes() const noexcept override;
+  [[nodiscard]] bool refer(std::span<const tcp::Reference> references, std::uint64_t bytes) override;
   [[nodiscard]] Fetched fetch(std::span<const tcp::Reference> from, std::span<const iovec> to,
                               std::error_code& ec) override;
 
+  [[nodiscard]] std::optional<Share> share(const LocalRegion& region) override;
+  [[nodiscard]] bool mapped_by_peer(std::uint32_t number, std::uint32_t status) override {
+    return handed_.answered(number, status);
+  }
+  void unshare(std::uint32_t number) override { handed_.unshare(number); }
+  [[nodiscard]] std::uint32_t map(const RemoteRegion& region, const Share& share) override;
+  void unmap(std::uint32_t number) override { mapped_.unmap(number); }
+  [[nodiscard]] const kit::RegionList& mapped() const noexcept override { return mapped_.list(); }
+  [[nodiscard]] bool maps(std::uint32_t number) const noexcept override { return mapped_.maps(number); }
+  [[nodiscard]] Fetched copy(std::span<const iovec> from, std::span<const iovec> to) override;
+  [[nodiscard]] std::string path() const override;
+
  private:
-  [[nodiscard]] Fetched copy(std::span<const tcp::Reference> from, std::span<const iovec> to,
+  [[nodiscard]] Fetched read(std::span<const tcp::Reference> from, std::span<const iovec> to,
                              std::error_code& ec) const;
+  [[nodiscard]] Fetched copy_mapped(std::span<const iovec> from, std::span<const iovec> to, bool own);
 
   const std::int64_t pid_;
   const std::uint64_t least_bytes_;
-  const std::shared_ptr<tcp::LaneTraffic> traffic_;
+  const std::shared_ptr<MemoryTraffic> traffic_;
   std::weak_ptr<UnixSocket> socket_;  ///< The lane closes it.
   bool readable_ = false;
   bool read_by_peer_ = false;
+  HandedRegions handed_;
+  MappedRegions mapped_;
+  SharedAreasView areas_;
+  std::vector<iovec> mapped_pieces_;
 };
 
 }  // namespace kvferry::shm

@@ -18,9 +18,15 @@
 #include <string>
 
 #include <kvferry/error.hpp>
+#include <kvferry/tcp/peer_memory.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 inline namespace internal {
+
+/// Descriptors that come ahead of what is said of them, and go with one message.
+inline constexpr std::size_t most_passed = tcp::PeerMemory::max_mapped;
+/// Room for them in a message.
+using Control = std::array<std::byte, CMSG_SPACE(most_passed * sizeof(int))>;
 
 /// Connections that wait at a name. One more is refused with EAGAIN, so there are as many as the system allows.
 inline constexpr int backlog = 65535;
@@ -41,11 +47,87 @@ template <class Call>
 
 }  // namespace internal
 
-KVFERRY_INLINE ssize_t UnixSocket::discard(std::size_t bytes) noexcept {
+KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces) {
+  alignas(cmsghdr) Control control;
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = pieces.size();
+  message.msg_control = control.data();
+  message.msg_controllen = control.size();
+  const ssize_t got = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (got < 0 && errno == ECONNRESET) {
+    return 0;  // it was closed with bytes that nobody had read: here, that is an end like any other
+  }
+  if (got < 0 || message.msg_controllen == 0) {
+    return got;
+  }
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) {
+      continue;
+    }
+    const std::size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (std::size_t i = 0; i < count; ++i) {
+      int number = -1;
+      std::memcpy(&number, CMSG_DATA(part) + i * sizeof(int), sizeof(int));
+      Descriptor passed(number);
+      if (descriptors_.size() < most_passed) {
+        descriptors_.push_back(std::move(passed));
+      }
+    }
+  }
+  return got;
+}
+
+KVFERRY_INLINE Descriptor PassedDescriptors::take(std::uint64_t inode) {
+  const auto it = std::ranges::find_if(descriptors_, [&](const Descriptor& one) {
+    struct stat status {};
+    return ::fstat(one.get(), &status) == 0 && status.st_ino == inode;
+  });
+  if (it == descriptors_.end()) {
+    return {};
+  }
+  Descriptor found = std::move(*it);
+  descriptors_.erase(it);
+  return found;
+}
+
+KVFERRY_INLINE ssize_t UnixSocket::send(std::span<iovec> pieces) {
+  if (to_pass_.empty()) {
+    return Socket::send(pieces);
+  }
+  // All of them, ahead of what is said of them.
+  alignas(cmsghdr) Control control{};
+  const std::size_t count = std::min(to_pass_.size(), most_passed);
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = pieces.size();
+  message.msg_control = control.data();
+  message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+  cmsghdr* const part = CMSG_FIRSTHDR(&message);
+  part->cmsg_level = SOL_SOCKET;
+  part->cmsg_type = SCM_RIGHTS;
+  part->cmsg_len = CMSG_LEN(count * sizeof(int));
+  for (std::size_t i = 0; i < count; ++i) {
+    const int number = to_pass_[i]->get();
+    std::memcpy(CMSG_DATA(part) + i * sizeof(int), &number, sizeof(int));
+  }
+  const ssize_t sent = ::sendmsg(descriptor(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent > 0) {
+    to_pass_.clear();
+  } else if (sent < 0 && errno == ETOOMANYREFS) {
+    // This user has too many on their way. The peer doesn't map what it doesn't get.
+    to_pass_.clear();
+    return Socket::send(pieces);
+  }
+  return sent;
+}
+
+KVFERRY_INLINE ssize_t UnixSocket::discard(std::size_t bytes) {
   std::array<std::byte, 16384> nowhere;
   std::size_t gone = 0;
   while (gone < bytes) {
-    const ssize_t got = ::recv(descriptor(), nowhere.data(), std::min(bytes - gone, nowhere.size()), MSG_DONTWAIT);
+    iovec next{nowhere.data(), std::min(bytes - gone, nowhere.size())};
+    const ssize_t got = receive({&next, 1});
     if (got <= 0) {
       return gone == 0 ? got : static_cast<ssize_t>(gone);
     }
@@ -65,12 +147,13 @@ KVFERRY_INLINE OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std:
   return memory;
 }
 
-KVFERRY_INLINE UnixSocket::Peer UnixSocket::peer() const noexcept {
+KVFERRY_INLINE bool UnixSocket::hung_up() const noexcept {
   pollfd looked_at{descriptor(), POLLRDHUP, 0};
-  if (::poll(&looked_at, 1, 0) < 0) {
-    return Peer::dead;
-  }
-  if (looked_at.revents != 0) {
+  return ::poll(&looked_at, 1, 0) != 0;
+}
+
+KVFERRY_INLINE UnixSocket::Peer UnixSocket::peer() const noexcept {
+  if (hung_up()) {
     return Peer::hung_up;
   }
   std::byte there{};

@@ -4,7 +4,10 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <kvferry/config.hpp>
@@ -24,23 +27,49 @@ struct OpenMemory {
 /// @param user who has to own it. @return with errno set and without a file if that can't be.
 [[nodiscard]] OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std::uint64_t known_place);
 
+/// Descriptors that have come over a Unix-domain socket, and that nobody has taken. What is beyond the most that an honest
+/// peer sends ahead is closed.
+class PassedDescriptors {
+ public:
+  /// As recvmsg(2), which doesn't wait, and keeps what comes with the bytes.
+  [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces);
+  /// @return the one of the file with this inode; none if it isn't there.
+  [[nodiscard]] Descriptor take(std::uint64_t inode);
+
+ private:
+  std::vector<Descriptor> descriptors_;
+};
+
 /// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process.
 class UnixSocket final : public tcp::Socket {
  public:
-  UnixSocket(int descriptor, OpenMemory memory) noexcept : Socket(descriptor), memory_(std::move(memory)) {}
+  UnixSocket(int descriptor, OpenMemory memory, PassedDescriptors passed = {}) noexcept
+      : Socket(descriptor), memory_(std::move(memory)), passed_(std::move(passed)) {}
+
+  [[nodiscard]] ssize_t send(std::span<iovec> pieces) override;
+  [[nodiscard]] ssize_t receive(std::span<iovec> pieces) override { return passed_.receive(descriptor(), pieces); }
 
   /// A Unix-domain socket has no MSG_TRUNC that drops bytes of a stream.
-  [[nodiscard]] ssize_t discard(std::size_t bytes) noexcept override;
+  [[nodiscard]] ssize_t discard(std::size_t bytes) override;
   /// The peer must see the end before the buffers change that it may be reading.
   void operations_end() const noexcept override { shut(); }
   [[nodiscard]] std::size_t descriptors() const noexcept override { return memory_ ? 2 : 1; }
 
+  /// Has a descriptor go with the next bytes that are sent. By the thread that sends, as `take_passed` by the one that receives.
+  void pass(std::shared_ptr<const Descriptor> passed) { to_pass_.push_back(std::move(passed)); }
+  /// @return the descriptor of the file with this inode, if it has come; nobody has it then.
+  [[nodiscard]] Descriptor take_passed(std::uint64_t inode) { return passed_.take(inode); }
+
+  /// Whether the peer has hung up, or the connection is broken.
+  [[nodiscard]] bool hung_up() const noexcept;
   enum class Peer { there, hung_up, dead };
   /// Whether the peer's process has lived, with the program that it had, and kept the connection, until now.
   [[nodiscard]] Peer peer() const noexcept;
 
  private:
   const OpenMemory memory_;
+  std::vector<std::shared_ptr<const Descriptor>> to_pass_;
+  PassedDescriptors passed_;
 };
 
 /// Who is at the other end of a connection, or listens there, according to the kernel.

@@ -36,6 +36,8 @@ enum class FrameType : std::uint8_t {
   region_added,
   region_removed,
   region_removed_ack,
+  region_shared,
+  region_mapped,
 };
 
 struct FrameHeader {
@@ -53,14 +55,14 @@ struct FrameHeader {
   FrameType type = FrameType::write;
   std::uint8_t flags = 0;
   std::uint16_t checksums = 0;       ///< `Checksum`s behind the notification, if there is payload.
-  std::uint64_t operation = 0;  ///< The id at the side that gave it: see the type. region_added: the region's size.
+  std::uint64_t operation = 0;  ///< The id at the side that gave it: see the type. region_added, region_shared: the region's size.
   std::uint64_t tag =
-      0;  ///< recv_post: the tag. send_data: the send's id. write, notify: the notification's key. region_added: bytes of a page.
-  std::uint32_t region = 0;  ///< write, read: the receiver's region. region_added, region_removed: the sender's.
+      0;  ///< recv_post: the tag. send_data: the send's id. write, notify: the notification's key. region_added, region_shared: bytes of a page.
+  std::uint32_t region = 0;  ///< write, read: the receiver's region. region_added, region_removed, region_shared: the sender's.
   std::uint32_t count = 0;           ///< Descriptors that follow.
   std::uint64_t payload_bytes = 0;   ///< Bytes that follow the descriptors; read: bytes asked for.
   std::uint64_t first_offset = 0;    ///< Where in the first descriptor's object or page its bytes begin.
-  std::uint32_t status = 0;          ///< 0 or a kvferry::errc. region_added: the access.
+  std::uint32_t status = 0;          ///< 0 or a kvferry::errc. region_added: the access. region_mapped: an errno.
   std::uint32_t notification_bytes = 0;  ///< write, notify: bytes that follow the payload.
   std::uint32_t references = 0;  ///< write, read_data, send_data: `Reference`s that stand for the payload. 0: it follows.
   std::uint32_t reserved2 = 0;
@@ -74,8 +76,8 @@ struct Descriptor {
   /// send_data: more bytes of the object come with the next frame.
   static constexpr std::uint64_t continues = std::uint64_t{1} << 62;
 
-  std::uint64_t index = 0;   ///< write, read: page. send_data: number of the object in the batch.
-  std::uint64_t length = 0;  ///< Bytes in this frame. recv_post: the buffer's size.
+  std::uint64_t index = 0;   ///< write, read: page. send_data: number of the object in the batch. region_shared: the file's inode.
+  std::uint64_t length = 0;  ///< Bytes in this frame. recv_post: the buffer's size. region_shared: the address.
 };
 static_assert(sizeof(Descriptor) == 16);
 

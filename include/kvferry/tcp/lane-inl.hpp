@@ -409,7 +409,8 @@ KVFERRY_INLINE bool Lane::move_bytes(std::size_t& budget, Role role) {
     }
     const Step received = receive_step(budget);
     const Step sent = failed_ ? Step::nothing : send_step(budget);
-    if (received != Step::progress && sent != Step::progress) {
+    const Step copied = failed_ || !options_.memory ? Step::nothing : copy_step(budget);
+    if (received != Step::progress && sent != Step::progress && copied != Step::progress) {
       break;
     }
   }
@@ -637,6 +638,14 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     fail(last_error(), "receiving from " + remote_ + ": " + last_reason());
   }
   return Step::progress;
+}
+
+KVFERRY_INLINE Lane::Step Lane::copy_step(std::size_t& budget) {
+  const auto copied = protocol_.copy_part();
+  readable_ |= copied.hung_up;
+  moved_ += copied.bytes;
+  budget -= std::min(budget, copied.bytes);
+  return copied.bytes != 0 || copied.hung_up ? Step::progress : Step::nothing;
 }
 
 KVFERRY_INLINE void Lane::wait_for_more(Role role) {

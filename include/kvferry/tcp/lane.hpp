@@ -186,6 +186,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// With the cause in errno.
   Step send_failed();
   Step receive_step(std::size_t& budget);
+  Step copy_step(std::size_t& budget);
   void wait_for_more(Role role);
   void arm(std::uint32_t events);
   void close_socket();

@@ -23,8 +23,6 @@ inline constexpr std::uint64_t region_news = ~std::uint64_t{0};
 // The outgoing queue points to them.
 inline constexpr FrameTrailer good_trailer;
 
-/// Smaller pieces cost more to look up than to copy once more.
-inline constexpr std::uint64_t least_referred_piece = 1024;
 /// Frames that refer to memory are small, so that the socket's buffer bounds nothing. What the peer hasn't copied yet
 /// can't be taken back, and other operations wait behind it: at most so many, of up to 1 MiB each.
 inline constexpr std::size_t most_frames_referring = 16;
@@ -60,7 +58,9 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
   }
   switch (request.kind) {
     case TransferKind::write: ready_data_.push_back(id); break;
-    case TransferKind::read: ready_reads_.push_back(id); break;
+    case TransferKind::read:
+      (!transfer.checked && reads_directly(request) ? ready_copies_ : ready_reads_).push_back(id);
+      break;
     case TransferKind::send:
       matcher_.add_send(request.tag, id, id);
       match(request.tag);
@@ -175,6 +175,8 @@ KVFERRY_INLINE bool LaneProtocol::fill_control() {
     fence_owed_ = false;  // not before: a peer that takes no answers could ask for more and more
   } else if (frame.header.type == FrameType::region_removed_ack) {
     --queued_removal_answers_;
+  } else if (frame.header.type == FrameType::region_mapped) {
+    --queued_map_answers_;
   }
   control_.pop_front();
   return true;
@@ -217,7 +219,7 @@ KVFERRY_INLINE bool LaneProtocol::fill_response() {
 }
 
 KVFERRY_INLINE bool LaneProtocol::fill_data() {
-  const std::size_t most = memory_ && memory_->read_by_peer() ? most_frames_referring : max_unacknowledged;
+  const std::size_t most = memory_ && memory_->refers() ? most_frames_referring : max_unacknowledged;
   while (!ready_data_.empty() && unacknowledged_ < most) {
     const auto it = transfers_.find(ready_data_.front());
     ready_data_.pop_front();
@@ -274,7 +276,7 @@ KVFERRY_INLINE bool LaneProtocol::fill_read_request() {
 template <class Visit>
 bool LaneProtocol::refer(std::uint64_t bytes, Visit visit) {
   references_.clear();
-  if (!memory_ || !memory_->read_by_peer() || bytes < memory_->least_bytes()) {
+  if (!memory_ || !memory_->refers() || bytes < memory_->least_bytes()) {
     return false;
   }
   visit([this](const std::byte* data, std::size_t length) {
@@ -285,18 +287,15 @@ bool LaneProtocol::refer(std::uint64_t bytes, Visit visit) {
       references_.push_back({address, length});
     }
   });
-  if (references_.size() > max_references ||
-      bytes / references_.size() < std::min(least_referred_piece, memory_->least_bytes())) {
+  if (references_.size() > max_references || !memory_->refer(references_, bytes)) {
     references_.clear();
     return false;
   }
-  memory_->referred(bytes);
   return true;
 }
 
-KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
+KVFERRY_INLINE void LaneProtocol::describe(const Transfer& transfer, const Chunk& chunk, FrameHeader& header) {
   const TransferRequest& request = transfer.request();
-  const Chunk chunk = transfer.cursor.next();
   scratch_.resize(chunk.count);
   Descriptor* descriptor = scratch_.data();
   if (!request.remote_ranges.empty()) {
@@ -323,6 +322,12 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
   } else {
     header.flags |= FrameHeader::ranges;
   }
+}
+
+KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
+  const TransferRequest& request = transfer.request();
+  const Chunk chunk = transfer.cursor.next();
+  describe(transfer, chunk, header);
   if (transfer.cursor.done()) {
     header.flags |= FrameHeader::last_chunk;
   }

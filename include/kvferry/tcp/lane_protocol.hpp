@@ -52,7 +52,9 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
         memory_(std::move(memory)),
         regions_(host_->local_regions()),
         told_regions_(host_->told_regions()),
-        told_next_region_(told_regions_->next()) {}
+        told_next_region_(told_regions_->next()) {
+    share_regions(*regions_);
+  }
 
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
@@ -103,6 +105,14 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// The connection is gone: ends all parts with `cause`, later ones too. Those of which something was sent that the peer
   /// has not answered end with an error for which `condition::may_still_land` holds.
   void fail(std::error_code cause, const std::string& why);
+
+  /// What became of a part of a read whose pages are mapped here.
+  struct Copied {
+    std::size_t bytes = 0;  ///< 0: there is no such read.
+    bool hung_up = false;   ///< They count for nothing, because the peer has hung up; which is found behind what it sent.
+  };
+  /// Copies the next part of a read whose pages are mapped here, up to a frame's bytes: nothing of it travels.
+  [[nodiscard]] Copied copy_part();
 
   /// Adds bytes that are no frame to the outgoing queue.
   void say(std::span<const std::byte> bytes) { out_.add_copy(bytes); }
@@ -202,6 +212,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// @return whether `references_` stand for the payload now.
   template <class Visit>
   [[nodiscard]] bool refer(std::uint64_t bytes, Visit visit);
+  /// Fills `scratch_` with what a frame says of a part of a write, read or send.
+  void describe(const Transfer& transfer, const Chunk& chunk, FrameHeader& header);
   void add_notification(Transfer& transfer);
   void match(std::uint64_t tag);
   void meet(Transfer& send, std::uint64_t recv, const Post& post);
@@ -223,8 +235,10 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
   [[nodiscard]] std::error_code fetch(Frame& frame, std::span<const iovec> destinations) override;
   [[nodiscard]] std::error_code end_frame(Frame& frame) override;
-  [[nodiscard]] std::error_code region_pieces(const Frame& frame, Access needed, std::vector<iovec>& pieces,
+  [[nodiscard]] std::error_code region_pieces(const FrameHeader& header, std::span<const Descriptor> descriptors,
+                                              const kit::RegionList& all, Access needed, std::vector<iovec>& pieces,
                                               std::error_code& status);
+  static void local_pieces(const Transfer& transfer, const Chunk& chunk, std::vector<iovec>& pieces);
   [[nodiscard]] std::error_code begin_read_data(const Frame& frame, std::vector<iovec>& scatter);
   [[nodiscard]] std::error_code begin_send_data(const Frame& frame, std::vector<iovec>& scatter);
   [[nodiscard]] std::error_code end_write(Frame& frame);
@@ -239,6 +253,12 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_probe_answer(const FrameHeader& header);
   [[nodiscard]] std::error_code end_fence();
   [[nodiscard]] std::error_code end_fence_ack();
+
+  // Regions that are mapped by the other side (lane_protocol_shared.cpp)
+  void share_regions(const kit::RegionList& now);
+  [[nodiscard]] bool reads_directly(const TransferRequest& request) const;
+  [[nodiscard]] std::error_code end_region_shared(const Frame& frame);
+  [[nodiscard]] std::error_code end_region_mapped(const FrameHeader& header);
 
   // Regions that come and go (lane_protocol_regions.cpp)
   /// As they are now.
@@ -307,6 +327,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::size_t queued_removals_ = 0;         ///< Among the responses.
   std::size_t sent_removals_ = 0;           ///< Not confirmed.
   std::size_t queued_removal_answers_ = 0;  ///< To the peer's removals.
+  std::uint32_t next_shared_ = 0;           ///< Of all regions below it is settled whether they are handed out.
+  std::size_t queued_map_answers_ = 0;      ///< To regions that the peer has handed out.
 
   std::deque<ControlFrame> control_;
   std::size_t queued_acknowledgements_ = 0;
@@ -317,6 +339,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::size_t unsent_answers_ = 0;  ///< To reads, in `out_`: they are unanswered until they are sent.
   std::deque<std::uint64_t> ready_data_;   ///< Writes and matched sends with chunks to send, in turn.
   std::deque<std::uint64_t> ready_reads_;  ///< Reads with chunks to ask for, in turn.
+  std::deque<std::uint64_t> ready_copies_;  ///< Reads with chunks to copy, in turn.
   bool response_next_ = false;
   std::size_t unacknowledged_ = 0;
   std::size_t outstanding_reads_ = 0;
@@ -324,6 +347,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::vector<iovec> checked_memory_;
   std::vector<Checksum> checksums_;
   std::vector<Reference> references_;
+  std::vector<iovec> copy_from_;
+  std::vector<iovec> copy_to_;
 
   kit::TagMatcher<Post> matcher_{host_};
   kit::HeldMemory frame_memory_{host_};  ///< Of the frame that is coming in.

@@ -111,7 +111,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& hea
     case FrameType::fence_ack:
     case FrameType::region_added:
     case FrameType::region_removed:
-    case FrameType::region_removed_ack: break;
+    case FrameType::region_removed_ack:
+    case FrameType::region_mapped: break;
+    case FrameType::region_shared: bounds = {1, 1, 0, 0}; break;
     default: return violated("frame of unknown type " + text(static_cast<std::uint64_t>(header.type)));
   }
   if (header.count < bounds.min_count || header.count > bounds.max_count) {
@@ -127,7 +129,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::check_header(const FrameHeader& hea
     return violated("frame of type " + text(static_cast<std::uint64_t>(header.type)) + " with " +
                     text(header.payload_bytes) + " bytes of payload and " + text(header.checksums) + " checksums");
   }
-  const bool may_refer = memory_ && memory_->readable() && has_trailer(header);
+  const bool may_refer = memory_ && memory_->fetches() && has_trailer(header);
   if (header.references > (may_refer ? max_references : 0)) {
     return violated("frame of type " + text(static_cast<std::uint64_t>(header.type)) + " with " +
                     text(header.references) + " references, at most " + text(may_refer ? max_references : 0));
@@ -142,7 +144,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::begin_payload(Frame& frame, std::ve
       if (peer_gone_ || leaving_) {
         frame_status_ = errc::connection_lost;
       } else {
-        ec = region_pieces(frame, Access::write, scatter, frame_status_);
+        ec = region_pieces(frame.header, frame.descriptors, regions(), Access::write, scatter, frame_status_);
       }
       break;
     case FrameType::read_data: ec = begin_read_data(frame, scatter); break;
@@ -174,7 +176,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::fetch(Frame& frame, std::span<const
     case PeerMemory::Fetched::hung_up: frame.hung_up = true; break;
     case PeerMemory::Fetched::failed:
       violation_ = "reading the peer's memory: " + ec.message();
-      return errc::connection_lost;
+      return ec == errc::protocol_violation ? ec : errc::connection_lost;
   }
   return {};
 }
@@ -213,34 +215,37 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
     case FrameType::region_added: return end_region_added(frame.header);
     case FrameType::region_removed: return end_region_removed(frame.header);
     case FrameType::region_removed_ack: return end_region_removed_ack(frame.header);
+    case FrameType::region_shared: return end_region_shared(frame);
+    case FrameType::region_mapped: return end_region_mapped(frame.header);
   }
   return {};
 }
 
 /// Finds the region's memory that a write or read of the peer means. What the peer's own checks should have caught is
 /// its request's `status`; what makes the frame itself senseless is a violation.
-KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, Access needed,
+KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const FrameHeader& header,
+                                                           std::span<const Descriptor> descriptors,
+                                                           const kit::RegionList& all, Access needed,
                                                            std::vector<iovec>& pieces, std::error_code& status) {
   status.clear();
-  const kit::RegionList& all = regions();
-  if ((frame.header.flags & FrameHeader::ranges) != 0) {
-    RangesRead read = read_ranges(frame.header, frame.descriptors, all, needed, pieces);
+  if ((header.flags & FrameHeader::ranges) != 0) {
+    RangesRead read = read_ranges(header, descriptors, all, needed, pieces);
     status = read.status;
     return read.violation.empty() ? std::error_code() : violated(std::move(read.violation));
   }
   std::uint64_t total = 0;
-  for (const Descriptor& descriptor : frame.descriptors) {
+  for (const Descriptor& descriptor : descriptors) {
     if (descriptor.length > max_chunk_bytes) {
       return violated("descriptor of " + text(descriptor.length) + " bytes");
     }
     total += descriptor.length;
   }
-  if (total != frame.header.payload_bytes) {
-    return violated("descriptors of " + text(total) + " bytes in all, payload of " + text(frame.header.payload_bytes));
+  if (total != header.payload_bytes) {
+    return violated("descriptors of " + text(total) + " bytes in all, payload of " + text(header.payload_bytes));
   }
-  const MemoryRegion* const found = all.find(frame.header.region);
+  const MemoryRegion* const found = all.find(header.region);
   if (found == nullptr) {
-    status = all.refusal(frame.header.region);
+    status = all.refusal(header.region);
     return {};
   }
   const MemoryRegion& region = *found;
@@ -254,9 +259,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const Frame& frame, A
     return std::error_code();
   };
   const std::uint64_t pages = region.page_count();
-  std::uint64_t offset = frame.header.first_offset;
-  pieces.reserve(frame.descriptors.size());
-  for (const Descriptor& descriptor : frame.descriptors) {
+  std::uint64_t offset = header.first_offset;
+  pieces.reserve(descriptors.size());
+  for (const Descriptor& descriptor : descriptors) {
     if (descriptor.index >= pages) {
       return refuse(errc::index_out_of_range);
     }
@@ -370,7 +375,8 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_read(const Frame& frame) {
   }
   Response response;
   std::error_code status;
-  if (const auto ec = region_pieces(frame, Access::read, response.pieces, status)) {
+  if (const auto ec =
+          region_pieces(frame.header, frame.descriptors, regions(), Access::read, response.pieces, status)) {
     return ec;
   }
   response.header.type = FrameType::read_data;
@@ -403,17 +409,22 @@ KVFERRY_INLINE std::error_code LaneProtocol::begin_read_data(const Frame& frame,
     return violated("answer to a read with checksums that has none");
   }
   if (expected != 0) {
-    const kit::LocalBytes& local = transfer->cursor.local();
-    transfer->cursor.for_each_piece(chunk, [&](const Piece& piece) {
-      if (piece.length != 0) {
-        local.for_each_piece(piece.object, piece.offset, piece.length, [&](std::byte* data, std::size_t length) {
-          scatter.push_back({data, length});
-        });
-      }
-    });
+    local_pieces(*transfer, chunk, scatter);
     receiving_ = transfer->id;
   }
   return {};
+}
+
+KVFERRY_INLINE void LaneProtocol::local_pieces(const Transfer& transfer, const Chunk& chunk,
+                                               std::vector<iovec>& pieces) {
+  const kit::LocalBytes& local = transfer.cursor.local();
+  transfer.cursor.for_each_piece(chunk, [&](const Piece& piece) {
+    if (piece.length != 0) {
+      local.for_each_piece(piece.object, piece.offset, piece.length, [&](std::byte* data, std::size_t length) {
+        pieces.push_back({data, length});
+      });
+    }
+  });
 }
 
 KVFERRY_INLINE std::error_code LaneProtocol::end_read_data(const Frame& frame) {

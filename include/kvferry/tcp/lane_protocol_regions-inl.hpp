@@ -50,6 +50,7 @@ KVFERRY_INLINE void LaneProtocol::region_added() {
     tell_removed_first(now.next() - 1);  // with it the peer knows how far numbers have come
   }
   told_next_region_ = now.next();
+  share_regions(now);
 }
 
 KVFERRY_INLINE void LaneProtocol::region_removed(std::uint32_t number, std::function<void()> done) {
@@ -58,6 +59,9 @@ KVFERRY_INLINE void LaneProtocol::region_removed(std::uint32_t number, std::func
     return;
   }
   region_added();  // what has a smaller number is told first
+  if (memory_) {
+    memory_->unshare(number);
+  }
   // Before the frame: who waits is told if that can't be queued.
   removed_.push_back({number, std::move(done)});
   Response removed;
@@ -100,6 +104,9 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_region_removed(const FrameHeade
     return violated("more than " + std::to_string(max_outstanding_removals) + " removals of regions unanswered");
   }
   host_->peer_region_removed(header.region);
+  if (memory_) {
+    memory_->unmap(header.region);
+  }
   FrameHeader answer;
   answer.type = FrameType::region_removed_ack;
   answer.region = header.region;

@@ -3,19 +3,26 @@
 
 #include <sys/uio.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <system_error>
 
 #include <kvferry/config.hpp>
+#include <kvferry/kit/region_list.hpp>
+#include <kvferry/memory_region.hpp>
 #include <kvferry/tcp/frame.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// The memory of the process at the other end of a connection, where one process can read the other's: payload is then
-/// copied once, by its receiver. Nobody ever writes to memory that isn't its own.
+/// copied once, by who receives it. Nobody ever writes to memory that isn't its own.
 ///
 /// Who sends references leaves the memory as it is until the frame is acknowledged or the connection is hung up.
+///
+/// Thread safety: one thread at a time, but for `path` and `maps`.
 class KVFERRY_EXPORT PeerMemory {
  public:
   enum class Fetched {
@@ -28,19 +35,52 @@ class KVFERRY_EXPORT PeerMemory {
 
   virtual ~PeerMemory() = default;
 
-  /// Whether this side may fetch.
-  [[nodiscard]] virtual bool readable() const noexcept = 0;
+  /// Whether this side may fetch anything.
+  [[nodiscard]] virtual bool fetches() const noexcept = 0;
   /// Whether the peer may.
-  [[nodiscard]] virtual bool read_by_peer() const noexcept = 0;
-  /// The least payload of a frame for which that is worth while.
+  [[nodiscard]] virtual bool refers() const noexcept = 0;
+  /// The least payload of a frame for which that may be worth while.
   [[nodiscard]] virtual std::uint64_t least_bytes() const noexcept = 0;
-  /// So many bytes are going to be fetched by the peer.
-  virtual void referred(std::uint64_t bytes) noexcept = 0;
+  /// Whether a frame with `bytes` bytes of payload is to have these in their place: the peer may fetch all of them, and it is
+  /// worth while. Then they are going to be fetched.
+  [[nodiscard]] virtual bool refer(std::span<const Reference> references, std::uint64_t bytes) = 0;
   /// Copies what `from` names to `to`, which has as many bytes. Waits for nothing but the kernel, which may
   /// have to bring in pages of either side.
   /// @param ec why, if it failed.
   [[nodiscard]] virtual Fetched fetch(std::span<const Reference> from, std::span<const iovec> to,
                                       std::error_code& ec) = 0;
+
+  /// @name Regions that the other side maps
+  /// @{
+
+  /// Regions of either side that can be mapped at a time, and such ones of which the peer hasn't said yet whether they are.
+  static constexpr std::size_t max_mapped = 64;
+
+  /// What travels of a region that the peer is to map.
+  struct Share {
+    std::uint64_t address = 0;  ///< In this process.
+    std::uint64_t file = 0;     ///< By which the peer knows the descriptor that it got on the connection.
+  };
+  /// Hands one of this side's regions out: its descriptor goes with the next bytes that are sent. @return nothing if that can't be.
+  [[nodiscard]] virtual std::optional<Share> share(const LocalRegion& region) = 0;
+  /// The peer's answer. @return false if it wasn't asked.
+  [[nodiscard]] virtual bool mapped_by_peer(std::uint32_t number, std::uint32_t status) = 0;
+  /// From here on nothing there is referred to as memory that the peer has mapped.
+  virtual void unshare(std::uint32_t number) = 0;
+
+  /// Maps one of the peer's regions. @return the status for the answer: 0, or an errno.
+  [[nodiscard]] virtual std::uint32_t map(const RemoteRegion& region, const Share& share) = 0;
+  virtual void unmap(std::uint32_t number) = 0;
+  /// The regions of the peer's that are mapped here, with the addresses that they have here.
+  [[nodiscard]] virtual const kit::RegionList& mapped() const noexcept = 0;
+  /// Whether it is one of them, as far as is known without waiting. From any thread.
+  [[nodiscard]] virtual bool maps(std::uint32_t number) const noexcept = 0;
+  /// Copies from mapped regions. @return not `failed`.
+  [[nodiscard]] virtual Fetched copy(std::span<const iovec> from, std::span<const iovec> to) = 0;
+  /// @}
+
+  /// How bytes travel past the connection, for people. From any thread.
+  [[nodiscard]] virtual std::string path() const = 0;
 };
 
 }  // namespace kvferry::tcp

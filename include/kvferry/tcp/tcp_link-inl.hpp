@@ -24,6 +24,9 @@ KVFERRY_INLINE void sleep_until_ready(const Socket& socket, bool to_send, kit::B
   }
 }
 
+/// Within what a caller's thread moves in one go (lane-inl.hpp).
+inline constexpr std::size_t copied_at_once = std::size_t{128} << 10;
+
 KVFERRY_INLINE bool closed_by_peer(std::error_code cause) {
   return cause == errc::peer_closed || cause == std::errc::connection_reset || cause == std::errc::broken_pipe;
 }
@@ -175,6 +178,17 @@ KVFERRY_INLINE std::optional<kit::Link::Pause> TcpLink::take_leave() {
   return pause.descriptors.empty() || now >= *leaving_until_ ? std::nullopt : std::optional(std::move(pause));
 }
 
+KVFERRY_INLINE bool TcpLink::ends_at_once(const TransferRequest& request) const noexcept {
+  if (!memory_ || request.kind != TransferKind::read || request.checksums.value_or(false) ||
+      !request.notification.empty() || request.objects.size() > max_chunk_objects) {
+    return false;
+  }
+  const auto maps = [this](std::uint32_t number) { return memory_->maps(number); };
+  return (request.remote_ranges.empty() ? maps(request.remote_region)
+                                        : std::ranges::all_of(request.remote_ranges, maps, &RemoteRange::region)) &&
+         kit::LocalBytes(request).total() <= copied_at_once;
+}
+
 KVFERRY_INLINE bool TcpLink::begin_serving() {
   if (lanes_.size() != 1 || led_.exchange(true)) {
     return false;
@@ -213,7 +227,7 @@ KVFERRY_INLINE bool TcpLink::take_used() noexcept {
 
 KVFERRY_INLINE std::string TcpLink::path() const {
   if (!path_.empty()) {
-    return path_;
+    return memory_ ? path_ + memory_->path() : path_;
   }
   const std::string encryption = lanes_.front()->encryption();
   return "tcp " + lanes_.front()->local_address() + " -> " + lanes_.front()->remote_address() + ", " +

@@ -53,6 +53,8 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   [[nodiscard]] std::optional<Pause> take_leave() override;
   /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
   /// has.
+  /// A copy that is made by the caller.
+  [[nodiscard]] bool ends_at_once(const TransferRequest& request) const noexcept override;
   [[nodiscard]] bool begin_serving() override;
   void serve(kit::BlockingWait& wait) override;
   void end_serving() override;
@@ -71,6 +73,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
         stripe_threshold_(options.stripe_threshold),
         patience_(options.patience),
         path_(options.path),
+        memory_(options.lane.memory),
         drain_timeout_(options.lane.drain_timeout) {}
 
   void lane_breaking(std::error_code cause) override;
@@ -82,6 +85,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   const std::size_t stripe_threshold_;
   const std::chrono::nanoseconds patience_;
   const std::string path_;
+  const std::shared_ptr<const PeerMemory> memory_;
   const std::chrono::milliseconds drain_timeout_;
   std::vector<std::shared_ptr<Lane>> lanes_;
   std::optional<kit::Clock::time_point> leaving_until_;  ///< Of the thread that closes.

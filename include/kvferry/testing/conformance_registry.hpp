@@ -3,11 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,8 @@ class TransportUnderTest {
   [[nodiscard]] virtual TraitsFacts facts() const = 0;
   [[nodiscard]] virtual Capabilities capabilities() = 0;
   [[nodiscard]] virtual std::unique_ptr<BaseTransferChannel> make_channel(ChannelOptions options) = 0;
+  /// Memory for a region of a `Node`.
+  [[nodiscard]] virtual std::shared_ptr<std::byte> allocate(std::size_t size) = 0;
   /// Only if `TraitsFacts::answers_side_messages`.
   [[nodiscard]] virtual std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions options,
                                                                                     SideMessageAnswer answer) = 0;
@@ -49,6 +53,15 @@ class TraitsUnderTest final : public TransportUnderTest {
     return traits_.make_channel(std::move(options));
   }
 
+  [[nodiscard]] std::shared_ptr<std::byte> allocate(std::size_t size) override {
+    if constexpr (requires { traits_.allocate(size); }) {
+      return traits_.allocate(size);
+    } else {
+      const std::shared_ptr<std::byte[]> made = std::make_unique_for_overwrite<std::byte[]>(size);
+      return {made, made.get()};
+    }
+  }
+
   [[nodiscard]] std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions options,
                                                                             SideMessageAnswer answer) override {
     if constexpr (requires { traits_.make_answering_channel(std::move(options), std::move(answer)); }) {
@@ -67,6 +80,7 @@ struct TransportDefinition {
   std::string prefix;
   std::string name;
   std::unique_ptr<TransportUnderTest> (*make)();
+  bool (*takes)(std::string_view suite);
 };
 
 /// A suite of tests that every transport is put to.
@@ -102,7 +116,7 @@ class ConformanceRegistry {
   template <ConformanceTraits... Traits>
   bool add_transports(const std::string& prefix) {
     int number = 0;
-    (add({prefix, name_of<Traits>(number++), &make<Traits>}), ...);
+    (add({prefix, name_of<Traits>(number++), &make<Traits>, &takes<Traits>}), ...);
     return true;
   }
 
@@ -115,6 +129,15 @@ class ConformanceRegistry {
     return std::make_unique<TraitsUnderTest<Traits>>();
   }
 
+  template <class Traits>
+  [[nodiscard]] static bool takes(std::string_view suite) {
+    if constexpr (requires { Traits::takes(suite); }) {
+      return Traits::takes(suite);
+    } else {
+      return true;
+    }
+  }
+
   void add(TransportDefinition transport) {
     for (const SuiteDefinition& suite : suites_) {
       register_tests(suite, transport);
@@ -123,6 +146,9 @@ class ConformanceRegistry {
   }
 
   static void register_tests(const SuiteDefinition& suite, const TransportDefinition& transport) {
+    if (!transport.takes(suite.name)) {
+      return;
+    }
     const std::string suite_name = transport.prefix + "/" + suite.name + "/" + transport.name;
     for (const SuiteDefinition::Test& test : suite.tests) {
       ::testing::RegisterTest(

@@ -82,10 +82,14 @@ class ConformanceBase : public ::testing::Test {
     }
     const std::string url = spec.init_url.empty() ? facts_.listen_url : spec.init_url;
     const auto answer = spec.answer;
-    return nodes_.emplace_back(std::move(spec), url, [&](ChannelOptions options) {
-      options.hold_side_messages = answer != nullptr;
-      return answer ? transport_->make_answering_channel(std::move(options), answer) : make_channel(std::move(options));
-    });
+    return nodes_.emplace_back(
+        std::move(spec), url,
+        [&](ChannelOptions options) {
+          options.hold_side_messages = answer != nullptr;
+          return answer ? transport_->make_answering_channel(std::move(options), answer)
+                        : make_channel(std::move(options));
+        },
+        [this](std::size_t size) { return transport_->allocate(size); });
   }
 
   /// Has `from` connect to `to`. Throws, and so fails the test, if that fails.

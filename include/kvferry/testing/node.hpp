@@ -46,9 +46,11 @@ struct NodeSpec {
 class Node {
  public:
   using MakeChannel = std::function<std::unique_ptr<BaseTransferChannel>(ChannelOptions)>;
+  using Allocate = std::function<std::shared_ptr<std::byte>(std::size_t)>;
 
   /// @param options_url where to listen if `spec.listens`.
-  Node(NodeSpec spec, const std::string& options_url, const MakeChannel& make_channel) : id_(std::move(spec.id)) {
+  Node(NodeSpec spec, const std::string& options_url, const MakeChannel& make_channel, Allocate allocate)
+      : id_(std::move(spec.id)), allocate_(std::move(allocate)) {
     ChannelOptions options = std::move(spec.options);
     for (const RegionSpec& region : spec.regions) {
       add_region(options, region);
@@ -127,7 +129,7 @@ class Node {
 
  private:
   struct Memory {
-    std::unique_ptr<std::byte[]> data;
+    std::shared_ptr<std::byte> data;
     std::size_t size;
     std::size_t page_size;
 
@@ -136,12 +138,13 @@ class Node {
 
   void add_region(ChannelOptions& options, const RegionSpec& spec) {
     const std::size_t size = spec.pages * spec.page_size;
-    memory_.push_back({std::make_unique_for_overwrite<std::byte[]>(size), size, spec.page_size});
+    memory_.push_back({allocate_(size), size, spec.page_size});
     fill_constant(memory_.back().span(), background);
     options.regions.push_back({memory_.back().data.get(), size, spec.page_size, spec.access});
   }
 
   std::string id_;
+  Allocate allocate_;
   std::vector<Memory> memory_;
   MutableBuffer local_;
   std::size_t local_used_ = 0;

@@ -55,6 +55,9 @@ using SideMessageAnswer = std::function<SideMessage(const SideMessage&)>;
 /// static constexpr bool notices_blocking_in_handler;        // false: errc::would_deadlock instead of a deadlock
 /// std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions, SideMessageAnswer);
 ///                                                           // see AnsweringChannel; its tests are skipped without
+/// std::shared_ptr<std::byte> allocate(std::size_t);         // new: memory for a node's region
+/// static bool takes(std::string_view suite);                // true: of a set-up that differs from another one of the same
+///                                                           // transport, which takes all, in what only some suites touch
 /// @endcode
 template <class T>
 concept ConformanceTraits = std::default_initializable<T> && requires(T traits, ChannelOptions options) {

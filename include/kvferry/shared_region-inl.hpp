@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/shared_region.hpp>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include <kvferry/detail/descriptor.hpp>
+#include <kvferry/error.hpp>
+#include <kvferry/shm/mapped_file.hpp>
+#include <kvferry/shm/shared_areas.hpp>
+
+namespace kvferry::inline KVFERRY_ABI {
+inline namespace internal {
+
+/// Bytes of the pages that a region is made of.
+KVFERRY_INLINE std::size_t bytes_of_page(HugePages huge_pages) {
+  if (huge_pages == HugePages::no) {
+    return static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  }
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  std::size_t kibibytes = 0;
+  while (file >> name) {
+    if (name == "Hugepagesize:" && file >> kibibytes && kibibytes != 0) {
+      return kibibytes << 10;
+    }
+  }
+  throw TransferError({ENOSYS, std::system_category()}, "the kernel has no huge pages");
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages) : size_(size) {
+  const bool huge = huge_pages == HugePages::yes;
+  const std::size_t page = bytes_of_page(huge_pages);
+  constexpr auto most = static_cast<std::size_t>(std::numeric_limits<off_t>::max());
+  if (size == 0 || size > most - page) {
+    throw TransferError(errc::invalid_region, "shared region of " + std::to_string(size) + " bytes");
+  }
+  mapped_ = (size + page - 1) / page * page;
+  const auto what = [&] {
+    return "shared region of " + std::to_string(size) + " bytes" +
+           (huge ? ", in " + std::to_string(mapped_ / page) + " huge pages of " + std::to_string(page) +
+                       " bytes (vm.nr_hugepages is how many there are)"
+                 : "");
+  };
+  const auto failed = [&](const char* call, int number) {
+    throw TransferError({number, std::system_category()}, what() + ": " + call);
+  };
+  const Descriptor writable(::memfd_create("kvferry", MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0U)));
+  if (!writable) {
+    failed("memfd_create", errno);
+  }
+  if (::ftruncate(writable.get(), static_cast<off_t>(mapped_)) != 0) {
+    failed("ftruncate", errno);
+  }
+  // All pages are there from here on: what is touched later can't be missing.
+  if (const int error = ::posix_fallocate(writable.get(), 0, static_cast<off_t>(mapped_)); error != 0) {
+    failed("fallocate", error);
+  }
+  void* const mapped = ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, writable.get(), 0);
+  if (mapped == MAP_FAILED) {
+    failed("mmap", errno);
+  }
+  data_ = static_cast<std::byte*>(mapped);
+  try {
+    // With F_SEAL_FUTURE_WRITE this mapping is the last that can be written to, whoever opens the file anew.
+    if (::fcntl(writable.get(), F_ADD_SEALS, shm::MappedFile::seals) != 0) {
+      failed("sealing it", errno);
+    }
+    Descriptor readable(::open(("/proc/self/fd/" + std::to_string(writable.get())).c_str(), O_RDONLY | O_CLOEXEC));
+    struct stat status {};
+    if (!readable || ::fstat(readable.get(), &status) != 0) {
+      failed("opening it for reading", errno);
+    }
+    const auto file = std::make_shared<const Descriptor>(std::move(readable));
+    file_ = file;
+    shm::SharedAreas::of_process().enter({data_, size_, file, status.st_ino});
+  } catch (...) {
+    ::munmap(mapped, mapped_);
+    throw;
+  }
+}
+
+KVFERRY_INLINE SharedRegion::SharedRegion(SharedRegion&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      mapped_(std::exchange(other.mapped_, 0)),
+      file_(std::move(other.file_)) {}
+
+KVFERRY_INLINE SharedRegion& SharedRegion::operator=(SharedRegion&& other) noexcept {
+  if (this != &other) {
+    release();
+    data_ = std::exchange(other.data_, nullptr);
+    size_ = std::exchange(other.size_, 0);
+    mapped_ = std::exchange(other.mapped_, 0);
+    file_ = std::move(other.file_);
+  }
+  return *this;
+}
+
+KVFERRY_INLINE SharedRegion::~SharedRegion() { release(); }
+
+KVFERRY_INLINE void SharedRegion::release() noexcept {
+  if (data_ != nullptr) {
+    shm::SharedAreas::of_process().leave(data_);
+    ::munmap(data_, mapped_);
+  }
+}
+
+}  // namespace kvferry

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/shm/region_exchange.hpp>
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include <kvferry/error.hpp>
+#include <kvferry/shm/pieces.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::shm {
+inline namespace internal {
+
+/// How far `address` is from `begin`; more than any size if it is below.
+KVFERRY_INLINE std::uint64_t offset_from(std::uint64_t begin, std::uint64_t address) { return address - begin; }
+
+KVFERRY_INLINE bool lies_within(std::uint64_t begin, std::uint64_t size, const tcp::Reference& reference) {
+  const std::uint64_t offset = offset_from(begin, reference.address);
+  return offset <= size && reference.length <= size - offset;
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE void HandedRegions::not_handed(const LocalRegion& region, const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  if (refused_++ == 0) {
+    why_not_ = "region " + std::to_string(region.number) + " " + why;
+  }
+}
+
+KVFERRY_INLINE std::optional<tcp::PeerMemory::Share> HandedRegions::share(const LocalRegion& region,
+                                                                          UnixSocket& socket) {
+  const SharedArea* const area = areas_.whole(region.data, region.size);
+  if (area == nullptr) {
+    not_handed(region, "is no SharedRegion");
+    return std::nullopt;
+  }
+  if (!allows(region.peer_access, Access::read)) {
+    not_handed(region, "doesn't grant reading");
+    return std::nullopt;
+  }
+  auto file = area->file.lock();
+  if (handed_.size() >= tcp::PeerMemory::max_mapped || !file) {
+    not_handed(region, "is one too many");
+    return std::nullopt;
+  }
+  const Share share{reinterpret_cast<std::uintptr_t>(region.data), area->inode};
+  handed_.push_back({region.number, share.address, region.size});
+  socket.pass(std::move(file));
+  return share;
+}
+
+KVFERRY_INLINE bool HandedRegions::answered(std::uint32_t number, std::uint32_t status) {
+  const auto it = std::ranges::find(handed_, number, &Handed::number);
+  if (it == handed_.end() || it->answered) {
+    return false;
+  }
+  it->answered = true;
+  it->mapped = status == 0 && !it->gone;
+  mapped_ += it->mapped ? 1U : 0U;
+  {
+    const std::lock_guard lock(mutex_);
+    told_mapped_ = mapped_;
+    if (status != 0 && refused_++ == 0) {
+      why_not_ = "region " + std::to_string(number) + ": " + std::generic_category().message(static_cast<int>(status)) +
+                 " at the peer";
+    }
+  }
+  if (!it->mapped) {
+    handed_.erase(it);
+  }
+  return true;
+}
+
+KVFERRY_INLINE void HandedRegions::unshare(std::uint32_t number) {
+  const auto it = std::ranges::find(handed_, number, &Handed::number);
+  if (it == handed_.end()) {
+    return;
+  }
+  if (!it->answered) {
+    it->gone = true;  // the answer is awaited still
+    return;
+  }
+  handed_.erase(it);
+  --mapped_;
+  const std::lock_guard lock(mutex_);
+  told_mapped_ = mapped_;
+}
+
+KVFERRY_INLINE bool HandedRegions::cover(std::span<const tcp::Reference> references) {
+  const Handed* last = nullptr;
+  return std::ranges::all_of(references, [&](const tcp::Reference& reference) {
+    const auto covers = [&](const Handed& one) { return one.mapped && lies_within(one.address, one.size, reference); };
+    if (last == nullptr || !covers(*last)) {
+      const auto it = std::ranges::find_if(handed_, covers);
+      last = it == handed_.end() ? nullptr : &*it;
+    }
+    return last != nullptr;
+  });
+}
+
+KVFERRY_INLINE std::string HandedRegions::path() const {
+  const std::lock_guard lock(mutex_);
+  return "the peer maps " + std::to_string(told_mapped_) + " of this side's regions" +
+         (refused_ == 0 ? "" : ", " + std::to_string(refused_) + " stay unmapped (" + why_not_ + ")");
+}
+
+KVFERRY_INLINE std::uint32_t MappedRegions::map(const RemoteRegion& region, const Share& share, UnixSocket& socket) {
+  MappedFile file;
+  int error = EBADF;
+  if (Descriptor passed = socket.take_passed(share.file)) {
+    error = regions_.size() < tcp::PeerMemory::max_mapped && region.number >= next_
+                ? MappedFile::map(std::move(passed), region.size, file)
+                : EINVAL;
+  }
+  if (error == 0) {
+    Region added;
+    // Nobody writes there: the list is asked for reads alone.
+    added.region.data = const_cast<std::byte*>(file.data());  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+    added.region.size = static_cast<std::size_t>(region.size);
+    added.region.page_size = static_cast<std::size_t>(region.page_size);
+    added.region.peer_access = Access::read;
+    added.region.number = region.number;
+    added.address = share.address;
+    added.file = std::move(file);
+    regions_.push_back(std::move(added));
+    next_ = region.number + 1;
+    make_list();
+  }
+  const std::lock_guard lock(mutex_);
+  told_ = regions_.size();
+  if (error != 0) {
+    why_not_ = "region " + std::to_string(region.number) + ": " + std::generic_category().message(error);
+  }
+  return static_cast<std::uint32_t>(error);
+}
+
+KVFERRY_INLINE void MappedRegions::unmap(std::uint32_t number) {
+  if (std::erase_if(regions_, [&](const Region& one) { return one.region.number == number; }) == 0) {
+    return;
+  }
+  make_list();
+  const std::lock_guard lock(mutex_);
+  told_ = regions_.size();
+}
+
+KVFERRY_INLINE void MappedRegions::make_list() {
+  std::vector<LocalRegion> regions;
+  std::uint64_t low_numbers = 0;
+  for (const Region& one : regions_) {
+    regions.push_back(one.region);
+    low_numbers |= one.region.number < 64 ? std::uint64_t{1} << one.region.number : 0;
+  }
+  low_numbers_.store(low_numbers, std::memory_order_relaxed);
+  list_ = std::make_unique<const kit::RegionList>(std::move(regions), next_, 0);
+}
+
+KVFERRY_INLINE bool MappedRegions::find(std::span<const tcp::Reference> references, std::vector<iovec>& pieces) const {
+  pieces.clear();
+  const Region* last = nullptr;
+  return !regions_.empty() && std::ranges::all_of(references, [&](const tcp::Reference& reference) {
+    const auto covers = [&](const Region& one) { return lies_within(one.address, one.region.size, reference); };
+    if (last == nullptr || !covers(*last)) {
+      const auto it = std::ranges::find_if(regions_, covers);
+      last = it == regions_.end() ? nullptr : &*it;
+    }
+    if (last != nullptr) {
+      const auto offset = static_cast<std::size_t>(offset_from(last->address, reference.address));
+      pieces.push_back({last->region.data + offset, static_cast<std::size_t>(reference.length)});
+    }
+    return last != nullptr;
+  });
+}
+
+KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iovec> from,
+                                                            std::span<const iovec> to) const {
+  using Fetched = tcp::PeerMemory::Fetched;
+  Pieces<iovec> destinations(to);
+  std::array<iovec, most_pieces> pieces;
+  for (iovec source : from) {
+    const auto* const begin = static_cast<const std::byte*>(source.iov_base);
+    const auto region = std::ranges::find_if(regions_, [&](const Region& one) {
+      return lies_within(reinterpret_cast<std::uintptr_t>(one.region.data), one.region.size,
+                         {reinterpret_cast<std::uintptr_t>(begin), source.iov_len});
+    });
+    auto offset = static_cast<std::size_t>(begin - region->region.data);
+    while (source.iov_len != 0 && !destinations.empty()) {
+      const std::size_t count = destinations.next(pieces, source.iov_len);
+      const ssize_t got =
+          ::preadv(region->file.descriptor(), pieces.data(), static_cast<int>(count), static_cast<off_t>(offset));
+      if (got <= 0) {
+        if (got < 0 && errno == EINTR) {
+          continue;
+        }
+        return Fetched::unwritable;
+      }
+      offset += static_cast<std::size_t>(got);
+      source.iov_len -= static_cast<std::size_t>(got);
+      destinations.use(static_cast<std::size_t>(got));
+    }
+  }
+  return Fetched::all;
+}
+
+KVFERRY_INLINE std::string MappedRegions::path() const {
+  const std::lock_guard lock(mutex_);
+  return std::to_string(told_) + " of the peer's regions mapped" +
+         (why_not_.empty() ? "" : ", one failed (" + why_not_ + ")");
+}
+
+}  // namespace kvferry::shm

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Regions that the other side maps. Reads of those are copies by their initiator, of which the peer hears nothing. What keeps them
+// right: the peer confirms a removal (lane_protocol_regions-inl.hpp) here, between two copies, and unmaps the region before; and
+// who takes memory back from an initiator that doesn't answer hangs up first, which the initiator looks for behind each copy.
+#include <algorithm>
+#include <utility>
+
+#include <kvferry/error.hpp>
+
+#include <kvferry/tcp/lane_protocol.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::tcp {
+
+KVFERRY_INLINE void LaneProtocol::share_regions(const kit::RegionList& now) {
+  if (!memory_) {
+    return;
+  }
+  for (const LocalRegion& region : now.all()) {
+    if (region.number < next_shared_) {
+      continue;
+    }
+    if (const auto share = memory_->share(region)) {
+      ControlFrame frame;
+      frame.header.type = FrameType::region_shared;
+      frame.header.region = region.number;
+      frame.header.operation = region.size;
+      frame.header.tag = region.page_size;
+      frame.header.count = 1;
+      frame.descriptors.push_back({share->file, share->address});
+      control_.push_back(std::move(frame));
+    }
+  }
+  next_shared_ = now.next();
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_region_shared(const Frame& frame) {
+  const FrameHeader& header = frame.header;
+  const RemoteRegion region{header.operation, header.tag, Access::read, header.region};
+  const bool sensible = region.page_size != 0 && region.size != 0 && region.size % region.page_size == 0 &&
+                        region.number <= kit::RegionTable::max_number;
+  if (!memory_ || !sensible || ++queued_map_answers_ > PeerMemory::max_mapped) {
+    return violated("region " + std::to_string(region.number) + " of " + std::to_string(region.size) +
+                    " bytes with pages of " + std::to_string(region.page_size) + " handed out, " +
+                    std::to_string(queued_map_answers_) + " unanswered");
+  }
+  FrameHeader answer;
+  answer.type = FrameType::region_mapped;
+  answer.region = region.number;
+  answer.status = memory_->map(region, {frame.descriptors.front().length, frame.descriptors.front().index});
+  tell(answer);
+  return {};
+}
+
+KVFERRY_INLINE std::error_code LaneProtocol::end_region_mapped(const FrameHeader& header) {
+  if (!memory_ || !memory_->mapped_by_peer(header.region, header.status)) {
+    return violated("an answer to region " + std::to_string(header.region) + ", which was not handed out");
+  }
+  return {};
+}
+
+KVFERRY_INLINE bool LaneProtocol::reads_directly(const TransferRequest& request) const {
+  if (!memory_) {
+    return false;
+  }
+  const kit::RegionList& mapped = memory_->mapped();
+  const auto is_mapped = [&](std::uint32_t number) { return mapped.find(number) != nullptr; };
+  return request.remote_ranges.empty() ? is_mapped(request.remote_region)
+                                       : std::ranges::all_of(request.remote_ranges, is_mapped, &RemoteRange::region);
+}
+
+KVFERRY_INLINE LaneProtocol::Copied LaneProtocol::copy_part() {
+  while (!ready_copies_.empty()) {
+    const auto it = transfers_.find(ready_copies_.front());
+    ready_copies_.pop_front();
+    if (it == transfers_.end()) {
+      continue;
+    }
+    Transfer& transfer = it->second;
+    FrameHeader header;
+    header.type = FrameType::read;
+    header.region = transfer.request().remote_region;
+    const Chunk chunk = transfer.cursor.next();
+    describe(transfer, chunk, header);
+    copy_from_.clear();
+    copy_to_.clear();
+    std::error_code status;
+    // The peer's word for a region's size may have changed since the operation was checked.
+    if (region_pieces(header, scratch_, memory_->mapped(), Access::read, copy_from_, status)) {
+      status = errc::protocol_violation;
+    }
+    if (!status) {
+      local_pieces(transfer, chunk, copy_to_);
+      switch (memory_->copy(copy_from_, copy_to_)) {
+        case PeerMemory::Fetched::all: break;
+        case PeerMemory::Fetched::unwritable:
+          status = errc::memory_fault;
+          if (!transfer.failure) {
+            transfer.failure = status;
+            transfer.why = "the memory of its objects can't be written";
+          }
+          break;
+        case PeerMemory::Fetched::unreadable: status = errc::memory_fault; break;
+        case PeerMemory::Fetched::hung_up:
+        case PeerMemory::Fetched::failed:
+          transfer.outstanding.push_back(chunk);  // it ends with the connection
+          return {chunk.bytes, true};
+      }
+    }
+    settle(transfer, chunk, status);
+    if (transfer.cursor.done()) {
+      end(transfer, transfer.failure, std::move(transfer.why));
+    } else {
+      ready_copies_.push_back(transfer.id);
+    }
+    return {std::max<std::size_t>(chunk.bytes, 1), false};
+  }
+  return {};
+}
+
+}  // namespace kvferry::tcp

@@ -1,0 +1,575 @@
+// SPDX-License-Identifier: Apache-2.0
+// Regions that peers map: which of them, with which rights, what a peer could lie about, and when that ends.
+#include <gtest/gtest.h>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+#include <kvferry/shared_region.hpp>
+#include <kvferry/shm/mapped_file.hpp>
+#include <kvferry/shm/process_memory.hpp>
+#include <kvferry/shm/shared_areas.hpp>
+#include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/testing/peer_process.hpp>
+
+#include "tcp/protocol_harness.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::shm::testing {
+namespace shared {
+namespace {
+
+using kvferry::testing::PeerProcess;
+using tcp::testing::fill;
+
+constexpr std::chrono::seconds long_enough{30};
+constexpr std::size_t page = std::size_t{64} << 10;
+constexpr std::size_t pages = 8;
+
+const std::vector<std::uint64_t> all_pages{0, 1, 2, 3, 4, 5, 6, 7};
+
+ShmOptions without_process_memory() {
+  ShmOptions options;
+  options.process_memory = false;
+  return options;
+}
+
+/// A channel whose memory is shared, the first `pages` pages; with as much of its own behind.
+struct Node {
+  explicit Node(ShmOptions options = without_process_memory(), Access access = Access::read_write, bool listens = true)
+      : memory(pages * page), own(pages * page) {
+    options.regions = {memory.region(page, access), {own.data(), own.size(), page}};
+    if (listens) {
+      options.peer_init_url = "tcp://127.0.0.1:0";
+    }
+    channel.emplace(std::move(options));
+  }
+
+  [[nodiscard]] std::string path_to(const std::string& peer) const {
+    return channel->peer_info(peer).value_or(PeerInfo{}).path;
+  }
+  /// Waits until the two sides have told each other what they map.
+  [[nodiscard]] bool path_has(const std::string& peer, const std::string& text) const {
+    const auto until = std::chrono::steady_clock::now() + long_enough;
+    while (path_to(peer).find(text) == std::string::npos) {
+      if (std::chrono::steady_clock::now() > until) {
+        ADD_FAILURE() << text << " is not in: " << path_to(peer);
+        return false;
+      }
+      std::this_thread::yield();
+    }
+    return true;
+  }
+  [[nodiscard]] PathStats path_stats(const std::string& name) const {
+    const auto stats = channel->stats();
+    const auto found = std::ranges::find(stats.paths, name, &PathStats::name);
+    EXPECT_NE(found, stats.paths.end());
+    return found == stats.paths.end() ? PathStats{} : *found;
+  }
+  [[nodiscard]] MutableBuffer object(std::size_t index) const { return {memory.data() + index * page, page}; }
+  [[nodiscard]] std::vector<MutableBuffer> objects() const {
+    std::vector<MutableBuffer> all;
+    for (const std::uint64_t index : all_pages) {
+      all.push_back(object(index));
+    }
+    return all;
+  }
+  [[nodiscard]] std::vector<ConstBuffer> sources() const {
+    const auto all = objects();
+    return {all.begin(), all.end()};
+  }
+
+  SharedRegion memory;
+  std::vector<std::byte> own;
+  std::optional<ShmTransferChannel> channel;
+};
+
+struct Pair {
+  explicit Pair(ShmOptions a_options = without_process_memory(), ShmOptions b_options = without_process_memory(),
+                Access access = Access::read_write)
+      : b(std::move(b_options), access), a(std::move(a_options), access) {
+    a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  }
+  [[nodiscard]] bool mapped() const {
+    const std::string both = "1 of the peer's regions mapped; the peer maps 1 of this side's regions";
+    return a.path_has("b", both) && b.path_has("a", both);
+  }
+
+  Node b;
+  Node a;
+};
+
+TEST(SharedRegions, AreZerosThatNobodyCanResizeMapForWritingOrWriteAnew) {
+  SharedRegion region(100'000);
+  EXPECT_EQ(region.size(), 100'000U);
+  EXPECT_TRUE(std::ranges::all_of(region.bytes(), [](std::byte byte) { return byte == std::byte{0}; }));
+  fill(region.bytes(), 1);
+  SharedAreasView view;
+  const SharedArea* const area = view.whole(region.data(), region.size());
+  ASSERT_NE(area, nullptr);
+  const auto file = area->file.lock();
+  ASSERT_NE(file, nullptr);
+  const int given = file->get();
+  const std::size_t size = region.size();
+  const auto can_map = [&](int descriptor, int protection) {
+    void* const memory = ::mmap(nullptr, size, protection, MAP_SHARED, descriptor, 0);
+    if (memory != MAP_FAILED) {
+      ::munmap(memory, size);
+    }
+    return memory != MAP_FAILED;
+  };
+  EXPECT_TRUE(can_map(given, PROT_READ));
+  EXPECT_FALSE(can_map(given, PROT_READ | PROT_WRITE));
+  void* const read_only = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, given, 0);
+  ASSERT_NE(read_only, MAP_FAILED);
+  EXPECT_NE(::mprotect(read_only, size, PROT_READ | PROT_WRITE), 0);
+  EXPECT_EQ(std::memcmp(read_only, region.data(), size), 0);
+  ::munmap(read_only, size);
+  // Who has the descriptor can open the file anew, with all that its mode allows.
+  const Descriptor anew(::open(("/proc/self/fd/" + std::to_string(given)).c_str(), O_RDWR | O_CLOEXEC));
+  if (anew) {
+    EXPECT_FALSE(can_map(anew.get(), PROT_READ | PROT_WRITE));
+    EXPECT_EQ(::pwrite(anew.get(), &size, 1, 0), -1);
+    EXPECT_NE(::ftruncate(anew.get(), 0), 0);
+    EXPECT_NE(::fallocate(anew.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096), 0);
+    EXPECT_NE(::fcntl(anew.get(), F_ADD_SEALS, F_SEAL_WRITE), 0);
+  }
+}
+
+TEST(SharedRegions, AreMovedAndGoWithTheirOwner) {
+  SharedRegion first(page);
+  std::byte* const data = first.data();
+  SharedRegion second(std::move(first));
+  EXPECT_EQ(second.data(), data);
+  EXPECT_EQ(first.data(), nullptr);  // NOLINT(bugprone-use-after-move): that it is empty is promised
+  first = std::move(second);
+  SharedAreasView view;
+  EXPECT_NE(view.whole(data, page), nullptr);
+  first = SharedRegion(2 * page);
+  EXPECT_EQ(view.whole(data, page), nullptr);
+  const iovec inside{first.data() + page, page};
+  const iovec beyond{first.data() + page, page + 1};
+  EXPECT_TRUE(view.cover({&inside, 1}));
+  EXPECT_FALSE(view.cover({&beyond, 1}));
+}
+
+TEST(SharedRegions, SayWhatTheyCouldNotGet) {
+  const auto refused = [](std::size_t size, HugePages huge) -> std::string {
+    try {
+      const SharedRegion region(size, huge);
+    } catch (const TransferError& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  EXPECT_NE(refused(0, HugePages::no).find("shared region of 0 bytes"), std::string::npos);
+  EXPECT_NE(refused(~std::size_t{0}, HugePages::no).find("shared region"), std::string::npos);
+  const std::string why = refused(std::size_t{1} << 50, HugePages::yes);
+  EXPECT_NE(why.find("huge pages"), std::string::npos) << why;
+}
+
+TEST(SharedMemory, ReadsAreCopiesByTheirInitiatorOfWhichThePeerHearsNothing) {
+  Pair pair;
+  ASSERT_TRUE(pair.mapped());
+  fill(pair.b.memory.bytes(), 2);
+  const auto socket_before = pair.b.path_stats("socket").bytes_in;
+  EXPECT_EQ(pair.a.channel->batched_read(pair.a.objects(), {.peer_id = "b", .remote_indexes = all_pages}), pages);
+  EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.memory.bytes()));
+  EXPECT_EQ(pair.a.path_stats("shared memory").bytes_in, pages * page);
+  EXPECT_EQ(pair.b.path_stats("socket").bytes_in, socket_before);
+  // Into memory that isn't shared: the kernel copies.
+  std::vector<std::byte> elsewhere(page);
+  const std::vector<std::uint64_t> index{3};
+  pair.a.channel->batched_read({MutableBuffer(elsewhere)}, {.peer_id = "b", .remote_indexes = index});
+  EXPECT_TRUE(std::ranges::equal(elsewhere, pair.b.object(3)));
+  EXPECT_EQ(pair.a.path_stats("shared memory").bytes_in, (pages + 1) * page);
+  // Ranges, of which one lies in a region that isn't mapped: all of them are asked for.
+  const std::vector<RemoteRange> ranges{RemoteRange::contiguous(0, 100, page), RemoteRange::contiguous(1, 0, page)};
+  fill({pair.b.own.data(), pair.b.own.size()}, 3);
+  pair.a.channel->batched_read({pair.a.object(0), pair.a.object(1)}, {.peer_id = "b", .remote_ranges = ranges});
+  EXPECT_TRUE(std::ranges::equal(pair.a.object(0), pair.b.memory.bytes().subspan(100, page)));
+  EXPECT_TRUE(std::ranges::equal(pair.a.object(1), std::span(pair.b.own).first(page)));
+  EXPECT_GT(pair.b.path_stats("socket").bytes_in, socket_before);
+}
+
+TEST(SharedMemory, WritesAreCopiedByTheirTargetAndTheirBytesDoNotPassTheSocket) {
+  Pair pair;
+  ASSERT_TRUE(pair.mapped());
+  fill(pair.a.memory.bytes(), 1);
+  EXPECT_EQ(pair.a.channel->batched_write(pair.a.sources(), {.peer_id = "b", .remote_indexes = all_pages}), pages);
+  EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.memory.bytes()));
+  EXPECT_EQ(pair.a.path_stats("shared memory").bytes_out, pages * page);
+  EXPECT_EQ(pair.b.path_stats("shared memory").bytes_in, pages * page);
+  EXPECT_LT(pair.a.path_stats("socket").bytes_out, page);
+  // To a region that isn't shared, and with checksums.
+  EXPECT_EQ(pair.a.channel->batched_write(
+                pair.a.sources(), {.peer_id = "b", .remote_indexes = all_pages, .remote_region = 1, .checksums = true}),
+            pages);
+  EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.own));
+  EXPECT_LT(pair.a.path_stats("socket").bytes_out, page);
+}
+
+TEST(SharedMemory, IsHandedOutOnlyIfThePeerMayReadIt) {
+  Pair pair(without_process_memory(), without_process_memory(), Access::write);
+  ASSERT_TRUE(pair.b.path_has("a", "0 of this side's regions, 2 stay unmapped (region 0 doesn't grant reading)"));
+  fill(pair.a.memory.bytes(), 4);
+  EXPECT_EQ(pair.a.channel->batched_write(pair.a.sources(), {.peer_id = "b", .remote_indexes = all_pages}), pages);
+  EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.memory.bytes()));
+  EXPECT_EQ(pair.a.path_stats("shared memory").bytes_out, 0U);
+  std::error_code ec;
+  pair.a.channel->batched_read(pair.a.objects(), {.peer_id = "b", .remote_indexes = all_pages}, ec);
+  EXPECT_EQ(ec, errc::access_denied);
+}
+
+/// Mappings of a process with this inode.
+std::size_t mappings_of(std::uint64_t inode) {
+  std::ifstream maps("/proc/self/maps");
+  std::size_t count = 0;
+  for (std::string line; std::getline(maps, line);) {
+    count += line.find(" " + std::to_string(inode) + " ") != std::string::npos ? 1U : 0U;
+  }
+  return count;
+}
+
+TEST(SharedMemory, RegionsComeAndGoUnderReads) {
+  Pair pair;
+  ASSERT_TRUE(pair.mapped());
+  std::atomic<bool> over{false};
+  std::atomic<std::uint32_t> number{0};
+  std::atomic<std::size_t> right{0};
+  std::atomic<std::size_t> gone{0};
+  std::vector<std::error_code> wrong;
+  std::thread reader([&] {
+    std::vector<std::byte> pages_read(pages * page);
+    std::vector<MutableBuffer> objects;
+    for (const std::uint64_t index : all_pages) {
+      objects.emplace_back(pages_read.data() + index * page, page);
+    }
+    while (!over) {
+      std::error_code ec;
+      const std::uint32_t region = number;
+      pair.a.channel->batched_read(objects, {.peer_id = "b", .remote_indexes = all_pages, .remote_region = region}, ec);
+      if (ec == errc::region_gone) {
+        ++gone;
+      } else if (ec) {
+        wrong.push_back(ec);
+      } else if (region == 0 || std::ranges::all_of(pages_read, [&](std::byte byte) {
+                   return byte == static_cast<std::byte>(region);
+                 })) {
+        ++right;
+      } else {
+        wrong.push_back(errc::checksum_mismatch);
+      }
+    }
+  });
+  for (int round = 0; round < 20; ++round) {
+    SharedRegion region(pages * page);
+    const std::uint64_t inode = [&] {
+      SharedAreasView view;
+      return view.whole(region.data(), region.size())->inode;
+    }();
+    const std::uint32_t added = pair.b.channel->add_region(region.region(page));
+    std::ranges::fill(region.bytes(), static_cast<std::byte>(added));
+    ASSERT_TRUE(pair.b.path_has("a", "the peer maps 2 of this side's regions"));
+    EXPECT_EQ(mappings_of(inode), 2U) << "this side's and the peer's, which is of this process, too";
+    const auto before = right.load();
+    number = added;
+    const auto until = std::chrono::steady_clock::now() + long_enough;
+    while (right < before + 2 && std::chrono::steady_clock::now() < until) {
+      std::this_thread::yield();
+    }
+    pair.b.channel->remove_region(added);
+    // From here on it is this side's own again, and nobody reads it for an operation that succeeds.
+    EXPECT_EQ(mappings_of(inode), 1U);
+    std::ranges::fill(region.bytes(), std::byte{0xee});
+  }
+  over = true;
+  reader.join();
+  EXPECT_TRUE(wrong.empty()) << wrong.size() << ", the first: " << wrong.front().message();
+  EXPECT_GT(right, 0U);
+}
+
+/// It is stopped while it reads, so that it can't confirm the removal; then goes on.
+TEST(SharedMemory, WhatAStoppedPeerReadsOfARegionThatIsTakenBackCountsForNothing) {
+  if (PeerProcess::is_peer()) {
+    auto line = PeerProcess::line_to_starter();
+    Node node(without_process_memory(), Access::read_write, false);
+    const auto url = line.read_line(long_enough);
+    node.channel->lazy_init_peer_connection("reader", "b", *url);
+    EXPECT_TRUE(node.path_has("b", "1 of the peer's regions mapped"));
+    line.write_line(std::to_string(::getpid()));
+    std::error_code ec;
+    std::size_t reads = 0;
+    bool sound = true;
+    while (!ec) {
+      node.channel->batched_read(node.objects(), {.peer_id = "b", .remote_indexes = all_pages}, ec);
+      if (!ec) {
+        ++reads;
+        sound = sound && std::ranges::all_of(node.memory.bytes(), [](std::byte byte) { return byte == std::byte{1}; });
+      }
+    }
+    line.write_line((sound ? "sound " : "unsound ") + std::to_string(reads) + " " + ec.message());
+    return;
+  }
+  Node node;
+  std::ranges::fill(node.memory.bytes(), std::byte{1});
+  PeerProcess process(long_enough);
+  const auto pid = static_cast<pid_t>(std::stol(process.ask(node.channel->peer_init_url())));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // so that it reads; no matter if it doesn't
+  ASSERT_EQ(::kill(pid, SIGSTOP), 0);
+  std::error_code ec;
+  node.channel->remove_region(0, std::chrono::milliseconds(200), ec);
+  EXPECT_FALSE(ec) << ec.message();
+  std::ranges::fill(node.memory.bytes(), std::byte{2});
+  ASSERT_EQ(::kill(pid, SIGCONT), 0);
+  const std::string verdict = process.next_line();
+  EXPECT_EQ(verdict.substr(0, 6), "sound ") << verdict;
+}
+
+TEST(SharedMemory, APeerThatIsKilledWhileItReadsOrWritesIsNoticedAndAnotherOneComes) {
+  if (PeerProcess::is_peer()) {
+    auto line = PeerProcess::line_to_starter();
+    Node node(without_process_memory(), Access::read_write, false);
+    std::ranges::fill(node.memory.bytes(), std::byte{7});
+    const auto url = line.read_line(long_enough);
+    node.channel->lazy_init_peer_connection("mortal", "b", *url);
+    EXPECT_TRUE(node.path_has("b", "1 of the peer's regions mapped; the peer maps 1 of this side's"));
+    line.write_line(std::to_string(::getpid()));
+    for (;;) {
+      node.channel->batched_write(node.sources(), {.peer_id = "b", .remote_indexes = all_pages});
+      node.channel->batched_read(node.objects(), {.peer_id = "b", .remote_indexes = all_pages});
+    }
+  }
+  Node node;
+  for (int round = 0; round < 3; ++round) {
+    PeerProcess process(long_enough);
+    const auto pid = static_cast<pid_t>(std::stol(process.ask(node.channel->peer_init_url())));
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // in the middle of something
+    std::thread killer([&] { ::kill(pid, SIGKILL); });
+    std::error_code ec;
+    const auto until = std::chrono::steady_clock::now() + long_enough;
+    std::vector<std::byte> target(page);
+    const std::vector<std::uint64_t> index{0};
+    while (!ec && std::chrono::steady_clock::now() < until) {
+      node.channel->batched_read({MutableBuffer(target)},
+                                 {.peer_id = "mortal", .remote_indexes = index, .timeout = long_enough}, ec);
+    }
+    killer.join();
+    EXPECT_EQ(ec, condition::peer_failed) << ec.message();
+  }
+}
+
+/// What a peer hands out, as it may be.
+class HandedFiles : public ::testing::Test {
+ protected:
+  static constexpr std::size_t size = std::size_t{64} << 10;
+
+  [[nodiscard]] static Descriptor make(int seals, bool whole = true) {
+    Descriptor file(::memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    EXPECT_EQ(::ftruncate(file.get(), size), 0);
+    if (whole) {
+      EXPECT_EQ(::posix_fallocate(file.get(), 0, size), 0);
+    }
+    EXPECT_EQ(::fcntl(file.get(), F_ADD_SEALS, seals), 0);
+    return file;
+  }
+  [[nodiscard]] static int map(Descriptor file, std::uint64_t bytes = size) {
+    MappedFile mapped;
+    const int error = MappedFile::map(std::move(file), bytes, mapped);
+    EXPECT_EQ(mapped.data() != nullptr, error == 0);
+    return error;
+  }
+};
+
+TEST_F(HandedFiles, AreLookedAtAndNotBelieved) {
+  EXPECT_EQ(map(make(MappedFile::seals)), 0);
+  EXPECT_EQ(map(make(MappedFile::seals), size + 1), EINVAL) << "larger than it is";
+  EXPECT_EQ(map(make(MappedFile::seals), ~std::uint64_t{0}), EINVAL);
+  EXPECT_EQ(map(make(MappedFile::seals), 0), EINVAL);
+  EXPECT_EQ(map(make(MappedFile::seals, false)), EINVAL) << "with holes";
+  for (const int missing : {F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE, F_SEAL_SEAL}) {
+    EXPECT_EQ(map(make(MappedFile::seals & ~missing)), EINVAL) << "without seal " << missing;
+  }
+  EXPECT_EQ(map(Descriptor(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC))), EINVAL) << "no file in memory";
+  EXPECT_NE(map(Descriptor(::open("/dev/zero", O_RDONLY | O_CLOEXEC))), 0);
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
+  const Descriptor other(ends[1]);
+  EXPECT_NE(map(Descriptor(ends[0])), 0);
+}
+
+/// A peer that says what it likes of regions and references.
+class HostileRegions : public HandedFiles {
+ protected:
+  HostileRegions() : target_(page) {
+    std::array<int, 2> ends{};
+    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+    socket_ = std::make_shared<UnixSocket>(ends[0], OpenMemory());
+    peer_ = std::make_shared<UnixSocket>(ends[1], OpenMemory());
+    memory_ = std::make_shared<ProcessMemory>(::getpid(), 1, std::make_shared<MemoryTraffic>());
+    memory_->begin(socket_, false, false);
+    host_ = std::make_shared<tcp::testing::Host>(
+        std::vector<MemoryRegion>{{target_.data(), target_.size(), target_.size()}});
+    protocol_.emplace(host_, tcp::ReadAhead::unprotected(tcp::FrameReader::read_ahead), memory_);
+  }
+
+  /// Sends a frame, with descriptors, and has the protocol take it.
+  std::error_code say(const tcp::FrameHeader& header, const std::vector<tcp::Descriptor>& descriptors,
+                      const std::vector<tcp::Reference>& references = {}, std::size_t trailer = 0) {
+    std::vector<std::byte> bytes;
+    const auto add = [&](const auto& what) {
+      const auto raw = std::as_bytes(std::span(what));
+      bytes.insert(bytes.end(), raw.begin(), raw.end());
+    };
+    add(std::span(&header, 1));
+    add(descriptors);
+    add(references);
+    bytes.resize(bytes.size() + trailer);
+    iovec piece{bytes.data(), bytes.size()};
+    EXPECT_EQ(peer_->send({&piece, 1}), static_cast<ssize_t>(bytes.size()));
+    for (std::size_t left = bytes.size(); left != 0;) {
+      std::array<iovec, 8> pieces;
+      const std::size_t count = protocol_->reader().prepare(pieces, left);
+      const ssize_t got = count == 0 ? socket_->discard(std::min(left, protocol_->reader().discardable()))
+                                     : socket_->receive(std::span(pieces).first(count));
+      if (got <= 0) {
+        ADD_FAILURE() << "nothing came";
+        return errc::connection_lost;
+      }
+      left -= static_cast<std::size_t>(got);
+      if (const auto ec = protocol_->received(static_cast<std::size_t>(got))) {
+        return ec;
+      }
+    }
+    return {};
+  }
+
+  [[nodiscard]] static std::uint64_t inode_of(const Descriptor& file) {
+    struct stat status {};
+    EXPECT_EQ(::fstat(file.get(), &status), 0);
+    return status.st_ino;
+  }
+  std::error_code hand_out(std::uint32_t number, Descriptor file, std::uint64_t bytes, std::uint64_t address) {
+    const std::uint64_t inode = inode_of(file);
+    peer_->pass(std::make_shared<const Descriptor>(std::move(file)));
+    return claim(number, inode, bytes, address);
+  }
+  std::error_code claim(std::uint32_t number, std::uint64_t inode, std::uint64_t bytes, std::uint64_t address) {
+    tcp::FrameHeader header;
+    header.type = tcp::FrameType::region_shared;
+    header.region = number;
+    header.operation = bytes;
+    header.tag = 4096;
+    header.count = 1;
+    return say(header, {{inode, address}});
+  }
+  std::error_code write(std::uint64_t bytes, const std::vector<tcp::Reference>& references) {
+    tcp::FrameHeader header;
+    header.type = tcp::FrameType::write;
+    header.operation = 1;
+    header.count = 1;
+    header.payload_bytes = bytes;
+    header.references = static_cast<std::uint32_t>(references.size());
+    return say(header, {{0, bytes}}, references, sizeof(tcp::FrameTrailer));
+  }
+
+  std::vector<std::byte> target_;
+  std::shared_ptr<UnixSocket> socket_;
+  std::shared_ptr<UnixSocket> peer_;
+  std::shared_ptr<ProcessMemory> memory_;
+  std::shared_ptr<tcp::testing::Host> host_;
+  std::optional<tcp::LaneProtocol> protocol_;
+};
+
+TEST_F(HostileRegions, OnlyWhatIsMappedIsReferredTo) {
+  constexpr std::uint64_t address = 0x10000;
+  EXPECT_FALSE(hand_out(3, make(MappedFile::seals), size, address));
+  ASSERT_NE(memory_->mapped().find(3), nullptr);
+  EXPECT_FALSE(write(4096, {{address + 4096, 4096}}));
+  EXPECT_FALSE(write(size, {{address, size}}));
+  EXPECT_EQ(protocol_->violation(), "");
+  EXPECT_EQ(write(size, {{address + 4096, size}}), errc::protocol_violation) << "beyond its end";
+}
+
+TEST_F(HostileRegions, ReferencesBelowARegionAreNotThere) {
+  constexpr std::uint64_t address = 0x10000;
+  EXPECT_FALSE(hand_out(3, make(MappedFile::seals), size, address));
+  EXPECT_EQ(write(4096, {{address - 1, 4096}}), errc::protocol_violation);
+}
+
+TEST_F(HostileRegions, ReferencesWithoutAnyRegionAreNotAllowed) {
+  EXPECT_EQ(write(4096, {{0x10000, 4096}}), errc::protocol_violation);
+}
+
+TEST_F(HostileRegions, WhatIsNoSoundFileOrHasNotComeIsNotMapped) {
+  EXPECT_FALSE(hand_out(0, make(MappedFile::seals), size + 4096, 1)) << "larger than it is";
+  EXPECT_FALSE(hand_out(1, make(F_SEAL_SHRINK), size, 1)) << "with too few seals";
+  EXPECT_FALSE(claim(2, 12345, size, 1)) << "without a descriptor";
+  EXPECT_FALSE(hand_out(5, make(MappedFile::seals), size, 1));
+  EXPECT_FALSE(hand_out(5, make(MappedFile::seals), size, 1)) << "once more";
+  EXPECT_FALSE(hand_out(4, make(MappedFile::seals), size, 1)) << "a smaller number";
+  EXPECT_EQ(memory_->mapped().all().size(), 1U);
+  EXPECT_NE(memory_->path().find("1 of the peer's regions mapped, one failed (region 4"), std::string::npos)
+      << memory_->path();
+}
+
+TEST_F(HostileRegions, SenselessRegionsAndAnswersEndTheConnection) {
+  tcp::FrameHeader answer;
+  answer.type = tcp::FrameType::region_mapped;
+  EXPECT_EQ(say(answer, {}), errc::protocol_violation) << "an answer to nothing";
+}
+
+TEST_F(HostileRegions, AFloodOfThemIsBounded) {
+  const std::size_t before = [] {
+    std::size_t count = 0;
+    for (int i = 0; i < 4096; ++i) {
+      count += ::fcntl(i, F_GETFD) != -1 ? 1U : 0U;
+    }
+    return count;
+  }();
+  std::error_code ec;
+  std::uint32_t number = 0;
+  for (; number < 1000 && !ec; ++number) {
+    ec = hand_out(number, make(MappedFile::seals), size, 1 + number * size);
+  }
+  EXPECT_EQ(ec, errc::protocol_violation) << "nobody takes the answers";
+  EXPECT_LE(memory_->mapped().all().size(), tcp::PeerMemory::max_mapped);
+  // Descriptors of which nothing is said.
+  for (int i = 0; i < 500; ++i) {
+    peer_->pass(std::make_shared<const Descriptor>(make(MappedFile::seals)));
+    std::byte byte{};
+    iovec piece{&byte, 1};
+    ASSERT_EQ(peer_->send({&piece, 1}), 1);
+    ASSERT_EQ(socket_->receive({&piece, 1}), 1);
+  }
+  std::size_t after = 0;
+  for (int i = 0; i < 4096; ++i) {
+    after += ::fcntl(i, F_GETFD) != -1 ? 1U : 0U;
+  }
+  EXPECT_LE(after - before, 2 * tcp::PeerMemory::max_mapped);
+}
+
+}  // namespace
+}  // namespace shared
+}  // namespace kvferry::shm::testing
