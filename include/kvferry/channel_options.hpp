@@ -40,7 +40,8 @@ struct ChannelOptions {
   std::vector<MemoryRegion> regions;
 
   /// Where to answer handshakes: `tcp://host:port` or `host:port`, port 0 for any free one, host `*` for all addresses.
-  /// A host that is a name is looked up by the constructor, for at most `handshake_timeout`.
+  /// A host that is a name is looked up by the constructor, for at most `handshake_timeout`; of several addresses one of
+  /// this host's is taken.
   /// Empty: no listener; the channel can connect, but not be connected to. LMCache: `peer_init_url`.
   std::string peer_init_url;
 
@@ -71,9 +72,9 @@ struct ChannelOptions {
   /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that
   /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one
   /// that has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
-  /// Connections of peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too: one that
-  /// was never used gives way to a newer one, and if all have been used, newer ones are refused with
-  /// `errc::resource_limit`.
+  /// Connections of peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too, as it
+  /// is when the channel is made or as it is raised later: one that was never used gives way to a newer one, and if
+  /// all have been used, newer ones are refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.

@@ -6,6 +6,20 @@
 
 #include <kvferry/version.hpp>
 
+#ifdef __cpp_rtti
+#define KVFERRY_PROGRAM_RTTI 1
+#else
+#define KVFERRY_PROGRAM_RTTI 0
+#endif
+
+// Asio's objects differ with and without run-time type information, and what includes kvferry shares them with it. A program
+// that was given a static library of the other kind compiles all of kvferry itself, and links nothing of the library.
+#if !defined(KVFERRY_HEADER_ONLY) && KVFERRY_PROGRAM_RTTI != KVFERRY_RTTI && KVFERRY_IS_STATIC && \
+    __has_include(<zmq.hpp>) && __has_include(<xxhash.h>) && (!KVFERRY_HAS_TLS || __has_include(<openssl/ssl.h>))
+#define KVFERRY_HEADER_ONLY 1
+#define KVFERRY_WITH_TLS KVFERRY_HAS_TLS
+#endif
+
 /// Whether all of kvferry is compiled with what includes it. `kvferry::tcp_header_only` sets it.
 #ifndef KVFERRY_HEADER_ONLY
 #define KVFERRY_HEADER_ONLY 0
@@ -27,11 +41,10 @@
 #define KVFERRY_EXPORT __attribute__((visibility("default")))
 
 #if !KVFERRY_HEADER_ONLY
-// Asio's objects differ with and without run-time type information, and what includes kvferry shares them with it.
-#if defined(__cpp_rtti) && !KVFERRY_RTTI
-#error "this kvferry was built without RTTI: build what includes it with -fno-rtti, or kvferry with -DKVFERRY_RTTI=ON"
-#elif !defined(__cpp_rtti) && KVFERRY_RTTI
-#error "this kvferry was built with RTTI: build what includes it with -frtti, or kvferry with -DKVFERRY_RTTI=OFF"
+#if KVFERRY_PROGRAM_RTTI && !KVFERRY_RTTI
+#error "this kvferry was built without RTTI: build what includes it with -fno-rtti, or kvferry with -DKVFERRY_RTTI=ON, or take kvferry::tcp_header_only"
+#elif !KVFERRY_PROGRAM_RTTI && KVFERRY_RTTI
+#error "this kvferry was built with RTTI: build what includes it with -frtti, or kvferry with -DKVFERRY_RTTI=OFF, or take kvferry::tcp_header_only"
 #endif
 // Asio's objects differ from version to version, too.
 #if ASIO_VERSION != KVFERRY_ASIO_VERSION
@@ -48,7 +61,7 @@
 #else
 #define KVFERRY_ABI_MODE
 #endif
-#ifdef __cpp_rtti
+#if KVFERRY_PROGRAM_RTTI
 #define KVFERRY_ABI_RTTI
 #else
 #define KVFERRY_ABI_RTTI _no_rtti

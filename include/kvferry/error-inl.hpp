@@ -169,7 +169,8 @@ KVFERRY_INLINE Conditions conditions_of_errno(int value) noexcept {
   return found == system_codes.end() ? 0 : found->conditions;
 }
 
-KVFERRY_INLINE Conditions conditions_of(const std::error_code& code) noexcept {
+KVFERRY_INLINE Conditions conditions_of(const std::error_code& made) noexcept {
+  const std::error_code code = of_this_copy(made);
   if (code.category() == error_category()) {
     const OwnCode* const own = find_own(code.value());
     return own == nullptr ? 0 : own->conditions;
@@ -259,6 +260,20 @@ KVFERRY_INLINE constinit const NeverDestroyed<ConditionCategory> the_condition_c
 KVFERRY_INLINE const std::error_category& error_category() noexcept { return the_error_category.value; }
 
 KVFERRY_INLINE const std::error_category& condition_category() noexcept { return the_condition_category.value; }
+
+KVFERRY_INLINE std::error_code of_this_copy(const std::error_code& code) noexcept {
+  const std::array categories{&error_category(), &asio::error::get_system_category(), &asio::error::get_misc_category(),
+                              &asio::error::get_netdb_category(), &asio::error::get_addrinfo_category()};
+  const std::string_view name = code.category().name();
+  const auto same = std::ranges::find_if(categories, [&](const std::error_category* own) {
+    return *own == code.category() || own->name() == name;
+  });
+  return same == categories.end() ? code : std::error_code(code.value(), **same);
+}
+
+KVFERRY_INLINE bool operator==(const std::error_code& code, errc value) noexcept {
+  return of_this_copy(code) == make_error_code(value);
+}
 
 KVFERRY_INLINE bool is_errc(std::int64_t value) noexcept { return find_own(value) != nullptr; }
 

@@ -131,6 +131,9 @@ enum class condition {
 [[nodiscard]] KVFERRY_EXPORT std::error_code make_error_code(errc code) noexcept;
 [[nodiscard]] KVFERRY_EXPORT std::error_condition make_error_condition(condition value) noexcept;
 
+/// Whether it is this code, whichever copy of kvferry in this process has made it: a plugin may have one of its own.
+[[nodiscard]] KVFERRY_EXPORT bool operator==(const std::error_code& code, errc value) noexcept;
+
 /// The stable name of an error, for metrics, logs and tests: the enumerator of an `errc` ("timed_out"), the symbol of
 /// an errno ("ECONNRESET"), Asio's name ("eof", "host_not_found"), else the number. The category is not part of it. The
 /// texts of `message()` may change between versions; these names don't.

@@ -212,7 +212,9 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
       impl_->link_options.link.lane.buffers = impl_->buffers;
     }
     tcp::check_congestion_control(given.congestion_control);
-    tcp::check_congestion_control(given.same_host_congestion_control);
+    if (given.same_host_congestion_control != TcpOptions().same_host_congestion_control) {
+      tcp::check_congestion_control(given.same_host_congestion_control);  // nobody has asked for the default one
+    }
     if (!given.peer_init_url.empty()) {
       impl_->listen(refusals());
     }

@@ -75,8 +75,9 @@ struct TcpOptions : ChannelOptions {
   std::string congestion_control;
 
   /// The same for connections within one host: both ends have one address, or are loopback addresses. Only where
-  /// `congestion_control` is empty. Reno is there on each Linux, and every process may choose it (tcp(7)); bbr paces what it
-  /// sends, which costs throughput where the way is short. Empty: as everywhere.
+  /// `congestion_control` is empty. Reno is there on each Linux, and most let every process choose it (tcp(7)); where a system
+  /// doesn't, its own choice stays. Bbr paces what it sends, which costs throughput where the way is short. Empty: as
+  /// everywhere. Another one than reno has to be there.
   std::string same_host_congestion_control = "reno";
 
   /// An idle connection is probed after this long, so that one that a firewall dropped is noticed before it is used.

@@ -36,6 +36,35 @@ std::set<errc> own_codes_of(condition wanted) {
   return codes;
 }
 
+/// What the category of another copy of the library, or of Asio, looks like: a plugin may have its own.
+class OtherCopy final : public std::error_category {
+ public:
+  explicit OtherCopy(const std::error_category& own) : own_(own) {}
+  [[nodiscard]] const char* name() const noexcept override { return own_.name(); }
+  [[nodiscard]] std::string message(int value) const override { return own_.message(value); }
+
+ private:
+  const std::error_category& own_;
+};
+
+TEST(Error, ACodeOfAnotherCopyComparesAsThisCopysDoes) {
+  const OtherCopy kvferrys(error_category());
+  for (const auto& own : own_codes()) {
+    const std::error_code code(own.value(), kvferrys);
+    EXPECT_TRUE(code == static_cast<errc>(own.value()) && static_cast<errc>(own.value()) == code);
+    EXPECT_FALSE(code == static_cast<errc>(own.value() + 1)) << own.value();
+    EXPECT_EQ(error_name(code), error_name(own));
+    for (const auto value : {condition::invalid_argument, condition::peer_failed, condition::retryable,
+                             condition::cancelled, condition::timed_out, condition::may_still_land}) {
+      EXPECT_EQ(code == value, own == value) << error_name(own);
+    }
+  }
+  const OtherCopy asios(asio::error::get_misc_category());
+  EXPECT_TRUE(std::error_code(asio::error::eof, asios) == condition::may_still_land);
+  const OtherCopy strangers(std::generic_category());
+  EXPECT_FALSE(std::error_code(static_cast<int>(errc::timed_out), strangers) == errc::timed_out);
+}
+
 TEST(Error, EveryCodeHasASentenceOfItsOwn) {
   std::set<std::string> sentences;
   for (const auto& code : own_codes()) {

@@ -1,11 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // A container of nothing but the program: no /etc/resolv.conf, no /etc/hosts, no /etc/services.
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <string>
 
@@ -25,7 +35,46 @@ bool empty_etc() {
          ::access("/etc/resolv.conf", F_OK) != 0;
 }
 
+/// @return whether no socket of this process can have its congestion control chosen from here on: a sandbox may have none, and
+/// a system may allow none but its own (net.ipv4.tcp_allowed_congestion_control).
+bool forbid_congestion_control() {
+  constexpr auto argument = [](std::size_t number) {
+    return static_cast<std::uint32_t>(offsetof(seccomp_data, args) + number * sizeof(std::uint64_t));
+  };
+  std::array filter{sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                    sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_setsockopt, 0, 5),
+                    sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument(1)),
+                    sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, IPPROTO_TCP, 0, 3),
+                    sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument(2)),
+                    sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONGESTION, 0, 1),
+                    sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                    sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
 }  // namespace
+
+KVFERRY_PROGRAM(no_choice_of_congestion_control) {
+  if (!forbid_congestion_control()) {
+    std::perror("no filter of system calls");
+    return 1;
+  }
+  Node decode(1);
+  Node prefill(1, {}, false);
+  prefill.channel->lazy_init_peer_connection("prefill", "decode", decode.channel->peer_init_url());
+  prefill.fill(1);
+  const auto pages = indexes(1);
+  prefill.channel->batched_write(prefill.pages(1), {.peer_id = "decode", .remote_indexes = pages});
+  TcpOptions chosen;
+  chosen.congestion_control = "reno";
+  try {
+    const Node other(1, chosen);
+    return 1;  // who asks for one is told
+  } catch (const TransferError& error) {
+    return error.code() == std::errc::operation_not_permitted && decode.memory == prefill.memory ? 0 : 1;
+  }
+}
 
 KVFERRY_PROGRAM(empty_etc) {
   if (!empty_etc()) {
@@ -64,6 +113,11 @@ namespace {
 
 TEST(BareSystem, ChannelsWorkWithoutAnythingInEtc) {
   const auto ended = Program::run("empty_etc");
+  EXPECT_TRUE(ended.right()) << ended.to_string();
+}
+
+TEST(BareSystem, ChannelsWorkWhereCongestionControlCannotBeChosen) {
+  const auto ended = Program::run("no_choice_of_congestion_control");
   EXPECT_TRUE(ended.right()) << ended.to_string();
 }
 

@@ -280,14 +280,23 @@ KVFERRY_PROGRAM(channel_before_main) { return 0; }
 
 KVFERRY_PROGRAM(channel_without_standard_descriptors) {
   const int error_output = ::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
-  for (int descriptor = 0; descriptor <= 2; ++descriptor) {
-    ::close(descriptor);
-  }
+  const auto close_standard = [] {
+    for (int descriptor = 0; descriptor <= 2; ++descriptor) {
+      ::close(descriptor);
+    }
+  };
+  close_standard();
   StaticPair pair;
-  std::printf("what would go to a peer\n");
-  std::fflush(stdout);
-  std::fprintf(stderr, "and this\n");
-  for (int i = 0; i < 100; ++i) {
+  for (int connection = 0; connection < 3; ++connection) {
+    std::printf("what would go to a peer\n");
+    std::fflush(stdout);
+    std::fprintf(stderr, "and this\n");
+    for (int i = 0; i < 30; ++i) {
+      pair.write();
+    }
+    // Also where they are closed while there are channels, as by a program that becomes a daemon.
+    pair.prefill->channel->disconnect("decode");
+    close_standard();
     pair.write();
   }
   require_working_errors(*pair.prefill->channel);

@@ -10,7 +10,9 @@
 #include <array>
 #include <csignal>
 #include <cstdio>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "common/process_figures.hpp"
 #include "program.hpp"
@@ -115,7 +117,37 @@ KVFERRY_PROGRAM(strangers_hold_their_connections) {
   return 0;
 }
 
+KVFERRY_PROGRAM(descriptors_are_raised_later) {
+  constexpr std::size_t many = 40;
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const rlimit few{64, limit.rlim_max};
+  ::setrlimit(RLIMIT_NOFILE, &few);
+  Node hub(2);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  std::vector<std::unique_ptr<Node>> peers;
+  while (peers.size() < many) {
+    peers.push_back(std::make_unique<Node>(2, TcpOptions{}, false));
+    peers.back()->channel->lazy_init_peer_connection("peer-" + std::to_string(peers.size()), "hub",
+                                                     hub.channel->peer_init_url());
+  }
+  for (const auto& peer : peers) {
+    std::error_code ec;
+    peer->channel->batched_write({ConstBuffer(peer->memory.data(), page_size)},
+                                 {.peer_id = "hub", .remote_indexes = std::array<std::uint64_t, 1>{0}}, ec);
+    if (ec) {
+      return failed("a peer of many", ec);
+    }
+  }
+  return hub.channel->stats().connected_peers == many ? 0 : failed("not all are connected", {});
+}
+
 namespace {
+
+TEST(StrangersLinks, AreAsManyAsDescriptorsAllowByThen) {
+  const auto ended = Program::run("descriptors_are_raised_later");
+  EXPECT_TRUE(ended.right()) << ended.to_string();
+}
 
 TEST(StrangersLinks, LeaveDescriptorsToOthers) {
   const auto ended = Program::run("strangers_hold_their_connections");

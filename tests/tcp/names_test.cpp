@@ -63,6 +63,28 @@ TEST(PeerNames, DataGoesToThePodThatAnsweredTheHandshake) {
   }
 }
 
+TEST(PeerNames, BothPortsOfAChannelAreAtTheSameOfANamesAddressesWhichIsThisHosts) {
+  // In another order at each lookup, and one of them another host's.
+  ScriptedNames names;
+  std::vector<std::vector<std::string>> turns;
+  for (int i = 0; i < 6; ++i) {
+    turns.push_back({"127.0.0.3", "192.0.2.1", "127.0.0.2"});
+    turns.push_back({"127.0.0.2", "127.0.0.3", "192.0.2.1"});
+    turns.push_back({"192.0.2.1", "127.0.0.2", "127.0.0.3"});
+  }
+  names.answer("service.test", turns);
+  for (int round = 0; round < 3; ++round) {
+    Node server(4, listening_at("service.test"));
+    Node node(4, {}, false);
+    std::error_code ec;
+    std::string why;
+    node.channel->lazy_init_peer_connection("node", "server", server.channel->peer_init_url(), {}, {.diagnostic = &why},
+                                            ec);
+    ASSERT_FALSE(ec) << ec.message() << ": " << why;
+    EXPECT_EQ(node.channel->batched_write(node.pages(4), {.peer_id = "server", .remote_indexes = indexes(4)}), 4U);
+  }
+}
+
 TEST(PeerNames, AConstructorWaitsForTheNameToListenAtNoLongerThanAHandshake) {
   ScriptedNames names;
   names.hold("slow.test");

@@ -43,7 +43,8 @@ KVFERRY_INLINE bool is_errno(const std::error_code& code) noexcept {
 
 }  // namespace internal
 
-KVFERRY_INLINE std::string error_name(const std::error_code& code) {
+KVFERRY_INLINE std::string error_name(const std::error_code& made) {
+  const std::error_code code = of_this_copy(made);
   std::string_view name;
   if (code.category() == error_category()) {
     name = errc_name(code.value());

@@ -12,10 +12,13 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/detail/standard_descriptors.hpp>
+
 namespace kvferry::inline KVFERRY_ABI {
 inline namespace internal {
 
 KVFERRY_INLINE int make_event() {
+  occupy_standard_descriptors();
   const int descriptor = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (descriptor < 0) {
     throw TransferError({errno, std::system_category()}, "cannot create an eventfd");

@@ -3,23 +3,38 @@
 
 #include <kvferry/detail/name_resolution.hpp>
 
+#include <sys/socket.h>
+
 #include <asio/ip/address.hpp>
+#include <asio/ip/tcp.hpp>
 
 #include <algorithm>
 #include <future>
 #include <memory>
 #include <string>
 #include <system_error>
+#include <tuple>
 #include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/kit/operation.hpp>
 
+#include <kvferry/detail/descriptor.hpp>
 #include <kvferry/detail/host_address.hpp>
 #include <kvferry/detail/name_lookups.hpp>
 #include <kvferry/detail/text.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
+inline namespace internal {
+
+KVFERRY_INLINE bool is_bindable(const asio::ip::address& address) {
+  const asio::ip::tcp::endpoint endpoint(address, 0);
+  // A socket that takes no connections disturbs nobody.
+  const Descriptor probe(::socket(endpoint.protocol().family(), SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  return probe && ::bind(probe.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())) == 0;
+}
+
+}  // namespace internal
 
 KVFERRY_INLINE HostPort listening_address(const HostPort& host, std::chrono::milliseconds patience) {
   if (host.is_wildcard() || address_of(host.host)) {
@@ -41,8 +56,10 @@ KVFERRY_INLINE HostPort listening_address(const HostPort& host, std::chrono::mil
   if (addresses.empty()) {
     return host;
   }
-  const auto ipv4 = std::ranges::find_if(addresses, &asio::ip::address::is_v4);
-  return {(ipv4 != addresses.end() ? *ipv4 : addresses.front()).to_string(), host.port};
+  const auto worth = [](const asio::ip::address& address) {
+    return std::tuple(!is_bindable(address), !address.is_v4(), address.is_loopback(), address);
+  };
+  return {std::ranges::min(addresses, {}, worth).to_string(), host.port};
 }
 
 }  // namespace kvferry::kit

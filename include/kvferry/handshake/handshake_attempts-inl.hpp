@@ -3,11 +3,11 @@
 
 #include <kvferry/handshake/handshake_attempts.hpp>
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <iterator>
 
+#include <kvferry/detail/descriptor_limit.hpp>
+#include <kvferry/detail/standard_descriptors.hpp>
 #include <kvferry/handshake/curve.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -24,13 +24,8 @@ inline constexpr std::chrono::milliseconds slot_pause{20};
 /// The kernel waits for minutes, with growing pauses, for a host that does not respond.
 inline constexpr int connect_timeout_ms = 2000;
 
-KVFERRY_INLINE std::size_t default_slots() {
-  rlimit descriptors{};
-  ::getrlimit(RLIMIT_NOFILE, &descriptors);
-  return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 24, 8, 1024));
-}
-
 KVFERRY_INLINE HandshakeSocket connected_socket(const SharedContext& context, std::size_t max_message_bytes) {
+  occupy_standard_descriptors();
   // A REQ, unlike a DEALER, takes none but servers for its peer: no other client, and not itself, to which TCP may
   // connect it while nobody listens at a port of the ephemeral range.
   HandshakeSocket socket(context, zmq::socket_type::req, max_message_bytes);
@@ -40,7 +35,7 @@ KVFERRY_INLINE HandshakeSocket connected_socket(const SharedContext& context, st
 
 }  // namespace internal
 
-KVFERRY_INLINE ConnectSlots::ConnectSlots() : ConnectSlots(default_slots()) {}
+KVFERRY_INLINE ConnectSlots::ConnectSlots() : ConnectSlots(share_of_descriptors(24, 8, 1024)) {}
 
 KVFERRY_INLINE std::optional<ConnectSlots::Slot> ConnectSlots::take(HandshakeAttempts& owner, bool again,
                                                                     TimePoint now) {

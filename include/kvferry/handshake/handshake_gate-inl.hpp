@@ -7,7 +7,6 @@
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -24,8 +23,10 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/detail/descriptor_limit.hpp>
 #include <kvferry/detail/listening_socket.hpp>
 #include <kvferry/detail/source_address.hpp>
+#include <kvferry/detail/standard_descriptors.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
@@ -70,9 +71,7 @@ KVFERRY_INLINE HandshakeGate::Bounds HandshakeGate::Bounds::of(std::size_t messa
   // What is larger may take longer to come.
   bounds.patience += std::chrono::milliseconds(std::min<std::size_t>(message >> 10, 60'000));
   // Three descriptors each; the rest is for data connections, other channels and all else that the process does.
-  rlimit descriptors{};
-  ::getrlimit(RLIMIT_NOFILE, &descriptors);
-  bounds.connections = static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 12, 8, 1024));
+  bounds.connections = share_of_descriptors(12, 8, 1024);
   return bounds;
 }
 
@@ -159,6 +158,7 @@ KVFERRY_INLINE bool HandshakeGate::accept_one() {
     pause_accepting(true);
     return false;
   }
+  occupy_standard_descriptors();
   sockaddr_storage from{};
   socklen_t size = sizeof(from);
   Descriptor outer(::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&from), &size, SOCK_CLOEXEC | SOCK_NONBLOCK));

@@ -4,6 +4,7 @@
 #include <kvferry/kit/init_exchange.hpp>
 
 #include <exception>
+#include <new>
 
 #include <kvferry/error.hpp>
 #include <kvferry/log.hpp>
@@ -62,7 +63,12 @@ KVFERRY_INLINE std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest re
     exchange->finish({errc::closed, {}});
     return nullptr;
   }
-  deadlines_->add(deadline, exchange);
+  try {
+    deadlines_->add(deadline, exchange);
+  } catch (const std::bad_alloc&) {
+    exchange->finish({std::make_error_code(std::errc::not_enough_memory), {}});
+    return nullptr;
+  }
   if (exchange->ended()) {
     remove(*exchange);  // cancelled before it was entered
   }

@@ -163,16 +163,16 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   }
   question.timeout_ms = milliseconds_until(deadline);
   const SideMessage message = encode_side_message(question);
-  lock.lock();
-  Peer* const still = current(peer_id, attempt);
-  if (still != nullptr) {
+  {
+    const Lock relock(mutex_);  // let go before the stay ends, whatever is thrown
+    Peer* const still = current(peer_id, attempt);
+    if (still == nullptr) {
+      return;
+    }
     still->attempt.dial = dial;
     still->attempt.question = message;
   }
-  lock.unlock();
-  if (still != nullptr) {
-    ask(peer_id, attempt, question_url, message, deadline);
-  }
+  ask(peer_id, attempt, question_url, message, deadline);
 }
 
 KVFERRY_INLINE void PeerDirectory::ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url,

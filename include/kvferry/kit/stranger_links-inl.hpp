@@ -20,6 +20,7 @@ KVFERRY_INLINE const std::string* PeerDirectory::idle_link(const StrangerLinks::
 
 /// Whether a link of one descriptor of somebody who comes by himself would find room, or be given it.
 KVFERRY_INLINE bool PeerDirectory::may_link(const std::string& source) {
+  stranger_links_.raise(StrangerLinks::bounds(options_.max_peers));
   const auto* const greedy = stranger_links_.greedy(source, 1);
   return greedy == nullptr || idle_link(*greedy) != nullptr;
 }

@@ -3,8 +3,6 @@
 #ifndef KVFERRY_KIT_STRANGER_LINKS_HPP
 #define KVFERRY_KIT_STRANGER_LINKS_HPP
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -12,6 +10,10 @@
 #include <map>
 #include <optional>
 #include <string>
+
+#include <kvferry/config.hpp>
+
+#include <kvferry/detail/descriptor_limit.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
@@ -37,10 +39,15 @@ class StrangerLinks {
   /// Half of the descriptors that the process may have: the rest is for peers that the user has named, for the ports
   /// and for all else that the process does.
   [[nodiscard]] static Amount bounds(std::size_t max_peers) {
-    constexpr rlim_t most = 1 << 20;
-    rlimit descriptors{};
-    ::getrlimit(RLIMIT_NOFILE, &descriptors);
-    return {max_peers, static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 2, 8, most))};
+    return {max_peers, share_of_descriptors(2, 8, 1 << 20)};
+  }
+
+  /// The process may have more descriptors than it could. Where it may have fewer, those who are here keep theirs.
+  void raise(const Amount& bounds) {
+    if (bounds.descriptors > bounds_.descriptors) {
+      bounds_.descriptors = bounds.descriptors;
+      bounds_of_source_.descriptors = three_quarters(bounds.descriptors);
+    }
   }
 
   /// Of which source a link has to go before one more has room; null if there is room.
@@ -139,8 +146,8 @@ class StrangerLinks {
 
   static constexpr std::size_t three_quarters(std::size_t all) { return all - all / 4; }
 
-  const Amount bounds_;
-  const Amount bounds_of_source_;
+  Amount bounds_;
+  Amount bounds_of_source_;
   const Ids none_;
   Amount used_;
   std::map<std::string, Source> sources_;

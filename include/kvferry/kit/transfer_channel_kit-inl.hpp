@@ -28,6 +28,7 @@
 
 #include <kvferry/kit/blocking_transfer.hpp>
 #include <kvferry/kit/checks.hpp>
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/fence.hpp>
 #include <kvferry/kit/init_exchange.hpp>
 #include <kvferry/kit/io_threads.hpp>
@@ -212,10 +213,21 @@ class TransferChannelKit::Impl {
     const auto until = deadline_after(*request.timeout);
     auto exchange = exchanges->begin(std::move(request), std::move(completion), until);
     if (exchange && !problem.empty()) {
-      exchange->finish({errc::invalid_url, problem});
+      exchange->finish({errc::invalid_url, std::move(problem)});
       return nullptr;
     }
     return exchange;
+  }
+
+  /// An exchange that has begun ends as any other does, whatever is thrown on its way: it must not outlive a call that
+  /// throws, whose diagnostic it writes.
+  template <class Work>
+  static void go_on(const std::shared_ptr<InitExchange>& exchange, Work work) {
+    try {
+      work();
+    } catch (...) {
+      exchange->finish(failure_being_handled());
+    }
   }
 
   void ask(const std::shared_ptr<InitExchange>& exchange, const std::string& url) {
@@ -526,7 +538,12 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
     operation->request_stop(errc::timed_out);
     return;
   }
-  impl_->peers->route(operation);
+  try {
+    impl_->peers->route(operation);
+  } catch (...) {
+    Failure failure = failure_being_handled();
+    operation->finish(failure.code, std::move(failure.sentence));
+  }
 }
 
 KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error_code& ec) {
@@ -594,34 +611,36 @@ KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uin
   if (!exchange) {
     return;
   }
-  const InitRequest& asked = exchange->request();
-  Failure wrong = check_id(asked.peer_id, "the peer's");
-  if (!wrong) {
-    wrong = check_id(asked.local_id, "the local");
-  }
-  if (wrong) {
-    exchange->finish(wrong);
-    return;
-  }
-  const auto connected = [this, exchange, incarnation, found = std::move(found)](const Failure& failure) {
-    if (failure || exchange->ended()) {
-      exchange->finish(failure);
+  Impl::go_on(exchange, [&] {
+    const InitRequest& asked = exchange->request();
+    Failure wrong = check_id(asked.peer_id, "the peer's");
+    if (!wrong) {
+      wrong = check_id(asked.local_id, "the local");
+    }
+    if (wrong) {
+      exchange->finish(wrong);
       return;
     }
-    const InitRequest& given = exchange->request();
-    if (found) {
-      exchange->finish(impl_->peers->acknowledge(given.peer_id, incarnation, *found));
-      return;
-    }
-    impl_->peers->acknowledge(given.peer_id);
-    if (given.side_message) {
-      impl_->ask(exchange, impl_->peers->reached_url(given.peer_id, given.peer_init_url));
-    } else {
-      exchange->finish({});
-    }
-  };
-  impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url, incarnation,
-                        {exchange->deadline(), connected, [exchange] { return exchange->ended(); }});
+    const auto connected = [this, exchange, incarnation, found = std::move(found)](const Failure& failure) {
+      if (failure || exchange->ended()) {
+        exchange->finish(failure);
+        return;
+      }
+      const InitRequest& given = exchange->request();
+      if (found) {
+        exchange->finish(impl_->peers->acknowledge(given.peer_id, incarnation, *found));
+        return;
+      }
+      impl_->peers->acknowledge(given.peer_id);
+      if (given.side_message) {
+        impl_->ask(exchange, impl_->peers->reached_url(given.peer_id, given.peer_init_url));
+      } else {
+        exchange->finish({});
+      }
+    };
+    impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url, incarnation,
+                          {exchange->deadline(), connected, [exchange] { return exchange->ended(); }});
+  });
 }
 
 KVFERRY_INLINE void TransferChannelKit::answer_side_messages() {
@@ -637,7 +656,7 @@ KVFERRY_INLINE void TransferChannelKit::start_side_message(InitRequest request, 
     return;
   }
   if (const auto exchange = impl_->begin_exchange(std::move(request), std::move(completion))) {
-    impl_->ask(exchange, exchange->request().peer_init_url);
+    Impl::go_on(exchange, [&] { impl_->ask(exchange, exchange->request().peer_init_url); });
   }
 }
 

@@ -20,6 +20,8 @@
 #include <kvferry/error.hpp>
 #include <kvferry/tcp/peer_memory.hpp>
 
+#include <kvferry/detail/standard_descriptors.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::shm {
 inline namespace internal {
 
@@ -38,6 +40,7 @@ template <class Call>
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path + 1, name.data(), std::min(name.size(), sizeof(address.sun_path) - 1));
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  occupy_standard_descriptors();
   Descriptor opened(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!opened || call(opened.get(), reinterpret_cast<const sockaddr*>(&address), size) != 0) {
     throw TransferError({errno, std::system_category()}, "a Unix-domain socket");

@@ -5,8 +5,6 @@
 
 #include <asio/ip/v6_only.hpp>
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -17,6 +15,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include <kvferry/detail/descriptor_limit.hpp>
 #include <kvferry/detail/host_address.hpp>
 #include <kvferry/detail/name_resolution.hpp>
 #include <kvferry/detail/source_address.hpp>
@@ -36,11 +35,7 @@ inline constexpr std::size_t unannounced_greetings = 64;
 inline constexpr std::size_t max_expected = std::size_t{1} << 14;
 
 /// A connection that has not said its hello costs a descriptor.
-KVFERRY_INLINE std::size_t max_greetings() {
-  rlimit descriptors{};
-  ::getrlimit(RLIMIT_NOFILE, &descriptors);
-  return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 4, 16, 4096));
-}
+KVFERRY_INLINE std::size_t max_greetings() { return share_of_descriptors(4, 16, 4096); }
 /// How long accepting rests when the process is out of file descriptors.
 inline constexpr std::chrono::milliseconds accept_pause{100};
 

@@ -11,12 +11,15 @@
 
 #include <kvferry/config.hpp>
 
+#include <kvferry/detail/standard_descriptors.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// Opens a socket or an acceptor that programs which this process starts don't inherit. Asio's own `open` lets them, and
 /// such a program then keeps the port in use, and the peer waiting, for as long as it runs.
 template <class AsioSocket>
 void open_socket(AsioSocket& socket, const asio::ip::tcp& protocol, std::error_code& ec) {
+  occupy_standard_descriptors();
   const int descriptor = ::socket(protocol.family(), SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
   if (descriptor == -1) {
     ec.assign(errno, std::system_category());
@@ -31,6 +34,7 @@ void open_socket(AsioSocket& socket, const asio::ip::tcp& protocol, std::error_c
 /// Takes a connection that waits at the acceptor, again not to be inherited. The acceptor must not block: if no connection
 /// waits, `ec` is `std::errc::operation_would_block`.
 [[nodiscard]] inline asio::ip::tcp::socket accept_socket(asio::ip::tcp::acceptor& acceptor, std::error_code& ec) {
+  occupy_standard_descriptors();
   asio::ip::tcp::socket socket(acceptor.get_executor());
   sockaddr_storage remote{};
   socklen_t size = sizeof(remote);

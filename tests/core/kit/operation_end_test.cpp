@@ -20,6 +20,7 @@
 #include <kvferry/kit/operation.hpp>
 
 #include "common/failing_allocations.hpp"
+#include "test_channel.hpp"
 #include <kvferry/kit/init_exchange.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/striped_operation.hpp>
@@ -112,6 +113,29 @@ TEST_F(OperationEnd, OfACallThatConnectsNeedsNoMemory) {
     ASSERT_EQ(outcome.calls, 1) << allocations;
     EXPECT_EQ(outcome.error, errc::connection_lost);
   }
+}
+
+TEST(CallsShortOfMemory, WriteNothingOnceTheyHaveThrown) {
+  bool refused = true;
+  int thrown = 0;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    auto diagnostic = std::make_unique<std::string>();
+    tests::TestChannel channel({}, nullptr);
+    std::error_code ec;
+    const bool threw = throws_with(allocations, [&] {
+      channel.lazy_init_peer_connection("a name that is too long for a string's own buffer",
+                                        "a peer of a name that is too long for a string's own buffer",
+                                        "tcp://127.0.0.1:1", {},
+                                        {.timeout = std::chrono::milliseconds(1), .diagnostic = diagnostic.get()}, ec);
+    });
+    refused = allocation_refused;
+    EXPECT_TRUE(threw || ec);
+    thrown += threw ? 1 : 0;
+    *diagnostic = "the caller's";
+    channel.close();
+    EXPECT_TRUE(!threw || *diagnostic == "the caller's") << allocations << ": " << *diagnostic;
+  }
+  EXPECT_GT(thrown, 0);
 }
 
 /// Begins as many parts of an operation as it is told, and then has no memory for more.

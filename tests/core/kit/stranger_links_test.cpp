@@ -41,6 +41,20 @@ TEST(StrangerLinks, DescriptorsCountAsWell) {
   EXPECT_EQ(gives_way(links, "10.0.0.2", 17), "-");
 }
 
+TEST(StrangerLinks, MoreDescriptorsMakeMoreRoomAndFewerTakeNoneAway) {
+  StrangerLinks links({100, 8});
+  for (int i = 0; i < 6; ++i) {
+    links.enter(std::to_string(i), "10.0.0.1", 1);
+  }
+  EXPECT_EQ(gives_way(links, "10.0.0.1"), "0") << "a source has three quarters";
+  links.raise({100, 16});
+  EXPECT_EQ(gives_way(links, "10.0.0.1", 6), "");
+  EXPECT_EQ(gives_way(links, "10.0.0.1", 7), "0");
+  EXPECT_EQ(gives_way(links, "10.0.0.2", 10), "");
+  links.raise({100, 4});
+  EXPECT_EQ(gives_way(links, "10.0.0.1", 6), "");
+}
+
 TEST(StrangerLinks, WhoWasNeverUsedGoesFirstAndThenWhoHasBeenIdleForLongest) {
   using namespace std::chrono_literals;
   StrangerLinks links({4, 100});
