@@ -4,11 +4,11 @@
 # its own, which is kept, and runs its tests in tests/engines.
 #
 #   tests/engines.sh [--only lmcache|vllm|llama] [--installed PREFIX] [PYTEST ARGUMENT...]
-#   tests/engines.sh --times [--installed PREFIX] [--turns N]
+#   tests/engines.sh --times [--only lmcache|vllm] [--installed PREFIX]
 #
 # --installed: the extension is built on the kvferry that is installed there, instead of compiling the library again.
-# --times: measures vLLM's connectors beside each other instead, from the end of a prompt in one instance to the first token
-#   in another; see tests/engines/vllm_times.py.
+# --times: measures kvferry beside others instead: LMCache's channels by its own benchmark, and vLLM's connectors from the end of
+#   a prompt in one instance to the first token in another (tests/engines/vllm_times.py).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,7 +21,7 @@ installed=()
 times=
 while [[ ${1-} == --only || ${1-} == --installed || ${1-} == --times ]]; do
   if [[ $1 == --times ]]; then
-    times=1 engines=(vllm)
+    times=1 engines=(lmcache vllm)
     shift
     continue
   elif [[ $1 == --only ]]; then
@@ -66,8 +66,14 @@ for engine in "${engines[@]}"; do
   fi
   "$environment/bin/pip" install "${quiet[@]}" --force-reinstall --no-deps "${options[@]}" .
   if [[ $times ]]; then
-    "$environment/bin/pip" install "${quiet[@]}" --no-deps 'nixl==1.5.2' 'nixl-cu13==1.5.1'
-    "$environment/bin/python" tests/engines/vllm_times.py "$@"
+    others=('nixl==1.5.2' 'nixl-cu13==1.5.1')
+    program=vllm_times.py
+    if [[ $engine == lmcache ]]; then
+      others+=('mooncake-transfer-engine-non-cuda==0.3.13.post1')
+      program=lmcache_benchmark.py
+    fi
+    "$environment/bin/pip" install "${quiet[@]}" --no-deps "${others[@]}"
+    "$environment/bin/python" "tests/engines/$program" "$@"
     continue
   fi
   "$environment/bin/python" -m pytest -q -W default tests/engines/test_"$engine"*.py "$@"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kvferry as a transfer channel of LMCache's (0.5), named "kvferry".
+"""kvferry as a transfer channel of LMCache's (0.5): "kvferry" over TCP, "kvferry_shm" within a host, and "kvferry_auto"
+over the better one of the two. Both sides have the same.
 
 Importing this module registers it. LMCache makes its channel before it imports plug-ins, so the module is imported by a
 launcher, which runs any other module:
@@ -12,7 +13,7 @@ from __future__ import annotations
 import runpy
 import sys
 import uuid
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lmcache.v1.distributed.internal_api import L1MemoryDesc
@@ -25,9 +26,18 @@ from lmcache.v1.distributed.transfer_channel.api import TransferChannelAddress, 
 from lmcache.v1.distributed.transfer_channel.factory import register_transfer_channel_factory
 from numpy.typing import NDArray
 
-from . import Addresses, CompletionQueue, Operation, Region, TcpTransferChannel
+from . import (
+    Addresses,
+    AutoTransferChannel,
+    BaseTransferChannel,
+    CompletionQueue,
+    Operation,
+    Region,
+    ShmTransferChannel,
+    TcpTransferChannel,
+)
 
-__all__ = ["KvferryClient", "KvferryContext", "KvferryServer"]
+__all__ = ["KvferryAutoContext", "KvferryClient", "KvferryContext", "KvferryServer", "KvferryShmContext"]
 
 
 class KvferryServer(TransferChannelServer):
@@ -93,6 +103,8 @@ class KvferryContext(TransferChannelContext):
     read_timeout: seconds, after which a read has failed. A peer that is gone is looked for until then.
     """
 
+    channel_class: ClassVar[type[BaseTransferChannel]] = TcpTransferChannel
+
     def __init__(
         self,
         l1_memory_desc: L1MemoryDesc,
@@ -108,7 +120,7 @@ class KvferryContext(TransferChannelContext):
         self.tasks = 0
         # Peers name bytes and no pages.
         region = Region((self.address, self.size), page_size=self.size, access="read")
-        self.channel = TcpTransferChannel(
+        self.channel = self.channel_class(
             regions=[region],
             peer_init_url=_without_scheme(listen_url),
             advertised_init_url=_without_scheme(advertise_url),
@@ -146,6 +158,18 @@ class KvferryContext(TransferChannelContext):
         self.channel.close()
 
 
+class KvferryShmContext(KvferryContext):
+    """Within a host."""
+
+    channel_class = ShmTransferChannel
+
+
+class KvferryAutoContext(KvferryContext):
+    """Within a host where that gets through, and else over TCP."""
+
+    channel_class = AutoTransferChannel
+
+
 def _without_scheme(url: str) -> str:
     return url.split("://", 1)[-1]
 
@@ -164,4 +188,7 @@ if __name__ == "__main__":
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 else:
-    register_transfer_channel_factory("kvferry", KvferryContext)
+    for _name, _context in (
+        ("kvferry", KvferryContext), ("kvferry_shm", KvferryShmContext), ("kvferry_auto", KvferryAutoContext)
+    ):  # fmt: skip
+        register_transfer_channel_factory(_name, _context)

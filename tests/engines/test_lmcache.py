@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,40 +15,17 @@ import pytest
 from lmcache.v1.distributed.internal_api import L1MemoryDesc
 from lmcache.v1.distributed.transfer_channel.api import TransferChannelReadResult
 from lmcache.v1.distributed.transfer_channel.factory import create_transfer_channel_context
+from lmcache_benchmark import benchmark, free_url
 
 SIZE = 1 << 20
 OBJECT = 1 << 16
 
 
-def free_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kvferry.lmcache", "lmcache.tools.transfer_channel_benchmark", *arguments]
-    environment = {**os.environ, "LMCACHE_LOG_LEVEL": "INFO"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-
-
-def test_lmcaches_benchmark_verifies_what_it_reads() -> None:
-    url, control, listen = free_url(), free_url(), free_url()
-    common = ["--transfer-channel-type", "kvferry", "--url", url, "--control-url", control]
-    sizes = ["--page-size", "64KB", "--object-size", "1MB", "--num-objects", "32", "--server-timeout", "120"]
-    server = launch("--role", "server", *common, "--buffer-size", "256MB", *sizes)
-    client = launch(
-        "--role", "client", *common, "--listen-url", listen, *sizes, "--iters", "5", "--warmup", "1", "--verify"
-    )
-    try:
-        output, _ = client.communicate(timeout=180)
-    finally:
-        server.kill()
-        server.communicate()
+@pytest.mark.parametrize("name", ["kvferry", "kvferry_shm", "kvferry_auto"])
+def test_lmcaches_benchmark_verifies_what_it_reads(name: str) -> None:
+    status, output = benchmark(name)
     print(output)
-    assert client.returncode == 0
+    assert status == 0
     assert "verify OK: 32 objects match" in output
 
 

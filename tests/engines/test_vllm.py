@@ -60,6 +60,8 @@ def test_a_pair_says_what_a_single_instance_says_and_computes_no_prompt_twice(
     assert computed_by(prefill) - before[0] == sum(map(len, PROMPTS.values()))
     # Of a prompt the decoding instance computes its last token, which gives the first of the answer.
     assert computed_by(decode) - before[1] == len(PROMPTS) * TOKENS
+    print(paths := decode.paths())
+    assert paths and all(path.startswith("tcp") for path in paths)
     prefill.wait_until_no_blocks_are_used(60)
     decode.wait_until_no_blocks_are_used(60)
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from vllm_pair import OPTIONS, PROMPTS, TOKENS, Instance, answers_to_all, computed_by, free_port, instances, running
 
+PUSH = {**OPTIONS, "mode": "push", "transport": "auto"}
 #: Prompts are computed in up to four steps.
 CHUNKS = {"enable_chunked_prefill": True, "max_num_batched_tokens": 128}
 
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, Any]:
-    return {**OPTIONS, "mode": "push", "port": free_port()}
+    return {**PUSH, "port": free_port()}
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,13 @@ def prefill(model: Path, logs: Path, options: dict[str, Any]) -> Iterator[Instan
 @pytest.fixture(scope="module")
 def decode(model: Path, logs: Path) -> Iterator[Instance]:
     """Has another number of blocks than the prefilling one."""
-    pushed = {**OPTIONS, "mode": "push"}
-    yield from running(Instance(model, logs / "pushed.log", "kv_consumer", pushed, num_gpu_blocks_override=700))
+    yield from running(Instance(model, logs / "pushed.log", "kv_consumer", PUSH, num_gpu_blocks_override=700))
 
 
 @pytest.fixture(scope="module")
 def second_decode(model: Path, logs: Path) -> Iterator[Instance]:
     """Has smaller blocks, asks for checksums, and remembers prefixes."""
-    pushed = {**OPTIONS, "mode": "push", "checksums": True}
+    pushed = {**PUSH, "checksums": True}
     yield from running(
         Instance(
             model, logs / "pushed2.log", "kv_consumer", pushed,
@@ -76,6 +76,8 @@ def test_a_pair_says_what_a_single_instance_says_and_computes_no_prompt_twice(
     assert computed_by(prefill) - before[0] == sum(map(len, PROMPTS.values()))
     # Of a prompt the decoding instance computes its last token, which gives the first of the answer.
     assert computed_by(decode) - before[1] == len(PROMPTS) * TOKENS
+    print(paths := decode.paths())
+    assert paths and all(path.startswith("shm") for path in paths)
     prefill.wait_until_no_blocks_are_used(60)
     decode.wait_until_no_blocks_are_used(60)
 
@@ -141,7 +143,7 @@ def test_a_killed_prefilling_instance_and_its_successor(
     expected: dict[str, list[int]], decode: Instance, model: Path, logs: Path
 ) -> None:
     """Its blocks are smaller: what the decoding instance has in one block lies in four."""
-    options = {**OPTIONS, "mode": "push", "port": free_port()}
+    options = {**PUSH, "port": free_port()}
 
     def instance(log: str) -> Instance:
         return Instance(

@@ -11,6 +11,7 @@ Answers: {"ready": true}, {"finished": ID, "tokens": [...], "kv_transfer_params"
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import sys
@@ -32,6 +33,8 @@ def answer(**event: Any) -> None:
 
 
 def main() -> None:
+    logging.basicConfig()
+    logging.getLogger("kvferry.vllm").setLevel(logging.INFO)
     from vllm import SamplingParams
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine

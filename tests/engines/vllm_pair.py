@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -107,6 +108,10 @@ class Instance:
         """The request has finished or never does."""
         self._order(abort=name)
         self._wait(lambda: name in self._aborted, f"the abort of {name}")
+
+    def paths(self) -> set[str]:
+        """How bytes have travelled, as the log has it."""
+        return set(re.findall(r"connected to \S+: (.*)", self.log.read_text()))
 
     def is_aborted(self, name: str) -> bool:
         with self._changed:
