@@ -5,9 +5,11 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
 #include <limits>
@@ -62,12 +64,24 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
   if (!writable) {
     failed("memfd_create", errno);
   }
+  // Beyond it the system sends a signal that ends the process.
+  if (rlimit files{}; ::getrlimit(RLIMIT_FSIZE, &files) == 0 && mapped_ > files.rlim_cur) {
+    failed(("RLIMIT_FSIZE is " + std::to_string(files.rlim_cur) + " bytes").c_str(), EFBIG);
+  }
   if (::ftruncate(writable.get(), static_cast<off_t>(mapped_)) != 0) {
     failed("ftruncate", errno);
   }
-  // All pages are there from here on: what is touched later can't be missing.
-  if (const int error = ::posix_fallocate(writable.get(), 0, static_cast<off_t>(mapped_)); error != 0) {
-    failed("fallocate", error);
+  // All pages are there from here on: what is touched later can't be missing. In parts, as a signal ends the call and takes back
+  // what it has done.
+  constexpr std::size_t most_at_once = std::size_t{1} << 26;
+  for (std::size_t done = 0; done < mapped_;) {
+    const std::size_t part = std::min(mapped_ - done, std::max(most_at_once, page));
+    const int error = ::posix_fallocate(writable.get(), static_cast<off_t>(done), static_cast<off_t>(part));
+    if (error == 0) {
+      done += part;
+    } else if (error != EINTR) {
+      failed("fallocate", error);
+    }
   }
   void* const mapped = ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, writable.get(), 0);
   if (mapped == MAP_FAILED) {
@@ -114,7 +128,11 @@ KVFERRY_INLINE SharedRegion::~SharedRegion() { release(); }
 
 KVFERRY_INLINE void SharedRegion::release() noexcept {
   if (data_ != nullptr) {
-    shm::SharedAreas::of_process().leave(data_);
+    try {
+      shm::SharedAreas::of_process().leave(data_);
+    } catch (const std::bad_alloc&) {
+      // A forked child that has none of its own, and so nothing to leave.
+    }
     ::munmap(data_, mapped_);
   }
 }

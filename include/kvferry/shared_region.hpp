@@ -28,7 +28,7 @@ enum class HugePages : std::uint8_t {
 ///
 /// The memory is a file in memory (memfd_create(2)) whose pages are all there from the beginning, and which can be neither
 /// shrunk, grown, nor mapped or written anew by anybody (fcntl(2), F_ADD_SEALS): so no access of a peer's can fault. It takes
-/// no place in any file system. `RLIMIT_FSIZE` doesn't count; a container's limit for memory does.
+/// no place in any file system. `RLIMIT_FSIZE` counts, and so does a container's limit for memory.
 ///
 /// It has to outlive the channels that have it as a region, or the return of `BaseTransferChannel::remove_region`, and all
 /// operations whose objects lie in it, and its protection (mprotect(2)) is to be left as it is: unlike with other memory,
@@ -41,7 +41,8 @@ class KVFERRY_EXPORT SharedRegion {
   /// The memory is zeros.
   /// @param size bytes; at least 1. What is mapped is rounded up to whole pages of memory.
   /// @throws TransferError `errc::invalid_region` if the size is 0 or too large to be rounded up, else the errno of the system:
-  ///   ENOMEM or ENOSPC where there is no such memory (the sentence says how many huge pages were wanted), EMFILE, EINVAL or
+  ///   ENOMEM or ENOSPC where there is no such memory (the sentence says how many huge pages were wanted), EFBIG beyond
+  ///   `RLIMIT_FSIZE`, EMFILE, EINVAL or
   ///   ENOSYS where the kernel knows no such files or seals (before Linux 5.1; 5.13 for huge pages).
   explicit SharedRegion(std::size_t size, HugePages huge_pages = HugePages::no);
   /// What is moved from has no memory.

@@ -389,7 +389,8 @@ class HandedFiles : public ::testing::Test {
     Descriptor file(::memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     EXPECT_EQ(::ftruncate(file.get(), size), 0);
     if (whole) {
-      EXPECT_EQ(::posix_fallocate(file.get(), 0, size), 0);
+      const std::vector<std::byte> content(size);
+      EXPECT_EQ(::pwrite(file.get(), content.data(), size, 0), static_cast<ssize_t>(size));
     }
     EXPECT_EQ(::fcntl(file.get(), F_ADD_SEALS, seals), 0);
     return file;
@@ -408,6 +409,10 @@ TEST_F(HandedFiles, AreLookedAtAndNotBelieved) {
   EXPECT_EQ(map(make(MappedFile::seals), ~std::uint64_t{0}), EINVAL);
   EXPECT_EQ(map(make(MappedFile::seals), 0), EINVAL);
   EXPECT_EQ(map(make(MappedFile::seals, false)), EINVAL) << "with holes";
+  Descriptor with_pages_behind_its_end = make(0, false);
+  EXPECT_EQ(::fallocate(with_pages_behind_its_end.get(), FALLOC_FL_KEEP_SIZE, size, size), 0);
+  EXPECT_EQ(::fcntl(with_pages_behind_its_end.get(), F_ADD_SEALS, MappedFile::seals), 0);
+  EXPECT_EQ(map(std::move(with_pages_behind_its_end)), EINVAL) << "as many pages as it is long, and holes";
   for (const int missing : {F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE, F_SEAL_SEAL}) {
     EXPECT_EQ(map(make(MappedFile::seals & ~missing)), EINVAL) << "without seal " << missing;
   }
@@ -417,6 +422,80 @@ TEST_F(HandedFiles, AreLookedAtAndNotBelieved) {
   ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
   const Descriptor other(ends[1]);
   EXPECT_NE(map(Descriptor(ends[0])), 0);
+}
+
+TEST_F(HandedFiles, OfOtherKindsBreakTheConnectionAndAreClosed) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  UnixSocket receiving(ends[0], OpenMemory());
+  UnixSocket sending(ends[1], OpenMemory());
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK), 0);
+  const Descriptor reads(pipe[0]);
+  sending.pass(std::make_shared<const Descriptor>(pipe[1]));
+  std::byte byte{};
+  iovec piece{&byte, 1};
+  ASSERT_EQ(sending.send({&piece, 1}), 1);
+  EXPECT_EQ(receiving.receive({&piece, 1}), -1);
+  EXPECT_EQ(errno, EPROTO);
+  EXPECT_EQ(::read(reads.get(), &byte, 1), 0) << "somebody still has the other end";
+}
+
+TEST_F(HandedFiles, OfThoseWhoHaveNotShownTheSecretNeverCome) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  const Descriptor receiving(ends[0]);
+  UnixSocket sending(ends[1], OpenMemory());
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK), 0);
+  const Descriptor reads(pipe[0]);
+  sending.pass(std::make_shared<const Descriptor>(pipe[1]));
+  std::byte byte{};
+  iovec piece{&byte, 1};
+  ASSERT_EQ(sending.send({&piece, 1}), 1);
+  EXPECT_EQ(receive_bytes(receiving.get(), {&piece, 1}), 1);
+  EXPECT_EQ(::read(reads.get(), &byte, 1), 0) << "somebody has the other end";
+}
+
+TEST(UnixSocketPeer, IsNotTakenForGoneWhenASignalComes) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  const UnixSocket here(ends[0], OpenMemory());
+  const Descriptor there(ends[1]);
+  struct sigaction before {};
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  ASSERT_EQ(::sigaction(SIGUSR2, &action, &before), 0);
+  std::atomic<bool> done{false};
+  std::thread interrupts([&done, looking = ::pthread_self()] {
+    while (!done) {
+      ::pthread_kill(looking, SIGUSR2);
+    }
+  });
+  int gone = 0;
+  for (int i = 0; i < 50'000; ++i) {
+    gone += here.hung_up() ? 1 : 0;
+  }
+  done = true;
+  interrupts.join();
+  ::sigaction(SIGUSR2, &before, nullptr);
+  EXPECT_EQ(gone, 0);
+}
+
+TEST(SharedRegionLimits, ALimitForFilesIsAnErrorAndNoSignal) {
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{std::size_t{1} << 20, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  std::error_code refused;
+  try {
+    const SharedRegion region(std::size_t{2} << 20);
+  } catch (const TransferError& error) {
+    refused = error.code();
+    EXPECT_NE(std::string(error.what()).find("RLIMIT_FSIZE is 1048576"), std::string::npos) << error.what();
+  }
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  EXPECT_EQ(refused, std::errc::file_too_large);
 }
 
 /// A peer that says what it likes of regions and references.
@@ -556,13 +635,15 @@ TEST_F(HostileRegions, AFloodOfThemIsBounded) {
   EXPECT_EQ(ec, errc::protocol_violation) << "nobody takes the answers";
   EXPECT_LE(memory_->mapped().all().size(), tcp::PeerMemory::max_mapped);
   // Descriptors of which nothing is said.
-  for (int i = 0; i < 500; ++i) {
+  bool refused = false;
+  for (int i = 0; i < 500 && !refused; ++i) {
     peer_->pass(std::make_shared<const Descriptor>(make(MappedFile::seals)));
     std::byte byte{};
     iovec piece{&byte, 1};
     ASSERT_EQ(peer_->send({&piece, 1}), 1);
-    ASSERT_EQ(socket_->receive({&piece, 1}), 1);
+    refused = socket_->receive({&piece, 1}) != 1;
   }
+  EXPECT_TRUE(refused && errno == EPROTO) << "more than an honest peer sends ahead";
   std::size_t after = 0;
   for (int i = 0; i < 4096; ++i) {
     after += ::fcntl(i, F_GETFD) != -1 ? 1U : 0U;

@@ -3,12 +3,19 @@
 
 #include <kvferry/shm/mapped_file.hpp>
 
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <limits>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
@@ -22,13 +29,18 @@ KVFERRY_INLINE int MappedFile::map(Descriptor file, std::uint64_t size, MappedFi
   // The seals come first: what holds then holds for good.
   const int present = ::fcntl(file.get(), F_GET_SEALS);
   struct stat status {};
-  if (present < 0 || ::fstat(file.get(), &status) != 0) {
+  struct statfs system {};
+  if (present < 0 || ::fstat(file.get(), &status) != 0 || ::fstatfs(file.get(), &system) != 0) {
     return errno;
   }
-  constexpr std::uint64_t block = 512;  // of st_blocks
   const auto length = static_cast<std::uint64_t>(status.st_size);
   if ((present & seals) != seals || !S_ISREG(status.st_mode) || size == 0 || size > length ||
-      size > std::numeric_limits<std::size_t>::max() || static_cast<std::uint64_t>(status.st_blocks) < length / block) {
+      size > std::numeric_limits<std::size_t>::max()) {
+    return EINVAL;
+  }
+  // A count of its blocks would count those behind its end. Of files of huge pages the kernel doesn't tell where they have holes.
+  const bool huge = system.f_type == HUGETLBFS_MAGIC;
+  if (!huge && ::lseek(file.get(), 0, SEEK_HOLE) < status.st_size) {
     return EINVAL;
   }
   // Whole pages, of whatever size: huge ones can't be unmapped in part.
@@ -38,6 +50,13 @@ KVFERRY_INLINE int MappedFile::map(Descriptor file, std::uint64_t size, MappedFi
   if (memory == MAP_FAILED) {
     return errno;
   }
+  if (huge && ::madvise(memory, bytes, MADV_POPULATE_READ) != 0) {
+    ::munmap(memory, bytes);
+    return EINVAL;
+  }
+  // It is neither for this process's children, which would keep it, nor for a report of its crash.
+  (void)::madvise(memory, bytes, MADV_DONTFORK);
+  (void)::madvise(memory, bytes, MADV_DONTDUMP);
   MappedFile made;
   made.file_ = std::move(file);
   made.data_ = static_cast<const std::byte*>(memory);

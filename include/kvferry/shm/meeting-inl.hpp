@@ -159,7 +159,9 @@ KVFERRY_INLINE void Meeting::read(const std::shared_ptr<Candidate>& candidate) {
     while (candidate->received < candidate->bytes.size()) {
       // With the welcome there may be the first of the link's.
       iovec rest{candidate->bytes.data() + candidate->received, candidate->bytes.size() - candidate->received};
-      const ssize_t got = candidate->passed.receive(candidate->socket.native_handle(), {&rest, 1});
+      const int socket = candidate->socket.native_handle();
+      const ssize_t got = awaited_ == Awaited::welcome ? candidate->passed.receive(socket, {&rest, 1})
+                                                       : receive_bytes(socket, {&rest, 1});
       if (got < 0 && would_block()) {
         wait_for_bytes(candidate);
         return;
@@ -289,8 +291,8 @@ KVFERRY_INLINE std::shared_ptr<tcp::TcpLink> Meeting::make_link() {
   options.path = path();
   options.lane.memory = memory_;
   Candidate& found = *candidates_.front();
-  const auto socket = std::make_shared<UnixSocket>(found.socket.release(), std::exchange(peers_memory_, {}),
-                                                   std::move(found.passed));
+  const auto socket =
+      std::make_shared<UnixSocket>(found.socket.release(), std::exchange(peers_memory_, {}), std::move(found.passed));
   memory_->begin(socket, reach_.possible(), options_->process_memory && peers_reach_.possible());
   const std::string remote = "process " + std::to_string(peer_.pid);
   std::vector<tcp::Lane::Connection> connections;

@@ -6,15 +6,21 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <new>
 #include <utility>
 
-namespace kvferry::inline KVFERRY_ABI::shm {
+#include <kvferry/detail/process.hpp>
 
-KVFERRY_INLINE SharedAreas& SharedAreas::of_process() {
-  // Regions may be older and younger than any other static object.
-  static SharedAreas& areas = *std::make_unique<SharedAreas>().release();
-  return areas;
-}
+namespace kvferry::inline KVFERRY_ABI::shm {
+inline namespace internal {
+
+// Regions may be older and younger than any other static object. To a forked child, memory that it has inherited is like any
+// other.
+KVFERRY_INLINE constinit PerProcess<SharedAreas> areas_of_process;
+
+}  // namespace internal
+
+KVFERRY_INLINE SharedAreas& SharedAreas::of_process() { return areas_of_process.here(); }
 
 KVFERRY_INLINE void SharedAreas::enter(SharedArea area) {
   const std::lock_guard lock(mutex_);
@@ -26,9 +32,13 @@ KVFERRY_INLINE void SharedAreas::enter(SharedArea area) {
 
 KVFERRY_INLINE void SharedAreas::leave(const std::byte* data) noexcept {
   const std::lock_guard lock(mutex_);
-  auto changed = std::make_shared<List>(*list_);
-  std::erase_if(*changed, [&](const SharedArea& area) { return area.data == data; });
-  list_ = std::move(changed);
+  try {
+    auto changed = std::make_shared<List>(*list_);
+    std::erase_if(*changed, [&](const SharedArea& area) { return area.data == data; });
+    list_ = std::move(changed);
+  } catch (const std::bad_alloc&) {
+    list_ = none_;  // the others become memory like any other
+  }
   generation_.fetch_add(1, std::memory_order_release);
 }
 

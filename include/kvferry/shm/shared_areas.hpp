@@ -39,7 +39,8 @@ class SharedAreas {
 
  private:
   mutable std::mutex mutex_;
-  std::shared_ptr<const List> list_ = std::make_shared<const List>();
+  const std::shared_ptr<const List> none_ = std::make_shared<const List>();
+  std::shared_ptr<const List> list_ = none_;
   std::atomic<std::uint64_t> generation_{1};
 };
 

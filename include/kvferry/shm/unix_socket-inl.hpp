@@ -48,22 +48,39 @@ template <class Call>
   return opened;
 }
 
+KVFERRY_INLINE ssize_t end_is_end(ssize_t got) noexcept {
+  // It was closed with bytes that nobody had read: here, that is an end like any other.
+  return got < 0 && errno == ECONNRESET ? 0 : got;
+}
+
+/// Closes a descriptor that a peer has passed. Whether that waits, and for how long, is a setting of a socket's, which was the peer's.
+KVFERRY_INLINE void close_of_peer(Descriptor passed) noexcept {
+  const linger none{};
+  (void)::setsockopt(passed.get(), SOL_SOCKET, SO_LINGER, &none, sizeof(none));
+}
+
 }  // namespace internal
 
+KVFERRY_INLINE ssize_t receive_bytes(int socket, std::span<iovec> pieces) {
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = pieces.size();
+  return end_is_end(::recvmsg(socket, &message, MSG_DONTWAIT));
+}
+
 KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces) {
+  descriptors_.reserve(most_passed);  // once they have come there is to be room
   alignas(cmsghdr) Control control;
   msghdr message{};
   message.msg_iov = pieces.data();
   message.msg_iovlen = pieces.size();
   message.msg_control = control.data();
   message.msg_controllen = control.size();
-  const ssize_t got = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (got < 0 && errno == ECONNRESET) {
-    return 0;  // it was closed with bytes that nobody had read: here, that is an end like any other
-  }
+  const ssize_t got = end_is_end(::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC));
   if (got < 0 || message.msg_controllen == 0) {
     return got;
   }
+  bool misused = false;
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) {
       continue;
@@ -73,10 +90,18 @@ KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> p
       int number = -1;
       std::memcpy(&number, CMSG_DATA(part) + i * sizeof(int), sizeof(int));
       Descriptor passed(number);
-      if (descriptors_.size() < most_passed) {
+      // What has no seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
+      if (descriptors_.size() < most_passed && ::fcntl(number, F_GET_SEALS) >= 0) {
         descriptors_.push_back(std::move(passed));
+      } else {
+        close_of_peer(std::move(passed));
+        misused = true;
       }
     }
+  }
+  if (misused) {
+    errno = EPROTO;
+    return -1;
   }
   return got;
 }
@@ -151,8 +176,13 @@ KVFERRY_INLINE OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std:
 }
 
 KVFERRY_INLINE bool UnixSocket::hung_up() const noexcept {
-  pollfd looked_at{descriptor(), POLLRDHUP, 0};
-  return ::poll(&looked_at, 1, 0) != 0;
+  for (;;) {
+    pollfd looked_at{descriptor(), POLLRDHUP, 0};
+    // A signal interrupts it though it doesn't wait.
+    if (const int found = ::poll(&looked_at, 1, 0); found >= 0 || errno != EINTR) {
+      return found != 0;
+    }
+  }
 }
 
 KVFERRY_INLINE UnixSocket::Peer UnixSocket::peer() const noexcept {

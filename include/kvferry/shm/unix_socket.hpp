@@ -27,11 +27,14 @@ struct OpenMemory {
 /// @param user who has to own it. @return with errno set and without a file if that can't be.
 [[nodiscard]] OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std::uint64_t known_place);
 
-/// Descriptors that have come over a Unix-domain socket, and that nobody has taken. What is beyond the most that an honest
-/// peer sends ahead is closed.
+/// As recvmsg(2), which doesn't wait. Descriptors that come with the bytes are never this process's.
+[[nodiscard]] ssize_t receive_bytes(int socket, std::span<iovec> pieces);
+
+/// Descriptors of files in memory that have come over a Unix-domain socket, and that nobody has taken.
 class PassedDescriptors {
  public:
-  /// As recvmsg(2), which doesn't wait, and keeps what comes with the bytes.
+  /// As recvmsg(2), which doesn't wait, and keeps what comes with the bytes. -1 with EPROTO if that is anything else, or
+  /// more than an honest peer sends ahead.
   [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces);
   /// @return the one of the file with this inode; none if it isn't there.
   [[nodiscard]] Descriptor take(std::uint64_t inode);
