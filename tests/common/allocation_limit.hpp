@@ -3,6 +3,7 @@
 
 // How much memory a thread of a test gets, in a program of which one file includes failing_allocations.hpp.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <limits>
@@ -12,8 +13,10 @@
 namespace kvferry::inline KVFERRY_ABI::test {
 
 inline constexpr std::size_t unlimited_allocations = std::numeric_limits<std::size_t>::max();
+/// How many a thread gets that begins now.
+inline std::atomic<std::size_t> allocations_of_new_threads = unlimited_allocations;
 /// How many more allocations this thread gets.
-inline thread_local std::size_t allocations_left = unlimited_allocations;
+inline thread_local std::size_t allocations_left = allocations_of_new_threads;
 /// Whether it wanted more.
 inline thread_local bool allocation_refused = false;
 

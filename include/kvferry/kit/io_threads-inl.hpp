@@ -38,7 +38,9 @@ KVFERRY_INLINE IoThreads::IoThreads(std::size_t count, PollPolicy poll)
   threads_.reserve(std::max<std::size_t>(count, 1));
   try {
     for (std::size_t i = 0; i < std::max<std::size_t>(count, 1); ++i) {
-      threads_.push_back(start_thread("kvferry-io/" + std::to_string(i), [this] { run(); }));
+      // Made here, where it can be told that there is no memory.
+      threads_.push_back(start_thread("kvferry-io/" + std::to_string(i),
+                                      [this, passed = std::make_shared<std::atomic<bool>>()] { run(passed); }));
     }
   } catch (...) {
     finish();
@@ -56,9 +58,8 @@ KVFERRY_INLINE void IoThreads::finish() {
   threads_.clear();
 }
 
-KVFERRY_INLINE void IoThreads::run() {
+KVFERRY_INLINE void IoThreads::run(const std::shared_ptr<std::atomic<bool>>& passed) {
   poller_->enter();
-  const auto passed = std::make_shared<std::atomic<bool>>();
   // What is ready now, not what comes of it: connections that aren't looked at post their next turn, and might go on for
   // ever while those that are looked at wait.
   const auto run_ready = [this, passed] {

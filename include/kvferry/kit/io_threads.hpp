@@ -6,6 +6,7 @@
 #include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -35,7 +36,8 @@ class IoThreads {
   [[nodiscard]] asio::io_context::executor_type executor() { return context_.get_executor(); }
 
  private:
-  void run();
+  /// @param passed this thread's own.
+  void run(const std::shared_ptr<std::atomic<bool>>& passed);
   /// Where a handler has forked and returns, this thread is all that its child has; it must not take the parent's events.
   void end_forked_child() const;
 

@@ -8,6 +8,8 @@
 #include <memory>
 #include <stdexcept>
 
+#include "common/allocation_limit.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
@@ -52,6 +54,17 @@ TEST(IoThreads, HandlersThatPostThemselvesAgainDoNotKeepThreadsFromLooking) {
     repeated.run();
   });
   EXPECT_EQ(repeated.polls_in_the_end(), Busy::enough);
+}
+
+TEST(IoThreads, BeginWithoutMemory) {
+  std::promise<void> ran;
+  test::allocations_of_new_threads = 0;
+  {
+    IoThreads threads(2, PollPolicy::never());
+    asio::post(threads.executor(), [&] { ran.set_value(); });
+    ran.get_future().wait();
+  }
+  test::allocations_of_new_threads = test::unlimited_allocations;
 }
 
 TEST(IoThreads, GoOnAfterAHandlerThatThrows) {
