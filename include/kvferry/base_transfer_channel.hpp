@@ -198,8 +198,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Answers a side message; to be overridden by those who have messages of their own. LMCache: `handle_init_side_msg`.
   ///
   /// Runs on a thread that the channel keeps for side messages: it may block, and then delays other side messages, but
-  /// no handshake and no transfer. An exception becomes an error message to the peer; a `std::system_error`'s code goes
-  /// along.
+  /// no handshake and no transfer. An exception becomes an error message to the peer. A code of kvferry's goes along as it
+  /// is; others become `errc::connection_lost` or `resource_limit`, if they are `condition::peer_failed` or `retryable`,
+  /// else `errc::handshake_failed`.
   ///
   /// The default answers nothing: it throws `errc::unhandled_side_message`. `kit::TransferChannelKit` answers
   /// `P2PInitSideMsg` and `PySocketInitRequest` as LMCache does.

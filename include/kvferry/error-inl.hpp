@@ -9,6 +9,8 @@
 #include <array>
 #include <cerrno>
 #include <cstdint>
+#include <string>
+#include <utility>
 
 #include <kvferry/detail/never_destroyed.hpp>
 
@@ -67,7 +69,7 @@ inline constexpr std::array own_codes{
     OwnCode{errc::transport_mismatch, "transport_mismatch", invalid, "the peer uses another transport"},
     OwnCode{errc::page_size_mismatch, "page_size_mismatch", invalid, "the page sizes differ"},
     OwnCode{errc::authentication_failed, "authentication_failed", failed,
-            "a data connection did not prove that it belongs to the peer"},
+            "one of the two sides did not prove who it is"},
     OwnCode{errc::protocol_violation, "protocol_violation", failed | landing, "the peer violated the protocol"},
     OwnCode{errc::malformed_message, "malformed_message", invalid, "the side message is malformed"},
     OwnCode{errc::unhandled_side_message, "unhandled_side_message", invalid,
@@ -255,7 +257,19 @@ KVFERRY_INLINE constinit const NeverDestroyed<ConditionCategory> the_condition_c
   (void)asio::error::get_misc_category();
 }
 
+/// A sentence that was made of another error, a peer's say, has the message already.
+KVFERRY_INLINE std::string without_message(std::string what, const std::error_code& code) {
+  const std::string end = ": " + code.message();
+  while (what.ends_with(end)) {
+    what.resize(what.size() - end.size());
+  }
+  return what;
+}
+
 }  // namespace internal
+
+KVFERRY_INLINE TransferError::TransferError(std::error_code code, const std::string& what, std::size_t transferred)
+    : std::system_error(code, without_message(what, code)), transferred_(transferred) {}
 
 KVFERRY_INLINE const std::error_category& error_category() noexcept { return the_error_category.value; }
 

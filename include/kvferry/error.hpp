@@ -47,7 +47,8 @@ enum class errc {
   version_mismatch,    ///< The peer speaks another protocol version.
   transport_mismatch,  ///< The peer's channel uses another transport.
   page_size_mismatch,  ///< Both sides' regions of one number have pages of different sizes, and pages are named by index.
-  authentication_failed,   ///< A data connection did not prove that it belongs to the peer.
+  authentication_failed,   ///< A key or a secret does not prove who is there: keyrings that do not
+                           ///< fit, or a data connection that is not the peer's.
   protocol_violation,      ///< The peer sent what the protocol does not allow.
   malformed_message,       ///< A side message is not msgpack, or not of the expected shape.
   unhandled_side_message,  ///< The receiver has no answer to a side message of this type.
@@ -142,8 +143,8 @@ enum class condition {
 /// Thrown by the throwing form of every blocking call. `what()` names the peer, the field and both values.
 class KVFERRY_EXPORT TransferError : public std::system_error {
  public:
-  TransferError(std::error_code code, const std::string& what, std::size_t transferred = 0)
-      : std::system_error(code, what), transferred_(transferred) {}
+  /// @param what without the code's own message, which is appended; one that ends with it already is taken as well.
+  TransferError(std::error_code code, const std::string& what, std::size_t transferred = 0);
 
   /// How many objects of the batch were transferred all the same.
   [[nodiscard]] std::size_t transferred() const noexcept { return transferred_; }

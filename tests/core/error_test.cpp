@@ -242,6 +242,16 @@ TEST(Error, OwnCodesCompareWithTheStandardOnes) {
   EXPECT_EQ(std::error_code(errc::timed_out_in_flight), std::errc::timed_out);
 }
 
+TEST(Error, TransferErrorSaysTheCodesMessageOnce) {
+  const TransferError inner(errc::resource_limit, "no pages left");
+  const std::string once = "no pages left: " + inner.code().message();
+  EXPECT_EQ(std::string(inner.what()), once);
+  EXPECT_EQ(std::string(TransferError(inner.code(), std::string("the peer answered: ") + inner.what()).what()),
+            "the peer answered: " + once);
+  EXPECT_EQ(std::string(TransferError(errc::closed, inner.what()).what()),
+            once + ": " + make_error_code(errc::closed).message());
+}
+
 TEST(Error, TransferErrorCarriesCountCodeAndText) {
   const TransferError error(errc::timed_out, "peer \"a\"", 3);
   EXPECT_EQ(error.transferred(), 3U);

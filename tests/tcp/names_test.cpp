@@ -2,12 +2,14 @@
 // Peers that are known by name.
 #include <gtest/gtest.h>
 
+#include <netdb.h>
 #include <asio/error.hpp>
 
 #include <chrono>
 #include <future>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -102,6 +104,23 @@ TEST(PeerNames, AConstructorWaitsForTheNameToListenAtNoLongerThanAHandshake) {
     }
   }
   names.release("slow.test");
+}
+
+TEST(PeerNames, AConstructorNamesTheHostToListenAtThatHasNoAddress) {
+  ScriptedNames names;
+  names.fail("misspelt.test", EAI_NONAME);
+  for (const bool data : {false, true}) {
+    TcpOptions options = listening_at(data ? "127.0.0.1" : "misspelt.test");
+    options.data_host = data ? "misspelt.test" : "127.0.0.1";
+    try {
+      const Node node(1, std::move(options));
+      ADD_FAILURE() << "listens at a name that has no address";
+    } catch (const TransferError& error) {
+      EXPECT_EQ(error.code(), std::errc::address_not_available);
+      const std::string what = error.what();
+      EXPECT_NE(what.find("misspelt.test:0: the host has no address: Host not found"), std::string::npos) << what;
+    }
+  }
 }
 
 TEST(PeerNames, ASideMessageGoesToThePodThatTheConnectionGoesTo) {

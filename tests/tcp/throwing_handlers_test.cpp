@@ -5,6 +5,7 @@
 #include <asio/bind_executor.hpp>
 #include <asio/io_context.hpp>
 
+#include <cerrno>
 #include <future>
 #include <stdexcept>
 #include <string>
@@ -83,6 +84,28 @@ class ThrowingChannel final : public TcpTransferChannel {
   using TcpTransferChannel::TcpTransferChannel;
   SideMessage handle_init_side_msg(const SideMessage&) override { throw 17; }
 };
+
+/// Answers side messages by throwing a code whose number means nothing to the peer.
+class ExhaustedChannel final : public TcpTransferChannel {
+ public:
+  using TcpTransferChannel::TcpTransferChannel;
+  SideMessage handle_init_side_msg(const SideMessage&) override {
+    throw std::system_error(ENOMEM, std::generic_category(), "no pages");
+  }
+};
+
+TEST(ThrowingSideMessageHandlers, SayWhetherToAskAgain) {
+  TcpOptions options;
+  options.peer_init_url = "tcp://127.0.0.1:0";
+  ExhaustedChannel b(options);
+  TcpTransferChannel a{TcpOptions()};
+  std::error_code ec;
+  std::string why;
+  a.send_init_side_msg(b.peer_init_url(), encode_side_message(P2PInitSideMsg{}), {.diagnostic = &why}, ec);
+  EXPECT_EQ(ec, errc::resource_limit);
+  EXPECT_EQ(ec, condition::retryable);
+  EXPECT_NE(why.find("no pages"), std::string::npos) << why;
+}
 
 TEST(ThrowingSideMessageHandlers, AnswerWithAnError) {
   TcpOptions options;

@@ -9,6 +9,7 @@
 #include <asio/ip/tcp.hpp>
 
 #include <algorithm>
+#include <cerrno>
 #include <future>
 #include <memory>
 #include <string>
@@ -40,21 +41,26 @@ KVFERRY_INLINE HostPort listening_address(const HostPort& host, std::chrono::mil
   if (host.is_wildcard() || address_of(host.host)) {
     return host;
   }
-  using Addresses = std::vector<asio::ip::address>;
+  struct Answer {
+    std::error_code ec;
+    std::vector<asio::ip::address> addresses;
+  };
   // Shared, for the resolver may be done when nobody waits any more.
-  const auto found = std::make_shared<std::promise<Addresses>>();
+  const auto found = std::make_shared<std::promise<Answer>>();
   auto future = found->get_future();
   const auto deadline = deadline_after(patience);
   NameLookups lookups;
-  lookups.look_up(host.host, deadline,
-                  [found](std::error_code, const Addresses& addresses) { found->set_value(addresses); });
+  lookups.look_up(host.host, deadline, [found](std::error_code ec, const std::vector<asio::ip::address>& addresses) {
+    found->set_value({ec, addresses});
+  });
   if (future.wait_until(deadline) != std::future_status::ready) {
     throw TransferError(errc::timed_out, "the host to listen at, " + in_quotes(host.host) +
                                              ", was not resolved within " + std::to_string(patience.count()) + " ms");
   }
-  const Addresses addresses = future.get();
+  const auto [ec, addresses] = future.get();
   if (addresses.empty()) {
-    return host;
+    throw TransferError({EADDRNOTAVAIL, std::system_category()},
+                        "cannot listen at " + host.to_string() + ": the host has no address: " + ec.message());
   }
   const auto worth = [](const asio::ip::address& address) {
     return std::tuple(!is_bindable(address), !address.is_v4(), address.is_loopback(), address);

@@ -20,8 +20,8 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
-/// Of what a peer says of an error.
-inline constexpr std::size_t longest_sentence = 100;
+/// Of what a peer says of an error, in bytes: a sentence with two ids, a key or a url in it, and the error's own text.
+inline constexpr std::size_t longest_sentence = 400;
 /// A question may be asked of whoever has one of these many keys: each takes a connection of its own.
 inline constexpr std::size_t most_server_keys = 64;
 
@@ -94,9 +94,10 @@ KVFERRY_INLINE void HandshakeQuestions::begin(Iterator open) {
     keys = keyring_->keys_of(peer_id);
     if (keys.empty() || keys.size() > most_server_keys) {
       end(open, errc::authentication_failed,
-          "cannot connect to " + url + ": the keyring has " + std::to_string(keys.size()) + " keys of " +
+          "cannot connect to " + url + ": the keyring has " +
+              (keys.empty() ? "no key" : std::to_string(keys.size()) + " keys") + " of " +
               (peer_id.empty() ? std::string("peers, of whom any may answer") : "peer " + in_quotes(peer_id)) +
-              ", 1 to " + std::to_string(most_server_keys) + " are tried");
+              (keys.empty() ? "" : ", at most " + std::to_string(most_server_keys) + " are tried"));
       return;
     }
   }

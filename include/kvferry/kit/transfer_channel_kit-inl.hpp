@@ -141,21 +141,15 @@ class TransferChannelKit::Impl {
   [[nodiscard]] bool is_road() const noexcept { return options.road_of != nullptr; }
 
   void answer_side_message(TransferChannelKit& channel, const SideMessage& request, HandshakeService::Reply& reply) {
-    SideMessageError error{static_cast<std::int64_t>(errc::handshake_failed), {}};
+    Failure failure;
     try {
       reply(channel.handle_init_side_msg(request));
       return;
-    } catch (const std::system_error& failure) {
-      error.message = failure.what();
-      if (failure.code().category() == error_category()) {
-        error.code = failure.code().value();
-      }
-    } catch (const std::exception& failure) {
-      error.message = failure.what();
     } catch (...) {
-      error.message = "handle_init_side_msg threw something";
+      failure = failure_being_handled();
     }
-    reply(encode_side_message(error));
+    reply(encode_side_message(
+        SideMessageError{static_cast<std::int64_t>(code_for_peer(failure.code)), std::move(failure.sentence)}));
   }
 
   /// Keeps what answers a message until messages are let through. @return whether there was room; nothing if messages are
