@@ -142,13 +142,14 @@ def test_blocks_that_were_kept_for_a_killed_decoding_instance_come_back(
 def test_a_killed_prefilling_instance_and_its_successor(
     expected: dict[str, list[int]], decode: Instance, model: Path, logs: Path
 ) -> None:
-    """Its blocks are smaller: what the decoding instance has in one block lies in four."""
+    """Its blocks are smaller: what the decoding instance has in one block lies in four. And it remembers prefixes."""
     options = {**PUSH, "port": free_port()}
 
     def instance(log: str) -> Instance:
         return Instance(
-            model, logs / log, "kv_producer", options, num_gpu_blocks_override=3000, block_size=32, **CHUNKS
-        )
+            model, logs / log, "kv_producer", options,
+            num_gpu_blocks_override=3000, block_size=32, enable_prefix_caching=True, **CHUNKS,
+        )  # fmt: skip
 
     first = instance("push2.log")
     names = list(PROMPTS)[:8]
@@ -171,5 +172,8 @@ def test_a_killed_prefilling_instance_and_its_successor(
     with instances(successor := instance("push3.log")):
         before = computed_by(decode)
         assert hand_over_all(successor, [decode], options) == expected
-        assert computed_by(decode) - before == len(PROMPTS) * TOKENS
+        first_time = computed_by(successor)
+        assert hand_over_all(successor, [decode], options) == expected  # its blocks are there
+        assert computed_by(successor) - first_time < first_time / 4
+        assert computed_by(decode) - before == 2 * len(PROMPTS) * TOKENS
     decode.wait_until_no_blocks_are_used(60)
