@@ -28,6 +28,7 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/shared_region.hpp>
+#include <kvferry/shm/copy.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/process_memory.hpp>
 #include <kvferry/shm/shared_areas.hpp>
@@ -240,6 +241,23 @@ TEST(SharedMemory, IsHandedOutOnlyIfThePeerMayReadIt) {
   std::error_code ec;
   pair.a.channel->batched_read(pair.a.objects(), {.peer_id = "b", .remote_indexes = all_pages}, ec);
   EXPECT_EQ(ec, errc::access_denied);
+}
+
+TEST(SharedMemory, CopiesTouchNothingBesideTheirBytes) {
+  std::vector<std::byte> from(1000);
+  fill(from, 5);
+  for (const auto stores : {Stores::cached, Stores::streaming}) {
+    for (const std::size_t bytes : {0U, 1U, 63U, 127U, 128U, 129U, 200U, 640U, 700U}) {
+      for (std::size_t at = 0; at < 130; at += 7) {
+        std::vector<std::byte> to(1000, std::byte{0xaa});
+        std::vector<std::byte> expected = to;
+        std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(at / 2), bytes,
+                    expected.begin() + static_cast<std::ptrdiff_t>(at));
+        shm::copy(to.data() + at, from.data() + at / 2, bytes, stores);
+        ASSERT_EQ(to, expected) << bytes << " bytes at " << at;
+      }
+    }
+  }
 }
 
 /// Mappings of a process with this inode.

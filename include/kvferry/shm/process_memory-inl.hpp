@@ -9,11 +9,11 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <system_error>
 
 #include <kvferry/error.hpp>
+#include <kvferry/shm/copy.hpp>
 #include <kvferry/shm/pieces.hpp>
 #include <kvferry/tcp/read_ahead.hpp>
 
@@ -23,6 +23,9 @@ inline namespace internal {
 /// Of payload that the peer has mapped: less is through the socket before it is looked up. Likewise, of the pieces of its memory.
 inline constexpr std::uint64_t least_mapped_bytes = 1024;
 inline constexpr std::uint64_t least_mapped_piece = 256;
+/// Of payload that goes past the caches. Likewise.
+inline constexpr std::uint64_t least_streamed_bytes = std::uint64_t{256} << 10;
+inline constexpr std::uint64_t least_streamed_piece = 4096;
 /// Of payload that isn't mapped: smaller pieces cost the kernel more to look up than to copy once more.
 inline constexpr std::uint64_t least_piece = 1024;
 
@@ -141,24 +144,26 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(std::span<const iove
 KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<const iovec> from,
                                                                    std::span<const iovec> to, bool own) {
   std::uint64_t bytes = 0;
+  for (const iovec& piece : from) {
+    bytes += piece.iov_len;
+  }
   Fetched fetched = Fetched::all;
   if (own) {
+    const bool large = bytes >= least_streamed_bytes && bytes / from.size() >= least_streamed_piece;
+    const auto stores = large ? Stores::streaming : Stores::cached;
     Pieces<iovec> sources(from);
     Pieces<iovec> destinations(to);
     while (!sources.empty() && !destinations.empty()) {
       const iovec source = sources.front();
       const iovec destination = destinations.front();
       const std::size_t length = std::min(source.iov_len, destination.iov_len);
-      std::memcpy(destination.iov_base, source.iov_base, length);
+      shm::copy(static_cast<std::byte*>(destination.iov_base), static_cast<const std::byte*>(source.iov_base), length,
+                stores);
       sources.use(length);
       destinations.use(length);
-      bytes += length;
     }
   } else {
     fetched = mapped_.read(from, to);
-    for (const iovec& piece : from) {
-      bytes += piece.iov_len;
-    }
   }
   const auto socket = socket_.lock();
   if (!socket || socket->hung_up()) {
