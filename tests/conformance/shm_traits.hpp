@@ -65,10 +65,14 @@ struct SharedRegions : ShmTraits<SharedRegions> {
   }
   /// Those that touch payload, or end something that does.
   static bool takes(std::string_view suite) {
-    constexpr std::array<std::string_view, 12> suites{"BatchesTest", "CancellationTest", "Checksums", "ClosingTest",
-                                                      "ConcurrencyTest", "EndingTest", "NotificationsTest",
-                                                      "OneSidedTest", "OrderingTest", "PairedTest", "RangesTest",
-                                                      "Regions"};
+#ifndef KVFERRY_TESTING_THREAD_SANITIZED  // which has nothing to find in where bytes go
+    if (suite == "BatchesTest" || suite == "RangesTest") {
+      return true;
+    }
+#endif
+    constexpr std::array<std::string_view, 9> suites{"CancellationTest",  "Checksums",    "ConcurrencyTest",
+                                                     "EndingTest",        "OneSidedTest", "OrderingTest",
+                                                     "NotificationsTest", "PairedTest",   "Regions"};
     return std::ranges::find(suites, suite) != suites.end();
   }
   static std::shared_ptr<std::byte> allocate(std::size_t size) {

@@ -602,7 +602,7 @@ class HostileRegions : public HandedFiles {
 TEST_F(HostileRegions, OnlyWhatIsMappedIsReferredTo) {
   constexpr std::uint64_t address = 0x10000;
   EXPECT_FALSE(hand_out(3, make(MappedFile::seals), size, address));
-  ASSERT_NE(memory_->mapped().find(3), nullptr);
+  ASSERT_NE(memory_->regions(tcp::PeerMemory::Way::mapped).find(3), nullptr);
   EXPECT_FALSE(write(4096, {{address + 4096, 4096}}));
   EXPECT_FALSE(write(size, {{address, size}}));
   EXPECT_EQ(protocol_->violation(), "");
@@ -626,7 +626,7 @@ TEST_F(HostileRegions, WhatIsNoSoundFileOrHasNotComeIsNotMapped) {
   EXPECT_FALSE(hand_out(5, make(MappedFile::seals), size, 1));
   EXPECT_FALSE(hand_out(5, make(MappedFile::seals), size, 1)) << "once more";
   EXPECT_FALSE(hand_out(4, make(MappedFile::seals), size, 1)) << "a smaller number";
-  EXPECT_EQ(memory_->mapped().all().size(), 1U);
+  EXPECT_EQ(memory_->regions(tcp::PeerMemory::Way::mapped).all().size(), 1U);
   EXPECT_NE(memory_->path().find("1 of the peer's regions mapped, one failed (region 4"), std::string::npos)
       << memory_->path();
 }
@@ -651,7 +651,7 @@ TEST_F(HostileRegions, AFloodOfThemIsBounded) {
     ec = hand_out(number, make(MappedFile::seals), size, 1 + number * size);
   }
   EXPECT_EQ(ec, errc::protocol_violation) << "nobody takes the answers";
-  EXPECT_LE(memory_->mapped().all().size(), tcp::PeerMemory::max_mapped);
+  EXPECT_LE(memory_->regions(tcp::PeerMemory::Way::mapped).all().size(), tcp::PeerMemory::max_mapped);
   // Descriptors of which nothing is said.
   bool refused = false;
   for (int i = 0; i < 500 && !refused; ++i) {

@@ -137,6 +137,32 @@ TEST(ShmPath, PayloadIsReadFromThePeersMemoryAndItsHeadersGoThroughTheSocket) {
   EXPECT_EQ(pair.a.path_stats("process memory").bytes_in, pages * page);
 }
 
+TEST(ShmPath, ReadsAskNobodyWhereTheKernelLetsThem) {
+  Pair pair;
+  const std::vector<std::uint64_t> index{3};
+  const auto read = [&](std::size_t bytes) {
+    fill(pair.b.memory.bytes(), static_cast<unsigned>(bytes));
+    pair.a.channel->batched_read({MutableBuffer(pair.a.memory.object(0).data(), bytes)},
+                                 {.peer_id = "b", .remote_indexes = index});
+    EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes().first(bytes), pair.b.memory.bytes().subspan(3 * page, bytes)));
+  };
+  // The first ones may come before the two have told each other of their regions.
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  std::uint64_t asked = 0;
+  std::uint64_t before = 0;
+  do {
+    before = pair.b.path_stats("socket").bytes_in;
+    read(page);
+    asked = pair.b.path_stats("socket").bytes_in - before;
+  } while (asked != 0 && std::chrono::steady_clock::now() < until);
+  EXPECT_EQ(asked, 0U);
+  read(100);
+  EXPECT_EQ(pair.b.path_stats("socket").bytes_in, before);
+  // With checksums, which the owner of the memory takes.
+  pair.a.channel->batched_read({pair.a.memory.object(0)}, {.peer_id = "b", .remote_indexes = index, .checksums = true});
+  EXPECT_GT(pair.b.path_stats("socket").bytes_in, before);
+}
+
 TEST(ShmPath, SmallPayloadGoesThroughTheSocket) {
   Pair pair;
   const std::vector<std::uint64_t> index{3};

@@ -117,27 +117,34 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp
     ec = errc::protocol_violation;
     return Fetched::failed;
   }
+  return read_in_place(from, to, ec);
+}
+
+KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(Way way, std::span<const iovec> from,
+                                                            std::span<const iovec> to, std::error_code& ec) {
+  return way == Way::mapped ? copy_mapped(from, to, areas_.cover(to)) : read_in_place(from, to, ec);
+}
+
+template <class Entry>
+tcp::PeerMemory::Fetched ProcessMemory::read_in_place(std::span<const Entry> from, std::span<const iovec> to,
+                                                      std::error_code& ec) const {
   const Fetched fetched = read(from, to, ec);
   // A process's number stands for other memory only after the process has died or has begun another program. So what is
   // there afterwards was there all the time.
   const auto socket = socket_.lock();
   switch (socket ? socket->peer() : UnixSocket::Peer::hung_up) {
-    case UnixSocket::Peer::hung_up: return Fetched::hung_up;
+    case UnixSocket::Peer::hung_up: ec.clear(); return Fetched::hung_up;
     case UnixSocket::Peer::dead: ec = errc::connection_lost; return Fetched::failed;
     case UnixSocket::Peer::there: break;
   }
   if (fetched == Fetched::all) {
     std::uint64_t bytes = 0;
-    for (const tcp::Reference& reference : from) {
-      bytes += reference.length;
+    for (const iovec& piece : to) {
+      bytes += piece.iov_len;
     }
     traffic_->read.received.fetch_add(bytes, std::memory_order_relaxed);
   }
   return fetched;
-}
-
-KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(std::span<const iovec> from, std::span<const iovec> to) {
-  return copy_mapped(from, to, areas_.cover(to));
 }
 
 /// @param own both sides of the copy are there for sure, for the CPU.
@@ -177,19 +184,20 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<con
 
 KVFERRY_INLINE std::optional<tcp::PeerMemory::Share> ProcessMemory::share(const LocalRegion& region) {
   const auto socket = socket_.lock();
-  return socket ? handed_.share(region, *socket) : std::nullopt;
+  return socket ? handed_.share(region, read_by_peer_, *socket) : std::nullopt;
 }
 
 KVFERRY_INLINE std::uint32_t ProcessMemory::map(const RemoteRegion& region, const Share& share) {
   const auto socket = socket_.lock();
-  return socket ? mapped_.map(region, share, *socket) : EBADF;
+  return socket ? mapped_.map(region, share, readable_, *socket) : EBADF;
 }
 
 KVFERRY_INLINE std::string ProcessMemory::path() const { return "; " + mapped_.path() + "; " + handed_.path(); }
 
-KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::read(std::span<const tcp::Reference> from,
-                                                            std::span<const iovec> to, std::error_code& ec) const {
-  Pieces<tcp::Reference> remote(from);
+template <class Entry>
+tcp::PeerMemory::Fetched ProcessMemory::read(std::span<const Entry> from, std::span<const iovec> to,
+                                             std::error_code& ec) const {
+  Pieces<Entry> remote(from);
   Pieces<iovec> local(to);
   std::array<iovec, most_pieces> sources;
   std::array<iovec, most_pieces> destinations;

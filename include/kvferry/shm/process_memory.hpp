@@ -72,14 +72,17 @@ class ProcessMemory final : public tcp::PeerMemory {
   void unshare(std::uint32_t number) override { handed_.unshare(number); }
   [[nodiscard]] std::uint32_t map(const RemoteRegion& region, const Share& share) override;
   void unmap(std::uint32_t number) override { mapped_.unmap(number); }
-  [[nodiscard]] const kit::RegionList& mapped() const noexcept override { return mapped_.list(); }
-  [[nodiscard]] bool maps(std::uint32_t number) const noexcept override { return mapped_.maps(number); }
-  [[nodiscard]] Fetched copy(std::span<const iovec> from, std::span<const iovec> to) override;
+  [[nodiscard]] const kit::RegionList& regions(Way way) const noexcept override { return mapped_.list(way); }
+  [[nodiscard]] bool reads(std::uint32_t number) const noexcept override { return mapped_.reads(number); }
+  [[nodiscard]] Fetched copy(Way way, std::span<const iovec> from, std::span<const iovec> to,
+                             std::error_code& ec) override;
   [[nodiscard]] std::string path() const override;
 
  private:
-  [[nodiscard]] Fetched read(std::span<const tcp::Reference> from, std::span<const iovec> to,
-                             std::error_code& ec) const;
+  template <class Entry>
+  [[nodiscard]] Fetched read_in_place(std::span<const Entry> from, std::span<const iovec> to, std::error_code& ec) const;
+  template <class Entry>
+  [[nodiscard]] Fetched read(std::span<const Entry> from, std::span<const iovec> to, std::error_code& ec) const;
   [[nodiscard]] Fetched copy_mapped(std::span<const iovec> from, std::span<const iovec> to, bool own);
 
   const std::int64_t pid_;

@@ -34,25 +34,37 @@ KVFERRY_INLINE void HandedRegions::not_handed(const LocalRegion& region, const s
   }
 }
 
-KVFERRY_INLINE std::optional<tcp::PeerMemory::Share> HandedRegions::share(const LocalRegion& region,
-                                                                          UnixSocket& socket) {
+KVFERRY_INLINE std::shared_ptr<const Descriptor> HandedRegions::file_of(const LocalRegion& region,
+                                                                        std::uint64_t& inode) {
   const SharedArea* const area = areas_.whole(region.data, region.size);
-  if (area == nullptr) {
+  auto file = area == nullptr ? nullptr : area->file.lock();
+  if (!file) {
     not_handed(region, "is no SharedRegion");
-    return std::nullopt;
+    return nullptr;
   }
+  inode = area->inode;
+  return file;
+}
+
+KVFERRY_INLINE std::optional<tcp::PeerMemory::Share> HandedRegions::share(const LocalRegion& region, bool in_place,
+                                                                          UnixSocket& socket) {
   if (!allows(region.peer_access, Access::read)) {
     not_handed(region, "doesn't grant reading");
     return std::nullopt;
   }
-  auto file = area->file.lock();
-  if (handed_.size() >= tcp::PeerMemory::max_mapped || !file) {
+  if (handed_.size() >= tcp::PeerMemory::max_mapped) {
     not_handed(region, "is one too many");
     return std::nullopt;
   }
-  const Share share{reinterpret_cast<std::uintptr_t>(region.data), area->inode};
-  handed_.push_back({region.number, share.address, region.size});
-  socket.pass(std::move(file));
+  Share share{reinterpret_cast<std::uintptr_t>(region.data), 0};
+  auto file = file_of(region, share.file);
+  if (!file && !in_place) {
+    return std::nullopt;
+  }
+  handed_.push_back({region.number, share.address, region.size, !file});
+  if (file) {
+    socket.pass(std::move(file));
+  }
   return share;
 }
 
@@ -62,17 +74,17 @@ KVFERRY_INLINE bool HandedRegions::answered(std::uint32_t number, std::uint32_t 
     return false;
   }
   it->answered = true;
-  it->mapped = status == 0 && !it->gone;
+  it->mapped = status == 0 && !it->gone && !it->in_place;
   mapped_ += it->mapped ? 1U : 0U;
   {
     const std::lock_guard lock(mutex_);
     told_mapped_ = mapped_;
-    if (status != 0 && refused_++ == 0) {
+    if (status != 0 && !it->in_place && refused_++ == 0) {
       why_not_ = "region " + std::to_string(number) + ": " + std::generic_category().message(static_cast<int>(status)) +
                  " at the peer";
     }
   }
-  if (!it->mapped) {
+  if (status != 0 || it->gone) {
     handed_.erase(it);
   }
   return true;
@@ -87,8 +99,8 @@ KVFERRY_INLINE void HandedRegions::unshare(std::uint32_t number) {
     it->gone = true;  // the answer is awaited still
     return;
   }
+  mapped_ -= it->mapped ? 1U : 0U;
   handed_.erase(it);
-  --mapped_;
   const std::lock_guard lock(mutex_);
   told_mapped_ = mapped_;
 }
@@ -111,30 +123,37 @@ KVFERRY_INLINE std::string HandedRegions::path() const {
          (refused_ == 0 ? "" : ", " + std::to_string(refused_) + " stay unmapped (" + why_not_ + ")");
 }
 
-KVFERRY_INLINE std::uint32_t MappedRegions::map(const RemoteRegion& region, const Share& share, UnixSocket& socket) {
-  MappedFile file;
-  int error = EBADF;
-  if (Descriptor passed = socket.take_passed(share.file)) {
-    error = regions_.size() < tcp::PeerMemory::max_mapped && region.number >= next_
-                ? MappedFile::map(std::move(passed), region.size, file)
-                : EINVAL;
+KVFERRY_INLINE std::uint32_t MappedRegions::map(const RemoteRegion& region, const Share& share, bool in_place,
+                                                UnixSocket& socket) {
+  Region added;
+  added.way = share.file == 0 ? Way::in_place : Way::mapped;
+  Descriptor passed = share.file == 0 ? Descriptor() : socket.take_passed(share.file);
+  int error = 0;
+  if (regions_.size() >= tcp::PeerMemory::max_mapped || region.number < next_) {
+    error = EINVAL;
+  } else if (added.way == Way::in_place) {
+    error = in_place ? 0 : EPERM;
+  } else {
+    error = passed ? MappedFile::map(std::move(passed), region.size, added.file) : EBADF;
   }
   if (error == 0) {
-    Region added;
-    // Nobody writes there: the list is asked for reads alone.
-    added.region.data = const_cast<std::byte*>(file.data());  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+    // Nobody writes there: the lists are asked for reads alone.
+    added.region.data =
+        added.way == Way::mapped
+            ? const_cast<std::byte*>(added.file.data())  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+            : reinterpret_cast<std::byte*>(              // NOLINT(performance-no-int-to-ptr): another process's
+                  static_cast<std::uintptr_t>(share.address));
     added.region.size = static_cast<std::size_t>(region.size);
     added.region.page_size = static_cast<std::size_t>(region.page_size);
     added.region.peer_access = Access::read;
     added.region.number = region.number;
     added.address = share.address;
-    added.file = std::move(file);
     regions_.push_back(std::move(added));
     next_ = region.number + 1;
-    make_list();
+    make_lists();
   }
   const std::lock_guard lock(mutex_);
-  told_ = regions_.size();
+  told_ = list(Way::mapped).all().size();
   if (error != 0) {
     why_not_ = "region " + std::to_string(region.number) + ": " + std::generic_category().message(error);
   }
@@ -145,37 +164,43 @@ KVFERRY_INLINE void MappedRegions::unmap(std::uint32_t number) {
   if (std::erase_if(regions_, [&](const Region& one) { return one.region.number == number; }) == 0) {
     return;
   }
-  make_list();
+  make_lists();
   const std::lock_guard lock(mutex_);
-  told_ = regions_.size();
+  told_ = list(Way::mapped).all().size();
 }
 
-KVFERRY_INLINE void MappedRegions::make_list() {
-  std::vector<LocalRegion> regions;
+KVFERRY_INLINE void MappedRegions::make_lists() {
   std::uint64_t low_numbers = 0;
-  for (const Region& one : regions_) {
-    regions.push_back(one.region);
-    low_numbers |= one.region.number < 64 ? std::uint64_t{1} << one.region.number : 0;
+  for (const auto way : {Way::mapped, Way::in_place}) {
+    std::vector<LocalRegion> regions;
+    for (const Region& one : regions_) {
+      if (one.way == way) {
+        regions.push_back(one.region);
+        low_numbers |= one.region.number < 64 ? std::uint64_t{1} << one.region.number : 0;
+      }
+    }
+    lists_[static_cast<std::size_t>(way)] = std::make_unique<const kit::RegionList>(std::move(regions), next_, 0);
   }
   low_numbers_.store(low_numbers, std::memory_order_relaxed);
-  list_ = std::make_unique<const kit::RegionList>(std::move(regions), next_, 0);
 }
 
 KVFERRY_INLINE bool MappedRegions::find(std::span<const tcp::Reference> references, std::vector<iovec>& pieces) const {
   pieces.clear();
   const Region* last = nullptr;
-  return !regions_.empty() && std::ranges::all_of(references, [&](const tcp::Reference& reference) {
-    const auto covers = [&](const Region& one) { return lies_within(one.address, one.region.size, reference); };
-    if (last == nullptr || !covers(*last)) {
-      const auto it = std::ranges::find_if(regions_, covers);
-      last = it == regions_.end() ? nullptr : &*it;
-    }
-    if (last != nullptr) {
-      const auto offset = static_cast<std::size_t>(offset_from(last->address, reference.address));
-      pieces.push_back({last->region.data + offset, static_cast<std::size_t>(reference.length)});
-    }
-    return last != nullptr;
-  });
+  return any() && std::ranges::all_of(references, [&](const tcp::Reference& reference) {
+           const auto covers = [&](const Region& one) {
+             return one.way == Way::mapped && lies_within(one.address, one.region.size, reference);
+           };
+           if (last == nullptr || !covers(*last)) {
+             const auto it = std::ranges::find_if(regions_, covers);
+             last = it == regions_.end() ? nullptr : &*it;
+           }
+           if (last != nullptr) {
+             const auto offset = static_cast<std::size_t>(offset_from(last->address, reference.address));
+             pieces.push_back({last->region.data + offset, static_cast<std::size_t>(reference.length)});
+           }
+           return last != nullptr;
+         });
 }
 
 KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iovec> from,
@@ -186,8 +211,8 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iove
   for (iovec source : from) {
     const auto* const begin = static_cast<const std::byte*>(source.iov_base);
     const auto region = std::ranges::find_if(regions_, [&](const Region& one) {
-      return lies_within(reinterpret_cast<std::uintptr_t>(one.region.data), one.region.size,
-                         {reinterpret_cast<std::uintptr_t>(begin), source.iov_len});
+      return one.way == Way::mapped && lies_within(reinterpret_cast<std::uintptr_t>(one.region.data), one.region.size,
+                                                   {reinterpret_cast<std::uintptr_t>(begin), source.iov_len});
     });
     auto offset = static_cast<std::size_t>(begin - region->region.data);
     while (source.iov_len != 0 && !destinations.empty()) {

@@ -3,6 +3,7 @@
 
 #include <sys/uio.h>
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -23,12 +24,13 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// This side's regions, as a peer maps them. One thread at a time, but for `path`.
+/// This side's regions, as a peer reads them by itself. One thread at a time, but for `path`.
 class HandedRegions {
  public:
   using Share = tcp::PeerMemory::Share;
 
-  [[nodiscard]] std::optional<Share> share(const LocalRegion& region, UnixSocket& socket);
+  /// @param in_place the peer can read this process's memory.
+  [[nodiscard]] std::optional<Share> share(const LocalRegion& region, bool in_place, UnixSocket& socket);
   [[nodiscard]] bool answered(std::uint32_t number, std::uint32_t status);
   void unshare(std::uint32_t number);
 
@@ -43,11 +45,13 @@ class HandedRegions {
     std::uint32_t number = 0;
     std::uint64_t address = 0;
     std::uint64_t size = 0;
+    bool in_place = false;
     bool answered = false;
     bool mapped = false;
     bool gone = false;  ///< Before it was answered.
   };
   void not_handed(const LocalRegion& region, const std::string& why);
+  [[nodiscard]] std::shared_ptr<const Descriptor> file_of(const LocalRegion& region, std::uint64_t& inode);
 
   SharedAreasView areas_;
   std::vector<Handed> handed_;
@@ -59,20 +63,22 @@ class HandedRegions {
   std::string why_not_;  ///< The first one's.
 };
 
-/// A peer's regions that are mapped here. One thread at a time, but for `path` and `maps`.
+/// A peer's regions that this side reads by itself. One thread at a time, but for `path` and `reads`.
 class MappedRegions {
  public:
   using Share = tcp::PeerMemory::Share;
+  using Way = tcp::PeerMemory::Way;
 
+  /// @param in_place this process can read the peer's memory.
   /// @return 0, or an errno; EBADF: the descriptor hasn't come.
-  [[nodiscard]] std::uint32_t map(const RemoteRegion& region, const Share& share, UnixSocket& socket);
+  [[nodiscard]] std::uint32_t map(const RemoteRegion& region, const Share& share, bool in_place, UnixSocket& socket);
   void unmap(std::uint32_t number);
 
-  [[nodiscard]] bool any() const noexcept { return !regions_.empty(); }
-  /// As they lie here, all readable.
-  [[nodiscard]] const kit::RegionList& list() const noexcept { return *list_; }
+  /// Whether any is mapped.
+  [[nodiscard]] bool any() const noexcept { return !lists_[static_cast<std::size_t>(Way::mapped)]->all().empty(); }
+  [[nodiscard]] const kit::RegionList& list(Way way) const noexcept { return *lists_[static_cast<std::size_t>(way)]; }
   /// From any thread. False for numbers from 64 on.
-  [[nodiscard]] bool maps(std::uint32_t number) const noexcept {
+  [[nodiscard]] bool reads(std::uint32_t number) const noexcept {
     return number < 64 && ((low_numbers_.load(std::memory_order_relaxed) >> number) & 1) != 0;
   }
   /// Where these lie here. @return false if not all of them do.
@@ -83,17 +89,20 @@ class MappedRegions {
 
  private:
   struct Region {
-    LocalRegion region;         ///< With the address that it has here.
+    LocalRegion region;         ///< With the address that it has here, if it is mapped.
     std::uint64_t address = 0;  ///< The peer's.
     MappedFile file;
+    Way way = Way::mapped;
   };
-  void make_list();
+  [[nodiscard]] static std::unique_ptr<const kit::RegionList> none() {
+    return std::make_unique<const kit::RegionList>(std::vector<LocalRegion>(), 0, 0);
+  }
+  void make_lists();
 
   std::vector<Region> regions_;  ///< Ordered by number.
   std::uint32_t next_ = 0;
   std::atomic<std::uint64_t> low_numbers_{0};  ///< A bit for each of the regions with a number below 64.
-  std::unique_ptr<const kit::RegionList> list_ =
-      std::make_unique<const kit::RegionList>(std::vector<LocalRegion>(), 0, 0);
+  std::array<std::unique_ptr<const kit::RegionList>, 2> lists_{none(), none()};  ///< By `Way`.
 
   mutable std::mutex mutex_;  ///< Guards what follows.
   std::size_t told_ = 0;

@@ -642,6 +642,9 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
 
 KVFERRY_INLINE Lane::Step Lane::copy_step(std::size_t& budget) {
   const auto copied = protocol_.copy_part();
+  if (copied.failure) {
+    fail(errc::connection_lost, remote_ + ": reading the peer's memory: " + copied.failure.message());
+  }
   readable_ |= copied.hung_up;
   moved_ += copied.bytes;
   budget -= std::min(budget, copied.bytes);

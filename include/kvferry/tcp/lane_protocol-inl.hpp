@@ -59,7 +59,8 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
   switch (request.kind) {
     case TransferKind::write: ready_data_.push_back(id); break;
     case TransferKind::read:
-      (!transfer.checked && reads_directly(request) ? ready_copies_ : ready_reads_).push_back(id);
+      transfer.way = transfer.checked ? std::nullopt : way_to_read(request);
+      (transfer.way ? ready_copies_ : ready_reads_).push_back(id);
       break;
     case TransferKind::send:
       matcher_.add_send(request.tag, id, id);

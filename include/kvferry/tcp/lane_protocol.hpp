@@ -106,12 +106,13 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// has not answered end with an error for which `condition::may_still_land` holds.
   void fail(std::error_code cause, const std::string& why);
 
-  /// What became of a part of a read whose pages are mapped here.
+  /// What became of a part of a read that this side makes alone.
   struct Copied {
     std::size_t bytes = 0;  ///< 0: there is no such read.
     bool hung_up = false;   ///< They count for nothing, because the peer has hung up; which is found behind what it sent.
+    std::error_code failure = {};  ///< Likewise; the connection is of no use any more.
   };
-  /// Copies the next part of a read whose pages are mapped here, up to a frame's bytes: nothing of it travels.
+  /// Copies the next part of a read of regions that this side reads by itself, up to a frame's bytes: nothing of it travels.
   [[nodiscard]] Copied copy_part();
 
   /// Adds bytes that are no frame to the outgoing queue.
@@ -153,6 +154,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
     std::error_code failure;
     std::string why;
     bool checked = false;      ///< Its payload has checksums.
+    std::optional<PeerMemory::Way> way;  ///< read: this side makes it alone.
     bool stopping = false;     ///< Ends when the peer has dealt with what was sent of it.
     bool cut = false;          ///< Some of its chunks were taken back.
     bool meets_again = false;  ///< send: the recv that it met is gone; it waits for another when its bytes are out.
@@ -256,7 +258,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
 
   // Regions that are mapped by the other side (lane_protocol_shared.cpp)
   void share_regions(const kit::RegionList& now);
-  [[nodiscard]] bool reads_directly(const TransferRequest& request) const;
+  /// @return nothing if the peer has to be asked.
+  [[nodiscard]] std::optional<PeerMemory::Way> way_to_read(const TransferRequest& request) const;
   [[nodiscard]] std::error_code end_region_shared(const Frame& frame);
   [[nodiscard]] std::error_code end_region_mapped(const FrameHeader& header);
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Regions that the other side maps. Reads of those are copies by their initiator, of which the peer hears nothing. What keeps them
-// right: the peer confirms a removal (lane_protocol_regions-inl.hpp) here, between two copies, and unmaps the region before; and
+// Regions that the other side reads by itself. That are copies by the initiator, of which the peer hears nothing. What keeps them
+// right: the peer confirms a removal (lane_protocol_regions-inl.hpp) here, between two copies, and forgets the region before; and
 // who takes memory back from an initiator that doesn't answer hangs up first, which the initiator looks for behind each copy.
 #include <algorithm>
 #include <utility>
@@ -60,14 +60,19 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_region_mapped(const FrameHeader
   return {};
 }
 
-KVFERRY_INLINE bool LaneProtocol::reads_directly(const TransferRequest& request) const {
+KVFERRY_INLINE std::optional<PeerMemory::Way> LaneProtocol::way_to_read(const TransferRequest& request) const {
   if (!memory_) {
-    return false;
+    return std::nullopt;
   }
-  const kit::RegionList& mapped = memory_->mapped();
-  const auto is_mapped = [&](std::uint32_t number) { return mapped.find(number) != nullptr; };
-  return request.remote_ranges.empty() ? is_mapped(request.remote_region)
-                                       : std::ranges::all_of(request.remote_ranges, is_mapped, &RemoteRange::region);
+  for (const auto way : {PeerMemory::Way::mapped, PeerMemory::Way::in_place}) {
+    const kit::RegionList& readable = memory_->regions(way);
+    const auto is_there = [&](std::uint32_t number) { return readable.find(number) != nullptr; };
+    if (request.remote_ranges.empty() ? is_there(request.remote_region)
+                                      : std::ranges::all_of(request.remote_ranges, is_there, &RemoteRange::region)) {
+      return way;
+    }
+  }
+  return std::nullopt;
 }
 
 KVFERRY_INLINE LaneProtocol::Copied LaneProtocol::copy_part() {
@@ -87,12 +92,13 @@ KVFERRY_INLINE LaneProtocol::Copied LaneProtocol::copy_part() {
     copy_to_.clear();
     std::error_code status;
     // The peer's word for a region's size may have changed since the operation was checked.
-    if (region_pieces(header, scratch_, memory_->mapped(), Access::read, copy_from_, status)) {
+    if (region_pieces(header, scratch_, memory_->regions(*transfer.way), Access::read, copy_from_, status)) {
       status = errc::protocol_violation;
     }
     if (!status) {
       local_pieces(transfer, chunk, copy_to_);
-      switch (memory_->copy(copy_from_, copy_to_)) {
+      std::error_code ec;
+      switch (memory_->copy(*transfer.way, copy_from_, copy_to_, ec)) {
         case PeerMemory::Fetched::all: break;
         case PeerMemory::Fetched::unwritable:
           status = errc::memory_fault;
@@ -105,7 +111,7 @@ KVFERRY_INLINE LaneProtocol::Copied LaneProtocol::copy_part() {
         case PeerMemory::Fetched::hung_up:
         case PeerMemory::Fetched::failed:
           transfer.outstanding.push_back(chunk);  // it ends with the connection
-          return {chunk.bytes, true};
+          return {chunk.bytes, true, ec};
       }
     }
     settle(transfer, chunk, status);

@@ -22,7 +22,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 ///
 /// Who sends references leaves the memory as it is until the frame is acknowledged or the connection is hung up.
 ///
-/// Thread safety: one thread at a time, but for `path` and `maps`.
+/// Thread safety: one thread at a time, but for `path` and `reads`.
 class KVFERRY_EXPORT PeerMemory {
  public:
   enum class Fetched {
@@ -50,16 +50,19 @@ class KVFERRY_EXPORT PeerMemory {
   [[nodiscard]] virtual Fetched fetch(std::span<const Reference> from, std::span<const iovec> to,
                                       std::error_code& ec) = 0;
 
-  /// @name Regions that the other side maps
+  /// @name Regions that the other side reads by itself
   /// @{
 
-  /// Regions of either side that can be mapped at a time, and such ones of which the peer hasn't said yet whether they are.
+  /// How: they are mapped, or the kernel lets one process read the other's memory.
+  enum class Way : std::uint8_t { mapped, in_place };
+
+  /// Regions of either side at a time, and such ones of which the peer hasn't said yet whether it reads them.
   static constexpr std::size_t max_mapped = 64;
 
-  /// What travels of a region that the peer is to map.
+  /// What travels of a region that the peer is to read.
   struct Share {
     std::uint64_t address = 0;  ///< In this process.
-    std::uint64_t file = 0;     ///< By which the peer knows the descriptor that it got on the connection.
+    std::uint64_t file = 0;  ///< By which the peer knows the descriptor that it got on the connection. 0: it reads in place.
   };
   /// Hands one of this side's regions out: its descriptor goes with the next bytes that are sent. @return nothing if that can't be.
   [[nodiscard]] virtual std::optional<Share> share(const LocalRegion& region) = 0;
@@ -68,15 +71,17 @@ class KVFERRY_EXPORT PeerMemory {
   /// From here on nothing there is referred to as memory that the peer has mapped.
   virtual void unshare(std::uint32_t number) = 0;
 
-  /// Maps one of the peer's regions. @return the status for the answer: 0, or an errno.
+  /// Maps one of the peer's regions, or reads it in place from here on. @return the status for the answer: 0, or an errno.
   [[nodiscard]] virtual std::uint32_t map(const RemoteRegion& region, const Share& share) = 0;
   virtual void unmap(std::uint32_t number) = 0;
-  /// The regions of the peer's that are mapped here, with the addresses that they have here.
-  [[nodiscard]] virtual const kit::RegionList& mapped() const noexcept = 0;
-  /// Whether it is one of them, as far as is known without waiting. From any thread.
-  [[nodiscard]] virtual bool maps(std::uint32_t number) const noexcept = 0;
-  /// Copies from mapped regions. @return not `failed`.
-  [[nodiscard]] virtual Fetched copy(std::span<const iovec> from, std::span<const iovec> to) = 0;
+  /// The regions of the peer's that are read in this way: with the addresses that they have here if they are mapped, else with the
+  /// peer's.
+  [[nodiscard]] virtual const kit::RegionList& regions(Way way) const noexcept = 0;
+  /// Whether there is one of this number, as far as is known without waiting. From any thread.
+  [[nodiscard]] virtual bool reads(std::uint32_t number) const noexcept = 0;
+  /// Copies from such regions. @param ec why, if it failed.
+  [[nodiscard]] virtual Fetched copy(Way way, std::span<const iovec> from, std::span<const iovec> to,
+                                     std::error_code& ec) = 0;
   /// @}
 
   /// How bytes travel past the connection, for people. From any thread.

@@ -183,9 +183,9 @@ KVFERRY_INLINE bool TcpLink::ends_at_once(const TransferRequest& request) const 
       !request.notification.empty() || request.objects.size() > max_chunk_objects) {
     return false;
   }
-  const auto maps = [this](std::uint32_t number) { return memory_->maps(number); };
-  return (request.remote_ranges.empty() ? maps(request.remote_region)
-                                        : std::ranges::all_of(request.remote_ranges, maps, &RemoteRange::region)) &&
+  const auto reads = [this](std::uint32_t number) { return memory_->reads(number); };
+  return (request.remote_ranges.empty() ? reads(request.remote_region)
+                                        : std::ranges::all_of(request.remote_ranges, reads, &RemoteRange::region)) &&
          kit::LocalBytes(request).total() <= copied_at_once;
 }
 
