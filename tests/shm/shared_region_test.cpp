@@ -516,6 +516,31 @@ TEST(SharedRegionLimits, ALimitForFilesIsAnErrorAndNoSignal) {
   EXPECT_EQ(refused, std::errc::file_too_large);
 }
 
+TEST(SharedMemoryOfANewLink, IsNotHandedOutOnceItWasRemoved) {
+  for (const bool removed : {false, true}) {
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+    const auto here = std::make_shared<UnixSocket>(ends[0], OpenMemory());
+    UnixSocket there(ends[1], OpenMemory());
+    const auto memory = std::make_shared<ProcessMemory>(::getpid(), 1, std::make_shared<MemoryTraffic>());
+    memory->begin(here, false, false);
+    const SharedRegion area(page);
+    const auto host = std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{area.region(page)});
+    tcp::LaneProtocol protocol(host, tcp::ReadAhead::unprotected(tcp::FrameReader::read_ahead), memory);
+    if (removed) {  // by who didn't know of this link yet
+      errc refusal{};
+      ASSERT_TRUE(host->table.remove(0, refusal));
+    }
+    protocol.region_added();
+    std::byte byte{};
+    iovec piece{&byte, 1};
+    ASSERT_EQ(here->send({&piece, 1}), 1);
+    ASSERT_EQ(there.receive({&piece, 1}), 1);
+    const auto inode = SharedAreasView().whole(area.data(), page)->inode;
+    EXPECT_EQ(static_cast<bool>(there.take_passed(inode)), !removed);
+  }
+}
+
 /// A peer that says what it likes of regions and references.
 class HostileRegions : public HandedFiles {
  protected:

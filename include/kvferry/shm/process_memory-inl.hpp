@@ -111,7 +111,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp
   const bool mapped = mapped_.find(from, mapped_pieces_);
   const bool own = mapped && areas_.cover(to);
   if (mapped && (own || !readable_)) {
-    return copy_mapped(mapped_pieces_, to, own);
+    return copy_mapped(mapped_pieces_, to, own, ec);
   }
   if (!readable_) {
     ec = errc::protocol_violation;
@@ -122,21 +122,13 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp
 
 KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(Way way, std::span<const iovec> from,
                                                             std::span<const iovec> to, std::error_code& ec) {
-  return way == Way::mapped ? copy_mapped(from, to, areas_.cover(to)) : read_in_place(from, to, ec);
+  return way == Way::mapped ? copy_mapped(from, to, areas_.cover(to), ec) : read_in_place(from, to, ec);
 }
 
 template <class Entry>
 tcp::PeerMemory::Fetched ProcessMemory::read_in_place(std::span<const Entry> from, std::span<const iovec> to,
                                                       std::error_code& ec) const {
-  const Fetched fetched = read(from, to, ec);
-  // A process's number stands for other memory only after the process has died or has begun another program. So what is
-  // there afterwards was there all the time.
-  const auto socket = socket_.lock();
-  switch (socket ? socket->peer() : UnixSocket::Peer::hung_up) {
-    case UnixSocket::Peer::hung_up: ec.clear(); return Fetched::hung_up;
-    case UnixSocket::Peer::dead: ec = errc::connection_lost; return Fetched::failed;
-    case UnixSocket::Peer::there: break;
-  }
+  const Fetched fetched = behind_copy(read(from, to, ec), ec);
   if (fetched == Fetched::all) {
     std::uint64_t bytes = 0;
     for (const iovec& piece : to) {
@@ -147,9 +139,24 @@ tcp::PeerMemory::Fetched ProcessMemory::read_in_place(std::span<const Entry> fro
   return fetched;
 }
 
+/// What a copy is worth that has just been made. A process's number stands for other memory only after the process has died
+/// or has begun another program. So what is there afterwards was there all the time. A child of it that lives keeps the
+/// connection, and its memory.
+KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::behind_copy(Fetched fetched, std::error_code& ec) const {
+  std::atomic_thread_fence(std::memory_order_acquire);  // the copy's loads stay before the look
+  const auto socket = socket_.lock();
+  switch (socket ? socket->peer() : UnixSocket::Peer::hung_up) {
+    case UnixSocket::Peer::hung_up: ec.clear(); return Fetched::hung_up;
+    case UnixSocket::Peer::dead: ec = errc::connection_lost; return Fetched::failed;
+    case UnixSocket::Peer::there: break;
+  }
+  return fetched;
+}
+
 /// @param own both sides of the copy are there for sure, for the CPU.
 KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<const iovec> from,
-                                                                   std::span<const iovec> to, bool own) {
+                                                                   std::span<const iovec> to, bool own,
+                                                                   std::error_code& ec) {
   std::uint64_t bytes = 0;
   for (const iovec& piece : from) {
     bytes += piece.iov_len;
@@ -172,10 +179,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<con
   } else {
     fetched = mapped_.read(from, to);
   }
-  const auto socket = socket_.lock();
-  if (!socket || socket->hung_up()) {
-    return Fetched::hung_up;
-  }
+  fetched = behind_copy(fetched, ec);
   if (fetched == Fetched::all) {
     traffic_->mapped.received.fetch_add(bytes, std::memory_order_relaxed);
   }

@@ -80,10 +80,13 @@ class ProcessMemory final : public tcp::PeerMemory {
 
  private:
   template <class Entry>
-  [[nodiscard]] Fetched read_in_place(std::span<const Entry> from, std::span<const iovec> to, std::error_code& ec) const;
+  [[nodiscard]] Fetched read_in_place(std::span<const Entry> from, std::span<const iovec> to,
+                                      std::error_code& ec) const;
   template <class Entry>
   [[nodiscard]] Fetched read(std::span<const Entry> from, std::span<const iovec> to, std::error_code& ec) const;
-  [[nodiscard]] Fetched copy_mapped(std::span<const iovec> from, std::span<const iovec> to, bool own);
+  [[nodiscard]] Fetched copy_mapped(std::span<const iovec> from, std::span<const iovec> to, bool own,
+                                    std::error_code& ec);
+  [[nodiscard]] Fetched behind_copy(Fetched fetched, std::error_code& ec) const;
 
   const std::int64_t pid_;
   const std::uint64_t least_bytes_;

@@ -52,9 +52,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
         memory_(std::move(memory)),
         regions_(host_->local_regions()),
         told_regions_(host_->told_regions()),
-        told_next_region_(told_regions_->next()) {
-    share_regions(*regions_);
-  }
+        told_next_region_(told_regions_->next()) {}
 
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);

@@ -73,6 +73,9 @@ KVFERRY_INLINE void LaneProtocol::region_removed(std::uint32_t number, std::func
 
 /// Ahead of all others, which go behind answers.
 KVFERRY_INLINE void LaneProtocol::tell_removed_first(std::uint32_t number) {
+  if (memory_) {
+    memory_->unshare(number);
+  }
   removed_.push_back({number, nullptr});
   FrameHeader header;
   header.type = FrameType::region_removed;
