@@ -10,6 +10,8 @@
 #include <kvferry/kit/operation-inl.hpp>
 #include <kvferry/kit/operation_registry-inl.hpp>
 #include <kvferry/kit/overlap-inl.hpp>
+#include <kvferry/kit/peer_acceptance-inl.hpp>
+#include <kvferry/kit/peer_attempt_end-inl.hpp>
 #include <kvferry/kit/peer_attempts-inl.hpp>
 #include <kvferry/kit/peer_directory-inl.hpp>
 #include <kvferry/kit/peer_disconnect-inl.hpp>
@@ -25,4 +27,5 @@
 #include <kvferry/kit/stranger_links-inl.hpp>
 #include <kvferry/kit/striped_operation-inl.hpp>
 #include <kvferry/kit/transfer_channel_kit-inl.hpp>
+#include <kvferry/kit/transfer_channel_kit_calls-inl.hpp>
 #include <kvferry/kit/transfer_counters-inl.hpp>

@@ -12,12 +12,15 @@
 #include <kvferry/tcp/gather_queue-inl.hpp>
 #include <kvferry/tcp/hello-inl.hpp>
 #include <kvferry/tcp/lane-inl.hpp>
+#include <kvferry/tcp/lane_end-inl.hpp>
 #include <kvferry/tcp/lane_protocol-inl.hpp>
 #include <kvferry/tcp/lane_protocol_checksums-inl.hpp>
 #include <kvferry/tcp/lane_protocol_end-inl.hpp>
+#include <kvferry/tcp/lane_protocol_frames-inl.hpp>
 #include <kvferry/tcp/lane_protocol_receive-inl.hpp>
 #include <kvferry/tcp/lane_protocol_regions-inl.hpp>
 #include <kvferry/tcp/lane_protocol_shared-inl.hpp>
+#include <kvferry/tcp/lane_steps-inl.hpp>
 #include <kvferry/tcp/range_descriptors-inl.hpp>
 #include <kvferry/tcp/read_ahead-inl.hpp>
 #include <kvferry/tcp/socket_events-inl.hpp>
