@@ -171,6 +171,24 @@ def test_options_of_instances_that_push() -> None:
             Options.from_config(extra)
 
 
+@pytest.mark.parametrize(
+    ("port", "prefilling", "decoding", "match"), [(7100, True, True, "not 'kv_both'"), (0, True, False, "has a port")]
+)
+def test_roles_that_instances_that_push_cannot_have(port: int, prefilling: bool, decoding: bool, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Options(mode="push", port=port).check_role(prefilling, decoding)
+    Options(mode="push", port=7100).check_role(True, False)
+    Options(mode="push").check_role(False, True)
+    Options(port=port).check_role(prefilling, decoding)
+
+
+def test_a_worker_that_listens_offers_nothing_for_writing(pair: tuple[PushSide, PushSide]) -> None:
+    """Else who has lost the connection to it connects anew, and writes into blocks that are free."""
+    layout = pair[0].worker._layout
+    with pytest.raises(ValueError, match="listens"):
+        PushWorker(Options(mode="push"), "both", layout, [], True, True)
+
+
 def test_each_layer_is_pushed_as_soon_as_it_is_computed(pair: tuple[PushSide, PushSide]) -> None:
     prefill, decode = pair
     assert not decode.worker.url

@@ -108,7 +108,7 @@ class Side:
         )  # fmt: skip
         chosen = Options(**{"timeout": 20.0, **options})
         memory = [(self.cache.ctypes.data, self.cache.nbytes)]
-        self.worker: Worker = self.make(chosen, name, layout, memory, serving)
+        self.worker: Worker = self.make(chosen, name, layout, memory, serving, not serving)
 
     def remote(self, request_id: str, **changed: Any) -> Remote:
         """What is kept for a request here."""

@@ -39,8 +39,8 @@ class KvferryConnector(KVConnectorBase_V1):
     """Hands the KV caches of prompts from prefilling to decoding instances. The decoding instance reads, or the
     prefilling one writes, layer by layer.
 
-    ``kv_role`` is "kv_producer" for a prefilling instance, "kv_consumer" for a decoding one, or "kv_both". For
-    ``kv_connector_extra_config`` see ``kvferry.vllm.options.Options``.
+    ``kv_role`` is "kv_producer" for a prefilling instance, "kv_consumer" for a decoding one, or, where nothing is pushed,
+    "kv_both". For ``kv_connector_extra_config`` see ``kvferry.vllm.options.Options``.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
@@ -51,8 +51,7 @@ class KvferryConnector(KVConnectorBase_V1):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"KvferryConnector does not support {name} above 1")
         self._pushes = self._options.mode == "push"
-        if self._pushes and transfer.is_kv_producer and not self._options.port:
-            raise ValueError("KvferryConnector: an instance that pushes has a port, which the router knows")
+        self._options.check_role(transfer.is_kv_producer, transfer.is_kv_consumer)
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._tensors: list[torch.Tensor] = []

@@ -79,6 +79,18 @@ class Options:
         channel_class(made.transport)
         return made
 
+    def check_role(self, prefilling: bool, decoding: bool) -> None:
+        """Raises ValueError for a ``kv_role`` that an instance with these options can't have."""
+        if self.mode != "push":
+            return
+        if prefilling and decoding:
+            raise ValueError(
+                "KvferryConnector: with mode 'push' kv_role is 'kv_producer' or 'kv_consumer', and not 'kv_both': who "
+                "listens and lets others write is written to over connections that it has given up"
+            )
+        if prefilling and not self.port:
+            raise ValueError("KvferryConnector: an instance that pushes has a port, which the router knows")
+
     def secret(self) -> bytes:
         """What ``secret_file`` has. Raises ValueError for a short one, and for one that others may read."""
         if not self.secret_file:

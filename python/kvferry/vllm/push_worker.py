@@ -62,6 +62,9 @@ class PushWorker(Worker):
     """One worker's channel, and what goes on in it; see ``Worker``."""
 
     def _access(self, serving: bool, taking: bool) -> Access:
+        # All of a given up connection's writes have ended because nobody can connect to its id again.
+        if serving and taking:
+            raise ValueError("a worker that listens offers nothing for writing")
         return "write" if taking else "none"
 
     def _prepare(self) -> None:
