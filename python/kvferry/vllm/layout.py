@@ -81,6 +81,24 @@ class KvLayout:
     tp_rank: int
     tp_size: int
 
+    def fault(self) -> str:
+        """A number that makes no sense; empty if all do. For a layout that comes from outside."""
+        if not self.layers or len({name for name, _, _ in self.layers}) < len(self.layers) or not self.fields:
+            return "no layer, one of them twice, or no field"
+        above = {name: getattr(self, name) for name in (
+            "num_blocks", "blocks_per_id", "block_tokens", "block_stride", "heads", "run_tokens", "total_heads", "tp_size",
+        )}  # fmt: skip
+        for number, field in enumerate(self.fields):
+            above[f"rows of field {number}"], above[f"run_bytes of field {number}"] = field.rows, field.run_bytes
+        for name, value in above.items():
+            if value < 1:
+                return f"{name} is {value}"
+        if self.block_tokens % self.run_tokens or not 0 <= self.tp_rank < self.tp_size:
+            return f"runs of {self.run_tokens} in {self.block_tokens} tokens, rank {self.tp_rank} of {self.tp_size}"
+        offsets = [self.head_stride, *(number for _, *numbers in self.layers for number in numbers)]
+        offsets += [number for field in self.fields for number in (field.offset, field.stride, field.run_stride)]
+        return "" if min(offsets) >= 0 else f"an offset or a stride is {min(offsets)}"
+
     def with_whole_heads(self) -> KvLayout | None:
         """The same with one field, if a head's bytes have no gaps: fewer ranges, for caches that lie the same way."""
         runs = self.block_tokens // self.run_tokens

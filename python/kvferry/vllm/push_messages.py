@@ -13,7 +13,7 @@ import msgspec
 from .layout import HeadSource, KvLayout
 from .messages import MAX_WORKERS, Server
 
-__all__ = ["ENDED", "STOP", "WANT", "Announced", "Ended", "Progress", "Sender", "Want", "transfer_id_of"]
+__all__ = ["ENDED", "MOST_REMEMBERED", "STOP", "WANT", "Announced", "Ended", "Progress", "Sender", "Want", "transfer_id_of"]
 
 #: Asks to push a transfer to who asks.
 WANT = "kvferry.vllm.want"
@@ -21,6 +21,9 @@ WANT = "kvferry.vllm.want"
 STOP = "kvferry.vllm.stop"
 #: The key of notifications of transfers that have ended.
 ENDED = 1
+
+#: Transfers that are over: no more are remembered.
+MOST_REMEMBERED = 1 << 16
 
 #: Characters.
 _LONGEST_ID = 256
@@ -108,6 +111,26 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     prompt_digest: str
     checksums: bool | None
+
+    def fault(self) -> str:
+        """What makes no sense in it; empty if all does. It comes from outside."""
+        layout = self.layout
+        unit = layout.block_tokens * layout.blocks_per_id
+        if not 0 <= self.reader < MAX_WORKERS or not 0 < self.readers <= MAX_WORKERS:
+            return f"reader {self.reader}, one of {self.readers}, and there are at most {MAX_WORKERS}"
+        if not 0 < len(self.transfer_id) <= _LONGEST_ID or self.heads.num_heads < 0:
+            return f"a transfer_id of {len(self.transfer_id)} characters, {self.heads.num_heads} heads"
+        if not self.heads.num_heads:
+            return ""
+        wrong = layout.fault()
+        if wrong:
+            return f"its layout: {wrong}"
+        if not 0 <= self.first_token < self.num_tokens or self.first_token % unit:
+            return f"tokens [{self.first_token}, {self.num_tokens}) in blocks of {unit}"
+        blocks = -(-(self.num_tokens - self.first_token) // unit)
+        if len(self.block_ids) < blocks:
+            return f"{len(self.block_ids)} blocks, and tokens [{self.first_token}, {self.num_tokens}) are in {blocks}"
+        return ""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from typing import Any
 
 from .options import Options
 from .prompts import digest_of
-from .push_messages import Announced, Progress, Sender, transfer_id_of
+from .push_messages import MOST_REMEMBERED, Announced, Progress, Sender, transfer_id_of
 from .scheduler import Scheduler, Step, has_completed, params_of
 
 __all__ = ["PushScheduler"]
@@ -22,8 +23,9 @@ class PushScheduler(Scheduler):
 
     def __init__(self, options: Options, block_size: int) -> None:
         super().__init__(options, block_size)
-        #: The transfers of a prefilling instance's requests.
-        self._pushes: dict[str, str] = {}
+        #: A prefilling instance's requests that are pushed, and the last transfers there were.
+        self._pushes: set[str] = set()
+        self._used: OrderedDict[str, None] = OrderedDict()
 
     def on_new_request(self, request: Any) -> None:
         params = params_of(request)
@@ -37,12 +39,15 @@ class PushScheduler(Scheduler):
             digest = digest_of(request, request.num_prompt_tokens)
             if digest is None:
                 raise ValueError("prompts that are embeddings are not handed over")
-            if transfer_id in self._pushes.values():
-                raise ValueError(f"another request here has the transfer_id {transfer_id!r}")
+            if transfer_id in self._used:
+                raise ValueError(f"another request here has or had the transfer_id {transfer_id!r}")
         except ValueError as error:
             _logger.error("request %s is not pushed: %s", request.request_id, error)
             return
-        self._pushes[request.request_id] = transfer_id
+        self._used[transfer_id] = None
+        if len(self._used) > MOST_REMEMBERED:
+            self._used.popitem(last=False)
+        self._pushes.add(request.request_id)
         self._next.announced.append(Announced(request.request_id, transfer_id, digest, int(request.num_prompt_tokens)))
 
     def _checked(self, request: Any, params: dict[str, Any]) -> Sender:
@@ -57,7 +62,8 @@ class PushScheduler(Scheduler):
     def next_step(self, scheduled: Any = None) -> Step:
         if scheduled is not None:
             for request_id in scheduled.preempted_req_ids or ():
-                if self._pushes.pop(request_id, None) is not None:
+                if request_id in self._pushes:
+                    self._pushes.remove(request_id)
                     self._next.preempted.append(request_id)
             counts = scheduled.num_scheduled_tokens
             for new in scheduled.scheduled_new_reqs:
@@ -77,8 +83,9 @@ class PushScheduler(Scheduler):
 
     def _kept(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         request_id = request.request_id
-        if self._pushes.pop(request_id, None) is None:
+        if request_id not in self._pushes:
             return False, None
+        self._pushes.remove(request_id)
         if has_completed(request) and block_ids and request.num_computed_tokens >= request.num_prompt_tokens:
             self._next.granted.append(request_id)
             return True, None

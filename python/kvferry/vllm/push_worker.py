@@ -113,12 +113,17 @@ class PushWorker(Worker):
             for request_id in orders.forgotten:
                 self._pushes.drop(request_id, "its request has ended there")
         super().step(orders)
+        with self._lock:
+            for request_id in orders.granted:
+                if not self._pushes.knows(request_id):
+                    self._leases.release(request_id, 0, 1)  # nobody can come for its blocks
 
     def finished(self) -> tuple[set[str], set[str]]:
         sent, received = super().finished()
         with self._lock:
             for request_id in sent:
                 self._pushes.drop(request_id, "its lease has run out")
+            self._pushes.sweep()
         return sent, received
 
     # Of a prefilling worker
@@ -133,7 +138,7 @@ class PushWorker(Worker):
         fields = parse(received)
         if received.type == STOP:
             with self._lock:
-                self._pushes.stop(str(fields["transfer_id"]), int(fields["reader"]))
+                self._pushes.stop(str(fields["transfer_id"]), int(fields["reader"]), str(fields["peer_id"]))
             return message(STOP)
         if received.type == RENEW:
             with self._lock:
@@ -232,7 +237,9 @@ class PushWorker(Worker):
         """Until nothing of a transfer lands any more."""
         if not link.breaking and not self._closing:
             try:
-                asked = message(STOP, transfer_id=load.remote.transfer_id, reader=self._layout.tp_rank)
+                asked = message(
+                    STOP, transfer_id=load.remote.transfer_id, reader=self._layout.tp_rank, peer_id=link.local_id
+                )
                 operation = self._ask_over(link, server, asked)
                 yield operation
                 operation.result()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,17 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import Addresses, Operation
+from .early_wants import EarlyWants
 from .layout import KvLayout, LayoutMismatch, Plan, plan
 from .leases import Leases
-from .push_messages import ENDED, Announced, Ended, Progress, Want
+from .push_messages import ENDED, MOST_REMEMBERED, Announced, Ended, Progress, Want
 from .steps import Runner, Steps
 
 __all__ = ["Pushes"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
-#: Transfers that readers have asked for and no request has come for, and those that are over: no more are remembered.
-_MOST_REMEMBERED = 1 << 16
 
 
 @dataclass(eq=False)
@@ -77,27 +75,45 @@ class Pushes:
         self._bases = bases
         self._leases = leases
         self._timeout = timeout
-        self._lease = lease
         self._checksums = checksums
         self._by_request: dict[str, _Push] = {}
         self._by_transfer: dict[str, _Push] = {}
         #: What the step that is being computed adds: pushes, and how many tokens they have then.
         self._current: list[tuple[_Push, int]] = []
-        #: Transfers that were asked for before their request came, and when.
-        self._early: OrderedDict[str, tuple[float, list[Want]]] = OrderedDict()
-        #: Transfers whose requests are gone.
-        self._over: OrderedDict[str, None] = OrderedDict()
+        #: Questions whose request hasn't come yet.
+        self._early = EarlyWants(lease)
+        #: Transfers to which nobody is added any more, and why.
+        self._over: OrderedDict[str, str] = OrderedDict()
 
     # The engine's orders
 
     def announce(self, announced: Announced) -> None:
-        self._leases.expect(announced.request_id)
+        request_id, transfer_id = announced.request_id, announced.transfer_id
+        known = self._over.get(transfer_id, "")
+        if request_id in self._by_request or transfer_id in self._by_transfer:
+            known = "another request has it"
+        if known:  # the other's readers and its end would be taken for this one's
+            _logger.error("request %s is not pushed: of transfer %r is known: %s", request_id, transfer_id, known)
+            return
+        self._leases.expect(request_id)
         push = _Push(announced, dict.fromkeys(self._layers, 0))
-        self._by_request[announced.request_id] = self._by_transfer[announced.transfer_id] = push
-        for want in self._early.pop(announced.transfer_id, (0.0, []))[1]:
+        self._by_request[request_id] = self._by_transfer[transfer_id] = push
+        for want in self._early.take(transfer_id):
             reason = self._attach(push, want)
-            if reason and want.heads.num_heads:
-                self._runner.perform(self._tell(want, Ended(transfer_id=want.transfer_id, failed=(), reason=reason)))
+            if reason:
+                self._refuse(want, reason)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether the request is pushed, or can be."""
+        return request_id in self._by_request
+
+    def sweep(self) -> None:
+        """Readers whose request hasn't come for a lease are told that it doesn't."""
+        for transfer_id, wants in self._early.take_old():
+            reason = "no request has come for it"
+            self._note_over(transfer_id, reason)
+            for want in wants:
+                self._refuse(want, reason)
 
     def proceed(self, progress: Progress) -> None:
         """A step that is about to be computed."""
@@ -127,51 +143,48 @@ class Pushes:
         if push is None:
             return
         transfer_id = push.announced.transfer_id
-        del self._by_transfer[transfer_id]
-        self._over[transfer_id] = None
-        while len(self._over) > _MOST_REMEMBERED:
-            self._over.popitem(last=False)
+        if self._by_transfer.get(transfer_id) is push:
+            del self._by_transfer[transfer_id]
+        self._note_over(transfer_id, "its request has ended, or was taken the blocks of")
         self._current = [(other, tokens) for other, tokens in self._current if other is not push]
         for reader in list(push.readers.values()):
             self._break(push, reader, reason)
+
+    def _note_over(self, transfer_id: str, reason: str) -> None:
+        self._over[transfer_id] = reason
+        while len(self._over) > MOST_REMEMBERED:
+            self._over.popitem(last=False)
 
     # Readers' messages
 
     def want(self, want: Want) -> str:
         """Why a transfer isn't pushed; empty if it is, or will be."""
+        wrong = want.fault()
+        if wrong:
+            return wrong
+        self.sweep()
         push = self._by_transfer.get(want.transfer_id)
         if push is not None:
             return self._attach(push, want)
-        if want.transfer_id in self._over:
-            return "its request has ended, or was taken the blocks of"
-        since, wants = self._early.setdefault(want.transfer_id, (time.monotonic(), []))
-        wants.append(want)
-        while len(self._early) > _MOST_REMEMBERED:
-            self._early.popitem(last=False)
-        return ""
+        return self._over.get(want.transfer_id) or self._early.add(want)
 
-    def stop(self, transfer_id: str, rank: int) -> None:
-        """Nothing of the transfer is begun any more, and what is under way ends."""
+    def stop(self, transfer_id: str, rank: int, peer_id: str) -> None:
+        """Nothing of the transfer to this reader is begun any more, and what is under way ends."""
         push = self._by_transfer.get(transfer_id)
-        if push is not None:
-            reader = push.readers.get(rank)
-            if reader is not None:
-                self._break(push, reader, "the reader has given it up")
-        elif transfer_id in self._early:
-            since, wants = self._early[transfer_id]
-            nothing = [msgspec.structs.replace(one, heads=one.heads._replace(num_heads=0)) for one in wants]
-            self._early[transfer_id] = since, [new if new.reader == rank else old for new, old in zip(nothing, wants)]
+        if push is None:
+            self._early.stop(transfer_id, rank, peer_id)
+            return
+        reader = push.readers.get(rank)
+        if reader is not None and reader.want.peer_id == peer_id:
+            self._break(push, reader, "the reader has given it up")
 
     def renew(self, transfer_id: str) -> bool:
         """Whether anything of it is still to be expected."""
         push = self._by_transfer.get(transfer_id)
         if push is not None:
             return self._leases.renew(push.announced.request_id)
-        since, _ = self._early.get(transfer_id, (float("-inf"), None))
-        if time.monotonic() - since < self._lease:
-            return True
-        self._early.pop(transfer_id, None)
-        return False
+        self.sweep()
+        return transfer_id in self._early
 
     def _attach(self, push: _Push, want: Want) -> str:
         """A reader more. Why it isn't one; empty if it is."""
@@ -206,6 +219,13 @@ class Pushes:
 
     def _advance(self, push: _Push, reader: _Reader, names: Iterable[str]) -> None:
         """Pushes what is computed of some layers: whole blocks of the reader's, and at the end the rest."""
+        try:
+            self._write_new(push, reader, names)
+        except Exception as error:  # one reader's, and no matter of the engine's
+            _logger.exception("request %s is not pushed to %s", push.announced.request_id, reader.want.peer_id)
+            self._break(push, reader, str(error))
+
+    def _write_new(self, push: _Push, reader: _Reader, names: Iterable[str]) -> None:
         if reader.broken:
             return
         parts: dict[tuple[int, int], list[str]] = {}
@@ -295,6 +315,10 @@ class Pushes:
         self._leases.release(push.announced.request_id, want.reader, want.readers)
         ended = Ended(transfer_id=want.transfer_id, failed=tuple(sorted(reader.failed)), reason=reader.broken)
         self._runner.perform(self._tell(want, ended))
+
+    def _refuse(self, want: Want, reason: str) -> None:
+        if want.heads.num_heads:
+            self._runner.perform(self._tell(want, Ended(transfer_id=want.transfer_id, failed=(), reason=reason)))
 
     def _tell(self, want: Want, ended: Ended) -> Steps:
         try:
