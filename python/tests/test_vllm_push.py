@@ -24,6 +24,7 @@ from kvferry.vllm.push_scheduler import PushScheduler
 from kvferry.vllm.push_worker import PushWorker, _Link
 from kvferry.vllm.pushes import _Reader
 from kvferry.vllm.scheduler import Load, Step
+from kvferry.vllm.steps import Signal
 from vllm_sides import BLOCKS, LAYERS, TOKENS, Blocks, Output, Request, Side, Status, changing
 
 TO_DECODE = {"do_remote_prefill": True, "transfer_id": "t", "remote_urls": ["tcp://h:1"]}
@@ -476,6 +477,56 @@ def test_early_questions_are_bounded(make: Callable[..., Any], monkeypatch: pyte
     assert early._bytes == 0 and not early
 
 
+@pytest.mark.parametrize("senders,receivers,heads", [(2, 1, 2), (1, 2, 2), (4, 2, 4), (2, 2, 1)])
+def test_every_rank_hears_of_a_request_that_never_comes(
+    make: Callable[..., Any], senders: int, receivers: int, heads: int
+) -> None:
+    def side(name: str, rank: int, size: int) -> Any:
+        return make(
+            name, name == "prefill", kind=PushSide, heads=max(1, heads // size), total_heads=heads, tp_size=size,
+            tp_rank=rank, lease=0.3, block=128,
+        )  # fmt: skip
+
+    prefills = [side("prefill", rank, senders) for rank in range(senders)]
+    sender = prefills[0].sender("t", *prefills[1:])
+    for decode in [side("decode", rank, receivers) for rank in range(receivers)]:
+        decode.step(waiting=[("d", sender)], loads=[Load("d", sender, [1, 2, 3], 0, 10)])
+        assert decode.loaded("d") == {1, 2, 3}
+
+
+@pytest.mark.parametrize("heads,senders,receivers", [(2, 1, 2), (4, 4, 2), (2, 4, 4), (1, 2, 2)])
+def test_ranks_renew_where_their_bytes_come_from(
+    make: Callable[..., Any], heads: int, senders: int, receivers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = Sender("t", *[tuple(f"tcp://h:{rank + 1}" for rank in range(senders))] * 2, "of a prompt", 10, 30.0)
+    for rank in range(receivers):
+        decode = make("decode", False, kind=PushSide, total_heads=heads, tp_size=receivers, tp_rank=rank)
+        asked: list[str] = []
+        monkeypatch.setattr(decode.push, "_send_renewals", lambda server, _, to=asked: iter(to.append(server.url) or ()))
+        monkeypatch.setattr(decode.push, "_perform", list)
+        decode.push._renew([sender])
+        assert {f"tcp://h:{source.rank + 1}" for source, _ in decode.worker._sources(sender)} == set(asked)
+
+
+def test_a_connection_that_is_lost_before_the_answer_is_heard(
+    pair: tuple[PushSide, PushSide], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is told to those that are pushed; what the answer makes one of them is told, too."""
+    prefill, decode = pair
+    prefill.announce("t")
+    worker = decode.push
+    ask_for = worker._ask_for
+
+    def lost_first(push: Any, source: HeadSource, server: Any, readers: int) -> Any:
+        refused = yield from ask_for(push, source, server, readers)
+        worker._break(server.peer_id, push.link, "it is lost")
+        return refused
+
+    monkeypatch.setattr(worker, "_ask_for", lost_first)
+    decode.wants("d", prefill.sender("t"), [1, 2, 3])
+    assert decode.loaded("d") == {1, 2, 3}
+
+
 def test_who_asked_for_a_request_that_does_not_come_is_told(make: Callable[..., Any]) -> None:
     """Also who doesn't ask again. A request that comes later is not pushed to nobody for a lease."""
     prefill, decode = make("prefill", True, 100, kind=PushSide, lease=0.3), make("decode", False, kind=PushSide)
@@ -657,6 +708,35 @@ def test_closing_ends_what_is_under_way(pair: tuple[PushSide, PushSide]) -> None
     decode.worker.close()
     decode.worker.close()
     assert decode.worker.finished()[1] == {"t", "never"}
+
+
+@pytest.mark.parametrize("order", ["load", "release", "renewal"])
+def test_closing_ends_what_waits_for_the_end_of_a_connection(
+    pair: tuple[PushSide, PushSide], order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefill, decode = pair
+    worker, sender = decode.push, prefill.sender("t")
+    server = sender.servers()[0]
+    held = Signal()
+
+    def disconnect(peer_id: str, link: _Link) -> Any:
+        yield held
+
+    monkeypatch.setattr(worker, "_disconnect", disconnect)
+    with worker._lock:
+        link = worker._links[server.peer_id] = _Link("someone")
+        worker._break(server.peer_id, link, "it doesn't answer")
+    orders: dict[str, dict[str, Any]] = {
+        "load": {"loads": [Load("d", sender, [1, 2, 3], 0, 10)]}, "release": {"released": [("d", sender)]},
+        "renewal": {"waiting": [("d", sender)]},
+    }  # fmt: skip
+    decode.step(**orders[order])
+    assert link.broken.waiting
+    closing = threading.Thread(target=decode.worker.close, daemon=True)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
+    assert decode.worker.finished()[1] == ({"d"} if order == "load" else set())
 
 
 def test_many_at_once(pair: tuple[PushSide, PushSide]) -> None:

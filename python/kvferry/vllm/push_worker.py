@@ -176,7 +176,7 @@ class PushWorker(Worker):
         key = server.peer_id, load.remote.transfer_id
         if key in self._pushed:
             raise ValueError(f"another request here has the transfer {load.remote.transfer_id!r}")
-        if loading.cancelled or self._closing:
+        if loading.cancelled:
             self._perform(self._leave(load.remote, server, readers))
             return every
         push = self._pushed[key] = _Push(loading, link)
@@ -192,6 +192,8 @@ class PushWorker(Worker):
             self._say_path(server, link)
             if loading.cancelled:
                 self._runner.tell(push.ended, "cancelled")
+            if link.breaking:  # which was said before there was anybody to tell
+                self._runner.tell(push.ended, "its connection was ended")
             ended = yield push.ended
         finally:
             del self._pushed[key]
@@ -255,10 +257,8 @@ class PushWorker(Worker):
 
     def _leave(self, remote: Any, server: Server, readers: int) -> Asking:
         nothing = HeadSource(remote.servers().index(server), 0, 0, 0)
-        link = yield from self._link_to(server)
-        if self._closing:
-            return False
         try:
+            link = yield from self._link_to(server)
             load = Load("", remote, [], 0, remote.num_tokens)
             operation = self._ask_over(link, server, self._wanted(load, nothing, server, readers, link))
             yield operation
@@ -277,8 +277,10 @@ class PushWorker(Worker):
     # Connections
 
     def _link_to(self, server: Server) -> Generator[Waited, Any, _Link]:
-        """The one that there is; or a new one, when nothing lands over the former any more."""
+        """The one that there is; or a new one, when nothing lands over the former any more. Raises when it is closed."""
         while True:
+            if self._closing:
+                raise ConnectionError("the channel is closed")
             link = self._links.get(server.peer_id)
             if link is None:
                 link = self._links[server.peer_id] = _Link(f"{self._local_id}/{next(self._numbers)}")
@@ -365,9 +367,9 @@ class PushWorker(Worker):
         found: dict[Server, dict[str, None]] = {}
         with self._lock:
             for sender in remotes:
-                for rank, server in enumerate(sender.servers()):
-                    if rank % self._layout.tp_size == self._layout.tp_rank:
-                        found.setdefault(server, {})[sender.transfer_id] = None
+                servers = sender.servers()
+                for source, _ in self._sources(sender):  # who doesn't push here has nothing to say of it
+                    found.setdefault(servers[source.rank], {})[sender.transfer_id] = None
             for server, transfer_ids in found.items():
                 self._perform(self._send_renewals(server, transfer_ids))
 
@@ -376,8 +378,9 @@ class PushWorker(Worker):
             # The other side knows of a transfer from the moment that it has agreed.
             agreed = [self._pushed.get((server.peer_id, name)) for name in part]
             agreed = [push if push is not None and push.agreed else None for push in agreed]
-            link = yield from self._link_to(server)
-            if self._closing:
+            try:
+                link = yield from self._link_to(server)
+            except ConnectionError:
                 return
             try:
                 operation = self._ask_over(link, server, message(RENEW, transfer_ids=part))
@@ -397,5 +400,6 @@ class PushWorker(Worker):
         with self._lock:
             for push in list(self._pushed.values()):
                 self._runner.tell(push.ended, "closed")
-            for link in list(self._links.values()):
+            links, self._links = self._links, {}
+            for link in links.values():
                 self._runner.tell(link.broken)
