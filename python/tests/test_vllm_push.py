@@ -70,7 +70,8 @@ def pair(make: Callable[..., Any]) -> tuple[PushSide, PushSide]:
 
 
 def schedulers() -> tuple[PushScheduler, PushScheduler]:
-    return PushScheduler(Options(mode="push"), TOKENS), PushScheduler(Options(mode="push"), TOKENS)
+    """Of a prefilling and of a decoding instance."""
+    return PushScheduler(Options(mode="push"), TOKENS, True), PushScheduler(Options(mode="push"), TOKENS, False)
 
 
 def scheduled(
@@ -150,7 +151,7 @@ def test_what_cannot_be_pushed() -> None:
         request = Request("d", {**TO_DECODE, **change})
         decode.on_new_request(request)
         assert decode.get_num_new_matched_tokens(request, 0) == (0, False), change
-    allowed = PushScheduler(Options(mode="push", allowed_hosts=("10.0.0.0/8",)), TOKENS)
+    allowed = PushScheduler(Options(mode="push", allowed_hosts=("10.0.0.0/8",)), TOKENS, False)
     request = Request("d", dict(TO_DECODE))
     allowed.on_new_request(request)
     assert allowed.get_num_new_matched_tokens(request, 0) == (0, False)
@@ -365,6 +366,18 @@ def test_a_transfer_that_is_known_is_not_pushed_again(
     prefill.announce("t", request_id="and again")
     assert prefill.worker.finished()[1] == set() and not prefill.push._pushes._by_transfer
     assert not prefill.push._pushes._by_request
+
+
+def test_who_does_not_push_keeps_no_blocks_and_who_does_takes_none() -> None:
+    prefill, decode = schedulers()
+    request = Request("d", dict(TO_PREFILL))
+    decode.on_new_request(request)
+    assert decode.request_finished(request, [5, 6, 7]) == (False, None)
+    assert decode.next_step(scheduled()) == Step()
+    request = Request("p", dict(TO_DECODE))
+    prefill.on_new_request(request)
+    assert prefill.get_num_new_matched_tokens(request, 0) == (0, False)
+    assert prefill.next_step(scheduled()) == Step()
 
 
 def test_a_scheduler_names_a_transfer_once() -> None:

@@ -57,7 +57,10 @@ class KvferryConnector(KVConnectorBase_V1):
         self._tensors: list[torch.Tensor] = []
         if role == KVConnectorRole.SCHEDULER:
             block_size = vllm_config.cache_config.block_size
-            self._scheduler = (PushScheduler if self._pushes else Scheduler)(self._options, block_size)
+            if self._pushes:
+                self._scheduler = PushScheduler(self._options, block_size, transfer.is_kv_producer)
+            else:
+                self._scheduler = Scheduler(self._options, block_size)
 
     # In the scheduler
 

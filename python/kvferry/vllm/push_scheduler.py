@@ -21,8 +21,9 @@ class PushScheduler(Scheduler):
     """The scheduler's side. A request goes to both instances at once, with one ``transfer_id``: the decoding one gives
     it blocks, and the prefilling one fills them while it computes."""
 
-    def __init__(self, options: Options, block_size: int) -> None:
+    def __init__(self, options: Options, block_size: int, prefilling: bool) -> None:
         super().__init__(options, block_size)
+        self._prefilling = prefilling
         #: A prefilling instance's requests that are pushed, and the last transfers there were.
         self._pushes: set[str] = set()
         self._used: OrderedDict[str, None] = OrderedDict()
@@ -35,6 +36,8 @@ class PushScheduler(Scheduler):
 
     def _announce(self, request: Any, params: dict[str, Any]) -> None:
         try:
+            if not self._prefilling:  # nobody could ask for its blocks
+                raise ValueError("this instance doesn't push: its kv_role is 'kv_consumer'")
             transfer_id = transfer_id_of(params)
             digest = digest_of(request, request.num_prompt_tokens)
             if digest is None:
@@ -51,6 +54,8 @@ class PushScheduler(Scheduler):
         self._next.announced.append(Announced(request.request_id, transfer_id, digest, int(request.num_prompt_tokens)))
 
     def _checked(self, request: Any, params: dict[str, Any]) -> Sender:
+        if self._prefilling:  # nobody may write here
+            raise ValueError("nothing is pushed to this instance: its kv_role is 'kv_producer'")
         tokens = int(request.num_prompt_tokens)
         digest = digest_of(request, tokens)
         if digest is None:
