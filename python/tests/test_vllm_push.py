@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from kvferry import Operation, TransferError
 from kvferry.vllm import early_wants
 from kvferry.vllm.early_wants import EarlyWants
 from kvferry.vllm.layout import HeadSource
@@ -502,8 +503,10 @@ def test_every_rank_hears_of_a_request_that_never_comes(
 
     prefills = [side("prefill", rank, senders) for rank in range(senders)]
     sender = prefills[0].sender("t", *prefills[1:])
-    for decode in [side("decode", rank, receivers) for rank in range(receivers)]:
+    decodes = [side("decode", rank, receivers) for rank in range(receivers)]
+    for decode in decodes:
         decode.step(waiting=[("d", sender)], loads=[Load("d", sender, [1, 2, 3], 0, 10)])
+    for decode in decodes:
         assert decode.loaded("d") == {1, 2, 3}
 
 
@@ -511,14 +514,15 @@ def test_every_rank_hears_of_a_request_that_never_comes(
 def test_ranks_renew_where_their_bytes_come_from(
     make: Callable[..., Any], heads: int, senders: int, receivers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sender = Sender("t", *[tuple(f"tcp://h:{rank + 1}" for rank in range(senders))] * 2, "of a prompt", 10, 30.0)
+    urls = tuple(f"tcp://h:{rank + 1}" for rank in range(senders))
+    sender = Sender("t", urls, urls, "of a prompt", 10, 30.0)
     for rank in range(receivers):
         decode = make("decode", False, kind=PushSide, total_heads=heads, tp_size=receivers, tp_rank=rank)
         asked: list[str] = []
-        monkeypatch.setattr(decode.push, "_send_renewals", lambda server, _, to=asked: iter(to.append(server.url) or ()))
-        monkeypatch.setattr(decode.push, "_perform", list)
+        monkeypatch.setattr(decode.push, "_send_renewals", lambda server, _: server.url)
+        monkeypatch.setattr(decode.push, "_perform", asked.append)
         decode.push._renew([sender])
-        assert {f"tcp://h:{source.rank + 1}" for source, _ in decode.worker._sources(sender)} == set(asked)
+        assert {urls[source.rank] for source, _ in decode.worker._sources(sender)} == set(asked)
 
 
 def test_a_connection_that_is_lost_before_the_answer_is_heard(
@@ -623,7 +627,8 @@ def test_what_is_not_wanted_is_let_go(pair: tuple[PushSide, PushSide], when: str
 def test_a_peer_that_does_not_answer_pushes_nothing_into_blocks_that_are_free(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefill, decode = make("prefill", True, 100, kind=PushSide), make("decode", False, kind=PushSide, timeout=1.0)
+    prefill = make("prefill", True, 100, kind=PushSide)
+    decode = make("decode", False, kind=PushSide, timeout=1.0, lease=1.0)
     prefill.announce("t")
     decode.wants("d", prefill.sender("t"), [1, 2, 3])
     prefill.until(lambda: bool(prefill.push._pushes._by_transfer["t"].readers))
@@ -650,14 +655,98 @@ def test_a_peer_that_does_not_answer_pushes_nothing_into_blocks_that_are_free(
         stalled.set()
     prefill.announce("u")
     prefill.compute("u", [5, 6, 7], 10)
-    failed, turn = {1}, itertools.count()
-    while failed:  # it may still be busy with the former
-        failed = set()
-        name = f"e{next(turn)}"
-        assert next(turn) < 100
+    failed, until = {1}, time.monotonic() + 60
+    for name in map(str, itertools.count()):  # it may still be busy with the former
+        if not failed:
+            break
+        assert time.monotonic() < until
         decode.wants(name, prefill.sender("u"), [1, 2, 3])
         failed = decode.loaded(name)
     assert (decode.cache[:, 1] == 105).all()
+
+
+@pytest.mark.parametrize("message", ["want", "renewal"])
+def test_a_message_too_many_ends_no_other_push(
+    make: Callable[..., Any], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {"max_pending_side_message_bytes": 4000, "max_pending_side_message_bytes_of_source": 4000}
+    prefill = make("prefill", True, 100, kind=PushSide, channel_options=few)
+    decode = make("decode", False, kind=PushSide)
+    prefill.announce("t")
+    sender = prefill.sender("t")
+    decode.wants("d", sender, [1, 2, 3])
+    decode.until(lambda: any(push.agreed for push in list(decode.push._pushed.values())))
+    with prefill.push._lock:  # its engine is busy, and answers nothing
+        for number in range(30):
+            one = prefill.sender(f"u{number}")
+            if message == "renewal":
+                decode.step(waiting=[("w", one)])
+            else:
+                decode.wants(f"e{number}", one, [4, 5, 6])
+        decode.until(lambda: "are not renewed" in caplog.text or "does not push" in caplog.text)
+    prefill.compute("t", [5, 6, 7], 10)
+    received: set[str] = set()
+
+    def arrived() -> bool:
+        received.update(decode.worker.finished()[1])
+        return "d" in received
+
+    decode.until(arrived)
+    assert (decode.cache[:, 1] == 105).all() and not decode.worker.failed_blocks() & {1, 2, 3}
+
+
+def test_a_worker_that_stands_still_is_given_up_after_some_renewals(pair: tuple[PushSide, PushSide]) -> None:
+    prefill, decode = pair
+    prefill.announce("t")
+    decode.wants("d", prefill.sender("t"), [1, 2, 3])
+    worker, server = decode.push, prefill.sender("t").servers()[0]
+    decode.until(lambda: any(push.agreed for push in list(worker._pushed.values())))
+
+    def unanswered(times: int) -> _Link:
+        """The steps of renewals whose deadline passes, one after the other."""
+        link = worker._links[server.peer_id]
+        for _ in range(times):
+            with worker._lock:
+                steps = worker._send_renewals(server, ["t"])
+                operation = next(steps)
+                assert isinstance(operation, Operation)
+                with pytest.raises(StopIteration):
+                    steps.throw(TransferError("no answer", "timed_out", conditions=["timed_out", "retryable"]))
+            decode.until(operation.done)
+        return link
+
+    assert not unanswered(2).breaking
+    with worker._lock:
+        worker._perform(worker._send_renewals(server, ["t"]))
+    decode.until(lambda: worker._links[server.peer_id].unanswered == 0)
+    assert not unanswered(2).breaking
+    assert unanswered(1).breaking
+    assert decode.loaded("d") == {1, 2, 3}
+
+
+def test_a_worker_that_is_not_there_is_waited_for_once(
+    make: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those who come later for a while have their prompts computed at once."""
+    gone, decode = make("prefill", True, kind=PushSide), make("decode", False, kind=PushSide, timeout=0.5, lease=30.0)
+    sender = gone.sender("t")
+    gone.worker.close()
+    decode.wants("d", sender, [1, 2, 3])
+    assert decode.loaded("d") == {1, 2, 3}
+    decode.push._options = replace(decode.push._options, timeout=1000.0)
+    decode.wants("e", sender, [1, 2, 3])
+    assert decode.loaded("e") == {1, 2, 3}
+    assert "could not be reached a moment ago" in caplog.text
+    decode.step(waiting=[("f", sender)])
+    decode.step(released=[("f", sender)])
+    port = int(sender.urls[0].rpartition(":")[2])
+    successor = make("prefill", True, 120, kind=PushSide, port=port)
+    decode.push._unreachable.clear()  # a lease has passed
+    successor.announce("u")
+    decode.wants("g", successor.sender("u"), [4, 5, 6])
+    decode.until(lambda: any(push.agreed for push in list(decode.push._pushed.values())))
+    successor.compute("u", [5, 6, 7], 10)
+    assert decode.loaded("g") == set()
 
 
 def test_a_prefilling_worker_that_dies_and_its_successor(

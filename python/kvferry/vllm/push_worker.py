@@ -31,6 +31,11 @@ __all__ = ["PushWorker"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
+#: Errors of a question that has not come to the one that answers it.
+_NOT_ASKED = ("resource_limit", "identity_conflict", "authentication_failed")
+#: Renewals in a row after whose deadlines a prefilling worker is taken for one that stands still.
+_MOST_UNANSWERED = 3
+
 
 @dataclass(eq=False)
 class _Link:
@@ -41,6 +46,8 @@ class _Link:
     connected: bool = False
     #: How bytes travel, once that was said.
     path: str = ""
+    #: Renewals in a row that were not answered in time.
+    unanswered: int = 0
     breaking: bool = False
     #: Nothing lands any more over it.
     broken: Signal = field(default_factory=Signal)
@@ -95,8 +102,8 @@ class PushWorker(Worker):
                 self._pushes.announce(announced)
             for progress in orders.progress:
                 self._pushes.proceed(progress)
-        for _, sender in orders.waiting:
-            self._renew([sender])
+        if orders.waiting:
+            self._renew([sender for _, sender in orders.waiting])
 
     def layer_computed(self, name: str) -> None:
         """The step's tokens are in a layer's cache."""
@@ -222,8 +229,12 @@ class PushWorker(Worker):
         try:
             return str(parse(operation.result())["refused"])
         except Exception as error:
+            self._unanswered(server, push.link, error)
+            not_begun = isinstance(error, TransferError) and (error.invalid_argument or error.name in _NOT_ASKED)
+            if not_begun:
+                return str(error)
             self._say(push.loading, str(error))
-            return str(error) if isinstance(error, TransferError) and error.invalid_argument else None
+            return None
 
     def _wanted(self, load: Load, source: HeadSource, server: Server, readers: int, link: _Link) -> SideMessage:
         sender: Sender = load.remote
@@ -262,10 +273,14 @@ class PushWorker(Worker):
             load = Load("", remote, [], 0, remote.num_tokens)
             operation = self._ask_over(link, server, self._wanted(load, nothing, server, readers, link))
             yield operation
-            operation.result()
+            try:
+                operation.result()
+            except TransferError as error:
+                self._unanswered(server, link, error)
+                raise
             return True
         except Exception as error:
-            if not self._closing:
+            if not self._closing and not self._is_unreachable(server):
                 _logger.warning("transfer %s at %s ends with its lease: %s", remote.transfer_id, server.url, error)
             return False
 
@@ -277,10 +292,15 @@ class PushWorker(Worker):
     # Connections
 
     def _link_to(self, server: Server) -> Generator[Waited, Any, _Link]:
-        """The one that there is; or a new one, when nothing lands over the former any more. Raises when it is closed."""
+        """The one that there is; or a new one, when nothing lands over the former any more.
+
+        Raises ConnectionError when the channel is closed, and for a worker that could not be reached a moment ago.
+        """
         while True:
             if self._closing:
                 raise ConnectionError("the channel is closed")
+            if self._is_unreachable(server):
+                raise ConnectionError(f"{server.url} could not be reached a moment ago")
             link = self._links.get(server.peer_id)
             if link is None:
                 link = self._links[server.peer_id] = _Link(f"{self._local_id}/{next(self._numbers)}")
@@ -294,6 +314,11 @@ class PushWorker(Worker):
             self._queue, link.local_id, server.peer_id, server.url, asked, timeout=self._options.timeout
         )
         return operation
+
+    def _unanswered(self, server: Server, link: _Link, error: Exception) -> None:
+        """Nobody who asks next has to wait for a worker that isn't there."""
+        if isinstance(error, TransferError) and (error.peer_failed or error.timed_out) and not link.connected:
+            self._give_up(server)
 
     def _say_path(self, server: Server, link: _Link) -> None:
         peer = self._channel.peer_info(server.peer_id)
@@ -333,6 +358,8 @@ class PushWorker(Worker):
             return
         if event.kind == "connected" or (event.kind == "restarted" and not link.connected):
             link.connected = True
+            for server in [server for server in self._unreachable if server.peer_id == event.peer_id]:
+                del self._unreachable[server]
         elif link.connected and event.cause != "cancelled":
             _logger.warning("the worker at %s is %s: %s", event.peer_id, event.kind, event.cause)
             self._break(event.peer_id, link, f"it is {event.kind}: {event.cause}")
@@ -387,10 +414,17 @@ class PushWorker(Worker):
                 yield operation
                 answer = parse(operation.result())
             except Exception as error:
-                if not self._closing:
-                    _logger.warning("%d leases at %s are not renewed: %s", len(part), server.url, error)
-                    self._break(server.peer_id, link, f"it does not answer: {error}")
-                return
+                if self._closing:
+                    return
+                _logger.warning("%d leases at %s are not renewed: %s", len(part), server.url, error)
+                self._unanswered(server, link, error)
+                if isinstance(error, TransferError) and (error.peer_failed or error.timed_out):
+                    link.unanswered += 1
+                    if error.peer_failed or link.unanswered >= _MOST_UNANSWERED:
+                        self._break(server.peer_id, link, f"it does not answer: {error}")
+                    return  # nor would it answer the others
+                continue
+            link.unanswered = 0
             self._renewals.bound(float(answer["lease"]))
             for push, held in zip(agreed, answer["held"]):
                 if push is not None and not held:
