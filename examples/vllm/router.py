@@ -19,18 +19,18 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
 from bodies import decoding, prefilling, pushed
+from both import answer_beside
 
 log = logging.getLogger("router")
 
 
 async def prefill(session: ClientSession, url: str, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """Computes the prompt. Returns where its KV cache is, or None: then the decoding instance computes it."""
+    """Computes the prompt. Returns the answer, or None: then the decoding instance computes it."""
     try:
         async with session.post(url, json=asked) as answer:
             answer.raise_for_status()
             answered = await answer.json()
-            params: dict[str, Any] | None = answered.get("kv_transfer_params") if isinstance(answered, dict) else None
-            return params
+            return answered if isinstance(answered, dict) else {}
     except (ClientError, TimeoutError, ValueError) as error:
         log.warning("the prompt is computed where it is decoded, as %s failed: %s", url, error)
         return None
@@ -44,26 +44,33 @@ async def route(request: web.Request) -> web.StreamResponse:
         raise web.HTTPBadRequest(text=f"no JSON: {error}") from error
     if not isinstance(body, dict):
         raise web.HTTPBadRequest(text="no JSON object")
-    asked, params, pushing = prefilling(body), None, None
+    asked, params, target = prefilling(body), None, next(decodes)
     if asked is not None:
         url, _, workers = next(prefills).partition("=")
         if workers:
             asked, params = pushed(asked, uuid.uuid4().hex, workers.split(","))
-            pushing = asyncio.create_task(prefill(session, url + request.path, asked))
-        else:
-            params = await prefill(session, url + request.path, asked)
-    try:
-        return await decode(session, request, next(decodes), decoding(body, params))
-    finally:
-        if pushing is not None:
-            pushing.cancel()  # it has ended, unless the client has gone
+
+            async def compute() -> bool:
+                return await prefill(session, url + request.path, asked) is not None
+
+            async def answer(is_pushed: bool, begun: asyncio.Event) -> web.StreamResponse:
+                return await decode(session, request, target, decoding(body, params if is_pushed else None), begun)
+
+            return await answer_beside(compute(), answer)
+        params = (await prefill(session, url + request.path, asked) or {}).get("kv_transfer_params")
+    return await decode(session, request, target, decoding(body, params), asyncio.Event())
 
 
-async def decode(session: ClientSession, request: web.Request, url: str, asked: dict[str, Any]) -> web.StreamResponse:
+async def decode(
+    session: ClientSession, request: web.Request, url: str, asked: dict[str, Any], begun: asyncio.Event
+) -> web.StreamResponse:
     # A client that goes cancels this: the connection is closed, and vLLM ends the request and lets the blocks go.
     async with session.post(url + request.path, json=asked) as answer:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+        first = await answer.content.readany()  # until then another answer may take its place
+        begun.set()
         await response.prepare(request)
+        await response.write(first)
         async for part in answer.content.iter_any():
             await response.write(part)
         await response.write_eof()

@@ -142,7 +142,7 @@ def test_what_cannot_be_pushed() -> None:
         prefill.update_state_after_alloc(request, Blocks([5]), 0)
         assert prefill.request_finished(request, [5]) == (False, None)
     prefill.on_new_request(Request("p", {**TO_PREFILL, "transfer_id": "u"}, prompt_token_ids=None))
-    assert prefill.next_step(scheduled()) == Step()
+    assert prefill.next_step(scheduled()) == Step(refused=[("u", "prompts that are embeddings are not handed over")])
     changes: list[dict[str, Any]] = [
         {"transfer_id": None}, {"remote_urls": None}, {"remote_urls": []}, {"remote_urls": [1]},
         {"remote_peer_ids": ["a", "b"]}, {"remote_urls": ["\ud800"]}, {"transfer_id": "a\n"},
@@ -541,6 +541,18 @@ def test_a_connection_that_is_lost_before_the_answer_is_heard(
 
     monkeypatch.setattr(worker, "_ask_for", lost_first)
     decode.wants("d", prefill.sender("t"), [1, 2, 3])
+    assert decode.loaded("d") == {1, 2, 3}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_who_asked_for_a_request_that_is_refused_is_told(pair: tuple[PushSide, PushSide], early: bool) -> None:
+    prefill, decode = pair
+    if early:
+        decode.wants("d", prefill.sender("t"), [1, 2, 3])
+        prefill.until(lambda: bool(prefill.push._pushes._early))
+    prefill.step(refused=[("t", "its prompt is of another kind")])
+    if not early:
+        decode.wants("d", prefill.sender("t"), [1, 2, 3])
     assert decode.loaded("d") == {1, 2, 3}
 
 

@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_FILE = Path(__file__).parents[2] / "examples" / "vllm" / "bodies.py"
-_SPEC = importlib.util.spec_from_file_location("bodies", _FILE)
-assert _SPEC is not None and _SPEC.loader is not None
-bodies: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(bodies)
+
+def example(name: str) -> Any:
+    file = Path(__file__).parents[2] / "examples" / "vllm" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+bodies, both = example("bodies"), example("both")
 
 PARAMS = {"do_remote_prefill": True}
 
@@ -59,3 +66,90 @@ def test_clients_say_nothing_about_transfers(theirs: Any) -> None:
     assert bodies.prefilling(body)["kv_transfer_params"] == {"do_remote_decode": True}
     assert bodies.prefilling(body)["vllm_xargs"] == {"other": 1}
     assert body["kv_transfer_params"] == theirs  # the client's own is left alone
+
+
+class Decoding:
+    """A decoding instance. It answers a prompt that is pushed when it is told to."""
+
+    def __init__(self, answers: bool = False, begins: bool = False) -> None:
+        self.begins = begins
+        self.asked: list[bool] = []
+        self.cancelled = 0
+        self.pushed = asyncio.Event()
+        if answers:
+            self.pushed.set()
+
+    async def __call__(self, is_pushed: bool, begun: asyncio.Event) -> str:
+        self.asked.append(is_pushed)
+        try:
+            if self.begins:
+                begun.set()
+            if is_pushed:
+                await self.pushed.wait()
+            return f"pushed: {is_pushed}"
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+def run(prefill: Any, **keywords: Any) -> tuple[Any, Decoding]:
+    async def both_of_them() -> tuple[Any, Decoding]:
+        decode = Decoding(**keywords)
+        return await asyncio.wait_for(both.answer_beside(prefill(decode), decode), 60), decode
+
+    return asyncio.run(both_of_them())
+
+
+def test_a_prompt_that_nobody_pushes_is_asked_for_again_at_once() -> None:
+    async def fails(decode: Decoding) -> bool:
+        while not decode.asked:
+            await asyncio.sleep(0)
+        return False
+
+    answer, decode = run(fails)
+    assert (answer, decode.asked, decode.cancelled) == ("pushed: False", [True, False], 1)
+
+
+def test_an_answer_that_has_begun_goes_on() -> None:
+    async def fails_late(decode: Decoding) -> bool:
+        while not decode.asked:
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(decode.pushed.set)
+        return False
+
+    answer, decode = run(fails_late, begins=True)
+    assert (answer, decode.asked) == ("pushed: True", [True])
+
+
+def test_a_prompt_that_is_pushed_is_asked_for_once() -> None:
+    async def computes(decode: Decoding) -> bool:
+        asyncio.get_running_loop().call_soon(decode.pushed.set)
+        return True
+
+    answer, decode = run(computes)
+    assert (answer, decode.asked) == ("pushed: True", [True])
+
+
+def test_nothing_goes_on_when_the_answer_is_there_or_the_client_gone() -> None:
+    ended = []
+
+    async def never(_: Decoding) -> bool:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("prefill")
+        return True
+
+    assert run(never, answers=True)[0] == "pushed: True" and ended == ["prefill"]
+
+    async def client_goes() -> Decoding:
+        decode = Decoding()
+        asking = asyncio.create_task(both.answer_beside(never(decode), decode))
+        while not decode.asked:
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        return decode
+
+    assert asyncio.run(client_goes()).cancelled == 1 and ended == ["prefill", "prefill"]

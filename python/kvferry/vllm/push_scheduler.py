@@ -39,17 +39,18 @@ class PushScheduler(Scheduler):
             if not self._prefilling:  # nobody could ask for its blocks
                 raise ValueError("this instance doesn't push: its kv_role is 'kv_consumer'")
             transfer_id = transfer_id_of(params)
-            digest = digest_of(request, request.num_prompt_tokens)
-            if digest is None:
-                raise ValueError("prompts that are embeddings are not handed over")
             if transfer_id in self._used:
                 raise ValueError(f"another request here has or had the transfer_id {transfer_id!r}")
+            self._used[transfer_id] = None
+            if len(self._used) > MOST_REMEMBERED:
+                self._used.popitem(last=False)
+            digest = digest_of(request, request.num_prompt_tokens)
+            if digest is None:
+                self._next.refused.append((transfer_id, "prompts that are embeddings are not handed over"))
+                raise ValueError(self._next.refused[-1][1])
         except ValueError as error:
             _logger.error("request %s is not pushed: %s", request.request_id, error)
             return
-        self._used[transfer_id] = None
-        if len(self._used) > MOST_REMEMBERED:
-            self._used.popitem(last=False)
         self._pushes.add(request.request_id)
         self._next.announced.append(Announced(request.request_id, transfer_id, digest, int(request.num_prompt_tokens)))
 

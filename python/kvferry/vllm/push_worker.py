@@ -100,6 +100,8 @@ class PushWorker(Worker):
                 self._pushes.drop(request_id, "its blocks were taken from it")
             for announced in orders.announced:
                 self._pushes.announce(announced)
+            for transfer_id, reason in orders.refused:
+                self._pushes.refuse(transfer_id, reason)
             for progress in orders.progress:
                 self._pushes.proceed(progress)
         if orders.waiting:

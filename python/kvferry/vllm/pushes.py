@@ -101,11 +101,17 @@ class Pushes:
         for want in self._early.take(transfer_id):
             reason = self._attach(push, want)
             if reason:
-                self._refuse(want, reason)
+                self._tell_refused(want, reason)
 
     def knows(self, request_id: str) -> bool:
         """Whether the request is pushed, or can be."""
         return request_id in self._by_request
+
+    def refuse(self, transfer_id: str, reason: str) -> None:
+        """Its request has come, and is not pushed."""
+        self._note_over(transfer_id, reason)
+        for want in self._early.take(transfer_id):
+            self._tell_refused(want, reason)
 
     def sweep(self) -> None:
         """Readers whose request hasn't come for a lease are told that it doesn't."""
@@ -113,7 +119,7 @@ class Pushes:
             reason = "no request has come for it"
             self._note_over(transfer_id, reason)
             for want in wants:
-                self._refuse(want, reason)
+                self._tell_refused(want, reason)
 
     def proceed(self, progress: Progress) -> None:
         """A step that is about to be computed."""
@@ -316,7 +322,7 @@ class Pushes:
         ended = Ended(transfer_id=want.transfer_id, failed=tuple(sorted(reader.failed)), reason=reader.broken)
         self._runner.perform(self._tell(want, ended))
 
-    def _refuse(self, want: Want, reason: str) -> None:
+    def _tell_refused(self, want: Want, reason: str) -> None:
         if want.heads.num_heads:
             self._runner.perform(self._tell(want, Ended(transfer_id=want.transfer_id, failed=(), reason=reason)))
 

@@ -51,6 +51,8 @@ class Step:
     forgotten: list[str] = field(default_factory=list)
     # Of a prefilling instance that pushes:
     announced: list[Announced] = field(default_factory=list)
+    #: Transfers that are not pushed, each with the reason.
+    refused: list[tuple[str, str]] = field(default_factory=list)
     progress: list[Progress] = field(default_factory=list)
     #: Requests whose blocks are taken from them; they are computed anew later.
     preempted: list[str] = field(default_factory=list)
