@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 from typing import Any
 
 __all__ = ["decoding", "prefilling", "pushed"]
@@ -38,12 +41,17 @@ def prefilling(body: dict[str, Any]) -> dict[str, Any] | None:
     return {**asked, "kv_transfer_params": {"do_remote_decode": True}}
 
 
-def pushed(asked: dict[str, Any], transfer_id: str, urls: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def pushed(
+    asked: dict[str, Any], transfer_id: str, urls: list[str], secret: bytes = b""
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Where the prefilling instance pushes: what it is asked, and the parameters of the decoding one, at the same time.
 
-    asked: of ``prefilling``. urls: where its workers answer.
+    asked: of ``prefilling``. urls: where its workers answer. secret: of the instances' ``secret_file``.
     """
     params = {"do_remote_prefill": True, "transfer_id": transfer_id, "remote_urls": urls}
+    if secret:  # the second urls stand for the workers' ids
+        sealed = json.dumps([transfer_id, urls, urls])
+        params["remote_seal"] = hmac.new(secret, sealed.encode(), hashlib.sha256).hexdigest()
     return {**asked, "kv_transfer_params": {"do_remote_decode": True, "transfer_id": transfer_id}}, params
 
 

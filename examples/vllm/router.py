@@ -15,6 +15,7 @@ import itertools
 import logging
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
@@ -48,7 +49,7 @@ async def route(request: web.Request) -> web.StreamResponse:
     if asked is not None:
         url, _, workers = next(prefills).partition("=")
         if workers:
-            asked, params = pushed(asked, uuid.uuid4().hex, workers.split(","))
+            asked, params = pushed(asked, uuid.uuid4().hex, workers.split(","), request.app["secret"])
 
             async def compute() -> bool:
                 return await prefill(session, url + request.path, asked) is not None
@@ -88,8 +89,10 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--prefill", nargs="+", required=True)
     parser.add_argument("--decode", nargs="+", required=True)
+    parser.add_argument("--secret-file", type=Path, help="the instances' own, where they push")
     arguments = parser.parse_args()
     app = web.Application()
+    app["secret"] = arguments.secret_file.read_bytes().strip() if arguments.secret_file else b""
     app["prefills"], app["decodes"] = itertools.cycle(arguments.prefill), itertools.cycle(arguments.decode)
     app.cleanup_ctx.append(with_session)
     app.add_routes([web.post(path, route) for path in ("/v1/completions", "/v1/chat/completions")])

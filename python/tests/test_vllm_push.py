@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,7 @@ from kvferry.vllm.push_worker import PushWorker, _Link
 from kvferry.vllm.pushes import _Reader
 from kvferry.vllm.scheduler import Load, Step
 from kvferry.vllm.steps import Signal
-from vllm_sides import BLOCKS, LAYERS, TOKENS, Blocks, Output, Request, Side, Status, changing
+from vllm_sides import BLOCKS, LAYERS, TOKENS, Blocks, Output, Request, Side, Status, changing, example
 
 TO_DECODE = {"do_remote_prefill": True, "transfer_id": "t", "remote_urls": ["tcp://h:1"]}
 TO_PREFILL = {"do_remote_decode": True, "transfer_id": "t"}
@@ -176,9 +177,45 @@ def test_the_scheduler_of_a_decoding_instance() -> None:
 
 def test_options_of_instances_that_push() -> None:
     assert Options.from_config({"mode": "push"}).mode == "push"
-    for extra, match in (({"mode": "shove"}, "'pull' or 'push'"), ({"mode": "push", "id": "a"}, "neither id nor")):
+    for extra, match in (({"mode": "shove"}, "'pull' or 'push'"), ({"mode": "push", "id": "a"}, "there is no id")):
         with pytest.raises(ValueError, match=match):
             Options.from_config(extra)
+
+
+@pytest.mark.parametrize(
+    ("extra", "is_taken"),
+    [
+        ({}, False), ({"allowed_hosts": ["10.1.0.0/16"]}, False), ({"allowed_hosts": ["h"]}, True),
+        ({"channel_options": {"keyring": "k"}}, True), ({"allowed_hosts": ["g"], "channel_options": {"keyring": "k"}}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_who_is_connected_to_writes_so_it_is_not_anybody(extra: dict[str, Any], is_taken: bool) -> None:
+    decode = PushScheduler(Options.from_config({"mode": "push", **extra}), TOKENS, False)
+    request = Request("d", dict(TO_DECODE))
+    decode.on_new_request(request)
+    assert decode.get_num_new_matched_tokens(request, 0) == ((10, True) if is_taken else (0, False))
+    if not extra:
+        for number, url in enumerate(("tcp://127.0.0.1:1", "tcp://[::1]:1", "tcp://localhost:1")):
+            request = Request(str(number), {**TO_DECODE, "remote_urls": [url]})
+            decode.on_new_request(request)
+            assert decode.get_num_new_matched_tokens(request, 0) == (10, True)
+
+
+def test_transfers_that_the_router_has_sealed(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_bytes(b"sixteen or more bytes\n")
+    file.chmod(0o600)
+    decode = PushScheduler(Options.from_config({"mode": "push", "secret_file": str(file)}), TOKENS, False)
+    _, params = example("bodies").pushed({}, "t", ["tcp://h:1", "tcp://h:2"], b"sixteen or more bytes")
+    changes: list[dict[str, Any]] = [
+        {}, {"transfer_id": "u"}, {"remote_urls": ["tcp://h:1", "tcp://evil:2"]}, {"remote_seal": None},
+        {"remote_peer_ids": ["a", "b"]}, {"remote_seal": "\ud800"}, {"remote_urls": ["tcp://h:1"]},
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        request = Request(str(number), {**params, **change})
+        decode.on_new_request(request)
+        assert decode.get_num_new_matched_tokens(request, 0) == ((0, False) if change else (10, True)), change
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-def example(name: str) -> Any:
-    file = Path(__file__).parents[2] / "examples" / "vllm" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
+from vllm_sides import example
 
 bodies, both = example("bodies"), example("both")
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,16 @@ def schedulers() -> tuple[Scheduler, Scheduler]:
     prefill, decode = (Scheduler(Options(), TOKENS) for _ in range(2))
     prefill.set_workers({1: Server("tcp://h:2", "second", "two"), 0: Server("tcp://h:1", "first", "tcp://h:1")})
     return prefill, decode
+
+
+def example(name: str) -> Any:
+    """A module of examples/vllm."""
+    file = Path(__file__).parents[2] / "examples" / "vllm" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 @contextmanager

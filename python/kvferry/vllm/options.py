@@ -7,7 +7,7 @@ import ipaddress
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import kvferry
@@ -20,6 +20,8 @@ _CHANNELS = {
     "shm": "ShmTransferChannel",
     "auto": "AutoTransferChannel",
 }
+
+_LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
 
 #: Bytes.
 _LEAST_SECRET = 16
@@ -51,8 +53,9 @@ class Options:
     checksums: bool | None = None
     #: Instances load only from those with the same. Left out: vLLM's name of the model.
     model_id: str = ""
-    #: The hosts that a request's urls may name: addresses, ranges ("10.1.0.0/16"), names. Left out: any. Of names the
-    #: text counts; they are not looked up.
+    #: The hosts that a request's urls may name: addresses, ranges ("10.1.0.0/16"), names. Left out: any; with mode
+    #: "push", without a secret_file and a keyring, this host's loopback alone. Of names the text counts; they are not
+    #: looked up.
     allowed_hosts: tuple[str, ...] = ()
     #: Which instance this is, in keyrings: worker ``r`` is there "ID/r". Left out: ids that are new at each start.
     id: str = ""
@@ -74,8 +77,11 @@ class Options:
             raise ValueError("kv_connector_extra_config: lease and timeout are above 0")
         if made.mode not in ("pull", "push"):
             raise ValueError(f"kv_connector_extra_config: mode is 'pull' or 'push', and not {made.mode!r}")
-        if made.mode == "push" and (made.id or made.secret_file):
-            raise ValueError("kv_connector_extra_config: with mode 'push' there are neither id nor secret_file")
+        if made.mode == "push" and made.id:
+            raise ValueError("kv_connector_extra_config: with mode 'push' there is no id")
+        is_guarded = made.allowed_hosts or made.secret_file or made.channel_options.get("keyring")
+        if made.mode == "push" and not is_guarded:
+            made = replace(made, allowed_hosts=_LOOPBACK)  # who is connected to writes
         channel_class(made.transport)
         return made
 

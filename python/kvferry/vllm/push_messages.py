@@ -4,7 +4,10 @@ side messages, and notifications. Needs no vLLM."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +16,8 @@ import msgspec
 from .layout import HeadSource, KvLayout
 from .messages import MAX_WORKERS, Server
 
-__all__ = ["ENDED", "MOST_REMEMBERED", "STOP", "WANT", "Announced", "Ended", "Progress", "Sender", "Want", "transfer_id_of"]
+__all__ = ["ENDED", "MOST_REMEMBERED", "STOP", "WANT", "Announced", "Ended", "Progress", "Sender", "Want", "seal_of",
+           "transfer_id_of"]  # fmt: skip
 
 #: Asks to push a transfer to who asks.
 WANT = "kvferry.vllm.want"
@@ -27,6 +31,12 @@ MOST_REMEMBERED = 1 << 16
 
 #: Characters.
 _LONGEST_ID = 256
+
+
+def seal_of(secret: bytes, transfer_id: str, urls: Sequence[str], peer_ids: Sequence[str]) -> str:
+    """What only a router that has the secret can make."""
+    sealed = json.dumps([transfer_id, list(urls), list(peer_ids)])
+    return hmac.new(secret, sealed.encode(), hashlib.sha256).hexdigest()
 
 
 def transfer_id_of(params: Mapping[str, Any]) -> str:
@@ -56,8 +66,10 @@ class Sender:
         return [Server(url, "", peer_id) for url, peer_id in zip(self.urls, self.peer_ids)]
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any], prompt_digest: str, num_tokens: int, lease: float) -> Sender:
-        """Raises ValueError for parameters that make no sense: they come from outside."""
+    def from_params(
+        cls, params: Mapping[str, Any], prompt_digest: str, num_tokens: int, lease: float, secret: bytes = b""
+    ) -> Sender:
+        """Raises ValueError for parameters that make no sense, or aren't sealed with the secret: they come from outside."""
         try:
             urls = msgspec.convert(params.get("remote_urls"), tuple[str, ...])
             peer_ids = msgspec.convert(params.get("remote_peer_ids") or urls, tuple[str, ...])
@@ -68,7 +80,12 @@ class Sender:
             raise ValueError(
                 f"kv_transfer_params: {len(urls)} urls and {len(peer_ids)} peer ids, of up to {MAX_WORKERS} workers"
             )
-        return cls(transfer_id_of(params), urls, peer_ids, prompt_digest, num_tokens, lease)
+        transfer_id = transfer_id_of(params)
+        if secret:
+            seal = seal_of(secret, transfer_id, urls, peer_ids)
+            if not hmac.compare_digest(seal.encode(), str(params.get("remote_seal")).encode(errors="replace")):
+                raise ValueError("kv_transfer_params: not sealed with the secret of secret_file")
+        return cls(transfer_id, urls, peer_ids, prompt_digest, num_tokens, lease)
 
 
 @dataclass

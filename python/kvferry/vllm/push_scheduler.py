@@ -61,7 +61,7 @@ class PushScheduler(Scheduler):
         digest = digest_of(request, tokens)
         if digest is None:
             raise ValueError("prompts that are embeddings are not handed over")
-        sender = Sender.from_params(params, digest, tokens, self._options.lease)
+        sender = Sender.from_params(params, digest, tokens, self._options.lease, self._secret)
         self._check_hosts(sender.urls)
         return sender
 
