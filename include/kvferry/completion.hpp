@@ -14,11 +14,9 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
-#include <new>
 #include <optional>
 #include <string_view>
 #include <system_error>
-#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -54,11 +52,8 @@ class CompletionHandler;
 ///
 /// **A handler that throws.** On an executor of the user's the exception comes out of that executor's own `run`, as with
 /// any handler of Asio's. On the channel's own threads it is dropped and logged (`exception_dropped`), and the
-/// thread goes on.
-///
-/// **Posting without memory.** Where an executor has none for the handler, posting is tried again while other threads get
-/// their turn, some thousand times. If there still is none, the handler is dropped and logged: the operation has ended, but
-/// nobody hears of it. What else an executor throws drops the handler at once.
+/// thread goes on. What posting throws - memory that is used up - is dropped and logged as well: the operation has
+/// ended, but its handler is lost.
 ///
 /// Thread safety: distinct objects are independent. The call may come from any thread. The cancellation slot is touched
 /// in two places only, where Asio's rules for slots are met: in the initiating call (`on_cancel`) and on the handler's
@@ -82,7 +77,7 @@ class CompletionHandler<void(Args...)> {
   template <class Function>
   [[nodiscard]] static CompletionHandler direct(Function&& function) {
     CompletionHandler handler;
-    handler.model_ = std::make_shared<Direct<std::decay_t<Function>>>(std::forward<Function>(function));
+    handler.model_ = std::make_unique<Direct<std::decay_t<Function>>>(std::forward<Function>(function));
     return handler;
   }
 
@@ -101,9 +96,9 @@ class CompletionHandler<void(Args...)> {
 
   /// Posts the handler with these arguments to its executor. Afterwards this object is empty.
   void operator()(Args... args) noexcept {
-    const auto model = std::move(model_);
+    auto model = std::move(model_);
     try {
-      model->post(model, std::move(args)...);
+      model->post(std::move(args)...);
     } catch (...) {
       detail::log_exception("when a handler was posted, or by one that is called directly");
     }
@@ -120,61 +115,40 @@ class CompletionHandler<void(Args...)> {
  private:
   struct Concept {
     virtual ~Concept() = default;
-    /// @param self this.
-    virtual void post(const std::shared_ptr<Concept>& self, Args... args) = 0;
+    virtual void post(Args... args) = 0;
     virtual void on_cancel(CancelFunction cancel) = 0;
     [[nodiscard]] virtual bool cancellable() const noexcept = 0;
   };
 
   template <class Handler>
-  struct Model;
-
-  /// What an executor gets. The handler stays with its model until it runs: an executor that throws doesn't take it along.
-  template <class Handler>
   struct Invocation {
     using allocator_type = asio::associated_allocator_t<Handler>;
-    [[nodiscard]] allocator_type get_allocator() const noexcept {
-      return asio::get_associated_allocator(model->handler_);
-    }
+    [[nodiscard]] allocator_type get_allocator() const noexcept { return asio::get_associated_allocator(handler); }
 
     void operator()() {
-      if (auto slot = asio::get_associated_cancellation_slot(model->handler_); slot.is_connected()) {
+      if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected()) {
         slot.clear();
       }
-      // Here, and not on the thread that has posted it, it ends.
-      Handler handler(std::move(model->handler_));
-      std::tuple<Args...> args(std::move(*model->args_));
-      model.reset();
       std::apply(std::move(handler), std::move(args));
     }
 
-    std::shared_ptr<Model<Handler>> model;
+    Handler handler;
+    std::tuple<Args...> args;
   };
 
   template <class Handler>
   struct Model final : Concept {
     using Executor = asio::associated_executor_t<Handler, asio::any_io_executor>;
-    static constexpr int tries = 1000;
 
     Model(Handler&& handler, const asio::any_io_executor& fallback)
         : handler_(std::move(handler)), work_(asio::get_associated_executor(handler_, fallback)) {}
     Model(const Handler& handler, const asio::any_io_executor& fallback)
         : handler_(handler), work_(asio::get_associated_executor(handler_, fallback)) {}
 
-    void post(const std::shared_ptr<Concept>& self, Args... args) override {
-      const auto work = std::move(work_);
-      args_.emplace(std::move(args)...);
-      for (int left = tries;; --left) {
-        try {
-          asio::post(work.get_executor(), Invocation<Handler>{std::static_pointer_cast<Model>(self)});
-          return;
-        } catch (const std::bad_alloc&) {
-          if (left == 0) {
-            throw;
-          }
-        }
-        std::this_thread::yield();
-      }
+    void post(Args... args) override {
+      auto work = std::move(work_);
+      asio::post(work.get_executor(),
+                 Invocation<Handler>{std::move(handler_), std::tuple<Args...>(std::move(args)...)});
     }
 
     void on_cancel(CancelFunction cancel) override {
@@ -188,14 +162,13 @@ class CompletionHandler<void(Args...)> {
     }
 
     Handler handler_;
-    std::optional<std::tuple<Args...>> args_;  ///< Of the call.
     asio::executor_work_guard<Executor> work_;
   };
 
   template <class Function>
   struct Direct final : Concept {
     explicit Direct(Function function) : function_(std::move(function)) {}
-    void post(const std::shared_ptr<Concept>&, Args... args) override { std::move(function_)(std::move(args)...); }
+    void post(Args... args) override { std::move(function_)(std::move(args)...); }
     void on_cancel(CancelFunction cancel) override {
       if constexpr (requires { function_.on_cancel(std::move(cancel)); }) {
         function_.on_cancel(std::move(cancel));
@@ -223,15 +196,15 @@ class CompletionHandler<void(Args...)> {
   };
 
   template <class Handler>
-  [[nodiscard]] static std::shared_ptr<Concept> make_model(Handler&& handler, const asio::any_io_executor& fallback) {
+  [[nodiscard]] static std::unique_ptr<Concept> make_model(Handler&& handler, const asio::any_io_executor& fallback) {
     if constexpr (detail::CompletesDirectly<std::decay_t<Handler>>) {
-      return std::make_shared<Direct<std::decay_t<Handler>>>(std::forward<Handler>(handler));
+      return std::make_unique<Direct<std::decay_t<Handler>>>(std::forward<Handler>(handler));
     } else {
-      return std::make_shared<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback);
+      return std::make_unique<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback);
     }
   }
 
-  std::shared_ptr<Concept> model_;
+  std::unique_ptr<Concept> model_;
 };
 
 /// Ends a transfer: what went wrong, if anything, and how many objects were transferred.
