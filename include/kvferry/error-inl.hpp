@@ -276,6 +276,9 @@ KVFERRY_INLINE const std::error_category& error_category() noexcept { return the
 KVFERRY_INLINE const std::error_category& condition_category() noexcept { return the_condition_category.value; }
 
 KVFERRY_INLINE std::error_code of_this_copy(const std::error_code& code) noexcept {
+  if (code.category() == error_category()) {
+    return code;
+  }
   const std::array categories{&error_category(), &asio::error::get_system_category(), &asio::error::get_misc_category(),
                               &asio::error::get_netdb_category(), &asio::error::get_addrinfo_category()};
   const std::string_view name = code.category().name();
@@ -286,7 +289,7 @@ KVFERRY_INLINE std::error_code of_this_copy(const std::error_code& code) noexcep
 }
 
 KVFERRY_INLINE bool operator==(const std::error_code& code, errc value) noexcept {
-  return of_this_copy(code) == make_error_code(value);
+  return code && of_this_copy(code) == make_error_code(value);
 }
 
 KVFERRY_INLINE bool is_errc(std::int64_t value) noexcept { return find_own(value) != nullptr; }

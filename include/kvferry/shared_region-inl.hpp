@@ -18,6 +18,7 @@
 #include <utility>
 
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/detail/thread.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/shared_areas.hpp>
@@ -71,10 +72,11 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
   if (::ftruncate(writable.get(), static_cast<off_t>(mapped_)) != 0) {
     failed("ftruncate", errno);
   }
-  // All pages are there from here on: what is touched later can't be missing. In parts, as a signal ends the call and takes back
-  // what it has done.
-  constexpr std::size_t most_at_once = std::size_t{1} << 26;
+  // All pages are there from here on: what is touched later can't be missing. A signal may end the call, which takes back what
+  // it has done. In parts, so that none waits for long.
+  constexpr std::size_t most_at_once = std::size_t{1} << 24;
   for (std::size_t done = 0; done < mapped_;) {
+    const SignalsBlocked blocked;
     const std::size_t part = std::min(mapped_ - done, std::max(most_at_once, page));
     const int error = ::posix_fallocate(writable.get(), static_cast<off_t>(done), static_cast<off_t>(part));
     if (error == 0) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -17,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <fstream>
+#include <future>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -473,6 +475,47 @@ TEST_F(HandedFiles, OfThoseWhoHaveNotShownTheSecretNeverCome) {
   ASSERT_EQ(sending.send({&piece, 1}), 1);
   EXPECT_EQ(receive_bytes(receiving.get(), {&piece, 1}), 1);
   EXPECT_EQ(::read(reads.get(), &byte, 1), 0) << "somebody has the other end";
+}
+
+/// A socket that its last owner's close waits for, and that is full of what nobody reads.
+Descriptor lingering_socket(Descriptor& other_end) {
+  const Descriptor listening(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  EXPECT_EQ(::bind(listening.get(), generic, size), 0);
+  EXPECT_EQ(::listen(listening.get(), 1), 0);
+  EXPECT_EQ(::getsockname(listening.get(), generic, &size), 0);
+  Descriptor made(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  EXPECT_EQ(::connect(made.get(), generic, size), 0);
+  other_end = Descriptor(::accept4(listening.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  const linger minutes{1, 600};
+  EXPECT_EQ(::setsockopt(made.get(), SOL_SOCKET, SO_LINGER, &minutes, sizeof(minutes)), 0);
+  const std::vector<std::byte> bytes(std::size_t{1} << 16);
+  while (::send(made.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+  }
+  return made;
+}
+
+TEST_F(HandedFiles, AndSocketsThatLingerHoldUpNobody) {
+  for (const bool before_the_secret : {true, false}) {
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+    UnixSocket receiving(ends[0], OpenMemory());
+    UnixSocket sending(ends[1], OpenMemory());
+    Descriptor other_end;
+    sending.pass(std::make_shared<const Descriptor>(lingering_socket(other_end)));
+    std::byte byte{};
+    iovec piece{&byte, 1};
+    ASSERT_EQ(sending.send({&piece, 1}), 1);
+    auto received = std::async(std::launch::async, [&] {
+      return before_the_secret ? receive_bytes(ends[0], {&piece, 1}) : receiving.receive({&piece, 1});
+    });
+    ASSERT_EQ(received.wait_for(long_enough), std::future_status::ready) << "it waits for the peer's socket";
+    EXPECT_EQ(received.get(), before_the_secret ? 1 : -1);
+  }
 }
 
 TEST(UnixSocketPeer, IsNotTakenForGoneWhenASignalComes) {

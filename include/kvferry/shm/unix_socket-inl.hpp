@@ -48,39 +48,25 @@ template <class Call>
   return opened;
 }
 
-KVFERRY_INLINE ssize_t end_is_end(ssize_t got) noexcept {
-  // It was closed with bytes that nobody had read: here, that is an end like any other.
-  return got < 0 && errno == ECONNRESET ? 0 : got;
-}
-
-/// Closes a descriptor that a peer has passed. Whether that waits, and for how long, is a setting of a socket's, which was the peer's.
-KVFERRY_INLINE void close_of_peer(Descriptor passed) noexcept {
-  const linger none{};
-  (void)::setsockopt(passed.get(), SOL_SOCKET, SO_LINGER, &none, sizeof(none));
-}
-
-}  // namespace internal
-
-KVFERRY_INLINE ssize_t receive_bytes(int socket, std::span<iovec> pieces) {
-  msghdr message{};
-  message.msg_iov = pieces.data();
-  message.msg_iovlen = pieces.size();
-  return end_is_end(::recvmsg(socket, &message, MSG_DONTWAIT));
-}
-
-KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces) {
-  descriptors_.reserve(most_passed);  // once they have come there is to be room
-  alignas(cmsghdr) Control control;
+/// As recvmsg(2), which doesn't wait. There is room for all descriptors that a message may bring: those for which there
+/// is none would be closed within the call, and whether closing a socket waits, and how long, is a setting of the peer's.
+/// @param keep `bool(Descriptor&)`: takes it, or has it closed.
+template <class Keep>
+ssize_t receive_with(int socket, std::span<iovec> pieces, Keep keep) {
+  constexpr std::size_t most_of_a_message = 253;  // SCM_MAX_FD
+  alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(most_of_a_message * sizeof(int))> control;
   msghdr message{};
   message.msg_iov = pieces.data();
   message.msg_iovlen = pieces.size();
   message.msg_control = control.data();
   message.msg_controllen = control.size();
-  const ssize_t got = end_is_end(::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC));
-  if (got < 0 || message.msg_controllen == 0) {
+  const ssize_t got = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (got < 0 && errno == ECONNRESET) {
+    return 0;  // it was closed with bytes that nobody had read: here, that is an end like any other
+  }
+  if (got < 0) {
     return got;
   }
-  bool misused = false;
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) {
       continue;
@@ -90,15 +76,33 @@ KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> p
       int number = -1;
       std::memcpy(&number, CMSG_DATA(part) + i * sizeof(int), sizeof(int));
       Descriptor passed(number);
-      // What has no seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
-      if (descriptors_.size() < most_passed && ::fcntl(number, F_GET_SEALS) >= 0) {
-        descriptors_.push_back(std::move(passed));
-      } else {
-        close_of_peer(std::move(passed));
-        misused = true;
+      if (!keep(passed)) {
+        const linger none{};
+        (void)::setsockopt(passed.get(), SOL_SOCKET, SO_LINGER, &none, sizeof(none));
       }
     }
   }
+  return got;
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE ssize_t receive_bytes(int socket, std::span<iovec> pieces) {
+  return receive_with(socket, pieces, [](Descriptor& /*passed*/) { return false; });
+}
+
+KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces) {
+  descriptors_.reserve(most_passed);  // once they have come there is to be room
+  bool misused = false;
+  const ssize_t got = receive_with(socket, pieces, [&](Descriptor& passed) {
+    // What has no seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
+    if (descriptors_.size() < most_passed && ::fcntl(passed.get(), F_GET_SEALS) >= 0) {
+      descriptors_.push_back(std::move(passed));
+      return true;
+    }
+    misused = true;
+    return false;
+  });
   if (misused) {
     errno = EPROTO;
     return -1;

@@ -27,7 +27,7 @@ struct OpenMemory {
 /// @param user who has to own it. @return with errno set and without a file if that can't be.
 [[nodiscard]] OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std::uint64_t known_place);
 
-/// As recvmsg(2), which doesn't wait. Descriptors that come with the bytes are never this process's.
+/// As recvmsg(2), which doesn't wait. Descriptors that come with the bytes are closed.
 [[nodiscard]] ssize_t receive_bytes(int socket, std::span<iovec> pieces);
 
 /// Descriptors of files in memory that have come over a Unix-domain socket, and that nobody has taken.
