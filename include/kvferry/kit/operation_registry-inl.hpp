@@ -59,29 +59,36 @@ KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
 }
 
 KVFERRY_INLINE void DeadlineQueue::on_timer() {
-  std::vector<std::shared_ptr<Expirable>> expired;
+  decltype(entries_) expired;
+  const auto arm_next = [this] {
+    try {
+      if (!closed_ && !armed_ && !entries_.empty()) {
+        arm(entries_.begin()->first);
+      }
+    } catch (const std::bad_alloc&) {
+      detail::log_exception("when the next deadline was set");  // the next entry sets it
+    }
+  };
   {
     const std::lock_guard lock(mutex_);
-    if (closed_) {
-      return;
-    }
-    const auto now = Clock::now();
-    while (!entries_.empty() && entries_.begin()->first <= now) {
-      expired.push_back(std::move(entries_.begin()->second));
-      entries_.erase(entries_.begin());
-    }
     armed_.reset();
-    if (!entries_.empty()) {
-      arm(entries_.begin()->first);
+    const auto now = Clock::now();
+    // The entries themselves, as there may be no memory for others.
+    while (!closed_ && !entries_.empty() && entries_.begin()->first <= now) {
+      expired.insert(entries_.extract(entries_.begin()));
     }
+    arm_next();
   }
-  for (const auto& entry : expired) {
+  for (const auto& [deadline, entry] : expired) {
     try {
       entry->expire();
     } catch (...) {
       detail::log_exception("at a deadline");  // the others' have passed, too
     }
   }
+  expired.clear();
+  const std::lock_guard lock(mutex_);
+  arm_next();
 }
 
 KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operation) {

@@ -4,7 +4,10 @@
 #include <kvferry/kit/poller.hpp>
 
 #include <algorithm>
+#include <new>
 #include <utility>
+
+#include <kvferry/completion.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
@@ -37,14 +40,15 @@ KVFERRY_INLINE bool Poller::watch(std::shared_ptr<Pollable> pollable) {
   if ((!looking_ && entered != this) || count_ >= most_watched) {
     return false;
   }
-  ++count_;
   added_.push_back(std::move(pollable));
+  ++count_;
   any_added_.store(true, std::memory_order_release);
   return true;
 }
 
 KVFERRY_INLINE void Poller::look(const std::function<void()>& run_ready) {
   std::vector<Watched> watched;
+  watched.reserve(most_watched);  // before anybody relies on this thread
   std::chrono::steady_clock::time_point last_run{};
   bool entered_now = true;
   for (;;) {
@@ -69,7 +73,11 @@ KVFERRY_INLINE void Poller::look(const std::function<void()>& run_ready) {
     }
     if (look_once(watched, now) || now - last_run >= time_between) {
       last_run = now;
-      run_ready();
+      try {
+        run_ready();
+      } catch (const std::bad_alloc&) {
+        detail::log_exception("between two looks at connections");  // which nobody else looks at
+      }
     }
   }
 }

@@ -8,10 +8,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <new>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
@@ -87,9 +89,11 @@ KVFERRY_INLINE void SocketEvents::report() {
   std::array<epoll_event, events_at_a_time> events;
   struct Ready {
     std::shared_ptr<Listener> listener;
-    std::uint32_t events;
+    std::uint32_t events = 0;
   };
-  std::vector<Ready> ready;
+  // Their events are told once: there may be no memory to keep them in.
+  std::array<Ready, events_at_a_time> ready;
+  std::size_t ready_count = 0;
   {
     const std::lock_guard lock(mutex_);
     if (closed_) {
@@ -100,16 +104,20 @@ KVFERRY_INLINE void SocketEvents::report() {
       const auto it = listeners_.find(event.data.fd);
       if (it != listeners_.end()) {
         if (auto listener = it->second.lock()) {
-          ready.push_back({std::move(listener), event.events});
+          ready[ready_count++] = {std::move(listener), event.events};
         }
       }
     }
     // Another thread of the executor may take what comes next.
     wait();
   }
-  for (const auto& [listener, what] : ready) {
+  for (const auto& [listener, what] : std::span(ready).first(ready_count)) {
     const bool broken = (what & (EPOLLERR | EPOLLHUP)) != 0;
-    listener->socket_ready(broken || (what & EPOLLIN) != 0, broken || (what & EPOLLOUT) != 0, broken);
+    try {
+      listener->socket_ready(broken || (what & EPOLLIN) != 0, broken || (what & EPOLLOUT) != 0, broken);
+    } catch (const std::bad_alloc&) {
+      detail::log_exception("at an event of a connection");  // the others have theirs, too
+    }
   }
 }
 

@@ -14,6 +14,8 @@
 #include <vector>
 
 #include <kvferry/completion.hpp>
+
+#include "common/allocation_limit.hpp"
 #include <kvferry/error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -94,6 +96,19 @@ TEST_F(DeadlineQueueTest, OneThatThrowsKeepsNoOtherFromExpiring) {
   add('a', now_);
   run_until(2);
   EXPECT_EQ(log_, "xa");
+}
+
+TEST_F(DeadlineQueueTest, NoMemoryKeepsNoneFromExpiring) {
+  add('a', now_);
+  add('b', now_);
+  add('c', now_ + milliseconds(1));
+  test::allocations_left = 0;
+  run_until(2);
+  test::allocations_left = test::unlimited_allocations;
+  EXPECT_EQ(log_.substr(0, 2), "ab");
+  add('d', now_ + milliseconds(2));  // what could not be armed is armed with it
+  run_until(4);
+  EXPECT_EQ(log_, "abcd");
 }
 
 TEST_F(DeadlineQueueTest, ClosedItHoldsNothingAndKeepsNoThreadWaiting) {
