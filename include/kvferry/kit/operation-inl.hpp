@@ -8,6 +8,7 @@
 #include <limits>
 #include <new>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 
@@ -159,7 +160,13 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
     }
   }
   if (link) {
-    link->stop(shared_from_this());
+    try {
+      link->stop(shared_from_this());
+    } catch (...) {
+      const std::lock_guard lock(mutex_);
+      stop_cause_.clear();  // the link knows nothing of it: the deadline or the next cancellation asks again
+      throw;
+    }
   } else {
     const std::string awaited = cause == errc::timed_out ? registry_->awaited(request_.peer_id) : std::string();
     finish(cause, awaited.empty() ? awaited : cause.message() + ": " + awaited);
@@ -190,7 +197,12 @@ KVFERRY_INLINE void Operation::start_on(const std::shared_ptr<Link>& link) {
   } catch (...) {
     Failure failure = failure_being_handled();
     if (in_parts_) {
-      request_stop(failure.code);  // those that are under way have buffers in use; it ends with the last of them
+      // Those that are under way have buffers in use; it ends with the last of them, whatever is thrown here.
+      try {
+        request_stop(failure.code);
+      } catch (...) {
+        detail::log_exception("when an operation was to stop that could be started in part alone");
+      }
     } else {
       finish(failure.code, std::move(failure.sentence));
     }

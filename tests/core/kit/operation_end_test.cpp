@@ -150,12 +150,19 @@ class ShortOfMemory final : public Link {
     }
     throw std::bad_alloc();
   }
-  void stop(std::shared_ptr<Operation> operation) override { stopped = operation->stop_cause(); }
+  void stop(std::shared_ptr<Operation> operation) override {
+    if (stops_without_memory != 0) {
+      --stops_without_memory;
+      throw std::bad_alloc();
+    }
+    stopped = operation->stop_cause();
+  }
   void shut(std::error_code, const std::string&) override {}
   [[nodiscard]] std::string path() const override { return "nowhere"; }
 
   std::vector<std::shared_ptr<StripedOperation>> begun;
   std::error_code stopped;
+  int stops_without_memory = 0;
 
  private:
   const std::size_t parts_;
@@ -183,6 +190,23 @@ TEST_F(OperationEnd, ComesWithTheLastPartThatBegan) {
   link->begun.clear();
   EXPECT_EQ(outcome.calls, 1);
   EXPECT_EQ(outcome.error, std::errc::not_enough_memory);
+  registry_->wait_until_empty();
+}
+
+TEST_F(OperationEnd, WaitsForPartsThatCouldNotBeAskedToStop) {
+  Outcome outcome;
+  const auto operation = start(outcome);
+  const auto link = std::make_shared<ShortOfMemory>(1);
+  link->stops_without_memory = 1;
+  EXPECT_NO_THROW(operation->start_on(link));
+  EXPECT_EQ(outcome.calls, 0) << "the part's buffers are in use";
+  EXPECT_FALSE(link->stopped);
+  operation->request_stop(errc::timed_out);
+  EXPECT_EQ(link->stopped, errc::timed_out) << "its deadline can't ask any more";
+  EXPECT_FALSE(link->begun.front()->part_done(link->stopped, {}));
+  link->begun.clear();
+  EXPECT_EQ(outcome.calls, 1);
+  EXPECT_EQ(outcome.error, errc::timed_out);
   registry_->wait_until_empty();
 }
 
