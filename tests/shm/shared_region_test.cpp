@@ -584,6 +584,30 @@ TEST(SharedMemoryOfANewLink, IsNotHandedOutOnceItWasRemoved) {
   }
 }
 
+TEST(SharedMemoryOfANewLink, IsHandedOutBehindManyRegionsOfOtherKinds) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  const auto here = std::make_shared<UnixSocket>(ends[0], OpenMemory());
+  UnixSocket there(ends[1], OpenMemory());
+  const auto memory = std::make_shared<ProcessMemory>(::getpid(), 1, std::make_shared<MemoryTraffic>());
+  memory->begin(here, true, true);
+  std::vector<std::byte> others(tcp::PeerMemory::max_mapped * 64);
+  std::vector<MemoryRegion> regions;
+  for (std::size_t i = 0; i < tcp::PeerMemory::max_mapped; ++i) {
+    regions.push_back({others.data() + i * 64, 64, 64});
+  }
+  const SharedRegion area(page);
+  regions.push_back(area.region(page));
+  tcp::LaneProtocol protocol(std::make_shared<tcp::testing::Host>(regions),
+                             tcp::ReadAhead::unprotected(tcp::FrameReader::read_ahead), memory);
+  protocol.region_added();
+  std::byte byte{};
+  iovec piece{&byte, 1};
+  ASSERT_EQ(here->send({&piece, 1}), 1);
+  ASSERT_EQ(there.receive({&piece, 1}), 1);
+  EXPECT_TRUE(there.take_passed(SharedAreasView().whole(area.data(), page)->inode));
+}
+
 /// A peer that says what it likes of regions and references.
 class HostileRegions : public HandedFiles {
  protected:

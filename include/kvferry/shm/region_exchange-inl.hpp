@@ -58,8 +58,12 @@ KVFERRY_INLINE std::optional<tcp::PeerMemory::Share> HandedRegions::share(const 
   }
   Share share{reinterpret_cast<std::uintptr_t>(region.data), 0};
   auto file = file_of(region, share.file);
-  if (!file && !in_place) {
-    return std::nullopt;
+  if (!file) {
+    // Half of the places are kept for those that are mapped.
+    const auto others = static_cast<std::size_t>(std::ranges::count_if(handed_, &Handed::in_place));
+    if (!in_place || others >= tcp::PeerMemory::max_mapped / 2) {
+      return std::nullopt;
+    }
   }
   handed_.push_back({region.number, share.address, region.size, !file});
   if (file) {
