@@ -12,16 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import kvferry
 import msgspec
 import numpy as np
 import pytest
 from kvferry import Operation, TransferError
-from kvferry.vllm import early_wants
+from kvferry.vllm import early_wants, pushes
 from kvferry.vllm.early_wants import EarlyWants
 from kvferry.vllm.layout import HeadSource
-from kvferry.vllm.messages import parse
+from kvferry.vllm.messages import RENEW, message, parse
 from kvferry.vllm.options import Options
-from kvferry.vllm.push_messages import Announced, Progress, Sender, Want
+from kvferry.vllm.push_messages import WANT, Announced, Progress, Sender, Want
 from kvferry.vllm.push_scheduler import PushScheduler
 from kvferry.vllm.push_worker import PushWorker, _Link
 from kvferry.vllm.pushes import _Reader
@@ -186,7 +187,8 @@ def test_options_of_instances_that_push() -> None:
     ("extra", "is_taken"),
     [
         ({}, False), ({"allowed_hosts": ["10.1.0.0/16"]}, False), ({"allowed_hosts": ["h"]}, True),
-        ({"channel_options": {"keyring": "k"}}, True), ({"allowed_hosts": ["g"], "channel_options": {"keyring": "k"}}, False),
+        ({"channel_options": {"keyring": "k"}}, True),
+        ({"allowed_hosts": ["g"], "channel_options": {"keyring": "k"}}, False),
     ],
     ids=str,
 )  # fmt: skip
@@ -219,14 +221,18 @@ def test_transfers_that_the_router_has_sealed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "prefilling", "decoding", "match"), [(7100, True, True, "not 'kv_both'"), (0, True, False, "has a port")]
-)
-def test_roles_that_instances_that_push_cannot_have(port: int, prefilling: bool, decoding: bool, match: str) -> None:
+    ("port", "role", "match"),
+    [
+        (7100, (True, True), "not 'kv_both'"), (0, (True, False), "has a port"),
+        (7100, (True, False, 2), "data_parallel_size"),
+    ],
+)  # fmt: skip
+def test_roles_that_instances_that_push_cannot_have(port: int, role: tuple[Any, ...], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        Options(mode="push", port=port).check_role(prefilling, decoding)
+        Options(mode="push", port=port).check_role(*role)
     Options(mode="push", port=7100).check_role(True, False)
-    Options(mode="push").check_role(False, True)
-    Options(port=port).check_role(prefilling, decoding)
+    Options(mode="push").check_role(False, True, 2)
+    Options(port=port).check_role(*role)
 
 
 def test_a_worker_that_listens_offers_nothing_for_writing(pair: tuple[PushSide, PushSide]) -> None:
@@ -504,6 +510,53 @@ def test_a_reader_that_cannot_be_served_fails_alone(
     assert other.loaded("e") == set()
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_more_ranges_than_are_worth_it(
+    pair: tuple[PushSide, PushSide], late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of all layers and steps count together, whenever the reader comes."""
+    monkeypatch.setattr(pushes, "MAX_ROWS", LAYERS * 2)
+    prefill, decode = pair
+    prefill.announce("t")
+    prefill.announce("u", num_tokens=8)
+    if late:
+        prefill.compute("t", [5, 6, 7], 10)
+        prefill.compute("u", [5, 6], 8)
+    decode.wants("d", prefill.sender("t"), [1, 2, 3])
+    if not late:
+        prefill.until(lambda: bool(prefill.push._pushes._by_transfer["t"].readers))
+        prefill.compute("t", [5], 4)
+    assert decode.loaded("d") == {1, 2, 3} and not decode.cache.any()
+    decode.wants("e", prefill.sender("u", num_tokens=8), [1, 2])
+    if not late:
+        prefill.compute("u", [5, 6], 8)
+    assert decode.loaded("e") == set()
+
+
+def test_readers_may_ask_while_a_worker_is_made(make: Callable[..., Any]) -> None:
+    """As when one is started again, on the port on which it was known."""
+    answers: list[dict[str, Any]] = []
+
+    class Asked(PushWorker):
+        def _prepare(self) -> None:
+            with kvferry.TcpTransferChannel() as other:
+                for asked in (message(RENEW, transfer_ids=["t"]), message(WANT, want=want)):
+                    answer = other.lazy_init_peer_connection("o", "p", self._channel.peer_init_url, asked)
+                    assert answer is not None
+                    answers.append(parse(answer))
+            super()._prepare()
+
+    class AskedSide(PushSide):
+        make = Asked
+
+    decode = make("decode", False, kind=PushSide)
+    sender = Sender("t", ("tcp://h:1",), ("tcp://h:1",), "of a prompt", 10, 30.0)
+    want = want_of(decode, sender)
+    prefill = make("prefill", True, 100, kind=AskedSide)
+    assert [answer.get("held") or answer.get("refused") for answer in answers] == [[False], ""]
+    assert len(prefill.push._pushes._early) == 1
+
+
 def test_early_questions_are_bounded(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     decode = make("decode", False, kind=PushSide)
     now = [0.0]
@@ -714,9 +767,9 @@ def test_a_peer_that_does_not_answer_pushes_nothing_into_blocks_that_are_free(
     assert (decode.cache[:, 1] == 105).all()
 
 
-@pytest.mark.parametrize("message", ["want", "renewal"])
+@pytest.mark.parametrize("kind", ["want", "renewal"])
 def test_a_message_too_many_ends_no_other_push(
-    make: Callable[..., Any], message: str, caplog: pytest.LogCaptureFixture
+    make: Callable[..., Any], kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = {"max_pending_side_message_bytes": 4000, "max_pending_side_message_bytes_of_source": 4000}
     prefill = make("prefill", True, 100, kind=PushSide, channel_options=few)
@@ -728,7 +781,7 @@ def test_a_message_too_many_ends_no_other_push(
     with prefill.push._lock:  # its engine is busy, and answers nothing
         for number in range(30):
             one = prefill.sender(f"u{number}")
-            if message == "renewal":
+            if kind == "renewal":
                 decode.step(waiting=[("w", one)])
             else:
                 decode.wants(f"e{number}", one, [4, 5, 6])

@@ -51,7 +51,8 @@ class KvferryConnector(KVConnectorBase_V1):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"KvferryConnector does not support {name} above 1")
         self._pushes = self._options.mode == "push"
-        self._options.check_role(transfer.is_kv_producer, transfer.is_kv_consumer)
+        replicas = getattr(parallel, "data_parallel_size", 1)
+        self._options.check_role(transfer.is_kv_producer, transfer.is_kv_consumer, replicas)
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._tensors: list[torch.Tensor] = []

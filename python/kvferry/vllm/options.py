@@ -85,7 +85,7 @@ class Options:
         channel_class(made.transport)
         return made
 
-    def check_role(self, prefilling: bool, decoding: bool) -> None:
+    def check_role(self, prefilling: bool, decoding: bool, data_parallel_size: int = 1) -> None:
         """Raises ValueError for a ``kv_role`` that an instance with these options can't have."""
         if self.mode != "push":
             return
@@ -96,6 +96,8 @@ class Options:
             )
         if prefilling and not self.port:
             raise ValueError("KvferryConnector: an instance that pushes has a port, which the router knows")
+        if prefilling and data_parallel_size > 1:  # the router can't say which engine a request comes to
+            raise ValueError("KvferryConnector: an instance that pushes has no data_parallel_size above 1")
 
     def secret(self) -> bytes:
         """What ``secret_file`` has. Raises ValueError for a short one, and for one that others may read."""

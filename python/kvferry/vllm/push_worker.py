@@ -79,15 +79,15 @@ class PushWorker(Worker):
         self._numbers = itertools.count()
         #: By the prefilling worker's peer id, and the transfer.
         self._pushed: dict[tuple[str, str], _Push] = {}
-        options = self._options
-        self._pushes = Pushes(
-            self._runner, self._channel, self._layout, self._bases, self._leases, options.timeout, options.lease,
-            options.checksums,
-        )  # fmt: skip
         with self._lock:
+            self._pushes.channel = self._channel
             self._perform(self._listen())
 
     def _answers(self) -> Callable[[SideMessage], SideMessage]:
+        options = self._options
+        self._pushes = Pushes(
+            self._runner, self._layout, self._bases, self._leases, options.timeout, options.lease, options.checksums
+        )
         return self._answer
 
     # The engine's orders

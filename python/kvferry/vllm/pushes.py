@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import Addresses, Operation
 from .early_wants import EarlyWants
-from .layout import KvLayout, LayoutMismatch, Plan, plan
+from .layout import MAX_ROWS, KvLayout, LayoutMismatch, Plan, plan
 from .leases import Leases
 from .push_messages import ENDED, MOST_REMEMBERED, Announced, Ended, Progress, Want
 from .steps import Runner, Steps
@@ -65,11 +65,12 @@ class Pushes:
     """The pushes of one worker. Its methods want the runner's lock held."""
 
     def __init__(
-        self, runner: Runner, channel: Any, layout: KvLayout, bases: NDArray[np.uint64], leases: Leases,
+        self, runner: Runner, layout: KvLayout, bases: NDArray[np.uint64], leases: Leases,
         timeout: float, lease: float, checksums: bool | None,
     ) -> None:  # fmt: skip
         self._runner = runner
-        self._channel = channel
+        #: Readers may ask before it is here.
+        self.channel: Any = None
         self._layout = layout
         self._layers = {name: (region, offset) for name, region, offset in layout.layers}
         self._bases = bases
@@ -253,7 +254,7 @@ class Pushes:
             made = yield lambda: self._plan(reader, blocks, first, end, names)
             if not reader.broken:
                 sources, targets, owners = made
-                operation = self._channel.submit_write(
+                operation = self.channel.submit_write(
                     self._runner.queue, Addresses(sources), want.peer_id, remote_ranges=targets, statuses=True,
                     timeout=self._timeout, checksums=self._checksums if want.checksums is None else want.checksums,
                 )  # fmt: skip
@@ -282,7 +283,7 @@ class Pushes:
         self, reader: _Reader, blocks: tuple[int, ...], first: int, end: int, names: list[str]
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
         """Addresses here, ranges there, and the block of each. Layers lie alike: one's plan does for all."""
-        want = reader.want
+        want, is_first = reader.want, reader.planned is None
         if reader.planned is None or reader.planned[0] != (first, end):
             theirs, ours = (replace(side, layers=(("", 0, 0),)) for side in (want.layout, self._layout))
             ids = want.block_ids[(first - want.first_token) // reader.unit :]
@@ -290,6 +291,10 @@ class Pushes:
         there, here, owners = reader.planned[1]
         if len(owners) == 0:
             raise LayoutMismatch(f"tokens [{first}, {end}) are none")
+        if is_first:  # these are whole blocks, or all
+            ranges = len(owners) * len(reader.pushed) * (want.num_tokens - want.first_token) // (end - first)
+            if ranges > MAX_ROWS:
+                raise LayoutMismatch(f"some {ranges} ranges in all layers are more than {MAX_ROWS}")
         at = {name: (region, offset) for name, region, offset in want.layout.layers}
         sources = np.empty((len(names), len(owners), 2), dtype=np.uint64)
         targets = np.empty((len(names), len(owners), 3), dtype=np.uint64)
@@ -328,7 +333,7 @@ class Pushes:
 
     def _tell(self, want: Want, ended: Ended) -> Steps:
         try:
-            operation = self._channel.submit_notify(
+            operation = self.channel.submit_notify(
                 self._runner.queue, want.peer_id, msgspec.msgpack.encode(ended), ENDED, timeout=self._timeout
             )
             yield operation
