@@ -183,14 +183,15 @@ class CompletionQueueTests : public ConformanceBase {
     KVFERRY_TESTING_REQUIRE(write);
     constexpr std::uint64_t threads = 4;
     constexpr std::uint64_t each = 200;
-    const auto [a, b] = connected_pair({.local_bytes = 1 << 20}, {});
+    // A page for each, as several connections may be writing at a time.
+    const auto [a, b] = connected_pair({.local_bytes = 1 << 20}, {.regions = {{threads * each, 4096}}});
     CompletionQueue queue;
     const Objects objects = a.objects({64}).fill(1);
     std::vector<std::jthread> starters;
     for (std::uint64_t t = 0; t < threads; ++t) {
       starters.emplace_back([&, &from = a, id = b.id(), t] {
         for (std::uint64_t i = 0; i < each; ++i) {
-          const std::array<std::uint64_t, 1> page{t};
+          const std::array<std::uint64_t, 1> page{t * each + i};
           TransferSpec spec = at(page);
           spec.peer_id = id;
           (void)from->async_batched_write(objects.readable(), spec, queue.token(t * each + i));
