@@ -20,8 +20,8 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
-/// Of what a peer says of an error, in bytes: a sentence with two ids, a key or a url in it, and the error's own text.
-inline constexpr std::size_t longest_sentence = 400;
+/// Of what a peer says of an error, in bytes: whoever answers may be a stranger.
+inline constexpr std::size_t longest_sentence = 100;
 /// A question may be asked of whoever has one of these many keys: each takes a connection of its own.
 inline constexpr std::size_t most_server_keys = 64;
 
