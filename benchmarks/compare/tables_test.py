@@ -99,6 +99,9 @@ class TablesTest(unittest.TestCase):
             for number in range(5)
             for name, speed in speeds.items()
         ]
+        for trial in secured["trials"]:
+            if trial["row"] == "memcpy":
+                trial["result"]["target"] = None
         text = security.summary(secured)
         self.assertIn("| checksums write / plain write, GB/s | 0.75 | - |", text)
         self.assertIn("| checksums write / plain write, CPU-seconds a GiB | 1.00 | - |", text)
