@@ -52,6 +52,13 @@ constexpr std::size_t pages = 8;
 
 const std::vector<std::uint64_t> all_pages{0, 1, 2, 3, 4, 5, 6, 7};
 
+/// The ends of a connection, which belong to whoever takes them.
+std::array<int, 2> connected_ends() {
+  std::array<int, 2> ends{};
+  EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  return ends;
+}
+
 ShmOptions without_process_memory() {
   ShmOptions options;
   options.process_memory = false;
@@ -444,37 +451,26 @@ TEST_F(HandedFiles, AreLookedAtAndNotBelieved) {
   EXPECT_NE(map(Descriptor(ends[0])), 0);
 }
 
-TEST_F(HandedFiles, OfOtherKindsBreakTheConnectionAndAreClosed) {
-  std::array<int, 2> ends{};
-  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
-  UnixSocket receiving(ends[0], OpenMemory());
-  UnixSocket sending(ends[1], OpenMemory());
-  std::array<int, 2> pipe{};
-  ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK), 0);
-  const Descriptor reads(pipe[0]);
-  sending.pass(std::make_shared<const Descriptor>(pipe[1]));
-  std::byte byte{};
-  iovec piece{&byte, 1};
-  ASSERT_EQ(sending.send({&piece, 1}), 1);
-  EXPECT_EQ(receiving.receive({&piece, 1}), -1);
-  EXPECT_EQ(errno, EPROTO);
-  EXPECT_EQ(::read(reads.get(), &byte, 1), 0) << "somebody still has the other end";
-}
-
-TEST_F(HandedFiles, OfThoseWhoHaveNotShownTheSecretNeverCome) {
-  std::array<int, 2> ends{};
-  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
-  const Descriptor receiving(ends[0]);
-  UnixSocket sending(ends[1], OpenMemory());
-  std::array<int, 2> pipe{};
-  ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK), 0);
-  const Descriptor reads(pipe[0]);
-  sending.pass(std::make_shared<const Descriptor>(pipe[1]));
-  std::byte byte{};
-  iovec piece{&byte, 1};
-  ASSERT_EQ(sending.send({&piece, 1}), 1);
-  EXPECT_EQ(receive_bytes(receiving.get(), {&piece, 1}), 1);
-  EXPECT_EQ(::read(reads.get(), &byte, 1), 0) << "somebody has the other end";
+TEST_F(HandedFiles, OfOtherKindsAreClosedAndEndTheConnectionOfWhoHasShownTheSecret) {
+  for (const bool shown : {false, true}) {
+    const auto ends = connected_ends();
+    UnixSocket receiving(ends[0], OpenMemory());
+    UnixSocket sending(ends[1], OpenMemory());
+    std::array<int, 2> pipe{};
+    ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC | O_NONBLOCK), 0);
+    const Descriptor reads(pipe[0]);
+    sending.pass(std::make_shared<const Descriptor>(pipe[1]));
+    std::byte byte{};
+    iovec piece{&byte, 1};
+    ASSERT_EQ(sending.send({&piece, 1}), 1);
+    if (shown) {
+      EXPECT_EQ(receiving.receive({&piece, 1}), -1);
+      EXPECT_EQ(errno, EPROTO);
+    } else {
+      EXPECT_EQ(receive_bytes(ends[0], {&piece, 1}), 1);
+    }
+    EXPECT_EQ(::read(reads.get(), &byte, 1), 0) << "somebody still has the other end";
+  }
 }
 
 /// A socket that its last owner's close waits for, and that is full of what nobody reads.
@@ -501,8 +497,7 @@ Descriptor lingering_socket(Descriptor& other_end) {
 
 TEST_F(HandedFiles, AndSocketsThatLingerHoldUpNobody) {
   for (const bool before_the_secret : {true, false}) {
-    std::array<int, 2> ends{};
-    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+    const auto ends = connected_ends();
     UnixSocket receiving(ends[0], OpenMemory());
     UnixSocket sending(ends[1], OpenMemory());
     Descriptor other_end;
@@ -519,8 +514,7 @@ TEST_F(HandedFiles, AndSocketsThatLingerHoldUpNobody) {
 }
 
 TEST(UnixSocketPeer, IsNotTakenForGoneWhenASignalComes) {
-  std::array<int, 2> ends{};
-  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  const auto ends = connected_ends();
   const UnixSocket here(ends[0], OpenMemory());
   const Descriptor there(ends[1]);
   struct sigaction before {};
@@ -561,8 +555,7 @@ TEST(SharedRegionLimits, ALimitForFilesIsAnErrorAndNoSignal) {
 
 TEST(SharedMemoryOfANewLink, IsNotHandedOutOnceItWasRemoved) {
   for (const bool removed : {false, true}) {
-    std::array<int, 2> ends{};
-    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+    const auto ends = connected_ends();
     const auto here = std::make_shared<UnixSocket>(ends[0], OpenMemory());
     UnixSocket there(ends[1], OpenMemory());
     const auto memory = std::make_shared<ProcessMemory>(::getpid(), 1, std::make_shared<MemoryTraffic>());
@@ -585,8 +578,7 @@ TEST(SharedMemoryOfANewLink, IsNotHandedOutOnceItWasRemoved) {
 }
 
 TEST(SharedMemoryOfANewLink, IsHandedOutBehindManyRegionsOfOtherKinds) {
-  std::array<int, 2> ends{};
-  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  const auto ends = connected_ends();
   const auto here = std::make_shared<UnixSocket>(ends[0], OpenMemory());
   UnixSocket there(ends[1], OpenMemory());
   const auto memory = std::make_shared<ProcessMemory>(::getpid(), 1, std::make_shared<MemoryTraffic>());
@@ -612,8 +604,7 @@ TEST(SharedMemoryOfANewLink, IsHandedOutBehindManyRegionsOfOtherKinds) {
 class HostileRegions : public HandedFiles {
  protected:
   HostileRegions() : target_(page) {
-    std::array<int, 2> ends{};
-    EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+    const auto ends = connected_ends();
     socket_ = std::make_shared<UnixSocket>(ends[0], OpenMemory());
     peer_ = std::make_shared<UnixSocket>(ends[1], OpenMemory());
     memory_ = std::make_shared<ProcessMemory>(::getpid(), 1, std::make_shared<MemoryTraffic>());

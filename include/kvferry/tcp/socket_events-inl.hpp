@@ -11,7 +11,6 @@
 #include <new>
 #include <span>
 #include <utility>
-#include <vector>
 
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
