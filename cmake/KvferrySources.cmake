@@ -62,7 +62,7 @@ file(GLOB KVFERRY_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/*.c
 list(FILTER KVFERRY_CONFORMANCE_TESTS EXCLUDE REGEX "/(broken_channel_main|rdma_[a-z_]+)\\.cpp$")
 file(GLOB KVFERRY_RDMA_CONFORMANCE_TESTS CONFIGURE_DEPENDS "${_tests}/conformance/rdma_*.cpp")
 set(KVFERRY_BROKEN_CHANNEL "${_tests}/conformance/broken_channel_main.cpp")
-file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/peer_pair/*.cpp")
+file(GLOB KVFERRY_EXAMPLES_TESTS CONFIGURE_DEPENDS "${_tests}/examples/*.cpp")
 
 unset(_include)
 unset(_src)

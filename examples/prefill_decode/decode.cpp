@@ -29,9 +29,8 @@ class Decode {
     free_.resize(free_.size() - count);
     std::error_code ec;
     std::string why;
-    channel_.send_init_side_msg(prefill_url_,
-                                kvferry::encode_side_message(PrefillRequest{number, "decode", prompt, pages}),
-                                {.diagnostic = &why}, ec);
+    const PrefillRequest request{number, "decode", channel_.incarnation(), prompt, pages};
+    channel_.send_init_side_msg(prefill_url_, kvferry::encode_side_message(request), {.diagnostic = &why}, ec);
     std::vector<kvferry::Notification> arrived;
     if (!ec) {
       // One for each layer. Fewer only after the timeout, with an error.

@@ -84,6 +84,7 @@ void serve(const std::string& url) {
           channel.async_batched_write(pages,
                                       {.peer_id = request.decode_id,
                                        .remote_indexes = std::span(request.pages).subspan(layer * count, count),
+                                       .incarnation = request.incarnation,  // never into a later run's pages
                                        .timeout = std::chrono::seconds(10),
                                        .notification = {&note, 1},
                                        .notification_key = request.number},

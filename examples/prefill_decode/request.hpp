@@ -23,6 +23,7 @@ constexpr std::size_t pages_of_layer(std::size_t tokens) { return (tokens + toke
 struct PrefillRequest {
   std::uint64_t number = 0;
   std::string decode_id;
+  std::uint64_t incarnation = 0;  ///< Decode's own: the pages are of this run of its.
   std::vector<std::uint32_t> prompt;
   std::vector<std::uint64_t> pages;  ///< `layers` times `pages_of_layer(prompt.size())`.
 
@@ -30,6 +31,7 @@ struct PrefillRequest {
   static constexpr auto side_message_fields() {
     return std::tuple(kvferry::side_message_field("number", &PrefillRequest::number),
                       kvferry::side_message_field("decode_id", &PrefillRequest::decode_id),
+                      kvferry::side_message_field("incarnation", &PrefillRequest::incarnation),
                       kvferry::side_message_field("prompt", &PrefillRequest::prompt),
                       kvferry::side_message_field("pages", &PrefillRequest::pages));
   }

@@ -111,6 +111,7 @@ TransferRequest describe(TransferKind kind, const TransferSpec& spec, std::vecto
   request.remote_region = spec.remote_region;
   request.remote_ranges.assign(spec.remote_ranges.begin(), spec.remote_ranges.end());
   request.local_strides.assign(spec.local_strides.begin(), spec.local_strides.end());
+  request.incarnation = spec.incarnation;
   request.tag = spec.tag;
   request.timeout = spec.timeout;
   request.notification.assign(spec.notification.begin(), spec.notification.end());

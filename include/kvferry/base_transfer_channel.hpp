@@ -126,6 +126,10 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// really bound if none was given; empty without a listener.
   [[nodiscard]] virtual std::string peer_init_url() const = 0;
 
+  /// What tells this channel from one that has its id later: drawn at random when it is made. Peers have it in
+  /// `PeerInfo::incarnation`, and may name it in `TransferSpec::incarnation`. 0: the transport has none.
+  [[nodiscard]] virtual std::uint64_t incarnation() const noexcept { return 0; }
+
   /// Describes a connected peer; nothing if there is no usable connection.
   [[nodiscard]] virtual std::optional<PeerInfo> peer_info(std::string_view peer_id) const = 0;
 

@@ -129,6 +129,12 @@ struct TransferSpec {
   /// `errc::count_mismatch`, `errc::invalid_range`.
   std::span<const LocalStride> local_strides = {};
 
+  /// Which incarnation of the peer the operation is meant for, as the peer itself (`BaseTransferChannel::incarnation`),
+  /// `PeerInfo` or `Notification` names it; if another one is connected, or answers the reconnect, the operation ends with
+  /// `errc::peer_restarted`. For indexes and ranges that came with that incarnation's name: such an operation is
+  /// right although this side wasn't told of a restart yet. 0: whichever this side knows.
+  std::uint64_t incarnation = 0;
+
   /// Send and recv: a send meets the recv of the same tag, in the order in which each side posted them.
   std::uint64_t tag = 0;
 
@@ -204,6 +210,7 @@ struct TransferRequest {
   std::uint32_t remote_region = 0;
   std::vector<RemoteRange> remote_ranges;
   std::vector<LocalStride> local_strides;
+  std::uint64_t incarnation = 0;  ///< Unless 0, the one that it is meant for.
   std::uint64_t tag = 0;
   std::optional<std::chrono::milliseconds> timeout;
   std::vector<std::byte> notification;

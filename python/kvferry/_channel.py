@@ -125,6 +125,11 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         """Where this channel answers handshakes, with the port that was really bound; empty without a listener."""
         return self._native.peer_init_url
 
+    @property
+    def incarnation(self) -> int:
+        """What tells this channel from a later one of its id: drawn at random. Peers may name it in ``incarnation``."""
+        return self._native.incarnation
+
     def capabilities(self) -> dict[str, Any]:
         """What the transport supports: send_recv, write, read, notifications, ranges, checksums, region_changes,
         unregistered_objects and max_notification_bytes."""

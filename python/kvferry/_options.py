@@ -132,6 +132,9 @@ class PairedSpec(TypedDict, total=False):
 
     #: A send meets the recv of the same tag.
     tag: int
+    #: Which incarnation of the peer this is meant for: its ``incarnation``, from itself or a notification of its. Another one
+    #: ends it with "peer_restarted". Left out or 0: the one that this side knows.
+    incarnation: int
     #: Whether the bytes are compared with checksums where they have landed; either side may ask.
     checksums: bool | None
     timeout: float | None
@@ -156,6 +159,9 @@ class OneSidedSpec(TypedDict, total=False):
     notification: bytes
     #: 0: for ``receive_notification``; another: for ``receive_notifications`` of that key.
     notification_key: int
+    #: Which incarnation of the peer this is meant for: its ``incarnation``, from itself or a notification of its. Another one
+    #: ends it with "peer_restarted". Left out or 0: the one that this side knows.
+    incarnation: int
     #: Whether the bytes are compared with checksums where they have landed; left out: as the channel's options say.
     checksums: bool | None
     #: Whether each object's outcome is recorded: ``TransferError.statuses``, ``Operation.statuses``.

@@ -436,6 +436,7 @@ void bind_channel(nb::module_& module) {
       .def("close", &Channel::close)
       .def("take_unclaimed", &Channel::take_unclaimed)
       .def_prop_ro("transport", [](const Channel& self) { return self.native().transport(); })
+      .def_prop_ro("incarnation", [](const Channel& self) { return self.native().incarnation(); })
       .def_prop_ro("peer_init_url", [](const Channel& self) { return self.native().peer_init_url(); })
       .def("capabilities", &capabilities_of)
       .def("peer_info", &peer_info, nb::arg("peer_id"))

@@ -193,6 +193,7 @@ TransferRequest make_request(TransferKind kind, nb::handle objects, std::string 
   } else {
     arguments.read("tag", request.tag);
   }
+  arguments.read("incarnation", request.incarnation);
   if (bool checksums = false; arguments.read("checksums", checksums)) {
     request.checksums = checksums;
   }

@@ -136,6 +136,15 @@ def test_news_of_peers(pair: Pair) -> None:
     assert (event.kind, event.cause) == ("gone", "peer_closed")
 
 
+def test_an_operation_names_the_incarnation_that_it_is_meant_for(pair: Pair) -> None:
+    run = pair.far.incarnation
+    assert run == pair.near.peer_info("far").incarnation
+    pair.near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[0], incarnation=run)
+    with pytest.raises(kvferry.TransferError) as told:
+        pair.near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[0], incarnation=run ^ 1)
+    assert told.value.code == "peer_restarted"
+
+
 def test_a_fence_returns(pair: Pair) -> None:
     pair.far.fence("near", 20)
 

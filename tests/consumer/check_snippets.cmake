@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# cmake -DPAGE=<file> -DFOLDER=<dir> -P check_snippets.cmake: each block of C++ on the page is part of a file in the folder, which
-# another test builds.
+# cmake -DPAGE=<file> -DSOURCES=<glob>... -P check_snippets.cmake: each block of C++ on the page is part of a file that the
+# globs name and another test builds. Indentation aside.
 cmake_minimum_required(VERSION 3.25)
 file(READ "${PAGE}" page)
-file(GLOB files "${FOLDER}/*.hpp" "${FOLDER}/*.cpp")
+string(REGEX REPLACE "\n +" "\n" page "${page}")
+file(GLOB files ${SOURCES})
 set(sources "")
 foreach(name IN LISTS files)
   file(READ "${name}" source)
+  string(REGEX REPLACE "\n +" "\n" source "${source}")
   string(APPEND sources "${source}")
 endforeach()
 set(found 0)
@@ -23,7 +25,7 @@ while(TRUE)
   string(SUBSTRING "${page}" ${end} -1 page)
   string(FIND "${sources}" "${snippet}" place)
   if(place EQUAL -1)
-    message(SEND_ERROR "${PAGE} shows what is in no file of ${FOLDER}:\n${snippet}")
+    message(SEND_ERROR "${PAGE} shows code that is in none of ${SOURCES}:\n${snippet}")
   endif()
   math(EXPR found "${found} + 1")
 endwhile()

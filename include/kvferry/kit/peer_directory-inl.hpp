@@ -265,7 +265,15 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
   }
   const auto link = peer.link;
   const auto description = peer.description;
-  if (request.one_sided() && meant_for != peer.instances) {
+  if (request.incarnation != 0) {
+    if (request.incarnation != description->incarnation) {
+      lock.unlock();
+      operation->finish(errc::peer_restarted, "the operation is meant for the peer's incarnation " +
+                                                  std::to_string(request.incarnation) + "; this one is " +
+                                                  std::to_string(description->incarnation));
+      return;
+    }
+  } else if (request.one_sided() && meant_for != peer.instances) {
     // Told: whatever is started from now on is meant for the new one.
     peer.acknowledged_instance = peer.instances;
     lock.unlock();

@@ -45,6 +45,7 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   [[nodiscard]] asio::any_io_executor get_executor() const override;
   [[nodiscard]] std::vector<LocalRegion> regions() const override;
   [[nodiscard]] std::string peer_init_url() const override;
+  [[nodiscard]] std::uint64_t incarnation() const noexcept override;
   [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override;
   [[nodiscard]] std::vector<PeerInfo> peers() const override;
   [[nodiscard]] std::vector<std::byte> local_metadata(std::string_view local_id) const override;
@@ -127,8 +128,6 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   void answer_side_messages();
 
   [[nodiscard]] const ChannelOptions& options() const noexcept;
-  /// Drawn at random at construction.
-  [[nodiscard]] std::uint64_t incarnation() const noexcept;
 
   /// The channel's log, for the transport's own records. Never null; may be kept for longer than the channel.
   [[nodiscard]] std::shared_ptr<Logger> logger() const;

@@ -34,6 +34,7 @@ class DecoratedChannel : public BaseTransferChannel {
   [[nodiscard]] asio::any_io_executor get_executor() const override { return inner_->get_executor(); }
   [[nodiscard]] std::vector<LocalRegion> regions() const override { return inner_->regions(); }
   [[nodiscard]] std::string peer_init_url() const override { return inner_->peer_init_url(); }
+  [[nodiscard]] std::uint64_t incarnation() const noexcept override { return inner_->incarnation(); }
   [[nodiscard]] std::optional<PeerInfo> peer_info(std::string_view peer_id) const override {
     return inner_->peer_info(peer_id);
   }

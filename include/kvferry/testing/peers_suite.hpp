@@ -136,6 +136,31 @@ class PeersTests : public ConformanceBase {
     EXPECT_EQ(restarted.cause, errc::peer_restarted);
   }
 
+  void AnOperationMayNameTheIncarnationThatItIsMeantFor() {
+    if (!capabilities().write) {
+      GTEST_SKIP() << "Capabilities::write of this transport is false";
+    }
+    const auto [a, b] = connected_pair();
+    EXPECT_NE(a->incarnation(), b->incarnation());
+    const auto before = b->incarnation();
+    EXPECT_EQ(a->peer_info(b.id())->incarnation, before);
+    b.destroy_channel();
+    Node& again = add_node({.id = b.id()});
+    connect(again, a);  // so a connects to nobody, and isn't told
+    const std::vector<std::uint64_t> indexes{0};
+    const auto write = [&, a = &a](std::uint64_t incarnation) {
+      TransferSpec spec = at(indexes);
+      spec.incarnation = incarnation;
+      return start(TransferKind::write, *a, again, a->objects({64}), spec)->outcome().error;
+    };
+    EXPECT_EQ(write(before), errc::peer_restarted);
+    EXPECT_EQ(write(before), errc::peer_restarted) << "as often as it is asked for";
+    EXPECT_FALSE(write(again->incarnation()));
+    EXPECT_EQ(write(0), errc::peer_restarted) << "once, as it names none";
+    EXPECT_FALSE(write(0));
+    EXPECT_FALSE(write(again->incarnation()));
+  }
+
   void EventsBeyondTheBoundAreCounted() {
     NodeSpec spec;
     spec.options.max_pending_peer_events = 2;
@@ -287,7 +312,8 @@ class PeersTests : public ConformanceBase {
 };
 
 KVFERRY_TESTING_SUITE(PeersTest, PeersTests, NamesThoseThatAreConnected, BothSidesHearOfAConnection,
-                      APeerThatClosesIsGone, ARestartedPeerIsToldFromOneThatCameBack, EventsBeyondTheBoundAreCounted,
+                      APeerThatClosesIsGone, ARestartedPeerIsToldFromOneThatCameBack,
+                      AnOperationMayNameTheIncarnationThatItIsMeantFor, EventsBeyondTheBoundAreCounted,
                       BlockingFormsOfWaiting, ADisconnectLooksLikeACloseToThePeer, ADisconnectEndsThePeersOperations,
                       NothingLandsAfterADisconnect, OperationsConnectAnewAfterADisconnect, ADisconnectMeetsAConnect,
                       FormsAndErrorsOfADisconnect, ACloseEndsADisconnectThatIsUnderWay);
