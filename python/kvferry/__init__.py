@@ -34,7 +34,7 @@ from ._channel import (  # noqa: E402
     to_prometheus,
 )
 from ._errors import TransferError, TransferTimeout  # noqa: E402
-from ._kvferry import Addresses, CompletionQueue, Operation, Pages, Region, __version__  # noqa: E402
+from ._kvferry import Addresses, CompletionQueue, Operation, Pages, Region, SharedRegion, __version__  # noqa: E402
 from ._logging import flush_logs, set_log_level  # noqa: E402
 from ._types import Access, Notification, PeerEvent, PeerInfo, RdmaRail, RemoteRegion, Road, SideMessage  # noqa: E402
 
@@ -54,6 +54,7 @@ __all__ = [
     "Region",
     "RemoteRegion",
     "Road",
+    "SharedRegion",
     "ShmTransferChannel",
     "SideMessage",
     "TcpTransferChannel",

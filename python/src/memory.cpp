@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "memory.hpp"
 
+#include <kvferry/shared_region.hpp>
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -88,6 +90,42 @@ std::pair<std::shared_ptr<Memory>, bool> memory_of_region(nb::handle memory, Acc
   return {std::make_shared<Memory>(memory, true), true};
 }
 
+/// Who has the view has the object: memory goes when nobody uses it any more.
+int give_buffer(PyObject* object, Py_buffer* view, int flags) {
+  if (!nb::inst_ready(object)) {
+    view->obj = nullptr;
+    PyErr_SetString(PyExc_BufferError, "this SharedRegion's __init__ has not run");
+    return -1;
+  }
+  const SharedRegion& region = *nb::inst_ptr<SharedRegion>(nb::handle(object));
+  return PyBuffer_FillInfo(view, object, region.data(), static_cast<Py_ssize_t>(region.size()), 0, flags);
+}
+
+void bind_shared_region(nb::module_& module) {
+  static PyType_Slot slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(give_buffer)}, {0, nullptr}};
+  nb::class_<SharedRegion>(
+      module, "SharedRegion", nb::type_slots(slots),
+      "Memory of zeros that an ShmTransferChannel hands to peers of the same host, which map it: bytes are then copied "
+      "once, by the CPU.\n\n"
+      "size: bytes.\nhuge_pages: in pages of the system's default huge size, which the administrator has set aside.\n\n"
+      "It has the buffer protocol: memoryview(shared), numpy.frombuffer(shared). A region of a channel is handed out "
+      "if it is the whole of one and grants reading. Peers never write there: writes of theirs are copied by this "
+      "side's channel. With other transports it is memory like any other. Channels and views hold it; forked children "
+      "share it.\n\n"
+      "Raises TransferError: \"invalid_region\" for a size of 0, \"ENOMEM\" or \"ENOSPC\" where there is no such "
+      "memory, and what else the system says.")
+      .def(
+          "__init__",
+          [](SharedRegion* self, std::size_t size, bool huge_pages) {
+            const Released released;  // all of it is written
+            new (self) SharedRegion(size, huge_pages ? HugePages::yes : HugePages::no);
+          },
+          nb::arg("size"), nb::kw_only(), nb::arg("huge_pages") = false)
+      .def_prop_ro("address", [](const SharedRegion& self) { return reinterpret_cast<std::uintptr_t>(self.data()); })
+      .def_prop_ro("size", &SharedRegion::size)
+      .def("__len__", &SharedRegion::size);
+}
+
 }  // namespace
 
 Memory::Memory(nb::handle object, bool writable) {
@@ -139,6 +177,7 @@ void Memory::take_dlpack(nb::handle object, bool writable) {
 }
 
 void bind_memory(nb::module_& module) {
+  bind_shared_region(module);
   nb::class_<Memory>(module, "Memory", "Host memory, held for as long as this object lives.")
       .def(nb::init<nb::handle, bool>(), nb::arg("memory"), nb::arg("writable"))
       .def_prop_ro("address", [](const Memory& self) { return reinterpret_cast<std::uintptr_t>(self.bytes().data()); })
