@@ -54,6 +54,13 @@ def pair(make: Callable[..., Any]) -> tuple[PushSide, PushSide]:
     return make("prefill", True, 100, kind=PushSide), make("decode", False, kind=PushSide)
 
 
+@pytest.fixture(params=["tcp", "shm", "auto"])
+def each_pair(request: pytest.FixtureRequest, make: Callable[..., Any]) -> tuple[PushSide, PushSide]:
+    """Over each transport."""
+    options = {"kind": PushSide, "transport": request.param}
+    return make("prefill", True, 100, **options), make("decode", False, **options)
+
+
 def want_of(decode: PushSide, sender: Sender, **changed: Any) -> Want:
     """What a decoding worker asks."""
     worker = decode.push

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kvferry.vllm.push_messages import Progress
 from kvferry.vllm.scheduler import Step
-from push_sides import PushSide, pair
+from push_sides import PushSide, each_pair, pair
 from vllm_sides import BLOCKS, LAYERS, changing
 
 
@@ -127,9 +127,11 @@ def test_different_tensor_parallelism(make: Callable[..., Any], senders: int, re
 
 
 @pytest.mark.parametrize("how", ["preempted", "forgotten", "lease"])
-def test_a_prefill_whose_blocks_are_no_longer_its_own(make: Callable[..., Any], how: str) -> None:
-    prefill = make("prefill", True, 100, kind=PushSide, lease=1e-9 if how == "lease" else 30.0)
-    decode = make("decode", False, kind=PushSide)
+@pytest.mark.parametrize("transport", ["tcp", "shm", "auto"])
+def test_a_prefill_whose_blocks_are_no_longer_its_own(make: Callable[..., Any], how: str, transport: str) -> None:
+    lease = 1e-9 if how == "lease" else 30.0
+    prefill = make("prefill", True, 100, kind=PushSide, lease=lease, transport=transport)
+    decode = make("decode", False, kind=PushSide, transport=transport)
     prefill.announce("t")
     decode.wants("d", prefill.sender("t"), [1, 2, 3])
     prefill.until(lambda: bool(prefill.push._pushes._by_transfer["t"].readers))
@@ -144,8 +146,8 @@ def test_a_prefill_whose_blocks_are_no_longer_its_own(make: Callable[..., Any], 
     assert not prefill.push._pushes._by_transfer and len(prefill.worker._leases) == 0
 
 
-def test_a_cancelled_push_ends_and_nothing_lands_any_more(pair: tuple[PushSide, PushSide]) -> None:
-    prefill, decode = pair
+def test_a_cancelled_push_ends_and_nothing_lands_any_more(each_pair: tuple[PushSide, PushSide]) -> None:
+    prefill, decode = each_pair
     for turn in range(40):
         name = f"t{turn}"
         prefill.announce(name)

@@ -17,9 +17,10 @@ from kvferry.vllm.layout import HeadSource
 from kvferry.vllm.messages import RENEW, message, parse
 from kvferry.vllm.push_messages import WANT, Sender
 from kvferry.vllm.push_worker import PushWorker, _Link
+from kvferry.vllm.renewals import LEAST_INTERVAL
 from kvferry.vllm.scheduler import Load
 from kvferry.vllm.steps import Signal
-from push_sides import PushSide, pair, want_of
+from push_sides import PushSide, each_pair, pair, want_of
 
 
 def test_readers_may_ask_while_a_worker_is_made(make: Callable[..., Any]) -> None:
@@ -81,10 +82,10 @@ def test_ranks_renew_where_their_bytes_come_from(
 
 
 def test_nothing_is_pushed_over_a_connection_that_was_lost_before_anything_was_computed(
-    pair: tuple[PushSide, PushSide],
+    each_pair: tuple[PushSide, PushSide],
 ) -> None:
     """The prefilling worker doesn't hear of it, and cannot connect."""
-    prefill, decode = pair
+    prefill, decode = each_pair
     prefill.announce("t")
     decode.wants("d", prefill.sender("t"), [1, 2, 3])
     worker, server = decode.push, prefill.sender("t").servers()[0]
@@ -254,10 +255,10 @@ def test_a_worker_that_is_not_there_is_waited_for_once(
     assert decode.loaded("g") == set()
 
 
-def test_a_prefilling_worker_that_dies_and_its_successor(
-    pair: tuple[PushSide, PushSide], make: Callable[..., Any]
+def test_a_prefilling_worker_that_dies_between_two_chunks_and_its_successor(
+    each_pair: tuple[PushSide, PushSide], make: Callable[..., Any]
 ) -> None:
-    prefill, decode = pair
+    prefill, decode = each_pair
     prefill.announce("t")
     sender = prefill.sender("t")
     decode.wants("d", sender, [1, 2, 3])
@@ -266,11 +267,42 @@ def test_a_prefilling_worker_that_dies_and_its_successor(
     prefill.worker.close()
     assert decode.loaded("d") == {1, 2, 3}
     port = int(sender.urls[0].rpartition(":")[2])
-    successor = make("prefill", True, 120, kind=PushSide, port=port)
+    transport = prefill.push._options.transport
+    successor = make("prefill", True, 120, kind=PushSide, port=port, transport=transport)
     successor.announce("u")
     decode.wants("e", successor.sender("u"), [4, 5, 6])
     successor.compute("u", [5, 6, 7], 10)
     assert decode.loaded("e") == set() and (decode.cache[:, 4] == 125).all()
+
+
+def test_one_of_two_prefilling_workers_dies_between_two_chunks(make: Callable[..., Any]) -> None:
+    """What the other one has pushed is no use without its heads."""
+    prefills = [
+        make("prefill", True, 100, kind=PushSide, total_heads=2, tp_size=2, tp_rank=rank, block=64) for rank in range(2)
+    ]
+    decode = make("decode", False, kind=PushSide, heads=2, total_heads=2, block=128)
+    for prefill in prefills:
+        prefill.announce("t")
+    decode.wants("d", prefills[0].sender("t", prefills[1]), [1, 2, 3])
+    for prefill in prefills:
+        prefill.until(lambda: bool(prefill.push._pushes._by_transfer["t"].readers))
+        prefill.compute("t", [5], 4)
+    prefills[1].worker.close()
+    prefills[0].compute("t", [6, 7], 10)
+    prefills[0].step(granted=["p-t"])
+    assert decode.loaded("d") == {1, 2, 3} and prefills[0].freed() == {"p-t"}
+
+
+def test_a_worker_with_a_short_lease_is_renewed_at_often_and_others_are_not_for_longer(
+    make: Callable[..., Any],
+) -> None:
+    short, nonsense = (make("prefill", True, kind=PushSide, lease=lease) for lease in (1e-3, float("nan")))
+    decode = make("decode", False, kind=PushSide, lease=30.0)
+    renewals = decode.push._renewals
+    decode.step(waiting=[("d", nonsense.sender("t")), ("e", short.sender("t"))])
+    decode.until(lambda: renewals.interval() == LEAST_INTERVAL)
+    renewals.let_go("e")
+    assert renewals.interval() == 10.0
 
 
 def test_a_decoding_worker_that_dies_keeps_no_blocks(pair: tuple[PushSide, PushSide]) -> None:

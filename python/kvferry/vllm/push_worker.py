@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,8 @@ class _Link:
     path: str = ""
     #: Renewals in a row that were not answered in time.
     unanswered: int = 0
+    #: The prefilling worker's, in seconds, once it was said.
+    lease: float = math.inf
     breaking: bool = False
     #: Nothing lands any more over it.
     broken: Signal = field(default_factory=Signal)
@@ -392,6 +395,11 @@ class PushWorker(Worker):
 
     # Renewals
 
+    def _lease_of(self, remote: Any) -> float:
+        links = [self._links.get(server.peer_id) for server in remote.servers()]
+        leases: list[float] = [remote.lease, *(link.lease for link in links if link is not None)]
+        return min(leases)
+
     def _renew(self, remotes: list[Any]) -> None:
         found: dict[Server, dict[str, None]] = {}
         with self._lock:
@@ -427,7 +435,10 @@ class PushWorker(Worker):
                     return  # nor would it answer the others
                 continue
             link.unanswered = 0
-            self._renewals.bound(float(answer["lease"]))
+            lease = float(answer["lease"])
+            if link.lease != lease > 0:
+                link.lease = lease
+                self._renewals.reckon()
             for push, held in zip(agreed, answer["held"]):
                 if push is not None and not held:
                     self._runner.tell(push.ended, "nothing is known of it there any more")

@@ -21,11 +21,15 @@ class Renewals:
 
     own: seconds. Renewed is after a third of the shortest lease, or of this.
     renew: told what is to be renewed, on the thread.
+    lease_of: the lease of one that is kept, in seconds. On any thread.
     """
 
-    def __init__(self, own: float, renew: Callable[[list[Remote]], None]) -> None:
+    def __init__(
+        self, own: float, renew: Callable[[list[Remote]], None], lease_of: Callable[[Remote], float]
+    ) -> None:
         self._own = own
         self._renew = renew
+        self._lease_of = lease_of
         self._changed = threading.Condition()
         #: By decoding request.
         self._kept: dict[str, Remote] = {}
@@ -46,12 +50,19 @@ class Renewals:
         with self._changed:
             self._kept.pop(request_id, None)
 
-    def bound(self, lease: float) -> None:
-        """Another side's lease, which isn't known from a request."""
+    def reckon(self) -> None:
+        """Leases are other ones."""
         with self._changed:
-            if lease < self._own:
-                self._own = lease
-                self._changed.notify()
+            self._changed.notify()
+
+    def interval(self) -> float:
+        """Seconds from one renewal to the next."""
+        with self._changed:
+            return self._interval()
+
+    def _interval(self) -> float:
+        shortest = min(map(self._lease_of, self._kept.values()), default=self._own)
+        return max(min(shortest, self._own) / 3, LEAST_INTERVAL)
 
     def close(self) -> None:
         with self._changed:
@@ -63,9 +74,7 @@ class Renewals:
         """What is due; nothing when it is closed."""
         with self._changed:
             while not self._closed:
-                shortest = min((remote.lease for remote in self._kept.values()), default=self._own)
-                interval = max(min(shortest, self._own) / 3, LEAST_INTERVAL)
-                left = self._last + interval - time.monotonic()
+                left = self._last + self._interval() - time.monotonic()
                 if self._kept and left <= 0:
                     self._last = time.monotonic()
                     return list(self._kept.values())

@@ -86,7 +86,7 @@ class Worker:
         self._unreachable: dict[Server, float] = {}
         self._closing = False  # failures are no news from then on
         self._channel = self._make_channel(regions, serving)
-        self._renewals = Renewals(options.lease, self._renew)
+        self._renewals = Renewals(options.lease, self._renew, self._lease_of)
         self._prepare()
         self._runner.start(self._watch())  # ends with the channel
 
@@ -354,6 +354,10 @@ class Worker:
             self._queue, self._local_id, server.peer_id, server.url, asked, timeout=self._options.timeout
         )
         return operation
+
+    def _lease_of(self, remote: Any) -> float:
+        lease: float = remote.lease
+        return lease
 
     def _renew(self, remotes: list[Remote]) -> None:
         found: dict[Server, dict[str, None]] = {}
