@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -11,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_pair import OPTIONS, PROMPTS, TOKENS, Instance, answers_to_all, computed_by, free_port, instances, running
+from vllm_pair import (
+    OPTIONS,
+    PATIENCE,
+    PROMPTS,
+    TOKENS,
+    Instance,
+    answers_to_all,
+    computed_by,
+    free_port,
+    instances,
+    running,
+)
 
 PUSH = {**OPTIONS, "mode": "push", "transport": "auto"}
 #: Prompts are computed in up to four steps.
@@ -49,23 +61,28 @@ def second_decode(model: Path, logs: Path) -> Iterator[Instance]:
 
 
 def to_both(
-    prefill: Instance, decode: Instance, options: dict[str, Any], request: str, name: str, tokens: int = TOKENS
-) -> None:
+    prefill: Instance, decode: Instance, options: dict[str, Any], request: str, name: str, tokens: int = TOKENS,
+    workers: int = 1,
+) -> None:  # fmt: skip
     """What a router does with a request."""
     transfer = f"{request}-{random.random()}"
-    decode.add(request, PROMPTS[name], tokens, taken_from(options, transfer))
+    decode.add(request, PROMPTS[name], tokens, taken_from(options, transfer, workers))
     prefill.add(request, PROMPTS[name], 1, {"do_remote_decode": True, "transfer_id": transfer})
 
 
-def taken_from(options: dict[str, Any], transfer: str) -> dict[str, Any]:
+def taken_from(options: dict[str, Any], transfer: str, workers: int = 1) -> dict[str, Any]:
     """What the decoding instance is told."""
-    return {
-        "do_remote_prefill": True, "transfer_id": transfer, "remote_urls": [f"tcp://127.0.0.1:{options['port']}"],
-    }  # fmt: skip
+    urls = [f"tcp://127.0.0.1:{options['port'] + rank}" for rank in range(workers)]
+    return {"do_remote_prefill": True, "transfer_id": transfer, "remote_urls": urls}
 
 
-def hand_over_all(prefill: Instance, decodes: list[Instance], options: dict[str, Any]) -> dict[str, list[int]]:
-    return answers_to_all(lambda decode, request, name: to_both(prefill, decode, options, request, name), decodes)
+def hand_over_all(
+    prefill: Instance, decodes: list[Instance], options: dict[str, Any], workers: int = 1
+) -> dict[str, list[int]]:
+    """workers: how many the prefilling instance has."""
+    return answers_to_all(
+        lambda decode, request, name: to_both(prefill, decode, options, request, name, workers=workers), decodes
+    )
 
 
 def test_a_pair_says_what_a_single_instance_says_and_computes_no_prompt_twice(
@@ -127,6 +144,62 @@ def test_two_decoding_instances_share_a_prefilling_one(
     prefill.wait_until_no_blocks_are_used(60)
 
 
+def test_heads_go_from_two_workers_to_one_from_one_to_two_and_from_two_to_two(
+    expected: dict[str, list[int]],
+    prefill: Instance,
+    decode: Instance,
+    options: dict[str, Any],
+    model: Path,
+    logs: Path,
+) -> None:
+    """A worker is a process, and pushes what it has of the heads."""
+    parallel_options = {**PUSH, "port": free_port(2)}
+    arguments: dict[str, Any] = {"tensor_parallel_size": 2, "block_size": 64, "num_gpu_blocks_override": 1000}
+    parallel, parallel_decode = (
+        Instance(model, logs / f"two-{role}.log", role, extra, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}, **arguments)
+        for role, extra in (("kv_producer", parallel_options), ("kv_consumer", PUSH))
+    )
+    with instances(parallel, parallel_decode):
+        for source, own, workers, target in (
+            (parallel, parallel_options, 2, decode),
+            (prefill, options, 1, parallel_decode),
+            (parallel, parallel_options, 2, parallel_decode),
+        ):
+            before = computed_by(target)
+            assert hand_over_all(source, [target], own, workers) == expected
+            assert computed_by(target) - before == len(PROMPTS) * TOKENS
+            source.wait_until_no_blocks_are_used(60)
+            target.wait_until_no_blocks_are_used(60)
+
+
+def test_a_prompt_whose_blocks_were_taken_from_it_is_computed(
+    expected: dict[str, list[int]], decode: Instance, model: Path, logs: Path
+) -> None:
+    """The prefilling instance has blocks for one long prompt, and begins to compute several at a time."""
+    options = {**PUSH, "port": free_port()}
+    small = Instance(
+        model, logs / "small.log", "kv_producer", options, block_size=32, num_gpu_blocks_override=20,
+        max_model_len=512, enable_chunked_prefill=True, max_num_batched_tokens=128, long_prefill_token_threshold=32,
+        scheduler_reserve_full_isl=False,
+    )  # fmt: skip
+    with instances(small):
+        until = time.monotonic() + 120
+        while "its blocks were taken from it" not in decode.log.read_text():
+            assert time.monotonic() < until
+            assert hand_over_all(small, [decode], options) == expected
+        small.wait_until_no_blocks_are_used(60)
+    decode.wait_until_no_blocks_are_used(60)
+
+
+def test_an_instance_that_would_push_and_be_pushed_to_does_not_start(model: Path, logs: Path) -> None:
+    instance = Instance(model, logs / "both.log", "kv_both", {**PUSH, "port": free_port()})
+    try:
+        assert instance.process.wait(PATIENCE) != 0
+    finally:
+        instance.kill()
+    assert "kv_role is 'kv_producer' or 'kv_consumer', and not 'kv_both'" in instance.log.read_text()
+
+
 def test_blocks_that_were_kept_for_a_killed_decoding_instance_come_back(
     prefill: Instance, second_decode: Instance, options: dict[str, Any]
 ) -> None:
@@ -137,6 +210,18 @@ def test_blocks_that_were_kept_for_a_killed_decoding_instance_come_back(
     assert prefill.status()["blocks"]
     second_decode.kill()
     print(f"the blocks came back after {prefill.wait_until_no_blocks_are_used(60):.1f} s")
+
+
+def find_again(prefill: Instance, decode: Instance, options: dict[str, Any]) -> None:
+    """Who was not there is asked again when a lease has passed. What is wanted before is computed."""
+    until = time.monotonic() + 3 * options["lease"]
+    for attempt in itertools.count():
+        before = computed_by(decode)
+        to_both(prefill, decode, options, f"found-{attempt}", "r1")
+        decode.finished(f"found-{attempt}")
+        if computed_by(decode) - before == TOKENS:
+            return
+        assert time.monotonic() < until
 
 
 def test_a_killed_prefilling_instance_and_its_successor(
@@ -170,6 +255,7 @@ def test_a_killed_prefilling_instance_and_its_successor(
         lost = sum(len(PROMPTS[name]) - 1 for name in names[:4])
         assert computed_by(decode) - before >= 2 * len(names) * TOKENS + lost
     with instances(successor := instance("push3.log")):
+        find_again(successor, decode, options)
         before = computed_by(decode)
         assert hand_over_all(successor, [decode], options) == expected
         first_time = computed_by(successor)

@@ -164,11 +164,17 @@ class Instance:
             self._close_pipes()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(count: int = 1) -> int:
+    """The first of so many in a row."""
+    for _ in range(100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            first = 0
+            for index in range(count):
+                probe = stack.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", first + index))
+                first = first or probe.getsockname()[1]
+            return first
+    raise OSError(f"there are no {count} free ports in a row")
 
 
 @contextmanager
