@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ def test_lmcaches_benchmark_verifies_what_it_reads(name: str) -> None:
     print(output)
     assert status == 0
     assert "verify OK: 32 objects match" in output
+    # Both processes are of one host.
+    assert re.search(rf"connected to \S+: {'tcp' if name == 'kvferry' else 'shm'} ", output)
 
 
 def context_of(memory: np.ndarray[Any, Any], url: str) -> kvferry.lmcache.KvferryContext:
@@ -55,6 +58,10 @@ memory = np.full({SIZE}, int(sys.argv[2]), dtype=np.uint8)
 described = L1MemoryDesc(ptr=memory.ctypes.data, size=memory.nbytes, align_bytes=4096)
 context = create_transfer_channel_context("kvferry", described, sys.argv[1], sys.argv[1])
 print("ready", flush=True)
+sys.stdin.readline()
+context.close()
+del memory, described
+print("freed", flush=True)
 sys.stdin.read()
 """
 
@@ -69,6 +76,12 @@ class Peer:
         assert self.process.stdout is not None
         while (line := self.process.stdout.readline()) != "ready\n":
             assert line, "the peer ended"
+
+    def free(self) -> None:
+        """The memory is no longer there, and the process is."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "freed\n"
 
     def kill(self) -> None:
         self.process.kill()
@@ -109,6 +122,23 @@ def test_a_killed_peer_fails_its_reads_and_its_successor_serves_them(
         assert (memory[:OBJECT] == 9).all()
         context.remove_transfer_channel_client(url)
         assert context.get_num_connected_clients() == 0
+    finally:
+        peer.kill()
+
+
+def test_what_a_peer_has_freed_is_not_read(
+    memory: np.ndarray[Any, Any], context: kvferry.lmcache.KvferryContext
+) -> None:
+    url = free_url()
+    peer = Peer(url, 7)
+    try:
+        client = context.get_transfer_channel_client(url)
+        addresses = context.get_transfer_channel_address([(0, OBJECT), (OBJECT, 100)])
+        assert end_of(client, client.submit_read(addresses[:1], addresses[:1])).succeeded_mask == [True]
+        peer.free()
+        memory[...] = 1
+        assert end_of(client, client.submit_read(addresses, addresses)).succeeded_mask == [False, False]
+        assert (memory == 1).all()
     finally:
         peer.kill()
 

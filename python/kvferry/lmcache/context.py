@@ -1,17 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kvferry as a transfer channel of LMCache's (0.5): "kvferry" over TCP, "kvferry_shm" within a host, and "kvferry_auto"
-over the better one of the two. Both sides have the same.
-
-Importing this module registers it. LMCache makes its channel before it imports plug-ins, so the module is imported by a
-launcher, which runs any other module:
-
-    python -m kvferry.lmcache lmcache.tools.transfer_channel_benchmark --transfer-channel-type kvferry ...
-"""
+"""LMCache's transfer channels of its multi-process mode (``lmcache.v1.distributed.transfer_channel``), which read."""
 
 from __future__ import annotations
 
-import runpy
-import sys
 import uuid
 from typing import Any, ClassVar
 
@@ -23,10 +14,9 @@ from lmcache.v1.distributed.transfer_channel.abstract import (
     TransferChannelServer,
 )
 from lmcache.v1.distributed.transfer_channel.api import TransferChannelAddress, TransferChannelReadResult
-from lmcache.v1.distributed.transfer_channel.factory import register_transfer_channel_factory
 from numpy.typing import NDArray
 
-from . import (
+from .. import (
     Addresses,
     AutoTransferChannel,
     BaseTransferChannel,
@@ -36,6 +26,7 @@ from . import (
     ShmTransferChannel,
     TcpTransferChannel,
 )
+from .options import channel_options, say_path, without_scheme
 
 __all__ = ["KvferryAutoContext", "KvferryClient", "KvferryContext", "KvferryServer", "KvferryShmContext"]
 
@@ -58,7 +49,8 @@ class KvferryClient(TransferChannelClient):
         self._context = context
         self._peer = transfer_channel_server_url
         self._tasks: dict[int, Operation] = {}
-        context.channel.lazy_init_peer_connection(context.local_id, self._peer, _without_scheme(self._peer))
+        context.channel.lazy_init_peer_connection(context.local_id, self._peer, without_scheme(self._peer))
+        say_path(context.channel, self._peer)
 
     def submit_read(
         self, local_addresses: list[TransferChannelAddress], remote_addresses: list[TransferChannelAddress]
@@ -100,7 +92,8 @@ class KvferryClient(TransferChannelClient):
 class KvferryContext(TransferChannelContext):
     """A channel that offers LMCache's L1 memory for reading, and its clients.
 
-    read_timeout: seconds, after which a read has failed. A peer that is gone is looked for until then.
+    read_timeout: seconds, after which a read has failed. A peer that is gone is looked for until then. For further options
+    see ``kvferry.lmcache.options``.
     """
 
     channel_class: ClassVar[type[BaseTransferChannel]] = TcpTransferChannel
@@ -122,9 +115,11 @@ class KvferryContext(TransferChannelContext):
         region = Region((self.address, self.size), page_size=self.size, access="read")
         self.channel = self.channel_class(
             regions=[region],
-            peer_init_url=_without_scheme(listen_url),
-            advertised_init_url=_without_scheme(advertise_url),
-            default_timeout=read_timeout,
+            **channel_options(
+                peer_init_url=without_scheme(listen_url),
+                advertised_init_url=without_scheme(advertise_url),
+                default_timeout=read_timeout,
+            ),
         )
         self._server = KvferryServer(listen_url, advertise_url, l1_memory_desc)
         self._clients: dict[str, KvferryClient] = {}
@@ -170,25 +165,6 @@ class KvferryAutoContext(KvferryContext):
     channel_class = AutoTransferChannel
 
 
-def _without_scheme(url: str) -> str:
-    return url.split("://", 1)[-1]
-
-
 def _rows(addresses: list[TransferChannelAddress]) -> NDArray[np.uint64]:
     pairs = [(address.offset, address.size) for address in addresses]
     return np.array(pairs, dtype=np.uint64).reshape(-1, 2)
-
-
-if __name__ == "__main__":
-    # As the package's own module, so that what imports it later finds what was registered.
-    import kvferry.lmcache  # noqa: F401
-
-    if len(sys.argv) < 2:
-        sys.exit("python -m kvferry.lmcache MODULE ARGUMENT...")
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-else:
-    for _name, _context in (
-        ("kvferry", KvferryContext), ("kvferry_shm", KvferryShmContext), ("kvferry_auto", KvferryAutoContext)
-    ):  # fmt: skip
-        register_transfer_channel_factory(_name, _context)
