@@ -3,12 +3,20 @@
 
 #include <kvferry/completion.hpp>
 
+#include <asio/any_io_executor.hpp>
+#include <asio/io_context.hpp>
+#include <asio/strand.hpp>
+#include <asio/thread_pool.hpp>
+
 #include <cstddef>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
 #include <system_error>
+#include <typeinfo>
 
+#include <kvferry/detail/posted_handler.hpp>
 #include <kvferry/kit/logger.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::detail {
@@ -30,6 +38,33 @@ KVFERRY_INLINE void log_exception(std::string_view where) noexcept {
   } catch (...) {
     log({}, "not a std::exception");
   }
+}
+
+inline namespace internal {
+
+/// Posts to an executor of this type, if that is what is hidden.
+template <class Executor>
+[[nodiscard]] bool posted_to([[maybe_unused]] const asio::any_io_executor& executor,
+                             [[maybe_unused]] const std::shared_ptr<PostedHandler>& handler) {
+#ifndef ASIO_NO_TYPEID
+  if (executor.target_type() == typeid(Executor)) {  // `target` doesn't look
+    post_handler(*executor.target<Executor>(), handler);
+    return true;
+  }
+#endif
+  return false;
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE void post_handler(const asio::any_io_executor& executor, const std::shared_ptr<PostedHandler>& handler) {
+  if (posted_to<asio::io_context::executor_type>(executor, handler) ||
+      posted_to<asio::strand<asio::io_context::executor_type>>(executor, handler) ||
+      posted_to<asio::thread_pool::executor_type>(executor, handler) ||
+      posted_to<asio::strand<asio::thread_pool::executor_type>>(executor, handler)) {
+    return;
+  }
+  post_handler<asio::any_io_executor>(executor, handler);
 }
 
 }  // namespace kvferry::detail

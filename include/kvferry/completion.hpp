@@ -9,7 +9,6 @@
 #include <asio/associated_executor.hpp>
 #include <asio/cancellation_type.hpp>
 #include <asio/executor_work_guard.hpp>
-#include <asio/post.hpp>
 
 #include <cstddef>
 #include <functional>
@@ -22,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/detail/posted_handler.hpp>
 #include <kvferry/peer_event.hpp>
 #include <kvferry/side_message.hpp>
 #include <kvferry/transfer_spec.hpp>
@@ -52,8 +52,13 @@ class CompletionHandler;
 ///
 /// **A handler that throws.** On an executor of the user's the exception comes out of that executor's own `run`, as with
 /// any handler of Asio's. On the channel's own threads it is dropped and logged (`exception_dropped`), and the
-/// thread goes on. What posting throws - memory that is used up - is dropped and logged as well: the operation has
-/// ended, but its handler is lost.
+/// thread goes on.
+///
+/// **No memory.** What posting takes is reserved when the handler is handed over, by its associated allocator, so posting to an
+/// `asio::io_context`, an `asio::thread_pool` or a strand of one needs none; the channel's own threads are the first of these.
+/// Another executor (`asio::use_future` has one) allocates by itself. Where it throws `std::bad_alloc`, the handler stays, and posting is tried
+/// again, a hundred times; it is run once, also where an executor has taken it and thrown. If there still is no memory, or an executor
+/// throws something else, the handler is dropped and logged (`exception_dropped`): the operation has ended, but nobody hears of it.
 ///
 /// Thread safety: distinct objects are independent. The call may come from any thread. The cancellation slot is touched
 /// in two places only, where Asio's rules for slots are met: in the initiating call (`on_cancel`) and on the handler's
@@ -77,7 +82,7 @@ class CompletionHandler<void(Args...)> {
   template <class Function>
   [[nodiscard]] static CompletionHandler direct(Function&& function) {
     CompletionHandler handler;
-    handler.model_ = std::make_unique<Direct<std::decay_t<Function>>>(std::forward<Function>(function));
+    handler.model_ = std::make_shared<Direct<std::decay_t<Function>>>(std::forward<Function>(function));
     return handler;
   }
 
@@ -97,8 +102,9 @@ class CompletionHandler<void(Args...)> {
   /// Posts the handler with these arguments to its executor. Afterwards this object is empty.
   void operator()(Args... args) noexcept {
     auto model = std::move(model_);
+    auto& self = *model;
     try {
-      model->post(std::move(args)...);
+      self.post(std::move(model), std::move(args)...);
     } catch (...) {
       detail::log_exception("when a handler was posted, or by one that is called directly");
     }
@@ -115,60 +121,58 @@ class CompletionHandler<void(Args...)> {
  private:
   struct Concept {
     virtual ~Concept() = default;
-    virtual void post(Args... args) = 0;
+    /// @param self this.
+    virtual void post(std::shared_ptr<Concept> self, Args... args) = 0;
     virtual void on_cancel(CancelFunction cancel) = 0;
     [[nodiscard]] virtual bool cancellable() const noexcept = 0;
   };
 
   template <class Handler>
-  struct Invocation {
-    using allocator_type = asio::associated_allocator_t<Handler>;
-    [[nodiscard]] allocator_type get_allocator() const noexcept { return asio::get_associated_allocator(handler); }
+  struct Model final : Concept, detail::PostedHandler {
+    using Executor = asio::associated_executor_t<Handler, asio::any_io_executor>;
 
-    void operator()() {
+    template <class Given>
+    Model(Given&& handler, const asio::any_io_executor& fallback)
+        : handler_(std::in_place, std::forward<Given>(handler)), work_(asio::get_associated_executor(*handler_, fallback)) {}
+
+    void post(std::shared_ptr<Concept> self, Args... args) override {
+      const auto work = std::move(work_);
+      args_.emplace(std::move(args)...);
+      detail::post_handler(work.get_executor(), std::static_pointer_cast<Model>(std::move(self)));
+    }
+
+    void run(std::shared_ptr<PostedHandler> self) override {
+      // Nothing of the handler stays behind for the thread that has posted it, which may let go of this last.
+      Handler handler(std::move(*handler_));
+      handler_.reset();
+      std::tuple<Args...> args(std::move(*args_));
+      args_.reset();
+      self.reset();
       if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected()) {
         slot.clear();
       }
       std::apply(std::move(handler), std::move(args));
     }
 
-    Handler handler;
-    std::tuple<Args...> args;
-  };
-
-  template <class Handler>
-  struct Model final : Concept {
-    using Executor = asio::associated_executor_t<Handler, asio::any_io_executor>;
-
-    Model(Handler&& handler, const asio::any_io_executor& fallback)
-        : handler_(std::move(handler)), work_(asio::get_associated_executor(handler_, fallback)) {}
-    Model(const Handler& handler, const asio::any_io_executor& fallback)
-        : handler_(handler), work_(asio::get_associated_executor(handler_, fallback)) {}
-
-    void post(Args... args) override {
-      auto work = std::move(work_);
-      asio::post(work.get_executor(),
-                 Invocation<Handler>{std::move(handler_), std::tuple<Args...>(std::move(args)...)});
-    }
-
     void on_cancel(CancelFunction cancel) override {
-      if (auto slot = asio::get_associated_cancellation_slot(handler_); slot.is_connected()) {
+      if (auto slot = asio::get_associated_cancellation_slot(*handler_); slot.is_connected()) {
         slot.assign(std::move(cancel));
       }
     }
 
     [[nodiscard]] bool cancellable() const noexcept override {
-      return asio::get_associated_cancellation_slot(handler_).is_connected();
+      return asio::get_associated_cancellation_slot(*handler_).is_connected();
     }
 
-    Handler handler_;
+    std::optional<Handler> handler_;       ///< Until it runs.
+    std::optional<std::tuple<Args...>> args_;  ///< From when it is posted until it runs.
     asio::executor_work_guard<Executor> work_;
   };
 
   template <class Function>
   struct Direct final : Concept {
     explicit Direct(Function function) : function_(std::move(function)) {}
-    void post(Args... args) override { std::move(function_)(std::move(args)...); }
+    void post(std::shared_ptr<Concept> /*self*/, Args... args) override { std::move(function_)(std::move(args)...); }
     void on_cancel(CancelFunction cancel) override {
       if constexpr (requires { function_.on_cancel(std::move(cancel)); }) {
         function_.on_cancel(std::move(cancel));
@@ -196,15 +200,19 @@ class CompletionHandler<void(Args...)> {
   };
 
   template <class Handler>
-  [[nodiscard]] static std::unique_ptr<Concept> make_model(Handler&& handler, const asio::any_io_executor& fallback) {
+  [[nodiscard]] static std::shared_ptr<Concept> make_model(Handler&& handler, const asio::any_io_executor& fallback) {
     if constexpr (detail::CompletesDirectly<std::decay_t<Handler>>) {
-      return std::make_unique<Direct<std::decay_t<Handler>>>(std::forward<Handler>(handler));
+      return std::make_shared<Direct<std::decay_t<Handler>>>(std::forward<Handler>(handler));
     } else {
-      return std::make_unique<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback);
+      using Allocated = Model<std::decay_t<Handler>>;
+      using Allocator = typename std::allocator_traits<
+          asio::associated_allocator_t<std::decay_t<Handler>>>::template rebind_alloc<Allocated>;
+      const Allocator allocator(asio::get_associated_allocator(handler));
+      return std::allocate_shared<Allocated>(allocator, std::forward<Handler>(handler), fallback);
     }
   }
 
-  std::unique_ptr<Concept> model_;
+  std::shared_ptr<Concept> model_;
 };
 
 /// Ends a transfer: what went wrong, if anything, and how many objects were transferred.

@@ -2,8 +2,22 @@
 // Memory that is used up when a thread has something for another to do.
 #include <gtest/gtest.h>
 
+#include <asio/any_io_executor.hpp>
+#include <asio/bind_executor.hpp>
+#include <asio/io_context.hpp>
+#include <asio/strand.hpp>
+#include <asio/thread_pool.hpp>
+
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <future>
+#include <memory>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include <kvferry/completion.hpp>
 
 #include "writing_lane.hpp"
 
@@ -20,6 +34,50 @@ TEST(OutOfMemory, WhoCannotHaveAnotherThreadGoOnGoesOnItself) {
   EXPECT_NO_THROW(sent = writing.sent_by_start());
   posts_fail = false;
   EXPECT_GT(sent, std::uint64_t{320} << 10) << "that is as much as it would send if another thread went on";
+}
+
+/// What a handler got that was posted without memory; 0 if it wasn't called.
+template <class Executor, class Run>
+std::size_t posted_without_memory(const Executor& executor, const asio::any_io_executor& fallback, Run run) {
+  std::promise<std::size_t> result;
+  auto got = result.get_future();
+  // It breaks its promise if it goes without having been called.
+  auto handler = [result = std::move(result)](std::error_code, std::size_t count) mutable { result.set_value(count); };
+  Completion completion = [&] {
+    if constexpr (std::is_same_v<Executor, asio::any_io_executor>) {
+      return Completion(std::move(handler), executor);
+    } else {
+      return Completion(asio::bind_executor(executor, std::move(handler)), fallback);
+    }
+  }();
+  posts_fail = true;
+  completion({}, 7);
+  posts_fail = false;
+  run();
+  try {
+    return got.get();
+  } catch (const std::future_error&) {
+    return 0;
+  }
+}
+
+TEST(OutOfMemory, AHandlerIsPostedToAsiosExecutorsWithoutAny) {
+  asio::io_context context;
+  const auto run = [&] {
+    context.restart();
+    context.run();
+  };
+  const asio::any_io_executor any = context.get_executor();
+  EXPECT_EQ(posted_without_memory(any, any, run), 7U) << "a channel's own threads";
+  EXPECT_EQ(posted_without_memory(context.get_executor(), any, run), 7U);
+  EXPECT_EQ(posted_without_memory(asio::make_strand(context), any, run), 7U);
+  EXPECT_EQ(posted_without_memory(asio::any_io_executor(asio::make_strand(context)), any, run), 7U) << "a coroutine's";
+  asio::thread_pool pool(1);
+  const auto wait = [] {};
+  EXPECT_EQ(posted_without_memory(pool.get_executor(), any, wait), 7U);
+  EXPECT_EQ(posted_without_memory(asio::make_strand(pool), any, wait), 7U);
+  EXPECT_EQ(posted_without_memory(asio::any_io_executor(pool.get_executor()), any, wait), 7U);
+  pool.join();
 }
 
 }  // namespace
