@@ -8,11 +8,13 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <future>
+#include <list>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -183,6 +185,27 @@ TEST_F(HandshakeGateBounds, OfAllTheOneThatHasMostUnreadHasToGo) {
 }
 
 // Its last words wait for the peer to take those before. That ZeroMQ has hung up meanwhile is nothing to do.
+TEST_F(HandshakeGateBounds, WhoFindsNoRoomIsToldSoWhereKeysMightBeThoughtWrong) {
+  for (const bool with_keys : {false, true}) {
+    auto few = HandshakeGate::Bounds::of(std::size_t{1} << 16);
+    few.connections = 4;  // of which one address may have three
+    few.greets_first = with_keys;
+    few.patience = patience;
+    open(few);
+    std::list<Reader> readers;
+    const auto told = [&] { return std::ranges::find_if(readers, &Reader::has_something_to_read); };
+    serve_until([&] {
+      if (readers.size() < 16) {
+        readers.emplace_back(gate_->port(), "127.0.0.1");
+      }
+      return told() != readers.end();
+    });
+    EXPECT_EQ(told()->read_all(), with_keys ? 64U + 12U : 0U);
+    readers.clear();
+    gate_.reset();
+  }
+}
+
 TEST_F(HandshakeGateBounds, RestsWhereZeroMqHasHungUpAndThePeerDoesNotRead) {
   constexpr std::size_t more_than_sockets_hold = std::size_t{32} << 20;
   router_.set(zmq::sockopt::heartbeat_ivl, 100);

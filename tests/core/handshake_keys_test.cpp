@@ -1,14 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whose requests a listener with keys answers.
 #include <gtest/gtest.h>
+#include <asio/buffer.hpp>
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/write.hpp>
 #include <zmq.hpp>
 
+#include <chrono>
+#include <cstddef>
+#include <functional>
 #include <memory>
+#include <string>
+#include <system_error>
+#include <thread>
 #include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/keyring.hpp>
 
+#include "common/zmtp.hpp"
 #include "core/handshake_fixture.hpp"
 #include "core/handshake_test_support.hpp"
 
@@ -37,6 +48,35 @@ TEST_F(HandshakeKeys, AKeyThatIsTakenAwayIsNoGoodForAnOpenConnectionEither) {
 
   keyring->replace_peers({{"client", client_key.public_key}});
   EXPECT_EQ(client.exchange(echo(3).encoded()), echo(3));
+}
+
+TEST_F(HandshakeKeys, AServerWithoutRoomIsNotTakenForOneWithAnotherKey) {
+  asio::io_context io;
+  asio::ip::tcp::acceptor acceptor(io, {asio::ip::address_v4::loopback(), 0});
+  const std::string url = "tcp://127.0.0.1:" + std::to_string(acceptor.local_endpoint().port());
+  std::string said("\xFF\0\0\0\0\0\0\0\1\x7F\3\1CURVE", 17);
+  said.resize(zmtp_greeting_bytes);
+  said += std::string("\4\x0A\5ERROR\3" "300", 12);
+  std::size_t asked = 0;
+  std::function<void()> accept = [&] {
+    acceptor.async_accept([&](std::error_code ec, asio::ip::tcp::socket socket) {
+      if (!ec) {
+        ++asked;
+        std::error_code ignored;
+        asio::write(socket, asio::buffer(said), ignored);
+        accept();
+      }
+    });
+  };
+  accept();
+  std::thread server([&] { io.run(); });
+  auto options = listening();
+  options.keyring = std::make_shared<Keyring>(make_key_pair(), std::vector<PeerKey>{{"server", make_key_pair().public_key}});
+  HandshakeService client(options, handler());
+  EXPECT_EQ(get(ask(client, url, echo(1), std::chrono::seconds(2))).ec, errc::timed_out);
+  io.stop();
+  server.join();
+  EXPECT_GT(asked, 1U) << "it was asked again";
 }
 
 }  // namespace

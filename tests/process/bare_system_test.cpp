@@ -53,7 +53,30 @@ bool forbid_congestion_control() {
   return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
+/// @return whether this process can't open an eventfd from here on.
+bool forbid_event_descriptors() {
+  std::array filter{sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                    sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_eventfd2, 0, 1),
+                    sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                    sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
 }  // namespace
+
+KVFERRY_PROGRAM(no_event_descriptors) {
+  if (!forbid_event_descriptors()) {
+    std::perror("no filter of system calls");
+    return 1;
+  }
+  try {
+    const Node node(1);
+    return 1;
+  } catch (const TransferError& error) {
+    return error.code() == std::errc::operation_not_permitted ? 0 : 1;
+  }
+}
 
 KVFERRY_PROGRAM(no_choice_of_congestion_control) {
   if (!forbid_congestion_control()) {
@@ -113,6 +136,11 @@ namespace {
 
 TEST(BareSystem, ChannelsWorkWithoutAnythingInEtc) {
   const auto ended = Program::run("empty_etc");
+  EXPECT_TRUE(ended.right()) << ended.to_string();
+}
+
+TEST(BareSystem, WhereNoEventDescriptorIsAllowedThatIsAnError) {
+  const auto ended = Program::run("no_event_descriptors");
   EXPECT_TRUE(ended.right()) << ended.to_string();
 }
 

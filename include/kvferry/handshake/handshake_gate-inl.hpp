@@ -44,6 +44,16 @@ inline constexpr std::chrono::milliseconds never = std::chrono::hours(24);
 /// ZMTP begins with ten bytes that each side sends unasked.
 inline constexpr std::size_t signature_bytes = 10;
 
+/// "Not now", in ZMTP 3.1: a greeting, and the ERROR of a server that can't look at a key at the moment (ZAP's status 300,
+/// https://rfc.zeromq.org/spec/27).
+KVFERRY_INLINE std::string not_now() {
+  constexpr std::size_t greeting_bytes = 64;
+  std::string said("\xFF\0\0\0\0\0\0\0\1\x7F\3\1CURVE", 17);
+  said.resize(greeting_bytes);
+  said[32] = 1;  // as a server
+  return said + std::string("\4\x0A\5ERROR\3" "300", 12);
+}
+
 [[noreturn]] KVFERRY_INLINE void fail(const char* what) {
   throw std::system_error(errno, std::system_category(), what);
 }
@@ -183,6 +193,7 @@ KVFERRY_INLINE bool HandshakeGate::accept_one() {
   refused({errno, std::system_category()}, {}, "no descriptor for a connection to the handshake's port");
   spare_.reset();
   Descriptor turned_away(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  say_no_room(turned_away);
   turned_away.reset();
   spare_ = open_spare();
   pause_accepting(true);
@@ -195,6 +206,7 @@ KVFERRY_INLINE void HandshakeGate::admit(Descriptor descriptor, std::string sour
       !make_room(source)) {
     refused(errc::resource_limit, source,
             "this address has all the connections to the handshake's port that one may have");
+    say_no_room(descriptor);
     return;
   }
   set_option(descriptor.get(), IPPROTO_TCP, TCP_NODELAY, 1);
@@ -239,6 +251,9 @@ KVFERRY_INLINE bool HandshakeGate::make_room(const std::string& source) {
   }
   if (!victim->second.has_asked || awaits_answer(victim->second)) {
     refused(errc::resource_limit, most->first, "a connection to the handshake's port had to make room for a newer one");
+    if (victim->second.phase != Phase::open) {
+      say_no_room(victim->second.outer);
+    }
   }
   close(victim);
   return true;
@@ -321,6 +336,7 @@ KVFERRY_INLINE void HandshakeGate::join(Connection& connection) {
   if (!connection.rendezvous || ::epoll_ctl(events_.get(), EPOLL_CTL_ADD, connection.rendezvous.get(), &event) != 0) {
     refused({errno, std::system_category()}, connection.source->first,
             "no socket for a connection to the handshake's port");
+    say_no_room(connection.outer);
     close(connections_.find(connection.number));
     return;
   }
@@ -334,6 +350,7 @@ KVFERRY_INLINE void HandshakeGate::join(Connection& connection) {
     }
     refused({error.num(), std::system_category()}, connection.source->first,
             "ZeroMQ takes no connection to the handshake's port");
+    say_no_room(connection.outer);
     close(connections_.find(connection.number));
   }
 }
@@ -345,6 +362,7 @@ KVFERRY_INLINE void HandshakeGate::joined(Connection& connection) {
       // It would stay readable, and this thread would go round.
       refused({errno, std::system_category()}, connection.source->first,
               "no descriptor for a connection to the handshake's port");
+      say_no_room(connection.outer);
       close(connections_.find(connection.number));
     }
     return;
@@ -489,6 +507,14 @@ KVFERRY_INLINE void HandshakeGate::refused(std::error_code cause, const std::str
 KVFERRY_INLINE void HandshakeGate::retire() {
   for (const auto& endpoint : std::exchange(retired_, {})) {
     ::zmq_disconnect(router_.handle(), endpoint.c_str());
+  }
+}
+
+/// To who has heard nothing yet. With keys, he would take a mere end for what is said to a wrong one.
+KVFERRY_INLINE void HandshakeGate::say_no_room(const Descriptor& outer) const {
+  if (bounds_.greets_first && outer) {
+    static const std::string said = not_now();
+    (void)::send(outer.get(), said.data(), said.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
   }
 }
 

@@ -162,6 +162,7 @@ class HandshakeGate {
   [[nodiscard]] Table::iterator find(std::string_view name);
   [[nodiscard]] Table::iterator most_unread(const Source* source);
   void refused(std::error_code cause, const std::string& source, std::string_view why) const;
+  void say_no_room(const Descriptor& outer) const;
 
   // What passes (handshake_gate_bytes.cpp)
   [[nodiscard]] bool pump(Connection& connection);
