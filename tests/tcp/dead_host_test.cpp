@@ -134,5 +134,24 @@ TEST_F(DeadHost, WhoOnlyWaitsIsToldAsWell) {
   EXPECT_EQ(outcome_of(recv), errc::connection_lost);
 }
 
+TEST_F(DeadHost, WhoIsSaidToBeElsewhereIsConnectedToAnewBeforeTheCallEnds) {
+  TcpOptions options;
+  options.user_timeout = milliseconds(0);
+  options.keepalive_idle = std::chrono::seconds(0);
+  connect(options);
+  const LostPackets lost(b.channel->data_port());
+  ASSERT_EQ(lost.connections(), 1);
+  std::string elsewhere = b.channel->peer_init_url();
+  elsewhere.replace(elsewhere.find("127.0.0.1"), 9, "localhost");
+  a->channel->lazy_init_peer_connection("a", "b", elsewhere);
+  std::error_code ec;
+  a->channel->batched_write(a->pages(1), {.peer_id = "b", .remote_indexes = indexes(1), .timeout = std::chrono::seconds(10)}, ec);
+  EXPECT_FALSE(ec) << "the old connection was taken for a living one: " << ec.message();
+  EXPECT_EQ(a->channel->stats().handshakes.reconnected, 1U);
+  // A connection that lives stays.
+  a->channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  EXPECT_EQ(a->channel->stats().handshakes.reconnected, 1U);
+}
+
 }  // namespace
 }  // namespace kvferry::tcp::testing

@@ -205,6 +205,44 @@ TEST(Stats, TheLifeOfAConnectionIsLogged) {
   EXPECT_EQ(events, expected);
 }
 
+TEST(Stats, AChannelThatCouldNotBeMadeIsNotLoggedAsClosed) {
+  std::mutex mutex;
+  std::vector<std::string> events;
+  TcpOptions options;
+  options.log_sink = [&](const LogRecord& record) {
+    const std::lock_guard lock(mutex);
+    events.emplace_back(record.event);
+  };
+  const Node other(1);
+  options.peer_init_url = other.channel->peer_init_url();
+  EXPECT_THROW(TcpTransferChannel{options}, TransferError);
+  const std::lock_guard lock(mutex);
+  EXPECT_EQ(events, std::vector<std::string>());
+}
+
+TEST(Stats, OneServerUnderTwoIdsIsLogged) {
+  std::mutex mutex;
+  std::vector<std::string> conflicts;
+  TcpOptions options;
+  options.log_sink = [&](const LogRecord& record) {
+    const std::lock_guard lock(mutex);
+    if (record.event == "identity_conflict") {
+      conflicts.push_back(std::string(record.peer) + ": " + std::string(record.text));
+    }
+  };
+  Node b(4);
+  Node a(4, options, false);
+  for (const char* id : {"b", "also-b"}) {
+    std::error_code ec;
+    (void)a.channel->lazy_init_peer_connection("a", id, b.channel->peer_init_url(), {}, {}, ec);
+    EXPECT_FALSE(ec) << ec.message();
+  }
+  const std::lock_guard lock(mutex);
+  ASSERT_EQ(conflicts.size(), 1U);
+  EXPECT_NE(conflicts[0].find("also-b: "), std::string::npos) << conflicts[0];
+  EXPECT_NE(conflicts[0].find("'b'"), std::string::npos) << conflicts[0];
+}
+
 TEST(Stats, NotificationsThatWaitAreCounted) {
   ConnectedPair pair(2);
   const std::uint64_t page = 0;

@@ -164,6 +164,10 @@ KVFERRY_INLINE void check_region(const MemoryRegion& region, const std::string& 
                                                   (region.data == nullptr ? ", null data" : "") +
                                                   "; the size must be a positive multiple of the page size");
   }
+  if (region.size > std::numeric_limits<std::uintptr_t>::max() - reinterpret_cast<std::uintptr_t>(region.data)) {
+    throw TransferError(errc::invalid_region,
+                        name + ": size " + text(region.size) + " bytes reach beyond the last address there is");
+  }
 }
 
 KVFERRY_INLINE Failure check_id(std::string_view id, std::string_view whose) {

@@ -92,6 +92,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
   std::shared_ptr<Link> made;
   std::vector<std::shared_ptr<Operation>> askers;
   Failure failed;
+  std::string other_name;
   {
     const Lock lock(mutex_);
     Peer* const peer = current(peer_id, number);
@@ -134,6 +135,15 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       peer->fenced_until = std::max(peer->fenced_until, attempt->fenced_until);
       peer->instance = std::move(attempt->instance);
       peer->local_id = attempt->local_id;
+      if (const auto same = std::ranges::find_if(
+              peers_,
+              [&](const auto& entry) {
+                return &entry.second != peer && entry.second.description &&
+                       entry.second.instance.incarnation == peer->instance.incarnation;
+              });
+          same != peers_.end()) {
+        other_name = same->first;
+      }
       if (!attempt->url.empty()) {
         if (!accepting) {
           remember_kvferry(attempt->url);  // where the peer only says that it answers, nobody has answered yet
@@ -171,6 +181,12 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
     logger_->log(LogLevel::info, "peer_connected", peer_id, {}, [&] {
       return std::string(reconnected ? "again, " : "") + made->path_with_remark() + ", incarnation " +
              std::to_string(host->peer().incarnation);
+    });
+  }
+  if (!other_name.empty()) {
+    logger_->log(LogLevel::warning, "identity_conflict", peer_id, errc::identity_conflict, [&] {
+      return "it is known here as " + in_quotes(other_name) +
+             " already; only one of the two ids has a connection at a time: give each channel one";
     });
   }
   if (before != 0) {

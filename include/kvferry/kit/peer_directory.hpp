@@ -283,6 +283,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] bool ask_as_known(const std::string& peer_id, std::uint64_t attempt, const std::string& reached_address);
   void ask_who(Peer& peer, const std::string& local_id, const std::string& url, std::uint64_t incarnation,
                Waiter waiter, Lock& lock);
+  void moved_peer_judged(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                         std::uint64_t number, const std::shared_ptr<Link>& asked_on, bool lives);
+  void move_to(Peer& peer, const std::string& local_id, const std::string& url, const Waiter& waiter, Lock& lock);
   void who_answered(const std::string& local_id, const std::string& peer_id, const std::string& url,
                     std::uint64_t incarnation, std::uint64_t number, Failure failure, const SideMessage& message);
 

@@ -258,7 +258,7 @@ KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, con
   Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
   using Asked = decltype(Peer::asking)::node_type;
-  const Asked asked = it == peers_.end() ? Asked() : it->second.asking.extract(number);
+  Asked asked = it == peers_.end() ? Asked() : it->second.asking.extract(number);
   if (asked.empty()) {
     return;  // told already: the peer was disconnected meanwhile
   }
@@ -273,17 +273,53 @@ KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, con
     return;
   }
   Peer& peer = it->second;
-  if (peer.instance.shown_by(answer.incarnation, answer.secret)) {
-    peer.url = url;
+  if (!peer.instance.shown_by(answer.incarnation, answer.secret)) {
+    move_to(peer, local_id, url, waiter, lock);
+    return;
+  }
+  // It may have got there without a word on the connection that it had: it is asked on that one, too.
+  peer.url = url;
+  peer.asking.insert(std::move(asked));
+  const auto link = peer.link;
+  const auto judge = [weak = weak_from_this(), local_id, peer_id, url, number,
+                      asked_on = std::weak_ptr(link)](bool lives) {
+    if (const Visit self(weak); self) {
+      self->moved_peer_judged(local_id, peer_id, url, number, asked_on.lock(), lives);
+    }
+  };
+  deadlines_->add(Clock::now() + probe_patience, std::make_shared<Expiry>([judge] { judge(false); }));
+  const Stay stay(*this);
+  lock.unlock();
+  link->probe([judge] { judge(true); });
+}
+
+/// The first verdict counts.
+KVFERRY_INLINE void PeerDirectory::moved_peer_judged(const std::string& local_id, const std::string& peer_id,
+                                                     const std::string& url, std::uint64_t number,
+                                                     const std::shared_ptr<Link>& asked_on, bool lives) {
+  Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  const auto asked = it == peers_.end() ? decltype(Peer::asking)::node_type() : it->second.asking.extract(number);
+  if (asked.empty()) {
+    return;
+  }
+  const Waiter& waiter = asked.mapped();
+  if (closed_ || !it->second.link) {
+    connect(local_id, peer_id, url, 0, waiter, lock);
+  } else if (lives || it->second.link != asked_on) {
     lock.unlock();
     waiter.tell({});
-    return;
+  } else {
+    move_to(it->second, local_id, url, waiter, lock);
   }
+}
+
+KVFERRY_INLINE void PeerDirectory::move_to(Peer& peer, const std::string& local_id, const std::string& url,
+                                           const Waiter& waiter, Lock& lock) {
   peer.movers.push_back(waiter);
-  if (peer.attempt.moves && peer.attempt.url == url) {
-    return;
+  if (!peer.attempt.moves || peer.attempt.url != url) {
+    start_dial(peer, local_id, url, lock);
   }
-  start_dial(peer, local_id, url, lock);
 }
 
 }  // namespace kvferry::kit

@@ -145,6 +145,7 @@ KVFERRY_INLINE void TransferChannelKit::start() {
       });
   impl_->advertised = advertised_url(impl_->options, impl_->handshakes->bound_url());
   impl_->peers->use(*impl_->handshakes, url_for_others(impl_->advertised));
+  impl_->opened = true;
   impl_->logger->log(LogLevel::info, "channel_opened", {}, {}, [&] {
     return "incarnation " + std::to_string(impl_->incarnation) +
            (impl_->advertised.empty() ? ", answers no handshakes" : ", answers handshakes at " + impl_->advertised);
@@ -265,7 +266,7 @@ KVFERRY_INLINE void TransferChannelKit::close() {
     impl_->side_message_thread.stop();
     impl_->deadlines->close();
     impl_->deadlines->gate()->close();
-    if (!impl_->is_road()) {
+    if (impl_->opened) {
       impl_->logger->log(LogLevel::info, "channel_closed", {}, {},
                          [&] { return "incarnation " + std::to_string(impl_->incarnation); });
     }

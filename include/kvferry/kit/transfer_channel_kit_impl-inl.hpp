@@ -265,6 +265,7 @@ class TransferChannelKit::Impl {
   std::mutex join_mutex;
   std::optional<HandshakeService> handshakes;
   std::atomic<bool> closed{false};
+  std::atomic<bool> opened{false};  ///< What was logged as opened is logged as closed.
   bool road_open = false;  ///< `start` has been called, of a road.
   std::once_flag close_once;
 };
