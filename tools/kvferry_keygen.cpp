@@ -21,6 +21,7 @@ namespace {
 constexpr const char* usage =
     "usage: kvferry-keygen FILE ID           make a key pair: the secret key in FILE, which must not exist\n"
     "       kvferry-keygen --public FILE ID  of a key pair that there is\n"
+    "       kvferry-keygen --help            this text\n"
     "\n"
     "Prints a line for the file that peers read (kvferry::read_peer_keys): the public key and ID, the peer id that "
     "its\n"
@@ -52,6 +53,10 @@ void write_secret(const std::string& path, const kvferry::SecretKey& key) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  if (count == 2 && (std::string_view(arguments[1]) == "--help" || std::string_view(arguments[1]) == "-h")) {
+    std::cout << usage << std::flush;
+    return std::cout ? 0 : 1;
+  }
   const bool exists = count == 4 && std::string_view(arguments[1]) == "--public";
   const bool is_option = count > 1 && std::string_view(arguments[1]).starts_with("--");
   const bool is_one_line =

@@ -288,7 +288,7 @@ KVFERRY_INLINE std::error_code of_this_copy(const std::error_code& code) noexcep
   return same == categories.end() ? code : std::error_code(code.value(), **same);
 }
 
-KVFERRY_INLINE bool operator==(const std::error_code& code, errc value) noexcept {
+KVFERRY_INLINE bool detail::is_code(const std::error_code& code, errc value) noexcept {
   return code && of_this_copy(code) == make_error_code(value);
 }
 

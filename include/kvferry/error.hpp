@@ -3,6 +3,7 @@
 #ifndef KVFERRY_ERROR_HPP
 #define KVFERRY_ERROR_HPP
 
+#include <concepts>
 #include <cstddef>
 #include <string>
 #include <system_error>
@@ -132,8 +133,16 @@ enum class condition {
 [[nodiscard]] KVFERRY_EXPORT std::error_code make_error_code(errc code) noexcept;
 [[nodiscard]] KVFERRY_EXPORT std::error_condition make_error_condition(condition value) noexcept;
 
+namespace detail {
+[[nodiscard]] KVFERRY_EXPORT bool is_code(const std::error_code& code, errc value) noexcept;
+}  // namespace detail
+
 /// Whether it is this code, whichever copy of kvferry in this process has made it: a plugin may have one of its own.
-[[nodiscard]] KVFERRY_EXPORT bool operator==(const std::error_code& code, errc value) noexcept;
+/// Of `std::error_code` alone: what converts to one, as Boost's does, may have operators of its own.
+template <std::same_as<std::error_code> Code>
+[[nodiscard]] bool operator==(const Code& code, errc value) noexcept {
+  return detail::is_code(code, value);
+}
 
 /// The stable name of an error, for metrics, logs and tests: the enumerator of an `errc` ("timed_out"), the symbol of
 /// an errno ("ECONNRESET"), Asio's name ("eof", "host_not_found"), else the number. The category is not part of it. The

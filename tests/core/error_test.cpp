@@ -242,6 +242,20 @@ TEST(Error, OwnCodesCompareWithTheStandardOnes) {
   EXPECT_EQ(std::error_code(errc::timed_out_in_flight), std::errc::timed_out);
 }
 
+/// Like the code of newer Boosts: converts to a standard one, and compares with one.
+struct ConvertibleCode {
+  operator std::error_code() const noexcept { return errc::timed_out; }  // NOLINT(google-explicit-constructor)
+  friend bool operator==(const ConvertibleCode& one, const std::error_code& other) noexcept {
+    return static_cast<std::error_code>(one) == other;
+  }
+};
+
+TEST(Error, CodesOfOtherLibrariesCompareByTheirOwnOperators) {
+  EXPECT_TRUE(ConvertibleCode() == errc::timed_out);
+  EXPECT_TRUE(errc::timed_out == ConvertibleCode());
+  EXPECT_FALSE(ConvertibleCode() == errc::closed);
+}
+
 TEST(Error, TransferErrorSaysTheCodesMessageOnce) {
   const TransferError inner(errc::resource_limit, "no pages left");
   const std::string once = "no pages left: " + inner.code().message();

@@ -123,6 +123,7 @@ TEST_F(KeyFile, IsMadeByTheToolForItsOwnerAlone) {
   ASSERT_EQ(run("'" + tool + "' --public '" + path_ + "' again > '" + peers + "'"), 0);
   EXPECT_EQ(read_peer_keys(peers).at(0).public_key, made.public_key);
   EXPECT_NE(run("'" + tool + "' > /dev/null 2>&1"), 0);
+  EXPECT_EQ(run("test -n \"$('" + tool + "' --help 2> /dev/null)\" && '" + tool + "' --help > /dev/null"), 0);
   EXPECT_NE(run("cd '" + folder_.string() + "' && '" + tool + "' --public '" + path_ + "' > /dev/null 2>&1"), 0);
   EXPECT_FALSE(std::filesystem::exists(folder_ / "--public")) << "a word that was left out makes no key";
   EXPECT_NE(run("'" + tool + "' '" + (folder_ / "other").string() + "' 'two\nlines' > /dev/null 2>&1"), 0);
