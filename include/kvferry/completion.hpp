@@ -133,7 +133,8 @@ class CompletionHandler<void(Args...)> {
 
     template <class Given>
     Model(Given&& handler, const asio::any_io_executor& fallback)
-        : handler_(std::in_place, std::forward<Given>(handler)), work_(asio::get_associated_executor(*handler_, fallback)) {}
+        : handler_(std::in_place, std::forward<Given>(handler)),
+          work_(asio::get_associated_executor(*handler_, fallback)) {}
 
     void post(std::shared_ptr<Concept> self, Args... args) override {
       const auto work = std::move(work_);
@@ -164,7 +165,7 @@ class CompletionHandler<void(Args...)> {
       return asio::get_associated_cancellation_slot(*handler_).is_connected();
     }
 
-    std::optional<Handler> handler_;       ///< Until it runs.
+    std::optional<Handler> handler_;           ///< Until it runs.
     std::optional<std::tuple<Args...>> args_;  ///< From when it is posted until it runs.
     asio::executor_work_guard<Executor> work_;
   };

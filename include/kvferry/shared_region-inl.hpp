@@ -61,7 +61,7 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
   const auto failed = [&](const char* call, int number) {
     throw TransferError({number, std::system_category()}, what() + ": " + call);
   };
-  const Descriptor writable(::memfd_create("kvferry", MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0U)));
+  Descriptor writable(::memfd_create("kvferry", MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0U)));
   if (!writable) {
     failed("memfd_create", errno);
   }
@@ -95,10 +95,23 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
     if (::fcntl(writable.get(), F_ADD_SEALS, shm::MappedFile::seals) != 0) {
       failed("sealing it", errno);
     }
+    // Kernels before 5.13 take the seal for files of huge pages, and don't keep it.
+    void* const writable_again = ::mmap(nullptr, page, PROT_READ | PROT_WRITE, MAP_SHARED, writable.get(), 0);
+    if (writable_again != MAP_FAILED) {
+      ::munmap(writable_again, page);
+    }
+    if (writable_again != MAP_FAILED ||
+        ::fallocate(writable.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(page)) == 0) {
+      failed("sealing it, which this kernel doesn't keep to", ENOSYS);
+    }
     Descriptor readable(::open(("/proc/self/fd/" + std::to_string(writable.get())).c_str(), O_RDONLY | O_CLOEXEC));
+    if (!readable) {
+      // There is no /proc, or not for a process like this. Sealed, the other one is good for reading alone as well.
+      readable = std::move(writable);
+    }
     struct stat status {};
-    if (!readable || ::fstat(readable.get(), &status) != 0) {
-      failed("opening it for reading", errno);
+    if (::fstat(readable.get(), &status) != 0) {
+      failed("fstat", errno);
     }
     const auto file = std::make_shared<const Descriptor>(std::move(readable));
     file_ = file;

@@ -88,16 +88,18 @@ TEST(CompletionHandler, IsPostedOnceThereIsMemory) {
     int failures = 5;
     std::vector<std::size_t> counts;
     auto state = std::make_unique<int>(7);  // what can only be moved can't be copied for another try
-    Completion handler(asio::bind_executor(WithoutMemory{&context, &failures, keeps},
-                                           [&counts, state = std::move(state)](std::error_code, std::size_t transferred) {
-                                             counts.push_back(transferred + static_cast<std::size_t>(*state));
-                                           }),
-                       context.get_executor());
+    Completion handler(
+        asio::bind_executor(WithoutMemory{&context, &failures, keeps},
+                            [&counts, state = std::move(state)](std::error_code, std::size_t transferred) {
+                              counts.push_back(transferred + static_cast<std::size_t>(*state));
+                            }),
+        context.get_executor());
     handler({}, 1);
     EXPECT_EQ(failures, 0);
     EXPECT_TRUE(counts.empty()) << "it ran inside the call";
     context.run();
-    EXPECT_EQ(counts, std::vector<std::size_t>{8}) << (keeps ? "the executor kept what it failed at" : "it had failed before");
+    EXPECT_EQ(counts, std::vector<std::size_t>{8})
+        << (keeps ? "the executor kept what it failed at" : "it had failed before");
   }
 }
 
@@ -118,7 +120,8 @@ TEST(CompletionHandler, IsDroppedAndLoggedWhereMemoryStaysUsedUp) {
 TEST(CompletionHandler, EndsWhereItRunsAlsoIfItCanOnlyBeCopied) {
   asio::io_context context;
   std::thread::id ended;
-  auto owned = std::make_unique<std::shared_ptr<void>>(nullptr, [&ended](void*) { ended = std::this_thread::get_id(); });
+  auto owned =
+      std::make_unique<std::shared_ptr<void>>(nullptr, [&ended](void*) { ended = std::this_thread::get_id(); });
   const std::weak_ptr<void> seen = *owned;
   // A constant capture is copied where the closure is moved.
   Completion handler([state = std::as_const(*owned)](std::error_code, std::size_t) {}, context.get_executor());

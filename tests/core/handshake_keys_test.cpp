@@ -56,7 +56,7 @@ TEST_F(HandshakeKeys, AServerWithoutRoomIsNotTakenForOneWithAnotherKey) {
   const std::string url = "tcp://127.0.0.1:" + std::to_string(acceptor.local_endpoint().port());
   std::string said("\xFF\0\0\0\0\0\0\0\1\x7F\3\1CURVE", 17);
   said.resize(zmtp_greeting_bytes);
-  said += std::string("\4\x0A\5ERROR\3" "300", 12);
+  said += std::string("\4\n\5ERROR\003300", 12);
   std::size_t asked = 0;
   std::function<void()> accept = [&] {
     acceptor.async_accept([&](std::error_code ec, asio::ip::tcp::socket socket) {
@@ -71,7 +71,8 @@ TEST_F(HandshakeKeys, AServerWithoutRoomIsNotTakenForOneWithAnotherKey) {
   accept();
   std::thread server([&] { io.run(); });
   auto options = listening();
-  options.keyring = std::make_shared<Keyring>(make_key_pair(), std::vector<PeerKey>{{"server", make_key_pair().public_key}});
+  options.keyring =
+      std::make_shared<Keyring>(make_key_pair(), std::vector<PeerKey>{{"server", make_key_pair().public_key}});
   HandshakeService client(options, handler());
   EXPECT_EQ(get(ask(client, url, echo(1), std::chrono::seconds(2))).ec, errc::timed_out);
   io.stop();

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -37,6 +36,7 @@
 #include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
+#include "shm/handed_files.hpp"
 #include "tcp/protocol_harness.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::shm::testing {
@@ -51,13 +51,6 @@ constexpr std::size_t page = std::size_t{64} << 10;
 constexpr std::size_t pages = 8;
 
 const std::vector<std::uint64_t> all_pages{0, 1, 2, 3, 4, 5, 6, 7};
-
-/// The ends of a connection, which belong to whoever takes them.
-std::array<int, 2> connected_ends() {
-  std::array<int, 2> ends{};
-  EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
-  return ends;
-}
 
 ShmOptions without_process_memory() {
   ShmOptions options;
@@ -407,29 +400,6 @@ TEST(SharedMemory, APeerThatIsKilledWhileItReadsOrWritesIsNoticedAndAnotherOneCo
   }
 }
 
-/// What a peer hands out, as it may be.
-class HandedFiles : public ::testing::Test {
- protected:
-  static constexpr std::size_t size = std::size_t{64} << 10;
-
-  [[nodiscard]] static Descriptor make(int seals, bool whole = true) {
-    Descriptor file(::memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    EXPECT_EQ(::ftruncate(file.get(), size), 0);
-    if (whole) {
-      const std::vector<std::byte> content(size);
-      EXPECT_EQ(::pwrite(file.get(), content.data(), size, 0), static_cast<ssize_t>(size));
-    }
-    EXPECT_EQ(::fcntl(file.get(), F_ADD_SEALS, seals), 0);
-    return file;
-  }
-  [[nodiscard]] static int map(Descriptor file, std::uint64_t bytes = size) {
-    MappedFile mapped;
-    const int error = MappedFile::map(std::move(file), bytes, mapped);
-    EXPECT_EQ(mapped.data() != nullptr, error == 0);
-    return error;
-  }
-};
-
 TEST_F(HandedFiles, AreLookedAtAndNotBelieved) {
   EXPECT_EQ(map(make(MappedFile::seals)), 0);
   EXPECT_EQ(map(make(MappedFile::seals), size + 1), EINVAL) << "larger than it is";
@@ -471,28 +441,6 @@ TEST_F(HandedFiles, OfOtherKindsAreClosedAndEndTheConnectionOfWhoHasShownTheSecr
     }
     EXPECT_EQ(::read(reads.get(), &byte, 1), 0) << "somebody still has the other end";
   }
-}
-
-/// A socket that its last owner's close waits for, and that is full of what nobody reads.
-Descriptor lingering_socket(Descriptor& other_end) {
-  const Descriptor listening(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  auto* const generic = reinterpret_cast<sockaddr*>(&address);
-  EXPECT_EQ(::bind(listening.get(), generic, size), 0);
-  EXPECT_EQ(::listen(listening.get(), 1), 0);
-  EXPECT_EQ(::getsockname(listening.get(), generic, &size), 0);
-  Descriptor made(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  EXPECT_EQ(::connect(made.get(), generic, size), 0);
-  other_end = Descriptor(::accept4(listening.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  const linger minutes{1, 600};
-  EXPECT_EQ(::setsockopt(made.get(), SOL_SOCKET, SO_LINGER, &minutes, sizeof(minutes)), 0);
-  const std::vector<std::byte> bytes(std::size_t{1} << 16);
-  while (::send(made.get(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
-  }
-  return made;
 }
 
 TEST_F(HandedFiles, AndSocketsThatLingerHoldUpNobody) {
@@ -573,7 +521,7 @@ TEST(SharedMemoryOfANewLink, IsNotHandedOutOnceItWasRemoved) {
     ASSERT_EQ(here->send({&piece, 1}), 1);
     ASSERT_EQ(there.receive({&piece, 1}), 1);
     const auto inode = SharedAreasView().whole(area.data(), page)->inode;
-    EXPECT_EQ(static_cast<bool>(there.take_passed(inode)), !removed);
+    EXPECT_EQ(static_cast<bool>(there.take_passed(inode).file), !removed);
   }
 }
 
@@ -597,7 +545,7 @@ TEST(SharedMemoryOfANewLink, IsHandedOutBehindManyRegionsOfOtherKinds) {
   iovec piece{&byte, 1};
   ASSERT_EQ(here->send({&piece, 1}), 1);
   ASSERT_EQ(there.receive({&piece, 1}), 1);
-  EXPECT_TRUE(there.take_passed(SharedAreasView().whole(area.data(), page)->inode));
+  EXPECT_TRUE(there.take_passed(SharedAreasView().whole(area.data(), page)->inode).file);
 }
 
 /// A peer that says what it likes of regions and references.
@@ -714,6 +662,34 @@ TEST_F(HostileRegions, WhatIsNoSoundFileOrHasNotComeIsNotMapped) {
       << memory_->path();
 }
 
+TEST_F(HostileRegions, AChildOfTheReaderKeepsNothingOfThem) {
+  const std::size_t before = open_descriptors();
+  EXPECT_FALSE(hand_out(3, make(MappedFile::seals), size, 0x10000));
+  ASSERT_NE(memory_->regions(tcp::PeerMemory::Way::mapped).find(3), nullptr);
+  EXPECT_EQ(open_descriptors(), before);
+  // The kernel copies out of the mapping, to memory that may be gone.
+  const auto* const mapped = memory_->regions(tcp::PeerMemory::Way::mapped).find(3);
+  std::vector<std::byte> there(4096, std::byte{7});
+  const std::vector<iovec> from{{mapped->data + 100, 1000}, {mapped->data + 8192, 3096}};
+  std::error_code ec;
+  EXPECT_EQ(memory_->copy(tcp::PeerMemory::Way::mapped, from,
+                          std::vector<iovec>{{there.data(), 1}, {there.data() + 1, 4095}}, ec),
+            tcp::PeerMemory::Fetched::all);
+  EXPECT_EQ(there, std::vector<std::byte>(4096));
+  void* const hole = ::mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(hole, MAP_FAILED);
+  EXPECT_EQ(
+      memory_->copy(tcp::PeerMemory::Way::mapped, from, std::vector<iovec>{{there.data(), 100}, {hole, 3996}}, ec),
+      tcp::PeerMemory::Fetched::unwritable);
+  ::munmap(hole, 4096);
+}
+
+TEST_F(HostileRegions, ThePathSaysNothingOfThemBeforeTheyWereExchanged) {
+  EXPECT_EQ(memory_->path(), "");
+  EXPECT_FALSE(hand_out(3, make(MappedFile::seals), size, 0x10000));
+  EXPECT_EQ(memory_->path(), "; 1 of the peer's regions mapped");
+}
+
 TEST_F(HostileRegions, SenselessRegionsAndAnswersEndTheConnection) {
   tcp::FrameHeader answer;
   answer.type = tcp::FrameType::region_mapped;
@@ -721,13 +697,7 @@ TEST_F(HostileRegions, SenselessRegionsAndAnswersEndTheConnection) {
 }
 
 TEST_F(HostileRegions, AFloodOfThemIsBounded) {
-  const std::size_t before = [] {
-    std::size_t count = 0;
-    for (int i = 0; i < 4096; ++i) {
-      count += ::fcntl(i, F_GETFD) != -1 ? 1U : 0U;
-    }
-    return count;
-  }();
+  const std::size_t before = open_descriptors();
   std::error_code ec;
   std::uint32_t number = 0;
   for (; number < 1000 && !ec; ++number) {
@@ -745,11 +715,7 @@ TEST_F(HostileRegions, AFloodOfThemIsBounded) {
     refused = socket_->receive({&piece, 1}) != 1;
   }
   EXPECT_TRUE(refused && errno == EPROTO) << "more than an honest peer sends ahead";
-  std::size_t after = 0;
-  for (int i = 0; i < 4096; ++i) {
-    after += ::fcntl(i, F_GETFD) != -1 ? 1U : 0U;
-  }
-  EXPECT_LE(after - before, 2 * tcp::PeerMemory::max_mapped);
+  EXPECT_LE(open_descriptors() - before, tcp::PeerMemory::max_mapped) << "what is mapped needs none";
 }
 
 }  // namespace

@@ -40,7 +40,8 @@ class PostedHandler {
 
   /// A block of the reserve, or of the heap if that is used up. @throws std::bad_alloc
   [[nodiscard]] void* allocate(std::size_t size) {
-    const std::size_t rounded = (size + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) * alignof(std::max_align_t);
+    const std::size_t rounded =
+        (size + alignof(std::max_align_t) - 1) / alignof(std::max_align_t) * alignof(std::max_align_t);
     if (rounded <= reserve_.size()) {
       const std::size_t at = used_.fetch_add(rounded, std::memory_order_relaxed);
       if (at <= reserve_.size() - rounded) {
@@ -81,7 +82,8 @@ class PostAllocator {
 
   explicit PostAllocator(Owner owner) noexcept : owner_(std::move(owner)) {}
   template <class U>
-  PostAllocator(const PostAllocator<U, Owner>& other) noexcept : owner_(other.owner()) {}  // NOLINT(google-explicit-constructor)
+  // NOLINTNEXTLINE(google-explicit-constructor): as each allocator's
+  PostAllocator(const PostAllocator<U, Owner>& other) noexcept : owner_(other.owner()) {}
 
   [[nodiscard]] T* allocate(std::size_t count) const {
     static_assert(alignof(T) <= alignof(std::max_align_t));

@@ -51,7 +51,7 @@ KVFERRY_INLINE std::string not_now() {
   std::string said("\xFF\0\0\0\0\0\0\0\1\x7F\3\1CURVE", 17);
   said.resize(greeting_bytes);
   said[32] = 1;  // as a server
-  return said + std::string("\4\x0A\5ERROR\3" "300", 12);
+  return said + std::string("\4\n\5ERROR\003300", 12);
 }
 
 [[noreturn]] KVFERRY_INLINE void fail(const char* what) {

@@ -135,12 +135,12 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       peer->fenced_until = std::max(peer->fenced_until, attempt->fenced_until);
       peer->instance = std::move(attempt->instance);
       peer->local_id = attempt->local_id;
-      if (const auto same = std::ranges::find_if(
-              peers_,
-              [&](const auto& entry) {
-                return &entry.second != peer && entry.second.description &&
-                       entry.second.instance.incarnation == peer->instance.incarnation;
-              });
+      if (const auto same = std::ranges::find_if(peers_,
+                                                 [&](const auto& entry) {
+                                                   return &entry.second != peer && entry.second.description &&
+                                                          entry.second.instance.incarnation ==
+                                                              peer->instance.incarnation;
+                                                 });
           same != peers_.end()) {
         other_name = same->first;
       }

@@ -6,6 +6,7 @@
 #include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -19,13 +20,21 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
+KVFERRY_INLINE std::uint64_t most_mapped_bytes() noexcept {
+  constexpr std::uint64_t times_memory = 8;
+  return times_memory * static_cast<std::uint64_t>(::sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
 KVFERRY_INLINE MappedFile::~MappedFile() {
   if (data_ != nullptr) {
     ::munmap(const_cast<std::byte*>(data_), size_);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
   }
 }
 
-KVFERRY_INLINE int MappedFile::map(Descriptor file, std::uint64_t size, MappedFile& mapped) {
+KVFERRY_INLINE int MappedFile::map(PassedDescriptor passed, std::uint64_t size, MappedFile& mapped,
+                                   std::uint64_t most) {
+  const Descriptor& file = passed.file;
   // The seals come first: what holds then holds for good.
   const int present = ::fcntl(file.get(), F_GET_SEALS);
   struct stat status {};
@@ -46,6 +55,10 @@ KVFERRY_INLINE int MappedFile::map(Descriptor file, std::uint64_t size, MappedFi
   // Whole pages, of whatever size: huge ones can't be unmapped in part.
   const auto page = static_cast<std::uint64_t>(status.st_blksize);
   const auto bytes = static_cast<std::size_t>(std::min(length, (size + page - 1) / page * page));
+  auto held = Held<Mapped>::take(bytes, most);
+  if (!held) {
+    return ENOMEM;
+  }
   void* const memory = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, file.get(), 0);
   if (memory == MAP_FAILED) {
     return errno;
@@ -58,9 +71,16 @@ KVFERRY_INLINE int MappedFile::map(Descriptor file, std::uint64_t size, MappedFi
   (void)::madvise(memory, bytes, MADV_DONTFORK);
   (void)::madvise(memory, bytes, MADV_DONTDUMP);
   MappedFile made;
-  made.file_ = std::move(file);
+  made.held_ = std::move(*held);
   made.data_ = static_cast<const std::byte*>(memory);
   made.size_ = bytes;
+  // A child of this process would keep the memory by the descriptor as well.
+  std::byte copied{};
+  const iovec to{&copied, 1};
+  const iovec from{memory, 1};
+  if (::process_vm_readv(::getpid(), &to, 1, &from, 1, 0) != 1) {
+    made.file_ = std::move(passed);
+  }
   mapped = std::move(made);
   return 0;
 }

@@ -5,13 +5,24 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <utility>
 
 #include <kvferry/config.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/shm/held.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
+
+struct DescriptorsOfPeers {};
+/// A descriptor that a peer has passed.
+struct PassedDescriptor {
+  Descriptor file;
+  Held<DescriptorsOfPeers> held;
+};
+
+/// Bytes of peers' files that all connections of this process may have mapped: memory that two channels map counts twice, and what is
+/// beyond would take page tables and addresses without end.
+[[nodiscard]] std::uint64_t most_mapped_bytes() noexcept;
 
 /// A peer's file in memory, mapped for reading. Nothing that the peer does to it can make an access fault: see `map`.
 class MappedFile {
@@ -21,9 +32,13 @@ class MappedFile {
 
   MappedFile() = default;
   MappedFile(MappedFile&& other) noexcept
-      : file_(std::move(other.file_)), data_(std::exchange(other.data_, nullptr)), size_(other.size_) {}
+      : file_(std::move(other.file_)),
+        held_(std::move(other.held_)),
+        data_(std::exchange(other.data_, nullptr)),
+        size_(other.size_) {}
   MappedFile& operator=(MappedFile&& other) noexcept {
     std::swap(file_, other.file_);
+    std::swap(held_, other.held_);
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
     return *this;
@@ -31,16 +46,22 @@ class MappedFile {
   ~MappedFile();
 
   /// Maps the first `size` bytes. Believes nothing that the peer has said of the file.
-  /// @return an errno: EINVAL if the file is shorter, no file in memory, not sealed, or has holes, which are filled by
+  /// @param most bytes that all of the process may have mapped.
+  /// @return an errno: ENOMEM beyond that; EINVAL if the file is shorter, no file in memory, not sealed, or has holes, which are filled by
   ///   whoever reads there first, if there is memory.
-  [[nodiscard]] static int map(Descriptor file, std::uint64_t size, MappedFile& mapped);
+  [[nodiscard]] static int map(PassedDescriptor file, std::uint64_t size, MappedFile& mapped,
+                               std::uint64_t most = most_mapped_bytes());
 
   [[nodiscard]] const std::byte* data() const noexcept { return data_; }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  [[nodiscard]] int descriptor() const noexcept { return file_.get(); }
+  /// Of the file, if it is kept: where the kernel refuses process_vm_readv(2), which copies out of the mapping as well; else -1.
+  [[nodiscard]] int descriptor() const noexcept { return file_.file.get(); }
 
  private:
-  Descriptor file_;
+  struct Mapped {};
+
+  PassedDescriptor file_;
+  Held<Mapped> held_;
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };

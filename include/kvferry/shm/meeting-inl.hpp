@@ -80,6 +80,22 @@ KVFERRY_INLINE void Meeting::begin(kit::Attempts<Meeting>& attempts, kit::Clock:
   }
 }
 
+KVFERRY_INLINE void Meeting::Candidate::close() noexcept {
+  if (socket.is_open()) {
+    read_empty(socket.native_handle());
+    std::error_code ignored;
+    socket.close(ignored);
+  }
+}
+
+KVFERRY_INLINE void Meeting::stop_listening() noexcept {
+  if (listening_.is_open()) {
+    refuse_all(listening_.native_handle());
+    std::error_code ignored;
+    listening_.close(ignored);
+  }
+}
+
 KVFERRY_INLINE void Meeting::wait_for_connections() {
   listening_.async_wait(asio::posix::stream_descriptor::wait_read, [self = shared_from_this()](std::error_code ec) {
     if (!ec) {
@@ -104,8 +120,7 @@ KVFERRY_INLINE void Meeting::accept_one() {
       check_user(accepted.get());
       if (candidates_.size() >= most_candidates) {
         turn_away(errc::resource_limit, "a connection that did not say whose it is gives way to a newer one");
-        std::error_code ignored;
-        candidates_.front()->socket.close(ignored);
+        candidates_.front()->close();
         candidates_.pop_front();
       }
       asio::posix::stream_descriptor owned(executor_, accepted.get());
@@ -230,12 +245,11 @@ KVFERRY_INLINE void Meeting::take_hello(const std::shared_ptr<Candidate>& candid
   awaited_ = Awaited::settled;
   for (const auto& other : candidates_) {
     if (other != found) {
-      std::error_code ignored;
-      other->socket.close(ignored);  // whoever waits for its bytes keeps it otherwise
+      other->close();
     }
   }
   candidates_.assign(1, found);
-  listening_.close();
+  stop_listening();
   say(Greeting::accepting);
 }
 
@@ -345,10 +359,9 @@ KVFERRY_INLINE void Meeting::end(std::error_code cause, std::string why, std::un
     return;
   }
   timer_.cancel();
-  std::error_code ignored;
-  listening_.close(ignored);
+  stop_listening();
   for (const auto& candidate : candidates_) {
-    candidate->socket.close(ignored);
+    candidate->close();
   }
   candidates_.clear();
   lock.unlock();

@@ -83,6 +83,10 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
           std::shared_ptr<kit::LinkHost> host, Descriptor socket, bool listening, const AcceptEndpoint& secrets,
           kit::LinkHandler on_link);
 
+  Meeting(const Meeting&) = delete;
+  Meeting& operator=(const Meeting&) = delete;
+  ~Meeting() { stop_listening(); }
+
   /// Calls the `LinkHandler` once, after this call.
   void begin(kit::Attempts<Meeting>& attempts, kit::Clock::time_point deadline);
   /// Ends it, if it hasn't.
@@ -92,6 +96,11 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   /// A connection that hasn't shown yet whose it is.
   struct Candidate {
     explicit Candidate(asio::posix::stream_descriptor connection) : socket(std::move(connection)) {}
+    Candidate(const Candidate&) = delete;
+    Candidate& operator=(const Candidate&) = delete;
+    ~Candidate() { close(); }
+    /// Whoever waits for its bytes keeps it otherwise.
+    void close() noexcept;
 
     asio::posix::stream_descriptor socket;
     std::array<std::byte, sizeof(Greeting)> bytes{};
@@ -103,6 +112,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   enum class Next { wait, finish };
 
   void wait_for_connections();
+  void stop_listening() noexcept;
   void accept_one();
   void wait_for_bytes(const std::shared_ptr<Candidate>& candidate);
   void read(const std::shared_ptr<Candidate>& candidate);

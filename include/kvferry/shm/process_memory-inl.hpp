@@ -196,7 +196,7 @@ KVFERRY_INLINE std::uint32_t ProcessMemory::map(const RemoteRegion& region, cons
   return socket ? mapped_.map(region, share, readable_, *socket) : EBADF;
 }
 
-KVFERRY_INLINE std::string ProcessMemory::path() const { return "; " + mapped_.path() + "; " + handed_.path(); }
+KVFERRY_INLINE std::string ProcessMemory::path() const { return mapped_.path() + handed_.path(); }
 
 template <class Entry>
 tcp::PeerMemory::Fetched ProcessMemory::read(std::span<const Entry> from, std::span<const iovec> to,

@@ -3,6 +3,7 @@
 
 #include <kvferry/shm/region_exchange.hpp>
 
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -123,7 +124,10 @@ KVFERRY_INLINE bool HandedRegions::cover(std::span<const tcp::Reference> referen
 
 KVFERRY_INLINE std::string HandedRegions::path() const {
   const std::lock_guard lock(mutex_);
-  return "the peer maps " + std::to_string(told_mapped_) + " of this side's regions" +
+  if (told_mapped_ == 0 && refused_ == 0) {
+    return {};  // nothing was handed out, or not yet
+  }
+  return "; the peer maps " + std::to_string(told_mapped_) + " of this side's regions" +
          (refused_ == 0 ? "" : ", " + std::to_string(refused_) + " stay unmapped (" + why_not_ + ")");
 }
 
@@ -131,14 +135,14 @@ KVFERRY_INLINE std::uint32_t MappedRegions::map(const RemoteRegion& region, cons
                                                 UnixSocket& socket) {
   Region added;
   added.way = share.file == 0 ? Way::in_place : Way::mapped;
-  Descriptor passed = share.file == 0 ? Descriptor() : socket.take_passed(share.file);
+  PassedDescriptor passed = share.file == 0 ? PassedDescriptor() : socket.take_passed(share.file);
   int error = 0;
   if (regions_.size() >= tcp::PeerMemory::max_mapped || region.number < next_) {
     error = EINVAL;
   } else if (added.way == Way::in_place) {
     error = in_place ? 0 : EPERM;
   } else {
-    error = passed ? MappedFile::map(std::move(passed), region.size, added.file) : EBADF;
+    error = passed.file ? MappedFile::map(std::move(passed), region.size, added.file) : EBADF;
   }
   if (error == 0) {
     // Nobody writes there: the lists are asked for reads alone.
@@ -152,6 +156,7 @@ KVFERRY_INLINE std::uint32_t MappedRegions::map(const RemoteRegion& region, cons
     added.region.peer_access = Access::read;
     added.region.number = region.number;
     added.address = share.address;
+    by_file_ |= added.file.descriptor() != -1;
     regions_.push_back(std::move(added));
     next_ = region.number + 1;
     make_lists();
@@ -207,31 +212,38 @@ KVFERRY_INLINE bool MappedRegions::find(std::span<const tcp::Reference> referenc
          });
 }
 
+/// As preadv(2), from the file of the region in which this lies here.
+KVFERRY_INLINE ssize_t MappedRegions::read_file(const iovec& from, std::span<const iovec> to) const {
+  const auto* const begin = static_cast<const std::byte*>(from.iov_base);
+  const auto region = std::ranges::find_if(regions_, [&](const Region& one) {
+    return one.way == Way::mapped && lies_within(reinterpret_cast<std::uintptr_t>(one.region.data), one.region.size,
+                                                 {reinterpret_cast<std::uintptr_t>(begin), from.iov_len});
+  });
+  return ::preadv(region->file.descriptor(), to.data(), static_cast<int>(to.size()),
+                  static_cast<off_t>(begin - region->region.data));
+}
+
 KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iovec> from,
                                                             std::span<const iovec> to) const {
   using Fetched = tcp::PeerMemory::Fetched;
+  Pieces<iovec> sources(from);
   Pieces<iovec> destinations(to);
-  std::array<iovec, most_pieces> pieces;
-  for (iovec source : from) {
-    const auto* const begin = static_cast<const std::byte*>(source.iov_base);
-    const auto region = std::ranges::find_if(regions_, [&](const Region& one) {
-      return one.way == Way::mapped && lies_within(reinterpret_cast<std::uintptr_t>(one.region.data), one.region.size,
-                                                   {reinterpret_cast<std::uintptr_t>(begin), source.iov_len});
-    });
-    auto offset = static_cast<std::size_t>(begin - region->region.data);
-    while (source.iov_len != 0 && !destinations.empty()) {
-      const std::size_t count = destinations.next(pieces, source.iov_len);
-      const ssize_t got =
-          ::preadv(region->file.descriptor(), pieces.data(), static_cast<int>(count), static_cast<off_t>(offset));
-      if (got <= 0) {
-        if (got < 0 && errno == EINTR) {
-          continue;
-        }
-        return Fetched::unwritable;
-      }
-      offset += static_cast<std::size_t>(got);
-      source.iov_len -= static_cast<std::size_t>(got);
+  std::array<iovec, most_pieces> here;
+  std::array<iovec, most_pieces> there;
+  while (!sources.empty() && !destinations.empty()) {
+    ssize_t got = 0;
+    if (by_file_) {
+      const iovec source = sources.front();
+      got = read_file(source, std::span(here).first(destinations.next(here, source.iov_len)));
+    } else {
+      const std::size_t count = destinations.next(here);
+      got = ::process_vm_readv(::getpid(), here.data(), count, there.data(), sources.next(there), 0);
+    }
+    if (got > 0) {
+      sources.use(static_cast<std::size_t>(got));
       destinations.use(static_cast<std::size_t>(got));
+    } else if (got == 0 || errno != EINTR) {
+      return Fetched::unwritable;
     }
   }
   return Fetched::all;
@@ -239,7 +251,10 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iove
 
 KVFERRY_INLINE std::string MappedRegions::path() const {
   const std::lock_guard lock(mutex_);
-  return std::to_string(told_) + " of the peer's regions mapped" +
+  if (told_ == 0 && why_not_.empty()) {
+    return {};
+  }
+  return "; " + std::to_string(told_) + " of the peer's regions mapped" +
          (why_not_.empty() ? "" : ", one failed (" + why_not_ + ")");
 }
 

@@ -98,9 +98,11 @@ class MappedRegions {
     return std::make_unique<const kit::RegionList>(std::vector<LocalRegion>(), 0, 0);
   }
   void make_lists();
+  [[nodiscard]] ssize_t read_file(const iovec& from, std::span<const iovec> to) const;
 
   std::vector<Region> regions_;  ///< Ordered by number.
   std::uint32_t next_ = 0;
+  bool by_file_ = false;                       ///< The kernel copies from regions' files alone.
   std::atomic<std::uint64_t> low_numbers_{0};  ///< A bit for each of the regions with a number below 64.
   std::array<std::unique_ptr<const kit::RegionList>, 2> lists_{none(), none()};  ///< By `Way`.
 

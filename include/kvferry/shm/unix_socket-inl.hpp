@@ -20,6 +20,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/tcp/peer_memory.hpp>
 
+#include <kvferry/detail/descriptor_limit.hpp>
 #include <kvferry/detail/standard_descriptors.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -91,17 +92,43 @@ KVFERRY_INLINE ssize_t receive_bytes(int socket, std::span<iovec> pieces) {
   return receive_with(socket, pieces, [](Descriptor& /*passed*/) { return false; });
 }
 
+KVFERRY_INLINE void read_empty(int socket) noexcept {
+  ::shutdown(socket, SHUT_RDWR);  // nothing more comes
+  std::array<std::byte, 16384> nowhere;
+  for (;;) {
+    iovec next{nowhere.data(), nowhere.size()};
+    const ssize_t got = receive_bytes(socket, {&next, 1});
+    if (got == 0 || (got < 0 && errno != EINTR)) {
+      return;
+    }
+  }
+}
+
+KVFERRY_INLINE void refuse_all(int listening) noexcept {
+  ::shutdown(listening, SHUT_RDWR);
+  for (;;) {
+    const Descriptor waiting(::accept4(listening, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!waiting && errno != EINTR) {
+      return;
+    }
+    read_empty(waiting.get());
+  }
+}
+
 KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces) {
   descriptors_.reserve(most_passed);  // once they have come there is to be room
   bool misused = false;
   const ssize_t got = receive_with(socket, pieces, [&](Descriptor& passed) {
     // What has no seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
-    if (descriptors_.size() < most_passed && ::fcntl(passed.get(), F_GET_SEALS) >= 0) {
-      descriptors_.push_back(std::move(passed));
-      return true;
+    if (descriptors_.size() >= most_passed || ::fcntl(passed.get(), F_GET_SEALS) < 0) {
+      misused = true;
+      return false;
     }
-    misused = true;
-    return false;
+    auto held = Held<DescriptorsOfPeers>::take(1, share_of_descriptors(4, most_passed, 1 << 16));
+    if (held) {
+      descriptors_.push_back({std::move(passed), std::move(*held)});
+    }
+    return held.has_value();
   });
   if (misused) {
     errno = EPROTO;
@@ -110,15 +137,15 @@ KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> p
   return got;
 }
 
-KVFERRY_INLINE Descriptor PassedDescriptors::take(std::uint64_t inode) {
-  const auto it = std::ranges::find_if(descriptors_, [&](const Descriptor& one) {
+KVFERRY_INLINE PassedDescriptor PassedDescriptors::take(std::uint64_t inode) {
+  const auto it = std::ranges::find_if(descriptors_, [&](const PassedDescriptor& one) {
     struct stat status {};
-    return ::fstat(one.get(), &status) == 0 && status.st_ino == inode;
+    return ::fstat(one.file.get(), &status) == 0 && status.st_ino == inode;
   });
   if (it == descriptors_.end()) {
     return {};
   }
-  Descriptor found = std::move(*it);
+  PassedDescriptor found = std::move(*it);
   descriptors_.erase(it);
   return found;
 }

@@ -12,6 +12,7 @@
 
 #include <kvferry/config.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/tcp/socket.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -30,17 +31,23 @@ struct OpenMemory {
 /// As recvmsg(2), which doesn't wait. Descriptors that come with the bytes are closed.
 [[nodiscard]] ssize_t receive_bytes(int socket, std::span<iovec> pieces);
 
+/// Ends a connection to a peer, or has a socket listen no longer, before it is closed: reads what has come, as `receive_bytes`. What
+/// nobody has read the kernel closes with the socket.
+void read_empty(int socket) noexcept;
+void refuse_all(int listening) noexcept;
+
 /// Descriptors of files in memory that have come over a Unix-domain socket, and that nobody has taken.
 class PassedDescriptors {
  public:
   /// As recvmsg(2), which doesn't wait, and keeps what comes with the bytes. -1 with EPROTO if that is anything else, or
-  /// more than an honest peer sends ahead.
+  /// more than an honest peer sends ahead. Where all connections together have a quarter of the process's descriptors, what comes is
+  /// closed.
   [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces);
   /// @return the one of the file with this inode; none if it isn't there.
-  [[nodiscard]] Descriptor take(std::uint64_t inode);
+  [[nodiscard]] PassedDescriptor take(std::uint64_t inode);
 
  private:
-  std::vector<Descriptor> descriptors_;
+  std::vector<PassedDescriptor> descriptors_;
 };
 
 /// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process.
@@ -48,6 +55,10 @@ class UnixSocket final : public tcp::Socket {
  public:
   UnixSocket(int descriptor, OpenMemory memory, PassedDescriptors passed = {}) noexcept
       : Socket(descriptor), memory_(std::move(memory)), passed_(std::move(passed)) {}
+
+  UnixSocket(const UnixSocket&) = delete;
+  UnixSocket& operator=(const UnixSocket&) = delete;
+  ~UnixSocket() override { read_empty(descriptor()); }
 
   [[nodiscard]] ssize_t send(std::span<iovec> pieces) override;
   [[nodiscard]] ssize_t receive(std::span<iovec> pieces) override { return passed_.receive(descriptor(), pieces); }
@@ -61,7 +72,7 @@ class UnixSocket final : public tcp::Socket {
   /// Has a descriptor go with the next bytes that are sent. By the thread that sends, as `take_passed` by the one that receives.
   void pass(std::shared_ptr<const Descriptor> passed) { to_pass_.push_back(std::move(passed)); }
   /// @return the descriptor of the file with this inode, if it has come; nobody has it then.
-  [[nodiscard]] Descriptor take_passed(std::uint64_t inode) { return passed_.take(inode); }
+  [[nodiscard]] PassedDescriptor take_passed(std::uint64_t inode) { return passed_.take(inode); }
 
   /// Whether the peer has hung up, or the connection is broken.
   [[nodiscard]] bool hung_up() const noexcept;

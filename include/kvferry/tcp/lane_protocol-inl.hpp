@@ -90,6 +90,9 @@ KVFERRY_INLINE bool LaneProtocol::looks_dead(const kit::Operation& operation,
     return false;
   }
   const Transfer& transfer = transfers_.at(it->second);
+  if (transfer.way && transfer.outstanding.empty()) {
+    return false;  // this side alone makes it, and asks nothing
+  }
   const bool silent = last_received_ < transfer.started && kit::Clock::now() - transfer.started >= least_silence;
   // It may have had no turn, because those before it can't get out.
   const bool stuck =

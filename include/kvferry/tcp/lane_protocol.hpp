@@ -107,6 +107,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// What became of a part of a read that this side makes alone.
   struct Copied {
     std::size_t bytes = 0;  ///< 0: there is no such read.
+    std::size_t pieces = 0;  ///< Of either side's memory.
     bool hung_up = false;   ///< They count for nothing, because the peer has hung up; which is found behind what it sent.
     std::error_code failure = {};  ///< Likewise; the connection is of no use any more.
   };

@@ -111,7 +111,7 @@ KVFERRY_INLINE LaneProtocol::Copied LaneProtocol::copy_part() {
         case PeerMemory::Fetched::hung_up:
         case PeerMemory::Fetched::failed:
           transfer.outstanding.push_back(chunk);  // it ends with the connection
-          return {chunk.bytes, true, ec};
+          return {chunk.bytes, copy_from_.size() + copy_to_.size(), true, ec};
       }
     }
     settle(transfer, chunk, status);
@@ -120,7 +120,7 @@ KVFERRY_INLINE LaneProtocol::Copied LaneProtocol::copy_part() {
     } else {
       ready_copies_.push_back(transfer.id);
     }
-    return {std::max<std::size_t>(chunk.bytes, 1), false};
+    return {std::max<std::size_t>(chunk.bytes, 1), copy_from_.size() + copy_to_.size()};
   }
   return {};
 }

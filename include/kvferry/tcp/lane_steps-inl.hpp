@@ -146,7 +146,7 @@ KVFERRY_INLINE Lane::Step Lane::copy_step(std::size_t& budget) {
   }
   readable_ |= copied.hung_up;
   moved_ += copied.bytes;
-  budget -= std::min(budget, copied.bytes);
+  budget -= std::min(budget, copied.bytes + copied.pieces * piece_cost);
   return copied.bytes != 0 || copied.hung_up ? Step::progress : Step::nothing;
 }
 

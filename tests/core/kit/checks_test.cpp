@@ -228,7 +228,8 @@ TEST(Checks, OfOwnRegions) {
   EXPECT_EQ(error_of_regions({good, {object_memory, 16, 0}}), errc::invalid_region);
   EXPECT_EQ(error_of_regions({good, {object_memory, 17, 8}}), errc::invalid_region);
   // NOLINTNEXTLINE(performance-no-int-to-ptr): memory that can't be
-  EXPECT_EQ(error_of_regions({good, {reinterpret_cast<std::byte*>(~std::uintptr_t{4095}), 8192, 4096}}), errc::invalid_region);
+  EXPECT_EQ(error_of_regions({good, {reinterpret_cast<std::byte*>(~std::uintptr_t{4095}), 8192, 4096}}),
+            errc::invalid_region);
 }
 
 TEST(Checks, OfAPeersHandshake) {
