@@ -2,6 +2,8 @@
 // Regions that peers map: which of them, with which rights, what a peer could lie about, and when that ends.
 #include <gtest/gtest.h>
 
+#include <asio/io_context.hpp>
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -688,6 +690,54 @@ TEST_F(HostileRegions, ThePathSaysNothingOfThemBeforeTheyWereExchanged) {
   EXPECT_EQ(memory_->path(), "");
   EXPECT_FALSE(hand_out(3, make(MappedFile::seals), size, 0x10000));
   EXPECT_EQ(memory_->path(), "; 1 of the peer's regions mapped");
+}
+
+/// Starts operations and never stops them.
+class StartingLink final : public kit::Link {
+ public:
+  explicit StartingLink(tcp::LaneProtocol& protocol) : protocol_(protocol) {}
+
+  void start(std::shared_ptr<kit::Operation> operation) override {
+    const std::size_t count = operation->object_count();
+    protocol_.start(std::make_shared<tcp::StripedOperation>(std::move(operation), 1), {0, count});
+  }
+  void stop(std::shared_ptr<kit::Operation> /*operation*/) override {}
+  void shut(std::error_code cause, const std::string& why) override { protocol_.fail(cause, why); }
+  [[nodiscard]] std::string path() const override { return "a test's"; }
+
+ private:
+  tcp::LaneProtocol& protocol_;
+};
+
+TEST_F(HostileRegions, AReadThatIsMadeAloneCountsItsPiecesAndIsNoSilenceOfThePeer) {
+  constexpr std::size_t count = 100;
+  constexpr std::size_t apart = 64;
+  ASSERT_FALSE(hand_out(3, make(MappedFile::seals), size, 0x10000));
+  std::vector<std::byte> there(count * apart, std::byte{7});
+  TransferRequest request;
+  request.kind = TransferKind::read;
+  request.peer_id = "peer";
+  for (std::size_t i = 0; i < count; ++i) {
+    request.objects.emplace_back(there.data() + i * apart, 1);
+    request.remote_ranges.push_back(RemoteRange::contiguous(3, i * apart, 1));
+  }
+  asio::io_context context;
+  const auto registry =
+      std::make_shared<kit::OperationRegistry>(std::make_shared<kit::DeadlineQueue>(context.get_executor()), 16);
+  const auto link = std::make_shared<StartingLink>(*protocol_);
+  std::error_code ended = errc::not_supported;
+  const auto operation = std::make_shared<kit::Operation>(
+      std::move(request), Completion::direct([&](std::error_code ec, std::size_t) { ended = ec; }),
+      kit::Clock::now() + long_enough, registry);
+  (void)registry->add(operation);
+  operation->start_on(link);
+  operation->request_stop(errc::timed_out);
+  EXPECT_FALSE(protocol_->looks_dead(*operation, {}, true)) << "the peer wasn't asked for anything";
+  const auto copied = protocol_->copy_part();
+  EXPECT_EQ(copied.bytes, count);
+  EXPECT_GE(copied.pieces, 2 * count);
+  EXPECT_FALSE(ended) << "all of it had been copied";
+  protocol_->fail(errc::closed, "the test ends");
 }
 
 TEST_F(HostileRegions, SenselessRegionsAndAnswersEndTheConnection) {
