@@ -7,9 +7,9 @@
 . scripts/debian_packages.sh
 kvferry_ensure_packages python
 
-options=("-Cbuild-dir=build/python")
+options=("-Cbuild-dir=build/python/{cache_tag}")
 if [[ ${1-} == --installed ]]; then
-  options=("-Cbuild-dir=build/python-on-installed" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
+  options=("-Cbuild-dir=build/python-on-installed/{cache_tag}" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
     -Ccmake.define.KVFERRY_PYTHON_USE_INSTALLED=ON)
   shift 2
 fi

@@ -16,7 +16,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kvferry_ensure_packages python
 
 engines=(lmcache vllm llama)
-options=("-Cbuild-dir=build/python")
+options=("-Cbuild-dir=build/python/{cache_tag}")
 installed=()
 times=
 while [[ ${1-} == --only || ${1-} == --installed || ${1-} == --times ]]; do
@@ -27,7 +27,7 @@ while [[ ${1-} == --only || ${1-} == --installed || ${1-} == --times ]]; do
   elif [[ $1 == --only ]]; then
     engines=("$2")
   else
-    options=("-Cbuild-dir=build/python-on-installed" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
+    options=("-Cbuild-dir=build/python-on-installed/{cache_tag}" "-Ccmake.define.kvferry_ROOT=$(realpath "$2")"
       -Ccmake.define.KVFERRY_PYTHON_USE_INSTALLED=ON)
     installed=(--installed "$2")
   fi

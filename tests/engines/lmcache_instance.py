@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LMCache with one of the backends that have a transfer channel, on memory of the CPU. Takes orders as JSON lines on stdin
-and answers each on stdout.
+"""LMCache with one of the backends that have a transfer channel, on memory of the CPU. Takes orders as JSON lines on
+stdin and answers each on stdout.
 
-    python lmcache_instance.py BASE '{"transfer_channel": "kvferry", "lmcache_instance_id": "a", "p2p_init_ports": [7000], ...}'
+    python lmcache_instance.py BASE '{"transfer_channel": "kvferry", "p2p_init_ports": [7000], ...}'
 
-What is given are members of LMCache's configuration; with "pd_role" the backend is the one for prefill and decode, else the
-one for peers. An order is [METHOD, ARGUMENT...]. Keys of the cache are numbers here, to which BASE is added, and a chunk is full
-of one number.
+What is given are members of LMCache's configuration; with "pd_role" the backend is the one for prefill and decode, else
+the one for peers. An order is [METHOD, ARGUMENT...]. Keys of the cache are numbers here, to which BASE is added, and a
+chunk is full of one number.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The channel of LMCache's P2P and prefill/decode backends, with LMCache's own memory and no backend. See tests/engines.sh."""
+"""The channel of LMCache's P2P and prefill/decode backends, with LMCache's memory and no backend: tests/engines.sh."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import torch
 from kvferry import TransferError
 from kvferry.lmcache import KvferryChannel
 from kvferry.lmcache.options import VARIABLE
+from lmcache.v1.distributed.internal_api import L1MemoryDesc
+from lmcache.v1.distributed.transfer_channel.factory import create_transfer_channel_context
 from lmcache.v1.memory_allocators.paged_cpu_gpu_memory_allocator import PagedCpuGpuMemoryAllocator
 from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.transfer_channel import CreateTransferChannel
@@ -129,7 +133,9 @@ def test_who_is_connected_to_another_time_begins_anew(node: Callable[..., Node])
     assert [events.wait_peer_event(60).kind for _ in range(2)] == ["gone", "connected"]
 
 
-def test_what_a_peer_has_closed_and_freed_is_not_read(node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_peer_has_closed_and_freed_is_not_read(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VARIABLE, '{"default_timeout": 0.5}')
     near, far = node(), node()
     near.channel.lazy_init_peer_connection(near.url, far.url, far.url)
@@ -166,3 +172,34 @@ def test_what_is_refused(node: Callable[..., Node], monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(VARIABLE, text)
         with pytest.raises(ValueError, match=error):
             node()
+
+
+#: From ZeroMQ's manual.
+KEYS = ("Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID", "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs")
+
+
+def test_with_a_keyring_nobody_else_connects(
+    node: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In both interfaces. All have one pair of keys."""
+    key, list_of_keys = tmp_path / "key", tmp_path / "peers"
+    key.write_text(f"{KEYS[1]}\n")
+    key.chmod(0o600)
+    list_of_keys.write_text(f"{KEYS[0]} *\n")
+    stranger = node()
+    monkeypatch.setenv(VARIABLE, json.dumps({"keyring": [str(key), str(list_of_keys)], "default_timeout": 20}))
+    near, far = node(), node()
+    near.channel.lazy_init_peer_connection(near.url, far.url, far.url)
+    assert near.channel.batched_write(near.made(7), {"receiver_id": far.url, "remote_indexes": [3]}) == 1
+    assert "TLS" in near.channel.channel.peer_info(far.url).path
+    with pytest.raises(TransferError):
+        stranger.channel.channel.lazy_init_peer_connection("stranger", far.url, far.url, timeout=1.0)
+    memory = L1MemoryDesc(ptr=far.pages.buffer_ptr, size=far.pages.buffer_size, align_bytes=4096)
+    url = free_url()
+    server = create_transfer_channel_context("kvferry", memory, url, url)
+    try:
+        assert near.channel.lazy_init_peer_connection(near.url, "server", url) is None
+        with pytest.raises(TransferError):
+            stranger.channel.channel.lazy_init_peer_connection("stranger", url, url, timeout=1.0)
+    finally:
+        server.close()

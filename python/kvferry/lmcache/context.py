@@ -92,8 +92,8 @@ class KvferryClient(TransferChannelClient):
 class KvferryContext(TransferChannelContext):
     """A channel that offers LMCache's L1 memory for reading, and its clients.
 
-    read_timeout: seconds, after which a read has failed. A peer that is gone is looked for until then. For further options
-    see ``kvferry.lmcache.options``.
+    read_timeout: seconds, after which a read has failed. A peer that is gone is looked for until then. For further
+    options see ``kvferry.lmcache.options``.
     """
 
     channel_class: ClassVar[type[BaseTransferChannel]] = TcpTransferChannel

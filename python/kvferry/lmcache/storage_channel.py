@@ -29,19 +29,19 @@ _BACKENDS = ("p2p_backend", "pd_backend", "pd_backend_async")
 
 
 class KvferryChannel(LmcacheTransferChannel):
-    """Moves pages of LMCache's buffer between the buffers of peers. What LMCache promises of channels holds for all of its
-    methods, and the asynchronous ones use no thread.
+    """Moves pages of LMCache's buffer between the buffers of peers. What LMCache promises of channels holds for all of
+    its methods, and the asynchronous ones use no thread.
 
     async_mode, tp_rank: make no difference.
     role: "both" or "receiver", whose pages peers may read and write, or "sender".
-    buffer_ptr, buffer_size: host memory, in bytes, divided in pages of ``align_bytes``. It is the caller's, and stays until
-        ``close`` has returned.
+    buffer_ptr, buffer_size: host memory, in bytes, divided in pages of ``align_bytes``. It is the caller's, and stays
+        until ``close`` has returned.
     peer_init_url: "host:port" to answer at; None: this side only connects.
     peer_lookup_url: the answer to LMCache's ``P2PInitSideMsg``.
     device: where the buffer is; ValueError for anything but "cpu".
 
-    A transfer fails after 10 seconds, with ``kvferry.TransferError``; nothing of it lands any more then, unless the error
-    says ``may_still_land``. For further options see ``kvferry.lmcache.options``. Thread-safe.
+    A transfer fails after 10 seconds, with ``kvferry.TransferError``; nothing of it lands any more then, unless the
+    error says ``may_still_land``. For further options see ``kvferry.lmcache.options``. Thread-safe.
     """
 
     channel_class: ClassVar[type[BaseTransferChannel]] = TcpTransferChannel
@@ -84,8 +84,8 @@ class KvferryChannel(LmcacheTransferChannel):
     # Connections
 
     def _is_asked_again(self, peer_id: str) -> bool:
-        """Whether LMCache connects to a peer another time. Then it has given up what it had asked the peer for, and is about
-        to free the memory."""
+        """Whether LMCache connects to a peer another time. Then it has given up what it had asked the peer for, and is
+        about to free the memory."""
         again = peer_id in self._asked and self.channel.remote_xfer_handler_exists(peer_id)
         self._asked.add(peer_id)
         return again
