@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import kvferry
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+# Programs that tests run have it from here, and a shell's background job ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PAGE = 4096
 PAGES = 64
