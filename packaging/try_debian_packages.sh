@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Makes kvferry's Debian packages, hardened; installs them in a clean Debian of the same release, and builds and runs a program
-# there: with CMake's find_package and with pkg-config. Checks the list of what they were made with (SPDX). From any folder, as root; what it makes is in a temporary folder.
+# there: with CMake's find_package and with pkg-config. Checks that a build in another folder makes the same packages, byte by byte, and the list of what they were made with (SPDX). From any folder, as root; what it makes is in a temporary folder.
 #
 #   packaging/try_debian_packages.sh [FOLDER]     FOLDER: where the packages are to be kept
 set -euo pipefail
@@ -24,11 +24,21 @@ export SOURCE_DATE_EPOCH
 hardening="-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-clash-protection"
 [[ $(uname -m) != x86_64 ]] || hardening+=" -fcf-protection"
 export DEB_BUILD_MAINT_OPTIONS=hardening=+all
-CXXFLAGS="$(dpkg-buildflags --get CXXFLAGS) $hardening -g0" LDFLAGS=$(dpkg-buildflags --get LDFLAGS) \
-  cmake -S . -B "$scratch/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DBUILD_SHARED_LIBS=ON \
-  -DKVFERRY_UNITY_BUILD=ON -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF -DKVFERRY_BUILD_BENCHMARKS=OFF
-cmake --build "$scratch/build" --parallel "$(nproc)"
-(cd "$scratch/build" && cpack -B "$scratch/packages")
+# make_packages BUILD_FOLDER PACKAGE_FOLDER. No name of the build's folder may be in what is linked: not as its run path either,
+# of which the build id would be another one.
+make_packages() {
+  CXXFLAGS="$(dpkg-buildflags --get CXXFLAGS) $hardening -g0 -ffile-prefix-map=$1=/build" LDFLAGS=$(dpkg-buildflags --get LDFLAGS) \
+    cmake -S . -B "$1" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DBUILD_SHARED_LIBS=ON \
+    -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON -DKVFERRY_UNITY_BUILD=ON -DKVFERRY_BUILD_TESTS=OFF -DKVFERRY_BUILD_EXAMPLES=OFF \
+    -DKVFERRY_BUILD_BENCHMARKS=OFF
+  CCACHE_DISABLE=1 cmake --build "$1" --parallel "$(nproc)"
+  (cd "$1" && cpack -B "$2")
+}
+make_packages "$scratch/build" "$scratch/packages"
+make_packages "$scratch/another_build" "$scratch/the_same_packages"
+for package in "$scratch"/packages/*.deb; do
+  cmp "$package" "$scratch/the_same_packages/${package##*/}"
+done
 
 mkdir "$scratch/unpacked"
 for package in "$scratch"/packages/*.deb; do

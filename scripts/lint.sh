@@ -22,5 +22,5 @@ run-clang-tidy -quiet -p build/lint -j "$(nproc)" 2>/dev/null
 suppressed=(uninitMemberVar uninitMemberVarPrivate accessMoved ignoredReturnValue rethrowNoCurrentException passedByValue virtualCallInConstructor
   missingIncludeSystem)
 cppcheck -j "$(nproc)" --quiet --error-exitcode=1 --std=c++20 --language=c++ --enable=warning,performance,portability \
-  --inline-suppr "${suppressed[@]/#/--suppress=}" -Iinclude -Ibuild/lint/include -D__linux__ -DKVFERRY_HEADER_ONLY=1 \
+  --inline-suppr "${suppressed[@]/#/--suppress=}" -Iinclude -Ibuild/lint/include -D__linux__ -DKVFERRY_HEADER_ONLY=1 -DKVFERRY_WITH_TLS=1 \
   src/shm.cpp src/auto.cpp src/rdma tools

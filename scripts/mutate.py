@@ -45,6 +45,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The programs that ought to see a fault in a folder, the quickest first, and the part of them that will do. The first folder counts
 # that a file is in.
 SUITES = {
+    "include/kvferry/shm": ["kvferry_shm_tests"],
+    "include/kvferry/auto": ["kvferry_auto_tests"],
     "include/kvferry/tcp": ["kvferry_tcp_tests", "kvferry_conformance_tests"],
     "include/kvferry": ["kvferry_core_tests", "kvferry_tcp_tests", "kvferry_conformance_tests"],
     "src/rdma": ["kvferry_rdma_tests"],

@@ -15,13 +15,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/debian_packages.sh
 kvferry_ensure_packages python
 
-engines=(lmcache vllm llama)
+engines=()
 options=("-Cbuild-dir=build/python/{cache_tag}")
 installed=()
 times=
 while [[ ${1-} == --only || ${1-} == --installed || ${1-} == --times ]]; do
   if [[ $1 == --times ]]; then
-    times=1 engines=(lmcache vllm)
+    times=1
     shift
     continue
   elif [[ $1 == --only ]]; then
@@ -33,6 +33,10 @@ while [[ ${1-} == --only || ${1-} == --installed || ${1-} == --times ]]; do
   fi
   shift 2
 done
+if ((${#engines[@]} == 0)); then
+  engines=(lmcache vllm)
+  [[ $times ]] || engines+=(llama)
+fi
 
 install_lmcache() {
   "$1/bin/pip" install "${quiet[@]}" 'lmcache==0.5.6' 'pytest>=8'

@@ -81,7 +81,9 @@ run() {
     shift
   done
   shift
-  if (($(count "$@"))); then
+  local tests
+  tests=$(count "$@") || stop "ctest can't list the tests"
+  if ((tests)); then
     ran=yes
     kvferry_part "$name" "${command[@]}" ctest --preset release "$@" || true
   fi

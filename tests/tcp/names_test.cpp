@@ -61,6 +61,7 @@ TEST(PeerNames, DataGoesToThePodThatAnsweredTheHandshake) {
     EXPECT_EQ(names.asked("pods.test"), i + 1) << "one lookup for handshake and data";
     const auto path = node.channel->peer_info("pod")->path;
     EXPECT_NE(path.find("-> " + turns[i].front() + ":"), std::string::npos) << path;
+    EXPECT_NE(path.find(", 1 lane"), std::string::npos) << path << ": the servers want one";
     EXPECT_EQ(node.channel->batched_write(node.pages(4), {.peer_id = "pod", .remote_indexes = indexes(4)}), 4U);
   }
 }

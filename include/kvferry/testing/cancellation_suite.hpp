@@ -272,6 +272,61 @@ class CancellationTests : public StalledPeerBase {
     EXPECT_EQ(std::get<1>(next->results()).payload, payload) << "swallowed by the one that was cancelled";
   }
 
+  void ReceiveNotificationsLeavesWhatHasCome() {
+    KVFERRY_TESTING_REQUIRE(notifications);
+    const auto [a, b] = connected_pair();
+    constexpr std::uint64_t key = 7;
+    const std::vector<std::byte> payload(3);
+    auto& signal = add_signal();
+    using NotificationsProbe = Probe<std::error_code, std::vector<Notification>>;
+    const auto waiting = watch<NotificationsProbe>("a receive_notifications that is cancelled");
+    b->async_receive_notifications(key, 2, {}, cancelled_by(signal, waiting->handler()));
+    a->notify(b.id(), payload, {.key = key});
+    signal.emit(asio::cancellation_type::terminal);
+    run_until_ended(*waiting);
+    EXPECT_EQ(waiting->error(), errc::cancelled);
+    EXPECT_EQ(b->receive_notifications(key, 1, limit()).size(), 1U);
+  }
+
+  /// The peer answers nothing meanwhile.
+  void DisconnectConnectAndNotify() {
+    const auto [a, b] = connected_pair({}, {.pausable = true});
+    Node& other = add_node();
+    const auto metadata = b->local_metadata(b.id());
+    using Ended = Probe<std::error_code>;
+    b.pause(limit());
+    if (capabilities().notifications) {
+      // One may be answered before it is cancelled.
+      bool cancelled = false;
+      for (int i = 0; i < 50 && !cancelled; ++i) {
+        auto& signal = add_signal();
+        const auto notify = watch<Ended>("a notify that is cancelled");
+        a->async_notify(b.id(), {}, {}, cancelled_by(signal, notify->handler()));
+        signal.emit(asio::cancellation_type::terminal);
+        run_until_ended(*notify);
+        cancelled = is(notify->error(), condition::cancelled);
+        EXPECT_TRUE(cancelled || !notify->error()) << notify->error().message();
+      }
+      EXPECT_TRUE(cancelled);
+    }
+    auto& of_connect = add_signal();
+    const auto connecting = watch<Probe<std::error_code, PeerInfo>>("a connect that is cancelled");
+    other->async_connect(other.id(), metadata, {}, cancelled_by(of_connect, connecting->handler()));
+    of_connect.emit(asio::cancellation_type::terminal);
+    run_until_ended(*connecting);
+    EXPECT_EQ(connecting->error(), errc::cancelled);
+    auto& of_disconnect = add_signal();
+    const auto leaving = watch<Ended>("a disconnect that is cancelled");
+    a->async_disconnect(b.id(), cancelled_by(of_disconnect, leaving->handler()));
+    of_disconnect.emit(asio::cancellation_type::terminal);
+    run_until_ended(*leaving);
+    EXPECT_TRUE(!leaving->error() || leaving->error() == errc::cancelled) << leaving->error().message();
+    b.resume();
+    // Only the wait had ended.
+    a->disconnect(b.id());
+    EXPECT_FALSE(a->remote_xfer_handler_exists(b.id()));
+  }
+
   void HandshakeAndSideMessage() {
     const SilentListener nobody;
     Node& node = add_node();
@@ -299,6 +354,6 @@ class CancellationTests : public StalledPeerBase {
 KVFERRY_TESTING_SUITE(CancellationTest, CancellationTests, UnmetSendAndRecv, RecvThatWasCancelledSwallowsNoSend,
                       SendThatWasCancelledMeetsNoRecv, OneOfManyOfATag, AfterTheEndIsHarmless,
                       BetweenTheEndAndTheHandlerIsHarmless, StalledPeer, SomeOfManyWrites, RacesWithMeetings,
-                      ReceiveNotification, HandshakeAndSideMessage);
+                      ReceiveNotification, ReceiveNotificationsLeavesWhatHasCome, DisconnectConnectAndNotify, HandshakeAndSideMessage);
 
 }  // namespace kvferry::testing

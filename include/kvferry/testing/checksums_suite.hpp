@@ -27,20 +27,22 @@ class ChecksumsTests : public ConformanceBase {
     KVFERRY_TESTING_REQUIRE(checksums);
     const auto [a, b] = connected_pair();
     const std::vector<std::size_t> sizes{4096, 1, 0, 2048, 4095};
+    std::uint64_t seed = 0;
     for (const bool on : {true, false, true}) {
-      const Objects source = a.objects(sizes).fill(11);
+      seed += 11;
+      const Objects source = a.objects(sizes).fill(seed);
       const Objects target = a.objects(sizes);
       const Capabilities can = capabilities();
       if (can.write) {
         const auto write = start(TransferKind::write, a, b, source, with_checksums(at({1, 2, 3, 4, 5}), on));
         EXPECT_EQ(write->outcome(), done(5)) << write->diagnostic();
-        EXPECT_TRUE(matches(b.page(1), 11));
-        EXPECT_TRUE(page_holds(b.page(4), 2048, 14));
+        EXPECT_TRUE(matches(b.page(1), seed));
+        EXPECT_TRUE(page_holds(b.page(4), 2048, seed + 3));
       }
       if (can.write && can.read) {
         const auto read = start(TransferKind::read, a, b, target, with_checksums(at({1, 2, 3, 4, 5}), on));
         EXPECT_EQ(read->outcome(), done(5)) << read->diagnostic();
-        EXPECT_TRUE(target.match(11));
+        EXPECT_TRUE(target.match(seed));
       }
       a.reuse_local_memory();
       EXPECT_EQ(a->stats().checksum_mismatches + b->stats().checksum_mismatches, 0U);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <future>
@@ -10,9 +11,11 @@
 #include <memory>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include <kvferry/channel_stats.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/testing/conformance_test.hpp>
 #include <kvferry/testing/silent_listener.hpp>
@@ -86,6 +89,15 @@ class ClosingTests : public StalledPeerBase {
       }
     });
     started.wait();
+    const auto until = std::chrono::steady_clock::now() + limit();
+    const auto are_blocked = [&stats_of = a.channel()] {
+      const ChannelStats stats = stats_of.stats();
+      return stats.of(TransferKind::recv).in_flight() == 1 && stats.of(TransferKind::send).in_flight() == 1;
+    };
+    while (!are_blocked() && std::chrono::steady_clock::now() < until) {
+      std::this_thread::yield();
+    }
+    EXPECT_TRUE(are_blocked());
     a->close();
     EXPECT_EQ(in_time(recv), failed(errc::closed));
     EXPECT_EQ(in_time(send), failed(errc::closed));

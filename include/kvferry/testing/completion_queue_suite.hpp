@@ -53,6 +53,18 @@ class CompletionQueueTests : public ConformanceBase {
 
   [[nodiscard]] CompletionEntry next(CompletionQueue& queue) { return drain(queue, 1).front(); }
 
+  static void expect_success(const CompletionEntry& entry, std::uint64_t user_data, std::size_t count = 0) {
+    EXPECT_EQ(entry.user_data, user_data);
+    EXPECT_EQ(entry.count, count);
+    EXPECT_FALSE(entry.error) << "operation " << user_data << ": " << entry.error.message();
+  }
+
+  void expect_two_successes(CompletionQueue& queue) {
+    for (const CompletionEntry& entry : drain(queue, 2)) {
+      EXPECT_FALSE(entry.error) << "operation " << entry.user_data << ": " << entry.error.message();
+    }
+  }
+
   /// A recv that nothing is sent for.
   OperationHandle start_endless(Node& from, const Node& to, const Objects& objects, CompletionQueue& queue,
                                 std::uint64_t user_data) {
@@ -70,10 +82,10 @@ class CompletionQueueTests : public ConformanceBase {
     CompletionQueue queue;
     const auto [a, b] = pair();
     (void)a->async_lazy_init_peer_connection(a.id(), b.id(), b.url(), {}, {}, queue.token(1));
-    EXPECT_EQ(next(queue).user_data, 1U);
+    expect_success(next(queue), 1);
     PeerEvent event;
     (void)b->async_wait_peer_event({}, queue.token(2, event));
-    EXPECT_EQ(next(queue).user_data, 2U);
+    expect_success(next(queue), 2);
     EXPECT_EQ(event.peer_id, a.id());
     const Objects objects = a.objects({100, 200});
     const std::array<std::uint64_t, 2> pages{1, 2};
@@ -81,14 +93,11 @@ class CompletionQueueTests : public ConformanceBase {
     spec.peer_id = b.id();
     if (can.write) {
       (void)a->async_batched_write(objects.readable(), spec, queue.token(3));
-      const CompletionEntry entry = next(queue);
-      EXPECT_EQ(entry.user_data, 3U);
-      EXPECT_EQ(entry.count, 2U);
-      EXPECT_FALSE(entry.error) << entry.error.message();
+      expect_success(next(queue), 3, 2);
     }
     if (can.read) {
       (void)a->async_batched_read(objects.writable(), spec, queue.token(4));
-      EXPECT_EQ(next(queue).count, 2U);
+      expect_success(next(queue), 4, 2);
     }
     if (can.send_recv) {
       TransferSpec to_a = tagged(1);
@@ -101,27 +110,28 @@ class CompletionQueueTests : public ConformanceBase {
       const auto entries = drain(queue, 2);
       EXPECT_EQ(entries[0].user_data + entries[1].user_data, 11U);
       EXPECT_EQ(entries[0].count + entries[1].count, 4U);
+      EXPECT_FALSE(entries[0].error || entries[1].error);
     }
     if (can.notifications) {
       Notification notification;
       std::vector<Notification> notifications;
       (void)b->async_receive_notification({}, queue.token(7, notification));
       (void)a->async_notify(b.id(), payload(), {}, queue.token(8));
-      EXPECT_EQ(drain(queue, 2).size(), 2U);
+      expect_two_successes(queue);
       EXPECT_EQ(notification.payload, payload());
       (void)b->async_receive_notifications(5, 1, {}, queue.token(9, notifications));
       (void)a->async_notify(b.id(), payload(), {.key = 5}, queue.token(10));
-      EXPECT_EQ(drain(queue, 2).size(), 2U);
+      expect_two_successes(queue);
       ASSERT_EQ(notifications.size(), 1U);
     }
     (void)a->async_fence(b.id(), {}, queue.token(11));
-    EXPECT_EQ(next(queue).user_data, 11U);
+    expect_success(next(queue), 11);
     (void)a->async_disconnect(b.id(), queue.token(12));
-    EXPECT_EQ(next(queue).user_data, 12U);
+    expect_success(next(queue), 12);
     PeerInfo info;
     const auto metadata = b->local_metadata(b.id());
     (void)a->async_connect(a.id(), metadata, {}, queue.token(13, info));
-    EXPECT_FALSE(next(queue).error);
+    expect_success(next(queue), 13);
     EXPECT_EQ(info.id, b.id());
     std::optional<SideMessage> answer;
     (void)a->async_send_init_side_msg("no url", SideMessage(), {}, queue.token(14, answer));

@@ -238,15 +238,21 @@ class CompletionTests : public ConformanceBase {
     auto result = promise.get_future();
     const std::string url = b.url();
     a->async_send_init_side_msg("", SideMessage("X", {}), {}, [&, &node = a, &peer = b](std::error_code, const auto&) {
-      std::vector<std::error_code> errors(5);
+      std::vector<std::error_code> errors(11);
       node->batched_recv(objects.writable(), {.peer_id = peer.id()}, errors[0]);
       node->batched_send(objects.readable(), {.peer_id = peer.id()}, errors[1]);
       node->receive_notification({}, errors[2]);
       node->lazy_init_peer_connection(node.id(), peer.id(), url, {}, {}, errors[3]);
       node->send_init_side_msg(url, SideMessage("X", {}), {}, errors[4]);
+      node->batched_read(objects.writable(), {.peer_id = peer.id()}, errors[5]);
+      node->receive_notifications(1, 1, {}, errors[6]);
+      node->notify(peer.id(), {}, {}, errors[7]);
+      node->wait_peer_event({}, errors[8]);
+      node->fence(peer.id(), {}, errors[9]);
+      node->disconnect(peer.id(), errors[10]);
       promise.set_value(errors);
     });
-    EXPECT_EQ(in_time(result), std::vector<std::error_code>(5, errc::would_deadlock));
+    EXPECT_EQ(in_time(result), std::vector<std::error_code>(11, errc::would_deadlock));
     expect_usable(a, b);
   }
 };

@@ -62,6 +62,14 @@ class PeersTests : public ConformanceBase {
     return result;
   }
 
+  /// How an operation ends that is meant for this incarnation.
+  [[nodiscard]] std::error_code error_of(TransferKind kind, Node& from, const std::string& peer, std::uint64_t incarnation) {
+    const std::vector<std::uint64_t> indexes{0};
+    TransferSpec spec = spec_of(kind, indexes, 1);
+    spec.incarnation = incarnation;
+    return start(kind, from, peer, from.objects({64}), spec)->outcome().error;
+  }
+
  public:
   void NamesThoseThatAreConnected() {
     Node& hub = add_node();
@@ -147,11 +155,8 @@ class PeersTests : public ConformanceBase {
     b.destroy_channel();
     Node& again = add_node({.id = b.id()});
     connect(again, a);  // so a connects to nobody, and isn't told
-    const std::vector<std::uint64_t> indexes{0};
     const auto write = [&, a = &a](std::uint64_t incarnation) {
-      TransferSpec spec = at(indexes);
-      spec.incarnation = incarnation;
-      return start(TransferKind::write, *a, again, a->objects({64}), spec)->outcome().error;
+      return error_of(TransferKind::write, *a, again.id(), incarnation);
     };
     EXPECT_EQ(write(before), errc::peer_restarted);
     EXPECT_EQ(write(before), errc::peer_restarted) << "as often as it is asked for";
@@ -159,6 +164,23 @@ class PeersTests : public ConformanceBase {
     EXPECT_EQ(write(0), errc::peer_restarted) << "once, as it names none";
     EXPECT_FALSE(write(0));
     EXPECT_FALSE(write(again->incarnation()));
+  }
+
+  void TheIncarnationIsLookedAtWhereAnOperationReconnects() {
+    if (!facts().reconnects) {
+      GTEST_SKIP() << "the traits do not promise that operations reconnect";
+    }
+    const auto [a, b] = connected_pair();
+    for (const TransferKind kind : kinds()) {
+      SCOPED_TRACE(to_string(kind));
+      const auto before = b->incarnation();
+      a->disconnect(b.id());
+      EXPECT_EQ(error_of(kind, a, b.id(), before ^ 1), errc::peer_restarted);
+      a->disconnect(b.id());
+      if (is_one_sided(kind)) {
+        EXPECT_FALSE(error_of(kind, a, b.id(), before));
+      }
+    }
   }
 
   void EventsBeyondTheBoundAreCounted() {
@@ -313,7 +335,7 @@ class PeersTests : public ConformanceBase {
 
 KVFERRY_TESTING_SUITE(PeersTest, PeersTests, NamesThoseThatAreConnected, BothSidesHearOfAConnection,
                       APeerThatClosesIsGone, ARestartedPeerIsToldFromOneThatCameBack,
-                      AnOperationMayNameTheIncarnationThatItIsMeantFor, EventsBeyondTheBoundAreCounted,
+                      AnOperationMayNameTheIncarnationThatItIsMeantFor, TheIncarnationIsLookedAtWhereAnOperationReconnects, EventsBeyondTheBoundAreCounted,
                       BlockingFormsOfWaiting, ADisconnectLooksLikeACloseToThePeer, ADisconnectEndsThePeersOperations,
                       NothingLandsAfterADisconnect, OperationsConnectAnewAfterADisconnect, ADisconnectMeetsAConnect,
                       FormsAndErrorsOfADisconnect, ACloseEndsADisconnectThatIsUnderWay);

@@ -303,7 +303,7 @@ class ProcessesTests : public ProcessBase {
 };
 
 KVFERRY_TESTING_SUITE(ProcessesTest, ProcessesTests, TransfersWhicheverSideConnects, PeerThatConnectedDiesInTheMiddle,
-                      PeerThatWasConnectedToDiesInTheMiddle, PeerDiesWithEverythingHalfOnTheWire, PeerDiesWhileIdle,
+                      PeerThatWasConnectedToDiesInTheMiddle, EveryRecvNoticesAtOnceThatItsPeerWasKilled, PeerDiesWithEverythingHalfOnTheWire, PeerDiesWhileIdle,
                       PeerEndsInOrder, PeerStopsBeyondTheDeadline, RestartedPeerIsRecognised);
 
 }  // namespace kvferry::testing

@@ -119,7 +119,9 @@ class ProcessBase : public StalledPeerBase {
       EXPECT_EQ(transfer->outcome(), done(objects.count())) << transfer->diagnostic();
       EXPECT_TRUE(outgoing || target.match(31));
       EXPECT_EQ(is_one_sided(kind) ? process.ask("check 31") : process.next_line(), "ok");
-      fill_constant(target[0], background);
+      for (std::size_t i = 0; i < target.count(); ++i) {
+        fill_constant(target[i], background);
+      }
     }
   }
 

@@ -453,6 +453,14 @@ class RangesTests : public ConformanceBase {
       const auto transfer = start(TransferKind::write, a, b, objects, notifying(payload, in_ranges(ranges)));
       const auto notification = start_receive_notification(b);
       EXPECT_FALSE(notification->error());
+      EXPECT_TRUE(std::ranges::equal(std::get<1>(notification->results()).payload, payload));
+      const MutableBuffer region = b.region();
+      const MutableBuffer object = objects[0];
+      for (std::size_t block = 0; block < 10; ++block) {
+        const auto arrived = std::span(region.data() + 1 + block * (size / 10 + 1), size / 10);
+        const auto sent = std::span(object.data() + block * (size / 10), size / 10);
+        EXPECT_TRUE(std::ranges::equal(arrived, sent)) << "block " << block << " of " << size << " bytes";
+      }
       EXPECT_EQ(transfer->outcome(), done(1)) << transfer->diagnostic();
       a.reuse_local_memory();
     }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -66,6 +67,9 @@ class SideMessageTests : public ConformanceBase {
     const auto question = decode_side_message<Question>(message);
     if (question.text == "system_error") {
       throw TransferError(errc::resource_limit, "no more questions");
+    }
+    if (question.text == "errno") {
+      throw std::system_error(static_cast<int>(question.number), std::generic_category(), "the user's own");
     }
     if (question.text == "runtime_error") {
       throw std::runtime_error("a user's bug");
@@ -172,6 +176,13 @@ class SideMessageTests : public ConformanceBase {
     EXPECT_EQ(refused->error(), errc::resource_limit);
     EXPECT_NE(diagnostic.find("no more questions"), std::string::npos) << diagnostic;
     EXPECT_TRUE(start_side_message(a, b.url(), encode_side_message(Question{"runtime_error", 0}))->error());
+    // The system's codes go along as the one of kvferry's that callers decide by.
+    const auto ended = [&, &asking = a, url = b.url()](std::uint64_t number) {
+      return start_side_message(asking, url, encode_side_message(Question{"errno", number}))->error();
+    };
+    EXPECT_EQ(ended(ECONNRESET), errc::connection_lost);
+    EXPECT_EQ(ended(EMFILE), errc::resource_limit);
+    EXPECT_EQ(ended(EINVAL), errc::handshake_failed);
     const SideMessage answer = a->send_init_side_msg(b.url(), encode_side_message(Question{"still there?", 1}));
     EXPECT_EQ(answer, encode_side_message(Reply{"still there? 1"}));
   }
