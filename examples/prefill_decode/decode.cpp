@@ -25,6 +25,9 @@ class Decode {
   /// @return whether the prompt's pages have come.
   bool decode(std::uint64_t number, const std::vector<std::uint32_t>& prompt) {
     const std::size_t count = layers * pages_of_layer(prompt.size());
+    if (count > free_.size()) {
+      throw kvferry::TransferError(kvferry::errc::resource_limit, "no room for request " + std::to_string(number));
+    }
     const std::vector<std::uint64_t> pages(free_.end() - static_cast<std::ptrdiff_t>(count), free_.end());
     free_.resize(free_.size() - count);
     std::error_code ec;
@@ -39,8 +42,7 @@ class Decode {
     if (arrived.size() < layers) {
       std::cerr << "request " << number << ": " << arrived.size() << " layers came: " << ec.message() << " " << why
                 << "\n";
-      // Prefill may still write, or begin to: nobody else gets these pages. A server has it drop the request, fences, and
-      // frees them then (docs/guide.md).
+      // Prefill may still write: nobody else gets these pages. A server fences, and frees them then (docs/guide.md).
       return false;
     }
     std::cout << "request " << number << ": " << right_pages(prompt, pages) << " of " << pages.size()

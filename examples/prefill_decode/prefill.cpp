@@ -29,9 +29,7 @@ class Prefill : public kvferry::TcpTransferChannel {
     }
     auto request = kvferry::decode_side_message<PrefillRequest>(message);
     if (request.prompt.empty() || request.pages.size() != layers * pages_of_layer(request.prompt.size())) {
-      throw kvferry::TransferError(kvferry::errc::count_mismatch, std::to_string(request.prompt.size()) +
-                                                                      " tokens don't take " +
-                                                                      std::to_string(request.pages.size()) + " pages");
+      throw kvferry::TransferError(kvferry::errc::count_mismatch, "the prompt doesn't take so many pages");
     }
     const std::lock_guard lock(mutex_);
     requests_.push_back(std::move(request));

@@ -84,7 +84,8 @@ KVFERRY_INLINE Capabilities common(const Capabilities& one, const Capabilities& 
 
 KVFERRY_INLINE bool same_memory(const std::vector<MemoryRegion>& one, const std::vector<MemoryRegion>& other) {
   return std::ranges::equal(one, other, [](const MemoryRegion& left, const MemoryRegion& right) {
-    return left.data == right.data && left.size == right.size;
+    return left.data == right.data && left.size == right.size && left.page_size == right.page_size &&
+           left.peer_access == right.peer_access;
   });
 }
 
@@ -99,11 +100,38 @@ KVFERRY_INLINE void check_options_of_road(const std::string& name, const Channel
                                    " of its own, which isn't the AutoTransferChannel's: that of the latter is used");
     }
   };
-  check(own.keyring && own.keyring != common.keyring, "keyring");
-  check(own.checksums && !common.checksums, "checksums");
+  const ChannelOptions defaults;
+  const auto compare = [&](const auto member, const char* field) {
+    check(own.*member != defaults.*member && own.*member != common.*member, field);
+  };
+#define KVFERRY_COMPARE(field) compare(&ChannelOptions::field, #field)
+  KVFERRY_COMPARE(peer_init_url);
+  KVFERRY_COMPARE(advertised_init_url);
+  KVFERRY_COMPARE(peer_lookup_url);
+  KVFERRY_COMPARE(hold_side_messages);
+  KVFERRY_COMPARE(require_equal_page_sizes);
+  KVFERRY_COMPARE(checksums);
+  KVFERRY_COMPARE(max_peers);
+  KVFERRY_COMPARE(default_timeout);
+  KVFERRY_COMPARE(handshake_timeout);
+  KVFERRY_COMPARE(max_pending_operations);
+  KVFERRY_COMPARE(max_pending_peer_events);
+  KVFERRY_COMPARE(max_pending_notifications);
+  KVFERRY_COMPARE(max_pending_notifications_of_peer);
+  KVFERRY_COMPARE(executor);
+  KVFERRY_COMPARE(io_threads);
+  KVFERRY_COMPARE(log_level);
+  KVFERRY_COMPARE(max_handshake_bytes);
+  KVFERRY_COMPARE(max_pending_notification_bytes);
+  KVFERRY_COMPARE(max_pending_notification_bytes_of_peer);
+  KVFERRY_COMPARE(max_posted_recv_bytes);
+  KVFERRY_COMPARE(max_posted_recv_bytes_of_peer);
+  KVFERRY_COMPARE(max_pending_side_message_bytes);
+  KVFERRY_COMPARE(max_pending_side_message_bytes_of_source);
+  KVFERRY_COMPARE(keyring);
+  KVFERRY_COMPARE(require_encryption);
+#undef KVFERRY_COMPARE
   check(!own.regions.empty() && !roads::same_memory(own.regions, common.regions), "regions");
-  check(own.executor && own.executor != common.executor, "executor");
-  check(!own.peer_init_url.empty() && own.peer_init_url != common.peer_init_url, "peer_init_url");
   check(own.log_sink && !common.log_sink, "log_sink");
 }
 

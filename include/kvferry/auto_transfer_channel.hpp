@@ -38,9 +38,9 @@ KVFERRY_EXPORT void check_options_of_road(const std::string& name, const Channel
 /// A road over a transport, of kvferry's or your own. Where peers have roads of one transport twice, on two networks,
 /// say, their names tell them apart.
 /// @tparam Channel a subclass of `kit::TransferChannelKit`: `RdmaTransferChannel`.
-/// @param options the transport's own; what of it is a `ChannelOptions` is replaced by the `AutoTransferChannel`'s. A
-///   keyring, regions, checksums, an executor, a url or a log sink that are set here, and are not the same there, are an
-///   error of the constructor's: EINVAL.
+/// @param options the transport's own; what of it is a `ChannelOptions` is replaced by the `AutoTransferChannel`'s. One that
+///   is set here, and isn't the same there, is an error of the constructor's: EINVAL. Of `poll` nothing is compared, and a log
+///   sink only with none.
 template <class Channel, class Options>
 [[nodiscard]] AutoRoad road(std::string name, Options options, bool within_host = false) {
   return {name,

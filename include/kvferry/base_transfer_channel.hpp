@@ -335,7 +335,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
   /// Sends objects to the peer's recv with the same tag; the sender's n-th send of a tag meets the receiver's n-th recv
   /// of it, not counting those that were cancelled or timed out: a send whose recv is gone goes to the next one. Object
-  /// i meets buffer i. Both batches must have the same number of objects (else both end with `errc::count_mismatch`).
+  /// i meets buffer i. Both batches must have the same number of objects (else both end with `errc::count_mismatch`), at
+  /// most 2^20 (else E2BIG).
   /// An object that is larger than its buffer isn't transferred, both sides report `errc::buffer_too_small` for it, and
   /// the others arrive. LMCache: `batched_send`.
   /// @return the number of objects that are in the peer's buffers.
@@ -460,8 +461,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @param count at most `ChannelOptions::max_pending_notifications`; 0: ends at once with none. What waits for the rest
   ///   takes its room in the queue of notifications, and is bounded in number and bytes as that is.
   /// @param timeout unset: waits until all have come or the channel is closed.
-  /// @throws TransferError `errc::closed`, `errc::cancelled`, `errc::would_deadlock`, `errc::resource_limit` (`count` is
-  ///   more than the queue holds).
+  /// @throws TransferError `errc::closed`, `errc::cancelled`, `errc::would_deadlock`, E2BIG (`count` is more than the
+  ///   queue holds).
   std::vector<Notification> receive_notifications(std::uint64_t key, std::size_t count,
                                                   std::optional<std::chrono::milliseconds> timeout = {});
   /// As above, with the error in `ec`.

@@ -153,6 +153,8 @@ inline constexpr std::array system_codes{
     SystemCode{EADDRNOTAVAIL, retry},  // all ports of the range in use, or an address that is not there yet
     // What this program may not do, or got wrong.
     SystemCode{EINVAL, invalid},
+    SystemCode{E2BIG, invalid},
+    SystemCode{EFBIG, invalid},
     SystemCode{EFAULT, invalid},
     SystemCode{EMSGSIZE, invalid},
     SystemCode{EACCES, invalid},

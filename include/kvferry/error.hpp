@@ -97,7 +97,7 @@ enum class errc {
 /// category, that belongs to the condition. Every code of kvferry's own and every errno that its calls may end with is
 /// in one of them at least.
 enum class condition {
-  /// Repeating the call unchanged fails again: an argument is wrong, a buffer can't be read or written (EFAULT), this
+  /// Repeating the call unchanged fails again: an argument is wrong, a buffer can't be read or written (EFAULT), a list is too long (E2BIG), this
   /// program may not do it (EACCES, EPERM), or the two channels do not go together as they are set up: the mismatches,
   /// errc::handshake_failed (who answers is no such channel), errc::malformed_message; or the region is gone.
   invalid_argument = 1,

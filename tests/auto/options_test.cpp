@@ -2,6 +2,8 @@
 // What a channel of several roads isn't made with, and what it doesn't do in spite of a keyring.
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -134,6 +136,30 @@ TEST(AutoOptionsCheck, WhatARoadHasOfItsOwnIsNotLostWithoutAWord) {
   own = TcpOptions();
   own.regions = {{memory.data(), memory.size(), page}};
   EXPECT_EQ(failure_of(with({road<TcpTransferChannel>("tcp", own)})).code, invalid);
+  own.regions.front().peer_access = Access::read;
+  AutoOptions wider = with({road<TcpTransferChannel>("tcp", own)});
+  wider.regions = {{memory.data(), memory.size(), page}};
+  EXPECT_EQ(failure_of(std::move(wider)).code, invalid) << "peers could write";
+}
+
+/// Each in turn: a road that wants it, of a channel that doesn't have it.
+template <class Value>
+void expect_not_lost(Value ChannelOptions::* member, Value value, const std::string& field) {
+  TcpOptions own;
+  own.*member = value;
+  const auto refused = failure_of(with({road<TcpTransferChannel>("tcp", own)}));
+  EXPECT_EQ(refused.code, invalid) << field;
+  EXPECT_TRUE(has(refused.sentence, "ChannelOptions::" + field + " ")) << refused.sentence;
+}
+
+TEST(AutoOptionsCheck, NeitherAreItsBoundsTimesAndDemands) {
+  expect_not_lost(&ChannelOptions::require_encryption, true, "require_encryption");
+  expect_not_lost(&ChannelOptions::require_equal_page_sizes, false, "require_equal_page_sizes");
+  expect_not_lost(&ChannelOptions::max_peers, std::size_t{5}, "max_peers");
+  expect_not_lost(&ChannelOptions::max_posted_recv_bytes_of_peer, std::size_t{4096}, "max_posted_recv_bytes_of_peer");
+  expect_not_lost(&ChannelOptions::default_timeout, std::chrono::milliseconds(7), "default_timeout");
+  expect_not_lost(&ChannelOptions::io_threads, std::size_t{3}, "io_threads");
+  expect_not_lost(&ChannelOptions::advertised_init_url, std::string("tcp://10.0.0.1:1"), "advertised_init_url");
 }
 
 TEST(AutoOptionsCheck, OnlyWhatTheHostLacksIsLeftOut) {

@@ -146,7 +146,7 @@ TEST(Error, EveryErrnoOfOursIsInTheConditionsThatItDeserves) {
   using enum condition;
   const std::map<std::set<condition>, std::vector<int>> expected{
       {{invalid_argument},
-       {EINVAL, EFAULT, EMSGSIZE, EACCES, EPERM, ENOENT, ENODEV, ENOPROTOOPT, EPROTONOSUPPORT, EAFNOSUPPORT, EOPNOTSUPP,
+       {EINVAL, E2BIG, EFBIG, EFAULT, EMSGSIZE, EACCES, EPERM, ENOENT, ENODEV, ENOPROTOOPT, EPROTONOSUPPORT, EAFNOSUPPORT, EOPNOTSUPP,
         ENOSYS}},
       {{retryable}, {EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EAGAIN, EINTR, EBUSY, EADDRINUSE, EADDRNOTAVAIL}},
       {{peer_failed, retryable},

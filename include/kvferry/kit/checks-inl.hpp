@@ -360,9 +360,9 @@ KVFERRY_INLINE Failure refusal_of(const Operation& operation) {
   }
   const TransferRequest& request = operation.request();
   if (!request.one_sided() && request.objects.size() > max_paired_objects) {
-    return {errc::resource_limit, std::to_string(request.objects.size()) + " objects, at most " +
-                                      std::to_string(max_paired_objects) + " go in one " +
-                                      std::string(to_string(request.kind))};
+    return {std::make_error_code(std::errc::argument_list_too_long),
+            std::to_string(request.objects.size()) + " objects, at most " + std::to_string(max_paired_objects) +
+                " go in one " + std::string(to_string(request.kind))};
   }
   return {};
 }

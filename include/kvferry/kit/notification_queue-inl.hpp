@@ -49,7 +49,7 @@ KVFERRY_INLINE void NotificationQueue::receive(std::optional<std::chrono::millis
 KVFERRY_INLINE void NotificationQueue::receive(const NotificationsRequest& request,
                                                NotificationsCompletion completion) {
   if (request.count > bounds_.count) {
-    completion(errc::resource_limit, {});
+    completion(std::make_error_code(std::errc::argument_list_too_long), {});
     return;
   }
   WaitQueue::receive(request.key, request.count, request.timeout, std::move(completion));

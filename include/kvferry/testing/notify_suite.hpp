@@ -305,7 +305,7 @@ class NotifyTests : public ConformanceBase {
     const auto late = start_gather(b, 9, 3, Milliseconds(1));
     EXPECT_TRUE(is(late->error(), condition::timed_out));
     EXPECT_EQ(texts(std::get<1>(late->results())), (std::vector<std::string>{"1", "2"}));
-    EXPECT_EQ(start_gather(b, 9, 4)->error(), errc::resource_limit) << "more than there is room for";
+    EXPECT_TRUE(is(start_gather(b, 9, 4)->error(), condition::invalid_argument)) << "more than there is room for, ever";
     // The bound holds for what waits for the rest, too; the last one needs no room.
     const auto all = start_gather(b, 9, 3, limit());
     EXPECT_FALSE(start_notify(a, b, "1", 9)->error());
