@@ -212,8 +212,11 @@ struct PagePool {
 
 // clang-format off
 void give_back(kvferry::BaseTransferChannel& channel, std::string_view peer, PagePool& pool, std::span<const std::uint64_t> pages) {
-  channel.fence(peer, std::chrono::milliseconds(500));  // throws errc::closed if this channel is closed: then nothing lands either
-  pool.release(pages);
+  std::error_code ec;
+  channel.fence(peer, std::chrono::milliseconds(500), ec);
+  if (!ec || ec == kvferry::errc::closed) {  // nothing lands in a closed channel's memory either
+    pool.release(pages);
+  }
 }
 // clang-format on
 
@@ -223,7 +226,8 @@ TEST_F(GuideTest, FencesBeforePagesAreFree) {
   give_back(decode, "prefill", pool, pages);
   EXPECT_EQ(pool.free, (std::vector<std::uint64_t>{1, 2}));
   decode.close();
-  EXPECT_THROW(give_back(decode, "prefill", pool, pages), kvferry::TransferError);
+  give_back(decode, "prefill", pool, pages);
+  EXPECT_EQ(pool.free.size(), 4U);
 }
 
 void offer(kvferry::BaseTransferChannel& channel, std::byte* data, std::size_t size) {
