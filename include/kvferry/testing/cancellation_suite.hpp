@@ -294,6 +294,7 @@ class CancellationTests : public StalledPeerBase {
     Node& other = add_node();
     const auto metadata = b->local_metadata(b.id());
     using Ended = Probe<std::error_code>;
+    const std::vector<std::byte> payload(1);
     b.pause(limit());
     if (capabilities().notifications) {
       // One may be answered before it is cancelled.
@@ -301,7 +302,7 @@ class CancellationTests : public StalledPeerBase {
       for (int i = 0; i < 50 && !cancelled; ++i) {
         auto& signal = add_signal();
         const auto notify = watch<Ended>("a notify that is cancelled");
-        a->async_notify(b.id(), {}, {}, cancelled_by(signal, notify->handler()));
+        a->async_notify(b.id(), payload, {}, cancelled_by(signal, notify->handler()));
         signal.emit(asio::cancellation_type::terminal);
         run_until_ended(*notify);
         cancelled = is(notify->error(), condition::cancelled);
