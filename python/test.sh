@@ -13,6 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 environment=build/python-environment
 python=${PYTHON:-python3}
 "$python" -m venv --clear "$environment"
+"$environment/bin/pip" install --quiet --disable-pip-version-check 'pip>=23.1' # of CPython 3.10 it knows no -C
 "$environment/bin/pip" install --quiet --disable-pip-version-check "${options[@]}" \
   -Ccmake.define.KVFERRY_WARNINGS_AS_ERRORS=ON ".[test]"
 

