@@ -162,8 +162,14 @@ KVFERRY_INLINE void Lane::wait_for_more(Role role) {
     }
     return;
   }
+  if (kept_) {
+    return;
+  }
   if (!watched_ && !tired_ && options_.poller) {
-    watched_ = options_.poller->watch(shared_from_this());
+    watched_ = true;  // before a thread looks
+    if (!options_.poller->watch(shared_from_this())) {
+      watched_ = false;
+    }
   }
   if (!watched_) {
     arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);
