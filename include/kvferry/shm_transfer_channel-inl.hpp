@@ -141,7 +141,7 @@ KVFERRY_INLINE void ShmTransferChannel::register_region(const LocalRegion& regio
 
 KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::string&) {
   return kit::make_dial({}, [executor = get_executor(), meetings = impl_->meetings, options = impl_->options](
-                                std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                                const std::shared_ptr<kit::LinkHost>& host, const Bytes& remote_endpoint,
                                 kit::Clock::time_point deadline, kit::LinkHandler on_link) {
     const std::string who = "peer " + in_quotes(host->peer().id);
     std::error_code ec;

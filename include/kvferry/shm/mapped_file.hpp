@@ -49,7 +49,7 @@ class MappedFile {
   /// @param most bytes that all of the process may have mapped.
   /// @return an errno: ENOMEM beyond that; EINVAL if the file is shorter, no file in memory, not sealed, or has holes, which are filled by
   ///   whoever reads there first, if there is memory.
-  [[nodiscard]] static int map(PassedDescriptor file, std::uint64_t size, MappedFile& mapped,
+  [[nodiscard]] static int map(PassedDescriptor passed, std::uint64_t size, MappedFile& mapped,
                                std::uint64_t most = most_mapped_bytes());
 
   [[nodiscard]] const std::byte* data() const noexcept { return data_; }
