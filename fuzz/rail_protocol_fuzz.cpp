@@ -67,7 +67,7 @@ class Rail {
       require(lent->outcome->calls == 1, "each operation ends once");
     }
     require(own_.protocol->idle(), "nothing is left of an operation");
-    require(fences_out_ == 0, "each fence ends");
+    require(fences_out_ == 0, "each fence and each removal of a region ends");
   }
 
  private:
@@ -143,7 +143,11 @@ class Rail {
 
   void fence() {
     ++fences_out_;
-    own_.protocol->fence([this] { --fences_out_; });
+    if (input_.flag()) {
+      own_.protocol->fence([this] { --fences_out_; });
+    } else {
+      own_.protocol->region_removed(1, [this] { --fences_out_; });
+    }
   }
 
   void fill() {
@@ -342,6 +346,10 @@ class Rail {
     if (header.type == MessageType::notify) {
       body.resize(input_.number() * 4U);
     }
+    if (header.type == MessageType::region_added) {
+      append(AddedRegion{input_.any_number(), input_.flag() ? page : input_.any_number(), page});
+      body.resize(sizeof(AddedRegion) + std::min<std::size_t>(header.count, 5) * sizeof(std::uint32_t));
+    }
     return body;
   }
 
@@ -351,7 +359,7 @@ class Rail {
       message = input_.bytes(input_.number());
     } else {
       MessageHeader header;
-      header.type = static_cast<MessageType>(input_.choice(16));
+      header.type = static_cast<MessageType>(input_.choice(20));
       header.flags = input_.flag() ? MessageHeader::last : std::uint8_t{0};
       // As many as there are to be posted anew, mostly.
       header.credits = static_cast<std::uint16_t>(input_.flag() ? peer_buffers - credits_ : input_.choice(4));

@@ -46,6 +46,7 @@ RailEndpoint make_rail(Input& input, std::uint64_t number, const std::vector<Rem
   rail.max_message = near(input, std::uint64_t{1} << 30);
   for (const RemoteRegion& region : regions) {
     RegionKeys keys;
+    keys.number = near(input, region.number);
     if (near(input, 0) != 0) {
       rail.regions.push_back(keys);
       continue;
@@ -106,7 +107,8 @@ void check_endpoints(Input& input) {
   for (std::size_t i = 0; i < count; ++i) {
     // As the handshake lets them pass: whole pages.
     const std::uint64_t page_size = std::uint64_t{1} << input.choice(21);
-    regions.push_back({page_size * (1 + input.choice(64)), page_size, static_cast<Access>(input.choice(4))});
+    regions.push_back({page_size * (1 + input.choice(64)), page_size, static_cast<Access>(input.choice(4)),
+                       static_cast<std::uint32_t>(i)});
   }
   Input own_input = input;
   const RailEndpoint own = make_rail(own_input, 0, regions);
@@ -132,8 +134,11 @@ void check_endpoints(Input& input) {
               !endpoint.rails.empty() && endpoint.rails.size() <= max_rails,
           "what is agreed upon is bounded");
   for (const RailEndpoint& rail : endpoint.rails) {
-    for (std::size_t i = 0; i < regions.size(); ++i) {
-      use(rail.regions[i], regions[i]);
+    for (const RemoteRegion& region : regions) {
+      const auto keys = std::ranges::find(rail.regions, std::uint64_t{region.number}, &RegionKeys::number);
+      if (keys != rail.regions.end()) {
+        use(*keys, region);
+      }
     }
     Endpoint of_own{message_bytes, messages, {own}};
     if (!check_endpoint(of_own, regions).empty() || !check_pairing(own, rail).empty()) {

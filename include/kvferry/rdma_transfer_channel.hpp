@@ -99,7 +99,9 @@ struct RdmaRailInfo {
 /// Moves pages by RDMA: reliable connections on libibverbs, over InfiniBand or RoCE. See `BaseTransferChannel` for what
 /// every channel promises and docs/wire_protocol.md for what travels.
 ///
-/// Regions are registered at construction, so their memory counts against `ulimit -l`. Objects outside of every region
+/// Regions are registered at construction or by `add_region`, on each rail, so their memory counts against `ulimit -l`, until
+/// `remove_region` ends. One that comes later has at most 238 slices (`RdmaOptions::slice_bytes`), else it is refused with
+/// `errc::resource_limit`. Objects outside of every region
 /// may be used: small ones are copied through registered memory, large ones are registered for the time of their
 /// operation. A region with a `dmabuf_fd` is registered by that; its memory takes part in writes and reads, not in
 /// sends and recvs.
@@ -112,8 +114,7 @@ struct RdmaRailInfo {
 /// object.
 class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
  public:
-  /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`. No regions are added or
-  /// removed later (`Capabilities::region_changes`).
+  /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
   /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::not_supported` (checksums),
   /// `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
   /// memory that can't be registered; EINVAL for `require_encryption` without `RdmaOptions::trusted_fabric`; ENODEV if there is no device, or none that is active; EINVAL if there is none of
@@ -137,6 +138,8 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] bool run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) override;
   [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
+  void register_region(const LocalRegion& region) override;
+  [[nodiscard]] std::function<void(std::uint32_t)> region_forgetter() override;
   [[nodiscard]] bool leaves_host_in_the_clear() const noexcept override;
   void stop_listening() override;
 

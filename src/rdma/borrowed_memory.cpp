@@ -49,8 +49,9 @@ MemoryRegionPtr register_range(ibv_pd* domain, const Range& range, int access, k
 
 }  // namespace
 
-std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const kit::LocalBytes& owners,
-                                                       kit::ObjectRange range, bool for_read, kit::Failure& failure) {
+std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const SliceTable& regions,
+                                                       const kit::LocalBytes& owners, kit::ObjectRange range,
+                                                       bool for_read, kit::Failure& failure) {
   const auto objects = owners.objects();
   const Slice* hint = nullptr;
   std::vector<std::size_t> outside;
@@ -58,7 +59,7 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   for (std::size_t i = range.begin; i < range.end; ++i) {
     bool covered = true;
     owners.for_each_piece(i, 0, owners.size(i), [&](const std::byte* piece, std::size_t size) {
-      covered = covered && device.regions().covers(address_of(piece), size, hint);
+      covered = covered && regions.covers(address_of(piece), size, hint);
     });
     if (!covered) {
       outside.push_back(i);

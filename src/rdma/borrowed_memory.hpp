@@ -27,10 +27,11 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 class BorrowedMemory {
  public:
   /// @return nothing, without an error, if all objects lie in regions.
-  /// @param owners the objects as the caller has them; what they refer to outlives what is returned.
-  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device, const kit::LocalBytes& owners,
-                                                              kit::ObjectRange range, bool for_read,
-                                                              kit::Failure& failure);
+  /// @param regions the device's. @param owners the objects as the caller has them; what they refer to outlives what is
+  ///   returned.
+  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device, const SliceTable& regions,
+                                                              const kit::LocalBytes& owners, kit::ObjectRange range,
+                                                              bool for_read, kit::Failure& failure);
 
   /// Where the objects lie now; those outside of the range are as they were.
   [[nodiscard]] std::span<const MutableBuffer> objects() const noexcept { return objects_; }

@@ -18,7 +18,34 @@ bool is_ipv4(const Bytes& gid) {
                             [](std::byte byte) { return std::to_integer<unsigned char>(byte); });
 }
 
-std::string check_region(const RegionKeys& keys, const RemoteRegion& region) {
+std::string check_rail(const RailEndpoint& rail, std::span<const RemoteRegion> regions) {
+  constexpr std::array<std::uint64_t, 5> mtus{256, 512, 1024, 2048, 4096};
+  if (rail.rail >= max_rails || rail.gid.size() != 16 || rail.lid > 0xffff || rail.queue_pair > max_24_bits ||
+      rail.packet_number > max_24_bits || std::ranges::find(mtus, rail.mtu) == mtus.end() || rail.reads_taken > 255 ||
+      rail.reads_made > 255 || rail.max_message < max_message_bytes) {
+    return "rail " + std::to_string(rail.rail) + " with queue pair " + std::to_string(rail.queue_pair) +
+           ", packet number " + std::to_string(rail.packet_number) + ", lid " + std::to_string(rail.lid) + ", mtu " +
+           std::to_string(rail.mtu) + ", largest request " + std::to_string(rail.max_message);
+  }
+  for (std::size_t i = 0; i < rail.regions.size(); ++i) {
+    const std::uint64_t number = rail.regions[i].number;
+    if (i != 0 && number <= rail.regions[i - 1].number) {
+      return "keys of region " + std::to_string(number) + " after those of region " +
+             std::to_string(rail.regions[i - 1].number);
+    }
+    const auto described = std::ranges::find(regions, number, &RemoteRegion::number);
+    if (described != regions.end()) {
+      if (auto wrong = check_region_keys(rail.regions[i], *described); !wrong.empty()) {
+        return wrong;
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string check_region_keys(const RegionKeys& keys, const RemoteRegion& region) {
   if (region.access == Access::none) {
     return keys.keys.empty() ? std::string() : "keys for a region that is closed";
   }
@@ -32,28 +59,6 @@ std::string check_region(const RegionKeys& keys, const RemoteRegion& region) {
   }
   return {};
 }
-
-std::string check_rail(const RailEndpoint& rail, std::span<const RemoteRegion> regions) {
-  constexpr std::array<std::uint64_t, 5> mtus{256, 512, 1024, 2048, 4096};
-  if (rail.rail >= max_rails || rail.gid.size() != 16 || rail.lid > 0xffff || rail.queue_pair > max_24_bits ||
-      rail.packet_number > max_24_bits || std::ranges::find(mtus, rail.mtu) == mtus.end() || rail.reads_taken > 255 ||
-      rail.reads_made > 255 || rail.max_message < max_message_bytes) {
-    return "rail " + std::to_string(rail.rail) + " with queue pair " + std::to_string(rail.queue_pair) +
-           ", packet number " + std::to_string(rail.packet_number) + ", lid " + std::to_string(rail.lid) + ", mtu " +
-           std::to_string(rail.mtu) + ", largest request " + std::to_string(rail.max_message);
-  }
-  if (rail.regions.size() != regions.size()) {
-    return "keys of " + std::to_string(rail.regions.size()) + " regions, it has " + std::to_string(regions.size());
-  }
-  for (std::size_t i = 0; i < regions.size(); ++i) {
-    if (auto wrong = check_region(rail.regions[i], regions[i]); !wrong.empty()) {
-      return wrong;
-    }
-  }
-  return {};
-}
-
-}  // namespace
 
 std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions) {
   if (endpoint.message_bytes < min_message_bytes || endpoint.message_bytes > max_message_bytes ||

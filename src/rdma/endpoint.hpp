@@ -19,12 +19,13 @@ struct RegionKeys {
   std::uint64_t address = 0;
   std::uint64_t slice_bytes = 0;
   std::vector<std::uint32_t> keys;
+  std::uint64_t number = 0;  ///< The region's.
 
   static constexpr std::string_view side_message_type = "RdmaRegion";
   static constexpr auto side_message_fields() {
     return std::tuple(side_message_field("address", &RegionKeys::address),
                       side_message_field("slice_bytes", &RegionKeys::slice_bytes),
-                      side_message_field("keys", &RegionKeys::keys));
+                      side_message_field("keys", &RegionKeys::keys), side_message_field("number", &RegionKeys::number));
   }
 };
 
@@ -41,7 +42,7 @@ struct RailEndpoint {
   std::uint64_t reads_taken = 0;  ///< RDMA reads of the peer's that it can have under way.
   std::uint64_t reads_made = 0;   ///< RDMA reads of its own that it can have under way.
   std::uint64_t max_message = 0;  ///< Bytes in one work request.
-  std::vector<RegionKeys> regions;
+  std::vector<RegionKeys> regions;  ///< Ordered by number.
 
   static constexpr std::string_view side_message_type = "RdmaRail";
   static constexpr auto side_message_fields() {
@@ -73,7 +74,11 @@ struct Endpoint {
 
 inline constexpr std::size_t max_rails = 16;
 
-/// Checks a peer's endpoint against the regions that it described; empty if all is well.
+/// Checks a region's keys against what is said of it; empty if all is well.
+[[nodiscard]] std::string check_region_keys(const RegionKeys& keys, const RemoteRegion& region);
+
+/// Checks a peer's endpoint against the regions that it described; empty if all is well. Regions come and go between the
+/// description and the endpoint: one without keys is gone, and keys without a description mean nothing yet.
 [[nodiscard]] std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions);
 
 /// The limits of two joined queue pairs: the smaller of each side's.

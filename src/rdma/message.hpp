@@ -28,25 +28,33 @@ enum class MessageType : std::uint8_t {
   send_abort,
   fence,
   fence_ack,
+  region_added,
+  region_removed,
+  region_removed_ack,
+  regions_question,
+  regions_answer,
 };
 
 struct MessageHeader {
   static constexpr std::uint32_t expected_magic = 0x3152564b;  // "KVR1"
-  /// notify, recv_post, send_data: the last message of its operation.
+  /// notify, recv_post, send_data: the last message of its operation. region_added: of the link's last rail.
   static constexpr std::uint8_t last = 1;
 
   std::uint32_t magic = expected_magic;
   MessageType type = MessageType::hello;
   std::uint8_t flags = 0;
   std::uint16_t credits = 0;     ///< Receive buffers that the sender has posted anew since it last said so.
-  std::uint32_t count = 0;       ///< recv_post, send_data: entries in the body. send_abort: the send's objects.
+  /// recv_post, send_data: entries in the body. region_added: keys in it. send_abort: the send's objects.
+  std::uint32_t count = 0;
   std::uint32_t body_bytes = 0;  ///< Bytes that follow.
-  std::uint64_t operation = 0;   ///< The id at the side that gave it: see the type. hello, welcome: the incarnation.
+  /// The id at the side that gave it: see the type. hello, welcome: the incarnation. region_*: the region.
+  std::uint64_t operation = 0;
   /// recv_post, recv_cancel: the tag. send_data: the send's id; send_abort: too, if it is to be answered. hello, welcome:
-  /// the rail. notify: its key.
+  /// the rail. notify: its key. region_added: the region's bytes.
   std::uint64_t tag = 0;
-  std::uint64_t first = 0;   ///< recv_post: number of the first object in the body.
-  std::uint32_t status = 0;  ///< 0 or a kvferry::errc.
+  /// recv_post: number of the first object in the body. notify: of the first byte. region_added: the rail of the keys.
+  std::uint64_t first = 0;
+  std::uint32_t status = 0;  ///< 0 or a kvferry::errc. region_added: the region's access.
   std::uint32_t total = 0;   ///< recv_post: objects. notify: bytes. Of all messages of the operation.
 };
 static_assert(sizeof(MessageHeader) == 48);
@@ -59,6 +67,14 @@ struct PostedBuffer {
   std::uint32_t direct = 0;  ///< 1 if it may.
 };
 static_assert(sizeof(PostedBuffer) == 24);
+
+/// The body of region_added begins with it; the keys follow.
+struct AddedRegion {
+  std::uint64_t address = 0;
+  std::uint64_t slice_bytes = 0;
+  std::uint64_t page_size = 0;
+};
+static_assert(sizeof(AddedRegion) == 24);
 
 /// Comes before each object of send_data: the number of its bytes in this message, and flags.
 struct SentObject {
@@ -76,6 +92,9 @@ inline constexpr std::size_t min_message_bytes = 1024;
 inline constexpr std::size_t max_message_bytes = std::size_t{64} << 10;
 inline constexpr std::size_t min_messages = 8;
 inline constexpr std::size_t max_messages = 4096;
+/// Keys that the smallest receive buffer holds: the slices of a region that comes later.
+inline constexpr std::size_t max_region_keys =
+    (min_message_bytes - sizeof(MessageHeader) - sizeof(AddedRegion)) / sizeof(std::uint32_t);
 /// The values that this implementation uses.
 inline constexpr std::size_t message_bytes = 8192;
 inline constexpr std::size_t messages = 64;

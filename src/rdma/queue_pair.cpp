@@ -73,7 +73,6 @@ QueuePair::QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const
   endpoint_.reads_taken = bounded(limits.max_qp_rd_atom);
   endpoint_.reads_made = bounded(limits.max_qp_init_rd_atom);
   endpoint_.max_message = address_.max_message;
-  endpoint_.regions = device_->region_keys();
 }
 
 void QueuePair::create() {
@@ -166,7 +165,6 @@ kit::Failure QueuePair::connect(const Endpoint& peer, const RailEndpoint& peers_
   terms_.request.pieces = max_pieces_;
   terms_.request.bytes =
       static_cast<std::size_t>(std::min(std::uint64_t{largest_request}, agree(endpoint_, peers_rail).max_message));
-  terms_.remote_regions = peers_rail.regions;
   terms_.eager_bytes = std::min(options_.eager_bytes, slot_bytes_ - sizeof(MessageHeader) - sizeof(std::uint64_t));
   return {};
 }

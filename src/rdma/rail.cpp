@@ -13,17 +13,6 @@
 #include <kvferry/rdma_error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
-namespace {
-
-/// Completions that are taken from the queue at a time.
-constexpr std::size_t poll_batch = 32;
-/// Rounds of the driver - a batch of completions, a list of requests - that a caller does on its own thread: an
-/// operation's first requests, not its whole.
-constexpr std::size_t caller_rounds = 4;
-/// Rounds after which the reactor's thread looks after the others.
-constexpr std::size_t turn_rounds = 64;
-
-}  // namespace
 
 Rail::Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
            std::weak_ptr<Owner> owner)
@@ -45,24 +34,24 @@ Rail::~Rail() {
   pair_.reset();
 }
 
-kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, const RailEndpoint& peers_rail,
-                           Role role, std::uint64_t own_incarnation) {
+kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Joint& joint, Role role,
+                           std::uint64_t own_incarnation) {
   kit::Failure failure;
   driver_.change([&] {
     if (failed_) {
       failure = {failure_, failure_why_};
       return;
     }
-    failure = pair_->connect(peer, peers_rail);
+    failure = pair_->connect(joint.peer, joint.rail);
     if (failure) {
       return;
     }
-    peers_endpoint_ = peers_rail;
+    peers_endpoint_ = joint.rail;
     role_ = role;
     own_incarnation_ = own_incarnation;
     peers_incarnation_ = host->peer().incarnation;
     host_ = std::move(host);
-    protocol_.emplace(host_, device_->regions(), pair_->slots(), pair_->terms());
+    protocol_.emplace(host_, joint.regions, joint.place, pair_->slots(), pair_->terms());
     std::error_code ec;
     events_.assign(pair_->event_descriptor(), ec);
     if (ec) {
@@ -91,6 +80,7 @@ void Rail::run() {
         protocol_->fill_message(list_, MessageType::welcome, own_incarnation_, endpoint_.rail)) {
       post("welcome");
     }
+    protocol_->region_added();  // since the handshake was made
   });
   drive(turn_rounds);
 }
@@ -99,10 +89,11 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
                            RailProtocol::Preparation& preparation) const {
   const TransferRequest& request = batch.operation()->request();
   const std::size_t eager = options_.queue_pair.eager_bytes;
-  kit::Failure failure;
+  preparation.own_memory = device_->regions([this] { return host_->local_regions(); });
+  const SliceTable& regions = *preparation.own_memory;
   if (request.kind == TransferKind::recv) {
     preparation.offered = std::make_unique<OfferedBuffers>();
-    return OfferedBuffers::offer(device_->regions(), device_->domain(), request.objects, eager, *preparation.offered);
+    return OfferedBuffers::offer(regions, device_->domain(), request.objects, eager, *preparation.offered);
   }
   if (request.kind == TransferKind::send) {
     // What the protocol may write straight into the peer's buffers; the peer's messages may be smaller than this
@@ -112,7 +103,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
     bool any_large = false;
     for (std::size_t i = 0; i < request.objects.size(); ++i) {
       const MutableBuffer object = request.objects[i];
-      const Slice* const slice = object.empty() ? nullptr : device_->regions().find(address_of(object.data()), hint);
+      const Slice* const slice = object.empty() ? nullptr : regions.find(address_of(object.data()), hint);
       if (slice != nullptr && slice->device_memory) {
         return {errc::not_supported,
                 "object " + std::to_string(i) + " lies in a dma-buf's region, which is for writes and reads"};
@@ -123,8 +114,9 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
       return {};
     }
   }
-  preparation.borrowed =
-      BorrowedMemory::borrow(*device_, kit::LocalBytes(request), range, request.kind == TransferKind::read, failure);
+  kit::Failure failure;
+  preparation.borrowed = BorrowedMemory::borrow(*device_, regions, kit::LocalBytes(request), range,
+                                                request.kind == TransferKind::read, failure);
   return failure;
 }
 
@@ -148,6 +140,21 @@ void Rail::fence(std::function<void()> done) {
   drive(caller_rounds);
 }
 
+void Rail::region_added() {
+  driver_.put([](Inbox& inbox) { inbox.region_added = true; });
+  drive(caller_rounds);
+}
+
+void Rail::region_removed(std::uint32_t number, std::function<void()> done) {
+  driver_.put([&](Inbox& inbox) { inbox.removed_regions.emplace_back(number, std::move(done)); });
+  drive(caller_rounds);
+}
+
+void Rail::ask_regions(std::function<void()> done) {
+  driver_.put([&](Inbox& inbox) { inbox.region_questions.push_back(std::move(done)); });
+  drive(caller_rounds);
+}
+
 void Rail::probe(std::function<void()> answered) {
   driver_.put([&](Inbox& inbox) { inbox.probes.push_back(std::move(answered)); });
   drive(caller_rounds);
@@ -157,100 +164,6 @@ void Rail::device_failed(std::error_code cause, const std::string& why) {
   driver_.put([&](Inbox& inbox) { inbox.trouble = {cause, why}; });
   drive(turn_rounds);
 }
-
-void Rail::hold() {
-  driver_.change([&] {
-    owner_.reset();  // it knows
-    held_ = true;
-  });
-  drive(caller_rounds);
-}
-
-bool Rail::say(Farewell what) {
-  bool done = false;
-  driver_.change([&] {
-    if (failed_ || phase_ != Phase::running) {
-      done = true;
-      return;
-    }
-    if (!leaving_) {
-      leaving_ = true;
-      protocol_->leave();
-      events_.release();  // whoever leaves waits for the descriptor itself
-    }
-    pair_->take_events();
-    const auto step = [&] {
-      settle();
-      protocol_->begin_fences(protocol_->fences_asked());  // what isn't known here by now is never posted
-      while (!speechless_ && protocol_->fill_answers(list_)) {
-        post_farewell();
-      }
-      const bool answered = speechless_ || protocol_->settled();
-      if (answered && what == Farewell::goodbye && !said_goodbye_ && !speechless_ &&
-          protocol_->fill_message(list_, MessageType::goodbye, 0, 0)) {
-        said_goodbye_ = true;
-        post_farewell();
-      }
-      return speechless_ || (what == Farewell::answers && said_goodbye_) ||
-             (protocol_->settled() && (what == Farewell::answers || said_goodbye_));
-    };
-    done = step();
-    if (!done) {
-      speechless_ = speechless_ || pair_->arm();
-      done = step();  // what completed before has no event
-    }
-  });
-  drive(caller_rounds);
-  return done;
-}
-
-int Rail::event_descriptor() {
-  int descriptor = -1;
-  driver_.change([&] {
-    if (!failed_ && !speechless_) {
-      descriptor = pair_->event_descriptor();
-    }
-  });
-  drive(caller_rounds);
-  return descriptor;
-}
-
-void Rail::shut(std::error_code cause, const std::string& why) {
-  driver_.change([&] {
-    owner_.reset();
-    if (!failed_) {
-      if (phase_ == Phase::running) {
-        protocol_->leave();
-        settle();
-      }
-      end_all(cause, why, 0);
-    }
-  });
-  drive(caller_rounds);
-}
-
-/// Takes what has completed and what the peer has answered, of a rail that is leaving.
-void Rail::settle() {
-  std::array<ibv_wc, poll_batch> completions;
-  for (int count = 1; !speechless_ && count > 0;) {
-    count = pair_->poll(completions);
-    speechless_ = count < 0;
-    for (const ibv_wc& completion : std::span(completions).first(static_cast<std::size_t>(std::max(count, 0)))) {
-      if (completion.status != IBV_WC_SUCCESS) {
-        speechless_ = true;
-        return;
-      }
-      if (!QueuePair::is_receive(completion)) {
-        protocol_->completed();
-      } else if (protocol_->received(pair_->message(completion))) {
-        speechless_ = true;  // a goodbye of its own, or nonsense
-        return;
-      }
-    }
-  }
-}
-
-void Rail::post_farewell() { speechless_ = speechless_ || pair_->post(list_); }
 
 void Rail::drive(std::size_t rounds) {
   struct Driven {
@@ -358,6 +271,7 @@ void Rail::apply(Inbox& taken) {
     timer_at_.reset();
     check_timer();
   }
+  apply_regions(taken);
   for (auto& start : taken.starts) {
     if (protocol_) {
       protocol_->start(std::move(start.batch), start.range, std::move(start.preparation));
@@ -387,6 +301,26 @@ void Rail::apply(Inbox& taken) {
   if (taken.ended_fences != 0 && !failed_) {
     awaited_fences_ -= std::min(awaited_fences_, taken.ended_fences);
     protocol_->begin_fences(taken.ended_fences);
+  }
+}
+
+/// News go first: what is started here later may speak of them.
+void Rail::apply_regions(Inbox& taken) {
+  if (taken.region_added && protocol_) {
+    protocol_->region_added();
+  }
+  for (auto& [number, done] : taken.removed_regions) {
+    auto removed = std::exchange(done, nullptr);
+    if (protocol_) {
+      protocol_->region_removed(number, std::move(removed));
+    } else {
+      removed();
+    }
+  }
+  for (auto& done : taken.region_questions) {
+    if (protocol_) {
+      protocol_->ask_regions(std::move(done));
+    }
   }
 }
 
@@ -427,6 +361,11 @@ void Rail::give_up(Inbox& taken, const char* what) {
     }
   }
   for (const auto& done : taken.fences) {
+    if (done) {
+      done();
+    }
+  }
+  for (const auto& [number, done] : taken.removed_regions) {
     if (done) {
       done();
     }
@@ -518,76 +457,6 @@ void Rail::post(const char* what) {
   }
 }
 
-void Rail::check_timer() {
-  if (failed_ || held_ || phase_ != Phase::running) {
-    return;
-  }
-  const auto now = kit::Clock::now();
-  if (const auto since = protocol_->draining_since(); since && now - *since >= options_.drain_timeout) {
-    if (protocol_->cut_off(now - options_.drain_timeout)) {
-      fail(errc::connection_lost, path() + ": a stopped operation's requests didn't complete");
-      return;
-    }
-  }
-  check_parts();
-  if (failed_) {
-    return;
-  }
-  const bool silent = options_.keepalive_interval.count() > 0 && now - last_activity_ >= options_.keepalive_interval;
-  if (silent && protocol_->posted() == 0 && protocol_->fill_probe(list_)) {
-    post("probe");
-  }
-}
-
-void Rail::check_parts() {
-  const auto late = [this] {
-    const auto since = protocol_->unfinished_since();
-    return since && kit::Clock::now() - *since >= options_.parts_timeout;
-  };
-  // It may be this side that hasn't looked.
-  while (late() && poll_step() && !failed_) {
-  }
-  if (!failed_ && late()) {
-    fail(errc::connection_lost, path() + ": the peer stopped within a recv's list of buffers, or a notification, for " +
-                                    std::to_string(options_.parts_timeout.count()) + " ms");
-  }
-}
-
-void Rail::arm_timer() {
-  std::optional<kit::Clock::time_point> by;
-  const auto look_by = [&by](std::optional<kit::Clock::time_point> since, std::chrono::milliseconds timeout) {
-    if (since) {
-      by = by ? std::min(*by, *since + timeout) : *since + timeout;
-    }
-  };
-  look_by(protocol_->draining_since(), options_.drain_timeout);
-  look_by(protocol_->unfinished_since(), options_.parts_timeout);
-  // One that was armed before comes early enough for the keepalive, and no clock need be read to know that.
-  if (timer_at_ && (!by || *timer_at_ <= *by)) {
-    return;
-  }
-  std::optional<kit::Clock::time_point> next;
-  if (options_.keepalive_interval.count() > 0 && phase_ == Phase::running) {
-    // What is with the adapter is a probe in itself.
-    next = (protocol_->posted() == 0 ? last_activity_ : kit::Clock::now()) + options_.keepalive_interval;
-  }
-  if (by) {
-    next = next ? std::min(*next, *by) : *by;
-  }
-  if (!next) {
-    return;
-  }
-  timer_at_ = next;
-  timer_.expires_at(*next);
-  timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
-    const auto self = weak.lock();
-    if (self && ec != asio::error::operation_aborted) {
-      self->driver_.put([](Inbox& inbox) { inbox.timer = true; });
-      self->drive(turn_rounds);
-    }
-  });
-}
-
 void Rail::wait_for_event() {
   if (waiting_) {
     return;
@@ -599,33 +468,6 @@ void Rail::wait_for_event() {
       self->drive(turn_rounds);
     }
   });
-}
-
-void Rail::fail(std::error_code cause, std::string why, std::uint64_t culprit) {
-  if (failed_) {
-    return;
-  }
-  if (auto owner = std::exchange(owner_, {}).lock()) {
-    owner->rail_breaking(RailProtocol::cause_for_others(cause, culprit));
-    told_owner_ = std::move(owner);
-  }
-  end_all(cause, std::move(why), culprit);
-}
-
-void Rail::end_all(std::error_code cause, std::string why, std::uint64_t culprit) {
-  failed_ = true;
-  failure_ = RailProtocol::cause_for_others(cause, culprit);  // the operations on the other rails aren't to blame
-  failure_why_ = std::move(why);
-  timer_.cancel();
-  if (events_.is_open()) {
-    events_.release();  // the descriptor is the completion channel's
-  }
-  probes_.clear();
-  // First the queue pair: without it the adapter reaches no memory. Then the operations.
-  pair_.reset();
-  if (protocol_) {
-    protocol_->fail(cause, failure_why_, culprit);
-  }
 }
 
 std::string Rail::path() const {

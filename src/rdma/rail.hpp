@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
@@ -71,11 +72,20 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   Rail& operator=(const Rail&) = delete;
   ~Rail() override;
 
+  /// Without the keys of regions.
   [[nodiscard]] const RailEndpoint& endpoint() const noexcept { return endpoint_; }
+  [[nodiscard]] const std::shared_ptr<RailDevice>& device() const noexcept { return device_; }
 
+  /// The rail of the peer's, and what is known of it.
+  struct Joint {
+    const Endpoint& peer;
+    const RailEndpoint& rail;
+    std::shared_ptr<LinkRegions> regions;
+    std::size_t place = 0;  ///< Among the link's rails.
+  };
   /// Joins the queue pair with the peer's and, on the dialing side, says hello.
-  [[nodiscard]] kit::Failure connect(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer,
-                                     const RailEndpoint& peers_rail, Role role, std::uint64_t own_incarnation);
+  [[nodiscard]] kit::Failure connect(std::shared_ptr<kit::LinkHost> host, const Joint& joint, Role role,
+                                     std::uint64_t own_incarnation);
   /// The link has been handed over: welcomes the peer, on the accepting side, and receives. Does nothing if it has been
   /// shut.
   void run();
@@ -84,6 +94,10 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   void stop(std::shared_ptr<kit::Operation> operation);
   /// See `RailProtocol::fence`.
   void fence(std::function<void()> done);
+  /// See `kit::Link`.
+  void region_added();
+  void region_removed(std::uint32_t number, std::function<void()> done);
+  void ask_regions(std::function<void()> done);
   /// Asks the peer's adapter for a sign of life; `answered` is called with the rail's engine held.
   void probe(std::function<void()> answered);
   /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this
@@ -116,6 +130,9 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     std::vector<std::shared_ptr<kit::Operation>> stops;
     std::vector<std::function<void()>> fences;
     std::vector<std::function<void()>> probes;
+    std::vector<std::pair<std::uint32_t, std::function<void()>>> removed_regions;
+    std::vector<std::function<void()>> region_questions;
+    bool region_added = false;
     std::size_t ended_fences = 0;  ///< So many of the peer's have had their writes end.
     bool event = false;
     bool timer = false;
@@ -123,17 +140,27 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     kit::Failure trouble;       ///< Of the device.
 
     [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && fences.empty() && probes.empty() && ended_fences == 0 && !event &&
-             !timer && !continuation && !trouble;
+      return starts.empty() && stops.empty() && fences.empty() && probes.empty() && removed_regions.empty() &&
+             region_questions.empty() && !region_added && ended_fences == 0 && !event && !timer && !continuation &&
+             !trouble;
     }
   };
 
   enum class Phase : std::uint8_t { made, greeting, greeted, running };
 
+  /// Completions that are taken from the queue at a time.
+  static constexpr std::size_t poll_batch = 32;
+  /// Rounds of the driver - a batch of completions, a list of requests - that a caller does on its own thread: an
+  /// operation's first requests, not its whole.
+  static constexpr std::size_t caller_rounds = 4;
+  /// Rounds after which the reactor's thread looks after the others.
+  static constexpr std::size_t turn_rounds = 64;
+
   void drive(std::size_t rounds);
   /// @return whether the rounds ran out with work left.
   bool work(std::size_t& rounds, Inbox& taken);
   void apply(Inbox& taken);
+  void apply_regions(Inbox& taken);
   void give_up(Inbox& taken, const char* what);
   void await_writes();
   bool poll_step();

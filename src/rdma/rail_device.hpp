@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include <kvferry/kit/region_list.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/rdma_transfer_channel.hpp>
 
@@ -54,9 +56,24 @@ class RailDevice {
   /// Where the rail's partition is in the port's table now. @throws TransferError if it isn't there.
   [[nodiscard]] std::uint16_t partition_index() const;
 
-  /// The regions' memory and its keys.
-  [[nodiscard]] const SliceTable& regions() const noexcept { return slices_; }
-  [[nodiscard]] std::vector<RegionKeys> region_keys() const { return keys_; }
+  /// The memory of the channel's regions and its keys, for an operation that begins now: without regions that are on their
+  /// way out, though they are registered still. An operation keeps what it has got.
+  /// @param now called for the channel's regions at this moment, if they aren't those of the last call.
+  template <class Now>
+  [[nodiscard]] std::shared_ptr<const SliceTable> regions(Now now) {
+    const std::lock_guard lock(regions_mutex_);
+    if (known_ == nullptr || known_->outdated()) {
+      list_regions(now());
+    }
+    return slices_;
+  }
+  /// Of all that are registered, ordered by number. Thread-safe, as the following.
+  [[nodiscard]] std::vector<RegionKeys> region_keys() const;
+  [[nodiscard]] std::optional<RegionKeys> keys_of(std::uint32_t number) const;
+  /// @throws TransferError naming the region; `errc::resource_limit` if it has more slices than a message holds keys.
+  void register_region(const LocalRegion& region);
+  /// To be called when no queue pair can reach it, and no operation uses it.
+  void deregister_region(std::uint32_t number);
   /// To be called when no queue pair is left.
   void deregister_regions();
 
@@ -75,16 +92,27 @@ class RailDevice {
   std::atomic<std::uint64_t> bytes_read{0};
 
  private:
-  void register_region(std::size_t number, const MemoryRegion& region, std::size_t slice_bytes);
+  struct Registered {
+    std::vector<MemoryRegionPtr> memory;
+    std::vector<Slice> slices;
+    RegionKeys keys;
+  };
+  [[nodiscard]] Registered make_registered(const LocalRegion& region) const;
+  void enter(std::uint32_t number, Registered registered);
+  /// With the lock held.
+  void list_regions(std::shared_ptr<const kit::RegionList> now);
 
   const RdmaRail rail_;
   const std::string preferred_host_;
+  const std::size_t slice_bytes_;
   ContextPtr context_;
   DomainPtr domain_;
   ibv_device_attr limits_{};
-  std::vector<MemoryRegionPtr> registered_;
-  SliceTable slices_;
-  std::vector<RegionKeys> keys_;
+
+  mutable std::mutex regions_mutex_;  ///< Guards the following.
+  std::map<std::uint32_t, Registered> registered_;
+  std::shared_ptr<const kit::RegionList> known_;  ///< `slices_` is of these.
+  std::shared_ptr<const SliceTable> slices_;
 
   std::atomic<unsigned> completion_queues_{0};
   std::mutex staging_mutex_;

@@ -12,13 +12,17 @@
 #include <kvferry/kit/in_flight.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
-RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, const SliceTable& own_memory, MessageSlots slots,
-                           RailTerms terms)
+RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
+                           MessageSlots slots, RailTerms terms)
     : host_(std::move(host)),
-      own_memory_(own_memory),
+      regions_(std::move(regions)),
+      place_(place),
       slots_(slots),
-      terms_(std::move(terms)),
-      credits_(terms_.peer_buffers) {
+      terms_(terms),
+      credits_(terms_.peer_buffers),
+      told_regions_(host_->told_regions()),
+      told_next_region_(told_regions_->next()),
+      remote_(regions_->peers()) {
   for (std::size_t i = 0; i < slots_.count; ++i) {
     free_slots_.push_back(i);
   }
@@ -29,6 +33,9 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
   const auto& operation = batch->operation();
   const TransferRequest& request = operation->request();
   auto refused = failed_ ? kit::Failure{failed_, failed_why_} : kit::refusal_of(*operation);
+  if (!refused) {
+    refused = look_up_regions(request, range);
+  }
   if (refused) {
     if (preparation.offered) {
       preparation.offered->close();
@@ -56,6 +63,7 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
   transfer.batch = std::move(batch);
   transfer.range = range;
   transfer.landed_end = range.begin;
+  transfer.own_memory = std::move(preparation.own_memory);
   transfer.borrowed = std::move(preparation.borrowed);
   transfer.offered = std::move(preparation.offered);
   if (range.begin == range.end && request.one_sided()) {
@@ -65,8 +73,9 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
   switch (request.kind) {
     case TransferKind::write:
     case TransferKind::read: {
+      transfer.remote = remote_;
       transfer.planner = WorkPlanner(kit::LocalBytes(transfer.objects(), request.local_strides), range,
-                                     RemoteMemory::of(request, terms_.remote_regions, host_->peer().regions));
+                                     RemoteMemory::of(request, *remote_, place_));
       if (transfer.planner.done()) {
         planned_all(transfer);
         transfer.operation().landed(range.begin, range.end - range.begin);
@@ -194,6 +203,7 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
   for (const auto& [id, done] : std::exchange(own_fences_, {})) {
     done();
   }
+  fail_regions();
 }
 
 std::error_code RailProtocol::cause_for_others(std::error_code cause, std::uint64_t culprit) noexcept {

@@ -15,10 +15,11 @@
 
 #include <kvferry/kit/link.hpp>
 
-#include "borrowed_memory.hpp"
 #include <kvferry/kit/striped_operation.hpp>
 #include <kvferry/kit/tag_matcher.hpp>
+#include "borrowed_memory.hpp"
 #include "endpoint.hpp"
+#include "link_regions.hpp"
 #include "message.hpp"
 #include "parts_clock.hpp"
 #include "work_list.hpp"
@@ -41,7 +42,6 @@ struct RailTerms {
   std::size_t queue_depth = 0;  ///< Work requests posted at a time.
   std::size_t max_inline = 0;
   RequestLimits request;
-  std::vector<RegionKeys> remote_regions;
   std::size_t eager_bytes = 0;
 };
 
@@ -54,12 +54,15 @@ struct RailTerms {
 /// the peer has posted.
 class RailProtocol {
  public:
-  RailProtocol(std::shared_ptr<kit::LinkHost> host, const SliceTable& own_memory, MessageSlots slots, RailTerms terms);
+  /// @param place the rail's one among `regions->rails()`.
+  RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
+               MessageSlots slots, RailTerms terms);
   RailProtocol(const RailProtocol&) = delete;
   RailProtocol& operator=(const RailProtocol&) = delete;
 
   /// The parts that an operation needs besides itself, made on its caller's thread.
   struct Preparation {
+    std::shared_ptr<const SliceTable> own_memory;  ///< The channel's regions, as they were then.
     std::unique_ptr<BorrowedMemory> borrowed;
     std::unique_ptr<OfferedBuffers> offered;  ///< recv
   };
@@ -80,6 +83,13 @@ class RailProtocol {
   /// Begins the first `count` of those: they wait for all writes that are known here. To be called with as many as there
   /// were before this side looked for what has been started; a later one may be younger than a write that is not known yet.
   void begin_fences(std::size_t count);
+
+  /// @name Regions that come and go: what `kit::Link` has of the same names, for one rail
+  /// @{
+  void region_added();
+  void region_removed(std::uint32_t number, std::function<void()> done);
+  void ask_regions(std::function<void()> done);
+  /// @}
 
   /// Since when the operation that was stopped first waits for the adapters; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
@@ -148,6 +158,8 @@ class RailProtocol {
     std::shared_ptr<kit::StripedOperation> batch;
     kit::ObjectRange range;
     State state = State::moving;
+    std::shared_ptr<const PeerRegionList> remote;  ///< write, read: the planner's.
+    std::shared_ptr<const SliceTable> own_memory;
     WorkPlanner planner;
     std::unique_ptr<BorrowedMemory> borrowed;
     std::unique_ptr<OfferedBuffers> offered;
@@ -239,6 +251,20 @@ class RailProtocol {
   [[nodiscard]] std::error_code end_send_abort(const MessageHeader& header);
   [[nodiscard]] std::error_code end_fence(const MessageHeader& header);
   [[nodiscard]] std::error_code end_fence_ack(const MessageHeader& header);
+
+  // Regions that come and go (rail_protocol_regions.cpp)
+  [[nodiscard]] kit::Failure look_up_regions(const TransferRequest& request, kit::ObjectRange range);
+  void tell_added(const LocalRegion& region);
+  void tell_removed(std::uint32_t number, std::function<void()> done);
+  bool add_news(WorkList& list);
+  void answer_removals();
+  void fail_regions();
+  [[nodiscard]] std::error_code end_region_added(const MessageHeader& header, std::span<const std::byte> body);
+  [[nodiscard]] std::error_code end_region_removed(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_region_removed_ack(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_regions_question(const MessageHeader& header);
+  [[nodiscard]] std::error_code end_regions_answer(const MessageHeader& header);
+
   [[nodiscard]] std::error_code answer(const MessageHeader& header);
   [[nodiscard]] std::error_code room_for_answer();
   [[nodiscard]] std::error_code violated(std::string how);
@@ -247,7 +273,8 @@ class RailProtocol {
   [[nodiscard]] Transfer* find_notifier(std::uint64_t id, std::error_code& ec);
 
   const std::shared_ptr<kit::LinkHost> host_;
-  const SliceTable& own_memory_;
+  const std::shared_ptr<LinkRegions> regions_;
+  const std::size_t place_;
   const MessageSlots slots_;
   const RailTerms terms_;
   std::error_code failed_;
@@ -265,6 +292,8 @@ class RailProtocol {
   std::deque<std::function<void()>> probes_;  ///< Of the records that are some, oldest first.
   std::size_t posted_ = 0;
   std::size_t posted_bytes_ = 0;
+  std::uint64_t recorded_ = 0;   ///< Records in all.
+  std::uint64_t completed_ = 0;  ///< Those of them that have been completed.
   std::vector<std::size_t> free_slots_;
   std::size_t credits_ = 0;  ///< Receive buffers of the peer that no message is meant for.
   std::size_t owed_ = 0;     ///< Receive buffers of this side of whose reposting the peer has not been told.
@@ -291,6 +320,34 @@ class RailProtocol {
   };
   std::vector<Fence> fences_;
   std::unordered_map<std::uint64_t, std::function<void()>> own_fences_;
+
+  /// A message with which nothing that is told later may catch up.
+  struct News {
+    MessageHeader header;
+    RegionKeys keys;  ///< region_added
+    std::uint64_t page_size = 0;
+  };
+  struct Removed {
+    std::uint32_t number = 0;
+    std::function<void()> done;
+  };
+  /// Of a region of the peer's, which it waits to have answered.
+  struct Removal {
+    std::uint32_t number = 0;
+    std::uint64_t behind = 0;  ///< Of so many records.
+  };
+  std::deque<News> news_;
+  std::shared_ptr<const kit::RegionList> told_regions_;  ///< With the handshake; null from when its changes were told.
+  std::uint32_t told_next_region_ = 0;                   ///< The peer knows of all below that it needs to know of.
+  std::deque<Removed> removed_;                          ///< This side's, until the peer has answered.
+  std::size_t told_removals_ = 0;                        ///< The first ones of those.
+  std::shared_ptr<const PeerRegionList> remote_;         ///< As they were when they were needed last.
+  std::deque<Removal> removals_;
+  std::size_t questions_ = 0;  ///< The peer's, of which the answers are among the news.
+  std::unordered_map<std::uint64_t, std::function<void()>> own_questions_;
+  PeerRegion coming_;  ///< Of the peer's, with the keys of the first rails.
+  RemoteRegion coming_region_;
+
   std::vector<std::byte> notification_;  ///< The peer's one that is coming in, in parts.
   std::uint64_t notification_of_ = 0;
   PartsClock notification_clock_;

@@ -94,6 +94,7 @@ void RailProtocol::add_record(WorkList& list, Record record) {
     list[i].wr_id = record.transfer;
   }
   records_.push_back(record);
+  ++recorded_;
 }
 
 std::byte* RailProtocol::begin_message() {
@@ -129,7 +130,7 @@ bool RailProtocol::add_message(WorkList& list) {
     control_.pop_front();
     return true;
   }
-  return add_recv_post(list) || add_notification(list) || add_send_data(list);
+  return add_news(list) || add_recv_post(list) || add_notification(list) || add_send_data(list);
 }
 
 bool RailProtocol::add_recv_post(WorkList& list) {
@@ -267,7 +268,8 @@ bool RailProtocol::add_work(WorkList& list, std::size_t most_requests) {
     const std::size_t before = list.size();
     const std::size_t bytes = transfer.planner.plan(
         list, opcode_of(transfer.request().kind), terms_.request,
-        std::min({turn_requests, terms_.queue_depth - posted_, most_requests - list.size()}), turn_bytes, own_memory_, transfer.borrowed ? &transfer.borrowed->slices() : nullptr);
+        std::min({turn_requests, terms_.queue_depth - posted_, most_requests - list.size()}), turn_bytes,
+        *transfer.own_memory, transfer.borrowed ? &transfer.borrowed->slices() : nullptr);
     if (list.size() == before) {
       return false;
     }
@@ -306,6 +308,7 @@ void RailProtocol::completed() {
   while (!ends_list && !records_.empty()) {
     const Record record = records_.front();
     records_.pop_front();
+    ++completed_;
     ends_list = record.ends_list;
     posted_ -= record.requests;
     posted_bytes_ -= record.bytes;
@@ -332,6 +335,7 @@ void RailProtocol::completed() {
     }
     end_if_done(transfer);
   }
+  answer_removals();
 }
 
 }  // namespace kvferry::rdma

@@ -107,6 +107,11 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
     case MessageType::send_abort: return end_send_abort(header);
     case MessageType::fence: return end_fence(header);
     case MessageType::fence_ack: return end_fence_ack(header);
+    case MessageType::region_added: return end_region_added(header, body);
+    case MessageType::region_removed: return end_region_removed(header);
+    case MessageType::region_removed_ack: return end_region_removed_ack(header);
+    case MessageType::regions_question: return end_regions_question(header);
+    case MessageType::regions_answer: return end_regions_answer(header);
     case MessageType::hello:
     case MessageType::welcome: break;
   }
@@ -114,8 +119,8 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
 }
 
 std::error_code RailProtocol::room_for_answer() {
-  // Each fence becomes an answer.
-  return control_.size() + fences_.size() < max_queued_answers
+  // Each of them becomes an answer.
+  return control_.size() + fences_.size() + removals_.size() + questions_ < max_queued_answers
              ? std::error_code()
              : violated("more than " + text(max_queued_answers) + " messages wait to be taken");
 }

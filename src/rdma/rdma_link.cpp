@@ -19,6 +19,16 @@ constexpr std::chrono::milliseconds goodbye_time{200};
 /// The same on a thread that has others to look after.
 constexpr std::chrono::milliseconds hurried_goodbye_time{20};
 
+/// What is called by each of so many rails, and by the last of them calls `done`.
+std::function<void()> of_all(std::function<void()> done, std::size_t rails) {
+  return [all = std::make_shared<std::function<void()>>(std::move(done)),
+          left = std::make_shared<std::atomic<std::size_t>>(rails)] {
+    if (--*left == 0) {
+      (*all)();
+    }
+  };
+}
+
 }  // namespace
 
 std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor, const std::vector<RailPort>& ports,
@@ -44,14 +54,14 @@ Endpoint RdmaLink::endpoint() const {
   Endpoint endpoint;
   endpoint.message_bytes = message_bytes;
   endpoint.messages = messages;
+  const auto add = [&](const Rail& rail) {
+    endpoint.rails.push_back(rail.endpoint());
+    endpoint.rails.back().regions = rail.device()->region_keys();
+  };
   if (joined_.empty()) {
-    for (const auto& rail : rails_) {
-      endpoint.rails.push_back(rail->endpoint());
-    }
+    std::ranges::for_each(rails_, [&](const auto& rail) { add(*rail); });
   } else {
-    for (const Rail* const rail : joined_) {
-      endpoint.rails.push_back(rail->endpoint());
-    }
+    std::ranges::for_each(joined_, [&](const Rail* rail) { add(*rail); });
   }
   return endpoint;
 }
@@ -77,6 +87,18 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
                                                     std::to_string(peer.rails.front().rail) +
                                                     ", this side's active ones are: " + own_numbers);
   }
+  std::vector<std::uint64_t> numbers;
+  std::vector<std::shared_ptr<const RailDevice>> devices;
+  for (const Rail* const rail : joined_) {
+    numbers.push_back(rail->endpoint().rail);
+    devices.push_back(rail->device());
+  }
+  const auto regions = std::make_shared<LinkRegions>(
+      std::move(numbers),
+      [devices = std::move(devices)](std::size_t place, std::uint32_t number) {
+        return devices[place]->keys_of(number);
+      },
+      LinkRegions::told(host->peer().regions, peers_rails), host->peer().next_region);
   host_ = host;
   {
     const std::lock_guard lock(joining_mutex_);
@@ -99,7 +121,8 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
     });
   });
   for (std::size_t i = 0; i < joined_.size(); ++i) {
-    if (const auto failure = joined_[i]->connect(host, peer, *peers_rails[i], role, options_.incarnation)) {
+    if (const auto failure =
+            joined_[i]->connect(host, {peer, *peers_rails[i], regions, i}, role, options_.incarnation)) {
       std::shared_ptr<RdmaLink> kept;
       if (!take_handler(kept)) {
         return;  // another rail broke meanwhile, and the handler has been told
@@ -181,16 +204,49 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
 
 /// Each rail has writes of its own.
 bool RdmaLink::fence(std::function<void()> done) {
-  const auto all = std::make_shared<std::function<void()>>(std::move(done));
-  const auto left = std::make_shared<std::atomic<std::size_t>>(joined_.size());
+  const auto one_has = of_all(std::move(done), joined_.size());
   for (Rail* const rail : joined_) {
-    rail->fence([all, left] {
-      if (--*left == 0) {
-        (*all)();
-      }
-    });
+    rail->fence(one_has);
   }
   return true;
+}
+
+void RdmaLink::region_added() {
+  for (Rail* const rail : joined_) {
+    rail->region_added();
+  }
+}
+
+bool RdmaLink::region_removed(std::uint32_t number, std::function<void()> done) {
+  if (host_->told_regions()->find(number) != nullptr) {
+    const std::lock_guard lock(joining_mutex_);
+    asked_regions_.push_back(number);
+  }
+  const auto one_has = of_all(std::move(done), joined_.size());
+  for (Rail* const rail : joined_) {
+    rail->region_removed(number, one_has);
+  }
+  return true;
+}
+
+/// On any rail: news have the keys of all.
+void RdmaLink::ask_regions(std::function<void()> done) { joined_.front()->ask_regions(std::move(done)); }
+
+void RdmaLink::regions_deregistered() {
+  if (failed_) {
+    return;
+  }
+  const auto told = host_->told_regions();
+  const auto lost = std::ranges::find_if(told->all(), [&](const LocalRegion& region) {
+    const std::lock_guard lock(joining_mutex_);
+    return std::ranges::find(asked_regions_, region.number) == asked_regions_.end() &&
+           !joined_.front()->device()->keys_of(region.number);
+  });
+  if (lost != told->all().end()) {
+    const std::string why = "region " + std::to_string(lost->number) + " was removed while the connection was made";
+    rail_breaking(errc::connection_lost);
+    rail_broken(errc::connection_lost, why);
+  }
 }
 
 void RdmaLink::stop(std::shared_ptr<kit::Operation> operation) {

@@ -54,6 +54,12 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
   void probe(std::function<void()> answered) override;
+  void region_added() override;
+  [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override;
+  void ask_regions(std::function<void()> done) override;
+  /// Regions of this side's have been deregistered. Breaks the link if the handshake told the peer of one of them, and
+  /// nobody has asked the peer to confirm that it is gone, because the link wasn't known yet.
+  void regions_deregistered();
   /// Each rail has a channel of events.
   [[nodiscard]] std::size_t descriptors() const noexcept override { return rails_.size(); }
   [[nodiscard]] std::string path() const override;
@@ -82,6 +88,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   asio::steady_timer timer_;
   kit::LinkHandler on_link_;        ///< Until it has been called.
   std::shared_ptr<RdmaLink> self_;  ///< So long nobody else keeps it.
+  std::vector<std::uint32_t> asked_regions_;  ///< That the peer was told of by the handshake and asked to let go of.
   std::size_t greeted_ = 0;
 };
 

@@ -95,6 +95,7 @@ class RdmaDial final : public kit::Dial {
     if (!attempts_->add(link_)) {
       end_attempt(*link_);
     }
+    link_->regions_deregistered();  // before it was known here
   }
 
   const std::shared_ptr<rdma::RdmaLink> link_;
@@ -195,6 +196,7 @@ Capabilities RdmaTransferChannel::capabilities() const noexcept {
           .notifications = true,
           .ranges = true,
           .unregistered_objects = true,
+          .region_changes = true,
           .max_notification_bytes = rdma::max_notification_bytes};
 }
 
@@ -249,7 +251,37 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
   if (!impl_->attempts->add(link)) {
     end_attempt(*link);
   }
+  link->regions_deregistered();
   return kit::encode_endpoint(link->endpoint());
+}
+
+/// On all rails or on none.
+void RdmaTransferChannel::register_region(const LocalRegion& region) {
+  const auto& ports = impl_->ports;
+  std::size_t registered = 0;
+  try {
+    for (; registered < ports.size(); ++registered) {
+      ports[registered].device->register_region(region);
+    }
+  } catch (...) {
+    for (std::size_t i = 0; i < registered; ++i) {
+      ports[i].device->deregister_region(region.number);
+    }
+    throw;
+  }
+}
+
+std::function<void(std::uint32_t)> RdmaTransferChannel::region_forgetter() {
+  std::vector<std::shared_ptr<rdma::RailDevice>> devices;
+  for (const auto& port : impl_->ports) {
+    devices.push_back(port.device);
+  }
+  return [devices = std::move(devices), attempts = impl_->attempts](std::uint32_t number) {
+    for (const auto& device : devices) {
+      device->deregister_region(number);
+    }
+    attempts->for_each([](rdma::RdmaLink& link) { link.regions_deregistered(); });
+  };
 }
 
 bool RdmaTransferChannel::leaves_host_in_the_clear() const noexcept { return !impl_->trusted_fabric; }

@@ -13,6 +13,7 @@
 #include <kvferry/kit/blocks.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 #include "endpoint.hpp"
+#include "link_regions.hpp"
 #include "message.hpp"
 #include "slice_table.hpp"
 #include "work_list.hpp"
@@ -32,30 +33,33 @@ class RemoteMemory {
   RemoteMemory() = default;
   RemoteMemory(const RegionKeys& region, std::uint64_t page_size, std::span<const std::uint64_t> indexes)
       : region_(&region), page_size_(page_size), indexes_(indexes) {}
-  RemoteMemory(std::span<const RegionKeys> regions, std::span<const RemoteRange> ranges)
-      : region_(regions.data()), ranges_(ranges) {}
+  /// @param regions those of the ranges are there.
+  RemoteMemory(const PeerRegionList& regions, std::size_t rail, std::span<const RemoteRange> ranges)
+      : regions_(&regions), rail_(rail), ranges_(ranges) {}
   explicit RemoteMemory(std::span<const PostedBuffer> buffers) : buffers_(buffers) {}
 
-  /// Of a write or read that has been checked.
-  [[nodiscard]] static RemoteMemory of(const TransferRequest& request, std::span<const RegionKeys> keys,
-                                       std::span<const RemoteRegion> regions) {
-    return request.remote_ranges.empty()
-               ? RemoteMemory(keys[request.remote_region], regions[request.remote_region].page_size,
-                              request.remote_indexes)
-               : RemoteMemory(keys, request.remote_ranges);
+  /// Of a write or read that has been checked. @param regions have those of the request, as long as this lives.
+  /// @param rail the rail's place in the link.
+  [[nodiscard]] static RemoteMemory of(const TransferRequest& request, const PeerRegionList& regions,
+                                       std::size_t rail) {
+    if (!request.remote_ranges.empty()) {
+      return RemoteMemory(regions, rail, request.remote_ranges);
+    }
+    const PeerRegion& region = *regions.find(request.remote_region);
+    return RemoteMemory(region.keys[rail], region.page_size, request.remote_indexes);
   }
 
   [[nodiscard]] Place place(std::size_t object, std::size_t offset) const noexcept {
+    if (regions_ != nullptr) {
+      const RemoteRange& range = ranges_[object];
+      const kit::Blocks::Place within = kit::Blocks::of(range).place(offset);
+      Place place = in_region(regions_->find(range.region)->keys[rail_], range.offset + within.position);
+      place.available = std::min(place.available, within.available);
+      return place;
+    }
     if (region_ == nullptr) {
       const PostedBuffer& buffer = buffers_[object];
       return {buffer.address + offset, buffer.key, buffer.size - offset};
-    }
-    if (!ranges_.empty()) {
-      const RemoteRange& range = ranges_[object];
-      const kit::Blocks::Place within = kit::Blocks::of(range).place(offset);
-      Place place = in_region(region_[range.region], range.offset + within.position);
-      place.available = std::min(place.available, within.available);
-      return place;
     }
     return in_region(*region_, indexes_[object] * page_size_ + offset);
   }
@@ -67,8 +71,10 @@ class RemoteMemory {
             (slice + 1) * region.slice_bytes - begin};
   }
 
-  const RegionKeys* region_ = nullptr;  ///< Of pages: theirs. Of ranges: the first one of all.
+  const RegionKeys* region_ = nullptr;  ///< Of pages.
   std::uint64_t page_size_ = 0;
+  const PeerRegionList* regions_ = nullptr;  ///< Of ranges.
+  std::size_t rail_ = 0;
   std::span<const RemoteRange> ranges_;
   std::span<const std::uint64_t> indexes_;
   std::span<const PostedBuffer> buffers_;

@@ -72,9 +72,9 @@ TEST(RdmaEndpoint, Line21_TheSmallerValuesCount) {
 }
 
 TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
-  const std::vector<RemoteRegion> regions{{10'000, 100, Access::read}, {100, 100, Access::none}};
+  const std::vector<RemoteRegion> regions{{10'000, 100, Access::read, 0}, {100, 100, Access::none, 3}};
   Endpoint endpoint{8192, 64, {rail()}};
-  endpoint.rails[0].regions = {{4096, 5000, {1, 2}}, {}};
+  endpoint.rails[0].regions = {{4096, 5000, {1, 2}, 0}, {0, 0, {}, 3}};
   EXPECT_EQ(check_endpoint(endpoint, regions), "");
   endpoint.rails[0].regions[0].slice_bytes = 4999;
   EXPECT_EQ(check_endpoint(endpoint, regions), "2 keys for a region of 3 slices");
@@ -82,8 +82,14 @@ TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
   EXPECT_NE(check_endpoint(endpoint, regions), "");
   endpoint.rails[0].regions[0] = {4096, 0, {1, 2}};
   EXPECT_NE(check_endpoint(endpoint, regions), "");
-  endpoint.rails[0].regions = {{4096, 5000, {1, 2}}, {4096, 5000, {1}}};
+  endpoint.rails[0].regions = {{4096, 5000, {1, 2}, 0}, {4096, 5000, {1}, 3}};
   EXPECT_EQ(check_endpoint(endpoint, regions), "keys for a region that is closed");
+  endpoint.rails[0].regions = {{0, 0, {}, 3}, {4096, 5000, {1, 2}, 0}};
+  EXPECT_EQ(check_endpoint(endpoint, regions), "keys of region 0 after those of region 3");
+  endpoint.rails[0].regions = {{0, 0, {}, 3}};
+  EXPECT_EQ(check_endpoint(endpoint, regions), "") << "region 0 has been removed since";
+  endpoint.rails[0].regions = {{4096, 5000, {1, 2}, 0}, {0, 0, {}, 3}, {4096, 5000, {1, 2}, 4}};
+  EXPECT_EQ(check_endpoint(endpoint, regions), "") << "region 4 has been added since";
 }
 
 TEST(RdmaEndpoint, Line11_IsHeldToItsBounds) {
@@ -118,7 +124,7 @@ TEST(RdmaEndpoint, Line11_IsHeldToItsBounds) {
   EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.reads_made = 256; })));
   EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.max_message = max_message_bytes; })));
   EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.max_message = max_message_bytes - 1; })));
-  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.regions.resize(1); })));
+  EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.regions.resize(2); })));
 
   Endpoint many = good();
   many.rails.resize(max_rails, rail());

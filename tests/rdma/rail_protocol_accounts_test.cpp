@@ -344,7 +344,7 @@ TEST_F(RailProtocolAccounts, ANotificationIsSentWhenAllRailsHaveMovedTheirPart) 
       ASSERT_FALSE(from.registry->add(operation));
       operation->start_on(from.link);
       const auto batch = std::make_shared<kit::StripedOperation>(operation, 2);
-      from.protocol->start(batch, {0, 1}, {});
+      from.protocol->start(batch, {0, 1}, from.prepared());
       ASSERT_TRUE(post(from, b));
       if (other_part_is_first) {
         operation->landed(1, 1);
@@ -385,7 +385,7 @@ TEST_F(RailProtocolAccounts, ShortMessagesGoOutWithTheirRequest) {
     terms.peer_buffers = terms.own_buffers = buffers;
     terms.queue_depth = queue_depth;
     terms.max_inline = max_inline;
-    a.protocol.emplace(a.host, a.table, MessageSlots{a.slots.data(), slot_count, small_message, 2}, std::move(terms));
+    a.protocol.emplace(a.host, a.link_regions, 0, MessageSlots{a.slots.data(), slot_count, small_message, 2}, terms);
     ASSERT_TRUE(a.protocol->fill_message(*list_, MessageType::credit, 0, 0));
     EXPECT_EQ(((*list_)[0].send_flags & IBV_SEND_INLINE) != 0, max_inline == sizeof(MessageHeader));
     EXPECT_EQ(list_->bytes_written, sizeof(MessageHeader));

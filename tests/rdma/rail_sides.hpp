@@ -10,6 +10,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -22,6 +23,7 @@
 #include <kvferry/error.hpp>
 
 #include <kvferry/kit/operation_registry.hpp>
+#include <kvferry/kit/region_table.hpp>
 #include "rdma/rail_protocol.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -35,15 +37,20 @@ inline constexpr std::size_t eager_bytes = 512;
 /// A channel as a rail sees it.
 class Host final : public kit::LinkHost {
  public:
-  explicit Host(const MemoryRegion& region) : region_(region) {
+  explicit Host(const MemoryRegion& region) : regions({&region, 1}), told_(regions.now()) {
     peer_.id = "peer";
     peer_.regions = {{region.size, region.page_size, Access::read_write}};
+    peer_.next_region = 1;
   }
 
   [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
-  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override {
-    return kit::RegionList::of({&region_, 1});
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override { return regions.now(); }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> told_regions() const override { return told_; }
+  [[nodiscard]] bool peer_region_added(const RemoteRegion& region) override {
+    added.push_back(region);
+    return added.size() < most_added;
   }
+  void peer_region_removed(std::uint32_t number) override { removed.push_back(number); }
   [[nodiscard]] bool deliver_notification(std::vector<std::byte> payload, std::uint64_t key) override {
     notifications.push_back(std::move(payload));
     notification_keys.push_back(key);
@@ -63,10 +70,14 @@ class Host final : public kit::LinkHost {
   std::size_t memory_taken = 0;
   std::vector<std::vector<std::byte>> notifications;
   std::vector<std::uint64_t> notification_keys;
+  kit::RegionTable regions;
+  std::vector<RemoteRegion> added;  ///< The peer's.
+  std::vector<std::uint32_t> removed;
+  std::size_t most_added = 16;
 
  private:
   kit::PeerDescription peer_;
-  MemoryRegion region_;
+  const std::shared_ptr<const kit::RegionList> told_;
 };
 
 /// Passes on that an operation is to be stopped; the tests start them themselves.
@@ -113,9 +124,12 @@ struct Side {
     terms.queue_depth = depth;
     terms.request.pieces = 4;
     terms.request.bytes = request_bytes;
-    terms.remote_regions = {{address_of(peer.memory.data()), peer.memory.size(), {1}}};
     terms.eager_bytes = eager_bytes;
-    protocol.emplace(host, table, MessageSlots{slots.data(), slot_count, small_message, 2}, std::move(terms));
+    const RegionKeys first{address_of(peer.memory.data()), peer.memory.size(), {1}};
+    link_regions = std::make_shared<LinkRegions>(
+        rails, [this](std::size_t, std::uint32_t number) { return keys_of(number); },
+        std::vector<PeerRegion>{{0, page, {first, first}}}, 1);
+    protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms);
   }
 
   std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {
@@ -136,9 +150,11 @@ struct Side {
     return operation;
   }
 
+  [[nodiscard]] RailProtocol::Preparation prepared() const { return {std::make_shared<SliceTable>(table), {}, {}}; }
+
   void hand_over(const std::shared_ptr<kit::Operation>& operation) {
     operation->start_on(link);
-    RailProtocol::Preparation preparation;
+    RailProtocol::Preparation preparation = prepared();
     if (operation->request().kind == TransferKind::recv) {
       preparation.offered = std::make_unique<OfferedBuffers>();
       if (OfferedBuffers::offer(table, nullptr, operation->request().objects, eager_bytes, *preparation.offered)) {
@@ -155,10 +171,30 @@ struct Side {
     return MutableBuffer(memory).subspan(offset, size);
   }
 
+  /// Registers memory as a region that comes later.
+  std::uint32_t add_region(std::size_t offset, std::size_t size) {
+    const MemoryRegion region{memory.data() + offset, size, page};
+    return host->regions.add(region, [&](const LocalRegion& added) {
+      keys[added.number] = {address_of(region.data), 2 * page,
+                            std::vector<std::uint32_t>((size - 1) / (2 * page) + 1, 1), added.number};
+    });
+  }
+  void take_region_back(std::uint32_t number) {
+    errc refusal{};
+    (void)host->regions.remove(number, refusal);
+  }
+  [[nodiscard]] std::optional<RegionKeys> keys_of(std::uint32_t number) const {
+    const auto it = keys.find(number);
+    return it == keys.end() ? std::nullopt : std::optional(it->second);
+  }
+
   asio::io_context context;
   std::vector<std::byte> memory;
   std::vector<std::byte> slots;
   std::shared_ptr<Host> host;
+  std::map<std::uint32_t, RegionKeys> keys;  ///< Of regions that came later.
+  std::vector<std::uint64_t> rails{0};       ///< Of the link that the rail is the first of.
+  std::shared_ptr<LinkRegions> link_regions;
   SliceTable table;
   std::size_t own_buffers;
   std::size_t depth = queue_depth;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -53,7 +54,8 @@ class WorkPlannerTest : public ::testing::Test {
   std::size_t plan_all(const std::vector<MutableBuffer>& objects, const std::vector<RemoteRange>& ranges,
                        const std::vector<LocalStride>& strides, const RequestLimits& limits,
                        std::size_t requests_a_list = 64) {
-    return plan_all(kit::LocalBytes(objects, strides), RemoteMemory({&region_, 1}, ranges), limits, requests_a_list);
+    return plan_all(kit::LocalBytes(objects, strides), RemoteMemory(list_of({region_}), 0, ranges), limits,
+                    requests_a_list);
   }
 
   std::size_t plan_all(const kit::LocalBytes& objects, const RemoteMemory& remote, const RequestLimits& limits,
@@ -103,6 +105,15 @@ class WorkPlannerTest : public ::testing::Test {
     ASSERT_TRUE(remote_ == expected);
   }
 
+  /// Regions 0, 1 and so on, which pass as long as the test takes.
+  const PeerRegionList& list_of(const std::vector<RegionKeys>& regions) {
+    std::vector<std::shared_ptr<const PeerRegion>> all;
+    for (const RegionKeys& keys : regions) {
+      all.push_back(std::make_shared<PeerRegion>(PeerRegion{static_cast<std::uint32_t>(all.size()), 0, {keys}}));
+    }
+    return lists_.emplace_back(std::move(all));
+  }
+
  private:
   void carry_out(const ibv_send_wr* request, const RequestLimits& limits) {
     for (; request != nullptr; request = request->next) {
@@ -134,6 +145,7 @@ class WorkPlannerTest : public ::testing::Test {
   std::vector<std::byte> remote_;
   SliceTable table_;
   RegionKeys region_;
+  std::deque<PeerRegionList> lists_;
 };
 
 constexpr std::size_t page = 4096;
@@ -292,7 +304,7 @@ TEST_F(WorkPlannerTest, RangesOfSeveralRegionsHaveTheirKeys) {
   const std::vector<RemoteRange> ranges{RemoteRange::contiguous(1, page, 10), RemoteRange::contiguous(0, page, page),
                                         RemoteRange::contiguous(1, 0, page)};
   const std::vector<MutableBuffer> objects{at(0, 10), at(10, page), at(10 + page, page)};
-  WorkPlanner planner(kit::LocalBytes(objects, {}), {0, 3}, RemoteMemory(regions, ranges));
+  WorkPlanner planner(kit::LocalBytes(objects, {}), {0, 3}, RemoteMemory(list_of(regions), 0, ranges));
   SliceTable table;
   table.add({address_of(objects[0].data()), address_of(objects[0].data()) + 4 * page, 1, 0, false, false});
   auto list = std::make_unique<WorkList>();

@@ -28,6 +28,21 @@ class Attempts {
     return closed_;
   }
 
+  /// Calls `function` with each that lives, whatever has become of it meanwhile.
+  template <class Function>
+  void for_each(Function function) {
+    std::vector<std::weak_ptr<Attempt>> attempts;
+    {
+      const std::lock_guard lock(mutex_);
+      attempts = attempts_;
+    }
+    for (const auto& weak : attempts) {
+      if (const auto attempt = weak.lock()) {
+        function(*attempt);
+      }
+    }
+  }
+
   /// @param end ends an attempt, whatever has become of it meanwhile.
   template <class End>
   void close(End end) {

@@ -46,6 +46,16 @@ std::shared_ptr<RailDevice> open(std::vector<std::byte>& memory, Access access) 
   return std::make_shared<RailDevice>(first_rails(1)[0], std::string(), std::span(&region, 1), std::size_t{1} << 30);
 }
 
+/// The first registered memory of a device that has one region.
+Slice slice_of(RailDevice& device, std::vector<std::byte>& memory) {
+  const MemoryRegion region{memory.data(), memory.size(), page_size};
+  const auto regions = device.regions([&] { return kit::RegionList::of({&region, 1}); });
+  const Slice* hint = nullptr;
+  const Slice* const slice = regions->find(address_of(memory.data()), hint);
+  EXPECT_NE(slice, nullptr);
+  return slice == nullptr ? Slice() : *slice;
+}
+
 /// One request of a page's size on a connection of its own, with `key`, to or from `address`.
 ibv_wc_status request(ibv_wr_opcode opcode, const std::shared_ptr<RailDevice>& owner, std::uint64_t address,
                       std::uint32_t key, std::vector<std::byte>& memory) {
@@ -54,14 +64,13 @@ ibv_wc_status request(ibv_wr_opcode opcode, const std::shared_ptr<RailDevice>& o
   End other(stranger);
   EXPECT_FALSE(own.pair.connect(other.endpoint, other.pair.endpoint()));
   EXPECT_FALSE(other.pair.connect(own.endpoint, own.pair.endpoint()));
-  const Slice* hint = nullptr;
-  const Slice* const local = stranger->regions().find(address_of(memory.data()), hint);
+  const Slice local = slice_of(*stranger, memory);
   const auto list = std::make_unique<WorkList>();
   list->clear();
   ibv_send_wr& work = list->add_request(opcode);
   work.wr.rdma.remote_addr = address;
   work.wr.rdma.rkey = key;
-  list->add_piece(local->begin, page_size, local->local_key);
+  list->add_piece(local.begin, page_size, local.local_key);
   EXPECT_FALSE(other.pair.post(*list));
   std::array<ibv_wc, 1> completion{};
   EXPECT_TRUE(eventually([&] { return other.pair.poll(completion) != 0; }));
@@ -80,11 +89,9 @@ TEST(RdmaFaults, Line19_AnAdapterRefusesWhatARegionsAccessDoesntAllow) {
       std::vector<std::byte> memory(page_size, owners);
       std::vector<std::byte> of_stranger(page_size, strangers);
       const auto owner = open(memory, access);
-      const Slice* hint = nullptr;
-      const Slice* const slice = owner->regions().find(address_of(memory.data()), hint);
-      ASSERT_NE(slice, nullptr);
+      const Slice slice = slice_of(*owner, memory);
       const bool allowed = allows(access, opcode == IBV_WR_RDMA_READ ? Access::read : Access::write);
-      EXPECT_EQ(request(opcode, owner, slice->begin, slice->remote_key, of_stranger),
+      EXPECT_EQ(request(opcode, owner, slice.begin, slice.remote_key, of_stranger),
                 allowed ? IBV_WC_SUCCESS : IBV_WC_REM_ACCESS_ERR);
       EXPECT_TRUE(holds(memory, allowed && opcode == IBV_WR_RDMA_WRITE ? strangers : owners));
       EXPECT_TRUE(holds(of_stranger, allowed && opcode == IBV_WR_RDMA_READ ? owners : strangers));
