@@ -11,17 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import socket
 import subprocess
 import sys
 
+from free_ports import free_url
+
 CHANNELS = ("kvferry", "kvferry_shm", "kvferry_auto", "mooncake_te", "nixl")
-
-
-def free_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def launch(*arguments: str, **environment: str) -> subprocess.Popen[str]:

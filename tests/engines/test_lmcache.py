@@ -13,10 +13,11 @@ from typing import Any
 import kvferry.lmcache
 import numpy as np
 import pytest
+from free_ports import free_url
 from lmcache.v1.distributed.internal_api import L1MemoryDesc
 from lmcache.v1.distributed.transfer_channel.api import TransferChannelReadResult
 from lmcache.v1.distributed.transfer_channel.factory import create_transfer_channel_context
-from lmcache_benchmark import benchmark, free_url
+from lmcache_benchmark import benchmark
 
 SIZE = 1 << 20
 OBJECT = 1 << 16

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import zmq
-from lmcache_benchmark import free_url
+from free_ports import free_port
 
 CHANNELS = ["kvferry", "kvferry_shm", "kvferry_auto"]
 #: Milliseconds for which LMCache waits for its own messages; an instance's first question to the controller takes them.
@@ -26,10 +26,6 @@ PATIENCE = {"worker_socket_recv_timeout_ms": 5000, "p2p_socket_recv_timeout_ms":
 ALL = 64
 #: A controller goes on to know the chunks of instances that have ended.
 _bases = itertools.count(1000, 1000)
-
-
-def free_port() -> int:
-    return int(free_url().rpartition(":")[2])
 
 
 class Instance:

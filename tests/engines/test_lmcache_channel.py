@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from free_ports import free_url
 from kvferry import TransferError
 from kvferry.lmcache import KvferryChannel
 from kvferry.lmcache.options import VARIABLE
@@ -21,7 +22,6 @@ from lmcache.v1.memory_allocators.paged_cpu_gpu_memory_allocator import PagedCpu
 from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.transfer_channel import CreateTransferChannel
 from lmcache.v1.transfer_channel.transfer_utils import P2PInitSideMsg, P2PInitSideRetMsg
-from lmcache_benchmark import free_url
 
 #: Keys and values, layers, tokens, numbers of a token.
 SHAPE = torch.Size([2, 2, 16, 32])

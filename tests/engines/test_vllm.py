@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from vllm_pair import (
     OPTIONS,
     PREFILL,
@@ -19,7 +20,6 @@ from vllm_pair import (
     Instance,
     answers_to_all,
     computed_by,
-    free_port,
     handed_over,
     instances,
     running,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 from vllm_pair import (
     OPTIONS,
     PATIENCE,
@@ -20,7 +21,6 @@ from vllm_pair import (
     Instance,
     answers_to_all,
     computed_by,
-    free_port,
     instances,
     running,
 )

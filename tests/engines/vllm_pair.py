@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -162,19 +161,6 @@ class Instance:
             except subprocess.TimeoutExpired:
                 self.kill()
             self._close_pipes()
-
-
-def free_port(count: int = 1) -> int:
-    """The first of so many in a row."""
-    for _ in range(100):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
-            first = 0
-            for index in range(count):
-                probe = stack.enter_context(socket.socket())
-                probe.bind(("127.0.0.1", first + index))
-                first = first or probe.getsockname()[1]
-            return first
-    raise OSError(f"there are no {count} free ports in a row")
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from free_ports import free_port
 from tiny_model import make_model
-from vllm_pair import Instance, free_port, instances, prompt_of
+from vllm_pair import Instance, instances, prompt_of
 
 #: Keys and values of a token take 16 KiB.
 SHAPE = {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 4}
