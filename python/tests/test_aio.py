@@ -82,7 +82,7 @@ def test_a_cancelled_task_goes_on_when_its_operation_has_ended(pair: Pair) -> No
         with pytest.raises(asyncio.CancelledError):
             await task
         buffer.append(0)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(near.receive_notification(), 0.05)
         await near.close()
 
