@@ -30,8 +30,9 @@ struct AutoRoad {
   bool within_host = false;
 };
 
-/// For `road`. @param own what a program has set of the options that are the `AutoTransferChannel`'s, @param common.
-/// @throws TransferError EINVAL: the two differ in what would be lost without a word.
+/// Called by `road`: compares the road's own options with those of the `AutoTransferChannel`, which replace them.
+/// @param own the road's. @param common the `AutoTransferChannel`'s.
+/// @throws TransferError EINVAL: an option of the road's would be lost silently.
 KVFERRY_EXPORT void check_options_of_road(const std::string& name, const ChannelOptions& own,
                                           const ChannelOptions& common);
 
@@ -58,9 +59,9 @@ struct AutoOptions : ChannelOptions {
   /// The transports, the best first; at most 16. Empty: `AutoTransferChannel::default_roads()`. A single one is pinned.
   std::vector<AutoRoad> roads;
 
-  /// The names of those that may be taken, where not all may: without a way over one of these, connecting ends with
-  /// `errc::no_path`, and so do operations that would have to connect anew. The others are not offered to peers.
-  /// Empty: all.
+  /// The names of the roads that may be taken. Without a way over one of these, connecting ends with `errc::no_path`,
+  /// and so do operations that have to connect anew. The other roads are not offered to peers. Empty: all roads may be
+  /// taken.
   std::vector<std::string> require;
 
   /// With a keyring, pages don't leave this host unencrypted: a road over which they would (RDMA, TCP with
@@ -93,8 +94,8 @@ struct AutoOptions : ChannelOptions {
 ///
 /// **Nothing falls back from security.** With a keyring, no road leads off the host unencrypted unless
 /// `AutoOptions::allow_unencrypted` says so. A road off the host that ends with `errc::authentication_failed` or
-/// `errc::encryption_mismatch` ends the attempt: who could have caused that by being on the way is not to choose another
-/// road by it.
+/// `errc::encryption_mismatch` ends the attempt: somebody on the path could cause these errors, and must not be able to
+/// choose another road by them.
 ///
 /// **The same promises.** It is one channel: one inbox for notifications, one incarnation, `fence` and `close` for
 /// whatever road is or was taken. An old connection, of any road, is shut before the peer is welcomed on a new one.

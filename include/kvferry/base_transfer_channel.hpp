@@ -126,7 +126,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// really bound if none was given; empty without a listener.
   [[nodiscard]] virtual std::string peer_init_url() const = 0;
 
-  /// What tells this channel from one that has its id later: drawn at random when it is made. Peers have it in
+  /// A random number, drawn when the channel is made: tells it from a later channel with the same id. Peers find it in
   /// `PeerInfo::incarnation`, and may name it in `TransferSpec::incarnation`. 0: the transport has none.
   [[nodiscard]] virtual std::uint64_t incarnation() const noexcept { return 0; }
 
@@ -156,10 +156,10 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// operations end with `errc::peer_restarted`, or `peer_restarted_in_flight` if bytes of them may still land there.
   /// If nobody answers, the call ends with that error and the old connection stays as it was.
   ///
-  /// Two channels that give the same `local_id` to a peer: the later one is refused with `errc::identity_conflict`
-  /// while the earlier one lives (one channel, too, that knows the peer by two names at two of its addresses). The
-  /// earlier is asked for a sign of life, and replaced if it gives none within a second or its connection ends.
-  /// `ChannelStats` counts it; it is logged.
+  /// If two channels give the same `local_id` to a peer, the later one is refused with `errc::identity_conflict` while
+  /// the earlier one lives. So is one channel that knows the peer by two names at two of its addresses. The peer asks
+  /// the earlier channel for a sign of life, and replaces it if it gives none within a second or its connection ends.
+  /// `ChannelStats` counts such conflicts, and they are logged.
   ///
   /// @param local_id how the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without control
   ///   characters (U+0000 to U+001F, U+007F to U+009F).
@@ -234,12 +234,13 @@ class KVFERRY_EXPORT BaseTransferChannel {
   }
 
   /// @}
-  /// @name Handshake by a road of the program's own
-  /// For programs that have a control plane: one side's bytes go there by whatever means, and the other connects with them.
+  /// @name Connecting by the program's own control plane
+  /// One side's metadata travels over the program's control plane, and the other side connects with it.
   /// @{
 
-  /// What another channel's `connect` takes to connect to this one: the id that it is to know this channel by, this
-  /// incarnation, and where handshakes are answered. Opaque, below 1 KiB, no secret; of use until this channel is closed.
+  /// Makes the metadata that another channel's `connect` takes to connect to this one: the id under which it is to know
+  /// this channel, this incarnation, and the url that answers handshakes. The bytes are opaque, below 1 KiB, and no
+  /// secret. They are of use until this channel is closed.
   /// @param local_id as for `lazy_init_peer_connection`.
   /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_peer_id`, `errc::not_supported` (also where this channel
   ///   answers no handshakes, or at a wildcard address and was told no `ChannelOptions::advertised_init_url`),
@@ -302,8 +303,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
         token, std::string(peer_id));
   }
 
-  /// The next thing that happened to any peer, whichever side connected: oldest first, each handed out once. What
-  /// happened since the channel was made and nobody has asked for waits in a queue of bounded length.
+  /// Hands out the next event of any peer, whichever side connected: oldest first, each once. Events that nobody has
+  /// asked for yet wait in a queue of bounded length, from the channel's construction on.
   /// @param timeout unset: waits until there is an event or the channel is closed.
   /// @throws TransferError `errc::timed_out`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`.
   PeerEvent wait_peer_event(std::optional<std::chrono::milliseconds> timeout = {});
@@ -486,14 +487,15 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @{
 
   /// Returns when the writes that a peer has started so far can no longer change this channel's regions: they have
-  /// ended, or their connection is shut, or they wait for a connection and will be refused when it is there. For
-  /// the owner of memory that a peer was told to write to and that is to be used for something else now, above all
-  /// after a failure: docs/guide.md has the recipe.
+  /// ended, or their connection is shut, or they wait for a connection and will be refused when it is there. Call it
+  /// before you use memory for something else that a peer was told to write to, above all after a failure:
+  /// docs/guide.md has the recipe.
   ///
-  /// A peer that is connected is asked, and answers when the writes that it had started have ended; if it hasn't answered
-  /// in time, its connection is broken, which makes as sure. Of a peer whose connection has failed or was replaced, what
-  /// is left of that connection is shut; a write of its that waits for a new connection ends there with `errc::fenced`
-  /// when it is made. A connection that is just being made is waited for, for a second at most, and then given up.
+  /// A connected peer is asked, and answers when the writes that it had started have ended. If it doesn't answer in
+  /// time, its connection is broken, which is just as safe. If the peer's connection has failed or was replaced, the
+  /// rest of it is shut. A write that waits at the peer for a new connection ends there with `errc::fenced` when the
+  /// connection is made. The fence waits a second at most for a connection that is just being made, and then gives it
+  /// up.
   /// Returns at once for a peer that this channel doesn't know. What the peer starts later, also over a new
   /// connection, is not held up; where the new connection's handshake takes long, what was started meanwhile may be
   /// refused with the rest.
@@ -517,16 +519,16 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
   /// @}
   /// @name Regions that come and go
-  /// For memory that is not there yet when the channel is made, or is needed for something else while it lives. Needs
+  /// For memory that is allocated after the channel is made, or freed before the channel is closed. Needs
   /// `Capabilities::region_changes`.
   /// @{
 
   /// Offers one more region to all peers, connected now or later.
   ///
-  /// Each connected peer is told at once, on every connection to it, ahead of what this channel starts later: who gets the
-  /// number by a notification, or by anything else that this channel sends over its connections, can use the region. By
-  /// another road - a side message, a control plane - the number may overtake the news; then this side is asked, and the
-  /// peer's operation goes on with the answer.
+  /// Each connected peer is told at once, on every connection to it, ahead of all that this channel starts later. So a
+  /// peer that gets the number by a notification, or by anything else over these connections, can use the region. A
+  /// number that comes another way - by a side message, a control plane - may overtake the news. The peer then asks
+  /// this side, and its operation goes on with the answer.
   ///
   /// A channel has at most 1,024 regions at a time, those that are being removed included, and 2^31 in its life.
   /// @param region as for the constructor; registered by the call, which takes as long as that does, and does not wait for
@@ -542,12 +544,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Takes a region back. Returns when nothing of this channel's or of its peers' can touch its memory any more: it may be
   /// unmapped then. Other regions, and who uses them, are not held up.
   ///
-  /// From the call on, the peers' new accesses end with `errc::region_gone`. An operation that was under way has that error
-  /// for those of its objects that came too late, and for what travels in one frame with them. The bytes that are on their
-  /// way are let through, and the peer is asked on each connection to say that nothing is left; a connection on which it
-  /// hasn't said so in time is broken, which makes as sure. This channel's own operations with
-  /// objects in the region are waited for, too; those that have not ended in time are ended with `errc::cancelled`
-  /// (`cancelled_in_flight`): then the call may take longer than `timeout` by what a connection has to drain them.
+  /// From the call on, the peers' new accesses end with `errc::region_gone`. An operation that was under way gets this
+  /// error for the objects that came too late, and for objects in one frame with them. Bytes on their way are let
+  /// through. The peer is asked on each connection to say that nothing is left. A connection on which it doesn't say so
+  /// in time is broken, which is just as safe. The call also waits for this channel's own operations with objects in
+  /// the region. It ends those that take too long with `errc::cancelled` (`cancelled_in_flight`), and may then exceed
+  /// `timeout` by the time that a connection has to drain them.
   ///
   /// Memory that lies in another region as well is still open to peers there. Where peers copy out of this process's
   /// memory themselves (shm), one whose connection was broken may still read what lies at the addresses, for an operation
@@ -578,12 +580,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
   /// @}
 
-  /// Ends everything: refuses new calls, completes what is pending with `errc::closed`, wakes whoever is blocked, and
-  /// drops all connections. What was sent of a write or send is given the time to be answered that a cancelled one gets;
-  /// where it isn't, the operation ends with `errc::closed_in_flight`. Answers that peers are owed are sent within the same
-  /// time. When it returns, no buffer and no region is touched any more; handlers may still be on
-  /// their way to their executors. Waits for a `handle_init_side_msg` that is running, unless called there. Idempotent;
-  /// may be called from a handler. LMCache: `close`.
+  /// Ends everything: refuses new calls, completes pending ones with `errc::closed`, wakes all blocked threads, and
+  /// drops all connections. The peer has as much time to answer for a write or send as after a cancellation; without an
+  /// answer the operation ends with `errc::closed_in_flight`. Within the same time this side sends the answers that it
+  /// owes. When `close` returns, no buffer and no region is touched any more; handlers may still be on their way to
+  /// their executors. Waits for a `handle_init_side_msg` that is running, unless called there. Idempotent; may be
+  /// called from a handler. LMCache: `close`.
   virtual void close() = 0;
 
   /// Copies what a spec and its objects describe into a request.

@@ -22,9 +22,9 @@ namespace kit {
 struct RoadOf;
 }
 
-/// How long a thread that waits for a connection looks again and again before it sleeps. Waking a sleeping thread takes
-/// tens of microseconds on many machines; one that looks costs its core meanwhile. A thread looks only at connections
-/// on which something came or went within that time, and a blocking call at its own peer's: an idle channel sleeps.
+/// How long a waiting thread polls its connections before it sleeps. Waking a sleeping thread takes tens of
+/// microseconds on many machines, and a polling thread occupies its core. A thread polls only connections on which
+/// bytes came or went within this time, and a blocking call only its own peer's connection. So an idle channel sleeps.
 struct PollPolicy {
   std::chrono::microseconds spin{50};
 
@@ -53,28 +53,29 @@ struct ChannelOptions {
   /// The answer to LMCache's `P2PInitSideMsg`; empty where there is none, as with LMCache. LMCache: `peer_lookup_url`.
   std::string peer_lookup_url;
 
-  /// Whether side messages and peers' handshakes wait until `answer_side_messages()` is called. For subclasses of a
-  /// transport, above all those that override `handle_init_side_msg`: a peer's message that comes while their
-  /// constructor still runs would meet a half-made object.
+  /// Whether side messages and peers' handshakes wait until `answer_side_messages()` is called. Set it in subclasses of
+  /// a transport, above all if they override `handle_init_side_msg`. Otherwise a peer's message could come while the
+  /// constructor still runs, and meet a half-made object.
   bool hold_side_messages = false;
 
-  /// Whether a write or read by page index fails with `errc::page_size_mismatch` if both sides' channels were made with a
-  /// region of the number that it names, and still have it, with pages of different sizes; LMCache assumes that they never
-  /// differ. Byte ranges (`TransferSpec::remote_ranges`) and regions that were added later are not concerned.
+  /// Whether a write or read by page index fails with `errc::page_size_mismatch` if the two sides' regions of its
+  /// number have pages of different sizes. LMCache assumes that they never differ. Only regions count that the channels
+  /// were made with and still have. Byte ranges (`TransferSpec::remote_ranges`) and regions that were added later are
+  /// not concerned.
   bool require_equal_page_sizes = true;
 
-  /// Whether transfers have checksums that don't say otherwise (`TransferSpec::checksums`): XXH3-64 of each object, taken at the
-  /// source as its bytes leave, and compared at the destination with what has landed there. The peer's option doesn't
-  /// matter. They find what went wrong on the way and in either side's memory until then, not what somebody changes on
-  /// purpose. A channel whose transport has none (`Capabilities::checksums`) isn't made: `errc::not_supported`.
+  /// Whether transfers have checksums, unless `TransferSpec::checksums` says otherwise: XXH3-64 of each object. The
+  /// source takes it as the bytes leave, and the destination compares it with the bytes that have landed. The peer's
+  /// option doesn't matter. Checksums find errors on the way, and in either side's memory until then, but no changes on
+  /// purpose. If the transport has none (`Capabilities::checksums`), the constructor throws `errc::not_supported`.
   bool checksums = false;
 
-  /// Two bounds of this size: one for peers that the user has named (`lazy_init_peer_connection`), one for peers that
-  /// came by themselves. Neither kind displaces the other. One peer more of a kind makes the channel forget the one
-  /// that has been out of use for longest; if all are in use, the handshake is refused with `errc::resource_limit`.
-  /// Connections of peers that came by themselves are bounded by address and by half of RLIMIT_NOFILE, too, as it
-  /// is when the channel is made or as it is raised later: one that was never used gives way to a newer one, and if
-  /// all have been used, newer ones are refused with `errc::resource_limit`.
+  /// How many peers the channel knows of each of two kinds: peers that the user has named
+  /// (`lazy_init_peer_connection`), and peers that came by themselves. Neither kind displaces the other. With one peer
+  /// more of a kind, the channel forgets the one that has been out of use for longest. If all are in use, the handshake
+  /// is refused with `errc::resource_limit`. Connections of peers that came by themselves are also bounded by address
+  /// and by half of RLIMIT_NOFILE, as it is when the channel is made or as it is raised later. A connection that was
+  /// never used gives way to a newer one. If all have been used, newer ones are refused with `errc::resource_limit`.
   std::size_t max_peers = 4096;
 
   /// The deadline of transfers that set none.
@@ -139,11 +140,11 @@ struct ChannelOptions {
   std::size_t max_pending_side_message_bytes = std::size_t{8} << 20;
   std::size_t max_pending_side_message_bytes_of_source = std::size_t{2} << 20;
 
-  /// Secures handshakes and side messages: they are encrypted, nobody gets through but peers whose key the keyring has, and
-  /// each of them under the id alone that it has the key for. All peers need one, and nothing falls back: without a keyring on
-  /// the other side, connecting ends with `errc::authentication_failed`. Data connections prove by a secret out of the
-  /// handshake that they are the peer's; over TCP they are encrypted as well (`TcpOptions::encryption`, docs/security.md). Such a channel has a ZeroMQ context and two
-  /// threads more of its own. Null: no keys.
+  /// Secures handshakes and side messages. They are encrypted. Only peers whose key the keyring has get through, each
+  /// under the id that the keyring has its key for. All peers need a keyring, and nothing falls back: without a keyring
+  /// on the other side, connecting ends with `errc::authentication_failed`. Data connections prove that they are the
+  /// peer's, by a secret from the handshake. Over TCP they are encrypted as well (`TcpOptions::encryption`,
+  /// docs/security.md). A channel with a keyring has a ZeroMQ context of its own, and two more threads. Null: no keys.
   std::shared_ptr<const Keyring> keyring = nullptr;
 
   /// Pages leave this host encrypted or not at all: a channel that would move them in the clear is not made
@@ -155,8 +156,8 @@ struct ChannelOptions {
   /// terminated. Null: one that the process's channels share. Not with a keyring.
   void* zmq_context = nullptr;
 
-  /// For channels of several transports (`AutoTransferChannel`), which give it to those that they are made of: such a one
-  /// answers no handshakes and knows no peers. Users leave it null.
+  /// Set by a channel of several transports (`AutoTransferChannel`) for the channels that it consists of. These answer
+  /// no handshakes and know no peers. Users leave it null.
   std::shared_ptr<const kit::RoadOf> road_of = nullptr;
 };
 

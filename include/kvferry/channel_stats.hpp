@@ -72,7 +72,8 @@ struct PathStats {
 struct RoadStats {
   std::string name;
   std::uint64_t taken = 0;  ///< Connections, asked for by either side.
-  /// How many of them for want of a better road, for another reason than that the peer is on another host.
+  /// Connections among these for which no better road was possible, for another reason than that the peer is on another
+  /// host.
   std::uint64_t fallbacks = 0;
 };
 
@@ -87,10 +88,8 @@ struct HandshakeStats {
   std::uint64_t dialed = 0;       ///< Connections that this side asked for.
   std::uint64_t accepted = 0;     ///< Connections that peers asked for.
   std::uint64_t reconnected = 0;  ///< How many of both were to a peer that had been connected before.
-  /// Attempts of this side that came to nothing, and of peers or strangers that were refused or did not get through, by
-  /// cause; ordered by cause.
-  std::vector<CauseCount> failed;
-  std::vector<CauseCount> refused;
+  std::vector<CauseCount> failed;   ///< Attempts of this side that failed; ordered by cause.
+  std::vector<CauseCount> refused;  ///< Attempts of others that were refused or didn't get through; ordered by cause.
 };
 
 /// One peer that the channel knows.
@@ -116,8 +115,8 @@ struct ChannelStats {
   /// more than 1 MiB by their parts.
   std::uint64_t checksum_mismatches = 0;
   HandshakeStats handshakes;
-  /// Connections to the channel's ports that were closed, and messages that were turned away, before anybody knew whose
-  /// they were: what came makes no sense or isn't finished in time, or there are too many; ordered by cause.
+  /// Connections to the channel's ports that were closed, and messages that were turned away, before their sender was
+  /// known: they make no sense, weren't finished in time, or were too many. Ordered by cause.
   std::vector<CauseCount> refused_strangers;
   std::vector<PeerStats> peers;  ///< Ordered by id. A peer that was forgotten (`ChannelOptions::max_peers`) is not here any more.
   std::size_t pending_notifications = 0;  ///< That wait for `receive_notification`.

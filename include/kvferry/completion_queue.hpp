@@ -59,11 +59,11 @@ class KVFERRY_EXPORT OperationHandle {
 template <class Result>
 class CompletionToken;
 
-/// Where operations end for a program that has a loop of its own, and looks once a step.
+/// Collects the ends of operations, for a program that has a loop of its own and looks once a step.
 ///
-/// A token of the queue is given to any `async_` function of any channel in the place of a handler. The function returns an
-/// `OperationHandle`, and the operation's end becomes an entry of the queue, made on the thread that ends it: no handler
-/// runs, no executor is asked, no thread is woken unless one sleeps on the descriptor.
+/// Give a token of the queue to any `async_` function of any channel, in place of a handler. The function returns an
+/// `OperationHandle`. When the operation ends, the thread that ends it makes an entry in the queue. No handler runs, no
+/// executor is used, and no thread is woken unless one sleeps on the descriptor.
 /// @code
 /// kvferry::CompletionQueue queue;
 /// auto handle = channel.async_batched_write(objects, spec, queue.token(request_number));
@@ -98,8 +98,8 @@ class KVFERRY_EXPORT CompletionQueue {
   /// For operations that end with an error, or an error and a count, or an error and the answer to a side message, which
   /// is dropped.
   [[nodiscard]] CompletionToken<void> token(std::uint64_t user_data);
-  /// For operations that have another result: it is in `result`, which must stay until the operation has ended or the
-  /// queue is gone. After a failure it is empty, or has what came in spite of it.
+  /// For operations that have another result. They store it in `result`, which must stay valid until the operation has
+  /// ended or the queue is gone. After a failure it is empty, or has the part that came all the same.
   template <class Result>
   [[nodiscard]] CompletionToken<Result> token(std::uint64_t user_data, Result& result);
 

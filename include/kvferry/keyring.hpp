@@ -37,7 +37,7 @@ class KVFERRY_EXPORT SecretKey {
   std::array<char, key_characters + 1> text_{};
 };
 
-/// A Curve25519 key pair. Who shows that he has the secret one is who others know by the public one.
+/// A Curve25519 key pair. A channel proves that it has the secret key, and others know it by the public key.
 struct KeyPair {
   std::string public_key;
   SecretKey secret_key;
@@ -57,9 +57,9 @@ struct KeyPair {
 /// @throws TransferError `std::errc::invalid_argument` if there is no such variable or it is no key; as `make_key_pair`.
 [[nodiscard]] KVFERRY_EXPORT KeyPair take_key_pair_from_environment(const char* variable);
 
-/// Who has a key may be the peer of this id, and no other.
+/// Allows the owner of a key to be the peer with this id, and with no other.
 struct PeerKey {
-  /// Of a peer that may have any id: for a group of programs that all trust each other and share one key pair.
+  /// Allows any id: for a group of programs that all trust each other and share one key pair.
   static constexpr std::string_view any_id = "*";
 
   std::string peer_id;
@@ -70,12 +70,12 @@ struct PeerKey {
 /// @throws TransferError the errno of what failed; `std::errc::invalid_argument` for a line that is neither, naming its number.
 [[nodiscard]] KVFERRY_EXPORT std::vector<PeerKey> read_peer_keys(const std::string& path);
 
-/// What a channel's handshakes are secured with: its own key pair, and the keys of the peers that it trusts. Given to
+/// The keys that secure a channel's handshakes: its own key pair, and the keys of the peers that it trusts. Set it as
 /// `ChannelOptions::keyring`; several channels may share one.
 ///
-/// Keys are exchanged for others while channels use them. To replace a key without an interruption: first everybody trusts the
-/// new public key beside the old one, then its owner takes the new pair, then everybody drops the old one.
-/// Handshakes that begin later go by the new keys; connections that there are stay until they are disconnected.
+/// Keys may be replaced while channels use them. To replace one without an interruption, first add the new public key
+/// beside the old one everywhere, then give the owner the new pair, then drop the old key everywhere. Later handshakes
+/// use the new keys. Existing connections stay until they are disconnected.
 ///
 /// Thread safety: all functions may be called from any thread.
 class KVFERRY_EXPORT Keyring {

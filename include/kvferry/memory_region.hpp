@@ -38,9 +38,9 @@ struct MemoryRegion {
   std::size_t page_size = 0;  ///< Bytes; at least 1.
   Access peer_access = Access::read_write;
 
-  /// Memory of a device (a GPU's): the dma-buf that `data` is the address of, and where in it the region begins. The
-  /// descriptor is used during the channel's construction, or `add_region`, only. Such memory is for writes and reads over RDMA; a
-  /// channel that can't use it refuses the region. -1: ordinary memory.
+  /// For memory of a device (a GPU): the dma-buf whose address is `data`, and the offset in it at which the region
+  /// begins. The descriptor is used only during the channel's construction, or `add_region`. Such memory is for writes
+  /// and reads over RDMA. A channel that can't use it refuses the region. -1: ordinary memory.
   int dmabuf_fd = -1;
   std::uint64_t dmabuf_offset = 0;
 

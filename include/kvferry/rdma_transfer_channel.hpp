@@ -69,9 +69,9 @@ struct RdmaOptions : ChannelOptions {
   /// never.
   std::chrono::milliseconds keepalive_interval{2'000};
 
-  /// How long an operation that passed its deadline, or was cancelled, may wait for what the adapters have under way
-  /// for it. Then its queue pair is destroyed, with all that is on it, and the operation ends. `close()` takes as long at
-  /// most to tell the peers that what they handed over has arrived.
+  /// How long an operation that passed its deadline, or was cancelled, may wait for its requests that the adapters have
+  /// under way. After that its queue pair is destroyed, with all that is on it, and the operation ends. `close()` takes
+  /// this long at most to tell the peers that their data has arrived.
   std::chrono::milliseconds drain_timeout{250};
 
   /// How long a peer may be within a recv's list of buffers, or a notification, that comes in several messages without
@@ -79,9 +79,9 @@ struct RdmaOptions : ChannelOptions {
   /// `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds parts_timeout{60'000};
 
-  /// The network of the rails is nobody else's, or encrypts by itself (IPsec, MACsec): pages, and the keys to memory (rkeys),
-  /// stand in the clear in RDMA's packets, and no program can change that. It makes a channel that may be used with
-  /// `ChannelOptions::require_encryption`, and as a road of an `AutoTransferChannel` with a keyring.
+  /// Says that nobody else uses the network of the rails, or that it encrypts by itself (IPsec, MACsec). RDMA's packets
+  /// have pages and the keys to memory (rkeys) in the clear, and no program can change that. With this option a channel
+  /// may be made with `ChannelOptions::require_encryption`, and be a road of an `AutoTransferChannel` with a keyring.
   bool trusted_fabric = false;
 
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.

@@ -22,18 +22,18 @@ enum class HugePages : std::uint8_t {
 /// Memory that `ShmTransferChannel` hands to peers of the same host, which map it: payload is then copied once, by the CPU,
 /// without a system call for its pages.
 ///
-/// A region of a channel is handed out if it is the whole of a `SharedRegion` and grants `Access::read`: `region()` makes such a
-/// one. Peers map it to read from it and can't ever write there, whatever the access: writes of theirs are copied here by this
-/// side's channel. With any other region or transport this is memory like any other.
+/// A channel hands a region out if it is the whole of a `SharedRegion` and grants `Access::read`; `region()` makes such
+/// a region. Peers map it only for reading and can never write there, whatever the access: this side's channel copies
+/// their writes. In any other region, or with any other transport, the memory is like any other.
 ///
 /// The memory is a file in memory (memfd_create(2)) whose pages are all there from the beginning, and which can be neither
 /// shrunk, grown, nor mapped or written anew by anybody (fcntl(2), F_ADD_SEALS): so no access of a peer's can fault. It takes
 /// no place in any file system. `RLIMIT_FSIZE` counts, and so does a container's limit for memory.
 ///
-/// It has to outlive the channels that have it as a region, or the return of `BaseTransferChannel::remove_region`, and all
-/// operations whose objects lie in it, and its protection (mprotect(2)) is to be left as it is: unlike with other memory,
-/// transfers of memory that is taken away end the process. A peer that has mapped it keeps the pages from being freed for as
-/// long as its connection lasts, and a forked child has them as well: what one writes, the other sees.
+/// It has to outlive the channels that have it as a region, or the return of `BaseTransferChannel::remove_region`, and
+/// all operations whose objects lie in it. Leave its protection (mprotect(2)) as it is. Unlike with other memory,
+/// transfers of memory that is taken away end the process. A peer's mapping keeps the pages from being freed for as
+/// long as its connection lasts. A forked child shares the pages: parent and child see each other's writes.
 ///
 /// Thread safety: distinct objects may be used, made and destroyed at the same time; one, as its memory.
 class KVFERRY_EXPORT SharedRegion {

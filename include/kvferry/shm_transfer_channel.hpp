@@ -21,12 +21,12 @@ struct ShmOptions : ChannelOptions {
   /// The users (uid_t) whose processes may connect, and be connected to, besides this process's own effective user.
   std::vector<std::uint32_t> allowed_users;
 
-  /// Whether payload is read from the memory of the peer's process, where the kernel allows that on this side, and lets
-  /// the peer read this process's. False: all bytes go through the socket but those in a `SharedRegion`.
+  /// Whether this side reads payload from the memory of the peer's process, if the kernel allows it, and lets the peer
+  /// read from this process's. False: all bytes go through the socket, except those in a `SharedRegion`.
   bool process_memory = true;
 
-  /// The least bytes of a frame - an operation's, up to 1 MiB - for which that is done. Less is through the socket before it is
-  /// asked for.
+  /// Frames (an operation's bytes, up to 1 MiB) with fewer bytes go through the socket: that takes less time than
+  /// asking for them.
   std::size_t process_memory_threshold = std::size_t{16} << 10;
 
   /// See `TcpOptions::drain_timeout`.
@@ -49,9 +49,9 @@ struct ShmOptions : ChannelOptions {
 /// The processes trust each other as far as the kernel lets them: who may read this process's memory may read all of it.
 /// Access rights of regions are checked all the same, by the side that owns the region. See docs/security.md.
 ///
-/// A region that is the whole of a `SharedRegion`, and that peers may read, is handed to them, and mapped for reading. It takes
-/// neither of those rights. A read of it is then a copy by its initiator, up to 1 MiB of which an asynchronous call makes on
-/// its own thread; `remove_region` sees to it that none that ends well has read anything later.
+/// Peers map a region for reading if it is the whole of a `SharedRegion` and they may read it. That takes neither of
+/// those rights. The initiator of a read then copies the bytes itself; an asynchronous call copies up to 1 MiB on its
+/// own thread. After `remove_region` no read ends well that has copied anything later.
 ///
 /// A deadline that passes while the peer hasn't dealt with all that was sent of a write or send is kept to within
 /// `ShmOptions::drain_timeout`.

@@ -19,9 +19,9 @@ namespace kvferry::inline KVFERRY_ABI {
 
 /// Whether data connections are encrypted. Both sides have to say the same: nothing falls back.
 enum class Encryption : std::uint8_t {
-  with_keyring,  ///< Where there is a keyring (`ChannelOptions::keyring`).
-  off,           ///< Not even then. For a network that nobody else is on, or that encrypts.
-  required,      ///< And there has to be a keyring.
+  with_keyring,  ///< Encrypted if the channel has a keyring (`ChannelOptions::keyring`).
+  off,           ///< Never encrypted. For a network that nobody else is on, or that encrypts.
+  required,      ///< Encrypted; the constructor throws if there is no keyring.
 };
 
 /// Options of a TCP channel. Sizes are in bytes; 0 leaves a socket option to the system.
@@ -61,8 +61,8 @@ struct TcpOptions : ChannelOptions {
   /// How long a data connection may take to prove that it belongs to a peer.
   std::chrono::milliseconds hello_timeout{5'000};
 
-  /// How long a peer may be within a frame (of up to 1 MiB of data, or a recv's list of buffers) without sending the
-  /// rest of it, or 64 KiB of that, before the connection is given up, and what is on it ends with
+  /// How long a peer that has begun a frame (up to 1 MiB of data, or a recv's list of buffers) may take to send the
+  /// rest of it, or another 64 KiB of the rest. After that the connection is given up, and its operations end with
   /// `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds frame_timeout{60'000};
 
@@ -97,8 +97,8 @@ struct TcpOptions : ChannelOptions {
 /// CPU reads and places all of them. See
 /// `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what travels.
 ///
-/// A deadline that passes while the peer hasn't dealt with all that was sent of a write or send is kept to within
-/// `TcpOptions::drain_timeout`.
+/// If a deadline passes before the peer has dealt with all that was sent of a write or send, the operation may end up
+/// to `TcpOptions::drain_timeout` later.
 ///
 /// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the
 /// end of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed

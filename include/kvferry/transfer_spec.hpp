@@ -129,10 +129,11 @@ struct TransferSpec {
   /// `errc::count_mismatch`, `errc::invalid_range`.
   std::span<const LocalStride> local_strides = {};
 
-  /// Which incarnation of the peer the operation is meant for, as the peer itself (`BaseTransferChannel::incarnation`),
-  /// `PeerInfo` or `Notification` names it; if another one is connected, or answers the reconnect, the operation ends with
-  /// `errc::peer_restarted`. For indexes and ranges that came with that incarnation's name: such an operation is
-  /// right although this side wasn't told of a restart yet. 0: whichever this side knows.
+  /// The incarnation of the peer that the operation is meant for, as the peer itself
+  /// (`BaseTransferChannel::incarnation`), `PeerInfo` or `Notification` names it. If another incarnation is connected,
+  /// or answers the reconnect, the operation ends with `errc::peer_restarted`. Set it when the peer sends its
+  /// incarnation along with the indexes or ranges: the operation is then right even if this side hasn't heard of a
+  /// restart yet. 0: the incarnation that this side knows.
   std::uint64_t incarnation = 0;
 
   /// Send and recv: a send meets the recv of the same tag, in the order in which each side posted them.
@@ -145,14 +146,14 @@ struct TransferSpec {
   /// side's memory; a read that fails for any object gives no notification. An empty batch with one is `notify`.
   std::span<const std::byte> notification = {};
 
-  /// Which of the peer's calls gets the notification: 0, `receive_notification`; another, `receive_notifications` of
-  /// that key. Only with a notification.
+  /// With key 0 the peer's `receive_notification` gets the notification, with any other key its `receive_notifications`
+  /// of that key. Only with a notification.
   std::uint64_t notification_key = 0;
 
-  /// Whether the objects' bytes are compared, where they have landed, with checksums that were taken where they come from. Unset:
-  /// as `ChannelOptions::checksums` says. A send and the recv that it meets have them if either side asks. Needs
-  /// `Capabilities::checksums`. An object that differs ends with `errc::checksum_mismatch`; what lies at its destination then is
-  /// not to be used.
+  /// Whether the objects have checksums: the source takes them, and the destination compares them with the bytes that
+  /// have landed. Unset: as `ChannelOptions::checksums` says. A send and its recv have them if either side asks. Needs
+  /// `Capabilities::checksums`. An object that differs ends with `errc::checksum_mismatch`: don't use the bytes at its
+  /// destination.
   std::optional<bool> checksums = {};
 
   /// Optional, one for each object: success for those that were transferred, the cause for the others.
@@ -175,7 +176,7 @@ struct InitSpec {
   std::string* diagnostic = nullptr;
 };
 
-/// What `notify` may be told besides its arguments.
+/// Options of `notify`.
 struct NotifySpec {
   /// As `TransferSpec::notification_key`.
   std::uint64_t key = 0;

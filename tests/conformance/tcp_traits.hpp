@@ -55,26 +55,33 @@ struct ThreeLanes : TcpTraits<ThreeLanes> {
     options.poll = PollPolicy::never();
     // So that ordinary batches are striped, too.
     options.stripe_threshold = 2048;
+    options.checksums = true;
   }
 };
 
-/// And checksums on everything.
+/// One key pair for all channels, under any id; the same in each process.
+inline void encrypt(TcpOptions& options) {
+  const KeyPair pair = key_pair_of(SecretKey(R"(3OUObPtY$7gGY71:lTx@ty-M))?v=*Gq^5=7D=bX)"));
+  options.keyring =
+      std::make_shared<Keyring>(pair, std::vector<PeerKey>{{std::string(PeerKey::any_id), pair.public_key}});
+  options.encryption = Encryption::required;
+}
+
+/// One lane that is encrypted, and checksums on everything.
 struct PollingThread : TcpTraits<PollingThread> {
   static constexpr std::string_view name = "PollingThread";
   static void configure(TcpOptions& options) {
     options.poll.spin = std::chrono::microseconds(200);
     options.checksums = true;
+    encrypt(options);
   }
 };
 
-/// Encrypted, with one key pair for all channels, under any id; the same in each process.
+/// Encrypted, without checksums.
 struct TwoIoThreads : TcpTraits<TwoIoThreads> {
   static constexpr std::string_view name = "TwoIoThreads";
   static void configure(TcpOptions& options) {
-    const KeyPair pair = key_pair_of(SecretKey(R"(3OUObPtY$7gGY71:lTx@ty-M))?v=*Gq^5=7D=bX)"));
-    options.keyring =
-        std::make_shared<Keyring>(pair, std::vector<PeerKey>{{std::string(PeerKey::any_id), pair.public_key}});
-    options.encryption = Encryption::required;
+    encrypt(options);
     options.io_threads = 2;
     options.lanes_per_peer = 2;
     options.stripe_threshold = 2048;

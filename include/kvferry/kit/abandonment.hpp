@@ -11,10 +11,10 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Whether what waits for a peer's connection is still wanted: see `LinkHost::when_abandoned`. Thread-safe.
+/// Tells an attempt to connect that nobody wants it any more: see `LinkHost::when_abandoned`. Thread-safe.
 class Abandonment {
  public:
-  /// Has `drop` called once when it isn't, which may be the case already. It takes the place of an earlier one.
+  /// Calls `drop` once, when the attempt is abandoned; at once if it is abandoned already. Replaces an earlier `drop`.
   void when_abandoned(std::function<void()> drop) {
     {
       const std::lock_guard lock(mutex_);

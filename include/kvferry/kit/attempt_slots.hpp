@@ -11,9 +11,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// The handshakes of strangers whose data connections have not come yet: bounded in all and by source. A new one always
-/// gets a slot; where there is none, the oldest of the source that has most gives way, or of the new one's own if that has
-/// its share. Not thread-safe.
+/// Bounds the handshakes of strangers whose data connections have not come yet, in all and by source. A new handshake
+/// always gets a slot. If its source has its share already, the source's oldest handshake gives way. If there is no
+/// free slot, the oldest handshake of the source that has most gives way. Not thread-safe.
 class AttemptSlots {
  public:
   explicit AttemptSlots(std::size_t slots) : slots_(slots), slots_of_source_(slots - slots / 4) {}

@@ -14,9 +14,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Lets threads that aren't the channel's into what is the channel's - timers, sockets, their context - until it is
-/// closed: who emits on a cancellation slot holds an operation and its link for a moment, which must not be the last one
-/// to hold them when the channel is gone.
+/// Lets other threads use the channel's timers, sockets and their context until the channel is closed. A thread that
+/// emits on a cancellation slot holds an operation and its link for a moment. It must not be the last one to hold them
+/// when the channel is gone.
 class Gate {
  public:
   /// A thread's stay inside, if it got in.

@@ -12,10 +12,10 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Who drives a connection. Whoever has something for it leaves that in the inbox and tries to become the driver: the
-/// one that holds the engine, empties the inbox and works until there is nothing to do. If another thread drives
-/// already, that one finds the inbox filled before it stops. So nobody waits for a lock that is held across a system
-/// call, and what the engine guards is touched by the driver alone.
+/// Decides which thread drives a connection. A thread with work for it leaves the work in the inbox and tries to become
+/// the driver. The driver holds the engine, empties the inbox, and works until there is nothing to do. If another
+/// thread drives already, it finds the work in the inbox before it stops. So no thread waits for a lock that is held
+/// across a system call, and only the driver touches what the engine guards.
 ///
 /// One word says both who holds the engine and whether the inbox is filled. So who lets the engine go learns in the same step
 /// whether something was left meanwhile, and neither takes a lock.
@@ -68,8 +68,8 @@ class InboxDriver {
     }
   }
 
-  /// Changes what the engine guards, waiting for the driver. To be followed by `drive`: whoever came meanwhile has left
-  /// its work in the inbox, taking this thread for the driver.
+  /// Waits for the driver, then changes what the engine guards. Call `drive` afterwards: threads that came meanwhile
+  /// took this one for the driver and left their work in the inbox.
   template <class Change>
   void change(Change change_engine) {
     hold();

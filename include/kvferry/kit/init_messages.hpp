@@ -20,8 +20,8 @@ inline constexpr std::uint64_t protocol_version = 3;
 /// A region in the handshake: size, page size, access.
 using RegionTuple = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t>;
 
-/// What is asked first where nobody has answered as kvferry yet: LMCache's listener answers it, and is stuck for good after
-/// a message that it doesn't know. It skips the key that it doesn't know.
+/// The first question to a url at which no kvferry channel has answered yet. LMCache's listener answers it, and skips
+/// the key that it doesn't know. A message that it doesn't know would leave it stuck for good.
 struct Greeting {
   std::string peer_init_url;
   std::optional<std::uint64_t> kvferry;  ///< The protocol version. Not there: LMCache asks.

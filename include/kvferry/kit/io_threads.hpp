@@ -26,7 +26,6 @@ class IoThreads {
   IoThreads(std::size_t count, PollPolicy poll);
   IoThreads(const IoThreads&) = delete;
   IoThreads& operator=(const IoThreads&) = delete;
-  /// Finishes.
   ~IoThreads();
 
   /// Runs what is left to run, then joins. Idempotent; must not be called on one of the threads.

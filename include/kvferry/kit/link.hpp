@@ -69,9 +69,9 @@ class KVFERRY_EXPORT Link {
   /// @return what to wait for before calling this again. Nothing: all has been said, or the time for it has passed.
   [[nodiscard]] virtual std::optional<Pause> take_leave() { return std::nullopt; }
 
-  /// Asks the peer for a sign of life and calls `answered` when one has come that was given after the question; never
-  /// calls it when none comes. What it calls may take locks, and doesn't call the link. Somebody who says that he is the
-  /// peer anew is refused if it is called within a second, and may take the peer's place otherwise.
+  /// Asks the peer for a sign of life, and calls `answered` when one comes that was given after the question; never
+  /// calls it if none comes. `answered` may take locks, and doesn't call the link. If it is called within a second, a
+  /// newcomer that claims to be this peer is refused. Otherwise the newcomer may take the peer's place.
   ///
   /// The default takes a link that has not failed for one whose peer lives: such a peer's place becomes free when the
   /// link has failed.
@@ -161,8 +161,8 @@ class KVFERRY_EXPORT LinkHost {
   virtual ~LinkHost() = default;
 
   [[nodiscard]] virtual const PeerDescription& peer() const noexcept = 0;
-  /// The channel's regions at this moment; never null. Their memory is to be touched only by links that have not been
-  /// shut, and for an access that began, with a list that wasn't outdated, before `Link::region_removed`.
+  /// The channel's regions at this moment; never null. Two things allow a link to touch their memory: the link has not
+  /// been shut, and the access began before `Link::region_removed`, with a list that wasn't outdated.
   [[nodiscard]] virtual std::shared_ptr<const RegionList> local_regions() const = 0;
   /// The regions that the peer knows from the handshake.
   [[nodiscard]] virtual std::shared_ptr<const RegionList> told_regions() const { return local_regions(); }
@@ -193,8 +193,9 @@ class KVFERRY_EXPORT LinkHost {
   /// `LinkHandler` needn't be called any more.
   // NOLINTNEXTLINE(performance-unnecessary-value-param)
   virtual void when_abandoned(std::function<void()> drop) { (void)drop; }
-  /// For who goes on with an attempt later: as long as it is held, `close()` waits. To be held while a transport is
-  /// called, and not by what waits for the network. @return null if the channel is closed: no transport is to be called.
+  /// Makes `close()` wait as long as the result is held. Hold it while you call a transport to go on with an attempt,
+  /// and not while the attempt waits for the network. @return null if the channel is closed: don't call a transport
+  /// then.
   [[nodiscard]] virtual std::shared_ptr<void> stay() { return {std::shared_ptr<void>(), this}; }
   /// Calls `done` when the writes to this peer that this channel had started by now have ended, wherever they are: on
   /// this link, on their way to it, or waiting for one. What a peer's fence waits for. `done` may be called within the

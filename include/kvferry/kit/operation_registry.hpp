@@ -29,11 +29,11 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// So much longer than a call lasts what is done for it: it is the call that says that its time is over, and for what
-/// it waited, and not whichever timer happens to be first.
+/// Work that is done for a call may last this much longer than the call. So the call itself says that its time is over,
+/// and what it waited for, and not whichever timer happens to be first.
 inline constexpr std::chrono::milliseconds longer_than_the_call{250};
 
-/// Says what a peer is waited for at the moment; empty if that isn't known.
+/// Says what the connection to a peer waits for at the moment; empty if that isn't known.
 using AwaitedOfPeer = std::function<std::string(std::string_view peer_id)>;
 
 /// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier
@@ -133,7 +133,7 @@ class OperationRegistry final : public DeadlineQueue::Others, public std::enable
   std::uint64_t stop(const std::function<bool(const TransferRequest&)>& concerned, std::error_code cause,
                      std::uint64_t last_number = std::numeric_limits<std::uint64_t>::max());
 
-  /// For what an operation waits that has no link. `describe` is set before there are operations.
+  /// Sets the function that says what an operation without a link waits for. To be called before there are operations.
   void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
   [[nodiscard]] std::string awaited(std::string_view peer_id) const {
     return awaited_of_peer_ ? awaited_of_peer_(peer_id) : std::string();

@@ -39,8 +39,8 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 inline constexpr const char* too_many_links =
     "there are as many connections of peers that came by themselves, and use them, as there may be, in all or of this address";
 
-/// Who is at a peer's end, and what the two show each other to be known again. An incarnation alone proves nothing: it is
-/// told to anybody who asks.
+/// The channel at a peer's end, and the secrets that the two sides show each other to be known again. An incarnation
+/// alone proves nothing: anybody who asks is told it.
 struct PeerDirectory::Instance {
   std::uint64_t incarnation = 0;
   Bytes its_secret;
@@ -51,8 +51,7 @@ struct PeerDirectory::Instance {
   }
 };
 
-/// One way to a connection that is being tried. What it brings becomes the peer's when its link is published, and not
-/// before.
+/// One attempt to make a connection. Its results become the peer's only when its link is published.
 struct PeerDirectory::Attempt {
   std::uint64_t number = 0;  ///< 0: there is none.
   std::shared_ptr<Expirable> expiry;
@@ -89,7 +88,7 @@ struct PeerDirectory::Peer {
   /// so that sends and recvs of a tag stay in order.
   enum class State { unconnected, handing_over, ready };
 
-  /// Somebody who says that he is the peer while it is connected, and waits for a word of who is.
+  /// A channel that claims to be the peer while the peer is connected, and waits for the outcome of a probe.
   struct Newcomer {
     InitQuestion question;
     HandshakeService::Reply reply;
@@ -118,7 +117,7 @@ struct PeerDirectory::Peer {
   Clock::time_point asked_regions_at;  ///< The last time.
   std::uint64_t region_question = 0;   ///< The last one.
   std::vector<RegionAsker> region_askers;
-  Instance instance;                                   ///< Likewise.
+  Instance instance;                                   ///< Of the latest link.
   std::uint64_t instances = 0;                         ///< How many different ones there were.
   std::uint64_t acknowledged_instance = 0;
   Clock::time_point out_of_use_since;  ///< Of an unconnected one.
@@ -234,7 +233,8 @@ class PeerDirectory::Host final : public LinkHost {
   Abandonment abandonment_;
 };
 
-/// While it lasts, `close` waits. To be begun with the directory's mutex held, before it is closed, and ended without.
+/// Makes `close` wait as long as it exists. To be made with the directory's mutex held, before the directory is closed,
+/// and to be destroyed without the mutex.
 class PeerDirectory::Stay {
  public:
   explicit Stay(PeerDirectory& directory) : directory_(directory) { ++directory_.visits_; }

@@ -53,9 +53,10 @@ struct TransportHooks {
 /// attempt, and the other waits a little for the winner's request before it asks again. Results of an attempt that
 /// another one has superseded are dropped, links included.
 ///
-/// What a peer asks while this side dials is a candidate beside that, because it may be an old question. So is who says that
-/// he is a known peer, and doesn't prove that he is the one that was connected before: nothing of the peer changes until his link is there, and until the link that the peer has, if it has
-/// one, is gone or has left a probe without an answer for a second (peer_takeover.cpp).
+/// If a peer asks while this side dials, its attempt is a candidate beside the dial, because the question may be old.
+/// So is the attempt of somebody who claims to be a known peer without proving that it was connected before. A
+/// candidate changes nothing of the peer until its link is there, and until the peer's own link, if any, is gone or has
+/// left a probe unanswered for a second (peer_takeover-inl.hpp).
 class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
  public:
   /// Somebody who waits for a peer to become usable.
@@ -115,9 +116,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// Gets the link that the peer has, which is to be fenced as well; null if there is none. Or an error: the channel is
   /// closed.
   using FenceHandler = std::function<void(std::error_code, const std::shared_ptr<Link>&)>;
-  /// Nothing that the peer has started by now, and that has not reached its link in use, lands any more when `then` is
-  /// called: within the call, or when the connections that are being made have been made or given up, by `deadline` at
-  /// the latest.
+  /// Calls `then` when nothing lands any more that the peer has started by now and that has not reached its link in
+  /// use: within the call, or when the connections that are being made have been made or given up, by `deadline` at the
+  /// latest.
   void fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then);
   /// Takes leave of a peer: its operations and attempts to connect are cancelled, its links shut.
   /// @param then called once, within the call or on a thread of the channel's, when that is done.

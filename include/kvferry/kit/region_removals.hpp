@@ -22,8 +22,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// The regions of a channel that are being taken back: who may still touch one is asked, or waited for, and broken with
-/// when the time is over.
+/// Takes regions of a channel back: asks the peers that may still touch a region, and waits for the operations that do.
+/// When the time is over, links are broken and operations are stopped.
 class RegionRemovals : public std::enable_shared_from_this<RegionRemovals> {
  public:
   /// @param forget called when nothing uses a region any more, before its removal ends, without locks: what the transport

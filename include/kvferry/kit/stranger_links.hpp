@@ -42,7 +42,7 @@ class StrangerLinks {
     return {max_peers, share_of_descriptors(2, 8, 1 << 20)};
   }
 
-  /// The process may have more descriptors than it could. Where it may have fewer, those who are here keep theirs.
+  /// Raises the bound if the process may have more descriptors now. If it may have fewer, the links that are here stay.
   void raise(const Amount& bounds) {
     if (bounds.descriptors > bounds_.descriptors) {
       bounds_.descriptors = bounds.descriptors;
@@ -93,7 +93,7 @@ class StrangerLinks {
     return longest;
   }
 
-  /// In the place of the one that the id has.
+  /// Enters a link, in place of the one that the id has.
   /// @param seen_used see `seen_used`.
   void enter(const std::string& id, const std::string& source, std::size_t descriptors,
              std::optional<Clock::time_point> seen_used = {}) {

@@ -45,8 +45,8 @@ struct ObjectRange {
   return ranges;
 }
 
-/// An operation of which each of several lanes or rails carries a part (or one of them all of it). It ends with its
-/// last part; where parts are given up without a word, because something was thrown, with an error.
+/// An operation whose parts go over several lanes or rails, or as a whole over one of them. It ends with its last part.
+/// If parts are dropped without having ended, because something was thrown, it ends with an error.
 class KVFERRY_EXPORT StripedOperation {
  public:
   StripedOperation(std::shared_ptr<Operation> operation, std::size_t parts)

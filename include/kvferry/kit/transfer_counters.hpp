@@ -18,8 +18,8 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Counts what becomes of a channel's operations. Thread-safe.
 ///
-/// An operation takes one addition when it starts and five when it ends, without locks; only a failure, which is rare,
-/// takes one.
+/// An operation takes one addition when it starts and five when it ends, without locks. Only a failure, which is rare,
+/// takes a lock.
 class TransferCounters {
  public:
   /// The outcome of an operation.

@@ -106,6 +106,11 @@ struct DataAcceptor::Greeting {
   std::array<std::byte, sizeof(Hello)> bytes{};
   std::size_t received = 0;
   asio::steady_timer timer;
+  /// A thread is at its connection, without the acceptor's mutex. Nobody else may be then.
+  bool busy = false;
+  /// It isn't one of the greetings any more: the thread that is at it closes it.
+  bool dropped = false;
+  bool comes_again = false;  ///< It is told so first.
 };
 
 KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options,
@@ -261,13 +266,17 @@ KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
   const auto oldest = std::ranges::find(greetings_, *greedy, &Greeting::source);
   refusals_->count(errc::resource_limit, *greedy, "a data connection without a hello had to make room for a newer one");
   // Whoever it is, if it means it, comes again.
+  (*oldest)->comes_again = true;
+  drop(*oldest);
+}
+
+KVFERRY_INLINE void DataAcceptor::tell_to_come_again(DataConnection& connection) const {
   Hello again;
   again.magic = Hello::come_again;
   again.incarnation = options_.incarnation;
   std::error_code ignored;
   // What is unread when a socket is closed makes the kernel drop what was written.
   std::array<std::byte, max_tls_opening> unread;
-  DataConnection& connection = (*oldest)->connection;
   if (connection.tls && !connection.tls->shaken()) {
     // Within TLS's handshake there is nothing to be said: reset, it comes again as well.
     connection.socket.set_option(asio::socket_base::linger(true, 0), ignored);
@@ -275,7 +284,6 @@ KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
     (void)connection.read_some(unread, ignored);
     connection.write(std::as_bytes(std::span(&again, 1)), ignored);
   }
-  drop(*oldest);
 }
 
 KVFERRY_INLINE void DataAcceptor::forget(const std::shared_ptr<Greeting>& greeting) {
@@ -308,10 +316,19 @@ KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& gr
     return;
   }
   std::error_code ec;
+  // Agreeing on keys takes a while, for which nobody else has to wait.
+  greeting->busy = true;
+  lock.unlock();
   try {
     ec = receive_hello(*greeting);
   } catch (const std::exception&) {
     ec = errc::resource_limit;  // memory is used up
+  }
+  lock.lock();
+  greeting->busy = false;
+  if (greeting->dropped) {
+    close(*greeting);
+    return;
   }
   if (ec == asio::error::would_block || ec == asio::error::try_again) {
     wait_for_hello(greeting);
@@ -352,10 +369,10 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting)
       case TlsOpening::none: return errc::authentication_failed;
       case TlsOpening::incomplete: break;
       case TlsOpening::whole:
-        // Called with the mutex held, by this thread.
         greeting.connection.tls = options_.tls->accept(
             greeting.connection.socket.native_handle(), greeting.opening,
             [this](std::span<const std::byte> identity) -> std::optional<TlsKey> {
+              const std::lock_guard lock(mutex_);
               const auto expected = std::ranges::find_if(expected_, [identity](const auto& candidate) {
                 return candidate->tls_key && std::ranges::equal(candidate->tls_key->identity, identity);
               });
@@ -461,8 +478,18 @@ KVFERRY_INLINE void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting
   // Keeps it alive where the argument is the list's own element.
   const auto dropped = greeting;  // NOLINT(performance-unnecessary-copy-initialization)
   dropped->timer.cancel();
-  dropped->connection.close();
+  dropped->dropped = true;
+  if (!dropped->busy) {
+    close(*dropped);
+  }
   forget(dropped);
+}
+
+KVFERRY_INLINE void DataAcceptor::close(Greeting& greeting) const {
+  if (greeting.comes_again) {
+    tell_to_come_again(greeting.connection);
+  }
+  greeting.connection.close();
 }
 
 KVFERRY_INLINE void DataAcceptor::close() {

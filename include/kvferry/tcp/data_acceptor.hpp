@@ -23,6 +23,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
+struct DataConnection;
+
 struct LinkOptions {
   std::uint64_t incarnation = 0;
   std::chrono::milliseconds hello_timeout{0};
@@ -65,7 +67,9 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);
   void make_room(const std::string& source);
   void bound_parts(std::unique_lock<std::mutex>& lock);
+  void tell_to_come_again(DataConnection& connection) const;
   void drop(const std::shared_ptr<Greeting>& greeting);
+  void close(Greeting& greeting) const;
   void forget(const std::shared_ptr<Greeting>& greeting);
   void abandon(const std::shared_ptr<Expected>& expected);
   void give_up(const std::shared_ptr<Expected>& expected);
@@ -74,7 +78,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   const LinkOptions options_;
   const std::shared_ptr<kit::Refusals> refusals_;
   const std::size_t max_greetings_;
-  mutable std::mutex mutex_;  ///< Guards all below, the state of the sockets included.
+  mutable std::mutex mutex_;  ///< Guards all below, the state of the sockets included but for greetings that are busy.
   asio::ip::tcp::acceptor acceptor_;
   asio::steady_timer accept_pause_;
   std::list<std::shared_ptr<Greeting>> greetings_;

@@ -116,7 +116,8 @@ struct FrameTrailer {
 };
 static_assert(sizeof(FrameTrailer) == 8);
 
-/// Behind the payload: what the next `length` bytes of it are to be where they land, the first of a frame from its first byte on.
+/// Follows the payload: the checksum that the next `length` bytes of the payload have to have where they land. The
+/// first one of a frame begins at the payload's first byte.
 struct Checksum {
   std::uint64_t length = 0;
   std::uint64_t sum = 0;  ///< XXH3-64, without a seed.

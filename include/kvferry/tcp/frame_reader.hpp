@@ -45,8 +45,8 @@ class FrameSink {
 /// for the destinations and, behind them, for the next header, so that a stream of frames needs no read for headers
 /// alone.
 ///
-/// Only what lies within `read_ahead` bytes of a header is copied, of a full frame's mebibyte less than a hundredth: a
-/// shorter read for the header would cost a system call more a frame, which is dearer.
+/// Only bytes within `read_ahead` bytes of a header are copied: less than a hundredth of a full frame of 1 MiB. A
+/// shorter read for the header would cost one more system call for each frame, which is dearer.
 class KVFERRY_EXPORT FrameReader {
  public:
   /// The header and descriptors of 256 pages, or those of one page and the 4 KiB that it has.

@@ -97,14 +97,14 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// Moves bytes without waiting. @return null if nothing is under way and nothing is owed to the peer; else the socket to
   /// look at before the next call.
   [[nodiscard]] std::shared_ptr<Socket> take_leave();
-  /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open, lest the
-  /// peer's answer to its end reach another lane of the link before that is shut as well.
+  /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open.
+  /// Otherwise the peer's answer to its end could reach another lane of the link before that lane is shut as well.
   void shut(std::error_code cause, const std::string& why);
   /// Closes the socket of a lane that has been shut.
   void disconnect();
-  /// The peer has closed another connection of the link. What it answered before may still come here: the lane goes on
-  /// until it finds the end of its own connection, at most for the drain time-out. Until then it keeps its owner, which
-  /// isn't told, so that `shut` reaches it.
+  /// The peer has closed another connection of the link. Its earlier answers may still come here, so the lane goes on
+  /// until it finds the end of its own connection, at most for the drain time-out. Until then it keeps its owner, so
+  /// that `shut` reaches the lane, and doesn't tell the owner.
   void outlive(std::shared_ptr<Owner> owner, std::error_code cause, const std::string& why);
 
   /// @name For a thread that looks at the lane itself. One at a time.

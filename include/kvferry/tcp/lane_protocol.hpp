@@ -57,9 +57,9 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
 
-  /// Whether an operation that is to be stopped has waited in vain for all of its time: it was sent, and nothing at all
-  /// has come in since; or nothing has gone out either, although there was something to send.
-  /// @param held_back whether the connection has bytes that were sent, and that it couldn't get rid of.
+  /// Whether an operation that is to be stopped has waited in vain for all of its time: either it was sent and nothing
+  /// has come in since, or nothing has come in or gone out although there was something to send.
+  /// @param held_back whether the connection still holds bytes that were handed to it to be sent.
   [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence,
                                 bool held_back) const;
 
@@ -67,8 +67,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// it: see `draining_since`.
   void stop(const kit::Operation& operation);
 
-  /// Since when the peer owes answers for the operation that was stopped first of those it owes any for; nothing if there
-  /// is none.
+  /// Since when the peer owes answers for a stopped operation. Of several such operations the one that was stopped
+  /// first counts; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since();
 
   /// Asks for a sign of life: `answered` is called by `received` when the peer has answered.
@@ -108,7 +108,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   struct Copied {
     std::size_t bytes = 0;  ///< 0: there is no such read.
     std::size_t pieces = 0;  ///< Of either side's memory.
-    bool hung_up = false;   ///< They count for nothing, because the peer has hung up; which is found behind what it sent.
+    bool hung_up = false;   ///< The peer has hung up, so they don't count. The reader finds that behind what it sent.
     std::error_code failure = {};  ///< Likewise; the connection is of no use any more.
   };
   /// Copies the next part of a read of regions that this side reads by itself, up to a frame's bytes: nothing of it travels.

@@ -28,7 +28,7 @@ class KVFERRY_EXPORT PeerMemory {
   enum class Fetched {
     all,
     unreadable,  ///< The peer's memory isn't there.
-    unwritable,  ///< Nor is this process's.
+    unwritable,  ///< This process's memory isn't there.
     hung_up,     ///< The peer has hung up by now: the bytes may be anything. The connection ends behind what is in it.
     failed,      ///< The connection is of no use any more.
   };

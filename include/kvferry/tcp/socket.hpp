@@ -13,8 +13,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// A connected socket: of TCP, unless a subclass says else. Shared by its lane and whoever waits for its events, so that no number is used after it was
-/// closed.
+/// A connected socket: of TCP, unless a subclass says otherwise. Its lane shares it with those who wait for its events,
+/// so that nobody uses the descriptor's number after it was closed.
 class KVFERRY_EXPORT Socket {
  public:
   explicit Socket(int descriptor) noexcept : descriptor_(descriptor) {}
@@ -53,7 +53,8 @@ class KVFERRY_EXPORT Socket {
   }
 
   /// @name For sockets whose bytes pass through the CPU on their way
-  /// It reads what is sent and writes what is received, which have to be there, and holds bytes of either back.
+  /// The CPU reads the sent bytes and writes the received ones: their memory has to be there. Bytes of both directions
+  /// may be held back.
   /// @{
 
   [[nodiscard]] virtual bool by_cpu() const noexcept { return false; }

@@ -52,10 +52,9 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   void region_added() override;
   [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
-  /// A link of one lane is moved by the caller's own thread; several lanes are moved by as many threads as the channel
-  /// has.
-  /// A copy that is made by the caller.
+  /// True for a read that the caller's thread copies by itself.
   [[nodiscard]] bool ends_at_once(const TransferRequest& request) const noexcept override;
+  /// The caller's own thread moves a link of one lane. As many threads as the channel has move several lanes.
   [[nodiscard]] bool begin_serving() override;
   void serve(kit::BlockingWait& wait) override;
   void end_serving() override;

@@ -6,9 +6,9 @@
 
 #include <kvferry/config.hpp>
 
-// A program is compiled for the oldest CPU that it is to run on, whose vectors take XXH3 more than twice as long as those of
-// newer ones. So the compiled library has it for each (src/xxh3_*.cpp), and takes the one for the CPU that it runs on.
-// Headers alone leave that to the program's own flags (-march).
+// A program is compiled for the oldest CPU that it is to run on. With the vectors of such a CPU, XXH3 takes more than
+// twice as long as with newer ones. So the compiled library has a version for each (src/xxh3_*.cpp), and takes the one
+// for the CPU that it runs on. With headers alone, the program's own flags decide (-march).
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 /// XXH3-64 of bytes that lie end to end, for CPUs with AVX2.
