@@ -149,24 +149,30 @@ TEST(Lane, DoesItsWorkWhileSomebodyLooksWhoseTurnItIsNot) { expect_that_work_is_
 
 TEST(Lane, EndsOperationsWhileSomebodyLooksAfterItsEnd) { expect_that_work_is_done_while_somebody_looks(true); }
 
-/// A lane to which a peer speaks that it doesn't expect.
-class LedLane {
- public:
-  LedLane() {
-    lane->run({});
-    connection.far.non_blocking(true);
-  }
-  ~LedLane() {
-    lane->shut(errc::closed, "the test ends it");
-    lane->disconnect();
-    context.poll();
-  }
-
-  /// Whether somebody sees to what comes.
-  [[nodiscard]] bool answers_a_probe() {
+// Who looks may hold the lane just when its leader leaves; somebody has to wait for the lane's next bytes all the same.
+TEST(Lane, IsWaitedForWhenItsLeaderLeavesWhileSomebodyLooks) {
+  constexpr int rounds = 100;
+  asio::io_context context;
+  Connection connection(context);
+  const auto lane = std::make_shared<Lane>(
+      std::move(connection.near), std::make_shared<Host>(std::vector<MemoryRegion>{}),
+      Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}},
+      std::weak_ptr<Lane::Owner>());
+  lane->run({});
+  connection.far.non_blocking(true);
+  bool answered = true;
+  for (int round = 0; round < rounds && answered; ++round) {
+    {
+      Looker looker(*lane);
+      while (looker.looks() == 0) {
+        std::this_thread::yield();
+      }
+      const auto socket = lane->begin_leading();
+      lane->end_leading();
+    }
     FrameHeader probe;
     probe.type = FrameType::probe;
-    probe.operation = ++probes_;
+    probe.operation = static_cast<std::uint64_t>(round) + 1;
     asio::write(connection.far, asio::buffer(&probe, sizeof(probe)));
     FrameHeader answer;
     const auto until = kit::Clock::now() + std::chrono::seconds(10);
@@ -175,77 +181,12 @@ class LedLane {
       context.run_one_for(std::chrono::milliseconds(100));
       connection.far.receive(asio::buffer(&answer, sizeof(answer)), 0, ec);
     }
-    return !ec && answer.operation == probe.operation;
-  }
-
-  asio::io_context context;
-  Connection connection{context};
-  const std::shared_ptr<Lane> lane = std::make_shared<Lane>(
-      std::move(connection.near), std::make_shared<Host>(std::vector<MemoryRegion>{}),
-      Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}},
-      std::weak_ptr<Lane::Owner>());
-
- private:
-  std::uint64_t probes_ = 0;
-};
-
-// Who looks may hold the lane just when its leader leaves; somebody has to wait for the lane's next bytes all the same.
-TEST(Lane, IsWaitedForWhenItsLeaderLeavesWhileSomebodyLooks) {
-  constexpr int rounds = 100;
-  LedLane led;
-  bool answered = true;
-  for (int round = 0; round < rounds && answered; ++round) {
-    {
-      Looker looker(*led.lane);
-      while (looker.looks() == 0) {
-        std::this_thread::yield();
-      }
-      led.lane->begin_leading();
-      led.lane->end_leading(round % 2 == 0);
-    }
-    answered = led.answers_a_probe();
+    answered = !ec && answer.operation == probe.operation;
   }
   EXPECT_TRUE(answered) << "nobody waits for what comes";
-}
-
-TEST(Lane, IsWaitedForAgainWhenItWasKeptForALeaderWhoDoesNotCome) {
-  LedLane led;
-  for (int calls = 1; calls < 4; ++calls) {
-    for (int call = 0; call < calls; ++call) {
-      led.lane->begin_leading();
-      (void)led.lane->lead();
-      led.lane->end_leading(true);
-    }
-    EXPECT_TRUE(led.answers_a_probe()) << "after " << calls << " calls";
-  }
-}
-
-TEST(Lane, IsShutThoughItsLeaderNeverSleeps) {
-  LedLane led;
-  std::atomic<bool> leads{false};
-  std::thread leader([&] {
-    led.lane->begin_leading();
-    while (led.lane->lead() != Lane::Found::released) {
-      leads = true;
-    }
-    led.lane->end_leading(true);
-  });
-  while (!leads) {
-    std::this_thread::yield();
-  }
-  led.lane->shut(errc::closed, "the test ends it");
-  leader.join();
-}
-
-TEST(Lane, TakesWhatOthersStartWhileItIsLed) {
-  WritingLane writing;
-  writing.lane->begin_leading();
-  std::thread other([&] { writing.lane->start(std::make_shared<StripedOperation>(writing.operation, 1), {0, 1}); });
-  other.join();
-  EXPECT_EQ(writing.traffic->sent.load(), 0U);
-  (void)writing.lane->lead();
-  EXPECT_GT(writing.traffic->sent.load(), 0U);
-  writing.lane->end_leading();
+  lane->shut(errc::closed, "the test ends it");
+  lane->disconnect();
+  context.poll();
 }
 
 TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
@@ -396,7 +337,8 @@ TEST(Lane, APeerThatEndsItsFramesIsKeptHoweverLongItPausesBetweenThem) {
 
 TEST(Lane, ACallerWhoWaitsSendsWholeFrames) {
   WritingLane writing;
-  EXPECT_GT(writing.sent_by_start(&Lane::start_leading), std::uint64_t{1} << 20);
+  const auto socket = writing.lane->begin_leading();
+  EXPECT_GT(writing.sent_by_start(), std::uint64_t{1} << 20);
   writing.lane->end_leading();
 }
 

@@ -49,9 +49,8 @@ struct WritingLane {
     context.poll();
   }
 
-  /// @param start `Lane::start`, or what the thread that leads the lane calls.
-  std::uint64_t sent_by_start(void (Lane::*start)(std::shared_ptr<StripedOperation>, ObjectRange) = &Lane::start) {
-    ((*lane).*start)(std::make_shared<StripedOperation>(operation, 1), {0, indexes.size()});
+  std::uint64_t sent_by_start() {
+    lane->start(std::make_shared<StripedOperation>(operation, 1), {0, indexes.size()});
     return traffic->sent.load();
   }
 

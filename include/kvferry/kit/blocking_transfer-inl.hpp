@@ -8,14 +8,6 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE void BlockingTransfer::complete(std::error_code cause, std::size_t transferred) {
-  if (std::this_thread::get_id() == waiting_) {
-    // Nobody sleeps.
-    ended_here_ = true;
-    cause_ = cause;
-    transferred_ = transferred;
-    over_.store(true, std::memory_order_release);
-    return;
-  }
   const std::lock_guard lock(mutex_);
   cause_ = cause;
   transferred_ = transferred;
@@ -38,11 +30,8 @@ KVFERRY_INLINE int BlockingTransfer::descriptor() {
 }
 
 KVFERRY_INLINE std::size_t BlockingTransfer::wait(std::error_code& cause) {
-  std::unique_lock<std::mutex> lock;
-  if (!ended_here_) {
-    lock = std::unique_lock(mutex_);
-    ended_.wait(lock, [this] { return over(); });
-  }
+  std::unique_lock lock(mutex_);
+  ended_.wait(lock, [this] { return over(); });
   if (event_) {
     events_->give_back(std::move(event_));
   }

@@ -9,7 +9,6 @@
 #include <memory>
 #include <mutex>
 #include <system_error>
-#include <thread>
 #include <utility>
 
 #include <kvferry/kit/blocking_wait.hpp>
@@ -18,7 +17,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Where a blocking transfer waits for its completion, on the thread that makes it. Shared with the handler, which may still be leaving `complete`
+/// Where a blocking transfer waits for its completion. Shared with the handler, which may still be leaving `complete`
 /// when the waiting thread has gone on.
 class BlockingTransfer final : public BlockingWait {  // NOLINT(cppcoreguidelines-virtual-class-destructor): final
  public:
@@ -36,8 +35,6 @@ class BlockingTransfer final : public BlockingWait {  // NOLINT(cppcoreguideline
   std::atomic<bool> over_{false};
   std::mutex mutex_;
   std::condition_variable ended_;
-  const std::thread::id waiting_ = std::this_thread::get_id();
-  bool ended_here_ = false;  ///< `complete` was called by the waiting thread.
   const std::shared_ptr<EventDescriptors> events_;
   std::unique_ptr<EventDescriptor> event_;  ///< Null until somebody asks for a descriptor.
   std::error_code cause_;

@@ -7,7 +7,6 @@
 #include <exception>
 #include <limits>
 #include <new>
-#include <utility>
 
 #include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
@@ -19,7 +18,6 @@
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_counters.hpp>
-#include <kvferry/kit/serving.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -28,13 +26,7 @@ inline namespace internal {
 /// Marks a status that no object has got yet; never seen by callers.
 KVFERRY_INLINE std::error_code undecided() noexcept { return {std::numeric_limits<int>::min(), error_category()}; }
 
-/// What a blocking call on this thread offers.
-KVFERRY_INLINE thread_local Serving* serving_offered = nullptr;
-
 }  // namespace internal
-
-KVFERRY_INLINE Serving::Offer::Offer(Serving& serving) noexcept : before_(std::exchange(serving_offered, &serving)) {}
-KVFERRY_INLINE Serving::Offer::~Offer() { serving_offered = before_; }
 
 KVFERRY_INLINE Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept {
   constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365);
@@ -75,7 +67,6 @@ KVFERRY_INLINE void Operation::failed(std::size_t index, std::error_code cause) 
   const std::lock_guard lock(mutex_);
   if (!first_object_error_) {
     first_object_error_ = cause;
-    object_failed_.store(true, std::memory_order_release);
   }
 }
 
@@ -85,7 +76,6 @@ KVFERRY_INLINE void Operation::start_over() noexcept {
   std::ranges::fill(request_.statuses, undecided());
   const std::lock_guard lock(mutex_);
   first_object_error_.clear();
-  object_failed_.store(false, std::memory_order_release);
 }
 
 KVFERRY_INLINE void Operation::set_size(std::size_t index, std::size_t bytes) noexcept {
@@ -99,17 +89,12 @@ KVFERRY_INLINE void Operation::finish(std::error_code cause, std::string diagnos
     return;
   }
   std::shared_ptr<PeerCounters> counters;
-  if ((place_.load(std::memory_order_acquire) & on_link) != 0) {
-    counters = std::move(counters_on_link_);
-  }
-  if (!counters || (!cause && object_failed_.load(std::memory_order_acquire))) {
+  {
     const std::lock_guard lock(mutex_);
     if (!cause) {
       cause = first_object_error_;
     }
-    if (!counters) {
-      counters = std::move(peer_counters_);
-    }
+    counters = std::move(peer_counters_);
   }
   const std::size_t transferred = landed_.load(std::memory_order_relaxed);
   std::ranges::replace(request_.statuses, undecided(), cause);
@@ -169,11 +154,9 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
       return;
     }
     stop_cause_ = cause;
-    if ((place_.fetch_or(stop_asked) & on_link) != 0) {
-      link = link_.lock();
-      if (!link) {
-        return;  // the link is going down and ends its operations itself
-      }
+    link = link_.lock();
+    if (on_link_ && !link) {
+      return;  // the link is going down and ends its operations itself
     }
   }
   if (link) {
@@ -182,7 +165,6 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
     } catch (...) {
       const std::lock_guard lock(mutex_);
       stop_cause_.clear();  // the link knows nothing of it: the deadline or the next cancellation asks again
-      place_.fetch_and(~stop_asked);
       throw;
     }
   } else {
@@ -197,25 +179,18 @@ KVFERRY_INLINE std::uint64_t Operation::mean_for(std::uint64_t instance) noexcep
 }
 
 KVFERRY_INLINE std::error_code Operation::stop_cause() const {
-  if ((place_.load(std::memory_order_acquire) & stop_asked) == 0) {
-    return {};
-  }
   const std::lock_guard lock(mutex_);
   return stop_cause_;
 }
 
-KVFERRY_INLINE void Operation::start_on(const std::shared_ptr<Link>& link, std::shared_ptr<PeerCounters> counters) {
-  if (finished_) {
-    return;
-  }
-  link_ = link;
-  counters_on_link_ = std::move(counters);
-  unsigned nowhere = 0;
-  if (!place_.compare_exchange_strong(nowhere, on_link)) {
-    return;  // request_stop ended it
-  }
-  if (serving_offered != nullptr) {
-    serving_offered->begin(link, request_);
+KVFERRY_INLINE void Operation::start_on(const std::shared_ptr<Link>& link) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (stop_cause_ || finished_) {
+      return;  // request_stop ended it
+    }
+    link_ = link;
+    on_link_ = true;
   }
   try {
     link->start(shared_from_this());

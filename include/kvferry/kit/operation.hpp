@@ -7,7 +7,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -25,18 +24,9 @@ using Clock = std::chrono::steady_clock;
 [[nodiscard]] KVFERRY_EXPORT Clock::time_point deadline_after(std::chrono::milliseconds timeout) noexcept;
 
 class Link;
-class Operation;
 class OperationRegistry;
 class StripedOperation;
 struct PeerCounters;
-
-/// An operation that has not ended.
-struct PendingOperation {
-  std::shared_ptr<Operation> operation;
-  std::uint64_t number = 0;
-  bool expired = false;  ///< It has been told that its deadline has passed.
-};
-using PendingOperations = std::multimap<Clock::time_point, PendingOperation>;
 
 /// Something that must end by a deadline.
 class KVFERRY_EXPORT Expirable {
@@ -94,8 +84,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
 
   /// Hands the operation to a link, unless it is to end already, in which case it ends. If the link throws, the operation
   /// ends with that error when no part of it is under way.
-  /// @param counters in which its end counts from here on, unless `count_for` has named some.
-  void start_on(const std::shared_ptr<Link>& link, std::shared_ptr<PeerCounters> counters = nullptr);
+  void start_on(const std::shared_ptr<Link>& link);
 
   /// Routes the handler's cancellation slot here; within the initiating call only.
   void accept_cancellation();
@@ -104,7 +93,6 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
 
  private:
   friend class StripedOperation;
-  friend class OperationRegistry;
 
   void describe_failure(std::error_code cause, std::string diagnostic, std::size_t transferred) noexcept;
   void count_landed(std::size_t first, std::size_t count, std::uint64_t bytes) noexcept;
@@ -121,23 +109,12 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   std::atomic<bool> in_parts_{false};  ///< From here on it ends with its last part: StripedOperation.
   std::atomic<std::uint64_t> meant_for_{0};
 
-  /// Where it is. It goes to a link only if nobody has asked for its end before.
-  static constexpr unsigned on_link = 1;
-  static constexpr unsigned stop_asked = 2;  ///< `stop_cause_` says why.
-  std::atomic<unsigned> place_{0};
-  // Written before it goes to the link, read only if it has gone there.
-  std::weak_ptr<Link> link_;
-  std::shared_ptr<PeerCounters> counters_on_link_;
-
   mutable std::mutex mutex_;
+  std::weak_ptr<Link> link_;
+  bool on_link_ = false;
   std::error_code stop_cause_;
   std::error_code first_object_error_;
-  std::atomic<bool> object_failed_{false};
-  std::shared_ptr<PeerCounters> peer_counters_;  ///< Of an operation that isn't on a link.
-
-  // Guarded by the registry.
-  PendingOperations::iterator entry_{};
-  bool entered_ = false;
+  std::shared_ptr<PeerCounters> peer_counters_;
 };
 
 }  // namespace kvferry::kit

@@ -40,39 +40,11 @@ KVFERRY_INLINE void DeadlineQueue::close() {
   const std::lock_guard lock(mutex_);
   closed_ = true;
   dropped.swap(entries_);
-  others_.clear();
   timer_.reset();
 }
 
-KVFERRY_INLINE void DeadlineQueue::add(std::weak_ptr<Others> others) {
-  const std::lock_guard lock(mutex_);
-  std::erase_if(others_, [](const auto& known) { return known.expired(); });
-  others_.push_back(std::move(others));
-}
-
-KVFERRY_INLINE std::shared_ptr<DeadlineQueue::Others> DeadlineQueue::next_of_others(std::size_t& index) const {
-  const std::lock_guard lock(mutex_);
-  std::shared_ptr<Others> found;
-  while (!found && index < others_.size()) {
-    found = others_[index++].lock();
-  }
-  return found;
-}
-
-KVFERRY_INLINE void DeadlineQueue::arm_for(Clock::time_point deadline) {
-  const std::lock_guard lock(mutex_);
-  if (!closed_ && (!armed_ || deadline < *armed_)) {
-    arm(deadline);
-  }
-}
-
-KVFERRY_INLINE void DeadlineQueue::disarm() {
-  armed_.reset();
-  armed_for_ = never;
-}
-
 KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
-  disarm();  // what follows may throw
+  armed_.reset();  // what follows may throw
   timer_->expires_at(deadline);
   timer_->async_wait([weak = weak_from_this()](std::error_code ec) {
     // Re-armed for an earlier deadline, or closed.
@@ -84,7 +56,6 @@ KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
     }
   });
   armed_ = deadline;
-  armed_for_ = deadline.time_since_epoch().count();
 }
 
 KVFERRY_INLINE void DeadlineQueue::on_timer() {
@@ -100,7 +71,7 @@ KVFERRY_INLINE void DeadlineQueue::on_timer() {
   };
   {
     const std::lock_guard lock(mutex_);
-    disarm();  // before others are asked for their next
+    armed_.reset();
     const auto now = Clock::now();
     // The entries themselves, as there may be no memory for others.
     while (!closed_ && !entries_.empty() && entries_.begin()->first <= now) {
@@ -116,35 +87,11 @@ KVFERRY_INLINE void DeadlineQueue::on_timer() {
     }
   }
   expired.clear();
-  std::size_t index = 0;
-  while (const auto others = next_of_others(index)) {
-    expire_all(*others);
-  }
   const std::lock_guard lock(mutex_);
   arm_next();
 }
 
-/// Of those that are kept elsewhere.
-KVFERRY_INLINE void DeadlineQueue::expire_all(Others& others) {
-  const auto now = Clock::now();
-  for (bool more = true; more;) {
-    try {
-      more = others.expire_one(now);
-    } catch (...) {
-      detail::log_exception("at a deadline");  // the others' have passed, too
-    }
-  }
-  if (const auto next = others.next()) {
-    try {
-      await(*next);
-    } catch (const std::exception&) {
-      detail::log_exception("when the next deadline was set");  // the next operation sets it
-    }
-  }
-}
-
 KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operation) {
-  bool known = true;
   {
     const std::lock_guard lock(mutex_);
     if (closed_) {
@@ -153,94 +100,37 @@ KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Oper
     if (pending_.size() >= limit_) {
       return errc::resource_limit;
     }
-    enter(operation);
-    known = std::exchange(awaits_deadlines_, true);
+    pending_.emplace(operation.get(), Entry{operation, ++last_number_});
   }
   try {
-    if (!known) {
-      deadlines_->add(weak_from_this());
-    }
-    deadlines_->await(operation->deadline());
+    deadlines_->add(operation->deadline(), operation);
   } catch (const std::bad_alloc&) {
-    {
-      const std::lock_guard lock(mutex_);
-      awaits_deadlines_ = known;
-    }
     remove(*operation);  // or the channel would wait for its end
     return std::make_error_code(std::errc::not_enough_memory);
   }
   return {};
 }
 
-KVFERRY_INLINE void OperationRegistry::enter(const std::shared_ptr<Operation>& operation) {
-  // Deadlines mostly come in their order.
-  if (spares_.empty()) {
-    operation->entry_ = pending_.emplace_hint(pending_.end(), operation->deadline(), PendingOperation());
-  } else {
-    spares_.back().key() = operation->deadline();
-    operation->entry_ = pending_.insert(pending_.end(), std::move(spares_.back()));
-    spares_.pop_back();
-  }
-  operation->entry_->second = {operation, ++last_number_};
-  operation->entered_ = true;
-  if (first_waiting_ == pending_.end() || operation->deadline() < first_waiting_->first) {
-    first_waiting_ = operation->entry_;
-  }
-}
-
-KVFERRY_INLINE void OperationRegistry::remove(Operation& operation) {
+KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
+  deadlines_->remove(operation.deadline(), operation);
   std::shared_ptr<Operation> removed;
   const std::lock_guard lock(mutex_);
-  if (!std::exchange(operation.entered_, false)) {
-    return;
-  }
-  PendingOperation& entry = operation.entry_->second;
-  if (!awaited_.empty()) {
-    std::erase_if(awaited_, [&](Awaited& awaited) {
-      const bool last = awaited.concerns(entry) && --awaited.left == 0;
-      if (last) {
-        awaited.done();
-      }
-      return last;
-    });
-  }
-  removed = std::move(entry.operation);
-  if (operation.entry_ == first_waiting_) {
-    ++first_waiting_;
-  }
-  if (spares_.size() < most_spares) {
-    spares_.push_back(pending_.extract(operation.entry_));
-  } else {
-    pending_.erase(operation.entry_);
-  }
-  if (pending_.empty()) {
-    empty_.notify_all();
-  }
-}
-
-KVFERRY_INLINE bool OperationRegistry::expire_one(Clock::time_point now) {
-  std::shared_ptr<Operation> late;
-  {
-    const std::lock_guard lock(mutex_);
-    for (; first_waiting_ != pending_.end() && first_waiting_->first <= now && !late; ++first_waiting_) {
-      if (!std::exchange(first_waiting_->second.expired, true)) {
-        late = first_waiting_->second.operation;
-      }
+  if (const auto it = pending_.find(&operation); it != pending_.end()) {
+    removed = std::move(it->second.operation);
+    if (!awaited_.empty()) {
+      std::erase_if(awaited_, [&](Awaited& awaited) {
+        const bool last = awaited.concerns({removed, it->second.number}) && --awaited.left == 0;
+        if (last) {
+          awaited.done();
+        }
+        return last;
+      });
+    }
+    pending_.erase(it);
+    if (pending_.empty()) {
+      empty_.notify_all();
     }
   }
-  if (late) {
-    late->expire();
-  }
-  return late != nullptr;
-}
-
-KVFERRY_INLINE std::optional<Clock::time_point> OperationRegistry::next() const {
-  const std::lock_guard lock(mutex_);
-  PendingOperations::const_iterator it = first_waiting_;
-  while (it != pending_.end() && it->second.expired) {
-    ++it;
-  }
-  return it == pending_.end() ? std::nullopt : std::optional(it->first);
 }
 
 KVFERRY_INLINE void OperationRegistry::when_writes_ended(std::string_view peer_id, std::function<void()> done) {

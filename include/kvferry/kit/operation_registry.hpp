@@ -19,6 +19,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include <kvferry/kit/logger.hpp>
@@ -48,25 +49,6 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
 
   void add(Clock::time_point deadline, std::shared_ptr<Expirable> entry);
   void remove(Clock::time_point deadline, const Expirable& entry);
-
-  /// Things with deadlines that are kept somewhere else, under another lock.
-  class Others {
-   public:
-    virtual ~Others() = default;
-    /// Calls `expire` on one of those whose deadlines have passed, if there is one to call it on, with no lock held. @return
-    /// whether there was.
-    virtual bool expire_one(Clock::time_point now) = 0;
-    /// The first deadline that hasn't passed.
-    [[nodiscard]] virtual std::optional<Clock::time_point> next() const = 0;
-  };
-  /// Until they are gone.
-  void add(std::weak_ptr<Others> others);
-  /// Others have a deadline that they had not when they were asked last.
-  void await(Clock::time_point deadline) {
-    if (deadline.time_since_epoch().count() < armed_for_.load()) {
-      arm_for(deadline);
-    }
-  }
   /// Drops all entries and the timer, so that whoever keeps the queue for longer than the executor's context lives does no
   /// harm. Later `add`s are ignored.
   void close();
@@ -78,41 +60,26 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
 
  private:
   void arm(Clock::time_point deadline);
-  void arm_for(Clock::time_point deadline);
-  void disarm();
   void on_timer();
-  /// @param index of the next one, of those that are still there.
-  [[nodiscard]] std::shared_ptr<Others> next_of_others(std::size_t& index) const;
-  void expire_all(Others& others);
 
   const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
   mutable std::mutex mutex_;
   std::multimap<Clock::time_point, std::shared_ptr<Expirable>> entries_;
   std::optional<asio::steady_timer> timer_;  ///< Gone when closed.
   std::optional<Clock::time_point> armed_;
-  std::vector<std::weak_ptr<Others>> others_;
   bool closed_ = false;
-
-  static constexpr Clock::rep never = std::numeric_limits<Clock::rep>::max();
-  std::atomic<Clock::rep> armed_for_{never};  ///< `armed_`, for those who have another lock.
 };
 
 /// The operations of a channel that have not ended yet, and the numbers of all.
-class OperationRegistry final : public DeadlineQueue::Others, public std::enable_shared_from_this<OperationRegistry> {
+class OperationRegistry {
  public:
   OperationRegistry(std::shared_ptr<DeadlineQueue> deadlines, std::size_t limit,
                     std::shared_ptr<Logger> logger = std::make_shared<Logger>())
-      : deadlines_(std::move(deadlines)), limit_(limit), logger_(std::move(logger)) {
-    spares_.reserve(most_spares);
-  }
+      : deadlines_(std::move(deadlines)), limit_(limit), logger_(std::move(logger)) {}
 
   /// @return `errc::closed` or `errc::resource_limit` if the operation wasn't taken.
   [[nodiscard]] std::error_code add(const std::shared_ptr<Operation>& operation);
-  void remove(Operation& operation);
-  [[nodiscard]] std::size_t size() const {
-    const std::lock_guard lock(mutex_);
-    return pending_.size();
-  }
+  void remove(const Operation& operation);
   /// Refuses further operations and asks all pending ones to stop.
   void close(std::error_code cause);
   void wait_until_empty();
@@ -143,23 +110,19 @@ class OperationRegistry final : public DeadlineQueue::Others, public std::enable
   [[nodiscard]] Logger& logger() noexcept { return *logger_; }
   [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return deadlines_->gate(); }
 
-  bool expire_one(Clock::time_point now) override;
-  [[nodiscard]] std::optional<Clock::time_point> next() const override;
-
  private:
   const std::shared_ptr<DeadlineQueue> deadlines_;
   const std::size_t limit_;
   const std::shared_ptr<Logger> logger_;
   AwaitedOfPeer awaited_of_peer_;
   TransferCounters counters_;
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   std::condition_variable empty_;
-  void enter(const std::shared_ptr<Operation>& operation);
-  PendingOperations pending_;  ///< By deadline, so that nobody else has to keep deadlines of operations.
-  PendingOperations::iterator first_waiting_ = pending_.end();  ///< All before it have been told that they are late.
-  static constexpr std::size_t most_spares = 8;
-  std::vector<PendingOperations::node_type> spares_;  ///< Of operations that have ended, for those to come.
-  bool awaits_deadlines_ = false;
+  struct Entry {
+    std::shared_ptr<Operation> operation;
+    std::uint64_t number = 0;
+  };
+  std::unordered_map<const Operation*, Entry> pending_;
   std::uint64_t last_number_ = 0;
   /// Who waits for certain operations up to a number, and how many there still are.
   struct Awaited {
@@ -168,7 +131,7 @@ class OperationRegistry final : public DeadlineQueue::Others, public std::enable
     std::size_t left = 0;
     std::function<void()> done;
 
-    [[nodiscard]] bool concerns(const PendingOperation& entry) const {
+    [[nodiscard]] bool concerns(const Entry& entry) const {
       return entry.number <= last_number && concerned(entry.operation->request());
     }
   };

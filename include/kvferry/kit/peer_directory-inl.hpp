@@ -241,23 +241,17 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
     return;
   }
   Peer& peer = it->second;
-  // Where it goes straight to the link, it is counted with that.
-  const auto counters = peer.counters;
-  const auto counted = [&] {
-    if (!has_waited) {
-      operation->count_for(counters);
-    }
-  };
+  if (!has_waited) {
+    operation->count_for(peer.counters);
+  }
   const std::uint64_t meant_for = operation->mean_for(peer.acknowledged_instance);
   if (peer.state != Peer::State::ready && !(has_waited && peer.state == Peer::State::handing_over)) {
     if (!peer.link && peer.attempt.number == 0 && peer.candidates.empty() && peer.url.empty()) {
       const Failure failure = peer.last_failure;
       lock.unlock();
-      counted();
       operation->finish(failure.code, failure.sentence + ", and the peer's init url is not known");
       return;
     }
-    counted();
     const auto tell = [weak = weak_from_this(), operation](const Failure& failure) {
       const auto self = weak.lock();
       if (failure || !self) {
@@ -274,7 +268,6 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
   if (request.incarnation != 0) {
     if (request.incarnation != description->incarnation) {
       lock.unlock();
-      counted();
       operation->finish(errc::peer_restarted, "the operation is meant for the peer's incarnation " +
                                                   std::to_string(request.incarnation) + "; this one is " +
                                                   std::to_string(description->incarnation));
@@ -284,7 +277,6 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
     // Told: whatever is started from now on is meant for the new one.
     peer.acknowledged_instance = peer.instances;
     lock.unlock();
-    counted();
     operation->finish(errc::peer_restarted, "the peer restarted: it is incarnation " +
                                                 std::to_string(description->incarnation) +
                                                 " now; page indexes agreed before are stale");
@@ -293,7 +285,6 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
   const bool fenced = request.kind == TransferKind::write && operation->started() <= peer.fenced_until;
   lock.unlock();
   if (fenced) {
-    counted();
     operation->finish(errc::fenced,
                       "the peer fenced its memory off when this had been started, and waited for a connection");
     return;
@@ -305,7 +296,6 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
     failure = check_against_peer(request, *description, {});  // this channel has taken its region back
   }
   if (failure) {
-    counted();
     if (failure.code == errc::unknown_region && how != Routed::has_asked && hooks_.region_changes) {
       ask_for_regions(operation, link);
       return;
@@ -313,7 +303,7 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
     operation->finish(failure.code, std::move(failure.sentence));
     return;
   }
-  operation->start_on(link, has_waited ? nullptr : counters);
+  operation->start_on(link);
 }
 
 KVFERRY_INLINE void PeerDirectory::hand_over(const std::string& peer_id, const Link* link) {

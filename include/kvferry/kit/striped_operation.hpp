@@ -65,11 +65,7 @@ class KVFERRY_EXPORT StripedOperation {
   /// @return true if that was the last part and none failed: the caller ends the operation.
   [[nodiscard]] bool part_done(std::error_code cause, std::string why) {
     {
-      // The only part is one thread's at a time.
-      std::unique_lock<std::mutex> lock;
-      if (parts_ != 1) {
-        lock = std::unique_lock(mutex_);
-      }
+      const std::lock_guard lock(mutex_);
       if (cause && (!cause_ || (cause == condition::may_still_land && cause_ != condition::may_still_land))) {
         cause_ = cause;
         why_ = std::move(why);

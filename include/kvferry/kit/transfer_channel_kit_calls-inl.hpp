@@ -59,17 +59,16 @@ KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest requ
   }
   const auto transfer = std::make_shared<BlockingTransfer>(impl_->events);
   {
-    Serving serving;
-    {
-      const Serving::Offer offer(serving);
-      start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
-                       transfer->complete(cause, transferred);
-                     }));
-    }
-    try {
-      serving.serve(*transfer);
-    } catch (const std::system_error&) {
-      // No descriptor to sleep on beside the link's: the I/O threads move it, and this one sleeps until it has ended.
+    const Serving serving(impl_->peers->link(request.peer_id), request);
+    start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
+                     transfer->complete(cause, transferred);
+                   }));
+    if (serving && !transfer->over()) {
+      try {
+        serving->serve(*transfer);
+      } catch (const std::system_error&) {
+        // No descriptor to sleep on beside the link's: the I/O threads move it, and this one sleeps until it has ended.
+      }
     }
   }
   return transfer->wait(ec);

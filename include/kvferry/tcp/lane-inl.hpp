@@ -53,8 +53,6 @@ inline constexpr std::size_t frame_cost = 4096;
 /// A piece of memory that is read or written counts as so many bytes, besides its own: a frame of some hundred bytes
 /// may have a thousand of them, of a byte each.
 inline constexpr std::size_t piece_cost = 64;
-/// What arrives unasked for a lane that is kept for its next leader may wait for so long.
-inline constexpr std::chrono::microseconds keep_time{500};
 /// An operation that timed out in less than this says nothing about its connection.
 inline constexpr std::chrono::seconds least_silent_time{1};
 
@@ -146,8 +144,7 @@ KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> 
       protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead),
                 options_.memory, by_cpu_),
       owner_(std::move(owner)),
-      frame_timer_(executor_),
-      keep_timer_(executor_) {}
+      frame_timer_(executor_) {}
 
 template <class Change>
 void Lane::change(Change change_engine, std::size_t budget) {
@@ -204,45 +201,64 @@ KVFERRY_INLINE void Lane::region_removed(std::uint32_t number, std::function<voi
   drive(caller_bytes);
 }
 
-KVFERRY_INLINE Lane::Looked Lane::look(Role role) {
-  const std::uint64_t moved_before = moved_;
-  const std::uint64_t completed_before = protocol_.completed();
-  readable_ = true;
-  writable_ = true;
-  std::size_t budget = turn_bytes;
-  try {
-    (void)move_bytes(budget, role);
-  } catch (const std::exception& error) {
-    fail(errc::connection_lost, remote_ + ": " + error.what());
-  }
-  return {moved_ != moved_before, protocol_.completed() != completed_before};
+KVFERRY_INLINE std::shared_ptr<Socket> Lane::begin_leading() {
+  std::shared_ptr<Socket> socket;
+  driver_.change([&] {
+    leader_ = std::this_thread::get_id();
+    watched_ = false;
+    socket = socket_;
+    if (armed_ != 0 && socket_) {
+      armed_ = 0;
+      arm(0);
+    }
+  });
+  return socket;
 }
 
-KVFERRY_INLINE kit::Pollable::Found Lane::poll() {
-  if (!watched_) {
-    return Found::released;  // whoever leads may hold the engine for long
-  }
+KVFERRY_INLINE void Lane::end_leading() {
+  change([&] { leader_ = {}; }, caller_bytes);
+}
+
+template <class Released>
+kit::Pollable::Found Lane::look(Role role, Released released) {
   auto found = Found::something;  // unless this thread finds out otherwise: another may be at it
   bool moved = false;
   bool completed = false;
   driver_.drive(
       [&](Inbox taken) {
         take(std::move(taken));
-        if (failed_ || !watched_) {
+        if (released()) {
           found = Found::released;
           // Others have left their work to this thread, which held the engine for a moment: in the inbox, or in what they
           // changed (`change`).
           std::size_t budget = turn_bytes;
           return work(budget);
         }
-        const Looked looked = look(Role::visitor);
-        moved = moved || looked.moved;
-        completed = completed || looked.completed;
+        const std::uint64_t moved_before = moved_;
+        const std::uint64_t completed_before = protocol_.completed();
+        readable_ = true;
+        writable_ = true;
+        std::size_t budget = turn_bytes;
+        try {
+          (void)move_bytes(budget, role);
+        } catch (const std::exception& error) {
+          fail(errc::connection_lost, remote_ + ": " + error.what());
+        }
+        moved = moved || moved_ != moved_before;
+        completed = completed || protocol_.completed() != completed_before;
         found = failed_ ? Found::released : completed ? Found::completed : moved ? Found::something : Found::nothing;
         return done(false);
       },
       [&](const Driven& driven) { return let_go(driven); });
   return found;
+}
+
+KVFERRY_INLINE kit::Pollable::Found Lane::lead() {
+  return look(Role::leader, [this] { return failed_; });
+}
+
+KVFERRY_INLINE kit::Pollable::Found Lane::poll() {
+  return look(Role::visitor, [this] { return failed_ || !watched_; });
 }
 
 KVFERRY_INLINE void Lane::rest() {
@@ -322,9 +338,7 @@ KVFERRY_INLINE bool Lane::let_go(const Driven& driven) {
 
 KVFERRY_INLINE bool Lane::move_bytes(std::size_t& budget, Role role) {
   for (;;) {
-    if (driver_.has_some()) {
-      apply(driver_.take());
-    }
+    apply(driver_.take());
     // Each round costs something, so that a flood of small operations ends a turn as well.
     budget -= std::min(budget, round_cost);
     if (failed_ || !running_) {
@@ -350,8 +364,6 @@ KVFERRY_INLINE bool Lane::move_bytes(std::size_t& budget, Role role) {
 }
 
 KVFERRY_INLINE void Lane::apply(Inbox taken) {
-  // Whatever it is, somebody may have to wait for what comes of it.
-  kept_ = kept_ && taken.empty();
   if (taken.readable || taken.writable) {
     armed_ = 0;
     tired_ = false;

@@ -42,8 +42,7 @@ inline constexpr std::size_t encrypted_read_ahead = std::size_t{64} << 10;
 ///
 /// The thread that waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread
 /// that watches it, else an event that it has been armed for. One of them at a time, so that none wakes or delays
-/// another. Between two blocking calls that follow each other at once it is none of them: the lane is kept for the next one, and
-/// a timer sees to it if there is none.
+/// another.
 class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
   struct Options {
@@ -108,25 +107,14 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   void outlive(std::shared_ptr<Owner> owner, std::error_code cause, const std::string& why);
 
   /// @name For a thread that looks at the lane itself. One at a time.
-  ///
-  /// It stays the driver from one call to the next, until `pause_leading` or `end_leading`. Meanwhile it must not wait for
-  /// anybody, nor touch the lane by other functions.
   /// @{
 
-  /// From here on nobody is woken by what arrives.
-  void begin_leading();
-  /// As `start`, by the thread that leads. It sends more than others do.
-  void start_leading(std::shared_ptr<StripedOperation> batch, ObjectRange range);
+  /// From here on nobody is woken by what arrives. @return the socket to look at; null if there is none any more.
+  [[nodiscard]] std::shared_ptr<Socket> begin_leading();
   [[nodiscard]] Found lead();
-  /// Before the thread sleeps: somebody else may drive meanwhile. @return the socket to sleep at; null if there is none any
-  /// more, or something is to be done first.
-  [[nodiscard]] std::shared_ptr<Socket> pause_leading();
   /// Whether the lane waits for room to send.
   [[nodiscard]] bool wants_to_send() const noexcept { return wants_to_send_; }
-  /// Does nothing if the thread has not begun.
-  /// @param keep the next call is likely to follow at once: unless something is under way, nothing arrives unasked until a timer
-  /// of half a millisecond has expired.
-  void end_leading(bool keep = false);
+  void end_leading();
   /// @}
 
   Found poll() override;
@@ -161,12 +149,10 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     bool frame_expired = false;
     bool rest = false;
     bool writes_ended = false;  ///< For which the peer's fence waits.
-    bool kept_in_vain = false;  ///< Nobody has led the lane for which it was kept.
 
     [[nodiscard]] bool empty() const noexcept {
       return starts.empty() && stops.empty() && probes.empty() && fences.empty() && removed_regions.empty() &&
-             !region_added && !readable && !writable && !drain_expired && !frame_expired && !rest && !writes_ended &&
-             !kept_in_vain;
+             !region_added && !readable && !writable && !drain_expired && !frame_expired && !rest && !writes_ended;
     }
   };
 
@@ -190,12 +176,9 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   [[nodiscard]] Driven done(bool more);
   /// With the engine let go. @return whether this thread goes on.
   [[nodiscard]] bool let_go(const Driven& driven);
-  struct Looked {
-    bool moved = false;
-    bool completed = false;
-  };
-  /// Moves bytes, whether or not any were announced.
-  [[nodiscard]] Looked look(Role role);
+  /// Drives, having looked for bytes whether or not any were announced, unless `released()`.
+  template <class Released>
+  [[nodiscard]] Found look(Role role, Released released);
   /// @return whether the budget ran out with work left.
   bool move_bytes(std::size_t& budget, Role role = Role::visitor);
   void apply(Inbox taken);
@@ -206,10 +189,6 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   Step copy_step(std::size_t& budget);
   void wait_for_more(Role role);
   void arm(std::uint32_t events);
-  /// For who leads: lets the engine go, and does what is to be done then.
-  void drop_lead();
-  [[nodiscard]] bool await_next_lead() noexcept;
-  void keep_expired();
   void close_socket();
   void update_drain_timer();
   void update_frame_timer();
@@ -240,10 +219,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   bool readable_ = false;
   bool writable_ = true;
   std::uint32_t armed_ = 0;  ///< The events that were asked for and have not come.
-  std::atomic<bool> watched_{false};  ///< By the poller. Changed with the engine held.
+  bool watched_ = false;     ///< By the poller.
   std::thread::id leader_;   ///< Of nobody: the lane is not led.
-  bool kept_ = false;        ///< For the next leader; nobody else waits.
-  std::uint64_t asked_when_led_ = 0;  ///< What the peer had asked for when the lane was led last.
   bool tired_ = false;  ///< Nothing has come since the poller gave it up.
   std::uint64_t moved_ = 0;
   std::size_t careful_out_ = 0;  ///< Of the next bytes to send or to receive, these many go a page of memory at a time,
@@ -266,15 +243,6 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   std::optional<Outlived> outlived_;
 
   std::atomic<bool> wants_to_send_{false};
-
-  // Of the thread that leads.
-  bool leads_ = false;
-  bool holds_engine_ = false;
-
-  std::atomic<std::uint64_t> times_led_{0};
-  std::atomic<bool> keep_timer_armed_{false};  ///< Whoever sets it has the timer and the number.
-  asio::steady_timer keep_timer_;
-  std::uint64_t times_led_then_ = 0;
 };
 
 /// The connection of a socket, encrypted by `tls` if that isn't null.

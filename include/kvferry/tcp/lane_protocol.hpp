@@ -138,8 +138,6 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] bool take_used() noexcept {
     return works_.load(std::memory_order_relaxed) || used_.exchange(false, std::memory_order_relaxed);
   }
-  /// How often the peer has begun something.
-  [[nodiscard]] std::uint64_t asked() const noexcept { return asked_; }
   /// Operations under way.
   [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
 
@@ -309,7 +307,6 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
   std::deque<Drain> drains_;  ///< In the order in which they were stopped; those that have ended may still be here.
   std::uint64_t completed_ = 0;
-  std::uint64_t asked_ = 0;
   std::atomic<bool> used_{false};
   std::atomic<bool> works_{false};  ///< There are `transfers_`.
 

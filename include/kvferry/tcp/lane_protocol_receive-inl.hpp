@@ -195,7 +195,6 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
     if (leaving_) {
       return {};
     }
-    ++asked_;
     use();
   }
   switch (frame.header.type) {

@@ -162,14 +162,8 @@ KVFERRY_INLINE void Lane::wait_for_more(Role role) {
     }
     return;
   }
-  if (kept_) {
-    return;
-  }
   if (!watched_ && !tired_ && options_.poller) {
-    watched_ = true;  // before a thread looks
-    if (!options_.poller->watch(shared_from_this())) {
-      watched_ = false;
-    }
+    watched_ = options_.poller->watch(shared_from_this());
   }
   if (!watched_) {
     arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);

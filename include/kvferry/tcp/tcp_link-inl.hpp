@@ -24,12 +24,6 @@ KVFERRY_INLINE void sleep_until_ready(const Socket& socket, bool to_send, kit::B
   }
 }
 
-/// Where so many blocking calls have begun so soon after the one before, another will. The time is less than a peer takes to answer a
-/// write by another one. A call that comes late takes as many to be made up for.
-inline constexpr std::chrono::microseconds at_once{20};
-inline constexpr std::size_t least_calls_at_once = 8;
-inline constexpr std::size_t most_calls_at_once = 3 * least_calls_at_once;
-
 /// Within what a caller's thread moves in one go (lane-inl.hpp).
 inline constexpr std::size_t copied_at_once = std::size_t{128} << 10;
 
@@ -80,18 +74,7 @@ KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
     }
   }
   const std::size_t count = request.objects.size();
-  const bool leads = leader_.load(std::memory_order_relaxed) == std::this_thread::get_id();
-  if (leads) {
-    calls_at_once_ = operation->started() - last_led_ < at_once
-                         ? std::min(calls_at_once_ + 1, most_calls_at_once)
-                         : calls_at_once_ - std::min(calls_at_once_, least_calls_at_once);
-  }
-  auto batch = std::make_shared<StripedOperation>(std::move(operation), 1);
-  if (leads) {
-    lanes_[lane]->start_leading(std::move(batch), {0, count});
-  } else {
-    lanes_[lane]->start(std::move(batch), {0, count});
-  }
+  lanes_[lane]->start(std::make_shared<StripedOperation>(std::move(operation), 1), {0, count});
 }
 
 KVFERRY_INLINE void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
@@ -207,36 +190,34 @@ KVFERRY_INLINE bool TcpLink::ends_at_once(const TransferRequest& request) const 
 }
 
 KVFERRY_INLINE bool TcpLink::begin_serving() {
-  std::thread::id nobody;
-  return lanes_.size() == 1 && leader_.compare_exchange_strong(nobody, std::this_thread::get_id());
+  if (lanes_.size() != 1 || led_.exchange(true)) {
+    return false;
+  }
+  led_socket_ = lanes_.front()->begin_leading();
+  return true;
 }
 
 KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
   Lane& lane = *lanes_.front();
   auto last_found = kit::Clock::now();
-  last_led_ = last_found;
-  while (!wait.over()) {
+  while (led_socket_ && !wait.over()) {
     const auto found = lane.lead();
-    if (found == Lane::Found::released || (found == Lane::Found::completed && wait.over())) {
+    if (found == Lane::Found::released) {
       break;
     }
-    last_led_ = kit::Clock::now();
+    const auto now = kit::Clock::now();
     if (found != Lane::Found::nothing) {
-      last_found = last_led_;
-    } else if (last_led_ - last_found > patience_) {
-      const auto socket = lane.pause_leading();
-      if (!socket) {
-        break;
-      }
-      sleep_until_ready(*socket, lane.wants_to_send(), wait);
-      last_led_ = kit::Clock::now();
+      last_found = now;
+    } else if (now - last_found > patience_) {
+      sleep_until_ready(*led_socket_, lane.wants_to_send(), wait);
     }
   }
 }
 
 KVFERRY_INLINE void TcpLink::end_serving() {
-  lanes_.front()->end_leading(calls_at_once_ >= least_calls_at_once);
-  leader_ = std::thread::id();
+  led_socket_.reset();
+  lanes_.front()->end_leading();
+  led_ = false;
 }
 
 KVFERRY_INLINE bool TcpLink::take_used() noexcept {

@@ -9,7 +9,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
@@ -91,10 +90,8 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   std::optional<kit::Clock::time_point> leaving_until_;  ///< Of the thread that closes.
   std::atomic<std::size_t> next_lane_{0};
   std::atomic<bool> failed_{false};
-  std::atomic<std::thread::id> leader_{};  ///< Of nobody: the link isn't served.
-  // Of the thread that leads.
-  kit::Clock::time_point last_led_{};
-  std::size_t calls_at_once_ = 0;  ///< That began when the one before had just ended.
+  std::atomic<bool> led_{false};
+  std::shared_ptr<Socket> led_socket_;  ///< Of the thread that leads.
 };
 
 }  // namespace kvferry::tcp

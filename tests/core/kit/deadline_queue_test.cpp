@@ -17,7 +17,6 @@
 
 #include "common/allocation_limit.hpp"
 #include <kvferry/error.hpp>
-#include <kvferry/kit/link.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
@@ -143,9 +142,9 @@ TEST_F(OperationRegistryTest, TakesAsManyAsItsLimitAndMoreWhenOneHasEnded) {
   EXPECT_FALSE(registry_->add(first));
   EXPECT_FALSE(registry_->add(second));
   EXPECT_EQ(registry_->add(third), errc::resource_limit);
-  EXPECT_EQ(registry_->size(), 2U);
+  EXPECT_EQ(queue_->size(), 2U);
   first->finish({});
-  EXPECT_EQ(registry_->size(), 1U) << "what has ended has no deadline";
+  EXPECT_EQ(queue_->size(), 1U) << "what has ended has no deadline";
   EXPECT_FALSE(registry_->add(third));
   second->finish({});
   third->finish({});
@@ -171,73 +170,6 @@ TEST_F(OperationRegistryTest, WhoWaitsUntilItIsEmptyIsWokenByTheLastEndAndNotBef
   EXPECT_EQ(empty.wait_for(milliseconds(50)), std::future_status::timeout);
   second->finish({});
   empty.get();
-}
-
-TEST_F(OperationRegistryTest, DeadlinesOfOperationsPassInTheirOrder) {
-  const auto registry = std::make_shared<OperationRegistry>(queue_, 100);
-  std::string order;
-  const auto start = [&](char name, Clock::time_point deadline) {
-    const auto operation = std::make_shared<Operation>(
-        TransferRequest{}, Completion::direct([&order, name](std::error_code, std::size_t) { order += name; }), deadline,
-        registry);
-    EXPECT_FALSE(registry->add(operation));
-    return operation;
-  };
-  start('d', now_ + hours(1));
-  start('b', now_ + milliseconds(2));
-  const auto ended = start('x', now_ + milliseconds(2));
-  start('a', now_ + milliseconds(1));
-  ended->finish({});
-  add('q', now_ + milliseconds(3));
-  while (order.size() < 3 && context_.run_one() != 0) {
-  }
-  start('c', now_);  // before those that have passed
-  while (order.size() < 4 && context_.run_one() != 0) {
-  }
-  EXPECT_EQ(order, "xabc");
-  EXPECT_EQ(registry->size(), 1U);
-  registry->close(errc::closed);
-  EXPECT_EQ(order, "xabcd");
-}
-
-/// A link on which nothing ends for now.
-class Draining final : public Link {
- public:
-  void start(std::shared_ptr<Operation> operation) override { started.push_back(std::move(operation)); }
-  void stop(std::shared_ptr<Operation>) override { ++stops; }
-  void shut(std::error_code, const std::string&) override {}
-  [[nodiscard]] std::string path() const override { return "nowhere"; }
-
-  std::vector<std::shared_ptr<Operation>> started;
-  std::size_t stops = 0;
-};
-
-TEST_F(OperationRegistryTest, OperationsThatDrainAreToldOnceAndKeepNoOtherFromItsDeadline) {
-  const auto link = std::make_shared<Draining>();
-  const auto registry = std::make_shared<OperationRegistry>(queue_, 100);
-  const auto start = [&](Clock::time_point deadline) {
-    const auto operation = std::make_shared<Operation>(
-        TransferRequest{}, Completion::direct([](std::error_code, std::size_t) {}), deadline, registry);
-    EXPECT_FALSE(registry->add(operation));
-    operation->start_on(link);
-  };
-  start(now_ + milliseconds(1));
-  start(now_ + milliseconds(2));
-  while (link->stops < 2 && context_.run_one() != 0) {
-  }
-  start(now_);
-  start(now_ + milliseconds(5));
-  context_.restart();
-  while (link->stops < 4 && context_.run_one() != 0) {
-  }
-  context_.restart();
-  context_.run_for(milliseconds(5));
-  EXPECT_EQ(link->stops, 4U);
-  for (const auto& operation : link->started) {
-    EXPECT_EQ(operation->stop_cause(), errc::timed_out);
-    operation->finish(operation->stop_cause());
-  }
-  registry->wait_until_empty();
 }
 
 TEST_F(OperationRegistryTest, AnOperationEndsAtItsDeadline) {
