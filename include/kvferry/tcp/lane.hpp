@@ -40,8 +40,8 @@ inline constexpr std::size_t encrypted_read_ahead = std::size_t{64} << 10;
 /// as `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
 /// buffers are touched by the driver alone: when it ends an operation, they are quiet.
 ///
-/// The thread that waits for the lane's next bytes: a blocking call's thread that leads it, else a polling I/O thread
-/// that watches it, else an event that it has been armed for. One of them at a time, so that none wakes or delays
+/// One of three waits for the lane's next bytes: the thread of a blocking call that leads the lane, else a polling I/O
+/// thread that watches it, else an event for which it is armed. Only one at a time, so that none wakes or delays
 /// another.
 class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
