@@ -57,7 +57,9 @@ class RailProtocolRegions : public TwoSides {
     header.body_bytes = static_cast<std::uint32_t>(message.size() - sizeof(header));
     std::memcpy(message.data(), &header, sizeof(header));
     std::memcpy(message.data() + sizeof(header), &region, sizeof(region));
-    std::memcpy(message.data() + sizeof(header) + sizeof(region), keys.data(), keys.size() * sizeof(std::uint32_t));
+    if (!keys.empty()) {
+      std::memcpy(message.data() + sizeof(header) + sizeof(region), keys.data(), keys.size() * sizeof(std::uint32_t));
+    }
     return a.protocol->received(message);
   }
   [[nodiscard]] static MessageHeader added(std::uint64_t number, std::uint64_t bytes, std::uint32_t count) {
