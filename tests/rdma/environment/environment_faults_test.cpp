@@ -15,6 +15,7 @@
 
 #include <kvferry/testing/peer_process.hpp>
 
+#include "rdma/environment/network_device.hpp"
 #include "rdma/rdma_node.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -23,32 +24,6 @@ namespace {
 using kvferry::testing::LineSocket;
 using kvferry::testing::PeerProcess;
 using std::chrono::milliseconds;
-
-/// A network device of a machine that this test may do as it likes with.
-class Link {
- public:
-  explicit Link(const RdmaRail& rail) {
-    std::ifstream("/sys/class/infiniband/" + rail.device + "/ports/1/gid_attrs/ndevs/0") >> name_;
-    // Else the IPv6 addresses, and with them their GIDs, would be gone for good.
-    run("sysctl -q -w net.ipv6.conf." + name_ + ".keep_addr_on_down=1");
-  }
-  ~Link() { set_up(); }
-
-  void set_down() const { run("ip link set " + name_ + " down"); }
-  void set_up() const { run("ip link set " + name_ + " up"); }
-
- private:
-  static void run(const std::string& command) {
-    if (std::system(command.c_str()) != 0) {
-      ADD_FAILURE() << command;
-    }
-  }
-
-  std::string name_;
-};
-
-/// Only in a virtual machine that is there for tests.
-bool may_change_links() { return std::getenv("KVFERRY_GUEST") != nullptr; }
 
 NodeOptions impatient() {
   NodeOptions options;
@@ -71,7 +46,7 @@ TEST(RdmaEnvironment, ALinkThatGoesDownAndUpInTheMiddleOfABatch) {
   for (int round = 0; round < 3; ++round) {
     SCOPED_TRACE(round);
     peer.fill(std::byte{0});
-    const Link link(first_rails(1)[0]);
+    const NetworkDevice link(first_rails(1)[0]);
     std::vector<std::error_code> statuses(count);
     std::vector<MutableBuffer> pages = node.pages(count);
     auto write = node.channel->async_batched_write(
@@ -126,7 +101,7 @@ TEST(RdmaEnvironment, APortThatGoesDownIsNoticedThoughNothingIsUnderWay) {
   Node node(4, trusting());
   Node peer(4, trusting());
   node.connect("node", "peer", peer);
-  const Link link(first_rails(1)[0]);
+  const NetworkDevice link(first_rails(1)[0]);
   link.set_down();
   EXPECT_TRUE(eventually([&] { return !node.channel->remote_xfer_handler_exists("peer"); }));
   EXPECT_TRUE(eventually([&] { return !peer.channel->remote_xfer_handler_exists("node"); }));
