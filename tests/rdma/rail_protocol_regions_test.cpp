@@ -51,6 +51,17 @@ class RailProtocolRegions : public TwoSides {
     }
   }
 
+  /// b takes a region back of which a has heard when a's adapter has a write to it. @return whether all of it was sent.
+  [[nodiscard]] bool remove_behind_a_write(std::uint32_t number, bool& gone) {
+    const bool posted = post(a, b);
+    b.take_region_back(number);
+    b.protocol->region_removed(number, [&gone] { gone = true; });
+    const bool told = post(b, a);
+    b.protocol->completed();
+    receive_all(a);
+    return posted && told;
+  }
+
   /// A message as the peer may send it.
   [[nodiscard]] std::error_code hear(MessageHeader header, AddedRegion region, const std::vector<std::uint32_t>& keys) {
     std::vector<std::byte> message(sizeof(header) + sizeof(region) + keys.size() * sizeof(std::uint32_t));
@@ -114,13 +125,8 @@ TEST_F(RailProtocolRegions, ARemovalIsConfirmedBehindWhatTheAdapterHas) {
   b.protocol->region_added();
   exchange();
   const auto posted = start(write_to(number, 4));
-  ASSERT_TRUE(post(a, b));
-  b.take_region_back(number);
   bool gone = false;
-  b.protocol->region_removed(number, [&] { gone = true; });
-  ASSERT_TRUE(post(b, a));
-  b.protocol->completed();
-  receive_all(a);
+  ASSERT_TRUE(remove_behind_a_write(number, gone));
   EXPECT_EQ(a.host->removed, (std::vector<std::uint32_t>{number}));
   EXPECT_FALSE(post(a, b)) << "the write is under way";
   const auto late = start(write_to(number, 1));
@@ -141,13 +147,8 @@ TEST_F(RailProtocolRegions, WhatIsNotPostedOfAnOperationEndsWithTheRegion) {
   b.protocol->region_added();
   exchange();
   const auto outcome = start(write_to(number, 40));
-  ASSERT_TRUE(post(a, b));
-  b.take_region_back(number);
   bool gone = false;
-  b.protocol->region_removed(number, [&] { gone = true; });
-  ASSERT_TRUE(post(b, a));
-  b.protocol->completed();
-  receive_all(a);
+  ASSERT_TRUE(remove_behind_a_write(number, gone));
   EXPECT_EQ(outcome->calls, 0) << "some of it is under way";
   EXPECT_FALSE(post(a, b)) << "no further request, and no answer yet";
   a.protocol->completed();
