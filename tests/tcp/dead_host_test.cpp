@@ -57,6 +57,13 @@ struct DeadHost : ::testing::Test {
     a.emplace(pages, std::move(options), false);
     a->channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
   }
+  /// The kernel doesn't find the connection dead by itself.
+  void connect_without_the_kernels_help() {
+    TcpOptions options;
+    options.user_timeout = milliseconds(0);
+    options.keepalive_idle = std::chrono::seconds(0);
+    connect(std::move(options));
+  }
   [[nodiscard]] std::uint64_t sent() const {
     std::uint64_t bytes = 0;
     for (const PathStats& path : a->channel->stats().paths) {
@@ -83,10 +90,7 @@ std::error_code outcome_of(std::future<std::size_t>& operation) {
 }
 
 TEST_F(DeadHost, AnOperationThatGetsNothingOutFindsItsConnectionDead) {
-  TcpOptions options;
-  options.user_timeout = milliseconds(0);
-  options.keepalive_idle = std::chrono::seconds(0);
-  connect(options);
+  connect_without_the_kernels_help();
   const LostPackets lost(b.channel->data_port());
   ASSERT_EQ(lost.connections(), 1);
   const auto all = indexes(pages);
@@ -135,10 +139,7 @@ TEST_F(DeadHost, WhoOnlyWaitsIsToldAsWell) {
 }
 
 TEST_F(DeadHost, WhoIsSaidToBeElsewhereIsConnectedToAnewBeforeTheCallEnds) {
-  TcpOptions options;
-  options.user_timeout = milliseconds(0);
-  options.keepalive_idle = std::chrono::seconds(0);
-  connect(options);
+  connect_without_the_kernels_help();
   const LostPackets lost(b.channel->data_port());
   ASSERT_EQ(lost.connections(), 1);
   std::string elsewhere = b.channel->peer_init_url();
