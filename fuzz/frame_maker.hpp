@@ -9,10 +9,10 @@
 #include <span>
 #include <vector>
 
-#include "fuzz/frame_types.hpp"
-#include "fuzz/input.hpp"
 #include <kvferry/tcp/checksums.hpp>
 #include <kvferry/tcp/frame.hpp>
+#include "fuzz/frame_types.hpp"
+#include "fuzz/input.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::fuzz {
 

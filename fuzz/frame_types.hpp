@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "fuzz/enumerators.hpp"
 #include <kvferry/tcp/frame.hpp>
+#include "fuzz/enumerators.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 

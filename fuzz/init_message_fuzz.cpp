@@ -12,13 +12,13 @@
 
 #include <kvferry/side_message_codec.hpp>
 
+#include <kvferry/auto/road_offers.hpp>
 #include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/init_messages.hpp>
-#include "fuzz/input.hpp"
-#include <kvferry/auto/road_offers.hpp>
 #include <kvferry/shm/meeting.hpp>
 #include <kvferry/tcp/hello.hpp>
+#include "fuzz/input.hpp"
 
 namespace {
 

@@ -14,11 +14,11 @@
 #include <utility>
 #include <vector>
 
+#include <kvferry/testing/traits.hpp>
 #include "fuzz/frame_maker.hpp"
 #include "fuzz/lane_model.hpp"
 #include "peer_block.hpp"
 #include "protocol_harness.hpp"
-#include <kvferry/testing/traits.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -214,8 +214,8 @@ TEST(LaneProtocol, Line11_WindowsAreTheSameOnBothSides) {
   // And this side sends no more than that.
   for (const auto kind : {TransferKind::write, TransferKind::read}) {
     const std::size_t window = kind == TransferKind::write ? max_unacknowledged : max_outstanding_reads;
-    const std::size_t frame = sizeof(FrameHeader) + sizeof(Descriptor) +
-                              (kind == TransferKind::write ? 16 + sizeof(FrameTrailer) : 0);
+    const std::size_t frame =
+        sizeof(FrameHeader) + sizeof(Descriptor) + (kind == TransferKind::write ? 16 + sizeof(FrameTrailer) : 0);
     Side side(1);
     for (std::size_t i = 0; i < window + 10; ++i) {
       side.start(request(kind, {side.page_at(0, 16)}, {0}), std::make_shared<Outcome>());
@@ -375,7 +375,7 @@ TEST(LaneProtocol, Line11_ProbesWhoseAnswersAreNotTakenBreakTheConnection) {
 /// A side with a transfer of each kind under way and regions of each access, and what random frames of a peer's do to it.
 class RandomFrames : public ::testing::TestWithParam<bool> {
  protected:
-  static constexpr std::size_t page = 256;
+  static constexpr std::size_t page = 512;
   static constexpr std::size_t pages = 4;
   static constexpr std::array accesses{Access::read_write, Access::none, Access::read, Access::write};
   static constexpr std::array kinds{TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv};
@@ -400,6 +400,12 @@ class RandomFrames : public ::testing::TestWithParam<bool> {
     std::vector<std::byte> bytes;
     for (int i = 0; i < 4; ++i) {
       FrameHeader header = maker.header();
+      if (seed % 2 == 0) {  // right as a rule, so that what is behind a frame counts
+        header.magic = FrameHeader::expected_magic;
+        header.type = FrameType::write;
+        header.region = i % 2 == 0 ? 0 : 3;
+        header.first_offset = 0;
+      }
       seen.types.insert(header.type);
       const auto frame = maker.with_body(header);
       bytes.insert(bytes.end(), frame.begin(), frame.end());
@@ -410,7 +416,8 @@ class RandomFrames : public ::testing::TestWithParam<bool> {
   /// @param peers the memory of the peer, where this side fetches.
   static void round(std::uint32_t seed, std::span<const std::byte> peers, Seen& seen) {
     const auto bytes = frames_of(seed, seen);
-    std::vector<std::vector<std::byte>> memory(accesses.size() + 2 * kinds.size(), std::vector<std::byte>(page * pages));
+    std::vector<std::vector<std::byte>> memory(accesses.size() + 2 * kinds.size(),
+                                               std::vector<std::byte>(page * pages));
     std::vector<MemoryRegion> regions;
     for (std::size_t i = 0; i < accesses.size(); ++i) {
       regions.push_back({memory[i].data(), page * pages, page, accesses[i]});
@@ -431,7 +438,7 @@ class RandomFrames : public ::testing::TestWithParam<bool> {
         if (made.one_sided()) {
           made.remote_indexes = {2, 3};
         }
-        made.checksums = seed % 2 == 1;
+        made.checksums = seed % 4 < 2;
         side.start(std::move(made), outcomes.back());
       }
       (void)side.take(std::size_t{1} << 20);
@@ -445,7 +452,8 @@ class RandomFrames : public ::testing::TestWithParam<bool> {
     for (std::uint32_t region = 0; region < accesses.size(); ++region) {
       for (std::size_t at = 0; at < page * pages; ++at) {
         const std::byte now = memory[region][at];
-        ASSERT_TRUE(model.may_be(region, at, now, std::byte{})) << "seed " << seed << ", region " << region << ", " << at;
+        ASSERT_TRUE(model.may_be(region, at, now, std::byte{}))
+            << "seed " << seed << ", region " << region << ", " << at;
         seen.placed += now != std::byte{} ? 1U : 0U;
       }
     }
@@ -467,7 +475,7 @@ TEST_P(RandomFrames, Line11_ChangeNothingThatTheyDoNotName) {
   std::vector<std::byte> peers(GetParam() ? page : 0);
   fill(peers, 5);
   Seen seen;
-  const std::uint32_t rounds = kvferry::testing::sanitized ? 2000 : 20'000;
+  const std::uint32_t rounds = kvferry::testing::sanitized ? 1000 : 5000;
   for (std::uint32_t seed = 0; seed < rounds && !HasFailure(); ++seed) {
     round(seed, peers, seen);
   }

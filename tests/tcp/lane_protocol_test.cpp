@@ -8,9 +8,9 @@
 #include <random>
 #include <string>
 
+#include <kvferry/tcp/frame_reader.hpp>
 #include "peer_block.hpp"
 #include "protocol_harness.hpp"
-#include <kvferry/tcp/frame_reader.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -77,7 +77,8 @@ class LaneProtocolSteps : public ::testing::TestWithParam<std::size_t> {
     EXPECT_EQ(ends.fetched(), travel.referred ? bytes : 0);
   }
 };
-INSTANTIATE_TEST_SUITE_P(Steps, LaneProtocolSteps, ::testing::Values(1, 7, 63, 64, 65, 511, FrameReader::read_ahead - 1, FrameReader::read_ahead,
+INSTANTIATE_TEST_SUITE_P(Steps, LaneProtocolSteps,
+                         ::testing::Values(1, 7, 63, 64, 65, 511, FrameReader::read_ahead - 1, FrameReader::read_ahead,
                                            FrameReader::read_ahead + 1, 262144));
 
 TEST_P(LaneProtocolSteps, WriteReadSendRecvMoveEveryByteAndNoOther) {

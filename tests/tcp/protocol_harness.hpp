@@ -144,7 +144,8 @@ class Side {
   /// With regions of the caller's and no memory of its own.
   explicit Side(std::vector<MemoryRegion> regions, std::shared_ptr<PeerMemory> peers = nullptr)
       : host(std::make_shared<Host>(std::move(regions))),
-        protocol(std::make_unique<LaneProtocol>(host, ReadAhead::unprotected(FrameReader::read_ahead), std::move(peers))),
+        protocol(
+            std::make_unique<LaneProtocol>(host, ReadAhead::unprotected(FrameReader::read_ahead), std::move(peers))),
         link_(std::make_shared<SideLink>(*protocol)),
         deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),
         registry_(std::make_shared<kit::OperationRegistry>(deadlines_, 1U << 20)) {
