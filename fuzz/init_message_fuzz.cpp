@@ -1,25 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-// The handshake's question and answer, and the endpoints in them: what can be decoded is the same when it is encoded and decoded again;
-// what a peer calls sensible regions is within what this side can count with.
+// The handshake's greeting, question and answer, and the endpoints in them: what can be decoded is the same when it is encoded and
+// decoded again; what a peer calls sensible regions is within what this side can count with.
+#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <optional>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include <kvferry/side_message_codec.hpp>
 
+#include <kvferry/auto/road_offers.hpp>
 #include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/init_messages.hpp>
-#include "fuzz/input.hpp"
+#include <kvferry/shm/meeting.hpp>
 #include <kvferry/tcp/hello.hpp>
+#include "fuzz/input.hpp"
 
 namespace {
 
 using kvferry::Bytes;
 using kvferry::fuzz::Input;
 using kvferry::fuzz::require;
+using kvferry::kit::Greeting;
+using kvferry::kit::GreetingAnswer;
 using kvferry::kit::InitAnswer;
 using kvferry::kit::InitQuestion;
 
@@ -34,16 +41,28 @@ void decode_endpoint(const Bytes& bytes) {
   }
 }
 
-void check_regions(const std::vector<kvferry::kit::RegionTuple>& regions, std::uint64_t version,
-                   const std::string& transport, std::uint64_t incarnation) {
-  if (kvferry::kit::check_handshake({"tcp", 1}, "peer", version, transport, incarnation, regions)) {
+template <class Message>
+void check_regions(const Message& message) {
+  namespace kit = kvferry::kit;
+  if (kit::check_handshake({"tcp", 1}, "peer", message.version, message.transport, message.incarnation,
+                           message.regions) ||
+      kit::check_region_numbers("peer", message.regions.size(), message.region_numbers, message.next_region,
+                                message.given_regions)) {
     return;
   }
-  for (const auto& described : kvferry::kit::read_regions(regions)) {
+  kit::PeerDescription peer;
+  kit::read_regions(message, peer);
+  require(peer.regions.size() == message.regions.size() && peer.given_regions <= peer.next_region,
+          "regions that are accepted are those that were told");
+  std::uint64_t next = 0;
+  for (const auto& described : peer.regions) {
     require(described.page_size != 0 && described.size >= described.page_size &&
                 static_cast<unsigned>(described.access) <= 3,
             "a region that is accepted has pages");
+    require(described.number >= next, "regions that are accepted have ascending numbers");
+    next = std::uint64_t{described.number} + 1;
   }
+  require(next <= peer.next_region, "the next region that is accepted is behind all others");
 }
 
 template <class Message>
@@ -56,9 +75,13 @@ bool decode(const kvferry::SideMessage& message, Message& decoded) {
   const auto encoded = kvferry::encode_side_message(decoded);
   require(encoded == kvferry::encode_side_message(kvferry::decode_side_message<Message>(encoded)),
           "a message survives");
-  decode_endpoint<kvferry::tcp::DialEndpoint>(decoded.endpoint);
-  decode_endpoint<kvferry::tcp::AcceptEndpoint>(decoded.endpoint);
-  check_regions(decoded.regions, decoded.version, decoded.transport, decoded.incarnation);
+  if constexpr (requires { decoded.endpoint; }) {
+    decode_endpoint<kvferry::tcp::DialEndpoint>(decoded.endpoint);
+    decode_endpoint<kvferry::tcp::AcceptEndpoint>(decoded.endpoint);
+    decode_endpoint<kvferry::shm::AcceptEndpoint>(decoded.endpoint);
+    decode_endpoint<kvferry::roads::RoadOffers>(decoded.endpoint);
+    check_regions(decoded);
+  }
   return true;
 }
 
@@ -74,6 +97,11 @@ void read(std::span<const std::byte> frame) {
   require(!is_question || message.is<InitQuestion>(), "no other message is taken for a question");
   const bool is_answer = decode(message, answer);
   require(!is_answer || message.is<InitAnswer>(), "no other message is taken for an answer");
+  Greeting greeting;
+  require(!decode(message, greeting) || message.is<Greeting>(), "no other message is taken for a greeting");
+  GreetingAnswer greeting_answer;
+  require(!decode(message, greeting_answer) || message.is<GreetingAnswer>(),
+          "no other message is taken for a greeting's answer");
   if (is_question) {
     std::string ignored;
     (void)kvferry::kit::check_id(question.sender_id, "the sender");
@@ -81,32 +109,115 @@ void read(std::span<const std::byte> frame) {
   }
 }
 
-/// A message that is nearly right, and then has some of its bytes changed.
+template <class T>
+T any(Input& input);
 template <class Message>
-Bytes make(Input& input, Message message) {
-  message.version = input.choice(8) == 7 ? input.any_number() : message.version;
-  message.transport = input.choice(8) == 7 ? "rdma" : "tcp";
-  message.incarnation = input.any_number();
+void vary(Input& input, Message& message);
+
+template <class T>
+struct Any {
+  static T of(Input& input) { return static_cast<T>(input.any_number()); }
+};
+template <>
+struct Any<bool> {
+  static bool of(Input& input) { return input.flag(); }
+};
+template <>
+struct Any<std::byte> {
+  static std::byte of(Input& input) { return static_cast<std::byte>(input.number()); }
+};
+template <>
+struct Any<std::string> {
+  static std::string of(Input& input) {
+    static constexpr std::array usual{"tcp", "rdma", "ok", "yield", "here", "tcp://127.0.0.1:1", "127.0.0.1"};
+    const std::size_t choice = input.choice(2 * usual.size());
+    return choice < usual.size() ? usual[choice] : std::string(input.choice(256), static_cast<char>(input.number()));
+  }
+};
+template <class T>
+struct Any<std::optional<T>> {
+  static std::optional<T> of(Input& input) { return input.flag() ? std::optional(any<T>(input)) : std::nullopt; }
+};
+template <class T>
+struct Any<std::vector<T>> {
+  static std::vector<T> of(Input& input) {
+    std::vector<T> made(input.choice(std::is_same_v<T, std::byte> ? 32 : 6));
+    for (T& element : made) {
+      element = any<T>(input);
+    }
+    return made;
+  }
+};
+template <class... T>
+struct Any<std::tuple<T...>> {
+  static std::tuple<T...> of(Input& input) { return {any<T>(input)...}; }
+};
+template <kvferry::SideMessageStruct T>
+struct Any<T> {
+  static T of(Input& input) {
+    T made;
+    vary(input, made);
+    return made;
+  }
+};
+
+template <class T>
+T any(Input& input) {
+  return Any<T>::of(input);
+}
+
+/// Each field that travels may become anything, so none can be forgotten.
+template <class Message>
+void vary(Input& input, Message& message) {
+  const auto vary_one = [&](const auto& field) {
+    if (input.choice(4) == 3) {
+      message.*field.member = any<std::remove_cvref_t<decltype(message.*field.member)>>(input);
+    }
+  };
+  std::apply([&](const auto&... fields) { (vary_one(fields), ...); }, Message::side_message_fields());
+}
+
+Bytes endpoint_of(Input& input) {
+  switch (input.choice(8)) {
+    case 0: return kvferry::kit::encode_endpoint(any<kvferry::tcp::AcceptEndpoint>(input));
+    case 1: return kvferry::kit::encode_endpoint(any<kvferry::shm::AcceptEndpoint>(input));
+    case 2: return kvferry::kit::encode_endpoint(any<kvferry::roads::RoadOffers>(input));
+    default: return kvferry::kit::encode_endpoint(any<kvferry::tcp::DialEndpoint>(input));
+  }
+}
+
+/// Regions whose numbers are right as a rule.
+template <class Message>
+void number(Input& input, Message& message) {
+  message.region_numbers.emplace();
+  std::uint64_t next = 0;
+  for (std::size_t i = 0; i < message.regions.size(); ++i) {
+    next += input.number();
+    message.region_numbers->push_back(next++);
+  }
+  message.next_region = next + input.choice(4);
+  message.given_regions = input.choice(4);
+}
+
+template <class Message>
+void describe(Input& input, Message& message) {
+  message.transport = "tcp";
+  message.incarnation = 7;
+  message.endpoint = endpoint_of(input);
   const std::size_t regions = input.choice(6);
   for (std::size_t i = 0; i < regions; ++i) {
-    message.regions.emplace_back(input.any_number(), input.any_number(), input.choice(6));
+    const std::uint64_t page = 1 + input.number();
+    message.regions.emplace_back(page * (1 + input.choice(16)), page, input.choice(5));
   }
   if (input.flag()) {
-    message.endpoint = kvferry::kit::encode_endpoint(kvferry::tcp::DialEndpoint{input.any_number()});
-  } else {
-    kvferry::tcp::AcceptEndpoint endpoint;
-    endpoint.port = input.any_number();
-    endpoint.lanes = input.any_number();
-    endpoint.dial_secret = Bytes(input.choice(32));
-    endpoint.accept_secret = Bytes(16);
-    message.endpoint = kvferry::kit::encode_endpoint(endpoint);
+    number(input, message);
   }
-  if (input.flag()) {
-    message.secret = Bytes(input.choice(32));
-  }
-  if (input.flag()) {
-    message.timeout_ms = input.any_number();
-  }
+}
+
+/// A message that is right before some of its fields are something else, and some of its bytes changed.
+template <class Message>
+Bytes make(Input& input, Message message) {
+  vary(input, message);
   Bytes bytes = kvferry::encode_side_message(message).encoded();
   while (!input.empty() && input.choice(4) == 0) {
     bytes[input.number<std::uint16_t>() % bytes.size()] = static_cast<std::byte>(input.number());
@@ -118,22 +229,26 @@ Bytes make(Input& input, Message message) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   Input input(data, size);
-  switch (input.choice(3)) {
+  switch (input.choice(5)) {
     case 0: read(input.rest()); break;
     case 1: {
       InitQuestion question;
       question.sender_id = "sender";
-      question.receiver_id = std::string(input.choice(256), static_cast<char>(input.number()));
+      question.receiver_id = "receiver";
       question.init_url = "tcp://127.0.0.1:1";
+      describe(input, question);
       read(make(input, std::move(question)));
       break;
     }
-    default: {
+    case 2: {
       InitAnswer answer;
-      answer.status = input.flag() ? InitAnswer::ok : InitAnswer::yield;
+      answer.status = InitAnswer::ok;
+      describe(input, answer);
       read(make(input, std::move(answer)));
       break;
     }
+    case 3: read(make(input, Greeting{"tcp://127.0.0.1:1", kvferry::kit::protocol_version})); break;
+    default: read(make(input, GreetingAnswer{"ok", kvferry::kit::protocol_version})); break;
   }
   return 0;
 }

@@ -25,8 +25,10 @@ namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 class LaneModel {
  public:
   /// @param writable the numbers of the regions that peers may write to; all have `pages` pages of `page_size` bytes.
-  LaneModel(std::set<std::uint32_t> writable, std::size_t pages, std::size_t page_size)
-      : writable_(std::move(writable)), pages_(pages), page_size_(page_size) {}
+  /// @param referable the peer's memory, whose first byte has the address 0, where this side fetches from it; none: it doesn't.
+  LaneModel(std::set<std::uint32_t> writable, std::size_t pages, std::size_t page_size,
+            std::span<const std::byte> referable = {})
+      : writable_(std::move(writable)), pages_(pages), page_size_(page_size), referable_(referable) {}
 
   void read(std::span<const std::byte> bytes) {
     while (bytes.size() >= sizeof(FrameHeader)) {
@@ -44,11 +46,24 @@ class LaneModel {
         std::memcpy(descriptors.data(), bytes.data(), descriptors.size() * sizeof(Descriptor));
       }
       bytes = bytes.subspan(descriptors.size() * sizeof(Descriptor));
-      const std::uint64_t follows = header.type == FrameType::read ? 0 : header.payload_bytes;
-      const auto payload = bytes.first(static_cast<std::size_t>(std::min<std::uint64_t>(follows, bytes.size())));
+      std::uint64_t follows = header.type == FrameType::read ? 0 : header.payload_bytes;
+      std::vector<std::byte> fetched;
+      auto payload = bytes.first(static_cast<std::size_t>(std::min<std::uint64_t>(follows, bytes.size())));
+      if (header.references != 0) {
+        const std::size_t of_references = header.references * sizeof(Reference);
+        if (referable_.empty() || header.references > max_references || bytes.size() < of_references) {
+          return;
+        }
+        fetched = fetch(bytes.first(of_references));
+        payload = fetched;
+        follows = of_references;
+      }
       take(header, descriptors, payload);
-      const std::uint64_t skipped =
-          follows + header.notification_bytes + (has_trailer(header) ? sizeof(FrameTrailer) : 0);
+      if (header.checksums > (has_trailer(header) ? max_chunk_objects : 0)) {
+        return;
+      }
+      const std::uint64_t skipped = follows + header.notification_bytes + header.checksums * sizeof(Checksum) +
+                                    (has_trailer(header) ? sizeof(FrameTrailer) : 0);
       if (skipped < follows || skipped > bytes.size()) {
         return;
       }
@@ -79,6 +94,25 @@ class LaneModel {
     std::byte value;
     auto operator<=>(const Change&) const = default;
   };
+
+  /// What references name, up to the first one that names more than there is.
+  [[nodiscard]] std::vector<std::byte> fetch(std::span<const std::byte> bytes) const {
+    std::vector<std::byte> fetched;
+    for (; !bytes.empty(); bytes = bytes.subspan(sizeof(Reference))) {
+      Reference reference;
+      std::memcpy(&reference, bytes.data(), sizeof(reference));
+      if (reference.address > referable_.size()) {
+        break;
+      }
+      const auto there = referable_.subspan(static_cast<std::size_t>(reference.address));
+      const auto part = there.first(static_cast<std::size_t>(std::min<std::uint64_t>(reference.length, there.size())));
+      fetched.insert(fetched.end(), part.begin(), part.end());
+      if (part.size() != reference.length) {
+        break;
+      }
+    }
+    return fetched;
+  }
 
   void take(const FrameHeader& header, std::span<const Descriptor> descriptors, std::span<const std::byte> payload) {
     good_ones_[header.type] += header.status == 0 ? 1U : 0U;
@@ -143,6 +177,7 @@ class LaneModel {
   const std::set<std::uint32_t> writable_;
   const std::size_t pages_;
   const std::size_t page_size_;
+  const std::span<const std::byte> referable_;
   std::set<Change> changes_;
   std::set<std::uint64_t> received_;
   std::map<FrameType, std::size_t> good_ones_;

@@ -10,8 +10,10 @@
 #include <string_view>
 #include <vector>
 
+#include "fuzz/frame_maker.hpp"
 #include "fuzz/input.hpp"
 #include "fuzz/lane_model.hpp"
+#include "tests/tcp/peer_block.hpp"
 #include "tests/tcp/protocol_harness.hpp"
 
 namespace {
@@ -43,6 +45,30 @@ struct Block {
   std::vector<std::byte> before;
 };
 
+/// Of the peer's, which may be fetched by reference.
+std::vector<std::byte> peers_memory() {
+  std::vector<std::byte> bytes(2 * page);
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = static_cast<std::byte>(i * 7 + i / 256);
+  }
+  return bytes;
+}
+
+/// Bytes that are frames, or nearly.
+std::vector<std::byte> frames_of(kvferry::fuzz::Input input) {
+  kvferry::fuzz::FrameMaker maker(input, {.pages = pages, .page_size = page, .referable = 2 * page});
+  for (std::uint64_t id = 1; id <= kinds.size(); ++id) {
+    maker.heard(id);
+  }
+  std::vector<std::byte> bytes;
+  for (int i = 0; i < 64 && !input.empty(); ++i) {
+    auto header = maker.header();
+    const auto frame = maker.with_body(header);
+    bytes.insert(bytes.end(), frame.begin(), frame.end());
+  }
+  return bytes;
+}
+
 bool contains(std::span<const std::byte> bytes, std::string_view text) {
   const auto wanted = std::as_bytes(std::span(text));
   return std::search(bytes.begin(), bytes.end(), wanted.begin(), wanted.end()) != bytes.end();
@@ -54,7 +80,19 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < 3) {
     return 0;
   }
-  const auto input = std::as_bytes(std::span(data + 3, size - 3));
+  const bool fetches = (data[1] & 128) != 0;
+  auto input = std::as_bytes(std::span(data + 3, size - 3));
+  std::vector<std::byte> frames;
+  if (kvferry::fuzz::Input choices(data + 3, size - 3); fetches && choices.flag()) {
+    frames = frames_of(choices);
+    input = frames;
+  }
+  const auto peers = peers_memory();
+  std::shared_ptr<kvferry::tcp::testing::PeerBlock> memory;
+  if (fetches) {
+    memory = std::make_shared<kvferry::tcp::testing::PeerBlock>(false);
+    memory->is(peers, 0);
+  }
 
   std::vector<Block> regions;
   std::vector<kvferry::MemoryRegion> offered;
@@ -72,7 +110,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::vector<std::byte> said;
   std::vector<std::shared_ptr<Outcome>> outcomes;
   {
-    Side side(offered);
+    Side side(offered, memory);
     std::vector<std::shared_ptr<kvferry::kit::Operation>> operations;
     for (std::size_t i = 0; i < kinds.size(); ++i) {
       outcomes.push_back(std::make_shared<Outcome>());
@@ -121,7 +159,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     side.protocol->fail(kvferry::errc::connection_lost, "the input ends");
   }
 
-  LaneModel model({0, 3}, pages, page);
+  LaneModel model({0, 3}, pages, page, memory ? peers : std::span<const std::byte>());
   model.read(input);
   for (std::uint32_t region = 0; region < regions.size(); ++region) {
     if (!regions[region].changed()) {

@@ -124,6 +124,7 @@ inline std::vector<HeardFrame> frames_heard(std::size_t number, LiarsLane& lane)
     const std::size_t of_descriptors = frame.header.count * sizeof(tcp::Descriptor);
     const std::size_t of_payload = frame.header.type == tcp::FrameType::read ? 0 : frame.header.payload_bytes;
     const std::size_t size = sizeof(frame.header) + of_descriptors + of_payload + frame.header.notification_bytes +
+                             frame.header.checksums * sizeof(tcp::Checksum) +
                              (tcp::has_trailer(frame.header) ? sizeof(tcp::FrameTrailer) : 0);
     if (left.size() < size) {
       return frames;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fuzz/attacked_channel.hpp"
+#include "fuzz/frame_maker.hpp"
 #include "fuzz/input.hpp"
 #include "fuzz/lane_model.hpp"
 #include "fuzz/liar.hpp"
@@ -25,7 +26,11 @@ class LyingPeer {
   static constexpr std::array<const char*, 3> ids{"liar", "another liar", "honest"};
 
   LyingPeer(Input& input, AttackedChannel& attacked, LiarsHandshakes& handshakes, LiarsListener& listener)
-      : input_(input), attacked_(attacked), handshakes_(handshakes), listener_(listener) {}
+      : input_(input),
+        attacked_(attacked),
+        handshakes_(handshakes),
+        listener_(listener),
+        maker_(input, {AttackedChannel::pages, AttackedChannel::page, AttackedChannel::honest_region}) {}
 
   [[nodiscard]] const std::vector<LiarsLane>& lanes() const noexcept { return lanes_; }
   /// Whether a handshake gave it the right to say something.
@@ -105,11 +110,9 @@ class LyingPeer {
     if (lanes_.empty()) {
       return;
     }
-    tcp::FrameHeader header;
-    header.type = static_cast<tcp::FrameType>(1 + input_.choice(16));
-    fill(header);
+    tcp::FrameHeader header = maker_.header();
     const std::size_t lane = input_.choice(lanes_.size());
-    const auto bytes = body_of(header);
+    const auto bytes = maker_.with_body(header);
     say(lane, bytes, input_.choice(8) == 7);
   }
 
@@ -121,7 +124,7 @@ class LyingPeer {
     const HeardFrame& heard = heard_[heard_.size() - 1 - input_.number() % heard_.size()];
     tcp::FrameHeader header;
     header.operation = heard.header.operation;
-    header.flags = heard.header.flags & tcp::FrameHeader::last_chunk;
+    header.flags = heard.header.flags & (tcp::FrameHeader::last_chunk | tcp::FrameHeader::with_checksums);
     std::vector<tcp::Descriptor> descriptors;
     switch (heard.header.type) {
       case tcp::FrameType::write:
@@ -133,7 +136,7 @@ class LyingPeer {
       case tcp::FrameType::recv_post:
         header.type = tcp::FrameType::send_data;
         header.tag = ++sends_;
-        header.flags = tcp::FrameHeader::last_chunk;
+        header.flags |= tcp::FrameHeader::last_chunk;
         for (const tcp::Descriptor& buffer : heard.descriptors) {
           descriptors.push_back({buffer.index, std::min<std::uint64_t>(buffer.length, AttackedChannel::page)});
           header.payload_bytes += descriptors.back().length;
@@ -160,7 +163,7 @@ class LyingPeer {
     } else if (lie == 4 && !descriptors.empty()) {
       descriptors.front().index |= std::uint64_t{input_.choice(4)} << 62;
     }
-    say(heard.lane, bytes_of(header, descriptors), false);
+    say(heard.lane, maker_.bytes_of(header, descriptors), false);
   }
 
   void raw() {
@@ -243,6 +246,7 @@ class LyingPeer {
       lane.heard.erase(lane.heard.begin(), lane.heard.begin() + sizeof(welcome));
     }
     for (auto& frame : frames_heard(number, lane)) {
+      maker_.heard(frame.header.operation);
       heard_.push_back(std::move(frame));
     }
   }
@@ -260,93 +264,6 @@ class LyingPeer {
     }
     lane.wire.say(std::span(said).subspan(lane.said.size()));
     lane.said = std::move(said);
-  }
-
-  std::uint64_t some_id() {
-    const std::size_t which = input_.number();
-    return which < 128 && !heard_.empty() ? heard_[heard_.size() - 1 - which % heard_.size()].header.operation
-           : which < 240                  ? which % 16
-                                          : input_.any_number();
-  }
-
-  void fill(tcp::FrameHeader& header) {
-    header.flags = static_cast<std::uint8_t>(input_.choice(8));
-    header.operation = input_.flag() ? ++operations_ : some_id();
-    header.tag = input_.flag() ? input_.choice(4) : some_id();
-    const std::size_t region = input_.choice(8);
-    header.region = static_cast<std::uint32_t>(region == AttackedChannel::honest_region ? 1000 : region);
-    header.first_offset = input_.choice(4) == 3 ? input_.any_number() : 0;
-    header.status = input_.choice(4) == 3 ? input_.number() : 0U;
-    header.notification_bytes = input_.choice(4) == 3 ? input_.number() : 0U;
-    if (input_.choice(64) == 63) {
-      header.magic = input_.number<std::uint32_t>();
-    }
-  }
-
-  std::vector<std::byte> body_of(tcp::FrameHeader& header) {
-    std::vector<tcp::Descriptor> descriptors(input_.choice(5));
-    if ((header.flags & tcp::FrameHeader::ranges) != 0) {
-      describe_ranges(header, descriptors);
-    } else {
-      for (auto& descriptor : descriptors) {
-        descriptor.index = input_.choice(8) == 7 ? input_.any_number() : input_.choice(AttackedChannel::pages);
-        descriptor.length = input_.choice(8) == 7 ? input_.any_number() : input_.number() * 2U;
-        header.payload_bytes += descriptor.length;
-      }
-    }
-    header.count = static_cast<std::uint32_t>(descriptors.size());
-    if (input_.choice(32) == 31) {
-      header.count = static_cast<std::uint32_t>(input_.any_number());
-    }
-    if (input_.choice(32) == 31) {
-      header.payload_bytes = input_.any_number();
-    }
-    const bool has_payload = header.type == tcp::FrameType::write || header.type == tcp::FrameType::read ||
-                             header.type == tcp::FrameType::read_data || header.type == tcp::FrameType::send_data;
-    if (!has_payload && input_.choice(8) != 7) {
-      header.payload_bytes = 0;
-    }
-    return bytes_of(header, descriptors);
-  }
-
-  /// One range for each descriptor, some of them in blocks.
-  void describe_ranges(tcp::FrameHeader& header, std::vector<tcp::Descriptor>& descriptors) {
-    const std::size_t count = descriptors.size();
-    descriptors.clear();
-    for (std::size_t i = 0; i < count; ++i) {
-      tcp::RangeDescriptor range;
-      range.offset = input_.choice(8) == 7
-                         ? input_.any_number()
-                         : input_.choice(AttackedChannel::pages) * AttackedChannel::page + input_.number();
-      range.length = input_.choice(8) == 7 ? static_cast<std::uint32_t>(input_.any_number()) : input_.number() * 2U;
-      range.region = static_cast<std::uint32_t>(input_.choice(8));
-      header.payload_bytes += range.length;
-      const bool in_blocks = input_.flag();
-      range.region |= in_blocks ? tcp::RangeDescriptor::blocks : 0U;
-      descriptors.push_back(std::bit_cast<tcp::Descriptor>(range));
-      if (in_blocks && input_.choice(8) != 7) {
-        tcp::BlockDescriptor block;
-        block.size = input_.number();
-        block.skip = input_.number() % 16U;
-        block.stride = input_.choice(8) == 7 ? input_.any_number() : block.size + input_.number() % 64U;
-        descriptors.push_back(std::bit_cast<tcp::Descriptor>(block));
-      }
-    }
-  }
-
-  /// As much payload as there is said to be, if that is not too much.
-  std::vector<std::byte> bytes_of(const tcp::FrameHeader& header, const std::vector<tcp::Descriptor>& descriptors) {
-    std::vector<std::byte> bytes(sizeof(header));
-    std::memcpy(bytes.data(), &header, sizeof(header));
-    const auto described = std::as_bytes(std::span(descriptors));
-    bytes.insert(bytes.end(), described.begin(), described.end());
-    if (header.type != tcp::FrameType::read) {
-      bytes.resize(bytes.size() + std::min<std::size_t>(header.payload_bytes, 3 * AttackedChannel::page),
-                   static_cast<std::byte>(0x80 + ++payloads_));
-    }
-    bytes.resize(bytes.size() + header.notification_bytes, std::byte{'n'});
-    bytes.resize(bytes.size() + (tcp::has_trailer(header) ? sizeof(tcp::FrameTrailer) : 0));
-    return bytes;
   }
 
   void answer(LiarsHandshakes::Asked& asked) {
@@ -417,13 +334,12 @@ class LyingPeer {
   AttackedChannel& attacked_;
   LiarsHandshakes& handshakes_;
   LiarsListener& listener_;
+  FrameMaker maker_;
   std::vector<LiarsLane> lanes_;
   std::vector<HeardFrame> heard_;
   std::optional<tcp::AcceptEndpoint> endpoint_;
   std::uint64_t incarnation_ = 0x11A5;
-  std::uint64_t operations_ = 0;
   std::uint64_t sends_ = 0;
-  unsigned payloads_ = 0;
   bool accepted_ = false;
   bool again_ = false;
 };

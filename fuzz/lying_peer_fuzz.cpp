@@ -123,7 +123,8 @@ class Session {
     constexpr std::array kinds{TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv};
     operations_.push_back(std::make_shared<Lent>());
     const auto lent = operations_.back();
-    lent->kind = kinds[input_.choice(kinds.size())];
+    const std::size_t choice = input_.number();
+    lent->kind = kinds[choice % kinds.size()];
     const std::size_t count = 1 + input_.choice(4);
     std::vector<MutableBuffer> objects;
     std::vector<std::uint64_t> indexes;
@@ -134,6 +135,7 @@ class Session {
     }
     TransferSpec spec{
         .peer_id = "liar", .tag = input_.choice(4), .timeout = std::chrono::milliseconds(input_.number())};
+    spec.checksums = choice / kinds.size() % 2 == 1;
     const std::string peer = some_peer();
     spec.peer_id = peer;
     const auto notification = input_.bytes(input_.choice(8));

@@ -19,6 +19,7 @@
 
 #include "fuzz/input.hpp"
 #include "fuzz/lent_blocks.hpp"
+#include "fuzz/message_types.hpp"
 #include "fuzz/rail_model.hpp"
 #include "tests/rdma/rail_sides.hpp"
 
@@ -359,7 +360,8 @@ class Rail {
       message = input_.bytes(input_.number());
     } else {
       MessageHeader header;
-      header.type = static_cast<MessageType>(input_.choice(20));
+      const std::size_t type = input_.choice(message_types.size() + 1);
+      header.type = type == 0 ? MessageType{} : message_types[type - 1];
       header.flags = input_.flag() ? MessageHeader::last : std::uint8_t{0};
       // As many as there are to be posted anew, mostly.
       header.credits = static_cast<std::uint16_t>(input_.flag() ? peer_buffers - credits_ : input_.choice(4));

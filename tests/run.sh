@@ -4,7 +4,8 @@
 # how long each part took, and what was skipped.
 #
 #   tests/run.sh [--rdma] [CTEST OPTION]...   e.g. tests/run.sh -R handshake, tests/run.sh --repeat until-fail:20
-#   tests/run.sh --filter PATTERN             single tests, by GoogleTest's names: tests/run.sh --filter '*Line08*'
+#   tests/run.sh --filter PATTERN             single tests, by GoogleTest's names: tests/run.sh --filter '*Line08*';
+#                                             those that take RDMA devices only where this machine has one
 #
 # Tests with the label rdma take RDMA devices, those with rdma_two_hosts a pair of hosts that have some. The former run
 # where this machine has one. With --rdma, both run in virtual machines that soft_roce/run.sh boots, once for each label,
@@ -41,15 +42,27 @@ stop() {
 kvferry_part "packages" packages || stop "packages are missing"
 kvferry_part "build" build || stop "the build failed"
 
+has_rdma_device() { grep -qs ACTIVE /sys/class/infiniband/*/ports/*/state; }
+
 if [[ -n $filter ]]; then
   ran=
+  without_device=
   for program in build/release/tests/kvferry_*_tests; do
-    if [[ $("$program" --gtest_list_tests --gtest_filter="$filter") == *.* ]]; then
-      ran=yes
-      kvferry_part "${program##*/}" "$program" --gtest_filter="$filter" || true
+    if [[ $("$program" --gtest_list_tests --gtest_filter="$filter") != *.* ]]; then
+      continue
     fi
+    # Those of these names have the label rdma or rdma_two_hosts.
+    if [[ $program == *_two_hosts_tests ]] || { [[ $program == */kvferry_rdma_*_tests ]] && ! has_rdma_device; }; then
+      without_device+=" ${program##*/}"
+      continue
+    fi
+    ran=yes
+    kvferry_part "${program##*/}" "$program" --gtest_filter="$filter" || true
   done
-  [[ -n $ran ]] || stop "no tests match $filter"
+  if [[ -n $without_device ]]; then
+    echo "Tests that match do not run, for they take RDMA devices that are not here:$without_device"
+  fi
+  [[ -n $ran ]] || stop "no tests match $filter${without_device:+ that can run here}"
   kvferry_parts_end
   exit
 fi
@@ -101,7 +114,7 @@ if [[ -n $rdma ]]; then
   [[ " $* " != *" --repeat"* ]] || second_try=()
   run "RDMA tests" "${with_rdma[@]}" -- --parallel 2 "${second_try[@]}" -L '^rdma$' "$@"
   run "tests on two hosts" "${with_rdma[@]}" --guests 2 -- -L '^rdma_two_hosts$' "$@"
-elif grep -qs ACTIVE /sys/class/infiniband/*/ports/*/state; then
+elif has_rdma_device; then
   not_here='^rdma_two_hosts'
 else
   echo "What takes an RDMA device does not run: there is none here, and no --rdma"

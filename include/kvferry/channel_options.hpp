@@ -105,7 +105,7 @@ struct ChannelOptions {
 
   /// How many threads of its own the channel has, if it is given no executor. Handlers without an executor of their own
   /// run on them; one that takes long holds up the connections that its thread is looking at, even if another thread
-  /// has nothing to do.
+  /// has nothing to do. 0 counts as 1. More than 1,024 are an error of the constructor's: EINVAL.
   std::size_t io_threads = 1;
 
   /// How those threads wait, and threads in blocking calls.

@@ -66,7 +66,8 @@ struct PeerKey {
   std::string public_key;
 };
 
-/// Reads keys from a file: a public key, a space and an id a line. Empty lines and those that begin with '#' are skipped.
+/// Reads keys from a file: a public key, a space and an id a line. Empty lines are skipped, and so are those that begin with
+/// '#', unless their first word is a key, since a key may begin with '#'. A key with '#' put before it is none.
 /// @throws TransferError the errno of what failed; `std::errc::invalid_argument` for a line that is neither, naming its number.
 [[nodiscard]] KVFERRY_EXPORT std::vector<PeerKey> read_peer_keys(const std::string& path);
 

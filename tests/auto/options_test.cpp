@@ -144,7 +144,7 @@ TEST(AutoOptionsCheck, WhatARoadHasOfItsOwnIsNotLostWithoutAWord) {
 
 /// Each in turn: a road that wants it, of a channel that doesn't have it.
 template <class Value>
-void expect_not_lost(Value ChannelOptions::* member, Value value, const std::string& field) {
+void expect_not_lost(Value ChannelOptions::*member, Value value, const std::string& field) {
   TcpOptions own;
   own.*member = value;
   const auto refused = failure_of(with({road<TcpTransferChannel>("tcp", own)}));
@@ -159,6 +159,8 @@ TEST(AutoOptionsCheck, NeitherAreItsBoundsTimesAndDemands) {
   expect_not_lost(&ChannelOptions::max_posted_recv_bytes_of_peer, std::size_t{4096}, "max_posted_recv_bytes_of_peer");
   expect_not_lost(&ChannelOptions::default_timeout, std::chrono::milliseconds(7), "default_timeout");
   expect_not_lost(&ChannelOptions::io_threads, std::size_t{3}, "io_threads");
+  int context = 0;
+  expect_not_lost(&ChannelOptions::zmq_context, static_cast<void*>(&context), "zmq_context");
   expect_not_lost(&ChannelOptions::advertised_init_url, std::string("tcp://10.0.0.1:1"), "advertised_init_url");
 }
 
@@ -176,6 +178,27 @@ TEST(AutoOptionsCheck, OnlyWhatTheHostLacksIsLeftOut) {
   wrong.congestion_control = "no-such-thing";
   EXPECT_EQ(failure_of(with({shm(), road<TcpTransferChannel>("tcp", wrong)})).code,
             std::errc::no_such_file_or_directory);
+}
+
+TEST(AutoOptionsCheck, MemoryOfADmaBufThatNoRoadReachesIsRefused) {
+  std::vector<std::byte> memory(page);
+  MemoryRegion region{memory.data(), memory.size(), page};
+  region.dmabuf_fd = 0;
+  try {
+    AutoOptions options = with({shm(), tcp()});
+    options.regions = {region};
+    const AutoTransferChannel channel(std::move(options));
+    ADD_FAILURE() << "a region that no peer can reach";
+  } catch (const TransferError& error) {
+    EXPECT_EQ(error.code(), errc::no_path);
+    const std::string why = error.what();
+    EXPECT_TRUE(has(why, "region 0: shm can't reach memory of a dma-buf")) << why;
+    EXPECT_TRUE(has(why, "region 0: tcp can't reach memory of a dma-buf")) << why;
+  }
+  AutoTransferChannel channel(with({shm(), tcp()}));
+  std::error_code ec;
+  (void)channel.add_region(region, ec);
+  EXPECT_EQ(ec, errc::not_supported);
 }
 
 TEST(AutoOptionsCheck, ARoadThatIgnoresTheOptionsIsRefused) {

@@ -96,12 +96,24 @@ TEST_F(KeyFile, OfPeersNamesKeyAndIdInEachLine) {
   EXPECT_EQ(keys[0].peer_id, "decode-3");
   EXPECT_EQ(keys[0].public_key, a);
   EXPECT_EQ(keys[1].peer_id, "an id with spaces");
-  for (const std::string& line : {a, a + " ", a.substr(1) + " id", "decode-3 " + a}) {
+  const std::string key(40, 'k');
+  const std::string key_like_a_comment = "#" + std::string(39, 'k');
+  for (const std::string& line : {key, key + " ", key.substr(1) + " id", key + "k id", "decode-3 " + key,
+                                  key_like_a_comment, key_like_a_comment + " "}) {
     write("#\n" + line + "\n");
     const auto error = error_of([&] { return read_peer_keys(path_); });
     EXPECT_EQ(error.code(), std::errc::invalid_argument) << line;
     EXPECT_NE(std::string(error.what()).find("line 2"), std::string::npos) << error.what();
   }
+}
+
+TEST_F(KeyFile, TellsKeysFromCommentsThoughBothMayBeginWithTheSameSign) {
+  const std::string key = "#" + std::string(39, 'k');
+  write(key + " decode-3\n#" + key + " taken away\n#" + key.substr(2) + " not a key\n#" + std::string(39, '\x7f') + " id\n");
+  const auto keys = read_peer_keys(path_);
+  ASSERT_EQ(keys.size(), 1U);
+  EXPECT_EQ(keys[0].public_key, key);
+  EXPECT_EQ(keys[0].peer_id, "decode-3");
 }
 
 TEST_F(KeyFile, IsMadeByTheToolForItsOwnerAlone) {

@@ -13,6 +13,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_error.hpp>
 
+#include "fuzz/message_types.hpp"
 #include "rdma/rail_sides.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -398,7 +399,7 @@ TEST_F(RailProtocolTest, Line11_AnyBytesAreEitherUnderstoodOrViolations) {
     side.start(paired(TransferKind::recv, {side.at(0, 2000)}, 1), outcome);
     for (int i = 0; i < 3; ++i) {
       MessageHeader header;
-      header.type = static_cast<MessageType>(1 + random() % 13);
+      header.type = message_types[random() % message_types.size()];
       header.flags = static_cast<std::uint8_t>(random() % 2);
       header.count = random() % 4;
       header.operation = random() % 4;

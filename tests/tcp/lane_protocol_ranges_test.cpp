@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "peer_block.hpp"
 #include "protocol_harness.hpp"
 #include <kvferry/tcp/range_descriptors.hpp>
 #include <kvferry/testing/traits.hpp>
@@ -52,11 +53,13 @@ INSTANTIATE_TEST_SUITE_P(Steps, RangeSteps, ::testing::Values(63, 511, 4607, 262
 TEST_P(RangeSteps, RandomRangesMoveEveryByteAndNoOther) {
   std::mt19937 random(static_cast<unsigned>(GetParam()));
   const auto upto = [&](std::uint64_t most) { return random() % (most + 1); };
-  const int rounds = kvferry::testing::sanitized ? 3 : 20;  // byte by byte, which takes a sanitizer a minute
+  const int rounds = kvferry::testing::sanitized ? 4 : 20;  // byte by byte, which takes a sanitizer a minute
   for (int round = 0; round < rounds; ++round) {
+    const Travel travel = all_travels[static_cast<std::size_t>(round) % all_travels.size()];
     for (const auto kind : {TransferKind::write, TransferKind::read}) {
-      Side a;
-      Side b;
+      Ends ends(travel);
+      Side& a = ends.a;
+      Side& b = ends.b;
       fill(a.memory, 1);
       fill(b.memory, 2);
       auto expected_a = a.memory;
@@ -89,13 +92,14 @@ TEST_P(RangeSteps, RandomRangesMoveEveryByteAndNoOther) {
         ASSERT_LE(local_begin, region_bytes);
       }
       const auto outcome = std::make_shared<Outcome>();
-      a.start(ranged(kind, objects, ranges, strides), outcome);
+      a.start(ends.prepared(ranged(kind, objects, ranges, strides)), outcome);
       ASSERT_FALSE(settle(a, b, GetParam())) << a.protocol->violation() << b.protocol->violation();
       EXPECT_EQ(outcome->calls, 1);
       EXPECT_FALSE(outcome->ec) << outcome->diagnostic;
       EXPECT_EQ(outcome->count, objects.size());
       ASSERT_TRUE(a.memory == expected_a);
       ASSERT_TRUE(b.memory == expected_b);
+      EXPECT_EQ(ends.fetched() != 0, travel.referred);
     }
   }
 }

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <climits>
 #include <random>
+#include <string>
 
-#include "protocol_harness.hpp"
 #include <kvferry/tcp/frame_reader.hpp>
+#include "peer_block.hpp"
+#include "protocol_harness.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -23,16 +25,14 @@ std::vector<std::uint64_t> shuffled(std::size_t count) {
 }
 
 /// Every step size makes frames meet the boundaries of reads elsewhere.
-class LaneProtocolSteps : public ::testing::TestWithParam<std::size_t> {};
-INSTANTIATE_TEST_SUITE_P(Steps, LaneProtocolSteps, ::testing::Values(1, 7, 63, 64, 65, 511, FrameReader::read_ahead - 1, FrameReader::read_ahead,
-                                           FrameReader::read_ahead + 1, 262144));
-
-TEST_P(LaneProtocolSteps, WriteReadSendRecvMoveEveryByteAndNoOther) {
-  const std::size_t count = GetParam() < 64 ? 3 : 600;
-  const auto indexes = shuffled(Side::pages);
-  for (const auto kind : {TransferKind::write, TransferKind::read, TransferKind::send}) {
-    Side a;
-    Side b;
+class LaneProtocolSteps : public ::testing::TestWithParam<std::size_t> {
+ protected:
+  static void move(Travel travel, TransferKind kind) {
+    const std::size_t count = GetParam() < 64 ? 3 : 600;
+    const auto indexes = shuffled(Side::pages);
+    Ends ends(travel);
+    Side& a = ends.a;
+    Side& b = ends.b;
     fill(a.memory, 1);
     fill(b.memory, 2);
     const auto before_a = a.memory;
@@ -40,8 +40,10 @@ TEST_P(LaneProtocolSteps, WriteReadSendRecvMoveEveryByteAndNoOther) {
     std::vector<MutableBuffer> local;
     std::vector<MutableBuffer> remote;
     std::vector<std::uint64_t> remote_indexes;
+    std::uint64_t bytes = 0;
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t size = i % 3 == 0 ? Side::page : i % 5 * 100;
+      bytes += size;
       local.push_back(a.page_at(indexes[i], size));
       remote_indexes.push_back(indexes[Side::pages - 1 - i]);
       remote.push_back(b.page_at(remote_indexes.back(), size));
@@ -49,10 +51,10 @@ TEST_P(LaneProtocolSteps, WriteReadSendRecvMoveEveryByteAndNoOther) {
     const auto outcome = std::make_shared<Outcome>();
     const auto peer_outcome = std::make_shared<Outcome>();
     if (kind == TransferKind::send) {
-      b.start(request(TransferKind::recv, remote), peer_outcome);
-      a.start(request(kind, local), outcome);
+      b.start(ends.prepared(request(TransferKind::recv, remote)), peer_outcome);
+      a.start(ends.prepared(request(kind, local)), outcome);
     } else {
-      a.start(request(kind, local, remote_indexes), outcome);
+      a.start(ends.prepared(request(kind, local, remote_indexes)), outcome);
     }
     ASSERT_FALSE(settle(a, b, GetParam()));
 
@@ -70,8 +72,22 @@ TEST_P(LaneProtocolSteps, WriteReadSendRecvMoveEveryByteAndNoOther) {
         std::memcpy(expected_b.data() + b_offset, before_a.data() + a_offset, local[i].size());
       }
     }
-    EXPECT_EQ(a.memory, expected_a);
-    EXPECT_EQ(b.memory, expected_b);
+    EXPECT_TRUE(a.memory == expected_a);
+    EXPECT_TRUE(b.memory == expected_b);
+    EXPECT_EQ(ends.fetched(), travel.referred ? bytes : 0);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Steps, LaneProtocolSteps,
+                         ::testing::Values(1, 7, 63, 64, 65, 511, FrameReader::read_ahead - 1, FrameReader::read_ahead,
+                                           FrameReader::read_ahead + 1, 262144));
+
+TEST_P(LaneProtocolSteps, WriteReadSendRecvMoveEveryByteAndNoOther) {
+  for (const Travel travel : all_travels) {
+    for (const auto kind : {TransferKind::write, TransferKind::read, TransferKind::send}) {
+      SCOPED_TRACE(std::string(to_string(kind)) + (travel.checked ? ", with checksums" : "") +
+                   (travel.referred ? ", by reference" : ""));
+      move(travel, kind);
+    }
   }
 }
 

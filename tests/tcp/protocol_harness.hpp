@@ -138,12 +138,14 @@ class Side {
   static constexpr std::size_t pages = 1024;
 
   /// With one block of memory, offered twice: to read and write, and to do neither.
-  explicit Side(std::size_t page_count = pages) : Side(std::vector<std::byte>(page * page_count)) {}
+  explicit Side(std::size_t page_count = pages, std::shared_ptr<PeerMemory> peers = nullptr)
+      : Side(std::vector<std::byte>(page * page_count), std::move(peers)) {}
 
   /// With regions of the caller's and no memory of its own.
-  explicit Side(std::vector<MemoryRegion> regions)
+  explicit Side(std::vector<MemoryRegion> regions, std::shared_ptr<PeerMemory> peers = nullptr)
       : host(std::make_shared<Host>(std::move(regions))),
-        protocol(std::make_unique<LaneProtocol>(host)),
+        protocol(
+            std::make_unique<LaneProtocol>(host, ReadAhead::unprotected(FrameReader::read_ahead), std::move(peers))),
         link_(std::make_shared<SideLink>(*protocol)),
         deadlines_(std::make_shared<kit::DeadlineQueue>(context_.get_executor())),
         registry_(std::make_shared<kit::OperationRegistry>(deadlines_, 1U << 20)) {
@@ -230,9 +232,10 @@ class Side {
   std::unique_ptr<LaneProtocol> protocol;
 
  private:
-  explicit Side(std::vector<std::byte> block)
+  Side(std::vector<std::byte> block, std::shared_ptr<PeerMemory> peers)
       : Side(std::vector<MemoryRegion>{{block.data(), block.size(), page, Access::read_write},
-                                       {block.data(), block.size(), page, Access::none}}) {
+                                       {block.data(), block.size(), page, Access::none}},
+             std::move(peers)) {
     memory = std::move(block);  // which stays where it is
   }
 

@@ -86,7 +86,8 @@ void read_regions(const Message& message, PeerDescription& peer) {
   for (std::size_t i = 0; message.region_numbers && i < peer.regions.size(); ++i) {
     peer.regions[i].number = static_cast<std::uint32_t>((*message.region_numbers)[i]);
   }
-  peer.next_region = static_cast<std::uint32_t>(message.next_region.value_or(peer.regions.size()));
+  const std::uint32_t behind_all = peer.regions.empty() ? 0 : peer.regions.back().number + 1;
+  peer.next_region = static_cast<std::uint32_t>(message.next_region.value_or(behind_all));
   peer.given_regions = static_cast<std::uint32_t>(message.given_regions.value_or(peer.next_region));
 }
 

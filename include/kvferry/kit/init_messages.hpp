@@ -63,7 +63,7 @@ struct InitQuestion {
   /// Of the regions, ascending. Not there: 0, 1, 2, ...
   std::optional<std::vector<std::uint64_t>> region_numbers;
   std::optional<std::uint64_t>
-      next_region;  ///< The number that the next region gets. Not there: the number of regions.
+      next_region;  ///< The number that the next region gets. Not there: one more than the last.
   std::optional<std::uint64_t> given_regions;  ///< How many the channel was made with. Not there: all that it ever had.
 
   static constexpr std::string_view side_message_type = "KvferryInitRequest";

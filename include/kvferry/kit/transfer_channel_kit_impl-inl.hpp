@@ -14,10 +14,13 @@
 #include <functional>
 #include <mutex>
 #include <random>
+#include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <kvferry/kit/handshake_service.hpp>
+#include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/url.hpp>
 
@@ -98,6 +101,9 @@ KVFERRY_INLINE void say_forked(std::string* diagnostic) {
   }
 }
 
+/// More than any machine has cores to run them: a number that is wrong shall not take all threads that a system has.
+inline constexpr std::size_t max_io_threads = 1024;
+
 class OneThreadPool : public asio::thread_pool {
  public:
   /// @param wanted otherwise there is none, and nothing is to be posted.
@@ -123,6 +129,11 @@ class TransferChannelKit::Impl {
       (void)parse_url(options.advertised_init_url);
     }
     if (!options.executor) {
+      if (options.io_threads > max_io_threads) {
+        throw TransferError(std::make_error_code(std::errc::invalid_argument),
+                            "ChannelOptions::io_threads is " + std::to_string(options.io_threads) + ", at most " +
+                                std::to_string(max_io_threads));
+      }
       threads.emplace(options.io_threads, options.poll);
       executor = threads->executor();
     } else {

@@ -159,6 +159,33 @@ TEST(Checks, OfTheNumbersOfAPeersRegions) {
   EXPECT_EQ(error_of_numbers(1, {}, end + 1), errc::invalid_region);
 }
 
+TEST(Checks, WhatAHandshakeLeavesOutOfRegionsFollowsFromTheOthers) {
+  InitQuestion question;
+  question.regions = {{4096, 4096, 3}, {8192, 4096, 1}};
+  PeerDescription peer;
+  read_regions(question, peer);
+  EXPECT_EQ(peer.regions.back().number, 1U);
+  EXPECT_EQ(peer.next_region, 2U);
+  EXPECT_EQ(peer.given_regions, 2U);
+  question.region_numbers = {1, 5};
+  read_regions(question, peer);
+  EXPECT_EQ(peer.regions.front().number, 1U);
+  EXPECT_EQ(peer.regions.back().number, 5U);
+  EXPECT_EQ(peer.next_region, 6U);
+  EXPECT_EQ(peer.given_regions, 6U);
+  question.next_region = 9;
+  question.given_regions = 3;
+  read_regions(question, peer);
+  EXPECT_EQ(peer.next_region, 9U);
+  EXPECT_EQ(peer.given_regions, 3U);
+  question.regions.clear();
+  question.region_numbers->clear();
+  question.next_region.reset();
+  question.given_regions.reset();
+  read_regions(question, peer);
+  EXPECT_EQ(peer.next_region, 0U);
+}
+
 TEST(Checks, OfPageSizesThatDiffer) {
   PeerDescription peer;
   peer.regions = {{16, 8, Access::read_write, 0}, {32, 16, Access::read_write, 1}};
