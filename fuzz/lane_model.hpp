@@ -24,11 +24,11 @@ namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 /// but no byte that no frame names.
 class LaneModel {
  public:
-  /// @param writable the numbers of the regions that peers may write to; all have `pages` pages of `page_size` bytes.
+  /// @param writable the numbers of the regions that peers may write to; all have `pages` pages of `page_bytes` bytes.
   /// @param referable the peer's memory, whose first byte has the address 0, where this side fetches from it; none: it doesn't.
-  LaneModel(std::set<std::uint32_t> writable, std::size_t pages, std::size_t page_size,
+  LaneModel(std::set<std::uint32_t> writable, std::size_t pages, std::size_t page_bytes,
             std::span<const std::byte> referable = {})
-      : writable_(std::move(writable)), pages_(pages), page_size_(page_size), referable_(referable) {}
+      : writable_(std::move(writable)), pages_(pages), page_size_(page_bytes), referable_(referable) {}
 
   void read(std::span<const std::byte> bytes) {
     while (bytes.size() >= sizeof(FrameHeader)) {
