@@ -184,8 +184,8 @@ TEST(ShmPath, WhatIsSwitchedOffIsSaidByBothSides) {
   fill(pair.a.memory.bytes(), 1);
   EXPECT_EQ(pair.a.channel->batched_write(objects_of(pair.a), {.peer_id = "b", .remote_indexes = all_pages}), pages);
   EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.memory.bytes()));
-  EXPECT_NE(pair.a.path_to("b").find("received by the socket (process_memory is off)"), std::string::npos);
-  EXPECT_NE(pair.b.path_to("a").find("sent by the socket (process_memory is off)"), std::string::npos);
+  EXPECT_NE(pair.a.path_to("b").find("received by the rings (process_memory is off)"), std::string::npos);
+  EXPECT_NE(pair.b.path_to("a").find("sent by the rings (process_memory is off)"), std::string::npos);
   EXPECT_EQ(pair.b.path_stats("process memory").bytes_in, 0U);
   const std::lock_guard lock(mutex);
   ASSERT_EQ(warnings.size(), 1U);
@@ -229,7 +229,7 @@ TEST(ShmUsers, AnotherUsersProcessConnectsOnlyIfItIsNamed) {
   open.allowed_users = {nobody};
   Node node(open);
   const std::string path = process.ask(node.channel->peer_init_url());
-  EXPECT_NE(path.find("received by the socket (the processes are of different users"), std::string::npos) << path;
+  EXPECT_NE(path.find("received by the rings (the processes are of different users"), std::string::npos) << path;
   EXPECT_EQ(node.channel->receive_notification(long_enough).peer_id, "stranger");
   Mapping expected(pages * page);
   fill(expected.bytes(), 5);

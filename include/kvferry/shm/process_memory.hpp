@@ -76,6 +76,7 @@ class ProcessMemory final : public tcp::PeerMemory {
   [[nodiscard]] bool reads(std::uint32_t number) const noexcept override { return mapped_.reads(number); }
   [[nodiscard]] Fetched copy(Way way, std::span<const iovec> from, std::span<const iovec> to,
                              std::error_code& ec) override;
+  [[nodiscard]] bool surely_there(std::span<const iovec> pieces) override { return areas_.cover(pieces); }
   [[nodiscard]] std::string path() const override;
 
  private:

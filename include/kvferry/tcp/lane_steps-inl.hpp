@@ -42,7 +42,7 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
   }
   const auto outgoing = std::span(pieces).first(count);
   ssize_t sent = -1;
-  if (by_cpu_ && !protocol_.reader().can_read(outgoing)) {
+  if (by_cpu_ && !protocol_.can_read(outgoing)) {
     errno = EFAULT;
   } else {
     sent = socket_->send(outgoing);
@@ -98,7 +98,8 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     for (const iovec& piece : std::span(pieces).first(count)) {
       asked += piece.iov_len;
     }
-    received = socket_->receive(std::span(pieces).first(count));
+    const auto wanted = std::span(pieces).first(count);
+    received = reader.wants_payload() ? socket_->receive_payload(wanted) : socket_->receive(wanted);
   } else {
     asked = std::min(reader.discardable(), receive_step_bytes);
     received = socket_->discard(asked);
@@ -150,25 +151,55 @@ KVFERRY_INLINE Lane::Step Lane::copy_step(std::size_t& budget) {
   return copied.bytes != 0 || copied.hung_up ? Step::progress : Step::nothing;
 }
 
-KVFERRY_INLINE void Lane::wait_for_more(Role role) {
-  if (role == Role::leader || leader_ == std::this_thread::get_id()) {
-    wants_to_send_ = !writable_;
-    return;
+KVFERRY_INLINE bool Lane::wait_for_more(Role role) {
+  if (role == Role::waiting_leader && hears_bells_) {
+    wants_to_send_ = false;  // room has a bell as well
+    if (!may_wait()) {
+      return false;
+    }
+    if (armed_ != 0) {
+      armed_ = 0;
+      arm(0);  // it would wake another thread beside the leader
+    }
+    return true;
+  }
+  if (role == Role::leaving && hears_bells_) {
+    wants_to_send_ = false;
+    return may_wait();
+  }
+  if (role != Role::visitor || leader_ == std::this_thread::get_id()) {
+    wants_to_send_ = !writable_ && !hears_bells_;
+    return true;
   }
   if (leader_ != std::thread::id()) {
-    // The leader may not know that there is something to send.
+    // The leader may not know that there is something to send. Nor, if it sleeps, that this thread has had the word taken back
+    // that somebody waits.
+    if (hears_bells_) {
+      return may_wait();
+    }
     if (!writable_) {
       arm(EPOLLOUT);
     }
-    return;
+    return true;
   }
   if (!watched_ && !tired_ && options_.poller) {
     watched_ = options_.poller->watch(shared_from_this());
   }
-  if (!watched_) {
-    arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);
+  if (watched_) {
+    return true;
   }
+  if (!hears_bells_) {
+    arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);
+    return true;
+  }
+  if (!may_wait()) {
+    return false;
+  }
+  arm(EPOLLIN);
+  return true;
 }
+
+KVFERRY_INLINE bool Lane::may_wait() { return socket_->may_wait(!writable_); }
 
 KVFERRY_INLINE void Lane::arm(std::uint32_t events) {
   if ((events & ~armed_) == 0 && events != 0) {

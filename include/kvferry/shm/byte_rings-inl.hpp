@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <kvferry/shm/byte_rings.hpp>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+
+#include <kvferry/detail/thread.hpp>
+#include <kvferry/shm/pieces.hpp>
+#include <kvferry/tcp/socket.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::shm {
+inline namespace internal {
+
+static_assert(std::atomic_ref<std::uint64_t>::is_always_lock_free, "two processes share no lock");
+
+/// Where the peer that waits for room is rung for: the reader goes on until the ring is empty, and so comes past it.
+inline constexpr std::uint64_t room_worth_a_bell = RingFile::ring_bytes / 2;
+
+/// Of a long copy so much at a time is the other side's to deal with meanwhile.
+inline constexpr std::size_t part_bytes = 8192;
+
+KVFERRY_INLINE RingWords& words_of(std::byte* file) noexcept { return *reinterpret_cast<RingWords*>(file); }
+
+/// A word of the peer's, which this process can't write to.
+KVFERRY_INLINE std::uint64_t load(const std::byte* file, std::uint64_t RingWords::*word) noexcept {
+  auto& words = words_of(const_cast<std::byte*>(file));  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+  return std::atomic_ref(words.*word).load(std::memory_order_seq_cst);
+}
+
+KVFERRY_INLINE void store(std::byte* file, std::uint64_t RingWords::*word, std::uint64_t value) noexcept {
+  std::atomic_ref(words_of(file).*word).store(value, std::memory_order_seq_cst);
+}
+
+/// Copies between a ring, from `at` on, and as much of `pieces` as `left` bytes are. @param say gets how far it has come.
+template <class Copy, class Say>
+std::size_t go_round(std::uint64_t at, std::uint64_t left, std::span<const iovec> pieces, Copy copy, Say say) noexcept {
+  std::size_t done = 0;
+  std::size_t said = 0;
+  for (const iovec& piece : pieces) {
+    auto* memory = static_cast<std::byte*>(piece.iov_base);
+    for (std::size_t rest = piece.iov_len; rest != 0 && left != 0;) {
+      const auto offset = static_cast<std::size_t>(at % RingFile::ring_bytes);
+      const auto part =
+          static_cast<std::size_t>(std::min<std::uint64_t>({rest, left, RingFile::ring_bytes - offset, part_bytes}));
+      copy(RingFile::words_bytes + offset, memory, part);
+      memory += part;
+      rest -= part;
+      left -= part;
+      at += part;
+      done += part;
+      if (done - said >= part_bytes) {
+        said = done;
+        say(at);
+      }
+    }
+  }
+  if (done != said) {
+    say(at);
+  }
+  return done;
+}
+
+}  // namespace internal
+
+KVFERRY_INLINE RingFile::~RingFile() {
+  if (data_ != nullptr) {
+    ::munmap(data_, bytes);
+  }
+}
+
+KVFERRY_INLINE int RingFile::make(RingFile& made, Descriptor& file) {
+  Descriptor opened(::memfd_create("kvferry ring", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!opened) {
+    return errno;
+  }
+  // Beyond it the system sends a signal that ends the process.
+  if (rlimit files{}; ::getrlimit(RLIMIT_FSIZE, &files) == 0 && bytes > files.rlim_cur) {
+    return EFBIG;
+  }
+  if (::ftruncate(opened.get(), static_cast<off_t>(bytes)) != 0) {
+    return errno;
+  }
+  const SignalsBlocked blocked;  // which would end the call
+  if (const int error = ::posix_fallocate(opened.get(), 0, static_cast<off_t>(bytes))) {
+    return error;
+  }
+  void* const memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, opened.get(), 0);
+  if (memory == MAP_FAILED) {
+    return errno;
+  }
+  RingFile mapped;
+  mapped.data_ = static_cast<std::byte*>(memory);
+  // From here on nobody can map it for writing, or take any of it away.
+  if (::fcntl(opened.get(), F_ADD_SEALS, MappedFile::seals) != 0) {
+    return errno;
+  }
+  // A child of this process has no part in its connections.
+  if (::madvise(memory, bytes, MADV_DONTFORK) != 0) {
+    return errno;
+  }
+  (void)::madvise(memory, bytes, MADV_DONTDUMP);
+  made = std::move(mapped);
+  file = std::move(opened);
+  return 0;
+}
+
+KVFERRY_INLINE ByteRings::ByteRings(std::byte* own, const std::byte* peers) noexcept : own_(own), peers_(peers) {}
+
+KVFERRY_INLINE ByteRings::ByteRings(RingFile own, MappedFile peers) noexcept
+    : own_file_(std::move(own)), peers_file_(std::move(peers)), own_(own_file_.data()), peers_(peers_file_.data()) {}
+
+KVFERRY_INLINE ssize_t ByteRings::send(std::span<const iovec> pieces) noexcept {
+  std::uint64_t wanted = 0;
+  for (const iovec& piece : pieces) {
+    wanted += piece.iov_len;
+  }
+  // The peer's word is read where what it said before isn't enough: its cache line is busy.
+  if (RingFile::ring_bytes - (sent_ - peer_taken_) < wanted) {
+    const std::uint64_t taken = load(peers_, &RingWords::taken);
+    if (sent_ - taken > RingFile::ring_bytes) {
+      errno = tcp::senseless_peer;
+      return -1;
+    }
+    peer_taken_ = taken;
+  }
+  const std::uint64_t room = RingFile::ring_bytes - (sent_ - peer_taken_);
+  if (room == 0 && wanted != 0) {
+    errno = EAGAIN;
+    return -1;
+  }
+  const std::size_t copied = go_round(
+      sent_, room, pieces,
+      [&](std::size_t place, const std::byte* from, std::size_t length) { std::memcpy(own_ + place, from, length); },
+      [&](std::uint64_t sent) { store(own_, &RingWords::sent, sent); });
+  sent_ += copied;
+  return static_cast<ssize_t>(copied);
+}
+
+KVFERRY_INLINE ssize_t ByteRings::receive(std::span<const iovec> pieces) noexcept {
+  const std::uint64_t sent = load(peers_, &RingWords::sent);
+  const std::uint64_t there = sent - taken_;
+  if (there > RingFile::ring_bytes) {
+    errno = tcp::senseless_peer;
+    return -1;
+  }
+  if (there == 0) {
+    errno = EAGAIN;
+    return -1;
+  }
+  peer_sent_ = sent;
+  const std::size_t copied = go_round(
+      taken_, there, pieces,
+      [&](std::size_t place, std::byte* to, std::size_t length) { std::memcpy(to, peers_ + place, length); },
+      [&](std::uint64_t taken) { store(own_, &RingWords::taken, taken); });
+  taken_ += copied;
+  return static_cast<ssize_t>(copied);
+}
+
+KVFERRY_INLINE ssize_t ByteRings::receive_payload(std::span<const iovec> pieces) noexcept {
+  const std::uint64_t sent = load(peers_, &RingWords::sent);
+  std::uint64_t there = sent - taken_;
+  if (there > RingFile::ring_bytes || there == 0) {
+    errno = there == 0 ? EAGAIN : tcp::senseless_peer;
+    return -1;
+  }
+  peer_sent_ = sent;
+  std::array<iovec, 256> to;
+  Pieces<iovec> left(pieces);
+  std::size_t copied = 0;
+  while (there != 0 && !left.empty()) {
+    const auto offset = static_cast<std::size_t>(taken_ % RingFile::ring_bytes);
+    const auto part =
+        static_cast<std::size_t>(std::min<std::uint64_t>({there, RingFile::ring_bytes - offset, 2 * part_bytes}));
+    const std::size_t count = left.next(to, part);
+    const std::size_t place = RingFile::words_bytes + offset;
+    ssize_t got = -1;
+    if (by_file()) {
+      got = ::preadv(peers_file_.descriptor(), to.data(), static_cast<int>(count), static_cast<off_t>(place));
+    } else {
+      const iovec from{const_cast<std::byte*>(peers_ + place), part};  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+      got = ::process_vm_readv(::getpid(), to.data(), count, &from, 1, 0);
+    }
+    if (got <= 0) {
+      break;
+    }
+    const auto bytes = static_cast<std::size_t>(got);
+    left.use(bytes);
+    there -= bytes;
+    taken_ += bytes;
+    copied += bytes;
+    store(own_, &RingWords::taken, taken_);
+  }
+  return copied == 0 ? -1 : static_cast<ssize_t>(copied);
+}
+
+KVFERRY_INLINE bool ByteRings::has_bytes() const noexcept { return load(peers_, &RingWords::sent) != taken_; }
+
+/// The order of all of these loads and stores is one (seq_cst): either the peer that says it waits then sees what was stored
+/// before this, or this sees that it waits.
+KVFERRY_INLINE bool ByteRings::bell_due() noexcept {
+  const std::uint64_t waiting = load(peers_, &RingWords::waiting);
+  if (waiting == 0 || waiting == rung_for_) {
+    return false;
+  }
+  // For what was received there is a bell when there is room again; what was sent has been put where the peer hasn't looked yet.
+  const bool unread = sent_ != load(peers_, &RingWords::taken);
+  const bool has_room = (waiting & 1) != 0 && RingFile::ring_bytes - (peer_sent_ - taken_) >= room_worth_a_bell;
+  if (!unread && !has_room) {
+    return false;
+  }
+  rung_for_ = waiting;
+  return true;
+}
+
+KVFERRY_INLINE bool ByteRings::may_wait(bool for_room) noexcept {
+  const std::uint64_t room = for_room ? 1 : 0;
+  // A bell that has rung for a wait is still to be heard: nobody has heard it without `waits_no_more`.
+  if (waiting_ == 0 || (waiting_ & 1) != room) {
+    waiting_ = ++waits_ << 1 | room;
+    store(own_, &RingWords::waiting, waiting_);
+  }
+  // What can't be is not to be waited for: the next call finds it.
+  const std::uint64_t unread = for_room ? sent_ - load(peers_, &RingWords::taken) : RingFile::ring_bytes;
+  const bool has_room = unread <= RingFile::ring_bytes - room_worth_a_bell || unread > RingFile::ring_bytes;
+  if (has_bytes() || has_room) {
+    waits_no_more();
+    return false;
+  }
+  return true;
+}
+
+KVFERRY_INLINE void ByteRings::waits_no_more() noexcept {
+  if (waiting_ != 0) {
+    waiting_ = 0;
+    store(own_, &RingWords::waiting, 0);
+  }
+}
+
+}  // namespace kvferry::shm
