@@ -93,6 +93,7 @@ class ProcessMemory final : public tcp::PeerMemory {
   const std::uint64_t least_bytes_;
   const std::shared_ptr<MemoryTraffic> traffic_;
   std::weak_ptr<UnixSocket> socket_;  ///< The lane closes it.
+  std::uint64_t least_mapped_ = 0;
   bool readable_ = false;
   bool read_by_peer_ = false;
   HandedRegions handed_;

@@ -110,7 +110,9 @@ class ConnectTests : public ConformanceBase {
     const auto after = a->peer_info(b.id());
     ASSERT_TRUE(before && after);
     EXPECT_EQ(after->incarnation, before->incarnation);
-    EXPECT_EQ(after->path, before->path);
+    // The rest of it grows with what is heard of regions.
+    const auto way = [](const std::string& path) { return path.substr(0, path.find(';')); };
+    EXPECT_EQ(way(after->path), way(before->path));
     expect_connected(a, b);
   }
 
