@@ -708,38 +708,36 @@ TEST(ScribbledRings, EndOperationsAndNotThisProcess) {
   EXPECT_GT(failed, 0U) << "nothing was scribbled where it mattered";
 }
 
-/// A peer that is killed while it answers.
+/// A peer that is killed while it answers, and that can't be connected to anew.
 TEST(ChannelsOverRings, FindTheEndOfAPeerThatIsKilled) {
   constexpr std::size_t page = 4096;
+  std::vector<std::byte> memory(page);
+  ShmOptions options;
+  options.log_sink = [](const LogRecord&) {};
+  options.regions = {{memory.data(), memory.size(), page}};
   if (PeerProcess::is_peer()) {
     auto line = PeerProcess::line_to_starter();
-    std::vector<std::byte> memory(page);
-    ShmOptions options;
-    options.regions = {{memory.data(), memory.size(), page}};
-    options.peer_init_url = "tcp://127.0.0.1:0";
     ShmTransferChannel channel(options);
-    while (line.read_line(long_enough)) {
-      line.write_line(channel.peer_init_url());
+    while (const auto url = line.read_line(long_enough)) {
+      channel.lazy_init_peer_connection("mortal", "a", *url);
+      line.write_line("connected");
     }
     return;
   }
   for (const PollPolicy& poll : {PollPolicy::never(), PollPolicy{}, PollPolicy::always()}) {
     PeerProcess process(long_enough);
-    std::vector<std::byte> memory(page);
-    ShmOptions options;
     options.poll = poll;
-    options.log_sink = [](const LogRecord&) {};
-    options.default_timeout = long_enough;
-    options.regions = {{memory.data(), memory.size(), page}};
+    options.peer_init_url = "tcp://127.0.0.1:0";
     ShmTransferChannel channel(options);
-    channel.lazy_init_peer_connection("a", "b", process.ask("url"));
+    ASSERT_EQ(process.ask(channel.peer_init_url()), "connected");
     const std::vector<std::uint64_t> index{0};
     std::error_code ec;
-    int writes = 0;
     std::optional<std::thread> killer;
-    while (!ec && writes < 10'000'000) {
-      channel.batched_write({ConstBuffer(memory.data(), page)}, {.peer_id = "b", .remote_indexes = index}, ec);
-      if (++writes == 100) {
+    const auto until = std::chrono::steady_clock::now() + long_enough;
+    for (int writes = 0; !ec && std::chrono::steady_clock::now() < until; ++writes) {
+      channel.batched_write({ConstBuffer(memory.data(), page)}, {.peer_id = "mortal", .remote_indexes = index, .timeout = long_enough},
+                            ec);
+      if (writes == 100) {
         killer.emplace([&] { process.kill(); });
       }
     }
