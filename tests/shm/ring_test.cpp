@@ -418,6 +418,7 @@ TEST_F(RingSockets, ThrowAwayWhatIsAskedFor) {
 TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
   constexpr std::size_t page = std::size_t{16} << 10;
   constexpr std::size_t pages = 16;
+  constexpr int rounds = 25;
   const std::array policies{PollPolicy::never(), PollPolicy{}, PollPolicy::always()};
   for (const PollPolicy& of_a : policies) {
     for (const PollPolicy& of_b : policies) {
@@ -443,7 +444,7 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
         std::mt19937 random(static_cast<unsigned>(first));
         std::vector<std::byte> out(8 * page);
         std::vector<std::byte> back(out.size());
-        for (int round = 0; round < 100; ++round) {
+        for (int round = 0; round < rounds; ++round) {
           const std::size_t count = 1 + random() % 7;
           const std::size_t length = random() % 4 == 0 ? page : 1 + random() % 4096;
           fill(out, static_cast<unsigned>(random()));
@@ -468,7 +469,7 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
       talk(a, "b", 8);
       of_a_too.join();
       from_b.join();
-      for (int i = 0; i < 200; ++i) {
+      for (int i = 0; i < 2 * rounds; ++i) {
         EXPECT_EQ(b.channel->receive_notification(long_enough).peer_id, "a");
       }
     }

@@ -213,7 +213,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   const std::string congestion_control_;
   const std::string encryption_;
   const bool by_cpu_;  ///< See `Socket::by_cpu`.
-  const bool hears_bells_;
+  const bool hears_bells_;  ///< See `Socket::hears_bells`.
   const std::size_t descriptors_;
   const Options options_;
   const asio::any_io_executor executor_;
