@@ -297,7 +297,8 @@ bool forbid(std::initializer_list<std::uint32_t> calls) {
 /// Two sockets with rings, as a meeting makes them.
 class RingSockets : public HandedFiles {
  protected:
-  RingSockets() {
+  RingSockets() { make_sockets(); }
+  void make_sockets() {
     std::array<RingFile, 2> own;
     std::array<Descriptor, 2> files;
     for (std::size_t i = 0; i < 2; ++i) {
@@ -371,6 +372,28 @@ TEST_F(RingSockets, EndBehindWhatIsInTheRing) {
   EXPECT_EQ(receive(there()), "last words");
   EXPECT_EQ(receive(there()), "");
   EXPECT_EQ(receive(there()), "");
+}
+
+/// It hangs up between a look at the ring and one at the socket.
+TEST_F(RingSockets, EndBehindWhatHasJustComeIntoTheRing) {
+  for (int round = 0; round < 200; ++round) {
+    make_sockets();
+    std::atomic<bool> looks{false};
+    std::thread sender([&] {
+      while (!looks) {
+      }
+      EXPECT_EQ(send(here(), "last words"), 10);
+      here().operations_end();
+    });
+    looks = true;
+    std::string got = nothing;
+    while (got == nothing) {
+      there().woken();
+      got = receive(there());
+    }
+    EXPECT_EQ(got, "last words");
+    sender.join();
+  }
 }
 
 TEST_F(RingSockets, OfAProcessThatIsGoneEndForWhoNeverSleeps) {
@@ -474,6 +497,37 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
       }
     }
   }
+}
+
+/// The thread of a blocking call sleeps. Others that look at the rings for it, since calls of theirs have timed out, leave it to the bell.
+TEST(ChannelsOverRings, WakeACallThatSleepsThoughOthersHaveLookedMeanwhile) {
+  ShmOptions options;
+  options.poll = PollPolicy::never();
+  options.log_sink = [](const LogRecord&) {};
+  ShmTransferChannel a(options);
+  options.peer_init_url = "tcp://127.0.0.1:0";
+  ShmTransferChannel b(options);
+  a.lazy_init_peer_connection("a", "b", b.peer_init_url());
+  std::array<std::byte, 8> first{};
+  std::array<std::byte, 8> second{};
+  std::error_code ec;
+  std::thread sleeper([&] {
+    a.batched_recv({MutableBuffer(first.data(), first.size())}, {.peer_id = "b", .tag = 1, .timeout = long_enough}, ec);
+  });
+  for (int i = 0; i < 5; ++i) {
+    std::error_code late;
+    a.batched_recv({MutableBuffer(second.data(), second.size())},
+                   {.peer_id = "b", .tag = 2, .timeout = std::chrono::milliseconds(20)}, late);
+    EXPECT_EQ(late, errc::timed_out);
+  }
+  const std::array<std::byte, 8> sent{std::byte{1}, std::byte{2}};
+  // At the deadline of its own the other call would find what no bell has told it.
+  std::error_code unheard;
+  b.batched_send({ConstBuffer(sent.data(), sent.size())}, {.peer_id = "a", .tag = 1, .timeout = long_enough / 2}, unheard);
+  EXPECT_FALSE(unheard) << unheard.message();
+  sleeper.join();
+  EXPECT_FALSE(ec) << ec.message();
+  EXPECT_EQ(first, sent);
 }
 
 /// Where no file can be made for a ring, the bytes go through the socket, as to peers that know of none.
