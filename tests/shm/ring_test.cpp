@@ -514,6 +514,10 @@ TEST(ChannelsOverRings, WakeACallThatSleepsThoughOthersHaveLookedMeanwhile) {
   std::thread sleeper([&] {
     a.batched_recv({MutableBuffer(first.data(), first.size())}, {.peer_id = "b", .tag = 1, .timeout = long_enough}, ec);
   });
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  while (a.stats().of(TransferKind::recv).in_flight() == 0 && std::chrono::steady_clock::now() < until) {
+    std::this_thread::yield();
+  }
   for (int i = 0; i < 5; ++i) {
     std::error_code late;
     a.batched_recv({MutableBuffer(second.data(), second.size())},
