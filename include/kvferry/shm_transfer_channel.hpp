@@ -22,10 +22,11 @@ struct ShmOptions : ChannelOptions {
   std::vector<std::uint32_t> allowed_users;
 
   /// Whether this side reads payload from the memory of the peer's process, if the kernel allows it, and lets the peer
-  /// read from this process's. False: all bytes go through the connection, except those in a `SharedRegion`.
+  /// read from this process's. False: all bytes go through the connection's rings, or its socket where there are none, except those
+  /// in a `SharedRegion`.
   bool process_memory = true;
 
-  /// Frames (an operation's bytes, up to 1 MiB) with fewer bytes go through the connection: that takes less time than
+  /// Frames (an operation's bytes, up to 1 MiB) with fewer bytes go through the connection's rings or socket: that takes less time than
   /// asking for them.
   std::size_t process_memory_threshold = std::size_t{16} << 10;
 
@@ -69,7 +70,7 @@ class KVFERRY_EXPORT ShmTransferChannel : public kit::TransferChannelKit {
 
   [[nodiscard]] std::string_view transport() const noexcept override;
   [[nodiscard]] Capabilities capabilities() const noexcept override;
-  /// With the paths "socket", "process memory" and "shared memory": of the latter two, what peers were told to read, and what this
+  /// With the paths "socket" (through the rings, or the socket where there are none), "process memory" and "shared memory": of the latter two, what peers were told to read, and what this
   /// side read. Reads by peers of regions that they have mapped are not seen here.
   [[nodiscard]] ChannelStats stats() const override;
 

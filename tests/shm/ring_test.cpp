@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <cstring>
 #include <fstream>
+#include <future>
 #include <initializer_list>
 #include <memory>
 #include <optional>
@@ -38,6 +39,7 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/shm/byte_rings.hpp>
+#include <kvferry/shm/held.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/unix_socket.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
@@ -126,7 +128,7 @@ TEST_F(TwoSides, BytesOfAnyLengthsComeInOrderRoundAndRound) {
       piece = {all.data() + sent + wanted, length};
       wanted += length;
     }
-    if (const ssize_t count = one_.send(pieces); count > 0) {
+    if (const ssize_t count = random() % 2 == 0 ? one_.send(pieces) : one_.send_payload(pieces); count > 0) {
       sent += static_cast<std::size_t>(count);
     }
     const auto into = std::span(received_).first(1 + random() % whole);
@@ -153,6 +155,37 @@ TEST_F(TwoSides, MemoryThatIsGoneIsAnErrorAndTakesNothing) {
   EXPECT_LE(got, 4096);
   EXPECT_EQ(std::memcmp(memory, bytes_.data(), static_cast<std::size_t>(std::max<ssize_t>(got, 0))), 0);
   ::munmap(memory, 8192);
+}
+
+TEST_F(TwoSides, SentMemoryThatIsGoneIsAnErrorAndPutsNothing) {
+  ASSERT_TRUE(one_.kernel_copies());
+  auto* const memory = static_cast<std::byte*>(
+      ::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  ASSERT_NE(memory, MAP_FAILED);
+  fill({memory, 4096}, 4);
+  std::memcpy(bytes_.data(), memory, 4096);
+  ASSERT_EQ(::mprotect(memory + 4096, 4096, PROT_NONE), 0);
+  const iovec gone{memory + 4096, 4096};
+  EXPECT_EQ(one_.send_payload({&gone, 1}), -1);
+  EXPECT_EQ(errno, EFAULT);
+  EXPECT_EQ(receive(other_, received_), -1);
+  const iovec half_gone{memory, 8192};
+  const ssize_t put = one_.send_payload({&half_gone, 1});
+  EXPECT_GT(put, 0);
+  EXPECT_LE(put, 4096);
+  EXPECT_EQ(receive(other_, received_), put);
+  EXPECT_EQ(std::memcmp(received_.data(), bytes_.data(), static_cast<std::size_t>(std::max<ssize_t>(put, 0))), 0);
+  ::munmap(memory, 8192);
+}
+
+TEST_F(TwoSides, TellHowMuchRoomThereIs) {
+  EXPECT_GE(one_.room(100), 100U);
+  ASSERT_EQ(send(one_, std::span(bytes_).first(whole - 10)), ssize_t{whole - 10});
+  EXPECT_EQ(one_.room(100), 10U);
+  ASSERT_EQ(send(one_, std::span(bytes_).first(10)), 10);
+  EXPECT_EQ(one_.room(100), 0U);
+  ASSERT_EQ(receive(other_, std::span(received_).first(20)), 20);
+  EXPECT_EQ(one_.room(100), 20U);
 }
 
 TEST_F(TwoSides, WhoSaysMoreThanARingHoldsIsFoundOut) {
@@ -371,6 +404,21 @@ TEST_F(RingSockets, EndBehindWhatIsInTheRing) {
   EXPECT_EQ(there().peer(), UnixSocket::Peer::hung_up);
   EXPECT_EQ(receive(there()), "last words");
   EXPECT_EQ(receive(there()), "");
+  EXPECT_EQ(receive(there()), "");
+}
+
+TEST_F(RingSockets, EndAtWhatWasInTheRingThen) {
+  EXPECT_EQ(send(here(), "last words"), 10);
+  here().operations_end();
+  there().woken();
+  std::array<char, 4> some{};
+  iovec piece{some.data(), some.size()};
+  ASSERT_EQ(there().receive({&piece, 1}), 4);
+  EXPECT_EQ(receive(there()), " words");
+  EXPECT_EQ(receive(there()), "");
+  // Who has hung up can still write to its own memory.
+  (void)send(here(), "on and on");
+  EXPECT_FALSE(there().over());
   EXPECT_EQ(receive(there()), "");
 }
 
@@ -656,6 +704,84 @@ TEST_F(RingsOfStrangers, AreCutOffWhenTheyHaveTakenMoreThanTheyGot) {
   EXPECT_TRUE(is_cut_off());
 }
 
+/// What one says that lies is not listened to until it has an end, which it need not have.
+TEST_F(RingsOfStrangers, AreCutOffWhenTheyHaveTakenMoreThanTheyGotAndTalkOn) {
+  connect();
+  be_welcome();
+  ByteRings rings(own_.data(), links_.data());
+  tcp::FrameHeader frame;
+  frame.type = tcp::FrameType::probe;
+  const std::vector<tcp::FrameHeader> probes(whole / sizeof(frame) + 1, frame);
+  frame.type = tcp::FrameType::recv_cancel;  // of an operation that is over, as far as anybody knows
+  frame.operation = 1'000'000;
+  const std::vector<tcp::FrameHeader> idle_talk(whole / sizeof(frame), frame);
+  const auto until = std::chrono::steady_clock::now() + limit;
+  for (auto left = std::as_bytes(std::span(probes)); !left.empty() && std::chrono::steady_clock::now() < until;) {
+    if (const ssize_t count = send(rings, left); count > 0) {
+      left = left.subspan(static_cast<std::size_t>(count));
+    }
+    say_of_ring(&RingWords::taken, 0);
+  }
+  std::atomic<bool> done{false};
+  std::thread talker([&] {
+    say_of_ring(&RingWords::taken, std::uint64_t{1} << 40);
+    while (!done) {
+      for (auto left = std::as_bytes(std::span(idle_talk)); !left.empty() && !done;) {
+        if (const ssize_t count = send(rings, left); count > 0) {
+          left = left.subspan(static_cast<std::size_t>(count));
+        } else {
+          std::this_thread::yield();
+        }
+      }
+    }
+  });
+  auto ended = ended_.get_future();
+  EXPECT_EQ(ended.wait_for(limit), std::future_status::ready);
+  std::promise<void> shut;
+  std::thread closer([&] {
+    link_->shut(errc::closed, "the test ends");
+    shut.set_value();
+  });
+  EXPECT_EQ(shut.get_future().wait_for(limit), std::future_status::ready) << "closing waits for the peer to be silent";
+  EXPECT_TRUE(is_cut_off());
+  done = true;
+  talker.join();
+  closer.join();
+}
+
+/// The same without rings, of one that doesn't listen any more.
+TEST_F(RingsOfStrangers, AreNotNeededToTalkWithoutAnEnd) {
+  socket_ = connect_to(endpoint_.name);
+  say(socket_, hello());
+  Greeting answer;
+  receive(answer);
+  auto settled = hello();
+  settled.magic = Greeting::settled;
+  say(socket_, settled);
+  be_welcome(0);
+  ::shutdown(socket_.get(), SHUT_RD);
+  tcp::FrameHeader probe;
+  probe.type = tcp::FrameType::probe;
+  const std::vector<tcp::FrameHeader> probes(whole / sizeof(probe), probe);
+  std::promise<void> cut_off;
+  std::atomic<bool> done{false};
+  std::thread talker([&] {
+    while (!done) {
+      for (auto left = std::as_bytes(std::span(probes)); !left.empty() && !done;) {
+        const ssize_t count = ::send(socket_.get(), left.data(), left.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (count < 0 && errno != EAGAIN) {
+          cut_off.set_value();
+          return;
+        }
+        left = left.subspan(static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+      }
+    }
+  });
+  EXPECT_EQ(cut_off.get_future().wait_for(limit), std::future_status::ready);
+  done = true;
+  talker.join();
+}
+
 TEST_F(RingsOfStrangers, AreCutOffWhenTheyAreFullOfNonsense) {
   connect();
   be_welcome();
@@ -679,6 +805,62 @@ TEST_F(RingsOfStrangers, ThatMayChangeTheirLengthAreDoneWithout) {
   ASSERT_EQ(ended.wait_for(limit), std::future_status::ready);
   EXPECT_NE(link_->path().find("headers by the socket (no rings: mapping the peer's: Invalid argument)"), std::string::npos)
       << link_->path();
+}
+
+TEST_F(RingsOfStrangers, ThatAreMoreThanARingAreDoneWithout) {
+  socket_ = connect_to(endpoint_.name);
+  say(socket_, hello());
+  Greeting answer;
+  receive(answer);
+  Descriptor longer(::memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  const std::vector<std::byte> content(RingFile::bytes + 4096);
+  ASSERT_EQ(::pwrite(longer.get(), content.data(), content.size(), 0), static_cast<ssize_t>(content.size()));
+  ASSERT_EQ(::fcntl(longer.get(), F_ADD_SEALS, MappedFile::seals), 0);
+  pass(longer);
+  be_welcome(0);
+}
+
+TEST_F(RingsOfStrangers, ThatAreTheLinksOwnAreDoneWithout) {
+  socket_ = connect_to(endpoint_.name);
+  say(socket_, hello());
+  Greeting answer;
+  receive(answer);
+  const PassedDescriptor links = passed_.take();
+  ASSERT_TRUE(links.file);
+  pass(links.file);
+  be_welcome(0);
+}
+
+/// Of them there are as many as connections; what regions need is not theirs.
+TEST_F(RingsOfStrangers, DontCountAsDescriptorsThatWerePassedForRegions) {
+  connect();
+  be_welcome();
+  auto ended = ended_.get_future();
+  ASSERT_EQ(ended.wait_for(limit), std::future_status::ready);
+  ASSERT_NE(link_->path().find("headers by rings"), std::string::npos) << link_->path();
+  constexpr std::uint64_t all = 1000;
+  EXPECT_TRUE(Held<DescriptorsOfPeers>::take(all, all)) << "the ring's is among them";
+}
+
+TEST_F(RingsOfStrangers, ComeOneAtATime) {
+  socket_ = connect_to(endpoint_.name);
+  say(socket_, hello());
+  Greeting answer;
+  receive(answer);
+  std::array<RingFile, 2> own;
+  std::array<Descriptor, 2> files;
+  std::array<int, 2> numbers{};
+  for (std::size_t i = 0; i < files.size(); ++i) {
+    ASSERT_EQ(RingFile::make(own[i], files[i]), 0);
+    numbers[i] = files[i].get();
+  }
+  auto settled = hello();
+  settled.magic = Greeting::settled_with_ring;
+  iovec piece{&settled, sizeof(settled)};
+  ASSERT_EQ(send_with(socket_.get(), {&piece, 1}, numbers), ssize_t{sizeof(settled)});
+  auto ended = ended_.get_future();
+  ASSERT_EQ(ended.wait_for(limit), std::future_status::ready);
+  EXPECT_TRUE(ended.get());
 }
 
 /// Where a process has its own halves of rings mapped.

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -57,6 +58,14 @@ KVFERRY_INLINE void* place_of(const std::byte* file) noexcept {
   return &places_of_files[number % places_of_files.size()];
 }
 #endif
+
+KVFERRY_INLINE std::uint64_t bytes_of(std::span<const iovec> pieces) noexcept {
+  std::uint64_t bytes = 0;
+  for (const iovec& piece : pieces) {
+    bytes += piece.iov_len;
+  }
+  return bytes;
+}
 
 /// A word of the peer's, which this process can't write to.
 KVFERRY_INLINE std::uint64_t load(const std::byte* file, std::uint64_t RingWords::*word) noexcept {
@@ -134,6 +143,11 @@ KVFERRY_INLINE int RingFile::make(RingFile& made, Descriptor& file) {
   }
   RingFile mapped;
   mapped.data_ = static_cast<std::byte*>(memory);
+  struct stat status {};
+  if (::fstat(opened.get(), &status) != 0) {
+    return errno;
+  }
+  mapped.inode_ = status.st_ino;
 #ifdef KVFERRY_THREAD_SANITIZER
   const std::uint64_t number = files_made.fetch_add(1);
   std::memcpy(mapped.data_ + sizeof(RingWords), &number, sizeof(number));
@@ -152,40 +166,96 @@ KVFERRY_INLINE int RingFile::make(RingFile& made, Descriptor& file) {
   return 0;
 }
 
-KVFERRY_INLINE ByteRings::ByteRings(std::byte* own, const std::byte* peers) noexcept : own_(own), peers_(peers) {}
+/// Once it has the seals that are looked for when it is mapped, its length stays. Of huge pages none has this length.
+KVFERRY_INLINE bool RingFile::fits(int peers_file) const noexcept {
+  struct stat status {};
+  const int present = ::fcntl(peers_file, F_GET_SEALS);
+  return present >= 0 && (present & MappedFile::seals) == MappedFile::seals && ::fstat(peers_file, &status) == 0 &&
+         status.st_size == static_cast<off_t>(bytes) && (data_ == nullptr || status.st_ino != inode_);
+}
 
-KVFERRY_INLINE ByteRings::ByteRings(RingFile own, MappedFile peers) noexcept
-    : own_file_(std::move(own)), peers_file_(std::move(peers)), own_(own_file_.data()), peers_(peers_file_.data()) {}
+KVFERRY_INLINE ByteRings::ByteRings(std::byte* own, const std::byte* peers) noexcept : own_(own), peers_(peers) {
+  std::byte* const place = own + sizeof(RingWords);
+  std::byte there = *place;
+  const iovec from{&there, 1};
+  const iovec to{place, 1};
+  kernel_copies_ = ::process_vm_writev(::getpid(), &from, 1, &to, 1, 0) == 1;
+}
 
-KVFERRY_INLINE ssize_t ByteRings::send(std::span<const iovec> pieces) noexcept {
-  std::uint64_t wanted = 0;
-  for (const iovec& piece : pieces) {
-    wanted += piece.iov_len;
-  }
+KVFERRY_INLINE ByteRings::ByteRings(RingFile own, MappedFile peers) noexcept : ByteRings(own.data(), peers.data()) {
+  own_file_ = std::move(own);
+  peers_file_ = std::move(peers);
+}
+
+KVFERRY_INLINE std::optional<std::size_t> ByteRings::room_for(std::uint64_t wanted) noexcept {
   // The peer's word is read where what it said before isn't enough: its cache line is busy.
   if (RingFile::ring_bytes - (sent_ - peer_taken_) < wanted) {
     const std::uint64_t taken = load(peers_, &RingWords::taken);
     if (sent_ - taken > RingFile::ring_bytes) {
       errno = tcp::senseless_peer;
-      return -1;
+      return std::nullopt;
     }
     peer_taken_ = taken;
   }
-  const std::uint64_t room = RingFile::ring_bytes - (sent_ - peer_taken_);
+  const auto room = static_cast<std::size_t>(RingFile::ring_bytes - (sent_ - peer_taken_));
   if (room == 0 && wanted != 0) {
     errno = EAGAIN;
+    return std::nullopt;
+  }
+  return room;
+}
+
+KVFERRY_INLINE std::size_t ByteRings::room(std::size_t wanted) noexcept {
+  const auto room = room_for(wanted);
+  return room ? *room : errno == EAGAIN ? 0 : wanted;
+}
+
+KVFERRY_INLINE ssize_t ByteRings::send(std::span<const iovec> pieces) noexcept {
+  const auto room = room_for(bytes_of(pieces));
+  if (!room) {
     return -1;
   }
   const std::size_t copied = go_round(
-      sent_, room, pieces,
+      sent_, *room, pieces,
       [&](std::size_t place, const std::byte* from, std::size_t length) { std::memcpy(own_ + place, from, length); },
       [&](std::uint64_t sent) { store(own_, &RingWords::sent, sent); });
   sent_ += copied;
   return static_cast<ssize_t>(copied);
 }
 
+KVFERRY_INLINE ssize_t ByteRings::send_payload(std::span<const iovec> pieces) noexcept {
+  const auto room = room_for(bytes_of(pieces));
+  if (!room) {
+    return -1;
+  }
+  std::array<iovec, 256> from;
+  Pieces<iovec> left(pieces);
+  std::size_t copied = 0;
+  while (copied != *room && !left.empty()) {
+    const auto offset = static_cast<std::size_t>(sent_ % RingFile::ring_bytes);
+    const std::size_t part = std::min({*room - copied, RingFile::ring_bytes - offset, 2 * part_bytes});
+    const std::size_t count = left.next(from, part);
+    const iovec to{own_ + RingFile::words_bytes + offset, part};
+    // The side whose memory may be gone is the one that the kernel reads as this process does; of the other one it takes hold.
+    const ssize_t put = ::process_vm_writev(::getpid(), from.data(), count, &to, 1, 0);
+    if (put <= 0) {
+      break;
+    }
+    const auto bytes = static_cast<std::size_t>(put);
+    left.use(bytes);
+    copied += bytes;
+    sent_ += bytes;
+    store(own_, &RingWords::sent, sent_);
+  }
+  return copied == 0 ? -1 : static_cast<ssize_t>(copied);
+}
+
+KVFERRY_INLINE std::uint64_t ByteRings::peers_sent() const noexcept {
+  return last_sent_ ? *last_sent_ : load(peers_, &RingWords::sent);
+}
+
 KVFERRY_INLINE ssize_t ByteRings::receive(std::span<const iovec> pieces) noexcept {
-  const std::uint64_t sent = load(peers_, &RingWords::sent);
+  const std::uint64_t sent = peers_sent();
   const std::uint64_t there = sent - taken_;
   if (there > RingFile::ring_bytes) {
     errno = tcp::senseless_peer;
@@ -205,7 +275,7 @@ KVFERRY_INLINE ssize_t ByteRings::receive(std::span<const iovec> pieces) noexcep
 }
 
 KVFERRY_INLINE ssize_t ByteRings::receive_payload(std::span<const iovec> pieces) noexcept {
-  const std::uint64_t sent = load(peers_, &RingWords::sent);
+  const std::uint64_t sent = peers_sent();
   std::uint64_t there = sent - taken_;
   if (there > RingFile::ring_bytes || there == 0) {
     errno = there == 0 ? EAGAIN : tcp::senseless_peer;
@@ -241,7 +311,7 @@ KVFERRY_INLINE ssize_t ByteRings::receive_payload(std::span<const iovec> pieces)
   return copied == 0 ? -1 : static_cast<ssize_t>(copied);
 }
 
-KVFERRY_INLINE bool ByteRings::has_bytes() const noexcept { return load(peers_, &RingWords::sent) != taken_; }
+KVFERRY_INLINE bool ByteRings::has_bytes() const noexcept { return peers_sent() != taken_; }
 
 /// The order of all of these loads and stores is one (seq_cst): either the peer that says it waits then sees what was stored
 /// before this, or this sees that it waits.

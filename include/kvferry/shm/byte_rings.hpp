@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -32,9 +33,10 @@ class RingFile {
   static_assert(sizeof(RingWords) <= words_bytes);
 
   RingFile() = default;
-  RingFile(RingFile&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  RingFile(RingFile&& other) noexcept : data_(std::exchange(other.data_, nullptr)), inode_(other.inode_) {}
   RingFile& operator=(RingFile&& other) noexcept {
     std::swap(data_, other.data_);
+    std::swap(inode_, other.inode_);
     return *this;
   }
   ~RingFile();
@@ -42,11 +44,14 @@ class RingFile {
   /// Makes one with all of its memory, sealed as `MappedFile` wants it. @param file what the other side is to be passed.
   /// @return an errno.
   [[nodiscard]] static int make(RingFile& made, Descriptor& file);
+  /// Whether a file that a peer has passed can be its half, rather than this one or what would take more memory to map.
+  [[nodiscard]] bool fits(int peers_file) const noexcept;
 
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
 
  private:
   std::byte* data_ = nullptr;
+  std::uint64_t inode_ = 0;
 };
 
 /// A connection's bytes, through memory that both processes map: a ring for each direction, in the file of the side that sends.
@@ -65,11 +70,19 @@ class ByteRings {
 
   /// As sendmsg(2). EAGAIN: the ring is full. `tcp::senseless_peer`: the peer's file says what can't be. The memory of `pieces` has to be there.
   [[nodiscard]] ssize_t send(std::span<const iovec> pieces) noexcept;
+  /// The same, of memory that may be gone: the kernel copies. EFAULT: the first byte's is. Only where `kernel_copies`.
+  [[nodiscard]] ssize_t send_payload(std::span<const iovec> pieces) noexcept;
+  /// Whether the kernel lets this process have it copy between its own memory and its ring.
+  [[nodiscard]] bool kernel_copies() const noexcept { return kernel_copies_; }
+  /// How many of `wanted` bytes `send` would take, or more. Where the peer's file says what can't be, `send` is to find that out.
+  [[nodiscard]] std::size_t room(std::size_t wanted) noexcept;
   /// As recvmsg(2), likewise. EAGAIN: the ring is empty.
   [[nodiscard]] ssize_t receive(std::span<const iovec> pieces) noexcept;
   /// The same, to memory that may be gone: the kernel copies. EFAULT: the first byte's is.
   [[nodiscard]] ssize_t receive_payload(std::span<const iovec> pieces) noexcept;
   [[nodiscard]] bool has_bytes() const noexcept;
+  /// The peer has gone: what it puts into its ring from here on doesn't count.
+  void end() noexcept { last_sent_ = peers_sent(); }
   /// Whether a descriptor is kept.
   [[nodiscard]] bool by_file() const noexcept { return peers_file_.descriptor() != -1; }
   /// Whether the peer waits for what was just sent or received, and is to hear a bell.
@@ -82,6 +95,10 @@ class ByteRings {
   void waits_no_more() noexcept;
 
  private:
+  /// @return bytes that there is room for; nothing, with errno set, as `send`.
+  [[nodiscard]] std::optional<std::size_t> room_for(std::uint64_t wanted) noexcept;
+  [[nodiscard]] std::uint64_t peers_sent() const noexcept;
+
   RingFile own_file_;
   MappedFile peers_file_;
   std::byte* const own_;
@@ -93,6 +110,8 @@ class ByteRings {
   std::uint64_t waiting_ = 0;
   std::uint64_t waits_ = 0;
   std::uint64_t rung_for_ = 0;  ///< Which wait of the peer's.
+  std::optional<std::uint64_t> last_sent_;  ///< See `end`.
+  bool kernel_copies_ = false;
 };
 
 }  // namespace kvferry::shm

@@ -172,11 +172,12 @@ KVFERRY_INLINE void Meeting::read(const std::shared_ptr<Candidate>& candidate) {
   std::string why;
   try {
     while (candidate->received < candidate->bytes.size()) {
-      // Whose connection it is a stranger has yet to show. Then there may be a ring, and with the welcome the first of the link's.
+      // Whose connection it is a stranger has yet to show. Then there may be a ring, one, and with the welcome the first of the link's.
       iovec rest{candidate->bytes.data() + candidate->received, candidate->bytes.size() - candidate->received};
       const int socket = candidate->socket.native_handle();
+      const std::size_t most = awaited_ == Awaited::welcome ? tcp::PeerMemory::max_mapped : 1;
       const ssize_t got = awaited_ == Awaited::hello ? receive_bytes(socket, {&rest, 1})
-                                                     : candidate->passed.receive(socket, {&rest, 1});
+                                                     : candidate->passed.receive(socket, {&rest, 1}, most);
       if (got < 0 && would_block()) {
         wait_for_bytes(candidate);
         return;
@@ -286,10 +287,15 @@ KVFERRY_INLINE void Meeting::map_ring(PassedDescriptor passed) {
     why_no_rings_ = "the peer passed none";
     return;
   }
+  // If it is kept, it counts as one of the connection's own (`UnixSocket::descriptors`), not of those that regions need.
+  passed.held = {};
   // Where this side can't read the peer's memory, large payload comes through the ring, and the kernel copies out of the file
   // in less time than out of the mapping.
   const auto keep = reach_.possible() ? MappedFile::Keep::mapping : MappedFile::Keep::file;
-  const int error = MappedFile::map(std::move(passed), RingFile::bytes, peers_ring_, most_mapped_bytes(), keep);
+  const int error =
+      ring_.fits(passed.file.get())
+          ? MappedFile::map(std::move(passed), RingFile::bytes, peers_ring_, most_mapped_bytes(), keep)
+          : EINVAL;
   why_no_rings_ = error == 0 ? "" : "mapping the peer's: " + std::generic_category().message(error);
 }
 

@@ -28,6 +28,8 @@ inline namespace internal {
 
 /// Descriptors that come ahead of what is said of them, and go with one message.
 inline constexpr std::size_t most_passed = tcp::PeerMemory::max_mapped;
+/// Of bells that have come, so many are taken in one call.
+inline constexpr std::size_t bells_at_once = 4096;
 /// Room for them in a message.
 using Control = std::array<std::byte, CMSG_SPACE(most_passed * sizeof(int))>;
 
@@ -137,12 +139,12 @@ KVFERRY_INLINE void refuse_all(int listening) noexcept {
   }
 }
 
-KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces) {
+KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces, std::size_t most) {
   descriptors_.reserve(most_passed);  // once they have come there is to be room
   bool misused = false;
   const ssize_t got = receive_with(socket, pieces, [&](Descriptor& passed) {
     // What has no seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
-    if (descriptors_.size() >= most_passed || ::fcntl(passed.get(), F_GET_SEALS) < 0) {
+    if (descriptors_.size() >= std::min(most, most_passed) || ::fcntl(passed.get(), F_GET_SEALS) < 0) {
       misused = true;
       return false;
     }
@@ -202,7 +204,8 @@ KVFERRY_INLINE ssize_t UnixSocket::send_by_socket(std::span<iovec> pieces) {
   return sent;
 }
 
-KVFERRY_INLINE ssize_t UnixSocket::send(std::span<iovec> pieces) {
+KVFERRY_INLINE ssize_t UnixSocket::send_into(ssize_t (ByteRings::*into_rings)(std::span<const iovec>) noexcept,
+                                             std::span<iovec> pieces) {
   if (!rings_) {
     return send_by_socket(pieces);
   }
@@ -211,12 +214,15 @@ KVFERRY_INLINE ssize_t UnixSocket::send(std::span<iovec> pieces) {
     first.iov_len = std::min(first.iov_len, by_socket_);
     const ssize_t sent = send_by_socket({&first, 1});
     by_socket_ -= sent > 0 ? static_cast<std::size_t>(sent) : 0;
+    if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS)) {
+      errno = ENOMEM;  // the first bytes always fit, and for room in the socket no bell rings
+    }
     return sent;
   }
-  if (!to_pass_.empty()) {
+  if (!to_pass_.empty() || bell_owed_) {
     ring();
   }
-  const ssize_t sent = rings_->send(pieces);
+  const ssize_t sent = ((*rings_).*into_rings)(pieces);
   if (sent > 0 && rings_->bell_due()) {
     ring();
   }
@@ -228,14 +234,23 @@ KVFERRY_INLINE ssize_t UnixSocket::send(std::span<iovec> pieces) {
 KVFERRY_INLINE void UnixSocket::ring() noexcept {
   std::byte bell{};
   iovec piece{&bell, 1};
+  bell_owed_ = false;
   if (send_by_socket({&piece, 1}) >= 0) {
     return;
   }
   to_pass_.clear();
-  look_ = true;
-  if (errno != EAGAIN && errno != EPIPE && errno != ECONNRESET) {
-    error_ = errno;  // the peer sleeps, and nobody can wake it
+  switch (errno) {
+    case ENOBUFS:
+    case ENOMEM:
+    case EINTR: bell_owed_ = true; return;
+    case EAGAIN:
+    case EPIPE:
+    case ECONNRESET: break;
+    default:
+      error_ = errno;  // the peer sleeps, and nobody can wake it
+      rings_->end();
   }
+  look_ = true;
 }
 
 KVFERRY_INLINE ssize_t UnixSocket::receive_with(ssize_t (ByteRings::*from_rings)(std::span<const iovec>) noexcept,
@@ -243,6 +258,7 @@ KVFERRY_INLINE ssize_t UnixSocket::receive_with(ssize_t (ByteRings::*from_rings)
   if (!rings_) {
     return passed_.receive(descriptor(), pieces);
   }
+  ring_if_owed();
   for (bool looked = false;; looked = true) {
     const ssize_t got = ((*rings_).*from_rings)(pieces);
     if (got >= 0 || errno != EAGAIN) {
@@ -273,19 +289,23 @@ KVFERRY_INLINE bool UnixSocket::look() {
   look_ = false;
   looks_at_rings_ = 0;
   rings_->waits_no_more();  // the bell for it may be among these bytes
-  std::array<std::byte, 256> bells;
+  std::array<std::byte, bells_at_once> bells;
   iovec piece{bells.data(), bells.size()};
   const ssize_t got = passed_.receive(descriptor(), {&piece, 1});
-  if (got == 0) {
+  if (got == 0 && !ended_) {
     ended_ = true;
+    rings_->end();
   } else if (got < 0 && errno != EAGAIN && errno != EINTR) {
     error_ = errno;
+    rings_->end();
   }
   return got > 0;
 }
 
 KVFERRY_INLINE bool UnixSocket::may_wait(bool for_room) noexcept {
-  return !rings_ || (!ended_ && error_ == 0 && rings_->may_wait(for_room));
+  ring_if_owed();
+  // Who has a bell to ring tries that again, in turn with others' work.
+  return !rings_ || (!ended_ && error_ == 0 && !bell_owed_ && rings_->may_wait(for_room));
 }
 
 KVFERRY_INLINE PassedDescriptor UnixSocket::take_passed(std::uint64_t inode) {

@@ -14,6 +14,7 @@
 #include <kvferry/detail/descriptor.hpp>
 #include <kvferry/shm/byte_rings.hpp>
 #include <kvferry/shm/mapped_file.hpp>
+#include <kvferry/tcp/peer_memory.hpp>
 #include <kvferry/tcp/socket.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -46,8 +47,8 @@ class PassedDescriptors {
  public:
   /// As recvmsg(2), which doesn't wait, and keeps what comes with the bytes. -1 with EPROTO if that is anything else, or
   /// more than an honest peer sends ahead. Where all connections together have a quarter of the process's descriptors, what comes is
-  /// closed.
-  [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces);
+  /// closed. @param most that may be there then.
+  [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces, std::size_t most = tcp::PeerMemory::max_mapped);
   /// @return the one of the file with this inode; none if it isn't there.
   [[nodiscard]] PassedDescriptor take(std::uint64_t inode);
   /// @return the oldest one; none if there is none.
@@ -75,7 +76,10 @@ class UnixSocket final : public tcp::Socket {
   UnixSocket& operator=(const UnixSocket&) = delete;
   ~UnixSocket() override { read_empty(descriptor()); }
 
-  [[nodiscard]] ssize_t send(std::span<iovec> pieces) override;
+  [[nodiscard]] ssize_t send(std::span<iovec> pieces) override { return send_into(&ByteRings::send, pieces); }
+  [[nodiscard]] ssize_t send_payload(std::span<iovec> pieces) override {
+    return send_into(&ByteRings::send_payload, pieces);
+  }
   [[nodiscard]] ssize_t receive(std::span<iovec> pieces) override { return receive_with(&ByteRings::receive, pieces); }
   [[nodiscard]] ssize_t receive_payload(std::span<iovec> pieces) override {
     return receive_with(&ByteRings::receive_payload, pieces);
@@ -90,7 +94,12 @@ class UnixSocket final : public tcp::Socket {
   }
   [[nodiscard]] bool by_cpu() const noexcept override { return rings_ != nullptr; }
   [[nodiscard]] bool to_buffer() const noexcept override { return false; }
-  [[nodiscard]] bool over() const noexcept override { return rings_ && rings_->has_bytes(); }
+  /// A bell whose bytes have come is to be taken from the socket before that is waited for.
+  [[nodiscard]] bool over() const noexcept override { return rings_ && (look_ || rings_->has_bytes()); }
+  [[nodiscard]] std::size_t room(std::size_t wanted) noexcept override {
+    return rings_ && by_socket_ == 0 ? rings_->room(wanted) : wanted;
+  }
+  [[nodiscard]] bool kernel_copies() const noexcept override { return rings_ && by_socket_ == 0 && rings_->kernel_copies(); }
   [[nodiscard]] bool hears_bells() const noexcept override { return rings_ != nullptr; }
   [[nodiscard]] bool may_wait(bool for_room) noexcept override;
   void woken() noexcept override { look_ = true; }
@@ -109,8 +118,14 @@ class UnixSocket final : public tcp::Socket {
  private:
   [[nodiscard]] ssize_t receive_with(ssize_t (ByteRings::*from_rings)(std::span<const iovec>) noexcept,
                                      std::span<iovec> pieces);
+  [[nodiscard]] ssize_t send_into(ssize_t (ByteRings::*into_rings)(std::span<const iovec>) noexcept, std::span<iovec> pieces);
   [[nodiscard]] ssize_t send_by_socket(std::span<iovec> pieces);
   void ring() noexcept;
+  void ring_if_owed() noexcept {
+    if (bell_owed_) {
+      ring();
+    }
+  }
   /// Takes what has come by the socket itself. @return whether there may be more.
   bool look();
 
@@ -122,6 +137,7 @@ class UnixSocket final : public tcp::Socket {
   std::size_t by_socket_;                   ///< Bytes that are to go there before the rings are used.
   mutable bool look_ = true;                ///< There may be something to take from the socket: bells, or its end.
   std::uint32_t looks_at_rings_ = 0;        ///< In vain, since the last one at the socket.
+  bool bell_owed_ = false;                  ///< One that there was no memory for.
   bool ended_ = false;                      ///< The socket has.
   int error_ = 0;                           ///< Of the socket, which nobody has been told yet.
 };

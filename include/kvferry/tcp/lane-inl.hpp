@@ -40,6 +40,9 @@ inline constexpr std::size_t receive_step_bytes = std::size_t{256} << 10;
 inline constexpr std::size_t max_pieces = 1024;
 /// Bytes that the reactor's thread moves on one lane before it looks after the others.
 inline constexpr std::size_t turn_bytes = std::size_t{4} << 20;
+/// Of what a peer said before its connection broke so much is still listened to: more than there is in any socket, but a peer
+/// may go on talking over a connection that it doesn't listen to any more.
+inline constexpr std::size_t last_words_bytes = std::size_t{64} << 20;
 /// Bytes that a caller who doesn't wait sends on its own thread: an operation's first bytes, not its whole.
 inline constexpr std::size_t caller_bytes = std::size_t{256} << 10;
 /// A call that moves nothing because some of its memory isn't there has failed within its first so many bytes: the
@@ -244,7 +247,8 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         writable_ = true;
         std::size_t budget = turn_bytes;
         try {
-          (void)move_bytes(budget, role);
+          // Where the turn ends before all is moved, nobody has said that he waits.
+          moved = move_bytes(budget, role) || moved;
         } catch (const std::exception& error) {
           fail(errc::connection_lost, remote_ + ": " + error.what());
         }

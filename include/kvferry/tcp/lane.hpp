@@ -189,6 +189,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   bool move_bytes(std::size_t& budget, Role role = Role::visitor);
   void apply(Inbox taken);
   Step send_step(std::size_t& budget);
+  [[nodiscard]] bool keep_to_room(std::span<iovec>& pieces);
   /// With the cause in errno.
   Step send_failed();
   Step receive_step(std::size_t& budget);
@@ -230,6 +231,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   std::uint32_t armed_ = 0;  ///< The events that were asked for and have not come.
   bool watched_ = false;     ///< By the poller.
   std::thread::id leader_;   ///< Of nobody: the lane is not led.
+  bool leaving_ = false;  ///< With bells: whoever takes leave looks, and may sleep, until the lane is shut.
   bool tired_ = false;  ///< Nothing has come since the poller gave it up.
   std::uint64_t moved_ = 0;
   std::size_t careful_out_ = 0;  ///< Of the next bytes to send or to receive, these many go a page of memory at a time,

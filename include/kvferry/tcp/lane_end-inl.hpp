@@ -54,6 +54,9 @@ KVFERRY_INLINE std::shared_ptr<Socket> Lane::take_leave(bool& more) {
         readable_ = true;
         writable_ = true;
         if (hears_bells_) {
+          // No bell rings for what a polling thread takes, and this one may sleep.
+          leaving_ = true;
+          watched_ = false;
           socket_->woken();
         }
         std::size_t budget = turn_bytes;

@@ -298,10 +298,10 @@ bool LaneProtocol::refer(std::uint64_t bytes, Visit visit) {
   return true;
 }
 
-KVFERRY_INLINE bool LaneProtocol::can_read(std::span<const iovec> pieces) {
+KVFERRY_INLINE bool LaneProtocol::sends_what_is_there(std::span<const iovec> pieces) {
   std::array<iovec, 16> foreign;
   if (pieces.size() > foreign.size()) {
-    return reader_.can_read(pieces);  // one call for many
+    return false;  // the kernel copies many in one call
   }
   std::size_t count = out_.foreign(pieces, foreign);
   const auto is_trailer = [](const iovec& piece) {
@@ -311,7 +311,7 @@ KVFERRY_INLINE bool LaneProtocol::can_read(std::span<const iovec> pieces) {
   count = static_cast<std::size_t>(
       std::remove_if(foreign.begin(), foreign.begin() + static_cast<std::ptrdiff_t>(count), is_trailer) - foreign.begin());
   const auto payload = std::span(foreign).first(count);
-  return payload.empty() || surely_there(payload) || reader_.can_read(payload);
+  return payload.empty() || surely_there(payload);
 }
 
 KVFERRY_INLINE void LaneProtocol::describe(const Transfer& transfer, const Chunk& chunk, FrameHeader& header) {

@@ -121,8 +121,10 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] const GatherQueue& out() const noexcept { return out_; }
   /// `count` bytes of the outgoing queue are in the socket.
   void sent(std::size_t count);
-  /// Whether the CPU may read these pieces, which are some of the outgoing queue's front.
-  [[nodiscard]] bool can_read(std::span<const iovec> pieces);
+  /// Whether all of these pieces, which are some of the outgoing queue's front, are there for sure. False: that isn't known.
+  [[nodiscard]] bool sends_what_is_there(std::span<const iovec> pieces);
+  /// Whether the CPU may read these pieces.
+  [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept { return reader_.can_read(pieces); }
   /// The bytes at the front of the outgoing queue can't be read: their frame goes on without them, and their operation
   /// alone fails. @return false if they are nobody's buffers.
   [[nodiscard]] bool source_failed();

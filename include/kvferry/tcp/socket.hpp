@@ -60,11 +60,17 @@ class KVFERRY_EXPORT Socket {
   [[nodiscard]] virtual ssize_t receive_payload(std::span<iovec> pieces) { return receive(pieces); }
 
   /// @name For sockets whose bytes pass through the CPU on their way
-  /// The CPU reads the sent bytes and writes the received ones: their memory has to be there. Bytes of both directions
-  /// may be held back.
+  /// The CPU reads the sent bytes and writes the received ones: but for `send_payload` and `receive_payload` their memory has to be
+  /// there. Bytes of both directions may be held back.
   /// @{
 
   [[nodiscard]] virtual bool by_cpu() const noexcept { return false; }
+  /// How many of `wanted` bytes there is room for now, if that is known; else any number.
+  [[nodiscard]] virtual std::size_t room(std::size_t wanted) noexcept { return wanted; }
+  /// Whether there is a `send_payload`, by which the kernel copies.
+  [[nodiscard]] virtual bool kernel_copies() const noexcept { return false; }
+  /// As `send`, of memory that may be gone. EFAULT: the first byte's is.
+  [[nodiscard]] virtual ssize_t send_payload(std::span<iovec> pieces) { return send(pieces); }
   /// Whether `receive` must not be asked to write to memory that may be gone.
   [[nodiscard]] virtual bool to_buffer() const noexcept { return by_cpu(); }
   /// Whether bytes that `send` has taken have yet to go. Then they have to be flushed first.
