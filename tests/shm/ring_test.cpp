@@ -656,6 +656,34 @@ class RingsOfStrangers : public Meetings {
     const char bell = 0;
     (void)::send(socket_.get(), &bell, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
   }
+  [[nodiscard]] std::uint64_t links_word(std::uint64_t RingWords::*word) const {
+    auto& words = *reinterpret_cast<RingWords*>(const_cast<std::byte*>(links_.data()));
+    return std::atomic_ref(words.*word).load();
+  }
+  /// Has the link answer until there is no room for its answers, and for one more than that, and takes none of them.
+  void fill_links_ring() {
+    ByteRings rings(own_.data(), links_.data());
+    tcp::FrameHeader probe;
+    probe.type = tcp::FrameType::probe;
+    const auto until = std::chrono::steady_clock::now() + limit;
+    std::uint64_t said = 0;
+    for (bool full = false; !full;) {
+      full = links_word(&RingWords::sent) == whole;
+      const std::uint64_t before = links_word(&RingWords::sent);
+      ASSERT_EQ(send(rings, std::as_bytes(std::span(&probe, 1))), ssize_t{sizeof(probe)});
+      said += sizeof(probe);
+      say_of_ring(&RingWords::taken, 0);
+      // Only so many may be unanswered.
+      while (links_word(&RingWords::taken) != said || (!full && links_word(&RingWords::sent) == before)) {
+        ASSERT_LT(std::chrono::steady_clock::now(), until);
+        std::this_thread::yield();
+      }
+    }
+    while (links_word(&RingWords::waiting) % 2 == 0) {  // it doesn't wait for room yet
+      ASSERT_LT(std::chrono::steady_clock::now(), until);
+      std::this_thread::yield();
+    }
+  }
   /// Whether the link gives the connection up.
   [[nodiscard]] bool is_cut_off() {
     const auto until = std::chrono::steady_clock::now() + limit;
@@ -688,18 +716,7 @@ TEST_F(RingsOfStrangers, AreCutOffWhenTheyHaveSentMoreThanTheyHold) {
 TEST_F(RingsOfStrangers, AreCutOffWhenTheyHaveTakenMoreThanTheyGot) {
   connect();
   be_welcome();
-  // Each of these has an answer, none of which is taken out of the link's ring.
-  ByteRings rings(own_.data(), links_.data());
-  tcp::FrameHeader probe;
-  probe.type = tcp::FrameType::probe;
-  const std::vector<tcp::FrameHeader> probes(whole / sizeof(probe) + 1, probe);
-  const auto until = std::chrono::steady_clock::now() + limit;
-  for (auto left = std::as_bytes(std::span(probes)); !left.empty() && std::chrono::steady_clock::now() < until;) {
-    if (const ssize_t count = send(rings, left); count > 0) {
-      left = left.subspan(static_cast<std::size_t>(count));
-    }
-    say_of_ring(&RingWords::taken, 0);
-  }
+  fill_links_ring();
   say_of_ring(&RingWords::taken, std::uint64_t{1} << 40);
   EXPECT_TRUE(is_cut_off());
 }
@@ -708,78 +725,33 @@ TEST_F(RingsOfStrangers, AreCutOffWhenTheyHaveTakenMoreThanTheyGot) {
 TEST_F(RingsOfStrangers, AreCutOffWhenTheyHaveTakenMoreThanTheyGotAndTalkOn) {
   connect();
   be_welcome();
-  ByteRings rings(own_.data(), links_.data());
+  fill_links_ring();
+  // A ring that is full of the same says as much with each turn of it.
   tcp::FrameHeader frame;
-  frame.type = tcp::FrameType::probe;
-  const std::vector<tcp::FrameHeader> probes(whole / sizeof(frame) + 1, frame);
+  static_assert(whole % sizeof(frame) == 0);
   frame.type = tcp::FrameType::recv_cancel;  // of an operation that is over, as far as anybody knows
   frame.operation = 1'000'000;
   const std::vector<tcp::FrameHeader> idle_talk(whole / sizeof(frame), frame);
-  const auto until = std::chrono::steady_clock::now() + limit;
-  for (auto left = std::as_bytes(std::span(probes)); !left.empty() && std::chrono::steady_clock::now() < until;) {
-    if (const ssize_t count = send(rings, left); count > 0) {
-      left = left.subspan(static_cast<std::size_t>(count));
-    }
-    say_of_ring(&RingWords::taken, 0);
-  }
+  std::memcpy(own_.data() + RingFile::words_bytes, idle_talk.data(), whole);
   std::atomic<bool> done{false};
   std::thread talker([&] {
+    auto& sent = reinterpret_cast<RingWords*>(own_.data())->sent;
+    std::atomic_ref(sent).store(links_word(&RingWords::taken) + whole);
     say_of_ring(&RingWords::taken, std::uint64_t{1} << 40);
     while (!done) {
-      for (auto left = std::as_bytes(std::span(idle_talk)); !left.empty() && !done;) {
-        if (const ssize_t count = send(rings, left); count > 0) {
-          left = left.subspan(static_cast<std::size_t>(count));
-        } else {
-          std::this_thread::yield();
-        }
-      }
+      std::atomic_ref(sent).store(links_word(&RingWords::taken) + whole);
     }
   });
-  auto ended = ended_.get_future();
-  EXPECT_EQ(ended.wait_for(limit), std::future_status::ready);
+  EXPECT_TRUE(is_cut_off());
   std::promise<void> shut;
   std::thread closer([&] {
     link_->shut(errc::closed, "the test ends");
     shut.set_value();
   });
   EXPECT_EQ(shut.get_future().wait_for(limit), std::future_status::ready) << "closing waits for the peer to be silent";
-  EXPECT_TRUE(is_cut_off());
   done = true;
   talker.join();
   closer.join();
-}
-
-/// The same without rings, of one that doesn't listen any more.
-TEST_F(RingsOfStrangers, AreNotNeededToTalkWithoutAnEnd) {
-  socket_ = connect_to(endpoint_.name);
-  say(socket_, hello());
-  Greeting answer;
-  receive(answer);
-  auto settled = hello();
-  settled.magic = Greeting::settled;
-  say(socket_, settled);
-  be_welcome(0);
-  ::shutdown(socket_.get(), SHUT_RD);
-  tcp::FrameHeader probe;
-  probe.type = tcp::FrameType::probe;
-  const std::vector<tcp::FrameHeader> probes(whole / sizeof(probe), probe);
-  std::promise<void> cut_off;
-  std::atomic<bool> done{false};
-  std::thread talker([&] {
-    while (!done) {
-      for (auto left = std::as_bytes(std::span(probes)); !left.empty() && !done;) {
-        const ssize_t count = ::send(socket_.get(), left.data(), left.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (count < 0 && errno != EAGAIN) {
-          cut_off.set_value();
-          return;
-        }
-        left = left.subspan(static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
-      }
-    }
-  });
-  EXPECT_EQ(cut_off.get_future().wait_for(limit), std::future_status::ready);
-  done = true;
-  talker.join();
 }
 
 TEST_F(RingsOfStrangers, AreCutOffWhenTheyAreFullOfNonsense) {
