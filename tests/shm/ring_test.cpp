@@ -734,14 +734,18 @@ TEST_F(RingsOfStrangers, AreCutOffWhenTheyHaveTakenMoreThanTheyGotAndTalkOn) {
   const std::vector<tcp::FrameHeader> idle_talk(whole / sizeof(frame), frame);
   std::memcpy(own_.data() + RingFile::words_bytes, idle_talk.data(), whole);
   std::atomic<bool> done{false};
+  std::atomic<bool> talks{false};
   std::thread talker([&] {
     auto& sent = reinterpret_cast<RingWords*>(own_.data())->sent;
-    std::atomic_ref(sent).store(links_word(&RingWords::taken) + whole);
-    say_of_ring(&RingWords::taken, std::uint64_t{1} << 40);
     while (!done) {
       std::atomic_ref(sent).store(links_word(&RingWords::taken) + whole);
+      talks = true;
     }
   });
+  while (!talks) {
+    std::this_thread::yield();
+  }
+  say_of_ring(&RingWords::taken, std::uint64_t{1} << 40);  // with the bell, which wakes the link
   EXPECT_TRUE(is_cut_off());
   std::promise<void> shut;
   std::thread closer([&] {
