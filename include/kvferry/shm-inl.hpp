@@ -3,6 +3,7 @@
 #pragma once
 
 #include <kvferry/shared_region-inl.hpp>
+#include <kvferry/shm/byte_rings-inl.hpp>
 #include <kvferry/shm/copy-inl.hpp>
 #include <kvferry/shm/mapped_file-inl.hpp>
 #include <kvferry/shm/meeting-inl.hpp>

@@ -22,10 +22,11 @@ struct ShmOptions : ChannelOptions {
   std::vector<std::uint32_t> allowed_users;
 
   /// Whether this side reads payload from the memory of the peer's process, if the kernel allows it, and lets the peer
-  /// read from this process's. False: all bytes go through the socket, except those in a `SharedRegion`.
+  /// read from this process's. False: all bytes go through the connection's rings, or its socket where there are none, except those
+  /// in a `SharedRegion`.
   bool process_memory = true;
 
-  /// Frames (an operation's bytes, up to 1 MiB) with fewer bytes go through the socket: that takes less time than
+  /// Frames (an operation's bytes, up to 1 MiB) with fewer bytes go through the connection's rings or socket: that takes less time than
   /// asking for them.
   std::size_t process_memory_threshold = std::size_t{16} << 10;
 
@@ -36,14 +37,15 @@ struct ShmOptions : ChannelOptions {
   std::chrono::milliseconds frame_timeout{60'000};
 };
 
-/// Moves pages between processes of one host, over a Unix-domain socket for each peer. Both processes are in one network
+/// Moves pages between processes of one host, over a Unix-domain socket for each peer, whose bytes go through memory that both
+/// processes map where they can. Both processes are in one network
 /// namespace, as the containers of a pod are.
 ///
 /// Payload of at least `ShmOptions::process_memory_threshold`, in pieces of 1 KiB or more on average, doesn't go through
-/// the socket where the kernel lets its receiver read the sender's memory (process_vm_readv(2)): the receiver copies it
+/// this connection where the kernel lets its receiver read the sender's memory (process_vm_readv(2)): the receiver copies it
 /// once, from where it lies to where it is wanted. A process only ever writes to its own memory. Reading is possible if both run as one user, in one namespace of process
 /// ids, and neither kernel.yama.ptrace_scope nor a seccomp filter forbids it; each side tries that once while it connects.
-/// Else the bytes go through the socket. `PeerInfo::path` and the event "path_chosen" say which, and why, for either
+/// Else the bytes go through the connection. `PeerInfo::path` and the event "path_chosen" say which, and why, for either
 /// direction.
 ///
 /// The processes trust each other as far as the kernel lets them: who may read this process's memory may read all of it.
@@ -68,7 +70,7 @@ class KVFERRY_EXPORT ShmTransferChannel : public kit::TransferChannelKit {
 
   [[nodiscard]] std::string_view transport() const noexcept override;
   [[nodiscard]] Capabilities capabilities() const noexcept override;
-  /// With the paths "socket", "process memory" and "shared memory": of the latter two, what peers were told to read, and what this
+  /// With the paths "socket" (through the rings, or the socket where there are none), "process memory" and "shared memory": of the latter two, what peers were told to read, and what this
   /// side read. Reads by peers of regions that they have mapped are not seen here.
   [[nodiscard]] ChannelStats stats() const override;
 

@@ -35,6 +35,7 @@
 #include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
+#include "shm/meetings.hpp"
 #include "tcp/protocol_harness.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::shm::testing {
@@ -121,7 +122,8 @@ TEST(ShmPath, PayloadIsReadFromThePeersMemoryAndItsHeadersGoThroughTheSocket) {
   EXPECT_EQ(pair.a.channel->batched_write(objects_of(pair.a), {.peer_id = "b", .remote_indexes = all_pages}), pages);
   EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.memory.bytes()));
   for (const std::string& path : {pair.a.path_to("b"), pair.b.path_to("a")}) {
-    EXPECT_NE(path.find("received read by process_vm_readv, sent by process_vm_readv"), std::string::npos) << path;
+    EXPECT_NE(path.find("received read by process_vm_readv, sent by process_vm_readv, headers by rings"), std::string::npos)
+        << path;
   }
   EXPECT_EQ(pair.a.path_stats("process memory").bytes_out, pages * page);
   EXPECT_EQ(pair.b.path_stats("process memory").bytes_in, pages * page);
@@ -184,8 +186,8 @@ TEST(ShmPath, WhatIsSwitchedOffIsSaidByBothSides) {
   fill(pair.a.memory.bytes(), 1);
   EXPECT_EQ(pair.a.channel->batched_write(objects_of(pair.a), {.peer_id = "b", .remote_indexes = all_pages}), pages);
   EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.memory.bytes()));
-  EXPECT_NE(pair.a.path_to("b").find("received by the socket (process_memory is off)"), std::string::npos);
-  EXPECT_NE(pair.b.path_to("a").find("sent by the socket (process_memory is off)"), std::string::npos);
+  EXPECT_NE(pair.a.path_to("b").find("received by the rings (process_memory is off)"), std::string::npos);
+  EXPECT_NE(pair.b.path_to("a").find("sent by the rings (process_memory is off)"), std::string::npos);
   EXPECT_EQ(pair.b.path_stats("process memory").bytes_in, 0U);
   const std::lock_guard lock(mutex);
   ASSERT_EQ(warnings.size(), 1U);
@@ -229,7 +231,7 @@ TEST(ShmUsers, AnotherUsersProcessConnectsOnlyIfItIsNamed) {
   open.allowed_users = {nobody};
   Node node(open);
   const std::string path = process.ask(node.channel->peer_init_url());
-  EXPECT_NE(path.find("received by the socket (the processes are of different users"), std::string::npos) << path;
+  EXPECT_NE(path.find("received by the rings (the processes are of different users"), std::string::npos) << path;
   EXPECT_EQ(node.channel->receive_notification(long_enough).peer_id, "stranger");
   Mapping expected(pages * page);
   fill(expected.bytes(), 5);
@@ -443,65 +445,6 @@ TEST_F(HostileReferences, AreMeasuredAgainstThePayload) {
   EXPECT_EQ(receive(read, {good}), errc::protocol_violation) << "a read has no payload";
 }
 
-/// An accepting side without a channel.
-class Meetings : public ::testing::Test {
- protected:
-  Meetings() {
-    auto options = std::make_shared<MeetingOptions>();
-    options->incarnation = 1;
-    options->memory_traffic = std::make_shared<MemoryTraffic>();
-    options->logger = std::make_shared<kit::Logger>();
-    options->refusals = std::make_shared<kit::Refusals>(options->logger);
-    options->link.lane.events = std::make_shared<tcp::SocketEvents>(context_.get_executor());
-    options_ = options;
-    meeting_ = std::make_shared<Meeting>(
-        context_.get_executor(), options_, std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{}),
-        listen_at(endpoint_.name), true, endpoint_,
-        [this](std::error_code ec, std::shared_ptr<kit::Link> link, const std::string&) {
-          link_ = std::move(link);
-          ended_.set_value(ec);
-        });
-    meeting_->begin(attempts_, kit::Clock::now() + long_enough);
-    thread_ = std::thread([this] { context_.run(); });
-  }
-  ~Meetings() override {
-    meeting_->fail(errc::closed, "the test ends");
-    if (link_) {
-      link_->shut(errc::closed, "the test ends");
-    }
-    options_->link.lane.events->close();
-    work_.reset();
-    thread_.join();
-  }
-
-  [[nodiscard]] Greeting hello() const {
-    Greeting greeting;
-    std::ranges::copy(endpoint_.dial_secret, greeting.secret.begin());
-    return greeting;  // the incarnation of the harness's peer is 0
-  }
-  static void say(const Descriptor& socket, const Greeting& greeting) {
-    EXPECT_EQ(::send(socket.get(), &greeting, sizeof(greeting), MSG_NOSIGNAL), ssize_t{sizeof(greeting)});
-  }
-
-  const AcceptEndpoint endpoint_ = [] {
-    AcceptEndpoint made{Bytes(name_bytes), Bytes(secret_bytes), Bytes(secret_bytes)};
-    for (Bytes* bytes : {&made.name, &made.dial_secret, &made.accept_secret}) {
-      tcp::Secret drawn{};
-      make_secret(drawn);
-      std::ranges::copy(drawn, bytes->begin());
-    }
-    return made;
-  }();
-  asio::io_context context_;
-  asio::executor_work_guard<asio::io_context::executor_type> work_{context_.get_executor()};
-  kit::Attempts<Meeting> attempts_;
-  std::shared_ptr<const MeetingOptions> options_;
-  std::promise<std::error_code> ended_;
-  std::shared_ptr<kit::Link> link_;
-  std::shared_ptr<Meeting> meeting_;
-  std::thread thread_;
-};
-
 TEST_F(Meetings, StrangersAtTheSocketDoNotKeepThePeerOut) {
   std::vector<Descriptor> silent;
   for (int i = 0; i < 20; ++i) {
@@ -527,6 +470,8 @@ TEST_F(Meetings, StrangersAtTheSocketDoNotKeepThePeerOut) {
   EXPECT_FALSE(ended.get());
   ASSERT_NE(link_, nullptr);
   EXPECT_NE(link_->path().find("received by the socket"), std::string::npos) << link_->path();
+  // It took no ring, as peers do that know of none.
+  EXPECT_NE(link_->path().find("headers by the socket (no rings: the peer uses none)"), std::string::npos) << link_->path();
   EXPECT_FALSE(options_->refusals->snapshot().empty());
   // Who was silent has been let go, though its own end is open still.
   for (const Descriptor& one : silent) {

@@ -7,14 +7,23 @@
 #include <asio/ip/tcp.hpp>
 #include <asio/write.hpp>
 
+#include <sys/socket.h>
+#include <sys/uio.h>
+
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <barrier>
+#include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include <kvferry/detail/descriptor.hpp>
 
 #include "protocol_harness.hpp"
 #include "writing_lane.hpp"
@@ -98,6 +107,66 @@ class Looker {
   std::atomic<std::uint64_t> looks_{0};
   std::thread thread_;
 };
+
+/// That of a peer which takes nothing any more, and has always something to say: frames that mean nothing.
+class TalkingSocket final : public Socket {
+ public:
+  static constexpr std::size_t no_end = std::size_t{32} << 20;
+
+  TalkingSocket(int descriptor, int cause) : Socket(descriptor), cause_(cause) { frame_.type = FrameType::recv_cancel; }
+
+  [[nodiscard]] ssize_t send(std::span<iovec> /*pieces*/) override {
+    failed_ = true;
+    errno = cause_;
+    return -1;
+  }
+  [[nodiscard]] ssize_t receive(std::span<iovec> pieces) override {
+    if (said_after_ >= no_end) {
+      errno = EAGAIN;
+      return -1;
+    }
+    ssize_t count = 0;
+    for (const iovec& piece : pieces) {
+      for (auto& byte : std::span(static_cast<std::byte*>(piece.iov_base), piece.iov_len)) {
+        byte = std::as_bytes(std::span(&frame_, 1))[said_++ % sizeof(frame_)];
+      }
+      count += static_cast<ssize_t>(piece.iov_len);
+    }
+    said_after_ += failed_ ? static_cast<std::size_t>(count) : 0;
+    return count;
+  }
+  /// How many bytes were listened to after it had failed.
+  [[nodiscard]] std::size_t said_after() const noexcept { return said_after_; }
+
+ private:
+  const int cause_;
+  FrameHeader frame_;
+  std::size_t said_ = 0;
+  bool failed_ = false;
+  std::size_t said_after_ = 0;
+};
+
+// What a peer said before its connection broke counts, but one that says ever more doesn't hold the thread.
+TEST(Lane, ListensToLastWordsThatHaveAnEnd) {
+  for (const int cause : {EPIPE, senseless_peer}) {
+    asio::io_context context;
+    std::array<int, 2> ends{};
+    ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+    const kvferry::Descriptor far(ends[1]);
+    const auto socket = std::make_shared<TalkingSocket>(ends[0], cause);
+    const auto lane = std::make_shared<Lane>(
+        Lane::Connection{context.get_executor(), socket, "here", "there"}, std::make_shared<Host>(std::vector<MemoryRegion>{}),
+        Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}},
+        std::weak_ptr<Lane::Owner>());
+    std::array<std::byte, 8> first{};
+    lane->run(first);
+    EXPECT_LT(socket->said_after(), TalkingSocket::no_end);
+    EXPECT_EQ(socket->said_after() != 0, cause == EPIPE);
+    lane->shut(errc::closed, "the test ends");
+    lane->disconnect();
+    context.poll();
+  }
+}
 
 // Who looks holds the lane for a moment; what others have for it then is left to the one who looks.
 void expect_that_work_is_done_while_somebody_looks(bool failed) {

@@ -49,12 +49,15 @@ class MappedFile {
   /// @param most bytes that all of the process may have mapped.
   /// @return an errno: ENOMEM beyond that; EINVAL if the file is shorter, no file in memory, not sealed, or has holes, which are filled by
   ///   whoever reads there first, if there is memory.
+  /// @param keep whether the descriptor is kept where it isn't needed for `descriptor`'s reason.
+  enum class Keep { mapping, file };
   [[nodiscard]] static int map(PassedDescriptor passed, std::uint64_t size, MappedFile& mapped,
-                               std::uint64_t most = most_mapped_bytes());
+                               std::uint64_t most = most_mapped_bytes(), Keep keep = Keep::mapping);
 
   [[nodiscard]] const std::byte* data() const noexcept { return data_; }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  /// Of the file, if it is kept: where the kernel refuses process_vm_readv(2), which copies out of the mapping as well; else -1.
+  /// Of the file, if it is kept: where it was asked for, or the kernel refuses process_vm_readv(2), which copies out of the mapping as
+  /// well; else -1.
   [[nodiscard]] int descriptor() const noexcept { return file_.file.get(); }
 
  private:

@@ -172,11 +172,12 @@ KVFERRY_INLINE void Meeting::read(const std::shared_ptr<Candidate>& candidate) {
   std::string why;
   try {
     while (candidate->received < candidate->bytes.size()) {
-      // With the welcome there may be the first of the link's.
+      // Whose connection it is a stranger has yet to show. Then there may be a ring, one, and with the welcome the first of the link's.
       iovec rest{candidate->bytes.data() + candidate->received, candidate->bytes.size() - candidate->received};
       const int socket = candidate->socket.native_handle();
-      const ssize_t got = awaited_ == Awaited::welcome ? candidate->passed.receive(socket, {&rest, 1})
-                                                       : receive_bytes(socket, {&rest, 1});
+      const std::size_t most = awaited_ == Awaited::welcome ? tcp::PeerMemory::max_mapped : 1;
+      const ssize_t got = awaited_ == Awaited::hello ? receive_bytes(socket, {&rest, 1})
+                                                     : candidate->passed.receive(socket, {&rest, 1}, most);
       if (got < 0 && would_block()) {
         wait_for_bytes(candidate);
         return;
@@ -219,7 +220,8 @@ KVFERRY_INLINE Meeting::Next Meeting::take(const std::shared_ptr<Candidate>& can
   const bool last = awaited_ == Awaited::welcome;
   const auto version = last ? welcome.version : greeting.version;
   const auto incarnation = last ? welcome.incarnation : greeting.incarnation;
-  if (greeting.magic != magics[static_cast<std::size_t>(awaited_)] ||
+  const bool with_ring = awaited_ == Awaited::settled && greeting.magic == Greeting::settled_with_ring;
+  if ((greeting.magic != magics[static_cast<std::size_t>(awaited_)] && !with_ring) ||
       version != (last ? tcp::Hello().version : Greeting().version) ||
       !equal_secrets(last ? welcome.secret : greeting.secret, peers_secret_) ||
       incarnation != host_->peer().incarnation) {
@@ -230,11 +232,30 @@ KVFERRY_INLINE Meeting::Next Meeting::take(const std::shared_ptr<Candidate>& can
     case Awaited::answer:
       look_at_peer(candidate->socket.native_handle(), greeting);
       peers_reach_ = greeting.reach;
-      say(Greeting::settled);
+      map_ring(candidate->passed.take());
+      if (const Descriptor own = has_rings() ? make_ring() : Descriptor()) {
+        say(Greeting::settled_with_ring, own);
+      } else {
+        say(Greeting::settled);
+      }
       awaited_ = Awaited::welcome;
       return Next::wait;
-    case Awaited::settled: peers_reach_ = greeting.reach; return Next::finish;
-    case Awaited::welcome: break;
+    case Awaited::settled:
+      peers_reach_ = greeting.reach;
+      if (with_ring && ring_.data() == nullptr) {
+        throw TransferError(errc::protocol_violation, "it uses a ring that it was not passed");
+      }
+      if (with_ring) {
+        map_ring(candidate->passed.take());
+      } else if (ring_.data() != nullptr) {
+        why_no_rings_ = "the peer uses none";
+      }
+      return Next::finish;
+    case Awaited::welcome:
+      if (has_rings() && welcome.reserved != welcome_to_rings) {
+        why_no_rings_ = "the peer can't map this side's";
+      }
+      break;
   }
   return Next::finish;
 }
@@ -250,7 +271,32 @@ KVFERRY_INLINE void Meeting::take_hello(const std::shared_ptr<Candidate>& candid
   }
   candidates_.assign(1, found);
   stop_listening();
-  say(Greeting::accepting);
+  say(Greeting::accepting, make_ring());
+}
+
+KVFERRY_INLINE Descriptor Meeting::make_ring() {
+  Descriptor file;
+  if (const int error = RingFile::make(ring_, file)) {
+    why_no_rings_ = "this side could not make one: " + std::generic_category().message(error);
+  }
+  return file;
+}
+
+KVFERRY_INLINE void Meeting::map_ring(PassedDescriptor passed) {
+  if (!passed.file) {
+    why_no_rings_ = "the peer passed none";
+    return;
+  }
+  // If it is kept, it counts as one of the connection's own (`UnixSocket::descriptors`), not of those that regions need.
+  passed.held = {};
+  // Where this side can't read the peer's memory, large payload comes through the ring, and the kernel copies out of the file
+  // in less time than out of the mapping.
+  const auto keep = reach_.possible() ? MappedFile::Keep::mapping : MappedFile::Keep::file;
+  const int error =
+      ring_.fits(passed.file.get())
+          ? MappedFile::map(std::move(passed), RingFile::bytes, peers_ring_, most_mapped_bytes(), keep)
+          : EINVAL;
+  why_no_rings_ = error == 0 ? "" : "mapping the peer's: " + std::generic_category().message(error);
 }
 
 KVFERRY_INLINE void Meeting::look_at_peer(int descriptor, const Greeting& greeting) {
@@ -278,7 +324,7 @@ KVFERRY_INLINE void Meeting::look_at_peer(int descriptor, const Greeting& greeti
 }
 
 /// The first bytes on a connection always fit.
-KVFERRY_INLINE void Meeting::say(std::uint64_t magic) {
+KVFERRY_INLINE void Meeting::say(std::uint64_t magic, const Descriptor& passed) {
   Greeting greeting;
   greeting.magic = magic;
   greeting.reach = reach_;
@@ -287,16 +333,27 @@ KVFERRY_INLINE void Meeting::say(std::uint64_t magic) {
   greeting.proof_address = reinterpret_cast<std::uintptr_t>(proof_of_memory().data());
   greeting.proof = proof_of_memory();
   const int socket = candidates_.front()->socket.native_handle();
-  if (::send(socket, &greeting, sizeof(greeting), MSG_DONTWAIT | MSG_NOSIGNAL) != ssize_t{sizeof(greeting)}) {
+  iovec piece{&greeting, sizeof(greeting)};
+  const int number = passed.get();
+  ssize_t sent = number == -1 ? ::send(socket, &greeting, sizeof(greeting), MSG_DONTWAIT | MSG_NOSIGNAL)
+                              : send_with(socket, {&piece, 1}, {&number, 1});
+  if (sent < 0 && number != -1 && errno == ETOOMANYREFS) {
+    why_no_rings_ = std::generic_category().message(errno);  // this user has too many on their way
+    ring_ = RingFile();
+    say(magic == Greeting::settled_with_ring ? Greeting::settled : magic);
+    return;
+  }
+  if (sent != ssize_t{sizeof(greeting)}) {
     throw TransferError({errno, std::system_category()}, "greeting it");
   }
 }
 
 KVFERRY_INLINE std::string Meeting::path() const {
-  const std::string in = reach_.possible() ? "read by process_vm_readv" : "by the socket (" + reach_.reason() + ")";
-  const std::string out =
-      peers_reach_.possible() ? "by process_vm_readv" : "by the socket (" + peers_reach_.reason() + ")";
-  return "shm process " + std::to_string(peer_.pid) + ", received " + in + ", sent " + out;
+  const std::string otherwise = has_rings() ? "by the rings (" : "by the socket (";
+  const std::string in = reach_.possible() ? "read by process_vm_readv" : otherwise + reach_.reason() + ")";
+  const std::string out = peers_reach_.possible() ? "by process_vm_readv" : otherwise + peers_reach_.reason() + ")";
+  return "shm process " + std::to_string(peer_.pid) + ", received " + in + ", sent " + out +
+         (has_rings() ? ", headers by rings" : ", headers by the socket (no rings: " + why_no_rings_ + ")");
 }
 
 KVFERRY_INLINE std::shared_ptr<tcp::TcpLink> Meeting::make_link() {
@@ -305,8 +362,13 @@ KVFERRY_INLINE std::shared_ptr<tcp::TcpLink> Meeting::make_link() {
   options.path = path();
   options.lane.memory = memory_;
   Candidate& found = *candidates_.front();
+  std::unique_ptr<ByteRings> rings;
+  if (has_rings()) {
+    rings = std::make_unique<ByteRings>(std::move(ring_), std::move(peers_ring_));
+  }
   const auto socket =
-      std::make_shared<UnixSocket>(found.socket.release(), std::exchange(peers_memory_, {}), std::move(found.passed));
+      std::make_shared<UnixSocket>(found.socket.release(), std::exchange(peers_memory_, {}), std::move(found.passed),
+                                   std::move(rings), dialing_ ? 0 : sizeof(tcp::Hello));
   memory_->begin(socket, reach_.possible(), options_->process_memory && peers_reach_.possible());
   const std::string remote = "process " + std::to_string(peer_.pid);
   std::vector<tcp::Lane::Connection> connections;
@@ -332,6 +394,7 @@ KVFERRY_INLINE void Meeting::finish() {
     on_link(failure.code, nullptr, who() + ": " + failure.sentence);
     return;
   }
+  const bool with_rings = has_rings();
   const bool fast = reach_.possible() && peers_reach_.possible();
   options_->logger->log(fast ? LogLevel::info : LogLevel::warning, "path_chosen", host_->peer().id, {},
                         [&] { return "payload: " + link->path(); });
@@ -345,6 +408,7 @@ KVFERRY_INLINE void Meeting::finish() {
   welcome.magic = tcp::Hello::accepting;
   welcome.incarnation = options_->incarnation;
   welcome.secret = own_secret_;
+  welcome.reserved = with_rings ? welcome_to_rings : 0;
   link->run(welcome);
 }
 

@@ -20,6 +20,8 @@
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/logger.hpp>
 #include <kvferry/kit/refusals.hpp>
+#include <kvferry/shm/byte_rings.hpp>
+#include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/process_memory.hpp>
 #include <kvferry/tcp/hello.hpp>
 #include <kvferry/tcp/tcp_link.hpp>
@@ -31,6 +33,8 @@ struct Greeting {
   static constexpr std::uint64_t dialing = 0x4f4c4c45484d4853;    // "SHMHELLO"
   static constexpr std::uint64_t accepting = 0x5245574e414d4853;  // "SHMANWER"
   static constexpr std::uint64_t settled = 0x444c5454534d4853;    // "SHMSTTLD"
+  /// The same, from who has mapped the ring that came with the answer, and passes its own.
+  static constexpr std::uint64_t settled_with_ring = 0x53474e49524d4853;  // "SHMRINGS"
 
   std::uint64_t magic = dialing;
   std::uint32_t version = 2;
@@ -42,6 +46,9 @@ struct Greeting {
 };
 static_assert(sizeof(Greeting) == 64);
 static_assert(sizeof(tcp::Hello) == sizeof(Greeting));
+
+/// The welcome's `reserved`: what follows goes through rings. A peer that knows of none leaves it 0.
+inline constexpr std::uint32_t welcome_to_rings = 1;
 
 /// The accepting side's endpoint, in the handshake's answer. The dialing side has none.
 struct AcceptEndpoint {
@@ -73,9 +80,9 @@ struct MeetingOptions {
 /// handshake told it, and tries to read the other's memory:
 ///
 ///   dialing side -> hello: where its memory has a proof
-///   accepting side -> answer: the same, and whether it could read the other's
-///   dialing side -> settled: whether it could
-///   accepting side -> welcome (`tcp::Hello`), the link's first bytes
+///   accepting side -> answer: the same, and whether it could read the other's; with the file of its ring
+///   dialing side -> settled: whether it could; with the file of its own, if it has mapped the other's
+///   accepting side -> welcome (`tcp::Hello`), the link's first bytes: whether the next ones go through the rings
 class Meeting final : public std::enable_shared_from_this<Meeting> {
  public:
   /// @param socket the dialing side's, connected; or the accepting side's, which listens.
@@ -119,7 +126,10 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   [[nodiscard]] Next take(const std::shared_ptr<Candidate>& candidate);
   void take_hello(const std::shared_ptr<Candidate>& candidate, const Greeting& hello);
   void look_at_peer(int descriptor, const Greeting& greeting);
-  void say(std::uint64_t magic);
+  void say(std::uint64_t magic, const Descriptor& passed = {});
+  [[nodiscard]] Descriptor make_ring();
+  void map_ring(PassedDescriptor passed);
+  [[nodiscard]] bool has_rings() const noexcept { return why_no_rings_.empty(); }
   void turn_away(std::error_code cause, const std::string& why);
   [[nodiscard]] bool is_allowed(std::uint32_t user) const;
   void check_user(int descriptor);
@@ -147,6 +157,9 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   std::shared_ptr<ProcessMemory> memory_;
   Reach reach_;  ///< Of this side.
   Reach peers_reach_;
+  RingFile ring_;
+  MappedFile peers_ring_;
+  std::string why_no_rings_ = "not agreed on yet";  ///< For people; empty: there are both.
 };
 
 }  // namespace kvferry::shm

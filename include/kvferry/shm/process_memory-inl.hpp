@@ -22,6 +22,8 @@ inline namespace internal {
 
 /// Of payload that the peer has mapped: less is through the socket before it is looked up. Likewise, of the pieces of its memory.
 inline constexpr std::uint64_t least_mapped_bytes = 1024;
+/// The same beside rings, which bring a page of 4 KiB without a system call; two look behind a copy whether the peer is there.
+inline constexpr std::uint64_t least_mapped_beside_rings = 4097;
 inline constexpr std::uint64_t least_mapped_piece = 256;
 /// Of payload that goes past the caches. Likewise.
 inline constexpr std::uint64_t least_streamed_bytes = std::uint64_t{256} << 10;
@@ -84,12 +86,13 @@ KVFERRY_INLINE Reach ProcessMemory::try_to_read(const OpenMemory& memory, const 
 
 KVFERRY_INLINE void ProcessMemory::begin(const std::shared_ptr<UnixSocket>& socket, bool readable, bool read_by_peer) {
   socket_ = socket;
+  least_mapped_ = socket->hears_bells() ? least_mapped_beside_rings : least_mapped_bytes;
   readable_ = readable;
   read_by_peer_ = read_by_peer;
 }
 
 KVFERRY_INLINE std::uint64_t ProcessMemory::least_bytes() const noexcept {
-  return handed_.any() ? std::min(least_mapped_bytes, least_bytes_) : least_bytes_;
+  return handed_.any() ? std::min(least_mapped_, least_bytes_) : least_bytes_;
 }
 
 KVFERRY_INLINE bool ProcessMemory::refer(std::span<const tcp::Reference> references, std::uint64_t bytes) {

@@ -76,6 +76,7 @@ class ProcessMemory final : public tcp::PeerMemory {
   [[nodiscard]] bool reads(std::uint32_t number) const noexcept override { return mapped_.reads(number); }
   [[nodiscard]] Fetched copy(Way way, std::span<const iovec> from, std::span<const iovec> to,
                              std::error_code& ec) override;
+  [[nodiscard]] bool surely_there(std::span<const iovec> pieces) override { return areas_.cover(pieces); }
   [[nodiscard]] std::string path() const override;
 
  private:
@@ -92,6 +93,7 @@ class ProcessMemory final : public tcp::PeerMemory {
   const std::uint64_t least_bytes_;
   const std::shared_ptr<MemoryTraffic> traffic_;
   std::weak_ptr<UnixSocket> socket_;  ///< The lane closes it.
+  std::uint64_t least_mapped_ = 0;
   bool readable_ = false;
   bool read_by_peer_ = false;
   HandedRegions handed_;

@@ -28,8 +28,16 @@ inline namespace internal {
 
 /// Descriptors that come ahead of what is said of them, and go with one message.
 inline constexpr std::size_t most_passed = tcp::PeerMemory::max_mapped;
+/// Of bells that have come, so many are taken in one call.
+inline constexpr std::size_t bells_at_once = 4096;
 /// Room for them in a message.
 using Control = std::array<std::byte, CMSG_SPACE(most_passed * sizeof(int))>;
+
+/// Who looks at the rings all the time looks at the socket so seldom, whose end no bell tells: a look there takes as long as ten
+/// at the rings.
+inline constexpr std::uint32_t looks_at_rings_alone = 256;
+/// Of calls that take what came by the socket, before others have their turn. An honest peer's bells are few.
+inline constexpr int most_calls_of_a_look = 256;
 
 /// Connections that wait at a name. One more is refused with EAGAIN, so there are as many as the system allows.
 inline constexpr int backlog = 65535;
@@ -92,6 +100,22 @@ KVFERRY_INLINE ssize_t receive_bytes(int socket, std::span<iovec> pieces) {
   return receive_with(socket, pieces, [](Descriptor& /*passed*/) { return false; });
 }
 
+KVFERRY_INLINE ssize_t send_with(int socket, std::span<iovec> pieces, std::span<const int> descriptors) {
+  alignas(cmsghdr) Control control{};
+  const std::size_t count = std::min(descriptors.size(), most_passed);
+  msghdr message{};
+  message.msg_iov = pieces.data();
+  message.msg_iovlen = pieces.size();
+  message.msg_control = control.data();
+  message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+  cmsghdr* const part = CMSG_FIRSTHDR(&message);
+  part->cmsg_level = SOL_SOCKET;
+  part->cmsg_type = SCM_RIGHTS;
+  part->cmsg_len = CMSG_LEN(count * sizeof(int));
+  std::memcpy(CMSG_DATA(part), descriptors.data(), count * sizeof(int));
+  return ::sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 KVFERRY_INLINE void read_empty(int socket) noexcept {
   ::shutdown(socket, SHUT_RDWR);  // nothing more comes
   std::array<std::byte, 16384> nowhere;
@@ -115,12 +139,12 @@ KVFERRY_INLINE void refuse_all(int listening) noexcept {
   }
 }
 
-KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces) {
+KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces, std::size_t most) {
   descriptors_.reserve(most_passed);  // once they have come there is to be room
   bool misused = false;
   const ssize_t got = receive_with(socket, pieces, [&](Descriptor& passed) {
     // What has no seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
-    if (descriptors_.size() >= most_passed || ::fcntl(passed.get(), F_GET_SEALS) < 0) {
+    if (descriptors_.size() >= std::min(most, most_passed) || ::fcntl(passed.get(), F_GET_SEALS) < 0) {
       misused = true;
       return false;
     }
@@ -150,27 +174,26 @@ KVFERRY_INLINE PassedDescriptor PassedDescriptors::take(std::uint64_t inode) {
   return found;
 }
 
-KVFERRY_INLINE ssize_t UnixSocket::send(std::span<iovec> pieces) {
+KVFERRY_INLINE PassedDescriptor PassedDescriptors::take() {
+  if (descriptors_.empty()) {
+    return {};
+  }
+  PassedDescriptor found = std::move(descriptors_.front());
+  descriptors_.erase(descriptors_.begin());
+  return found;
+}
+
+/// With all descriptors that are to be passed, ahead of what is said of them.
+KVFERRY_INLINE ssize_t UnixSocket::send_by_socket(std::span<iovec> pieces) {
   if (to_pass_.empty()) {
     return Socket::send(pieces);
   }
-  // All of them, ahead of what is said of them.
-  alignas(cmsghdr) Control control{};
+  std::array<int, most_passed> numbers{};
   const std::size_t count = std::min(to_pass_.size(), most_passed);
-  msghdr message{};
-  message.msg_iov = pieces.data();
-  message.msg_iovlen = pieces.size();
-  message.msg_control = control.data();
-  message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-  cmsghdr* const part = CMSG_FIRSTHDR(&message);
-  part->cmsg_level = SOL_SOCKET;
-  part->cmsg_type = SCM_RIGHTS;
-  part->cmsg_len = CMSG_LEN(count * sizeof(int));
   for (std::size_t i = 0; i < count; ++i) {
-    const int number = to_pass_[i]->get();
-    std::memcpy(CMSG_DATA(part) + i * sizeof(int), &number, sizeof(int));
+    numbers[i] = to_pass_[i]->get();
   }
-  const ssize_t sent = ::sendmsg(descriptor(), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+  const ssize_t sent = send_with(descriptor(), pieces, std::span(numbers).first(count));
   if (sent > 0) {
     to_pass_.clear();
   } else if (sent < 0 && errno == ETOOMANYREFS) {
@@ -179,6 +202,119 @@ KVFERRY_INLINE ssize_t UnixSocket::send(std::span<iovec> pieces) {
     return Socket::send(pieces);
   }
   return sent;
+}
+
+KVFERRY_INLINE ssize_t UnixSocket::send_into(ssize_t (ByteRings::*into_rings)(std::span<const iovec>) noexcept,
+                                             std::span<iovec> pieces) {
+  if (!rings_) {
+    return send_by_socket(pieces);
+  }
+  if (by_socket_ != 0) {
+    iovec first = pieces.front();
+    first.iov_len = std::min(first.iov_len, by_socket_);
+    const ssize_t sent = send_by_socket({&first, 1});
+    by_socket_ -= sent > 0 ? static_cast<std::size_t>(sent) : 0;
+    if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS)) {
+      errno = ENOMEM;  // the first bytes always fit, and for room in the socket no bell rings
+    }
+    return sent;
+  }
+  if (!to_pass_.empty() || bell_owed_) {
+    ring();
+  }
+  const ssize_t sent = ((*rings_).*into_rings)(pieces);
+  if (sent > 0 && rings_->bell_due()) {
+    ring();
+  }
+  return sent;
+}
+
+/// With what is to be passed. Where the socket takes nothing more the peer has bells to hear, and maps less; where it has ended,
+/// whoever receives finds out.
+KVFERRY_INLINE void UnixSocket::ring() noexcept {
+  std::byte bell{};
+  iovec piece{&bell, 1};
+  bell_owed_ = false;
+  if (send_by_socket({&piece, 1}) >= 0) {
+    return;
+  }
+  to_pass_.clear();
+  switch (errno) {
+    case ENOBUFS:
+    case ENOMEM:
+    case EINTR: bell_owed_ = true; return;
+    case EAGAIN:
+    case EPIPE:
+    case ECONNRESET: break;
+    default:
+      error_ = errno;  // the peer sleeps, and nobody can wake it
+      rings_->end();
+  }
+  look_ = true;
+}
+
+KVFERRY_INLINE ssize_t UnixSocket::receive_with(ssize_t (ByteRings::*from_rings)(std::span<const iovec>) noexcept,
+                                                std::span<iovec> pieces) {
+  if (!rings_) {
+    return passed_.receive(descriptor(), pieces);
+  }
+  ring_if_owed();
+  for (bool looked = false;; looked = true) {
+    const ssize_t got = ((*rings_).*from_rings)(pieces);
+    if (got >= 0 || errno != EAGAIN) {
+      looks_at_rings_ = 0;
+      rings_->waits_no_more();
+      if (got > 0 && rings_->bell_due()) {
+        ring();
+      }
+      return got;
+    }
+    if (ended_) {
+      return 0;
+    }
+    if (error_ != 0) {
+      errno = error_;
+      return -1;
+    }
+    if (looked || (!look_ && ++looks_at_rings_ < looks_at_rings_alone)) {
+      rings_->waits_no_more();
+      errno = EAGAIN;
+      return -1;
+    }
+    (void)look();  // and then at the rings again: the peer had put there all that it had, before it hung up
+  }
+}
+
+KVFERRY_INLINE bool UnixSocket::look() {
+  look_ = false;
+  looks_at_rings_ = 0;
+  rings_->waits_no_more();  // the bell for it may be among these bytes
+  std::array<std::byte, bells_at_once> bells;
+  iovec piece{bells.data(), bells.size()};
+  const ssize_t got = passed_.receive(descriptor(), {&piece, 1});
+  if (got == 0 && !ended_) {
+    ended_ = true;
+    rings_->end();
+  } else if (got < 0 && errno != EAGAIN && errno != EINTR) {
+    error_ = errno;
+    rings_->end();
+  }
+  return got > 0;
+}
+
+KVFERRY_INLINE bool UnixSocket::may_wait(bool for_room) noexcept {
+  ring_if_owed();
+  // Who has a bell to ring tries that again, in turn with others' work.
+  return !rings_ || (!ended_ && error_ == 0 && !bell_owed_ && rings_->may_wait(for_room));
+}
+
+KVFERRY_INLINE PassedDescriptor UnixSocket::take_passed(std::uint64_t inode) {
+  PassedDescriptor found = passed_.take(inode);
+  // It was passed before anything was said of it, which came through the rings.
+  for (int calls = 0; rings_ && !found.file && calls < most_calls_of_a_look && look(); ++calls) {
+    found = passed_.take(inode);
+  }
+  return found;
 }
 
 KVFERRY_INLINE ssize_t UnixSocket::discard(std::size_t bytes) {
@@ -211,6 +347,7 @@ KVFERRY_INLINE bool UnixSocket::hung_up() const noexcept {
     pollfd looked_at{descriptor(), POLLRDHUP, 0};
     // A signal interrupts it though it doesn't wait.
     if (const int found = ::poll(&looked_at, 1, 0); found >= 0 || errno != EINTR) {
+      look_ = look_ || found != 0;
       return found != 0;
     }
   }

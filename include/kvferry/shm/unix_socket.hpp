@@ -12,7 +12,9 @@
 
 #include <kvferry/config.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/shm/byte_rings.hpp>
 #include <kvferry/shm/mapped_file.hpp>
+#include <kvferry/tcp/peer_memory.hpp>
 #include <kvferry/tcp/socket.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -31,6 +33,10 @@ struct OpenMemory {
 /// As recvmsg(2), which doesn't wait. Descriptors that come with the bytes are closed.
 [[nodiscard]] ssize_t receive_bytes(int socket, std::span<iovec> pieces);
 
+/// As sendmsg(2), which doesn't wait and raises no signal, with descriptors that go with the bytes: at most
+/// `tcp::PeerMemory::max_mapped`.
+[[nodiscard]] ssize_t send_with(int socket, std::span<iovec> pieces, std::span<const int> descriptors);
+
 /// Ends a connection to a peer, or has a socket listen no longer, before it is closed: reads what has come, as `receive_bytes`. What
 /// nobody has read the kernel closes with the socket.
 void read_empty(int socket) noexcept;
@@ -41,38 +47,67 @@ class PassedDescriptors {
  public:
   /// As recvmsg(2), which doesn't wait, and keeps what comes with the bytes. -1 with EPROTO if that is anything else, or
   /// more than an honest peer sends ahead. Where all connections together have a quarter of the process's descriptors, what comes is
-  /// closed.
-  [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces);
+  /// closed. @param most that may be there then.
+  [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces, std::size_t most = tcp::PeerMemory::max_mapped);
   /// @return the one of the file with this inode; none if it isn't there.
   [[nodiscard]] PassedDescriptor take(std::uint64_t inode);
+  /// @return the oldest one; none if there is none.
+  [[nodiscard]] PassedDescriptor take();
 
  private:
   std::vector<PassedDescriptor> descriptors_;
 };
 
-/// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process.
+/// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process. With `ByteRings` the link's
+/// bytes go through these. The socket then brings descriptors, and bells: bytes that say nothing but that something has
+/// happened in the rings. And it ends: what is in the rings then still counts.
 class UnixSocket final : public tcp::Socket {
  public:
-  UnixSocket(int descriptor, OpenMemory memory, PassedDescriptors passed = {}) noexcept
-      : Socket(descriptor), memory_(std::move(memory)), passed_(std::move(passed)) {}
+  /// @param by_socket so many of the first bytes that are sent go through the socket all the same.
+  UnixSocket(int descriptor, OpenMemory memory, PassedDescriptors passed = {}, std::unique_ptr<ByteRings> rings = nullptr,
+             std::size_t by_socket = 0) noexcept
+      : Socket(descriptor),
+        memory_(std::move(memory)),
+        passed_(std::move(passed)),
+        rings_(std::move(rings)),
+        by_socket_(rings_ ? by_socket : 0) {}
 
   UnixSocket(const UnixSocket&) = delete;
   UnixSocket& operator=(const UnixSocket&) = delete;
   ~UnixSocket() override { read_empty(descriptor()); }
 
-  [[nodiscard]] ssize_t send(std::span<iovec> pieces) override;
-  [[nodiscard]] ssize_t receive(std::span<iovec> pieces) override { return passed_.receive(descriptor(), pieces); }
+  [[nodiscard]] ssize_t send(std::span<iovec> pieces) override { return send_into(&ByteRings::send, pieces); }
+  [[nodiscard]] ssize_t send_payload(std::span<iovec> pieces) override {
+    return send_into(&ByteRings::send_payload, pieces);
+  }
+  [[nodiscard]] ssize_t receive(std::span<iovec> pieces) override { return receive_with(&ByteRings::receive, pieces); }
+  [[nodiscard]] ssize_t receive_payload(std::span<iovec> pieces) override {
+    return receive_with(&ByteRings::receive_payload, pieces);
+  }
 
   /// A Unix-domain socket has no MSG_TRUNC that drops bytes of a stream.
   [[nodiscard]] ssize_t discard(std::size_t bytes) override;
   /// The peer must see the end before the buffers change that it may be reading.
   void operations_end() const noexcept override { shut(); }
-  [[nodiscard]] std::size_t descriptors() const noexcept override { return memory_ ? 2 : 1; }
+  [[nodiscard]] std::size_t descriptors() const noexcept override {
+    return std::size_t{1} + (memory_ ? 1 : 0) + (rings_ && rings_->by_file() ? 1 : 0);
+  }
+  [[nodiscard]] bool by_cpu() const noexcept override { return rings_ != nullptr; }
+  [[nodiscard]] bool to_buffer() const noexcept override { return false; }
+  /// A bell whose bytes have come is to be taken from the socket before that is waited for.
+  [[nodiscard]] bool over() const noexcept override { return rings_ && (look_ || rings_->has_bytes()); }
+  [[nodiscard]] std::size_t room(std::size_t wanted) noexcept override {
+    return rings_ && by_socket_ == 0 ? rings_->room(wanted) : wanted;
+  }
+  [[nodiscard]] bool kernel_copies() const noexcept override { return rings_ && by_socket_ == 0 && rings_->kernel_copies(); }
+  [[nodiscard]] bool hears_bells() const noexcept override { return rings_ != nullptr; }
+  [[nodiscard]] bool may_wait(bool for_room) noexcept override;
+  void woken() noexcept override { look_ = true; }
 
   /// Has a descriptor go with the next bytes that are sent. By the thread that sends, as `take_passed` by the one that receives.
   void pass(std::shared_ptr<const Descriptor> passed) { to_pass_.push_back(std::move(passed)); }
   /// @return the descriptor of the file with this inode, if it has come; nobody has it then.
-  [[nodiscard]] PassedDescriptor take_passed(std::uint64_t inode) { return passed_.take(inode); }
+  [[nodiscard]] PassedDescriptor take_passed(std::uint64_t inode);
 
   /// Whether the peer has hung up, or the connection is broken.
   [[nodiscard]] bool hung_up() const noexcept;
@@ -81,9 +116,30 @@ class UnixSocket final : public tcp::Socket {
   [[nodiscard]] Peer peer() const noexcept;
 
  private:
+  [[nodiscard]] ssize_t receive_with(ssize_t (ByteRings::*from_rings)(std::span<const iovec>) noexcept,
+                                     std::span<iovec> pieces);
+  [[nodiscard]] ssize_t send_into(ssize_t (ByteRings::*into_rings)(std::span<const iovec>) noexcept, std::span<iovec> pieces);
+  [[nodiscard]] ssize_t send_by_socket(std::span<iovec> pieces);
+  void ring() noexcept;
+  void ring_if_owed() noexcept {
+    if (bell_owed_) {
+      ring();
+    }
+  }
+  /// Takes what has come by the socket itself. @return whether there may be more.
+  bool look();
+
   const OpenMemory memory_;
   std::vector<std::shared_ptr<const Descriptor>> to_pass_;
   PassedDescriptors passed_;
+
+  const std::unique_ptr<ByteRings> rings_;  ///< Null: there are none, and the rest below is of no use.
+  std::size_t by_socket_;                   ///< Bytes that are to go there before the rings are used.
+  mutable bool look_ = true;                ///< There may be something to take from the socket: bells, or its end.
+  std::uint32_t looks_at_rings_ = 0;        ///< In vain, since the last one at the socket.
+  bool bell_owed_ = false;                  ///< One that there was no memory for.
+  bool ended_ = false;                      ///< The socket has.
+  int error_ = 0;                           ///< Of the socket, which nobody has been told yet.
 };
 
 /// Who is at the other end of a connection, or listens there, according to the kernel.

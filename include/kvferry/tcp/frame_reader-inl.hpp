@@ -93,9 +93,10 @@ KVFERRY_INLINE void FrameReader::advance_destinations(std::size_t count) {
   }
 }
 
-KVFERRY_INLINE bool FrameReader::fill_from_buffer() {
+KVFERRY_INLINE bool FrameReader::fill_from_buffer(FrameSink& sink) {
   advance_destinations(0);
-  if (state_ == State::payload && head_ < destinations_.size() && begin_ != end_ && !copy_payload_from_buffer()) {
+  if (state_ == State::payload && head_ < destinations_.size() && begin_ != end_ &&
+      !copy_payload_from_buffer(sink)) {
     (void)destination_failed();
   }
   const std::size_t thrown = std::min(discard_, end_ - begin_);
@@ -111,8 +112,8 @@ KVFERRY_INLINE bool FrameReader::fill_from_buffer() {
   return destinations_full();
 }
 
-/// The memory may be gone by now, so it isn't the CPU that copies there.
-KVFERRY_INLINE bool FrameReader::copy_payload_from_buffer() {
+/// The memory may be gone by now, so it isn't the CPU that copies there, unless it can't be gone.
+KVFERRY_INLINE bool FrameReader::copy_payload_from_buffer(FrameSink& sink) {
   std::array<iovec, 64> pieces;
   while (head_ < destinations_.size() && begin_ != end_) {
     std::size_t count = 0;
@@ -122,7 +123,14 @@ KVFERRY_INLINE bool FrameReader::copy_payload_from_buffer() {
       pieces[count].iov_len = std::min(pieces[count].iov_len, end_ - begin_ - bytes);
       bytes += pieces[count++].iov_len;
     }
-    if (!buffer_.copy_to(std::span(pieces).first(count), begin_, bytes)) {
+    const auto destinations = std::span(pieces).first(count);
+    if (sink.surely_there(destinations)) {
+      const std::byte* from = buffer_.data() + begin_;
+      for (const iovec& piece : destinations) {
+        std::memcpy(piece.iov_base, from, piece.iov_len);
+        from += piece.iov_len;
+      }
+    } else if (!buffer_.copy_to(destinations, begin_, bytes)) {
       return false;
     }
     begin_ += bytes;
@@ -152,7 +160,7 @@ KVFERRY_INLINE std::error_code FrameReader::advance(FrameSink& sink) {
       }
       std::memcpy(&frame_.trailer, buffer_.data() + begin_, sizeof(FrameTrailer));
       begin_ += sizeof(FrameTrailer);
-    } else if (!fill_from_buffer()) {
+    } else if (!fill_from_buffer(sink)) {
       return {};
     }
     std::error_code ec;

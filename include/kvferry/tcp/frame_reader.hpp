@@ -37,6 +37,11 @@ class FrameSink {
     (void)destinations;
     return errc::protocol_violation;
   }
+  /// Whether all of this memory is there for sure, so that the CPU may write to it.
+  [[nodiscard]] virtual bool surely_there(std::span<const iovec> pieces) {
+    (void)pieces;
+    return false;
+  }
   /// All of the frame has arrived.
   [[nodiscard]] virtual std::error_code end_frame(Frame& frame) = 0;
 };
@@ -66,6 +71,11 @@ class KVFERRY_EXPORT FrameReader {
   /// See `ReadAhead::can_read`.
   [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept { return buffer_.can_read(pieces); }
 
+  /// Whether what `prepare` returns has memory of others than this connection's, which may be gone.
+  [[nodiscard]] bool wants_payload() const noexcept {
+    return !by_buffer_ && state_ == State::payload && head_ != destinations_.size();
+  }
+
   /// How many of the next bytes nobody wants.
   [[nodiscard]] std::size_t discardable() const noexcept { return discard_; }
 
@@ -92,8 +102,8 @@ class KVFERRY_EXPORT FrameReader {
   enum class State { header, descriptors, references, payload, notification, checksums, trailer };
 
   [[nodiscard]] std::error_code advance(FrameSink& sink);
-  [[nodiscard]] bool fill_from_buffer();
-  [[nodiscard]] bool copy_payload_from_buffer();
+  [[nodiscard]] bool fill_from_buffer(FrameSink& sink);
+  [[nodiscard]] bool copy_payload_from_buffer(FrameSink& sink);
   [[nodiscard]] std::error_code enter(State state, FrameSink& sink);
   void want_descriptors(FrameSink& sink);
   [[nodiscard]] std::error_code fetch_payload(FrameSink& sink);

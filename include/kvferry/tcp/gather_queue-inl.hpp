@@ -77,6 +77,20 @@ KVFERRY_INLINE std::size_t GatherQueue::front(std::span<iovec> out, std::size_t 
   return count;
 }
 
+KVFERRY_INLINE std::size_t GatherQueue::foreign(std::span<const iovec> pieces, std::span<iovec> out) const {
+  std::size_t count = 0;
+  for (const iovec& piece : pieces) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(piece.iov_base);
+    const bool own = std::ranges::any_of(copies_, [&](const Copy& copy) {
+      return begin - reinterpret_cast<std::uintptr_t>(copy.bytes.data()) < copy.bytes.size();
+    });
+    if (!own) {
+      out[count++] = piece;
+    }
+  }
+  return count;
+}
+
 KVFERRY_INLINE void GatherQueue::drop(std::size_t count) {
   sent_ += count;
   while (count != 0) {

@@ -43,6 +43,9 @@ class KVFERRY_EXPORT GatherQueue {
   [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>(added_ - sent_); }
   [[nodiscard]] bool empty() const noexcept { return added_ == sent_; }
 
+  /// Those of `pieces`, which are some of `front`'s, that lie in memory of others than this queue: they may be gone. @return their number.
+  std::size_t foreign(std::span<const iovec> pieces, std::span<iovec> out) const;
+
   /// The next bytes to send, at most `max_bytes` in at most `out.size()` pieces. @return the number of pieces.
   std::size_t front(std::span<iovec> out, std::size_t max_bytes) const;
 

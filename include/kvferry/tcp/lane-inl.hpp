@@ -40,6 +40,9 @@ inline constexpr std::size_t receive_step_bytes = std::size_t{256} << 10;
 inline constexpr std::size_t max_pieces = 1024;
 /// Bytes that the reactor's thread moves on one lane before it looks after the others.
 inline constexpr std::size_t turn_bytes = std::size_t{4} << 20;
+/// Of what a peer said before its connection broke so much is still listened to: more than there is in any socket, but a peer
+/// may go on talking over a connection that it doesn't listen to any more.
+inline constexpr std::size_t last_words_bytes = std::size_t{64} << 20;
 /// Bytes that a caller who doesn't wait sends on its own thread: an operation's first bytes, not its whole.
 inline constexpr std::size_t caller_bytes = std::size_t{256} << 10;
 /// A call that moves nothing because some of its memory isn't there has failed within its first so many bytes: the
@@ -96,6 +99,7 @@ KVFERRY_INLINE std::error_code last_error() {
     case EBADMSG:
     case ENOMEM:
     case EIO: return errc::connection_lost;
+    case senseless_peer: return errc::protocol_violation;
     default: return {errno, std::system_category()};
   }
 }
@@ -106,6 +110,7 @@ KVFERRY_INLINE std::string last_reason() {
     case EPROTO: return "the encrypted connection ended without the peer's word";
     case EBADMSG: return "what came is not what the peer encrypted, or not what TLS is used for here";
     case EIO: return "OpenSSL could not encrypt it";
+    case senseless_peer: return "the peer says of its ring, or of this side's, what can't be";
     default: return std::error_code(errno, std::system_category()).message();
   }
 }
@@ -135,6 +140,7 @@ KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> 
       congestion_control_(std::move(connection.congestion_control)),
       encryption_(std::move(connection.encryption)),
       by_cpu_(connection.socket->by_cpu()),
+      hears_bells_(connection.socket->hears_bells()),
       descriptors_(connection.socket->descriptors()),
       options_(std::move(options)),
       executor_(std::move(connection.executor)),
@@ -142,7 +148,7 @@ KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> 
       socket_(std::move(connection.socket)),
       drain_timer_(executor_),
       protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead),
-                options_.memory, by_cpu_),
+                options_.memory, socket_->to_buffer()),
       owner_(std::move(owner)),
       frame_timer_(executor_) {}
 
@@ -207,7 +213,8 @@ KVFERRY_INLINE std::shared_ptr<Socket> Lane::begin_leading() {
     leader_ = std::this_thread::get_id();
     watched_ = false;
     socket = socket_;
-    if (armed_ != 0 && socket_) {
+    // With bells it may stay as it is: they ring only if somebody says that he waits.
+    if (armed_ != 0 && socket_ && !hears_bells_) {
       armed_ = 0;
       arm(0);
     }
@@ -240,7 +247,8 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
         writable_ = true;
         std::size_t budget = turn_bytes;
         try {
-          (void)move_bytes(budget, role);
+          // Where the turn ends before all is moved, nobody has said that he waits.
+          moved = move_bytes(budget, role) || moved;
         } catch (const std::exception& error) {
           fail(errc::connection_lost, remote_ + ": " + error.what());
         }
@@ -253,8 +261,12 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
   return found;
 }
 
-KVFERRY_INLINE kit::Pollable::Found Lane::lead() {
-  return look(Role::leader, [this] { return failed_; });
+KVFERRY_INLINE kit::Pollable::Found Lane::lead(bool may_wait) {
+  return look(may_wait ? Role::waiting_leader : Role::leader, [this] { return failed_; });
+}
+
+KVFERRY_INLINE void Lane::woken() {
+  driver_.put([](Inbox& inbox) { inbox.readable = true; });
 }
 
 KVFERRY_INLINE kit::Pollable::Found Lane::poll() {
@@ -351,16 +363,20 @@ KVFERRY_INLINE bool Lane::move_bytes(std::size_t& budget, Role role) {
     const Step received = receive_step(budget);
     const Step sent = failed_ ? Step::nothing : send_step(budget);
     const Step copied = failed_ || !options_.memory ? Step::nothing : copy_step(budget);
-    if (received != Step::progress && sent != Step::progress && copied != Step::progress) {
-      break;
+    if (received == Step::progress || sent == Step::progress || copied == Step::progress) {
+      continue;
     }
-  }
-  if (!failed_) {
+    if (failed_) {
+      return false;
+    }
     update_drain_timer();
     update_frame_timer();
-    wait_for_more(role);
+    if (wait_for_more(role)) {
+      return false;
+    }
+    readable_ = true;
+    writable_ = true;
   }
-  return false;
 }
 
 KVFERRY_INLINE void Lane::apply(Inbox taken) {
@@ -368,7 +384,10 @@ KVFERRY_INLINE void Lane::apply(Inbox taken) {
     armed_ = 0;
     tired_ = false;
     readable_ |= taken.readable;
-    writable_ |= taken.writable;
+    writable_ |= taken.writable || hears_bells_;
+    if (hears_bells_ && socket_) {
+      socket_->woken();
+    }
   }
   if (taken.broken) {
     protocol_.peer_gone();

@@ -95,7 +95,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   void region_removed(std::uint32_t number, std::function<void()> done);
   /// Moves bytes without waiting. @return null if nothing is under way and nothing is owed to the peer; else the socket to
   /// look at before the next call.
-  [[nodiscard]] std::shared_ptr<Socket> take_leave();
+  /// @param more there is something to move already.
+  [[nodiscard]] std::shared_ptr<Socket> take_leave(bool& more);
   /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open.
   /// Otherwise the peer's answer to its end could reach another lane of the link before that lane is shut as well.
   void shut(std::error_code cause, const std::string& why);
@@ -111,7 +112,12 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
 
   /// From here on nobody is woken by what arrives. @return the socket to look at; null if there is none any more.
   [[nodiscard]] std::shared_ptr<Socket> begin_leading();
-  [[nodiscard]] Found lead();
+  /// @param may_wait what comes after this look is to have the socket's events, if nothing is found; the thread then waits for these.
+  [[nodiscard]] Found lead(bool may_wait = false);
+  /// The socket had something.
+  void woken();
+  /// Whether who doesn't look has to say so beforehand: see `Socket::may_wait`.
+  [[nodiscard]] bool hears_bells() const noexcept { return hears_bells_; }
   /// Whether the lane waits for room to send.
   [[nodiscard]] bool wants_to_send() const noexcept { return wants_to_send_; }
   void end_leading();
@@ -156,7 +162,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     }
   };
 
-  enum class Role { visitor, leader };
+  enum class Role { visitor, leader, waiting_leader, leaving };
 
   /// Work for when the engine has been let go.
   struct Driven {
@@ -183,11 +189,14 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   bool move_bytes(std::size_t& budget, Role role = Role::visitor);
   void apply(Inbox taken);
   Step send_step(std::size_t& budget);
+  [[nodiscard]] bool keep_to_room(std::span<iovec>& pieces);
   /// With the cause in errno.
   Step send_failed();
   Step receive_step(std::size_t& budget);
   Step copy_step(std::size_t& budget);
-  void wait_for_more(Role role);
+  /// @return false if there is something to move already.
+  [[nodiscard]] bool wait_for_more(Role role);
+  [[nodiscard]] bool may_wait();
   void arm(std::uint32_t events);
   void close_socket();
   void update_drain_timer();
@@ -205,6 +214,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   const std::string congestion_control_;
   const std::string encryption_;
   const bool by_cpu_;  ///< See `Socket::by_cpu`.
+  const bool hears_bells_;  ///< See `Socket::hears_bells`.
   const std::size_t descriptors_;
   const Options options_;
   const asio::any_io_executor executor_;
@@ -221,6 +231,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   std::uint32_t armed_ = 0;  ///< The events that were asked for and have not come.
   bool watched_ = false;     ///< By the poller.
   std::thread::id leader_;   ///< Of nobody: the lane is not led.
+  bool leaving_ = false;  ///< With bells: whoever takes leave looks, and may sleep, until the lane is shut.
   bool tired_ = false;  ///< Nothing has come since the poller gave it up.
   std::uint64_t moved_ = 0;
   std::size_t careful_out_ = 0;  ///< Of the next bytes to send or to receive, these many go a page of memory at a time,

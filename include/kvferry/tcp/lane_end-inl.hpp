@@ -43,7 +43,7 @@ KVFERRY_INLINE void Lane::end_all(std::error_code cause, std::string why) {
   protocol_.fail(cause, failure_why_);
 }
 
-KVFERRY_INLINE std::shared_ptr<Socket> Lane::take_leave() {
+KVFERRY_INLINE std::shared_ptr<Socket> Lane::take_leave(bool& more) {
   std::shared_ptr<Socket> socket;
   change(
       [&] {
@@ -53,8 +53,14 @@ KVFERRY_INLINE std::shared_ptr<Socket> Lane::take_leave() {
         protocol_.leave();
         readable_ = true;
         writable_ = true;
+        if (hears_bells_) {
+          // No bell rings for what a polling thread takes, and this one may sleep.
+          leaving_ = true;
+          watched_ = false;
+          socket_->woken();
+        }
         std::size_t budget = turn_bytes;
-        (void)move_bytes(budget, Role::leader);
+        more |= move_bytes(budget, Role::leaving);
         if (!failed_ && (!protocol_.settled() || socket_->holds_back())) {
           socket = socket_;
         }

@@ -298,6 +298,22 @@ bool LaneProtocol::refer(std::uint64_t bytes, Visit visit) {
   return true;
 }
 
+KVFERRY_INLINE bool LaneProtocol::sends_what_is_there(std::span<const iovec> pieces) {
+  std::array<iovec, 16> foreign;
+  if (pieces.size() > foreign.size()) {
+    return false;  // the kernel copies many in one call
+  }
+  std::size_t count = out_.foreign(pieces, foreign);
+  const auto is_trailer = [](const iovec& piece) {
+    return reinterpret_cast<std::uintptr_t>(piece.iov_base) - reinterpret_cast<std::uintptr_t>(&good_trailer) <
+           sizeof(good_trailer);
+  };
+  count = static_cast<std::size_t>(
+      std::remove_if(foreign.begin(), foreign.begin() + static_cast<std::ptrdiff_t>(count), is_trailer) - foreign.begin());
+  const auto payload = std::span(foreign).first(count);
+  return payload.empty() || surely_there(payload);
+}
+
 KVFERRY_INLINE void LaneProtocol::describe(const Transfer& transfer, const Chunk& chunk, FrameHeader& header) {
   const TransferRequest& request = transfer.request();
   scratch_.resize(chunk.count);

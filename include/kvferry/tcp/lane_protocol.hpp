@@ -121,6 +121,10 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] const GatherQueue& out() const noexcept { return out_; }
   /// `count` bytes of the outgoing queue are in the socket.
   void sent(std::size_t count);
+  /// Whether all of these pieces, which are some of the outgoing queue's front, are there for sure. False: that isn't known.
+  [[nodiscard]] bool sends_what_is_there(std::span<const iovec> pieces);
+  /// Whether the CPU may read these pieces.
+  [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept { return reader_.can_read(pieces); }
   /// The bytes at the front of the outgoing queue can't be read: their frame goes on without them, and their operation
   /// alone fails. @return false if they are nobody's buffers.
   [[nodiscard]] bool source_failed();
@@ -235,6 +239,9 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] bool take_memory(std::size_t bytes) override { return frame_memory_.take(bytes); }
   [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
   [[nodiscard]] std::error_code fetch(Frame& frame, std::span<const iovec> destinations) override;
+  [[nodiscard]] bool surely_there(std::span<const iovec> pieces) override {
+    return memory_ && memory_->surely_there(pieces);
+  }
   [[nodiscard]] std::error_code end_frame(Frame& frame) override;
   [[nodiscard]] std::error_code region_pieces(const FrameHeader& header, std::span<const Descriptor> descriptors,
                                               const kit::RegionList& all, Access needed, std::vector<iovec>& pieces,

@@ -40,12 +40,20 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
     count = 1;
     pieces[0].iov_len = std::min(pieces[0].iov_len, left_on_page(pieces[0].iov_base));
   }
-  const auto outgoing = std::span(pieces).first(count);
+  auto outgoing = std::span(pieces).first(count);
+  if (by_cpu_ && !keep_to_room(outgoing)) {
+    writable_ = false;
+    return Step::blocked;
+  }
   ssize_t sent = -1;
-  if (by_cpu_ && !protocol_.reader().can_read(outgoing)) {
-    errno = EFAULT;
-  } else {
+  if (!by_cpu_ || protocol_.sends_what_is_there(outgoing)) {
     sent = socket_->send(outgoing);
+  } else if (socket_->kernel_copies()) {
+    sent = socket_->send_payload(outgoing);
+  } else if (protocol_.can_read(outgoing)) {
+    sent = socket_->send(outgoing);
+  } else {
+    errno = EFAULT;
   }
   if (sent >= 0) {
     options_.traffic->sent.fetch_add(static_cast<std::size_t>(sent), std::memory_order_relaxed);
@@ -53,10 +61,26 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
     moved_ += static_cast<std::size_t>(sent);
     tired_ = false;
     careful_out_ -= std::min(careful_out_, static_cast<std::size_t>(sent));
-    budget -= std::min(budget, static_cast<std::size_t>(sent) + count * piece_cost);
+    budget -= std::min(budget, static_cast<std::size_t>(sent) + outgoing.size() * piece_cost);
     return Step::progress;
   }
   return send_failed();
+}
+
+/// Whether memory is there is not asked of what there is no room for. @return false if there is none.
+KVFERRY_INLINE bool Lane::keep_to_room(std::span<iovec>& pieces) {
+  std::size_t wanted = 0;
+  for (const iovec& piece : pieces) {
+    wanted += piece.iov_len;
+  }
+  std::size_t room = socket_->room(wanted);
+  std::size_t count = 0;
+  for (; count < pieces.size() && room != 0; ++count) {
+    pieces[count].iov_len = std::min(pieces[count].iov_len, room);
+    room -= pieces[count].iov_len;
+  }
+  pieces = pieces.first(count);
+  return count != 0;
 }
 
 KVFERRY_INLINE Lane::Step Lane::send_failed() {
@@ -73,12 +97,13 @@ KVFERRY_INLINE Lane::Step Lane::send_failed() {
     return Step::blocked;
   }
   if (errno != EINTR) {
+    // What the peer said before it went may be in the socket still. Nothing that one says counts that says what can't be.
+    std::size_t budget = errno == senseless_peer ? 0 : last_words_bytes;
     const auto cause = last_error();
     std::string why = "sending to " + remote_ + ": " + last_reason();
-    // What the peer said before it went may be in the socket still.
     readable_ = true;
-    std::size_t unlimited = std::numeric_limits<std::size_t>::max();
-    while (!failed_ && receive_step(unlimited) == Step::progress) {
+    while (!failed_ && budget != 0 && receive_step(budget) == Step::progress) {
+      budget -= std::min(budget, round_cost);
     }
     fail(cause, std::move(why));
   }
@@ -98,7 +123,8 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     for (const iovec& piece : std::span(pieces).first(count)) {
       asked += piece.iov_len;
     }
-    received = socket_->receive(std::span(pieces).first(count));
+    const auto wanted = std::span(pieces).first(count);
+    received = hears_bells_ && reader.wants_payload() ? socket_->receive_payload(wanted) : socket_->receive(wanted);
   } else {
     asked = std::min(reader.discardable(), receive_step_bytes);
     received = socket_->discard(asked);
@@ -150,25 +176,51 @@ KVFERRY_INLINE Lane::Step Lane::copy_step(std::size_t& budget) {
   return copied.bytes != 0 || copied.hung_up ? Step::progress : Step::nothing;
 }
 
-KVFERRY_INLINE void Lane::wait_for_more(Role role) {
-  if (role == Role::leader || leader_ == std::this_thread::get_id()) {
-    wants_to_send_ = !writable_;
-    return;
+KVFERRY_INLINE bool Lane::wait_for_more(Role role) {
+  if ((role == Role::waiting_leader || role == Role::leaving) && hears_bells_) {
+    wants_to_send_ = false;  // room has a bell as well
+    if (!may_wait()) {
+      return false;
+    }
+    if (armed_ != 0) {
+      armed_ = 0;
+      arm(0);  // it would wake another thread beside this one, which might take what this one waits for
+    }
+    return true;
   }
-  if (leader_ != std::thread::id()) {
-    // The leader may not know that there is something to send.
+  if (role != Role::visitor || leader_ == std::this_thread::get_id()) {
+    wants_to_send_ = !writable_ && !hears_bells_;
+    return true;
+  }
+  if (leader_ != std::thread::id() || leaving_) {
+    // The leader may not know that there is something to send. Nor, if it sleeps, that this thread has had the word taken back
+    // that somebody waits. The same holds for who takes leave.
+    if (hears_bells_) {
+      return may_wait();
+    }
     if (!writable_) {
       arm(EPOLLOUT);
     }
-    return;
+    return true;
   }
   if (!watched_ && !tired_ && options_.poller) {
     watched_ = options_.poller->watch(shared_from_this());
   }
-  if (!watched_) {
-    arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);
+  if (watched_) {
+    return true;
   }
+  if (!hears_bells_) {
+    arm(writable_ ? EPOLLIN : EPOLLIN | EPOLLOUT);
+    return true;
+  }
+  if (!may_wait()) {
+    return false;
+  }
+  arm(EPOLLIN);
+  return true;
 }
+
+KVFERRY_INLINE bool Lane::may_wait() { return socket_->may_wait(!writable_); }
 
 KVFERRY_INLINE void Lane::arm(std::uint32_t events) {
   if ((events & ~armed_) == 0 && events != 0) {

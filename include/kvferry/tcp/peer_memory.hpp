@@ -84,6 +84,12 @@ class KVFERRY_EXPORT PeerMemory {
                                      std::error_code& ec) = 0;
   /// @}
 
+  /// Whether all of this memory of this process's is there for sure: the CPU may read and write it.
+  [[nodiscard]] virtual bool surely_there(std::span<const iovec> pieces) {
+    (void)pieces;
+    return false;
+  }
+
   /// How bytes travel past the connection, for people. From any thread.
   [[nodiscard]] virtual std::string path() const = 0;
 };

@@ -6,12 +6,16 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <span>
 
 #include <kvferry/config.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
+
+/// The errno of a socket whose peer says what can't be, where that isn't a matter of the bytes that come.
+inline constexpr int senseless_peer = EUCLEAN;
 
 /// A connected socket: of TCP, unless a subclass says otherwise. Its lane shares it with those who wait for its events,
 /// so that nobody uses the descriptor's number after it was closed.
@@ -52,12 +56,23 @@ class KVFERRY_EXPORT Socket {
     return ::recvmsg(descriptor_, &header, MSG_DONTWAIT);
   }
 
+  /// The same, to memory that may be gone. EFAULT: the first byte's is.
+  [[nodiscard]] virtual ssize_t receive_payload(std::span<iovec> pieces) { return receive(pieces); }
+
   /// @name For sockets whose bytes pass through the CPU on their way
-  /// The CPU reads the sent bytes and writes the received ones: their memory has to be there. Bytes of both directions
-  /// may be held back.
+  /// The CPU reads the sent bytes and writes the received ones: but for `send_payload` and `receive_payload` their memory has to be
+  /// there. Bytes of both directions may be held back.
   /// @{
 
   [[nodiscard]] virtual bool by_cpu() const noexcept { return false; }
+  /// How many of `wanted` bytes there is room for now, if that is known; else any number.
+  [[nodiscard]] virtual std::size_t room(std::size_t wanted) noexcept { return wanted; }
+  /// Whether there is a `send_payload`, by which the kernel copies.
+  [[nodiscard]] virtual bool kernel_copies() const noexcept { return false; }
+  /// As `send`, of memory that may be gone. EFAULT: the first byte's is.
+  [[nodiscard]] virtual ssize_t send_payload(std::span<iovec> pieces) { return send(pieces); }
+  /// Whether `receive` must not be asked to write to memory that may be gone.
+  [[nodiscard]] virtual bool to_buffer() const noexcept { return by_cpu(); }
   /// Whether bytes that `send` has taken have yet to go. Then they have to be flushed first.
   [[nodiscard]] virtual bool holds_back() const noexcept { return false; }
   /// @return 0 if all of them have gone, else as `send`.
@@ -66,6 +81,21 @@ class KVFERRY_EXPORT Socket {
   [[nodiscard]] virtual bool over() const noexcept { return false; }
   /// An orderly end.
   virtual void say_end() {}
+  /// @}
+
+  /// @name For sockets whose bytes come past the descriptor
+  /// The descriptor's events then tell of them only if the peer rings a bell, which it does only if this side has said that it waits.
+  /// @{
+
+  [[nodiscard]] virtual bool hears_bells() const noexcept { return false; }
+  /// Somebody is about to wait for the descriptor to be readable, which says that there are bytes, or, if asked for, room. @return false if
+  /// that is so already, and there is nothing to wait for. The next `receive` may take that word back.
+  [[nodiscard]] virtual bool may_wait(bool for_room) noexcept {
+    (void)for_room;
+    return true;
+  }
+  /// The descriptor was readable.
+  virtual void woken() noexcept {}
   /// @}
 
   /// Throws received bytes away. @return as recv(2) does, which doesn't wait.

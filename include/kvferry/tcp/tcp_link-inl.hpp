@@ -167,15 +167,22 @@ KVFERRY_INLINE std::optional<kit::Link::Pause> TcpLink::take_leave() {
   const auto now = kit::Clock::now();
   leaving_until_ = leaving_until_.value_or(now + drain_timeout_);
   Pause pause{{}, *leaving_until_};
+  bool more = false;
   for (const auto& lane : lanes_) {
-    if (const auto socket = lane->take_leave()) {
+    if (const auto socket = lane->take_leave(more)) {
       pause.descriptors.push_back(socket->descriptor());
       if (lane->wants_to_send()) {
         pause.writing.push_back(socket->descriptor());
       }
     }
   }
-  return pause.descriptors.empty() || now >= *leaving_until_ ? std::nullopt : std::optional(std::move(pause));
+  if (pause.descriptors.empty() || now >= *leaving_until_) {
+    return std::nullopt;
+  }
+  if (more) {
+    pause.until = now;  // of what is there already, the socket may not tell
+  }
+  return pause;
 }
 
 KVFERRY_INLINE bool TcpLink::ends_at_once(const TransferRequest& request) const noexcept {
@@ -200,16 +207,26 @@ KVFERRY_INLINE bool TcpLink::begin_serving() {
 KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
   Lane& lane = *lanes_.front();
   auto last_found = kit::Clock::now();
+  bool may_wait = !lane.hears_bells();
   while (led_socket_ && !wait.over()) {
-    const auto found = lane.lead();
+    const auto found = lane.lead(may_wait);
     if (found == Lane::Found::released) {
       break;
     }
     const auto now = kit::Clock::now();
     if (found != Lane::Found::nothing) {
       last_found = now;
-    } else if (now - last_found > patience_) {
+      may_wait = !lane.hears_bells();
+    } else if (now - last_found <= patience_) {
+      continue;
+    } else if (!may_wait) {
+      may_wait = true;  // once more, and it is said
+    } else {
       sleep_until_ready(*led_socket_, lane.wants_to_send(), wait);
+      if (lane.hears_bells()) {
+        lane.woken();
+        may_wait = false;
+      }
     }
   }
 }

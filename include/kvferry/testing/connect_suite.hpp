@@ -110,7 +110,11 @@ class ConnectTests : public ConformanceBase {
     const auto after = a->peer_info(b.id());
     ASSERT_TRUE(before && after);
     EXPECT_EQ(after->incarnation, before->incarnation);
-    EXPECT_EQ(after->path, before->path);
+    for (Node* node : {&a, &b}) {
+      const std::vector<PeerStats> peers = (*node)->stats().peers;
+      ASSERT_EQ(peers.size(), 1U);
+      EXPECT_EQ(peers[0].connects, 1U) << "the connection is still the first one";
+    }
     expect_connected(a, b);
   }
 
