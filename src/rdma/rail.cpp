@@ -91,6 +91,18 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
   const std::size_t eager = options_.queue_pair.eager_bytes;
   preparation.own_memory = device_->regions([this] { return host_->local_regions(); });
   const SliceTable& regions = *preparation.own_memory;
+  if (request.checksums.value_or(false)) {
+    const Slice* hint = nullptr;
+    for (std::size_t i = range.begin; i < range.end; ++i) {
+      const MutableBuffer object = request.objects[i];
+      const Slice* const slice = object.empty() ? nullptr : regions.find(address_of(object.data()), hint);
+      if (slice != nullptr && slice->device_memory) {
+        return {errc::not_supported,
+                "object " + std::to_string(i) + " lies in a dma-buf's region, which no CPU takes checksums of"};
+      }
+    }
+    preparation.uncompared = landing_on_others(request);
+  }
   if (request.kind == TransferKind::recv) {
     preparation.offered = std::make_unique<OfferedBuffers>();
     return OfferedBuffers::offer(regions, device_->domain(), request.objects, eager, *preparation.offered);
@@ -224,7 +236,8 @@ bool Rail::work(std::size_t& rounds, Inbox& taken) {
     await_writes();
     const bool posted = !failed_ && phase_ == Phase::running && post_step();
     const bool probed = !failed_ && phase_ == Phase::running && probe_step();
-    if (polled || posted || probed) {
+    const bool checked = !failed_ && phase_ == Phase::running && protocol_->check_step();
+    if (polled || posted || probed || checked) {
       continue;
     }
     if (failed_) {

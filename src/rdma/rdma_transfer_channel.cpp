@@ -196,6 +196,7 @@ Capabilities RdmaTransferChannel::capabilities() const noexcept {
           .notifications = true,
           .ranges = true,
           .unregistered_objects = true,
+          .checksums = true,
           .region_changes = true,
           .max_notification_bytes = rdma::max_notification_bytes};
 }
