@@ -20,6 +20,7 @@
 #include <system_error>
 #include <utility>
 
+#include <kvferry/error.hpp>
 #include <kvferry/kit/overlap.hpp>
 #include "message.hpp"
 #include "slice_table.hpp"
@@ -60,7 +61,7 @@ std::shared_ptr<const MemoryLook> MemoryLook::shared() {
 
 MemoryLook::MemoryLook() : descriptor_(::memfd_create("kvferry", MFD_CLOEXEC)) {
   if (descriptor_ < 0) {
-    throw std::system_error(errno, std::system_category(), "memfd_create");
+    throw TransferError(std::error_code(errno, std::system_category()), "memfd_create");
   }
 }
 
@@ -119,7 +120,8 @@ std::vector<bool> landing_on_others(const TransferRequest& request) {
     };
     const std::size_t size = objects.size(i);
     if (request.kind == TransferKind::read) {
-      objects.for_each_piece(i, 0, size, [&](const std::byte* data, std::size_t length) { add(0, address_of(data), length); });
+      objects.for_each_piece(i, 0, size,
+                             [&](const std::byte* data, std::size_t length) { add(0, address_of(data), length); });
     } else if (request.remote_ranges.empty()) {
       // Pages as such: an object on a page that another one has counts as landing there, however long both are.
       add(request.remote_indexes[i], 0, size);

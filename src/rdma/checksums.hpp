@@ -22,7 +22,7 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 /// is unmapped, and the CPU's own access would end the process.
 class MemoryLook {
  public:
-  /// One for all who have one. @throws std::system_error if there is no descriptor left.
+  /// One for all who have one. @throws TransferError if there is no descriptor left.
   [[nodiscard]] static std::shared_ptr<const MemoryLook> shared();
   MemoryLook();
   MemoryLook(const MemoryLook&) = delete;

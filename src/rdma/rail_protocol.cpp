@@ -123,12 +123,7 @@ void RailProtocol::stop(const kit::Operation& operation) {
     return;
   }
   if (transfer.checks.complete) {
-    // All of it has come, so the sender is done with it, and waits for this.
-    MessageHeader ack;
-    ack.type = MessageType::send_ack;
-    ack.operation = transfer.sent_as;
-    ack.status = static_cast<std::uint32_t>(errc::peer_cancelled);
-    tell(ack);
+    refuse_complete(transfer);
     end(transfer, cause, {});
     return;
   }
@@ -148,6 +143,15 @@ void RailProtocol::stop(const kit::Operation& operation) {
   transfer.state = State::stopping;
   transfer.stopped = kit::Clock::now();
   ++draining_;
+}
+
+/// Of a recv that ends before it was compared: all of it has come, so the sender is done with it, and waits for this.
+void RailProtocol::refuse_complete(const Transfer& recv) {
+  MessageHeader ack;
+  ack.type = MessageType::send_ack;
+  ack.operation = recv.sent_as;
+  ack.status = static_cast<std::uint32_t>(errc::peer_cancelled);
+  tell(ack);
 }
 
 /// Goes out behind the writes into the recv's buffers that are under way. Objects in messages are put there by the peer, when
@@ -184,6 +188,9 @@ bool RailProtocol::cut_off(kit::Clock::time_point until) {
   }
   for (const std::uint64_t id : closable) {
     Transfer& transfer = transfers_.at(id);
+    if (transfer.checks.complete) {
+      refuse_complete(transfer);
+    }
     end(transfer, transfer.failure, {});
   }
   return others;

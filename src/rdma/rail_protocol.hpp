@@ -271,6 +271,7 @@ class RailProtocol {
   void lose_recv(Transfer& send);
   void planned_all(Transfer& transfer);
   void abort_send(Transfer& send);
+  void refuse_complete(const Transfer& recv);
   void end_if_done(Transfer& transfer);
   void end_when_drained(Transfer& transfer, std::error_code cause, std::string why = {});
   void end(Transfer& transfer, std::error_code cause, std::string why);

@@ -119,8 +119,9 @@ std::uint64_t RailProtocol::bytes_of(const Transfer& transfer, std::size_t objec
 
 bool RailProtocol::needs_sum(const Transfer& transfer, std::size_t object) {
   const auto& uncompared = transfer.checks.uncompared;
-  const bool refused = transfer.request().kind == TransferKind::recv ? transfer.checks.came[object] == nothing_came
-                                                                     : !transfer.refused.empty() && transfer.refused[object];
+  const bool refused = transfer.request().kind == TransferKind::recv
+                           ? transfer.checks.came[object] == nothing_came
+                           : !transfer.refused.empty() && transfer.refused[object];
   return !refused && (uncompared.empty() || !uncompared[object]) && bytes_of(transfer, object) != 0;
 }
 
@@ -194,7 +195,9 @@ std::uint64_t RailProtocol::add_sum(Transfer& transfer) {
   pieces_.clear();
   kit::LocalBytes(request).for_each_piece(object, static_cast<std::size_t>(checks.next.offset),
                                           static_cast<std::size_t>(part.length),
-                                          [&](std::byte* data, std::size_t length) { pieces_.push_back({data, length}); });
+                                          [&](std::byte* data, std::size_t length) {
+                                            pieces_.push_back({data, length});
+                                          });
   if (!can_look(pieces_)) {
     return 0;
   }
@@ -466,7 +469,8 @@ void RailProtocol::end_checked_recv(Transfer& recv) {
     recv.operation().failed(i, errc::checksum_mismatch);
     recv.why = differs(i);
   }
-  const auto cause = !checks.failure && !checks.differing.empty() ? std::error_code(errc::checksum_mismatch) : checks.failure;
+  const auto cause =
+      !checks.failure && !checks.differing.empty() ? std::error_code(errc::checksum_mismatch) : checks.failure;
   end(recv, cause, std::move(recv.why));
 }
 

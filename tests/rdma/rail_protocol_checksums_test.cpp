@@ -136,7 +136,8 @@ TEST_F(RailProtocolChecksums, RangesStridesEmptyAndLargeObjects) {
   for (const auto kind : {TransferKind::write, TransferKind::read}) {
     for (const bool damaged : {false, true}) {
       TransferRequest request = with_checksums(one_sided(
-          kind, {a.at(0, 0), a.at(100, 99 * 300 + 200), a.at(60'000, 0), a.at(mebibyte, 3 * mebibyte + 5), a.at(0, 0)}, {}));
+          kind, {a.at(0, 0), a.at(100, 99 * 300 + 200), a.at(60'000, 0), a.at(mebibyte, 3 * mebibyte + 5), a.at(0, 0)},
+          {}));
       request.local_strides = {{}, {200, 300}, {}, {}, {}};
       request.remote_ranges = {RemoteRange::contiguous(0, 0, 0), RemoteRange::strided(0, 7, 50, 64, 400),
                                RemoteRange::strided(0, 5, 10, 10, 0),
@@ -146,8 +147,8 @@ TEST_F(RailProtocolChecksums, RangesStridesEmptyAndLargeObjects) {
       const auto outcome = std::make_shared<Outcome>();
       a.start(std::move(request), outcome);
       (void)move();
-      std::byte& last = kind == TransferKind::write ? b.memory[100'001 + 3 * mebibyte + 4]
-                                                    : a.memory[mebibyte + 3 * mebibyte + 4];
+      std::byte& last =
+          kind == TransferKind::write ? b.memory[100'001 + 3 * mebibyte + 4] : a.memory[mebibyte + 3 * mebibyte + 4];
       last ^= static_cast<std::byte>(damaged ? 1 : 0);
       run();
       EXPECT_EQ(outcome->count, damaged ? 4U : 5U) << outcome->ec.message();
@@ -182,7 +183,8 @@ TEST_F(RailProtocolChecksums, AWriteThatLandedWrongFailsAndIsToldToNobody) {
   constexpr std::size_t count = 8;
   std::vector<std::error_code> statuses(count);
   std::string diagnostic;
-  TransferRequest request = with_checksums(one_sided(TransferKind::write, cut(a, count, page), rising(count), {std::byte{1}}));
+  TransferRequest request =
+      with_checksums(one_sided(TransferKind::write, cut(a, count, page), rising(count), {std::byte{1}}));
   request.statuses = statuses;
   request.diagnostic = &diagnostic;
   const auto outcome = std::make_shared<Outcome>();
@@ -208,7 +210,8 @@ TEST_F(RailProtocolChecksums, AReadThatLandedWrongFails) {
   constexpr std::size_t count = 8;
   std::vector<std::error_code> statuses(count);
   std::string diagnostic;
-  TransferRequest request = with_checksums(one_sided(TransferKind::read, cut(a, count, page), rising(count), {std::byte{1}}));
+  TransferRequest request =
+      with_checksums(one_sided(TransferKind::read, cut(a, count, page), rising(count), {std::byte{1}}));
   request.statuses = statuses;
   request.diagnostic = &diagnostic;
   const auto outcome = std::make_shared<Outcome>();
@@ -256,7 +259,8 @@ TEST_F(RailProtocolChecksums, ASendThatLandedWrongFailsOnBothSides) {
 TEST_F(RailProtocolChecksums, ObjectsThatDontFitHaveNone) {
   const auto sent = std::make_shared<Outcome>();
   const auto received = std::make_shared<Outcome>();
-  a.start(with_checksums(paired(TransferKind::send, {a.at(0, 10), a.at(0, 3 * page), a.at(0, 0), a.at(20, 30)}, 1)), sent);
+  a.start(with_checksums(paired(TransferKind::send, {a.at(0, 10), a.at(0, 3 * page), a.at(0, 0), a.at(20, 30)}, 1)),
+          sent);
   b.start(paired(TransferKind::recv, {b.at(0, 10), b.at(page, 17), b.at(0, 0), b.at(100, 31)}, 1), received);
   run();
   EXPECT_EQ(sent->ec, errc::buffer_too_small);
@@ -269,7 +273,8 @@ TEST_F(RailProtocolChecksums, WhatABatchOverwritesIsNotCompared) {
   const auto written = std::make_shared<Outcome>();
   a.start(with_checksums(one_sided(TransferKind::write, cut(a, 4, page), {7, 9, 7, 8})), written);
   const auto read = std::make_shared<Outcome>();
-  a.start(with_checksums(one_sided(TransferKind::read, {a.at(100 * page, page), a.at(100 * page + 5, page)}, {20, 21})), read);
+  a.start(with_checksums(one_sided(TransferKind::read, {a.at(100 * page, page), a.at(100 * page + 5, page)}, {20, 21})),
+          read);
   run();
   EXPECT_EQ(written->count, 4U) << written->ec.message();
   EXPECT_EQ(read->count, 2U) << read->ec.message();
@@ -409,8 +414,9 @@ TEST_F(RailProtocolChecksums, ASendThatIsStoppedBetweenItsDataAndItsEndLeavesNot
 TEST_F(RailProtocolChecksums, APeerWithoutThemIsToldApart) {
   b.checks = 0;
   a.join(b);
-  for (auto request : {one_sided(TransferKind::write, cut(a, 1, page), {0}), one_sided(TransferKind::read, cut(a, 1, page), {0}),
-                       paired(TransferKind::send, cut(a, 1, page), 1), paired(TransferKind::recv, cut(a, 1, page), 1)}) {
+  for (auto request :
+       {one_sided(TransferKind::write, cut(a, 1, page), {0}), one_sided(TransferKind::read, cut(a, 1, page), {0}),
+        paired(TransferKind::send, cut(a, 1, page), 1), paired(TransferKind::recv, cut(a, 1, page), 1)}) {
     const auto outcome = std::make_shared<Outcome>();
     a.start(with_checksums(std::move(request)), outcome);
     EXPECT_EQ(outcome->ec, errc::not_supported);
@@ -444,11 +450,10 @@ TEST_F(RailProtocolChecksums, ThePeersAccessIsCheckedByItsOwner) {
     const std::uint32_t number =
         b.host->regions.add({memory.data(), memory.size(), page, access}, [](const LocalRegion&) {});
     range.region += number;
-    take(b, checksums_message<CheckedRange>(
-                {.type = MessageType::check_memory,
-                 .flags = written ? MessageHeader::checked : std::uint8_t{0},
-                 .operation = 77},
-                {range}));
+    take(b, checksums_message<CheckedRange>({.type = MessageType::check_memory,
+                                             .flags = written ? MessageHeader::checked : std::uint8_t{0},
+                                             .operation = 77},
+                                            {range}));
     while (b.protocol->check_step()) {
     }
     EXPECT_TRUE(post(b, a));
@@ -477,8 +482,9 @@ TEST_F(RailProtocolChecksums, ThePeersAccessIsCheckedByItsOwner) {
   for (const CheckedRange& beyond :
        {CheckedRange{3 * page + 1, page, 0, 0, 1, 0}, CheckedRange{most, page, 0, 0, 1, 0},
         CheckedRange{most - page + 1, page, 0, 0, 1, 0}, CheckedRange{0, 5 * page, 0, 0, 1, 0},
-        CheckedRange{0, page, page, 0, 5, 0}, CheckedRange{page, page, page, 0, 4, 0}, CheckedRange{0, page, most, 0, 2, 0},
-        CheckedRange{0, page, most / 3 + 1, 0, 4, 0}, CheckedRange{2 * page, page, most - page + 1, 0, 2, 0}}) {
+        CheckedRange{0, page, page, 0, 5, 0}, CheckedRange{page, page, page, 0, 4, 0},
+        CheckedRange{0, page, most, 0, 2, 0}, CheckedRange{0, page, most / 3 + 1, 0, 4, 0},
+        CheckedRange{2 * page, page, most - page + 1, 0, 2, 0}}) {
     EXPECT_EQ(status(Access::read_write, true, beyond), errc::range_out_of_bounds)
         << beyond.offset << ' ' << beyond.size << ' ' << beyond.stride << ' ' << beyond.count;
   }
@@ -493,9 +499,10 @@ TEST_F(RailProtocolChecksums, SenselessMessagesBreakTheRail) {
   const std::uint64_t most = ~std::uint64_t{0};
   for (const auto& message :
        {memory({}), memory({one}, 2), memory({one, one}, 1), memory({{0, 0, 0, 0, 1, 0}}), memory({{0, 1, 0, 0, 0, 0}}),
-        memory({{0, mebibyte + 1, 0, 0, 1, 0}}), memory({{0, most, 0, 0, 1, 0}}), memory({{0, mebibyte, mebibyte, 0, 2, 0}}),
-        memory({{0, 1, 2, 0, 4097, 0}}), memory({{0, 2, 1, 0, 2, 0}}),
-        memory(std::vector<CheckedRange>(17, {0, mebibyte, 0, 0, 1, 0})), memory(std::vector<CheckedRange>(129, one))}) {
+        memory({{0, mebibyte + 1, 0, 0, 1, 0}}), memory({{0, most, 0, 0, 1, 0}}),
+        memory({{0, mebibyte, mebibyte, 0, 2, 0}}), memory({{0, 1, 2, 0, 4097, 0}}), memory({{0, 2, 1, 0, 2, 0}}),
+        memory(std::vector<CheckedRange>(17, {0, mebibyte, 0, 0, 1, 0})),
+        memory(std::vector<CheckedRange>(129, one))}) {
     EXPECT_EQ(said(b, message), errc::protocol_violation);
     EXPECT_FALSE(b.protocol->violation().empty());
   }
@@ -511,10 +518,10 @@ TEST_F(RailProtocolChecksums, SenselessMessagesBreakTheRail) {
 TEST_F(RailProtocolChecksums, AnswersThatNobodyAskedForBreakTheRail) {
   const auto answer = [](std::uint64_t to, std::uint32_t count, errc status = {}) {
     return checksums_message<CheckedRange>({.type = MessageType::check_answer,
-                                     .count = count,
-                                     .operation = to,
-                                     .status = static_cast<std::uint32_t>(status)},
-                                    {});
+                                            .count = count,
+                                            .operation = to,
+                                            .status = static_cast<std::uint32_t>(status)},
+                                           {});
   };
   EXPECT_EQ(said(a, answer(1, 1)), errc::protocol_violation);
   for (const auto& [off, count, status] :
@@ -558,7 +565,8 @@ TEST_F(RailProtocolChecksums, ChecksumsThatDontCoverARecvBreakTheRail) {
       entries.insert(entries.end(), {8, 0x0101010101010101});
     }
     return checksums_message(
-        MessageHeader{.type = MessageType::send_data, .flags = flags, .count = objects, .operation = recv, .tag = 9}, entries);
+        MessageHeader{.type = MessageType::send_data, .flags = flags, .count = objects, .operation = recv, .tag = 9},
+        entries);
   };
   const auto sums = [](std::uint64_t recv, std::vector<CheckedPart> parts) {
     return checksums_message(MessageHeader{.type = MessageType::check_recv, .operation = 3, .tag = recv}, parts);
@@ -600,7 +608,8 @@ TEST_F(RailProtocolChecksums, AnEndBeforeItsChecksumsWereComparedBreaksTheRail) 
   while (move() || a.protocol->check_step()) {
   }
   // The send's id is the first that the side gave behind the operation's.
-  EXPECT_EQ(said(a, checksums_message<CheckedPart>({.type = MessageType::send_ack, .operation = 2}, {})), errc::protocol_violation);
+  EXPECT_EQ(said(a, checksums_message<CheckedPart>({.type = MessageType::send_ack, .operation = 2}, {})),
+            errc::protocol_violation);
   EXPECT_NE(a.protocol->violation().find("before its checksums"), std::string::npos) << a.protocol->violation();
 }
 

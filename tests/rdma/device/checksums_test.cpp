@@ -89,7 +89,8 @@ TEST(RdmaChecksums, AWriteThatIsChangedBeforeItIsComparedFailsAndIsToldToNobody)
     }
     EXPECT_EQ(b.channel->stats().checksum_mismatches, failures);
     EXPECT_EQ(b.channel->stats().pending_notifications, successes);
-    EXPECT_EQ(a.channel->batched_write(a.pages(count), {.peer_id = "b", .remote_indexes = all, .notification = note}), count);
+    EXPECT_EQ(a.channel->batched_write(a.pages(count), {.peer_id = "b", .remote_indexes = all, .notification = note}),
+              count);
     EXPECT_TRUE(same(a, b));
     EXPECT_EQ(b.channel->stats().pending_notifications, successes + 1);
   }
