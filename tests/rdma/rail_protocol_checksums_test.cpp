@@ -396,6 +396,26 @@ TEST_F(RailProtocolChecksums, ASendWhoseRecvIsStoppedBeforeItIsComparedGoesToThe
   }
 }
 
+TEST_F(RailProtocolChecksums, ASendThatLosesItsRecvBeforeItTellsThemBeginsAnew) {
+  const auto sent = std::make_shared<Outcome>();
+  const auto received = std::make_shared<Outcome>();
+  const auto recv = b.start(paired(TransferKind::recv, cut(b, 4, 100), 1), received);
+  a.start(with_checksums(paired(TransferKind::send, cut(a, 4, 100), 1)), sent);
+  (void)move();
+  recv->request_stop(errc::cancelled);
+  ASSERT_TRUE(post(b, a));
+  b.protocol->completed();
+  (void)a.protocol->check_step();  // they are ready to be told
+  receive_all(a);                  // that nobody waits for them
+  run();
+  EXPECT_EQ(sent->calls, 0);
+  const auto again = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, cut(b, 4, 100, page), 1), again);
+  run();
+  EXPECT_EQ(sent->count, 4U) << sent->ec.message();
+  EXPECT_EQ(again->count, 4U) << again->ec.message();
+}
+
 TEST_F(RailProtocolChecksums, ASendThatIsStoppedBetweenItsDataAndItsEndLeavesNothing) {
   const auto sent = std::make_shared<Outcome>();
   const auto received = std::make_shared<Outcome>();
