@@ -56,12 +56,16 @@ class RailProtocolChecksums : public TwoSides {
   /// Posts, completes and takes what there is to, without comparing anything.
   bool move() {
     bool moved = false;
-    for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
-      while (post(*from, *to)) {
-        from->protocol->completed();
-        receive_all(*to);
-        moved = true;
+    for (bool busy = true; busy;) {
+      busy = false;
+      for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+        while (post(*from, *to)) {
+          from->protocol->completed();
+          receive_all(*to);
+          busy = true;
+        }
       }
+      moved = moved || busy;
     }
     return moved;
   }
