@@ -182,7 +182,7 @@ class RailProtocol {
     Cursor begin;                  ///< Of the question's first part.
     std::vector<bool> uncompared;  ///< Empty: none.
     std::vector<bool> differing;   ///< Empty: none.
-    std::error_code failure;          ///< recv, send: why they couldn't be compared.
+    std::error_code failure;          ///< Why they couldn't be compared.
     std::vector<std::uint64_t> came;  ///< recv: the bytes of each object.
     bool complete = false;            ///< recv: all of it has come.
   };

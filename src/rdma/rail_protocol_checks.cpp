@@ -19,6 +19,8 @@ namespace {
 
 /// About so many bytes at a time, so that others have their turn.
 constexpr std::uint64_t step_bytes = max_part_bytes;
+/// What a piece of memory costs besides its bytes, as so many of them: each may lie on a page of its own.
+constexpr std::uint64_t bytes_of_a_piece = 256;
 /// `Checks::came` of an object of which nothing came, because it doesn't fit.
 constexpr std::uint64_t nothing_came = std::numeric_limits<std::uint64_t>::max();
 
@@ -148,7 +150,8 @@ bool RailProtocol::all_asked(const Transfer& transfer) noexcept {
 }
 
 bool RailProtocol::all_checked(const Transfer& transfer) noexcept {
-  return !transfer.checks.on || (all_asked(transfer) && transfer.checks.unanswered == 0);
+  return !transfer.checks.on ||
+         (!transfer.checks.failure && all_asked(transfer) && transfer.checks.unanswered == 0);
 }
 
 /// There is more whose sums can be taken.
@@ -251,7 +254,7 @@ bool RailProtocol::ask_step() {
                          "object " + std::to_string(checks.next.object) + " lies in memory that can't be read");
         return true;
       }
-      taken += bytes;
+      taken += bytes + pieces_.size() * bytes_of_a_piece;
       skip_what_needs_none(transfer, checks.next, end);
     }
     if (full() || (checks.next.object == transfer.range.end && checks.parts != 0)) {
@@ -405,6 +408,7 @@ bool RailProtocol::answer_step() {
       sum = range.sum;
       taken += range.size * range.count;
     }
+    taken += pieces_.size() * bytes_of_a_piece;
     if (!can_look(pieces_)) {
       status = errc::memory_fault;
     } else if (sum_of(pieces_) != sum) {
@@ -530,16 +534,18 @@ std::error_code RailProtocol::end_check_answer(const MessageHeader& header) {
   const bool one_sided = transfer.request().one_sided();
   --transfer.checks.unanswered;
   if (status) {
-    // Of a recv that is gone, the answer to the send's end says so as well.
-    if (status != errc::peer_cancelled && transfer.state != State::stopping) {
-      if (one_sided) {
-        end_when_drained(transfer, status, "the peer couldn't compare its checksums: " + status.message());
-      } else if (!transfer.checks.failure) {
-        transfer.checks.failure = status;
-        transfer.why = "the peer couldn't compare its checksums: " + status.message();
-      }
-    } else if (one_sided && status == errc::peer_cancelled) {
-      return violated("a write's or read's checksums answered as of a recv that is gone");
+    if (status == errc::peer_cancelled) {
+      // Of a recv that is gone, the answer to the send's end says so as well.
+      return one_sided ? violated("a write's or read's checksums answered as of a recv that is gone") : std::error_code();
+    }
+    // Kept also by what is stopping: nobody has compared these objects, whatever is said of later ones.
+    const bool first = !transfer.checks.failure;
+    transfer.checks.failure = first ? status : transfer.checks.failure;
+    std::string why = "the peer couldn't compare its checksums: " + status.message();
+    if (one_sided && transfer.state != State::stopping) {
+      end_when_drained(transfer, status, std::move(why));
+    } else if (!one_sided && first && transfer.state != State::stopping) {
+      transfer.why = std::move(why);
     }
     return {};
   }
@@ -558,7 +564,9 @@ std::error_code RailProtocol::end_check_answer(const MessageHeader& header) {
                      : std::min(rest, max_part_bytes);
   }
   if (one_sided) {
-    decide(transfer, question.end);
+    if (!transfer.checks.failure) {
+      decide(transfer, question.end);
+    }
     end_if_done(transfer);
   }
   return {};

@@ -446,7 +446,7 @@ std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
   if (!status && send.next_object != send.objects().size()) {
     return violated("acknowledgement of send " + text(header.operation) + ", which was given up before all was sent");
   }
-  if (!status && send.checks.unanswered != 0) {
+  if (!status && (send.checks.unanswered != 0 || (send.checks.on && !all_asked(send)))) {
     return violated("acknowledgement of send " + text(header.operation) + " before its checksums were compared");
   }
   send.answer_awaited = false;

@@ -570,6 +570,82 @@ TEST_F(RailProtocolChecksums, AnswersThatNobodyAskedForBreakTheRail) {
   }
 }
 
+TEST_F(RailProtocolChecksums, WhatCouldntBeComparedHasNotLandedWhateverFollows) {
+  const auto answer = [](const MessageHeader& question, errc status) {
+    return checksums_message<CheckedRange>({.type = MessageType::check_answer,
+                                            .count = question.count,
+                                            .operation = question.operation,
+                                            .status = static_cast<std::uint32_t>(status)},
+                                           {});
+  };
+  for (const bool stopped : {false, true}) {
+    for (const std::size_t failing : {std::size_t{0}, std::size_t{1}}) {
+      SCOPED_TRACE(std::to_string(failing) + (stopped ? ", stopped" : ""));
+      // As many as two messages have room for; and what comes of them before the adapter has completed the last list.
+      constexpr std::size_t in_a_message = (small_message - sizeof(MessageHeader)) / sizeof(CheckedRange);
+      constexpr std::size_t count = 2 * in_a_message;
+      std::vector<std::error_code> statuses(count);
+      TransferRequest request = with_checksums(one_sided(TransferKind::write, cut(a, count, page), rising(count)));
+      request.statuses = statuses;
+      const auto outcome = std::make_shared<Outcome>();
+      a.depth = 256;
+      a.join(b);
+      const auto operation = a.start(std::move(request), outcome);
+      std::size_t lists = 0;
+      while (post(a, b)) {
+        ++lists;
+      }
+      while (a.protocol->check_step() || post(a, b)) {
+        lists += list_->empty() ? 0U : 1U;
+        list_->clear();
+      }
+      ASSERT_EQ(b.arrived.size(), 2U);
+      const std::vector<MessageHeader> questions{first_header(b.arrived[0]), first_header(b.arrived[1])};
+      b.arrived.clear();
+      if (stopped) {
+        operation->request_stop(errc::timed_out);
+      }
+      for (std::size_t i = 0; i < 2; ++i) {
+        take(a, answer(questions[i], i == failing ? errc::memory_fault : errc{}));
+      }
+      EXPECT_EQ(outcome->calls, 0) << "its memory is with the adapter";
+      for (; lists != 0; --lists) {
+        a.protocol->completed();
+      }
+      const std::error_code expected = stopped ? errc::timed_out : errc::memory_fault;
+      EXPECT_EQ(outcome->calls, 1);
+      EXPECT_EQ(outcome->ec, expected) << outcome->ec.message();
+      EXPECT_EQ(outcome->count, failing * in_a_message);
+      for (std::size_t i = 0; i < count; ++i) {
+        EXPECT_EQ(statuses[i], i < failing * in_a_message ? std::error_code() : expected) << i;
+      }
+    }
+  }
+}
+
+TEST_F(RailProtocolChecksums, AStepIsBoundedInPiecesAsWell) {
+  const CheckedRange scattered{0, 1, page / 2, 0, 4096, 0};
+  take(b, checksums_message<CheckedRange>({.type = MessageType::check_memory, .operation = 5},
+                                          std::vector<CheckedRange>(16, scattered)));
+  int steps = 0;
+  while (b.protocol->check_step()) {
+    ++steps;
+  }
+  EXPECT_GE(steps, 16);
+}
+
+TEST_F(RailProtocolChecksums, AStoppedSendIsNotAcknowledgedBeforeItsChecksumsWereTold) {
+  b.start(paired(TransferKind::recv, cut(b, 2, 100), 1), std::make_shared<Outcome>());
+  const auto outcome = std::make_shared<Outcome>();
+  const auto send = a.start(with_checksums(paired(TransferKind::send, cut(a, 2, 100), 1)), outcome);
+  (void)move();
+  send->request_stop(errc::timed_out);
+  EXPECT_EQ(said(a, checksums_message<CheckedPart>({.type = MessageType::send_ack, .operation = 2}, {})),
+            errc::protocol_violation);
+  a.protocol->fail(errc::protocol_violation, "lies");
+  EXPECT_EQ(outcome->count, 0U);
+}
+
 TEST_F(RailProtocolChecksums, ChecksumsThatDontCoverARecvBreakTheRail) {
   const auto recv_of = [&](bool asks) {
     b.protocol->fail(errc::closed, "the next one's turn");
