@@ -107,7 +107,7 @@ else
   echo "What takes an RDMA device does not run: there is none here, and no --rdma"
 fi
 # Last, so that the last lines are of the most tests.
-run "tests" -- --parallel "$(nproc)" -LE "$not_here$excluded" "${here_options[@]}"
+run "tests" -- --parallel "$((2 * $(nproc)))" -LE "$not_here$excluded" "${here_options[@]}"
 
 if [[ -z $ran ]]; then
   stop "no tests for these options: $*"

@@ -10,9 +10,6 @@ namespace {
 
 const std::string hello_pages = KVFERRY_EXAMPLES_DIR "/hello_pages";
 
-/// The url at the end of the line in which the decoder says where it waits.
-std::string url_in(const std::string& line) { return line.substr(line.find("tcp://")); }
-
 TEST(HelloPages, ArriveWithTheirContentBeforeTheNotification) {
   PeerProcess decode(hello_pages, {"decode", "tcp://127.0.0.1:0"});
   PeerProcess prefill(hello_pages, {"prefill", url_in(decode.wait_for_line("decode waits at"))});

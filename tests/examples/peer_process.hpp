@@ -12,6 +12,9 @@ namespace kvferry_test {
 
 using Arguments = std::vector<std::string>;
 
+/// The url at the end of the line in which a program says where it waits.
+inline std::string url_in(const std::string& line) { return line.substr(line.find("tcp://")); }
+
 /// A program that was started, its output, and its end. Everything that waits has a deadline, and throws past it.
 class PeerProcess {
  public:

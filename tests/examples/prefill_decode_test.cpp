@@ -9,8 +9,6 @@
 namespace kvferry_test {
 namespace {
 
-std::string url_in(const std::string& line) { return line.substr(line.find("tcp://")); }
-
 TEST(PrefillDecode, ThePagesOfSeveralRequestsOfSeveralDecodersAreRight) {
   PeerProcess prefill(KVFERRY_EXAMPLES_DIR "/prefill", {"tcp://127.0.0.1:0"});
   const std::string url = url_in(prefill.wait_for_line("prefill waits at"));

@@ -18,7 +18,7 @@
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
-constexpr std::size_t buffers = 8;
+constexpr std::size_t buffers_each = 8;
 
 /// @return whether `action` ran without the allocation that was to fail, because it makes no more than that.
 template <class Action>
@@ -38,8 +38,8 @@ TEST(OutOfMemory, AnOperationThatCannotBeTakenEnds) {
     std::size_t allocations = 0;
     for (bool done = false; !done && allocations < 1'000; ++allocations) {
       SCOPED_TRACE(std::string(to_string(kind)) + " with " + std::to_string(allocations) + " allocations");
-      Side a(8, buffers);
-      Side b(8, buffers);
+      Side a(8, buffers_each);
+      Side b(8, buffers_each);
       a.join(b);
       const auto outcome = std::make_shared<Outcome>();
       const bool one = kind == TransferKind::write || kind == TransferKind::read;
@@ -96,8 +96,8 @@ void expect_each_to_end_once(bool checksums) {
   std::size_t allocations = 0;
   for (bool done = false; !done && allocations < 10'000; ++allocations) {
     SCOPED_TRACE(allocations);
-    Side a(8, buffers);
-    Side b(8, buffers);
+    Side a(8, buffers_each);
+    Side b(8, buffers_each);
     a.join(b);
     b.join(a);
     std::vector<std::shared_ptr<Outcome>> outcomes;

@@ -140,7 +140,7 @@ class HandshakeGate {
   }
   static constexpr std::uint64_t listener_tag = 0;  // connections are numbered from 1
 
-  // Who comes in, and who has to go (handshake_gate.cpp)
+  // Who comes in, and who has to go (handshake_gate-inl.hpp)
   void accept_some();
   bool accept_one();
   void admit(Descriptor descriptor, std::string source);
@@ -164,7 +164,7 @@ class HandshakeGate {
   void refused(std::error_code cause, const std::string& source, std::string_view why) const;
   void say_no_room(const Descriptor& outer) const;
 
-  // What passes (handshake_gate_bytes.cpp)
+  // What passes (handshake_gate_bytes-inl.hpp)
   [[nodiscard]] bool pump(Connection& connection);
   [[nodiscard]] bool pump_inward(Connection& connection);
   [[nodiscard]] bool pump_outward(Connection& connection);

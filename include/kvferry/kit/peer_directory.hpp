@@ -153,7 +153,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   using Lock = std::unique_lock<std::mutex>;
 
-  // The table (peer_directory.cpp)
+  // The table (peer_directory-inl.hpp)
   /// How an operation comes to be routed.
   enum class Routed {
     anew,
@@ -175,7 +175,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::vector<std::shared_ptr<Link>> links_but(const std::shared_ptr<Link>& kept,
                                                              const std::string& peer_id) const;
 
-  // Peers' regions (peer_regions.cpp)
+  // Peers' regions (peer_regions-inl.hpp)
   [[nodiscard]] bool region_added(const std::string& peer_id, const Host& host, const RemoteRegion& region);
   void region_removed(const std::string& peer_id, const Host& host, std::uint32_t number);
   enum class News { old, heard_of, too_many };
@@ -193,7 +193,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// On a thread of the channel's, without locks.
   void route_later(std::vector<std::shared_ptr<Operation>> operations, Routed how);
 
-  // Attempts to connect (peer_attempts.cpp)
+  // Attempts to connect (peer_attempts-inl.hpp)
   void start_dial(Peer& peer, Lock& lock);
   /// @param once_more the peer has been asked already, and is to be told of a fence that there has been since.
   void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock, bool once_more = false);
@@ -201,7 +201,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
            Clock::time_point deadline);
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
 
-  // Asking at a url (peer_greeting.cpp)
+  // Asking at a url (peer_greeting-inl.hpp)
   /// @param wanted whether anybody still wants to know, when the greeting has been answered; called without the lock. If not,
   ///   nothing is asked, and the answer is `errc::cancelled`.
   void ask_there(const std::string& peer_id, const std::string& url, const SideMessage& question,
@@ -244,14 +244,14 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
   void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);
 
-  // Room for the links of strangers (stranger_links.cpp)
+  // Room for the links of strangers (stranger_links-inl.hpp)
   using Displaced = std::vector<std::pair<std::string, std::shared_ptr<Link>>>;
   [[nodiscard]] const std::string* idle_link(const StrangerLinks::Ids& ids);
   [[nodiscard]] bool may_link(const std::string& source);
   [[nodiscard]] bool enter_stranger(const Peer& peer, const std::string& source, const Link& link, Displaced& displaced);
   void break_links(const Displaced& displaced);
 
-  // Fences (peer_fences.cpp)
+  // Fences (peer_fences-inl.hpp)
   /// Microseconds, as peers are told; nothing if there was none.
   [[nodiscard]] static std::optional<std::uint64_t> time_since_fence(const Peer& peer);
   /// An operation started here until then counts as started before the peer's fence.
@@ -263,7 +263,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id,
                                                      const std::vector<std::shared_ptr<Link>>& spared = {});
 
-  // Disconnecting (peer_disconnect.cpp)
+  // Disconnecting (peer_disconnect-inl.hpp)
   struct Leave {
     std::string peer_id;
     std::shared_ptr<Link> link;  ///< Null: it had none.
@@ -272,7 +272,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void go_on_leaving(std::uint64_t number);
   void end_dial_for_nobody(const std::string& peer_id);
 
-  // Who a peer is (peer_takeover.cpp)
+  // Who a peer is (peer_takeover-inl.hpp)
   void take(InitQuestion question, HandshakeService::Reply reply);
   void refuse_conflict(std::uint64_t taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
   void start_probe(Peer& peer, Lock& lock);

@@ -203,7 +203,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
     [[nodiscard]] std::size_t size() const noexcept { return sizes.size(); }
   };
 
-  // Sending (lane_protocol.cpp), ending (lane_protocol_end.cpp)
+  // Sending (lane_protocol-inl.hpp), ending (lane_protocol_end-inl.hpp)
   bool fill_control();
   bool fill_response();
   bool fill_data();
@@ -230,7 +230,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   void add_checksums(std::span<const iovec> memory, std::span<Checksum> checksums);
   void forget(const Transfer& transfer);
 
-  // Receiving (lane_protocol_receive.cpp), checksums (lane_protocol_checksums.cpp)
+  // Receiving (lane_protocol_receive-inl.hpp), checksums (lane_protocol_checksums-inl.hpp)
   [[nodiscard]] std::error_code check_header(const FrameHeader& header) override;
   [[nodiscard]] bool take_memory(std::size_t bytes) override { return frame_memory_.take(bytes); }
   [[nodiscard]] std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) override;
@@ -255,14 +255,14 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code end_fence();
   [[nodiscard]] std::error_code end_fence_ack();
 
-  // Regions that are mapped by the other side (lane_protocol_shared.cpp)
+  // Regions that are mapped by the other side (lane_protocol_shared-inl.hpp)
   void share_regions(const kit::RegionList& now);
   /// @return nothing if the peer has to be asked.
   [[nodiscard]] std::optional<PeerMemory::Way> way_to_read(const TransferRequest& request) const;
   [[nodiscard]] std::error_code end_region_shared(const Frame& frame);
   [[nodiscard]] std::error_code end_region_mapped(const FrameHeader& header);
 
-  // Regions that come and go (lane_protocol_regions.cpp)
+  // Regions that come and go (lane_protocol_regions-inl.hpp)
   /// As they are now.
   [[nodiscard]] const kit::RegionList& regions();
   void tell_removed_first(std::uint32_t number);
