@@ -16,7 +16,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <mutex>
 #include <system_error>
 #include <utility>
 
@@ -32,6 +31,8 @@ namespace {
 constexpr std::size_t looked_at_once = 1024;
 /// None is smaller.
 constexpr std::size_t least_page = 4096;
+/// Blocks of a batch that are told apart, on its caller's thread.
+constexpr std::uint64_t most_looked_at = 32'768;
 
 }  // namespace
 
@@ -45,18 +46,6 @@ std::uint64_t sum_of(std::span<const iovec> pieces) noexcept {
     XXH3_64bits_update(&state, piece.iov_base, piece.iov_len);
   }
   return XXH3_64bits_digest(&state);
-}
-
-std::shared_ptr<const MemoryLook> MemoryLook::shared() {
-  static std::mutex mutex;
-  static std::weak_ptr<const MemoryLook> one;
-  const std::lock_guard lock(mutex);
-  auto look = one.lock();
-  if (!look) {
-    look = std::make_shared<const MemoryLook>();
-    one = look;
-  }
-  return look;
 }
 
 MemoryLook::MemoryLook() : descriptor_(::memfd_create("kvferry", MFD_CLOEXEC)) {
@@ -102,51 +91,84 @@ ObjectPart part_of(const RemoteRange& range, std::uint64_t offset) {
   return {count * blocks.size, RemoteRange::strided(range.region, begin, blocks.size, blocks.stride, count)};
 }
 
-std::vector<bool> landing_on_others(const TransferRequest& request) {
-  if (!request.one_sided() || !kit::lands_on_itself(request)) {
+std::vector<bool> landing_on_others(const TransferRequest& request, const RegionAddress& address_of_region) {
+  if (!request.one_sided()) {
     return {};
   }
-  struct Piece {
-    std::uint64_t region;
+  const kit::LocalBytes objects(request);
+  const bool is_read = request.kind == TransferKind::read;
+  const bool pages = !is_read && request.remote_ranges.empty();
+  if (pages && !kit::lands_on_itself(request)) {
+    return {};
+  }
+  struct Extent {
     std::uint64_t begin;
     std::uint64_t end;
     std::size_t object;
   };
-  std::vector<Piece> pieces;
-  const kit::LocalBytes objects(request);
+  const auto blocks_of = [&](std::size_t object) {
+    return is_read ? objects.blocks(object) : kit::Blocks::of(request.remote_ranges[object]);
+  };
+  std::vector<Extent> extents;
+  bool rising = true;
   for (std::size_t i = 0; i < objects.count(); ++i) {
-    const auto add = [&](std::uint64_t region, std::uint64_t begin, std::uint64_t length) {
-      pieces.push_back({region, begin, begin + length, i});
-    };
-    const std::size_t size = objects.size(i);
-    if (request.kind == TransferKind::read) {
-      objects.for_each_piece(i, 0, size,
-                             [&](const std::byte* data, std::size_t length) { add(0, address_of(data), length); });
-    } else if (request.remote_ranges.empty()) {
+    Extent extent{0, 0, i};
+    if (pages) {
       // Pages as such: an object on a page that another one has counts as landing there, however long both are.
-      add(request.remote_indexes[i], 0, size);
-    } else {
-      const RemoteRange& range = request.remote_ranges[i];
-      kit::Blocks::of(range).for_each_piece(0, size, [&](std::uint64_t position, std::uint64_t length) {
-        add(range.region, range.offset + position, length);
+      extent = {request.remote_indexes[i], request.remote_indexes[i] + std::min<std::uint64_t>(objects.size(i), 1), i};
+    } else if (const kit::Blocks blocks = blocks_of(i); blocks.bytes != 0) {
+      extent.begin = is_read ? address_of(request.objects[i].data())
+                             : address_of_region(request.remote_ranges[i].region) + request.remote_ranges[i].offset;
+      extent.end = extent.begin + (blocks.bytes / blocks.size - 1) * blocks.stride + blocks.size;
+    }
+    if (extent.begin != extent.end) {
+      rising = rising && (extents.empty() || extents.back().end <= extent.begin);
+      extents.push_back(extent);
+    }
+  }
+  if (rising) {
+    return {};
+  }
+  std::vector<bool> found(objects.count());
+  /// Marks the objects of those that overlap with one of another object.
+  const auto mark = [&found](std::vector<Extent>& of) {
+    std::ranges::sort(of, {}, &Extent::begin);
+    const Extent* longest = nullptr;  // of those so far, the one that reaches furthest
+    for (const Extent& extent : of) {
+      if (longest != nullptr && extent.begin < longest->end && extent.object != longest->object) {
+        found[extent.object] = found[longest->object] = true;
+      }
+      if (longest == nullptr || extent.end > longest->end) {
+        longest = &extent;
+      }
+    }
+  };
+  mark(extents);
+  // Those whose blocks may only interleave: a closer look, as long as it takes no time to speak of.
+  std::uint64_t pieces = 0;
+  bool strided = false;
+  for (std::size_t i = 0; i < found.size() && !pages; ++i) {
+    if (found[i]) {
+      const kit::Blocks blocks = blocks_of(i);
+      strided = strided || blocks.size != blocks.bytes;
+      pieces += blocks.pieces(0, blocks.bytes);
+    }
+  }
+  if (!strided || pieces > most_looked_at) {
+    return found;
+  }
+  std::vector<Extent> blocks;
+  blocks.reserve(static_cast<std::size_t>(pieces));
+  for (const Extent& extent : extents) {
+    if (found[extent.object]) {
+      const kit::Blocks of = blocks_of(extent.object);
+      of.for_each_piece(0, of.bytes, [&](std::uint64_t position, std::uint64_t length) {
+        blocks.push_back({extent.begin + position, extent.begin + position + length, extent.object});
       });
     }
   }
-  std::erase_if(pieces, [](const Piece& piece) { return piece.begin == piece.end; });
-  std::ranges::sort(pieces, [](const Piece& a, const Piece& b) {
-    return std::pair(a.region, a.begin) < std::pair(b.region, b.begin);
-  });
-  std::vector<bool> found(objects.count());
-  const Piece* longest = nullptr;  // of those so far, the one that reaches furthest
-  for (const Piece& piece : pieces) {
-    const bool beside = longest != nullptr && piece.region == longest->region;
-    if (beside && piece.begin < longest->end) {
-      found[piece.object] = found[longest->object] = true;
-    }
-    if (!beside || piece.end > longest->end) {
-      longest = &piece;
-    }
-  }
+  found.assign(found.size(), false);
+  mark(blocks);
   return found;
 }
 

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -22,8 +22,8 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 /// is unmapped, and the CPU's own access would end the process.
 class MemoryLook {
  public:
-  /// One for all who have one. @throws TransferError if there is no descriptor left.
-  [[nodiscard]] static std::shared_ptr<const MemoryLook> shared();
+  /// Not to be shared with what a fork's child makes: there its descriptor may be another file's by then.
+  /// @throws TransferError if there is no descriptor left.
   MemoryLook();
   MemoryLook(const MemoryLook&) = delete;
   MemoryLook& operator=(const MemoryLook&) = delete;
@@ -46,8 +46,11 @@ struct ObjectPart {
 /// The part that begins at this byte of an object, which isn't the object's end. @param range where the object lies.
 [[nodiscard]] ObjectPart part_of(const RemoteRange& range, std::uint64_t offset);
 
+/// Where a region of the peer's begins in its memory: regions may share some.
+using RegionAddress = std::function<std::uint64_t(std::uint32_t)>;
+
 /// Objects of a one-sided batch that land on others of the same batch, by their number; empty if there are none. What they
-/// leave behind can't be compared.
-[[nodiscard]] std::vector<bool> landing_on_others(const TransferRequest& request);
+/// leave behind can't be compared. Where more than 32,768 blocks lie among each other, their objects count as such.
+[[nodiscard]] std::vector<bool> landing_on_others(const TransferRequest& request, const RegionAddress& address_of_region);
 
 }  // namespace kvferry::rdma

@@ -13,12 +13,13 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
-                           MessageSlots slots, RailTerms terms)
+                           MessageSlots slots, RailTerms terms, std::shared_ptr<const MemoryLook> look)
     : host_(std::move(host)),
       regions_(std::move(regions)),
       place_(place),
       slots_(slots),
       terms_(terms),
+      look_(std::move(look)),
       credits_(terms_.peer_buffers),
       told_regions_(host_->told_regions()),
       told_next_region_(told_regions_->next()),
@@ -115,8 +116,13 @@ void RailProtocol::stop(const kit::Operation& operation) {
     return;
   }
   const auto cause = operation.stop_cause();
-  if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0 && !told_all(transfer)) {
-    abort_send(transfer);
+  if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0) {
+    if (!told_all(transfer)) {
+      abort_send(transfer);
+    } else if (transfer.checks.on) {
+      // The peer, which answers in any case, may have much to compare before it would.
+      tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled, 0, transfer.sent_as);
+    }
   }
   if (transfer.request().kind != TransferKind::recv) {
     end_when_drained(transfer, cause);
@@ -179,7 +185,8 @@ bool RailProtocol::cut_off(kit::Clock::time_point until) {
   for (const auto& [id, transfer] : transfers_) {
     if (transfer.state == State::stopping && transfer.stopped <= until) {
       const bool is_recv = transfer.request().kind == TransferKind::recv;
-      if (is_recv && transfer.offered->revocable()) {
+      // Of a recv that is complete nothing is under way: what is left is to compare it.
+      if (is_recv && (transfer.checks.complete || transfer.offered->revocable())) {
         closable.push_back(id);
       } else {
         others = true;

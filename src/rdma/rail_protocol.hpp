@@ -58,8 +58,9 @@ struct RailTerms {
 class RailProtocol {
  public:
   /// @param place the rail's one among `regions->rails()`.
+  /// @param look never null.
   RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
-               MessageSlots slots, RailTerms terms);
+               MessageSlots slots, RailTerms terms, std::shared_ptr<const MemoryLook> look);
   RailProtocol(const RailProtocol&) = delete;
   RailProtocol& operator=(const RailProtocol&) = delete;
 
@@ -115,6 +116,10 @@ class RailProtocol {
   /// Makes the next list of work requests; its requests' `wr_id`s are what `fail` takes for a culprit.
   /// @return false if there is nothing to do. What it returns must be posted, or the protocol be failed.
   [[nodiscard]] bool fill(WorkList& list);
+  /// Whether there is something for `check_step` to do.
+  [[nodiscard]] bool checks_wait() const noexcept {
+    return !checking_.empty() || (!asked_.empty() && control_.size() < max_queued_answers);
+  }
   /// Takes and compares checksums, of about a part of an object for either side. @return whether there was anything to do.
   [[nodiscard]] bool check_step();
   /// Makes a list of one request that the peer's adapter answers by itself. @return false if the queue is full.
@@ -323,7 +328,6 @@ class RailProtocol {
   [[nodiscard]] static bool all_checked(const Transfer& transfer) noexcept;
   [[nodiscard]] std::size_t parts_in_message(const Transfer& transfer) const noexcept;
   [[nodiscard]] std::uint64_t add_sum(Transfer& transfer);
-  [[nodiscard]] bool can_look(std::span<const iovec> pieces);
   bool ask_step();
   bool answer_step();
   bool add_question(WorkList& list);
@@ -347,6 +351,7 @@ class RailProtocol {
   const std::size_t place_;
   const MessageSlots slots_;
   const RailTerms terms_;
+  const std::shared_ptr<const MemoryLook> look_;
   std::error_code failed_;
   std::string failed_why_;
   std::string violation_;
@@ -448,7 +453,6 @@ class RailProtocol {
   std::deque<Question> questions_asked_;       ///< In order, as the answers come.
   std::deque<Asked> asked_;
   std::shared_ptr<const kit::RegionList> own_regions_;  ///< As they were when they were needed last.
-  std::shared_ptr<const MemoryLook> look_;              ///< Once there is something to look at.
   std::vector<iovec> pieces_;                           ///< Of a part; kept for its memory.
 
   std::vector<std::byte> notification_;  ///< The peer's one that is coming in, in parts.

@@ -172,13 +172,6 @@ std::size_t RailProtocol::parts_in_message(const Transfer& transfer) const noexc
   return std::min(max_checked_parts, (slots_.bytes - sizeof(MessageHeader)) / of_a_part);
 }
 
-bool RailProtocol::can_look(std::span<const iovec> pieces) {
-  if (!look_) {
-    look_ = MemoryLook::shared();
-  }
-  return look_->can_read(pieces);
-}
-
 /// Takes the sum of the next part. @return how many bytes it has; 0 if they can't be read.
 std::uint64_t RailProtocol::add_sum(Transfer& transfer) {
   const TransferRequest& request = transfer.request();
@@ -201,7 +194,7 @@ std::uint64_t RailProtocol::add_sum(Transfer& transfer) {
                                           [&](std::byte* data, std::size_t length) {
                                             pieces_.push_back({data, length});
                                           });
-  if (!can_look(pieces_)) {
+  if (!look_->can_read(pieces_)) {
     return 0;
   }
   const std::uint64_t sum = sum_of(pieces_);
@@ -409,7 +402,7 @@ bool RailProtocol::answer_step() {
       taken += range.size * range.count;
     }
     taken += pieces_.size() * bytes_of_a_piece;
-    if (!can_look(pieces_)) {
+    if (!look_->can_read(pieces_)) {
       status = errc::memory_fault;
     } else if (sum_of(pieces_) != sum) {
       asked.differing[asked.next / 64] |= std::uint64_t{1} << asked.next % 64;
@@ -469,7 +462,6 @@ void RailProtocol::end_checked_recv(Transfer& recv) {
       recv.operation().received(i, size);
       continue;
     }
-    recv.operation().set_size(i, size);
     recv.operation().failed(i, errc::checksum_mismatch);
     recv.why = differs(i);
   }

@@ -134,7 +134,7 @@ class RdmaTransferChannel::Impl {
 
   void open(const RdmaOptions& given) {
     trusted_fabric = given.trusted_fabric;
-    look = rdma::MemoryLook::shared();
+    link_options.rail.look = std::make_shared<const rdma::MemoryLook>();
     std::string host;
     for (const auto* url : {&given.advertised_init_url, &given.peer_init_url}) {
       if (host.empty() && !url->empty()) {
@@ -161,8 +161,6 @@ class RdmaTransferChannel::Impl {
   bool trusted_fabric = false;
   rdma::LinkOptions link_options;
   std::vector<rdma::RailPort> ports;
-  /// Kept for the rails, which would break where there is no descriptor left for it.
-  std::shared_ptr<const rdma::MemoryLook> look;
   std::shared_ptr<Links> attempts = std::make_shared<Links>();
   std::shared_ptr<rdma::JoinThreads> join_threads;
   std::shared_ptr<std::atomic<std::size_t>> accepting = std::make_shared<std::atomic<std::size_t>>(0);

@@ -255,7 +255,7 @@ TEST_F(RailProtocolChecksums, ASendThatLandedWrongFailsOnBothSides) {
     run();
     expect_third_differs(*sent, sent_statuses, sent_diagnostic);
     expect_third_differs(*received, received_statuses, received_diagnostic);
-    EXPECT_EQ(sizes, std::vector<std::size_t>(count, size));
+    EXPECT_EQ(sizes, (std::vector<std::size_t>{size, size, 0, size})) << "what differs is not to be used";
   }
   EXPECT_EQ(b.host->differed, 2U);
 }
@@ -300,6 +300,42 @@ TEST_F(RailProtocolChecksums, WhatABatchOverwritesIsNotCompared) {
   run();
   EXPECT_EQ(interleaved->ec, errc::checksum_mismatch);
   EXPECT_EQ(interleaved->count, 1U);
+}
+
+TEST_F(RailProtocolChecksums, WhatABatchOverwritesThroughAnotherRegionIsNotCompared) {
+  const std::uint32_t number = b.add_region(8 * page, 4 * page);  // in the middle of region 0
+  b.protocol->region_added();
+  (void)move();
+  TransferRequest request = with_checksums(one_sided(TransferKind::write, cut(a, 3, page), {}));
+  request.remote_ranges = {RemoteRange::contiguous(0, 9 * page + 7, page), RemoteRange::contiguous(0, 20 * page, page),
+                           RemoteRange::contiguous(number, page, page)};
+  const auto outcome = std::make_shared<Outcome>();
+  a.start(std::move(request), outcome);
+  (void)move();
+  b.memory[20 * page] ^= std::byte{1};
+  run();
+  EXPECT_EQ(outcome->ec, errc::checksum_mismatch) << outcome->ec.message();
+  EXPECT_EQ(outcome->count, 2U) << "the second, which nothing overwrites, differs";
+}
+
+TEST_F(RailProtocolChecksums, BlocksAreToldApartUpToABound) {
+  const auto found = [&](std::size_t blocks, std::size_t shift) {
+    TransferRequest request = one_sided(TransferKind::write, {a.at(0, blocks), a.at(0, blocks), a.at(0, 100)}, {});
+    request.remote_ranges = {RemoteRange::strided(0, 0, 1, 2, blocks), RemoteRange::strided(0, shift, 1, 2, blocks),
+                             RemoteRange::contiguous(0, 8 * blocks, 100)};
+    return landing_on_others(request, [](std::uint32_t) { return std::uint64_t{4096}; });
+  };
+  EXPECT_EQ(found(1000, 1), std::vector<bool>(3, false));
+  EXPECT_EQ(found(1000, 2), (std::vector<bool>{true, true, false}));
+  EXPECT_EQ(found(16'384, 1), std::vector<bool>(3, false));
+  EXPECT_EQ(found(16'385, 1), (std::vector<bool>{true, true, false})) << "32,770 blocks";
+  // Objects in one piece are told apart however many they are.
+  std::vector<MutableBuffer> objects = cut(a, 100'000, 32);
+  std::ranges::reverse(objects);
+  objects.push_back(objects.front());
+  const auto many = landing_on_others(one_sided(TransferKind::read, objects, rising(objects.size())), {});
+  EXPECT_EQ(std::ranges::count(many, true), 2);
+  EXPECT_TRUE(many.front() && many.back());
 }
 
 TEST_F(RailProtocolChecksums, AStepIsBounded) {
@@ -435,6 +471,76 @@ TEST_F(RailProtocolChecksums, ASendThatIsStoppedBetweenItsDataAndItsEndLeavesNot
   EXPECT_TRUE(b.protocol->idle());
 }
 
+TEST_F(RailProtocolChecksums, ASendThatIsStoppedWhileThePeerHasMuchToCompareEndsAtOnce) {
+  for (const std::size_t size : {std::size_t{100}, 3 * page}) {
+    const auto sent = std::make_shared<Outcome>();
+    const auto received = std::make_shared<Outcome>();
+    b.start(paired(TransferKind::recv, cut(b, 4, size), 1), received);
+    const auto send = a.start(with_checksums(paired(TransferKind::send, cut(a, 4, size), 1)), sent);
+    while (move() || a.protocol->check_step()) {
+    }
+    EXPECT_EQ(sent->calls + received->calls, 0) << "told, and not compared";
+    send->request_stop(errc::timed_out);
+    (void)move();
+    EXPECT_EQ(sent->calls, 1);
+    EXPECT_EQ(sent->ec, errc::timed_out) << sent->ec.message();
+    EXPECT_EQ(sent->count, 0U);
+    EXPECT_EQ(received->ec, errc::peer_cancelled) << received->ec.message();
+    EXPECT_EQ(received->count, 0U);
+    EXPECT_FALSE(a.protocol->draining_since());
+    run();
+    EXPECT_TRUE(a.protocol->idle());
+    EXPECT_TRUE(b.protocol->idle());
+  }
+}
+
+TEST_F(RailProtocolChecksums, ASendThatIsStoppedAfterItWasComparedHasSucceeded) {
+  const auto sent = std::make_shared<Outcome>();
+  const auto received = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, cut(b, 4, 100), 1), received);
+  const auto send = a.start(with_checksums(paired(TransferKind::send, cut(a, 4, 100), 1)), sent);
+  while (move() || a.protocol->check_step()) {
+  }
+  (void)b.protocol->check_step();
+  EXPECT_EQ(received->count, 4U);
+  send->request_stop(errc::timed_out);
+  run();
+  EXPECT_EQ(sent->calls, 1);
+  EXPECT_EQ(sent->count, 4U) << sent->ec.message();
+  EXPECT_TRUE(a.protocol->idle());
+  EXPECT_TRUE(b.protocol->idle());
+}
+
+TEST_F(RailProtocolChecksums, AStoppedRecvThatIsCompleteNeedsNoEndOfTheRail) {
+  const auto sent = std::make_shared<Outcome>();
+  const auto received = std::make_shared<Outcome>();
+  const auto recv = b.start(paired(TransferKind::recv, cut(b, 4, 3 * page), 1), received);
+  (void)move();
+  a.start(with_checksums(paired(TransferKind::send, cut(a, 4, 3 * page), 1)), sent);
+  const auto post_all = [&](Side& from, Side& to) {
+    while (post(from, to)) {
+      from.protocol->completed();
+    }
+  };
+  do {
+    post_all(a, b);
+  } while (a.protocol->check_step());
+  recv->request_stop(errc::cancelled);
+  post_all(b, a);
+  receive_all(a);
+  receive_all(b);
+  EXPECT_EQ(received->calls, 0);
+  EXPECT_FALSE(b.protocol->cut_off(kit::Clock::now()));
+  EXPECT_EQ(received->calls, 1);
+  EXPECT_EQ(received->ec, errc::cancelled) << received->ec.message();
+  run();
+  const auto again = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, cut(b, 4, 3 * page), 1), again);
+  run();
+  EXPECT_EQ(sent->count, 4U) << sent->ec.message();
+  EXPECT_EQ(again->count, 4U) << again->ec.message();
+}
+
 TEST_F(RailProtocolChecksums, APeerWithoutThemIsToldApart) {
   b.checks = 0;
   a.join(b);
@@ -460,7 +566,8 @@ TEST_F(RailProtocolChecksums, AWriteNeedsARegionThatMayBeRead) {
   terms.queue_depth = queue_depth;
   terms.request.pieces = 4;
   terms.checks = max_checks;
-  a.protocol.emplace(a.host, a.link_regions, 0, MessageSlots{a.slots.data(), slot_count, small_message, 2}, terms);
+  a.protocol.emplace(a.host, a.link_regions, 0, MessageSlots{a.slots.data(), slot_count, small_message, 2}, terms,
+                     a.look);
   const auto outcome = std::make_shared<Outcome>();
   a.start(with_checksums(one_sided(TransferKind::write, cut(a, 1, page), {0})), outcome);
   EXPECT_EQ(outcome->ec, errc::access_denied);

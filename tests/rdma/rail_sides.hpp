@@ -132,7 +132,8 @@ struct Side {
     link_regions = std::make_shared<LinkRegions>(
         rails, [this](std::size_t, std::uint32_t number) { return keys_of(number); },
         std::vector<PeerRegion>{{0, page, {first, first}}}, 1);
-    protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms);
+    protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms,
+                     look);
   }
 
   std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {
@@ -165,7 +166,11 @@ struct Side {
       }
     }
     if (operation->request().checksums.value_or(false)) {
-      preparation.uncompared = landing_on_others(operation->request());
+      const auto peers = link_regions->peers();
+      preparation.uncompared = landing_on_others(operation->request(), [&](std::uint32_t number) {
+        const PeerRegion* const region = peers->find(number);
+        return region == nullptr ? 0 : region->keys.front().address;
+      });
     }
     const std::size_t count = operation->object_count();
     auto batch = std::make_shared<kit::StripedOperation>(operation, 1);
@@ -202,6 +207,7 @@ struct Side {
   std::vector<std::uint64_t> rails{0};       ///< Of the link that the rail is the first of.
   std::shared_ptr<LinkRegions> link_regions;
   SliceTable table;
+  std::shared_ptr<const MemoryLook> look = std::make_shared<const MemoryLook>();
   std::size_t own_buffers;
   std::size_t checks = max_checks;
   std::size_t depth = queue_depth;

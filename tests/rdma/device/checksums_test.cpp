@@ -3,9 +3,17 @@
 // are compared.
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <asio/executor_work_guard.hpp>
+#include <asio/io_context.hpp>
 
 #include <atomic>
+#include <exception>
 #include <string>
 #include <thread>
 #include <vector>
@@ -37,6 +45,23 @@ class ChangingByte {
 
  private:
   std::atomic<bool> stopped_{false};
+  std::thread thread_;
+};
+
+/// Runs a context, until it goes.
+class RunningContext {
+ public:
+  explicit RunningContext(asio::io_context& context) : context_(context), thread_([&context] { context.run(); }) {}
+  RunningContext(const RunningContext&) = delete;
+  RunningContext& operator=(const RunningContext&) = delete;
+  ~RunningContext() {
+    context_.stop();
+    thread_.join();
+    context_.restart();
+  }
+
+ private:
+  asio::io_context& context_;
   std::thread thread_;
 };
 
@@ -144,6 +169,80 @@ TEST(RdmaChecksums, BatchesOfManyObjectsGoThrough) {
   b.fill(2);
   EXPECT_EQ(a.channel->batched_read(objects, {.peer_id = "b", .remote_ranges = ranges}), count);
   EXPECT_TRUE(std::ranges::equal(a.region.first(count * size), b.region.first(count * size)));
+}
+
+TEST(RdmaChecksums, ACallersThreadTakesNoneAndTheReactorsAFewAtATime) {
+  constexpr std::size_t size = std::size_t{8} << 20;  // what is with the adapter at a time, and posted by the call
+  asio::io_context context;
+  const auto guard = asio::make_work_guard(context);
+  NodeOptions options = checking(1);
+  options.channel.executor = context.get_executor();
+  Node b(size / page_size, checking(1));
+  Node a(size / page_size, std::move(options));
+  a.fill(1);
+  {
+    const RunningContext running(context);
+    a.connect("a", "b", b);
+  }
+  const std::vector<RemoteRange> ranges{RemoteRange::contiguous(0, 0, size)};
+  bool ended = false;
+  std::error_code cause;
+  a.channel->async_batched_write({a.region}, {.peer_id = "b", .remote_ranges = ranges},
+                                 [&](std::error_code ec, std::size_t) {
+                                   ended = true;
+                                   cause = ec;
+                                 });
+  const auto landed = [&] {
+    const std::atomic_ref<unsigned char> last(reinterpret_cast<unsigned char&>(b.region.back()));
+    return last.load() == static_cast<unsigned char>(a.region.back());
+  };
+  EXPECT_TRUE(eventually(landed));
+  a.region.front() ^= std::byte{1};  // before anybody but the call could have looked at it
+  std::size_t turns = 0;
+  while (!ended && turns < 100'000 && context.run_one_for(long_enough) != 0) {
+    ++turns;
+  }
+  EXPECT_EQ(cause, errc::checksum_mismatch) << cause.message();
+  EXPECT_GE(turns, size >> 20) << "each leaves others their turn after a mebibyte";
+  const RunningContext running(context);
+  a.channel->close();
+}
+
+TEST(RdmaChecksums, AForkedChildThatClosedAllFilesWritesToNoneOfItsOwn) {
+  Node a(4, checking(1));
+  Node b(4, checking(1));
+  a.connect("a", "b", b);
+  ASSERT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(60);
+    int result = 2;
+    try {
+      // As a daemon does. Then its own file is wherever its parent had one.
+      constexpr int descriptors = 200;
+      for (int descriptor = 3; descriptor < descriptors; ++descriptor) {
+        ::close(descriptor);
+      }
+      const int file = ::memfd_create("file", 0);
+      while (::dup(file) < descriptors) {
+      }
+      Node own(4, checking(1));
+      Node peer(4, checking(1));
+      own.fill(1);
+      own.connect("own", "peer", peer);
+      const bool written =
+          own.channel->batched_write(own.pages(4), {.peer_id = "peer", .remote_indexes = indexes(4)}) == 4;
+      struct stat state = {};
+      result = written && ::fstat(file, &state) == 0 && state.st_size == 0 ? 0 : 1;
+    } catch (const std::exception&) {
+      result = 3;
+    }
+    ::_exit(result);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
 }
 
 TEST(RdmaChecksums, APeerThatDoesntOfferThemIsRefusedThem) {
