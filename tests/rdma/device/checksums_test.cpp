@@ -3,7 +3,6 @@
 // are compared.
 #include <gtest/gtest.h>
 
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -224,7 +223,8 @@ TEST(RdmaChecksums, AForkedChildThatClosedAllFilesWritesToNoneOfItsOwn) {
         ::close(descriptor);
       }
       const int file = ::memfd_create("file", 0);
-      while (::dup(file) < descriptors) {
+      for (int copy = file; copy >= 0 && copy < descriptors - 1;) {
+        copy = ::dup(file);
       }
       Node own(4, checking(1));
       Node peer(4, checking(1));
