@@ -27,7 +27,10 @@ constexpr bool is_message_type(MessageType type) {
     case MessageType::region_removed:
     case MessageType::region_removed_ack:
     case MessageType::regions_question:
-    case MessageType::regions_answer: return true;
+    case MessageType::regions_answer:
+    case MessageType::check_memory:
+    case MessageType::check_recv:
+    case MessageType::check_answer: return true;
   }
   return false;
 }

@@ -50,6 +50,7 @@ struct Lent {
   std::size_t moved = 0;        ///< Bytes by RDMA, of lists that have been completed.
   std::size_t out = 0;          ///< Its requests with the adapter.
   std::uint64_t posted_as = 0;  ///< recv
+  bool compared = false;        ///< write, read: it succeeds only if the peer has compared something of it.
   bool seen_ended = false;
 };
 
@@ -119,7 +120,8 @@ class Rail {
     auto lent = std::make_unique<Lent>();
     lent->kind = kinds[input_.choice(kinds.size())];
     const std::size_t count = 1 + input_.choice(12);
-    const bool open = input_.flag();
+    const std::uint8_t how = input_.number();
+    const bool open = (how & 1) != 0;
     for (std::size_t i = 0; i < count; ++i) {
       const auto object = blocks_.lend(open, sizes[input_.choice(sizes.size())]);
       if (!object) {
@@ -137,6 +139,9 @@ class Rail {
     if (lent->kind == TransferKind::write && input_.flag()) {
       request.notification.resize(1 + input_.number() * 16U);
     }
+    request.checksums = (how & 2) != 0;
+    const std::set<std::uint64_t> distinct(lent->pages.begin(), lent->pages.end());
+    lent->compared = (how & 2) != 0 && request.one_sided() && lent->total != 0 && distinct.size() == count;
     Lent* const started = lent.get();
     operations_.push_back(std::move(lent));
     started->operation = own_.start(std::move(request), started->outcome);
@@ -153,6 +158,7 @@ class Rail {
 
   void fill() {
     own_.protocol->begin_fences(own_.protocol->fences_asked());
+    (void)own_.protocol->check_step();
     if (own_.protocol->fill(list_)) {
       post();
     }
@@ -342,6 +348,16 @@ class Rail {
         if ((flags & (SentObject::refused | SentObject::direct)) == 0) {
           body.resize(body.size() + std::min<std::size_t>(length, 700), static_cast<std::byte>(0x80 | body.size()));
         }
+      } else if (header.type == MessageType::check_memory) {
+        CheckedRange range;
+        range.offset = input_.flag() ? input_.number() : input_.any_number();
+        range.size = input_.flag() ? input_.number() : input_.any_number();
+        range.stride = input_.flag() ? range.size + input_.number() : input_.any_number();
+        range.region = static_cast<std::uint32_t>(input_.choice(4) == 3 ? input_.any_number() : 0);
+        range.count = static_cast<std::uint32_t>(input_.flag() ? 1 : input_.any_number());
+        append(range);
+      } else if (header.type == MessageType::check_recv) {
+        append(CheckedPart{input_.flag() ? input_.choice(128) : input_.any_number(), input_.any_number()});
       }
     }
     if (header.type == MessageType::notify) {
@@ -362,7 +378,7 @@ class Rail {
       MessageHeader header;
       const std::size_t type = input_.choice(message_types.size() + 1);
       header.type = type == 0 ? MessageType{} : message_types[type - 1];
-      header.flags = input_.flag() ? MessageHeader::last : std::uint8_t{0};
+      header.flags = input_.number() & (MessageHeader::last | MessageHeader::checked);
       // As many as there are to be posted anew, mostly.
       header.credits = static_cast<std::uint16_t>(input_.flag() ? peer_buffers - credits_ : input_.choice(4));
       header.operation = some_id();
@@ -434,6 +450,7 @@ class Rail {
     if (header.status == 0) {
       send_acks_ += header.type == MessageType::send_ack ? 1 : 0;
       notify_acks_ += header.type == MessageType::notify_ack ? 1 : 0;
+      check_answers_ += header.type == MessageType::check_answer ? 1 : 0;
     }
   }
 
@@ -454,6 +471,7 @@ class Rail {
   void check() {
     std::size_t notified = 0;
     std::size_t sent = 0;
+    std::size_t compared = 0;
     for (const auto& lent : operations_) {
       require(lent->outcome->calls <= 1, "an operation ends once");
       const bool ended = lent->outcome->calls == 1;
@@ -477,11 +495,13 @@ class Rail {
         // An answer to what came behind the data tells of the data, too, where a failure took the completion.
         require(lent->moved == lent->total || (notifies && failed_), "all of what succeeds has been moved");
         notified += notifies ? 1 : 0;
+        compared += lent->compared ? 1 : 0;
       }
       sent += good && lent->kind == TransferKind::send ? 1 : 0;
     }
     require(notified <= notify_acks_, "a notification succeeds when the peer says so");
     require(sent <= send_acks_, "a send succeeds when the peer says so");
+    require(compared <= check_answers_, "what has checksums succeeds when the peer has compared them");
     for (const auto& notification : own_.host->notifications) {
       require(!notification.empty() && notification.size() <= max_notification_bytes, "notifications are bounded");
     }
@@ -503,6 +523,7 @@ class Rail {
   std::size_t credits_ = peer_buffers;
   std::size_t send_acks_ = 0;
   std::size_t notify_acks_ = 0;
+  std::size_t check_answers_ = 0;
   int fences_out_ = 0;
   bool failed_ = false;
   bool leaving_ = false;

@@ -112,7 +112,7 @@ struct ChannelStats {
   /// How often somebody else was found where a known peer was: it restarted, or moved.
   std::uint64_t peer_replacements = 0;
   /// How often bytes that have landed on this side differed from what was sent (`TransferSpec::checksums`): objects, and those of
-  /// more than 1 MiB by their parts.
+  /// more than 1 MiB, or over RDMA of more than 4,096 blocks, by their parts.
   std::uint64_t checksum_mismatches = 0;
   HandshakeStats handshakes;
   /// Connections to the channel's ports that were closed, and messages that were turned away, before their sender was

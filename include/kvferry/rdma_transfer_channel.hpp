@@ -115,8 +115,7 @@ struct RdmaRailInfo {
 class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
  public:
   /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
-  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::not_supported` (checksums),
-  /// `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
   /// memory that can't be registered; EINVAL for `require_encryption` without `RdmaOptions::trusted_fabric`; ENODEV if there is no device, or none that is active; EINVAL if there is none of
   /// a name that is given, no such port or partition; EOPNOTSUPP for a device that isn't InfiniBand or RoCE. The sentence names it.
   explicit RdmaTransferChannel(RdmaOptions options);

@@ -152,8 +152,8 @@ struct TransferSpec {
 
   /// Whether the objects have checksums: the source takes them, and the destination compares them with the bytes that
   /// have landed. Unset: as `ChannelOptions::checksums` says. A send and its recv have them if either side asks. Needs
-  /// `Capabilities::checksums`. An object that differs ends with `errc::checksum_mismatch`: don't use the bytes at its
-  /// destination.
+  /// `Capabilities::checksums`; over RDMA a write's need a region that peers may also read. An object that differs ends
+  /// with `errc::checksum_mismatch`: don't use the bytes at its destination.
   std::optional<bool> checksums = {};
 
   /// Optional, one for each object: success for those that were transferred, the cause for the others.

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -63,12 +64,14 @@ struct Endpoint {
   std::uint64_t message_bytes = 0;  ///< What a receive buffer holds.
   std::uint64_t messages = 0;       ///< Receive buffers of each rail.
   std::vector<RailEndpoint> rails;
+  /// Messages with checksums that it takes on each rail before it has answered them. None: it has no checksums.
+  std::optional<std::uint64_t> checks = {};
 
   static constexpr std::string_view side_message_type = "RdmaEndpoint";
   static constexpr auto side_message_fields() {
     return std::tuple(side_message_field("message_bytes", &Endpoint::message_bytes),
                       side_message_field("messages", &Endpoint::messages),
-                      side_message_field("rails", &Endpoint::rails));
+                      side_message_field("rails", &Endpoint::rails), side_message_field("checks", &Endpoint::checks));
   }
 };
 

@@ -18,7 +18,7 @@ std::vector<PeerRegion> LinkRegions::told(std::span<const RemoteRegion> describe
                                           std::span<const RailEndpoint* const> peers) {
   std::vector<PeerRegion> regions;
   for (const RemoteRegion& region : described) {
-    PeerRegion told{region.number, region.page_size, {}};
+    PeerRegion told{region.number, region.page_size, {}, region.access};
     for (const RailEndpoint* const rail : peers) {
       const auto keys = std::ranges::find(rail->regions, std::uint64_t{region.number}, &RegionKeys::number);
       if (keys != rail->regions.end()) {

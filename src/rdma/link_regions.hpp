@@ -22,6 +22,7 @@ struct PeerRegion {
   std::uint32_t number = 0;
   std::uint64_t page_size = 0;
   std::vector<RegionKeys> keys;  ///< One for each rail of the link, in the order of the rails' numbers.
+  Access access = Access::read_write;
 };
 
 /// The peer's regions at a moment. It never changes; when the regions do, there is another list, and this one says that it

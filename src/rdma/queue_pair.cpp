@@ -160,6 +160,7 @@ kit::Failure QueuePair::connect(const Endpoint& peer, const RailEndpoint& peers_
   slot_bytes_ = std::min<std::size_t>(message_bytes, static_cast<std::size_t>(peer.message_bytes));
   terms_.peer_buffers = static_cast<std::size_t>(peer.messages);
   terms_.own_buffers = messages;
+  terms_.checks = static_cast<std::size_t>(std::min<std::uint64_t>(peer.checks.value_or(0), max_checks));
   terms_.queue_depth = depth_;
   terms_.max_inline = max_inline_;
   terms_.request.pieces = max_pieces_;

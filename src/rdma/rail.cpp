@@ -51,7 +51,8 @@ kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Joint& joi
     own_incarnation_ = own_incarnation;
     peers_incarnation_ = host->peer().incarnation;
     host_ = std::move(host);
-    protocol_.emplace(host_, joint.regions, joint.place, pair_->slots(), pair_->terms());
+    regions_ = joint.regions;
+    protocol_.emplace(host_, joint.regions, joint.place, pair_->slots(), pair_->terms(), options_.look);
     std::error_code ec;
     events_.assign(pair_->event_descriptor(), ec);
     if (ec) {
@@ -66,7 +67,7 @@ kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Joint& joi
       post("hello");
     }
   });
-  drive(caller_rounds);
+  drive(callers_turn);
   return failure;
 }
 
@@ -82,7 +83,7 @@ void Rail::run() {
     }
     protocol_->region_added();  // since the handshake was made
   });
-  drive(turn_rounds);
+  drive(full_turn);
 }
 
 kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange range,
@@ -91,6 +92,24 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
   const std::size_t eager = options_.queue_pair.eager_bytes;
   preparation.own_memory = device_->regions([this] { return host_->local_regions(); });
   const SliceTable& regions = *preparation.own_memory;
+  if (request.checksums.value_or(false)) {
+    const Slice* hint = nullptr;
+    for (std::size_t i = range.begin; i < range.end; ++i) {
+      const MutableBuffer object = request.objects[i];
+      const Slice* const slice = object.empty() ? nullptr : regions.find(address_of(object.data()), hint);
+      if (slice != nullptr && slice->device_memory) {
+        return {errc::not_supported,
+                "object " + std::to_string(i) + " lies in a dma-buf's region, which no CPU takes checksums of"};
+      }
+    }
+    if (batch.parts() == 1 && request.one_sided() && regions_) {
+      const auto peers = regions_->peers();
+      preparation.uncompared = landing_on_others(request, [&](std::uint32_t number) {
+        const PeerRegion* const region = peers->find(number);
+        return region == nullptr || region->keys.empty() ? 0 : region->keys.front().address;
+      });
+    }  // else none does, or it would go over one rail
+  }
   if (request.kind == TransferKind::recv) {
     preparation.offered = std::make_unique<OfferedBuffers>();
     return OfferedBuffers::offer(regions, device_->domain(), request.objects, eager, *preparation.offered);
@@ -127,45 +146,45 @@ void Rail::start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange 
     return;
   }
   driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range, std::move(preparation)}); });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 void Rail::stop(std::shared_ptr<kit::Operation> operation) {
   driver_.put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 void Rail::fence(std::function<void()> done) {
   driver_.put([&](Inbox& inbox) { inbox.fences.push_back(std::move(done)); });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 void Rail::region_added() {
   driver_.put([](Inbox& inbox) { inbox.region_added = true; });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 void Rail::region_removed(std::uint32_t number, std::function<void()> done) {
   driver_.put([&](Inbox& inbox) { inbox.removed_regions.emplace_back(number, std::move(done)); });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 void Rail::ask_regions(std::function<void()> done) {
   driver_.put([&](Inbox& inbox) { inbox.region_questions.push_back(std::move(done)); });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 void Rail::probe(std::function<void()> answered) {
   driver_.put([&](Inbox& inbox) { inbox.probes.push_back(std::move(answered)); });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 void Rail::device_failed(std::error_code cause, const std::string& why) {
   driver_.put([&](Inbox& inbox) { inbox.trouble = {cause, why}; });
-  drive(turn_rounds);
+  drive(full_turn);
 }
 
-void Rail::drive(std::size_t rounds) {
+void Rail::drive(Turn turn) {
   struct Driven {
     bool to_be_continued;
     std::shared_ptr<Owner> told_owner;
@@ -176,7 +195,7 @@ void Rail::drive(std::size_t rounds) {
         bool more = false;
         try {
           apply(taken);
-          more = work(rounds, taken);
+          more = work(turn, taken);
         } catch (const std::exception& error) {
           give_up(taken, error.what());  // memory is used up
         }
@@ -196,39 +215,52 @@ void Rail::drive(std::size_t rounds) {
         try {
           asio::post(executor_, [self = shared_from_this()] {
             self->driver_.put([](Inbox& inbox) { inbox.continuation = true; });
-            self->drive(turn_rounds);
+            self->drive(full_turn);
           });
           return false;
         } catch (const std::exception&) {
           // There is no memory to have another thread go on: this one does.
           driver_.put([](Inbox& inbox) { inbox.continuation = true; });
-          rounds = turn_rounds;
+          turn = full_turn;
           return true;
         }
       });
 }
 
-bool Rail::work(std::size_t& rounds, Inbox& taken) {
+bool Rail::work(Turn& turn, Inbox& taken) {
   for (;;) {
     taken = driver_.take();
     apply(taken);
     if (failed_ || held_ || (phase_ != Phase::greeting && phase_ != Phase::running)) {
       return false;
     }
-    if (rounds == 0) {
+    if (turn.rounds == 0) {
       arm_timer();
       return true;
     }
-    --rounds;
+    --turn.rounds;
     const bool polled = poll_step();
     await_writes();
     const bool posted = !failed_ && phase_ == Phase::running && post_step();
     const bool probed = !failed_ && phase_ == Phase::running && probe_step();
-    if (polled || posted || probed) {
+    // However much else there is, at the end of a turn there are some checksums.
+    if ((polled || posted || probed) && (!turn.checks || turn.rounds != 0)) {
       continue;
     }
     if (failed_) {
       return false;
+    }
+    if (phase_ == Phase::running && protocol_->checks_wait()) {
+      if (!std::exchange(turn.checks, false)) {
+        arm_timer();
+        return true;
+      }
+      (void)protocol_->check_step();
+      turn.rounds = callers_turn.rounds;  // to say what has come of it
+      continue;
+    }
+    if (polled || posted || probed) {
+      continue;
     }
     if (spins()) {
       arm_timer();
@@ -337,7 +369,7 @@ void Rail::await_writes() {
       asio::post(executor, [weak, fences] {
         if (const auto self = weak.lock()) {
           self->driver_.put([fences](Inbox& inbox) { inbox.ended_fences += fences; });
-          self->drive(caller_rounds);
+          self->drive(callers_turn);
         }
       });
     } catch (const std::exception&) {
@@ -465,7 +497,7 @@ void Rail::wait_for_event() {
   events_.async_wait(asio::posix::stream_descriptor::wait_read, [self = shared_from_this()](std::error_code ec) {
     if (ec != asio::error::operation_aborted) {
       self->driver_.put([](Inbox& inbox) { inbox.event = true; });
-      self->drive(turn_rounds);
+      self->drive(full_turn);
     }
   });
 }

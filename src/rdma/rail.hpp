@@ -32,6 +32,8 @@ struct RailOptions {
   std::chrono::milliseconds drain_timeout{0};
   std::chrono::milliseconds parts_timeout{60'000};
   std::chrono::microseconds spin{0};
+  /// The channel's, so that no rail breaks because there is no descriptor left for one.
+  std::shared_ptr<const MemoryLook> look = {};
 };
 
 /// A port, and what its device says of itself.
@@ -150,15 +152,19 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   /// Completions that are taken from the queue at a time.
   static constexpr std::size_t poll_batch = 32;
-  /// Rounds of the driver - a batch of completions, a list of requests - that a caller does on its own thread: an
-  /// operation's first requests, not its whole.
-  static constexpr std::size_t caller_rounds = 4;
-  /// Rounds after which the reactor's thread looks after the others.
-  static constexpr std::size_t turn_rounds = 64;
+  /// What the driver does until it looks after others.
+  struct Turn {
+    std::size_t rounds = 0;  ///< Of a batch of completions, a list of requests.
+    bool checks = false;     ///< Whether it takes and compares checksums, about a mebibyte for either side.
+  };
+  /// On a caller's own thread: an operation's first requests, not its whole, and no work for the peer.
+  static constexpr Turn callers_turn{4, false};
+  /// On the reactor's thread.
+  static constexpr Turn full_turn{64, true};
 
-  void drive(std::size_t rounds);
-  /// @return whether the rounds ran out with work left.
-  bool work(std::size_t& rounds, Inbox& taken);
+  void drive(Turn turn);
+  /// @return whether the turn ended with work left.
+  bool work(Turn& turn, Inbox& taken);
   void apply(Inbox& taken);
   void apply_regions(Inbox& taken);
   void give_up(Inbox& taken, const char* what);
@@ -197,6 +203,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   asio::posix::stream_descriptor events_;
   asio::steady_timer timer_;
   std::shared_ptr<kit::LinkHost> host_;  ///< Once it is being joined, as the protocol.
+  std::shared_ptr<LinkRegions> regions_;
   std::optional<RailProtocol> protocol_;
   std::size_t awaited_fences_ = 0;  ///< Of the peer's that have come, the first ones, whose writes are waited for.
   WorkList list_;

@@ -15,7 +15,7 @@ void Rail::hold() {
     owner_.reset();  // it knows
     held_ = true;
   });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 bool Rail::say(Farewell what) {
@@ -52,7 +52,7 @@ bool Rail::say(Farewell what) {
       done = step();  // what completed before has no event
     }
   });
-  drive(caller_rounds);
+  drive(callers_turn);
   return done;
 }
 
@@ -63,7 +63,7 @@ int Rail::event_descriptor() {
       descriptor = pair_->event_descriptor();
     }
   });
-  drive(caller_rounds);
+  drive(callers_turn);
   return descriptor;
 }
 
@@ -78,7 +78,7 @@ void Rail::shut(std::error_code cause, const std::string& why) {
       end_all(cause, why, 0);
     }
   });
-  drive(caller_rounds);
+  drive(callers_turn);
 }
 
 /// Takes what has completed and what the peer has answered, of a rail that is leaving.

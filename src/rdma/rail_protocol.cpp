@@ -13,12 +13,13 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
-                           MessageSlots slots, RailTerms terms)
+                           MessageSlots slots, RailTerms terms, std::shared_ptr<const MemoryLook> look)
     : host_(std::move(host)),
       regions_(std::move(regions)),
       place_(place),
       slots_(slots),
       terms_(terms),
+      look_(std::move(look)),
       credits_(terms_.peer_buffers),
       told_regions_(host_->told_regions()),
       told_next_region_(told_regions_->next()),
@@ -66,6 +67,10 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
   transfer.own_memory = std::move(preparation.own_memory);
   transfer.borrowed = std::move(preparation.borrowed);
   transfer.offered = std::move(preparation.offered);
+  if (auto failure = begin_checks(transfer, std::move(preparation.uncompared))) {
+    end(transfer, failure.code, std::move(failure.sentence));
+    return;
+  }
   if (range.begin == range.end && request.one_sided()) {
     planned_all(transfer);  // what is left is the notification
     return;
@@ -78,7 +83,11 @@ void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::Obje
                                      RemoteMemory::of(request, *remote_, place_));
       if (transfer.planner.done()) {
         planned_all(transfer);
-        transfer.operation().landed(range.begin, range.end - range.begin);
+        transfer.landed_end = range.end;
+        go_on_checking(transfer);
+        if (!transfer.checks.on) {
+          transfer.operation().landed(range.begin, range.end - range.begin);
+        }
         end_if_done(transfer);
       } else {
         moving_.push_back(id);
@@ -107,14 +116,21 @@ void RailProtocol::stop(const kit::Operation& operation) {
     return;
   }
   const auto cause = operation.stop_cause();
-  if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0 && !told_all(transfer)) {
-    // Goes out behind the writes into the recv's buffers that are under way. Objects in messages are put there by the
-    // peer, when it gets to them: it has to say that it did.
-    transfer.answer_awaited = told_some(transfer);
-    tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled, 0, transfer.answer_awaited ? transfer.sent_as : 0);
+  if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0) {
+    if (!told_all(transfer)) {
+      abort_send(transfer);
+    } else if (transfer.checks.on) {
+      // The peer, which answers in any case, may have much to compare before it would.
+      tell_recv_aborted(transfer.remote_recv, errc::peer_cancelled, 0, transfer.sent_as);
+    }
   }
   if (transfer.request().kind != TransferKind::recv) {
     end_when_drained(transfer, cause);
+    return;
+  }
+  if (transfer.checks.complete) {
+    refuse_complete(transfer);
+    end(transfer, cause, {});
     return;
   }
   if (transfer.recv_posted) {
@@ -135,6 +151,22 @@ void RailProtocol::stop(const kit::Operation& operation) {
   ++draining_;
 }
 
+/// Of a recv that ends before it was compared: all of it has come, so the sender is done with it, and waits for this.
+void RailProtocol::refuse_complete(const Transfer& recv) {
+  MessageHeader ack;
+  ack.type = MessageType::send_ack;
+  ack.operation = recv.sent_as;
+  ack.status = static_cast<std::uint32_t>(errc::peer_cancelled);
+  tell(ack);
+}
+
+/// Goes out behind the writes into the recv's buffers that are under way. Objects in messages are put there by the peer, when
+/// it gets to them: it has to say that it did.
+void RailProtocol::abort_send(Transfer& send) {
+  send.answer_awaited = told_some(send);
+  tell_recv_aborted(send.remote_recv, errc::peer_cancelled, 0, send.answer_awaited ? send.sent_as : 0);
+}
+
 std::optional<kit::Clock::time_point> RailProtocol::draining_since() const {
   std::optional<kit::Clock::time_point> since;
   if (draining_ != 0) {
@@ -153,7 +185,8 @@ bool RailProtocol::cut_off(kit::Clock::time_point until) {
   for (const auto& [id, transfer] : transfers_) {
     if (transfer.state == State::stopping && transfer.stopped <= until) {
       const bool is_recv = transfer.request().kind == TransferKind::recv;
-      if (is_recv && transfer.offered->revocable()) {
+      // Of a recv that is complete nothing is under way: what is left is to compare it.
+      if (is_recv && (transfer.checks.complete || transfer.offered->revocable())) {
         closable.push_back(id);
       } else {
         others = true;
@@ -162,6 +195,9 @@ bool RailProtocol::cut_off(kit::Clock::time_point until) {
   }
   for (const std::uint64_t id : closable) {
     Transfer& transfer = transfers_.at(id);
+    if (transfer.checks.complete) {
+      refuse_complete(transfer);
+    }
     end(transfer, transfer.failure, {});
   }
   return others;
@@ -177,6 +213,10 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
   records_.clear();
   fences_.clear();
   probes_.clear();
+  asked_.clear();
+  checking_.clear();
+  questions_ready_.clear();
+  questions_asked_.clear();
   while (!transfers_.empty()) {
     Transfer& transfer = transfers_.begin()->second;
     const bool stopped = transfer.state == State::stopping;
@@ -225,7 +265,7 @@ bool RailProtocol::told_some(const Transfer& send) noexcept { return send.next_o
 
 /// Whether all of a one-sided one is where it belongs, its notification included.
 bool RailProtocol::has_landed(const Transfer& transfer) noexcept {
-  return transfer.request().one_sided() && transfer.planner.done() && transfer.outstanding == 0 &&
+  return transfer.request().one_sided() && transfer.planner.done() && transfer.outstanding == 0 && all_checked(transfer) &&
          (transfer.request().notification.empty() || transfer.notification_done);
 }
 
@@ -243,6 +283,10 @@ void RailProtocol::end_if_done(Transfer& transfer) {
   if (transfer.outstanding != 0 || transfer.answer_awaited) {
     return;
   }
+  const bool compared = !transfer.request().one_sided() || all_checked(transfer);
+  if (compared && transfer.checks.on && transfer.request().one_sided()) {
+    decide(transfer, transfer.range.end);
+  }
   if (transfer.state == State::stopping) {
     const bool landed = has_landed(transfer) && !transfer.notification_done;  // else its answer says what to end with
     end(transfer, landed ? std::error_code() : transfer.failure, std::move(transfer.why));
@@ -250,7 +294,7 @@ void RailProtocol::end_if_done(Transfer& transfer) {
   }
   const bool is_send = transfer.request().kind == TransferKind::send;
   const bool waits = is_send ? !transfer.acknowledged : transfer.notification_attached && !transfer.notification_done;
-  if (transfer.state == State::told && !waits) {
+  if (transfer.state == State::told && !waits && compared) {
     end(transfer, transfer.failure, std::move(transfer.why));
   }
 }
@@ -387,7 +431,7 @@ void RailProtocol::match(std::uint64_t tag) {
   }
 }
 
-void RailProtocol::meet(Transfer& send, std::uint64_t recv, std::vector<PostedBuffer> post) {
+void RailProtocol::meet(Transfer& send, std::uint64_t recv, Post post) {
   const auto objects = send.objects();
   send.sent_as = next_id_++;
   send.remote_recv = recv;
@@ -400,9 +444,11 @@ void RailProtocol::meet(Transfer& send, std::uint64_t recv, std::vector<PostedBu
                          " objects, the peer's recv " + std::to_string(post.size()));
     return;
   }
-  send.post = std::move(post);
+  send.post = std::move(post.buffers);
   send.refused.clear();
+  send.failure.clear();
   send.why.clear();
+  begin_checks(send, post.checked);
   send.next_object = 0;
   send.next_offset = 0;
   std::vector<bool> not_direct(objects.size());
@@ -430,6 +476,7 @@ void RailProtocol::meet(Transfer& send, std::uint64_t recv, std::vector<PostedBu
 /// The recv that a send met was cancelled or timed out, perhaps before the two met: the send goes to the next one.
 void RailProtocol::lose_recv(Transfer& send) {
   forget_meeting(send);
+  send.checks = {};
   send.operation().start_over();
   send.state = State::matching;
   matcher_.add_send(send.request().tag, send.id, send.id);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -18,6 +19,7 @@
 #include <kvferry/kit/striped_operation.hpp>
 #include <kvferry/kit/tag_matcher.hpp>
 #include "borrowed_memory.hpp"
+#include "checksums.hpp"
 #include "endpoint.hpp"
 #include "link_regions.hpp"
 #include "message.hpp"
@@ -43,6 +45,7 @@ struct RailTerms {
   std::size_t max_inline = 0;
   RequestLimits request;
   std::size_t eager_bytes = 0;
+  std::size_t checks = 0;  ///< Messages with checksums that the peer takes at a time; 0: it has no checksums.
 };
 
 /// The protocol of a rail, without its queue pair: lists of work requests out through `fill`, completions and
@@ -55,8 +58,9 @@ struct RailTerms {
 class RailProtocol {
  public:
   /// @param place the rail's one among `regions->rails()`.
+  /// @param look never null.
   RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
-               MessageSlots slots, RailTerms terms);
+               MessageSlots slots, RailTerms terms, std::shared_ptr<const MemoryLook> look);
   RailProtocol(const RailProtocol&) = delete;
   RailProtocol& operator=(const RailProtocol&) = delete;
 
@@ -65,6 +69,7 @@ class RailProtocol {
     std::shared_ptr<const SliceTable> own_memory;  ///< The channel's regions, as they were then.
     std::unique_ptr<BorrowedMemory> borrowed;
     std::unique_ptr<OfferedBuffers> offered;  ///< recv
+    std::vector<bool> uncompared = {};        ///< With checksums: see `landing_on_others`.
   };
 
   /// Takes objects `range` of an operation.
@@ -111,6 +116,12 @@ class RailProtocol {
   /// Makes the next list of work requests; its requests' `wr_id`s are what `fail` takes for a culprit.
   /// @return false if there is nothing to do. What it returns must be posted, or the protocol be failed.
   [[nodiscard]] bool fill(WorkList& list);
+  /// Whether there is something for `check_step` to do.
+  [[nodiscard]] bool checks_wait() const noexcept {
+    return !checking_.empty() || (!asked_.empty() && control_.size() < max_queued_answers);
+  }
+  /// Takes and compares checksums, of about a part of an object for either side. @return whether there was anything to do.
+  [[nodiscard]] bool check_step();
   /// Makes a list of one request that the peer's adapter answers by itself. @return false if the queue is full.
   /// `answered` is called by `completed` when the peer's adapter has answered it.
   [[nodiscard]] bool fill_probe(WorkList& list, std::function<void()> answered = {});
@@ -118,7 +129,10 @@ class RailProtocol {
   [[nodiscard]] bool fill_message(WorkList& list, MessageType type, std::uint64_t operation, std::uint64_t tag);
   /// From now on nothing new is taken from the peer: what it hands over is neither handed on nor answered. What is owed
   /// to it by then goes out through `fill_answers`.
-  void leave() noexcept { leaving_ = true; }
+  void leave() noexcept {
+    leaving_ = true;
+    asked_.clear();
+  }
   /// Makes a list of answers. @return false if none is left, or none can go now.
   [[nodiscard]] bool fill_answers(WorkList& list);
   /// Whether all answers are with the peer, and nothing else is under way to it.
@@ -153,6 +167,31 @@ class RailProtocol {
     stopping,   ///< Waits for what is under way.
   };
 
+  /// Where a batch's checksums have got to.
+  struct Cursor {
+    std::size_t object = 0;
+    std::uint64_t offset = 0;
+  };
+
+  /// The checksums of a transfer: of a write or read as a whole, of a send or recv as far as the two sides met.
+  struct Checks {
+    bool on = false;
+    Cursor next;               ///< The part whose sum is taken next. recv: the part that the peer tells of next.
+    std::size_t decided = 0;   ///< Objects before it have landed or failed. Not of a recv or send.
+    std::size_t unanswered = 0;  ///< Messages with checksums. recv: of the peer's.
+    bool queued = false;         ///< In `checking_`.
+    bool ready = false;          ///< In `questions_ready_`.
+    std::uint64_t bytes = 0;     ///< Of the following's parts.
+    std::vector<std::byte> question;
+    std::size_t parts = 0;
+    Cursor begin;                  ///< Of the question's first part.
+    std::vector<bool> uncompared;  ///< Empty: none.
+    std::vector<bool> differing;   ///< Empty: none.
+    std::error_code failure;          ///< Why they couldn't be compared.
+    std::vector<std::uint64_t> came;  ///< recv: the bytes of each object.
+    bool complete = false;            ///< recv: all of it has come.
+  };
+
   struct Transfer {
     std::uint64_t id = 0;
     std::shared_ptr<kit::StripedOperation> batch;
@@ -176,6 +215,7 @@ class RailProtocol {
     std::uint64_t sent_as = 0;      ///< send: the id of this attempt, as the peer knows it.
     std::uint64_t remote_recv = 0;  ///< send: the recv that it met; 0 before.
     std::vector<PostedBuffer> post;
+    Checks checks;
     std::vector<bool> refused;
     std::size_t next_object = 0;  ///< send, recv: in messages.
     std::size_t next_offset = 0;
@@ -201,11 +241,20 @@ class RailProtocol {
     bool probe = false;  ///< Somebody waits for its answer.
   };
 
+  /// What a recv of the peer's says of its buffers.
+  struct Post {
+    using value_type = PostedBuffer;
+    [[nodiscard]] std::size_t size() const noexcept { return buffers.size(); }
+
+    std::vector<PostedBuffer> buffers;
+    bool checked = false;  ///< The recv is to have checksums.
+  };
+
   /// A recv of the peer's whose buffers come in several messages.
   struct Assembly {
     std::uint64_t recv = 0;  ///< 0: none.
     std::uint64_t tag = 0;
-    std::vector<PostedBuffer> post;
+    Post post;
     std::size_t count = 0;  ///< Of the buffers that have come.
     bool refused = false;   ///< There is no room for it.
   };
@@ -223,9 +272,11 @@ class RailProtocol {
   void answer_fences();
   void tell_recv_aborted(std::uint64_t recv, std::error_code cause, std::size_t count = 0, std::uint64_t answer_to = 0);
   void match(std::uint64_t tag);
-  void meet(Transfer& send, std::uint64_t recv, std::vector<PostedBuffer> post);
+  void meet(Transfer& send, std::uint64_t recv, Post post);
   void lose_recv(Transfer& send);
   void planned_all(Transfer& transfer);
+  void abort_send(Transfer& send);
+  void refuse_complete(const Transfer& recv);
   void end_if_done(Transfer& transfer);
   void end_when_drained(Transfer& transfer, std::error_code cause, std::string why = {});
   void end(Transfer& transfer, std::error_code cause, std::string why);
@@ -265,6 +316,29 @@ class RailProtocol {
   [[nodiscard]] std::error_code end_regions_question(const MessageHeader& header);
   [[nodiscard]] std::error_code end_regions_answer(const MessageHeader& header);
 
+  // Checksums (rail_protocol_checks.cpp)
+  [[nodiscard]] kit::Failure begin_checks(Transfer& transfer, std::vector<bool> uncompared);
+  void begin_checks(Transfer& send, bool asked_for);
+  void go_on_checking(Transfer& transfer);
+  [[nodiscard]] static bool needs_sum(const Transfer& transfer, std::size_t object);
+  [[nodiscard]] static std::uint64_t bytes_of(const Transfer& transfer, std::size_t object);
+  static void skip_what_needs_none(Transfer& transfer, Cursor& cursor, std::size_t end);
+  [[nodiscard]] static std::size_t checkable(const Transfer& transfer);
+  [[nodiscard]] static bool all_asked(const Transfer& transfer) noexcept;
+  [[nodiscard]] static bool all_checked(const Transfer& transfer) noexcept;
+  [[nodiscard]] std::size_t parts_in_message(const Transfer& transfer) const noexcept;
+  [[nodiscard]] std::uint64_t add_sum(Transfer& transfer);
+  bool ask_step();
+  bool answer_step();
+  bool add_question(WorkList& list);
+  void decide(Transfer& transfer, std::size_t end);
+  static void decide_send(Transfer& send);
+  static void note_differing(Transfer& transfer, std::size_t object);
+  void end_checked_recv(Transfer& recv);
+  [[nodiscard]] std::error_code end_check_memory(const MessageHeader& header, std::span<const std::byte> body);
+  [[nodiscard]] std::error_code end_check_recv(const MessageHeader& header, std::span<const std::byte> body);
+  [[nodiscard]] std::error_code end_check_answer(const MessageHeader& header);
+
   [[nodiscard]] std::error_code answer(const MessageHeader& header);
   [[nodiscard]] std::error_code room_for_answer();
   [[nodiscard]] std::error_code violated(std::string how);
@@ -277,6 +351,7 @@ class RailProtocol {
   const std::size_t place_;
   const MessageSlots slots_;
   const RailTerms terms_;
+  const std::shared_ptr<const MemoryLook> look_;
   std::error_code failed_;
   std::string failed_why_;
   std::string violation_;
@@ -305,7 +380,7 @@ class RailProtocol {
   std::deque<std::uint64_t> telling_;  ///< Sends with messages, in turn.
   std::deque<std::uint64_t> moving_;   ///< Transfers with work requests, in turn.
 
-  kit::TagMatcher<std::vector<PostedBuffer>> matcher_{host_};
+  kit::TagMatcher<Post> matcher_{host_};
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_recv_;
   std::unordered_map<std::uint64_t, std::uint64_t> sends_by_attempt_;
   std::uint64_t last_posted_ = 0;
@@ -347,6 +422,38 @@ class RailProtocol {
   std::unordered_map<std::uint64_t, std::function<void()>> own_questions_;
   PeerRegion coming_;  ///< Of the peer's, with the keys of the first rails.
   RemoteRegion coming_region_;
+
+  /// A message with checksums that the peer has not answered.
+  struct Question {
+    std::uint64_t id = 0;
+    std::uint64_t transfer = 0;  ///< May have ended.
+    std::uint64_t attempt = 0;   ///< `Transfer::sent_as`
+    Cursor begin;
+    std::size_t parts = 0;
+    std::size_t end = 0;  ///< Objects before it are in this message, or were in others.
+  };
+  /// One of the peer's.
+  struct Asked {
+    struct Part {
+      std::size_t object = 0;
+      std::uint64_t offset = 0;
+      std::uint64_t length = 0;
+      std::uint64_t sum = 0;
+    };
+    std::uint64_t id = 0;
+    std::uint64_t recv = 0;             ///< 0: of memory in regions.
+    bool written = false;               ///< By the peer.
+    std::vector<CheckedRange> ranges;   ///< Of regions.
+    std::vector<Part> parts;            ///< Of the recv.
+    std::size_t next = 0;
+    std::array<std::uint64_t, 2> differing{};
+  };
+  std::deque<std::uint64_t> checking_;         ///< Transfers whose sums are to be taken, in turn.
+  std::deque<std::uint64_t> questions_ready_;  ///< Transfers with a message of checksums.
+  std::deque<Question> questions_asked_;       ///< In order, as the answers come.
+  std::deque<Asked> asked_;
+  std::shared_ptr<const kit::RegionList> own_regions_;  ///< As they were when they were needed last.
+  std::vector<iovec> pieces_;                           ///< Of a part; kept for its memory.
 
   std::vector<std::byte> notification_;  ///< The peer's one that is coming in, in parts.
   std::uint64_t notification_of_ = 0;

@@ -130,7 +130,8 @@ bool RailProtocol::add_message(WorkList& list) {
     control_.pop_front();
     return true;
   }
-  return add_news(list) || add_recv_post(list) || add_notification(list) || add_send_data(list);
+  return add_news(list) || add_recv_post(list) || add_notification(list) || add_question(list) ||
+         add_send_data(list);
 }
 
 bool RailProtocol::add_recv_post(WorkList& list) {
@@ -147,6 +148,7 @@ bool RailProtocol::add_recv_post(WorkList& list) {
     std::memcpy(begin_message(), posted.data() + recv.said, count * sizeof(PostedBuffer));
     MessageHeader header;
     header.type = MessageType::recv_post;
+    header.flags = recv.request().checksums.value_or(false) ? MessageHeader::checked : std::uint8_t{0};
     header.operation = recv.id;
     header.tag = recv.request().tag;
     header.count = static_cast<std::uint32_t>(count);
@@ -203,6 +205,9 @@ bool RailProtocol::add_send_data(WorkList& list) {
     }
     Transfer& send = it->second;
     const auto objects = send.objects();
+    if (send.checks.on && send.next_object == objects.size() && !all_asked(send)) {
+      continue;  // what is left is its checksums
+    }
     const std::size_t space = slots_.bytes - sizeof(MessageHeader);
     std::byte* const body = begin_message();
     std::size_t used = 0;
@@ -241,12 +246,14 @@ bool RailProtocol::add_send_data(WorkList& list) {
     header.operation = send.remote_recv;
     header.tag = send.sent_as;
     header.body_bytes = static_cast<std::uint32_t>(used);
-    if (send.next_object == objects.size()) {
+    header.flags = send.checks.on ? MessageHeader::checked : std::uint8_t{0};
+    go_on_checking(send);
+    if (send.next_object != objects.size()) {
+      telling_.push_back(send.id);
+    } else if (!send.checks.on || all_asked(send)) {
       header.flags |= MessageHeader::last;
       send.state = State::told;
-    } else {
-      telling_.push_back(send.id);
-    }
+    }  // else the last message follows its checksums
     end_message(list, header);
     return true;
   }
@@ -284,6 +291,9 @@ bool RailProtocol::add_work(WorkList& list, std::size_t most_requests) {
     } else {
       moving_.push_back(transfer.id);
     }
+    if (transfer.request().kind == TransferKind::write) {
+      go_on_checking(transfer);
+    }
     return true;
   }
   return false;
@@ -295,9 +305,10 @@ void RailProtocol::planned_all(Transfer& transfer) {
   if (transfer.request().kind == TransferKind::send) {
     transfer.state = State::telling;
     telling_.push_back(transfer.id);
-  } else if (!transfer.request().notification.empty() && transfer.batch->parts() == 1 &&
+  } else if (!transfer.request().notification.empty() && transfer.batch->parts() == 1 && !transfer.checks.on &&
              (transfer.request().kind == TransferKind::write || transfer.objects().empty())) {
-    // A write's comes behind its bytes. A read's waits until they are here.
+    // A write's comes behind its bytes. A read's waits until they are here, and one with checksums until they have been
+    // compared.
     transfer.notification_attached = true;
     notifications_.push_back(transfer.id);
   }
@@ -330,8 +341,13 @@ void RailProtocol::completed() {
       if (transfer.borrowed && transfer.request().kind == TransferKind::read) {
         transfer.borrowed->copy_back(transfer.landed_end, record.objects_end);
       }
-      transfer.operation().landed(transfer.landed_end, record.objects_end - transfer.landed_end);
+      if (!transfer.checks.on) {
+        transfer.operation().landed(transfer.landed_end, record.objects_end - transfer.landed_end);
+      }
       transfer.landed_end = record.objects_end;
+      if (transfer.request().kind == TransferKind::read) {
+        go_on_checking(transfer);
+      }
     }
     end_if_done(transfer);
   }

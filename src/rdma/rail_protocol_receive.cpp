@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -30,7 +31,8 @@ MessageHeader header_of(std::span<const std::byte> message) {
 
 /// Whether it hands something over or asks for something, rather than answers.
 bool takes_something(MessageType type) {
-  return type == MessageType::notify || type == MessageType::recv_post || type == MessageType::send_data;
+  return type == MessageType::notify || type == MessageType::recv_post || type == MessageType::send_data ||
+         type == MessageType::check_memory || type == MessageType::check_recv;
 }
 
 }  // namespace
@@ -112,6 +114,9 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
     case MessageType::region_removed_ack: return end_region_removed_ack(header);
     case MessageType::regions_question: return end_regions_question(header);
     case MessageType::regions_answer: return end_regions_answer(header);
+    case MessageType::check_memory: return end_check_memory(header, body);
+    case MessageType::check_recv: return end_check_recv(header, body);
+    case MessageType::check_answer: return end_check_answer(header);
     case MessageType::hello:
     case MessageType::welcome: break;
   }
@@ -120,7 +125,7 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
 
 std::error_code RailProtocol::room_for_answer() {
   // Each of them becomes an answer.
-  return control_.size() + fences_.size() + removals_.size() + questions_ < max_queued_answers
+  return control_.size() + fences_.size() + removals_.size() + questions_ + asked_.size() < max_queued_answers
              ? std::error_code()
              : violated("more than " + text(max_queued_answers) + " messages wait to be taken");
 }
@@ -226,6 +231,10 @@ std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::sp
     forget_assembly();
     assembly_.recv = header.operation;
     assembly_.tag = header.tag;
+    assembly_.post.checked = (header.flags & MessageHeader::checked) != 0;
+    if (assembly_.post.checked && terms_.checks == 0) {
+      return violated("recv " + text(header.operation) + " with checksums, of a side that has none");
+    }
   }
   if (header.operation != assembly_.recv || header.tag != assembly_.tag || header.first != assembly_.count) {
     return violated("recv " + text(header.operation) + " goes on with buffer " + text(header.first) + " after buffer " +
@@ -239,11 +248,11 @@ std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::sp
   // What comes in one message is no more than a receive buffer holds.
   if (!assembly_.refused && header.first != 0 && !assembly_memory_.take(body.size())) {
     assembly_.refused = true;
-    std::vector<PostedBuffer>().swap(assembly_.post);
+    std::vector<PostedBuffer>().swap(assembly_.post.buffers);
   }
   if (!assembly_.refused) {
-    assembly_.post.resize(size);
-    std::memcpy(assembly_.post.data() + assembly_.count, body.data(), body.size());
+    assembly_.post.buffers.resize(size);
+    std::memcpy(assembly_.post.buffers.data() + assembly_.count, body.data(), body.size());
   }
   assembly_.count = size;
   assembly_clock_.came(body.size(), last);
@@ -320,17 +329,42 @@ std::error_code RailProtocol::end_send_data(const MessageHeader& header, std::sp
     ack.status = static_cast<std::uint32_t>(errc::peer_cancelled);
     return last ? answer(ack) : std::error_code();
   }
+  const bool checked = (header.flags & MessageHeader::checked) != 0;
+  Checks& checks = recv->checks;
+  if (!checks.on && checked && terms_.checks != 0 && recv->next_object == 0 && recv->next_offset == 0) {
+    checks.on = true;
+    checks.came.resize(recv->request().objects.size());
+  }
+  if (checks.on != checked || checks.complete || (!checked && recv->request().checksums.value_or(false))) {
+    return violated("send data with or without checksums for recv " + text(header.operation) + ", or too much of it");
+  }
   for (std::uint32_t i = 0; i < header.count; ++i) {
     if (const auto wrong = take_sent_object(*recv, body)) {
       return wrong;
     }
   }
   const std::size_t count = recv->request().objects.size();
-  if (!body.empty() || last != (recv->next_object == count && recv->next_offset == 0)) {
+  const bool all = recv->next_object == count && recv->next_offset == 0;
+  if (!body.empty() || (last != all && (last || !checked))) {
     return violated("send data up to object " + text(recv->next_object) + " of " + text(count) + ", with " +
                     text(body.size()) + " bytes left");
   }
   if (!last) {
+    return {};
+  }
+  if (checked) {
+    skip_what_needs_none(*recv, checks.next, count);
+    if (checks.next.object != count) {
+      return violated("recv " + text(header.operation) + " has no checksums from object " + text(checks.next.object) + " on");
+    }
+    if (const auto full = room_for_answer()) {
+      return full;
+    }
+    recv->sent_as = header.tag;
+    checks.complete = true;
+    if (checks.unanswered == 0) {
+      end_checked_recv(*recv);
+    }
     return {};
   }
   ec = answer(ack);
@@ -358,11 +392,14 @@ std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const s
         (direct && (refused || length > buffer.size() || recv.offered->posted()[object].direct == 0))) {
       return violated("object " + text(object) + " said to have been written with " + text(length) + " bytes");
     }
+    if (recv.checks.on) {
+      recv.checks.came[object] = refused ? std::numeric_limits<std::uint64_t>::max() : length;
+    }
     if (refused) {
       operation.set_size(object, static_cast<std::size_t>(length));
       operation.failed(object, errc::buffer_too_small);
       recv.why = "object " + text(object) + " has " + text(length) + " bytes, its buffer " + text(buffer.size());
-    } else {
+    } else if (!recv.checks.on) {
       operation.received(object, static_cast<std::size_t>(length));
     }
     ++recv.next_object;
@@ -379,7 +416,11 @@ std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const s
   body = body.subspan(size);
   recv.next_offset += size;
   if ((entry & SentObject::continues) == 0) {
-    operation.received(object, recv.next_offset);
+    if (recv.checks.on) {
+      recv.checks.came[object] = recv.next_offset;
+    } else {
+      operation.received(object, recv.next_offset);
+    }
     ++recv.next_object;
     recv.next_offset = 0;
   }
@@ -405,6 +446,9 @@ std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
   if (!status && send.next_object != send.objects().size()) {
     return violated("acknowledgement of send " + text(header.operation) + ", which was given up before all was sent");
   }
+  if (!status && (send.checks.unanswered != 0 || (send.checks.on && !all_asked(send)))) {
+    return violated("acknowledgement of send " + text(header.operation) + " before its checksums were compared");
+  }
   send.answer_awaited = false;
   if (status) {
     if (stopping) {
@@ -419,7 +463,9 @@ std::error_code RailProtocol::end_send_ack(const MessageHeader& header) {
   }
   send.acknowledged = true;
   const std::size_t count = send.request().objects.size();
-  if (send.refused.empty()) {
+  if (send.checks.on) {
+    decide_send(send);
+  } else if (send.refused.empty()) {
     send.operation().landed(0, count);
   } else {
     for (std::size_t i = 0; i < count; ++i) {

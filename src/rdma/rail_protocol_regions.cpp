@@ -38,10 +38,14 @@ kit::Failure RailProtocol::look_up_regions(const TransferRequest& request, kit::
   if (remote_->outdated()) {
     remote_ = regions_->peers();
   }
+  const bool checked = request.checksums.value_or(false);
   kit::Failure failure;
   (void)any_region(request, range, [&](std::uint32_t number) {
     if (remote_->find(number) == nullptr) {
       failure = {errc::region_gone, gone(number)};
+    } else if (checked && !allows(remote_->find(number)->access, Access::read)) {
+      failure = {errc::access_denied, "the peer's region " + std::to_string(number) +
+                                          " can't be read, and over RDMA a write's checksums tell of what is there"};
     }
     return static_cast<bool>(failure);
   });
@@ -179,6 +183,7 @@ std::error_code RailProtocol::end_region_added(const MessageHeader& header, std:
   coming_region_ = region;
   coming_.number = region.number;
   coming_.page_size = region.page_size;
+  coming_.access = region.access;
   coming_.keys.push_back(std::move(keys));
   if (coming_.keys.size() != rails.size()) {
     return {};

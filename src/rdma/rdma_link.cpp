@@ -54,6 +54,7 @@ Endpoint RdmaLink::endpoint() const {
   Endpoint endpoint;
   endpoint.message_bytes = message_bytes;
   endpoint.messages = messages;
+  endpoint.checks = max_checks;
   const auto add = [&](const Rail& rail) {
     endpoint.rails.push_back(rail.endpoint());
     endpoint.rails.back().regions = rail.device()->region_keys();

@@ -12,6 +12,7 @@
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/detail/text.hpp>
+#include "checksums.hpp"
 #include "endpoint.hpp"
 #include "join_threads.hpp"
 #include "message.hpp"
@@ -133,6 +134,7 @@ class RdmaTransferChannel::Impl {
 
   void open(const RdmaOptions& given) {
     trusted_fabric = given.trusted_fabric;
+    link_options.rail.look = std::make_shared<const rdma::MemoryLook>();
     std::string host;
     for (const auto* url : {&given.advertised_init_url, &given.peer_init_url}) {
       if (host.empty() && !url->empty()) {
@@ -196,6 +198,7 @@ Capabilities RdmaTransferChannel::capabilities() const noexcept {
           .notifications = true,
           .ranges = true,
           .unregistered_objects = true,
+          .checksums = true,
           .region_changes = true,
           .max_notification_bytes = rdma::max_notification_bytes};
 }

@@ -16,7 +16,7 @@ struct AutoOverRdma : AutoTraits<AutoOverRdma> {
   static constexpr std::chrono::milliseconds wait_limit = OneRail::wait_limit;
 
   static constexpr bool takes(std::string_view suite) {
-    constexpr std::array suites{std::string_view("Regions"), std::string_view("ConnectTest"),
+    constexpr std::array suites{std::string_view("Regions"), std::string_view("Checksums"), std::string_view("ConnectTest"),
                                 std::string_view("OneSidedTest"), std::string_view("PairedTest"),
                                 std::string_view("PeersTest")};
     return std::ranges::find(suites, suite) != suites.end();

@@ -57,6 +57,7 @@ struct TwoRails : RdmaTraits<TwoRails, 2> {
     options.poll.spin = std::chrono::microseconds(50);
     // So that regions have several slices, with pages on their borders.
     options.slice_bytes = std::size_t{100} << 10;
+    options.checksums = true;
   }
 };
 

@@ -64,13 +64,17 @@ TEST(OutOfMemory, AnOperationThatCannotBeTakenEnds) {
 }
 
 /// A write with a notification, and a send with its recv, from one side to the other.
-void exchange(Side& a, Side& b, WorkList& list, const std::vector<std::shared_ptr<Outcome>>& outcomes) {
+void exchange(Side& a, Side& b, WorkList& list, const std::vector<std::shared_ptr<Outcome>>& outcomes, bool checksums) {
+  TransferRequest write = one_sided(TransferKind::write, {a.at(page, page)}, {1}, {std::byte{1}});
+  TransferRequest send = paired(TransferKind::send, {a.at(0, page)}, 1);
+  write.checksums = send.checksums = checksums;
   b.start(paired(TransferKind::recv, {b.at(0, page)}, 1), outcomes[0]);
-  a.start(paired(TransferKind::send, {a.at(0, page)}, 1), outcomes[1]);
-  a.start(one_sided(TransferKind::write, {a.at(page, page)}, {1}, {std::byte{1}}), outcomes[2]);
+  a.start(std::move(send), outcomes[1]);
+  a.start(std::move(write), outcomes[2]);
   for (bool busy = true; busy;) {
     busy = false;
     for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+      busy = from->protocol->check_step() || busy;
       if (from->protocol->fill(list)) {
         busy = true;
         for (const ibv_send_wr* request = list.finish(); request != nullptr; request = request->next) {
@@ -87,7 +91,7 @@ void exchange(Side& a, Side& b, WorkList& list, const std::vector<std::shared_pt
   }
 }
 
-TEST(OutOfMemory, WhateverFailsEachOperationEndsOnce) {
+void expect_each_to_end_once(bool checksums) {
   const auto list = std::make_unique<WorkList>();
   std::size_t allocations = 0;
   for (bool done = false; !done && allocations < 10'000; ++allocations) {
@@ -100,7 +104,7 @@ TEST(OutOfMemory, WhateverFailsEachOperationEndsOnce) {
     for (int i = 0; i < 3; ++i) {
       outcomes.push_back(std::make_shared<Outcome>());
     }
-    done = runs_with(allocations, [&] { exchange(a, b, *list, outcomes); });
+    done = runs_with(allocations, [&] { exchange(a, b, *list, outcomes, checksums); });
     for (Side* const side : {&a, &b}) {
       side->protocol->fail(errc::connection_lost, "memory is used up");
       EXPECT_TRUE(side->protocol->idle());
@@ -112,6 +116,10 @@ TEST(OutOfMemory, WhateverFailsEachOperationEndsOnce) {
   }
   EXPECT_GT(allocations, 20) << "else this tests nothing";
 }
+
+TEST(OutOfMemory, WhateverFailsEachOperationEndsOnce) { expect_each_to_end_once(false); }
+
+TEST(OutOfMemory, SoDoesEachWithChecksums) { expect_each_to_end_once(true); }
 
 }  // namespace
 }  // namespace kvferry::rdma::testing

@@ -385,7 +385,7 @@ TEST_F(RailProtocolAccounts, ShortMessagesGoOutWithTheirRequest) {
     terms.peer_buffers = terms.own_buffers = buffers;
     terms.queue_depth = queue_depth;
     terms.max_inline = max_inline;
-    a.protocol.emplace(a.host, a.link_regions, 0, MessageSlots{a.slots.data(), slot_count, small_message, 2}, terms);
+    a.protocol.emplace(a.host, a.link_regions, 0, MessageSlots{a.slots.data(), slot_count, small_message, 2}, terms, a.look);
     ASSERT_TRUE(a.protocol->fill_message(*list_, MessageType::credit, 0, 0));
     EXPECT_EQ(((*list_)[0].send_flags & IBV_SEND_INLINE) != 0, max_inline == sizeof(MessageHeader));
     EXPECT_EQ(list_->bytes_written, sizeof(MessageHeader));

@@ -400,7 +400,7 @@ TEST_F(RailProtocolTest, Line11_AnyBytesAreEitherUnderstoodOrViolations) {
     for (int i = 0; i < 3; ++i) {
       MessageHeader header;
       header.type = message_types[random() % message_types.size()];
-      header.flags = static_cast<std::uint8_t>(random() % 2);
+      header.flags = static_cast<std::uint8_t>(random() % 4);
       header.count = random() % 4;
       header.operation = random() % 4;
       header.tag = random() % 3;

@@ -65,9 +65,11 @@ class Host final : public kit::LinkHost {
     return true;
   }
   void give_back_memory(std::size_t bytes) noexcept override { memory_taken -= bytes; }
+  void checksums_differed(std::size_t objects) noexcept override { differed += objects; }
 
   std::size_t memory_limit = std::size_t{1} << 30;
   std::size_t memory_taken = 0;
+  std::size_t differed = 0;
   std::vector<std::vector<std::byte>> notifications;
   std::vector<std::uint64_t> notification_keys;
   kit::RegionTable regions;
@@ -125,11 +127,13 @@ struct Side {
     terms.request.pieces = 4;
     terms.request.bytes = request_bytes;
     terms.eager_bytes = eager_bytes;
+    terms.checks = peer.checks;
     const RegionKeys first{address_of(peer.memory.data()), peer.memory.size(), {1}};
     link_regions = std::make_shared<LinkRegions>(
         rails, [this](std::size_t, std::uint32_t number) { return keys_of(number); },
         std::vector<PeerRegion>{{0, page, {first, first}}}, 1);
-    protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms);
+    protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms,
+                     look);
   }
 
   std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {
@@ -160,6 +164,13 @@ struct Side {
       if (OfferedBuffers::offer(table, nullptr, operation->request().objects, eager_bytes, *preparation.offered)) {
         throw std::logic_error("the recv's buffers can't be offered");
       }
+    }
+    if (operation->request().checksums.value_or(false)) {
+      const auto peers = link_regions->peers();
+      preparation.uncompared = landing_on_others(operation->request(), [&](std::uint32_t number) {
+        const PeerRegion* const region = peers->find(number);
+        return region == nullptr ? 0 : region->keys.front().address;
+      });
     }
     const std::size_t count = operation->object_count();
     auto batch = std::make_shared<kit::StripedOperation>(operation, 1);
@@ -196,7 +207,9 @@ struct Side {
   std::vector<std::uint64_t> rails{0};       ///< Of the link that the rail is the first of.
   std::shared_ptr<LinkRegions> link_regions;
   SliceTable table;
+  std::shared_ptr<const MemoryLook> look = std::make_shared<const MemoryLook>();
   std::size_t own_buffers;
+  std::size_t checks = max_checks;
   std::size_t depth = queue_depth;
   std::size_t request_bytes = page;
   std::shared_ptr<kit::DeadlineQueue> deadlines;

@@ -61,7 +61,7 @@ class ArgumentsTests : public ConformanceBase {
         SCOPED_TRACE(::testing::Message() << to_string(kind) << " of region " << region);
         fill_constant(b.region(region), background);
         const Objects objects = a.objects({64, 10}).fill(1);
-        const auto transfer = start(kind, a, b, objects, at({0, 3}, region));
+        const auto transfer = start(kind, a, b, objects, without_checksums(at({0, 3}, region)));
         if (allows(regions[region].access, wanted)) {
           EXPECT_EQ(transfer->outcome(), done(2)) << transfer->diagnostic();
           continue;

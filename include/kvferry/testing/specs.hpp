@@ -56,4 +56,10 @@ namespace kvferry::inline KVFERRY_ABI::testing {
   return spec;
 }
 
+/// For writes to regions that peers can't read: over RDMA checksums need that right as well.
+[[nodiscard]] inline TransferSpec without_checksums(TransferSpec spec) {
+  spec.checksums = false;
+  return spec;
+}
+
 }  // namespace kvferry::testing
