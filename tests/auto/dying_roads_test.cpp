@@ -15,6 +15,7 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -26,6 +27,7 @@
 #include <kvferry/peer_event.hpp>
 
 #include "auto_node.hpp"
+#include "common/lasting_port.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::roads::testing {
 namespace {
@@ -190,8 +192,16 @@ TEST(AutoDeath, AFenceHoldsForWhatWasUnderWayOnAnotherRoad) {
     kvferry::testing::fill(a.at(index), 1);
   }
   const std::vector<ConstBuffer> objects{a.at(0), a.at(1), a.at(2), a.at(3)};
+  const auto told = [&] {
+    const auto paths = a.channel->stats().paths;
+    return std::accumulate(paths.begin(), paths.end(), std::uint64_t{0},
+                           [](std::uint64_t bytes, const PathStats& path) { return bytes + path.bytes_out; });
+  };
+  const std::uint64_t told_before = told();
   auto under_way =
       a.channel->async_batched_write(objects, {.peer_id = "b", .remote_indexes = all_pages}, asio::use_future);
+  // Had the road died before, it would wait for the other one.
+  ASSERT_TRUE(comes_true([&] { return told() > told_before; }));
   fate->die();
   try {
     (void)under_way.get();
@@ -223,9 +233,11 @@ TEST(AutoDeath, AFenceHoldsForWhatWasUnderWayOnAnotherRoad) {
 }
 
 TEST(AutoDeath, ARestartIsOneEventWhateverTheRoad) {
+  const std::string url = kvferry_test::lasting_url();
+  AutoOptions first;
+  first.peer_init_url = url;
   std::optional<Node> b;
-  b.emplace();
-  const std::string url = b->channel->peer_init_url();
+  b.emplace(std::move(first));
   Node a;
   ASSERT_FALSE(a.connect(*b));
   EXPECT_EQ(a.channel->wait_peer_event(long_enough).kind, PeerEventKind::connected);

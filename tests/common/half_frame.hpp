@@ -20,6 +20,7 @@
 #include <kvferry/config.hpp>
 #include <kvferry/memory_region.hpp>
 #include <kvferry/peer_event.hpp>
+#include <kvferry/testing/peer_memory.hpp>
 #include <kvferry/transfer_spec.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::testing {
@@ -96,7 +97,10 @@ class HalfFrame {
       return error.code();
     }
   }
-  [[nodiscard]] bool landed() const { return memory_ == source_; }
+  [[nodiscard]] bool landed() const {
+    const UnwatchedAccess unwatched;  // what lands later is ordered by what is sent later
+    return memory_ == source_;
+  }
 
  private:
   static constexpr std::byte one{1};

@@ -17,6 +17,7 @@
 
 #include <kvferry/side_message_codec.hpp>
 
+#include "common/lasting_port.hpp"
 #include "tcp/channel_pair.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
@@ -142,17 +143,15 @@ TEST_F(InheritedDescriptors, NoneOfChannelsInAnyState) {
 
 TEST_F(InheritedDescriptors, AServerRestartsWhileAProgramThatItStartedRuns) {
   TcpOptions options;
-  options.data_port = 0;
-  std::string url;
+  options.peer_init_url = kvferry_test::lasting_url();
+  options.data_port = kvferry_test::lasting_port();
   std::array<int, 2> ends{};
   ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
   pid_t child = 0;
   {
-    Node decode(4);
+    Node decode(4, options);
     Node prefill(4);
     prefill.channel->lazy_init_peer_connection("prefill", "decode", decode.channel->peer_init_url());
-    options.data_port = decode.channel->data_port();
-    options.peer_init_url = decode.channel->peer_init_url();
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, ends[0], STDIN_FILENO);

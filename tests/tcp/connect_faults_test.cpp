@@ -12,6 +12,7 @@
 #include <kvferry/url.hpp>
 
 #include "channel_pair.hpp"
+#include "common/lasting_port.hpp"
 #include "init_question.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
@@ -179,9 +180,10 @@ TEST(ConnectFaults, Line07_DifferentPageSizesCanBeAllowedOnBothSides) {
 TEST(ConnectFaults, Line08_ARestartedPeerIsRecognisedAndReconnectedTo) {
   Node a(4, {}, false);
   a.fill(1);
-  std::optional<Node> b(std::in_place, 4);
-  const std::string url = b->channel->peer_init_url();
-  a.channel->lazy_init_peer_connection("a", "b", url);
+  TcpOptions options;
+  options.peer_init_url = kvferry_test::lasting_url();
+  std::optional<Node> b(std::in_place, 4, options);
+  a.channel->lazy_init_peer_connection("a", "b", options.peer_init_url);
   const auto first = a.channel->peer_info("b")->incarnation;
   EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
   b.reset();
@@ -191,8 +193,6 @@ TEST(ConnectFaults, Line08_ARestartedPeerIsRecognisedAndReconnectedTo) {
     std::this_thread::yield();
   }
 
-  TcpOptions options;
-  options.peer_init_url = url;
   b.emplace(4, options);
   // One-sided: the indexes were agreed with the old incarnation, so the caller must be told, once.
   std::error_code ec;
@@ -213,7 +213,7 @@ TEST(ConnectFaults, Line08_ARestartedPeerIsRecognisedAndReconnectedTo) {
   for (int i = 0; i < 100 && !failed(); ++i) {
     a.channel->batched_recv(a.pages(1), {.peer_id = "b", .timeout = milliseconds(100)}, ec);
   }
-  a.channel->lazy_init_peer_connection("a", "b", url);
+  a.channel->lazy_init_peer_connection("a", "b", options.peer_init_url);
   EXPECT_EQ(a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}), 4U);
 }
 
@@ -234,9 +234,10 @@ TEST(ConnectFaults, Line08_ThePassiveSideSeesARestartToo) {
 TEST(ConnectFaults, Line08_NoWriteStartedBeforeARestartWasKnownReachesTheNewIncarnation) {
   Node a(8, {}, false);
   std::ranges::fill(a.memory, std::byte{0xaa});
-  std::optional<Node> b(std::in_place, 8);
-  const std::string url = b->channel->peer_init_url();
-  a.channel->lazy_init_peer_connection("a", "b", url);
+  TcpOptions options;
+  options.peer_init_url = kvferry_test::lasting_url();
+  std::optional<Node> b(std::in_place, 8, options);
+  a.channel->lazy_init_peer_connection("a", "b", options.peer_init_url);
   auto unmet = a.channel->async_batched_recv(a.pages(1), {.peer_id = "b"}, asio::use_future);
   b.reset();
   EXPECT_THROW(unmet.get(), std::system_error);  // the end of the connection has been noticed
@@ -246,8 +247,6 @@ TEST(ConnectFaults, Line08_NoWriteStartedBeforeARestartWasKnownReachesTheNewInca
     writes.push_back(a.channel->async_batched_write({a.page(i)}, {.peer_id = "b", .remote_indexes = {&i, 1}},
                                                     asio::use_future));
   }
-  TcpOptions options;
-  options.peer_init_url = url;
   b.emplace(8, options);
   for (auto& write : writes) {
     try {

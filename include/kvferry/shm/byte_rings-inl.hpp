@@ -179,7 +179,7 @@ KVFERRY_INLINE ByteRings::ByteRings(std::byte* own, const std::byte* peers) noex
   std::byte there = *place;
   const iovec from{&there, 1};
   const iovec to{place, 1};
-  kernel_copies_ = ::process_vm_writev(::getpid(), &from, 1, &to, 1, 0) == 1;
+  kernel_copies_ = ::process_vm_writev(::gettid(), &from, 1, &to, 1, 0) == 1;
 }
 
 KVFERRY_INLINE ByteRings::ByteRings(RingFile own, MappedFile peers) noexcept : ByteRings(own.data(), peers.data()) {
@@ -237,8 +237,13 @@ KVFERRY_INLINE ssize_t ByteRings::send_payload(std::span<const iovec> pieces) no
     const std::size_t count = left.next(from, part);
     const iovec to{own_ + RingFile::words_bytes + offset, part};
     // The side whose memory may be gone is the one that the kernel reads as this process does; of the other one it takes hold.
-    const ssize_t put = ::process_vm_writev(::getpid(), from.data(), count, &to, 1, 0);
+    // Of the process's threads this one is there for sure.
+    const ssize_t put = ::process_vm_writev(::gettid(), from.data(), count, &to, 1, 0);
     if (put <= 0) {
+      if (put < 0 && errno != EFAULT) {
+        kernel_copies_ = false;  // forbidden since, or short of memory: the same bytes go in the other way next
+        errno = EINTR;
+      }
       break;
     }
     const auto bytes = static_cast<std::size_t>(put);
@@ -296,7 +301,7 @@ KVFERRY_INLINE ssize_t ByteRings::receive_payload(std::span<const iovec> pieces)
       got = ::preadv(peers_file_.descriptor(), to.data(), static_cast<int>(count), static_cast<off_t>(place));
     } else {
       const iovec from{const_cast<std::byte*>(peers_ + place), part};  // NOLINT(cppcoreguidelines-pro-type-const-cast)
-      got = ::process_vm_readv(::getpid(), to.data(), count, &from, 1, 0);
+      got = ::process_vm_readv(::gettid(), to.data(), count, &from, 1, 0);
     }
     if (got <= 0) {
       break;

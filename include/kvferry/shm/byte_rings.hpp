@@ -70,7 +70,8 @@ class ByteRings {
 
   /// As sendmsg(2). EAGAIN: the ring is full. `tcp::senseless_peer`: the peer's file says what can't be. The memory of `pieces` has to be there.
   [[nodiscard]] ssize_t send(std::span<const iovec> pieces) noexcept;
-  /// The same, of memory that may be gone: the kernel copies. EFAULT: the first byte's is. Only where `kernel_copies`.
+  /// The same, of memory that may be gone: the kernel copies. EFAULT: the first byte's is. EINTR: it doesn't copy any more. Only
+  /// where `kernel_copies`.
   [[nodiscard]] ssize_t send_payload(std::span<const iovec> pieces) noexcept;
   /// Whether the kernel lets this process have it copy between its own memory and its ring.
   [[nodiscard]] bool kernel_copies() const noexcept { return kernel_copies_; }

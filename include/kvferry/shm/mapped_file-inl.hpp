@@ -78,7 +78,7 @@ KVFERRY_INLINE int MappedFile::map(PassedDescriptor passed, std::uint64_t size, 
   std::byte copied{};
   const iovec to{&copied, 1};
   const iovec from{memory, 1};
-  if (keep == Keep::file || ::process_vm_readv(::getpid(), &to, 1, &from, 1, 0) != 1) {
+  if (keep == Keep::file || ::process_vm_readv(::gettid(), &to, 1, &from, 1, 0) != 1) {
     made.file_ = std::move(passed);
   }
   mapped = std::move(made);

@@ -237,7 +237,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iove
       got = read_file(source, std::span(here).first(destinations.next(here, source.iov_len)));
     } else {
       const std::size_t count = destinations.next(here);
-      got = ::process_vm_readv(::getpid(), here.data(), count, there.data(), sources.next(there), 0);
+      got = ::process_vm_readv(::gettid(), here.data(), count, there.data(), sources.next(there), 0);
     }
     if (got > 0) {
       sources.use(static_cast<std::size_t>(got));

@@ -322,6 +322,9 @@ KVFERRY_INLINE Lane::Driven Lane::work(std::size_t& budget) {
   } catch (const std::exception& error) {
     fail(errc::connection_lost, remote_ + ": " + error.what());  // memory is used up
   }
+  if (more) {
+    writable_ = true;  // no event says that there is room while there is always something to receive
+  }
   // A leader waits for what it moves, and goes on at once where it stops here.
   const bool leads = leader_ == std::this_thread::get_id();
   return done(more && !watched_ && !leads);

@@ -98,12 +98,17 @@ KVFERRY_INLINE Lane::Step Lane::send_failed() {
   }
   if (errno != EINTR) {
     // What the peer said before it went may be in the socket still. Nothing that one says counts that says what can't be.
-    std::size_t budget = errno == senseless_peer ? 0 : last_words_bytes;
+    std::size_t left = errno == senseless_peer ? 0 : last_words_bytes;
     const auto cause = last_error();
     std::string why = "sending to " + remote_ + ": " + last_reason();
     readable_ = true;
-    while (!failed_ && budget != 0 && receive_step(budget) == Step::progress) {
-      budget -= std::min(budget, round_cost);
+    while (!failed_ && left != 0) {
+      const std::uint64_t moved_before = moved_;
+      std::size_t unlimited = std::numeric_limits<std::size_t>::max();
+      if (receive_step(unlimited) != Step::progress) {
+        break;
+      }
+      left -= std::min(left, static_cast<std::size_t>(moved_ - moved_before) + round_cost);
     }
     fail(cause, std::move(why));
   }
