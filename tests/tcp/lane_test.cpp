@@ -111,7 +111,7 @@ class Looker {
 /// That of a peer which takes nothing any more, and has always something to say: frames that mean nothing.
 class TalkingSocket final : public Socket {
  public:
-  static constexpr std::size_t no_end = std::size_t{32} << 20;
+  static constexpr std::size_t no_end = std::size_t{128} << 20;
 
   TalkingSocket(int descriptor, int cause) : Socket(descriptor), cause_(cause) { frame_.type = FrameType::recv_cancel; }
 
