@@ -255,7 +255,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
   /// Connects to the channel that made this metadata with `local_metadata`, as `lazy_init_peer_connection` does with
   /// its id and url. It connects to no other incarnation. Metadata is trusted no more than a url: it only says where to
-  /// ask. @param local_id the id by which the peer will know this channel.
+  /// ask.
+  /// @param local_id the id by which the peer will know this channel.
   /// @param metadata the bytes; the call copies them.
   /// @return the peer; its id is the one in the metadata.
   /// @throws TransferError `errc::malformed_message` if these bytes are no metadata, `errc::version_mismatch` or
@@ -468,9 +469,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// first `count`.
   ///
   /// At the timeout it hands out the notifications that have come, with `errc::timed_out`. (The throwing form returns
-  /// fewer than `count` and doesn't throw.) After a cancellation the notifications stay in the queue. @param count at
-  /// most `ChannelOptions::max_pending_notifications`; 0: ends at once with none. Notifications that wait for the rest
-  /// of the `count` count for the limits of the queue, in number and bytes.
+  /// fewer than `count` and doesn't throw.) After a cancellation the notifications stay in the queue.
+  /// @param count at most `ChannelOptions::max_pending_notifications`; 0: ends at once with none. Notifications that
+  ///   wait for the rest of the `count` count for the limits of the queue, in number and bytes.
   /// @param timeout unset: waits until all have come or the channel is closed.
   /// @throws TransferError `errc::closed`, `errc::cancelled`, `errc::would_deadlock`, E2BIG (`count` is more than the
   ///   queue holds).
@@ -508,9 +509,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// also over a new connection, are not held up. If the new connection's handshake takes long, writes that were
   /// started meanwhile may be refused too.
   ///
-  /// @param timeout how long the peer may take; unset: the channel's default. @throws TransferError
-  ///   `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. After `errc::cancelled` the
-  ///   fence promises nothing.
+  /// @param timeout how long the peer may take; unset: the channel's default.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. After
+  ///   `errc::cancelled` the fence promises nothing.
   void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout = {});
   /// As above, with the error in `ec`.
   void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);
@@ -539,8 +540,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// peer then asks this side, and its operation goes on with the answer.
   ///
   /// A channel has at most 1,024 regions at a time, including regions that are being removed, and 2^31 in its life.
-  /// @param region as for the constructor. The call registers it, which takes its time, and waits for no peer. @return
-  /// the region's number: the next one that this channel has never used.
+  /// @param region as for the constructor. The call registers it, which takes its time, and waits for no peer.
+  /// @return the region's number: the next one that this channel has never used.
   /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (also memory that this transport can't use),
   ///   `errc::resource_limit` (too many regions), `errc::closed`, and the errno of a registration that failed. After an
   ///   error there is no new region, and no peer has heard of one.

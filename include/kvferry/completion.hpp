@@ -29,8 +29,8 @@
 namespace kvferry::inline KVFERRY_ABI {
 
 namespace detail {
-/// Logs the exception that is being handled, as `exception_dropped`: nobody could catch it. @param where the place at
-/// which it was thrown: "at a deadline".
+/// Logs the exception that is being handled, as `exception_dropped`: nobody could catch it.
+/// @param where the place at which it was thrown: "at a deadline".
 void log_exception(std::string_view where) noexcept;
 
 /// A handler that runs inside the call that completes it, like those of `CompletionHandler::direct`: it has a member type
