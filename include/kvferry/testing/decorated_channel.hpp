@@ -22,7 +22,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// A channel around another that does what the other does. A decorator overrides a part of it.
+/// A channel around another one that behaves like it. A decorator overrides a part of it.
 ///
 /// The other channel answers side messages, by its own `handle_init_side_msg`.
 class DecoratedChannel : public BaseTransferChannel {
