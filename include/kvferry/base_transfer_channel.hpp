@@ -149,8 +149,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @name Initialization
   /// @{
 
-  /// Makes a peer usable: shakes hands at its init url and sets up the data path. Does nothing of this if the peer is
-  /// usable already at this url. In either case it then sends the side message, if there is one. LMCache:
+  /// Makes a peer usable: shakes hands at its init url and sets up the data path. If the peer is usable already at this
+  /// url, it skips that. In either case it then sends the side message, if there is one. LMCache:
   /// `lazy_init_peer_connection`.
   ///
   /// Two peers that call this at once for each other end with one connection. A peer that restarted is recognised, its
@@ -607,8 +607,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
                                                          const NotifySpec& spec);
 
  protected:
-  /// @name What a transport implements
-  /// None of these may run the user's handler inside the call. `CompletionHandler` posts it, so calling that is fine.
+  /// @name Functions that a transport implements None of these may run the user's handler inside the call.
+  ///   `CompletionHandler` posts it, so calling that is fine.
   /// @{
 
   /// Starts a transfer and ends it exactly once, whatever happens. Must not block.

@@ -37,7 +37,7 @@
 #define KVFERRY_INLINE
 #endif
 
-/// Marks the symbols that a shared library offers. All others are hidden in it, and clash with nothing of the program's.
+/// Marks the symbols that a shared library offers. All others are hidden in it, and can't clash with the program's.
 #define KVFERRY_EXPORT __attribute__((visibility("default")))
 
 #if !KVFERRY_HEADER_ONLY

@@ -25,7 +25,7 @@ enum class errc {
   index_out_of_range,      ///< A page index lies behind the region's last page.
   object_too_large,        ///< An object does not fit its page, or a page its capacity.
   not_in_region,           ///< A buffer does not start at a page of the local region.
-  access_denied,           ///< The region's access does not allow what was asked.
+  access_denied,           ///< The region's access does not allow the operation.
   notification_too_large,  ///< The notification exceeds `Capabilities::max_notification_bytes`.
   invalid_region,  ///< A region is empty, has no pages, a size that is no multiple of its page size, or an invalid
                    ///< access; or there are too many regions.
@@ -50,7 +50,7 @@ enum class errc {
   page_size_mismatch,  ///< Both sides' regions of one number have pages of different sizes, and pages are named by index.
   authentication_failed,   ///< A key or a secret does not prove who the peer is: the keyrings don't match, or a data
                            ///< connection is not the peer's.
-  protocol_violation,      ///< The peer sent what the protocol does not allow.
+  protocol_violation,      ///< The peer sent bytes that the protocol does not allow.
   malformed_message,       ///< A side message is not msgpack, or not of the expected shape.
   unhandled_side_message,  ///< The receiver has no answer to a side message of this type.
 

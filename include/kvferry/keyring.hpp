@@ -99,7 +99,7 @@ class KVFERRY_EXPORT Keyring {
   [[nodiscard]] bool knows(std::string_view public_key) const;
   /// Whether the owner of this key may have this id.
   [[nodiscard]] bool may_be(std::string_view public_key, std::string_view peer_id) const;
-  /// The keys of who may have this id, in the order in which they were given; of an empty id: all keys.
+  /// The keys whose owners may have this id, in the order in which they were given; with an empty id, all keys.
   [[nodiscard]] std::vector<std::string> keys_of(std::string_view peer_id) const;
 
  private:

@@ -10,7 +10,7 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// What happened to a peer.
+/// The kind of an event of a peer.
 enum class PeerEventKind : std::uint8_t {
   connected,  ///< There is a usable connection: the first one, or one to the same incarnation as before.
   gone,       ///< The connection has ended.
@@ -26,7 +26,7 @@ enum class PeerEventKind : std::uint8_t {
   return "unknown";
 }
 
-/// News of a peer, whichever side connected. The events of a peer come in the order in which things happened.
+/// An event of a peer, whichever side connected. The events of one peer come in the order in which they happened.
 ///
 /// A connection may be replaced before its end is noticed: `connected` then follows `connected`, and `restarted` may
 /// follow either. So `connected` and `restarted` describe the present state, and may come without a `gone` before them.

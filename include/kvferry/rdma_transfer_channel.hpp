@@ -131,7 +131,7 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] Capabilities capabilities() const noexcept override;
   [[nodiscard]] ChannelStats stats() const override;
 
-  /// The channel's rails and what went over each.
+  /// The channel's rails and their counters.
   [[nodiscard]] std::vector<RdmaRailInfo> rails() const;
 
  protected:

@@ -46,7 +46,7 @@ inline constexpr std::size_t max_side_message_depth = 32;
 ///
 /// On anything else `ec` becomes `errc::malformed_message` and the result is empty.
 [[nodiscard]] KVFERRY_EXPORT SideMessage parse_side_message(std::span<const std::byte> frame, std::error_code& ec);
-/// As above. @throws TransferError `errc::malformed_message`, saying what is wrong.
+/// As above. @throws TransferError `errc::malformed_message`, with a description of the error.
 [[nodiscard]] KVFERRY_EXPORT SideMessage parse_side_message(std::span<const std::byte> frame);
 
 namespace detail {
@@ -361,7 +361,7 @@ template <SideMessageStruct T>
 /// Decodes a message of struct T. Keys may come in any order, and unknown ones are skipped. A message of another type
 /// is malformed. So is one with a field that is missing (unless it is a `std::optional`), of another kind, out of its
 /// type's range, or there twice. str and bin are distinct kinds.
-/// @throws TransferError `errc::malformed_message`, naming the type, the field, and what was expected and found.
+/// @throws TransferError `errc::malformed_message`, naming the type, the field, and the expected and found values.
 template <SideMessageStruct T>
 [[nodiscard]] T decode_side_message(const SideMessage& message) {
   T result{};

@@ -33,7 +33,7 @@ struct KVFERRY_EXPORT HostPort {
 /// gets its usual spelling: `[::0]` becomes `::`, `0` becomes `0.0.0.0`, and an IPv4 address mapped to IPv6 becomes the
 /// IPv4 address.
 [[nodiscard]] KVFERRY_EXPORT HostPort parse_url(std::string_view url, std::error_code& ec);
-/// As above. @throws TransferError `errc::invalid_url`, quoting the url and saying what is wrong with it.
+/// As above. @throws TransferError `errc::invalid_url`, quoting the url and describing the error.
 [[nodiscard]] KVFERRY_EXPORT HostPort parse_url(std::string_view url);
 
 }  // namespace kvferry

@@ -68,7 +68,7 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   ///   `ChannelOptions::handshake_timeout`.
   void start();
 
-  /// @name What a transport implements
+  /// @name Functions that a transport implements
   /// @{
 
   /// Begins an attempt to connect to a peer. Called on any thread: a caller's, the handshake thread, or one that runs
