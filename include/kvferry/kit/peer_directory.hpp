@@ -46,7 +46,7 @@ struct TransportHooks {
   std::function<bool(const std::string& source, std::size_t bytes, std::function<void()> answer)> run_accept;
 };
 
-/// The peers of a channel: who they are, the link to each, and the handshakes that lead there.
+/// The peers of a channel: their identities, the link to each, and the handshakes for these links.
 ///
 /// A peer has one attempt: this side's dial, or the acceptance of the peer's where this side doesn't dial. When two peers
 /// dial each other at once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an
@@ -54,7 +54,7 @@ struct TransportHooks {
 /// another one has superseded are dropped, links included.
 ///
 /// If a peer asks while this side dials, its attempt is a candidate beside the dial, because the question may be old.
-/// So is the attempt of somebody who claims to be a known peer without proving that it was connected before. A
+/// So is the attempt of a channel that claims to be a known peer without proving that it was connected before. A
 /// candidate changes nothing of the peer until its link is there, and until the peer's own link, if any, is gone or has
 /// left a probe unanswered for a second (peer_takeover-inl.hpp).
 class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
@@ -113,8 +113,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// How often another incarnation took a known peer's place: it restarted, or moved.
   [[nodiscard]] std::uint64_t peer_replacements() const noexcept { return peer_replacements_; }
 
-  /// Gets the link that the peer has, which is to be fenced as well; null if there is none. Or an error: the channel is
-  /// closed.
+  /// Gets the peer's link, which must be fenced as well; null if there is none. Or an error: the channel is closed.
   using FenceHandler = std::function<void(std::error_code, const std::shared_ptr<Link>&)>;
   /// Calls `then` when nothing lands any more that the peer has started by now and that has not reached its link in
   /// use: within the call, or when the connections that are being made have been made or given up, by `deadline` at the
