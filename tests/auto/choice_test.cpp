@@ -18,6 +18,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/keyring.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 #include "auto_node.hpp"
 #include "tcp/protocol_harness.hpp"
@@ -235,7 +236,7 @@ class Open : public AutoTransferChannel {
 
 TEST(AutoHosts, ARoadWithinAHostIsNotTakenToAnother) {
   AutoOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   Open channel(std::move(options));
   const auto dial = channel.dial("b");
   std::error_code ec;
@@ -282,7 +283,7 @@ TEST(AutoHosts, SocketsWithinTheHostAreBounded) {
   few.rlim_cur = 256;
   ::setrlimit(RLIMIT_NOFILE, &few);
   AutoOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   Open channel(std::move(options));
   ::setrlimit(RLIMIT_NOFILE, &before);
   const auto ignore = [](std::error_code, const std::shared_ptr<kit::Link>&, const std::string&) {};
@@ -307,7 +308,7 @@ TEST(AutoHosts, SocketsWithinTheHostAreBounded) {
 
 TEST(AutoHosts, SenselessRoadsAreRefused) {
   AutoOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   Open channel(std::move(options));
   const auto host = std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{});
   const auto ignore = [](std::error_code, const std::shared_ptr<kit::Link>&, const std::string&) {};

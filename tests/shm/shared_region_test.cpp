@@ -30,6 +30,7 @@
 #include <kvferry/shm/process_memory.hpp>
 #include <kvferry/shm/shared_areas.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
 #include "shm/handed_files.hpp"
@@ -60,7 +61,7 @@ struct Node {
       : memory(pages * page), own(pages * page) {
     options.regions = {memory.region(page, access), {own.data(), own.size(), page}};
     if (listens) {
-      options.peer_init_url = "tcp://127.0.0.1:0";
+      options.peer_init_url = kvferry::testing::own_loopback_url();
     }
     channel.emplace(std::move(options));
   }

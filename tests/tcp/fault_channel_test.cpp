@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
@@ -54,7 +55,7 @@ class FaultChannelTest : public ::testing::Test {
   std::array<std::uint64_t, 1> index_{0};
   std::array<std::error_code, 1> status_;
   std::string why_;
-  TcpTransferChannel server_{options(theirs_, "tcp://127.0.0.1:0")};
+  TcpTransferChannel server_{options(theirs_, kvferry::testing::own_loopback_url())};
   FaultChannel channel_{std::make_unique<TcpTransferChannel>(options(mine_, ""))};
 };
 
