@@ -6,6 +6,7 @@
 #include <asio/async_result.hpp>
 #include <asio/cancellation_type.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -94,6 +95,11 @@ class KVFERRY_EXPORT CompletionQueue {
   /// Takes the oldest entries out. Never blocks.
   /// @return how many there are in `entries` now; fewer than its size: no others are left.
   [[nodiscard]] std::size_t drain(std::span<CompletionEntry> entries);
+
+  /// As `drain`, but sleeps until there is an entry, for programs whose loop has nothing else to wait for.
+  /// @param timeout unset: without end; 0 or less: doesn't sleep.
+  /// @return 0 if the time passed without an entry; at once if `entries` is empty, and in a forked child.
+  [[nodiscard]] std::size_t wait(std::span<CompletionEntry> entries, std::optional<std::chrono::milliseconds> timeout = {});
 
   /// For operations that end with an error, or an error and a count, or an error and the answer to a side message, which
   /// is dropped.
