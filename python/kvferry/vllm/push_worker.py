@@ -95,16 +95,29 @@ class PushWorker(Worker):
 
     # The engine's orders
 
+    def lost(self, orders: Step) -> None:
+        """Blocks are no longer those of the requests whose they were. Before the step writes into any of them: what is
+        pushed of them from then on doesn't count."""
+        with self._lock:
+            self._drop_lost(orders)
+
+    def _drop_lost(self, orders: Step) -> None:
+        for request_ids, reason in (
+            (orders.preempted, "its blocks were taken from it"),
+            (orders.forgotten, "its request has ended there"),
+        ):
+            for request_id in request_ids:
+                self._leases.forget(request_id)
+                self._pushes.drop(request_id, reason)
+
     def begin(self, orders: Step) -> None:
         super().begin(orders)
         with self._lock:
-            for request_id in orders.preempted:
-                self._leases.forget(request_id)
-                self._pushes.drop(request_id, "its blocks were taken from it")
             for announced in orders.announced:
                 self._pushes.announce(announced)
             for transfer_id, reason in orders.refused:
                 self._pushes.refuse(transfer_id, reason)
+            self._drop_lost(orders)  # also what has been announced in the same step
             for progress in orders.progress:
                 self._pushes.proceed(progress)
         if orders.waiting:
@@ -121,9 +134,6 @@ class PushWorker(Worker):
             self._pushes.step_computed()
 
     def step(self, orders: Step) -> None:
-        with self._lock:
-            for request_id in orders.forgotten:
-                self._pushes.drop(request_id, "its request has ended there")
         super().step(orders)
         with self._lock:
             for request_id in orders.granted:
