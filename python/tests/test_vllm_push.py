@@ -159,7 +159,7 @@ def test_blocks_that_a_request_has_lost_are_not_pushed_with_what_the_next_step_c
     prefill.until(lambda: bool(pushes._by_transfer["t"].readers))
     prefill.push._runner._planner.submit(held.wait, 60)
     prefill.compute("t", [5, 6, 7], 10)
-    orders = Step(**{how: ["p-t"]})
+    orders = Step(preempted=["p-t"]) if how == "preempted" else Step(forgotten=["p-t"])
     (prefill.push.lost if told == "before that" else prefill.worker.begin)(orders)
     prefill.cache[...] = 1
     held.set()

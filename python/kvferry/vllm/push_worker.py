@@ -66,6 +66,8 @@ class _Push:
     ended: Signal = field(default_factory=Signal)
     #: Whether the other side has said that it will.
     agreed: bool = False
+    #: Whether it has said that nothing is to be expected. Its last word may be here, and be heard only next.
+    doubted: bool = False
 
 
 class PushWorker(Worker):
@@ -450,8 +452,11 @@ class PushWorker(Worker):
                 link.lease = lease
                 self._renewals.reckon()
             for push, held in zip(agreed, answer["held"]):
-                if push is not None and not held:
+                if push is None:
+                    continue
+                if not held and push.doubted:
                     self._runner.tell(push.ended, "nothing is known of it there any more")
+                push.doubted = not held
 
     def _closed(self) -> None:
         with self._lock:
