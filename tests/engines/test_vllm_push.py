@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from free_ports import free_port
+from kvferry.vllm.connector import KvferryConnector, _Orders
+from kvferry.vllm.layout import Field, KvLayout
+from kvferry.vllm.options import Options
+from kvferry.vllm.push_messages import Announced
+from kvferry.vllm.push_worker import PushWorker
+from kvferry.vllm.scheduler import Step
 from vllm_pair import (
     OPTIONS,
     PATIENCE,
@@ -189,6 +196,24 @@ def test_a_prompt_whose_blocks_were_taken_from_it_is_computed(
             assert hand_over_all(small, [decode], options) == expected
         small.wait_until_no_blocks_are_used(60)
     decode.wait_until_no_blocks_are_used(60)
+
+
+def test_blocks_that_are_lost_are_lost_before_vllm_copies_any() -> None:
+    """It has copies made before it binds a step's orders."""
+    cache = np.zeros((4, 64), dtype=np.uint8)
+    layout = KvLayout(
+        kind="", layers=(("layer", 0, 0),), num_blocks=4, blocks_per_id=1, block_tokens=4, block_stride=64, heads=1,
+        head_stride=64, run_tokens=1, fields=(Field(0, 1, 0, 16, 16),), total_heads=1, tp_rank=0, tp_size=1,
+    )  # fmt: skip
+    worker = PushWorker(Options(), "one", layout, [(cache.ctypes.data, cache.nbytes)], True, False)
+    connector = object.__new__(KvferryConnector)
+    connector._worker = worker
+    try:
+        worker.begin(Step(announced=[Announced("p", "t", "", 4), Announced("q", "u", "", 4)]))
+        connector.handle_preemptions(_Orders(Step(preempted=["p"], forgotten=["q"])))
+        assert not worker._pushes.knows("p") and not worker._pushes.knows("q")
+    finally:
+        worker.close()
 
 
 def test_an_instance_that_would_push_and_be_pushed_to_does_not_start(model: Path, logs: Path) -> None:
