@@ -291,7 +291,7 @@ def test_a_last_word_that_takes_its_time_is_waited_for(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when it comes behind much else. The prefilling instance has its blocks back long before."""
-    prefill, decode = make("prefill", True, 100, kind=PushSide, lease=0.2), make("decode", False, kind=PushSide)
+    prefill, decode = make("prefill", True, 100, kind=PushSide), make("decode", False, kind=PushSide, lease=0.2)
     pushes, runner = prefill.push._pushes, prefill.push._runner
     pushes.channel = channel = LateNotifications(pushes.channel)
     renewals = Renewals(pushes, monkeypatch)
@@ -312,7 +312,7 @@ def test_a_last_word_that_does_not_come_is_not_waited_for(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is one taken for lost that is only heard later than an answer."""
-    prefill, decode = make("prefill", True, 100, kind=PushSide, lease=0.2), make("decode", False, kind=PushSide)
+    prefill, decode = make("prefill", True, 100, kind=PushSide), make("decode", False, kind=PushSide, lease=0.2)
     renewals = Renewals(prefill.push._pushes, monkeypatch)
     renewals.held = lambda count: count % 2 == 0
     awaited(prefill, decode, "t", [1, 2, 3])

@@ -69,12 +69,12 @@ def second_decode(model: Path, logs: Path) -> Iterator[Instance]:
 
 def to_both(
     prefill: Instance, decode: Instance, options: dict[str, Any], request: str, name: str, tokens: int = TOKENS,
-    workers: int = 1,
+    workers: int = 1, prefilled: int = 1,
 ) -> None:  # fmt: skip
-    """What a router does with a request."""
+    """What a router does with a request. prefilled: how many tokens of the answer are made where the prompt is computed."""
     transfer = f"{request}-{random.random()}"
     decode.add(request, PROMPTS[name], tokens, taken_from(options, transfer, workers))
-    prefill.add(request, PROMPTS[name], 1, {"do_remote_decode": True, "transfer_id": transfer})
+    prefill.add(request, PROMPTS[name], prefilled, {"do_remote_decode": True, "transfer_id": transfer})
 
 
 def taken_from(options: dict[str, Any], transfer: str, workers: int = 1) -> dict[str, Any]:
@@ -109,14 +109,15 @@ def test_a_pair_says_what_a_single_instance_says_and_computes_no_prompt_twice(
 def test_requests_that_are_aborted_at_random(
     expected: dict[str, list[int]], prefill: Instance, decode: Instance, options: dict[str, Any]
 ) -> None:
-    """On either side, at any time. None that finishes says anything wrong, and no block is lost."""
+    """On either side, at any time, also when the prompt has been computed. None that finishes says anything wrong, and no
+    block is lost."""
     source = random.Random(5)
     until = time.monotonic() + float(os.environ.get("KVFERRY_ENGINES_ABORT_SECONDS", "20"))
     finished = aborted = 0
     while time.monotonic() < until:
         names = {f"{name}-{source.random()}": name for name in source.sample(sorted(PROMPTS), 8)}
         for request, name in names.items():
-            to_both(prefill, decode, options, request, name)
+            to_both(prefill, decode, options, request, name, prefilled=source.choice([1, TOKENS]))
         for request in names:
             if source.random() < 0.4:
                 time.sleep(source.random() * 0.02)
