@@ -48,12 +48,13 @@ struct KeyPair {
 [[nodiscard]] KVFERRY_EXPORT KeyPair make_key_pair();
 /// The pair of a secret key that the program has from somewhere. @throws as `make_key_pair`.
 [[nodiscard]] KVFERRY_EXPORT KeyPair key_pair_of(const SecretKey& secret_key);
-/// Reads a secret key, which is the first line of a file that nobody but its owner may read or write.
+/// Reads a secret key, which is the first line of a file that nobody but its owner may read or write. A byte order mark before
+/// it is skipped.
 /// @throws TransferError EACCES if others may, naming the file's mode and the one it should have; the errno of what else
 ///   failed; `std::errc::invalid_argument` for what is no key; as `make_key_pair`. All name the file.
 [[nodiscard]] KVFERRY_EXPORT KeyPair read_key_pair(const std::string& path);
-/// Takes a secret key out of an environment variable, which is overwritten and removed. Not while other threads look at the
-/// environment.
+/// Takes a secret key, the first line, out of an environment variable, which is overwritten and removed. Not while other
+/// threads look at the environment.
 /// @throws TransferError `std::errc::invalid_argument` if there is no such variable or it is no key; as `make_key_pair`.
 [[nodiscard]] KVFERRY_EXPORT KeyPair take_key_pair_from_environment(const char* variable);
 
@@ -67,8 +68,10 @@ struct PeerKey {
 };
 
 /// Reads keys from a file: a public key, a space and an id a line. Empty lines are skipped, and so are those that begin with
-/// '#', unless their first word is a key, since a key may begin with '#'. A key with '#' put before it is none.
-/// @throws TransferError the errno of what failed; `std::errc::invalid_argument` for a line that is neither, naming its number.
+/// '#', unless their first word is a key, since a key may begin with '#'. A key with '#' put before it is none. Lines may end as
+/// Windows ends them, and a byte order mark is skipped.
+/// @throws TransferError the errno of what failed, also where the file can't be read to its end;
+///   `std::errc::invalid_argument` for a line that is neither, or whose id is none (`BaseTransferChannel::lazy_init_peer_connection`), naming its number.
 [[nodiscard]] KVFERRY_EXPORT std::vector<PeerKey> read_peer_keys(const std::string& path);
 
 /// The keys that secure a channel's handshakes: its own key pair, and the keys of the peers that it trusts. Set it as
@@ -81,7 +84,8 @@ struct PeerKey {
 /// Thread safety: all functions may be called from any thread.
 class KVFERRY_EXPORT Keyring {
  public:
-  /// @throws TransferError `std::errc::invalid_argument` for a key that is none, naming its peer.
+  /// @throws TransferError `std::errc::invalid_argument` for a key that is none, naming its peer; `errc::empty_peer_id` or
+  ///   `errc::invalid_peer_id` for an id that no channel can have.
   Keyring(KeyPair own, std::vector<PeerKey> peers);
 
   /// @throws TransferError as the constructor; then nothing changes.

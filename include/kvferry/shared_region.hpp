@@ -41,7 +41,8 @@ class KVFERRY_EXPORT SharedRegion {
   /// The memory is zeros.
   /// @param size bytes; at least 1. What is mapped is rounded up to whole pages of memory.
   /// @throws TransferError `errc::invalid_region` if the size is 0 or too large to be rounded up, else the errno of the system:
-  ///   ENOMEM or ENOSPC where there is no such memory (the sentence says how many huge pages were wanted), EFBIG beyond
+  ///   ENOMEM or ENOSPC where there is no such memory (the sentence says how many huge pages were wanted, or that the host has
+  ///   less memory than that), EFBIG beyond
   ///   `RLIMIT_FSIZE`, EMFILE, EINVAL or
   ///   ENOSYS where the kernel knows no such files or seals (before Linux 5.1; 5.13 for huge pages).
   explicit SharedRegion(std::size_t size, HugePages huge_pages = HugePages::no);
