@@ -17,21 +17,21 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// Threads on which queue pairs are joined with those of peers. To make one ready, the kernel resolves the peer's address,
-/// which takes up to a second where nobody answers for it; meanwhile other peers are served. Made when they are needed.
+/// Threads that join queue pairs with those of peers. To make one ready, the kernel resolves the peer's address, which
+/// takes up to a second if nobody answers; meanwhile other peers are served. Threads are made when they are needed.
 class JoinThreads {
  public:
-  /// So many absent peers delay nobody else.
+  /// The number of absent peers that delay no other peer.
   static constexpr std::size_t most = 8;
 
-  /// @param bounds of what waits on strangers' behalf.
+  /// @param bounds limit the work that waits for strangers.
   explicit JoinThreads(const kit::SideMessageQueue::Bounds& bounds) : of_strangers_(bounds) {}
   JoinThreads(const JoinThreads&) = delete;
   JoinThreads& operator=(const JoinThreads&) = delete;
   ~JoinThreads() { close(); }
 
-  /// Runs it on one of the threads, or inside the call once this is closed, or if there can be no thread. What it throws
-  /// ends the process.
+  /// Runs `join` on one of the threads; inside the call if this is closed or there can be no thread. An exception of
+  /// `join` ends the process.
   void run(std::function<void()> join) {
     {
       const std::lock_guard lock(mutex_);
@@ -63,7 +63,7 @@ class JoinThreads {
     return true;
   }
 
-  /// Runs what is left, and ends the threads. Not on one of them.
+  /// Runs the remaining work, and ends the threads. Don't call it on one of them.
   void close() {
     std::vector<std::thread> ended;
     {

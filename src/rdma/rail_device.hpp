@@ -24,7 +24,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// How a port can be addressed at this moment.
+/// A port's addresses at this moment.
 struct PortAddress {
   bool active = false;
   bool ethernet = false;
@@ -39,7 +39,7 @@ struct PortAddress {
 /// One port of a device, opened for a channel, with the channel's regions registered there.
 class RailDevice {
  public:
-  /// @param preferred_host an address of this host that its GID may be picked by.
+  /// @param preferred_host an address of this host, by which the GID may be chosen.
   /// @throws TransferError naming the device, or the region that can't be registered.
   RailDevice(RdmaRail rail, std::string preferred_host, std::span<const MemoryRegion> regions, std::size_t slice_bytes);
   RailDevice(const RailDevice&) = delete;
@@ -51,14 +51,15 @@ class RailDevice {
   [[nodiscard]] ibv_pd* domain() const noexcept { return domain_.get(); }
   [[nodiscard]] const ibv_device_attr& limits() const noexcept { return limits_; }
 
-  /// As it is now: links go down and up, addresses change. @throws TransferError if there is no GID as asked for.
+  /// The port's present state: links go down and up, addresses change. @throws TransferError if the requested GID
+  /// doesn't exist.
   [[nodiscard]] PortAddress address() const;
-  /// Where the rail's partition is in the port's table now. @throws TransferError if it isn't there.
+  /// The present place of the rail's partition in the port's table. @throws TransferError if it isn't there.
   [[nodiscard]] std::uint16_t partition_index() const;
 
-  /// The memory of the channel's regions and its keys, for an operation that begins now: without regions that are on their
-  /// way out, though they are registered still. An operation keeps what it has got.
-  /// @param now called for the channel's regions at this moment, if they aren't those of the last call.
+  /// The memory of the channel's regions and its keys, for an operation that begins now. Regions that are being removed
+  /// are not there, although they are still registered. An operation keeps its table.
+  /// @param now returns the channel's present regions; called if they have changed since the last call.
   template <class Now>
   [[nodiscard]] std::shared_ptr<const SliceTable> regions(Now now) {
     const std::lock_guard lock(regions_mutex_);
@@ -72,9 +73,9 @@ class RailDevice {
   [[nodiscard]] std::optional<RegionKeys> keys_of(std::uint32_t number) const;
   /// @throws TransferError naming the region; `errc::resource_limit` if it has more slices than a message holds keys.
   void register_region(const LocalRegion& region);
-  /// To be called when no queue pair can reach it, and no operation uses it.
+  /// Call it when no queue pair can reach the region, and no operation uses it.
   void deregister_region(std::uint32_t number);
-  /// To be called when no queue pair is left.
+  /// Call it when no queue pair is left.
   void deregister_regions();
 
   /// A piece of registered memory to copy through; given back when it is destroyed.
@@ -82,7 +83,7 @@ class RailDevice {
   /// @return nothing if `bytes` are more than a block has, or all blocks are in use.
   [[nodiscard]] std::unique_ptr<StagingBlock> take_staging_block(std::size_t bytes);
 
-  /// Which of the device's interrupts wakes for a completion queue: each in turn, so that no CPU gets all of them.
+  /// The device's interrupt for the next completion queue: each in turn, so that no CPU gets all of them.
   [[nodiscard]] int next_completion_vector() noexcept {
     const int count = std::max(context_->num_comp_vectors, 1);
     return static_cast<int>(completion_queues_++ % static_cast<unsigned>(count));
@@ -137,7 +138,7 @@ class RailDevice::StagingBlock {
   const std::size_t number_;
 };
 
-/// The rail to use where none is named: of the device that has `host`'s address, else the first that is active.
+/// The default rail: on the device that has `host`'s address, else the first active one.
 /// @throws TransferError ENODEV.
 [[nodiscard]] RdmaRail default_rail(const std::string& host);
 [[nodiscard]] std::vector<RdmaRail> active_rails();

@@ -18,7 +18,7 @@ class AttemptSlots {
  public:
   explicit AttemptSlots(std::size_t slots) : slots_(slots), slots_of_source_(slots - slots / 4) {}
 
-  /// @return who has to give way, with its slot given up already.
+  /// @return the id that has to give way; its slot is already released.
   [[nodiscard]] std::optional<std::string> enter(const std::string& id, const std::string& source) {
     leave(id);
     std::optional<std::string> gives_way;

@@ -35,7 +35,7 @@ struct Failure {
   }
 }
 
-/// As which of kvferry's own codes a refusal travels: the numbers of other categories mean nothing to a peer.
+/// The code of kvferry's own as which a refusal travels: a peer doesn't know the numbers of other categories.
 [[nodiscard]] inline errc code_for_peer(const std::error_code& cause) {
   if (cause.category() == error_category()) {
     return static_cast<errc>(cause.value());

@@ -12,10 +12,10 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// A data connection before a lane has it: a socket that doesn't block, and what encrypts it.
+/// A data connection before a lane has it: a socket that doesn't block, and its encryption.
 struct DataConnection {
   asio::ip::tcp::socket socket;
-  std::unique_ptr<TlsStream> tls = nullptr;  ///< Null: nothing does.
+  std::unique_ptr<TlsStream> tls = nullptr;  ///< Null: not encrypted.
 
   /// @param ec would_block: the socket has to become readable first; asio::error::eof; else what failed.
   [[nodiscard]] std::size_t read_some(std::span<std::byte> to, std::error_code& ec);

@@ -19,8 +19,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Makes the data connections that an `AcceptEndpoint` asks for and a link of them. All of them go to one address: of
-/// several that a name has, to the one that took the first connection.
+/// Makes the data connections for an `AcceptEndpoint`, and a link of them. All go to one address; if a name has
+/// several, to the one that accepted the first connection.
 class DataDialer : public std::enable_shared_from_this<DataDialer> {
  public:
   DataDialer(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::LinkHost> host,

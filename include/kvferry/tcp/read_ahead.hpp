@@ -22,9 +22,10 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 
 class ReadAheadPool;
 
-/// A buffer for what a read for a header catches. Of a pool, the kernel copies out of it: where the destination is not mapped
-/// any more, that ends with EFAULT, where the CPU's own copy would end the process. For that it is a mapping of a file in memory
-/// (preadv(2)), or, where the system makes none for this process, memory that process_vm_readv(2) copies out of.
+/// A buffer for bytes that come with a header. If it is from a pool, the kernel copies out of it: if the destination is not
+/// mapped any more, the kernel's copy ends with EFAULT, while the CPU's own copy would end the process. For that, the buffer
+/// is a mapping of a file in memory (preadv(2)), or, where the system makes no such file for this process, memory that
+/// process_vm_readv(2) copies out of.
 class KVFERRY_EXPORT ReadAhead {
  public:
   /// One that the CPU copies out of.
@@ -36,8 +37,8 @@ class KVFERRY_EXPORT ReadAhead {
   /// Copies `bytes` bytes from `offset` on to these pieces. @return false if one of them can't be written.
   [[nodiscard]] bool copy_to(std::span<const iovec> pieces, std::size_t offset, std::size_t bytes) const noexcept;
 
-  /// Whether the CPU may read all of these pieces. Of a pool, the kernel has read a byte of each page of memory; else nobody has
-  /// looked, and the answer is yes.
+  /// Whether the CPU may read all of these pieces. A buffer from a pool has the kernel read a byte of each page of
+  /// memory. Another one doesn't check, and answers yes.
   [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept;
 
  private:

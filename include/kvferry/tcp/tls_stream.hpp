@@ -18,9 +18,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// What both ends of a link's connections know, told inside the encrypted handshake: TLS's external pre-shared key.
+/// The shared key of both ends of a link's connections, from the encrypted handshake: TLS's external pre-shared key.
 struct TlsKey {
-  std::array<std::byte, 16> identity{};  ///< Says on the wire which key it is, and nothing else.
+  std::array<std::byte, 16> identity{};  ///< Names the key on the wire; it reveals nothing else.
   std::array<std::byte, 32> secret{};
 
   ~TlsKey() { forget_secret(); }
@@ -31,7 +31,7 @@ struct TlsKey {
 /// @throws std::system_error if the kernel has no random bytes.
 [[nodiscard]] TlsKey random_tls_key();
 
-/// What a dialing side says first (a ClientHello).
+/// The first message of a dialing side (a ClientHello).
 enum class TlsOpening {
   incomplete,
   whole,
@@ -43,14 +43,14 @@ inline constexpr std::size_t max_tls_opening = 1024;
 /// there have to be, as far as that is known.
 [[nodiscard]] TlsOpening look_at_tls_opening(std::span<const std::byte> bytes, std::size_t& length) noexcept;
 
-/// One end of TLS 1.3 on a connected socket that doesn't block. It owns what it has encrypted and the socket didn't
-/// take, not the socket. Not thread-safe.
+/// One end of TLS 1.3 on a connected socket that doesn't block. It owns encrypted bytes that the socket hasn't accepted
+/// yet, but not the socket. Not thread-safe.
 ///
-/// Functions that return as system calls do set errno: EAGAIN where they would have to wait; EBADMSG if the peer has
-/// sent something that isn't authentic, or that no peer of this project's sends (a KeyUpdate that asks for another or
-/// comes after few records, tickets); EPROTO if the connection ended without the peer's word; ENOMEM if memory is
-/// used up; EIO if it couldn't be encrypted; else what the socket said. What failed stays failed. The calling
-/// thread's list of OpenSSL's errors stays as it was.
+/// Functions that return as system calls do set errno: EAGAIN if they would have to wait; EBADMSG if the peer has sent
+/// bytes that aren't authentic, or messages that no kvferry sends (a KeyUpdate that asks for another or comes after few
+/// records, tickets); EPROTO if the connection ended without close_notify; ENOMEM if memory is used up; EIO if
+/// encryption failed; else the socket's errno. After a failure all later calls fail. The calling thread's list of
+/// OpenSSL's errors doesn't change.
 class TlsStream {
  public:
   virtual ~TlsStream() = default;
@@ -82,7 +82,7 @@ class TlsStream {
   [[nodiscard]] virtual std::string description() const = 0;
 };
 
-/// What the TLS of a channel's connections shares. Thread-safe.
+/// The TLS state that a channel's connections share. Thread-safe.
 class TlsContext {
  public:
   /// The key of this identity, if there is one. Must not throw.
