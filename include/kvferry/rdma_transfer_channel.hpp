@@ -84,6 +84,21 @@ struct RdmaOptions : ChannelOptions {
   /// may be made with `ChannelOptions::require_encryption`, and be a road of an `AutoTransferChannel` with a keyring.
   bool trusted_fabric = false;
 
+  /// Registers all regions anew for each connection, in a protection domain of its own on each rail, rather than once for
+  /// all. So the keys to memory (rkeys) that a peer is told, with the handshake or with a recv's buffers, are of no use on
+  /// another peer's connection; and they are none any more when `disconnect`, or the connection's end, is over. Without
+  /// this a key opens its memory to every peer that gets or guesses it, as long as the region, or the recv, lasts.
+  /// What it doesn't change: who may connect gets keys of his own, each as good as the region's `peer_access`; and
+  /// packets have keys and pages in the clear, so that who is on the path can still use a key on the connection it is of.
+  /// Its price: connecting takes as long as the channel's construction does without it, on the calling thread where this side
+  /// connects; `disconnect` likewise takes as long as deregistering, on an I/O thread; and `add_region` registers for all
+  /// connections. Each connection counts all regions against `ulimit -l`, and keeps tables of their pages in the adapter's
+  /// reach. A region that can't be registered for a newcomer ends the attempt (at the limit ENOMEM where
+  /// this side connects, `errc::resource_limit` at a peer that does) and disturbs nobody else; one that can't for a peer
+  /// that is connected ends `add_region`. Where strangers reach the port each of
+  /// their handshakes costs this much: have a `keyring`. Each side decides for itself.
+  bool isolate_peers = false;
+
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.
   std::uint8_t traffic_class = 0;  ///< RoCE: DSCP and ECN bits.
 };
@@ -100,7 +115,7 @@ struct RdmaRailInfo {
 /// every channel promises and docs/wire_protocol.md for what travels.
 ///
 /// Regions are registered at construction or by `add_region`, on each rail, so their memory counts against `ulimit -l`, until
-/// `remove_region` ends. One that comes later has at most 238 slices (`RdmaOptions::slice_bytes`), else it is refused with
+/// `remove_region` ends; with `RdmaOptions::isolate_peers` for each connection, and at construction it is only tried. One that comes later has at most 238 slices (`RdmaOptions::slice_bytes`), else it is refused with
 /// `errc::resource_limit`. Objects outside of every region
 /// may be used: small ones are copied through registered memory, large ones are registered for the time of their
 /// operation. A region with a `dmabuf_fd` is registered by that; its memory takes part in writes and reads, not in

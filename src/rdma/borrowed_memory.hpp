@@ -12,11 +12,11 @@
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 #include "message.hpp"
-#include "rail_device.hpp"
+#include "rail_domain.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// An operation's objects as its rail's device can use them, where some lie outside of every region: those are copied
+/// An operation's objects as its rail can use them, where some lie outside of every region: those are copied
 /// through staging blocks if they are small, or alone among others' memory, as long as there are blocks; else
 /// registered, for as long as this lives. To register is a system call that pins pages, for each range that isn't
 /// adjacent to others, and takes as long as copying some 64 KiB.
@@ -27,9 +27,9 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 class BorrowedMemory {
  public:
   /// @return nothing, without an error, if all objects lie in regions.
-  /// @param regions the device's. @param owners the objects as the caller has them; what they refer to outlives what is
+  /// @param regions the domain's. @param owners the objects as the caller has them; what they refer to outlives what is
   ///   returned.
-  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device, const SliceTable& regions,
+  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDomain& domain, const SliceTable& regions,
                                                               const kit::LocalBytes& owners, kit::ObjectRange range,
                                                               bool for_read, kit::Failure& failure);
 
@@ -44,13 +44,13 @@ class BorrowedMemory {
   /// Copies an object's bytes, and not what lies between its blocks. @param staged to or from there, where its buffer is now.
   void copy(std::size_t object, MutableBuffer staged, bool to_owner) const;
   /// @return false if there is no block left.
-  [[nodiscard]] bool stage(RailDevice& device, std::size_t object, bool for_read);
+  [[nodiscard]] bool stage(RailDomain& domain, std::size_t object, bool for_read);
 
   kit::LocalBytes owners_;  ///< As the caller has them.
   std::vector<MutableBuffer> objects_;
   std::vector<std::size_t> staged_;  ///< For a read, in order.
   SliceTable slices_;
-  std::vector<std::unique_ptr<RailDevice::StagingBlock>> blocks_;
+  std::vector<std::unique_ptr<RailDomain::StagingBlock>> blocks_;
   std::size_t used_ = 0;  ///< Of the last block.
   std::vector<MemoryRegionPtr> registered_;
 };
@@ -60,7 +60,7 @@ class BorrowedMemory {
 class OfferedBuffers {
  public:
   /// @param eager_bytes up to this size no offer is worth while.
-  /// @param regions the device's, @param domain where to register the others.
+  /// @param regions the domain's, @param domain where to register the others.
   [[nodiscard]] static kit::Failure offer(const SliceTable& regions, ibv_pd* domain,
                                           std::span<const MutableBuffer> objects, std::size_t eager_bytes,
                                           OfferedBuffers& offered);

@@ -17,6 +17,7 @@
 #include <kvferry/kit/link.hpp>
 
 #include "endpoint.hpp"
+#include "join_threads.hpp"
 #include "rail.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -25,6 +26,9 @@ struct LinkOptions {
   std::uint64_t incarnation = 0;
   std::size_t stripe_threshold = 0;
   RailOptions rail;
+  /// Where what a link has registered for itself alone is deregistered when it breaks: that takes its time, which others on
+  /// the executor don't have. Gone with the channel, and without `RdmaOptions::isolate_peers`.
+  std::weak_ptr<JoinThreads> aside = {};
 };
 
 /// The connections to one peer, one a rail, from before they are joined. One-sided operations go over the rails in
@@ -49,10 +53,11 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
 
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
-  /// By an empty write, which the peer's adapter answers: a process that is stopped lives, one that was killed doesn't.
+  /// When it returns, nothing is registered any more that was for this link alone.
   void shut(std::error_code cause, const std::string& why) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
+  /// By an empty write, which the peer's adapter answers: a process that is stopped lives, one that was killed doesn't.
   void probe(std::function<void()> answered) override;
   void region_added() override;
   [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override;
@@ -71,6 +76,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] kit::LinkHandler take_handler(std::shared_ptr<RdmaLink>& kept);
   [[nodiscard]] bool say_farewell(bool& answered);
   [[nodiscard]] std::vector<int> event_descriptors() const;
+  void end_rails(std::error_code cause, const std::string& why);
+  void deregister_aside();
   void rail_greeted() override;
   void rail_breaking(std::error_code cause) override;
   void rail_broken(std::error_code cause, const std::string& why) override;
