@@ -115,8 +115,8 @@ struct RdmaRailInfo {
 /// every channel promises and docs/wire_protocol.md for what travels.
 ///
 /// Regions are registered at construction or by `add_region`, on each rail, so their memory counts against `ulimit -l`, until
-/// `remove_region` ends; with `RdmaOptions::isolate_peers` for each connection, and at construction it is only tried. One that comes later has at most 238 slices (`RdmaOptions::slice_bytes`), else it is refused with
-/// `errc::resource_limit`. Objects outside of every region
+/// `remove_region` ends; with `RdmaOptions::isolate_peers` for each connection, and at construction it is only tried. One
+/// that comes later has at most 238 slices (`RdmaOptions::slice_bytes`), else it is refused with `errc::resource_limit`. Objects outside of every region
 /// may be used: small ones are copied through registered memory, large ones are registered for the time of their
 /// operation. A region with a `dmabuf_fd` is registered by that; its memory takes part in writes and reads, not in
 /// sends and recvs.

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <functional>
 #include <system_error>
 #include <utility>
 
@@ -170,6 +171,17 @@ std::vector<bool> landing_on_others(const TransferRequest& request, const Region
   found.assign(found.size(), false);
   mark(blocks);
   return found;
+}
+
+bool lands_on_itself(const TransferRequest& request, const RegionAddress& address_of_region) {
+  if (kit::lands_on_itself(request)) {
+    return true;
+  }
+  const bool of_several =
+      request.kind == TransferKind::write &&
+      std::ranges::adjacent_find(request.remote_ranges, std::ranges::not_equal_to(), &RemoteRange::region) !=
+          request.remote_ranges.end();
+  return of_several && std::ranges::any_of(landing_on_others(request, address_of_region), std::identity());
 }
 
 }  // namespace kvferry::rdma

@@ -53,4 +53,7 @@ using RegionAddress = std::function<std::uint64_t(std::uint32_t)>;
 /// leave behind can't be compared. Where more than 32,768 blocks lie among each other, their objects count as such.
 [[nodiscard]] std::vector<bool> landing_on_others(const TransferRequest& request, const RegionAddress& address_of_region);
 
+/// As `kit::lands_on_itself`, of memory that the batch names by way of several regions as well.
+[[nodiscard]] bool lands_on_itself(const TransferRequest& request, const RegionAddress& address_of_region);
+
 }  // namespace kvferry::rdma

@@ -103,11 +103,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
       }
     }
     if (batch.parts() == 1 && request.one_sided() && regions_) {
-      const auto peers = regions_->peers();
-      preparation.uncompared = landing_on_others(request, [&](std::uint32_t number) {
-        const PeerRegion* const region = peers->find(number);
-        return region == nullptr || region->keys.empty() ? 0 : region->keys.front().address;
-      });
+      preparation.uncompared = landing_on_others(request, regions_->addresses_of_peers());
     }  // else none does, or it would go over one rail
   }
   if (request.kind == TransferKind::recv) {

@@ -6,9 +6,10 @@
 
 #include <kvferry/error.hpp>
 
-#include <kvferry/kit/overlap.hpp>
 #include <kvferry/kit/pause.hpp>
 #include <kvferry/detail/text.hpp>
+
+#include "checksums.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
@@ -94,7 +95,7 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
     numbers.push_back(rail->endpoint().rail);
     domains.push_back(rail->domain());
   }
-  const auto regions = std::make_shared<LinkRegions>(
+  regions_ = std::make_shared<LinkRegions>(
       std::move(numbers),
       [domains = std::move(domains)](std::size_t place, std::uint32_t number) {
         return domains[place]->keys_of(number);
@@ -123,7 +124,7 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
   });
   for (std::size_t i = 0; i < joined_.size(); ++i) {
     if (const auto failure =
-            joined_[i]->connect(host, {peer, *peers_rails[i], regions, i}, role, options_.incarnation)) {
+            joined_[i]->connect(host, {peer, *peers_rails[i], regions_, i}, role, options_.incarnation)) {
       std::shared_ptr<RdmaLink> kept;
       if (!take_handler(kept)) {
         return;  // another rail broke meanwhile, and the handler has been told
@@ -190,7 +191,8 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
       rail = static_cast<std::size_t>(request.tag % joined_.size());
     } else {
       const std::size_t total = kit::LocalBytes(request).total();
-      if (total >= options_.stripe_threshold && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
+      if (total >= options_.stripe_threshold && request.objects.size() > 1 &&
+          !lands_on_itself(request, regions_->addresses_of_peers())) {
         const auto ranges = kit::cut_into_stripes(kit::LocalBytes(request), total, joined_.size());
         const auto batch = std::make_shared<kit::StripedOperation>(operation, ranges.size());
         for (std::size_t i = 0; i < ranges.size(); ++i) {

@@ -86,6 +86,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::vector<std::shared_ptr<Rail>> rails_;  ///< All that were made.
   std::vector<Rail*> joined_;                 ///< Those in use; set before the link is handed over.
   std::shared_ptr<kit::LinkHost> host_;
+  std::shared_ptr<LinkRegions> regions_;      ///< As the former.
   std::atomic<std::size_t> next_rail_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> has_left_{false};

@@ -170,11 +170,7 @@ struct Side {
       }
     }
     if (operation->request().checksums.value_or(false)) {
-      const auto peers = link_regions->peers();
-      preparation.uncompared = landing_on_others(operation->request(), [&](std::uint32_t number) {
-        const PeerRegion* const region = peers->find(number);
-        return region == nullptr ? 0 : region->keys.front().address;
-      });
+      preparation.uncompared = landing_on_others(operation->request(), link_regions->addresses_of_peers());
     }
     const std::size_t count = operation->object_count();
     auto batch = std::make_shared<kit::StripedOperation>(operation, 1);

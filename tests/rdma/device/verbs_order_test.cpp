@@ -17,13 +17,16 @@
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <functional>
 #include <future>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "rdma/message.hpp"
 #include "rdma/rdma_node.hpp"
 
 namespace {
@@ -93,8 +96,31 @@ std::atomic<bool> next_long_post_fails{false};
 std::atomic<const ibv_qp*> pair_of_failed_post{nullptr};
 std::atomic<decltype(ibv_context_ops::post_send)> real_post_send{nullptr};
 
+/// Messages of this type that end something of several messages never go out; 0: all do.
+std::atomic<kvferry::rdma::MessageType> last_parts_withheld{};
+
+bool is_withheld(const ibv_send_wr& request) {
+  using kvferry::rdma::MessageHeader;
+  const auto type = last_parts_withheld.load();
+  if (type == kvferry::rdma::MessageType{} || request.opcode != IBV_WR_SEND) {
+    return false;
+  }
+  MessageHeader header;
+  std::memcpy(&header, reinterpret_cast<const void*>(request.sg_list[0].addr), sizeof(header));
+  return header.type == type && header.first != 0 && (header.flags & MessageHeader::last) != 0;
+}
+
 /// Posts the first request of a list and refuses the others, once it has been asked to.
 int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
+  for (ibv_send_wr** request = &list; *request != nullptr; request = &(*request)->next) {
+    if (is_withheld(**request)) {
+      *request = nullptr;  // with what comes behind it
+      break;
+    }
+  }
+  if (list == nullptr) {
+    return 0;
+  }
   if (list->next == nullptr || !next_long_post_fails.exchange(false)) {
     return real_post_send.load()(pair, list, bad);
   }
@@ -301,6 +327,40 @@ TEST(VerbsOrder, Line20_RegionsAreDeregisteredAfterTheLastQueuePair) {
   };
   EXPECT_EQ(std::count_if(calls.begin(), region, is_pair_of_hub), 3);
   EXPECT_EQ(std::count_if(region, calls.end(), is_pair_of_hub), 0);
+}
+
+TEST(VerbsOrder, APeerThatStopsWithinAListOrANotificationIsGivenUpAfterThePartsTimeout) {
+  for (const auto type : {MessageType::notify, MessageType::recv_post}) {
+    SCOPED_TRACE(type == MessageType::notify ? "notification" : "recv");
+    std::string why;
+    NodeOptions options;
+    options.channel.parts_timeout = std::chrono::milliseconds(100);
+    Node node(1, std::move(options));
+    Node peer(1000);
+    peer.connect("peer", "node", node);
+    auto waiting = node.channel->async_batched_recv(node.pages(1), {.peer_id = "peer", .tag = 7, .diagnostic = &why},
+                                                    asio::use_future);
+    last_parts_withheld = type;
+    std::future<std::size_t> stopped;
+    if (type == MessageType::notify) {
+      const std::vector<std::byte> notification(max_notification_bytes);
+      stopped = peer.channel->async_batched_write(std::vector<MutableBuffer>(),
+                                                  {.peer_id = "node", .notification = notification}, asio::use_future);
+    } else {
+      stopped = peer.channel->async_batched_recv(peer.pages(1000), {.peer_id = "node", .tag = 8}, asio::use_future);
+    }
+    const auto status = waiting.wait_for(long_enough);
+    last_parts_withheld = MessageType{};
+    ASSERT_EQ(status, std::future_status::ready);
+    try {
+      (void)waiting.get();
+      ADD_FAILURE() << "nothing was sent";
+    } catch (const std::system_error& error) {
+      EXPECT_EQ(error.code(), errc::connection_lost);
+    }
+    EXPECT_NE(why.find("the peer stopped within a recv's list of buffers, or a notification, for 100 ms"), std::string::npos)
+        << why;
+  }
 }
 
 /// How often memory is registered, of what has been noted.
