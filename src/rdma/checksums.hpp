@@ -15,9 +15,6 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// The XXH3-64 of these pieces of memory, one behind the other.
-[[nodiscard]] std::uint64_t sum_of(std::span<const iovec> pieces) noexcept;
-
 /// Finds out whether the CPU may read memory, without reading it itself: what is registered stays with the adapter when it
 /// is unmapped, and the CPU's own access would end the process.
 class MemoryLook {
