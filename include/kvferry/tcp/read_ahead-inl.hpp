@@ -7,8 +7,6 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -21,8 +19,6 @@ inline namespace internal {
 /// Address space, of which memory is taken for what is in use only.
 inline constexpr std::size_t buffers_in_a_file = 1024;
 inline constexpr std::size_t page = 4096;
-/// Bytes behind a buffer to which the kernel copies what it is to look at, as many pieces as a call takes (IOV_MAX).
-inline constexpr std::size_t looked_at_once = 1024;
 
 [[noreturn]] KVFERRY_INLINE void refuse(const std::string& what) {
   throw std::system_error(errno, std::system_category(), what);
@@ -99,29 +95,12 @@ KVFERRY_INLINE bool ReadAhead::can_read(std::span<const iovec> pieces) const noe
   if (way_ == Way::cpu) {
     return true;
   }
-  std::array<iovec, looked_at_once> bytes;
-  std::size_t count = 0;
-  const auto look = [&] {
-    const iovec behind{data_.get() + size_, count};
-    // The side that may be gone is the one that the kernel reads as for write(2), so that mappings of devices can be sent.
-    const auto read = way_ == Way::file ? ::pwritev(descriptor_, bytes.data(), static_cast<int>(count),
-                                                    static_cast<off_t>(file_offset_ + size_))
-                                        : ::process_vm_writev(::gettid(), bytes.data(), count, &behind, 1, 0);
-    return read == static_cast<ssize_t>(std::exchange(count, 0));
-  };
-  for (const iovec& piece : pieces) {
-    auto* byte = static_cast<std::byte*>(piece.iov_base);
-    for (std::size_t left = piece.iov_len; left != 0;) {
-      bytes[count++] = {byte, 1};
-      if (count == bytes.size() && !look()) {
-        return false;
-      }
-      const std::size_t on_page = std::min(left, left_on_page(byte));
-      byte += on_page;
-      left -= on_page;
-    }
-  }
-  return count == 0 || look();
+  return kernel_can_read(pieces, [this](std::span<const iovec> bytes) {
+    const auto count = static_cast<int>(bytes.size());
+    const iovec behind{data_.get() + size_, bytes.size()};
+    return way_ == Way::file ? ::pwritev(descriptor_, bytes.data(), count, static_cast<off_t>(file_offset_ + size_))
+                             : ::process_vm_writev(::gettid(), bytes.data(), bytes.size(), &behind, 1, 0);
+  });
 }
 
 KVFERRY_INLINE std::shared_ptr<ReadAheadPool> ReadAheadPool::create(std::size_t buffer_size) {
@@ -131,6 +110,7 @@ KVFERRY_INLINE std::shared_ptr<ReadAheadPool> ReadAheadPool::create(std::size_t 
 }
 
 KVFERRY_INLINE ReadAheadPool::ReadAheadPool(std::size_t buffer_size)
+    // Behind a buffer is room for what the kernel is to look at.
     : size_(buffer_size), stride_((buffer_size + looked_at_once + page - 1) / page * page) {}
 
 KVFERRY_INLINE ReadAheadPool::~ReadAheadPool() {

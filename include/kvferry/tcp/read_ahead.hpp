@@ -11,14 +11,11 @@
 #include <vector>
 
 #include <kvferry/config.hpp>
+#include <kvferry/detail/readable_memory.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Bytes from `address` to the end of its page of memory. Pages may be larger; none is smaller.
-[[nodiscard]] inline std::size_t left_on_page(const void* address) noexcept {
-  constexpr std::uintptr_t page = 4096;
-  return page - reinterpret_cast<std::uintptr_t>(address) % page;
-}
+using kvferry::left_on_page;
 
 class ReadAheadPool;
 
