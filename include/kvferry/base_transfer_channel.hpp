@@ -645,6 +645,10 @@ class KVFERRY_EXPORT BaseTransferChannel {
 
   /// Whether the calling thread completes operations. A blocking call on it would never return.
   [[nodiscard]] virtual bool running_in_io_thread() const noexcept { return false; }
+  /// The same of another channel: for a decorator, whose operations that one completes.
+  [[nodiscard]] static bool running_in_io_thread_of(const BaseTransferChannel& other) noexcept {
+    return other.running_in_io_thread();
+  }
   /// @}
 
  private:

@@ -3,6 +3,10 @@
 
 #include <kvferry/completion_queue.hpp>
 
+#include <poll.h>
+
+#include <algorithm>
+#include <limits>
 #include <mutex>
 
 #include <kvferry/detail/event_descriptor.hpp>
@@ -126,6 +130,25 @@ class QueueState {
     return count;
   }
 
+  /// A thread that is woken may find that another one has taken the entry; then it sleeps on.
+  [[nodiscard]] std::size_t wait(std::span<CompletionEntry> entries, std::optional<std::chrono::milliseconds> timeout) {
+    using namespace std::chrono;
+    using Clock = steady_clock;
+    constexpr milliseconds longest_sleep{std::numeric_limits<int>::max()};
+    const auto now = Clock::now();
+    const bool endless = !timeout || *timeout >= floor<milliseconds>(Clock::time_point::max() - now);
+    const auto until = endless ? Clock::time_point::max() : now + std::max(*timeout, milliseconds(0));
+    for (;;) {
+      const std::size_t count = drain(entries);
+      const auto left = ceil<milliseconds>(until - Clock::now());
+      if (count != 0 || entries.empty() || inherited() || left <= milliseconds(0)) {
+        return count;
+      }
+      pollfd ready{descriptor(), POLLIN, 0};
+      ::poll(&ready, 1, endless ? -1 : static_cast<int>(std::min(left, longest_sleep).count()));
+    }
+  }
+
   void close() {
     std::shared_ptr<QueuedOperation> dropped;
     {
@@ -193,5 +216,9 @@ KVFERRY_INLINE CompletionQueue::~CompletionQueue() {
 KVFERRY_INLINE int CompletionQueue::descriptor() const noexcept { return state_->descriptor(); }
 
 KVFERRY_INLINE std::size_t CompletionQueue::drain(std::span<CompletionEntry> entries) { return state_->drain(entries); }
+
+KVFERRY_INLINE std::size_t CompletionQueue::wait(std::span<CompletionEntry> entries, std::optional<std::chrono::milliseconds> timeout) {
+  return state_->wait(entries, timeout);
+}
 
 }  // namespace kvferry

@@ -6,6 +6,7 @@
 #include <asio/async_result.hpp>
 #include <asio/cancellation_type.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -95,6 +96,11 @@ class KVFERRY_EXPORT CompletionQueue {
   /// Takes the oldest entries out. Never blocks.
   /// @return how many entries were taken. If they are fewer than the size of `entries`, none is left.
   [[nodiscard]] std::size_t drain(std::span<CompletionEntry> entries);
+
+  /// As `drain`, but sleeps until there is an entry, for programs whose loop has nothing else to wait for.
+  /// @param timeout unset: without end; 0 or less: doesn't sleep.
+  /// @return 0 if the time passed without an entry; at once if `entries` is empty, and in a forked child.
+  [[nodiscard]] std::size_t wait(std::span<CompletionEntry> entries, std::optional<std::chrono::milliseconds> timeout = {});
 
   /// Makes a token for operations that end with an error, with an error and a count, or with an error and the answer to
   /// a side message. The answer is dropped.

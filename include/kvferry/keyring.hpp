@@ -49,12 +49,13 @@ struct KeyPair {
 [[nodiscard]] KVFERRY_EXPORT KeyPair make_key_pair();
 /// Computes the pair of a secret key that the program already has. @throws as `make_key_pair`.
 [[nodiscard]] KVFERRY_EXPORT KeyPair key_pair_of(const SecretKey& secret_key);
-/// Reads a secret key from the first line of a file. Only the file's owner may have the right to read or write it.
+/// Reads a secret key from the first line of a file. Only the file's owner may have the right to read or write it. A byte
+/// order mark before the key is skipped.
 /// @throws TransferError EACCES if others have, naming the file's mode and the right one; the errno of another failure;
 ///   `std::errc::invalid_argument` if the line is no key; as `make_key_pair`. All name the file.
 [[nodiscard]] KVFERRY_EXPORT KeyPair read_key_pair(const std::string& path);
-/// Takes a secret key out of an environment variable, then overwrites and removes the variable. Don't call it while
-/// other threads use the environment.
+/// Takes a secret key, the first line, out of an environment variable, then overwrites and removes the variable. Don't
+/// call it while other threads use the environment.
 /// @throws TransferError `std::errc::invalid_argument` if there is no such variable or it is no key; as `make_key_pair`.
 [[nodiscard]] KVFERRY_EXPORT KeyPair take_key_pair_from_environment(const char* variable);
 
@@ -69,9 +70,10 @@ struct PeerKey {
 
 /// Reads keys from a file. Each line has a public key, a space and an id. Empty lines and comments, which begin with
 /// '#', are skipped. A key may begin with '#' as well: a line whose first word is a key is no comment. To comment a key
-/// out, put '#' before it.
-/// @throws TransferError the errno of the failure; `std::errc::invalid_argument` for an invalid line, naming its
-///   number.
+/// out, put '#' before it. Lines may end as Windows ends them, and a byte order mark is skipped.
+/// @throws TransferError the errno of the failure, also if the file can't be read to its end;
+///   `std::errc::invalid_argument` for an invalid line or id (`BaseTransferChannel::lazy_init_peer_connection`), naming
+///   the line's number.
 [[nodiscard]] KVFERRY_EXPORT std::vector<PeerKey> read_peer_keys(const std::string& path);
 
 /// The keys that secure a channel's handshakes: its own key pair, and the keys of the peers that it trusts. Set it as
@@ -84,7 +86,8 @@ struct PeerKey {
 /// Thread safety: all functions may be called from any thread.
 class KVFERRY_EXPORT Keyring {
  public:
-  /// @throws TransferError `std::errc::invalid_argument` for an invalid key, naming its peer.
+  /// @throws TransferError `std::errc::invalid_argument` for an invalid key, naming its peer; `errc::empty_peer_id` or
+  ///   `errc::invalid_peer_id` for an id that no channel can have.
   Keyring(KeyPair own, std::vector<PeerKey> peers);
 
   /// @throws TransferError as the constructor; then nothing changes.

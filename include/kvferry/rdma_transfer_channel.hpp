@@ -85,6 +85,21 @@ struct RdmaOptions : ChannelOptions {
   /// keyring.
   bool trusted_fabric = false;
 
+  /// Registers all regions anew for each connection, in a protection domain of its own on each rail, rather than once for
+  /// all. So the keys to memory (rkeys) that a peer is told, with the handshake or with a recv's buffers, are of no use on
+  /// another peer's connection; and they are none any more when `disconnect`, or the connection's end, is over. Without
+  /// this a key opens its memory to every peer that gets or guesses it, as long as the region, or the recv, lasts.
+  /// What it doesn't change: who may connect gets keys of his own, each as good as the region's `peer_access`; and
+  /// packets have keys and pages in the clear, so that who is on the path can still use a key on the connection it is of.
+  /// Its price: connecting takes as long as the channel's construction does without it, on the calling thread where this side
+  /// connects; `disconnect` likewise takes as long as deregistering, on an I/O thread; and `add_region` registers for all
+  /// connections. Each connection counts all regions against `ulimit -l`, and keeps tables of their pages in the adapter's
+  /// reach. A region that can't be registered for a newcomer ends the attempt (at the limit ENOMEM where
+  /// this side connects, `errc::resource_limit` at a peer that does) and disturbs nobody else; one that can't for a peer
+  /// that is connected ends `add_region`. Where strangers reach the port each of
+  /// their handshakes costs this much: have a `keyring`. Each side decides for itself.
+  bool isolate_peers = false;
+
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.
   std::uint8_t traffic_class = 0;  ///< RoCE: DSCP and ECN bits.
 };
@@ -100,11 +115,12 @@ struct RdmaRailInfo {
 /// Moves pages by RDMA, with reliable connections of libibverbs, over InfiniBand or RoCE. `BaseTransferChannel` has the
 /// promises of every channel, docs/wire_protocol.md the messages on the wire.
 ///
-/// Regions are registered on each rail, at construction or by `add_region`. Their memory counts against `ulimit -l`
-/// until `remove_region` ends. A region that is added later may have at most 238 slices (`RdmaOptions::slice_bytes`),
-/// else `add_region` fails with `errc::resource_limit`. Objects may lie outside of all regions: small ones are copied
-/// through registered memory, large ones are registered for the time of their operation. A region with a `dmabuf_fd` is
-/// registered by that descriptor. Its memory can be used for writes and reads, but not for sends and recvs.
+/// Regions are registered on each rail, at construction or by `add_region`; with `RdmaOptions::isolate_peers` for each
+/// connection, and the constructor only tries it. Their memory counts against `ulimit -l` until `remove_region` ends. A
+/// region that is added later may have at most 238 slices (`RdmaOptions::slice_bytes`), else `add_region` fails with
+/// `errc::resource_limit`. Objects may lie outside of all regions: small ones are copied through registered memory,
+/// large ones are registered for the time of their operation. A region with a `dmabuf_fd` is registered by that
+/// descriptor. Its memory can be used for writes and reads, but not for sends and recvs.
 ///
 /// If a deadline passes while the adapters work on an operation's requests, the operation may end up to
 /// `RdmaOptions::drain_timeout` later.

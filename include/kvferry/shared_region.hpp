@@ -42,9 +42,9 @@ class KVFERRY_EXPORT SharedRegion {
   /// Allocates the memory, filled with zeros.
   /// @param size bytes; at least 1. The mapping is rounded up to whole pages of memory.
   /// @throws TransferError `errc::invalid_region` if the size is 0 or too large to be rounded up, else the errno of the system:
-  ///   ENOMEM or ENOSPC if there is not enough such memory (the error's sentence has the number of huge pages), EFBIG
-  ///   beyond `RLIMIT_FSIZE`, EMFILE, EINVAL or ENOSYS if the kernel has no such files or seals (before Linux 5.1; 5.13
-  ///   for huge pages).
+  ///   ENOMEM or ENOSPC if there is not enough such memory (the error's sentence has the number of huge pages, or says
+  ///   that the host has less memory), EFBIG beyond `RLIMIT_FSIZE`, EMFILE, EINVAL or ENOSYS if the kernel has no such
+  ///   files or seals (before Linux 5.1; 5.13 for huge pages).
   explicit SharedRegion(std::size_t size, HugePages huge_pages = HugePages::no);
   /// The object that is moved from has no memory afterwards.
   SharedRegion(SharedRegion&& other) noexcept;

@@ -228,7 +228,7 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
 } catch (const TransferError&) {
   throw;
 } catch (const std::system_error& error) {
-  throw TransferError(tcp::system_code(error.code()), "what the data connections share");
+  throw TransferError(tcp::system_code(error.code()), std::string("what the data connections share: ") + error.what());
 }
 
 KVFERRY_INLINE TcpTransferChannel::~TcpTransferChannel() {

@@ -123,6 +123,8 @@ class RdmaOptions(ChannelOptions, total=False):
     parts_timeout: float | None
     #: Nobody else is on the rails' network, or it encrypts: RDMA may be used with require_encryption.
     trusted_fabric: bool | None
+    #: Each peer's connection has the regions registered for itself alone, and keys that open them to no other one.
+    isolate_peers: bool | None
     service_level: int | None
     traffic_class: int | None
 

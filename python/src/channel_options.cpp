@@ -125,6 +125,7 @@ void read(Arguments& given, RdmaOptions& options) {
   given.read("drain_timeout", options.drain_timeout);
   given.read("parts_timeout", options.parts_timeout);
   given.read("trusted_fabric", options.trusted_fabric);
+  given.read("isolate_peers", options.isolate_peers);
   given.read("service_level", options.service_level);
   given.read("traffic_class", options.traffic_class);
 }

@@ -12,7 +12,7 @@
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 #include "message.hpp"
-#include "rail_device.hpp"
+#include "rail_domain.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
@@ -27,9 +27,9 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 class BorrowedMemory {
  public:
   /// @return nothing, without an error, if all objects lie in regions.
-  /// @param regions the device's.
+  /// @param regions the domain's.
   /// @param owners the caller's objects; their memory outlives the result.
-  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDevice& device, const SliceTable& regions,
+  [[nodiscard]] static std::unique_ptr<BorrowedMemory> borrow(RailDomain& domain, const SliceTable& regions,
                                                               const kit::LocalBytes& owners, kit::ObjectRange range,
                                                               bool for_read, kit::Failure& failure);
 
@@ -45,13 +45,13 @@ class BorrowedMemory {
   /// it copies.
   void copy(std::size_t object, MutableBuffer staged, bool to_owner) const;
   /// @return false if there is no block left.
-  [[nodiscard]] bool stage(RailDevice& device, std::size_t object, bool for_read);
+  [[nodiscard]] bool stage(RailDomain& domain, std::size_t object, bool for_read);
 
   kit::LocalBytes owners_;  ///< As the caller has them.
   std::vector<MutableBuffer> objects_;
   std::vector<std::size_t> staged_;  ///< For a read, in order.
   SliceTable slices_;
-  std::vector<std::unique_ptr<RailDevice::StagingBlock>> blocks_;
+  std::vector<std::unique_ptr<RailDomain::StagingBlock>> blocks_;
   std::size_t used_ = 0;  ///< Of the last block.
   std::vector<MemoryRegionPtr> registered_;
 };
@@ -61,7 +61,7 @@ class BorrowedMemory {
 class OfferedBuffers {
  public:
   /// @param eager_bytes buffers of up to this size are not offered.
-  /// @param regions the device's, @param domain where to register the others.
+  /// @param regions the domain's, @param domain where to register the others.
   [[nodiscard]] static kit::Failure offer(const SliceTable& regions, ibv_pd* domain,
                                           std::span<const MutableBuffer> objects, std::size_t eager_bytes,
                                           OfferedBuffers& offered);

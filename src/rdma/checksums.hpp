@@ -15,9 +15,6 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// The XXH3-64 of these pieces of memory, one behind the other.
-[[nodiscard]] std::uint64_t sum_of(std::span<const iovec> pieces) noexcept;
-
 /// Finds out whether the CPU may read memory, without reading it itself. The adapter keeps registered memory when it is
 /// unmapped, but the CPU's own access would end the process.
 class MemoryLook {
@@ -52,5 +49,8 @@ using RegionAddress = std::function<std::uint64_t(std::uint32_t)>;
 /// The objects of a one-sided batch that land on others of the same batch, by number; empty if there are none. Their
 /// bytes can't be compared. If more than 32,768 blocks interleave, their objects count as landing on each other.
 [[nodiscard]] std::vector<bool> landing_on_others(const TransferRequest& request, const RegionAddress& address_of_region);
+
+/// As `kit::lands_on_itself`, of memory that the batch names by way of several regions as well.
+[[nodiscard]] bool lands_on_itself(const TransferRequest& request, const RegionAddress& address_of_region);
 
 }  // namespace kvferry::rdma

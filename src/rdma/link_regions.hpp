@@ -74,6 +74,13 @@ class LinkRegions {
     const std::lock_guard lock(mutex_);
     return peers_;
   }
+  /// Where each of the peer's regions begins in its memory, as of now; 0 for those that are closed or gone.
+  [[nodiscard]] std::function<std::uint64_t(std::uint32_t)> addresses_of_peers() const {
+    return [peers = peers()](std::uint32_t number) -> std::uint64_t {
+      const PeerRegion* const region = peers->find(number);
+      return region == nullptr || region->keys.empty() ? 0 : region->keys.front().address;
+    };
+  }
   /// Enters a region. Does nothing if another rail has announced it before.
   /// @param tell reports the region, and returns whether there may be so many. It takes no lock with which this is
   ///   called.

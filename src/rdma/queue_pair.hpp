@@ -11,7 +11,7 @@
 #include <kvferry/kit/failure.hpp>
 #include "device_limits.hpp"
 #include "endpoint.hpp"
-#include "rail_device.hpp"
+#include "rail_domain.hpp"
 #include "rail_protocol.hpp"
 #include "verbs.hpp"
 #include "work_list.hpp"
@@ -33,7 +33,7 @@ struct QueuePairOptions {
 class QueuePair {
  public:
   /// Creates the queue pair and posts all receive buffers. @throws TransferError naming the device and the failure.
-  QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const QueuePairOptions& options);
+  QueuePair(std::shared_ptr<RailDomain> domain, std::size_t rail, const QueuePairOptions& options);
   QueuePair(const QueuePair&) = delete;
   QueuePair& operator=(const QueuePair&) = delete;
 
@@ -75,7 +75,7 @@ class QueuePair {
   void change_to_init();
   [[nodiscard]] kit::Failure change_to_ready(const RailEndpoint& peers);
 
-  const std::shared_ptr<RailDevice> device_;
+  const std::shared_ptr<RailDomain> domain_;
   const QueuePairOptions options_;
   PortAddress address_;
   RegisteredBuffer memory_;  ///< First the receive buffers, then the slots.

@@ -22,6 +22,7 @@
 #include <kvferry/kit/inbox_driver.hpp>
 #include "device_events.hpp"
 #include "queue_pair.hpp"
+#include "rail_domain.hpp"
 #include "rail_protocol.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -36,10 +37,11 @@ struct RailOptions {
   std::shared_ptr<const MemoryLook> look = {};
 };
 
-/// A port, and its device's events.
+/// A port, its device's events, and the domain in which regions are registered there.
 struct RailPort {
   std::shared_ptr<RailDevice> device;
   std::shared_ptr<DeviceEvents> events;
+  std::shared_ptr<RailDomains> domains;
 };
 
 /// The side of a handshake: the dialing one says hello, the accepting one welcome.
@@ -65,7 +67,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     virtual void rail_broken(std::error_code cause, const std::string& why) = 0;
   };
 
-  /// @throws TransferError if there can't be a queue pair.
+  /// @throws TransferError if there can't be a queue pair, or a region be registered for it.
   Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
        std::weak_ptr<Owner> owner);
 
@@ -75,7 +77,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   /// Without the keys of regions.
   [[nodiscard]] const RailEndpoint& endpoint() const noexcept { return endpoint_; }
-  [[nodiscard]] const std::shared_ptr<RailDevice>& device() const noexcept { return device_; }
+  [[nodiscard]] const std::shared_ptr<RailDomain>& domain() const noexcept { return domain_; }
 
   /// The peer's rail and its data.
   struct Joint {
@@ -113,6 +115,8 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   [[nodiscard]] int event_descriptor();
   /// Destroys the queue pair and ends all operations: with the peer's answer if it has answered, else with `cause`.
   void shut(std::error_code cause, const std::string& why);
+  /// After `shut`: what was registered for this link alone is registered no more. Takes its time.
+  void deregister_own() { domain_->link_ended(); }
 
   void device_failed(std::error_code cause, const std::string& why) override;
 
@@ -186,7 +190,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   void end_all(std::error_code cause, std::string why, std::uint64_t culprit);
 
   const asio::any_io_executor executor_;
-  const std::shared_ptr<RailDevice> device_;
+  const std::shared_ptr<RailDomain> domain_;
   const std::shared_ptr<DeviceEvents> device_events_;
   const RailOptions options_;
 

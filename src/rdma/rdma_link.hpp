@@ -17,6 +17,7 @@
 #include <kvferry/kit/link.hpp>
 
 #include "endpoint.hpp"
+#include "join_threads.hpp"
 #include "rail.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -25,6 +26,9 @@ struct LinkOptions {
   std::uint64_t incarnation = 0;
   std::size_t stripe_threshold = 0;
   RailOptions rail;
+  /// Where what a link has registered for itself alone is deregistered when it breaks: that takes its time, which others on
+  /// the executor don't have. Gone with the channel, and without `RdmaOptions::isolate_peers`.
+  std::weak_ptr<JoinThreads> aside = {};
 };
 
 /// The connections to one peer, one for each rail; it exists before they are joined. One-sided operations go over the
@@ -50,10 +54,11 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
 
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
-  /// Sends an empty write, which the peer's adapter answers: a stopped process counts as living, a killed one doesn't.
+  /// When it returns, nothing is registered any more that was registered for this link alone.
   void shut(std::error_code cause, const std::string& why) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
+  /// Sends an empty write, which the peer's adapter answers: a stopped process counts as living, a killed one doesn't.
   void probe(std::function<void()> answered) override;
   void region_added() override;
   [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override;
@@ -72,6 +77,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] kit::LinkHandler take_handler(std::shared_ptr<RdmaLink>& kept);
   [[nodiscard]] bool say_farewell(bool& answered);
   [[nodiscard]] std::vector<int> event_descriptors() const;
+  void end_rails(std::error_code cause, const std::string& why);
+  void deregister_aside();
   void rail_greeted() override;
   void rail_breaking(std::error_code cause) override;
   void rail_broken(std::error_code cause, const std::string& why) override;
@@ -80,6 +87,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::vector<std::shared_ptr<Rail>> rails_;  ///< All that were made.
   std::vector<Rail*> joined_;                 ///< Those in use; set before the link is handed over.
   std::shared_ptr<kit::LinkHost> host_;
+  std::shared_ptr<LinkRegions> regions_;      ///< As the former.
   std::atomic<std::size_t> next_rail_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> has_left_{false};

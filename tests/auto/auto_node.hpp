@@ -19,6 +19,7 @@
 #include <kvferry/auto_transfer_channel.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/kit/failure.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/patterns.hpp>
 
 #include "mortal_channel.hpp"
@@ -60,7 +61,7 @@ struct Node {
   explicit Node(AutoOptions options = {}) : memory(pages * page) {
     options.regions = {{memory.data(), memory.size(), page}};
     if (options.peer_init_url.empty()) {
-      options.peer_init_url = "tcp://127.0.0.1:0";
+      options.peer_init_url = kvferry::testing::own_loopback_url();
     }
     options.log_sink = [this](const LogRecord& record) {
       if (record.level == LogLevel::warning) {

@@ -7,11 +7,15 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,6 +52,51 @@ TEST(CompletionQueue, WritesToItsDescriptorOnceForManyEntries) {
   ASSERT_EQ(queue.drain(entries), 100U);
   EXPECT_EQ(entries[99].user_data, 99U);
   EXPECT_EQ(entries[99].count, 99U);
+}
+
+TEST(CompletionQueue, AWaitEndsWithTheFirstEntryOrItsTime) {
+  using std::chrono::milliseconds;
+  CompletionQueue queue;
+  std::array<CompletionEntry, 4> entries;
+  EXPECT_EQ(queue.wait(entries, milliseconds(0)), 0U);
+  EXPECT_EQ(queue.wait(entries, milliseconds(-5)), 0U);
+  EXPECT_EQ(queue.wait(entries, milliseconds::min()), 0U);
+  EXPECT_EQ(queue.wait({}), 0U) << "no place for an entry: waiting would have no end";
+  const auto begun = std::chrono::steady_clock::now();
+  EXPECT_EQ(queue.wait(entries, milliseconds(20)), 0U);
+  EXPECT_GE(std::chrono::steady_clock::now() - begun, milliseconds(20));
+  for (const std::optional<milliseconds> timeout : {std::optional<milliseconds>(), {milliseconds::max()}, {std::chrono::hours(24 * 300)}}) {
+    std::optional<Completion> operation;
+    (void)start(operation, queue.token(7));
+    std::thread ends([&] { (*operation)({}, 1); });
+    ASSERT_EQ(queue.wait(entries, timeout), 1U);
+    EXPECT_EQ(entries[0].user_data, 7U);
+    ends.join();
+  }
+}
+
+TEST(CompletionQueue, ThreadsThatWaitShareWhatEnds) {
+  constexpr std::uint64_t count = 200;
+  CompletionQueue queue;
+  std::atomic<std::uint64_t> taken{0};
+  std::vector<std::thread> waiting;
+  for (int i = 0; i < 3; ++i) {
+    waiting.emplace_back([&] {
+      std::array<CompletionEntry, 1> entry;
+      while (queue.wait(entry) == 1 && entry[0].user_data != count) {
+        ++taken;
+      }
+    });
+  }
+  for (std::uint64_t i = 0; i < count + waiting.size(); ++i) {
+    std::optional<Completion> operation;
+    (void)start(operation, queue.token(std::min(i, count)));  // the last ones end a thread each
+    (*operation)({}, 0);
+  }
+  for (auto& thread : waiting) {
+    thread.join();
+  }
+  EXPECT_EQ(taken, count);
 }
 
 TEST(CompletionQueue, AResultIsThereWithItsEntryAndNotWrittenWhenTheQueueIsGone) {

@@ -193,7 +193,7 @@ TEST(HandshakeFaults, Line08_TheSameCallToARestartedPeerIsNotWorthAnotherTry) {
   EXPECT_NE(restarted, condition::retryable);
 }
 
-class PeerFailure : public testing::TestWithParam<std::error_code> {};
+class PeerFailure : public ::testing::TestWithParam<std::error_code> {};
 
 TEST_P(PeerFailure, IsPeerFailedAndRetryable) {
   EXPECT_EQ(GetParam(), condition::peer_failed);
@@ -205,7 +205,7 @@ TEST_P(PeerFailure, IsPeerFailedAndRetryable) {
 
 INSTANTIATE_TEST_SUITE_P(
     Error, PeerFailure,
-    testing::Values(
+    ::testing::Values(
         std::error_code(asio::error::eof), std::error_code(asio::error::connection_reset),
         std::error_code(asio::error::host_not_found), std::error_code(asio::error::host_not_found_try_again),
         std::error_code(ECONNRESET, std::system_category()), std::error_code(ECONNRESET, std::generic_category()),

@@ -60,7 +60,7 @@ inline void misbehave(Way way, HandshakeService::Reply reply) {
   }
 }
 
-class HandshakeFixture : public testing::Test {
+class HandshakeFixture : public ::testing::Test {
  protected:
   static HandshakeService::Options listening(const std::string& url = "tcp://127.0.0.1:0") { return {.bind_url = url}; }
 

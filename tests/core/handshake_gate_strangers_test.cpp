@@ -146,6 +146,7 @@ class PatientPeer : public HandshakeFixture {
 
 TEST_F(PatientPeer, StaysThoughItSendsHeartbeats) {
   peer_.set(zmq::sockopt::heartbeat_ivl, 20);
+  peer_.set(zmq::sockopt::heartbeat_timeout, 60'000);  // the interval otherwise, in which a busy machine doesn't always answer
   expect_to_stay_connected();
 }
 

@@ -223,7 +223,7 @@ struct ErrorAnswer {
   errc expected;
 };
 
-class HandshakeErrorAnswer : public HandshakeServiceTest, public testing::WithParamInterface<ErrorAnswer> {};
+class HandshakeErrorAnswer : public HandshakeServiceTest, public ::testing::WithParamInterface<ErrorAnswer> {};
 
 TEST_P(HandshakeErrorAnswer, BecomesAnErrorCode) {
   HandshakeService server(listening(), [](const SideMessage&, HandshakeService::Reply reply) {
@@ -241,7 +241,7 @@ constexpr std::int64_t number_of(errc code) { return static_cast<std::int64_t>(c
 
 INSTANTIATE_TEST_SUITE_P(
     HandshakeFaults_Line09, HandshakeErrorAnswer,
-    testing::Values(ErrorAnswer{number_of(errc::empty_peer_id), errc::empty_peer_id},
+    ::testing::Values(ErrorAnswer{number_of(errc::empty_peer_id), errc::empty_peer_id},
                     ErrorAnswer{number_of(errc::version_mismatch), errc::version_mismatch},
                     ErrorAnswer{number_of(errc::invalid_peer_id), errc::invalid_peer_id},
                     ErrorAnswer{number_of(errc::forked), errc::handshake_failed},

@@ -58,7 +58,7 @@ class Records {
 };
 
 /// The process's sink, put back to what a test may leave behind: nothing is written.
-class ProcessSink : public testing::Test {
+class ProcessSink : public ::testing::Test {
  protected:
   ~ProcessSink() override { set_log_sink({}); }
 };
@@ -132,7 +132,7 @@ TEST(LogDeathTest, UntilASinkIsSetWarningsGoToTheStandardErrorOutput) {
         logger.log(LogLevel::warning, "wanted", "decode", {}, [] { return "text"; });
         std::_Exit(logger.enabled(LogLevel::info) ? 1 : 0);
       },
-      testing::ExitedWithCode(0), "^kvferry warning wanted peer .decode.: text\n$");
+      ::testing::ExitedWithCode(0), "^kvferry warning wanted peer .decode.: text\n$");
 }
 
 /// In a child of its own, whose standard error output is a pipe: logs a warning as long as no sink has been set.
@@ -160,12 +160,12 @@ void log_to_a_pipe(bool read, bool full) {
 
 TEST(LogDeathTest, AStandardErrorOutputThatNobodyReadsEndsNoProcess) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(log_to_a_pipe(false, false), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(log_to_a_pipe(false, false), ::testing::ExitedWithCode(0), "");
 }
 
 TEST(LogDeathTest, AStandardErrorOutputThatIsFullHoldsNobodyUp) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  EXPECT_EXIT(log_to_a_pipe(true, true), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(log_to_a_pipe(true, true), ::testing::ExitedWithCode(0), "");
 }
 
 TEST(Log, ASinkThatThrowsDisturbsNobody) {

@@ -57,7 +57,7 @@ bool comes_to_nothing(std::future<Found> future) {
   }
 }
 
-struct NameLookupsTest : testing::Test {
+struct NameLookupsTest : ::testing::Test {
   void TearDown() override {
     names.reset();  // what is held returns now
     while (NameLookups::join_left_behind() != 0) {
@@ -161,7 +161,7 @@ TEST_F(NameLookupsTest, CloseLeavesBehindWhatTheResolverHolds) {
 }
 
 TEST(NameLookupsDeathTest, ExitDoesNotWaitForTheResolver) {
-  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  ::testing::GTEST_FLAG(death_test_style) = "threadsafe";
   const auto exit_in_a_lookup = [](bool closed) {
     static ScriptedNames names;
     names.hold("held.test");
@@ -173,8 +173,8 @@ TEST(NameLookupsDeathTest, ExitDoesNotWaitForTheResolver) {
     }
     std::exit(0);
   };
-  EXPECT_EXIT(exit_in_a_lookup(true), testing::ExitedWithCode(0), "");
-  EXPECT_EXIT(exit_in_a_lookup(false), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(exit_in_a_lookup(true), ::testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(exit_in_a_lookup(false), ::testing::ExitedWithCode(0), "");
 }
 
 TEST_F(NameLookupsTest, AForkedChildLetsItsParentsLookupsBe) {

@@ -288,7 +288,7 @@ std::string repeat(std::string_view hex, int times) {
 /// {"type": "A", "v": <hex>}
 std::string with_value(const std::string& hex) { return "82a474797065a141a176" + hex; }
 
-class MalformedFrame : public testing::TestWithParam<Garbage> {};
+class MalformedFrame : public ::testing::TestWithParam<Garbage> {};
 
 TEST_P(MalformedFrame, IsRefused) {
   const auto frame = from_hex(GetParam().hex);
@@ -307,7 +307,7 @@ TEST_P(MalformedFrame, IsRefused) {
 
 INSTANTIATE_TEST_SUITE_P(
     HandshakeFaults_Line02, MalformedFrame,
-    testing::Values(Garbage{"Empty", "", "it is cut off"}, Garbage{"ReservedByte", "c1", "it is not msgpack"},
+    ::testing::Values(Garbage{"Empty", "", "it is cut off"}, Garbage{"ReservedByte", "c1", "it is not msgpack"},
                     Garbage{"Nil", "c0", "it is not a map"}, Garbage{"Integer", "01", "it is not a map"},
                     Garbage{"String", "a161", "it is not a map"}, Garbage{"Array", "91a474797065", "it is not a map"},
                     Garbage{"EmptyMap", "80", "the key \"type\" is missing"},

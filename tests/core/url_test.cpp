@@ -20,7 +20,7 @@ struct GoodUrl {
 
 void PrintTo(const GoodUrl& url, std::ostream* stream) { *stream << "port " << url.port; }
 
-class Url : public testing::TestWithParam<GoodUrl> {};
+class Url : public ::testing::TestWithParam<GoodUrl> {};
 
 TEST_P(Url, IsParsedAndWritten) {
   const auto& [url, host, port, normalized] = GetParam();
@@ -37,7 +37,7 @@ TEST_P(Url, IsParsedAndWritten) {
 
 INSTANTIATE_TEST_SUITE_P(
     HandshakeFaults_Line09, Url,
-    testing::Values(GoodUrl{"tcp://127.0.0.1:5555", "127.0.0.1", 5555, "127.0.0.1:5555"},
+    ::testing::Values(GoodUrl{"tcp://127.0.0.1:5555", "127.0.0.1", 5555, "127.0.0.1:5555"},
                     GoodUrl{"127.0.0.1:5555", "127.0.0.1", 5555, "127.0.0.1:5555"},
                     GoodUrl{"tcp://[::1]:5555", "::1", 5555, "[::1]:5555"},
                     GoodUrl{"[fe80::1%1]:1", "fe80::1%1", 1, "[fe80::1%1]:1"}, GoodUrl{"*:0", "*", 0, "*:0"},
@@ -60,7 +60,7 @@ struct BadUrl {
 
 void PrintTo(const BadUrl& url, std::ostream* stream) { *stream << url.problem; }
 
-class InvalidUrl : public testing::TestWithParam<BadUrl> {};
+class InvalidUrl : public ::testing::TestWithParam<BadUrl> {};
 
 TEST_P(InvalidUrl, IsRefusedWithItsReason) {
   std::error_code ec;
@@ -79,7 +79,7 @@ TEST_P(InvalidUrl, IsRefusedWithItsReason) {
 
 INSTANTIATE_TEST_SUITE_P(
     Url, InvalidUrl,
-    testing::Values(BadUrl{"", "it is empty"}, BadUrl{"tcp://", "the port is missing"},
+    ::testing::Values(BadUrl{"", "it is empty"}, BadUrl{"tcp://", "the port is missing"},
                     BadUrl{"host", "the port is missing"}, BadUrl{"host:", "the port is not a number"},
                     BadUrl{":80", "the host is missing"}, BadUrl{"host:65536", "the port is not a number"},
                     BadUrl{"host:-1", "the port is not a number"}, BadUrl{"host:+1", "the port is not a number"},

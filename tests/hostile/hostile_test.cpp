@@ -22,6 +22,7 @@
 #include <vector>
 
 #include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 #include "common/process_figures.hpp"
 #include "hostile/attacks.hpp"
@@ -117,7 +118,7 @@ TcpOptions hub_options(std::vector<std::byte>& memory, bool has_keys) {
   TcpOptions options;
   options.keyring = has_keys ? keyring_of_hub() : nullptr;
   options.regions = {{memory.data(), memory.size(), page_size}};
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   options.peer_lookup_url = "tcp://127.0.0.1:1";
   return options;
 }

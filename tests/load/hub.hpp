@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
 #include "common/process_figures.hpp"
@@ -34,7 +35,7 @@ class Hub {
     std::vector<std::byte> memory(pages * page_size);
     TcpOptions options = quiet();
     options.regions = {{memory.data(), memory.size(), page_size}};
-    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.peer_init_url = kvferry::testing::own_loopback_url();
     TcpTransferChannel channel(options);
     line.write_line(channel.peer_init_url());
     (void)line.read_line(longest_run);  // its end

@@ -12,6 +12,7 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::model {
@@ -73,7 +74,7 @@ class Target {
 /// The channel of a target, in the process that calls.
 class TargetChannel final : public Target {
  public:
-  TargetChannel(const TargetShape& shape, const SharedPages& pages, std::string url = "tcp://127.0.0.1:0")
+  TargetChannel(const TargetShape& shape, const SharedPages& pages, std::string url = kvferry::testing::own_loopback_url())
       : shape_(shape), pages_(pages), url_(std::move(url)) {
     open();
   }

@@ -18,6 +18,8 @@
 #include <cstdlib>
 #include <iostream>
 
+#include <kvferry/testing/own_loopback.hpp>
+
 #include "write_order_model.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::model {
@@ -103,7 +105,7 @@ class TargetProcess final : public Target {
 
   const TargetShape shape_;
   const int descriptor_;
-  std::string url_ = "tcp://127.0.0.1:0";
+  std::string url_ = kvferry::testing::own_loopback_url();
   pid_t child_ = 0;
   std::FILE* commands_ = nullptr;
   std::FILE* answers_ = nullptr;

@@ -318,6 +318,24 @@ TEST_F(RailProtocolChecksums, WhatABatchOverwritesThroughAnotherRegionIsNotCompa
   EXPECT_EQ(outcome->count, 2U) << "the second, which nothing overwrites, differs";
 }
 
+TEST_F(RailProtocolChecksums, ABatchThatOverwritesItselfThroughAnotherRegionIsFound) {
+  // Regions 0 and 1 share a page, region 2 lies behind them.
+  const auto found = [&](std::vector<RemoteRange> ranges, TransferKind kind = TransferKind::write) {
+    TransferRequest request = one_sided(kind, cut(a, ranges.size(), page), {});
+    request.remote_ranges = std::move(ranges);
+    return lands_on_itself(request, [](std::uint32_t number) { return number * 3 * page; });
+  };
+  const auto at = [](std::uint32_t region, std::size_t number) {
+    return RemoteRange::contiguous(region, number * page, page);
+  };
+  EXPECT_TRUE(found({at(0, 3), at(1, 0)}));
+  EXPECT_TRUE(found({at(1, 0), at(2, 0), at(0, 3)}));
+  EXPECT_FALSE(found({at(0, 2), at(1, 0), at(2, 0)}));
+  EXPECT_FALSE(found({at(2, 0), at(0, 2), at(1, 0)})) << "neither rising nor overlapping";
+  EXPECT_TRUE(found({at(0, 2), at(0, 2)})) << "of one region";
+  EXPECT_FALSE(found({at(0, 3), at(1, 0)}, TransferKind::read)) << "which comes from one place twice";
+}
+
 TEST_F(RailProtocolChecksums, BlocksAreToldApartUpToABound) {
   const auto found = [&](std::size_t blocks, std::size_t shift) {
     TransferRequest request = one_sided(TransferKind::write, {a.at(0, blocks), a.at(0, blocks), a.at(0, 100)}, {});

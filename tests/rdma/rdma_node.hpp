@@ -22,6 +22,7 @@
 #include <kvferry/rdma_transfer_channel.hpp>
 
 #include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include "rdma/endpoint.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -141,7 +142,7 @@ struct Node {
       channel_options.rails = first_rails(options.rails);
     }
     if (options.listens && channel_options.peer_init_url.empty()) {
-      channel_options.peer_init_url = "tcp://127.0.0.1:0";
+      channel_options.peer_init_url = kvferry::testing::own_loopback_url();
     }
     channel = std::make_unique<LyingChannel>(channel_options, std::move(options.told), std::move(options.asked),
                                              std::move(options.heard));

@@ -35,6 +35,7 @@
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/unix_socket.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
 #include "shm/handed_files.hpp"
@@ -297,7 +298,7 @@ TEST(ScribbledRings, EndOperationsAndNotThisProcess) {
     ShmOptions options;
     options.process_memory = false;
     options.regions = {{memory.data(), memory.size(), page}};
-    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.peer_init_url = kvferry::testing::own_loopback_url();
     ShmTransferChannel channel(options);
     while (line.read_line(long_enough)) {
       line.write_line(channel.peer_init_url());

@@ -43,6 +43,7 @@
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/unix_socket.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
 #include "shm/handed_files.hpp"
@@ -242,7 +243,7 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
           options.process_memory = false;  // so that all of it goes through the rings
           options.log_sink = [](const LogRecord&) {};
           options.regions = {{memory.data(), memory.size(), page}};
-          options.peer_init_url = listens ? "tcp://127.0.0.1:0" : "";
+          options.peer_init_url = listens ? kvferry::testing::own_loopback_url() : "";
           channel.emplace(options);
         }
         std::vector<std::byte> memory;
@@ -295,7 +296,7 @@ TEST(ChannelsOverRings, WakeACallThatSleepsThoughOthersHaveLookedMeanwhile) {
   options.poll = PollPolicy::never();
   options.log_sink = [](const LogRecord&) {};
   ShmTransferChannel a(options);
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   ShmTransferChannel b(options);
   a.lazy_init_peer_connection("a", "b", b.peer_init_url());
   std::array<std::byte, 8> first{};
@@ -333,7 +334,7 @@ TEST(ChannelsOverRings, DoWithoutWhereThereCanBeNone) {
   ShmTransferChannel a(options);
   std::vector<std::byte> of_b(memory.size());
   options.regions = {{of_b.data(), of_b.size(), 4096}};
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   ShmTransferChannel b(options);
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
@@ -376,7 +377,7 @@ TEST(ChannelsOverRings, FindTheEndOfAPeerThatIsKilled) {
   for (const PollPolicy& poll : {PollPolicy::never(), PollPolicy{}, PollPolicy::always()}) {
     PeerProcess process(long_enough);
     options.poll = poll;
-    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.peer_init_url = kvferry::testing::own_loopback_url();
     ShmTransferChannel channel(options);
     ASSERT_EQ(process.ask(channel.peer_init_url()), "connected");
     const std::vector<std::uint64_t> index{0};

@@ -30,6 +30,7 @@
 #include <kvferry/shm/process_memory.hpp>
 #include <kvferry/shm/shared_areas.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
 #include "shm/handed_files.hpp"
@@ -60,7 +61,7 @@ struct Node {
       : memory(pages * page), own(pages * page) {
     options.regions = {memory.region(page, access), {own.data(), own.size(), page}};
     if (listens) {
-      options.peer_init_url = "tcp://127.0.0.1:0";
+      options.peer_init_url = kvferry::testing::own_loopback_url();
     }
     channel.emplace(std::move(options));
   }
@@ -184,6 +185,9 @@ TEST(SharedRegions, SayWhatTheyCouldNotGet) {
   };
   EXPECT_NE(refused(0, HugePages::no).find("shared region of 0 bytes"), std::string::npos);
   EXPECT_NE(refused(~std::size_t{0}, HugePages::no).find("shared region"), std::string::npos);
+  // Where it is more than there is, no process is ended to make room.
+  const std::string too_much = refused(std::size_t{1} << 50, HugePages::no);
+  EXPECT_NE(too_much.find("this host has "), std::string::npos) << too_much;
   const std::string why = refused(std::size_t{1} << 50, HugePages::yes);
   EXPECT_NE(why.find("huge pages"), std::string::npos) << why;
 }

@@ -33,6 +33,7 @@
 #include <kvferry/shm/meeting.hpp>
 #include <kvferry/shm/process_memory.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
 #include "shm/meetings.hpp"
@@ -77,7 +78,7 @@ struct Node {
   explicit Node(ShmOptions options = {}, bool listens = true) : memory(pages * page) {
     options.regions = {{memory.bytes().data(), memory.bytes().size(), page}};
     if (listens) {
-      options.peer_init_url = "tcp://127.0.0.1:0";
+      options.peer_init_url = kvferry::testing::own_loopback_url();
     }
     channel.emplace(std::move(options));
   }

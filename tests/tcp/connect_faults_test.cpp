@@ -9,6 +9,7 @@
 #include <thread>
 
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/url.hpp>
 
 #include "channel_pair.hpp"
@@ -359,7 +360,7 @@ TEST(SideMessages, CloseWaitsForTheAnswerThatIsBeingMade) {
   std::promise<void> entered;
   std::promise<void> leave;
   TcpOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   options.hold_side_messages = true;
   std::optional<SlowAnswerer> slow;
   slow.emplace(std::move(options), entered, leave.get_future());
@@ -383,7 +384,7 @@ TEST(SideMessages, HeldMessagesAreAnsweredWhenTheChannelIsReady) {
     using TcpTransferChannel::TcpTransferChannel;
     using TcpTransferChannel::answer_side_messages;
   };
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   Late late(std::move(options));
   auto answer = asking.channel->async_send_init_side_msg(
       late.peer_init_url(), encode_side_message(P2PInitSideMsg{}), {}, asio::use_future);
@@ -398,7 +399,7 @@ TEST(SideMessages, HeldMessagesAreAnsweredWhenTheChannelIsReady) {
 
 TEST(Construction, AnAdvertisedAddressThatIsNoneIsRefusedNotWaitedFor) {
   TcpOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   options.advertised_data_address = "nonsense";
   try {
     TcpTransferChannel channel(options);

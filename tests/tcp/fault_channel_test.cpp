@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
@@ -54,7 +55,7 @@ class FaultChannelTest : public ::testing::Test {
   std::array<std::uint64_t, 1> index_{0};
   std::array<std::error_code, 1> status_;
   std::string why_;
-  TcpTransferChannel server_{options(theirs_, "tcp://127.0.0.1:0")};
+  TcpTransferChannel server_{options(theirs_, kvferry::testing::own_loopback_url())};
   FaultChannel channel_{std::make_unique<TcpTransferChannel>(options(mine_, ""))};
 };
 
@@ -62,6 +63,21 @@ TEST_F(FaultChannelTest, DoesWhatTheOtherChannelDoes) {
   EXPECT_EQ(write(), std::error_code());
   EXPECT_EQ(theirs_, mine_);
   EXPECT_EQ(channel_.transfers(), 1U);
+}
+
+TEST_F(FaultChannelTest, NoticesABlockingCallInAHandler) {
+  channel_.delay(1, 1ms);
+  std::promise<std::vector<std::error_code>> promise;
+  channel_.async_batched_write(page(), spec(), [&](std::error_code, std::size_t) {
+    std::vector<std::error_code> errors(4);
+    errors[0] = write();
+    channel_.notify("server", ConstBuffer(mine_.data(), 1), {}, errors[1]);
+    channel_.fence("server", {}, errors[2]);
+    channel_.receive_notification(20s, errors[3]);
+    promise.set_value(errors);
+  });
+  EXPECT_EQ(promise.get_future().get(), std::vector<std::error_code>(4, errc::would_deadlock));
+  EXPECT_FALSE(write()) << why_;
 }
 
 TEST_F(FaultChannelTest, FailsTheChosenTransferAndNoOther) {

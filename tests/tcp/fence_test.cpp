@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/url.hpp>
 
 #include "channel_pair.hpp"
@@ -154,7 +155,7 @@ TEST_F(Fence, FencesWithoutPauseLetConnectionsBeMade) {
 
 TEST_F(Fence, WhoFencesMayBeTheOneThatConnects) {
   TcpOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   Node writer(1, std::move(options));
   b_->channel->lazy_init_peer_connection("b", "writer", writer.channel->peer_init_url());
   std::atomic<bool> done{false};
@@ -166,7 +167,7 @@ TEST_F(Fence, WhoFencesMayBeTheOneThatConnects) {
   for (int round = 0; round < 10; ++round) {
     writer.channel.reset();
     TcpOptions again;
-    again.peer_init_url = "tcp://127.0.0.1:0";
+    again.peer_init_url = kvferry::testing::own_loopback_url();
     again.regions = {{writer.memory.data(), writer.memory.size(), page_size}};
     writer.channel.emplace(std::move(again));
     std::error_code error;

@@ -14,6 +14,7 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 #include "channel_pair.hpp"
 
@@ -96,7 +97,7 @@ class ExhaustedChannel final : public TcpTransferChannel {
 
 TEST(ThrowingSideMessageHandlers, SayWhetherToAskAgain) {
   TcpOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   ExhaustedChannel b(options);
   TcpTransferChannel a{TcpOptions()};
   std::error_code ec;
@@ -109,7 +110,7 @@ TEST(ThrowingSideMessageHandlers, SayWhetherToAskAgain) {
 
 TEST(ThrowingSideMessageHandlers, AnswerWithAnError) {
   TcpOptions options;
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   ThrowingChannel b(options);
   TcpTransferChannel a{TcpOptions()};
   for (int i = 0; i < 3; ++i) {

@@ -16,6 +16,7 @@
 
 #include "channel_pair.hpp"
 #include <kvferry/tcp/frame.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -73,7 +74,7 @@ class UnmappedMemory : public ::testing::TestWithParam<Case> {
       made.checksums = GetParam().checksums;
       made.keyring = GetParam().encrypted ? group_keyring() : nullptr;
       if (listens) {
-        made.peer_init_url = "tcp://127.0.0.1:0";
+        made.peer_init_url = kvferry::testing::own_loopback_url();
       }
       return made;
     };

@@ -25,6 +25,7 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp::write_end {
@@ -41,7 +42,7 @@ constexpr milliseconds long_enough{20'000};
 struct Owner {
   explicit Owner(TcpOptions options) : memory(pages * page) {
     options.regions = {{memory.data(), memory.size(), page, Access::read_write}};
-    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.peer_init_url = kvferry::testing::own_loopback_url();
     channel = std::make_unique<TcpTransferChannel>(std::move(options));
   }
 

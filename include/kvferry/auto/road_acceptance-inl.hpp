@@ -24,6 +24,8 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
     endpoints.push_back(&offer.endpoint);
     if (!own->road) {
       way.failure = {errc::no_path, own->why};
+    } else if (own->within_host && (roads_->host.empty() || asked.host.empty())) {
+      way.failure = roads_->host.empty() ? on_unnamed_host() : peer_on_unnamed_host();
     } else if (own->within_host && !same_host) {
       way.failure = on_another_host();
       way.kind = Reasons::Kind::usual;

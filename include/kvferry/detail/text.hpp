@@ -13,6 +13,9 @@ namespace kvferry::inline KVFERRY_ABI {
 /// Whether a UTF-8 text has a control character: U+0000 to U+001F, or U+007F to U+009F.
 [[nodiscard]] bool has_control_character(std::string_view text) noexcept;
 
+/// Why this is no id of a channel's - "is not UTF-8" -, but for an empty one; empty if it is one.
+[[nodiscard]] std::string why_no_id(std::string_view id);
+
 /// A text that somebody else wrote, fit for one line: control characters, what isn't UTF-8, and the characters of `also`
 /// come as `\xNN`, a byte each. If it has more than `longest` bytes, "..." stands for the rest.
 [[nodiscard]] std::string escaped(std::string_view text, std::size_t longest, std::string_view also = {});

@@ -31,6 +31,8 @@ KVFERRY_INLINE void require_curve() {
   }
 }
 
+KVFERRY_INLINE std::string_view first_line(std::string_view text) { return text.substr(0, text.find_first_of("\r\n")); }
+
 /// Reads a key out of memory, which is overwritten. @param where it was, for an error.
 KVFERRY_INLINE SecretKey take_key(std::span<char> memory, std::string_view key, const std::string& where) {
   SecretKey taken;
@@ -91,13 +93,26 @@ KVFERRY_INLINE KeyPair read_key_pair(const std::string& path) {
                         "key file " + path + " has mode " + mode.data() +
                             ", so that others than its owner have the key; it must have mode 0600 or 0400");
   }
+  // A pipe, as of "<(vault read ...)", may give it in parts.
   std::array<char, 256> text{};
-  const ssize_t size = ::read(file.get(), text.data(), text.size());
-  if (size < 0) {
-    refuse();
+  std::string_view all;
+  while (all.size() < text.size() && all.find('\n') == std::string_view::npos) {
+    const ssize_t size = ::read(file.get(), text.data() + all.size(), text.size() - all.size());
+    if (size == 0) {
+      break;
+    }
+    if (size < 0 && errno != EINTR) {
+      const int error = errno;
+      ::explicit_bzero(text.data(), text.size());
+      errno = error;
+      refuse();
+    }
+    all = {text.data(), all.size() + (size < 0 ? 0 : static_cast<std::size_t>(size))};
   }
-  const std::string_view all(text.data(), static_cast<std::size_t>(size));
-  return key_pair_of(take_key(text, all.substr(0, all.find_first_of("\r\n")), "the first line of " + path));
+  if (all.starts_with(byte_order_mark)) {
+    all.remove_prefix(byte_order_mark.size());
+  }
+  return key_pair_of(take_key(text, first_line(all), "the first line of " + path));
 }
 
 KVFERRY_INLINE KeyPair take_key_pair_from_environment(const char* variable) {
@@ -107,7 +122,8 @@ KVFERRY_INLINE KeyPair take_key_pair_from_environment(const char* variable) {
     throw TransferError(std::make_error_code(std::errc::invalid_argument), name + " is not set");
   }
   const std::span<char> text(value, std::strlen(value));
-  KeyPair pair = key_pair_of(take_key(text, {text.data(), text.size()}, name));
+  // Secrets of Kubernetes' that were made of a file end as the file does.
+  KeyPair pair = key_pair_of(take_key(text, first_line({text.data(), text.size()}), name));
   ::unsetenv(variable);  // NOLINT(concurrency-mt-unsafe)
   return pair;
 }

@@ -175,15 +175,8 @@ KVFERRY_INLINE Failure check_id(std::string_view id, std::string_view whose) {
   if (id.empty()) {
     return {errc::empty_peer_id, begins + "is empty"};
   }
-  if (id.size() > max_peer_id_bytes) {
-    return {errc::invalid_peer_id,
-            begins + in_quotes(id) + " has " + text(id.size()) + " bytes, at most " + text(max_peer_id_bytes)};
-  }
-  if (!is_utf8(id)) {
-    return {errc::invalid_peer_id, begins + in_quotes(id) + " is not UTF-8"};
-  }
-  if (has_control_character(id)) {
-    return {errc::invalid_peer_id, begins + in_quotes(id) + " has a control character"};
+  if (const std::string why = why_no_id(id); !why.empty()) {
+    return {errc::invalid_peer_id, begins + in_quotes(id) + " " + why};
   }
   return {};
 }

@@ -179,12 +179,9 @@ class DeadlinesTests : public StalledPeerBase {
       const auto receiving = start(recv, b, a, target, within(recv_is_brief ? brief : soon, tagged(round)));
       const auto sending =
           start(send, a, b, a.objects({3000, 3000}).fill(round), within(recv_is_brief ? soon : brief, tagged(round)));
-      for (const auto& transfer : {sending, receiving}) {
-        const Outcome outcome = transfer->outcome();
-        EXPECT_TRUE(!outcome.error || outcome.error == errc::timed_out || outcome.error == errc::peer_cancelled)
-            << outcome;
-        EXPECT_TRUE(transfer->consistent());
-      }
+      expect_ended_early(sending->outcome(), receiving->outcome(), {errc::timed_out, errc::peer_cancelled});
+      EXPECT_TRUE(sending->consistent());
+      EXPECT_TRUE(receiving->consistent());
       EXPECT_TRUE(target.guards_intact());
       if (!receiving->outcome().error) {
         EXPECT_TRUE(target.match(round));

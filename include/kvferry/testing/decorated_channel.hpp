@@ -51,6 +51,8 @@ class DecoratedChannel : public BaseTransferChannel {
  protected:
   [[nodiscard]] BaseTransferChannel& inner() { return *inner_; }
 
+  [[nodiscard]] bool running_in_io_thread() const noexcept override { return running_in_io_thread_of(*inner_); }
+
   void start_transfer(TransferRequest request, Completion completion) override {
     forward(std::move(completion),
             [&](auto handler) { inner_->async_transfer(std::move(request), std::move(handler)); });

@@ -10,6 +10,7 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/channel_options.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 #if defined(__SANITIZE_THREAD__)
 #define KVFERRY_TESTING_THREAD_SANITIZED 1
@@ -49,7 +50,7 @@ using SideMessageAnswer = std::function<SideMessage(const SideMessage&)>;
 /// Optional members, with the suite's defaults:
 /// @code
 /// static constexpr std::string_view name;                   // in the tests' names; the number of the type
-/// static std::string listen_url();                          // "tcp://127.0.0.1:0"
+/// static std::string listen_url();                          // own_loopback_url()
 /// static constexpr std::chrono::milliseconds wait_limit;    // 30 s: a handler that did not run by then is lost
 /// static constexpr bool reconnects;                         // false: transfers reconnect by themselves (kit)
 /// static constexpr bool notices_blocking_in_handler;        // false: errc::would_deadlock instead of a deadlock
@@ -93,7 +94,7 @@ class AnsweringChannel final : public Channel {
 
 /// The facts about a traits type, with the defaults for those it does not state.
 struct TraitsFacts {
-  std::string listen_url = "tcp://127.0.0.1:0";
+  std::string listen_url = own_loopback_url();
   std::chrono::milliseconds wait_limit{30'000};
   bool reconnects = false;
   bool notices_blocking_in_handler = false;

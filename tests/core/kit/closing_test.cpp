@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 #include "test_channel.hpp"
 
@@ -42,7 +43,7 @@ class LinksOfATest : public ::testing::Test {
   void make(const TestChannel::MakeLink& make_link) {
     ChannelOptions options;
     options.regions = {{memory_.data(), memory_.size(), memory_.size()}};
-    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.peer_init_url = kvferry::testing::own_loopback_url();
     b_.emplace(options, [](const auto&) { return std::make_shared<KeepingLink>(); });
     options.peer_init_url.clear();
     a_.emplace(options, make_link);

@@ -26,6 +26,7 @@
 #include "test_channel.hpp"
 
 #include <kvferry/kit/gate.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
@@ -85,7 +86,7 @@ TEST(Gate, AChannelIsNotGoneBeforeWhoeverCancelsHasLeft) {
   std::vector<std::byte> memory(4096);
   ChannelOptions options;
   options.regions = {{memory.data(), memory.size(), memory.size()}};
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   const auto make_link = [meeting](const auto&) { return std::make_shared<MeetingLink>(meeting); };
   tests::TestChannel b(options, make_link);
   options.peer_init_url.clear();

@@ -22,6 +22,7 @@
 #include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_metadata.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include "test_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
@@ -47,7 +48,7 @@ class Greetings : public ::testing::Test {
   }
   [[nodiscard]] static ChannelOptions listening() {
     ChannelOptions options;
-    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.peer_init_url = kvferry::testing::own_loopback_url();
     return options;
   }
 
@@ -74,7 +75,7 @@ class Greetings : public ::testing::Test {
 
  protected:
   HandshakeService server_{
-      {.bind_url = "tcp://127.0.0.1:0"},
+      {.bind_url = kvferry::testing::own_loopback_url()},
       [this](SideMessage message, HandshakeService::Reply reply) { answer(std::move(message), std::move(reply)); }};
   TestChannel a_{listening(), [](const auto&) { return std::make_shared<KeepingLink>(); }};
 };

@@ -19,6 +19,7 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include <kvferry/kit/init_messages.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 #include "test_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
@@ -39,7 +40,7 @@ class Strangers : public ::testing::Test {
 
   void make_hub(std::size_t max_peers) {
     ChannelOptions options;
-    options.peer_init_url = "tcp://127.0.0.1:0";
+    options.peer_init_url = kvferry::testing::own_loopback_url();
     options.max_peers = max_peers;
     hub_.emplace(options, [](const auto&) { return std::make_shared<KeepingLink>(); });
     hub_->when_accepting([this](std::shared_ptr<LinkHost> host, LinkHandler on_link) {

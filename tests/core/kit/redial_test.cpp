@@ -11,6 +11,7 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
@@ -102,7 +103,7 @@ TEST(Redial, APeerIsGreetedWhenNothingReachesThisSideOverTheOldConnectionAnyMore
   std::vector<std::byte> memory(4096);
   ChannelOptions options;
   options.regions = {{memory.data(), memory.size(), memory.size()}};
-  options.peer_init_url = "tcp://127.0.0.1:0";
+  options.peer_init_url = kvferry::testing::own_loopback_url();
   ToldChannel b(options, std::make_shared<Story>());
   options.peer_init_url.clear();
   const auto story = std::make_shared<Story>();

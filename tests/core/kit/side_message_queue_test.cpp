@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t size = 1000;
 constexpr std::size_t cost = size + SideMessageQueue::overhead;
 
-class SideMessageQueueTest : public testing::Test {
+class SideMessageQueueTest : public ::testing::Test {
  protected:
   bool push(const std::string& source) {
     std::function<void()> answer = [this, source] { order_ += source; };
