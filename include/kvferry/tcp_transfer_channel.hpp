@@ -14,6 +14,7 @@
 #include <kvferry/channel_options.hpp>
 #include <kvferry/config.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
+#include <kvferry/tcp_certificates.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
 
@@ -45,6 +46,12 @@ struct TcpOptions : ChannelOptions {
   /// All bytes then pass through the CPU, about as fast as it can do AES-GCM. Between a side that encrypts and one that doesn't,
   /// connecting ends with `errc::encryption_mismatch`.
   Encryption encryption = Encryption::with_keyring;
+
+  /// Both ends of each data connection show a certificate, instead of the key from the handshake, and each accepts the one
+  /// that the other has told of in the handshake, if the CA vouches for it. Both sides need certificates, and a keyring:
+  /// without it nobody would know who has told what. Files that change are taken up for the next connection; until they are
+  /// sound, the last sound ones stay in use (events `certificates_replaced`, `certificates_not_replaced`).
+  CertificateFiles certificates;
 
   /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream
   /// can't fill the network (100 Gb/s, long distances).
@@ -108,7 +115,9 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
   /// threads.
   /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf; encryption,
-  /// and kvferry was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring; `require_encryption` without one or with `Encryption::off`), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
+  /// and kvferry was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring; `require_encryption` without one or with `Encryption::off`;
+  /// `certificates` without a keyring, with `Encryption::off`, or that aren't sound: expired, of another key, ...), the errno
+  /// of a certificate's file (EACCES also for a key that others may read), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
   /// had (ENOENT, EPERM), the errno of a bind that failed, naming the address, or
   /// `errc::timed_out`: the name of a host to listen at was not resolved within `handshake_timeout` (for
   /// `peer_init_url` and `data_host` each).
