@@ -10,6 +10,7 @@
 #include <openssl/rsa.h>
 #include <openssl/x509v3.h>
 
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -137,6 +138,22 @@ inline Identity issue(const Wanted& wanted) {
 
 inline Identity authority(const std::string& name, const Identity* by = nullptr) {
   return issue({.name = name, .by = by, .ca = true});
+}
+
+/// Files of a certificate that each process makes alike, for as long as it runs. They have no names that could be left behind.
+inline CertificateFiles lasting_certificates() {
+  static const CertificateFiles files = [] {
+    const Identity ca = issue({.name = "lasting ca", .key = lasting_key(1), .ca = true, .lasting = true});
+    const Identity own = issue({.name = "lasting", .by = &ca, .key = lasting_key(2), .lasting = true});
+    const auto kept = [](const std::string& text) {
+      const int descriptor = ::memfd_create("certificate", MFD_CLOEXEC);
+      EXPECT_EQ(::fchmod(descriptor, 0600), 0);
+      EXPECT_EQ(::write(descriptor, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+      return "/proc/self/fd/" + std::to_string(descriptor);
+    };
+    return CertificateFiles{kept(own.pem()), kept(own.key_pem()), kept(ca.pem())};
+  }();
+  return files;
 }
 
 /// A side's three files, in a directory of their own.
