@@ -89,7 +89,7 @@ enum class errc {
   checksum_mismatch,
 
   region_gone,          ///< The region was removed (`BaseTransferChannel::remove_region`), here or at the peer.
-  encryption_mismatch,  ///< One side encrypts its data connections and the other does not.
+  encryption_mismatch,  ///< One side encrypts its data connections and the other does not, or not by certificates.
   no_path,              ///< No transport that is allowed, and that both sides offer, reaches the peer.
 };
 

@@ -14,6 +14,7 @@
 #include <kvferry/channel_options.hpp>
 #include <kvferry/config.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
+#include <kvferry/tcp_certificates.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
 
@@ -46,6 +47,12 @@ struct TcpOptions : ChannelOptions {
   /// pass through the CPU, about as fast as it computes AES-GCM (docs/performance.md has figures). If one side encrypts
   /// and the other doesn't, connecting ends with `errc::encryption_mismatch`.
   Encryption encryption = Encryption::with_keyring;
+
+  /// Certificates that the ends of each data connection show, instead of the key from the handshake. Each end accepts only
+  /// the certificate that the other has told in the handshake, if the CA vouches for it. Both sides need certificates, and
+  /// a keyring, which proves who has told a certificate. Changed files are used from the next connection on; until they
+  /// are valid, the last valid ones stay in use (events `certificates_replaced`, `certificates_not_replaced`).
+  CertificateFiles certificates;
 
   /// The number of data connections to a peer; the smaller one of both sides counts. More than one helps if one TCP
   /// stream can't fill the network (100 Gb/s, long distances).
@@ -110,10 +117,12 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
   /// threads.
   /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf; encryption, if kvferry
   ///   was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring;
-  ///   `require_encryption` without a keyring or with `Encryption::off`), `errc::invalid_url` (also for
-  ///   `allowed_hosts`), the errno of a congestion control that isn't available (ENOENT, EPERM), the errno of a bind
-  ///   that failed, naming the address, or `errc::timed_out` if the name of a host to listen at was not resolved within
-  ///   `handshake_timeout` (for `peer_init_url` and `data_host` each).
+  ///   `require_encryption` without a keyring or with `Encryption::off`; `certificates` without a keyring, with
+  ///   `Encryption::off`, or that are invalid: expired, of another key, ...), the errno of a certificate's file (EACCES
+  ///   also for a private key that others may read), `errc::invalid_url` (also for `allowed_hosts`), the errno of a
+  ///   congestion control that isn't available (ENOENT, EPERM), the errno of a bind that failed, naming the address, or
+  ///   `errc::timed_out` if the name of a host to listen at was not resolved within `handshake_timeout` (for
+  ///   `peer_init_url` and `data_host` each).
   explicit TcpTransferChannel(TcpOptions options);
   ~TcpTransferChannel() override;
 

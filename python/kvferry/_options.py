@@ -72,6 +72,9 @@ class TcpOptions(ChannelOptions, total=False):
     allowed_hosts: list[str] | None
     #: Whether data connections are encrypted. Left out: "with_keyring".
     encryption: Literal["with_keyring", "off", "required"] | None
+    #: Encrypts by X.509 certificates, both sides', and takes a keyring: the PEM files of this side's chain, its private key, and
+    #: the CA that is trusted. Files that change are taken up for the next connection.
+    certificates: tuple[str, str, str] | None
     lanes_per_peer: int | None
     stripe_threshold: int | None
     drain_timeout: float | None

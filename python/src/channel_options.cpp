@@ -10,6 +10,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -75,6 +76,9 @@ void read(Arguments& given, TcpOptions& options) {
   given.read("allowed_hosts", options.allowed_hosts);
   if (std::string name; given.read("encryption", name)) {
     options.encryption = encryption_named(name);
+  }
+  if (std::tuple<std::string, std::string, std::string> files; given.read("certificates", files)) {
+    options.certificates = {std::get<0>(files), std::get<1>(files), std::get<2>(files)};
   }
   given.read("lanes_per_peer", options.lanes_per_peer);
   given.read("stripe_threshold", options.stripe_threshold);

@@ -14,6 +14,7 @@
 #include <kvferry/keyring.hpp>
 
 #include "auto_node.hpp"
+#include "common/certificates.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::roads::testing {
 namespace {
@@ -46,6 +47,42 @@ TEST(AutoSecurity, OverTcpKeysEncryptThePages) {
   EXPECT_TRUE(has(a.path_to("b"), "TLS 1.3 ")) << a.path_to("b");
   EXPECT_FALSE(a.write(1));
   EXPECT_TRUE(b.holds(1));
+}
+
+[[nodiscard]] AutoRoad certified_tcp(const CertificateFiles& files) {
+  TcpOptions options;
+  options.certificates = files;
+  return road<TcpTransferChannel>("tcp", options);
+}
+
+TEST(AutoSecurity, ARoadMayBeEncryptedByCertificates) {
+  const auto files = kvferry::testing::lasting_certificates();
+  Node b(keyed({certified_tcp(files)}));
+  Node a(keyed({certified_tcp(files)}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(has(a.path_to("b"), " with certificates")) << a.path_to("b");
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+  EXPECT_TRUE(has(failure_of(with({certified_tcp(files)})).sentence, "there is no ChannelOptions::keyring"));
+  EXPECT_EQ(failure_of(keyed({shm(), certified_tcp({"/none/a", "/none/b", "/none/c"})})).code,
+            std::errc::no_such_file_or_directory)
+      << "a road that isn't secured as the program wants it is not left out";
+}
+
+TEST(AutoSecurity, ACertificateThatIsRefusedOrMissingLeadsToNoOtherRoad) {
+  const auto files = kvferry::testing::lasting_certificates();
+  Node b(keyed({tcp(), tcp_named("other")}));
+  Node a(keyed({certified_tcp(files), tcp_named("other")}));
+  std::string why;
+  EXPECT_EQ(a.connect(b, &why), errc::encryption_mismatch) << why;
+  EXPECT_TRUE(has(why, "TcpOptions::certificates: ")) << why;
+  // One that the other side doesn't trust.
+  const auto stranger = kvferry::testing::authority("stranger");
+  const kvferry::testing::CertificateDirectory own(kvferry::testing::issue({.name = "own", .by = &stranger}), stranger);
+  Node c(keyed({certified_tcp(own.files()), tcp_named("other")}));
+  Node d(keyed({certified_tcp(files), tcp_named("other")}));
+  EXPECT_EQ(d.connect(c, &why), errc::authentication_failed) << why;
+  EXPECT_EQ(d.bytes_out("other"), 0U);
 }
 
 TEST(AutoSecurity, WithAKeyringNoRoadLeavesTheHostInTheClear) {

@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
@@ -20,6 +19,7 @@
 
 #include <kvferry/completion.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/detail/secret_file.hpp>
 #include <kvferry/error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
@@ -80,19 +80,7 @@ KVFERRY_INLINE KeyPair read_key_pair(const std::string& path) {
   if (!file || ::fstat(file.get(), &status) != 0) {
     refuse();
   }
-  if (status.st_uid != ::geteuid() && status.st_uid != 0) {
-    throw TransferError(std::make_error_code(std::errc::permission_denied),
-                        "key file " + path + " belongs to user " + std::to_string(status.st_uid) +
-                            ", who has the key then; it must belong to user " + std::to_string(::geteuid()) +
-                            " of this process, or to root");
-  }
-  if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    std::array<char, 8> mode{};
-    (void)std::snprintf(mode.data(), mode.size(), "%04o", static_cast<unsigned>(status.st_mode & 07777U));
-    throw TransferError(std::make_error_code(std::errc::permission_denied),
-                        "key file " + path + " has mode " + mode.data() +
-                            ", so that others than its owner have the key; it must have mode 0600 or 0400");
-  }
+  require_owner_only(status, "key file " + path);
   // A pipe, as of "<(vault read ...)", may give it in parts.
   std::array<char, 256> text{};
   std::string_view all;

@@ -17,6 +17,7 @@
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/refusals.hpp>
 
+#include <kvferry/tcp/certificates.hpp>
 #include <kvferry/tcp/hello.hpp>
 #include <kvferry/tcp/tcp_link.hpp>
 #include <kvferry/tcp/tls_stream.hpp>
@@ -30,7 +31,8 @@ struct LinkOptions {
   std::chrono::milliseconds hello_timeout{0};
   TcpLink::Options link;
   SocketOptions socket;
-  std::shared_ptr<TlsContext> tls = nullptr;  ///< Null: data connections are not encrypted.
+  std::shared_ptr<TlsContext> tls = nullptr;             ///< Null: data connections are not encrypted.
+  std::shared_ptr<Certificates> certificates = nullptr;  ///< Null: none are shown, and the handshake's key encrypts.
 };
 
 /// Accepts data connections. Each has to prove in time that it belongs to a handshake; connections that belong together
@@ -46,8 +48,10 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   [[nodiscard]] std::uint16_t port() const;
 
   /// Called for each handshake: hellos with the returned secret form its link.
+  /// @param certificate the hash that the dialing side has told, if this side has certificates.
   [[nodiscard]] AcceptEndpoint expect(std::shared_ptr<kit::LinkHost> host, std::size_t lanes,
-                                      kit::Clock::time_point deadline, kit::LinkHandler on_link);
+                                      kit::Clock::time_point deadline, kit::LinkHandler on_link,
+                                      const CertificateHash& certificate = {});
 
   /// Stops listening and drops connections that are not part of a link yet.
   void close();
@@ -62,6 +66,8 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   /// @return an error that is no `would_block`: it is none of a peer's.
   [[nodiscard]] std::error_code receive_hello(Greeting& greeting);
   [[nodiscard]] std::error_code receive_opening(Greeting& greeting);
+  void refuse(const std::shared_ptr<Greeting>& greeting);
+  [[nodiscard]] std::string why_refused(const Greeting& greeting) const;
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
   void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
   void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);

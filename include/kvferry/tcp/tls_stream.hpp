@@ -15,13 +15,34 @@
 #include <system_error>
 
 #include <kvferry/config.hpp>
+#include <kvferry/tcp_certificates.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// The shared key of both ends of a link's connections, from the encrypted handshake: TLS's external pre-shared key.
+/// The SHA-256 of a certificate as it is sent (DER).
+using CertificateHash = std::array<std::byte, 32>;
+
+/// One reading of a side's certificate files: the certificate that it shows, its private key, and the CAs that it trusts. Never
+/// changes.
+class TlsCertificates {
+ public:
+  virtual ~TlsCertificates() = default;
+  /// The hash of the certificate that is shown.
+  [[nodiscard]] virtual const CertificateHash& hash() const noexcept = 0;
+  /// The hash of the bytes of all three files.
+  [[nodiscard]] virtual const CertificateHash& content() const noexcept = 0;
+  /// The owner's name, the hash, and the end of its validity.
+  [[nodiscard]] virtual const std::string& description() const noexcept = 0;
+};
+
+/// The knowledge that both ends of a link's connections share, from the encrypted handshake: TLS's external pre-shared key, or
+/// the certificates that each will show.
 struct TlsKey {
   std::array<std::byte, 16> identity{};  ///< Names the key on the wire; it reveals nothing else.
-  std::array<std::byte, 32> secret{};
+  std::array<std::byte, 32> secret{};    ///< Not used with certificates.
+  /// This side's, as it has told the peer. Null: the secret is used.
+  std::shared_ptr<const TlsCertificates> certificates = nullptr;
+  CertificateHash peers_certificate{};  ///< As the peer has told it.
 
   ~TlsKey() { forget_secret(); }
   /// Overwrites it.
@@ -55,10 +76,14 @@ class TlsStream {
  public:
   virtual ~TlsStream() = default;
 
-  /// Goes on with the handshake. @return would_block (the socket has to become readable first);
-  /// `errc::authentication_failed` if the peer doesn't hold the key, or speaks something else; `errc::resource_limit`
-  /// if memory is used up; an errno.
+  /// Goes on with the handshake. @return would_block (the socket has to become readable first, or writable if something is
+  /// held back); `errc::authentication_failed` if the peer doesn't hold the key or the certificate, or speaks something
+  /// else; `errc::resource_limit` if memory is used up; an errno.
   [[nodiscard]] virtual std::error_code shake_hands() = 0;
+  /// What is wrong with a certificate, where that is what failed: a sentence's end about the peer. Else empty.
+  [[nodiscard]] virtual std::string why() const = 0;
+  /// The peer is being told what is wrong with its certificate.
+  [[nodiscard]] virtual bool refuses_certificate() const noexcept = 0;
   [[nodiscard]] virtual bool shaken() const noexcept = 0;
   /// Of the key that the connection goes by.
   [[nodiscard]] virtual const std::array<std::byte, 16>& identity() const noexcept = 0;
@@ -97,9 +122,12 @@ class TlsContext {
   [[nodiscard]] static std::shared_ptr<TlsContext> create(std::uint64_t records_per_key = usual_records_per_key);
   virtual ~TlsContext() = default;
 
+  /// Reads and checks this side's files. @throws TransferError naming the file and what is wrong with it; std::bad_alloc
+  [[nodiscard]] virtual std::shared_ptr<const TlsCertificates> read_certificates(const CertificateFiles& files) = 0;
+
   /// @throws std::bad_alloc
   [[nodiscard]] virtual std::unique_ptr<TlsStream> dial(int descriptor, const TlsKey& key) = 0;
-  /// @param opening what has been received already. @throws std::bad_alloc
+  /// @param opening what has been received already. @throws std::bad_alloc. A key's certificates are this context's.
   [[nodiscard]] virtual std::unique_ptr<TlsStream> accept(int descriptor, std::span<const std::byte> opening,
                                                           FindKey find) = 0;
 };

@@ -1,0 +1,503 @@
+// SPDX-License-Identifier: Apache-2.0
+// Channels whose data connections are encrypted by certificates.
+#include <gtest/gtest.h>
+
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/read.hpp>
+#include <asio/write.hpp>
+
+#include <openssl/ssl.h>
+
+#include <poll.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <kvferry/error.hpp>
+
+#include "channel_pair.hpp"
+#include "common/certificates.hpp"
+
+namespace kvferry::inline KVFERRY_ABI::tcp::testing {
+namespace {
+
+using kvferry::testing::authority;
+using kvferry::testing::CertificateDirectory;
+using kvferry::testing::ed25519_key;
+using kvferry::testing::Identity;
+using kvferry::testing::issue;
+using kvferry::testing::rsa_key;
+using std::chrono::milliseconds;
+
+constexpr std::size_t certified_pages = 4;
+
+bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+
+/// What a channel logs.
+class Log {
+ public:
+  [[nodiscard]] LogSink sink() {
+    return [this](const LogRecord& record) {
+      const std::lock_guard lock(mutex_);
+      lines_.push_back(to_string(record));
+      changed_.notify_all();
+    };
+  }
+  /// Waits for such a line. @return whether it came.
+  [[nodiscard]] bool wait_for(std::string_view event, std::string_view part) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, long_enough, [&] {
+      return std::ranges::any_of(lines_, [&](const std::string& line) { return has(line, event) && has(line, part); });
+    });
+  }
+  /// The lines with this event that have this in them.
+  [[nodiscard]] std::size_t count(std::string_view event, std::string_view part = {}) {
+    const std::lock_guard lock(mutex_);
+    return static_cast<std::size_t>(
+        std::ranges::count_if(lines_, [&](const std::string& line) { return has(line, event) && has(line, part); }));
+  }
+  [[nodiscard]] std::string all() {
+    const std::lock_guard lock(mutex_);
+    std::string text;
+    for (const std::string& line : lines_) {
+      text += line + '\n';
+    }
+    return text;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::string> lines_;
+};
+
+class Certified : public ::testing::Test {
+ protected:
+  [[nodiscard]] TcpOptions with(const CertificateDirectory& directory, Log* log = nullptr) {
+    TcpOptions options = plain(log);
+    options.certificates = directory.files();
+    return options;
+  }
+  [[nodiscard]] static TcpOptions plain(Log* log = nullptr) {
+    TcpOptions options;
+    options.keyring = group_keyring();
+    if (log != nullptr) {
+      options.log_sink = log->sink();
+    }
+    return options;
+  }
+  static std::error_code connect(Node& from, Node& to, std::string* diagnostic = nullptr, std::string_view as = "a") {
+    std::error_code ec;
+    (void)from.channel->lazy_init_peer_connection(as, "b", to.channel->peer_init_url(), std::nullopt,
+                                                  {std::nullopt, diagnostic}, ec);
+    return ec;
+  }
+  static void expect_pages_move(Node& from, Node& to, unsigned seed = 1) {
+    from.fill(seed);
+    const auto all = indexes(certified_pages);
+    EXPECT_EQ(from.channel->batched_write(from.pages(certified_pages), {.peer_id = "b", .remote_indexes = all}),
+              certified_pages);
+    EXPECT_EQ(from.memory, to.memory);
+  }
+  static std::string refused(TcpOptions options, std::error_code code) {
+    try {
+      const Node node(certified_pages, std::move(options));
+      return "it is taken";
+    } catch (const TransferError& error) {
+      EXPECT_EQ(error.code(), code) << error.what();
+      return error.what();
+    }
+  }
+
+  const Identity ca_ = authority("ca");
+  const Identity a_own_ = issue({.name = "a", .by = &ca_});
+  const Identity b_own_ = issue({.name = "b", .by = &ca_});
+  const CertificateDirectory a_files_{a_own_, ca_};
+  const CertificateDirectory b_files_{b_own_, ca_};
+  Log a_log_;
+  Log b_log_;
+};
+
+TEST_F(Certified, PagesMoveOverSeveralLanesAndTheirPathSaysSo) {
+  for (const auto& key : {a_own_.key, rsa_key(), ed25519_key()}) {
+    const Identity between = issue({.name = "between", .by = &ca_, .key = key, .ca = true});
+    const Identity own = issue({.name = "a", .by = &between, .key = key});
+    CertificateDirectory::put(a_files_.files().key, own.key_pem());
+    CertificateDirectory::put(a_files_.files().chain, own.pem() + between.pem());
+    for (const bool with_chain_dials : {true, false}) {
+      TcpOptions a_options = with(with_chain_dials ? a_files_ : b_files_);
+      TcpOptions b_options = with(with_chain_dials ? b_files_ : a_files_);
+      a_options.lanes_per_peer = b_options.lanes_per_peer = 3;
+      Node a(certified_pages, std::move(a_options), false);
+      Node b(certified_pages, std::move(b_options));
+      std::string diagnostic;
+      ASSERT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
+      const std::string path = a.channel->peer_info("b")->path;
+      EXPECT_TRUE(has(path, "3 lanes") && has(path, "TLS 1.3 ") && has(path, " with certificates")) << path;
+      expect_pages_move(a, b);
+      EXPECT_EQ(b.channel->batched_read(b.pages(certified_pages),
+                                        {.peer_id = "a", .remote_indexes = indexes(certified_pages)}),
+                certified_pages);
+    }
+  }
+}
+
+TEST_F(Certified, AChainThatDoesNotFitTheSocketsBuffersGoesPartByPart) {
+  const Identity between = issue({.name = "between", .by = &ca_, .ca = true, .padding = 25'000});
+  for (const CertificateDirectory* files : {&a_files_, &b_files_}) {
+    const Identity own = issue({.name = "own", .by = &between, .padding = 25'000});
+    CertificateDirectory::put(files->files().key, own.key_pem());
+    CertificateDirectory::put(files->files().chain, own.pem() + between.pem());
+  }
+  TcpOptions a_options = with(a_files_);
+  TcpOptions b_options = with(b_files_);
+  for (TcpOptions* options : {&a_options, &b_options}) {
+    options->send_buffer = options->receive_buffer = 1;  // as small as the kernel makes it
+  }
+  Node a(certified_pages, std::move(a_options), false);
+  Node b(certified_pages, std::move(b_options));
+  std::string diagnostic;
+  ASSERT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
+  expect_pages_move(a, b);
+}
+
+TEST_F(Certified, AChannelIsNotMadeWithOptionsThatDoNotFitEachOther) {
+  const auto invalid = std::make_error_code(std::errc::invalid_argument);
+  for (std::string CertificateFiles::*const field :
+       {&CertificateFiles::chain, &CertificateFiles::key, &CertificateFiles::trusted}) {
+    TcpOptions options = with(a_files_);
+    (options.certificates.*field).clear();
+    EXPECT_TRUE(has(refused(std::move(options), invalid), " is empty, and others aren't"));
+  }
+  TcpOptions options = with(a_files_);
+  options.keyring = nullptr;
+  EXPECT_TRUE(has(refused(std::move(options), invalid), "there is no ChannelOptions::keyring"));
+  options = with(a_files_);
+  options.encryption = Encryption::off;
+  EXPECT_TRUE(has(refused(std::move(options), invalid), "TcpOptions::encryption is off"));
+  CertificateDirectory::put(a_files_.files().key, a_own_.key_pem(), 0644);
+  EXPECT_TRUE(has(refused(with(a_files_), std::make_error_code(std::errc::permission_denied)), "has mode 0644"));
+  options = with(b_files_);
+  options.require_encryption = true;
+  options.encryption = Encryption::required;
+  EXPECT_EQ(refused(std::move(options), {}), "it is taken");
+}
+
+TEST_F(Certified, OneSideWithCertificatesAndOneWithoutDoNotMeet) {
+  TcpOptions off = plain();
+  off.encryption = Encryption::off;
+  struct Other {
+    TcpOptions options;
+    std::string name;
+  };
+  for (const Other& other :
+       {Other{plain(), "none (encrypted by the handshake's key)"}, Other{off, "none (not encrypted)"}}) {
+    for (const bool certified_dials : {true, false}) {
+      Node a(certified_pages, certified_dials ? with(a_files_) : other.options, false);
+      Node b(certified_pages, certified_dials ? other.options : with(b_files_));
+      std::string diagnostic;
+      EXPECT_EQ(connect(a, b, &diagnostic), errc::encryption_mismatch) << diagnostic;
+      // As b says, who answers.
+      EXPECT_TRUE(has(diagnostic, "TcpOptions::certificates: " +
+                                      (certified_dials ? other.name + " here, given" : "given here, " + other.name) +
+                                      " at peer 'a'"))
+          << diagnostic;
+      EXPECT_EQ(b.channel->stats().handshakes.accepted, 0U);
+    }
+  }
+}
+
+TEST_F(Certified, ACertificateOfAnotherCaIsRefusedOnWhicheverSideAndBothSay) {
+  const Identity other_ca = authority("another ca");
+  const Identity foreign = issue({.name = "foreign", .by = &other_ca});
+  const CertificateDirectory foreign_files(foreign, ca_);  // it takes the others, who don't take it
+  for (const std::size_t lanes : {1U, 3U}) {
+    for (const bool foreign_dials : {true, false}) {
+      Log dialing;
+      Log accepting;
+      TcpOptions a_options = with(foreign_dials ? foreign_files : a_files_, &dialing);
+      TcpOptions b_options = with(foreign_dials ? b_files_ : foreign_files, &accepting);
+      a_options.lanes_per_peer = b_options.lanes_per_peer = lanes;
+      Node a(certified_pages, std::move(a_options), false);
+      Node b(certified_pages, std::move(b_options));
+      std::string diagnostic;
+      EXPECT_EQ(connect(a, b, &diagnostic), errc::authentication_failed) << diagnostic;
+      EXPECT_TRUE(has(diagnostic, "data connection to peer 'b'")) << diagnostic;
+      EXPECT_TRUE(has(diagnostic, foreign.sha256())) << diagnostic;
+      EXPECT_TRUE(has(diagnostic, foreign_dials ? "it refuses this side's certificate (unknown CA"
+                                                : "certificates.trusted doesn't vouch for its certificate: unable to "
+                                                  "get local issuer certificate"))
+          << diagnostic;
+      if (foreign_dials) {
+        EXPECT_TRUE(
+            accepting.wait_for("stranger_refused", "a data connection of peer 'a': TcpOptions::certificates.trusted"))
+            << accepting.all();
+      }
+      EXPECT_FALSE(a.channel->peer_info("b").has_value()) << "nothing falls back";
+    }
+  }
+}
+
+TEST_F(Certified, ACaThatHasExpiredVouchesForNobody) {
+  const Identity late_ca = issue({.name = "late", .ca = true, .from = -7200, .to = -60});
+  const Identity own = issue({.name = "own", .by = &late_ca});
+  a_files_.set(own, late_ca);
+  b_files_.set(own, late_ca);
+  Node a(certified_pages, with(a_files_), false);
+  Node b(certified_pages, with(b_files_));
+  std::string diagnostic;
+  EXPECT_EQ(connect(a, b, &diagnostic), errc::authentication_failed);
+  EXPECT_TRUE(has(diagnostic, "certificate has expired") && has(diagnostic, "because of 'CN=late'")) << diagnostic;
+}
+
+TEST_F(Certified, FilesThatChangeAreTakenUpWithoutARestart) {
+  Node a(certified_pages, with(a_files_, &a_log_), false);
+  Node b(certified_pages, with(b_files_, &b_log_));
+  ASSERT_FALSE(connect(a, b));
+  expect_pages_move(a, b, 1);
+  // All of it anew, the authority as well.
+  const Identity new_ca = authority("new ca");
+  const Identity new_a = issue({.name = "a", .by = &new_ca});
+  const Identity new_b = issue({.name = "b", .by = &new_ca});
+  a_files_.set(new_a, new_ca);
+  expect_pages_move(a, b, 2);  // over the connection that there is
+  a.channel->disconnect("b");
+  std::string diagnostic;
+  EXPECT_EQ(connect(a, b, &diagnostic), errc::authentication_failed) << "b's is of the old one";
+  EXPECT_TRUE(has(diagnostic, "at peer 'b'") || has(diagnostic, "peer 'b'")) << diagnostic;
+  EXPECT_EQ(a_log_.count("certificates_replaced", new_a.sha256()), 1U) << a_log_.all();
+  b_files_.set(new_b, new_ca);
+  EXPECT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
+  EXPECT_EQ(b_log_.count("certificates_replaced", new_b.sha256()), 1U) << b_log_.all();
+  expect_pages_move(a, b, 3);
+}
+
+TEST_F(Certified, ABrokenFileLeavesTheOldOnesInForceAndIsLogged) {
+  Node a(certified_pages, with(a_files_), false);
+  Node b(certified_pages, with(b_files_, &b_log_));
+  const std::string chain = b_files_.files().chain;
+  const auto connects_anew = [&] {
+    std::error_code ignored;  // the first time there is nobody
+    a.channel->disconnect("b", ignored);
+    std::string diagnostic;
+    EXPECT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
+  };
+  connects_anew();
+  CertificateDirectory::put(chain, "-----BEGIN CERTIFICATE-----\nnonsense");
+  connects_anew();
+  connects_anew();
+  EXPECT_EQ(b_log_.count("certificates_not_replaced", chain), 1U) << b_log_.all();
+  EXPECT_EQ(b_log_.count("certificates_not_replaced", b_own_.sha256()), 1U) << "that it goes on with";
+  const Identity late = issue({.name = "late", .by = &ca_, .key = b_own_.key, .from = -7200, .to = -60});
+  CertificateDirectory::put(chain, late.pem());
+  connects_anew();
+  EXPECT_EQ(b_log_.count("certificates_not_replaced", "has expired"), 1U) << b_log_.all();
+  CertificateDirectory::put(b_files_.files().key, b_own_.key_pem(), 0644);
+  connects_anew();
+  const Identity fresh = issue({.name = "fresh", .by = &ca_, .key = b_own_.key});
+  CertificateDirectory::put(chain, fresh.pem());
+  CertificateDirectory::put(b_files_.files().key, b_own_.key_pem());
+  connects_anew();
+  EXPECT_EQ(b_log_.count("certificates_replaced", fresh.sha256()), 1U) << b_log_.all();
+}
+
+TEST_F(Certified, NothingFailsWhileFilesAreReplacedUnderTraffic) {
+  Node b(certified_pages, with(b_files_, &b_log_));
+  std::vector<std::unique_ptr<Node>> dialing;
+  for (int i = 0; i < 2; ++i) {
+    dialing.push_back(std::make_unique<Node>(certified_pages, with(a_files_, &a_log_), false));
+  }
+  std::atomic<bool> over = false;
+  std::atomic<int> connects = 0;
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < dialing.size(); ++i) {
+    threads.emplace_back([&, i] {
+      Node& a = *dialing[i];
+      const std::string id = "a" + std::to_string(i);
+      const auto all = indexes(certified_pages);
+      while (!over) {
+        std::string diagnostic;
+        EXPECT_FALSE(connect(a, b, &diagnostic, id)) << diagnostic;
+        std::error_code ec;
+        for (int k = 0; k < 3 && !ec; ++k) {
+          (void)a.channel->batched_read(a.pages(certified_pages), {.peer_id = "b", .remote_indexes = all}, ec);
+        }
+        EXPECT_FALSE(ec) << ec.message();
+        a.channel->disconnect("b", ec);
+        ++connects;
+      }
+    });
+  }
+  // Each file by itself, as a tool does it that knows nothing of the others.
+  for (int round = 0; round < 30; ++round) {
+    const int before = connects;
+    a_files_.set(issue({.name = "a", .by = &ca_}), ca_);
+    b_files_.set(issue({.name = "b", .by = &ca_}), ca_);
+    while (connects == before && !HasFailure()) {
+      std::this_thread::yield();
+    }
+  }
+  over = true;
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+  EXPECT_GT(a_log_.count("certificates_replaced"), 0U);
+  EXPECT_GT(b_log_.count("certificates_replaced"), 0U);
+}
+
+/// Passes on what either side says, until one ends.
+class Splice {
+ public:
+  Splice(asio::ip::tcp::socket client, asio::ip::tcp::socket server) : ends_{std::move(client), std::move(server)} {
+    for (const std::size_t from : {0U, 1U}) {
+      threads_[from] = std::thread([this, from] {
+        std::array<char, 4096> buffer{};
+        std::error_code ec;
+        while (!ec) {
+          const std::size_t count = ends_[from].read_some(asio::buffer(buffer), ec);
+          if (!ec) {
+            asio::write(ends_[1 - from], asio::buffer(buffer, count), ec);
+          }
+        }
+        end();
+      });
+    }
+  }
+  ~Splice() {
+    end();
+    for (std::thread& thread : threads_) {
+      thread.join();
+    }
+  }
+  Splice(const Splice&) = delete;
+  Splice& operator=(const Splice&) = delete;
+
+ private:
+  void end() {
+    for (auto& socket : ends_) {
+      ::shutdown(socket.native_handle(), SHUT_RDWR);
+    }
+  }
+
+  std::array<asio::ip::tcp::socket, 2> ends_;
+  std::array<std::thread, 2> threads_;
+};
+
+/// Stands in the way of data connections to b.
+class CertifiedInBetween : public Certified {
+ protected:
+  CertifiedInBetween() {
+    TcpOptions options = with(b_files_, &b_log_);
+    options.advertised_data_address = "127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port());
+    b_.emplace(certified_pages, std::move(options));
+  }
+
+  [[nodiscard]] asio::ip::tcp::socket accepted() {
+    pollfd waiting{acceptor_.native_handle(), POLLIN, 0};
+    EXPECT_EQ(::poll(&waiting, 1, static_cast<int>(milliseconds(long_enough).count())), 1);
+    return acceptor_.accept();
+  }
+  [[nodiscard]] asio::ip::tcp::socket to_b() {
+    asio::ip::tcp::socket socket(context_);
+    socket.connect({asio::ip::address_v4::loopback(), b_->channel->data_port()});
+    return socket;
+  }
+
+  asio::io_context context_;
+  asio::ip::tcp::acceptor acceptor_{context_, {asio::ip::address_v4::loopback(), 0}};
+  std::optional<Node> b_;
+};
+
+TEST_F(CertifiedInBetween, WhatTheHandshakeToldIsShownThoughFilesHaveBeenReplacedSince) {
+  Node a(certified_pages, with(a_files_, &a_log_), false);
+  auto connecting = std::async(std::launch::async, [&] {
+    std::string diagnostic;
+    const auto ec = connect(a, *b_, &diagnostic);
+    return std::pair(ec, diagnostic);
+  });
+  auto client = accepted();  // so the handshake is over
+  const Identity new_ca = authority("new ca");
+  const Identity new_a = issue({.name = "a", .by = &new_ca});
+  const Identity new_b = issue({.name = "b", .by = &new_ca});
+  a_files_.set(new_a, new_ca);
+  b_files_.set(new_b, new_ca);
+  // Both sides take them up for other handshakes.
+  Node other(certified_pages, with(a_files_));
+  std::error_code ec;
+  (void)a.channel->lazy_init_peer_connection("a", "other", other.channel->peer_init_url(), std::nullopt, {}, ec);
+  EXPECT_FALSE(ec) << ec.message();
+  (void)b_->channel->lazy_init_peer_connection("b", "other", other.channel->peer_init_url(), std::nullopt, {}, ec);
+  EXPECT_FALSE(ec) << ec.message();
+  EXPECT_EQ(a_log_.count("certificates_replaced", new_a.sha256()), 1U);
+  EXPECT_EQ(b_log_.count("certificates_replaced", new_b.sha256()), 1U);
+  const Splice splice(std::move(client), to_b());
+  const auto [ended, diagnostic] = connecting.get();
+  EXPECT_FALSE(ended) << diagnostic;
+  expect_pages_move(a, *b_);
+}
+
+TEST_F(CertifiedInBetween, ACertificateOfTheCaThatNobodyToldOfIsRefused) {
+  Node a(certified_pages, with(a_files_), false);
+  auto connecting = std::async(std::launch::async, [&] { return connect(a, *b_); });
+  auto client = accepted();
+  // Its first bytes name the handshake in the clear. Somebody on the way who has a certificate of the CA's repeats that.
+  std::vector<unsigned char> opening(5);
+  asio::read(client, asio::buffer(opening));
+  opening.resize(5 + static_cast<std::size_t>(opening[3] << 8) + opening[4]);
+  asio::read(client, asio::buffer(opening.data() + 5, opening.size() - 5));
+  constexpr std::array<unsigned char, 4> extension{0xff, 0x4b, 0, 16};
+  // Not std::ranges::search, whose result Clang 14 can't use.
+  const auto found = std::search(opening.begin(), opening.end(), extension.begin(), extension.end());
+  ASSERT_NE(found, opening.end());
+  std::array<unsigned char, 16> identity{};
+  std::copy_n(found + extension.size(), identity.size(), identity.begin());
+
+  const Identity untold = issue({.name = "a", .by = &ca_});
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()), &SSL_CTX_free);
+  SSL_CTX_use_certificate(context.get(), untold.certificate.get());
+  SSL_CTX_use_PrivateKey(context.get(), untold.key.get());
+  SSL_CTX_add_custom_ext(
+      context.get(), 0xff4b, SSL_EXT_CLIENT_HELLO,
+      [](SSL*, unsigned, unsigned, const unsigned char** out, std::size_t* size, X509*, std::size_t, int*,
+         void* named) {
+        *out = static_cast<const unsigned char*>(named);
+        *size = 16;
+        return 1;
+      },
+      nullptr, identity.data(), nullptr, nullptr);
+  const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context.get()), &SSL_free);
+  auto stranger = to_b();
+  SSL_set_fd(ssl.get(), stranger.native_handle());
+  EXPECT_EQ(SSL_connect(ssl.get()), 1) << "it is through before the other side has looked at its certificate";
+  std::array<char, 100> buffer{};
+  EXPECT_LE(SSL_read(ssl.get(), buffer.data(), buffer.size()), 0);
+  stranger.close();
+  EXPECT_TRUE(b_log_.wait_for("stranger_refused",
+                              "a data connection of peer 'a': it shows a certificate with SHA-256 " + untold.sha256() +
+                                  ", and has told of one with SHA-256 " + a_own_.sha256()))
+      << b_log_.all();
+
+  // The honest one isn't disturbed.
+  auto server = to_b();
+  asio::write(server, asio::buffer(opening));
+  const Splice splice(std::move(client), std::move(server));
+  EXPECT_FALSE(connecting.get());
+  expect_pages_move(a, *b_);
+}
+
+}  // namespace
+}  // namespace kvferry::tcp::testing
