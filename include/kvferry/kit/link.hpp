@@ -116,6 +116,7 @@ class KVFERRY_EXPORT Link {
 
   /// Whether such an operation is over when `start` returns, as long as nobody else has the link do something: then the thread
   /// that waits for it is of no use to the link, and `begin_serving` isn't called. A wrong answer costs time alone.
+  /// @param request as the caller gave it: nothing of it has been checked yet.
   [[nodiscard]] virtual bool ends_at_once(const TransferRequest& request) const noexcept {
     (void)request;
     return false;
