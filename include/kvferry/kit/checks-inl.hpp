@@ -164,6 +164,10 @@ KVFERRY_INLINE void check_region(const MemoryRegion& region, const std::string& 
                                                   (region.data == nullptr ? ", null data" : "") +
                                                   "; the size must be a positive multiple of the page size");
   }
+  if (!allows(Access::read_write, region.peer_access)) {
+    throw TransferError(errc::invalid_region, name + ": access " + text(static_cast<std::uint64_t>(region.peer_access)) +
+                                                  ", at most " + text(static_cast<std::uint64_t>(Access::read_write)));
+  }
   if (region.size > std::numeric_limits<std::uintptr_t>::max() - reinterpret_cast<std::uintptr_t>(region.data)) {
     throw TransferError(errc::invalid_region,
                         name + ": size " + text(region.size) + " bytes reach beyond the last address there is");
