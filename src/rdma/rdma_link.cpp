@@ -2,6 +2,7 @@
 #include "rdma_link.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -344,12 +345,18 @@ void RdmaLink::end_rails(std::error_code cause, const std::string& why) {
 }
 
 void RdmaLink::deregister_aside() {
-  if (const auto aside = options_.aside.lock()) {
+  const auto aside = options_.aside.lock();
+  if (!aside) {
+    return;
+  }
+  try {
     aside->run([self = shared_from_this()] {
       for (const auto& rail : self->rails_) {
         rail->deregister_own();
       }
     });
+  } catch (const std::exception&) {
+    // Memory is used up: with the link, then, or when it is shut.
   }
 }
 
