@@ -501,8 +501,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// refused with the rest.
   ///
   /// @param timeout how long the peer may take; unset: the channel's default.
-  /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. After
-  ///   `errc::cancelled` the fence is as if it had not been asked for.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. A
+  ///   cancellation ends only the wait: the peer's older writes may still come in, and those that wait at the peer for a
+  ///   new connection end there with `errc::fenced` all the same.
   void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout = {});
   /// As above, with the error in `ec`.
   void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);
