@@ -150,7 +150,7 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
     return;
   }
   if (peer->link && peer->attempt.moves && peer->attempt.url == url) {
-    peer->movers.push_back(std::move(waiter));
+    peer->movers.push_back(arriving_at(local_id, peer_id, url, std::move(waiter)));
     return;
   }
   if (peer->link && peer->url != url) {
@@ -167,11 +167,15 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
   if (peer->dialing() && peer->attempt.url != url) {
     end_attempt(peer->attempt);  // nobody wants to get there any more
   }
-  // It may be the peer itself that gets through first, from elsewhere.
+  wait(*peer, arriving_at(local_id, peer_id, url, std::move(waiter)), lock);
+}
+
+/// The peer may be connected first from elsewhere: by itself, or by somebody who says that it is at another url.
+KVFERRY_INLINE PeerDirectory::Waiter PeerDirectory::arriving_at(const std::string& local_id, const std::string& peer_id,
+                                                                const std::string& url, Waiter waiter) {
   const auto deadline = waiter.deadline;
-  const auto over = waiter.over;
-  const auto tell = [weak = weak_from_this(), local_id, peer_id, url,
-                     waiter = std::move(waiter)](const Failure& failure) {
+  auto over = waiter.over;
+  auto tell = [weak = weak_from_this(), local_id, peer_id, url, waiter = std::move(waiter)](const Failure& failure) {
     const auto self = weak.lock();
     if (failure || !self) {
       waiter.tell(failure);
@@ -179,7 +183,7 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
       self->arrive(local_id, peer_id, url, waiter);
     }
   };
-  wait(*peer, {deadline, tell, over}, lock);
+  return {deadline, std::move(tell), std::move(over)};
 }
 
 KVFERRY_INLINE void PeerDirectory::arrive(const std::string& local_id, const std::string& peer_id,

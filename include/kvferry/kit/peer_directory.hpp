@@ -169,6 +169,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// With the lock held, which it releases before it tells anybody.
   void connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
                std::uint64_t incarnation, Waiter waiter, Lock& lock);
+  /// @return who is told `waiter`'s success only when the peer is at this url.
+  [[nodiscard]] Waiter arriving_at(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                                   Waiter waiter);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
   /// With the lock held: of one that has a link. All but the path, which only the link knows.
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
