@@ -68,9 +68,7 @@ struct PeerKey {
 
 /// Reads keys from a file: a public key, a space and an id a line. Empty lines are skipped, and so are those that begin with
 /// '#', unless their first word is a key, since a key may begin with '#'. A key with '#' put before it is none.
-/// @throws TransferError the errno of what failed; `std::errc::invalid_argument` for a line that is neither, and
-///   `errc::invalid_peer_id` for an id that no peer may have or that begins or ends with a space, naming the line's number.
-///   Lines end with '\n': one with '\r' before it is refused.
+/// @throws TransferError the errno of what failed; `std::errc::invalid_argument` for a line that is neither, naming its number.
 [[nodiscard]] KVFERRY_EXPORT std::vector<PeerKey> read_peer_keys(const std::string& path);
 
 /// The keys that secure a channel's handshakes: its own key pair, and the keys of the peers that it trusts. Set it as

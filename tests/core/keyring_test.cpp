@@ -107,21 +107,6 @@ TEST_F(KeyFile, OfPeersNamesKeyAndIdInEachLine) {
   }
 }
 
-TEST_F(KeyFile, OfPeersIsRefusedForAnIdThatNoPeerCanHave) {
-  const std::string key = make_key_pair().public_key;
-  for (const std::string& id : {std::string("p\r"), std::string(" p"), std::string("p "), std::string("p\tq"),
-                                std::string("\xff"), std::string(257, 'p')}) {
-    write("# those who may come\n" + key + " " + id + "\n");
-    const auto error = error_of([&] { return read_peer_keys(path_); });
-    EXPECT_EQ(error.code(), errc::invalid_peer_id) << id;
-    EXPECT_NE(std::string(error.what()).find("line 2"), std::string::npos) << error.what();
-  }
-}
-
-TEST_F(KeyFile, OfPeersThatCannotBeReadIsNoEmptyOne) {
-  EXPECT_EQ(error_of([&] { return read_peer_keys(folder_); }).code(), std::errc::is_a_directory);
-}
-
 TEST_F(KeyFile, TellsKeysFromCommentsThoughBothMayBeginWithTheSameSign) {
   const std::string key = "#" + std::string(39, 'k');
   write(key + " decode-3\n#" + key + " taken away\n#" + key.substr(2) + " not a key\n#" + std::string(39, '\x7f') + " id\n");
