@@ -73,7 +73,7 @@ KVFERRY_INLINE void PeerDirectory::end_attempt(Attempt& attempt) {
   }
   slots_.leave(attempt.number);
   if (attempt.host) {
-    attempt.host->abandon();
+    if_memory_lasts([&] { attempt.host->abandon(); });
   }
   attempt = {};
 }
