@@ -510,8 +510,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// started meanwhile may be refused too.
   ///
   /// @param timeout how long the peer may take; unset: the channel's default.
-  /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. After
-  ///   `errc::cancelled` the fence promises nothing.
+  /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. A
+  ///   cancellation ends only the wait: the peer's older writes may still come in. Writes that wait at the peer for a new
+  ///   connection still end there with `errc::fenced`.
   void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout = {});
   /// As above, with the error in `ec`.
   void fence(std::string_view peer_id, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec);

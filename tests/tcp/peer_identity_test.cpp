@@ -195,6 +195,31 @@ TEST(PeerMoved, WhoeverAsksForTheNewUrlHearsWhatBecomesOfIt) {
   EXPECT_FALSE(write_one(a, "b")) << "it is where it was";
 }
 
+TEST(PeerMoved, WhoSaidThatItIsElsewhereIsNotToldOfAThirdUrlsSuccess) {
+  asio::io_context context;
+  asio::ip::tcp::acceptor dying(context, {asio::ip::make_address("127.0.0.1"), 0});
+  TcpOptions options;
+  options.advertised_data_address = "127.0.0.1:" + std::to_string(dying.local_endpoint().port());
+  Node first(4);
+  Node second(4, options);
+  Node third(4);
+  Node a(4, {}, false);
+  ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
+  auto to_second = a.channel->async_lazy_init_peer_connection("a", "b", second.channel->peer_init_url(), {},
+                                                              {.timeout = long_enough}, asio::use_future);
+  asio::ip::tcp::socket held = dying.accept();  // the move is under way
+  ASSERT_FALSE(connect(a, "a", "b", third.channel->peer_init_url()));
+  held.close();
+  // It is tried once more, and doesn't work.
+  dying.non_blocking(true);
+  while (to_second.wait_for(milliseconds(10)) != std::future_status::ready) {
+    std::error_code ec;
+    (void)dying.accept(ec);
+  }
+  EXPECT_THROW((void)to_second.get(), std::system_error) << "it was told that the peer is there";
+  EXPECT_EQ(a.channel->peer_info("b")->init_url, third.channel->peer_init_url());
+}
+
 TEST(PeerMoved, AFrozenServerDoesNotKeepTheNewOneOut) {
   FreezableThread thread;
   Node first(4, thread.options());

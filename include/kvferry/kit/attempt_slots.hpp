@@ -4,10 +4,12 @@
 #define KVFERRY_KIT_ATTEMPT_SLOTS_HPP
 
 #include <cstddef>
+#include <cstdint>
 #include <list>
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
@@ -16,12 +18,18 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// free slot, the oldest handshake of the source that has most gives way. Not thread-safe.
 class AttemptSlots {
  public:
+  /// One of a peer's attempts. Numbers are those of a channel's attempts, each given once.
+  struct Attempt {
+    std::string peer_id;
+    std::uint64_t number = 0;
+  };
+
   explicit AttemptSlots(std::size_t slots) : slots_(slots), slots_of_source_(slots - slots / 4) {}
 
-  /// @return the id that has to give way; its slot is already released.
-  [[nodiscard]] std::optional<std::string> enter(const std::string& id, const std::string& source) {
-    leave(id);
-    std::optional<std::string> gives_way;
+  /// @param entered has no slot yet.
+  /// @return the attempt that has to give way; its slot is already released.
+  [[nodiscard]] std::optional<Attempt> enter(Attempt entered, const std::string& source) {
+    std::optional<Attempt> gives_way;
     const auto own = sources_.find(source);
     if (own != sources_.end() && own->second.size() >= slots_of_source_) {
       gives_way = own->second.front();
@@ -33,16 +41,17 @@ class AttemptSlots {
       gives_way = most->second.front();
     }
     if (gives_way) {
-      leave(*gives_way);
+      leave(gives_way->number);
     }
-    auto& ids = sources_[source];
-    holders_.emplace(id, Holder{source, ids.insert(ids.end(), id)});
+    const std::uint64_t number = entered.number;
+    auto& attempts = sources_[source];
+    holders_.emplace(number, Holder{source, attempts.insert(attempts.end(), std::move(entered))});
     return gives_way;
   }
 
-  /// Does nothing if the id has no slot.
-  void leave(const std::string& id) {
-    const auto holder = holders_.find(id);
+  /// Does nothing if the attempt has no slot.
+  void leave(std::uint64_t number) {
+    const auto holder = holders_.find(number);
     if (holder == holders_.end()) {
       return;
     }
@@ -57,16 +66,16 @@ class AttemptSlots {
   [[nodiscard]] std::size_t size() const noexcept { return holders_.size(); }
 
  private:
-  using Ids = std::list<std::string>;  ///< The oldest first.
+  using Attempts = std::list<Attempt>;  ///< The oldest first.
   struct Holder {
     std::string source;
-    Ids::iterator place;
+    Attempts::iterator place;
   };
 
   const std::size_t slots_;
   const std::size_t slots_of_source_;
-  std::map<std::string, Ids> sources_;
-  std::map<std::string, Holder> holders_;
+  std::map<std::string, Attempts> sources_;
+  std::map<std::uint64_t, Holder> holders_;
 };
 
 }  // namespace kvferry::kit

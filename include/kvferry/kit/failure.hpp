@@ -8,6 +8,7 @@
 #include <string>
 #include <system_error>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -32,6 +33,16 @@ struct Failure {
     return {errc::handshake_failed, error.what()};
   } catch (...) {
     return {errc::handshake_failed, "something was thrown that is no std::exception"};
+  }
+}
+
+/// Runs work that may be left undone if there is no memory for it.
+template <class Work>
+void if_memory_lasts(Work work) noexcept {
+  try {
+    work();
+  } catch (...) {
+    detail::log_exception("where something was left undone");
   }
 }
 

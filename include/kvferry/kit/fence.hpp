@@ -4,6 +4,7 @@
 #define KVFERRY_KIT_FENCE_HPP
 
 #include <atomic>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <system_error>
@@ -65,8 +66,14 @@ class Fence final : public PlainCall {
   /// Waits for `link`, and calls `break_link` if that takes too long or the link can't ask. Call it once.
   void wait_for(Link& link, std::function<void()> break_link) {
     break_link_ = std::move(break_link);
-    deadlines_->add(deadline_, shared_from_this());
-    if (!link.fence([self = shared_from_this()] { self->end({}); })) {
+    bool asks = false;
+    try {
+      deadlines_->add(deadline_, shared_from_this());
+      asks = link.fence([self = shared_from_this()] { self->end({}); });
+    } catch (const std::exception&) {
+      // Memory is used up. The link may have been asked, or not.
+    }
+    if (!asks) {
       break_link_();
       end({});
     }

@@ -168,8 +168,14 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
       throw;
     }
   } else {
-    const std::string awaited = cause == errc::timed_out ? registry_->awaited(request_.peer_id) : std::string();
-    finish(cause, awaited.empty() ? awaited : cause.message() + ": " + awaited);
+    std::string why;
+    try {
+      const std::string awaited = cause == errc::timed_out ? registry_->awaited(request_.peer_id) : std::string();
+      why = awaited.empty() ? awaited : cause.message() + ": " + awaited;
+    } catch (const std::exception&) {
+      // There is no memory for a sentence. Nobody else ends it.
+    }
+    finish(cause, std::move(why));
   }
 }
 

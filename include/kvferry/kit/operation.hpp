@@ -32,7 +32,8 @@ struct PeerCounters;
 class KVFERRY_EXPORT Expirable {
  public:
   virtual ~Expirable() = default;
-  /// The deadline has passed. Called at most once, on the channel's executor, with no lock held.
+  /// The deadline has passed. Called at most once, on the channel's executor, with no lock held; if it throws
+  /// `std::bad_alloc`, once more a while later.
   virtual void expire() = 0;
 };
 

@@ -4,6 +4,7 @@
 #include <kvferry/kit/operation_registry.hpp>
 
 #include <algorithm>
+#include <exception>
 #include <new>
 
 #include <kvferry/completion.hpp>
@@ -16,34 +17,59 @@ KVFERRY_INLINE void DeadlineQueue::add(Clock::time_point deadline, std::shared_p
   if (closed_) {
     return;
   }
-  entries_.emplace(deadline, std::move(entry));
-  if (!armed_ || deadline < *armed_) {
-    arm(deadline);
+  const auto added = entries_.emplace(deadline, std::move(entry));
+  try {
+    arm();
+  } catch (...) {
+    entries_.erase(added);
+    throw;
   }
+}
+
+KVFERRY_INLINE DeadlineQueue::Entries::iterator DeadlineQueue::find(Clock::time_point deadline,
+                                                                    const Expirable& entry) {
+  const auto [first, last] = entries_.equal_range(deadline);
+  const auto it = std::find_if(first, last, [&](const auto& one) { return one.second.get() == &entry; });
+  return it == last ? entries_.end() : it;
 }
 
 KVFERRY_INLINE void DeadlineQueue::remove(Clock::time_point deadline, const Expirable& entry) {
   std::shared_ptr<Expirable> removed;  // destroyed after the lock is released
   const std::lock_guard lock(mutex_);
-  const auto [first, last] = entries_.equal_range(deadline);
-  for (auto it = first; it != last; ++it) {
-    if (it->second.get() == &entry) {
-      removed = std::move(it->second);
-      entries_.erase(it);
-      return;
-    }
+  if (const auto it = find(deadline, entry); it != entries_.end()) {
+    removed = std::move(it->second);
+    entries_.erase(it);
+  }
+  if (!armed_) {
+    try_to_arm();
+  }
+}
+
+KVFERRY_INLINE void DeadlineQueue::hasten(Clock::time_point deadline, const Expirable& entry) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (const auto it = find(deadline, entry); it != entries_.end()) {
+    auto node = entries_.extract(it);
+    node.key() = Clock::now();
+    entries_.insert(std::move(node));
+    try_to_arm();
   }
 }
 
 KVFERRY_INLINE void DeadlineQueue::close() {
-  decltype(entries_) dropped;
+  Entries dropped;
   const std::lock_guard lock(mutex_);
   closed_ = true;
   dropped.swap(entries_);
   timer_.reset();
 }
 
-KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
+/// For the first of the entries. After one that has thrown the timer isn't armed at all: whatever is done next with the
+/// queue tries again.
+KVFERRY_INLINE void DeadlineQueue::arm() {
+  if (closed_ || entries_.empty() || (armed_ && *armed_ <= entries_.begin()->first)) {
+    return;
+  }
+  const auto deadline = entries_.begin()->first;
   armed_.reset();  // what follows may throw
   timer_->expires_at(deadline);
   timer_->async_wait([weak = weak_from_this()](std::error_code ec) {
@@ -58,17 +84,18 @@ KVFERRY_INLINE void DeadlineQueue::arm(Clock::time_point deadline) {
   armed_ = deadline;
 }
 
+KVFERRY_INLINE void DeadlineQueue::try_to_arm() noexcept {
+  try {
+    arm();
+  } catch (const std::exception&) {
+    detail::log_exception("when the next deadline was set");
+  }
+}
+
 KVFERRY_INLINE void DeadlineQueue::on_timer() {
-  decltype(entries_) expired;
-  const auto arm_next = [this] {
-    try {
-      if (!closed_ && !armed_ && !entries_.empty()) {
-        arm(entries_.begin()->first);
-      }
-    } catch (const std::bad_alloc&) {
-      detail::log_exception("when the next deadline was set");  // the next entry sets it
-    }
-  };
+  /// After which what has found no memory at its deadline tries again.
+  constexpr std::chrono::milliseconds pause{100};
+  Entries expired;
   {
     const std::lock_guard lock(mutex_);
     armed_.reset();
@@ -77,18 +104,26 @@ KVFERRY_INLINE void DeadlineQueue::on_timer() {
     while (!closed_ && !entries_.empty() && entries_.begin()->first <= now) {
       expired.insert(entries_.extract(entries_.begin()));
     }
-    arm_next();
+    try_to_arm();
   }
-  for (const auto& [deadline, entry] : expired) {
+  Entries again;
+  while (!expired.empty()) {
+    auto node = expired.extract(expired.begin());
     try {
-      entry->expire();
+      node.mapped()->expire();
+    } catch (const std::bad_alloc&) {
+      detail::log_exception("at a deadline, which is tried again");
+      node.key() = Clock::now() + pause;
+      again.insert(std::move(node));
     } catch (...) {
       detail::log_exception("at a deadline");  // the others' have passed, too
     }
   }
-  expired.clear();
   const std::lock_guard lock(mutex_);
-  arm_next();
+  if (!closed_) {
+    entries_.merge(again);
+  }
+  try_to_arm();
 }
 
 KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operation) {
@@ -113,23 +148,29 @@ KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Oper
 
 KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
   deadlines_->remove(operation.deadline(), operation);
-  std::shared_ptr<Operation> removed;
+  std::shared_ptr<Operation> removed;  // destroyed after the lock is released
   const std::lock_guard lock(mutex_);
   if (const auto it = pending_.find(&operation); it != pending_.end()) {
-    removed = std::move(it->second.operation);
-    if (!awaited_.empty()) {
-      std::erase_if(awaited_, [&](Awaited& awaited) {
-        const bool last = awaited.concerns({removed, it->second.number}) && --awaited.left == 0;
-        if (last) {
-          awaited.done();
-        }
-        return last;
-      });
-    }
+    const Entry entry = std::move(it->second);
     pending_.erase(it);
     if (pending_.empty()) {
       empty_.notify_all();
     }
+    // What has nothing to wait for any more goes before it is called: a call that throws loses none of the others.
+    for (auto awaited = awaited_.begin(); awaited != awaited_.end();) {
+      if (!awaited->concerns(entry) || --awaited->left != 0) {
+        ++awaited;
+        continue;
+      }
+      const auto done = std::move(awaited->done);
+      awaited = awaited_.erase(awaited);
+      try {
+        done();
+      } catch (...) {
+        detail::log_exception("when the operations had ended that something waited for");
+      }
+    }
+    removed = entry.operation;
   }
 }
 

@@ -47,8 +47,11 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
   /// For those who end something before its deadline, on threads of their own.
   [[nodiscard]] const std::shared_ptr<Gate>& gate() const noexcept { return gate_; }
 
+  /// If it throws - memory is used up -, the entry hasn't been added.
   void add(Clock::time_point deadline, std::shared_ptr<Expirable> entry);
   void remove(Clock::time_point deadline, const Expirable& entry);
+  /// Has an entry that was added with this deadline expire as soon as possible. Needs no memory.
+  void hasten(Clock::time_point deadline, const Expirable& entry) noexcept;
   /// Drops all entries and the timer, so the queue may outlive the executor's context. Later `add`s are ignored.
   void close();
   /// Entries that have neither expired nor been removed.
@@ -58,12 +61,17 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
   }
 
  private:
-  void arm(Clock::time_point deadline);
+  using Entries = std::multimap<Clock::time_point, std::shared_ptr<Expirable>>;
+
+  /// All of these with the lock held.
+  [[nodiscard]] Entries::iterator find(Clock::time_point deadline, const Expirable& entry);
+  void arm();
+  void try_to_arm() noexcept;
   void on_timer();
 
   const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
   mutable std::mutex mutex_;
-  std::multimap<Clock::time_point, std::shared_ptr<Expirable>> entries_;
+  Entries entries_;
   std::optional<asio::steady_timer> timer_;  ///< Gone when closed.
   std::optional<Clock::time_point> armed_;
   bool closed_ = false;
@@ -76,14 +84,14 @@ class OperationRegistry {
                     std::shared_ptr<Logger> logger = std::make_shared<Logger>())
       : deadlines_(std::move(deadlines)), limit_(limit), logger_(std::move(logger)) {}
 
-  /// @return `errc::closed` or `errc::resource_limit` if the operation wasn't taken.
+  /// @return `errc::closed`, `errc::resource_limit` or `std::errc::not_enough_memory` if the operation wasn't taken.
   [[nodiscard]] std::error_code add(const std::shared_ptr<Operation>& operation);
   void remove(const Operation& operation);
   /// Refuses further operations and asks all pending ones to stop.
   void close(std::error_code cause);
   void wait_until_empty();
   /// Calls `done` when the writes to a peer that have been added by now have ended, wherever they were: with an
-  /// operation's thread, with the registry's lock held, or within the call.
+  /// operation's thread, with the registry's lock held, or within the call. What it throws is lost.
   void when_writes_ended(std::string_view peer_id, std::function<void()> done);
   /// As above, of all operations with the peer up to a number.
   void when_operations_ended(std::string_view peer_id, std::uint64_t last_number, std::function<void()> done);

@@ -62,7 +62,6 @@ struct PeerDirectory::Attempt {
   Instance instance;
   bool known = false;  ///< The peer is the one that was connected before.
   std::shared_ptr<Host> host;  ///< For whom the transport awaits the peer's connections, or makes its own.
-  std::string slot;            ///< That it has among the attempts of strangers.
   Clock::time_point fenced_until =
       Clock::time_point::min();               ///< By the peer: writes that were started here until then.
   std::vector<std::shared_ptr<void>> fences;  ///< Held for as long as fences of this side wait for its end.

@@ -96,19 +96,14 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   read_regions(question, described);
   const auto host = std::make_shared<Host>(*this, std::move(described), told_regions);
   attempt.host = host;
-  std::optional<std::string> displaced;
-  std::uint64_t displaced_number = 0;
-  if (!peer.description && !peer.named && &attempt == &peer.attempt) {
-    attempt.slot = peer.id;
-    displaced = slots_.enter(peer.id, source);
-    if (const auto it = displaced ? peers_.find(*displaced) : peers_.end(); it != peers_.end()) {
-      displaced_number = it->second.attempt.number;
-    }
+  std::optional<AttemptSlots::Attempt> displaced;
+  if (!peer.description && !peer.named) {
+    displaced = slots_.enter({peer.id, number}, source);
   }
   const Stay stay(*this);
   lock.unlock();
-  if (displaced_number != 0) {
-    fail_attempt(*displaced, displaced_number,
+  if (displaced) {
+    fail_attempt(displaced->peer_id, displaced->number,
                  {errc::resource_limit, "newer handshakes have taken the place of one that wasn't followed up"});
   }
 

@@ -25,9 +25,9 @@ KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std:
   tell(told, failure);
 }
 
-KVFERRY_INLINE void PeerDirectory::tell(const std::vector<Waiter>& told, const Failure& failure) {
+KVFERRY_INLINE void PeerDirectory::tell(const std::vector<Waiter>& told, const Failure& failure) noexcept {
   for (const auto& waiting : told) {
-    waiting.tell(failure);
+    if_memory_lasts([&] { waiting.tell(failure); });  // the others hear of it all the same
   }
 }
 
@@ -84,19 +84,46 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
   const Link* const published = link.get();
   const std::string seen_at = link->remote_address();
   std::vector<std::shared_ptr<Link>> replaced;
+  std::vector<std::shared_ptr<Link>> others;
   Failure why{errc::connection_lost, "the connection was replaced by a new one"};
   std::uint64_t before = 0;
   bool reconnected = false;
   bool accepting = false;
   Displaced displaced;
   std::shared_ptr<Link> made;
-  std::vector<std::shared_ptr<Operation>> askers;
+  std::vector<RegionAsker> askers;
   Failure failed;
   std::string other_name;
   {
     const Lock lock(mutex_);
     Peer* const peer = current(peer_id, number);
     Attempt* const attempt = peer == nullptr ? nullptr : peer->find(number);
+    // All that needs memory comes before the first change.
+    std::string url;
+    Failure restarted;
+    Published entry{peer_id, link};
+    replaced.reserve(1);
+    if (attempt != nullptr) {
+      url = with_zone_of(attempt->url.empty() ? peer->url : attempt->url, seen_at);
+      if (peer->description && !attempt->known) {
+        restarted = {errc::peer_restarted, "the peer is another one: incarnation " +
+                                               std::to_string(peer->instance.incarnation) + " is now " +
+                                               std::to_string(host->peer().incarnation)};
+      }
+      const auto same = std::ranges::find_if(peers_, [&](const auto& known) {
+        return &known.second != peer && known.second.description &&
+               known.second.instance.incarnation == attempt->instance.incarnation;
+      });
+      if (same != peers_.end()) {
+        other_name = same->first;
+      }
+      // Also one that has failed, and is being shut by whoever noticed: not before nothing is received on it any more is
+      // the peer to start anything on the new one.
+      others = links_but(link, peer_id);
+      std::erase_if(links_, [](const Published& old) { return old.link.expired(); });
+      links_.reserve(links_.size() + 1);
+      peer->waiting.reserve(peer->waiting.size() + peer->movers.size());
+    }
     if (attempt == nullptr) {
       replaced.push_back(std::move(link));
     } else if (host->failed()) {
@@ -118,10 +145,9 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       }
       made = link;
       ++peer->counters->connects;
-      if (peer->description && !attempt->known) {
+      if (restarted) {
         before = peer->instance.incarnation;
-        why = {errc::peer_restarted, "the peer is another one: incarnation " + std::to_string(before) + " is now " +
-                                         std::to_string(host->peer().incarnation)};
+        why = std::move(restarted);
       }
       if (!attempt->known) {
         ++peer->instances;
@@ -134,41 +160,28 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       }
       peer->fenced_until = std::max(peer->fenced_until, attempt->fenced_until);
       peer->instance = std::move(attempt->instance);
-      peer->local_id = attempt->local_id;
-      if (const auto same = std::ranges::find_if(peers_,
-                                                 [&](const auto& entry) {
-                                                   return &entry.second != peer && entry.second.description &&
-                                                          entry.second.instance.incarnation ==
-                                                              peer->instance.incarnation;
-                                                 });
-          same != peers_.end()) {
-        other_name = same->first;
+      peer->local_id = std::move(attempt->local_id);
+      if (!attempt->url.empty() && !accepting) {  // where the peer only says that it answers, nobody has answered yet
+        if_memory_lasts([&] { remember_kvferry(attempt->url); });
       }
-      if (!attempt->url.empty()) {
-        if (!accepting) {
-          remember_kvferry(attempt->url);  // where the peer only says that it answers, nobody has answered yet
-        }
-        peer->url = attempt->url;
-      }
+      peer->url = std::move(url);
       // Whoever says that the peer has moved has the last word.
       Attempt move = peer->attempt.moves && attempt != &peer->attempt ? std::exchange(peer->attempt, {}) : Attempt();
       end_attempts(*peer);
       peer->attempt = std::move(move);
-      end_probe(*peer);
-      std::erase_if(links_, [](const Published& old) { return old.link.expired(); });
-      links_.push_back({peer_id, link});
-      // Also one that has failed, and is being shut by whoever noticed: not before nothing is received on it any more is
-      // the peer to start anything on the new one.
-      replaced = links_but(link, peer_id);
+      if_memory_lasts([&] { end_probe(*peer); });
+      links_.push_back(std::move(entry));
+      replaced = std::move(others);
       askers = take_askers(*peer);
       peer->link = std::move(link);
       peer->host = host.get();
       peer->description = host->description();
-      peer->url = with_zone_of(peer->url, seen_at);
       peer->state = Peer::State::handing_over;
-      events_->push({before != 0 ? PeerEventKind::restarted : PeerEventKind::connected, peer_id,
-                     peer->description->incarnation,
-                     before != 0 ? make_error_code(errc::peer_restarted) : std::error_code()});
+      if_memory_lasts([&] {
+        events_->push({before != 0 ? PeerEventKind::restarted : PeerEventKind::connected, peer_id,
+                       peer->description->incarnation,
+                       before != 0 ? make_error_code(errc::peer_restarted) : std::error_code()});
+      });
       if (!peer->attempt.moves) {
         std::move(peer->movers.begin(), peer->movers.end(), std::back_inserter(peer->waiting));
         peer->movers.clear();
@@ -202,10 +215,10 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
   }
   break_links(displaced);
   if (failed) {
-    fail_attempt(peer_id, number, failed);
+    if_memory_lasts([&] { fail_attempt(peer_id, number, failed); });  // else its time ends it
   }
   hand_over(peer_id, published);
-  route_later(std::move(askers), Routed::has_waited);
+  if_memory_lasts([&] { route_later(std::move(askers), Routed::has_waited); });  // else they end at their deadlines
 }
 
 }  // namespace kvferry::kit

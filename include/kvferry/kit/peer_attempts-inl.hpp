@@ -71,11 +71,9 @@ KVFERRY_INLINE void PeerDirectory::end_attempt(Attempt& attempt) {
   if (attempt.expiry) {
     deadlines_->remove(attempt.deadline, *attempt.expiry);
   }
-  if (!attempt.slot.empty()) {
-    slots_.leave(attempt.slot);
-  }
+  slots_.leave(attempt.number);
   if (attempt.host) {
-    attempt.host->abandon();
+    if_memory_lasts([&] { attempt.host->abandon(); });
   }
   attempt = {};
 }
@@ -225,9 +223,7 @@ KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::
   if (peer->waiting.empty() || peer->url.empty()) {
     return;
   }
-  if (!peer->attempt.slot.empty()) {
-    slots_.leave(std::exchange(peer->attempt.slot, {}));
-  }
+  slots_.leave(peer->attempt.number);
   make_room_for_candidate(*peer);
   peer->candidates.push_back(std::exchange(peer->attempt, {}));
   start_dial(*peer, lock);

@@ -150,7 +150,7 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
     return;
   }
   if (peer->link && peer->attempt.moves && peer->attempt.url == url) {
-    peer->movers.push_back(std::move(waiter));
+    peer->movers.push_back(arriving_at(local_id, peer_id, url, std::move(waiter)));
     return;
   }
   if (peer->link && peer->url != url) {
@@ -167,19 +167,27 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
   if (peer->dialing() && peer->attempt.url != url) {
     end_attempt(peer->attempt);  // nobody wants to get there any more
   }
-  // It may be the peer itself that gets through first, from elsewhere.
+  wait(*peer, arriving_at(local_id, peer_id, url, std::move(waiter)), lock);
+}
+
+/// The peer may be connected first from elsewhere: by itself, or by somebody who says that it is at another url.
+KVFERRY_INLINE PeerDirectory::Waiter PeerDirectory::arriving_at(const std::string& local_id, const std::string& peer_id,
+                                                                const std::string& url, Waiter waiter) {
   const auto deadline = waiter.deadline;
-  const auto over = waiter.over;
-  const auto tell = [weak = weak_from_this(), local_id, peer_id, url,
-                     waiter = std::move(waiter)](const Failure& failure) {
+  auto over = waiter.over;
+  auto tell = [weak = weak_from_this(), local_id, peer_id, url, waiter = std::move(waiter)](const Failure& failure) {
     const auto self = weak.lock();
     if (failure || !self) {
       waiter.tell(failure);
     } else {
-      self->arrive(local_id, peer_id, url, waiter);
+      try {
+        self->arrive(local_id, peer_id, url, waiter);
+      } catch (...) {
+        waiter.tell(failure_being_handled());
+      }
     }
   };
-  wait(*peer, {deadline, tell, over}, lock);
+  return {deadline, std::move(tell), std::move(over)};
 }
 
 KVFERRY_INLINE void PeerDirectory::arrive(const std::string& local_id, const std::string& peer_id,
@@ -257,7 +265,11 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
       if (failure || !self) {
         operation->finish(self ? failure.code : errc::closed, failure.sentence);
       } else if (!operation->stop_cause()) {
-        self->route(operation, Routed::has_waited);
+        try {
+          self->route(operation, Routed::has_waited);
+        } catch (...) {
+          operation->finish(failure_being_handled().code);
+        }
       }
     };
     wait(peer, {operation->deadline(), tell, [operation] { return operation->finished(); }}, lock);
@@ -333,15 +345,16 @@ KVFERRY_INLINE void PeerDirectory::hand_over(const std::string& peer_id, const L
       }
       told.swap(peer.waiting);
     }
-    for (const auto& waiting : told) {
-      waiting.tell(failure);
-    }
+    tell(told, failure);
   }
 }
 
-KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const Link& link, std::error_code cause) {
+KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const Link& link,
+                                               std::error_code cause) noexcept {
   std::shared_ptr<Link> dropped;
-  std::vector<std::shared_ptr<Operation>> askers;
+  std::vector<RegionAsker> askers;
+  std::string sentence;
+  if_memory_lasts([&] { sentence = "the connection to the peer was lost: " + cause.message(); });
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
@@ -349,20 +362,21 @@ KVFERRY_INLINE void PeerDirectory::link_failed(const std::string& peer_id, const
       return;
     }
     Peer& peer = it->second;
-    dropped = std::move(peer.link);
-    askers = take_askers(peer);
-    stranger_links_.leave(peer_id);
-    peer.last_failure = {cause, "the connection to the peer was lost: " + cause.message()};
+    // For this no memory is needed: nobody is to be sent to a link that isn't there.
+    dropped = std::exchange(peer.link, nullptr);
     peer.state = Peer::State::unconnected;
     peer.out_of_use_since = Clock::now();
-    end_probe(peer);
-    events_->push({PeerEventKind::gone, peer_id, peer.description->incarnation, cause});
+    peer.last_failure = {cause, std::move(sentence)};
+    askers = take_askers(peer);
+    stranger_links_.leave(peer_id);
+    if_memory_lasts([&] { end_probe(peer); });
+    if_memory_lasts([&] { events_->push({PeerEventKind::gone, peer_id, peer.description->incarnation, cause}); });
   }
   // A peer that has closed its channel has done nothing out of order.
   const auto level = cause == errc::peer_closed ? LogLevel::info : LogLevel::warning;
   logger_->log(level, "peer_lost", peer_id, cause,
                [&] { return "the connection " + dropped->path() + " was lost: " + cause.message(); });
-  route_later(std::move(askers), Routed::has_waited);
+  if_memory_lasts([&] { route_later(std::move(askers), Routed::has_waited); });  // else they end at their deadlines
 }
 
 KVFERRY_INLINE PeerInfo PeerDirectory::describe(const Peer& peer) {
@@ -475,9 +489,11 @@ KVFERRY_INLINE std::size_t PeerDirectory::usable_count() const {
 }
 
 KVFERRY_INLINE void PeerDirectory::break_link(const std::string& peer_id, Link& link, std::error_code cause,
-                                              const std::string& why) {
+                                              std::string_view why) {
+  std::string sentence;
+  if_memory_lasts([&] { sentence = why; });
   link_failed(peer_id, link, cause);
-  link.shut(cause, why);
+  link.shut(cause, sentence);
 }
 
 KVFERRY_INLINE void PeerDirectory::close() {

@@ -128,7 +128,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// Has all links tell their peers of regions that have been added.
   void tell_of_regions() noexcept;
   /// Shuts a link as if it had failed by itself.
-  void break_link(const std::string& peer_id, Link& link, std::error_code cause, const std::string& why);
+  void break_link(const std::string& peer_id, Link& link, std::error_code cause, std::string_view why);
   [[nodiscard]] HandshakeStats handshakes() const;
   [[nodiscard]] std::vector<PeerStats> peers() const;
 
@@ -164,10 +164,13 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// @param named by this channel's user: such peers and strangers are counted apart, and neither displace the others.
   [[nodiscard]] Peer* find_or_add(const std::string& peer_id, bool named);
   void hand_over(const std::string& peer_id, const Link* link);
-  void link_failed(const std::string& peer_id, const Link& link, std::error_code cause);
+  void link_failed(const std::string& peer_id, const Link& link, std::error_code cause) noexcept;
   /// With the lock held, which it releases before it tells anybody.
   void connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
                std::uint64_t incarnation, Waiter waiter, Lock& lock);
+  /// @return who is told `waiter`'s success only when the peer is at this url.
+  [[nodiscard]] Waiter arriving_at(const std::string& local_id, const std::string& peer_id, const std::string& url,
+                                   Waiter waiter);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
   /// With the lock held: of one that has a link. All but the path, which only the link knows.
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
@@ -188,9 +191,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] static std::uint64_t begin_region_question(Peer& peer);
   void regions_known(const std::string& peer_id, const std::weak_ptr<Link>& asked, std::uint64_t question);
   /// With the lock held. @return operations that waited to hear of the peer's regions; to be routed again.
-  [[nodiscard]] static std::vector<std::shared_ptr<Operation>> take_askers(Peer& peer);
+  [[nodiscard]] static std::vector<RegionAsker> take_askers(Peer& peer) noexcept;
   /// On a thread of the channel's, without locks.
-  void route_later(std::vector<std::shared_ptr<Operation>> operations, Routed how);
+  void route_later(std::vector<RegionAsker> askers, Routed how);
 
   // Attempts to connect (peer_attempts-inl.hpp)
   void start_dial(Peer& peer, Lock& lock);
@@ -222,7 +225,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void end_attempt(Attempt& attempt);
   void end_attempts(Peer& peer);
   void fail_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure);
-  static void tell(const std::vector<Waiter>& told, const Failure& failure);
+  static void tell(const std::vector<Waiter>& told, const Failure& failure) noexcept;
   std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure,
                                                  std::vector<Waiter>& told);
   void publish(const std::string& peer_id, std::uint64_t number, const std::shared_ptr<Host>& host,

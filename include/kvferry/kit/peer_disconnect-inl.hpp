@@ -4,6 +4,8 @@
 // Taking leave of one peer: its operations and attempts to connect are cancelled, and when its operations have ended, its
 // link says goodbye and is shut.
 #include <algorithm>
+#include <exception>
+#include <iterator>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -29,7 +31,11 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
   std::error_code refused;
   std::uint64_t number = 0;
   std::shared_ptr<Link> link;
-  std::vector<std::shared_ptr<Operation>> askers;
+  std::vector<RegionAsker> askers;
+  Failure last_failure{errc::unknown_peer, "this side disconnected the peer"};
+  const Failure disconnected{errc::cancelled, "the peer was disconnected"};
+  const auto much_later = deadline_after(std::chrono::hours(24 * 365));
+  std::shared_ptr<Expiry> go_on;
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
@@ -39,25 +45,43 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
       refused = errc::unknown_peer;
     } else {
       Peer& peer = it->second;
+      // All that needs memory comes before the first change.
+      told.reserve(peer.waiting.size() + peer.movers.size() + peer.asking.size());
+      number = ++last_number_;
+      go_on = std::make_shared<Expiry>([weak = weak_from_this(), number] {
+        if (const Visit self(weak); self) {
+          self->go_on_leaving(number);
+        }
+      });
+      const auto leave = leaves_.emplace(number, Leave{peer_id, peer.link, nullptr}).first;
+      try {
+        deadlines_->add(much_later, go_on);
+      } catch (...) {
+        leaves_.erase(leave);
+        throw;
+      }
+      leave->second.then = std::move(then);
       link = std::exchange(peer.link, nullptr);
       end_attempts(peer);
-      told.swap(peer.waiting);
-      told.insert(told.end(), peer.movers.begin(), peer.movers.end());
-      peer.movers.clear();
-      for (const auto& [asked, waiter] : std::exchange(peer.asking, {})) {
-        told.push_back(waiter);
+      for (auto* const list : {&peer.waiting, &peer.movers}) {
+        std::ranges::move(*list, std::back_inserter(told));
+        list->clear();
       }
+      for (auto& [asked, waiter] : peer.asking) {
+        told.push_back(std::move(waiter));
+      }
+      peer.asking.clear();
       if (link) {
         peer.state = Peer::State::unconnected;
         peer.out_of_use_since = Clock::now();
-        end_probe(peer);
+        if_memory_lasts([&] { end_probe(peer); });
         askers = take_askers(peer);  // they are stopped with the others
         stranger_links_.leave(peer_id);
-        events_->push({PeerEventKind::gone, peer_id, peer.description->incarnation, errc::cancelled});
+        if_memory_lasts([&] {
+          events_->push({PeerEventKind::gone, peer_id, peer.description->incarnation, errc::cancelled});
+        });
       }
-      peer.last_failure = {errc::unknown_peer, "this side disconnected the peer"};
-      number = ++last_number_;
-      leaves_.emplace(number, Leave{peer_id, link, std::move(then)});
+      peer.last_failure = std::move(last_failure);
     }
   }
   if (refused) {
@@ -68,17 +92,16 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
     logger_->log(LogLevel::info, "peer_lost", peer_id, errc::cancelled,
                  [&] { return "the connection " + link->path() + " was ended by this side"; });
   }
-  tell(told, {errc::cancelled, "the peer was disconnected"});
-  const std::uint64_t last_stopped = operations_->stop(peer_id, errc::cancelled);
-  end_dial_for_nobody(peer_id);
-  // Called with locks held, and by the link's own thread: what shuts the link runs elsewhere.
-  operations_->when_operations_ended(peer_id, last_stopped, [deadlines = deadlines_, weak = weak_from_this(), number] {
-    deadlines->add(Clock::now(), std::make_shared<Expiry>([weak, number] {
-                     if (const Visit self(weak); self) {
-                       self->go_on_leaving(number);
-                     }
-                   }));
-  });
+  tell(told, disconnected);
+  try {
+    const std::uint64_t last_stopped = operations_->stop(peer_id, errc::cancelled);
+    end_dial_for_nobody(peer_id);
+    // Called with locks held, and by the link's own thread: what shuts the link runs elsewhere.
+    operations_->when_operations_ended(
+        peer_id, last_stopped, [deadlines = deadlines_, much_later, go_on] { deadlines->hasten(much_later, *go_on); });
+  } catch (const std::exception&) {
+    deadlines_->hasten(much_later, *go_on);  // memory is used up: what has not ended does so with the link
+  }
 }
 
 /// An operation that was on its way to the table may have begun it, and been stopped since.
@@ -94,6 +117,7 @@ KVFERRY_INLINE void PeerDirectory::end_dial_for_nobody(const std::string& peer_i
   }
 }
 
+/// Begins anew where it has thrown.
 KVFERRY_INLINE void PeerDirectory::go_on_leaving(std::uint64_t number) {
   Leave leave;
   bool is_first = true;

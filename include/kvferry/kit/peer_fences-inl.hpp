@@ -64,42 +64,50 @@ KVFERRY_INLINE void PeerDirectory::fence(const std::string& peer_id, Clock::time
 
 /// @return false if there are none to be waited for.
 KVFERRY_INLINE bool PeerDirectory::wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then) {
-  const std::uint64_t number = ++last_number_;
-  std::shared_ptr<void> hold;
-  const auto wait = [&](Attempt& attempt) {
+  const auto is_waited_for = [](const Attempt& attempt) {
     // A dial that has not been answered is asked anew, once, when it is.
     const bool told = attempt.accepting || attempt.instance.incarnation != 0 || attempt.told_again;
-    if (attempt.number == 0 || !told) {
-      return;
-    }
-    if (!hold) {
-      hold =
-          std::shared_ptr<void>(this, [deadlines = deadlines_, weak = weak_from_this(), id = peer.id, number](void*) {
-            deadlines->add(Clock::now(), std::make_shared<Expiry>([weak, id, number] {
-                             if (const Visit self(weak); self) {
-                               self->go_on_fencing(id, number);
-                             }
-                           }));
-          });
-    }
-    attempt.fences.push_back(hold);
+    return attempt.number != 0 && told;
   };
-  wait(peer.attempt);
-  std::ranges::for_each(peer.candidates, wait);
-  if (!hold) {
+  if (!is_waited_for(peer.attempt) && std::ranges::none_of(peer.candidates, is_waited_for)) {
     return false;
   }
-  fences_.emplace(number, std::move(then));
+  const std::uint64_t number = ++last_number_;
+  const auto much_later = deadline_after(std::chrono::hours(24 * 365));
+  const auto go_on = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number] {
+    if (const Visit self(weak); self) {
+      self->go_on_fencing(id, number);
+    }
+  });
+  deadlines_->add(much_later, go_on);
+  // Whoever lets it go last may have no memory. Until the last step here it does so for a fence that there isn't.
+  const std::shared_ptr<void> hold(
+      this, [deadlines = deadlines_, much_later, go_on](void*) { deadlines->hasten(much_later, *go_on); });
   deadlines_->add(std::min(deadline, Clock::now() + attempt_patience),
                   std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number] {
                     if (const Visit self(weak); self) {
                       self->give_up_attempts(id, number);
                     }
                   }));
+  const auto wait = [&](Attempt& attempt) {
+    if (is_waited_for(attempt)) {
+      attempt.fences.push_back(hold);
+    }
+  };
+  wait(peer.attempt);
+  std::ranges::for_each(peer.candidates, wait);
+  fences_[number] = std::move(then);
   return true;
 }
 
 KVFERRY_INLINE void PeerDirectory::go_on_fencing(const std::string& peer_id, std::uint64_t number) {
+  {
+    const Lock lock(mutex_);
+    if (!fences_.contains(number)) {
+      return;
+    }
+  }
+  const auto link = shut_old_links(peer_id);  // if it throws, this begins anew
   FenceHandler then;
   {
     const Lock lock(mutex_);
@@ -108,7 +116,7 @@ KVFERRY_INLINE void PeerDirectory::go_on_fencing(const std::string& peer_id, std
     }
   }
   if (then) {
-    then({}, shut_old_links(peer_id));
+    then({}, link);
   }
 }
 

@@ -108,7 +108,7 @@ KVFERRY_INLINE void PeerDirectory::ask_for_regions(const std::shared_ptr<Operati
     }
     Peer& peer = it->second;
     if (peer.link != link) {
-      route_later({operation}, Routed::has_waited);
+      route_later({{operation}}, Routed::has_waited);
       return;
     }
     // Those that have ended by themselves, not to pile up while a peer is silent.
@@ -178,22 +178,17 @@ KVFERRY_INLINE void PeerDirectory::regions_known(const std::string& peer_id, con
   }
 }
 
-KVFERRY_INLINE std::vector<std::shared_ptr<Operation>> PeerDirectory::take_askers(Peer& peer) {
-  std::vector<std::shared_ptr<Operation>> operations;
-  for (auto& asker : std::exchange(peer.region_askers, {})) {
-    operations.push_back(std::move(asker.operation));
-  }
+KVFERRY_INLINE std::vector<PeerDirectory::RegionAsker> PeerDirectory::take_askers(Peer& peer) noexcept {
   peer.asks_regions = false;
-  return operations;
+  return std::exchange(peer.region_askers, {});
 }
 
-KVFERRY_INLINE void PeerDirectory::route_later(std::vector<std::shared_ptr<Operation>> operations, Routed how) {
-  if (!operations.empty()) {
-    deadlines_->add(Clock::now(),
-                    std::make_shared<Expiry>([weak = weak_from_this(), operations = std::move(operations), how] {
-                      for (const auto& operation : operations) {
+KVFERRY_INLINE void PeerDirectory::route_later(std::vector<RegionAsker> askers, Routed how) {
+  if (!askers.empty()) {
+    deadlines_->add(Clock::now(), std::make_shared<Expiry>([weak = weak_from_this(), askers = std::move(askers), how] {
+                      for (const RegionAsker& asker : askers) {
                         if (const Visit self(weak); self) {
-                          self->route(operation, how);
+                          self->route(asker.operation, how);
                         }
                       }
                     }));

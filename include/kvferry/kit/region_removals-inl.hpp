@@ -92,6 +92,21 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     release(Where::on_the_callers_thread);
   }
 
+  /// The channel's links have been shut, and its operations have ended: nothing is to be waited for any more.
+  void close() {
+    while (break_asked({}, "the channel was closed, and nobody had said")) {
+    }
+    bool held = false;
+    {
+      const std::lock_guard lock(mutex_);
+      held = std::exchange(waits_for_close_, false);
+    }
+    if (held) {
+      release(Where::anywhere);
+    }
+    end_if_posted();
+  }
+
   /// What is waited for ends with its connection, or as if it had been cancelled.
   void expire() override {
     {
@@ -179,8 +194,7 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     const auto peers = peers_.lock();
     const auto links = peers ? peers->all_links() : std::nullopt;
     if (!links) {
-      const std::lock_guard lock(mutex_);
-      cause_ = errc::closed;  // the closing channel sees to it that nothing touches the region
+      wait_for_close();
     } else {
       for (const auto& [peer_id, link] : *links) {
         ask(peer_id, link);
@@ -201,6 +215,17 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     } catch (...) {
       release(Where::anywhere);  // not the last: `begin` holds as well
       throw;
+    }
+  }
+
+  /// The closing channel sees to it that nothing touches the region, and may not have done so yet.
+  void wait_for_close() {
+    const std::lock_guard all_lock(all_->mutex_);
+    const std::lock_guard lock(mutex_);
+    cause_ = errc::closed;
+    if (!all_->closed_ && !waits_for_close_) {
+      waits_for_close_ = true;
+      ++left_;
     }
   }
 
@@ -283,12 +308,35 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
       end();
       return;
     }
+    {
+      const std::lock_guard all_lock(all_->mutex_);
+      const std::lock_guard lock(mutex_);
+      posted_ = true;
+      if (all_->closed_) {
+        where = Where::on_the_callers_thread;  // nobody may run the executor any more
+      }
+    }
+    if (where == Where::on_the_callers_thread) {
+      end_if_posted();
+      return;
+    }
     // What is to be done takes its time, and whoever brought the news may hold locks.
     try {
-      asio::post(all_->executor_, [self = shared_from_this()] { self->end(); });
+      asio::post(all_->executor_, [self = shared_from_this()] { self->end_if_posted(); });
     } catch (const std::exception&) {
-      end();  // memory is used up
+      end_if_posted();  // memory is used up
     }
+  }
+
+  /// Whoever comes first: what was posted, or the channel's close, behind which nobody may run that.
+  void end_if_posted() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!std::exchange(posted_, false)) {
+        return;
+      }
+    }
+    end();
   }
 
   void end() {
@@ -343,6 +391,8 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
   std::optional<Clock::time_point> deadline_;    ///< Of the calls, also of cancelled ones.
   bool gave_up_ = false;
   bool incomplete_ = false;
+  bool waits_for_close_ = false;  ///< One of those that are waited for.
+  bool posted_ = false;           ///< The end, and nobody has run it.
   std::vector<std::shared_ptr<PlainCall>> calls_;
   std::error_code cause_;
 };
@@ -400,6 +450,23 @@ KVFERRY_INLINE std::shared_ptr<RegionRemovals::Removal> RegionRemovals::enter(
   }
   removal->is_of(*region);
   return removal;
+}
+
+KVFERRY_INLINE void RegionRemovals::close() {
+  for (std::uint64_t next = 0;;) {
+    std::shared_ptr<Removal> removal;
+    {
+      const std::lock_guard lock(mutex_);
+      closed_ = true;
+      const auto it = std::ranges::find_if(removals_, [&](const auto& entry) { return entry.first >= next; });
+      if (it == removals_.end()) {
+        return;
+      }
+      removal = it->second;
+      next = std::uint64_t{it->first} + 1;
+    }
+    removal->close();
+  }
 }
 
 KVFERRY_INLINE void RegionRemovals::ended(std::uint32_t number) {

@@ -41,6 +41,9 @@ class RegionRemovals : public std::enable_shared_from_this<RegionRemovals> {
   /// `std::errc::not_enough_memory`, and another call can go on.
   void remove(std::uint32_t number, Clock::time_point deadline, RemoveRegionCompletion completion,
               const std::shared_ptr<PeerDirectory>& peers);
+  /// Ends what is left, and has the later ones end without the executor, which nobody may run any more. To be called when
+  /// the channel's links have been shut and its operations have ended.
+  void close();
 
  private:
   class Removal;
@@ -58,6 +61,7 @@ class RegionRemovals : public std::enable_shared_from_this<RegionRemovals> {
   const std::function<void(std::uint32_t)> forget_;
 
   std::mutex mutex_;
+  bool closed_ = false;
   std::map<std::uint32_t, std::shared_ptr<Removal>> removals_;
 };
 

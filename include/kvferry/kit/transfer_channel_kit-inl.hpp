@@ -257,6 +257,9 @@ KVFERRY_INLINE void TransferChannelKit::close() {
       stop_listening();
     }
     impl_->operations->wait_until_empty();
+    if (impl_->removals) {
+      impl_->removals->close();
+    }
     impl_->exchanges->close();
     if (impl_->handshakes) {
       impl_->handshakes->close();

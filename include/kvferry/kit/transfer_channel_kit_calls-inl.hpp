@@ -133,17 +133,19 @@ KVFERRY_INLINE void TransferChannelKit::connect_to(InitRequest request, std::uin
         exchange->finish(failure);
         return;
       }
-      const InitRequest& given = exchange->request();
-      if (found) {
-        exchange->finish(impl_->peers->acknowledge(given.peer_id, incarnation, *found));
-        return;
-      }
-      impl_->peers->acknowledge(given.peer_id);
-      if (given.side_message) {
-        impl_->ask(exchange, impl_->peers->reached_url(given.peer_id, given.peer_init_url));
-      } else {
-        exchange->finish({});
-      }
+      Impl::go_on(exchange, [&] {
+        const InitRequest& given = exchange->request();
+        if (found) {
+          exchange->finish(impl_->peers->acknowledge(given.peer_id, incarnation, *found));
+          return;
+        }
+        impl_->peers->acknowledge(given.peer_id);
+        if (given.side_message) {
+          impl_->ask(exchange, impl_->peers->reached_url(given.peer_id, given.peer_init_url));
+        } else {
+          exchange->finish({});
+        }
+      });
     };
     impl_->peers->connect(asked.local_id, asked.peer_id, asked.peer_init_url, incarnation,
                           {exchange->deadline(), connected, [exchange] { return exchange->ended(); }});

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -55,7 +56,9 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
       completion({}, std::move(items));
       return;
     }
+    // All that needs memory comes before the call is there.
     const auto call = std::make_shared<Call>(this->weak_from_this(), key, wanted, std::move(completion));
+    Calls entry{call};
     if (timeout) {
       call->deadline = deadline_after(*timeout);
     }
@@ -63,18 +66,10 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
       call->completion.on_cancel(
           cancellation(deadlines_->gate(), std::weak_ptr(call), [](Call& pending) { pending.end(errc::cancelled); }));
     }
-    box.calls.push_back(call);
-    lock.unlock();
-    if (!call->deadline) {
-      return;
+    if (call->deadline) {
+      deadlines_->add(*call->deadline, call);
     }
-    deadlines_->add(*call->deadline, call);
-    lock.lock();
-    const bool ended = call->ended;
-    lock.unlock();
-    if (ended) {
-      deadlines_->remove(*call->deadline, *call);  // before it was added
-    }
+    box.calls.splice(box.calls.end(), entry);
   }
 
   /// Items that wait.
@@ -85,16 +80,14 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
 
   /// Ends all calls with `errc::closed`, later ones too.
   void close() {
-    std::vector<Served> served;
+    Calls served;
     {
       const std::lock_guard lock(mutex_);
       closed_ = true;
       for (auto& [key, box] : boxes_) {
-        for (auto& call : box.calls) {
-          call->ended = true;
-          served.push_back({std::move(call), errc::closed, {}});
+        while (!box.calls.empty()) {
+          serve(box, box.calls.begin(), errc::closed, {}, served);
         }
-        box.calls.clear();
       }
     }
     finish(served);
@@ -103,7 +96,7 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
  protected:
   /// @return false if the queue is closed or `keep` has no room.
   [[nodiscard]] bool push_item(std::uint64_t key, Item item) {
-    std::vector<Served> served;
+    Calls served;
     {
       const std::lock_guard lock(mutex_);
       if (closed_) {
@@ -115,14 +108,19 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
           tidy(key);
           return false;
         }
-        box.items.push_back(std::move(item));
+        try {
+          box.items.push_back(std::move(item));
+        } catch (...) {
+          let_go(item);
+          throw;
+        }
         ++count_;
         return true;
       }
       // What makes a call complete needs no room.
       Items items = take(box, box.items.size());
       items.push_back(std::move(item));
-      served.push_back({pop_call(box), {}, std::move(items)});
+      serve(box, box.calls.begin(), {}, std::move(items), served);
       tidy(key);
     }
     finish(served);
@@ -148,6 +146,7 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
       if (box->second.calls.empty()) {
         const auto first =
             std::stable_partition(items.begin(), items.end(), [&](const Item& item) { return !drops(item); });
+        dropped.reserve(dropped.size() + static_cast<std::size_t>(items.end() - first));
         for (auto it = first; it != items.end(); ++it) {
           let_go(*it);
           dropped.push_back(std::move(*it));
@@ -183,19 +182,18 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
     ItemsCompletion completion;
     std::optional<Clock::time_point> deadline;
     bool ended = false;
-  };
-
-  struct Box {
-    std::deque<Item> items;
-    std::list<std::shared_ptr<Call>> calls;
-  };
-
-  struct Served {
-    std::shared_ptr<Call> call;
+    // With what, when it has
     std::error_code ec;
     Items items;
   };
+  using Calls = std::list<std::shared_ptr<Call>>;
 
+  struct Box {
+    std::deque<Item> items;
+    Calls calls;
+  };
+
+  /// If it throws, nothing has been taken.
   [[nodiscard]] Items take(Box& box, std::size_t number) {
     Items items;
     items.reserve(number + 1);
@@ -208,11 +206,11 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
     return items;
   }
 
-  [[nodiscard]] static std::shared_ptr<Call> pop_call(Box& box) {
-    std::shared_ptr<Call> call = std::move(box.calls.front());
-    box.calls.pop_front();
-    call->ended = true;
-    return call;
+  static void serve(Box& box, typename Calls::iterator call, std::error_code ec, Items items, Calls& served) noexcept {
+    (*call)->ended = true;
+    (*call)->ec = ec;
+    (*call)->items = std::move(items);
+    served.splice(served.end(), box.calls, call);
   }
 
   /// Forgets an empty box. Key 0's stays: it is in use all the time.
@@ -224,7 +222,7 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
   }
 
   void end(Call& ended, std::error_code cause) {
-    std::vector<Served> served;
+    Calls served;
     {
       const std::lock_guard lock(mutex_);
       if (ended.ended) {
@@ -233,16 +231,17 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
       Box& box = boxes_.at(ended.key);
       const auto it = std::ranges::find_if(box.calls, [&](const auto& call) { return call.get() == &ended; });
       const bool first = it == box.calls.begin();
-      ended.ended = true;
-      served.push_back({std::move(*it), cause, {}});
-      box.calls.erase(it);
-      if (first && cause == errc::timed_out) {
-        served.back().items = take(box, box.items.size());
-      }
+      serve(box, it, cause, first && cause == errc::timed_out ? take(box, box.items.size()) : Items(), served);
       // What it leaves may be all that the next ones want.
       while (first && !box.calls.empty() && box.items.size() >= box.calls.front()->wanted) {
-        Items items = take(box, box.calls.front()->wanted);
-        served.push_back({pop_call(box), {}, std::move(items)});
+        Items items;
+        std::error_code ec;
+        try {
+          items = take(box, box.calls.front()->wanted);
+        } catch (const std::bad_alloc&) {
+          ec = std::make_error_code(std::errc::not_enough_memory);  // or it would wait for what is there
+        }
+        serve(box, box.calls.begin(), ec, std::move(items), served);
       }
       tidy(ended.key);
     }
@@ -250,12 +249,12 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
   }
 
   /// Without the lock.
-  void finish(std::vector<Served>& served) {
-    for (auto& [call, ec, items] : served) {
+  void finish(Calls& served) {
+    for (const auto& call : served) {
       if (call->deadline) {
         deadlines_->remove(*call->deadline, *call);
       }
-      call->completion(ec, std::move(items));
+      call->completion(call->ec, std::move(call->items));
     }
   }
 

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <future>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -109,6 +110,53 @@ TEST_F(DeadlineQueueTest, NoMemoryKeepsNoneFromExpiring) {
   add('d', now_ + milliseconds(2));  // what could not be armed is armed with it
   run_until(4);
   EXPECT_EQ(log_, "abcd");
+}
+
+TEST_F(DeadlineQueueTest, WhatFindsNoMemoryAtItsDeadlineTriesAgain) {
+  class Poor final : public Expirable {
+   public:
+    explicit Poor(std::string& log) : log_(log) {}
+    void expire() override {
+      if (tries_++ < 2) {
+        throw std::bad_alloc();
+      }
+      log_ += 'p';
+    }
+
+   private:
+    std::string& log_;
+    int tries_ = 0;
+  };
+  queue_->add(now_, std::make_shared<Poor>(log_));
+  add('a', now_ + milliseconds(1));
+  run_until(2);
+  EXPECT_EQ(log_, "ap");
+  EXPECT_EQ(queue_->size(), 0U);
+}
+
+TEST_F(DeadlineQueueTest, WhatIsHastenedNeedsNoMemoryForIt) {
+  const auto deadline = now_ + hours(1);
+  const auto hastened = add('a', deadline);
+  const auto other = add('b', deadline);
+  test::allocations_left = 0;
+  queue_->hasten(deadline, *hastened);
+  test::allocations_left = test::unlimited_allocations;
+  run_until(1);
+  EXPECT_EQ(log_, "a");
+  EXPECT_EQ(queue_->size(), 1U);
+  queue_->hasten(deadline, *hastened);  // has expired: nothing to be done
+  EXPECT_EQ(queue_->size(), 1U);
+}
+
+TEST_F(DeadlineQueueTest, WhatCannotBeAddedHasNotBeen) {
+  add('a', now_ + milliseconds(1));
+  const auto entry = std::make_shared<Noted>(log_, 'b');
+  test::allocations_left = 0;
+  EXPECT_THROW(queue_->add(now_, entry), std::bad_alloc);
+  test::allocations_left = test::unlimited_allocations;
+  EXPECT_EQ(queue_->size(), 1U);
+  run_until(1);
+  EXPECT_EQ(log_, "a");
 }
 
 TEST_F(DeadlineQueueTest, ClosedItHoldsNothingAndKeepsNoThreadWaiting) {

@@ -10,11 +10,16 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <new>
+#include <optional>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
+
+#include "common/allocation_limit.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
@@ -98,6 +103,80 @@ TEST_F(NotificationQueueTest, WhatNobodyAsksForIsDroppedWithItsPeer) {
                   }));
   EXPECT_EQ(queue_->pending(), 0U);
   EXPECT_EQ(fill("a", 60'000), 8U) << "its share is free";
+}
+
+TEST_F(NotificationQueueTest, WithoutMemoryNoCallAndNoNotificationIsLost) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    ASSERT_EQ(queue_->pending(), 0U);
+    std::size_t begun = 0;
+    std::size_t ended = 0;
+    std::size_t came = 0;
+    const auto wait = [&](std::size_t wanted, std::optional<std::chrono::milliseconds> timeout) {
+      try {
+        queue_->receive({0, wanted, timeout},
+                        NotificationsCompletion::direct([&](std::error_code, const std::vector<Notification>& all) {
+                          ++ended;
+                          came += all.size();
+                        }));
+        ++begun;
+      } catch (const std::bad_alloc&) {
+        // Whoever calls knows that it hasn't begun.
+      }
+    };
+    Notification first;
+    first.peer_id = "a peer of a name that is too long for a string's own buffer";
+    std::size_t pushed = 0;
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    wait(3, std::chrono::milliseconds(0));
+    wait(1, std::nullopt);
+    wait(1, std::chrono::hours(1));
+    test::allocations_left = test::unlimited_allocations;
+    wait(2, std::nullopt);
+    pushed += queue_->push(first) ? 1 : 0;
+    pushed += queue_->push(first) ? 1 : 0;
+    // The first one's time is over.
+    test::allocations_left = allocations;
+    const auto until = Clock::now() + std::chrono::milliseconds(10);
+    while (ended == 0 && Clock::now() < until) {
+      io_.restart();
+      (void)io_.run_one_for(std::chrono::milliseconds(1));
+    }
+    try {
+      pushed += queue_->push(first) ? 1 : 0;
+    } catch (const std::bad_alloc&) {
+      // Who has it still knows that it hasn't gone.
+    }
+    test::allocations_left = test::unlimited_allocations;
+    refused = test::allocation_refused;
+    for (int i = 0; ended < begun && i < 200; ++i) {
+      io_.restart();
+      (void)io_.run_one_for(std::chrono::milliseconds(5));
+      if (i > 50) {
+        pushed += queue_->push(first) ? 1 : 0;  // what the others want
+      }
+    }
+    EXPECT_EQ(ended, begun) << allocations;
+    EXPECT_EQ(came + queue_->pending(), pushed) << allocations;
+    while (queue_->pending() != 0) {
+      take();
+    }
+  }
+}
+
+TEST_F(NotificationQueueTest, ClosedItEndsAllCallsWithoutMemory) {
+  int ended = 0;
+  for (int i = 0; i < 3; ++i) {
+    queue_->receive({}, NotificationCompletion::direct([&](std::error_code ec, const Notification&) {
+                      EXPECT_EQ(ec, errc::closed);
+                      ++ended;
+                    }));
+  }
+  test::allocations_left = 0;
+  EXPECT_NO_THROW(queue_->close());
+  test::allocations_left = test::unlimited_allocations;
+  EXPECT_EQ(ended, 3);
 }
 
 TEST_F(NotificationQueueTest, AWaitEndsWithItsDeadlineOrLeavesNoneBehind) {

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -89,6 +90,20 @@ TEST_F(OperationEnd, NeedsNoMemory) {
     EXPECT_EQ(outcome.error, errc::connection_lost);
     EXPECT_TRUE(diagnostic.empty() || diagnostic.find("a peer of a name") != std::string::npos) << diagnostic;
     registry_->wait_until_empty();
+  }
+}
+
+TEST_F(OperationEnd, WithoutALinkNeedsNoMemoryForASentence) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    registry_ = std::make_shared<OperationRegistry>(deadlines_, 16);
+    registry_->set_awaited([](std::string_view) { return std::string(100, 'w'); });
+    Outcome outcome;
+    const auto operation = start(outcome);
+    EXPECT_FALSE(throws_with(allocations, [&] { operation->request_stop(errc::timed_out); })) << allocations;
+    refused = allocation_refused;
+    ASSERT_EQ(outcome.calls, 1) << allocations;
+    EXPECT_EQ(outcome.error, errc::timed_out);
   }
 }
 

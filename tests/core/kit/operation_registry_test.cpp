@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -37,6 +38,21 @@ class Operations : public ::testing::Test {
   std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>(context_.get_executor());
   std::shared_ptr<OperationRegistry> registry_ = std::make_shared<OperationRegistry>(deadlines_, 16);
 };
+
+TEST_F(Operations, WhatThrowsAtTheirEndLosesNothingButItself) {
+  int done = 0;
+  bool ended = false;
+  const auto write = add(TransferKind::write, "peer", [&] { ended = true; });
+  registry_->when_writes_ended("peer", [] { throw std::bad_alloc(); });
+  registry_->when_writes_ended("peer", [&done] { ++done; });
+  EXPECT_NO_THROW(write->finish({}));
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(done, 1);
+  const auto next = add(TransferKind::write, "peer");
+  next->finish({});
+  EXPECT_EQ(done, 1);
+  registry_->wait_until_empty();
+}
 
 TEST_F(Operations, TheWritesToAPeerAreAwaitedThatHadBeenStarted) {
   int done = 0;

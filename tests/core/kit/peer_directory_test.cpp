@@ -122,7 +122,7 @@ TEST_F(Strangers, WhoAsksAgainTakesTheFirstQuestionsPlace) {
 
 TEST_F(Strangers, OfMoreThanAFewWhoSayThatTheyAreOnePeerTheFirstGiveWay) {
   constexpr std::size_t candidates = 8;
-  make_hub(4);
+  make_hub(64);
   for (std::uint64_t incarnation = 1; incarnation <= 1 + candidates; ++incarnation) {
     ASSERT_FALSE(ask_as("p", incarnation));
   }
@@ -135,6 +135,16 @@ TEST_F(Strangers, OfMoreThanAFewWhoSayThatTheyAreOnePeerTheFirstGiveWay) {
   EXPECT_FALSE(hub_->remote_xfer_handler_exists("p")) << "its place was given to another";
   connected(candidates + 2, std::make_shared<KeepingLink>());
   EXPECT_TRUE(hub_->remote_xfer_handler_exists("p"));
+}
+
+TEST_F(Strangers, WhoAsksTwiceUnderEachOfManyIdsKeepsNobodyOut) {
+  make_hub(8);  // six handshakes of strangers, five of them of one address
+  for (std::uint64_t id = 0; id < 8; ++id) {
+    ASSERT_FALSE(ask_as("p" + std::to_string(id), 1));
+    ASSERT_FALSE(ask_as("p" + std::to_string(id), 2));
+  }
+  EXPECT_GE(abandoned().size(), 16U - 6U) << "as many as fit are awaited";
+  EXPECT_FALSE(ask_as("newcomer", 3));
 }
 
 /// Says whether it was used, and whether it was shut.

@@ -5,8 +5,10 @@
 #include <asio/io_context.hpp>
 
 #include <chrono>
+#include <cstddef>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -17,8 +19,10 @@
 #include <kvferry/handshake/handshake_mailbox.hpp>
 #include <kvferry/side_message_codec.hpp>
 
+#include <kvferry/kit/fence.hpp>
 #include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/peer_directory.hpp>
+#include "common/allocation_limit.hpp"
 #include "test_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
@@ -35,6 +39,10 @@ class Leaving : public ::testing::Test {
 
   void connect(const std::shared_ptr<Link>& link) {
     link_ = link;
+    ask();
+    ASSERT_TRUE(directory_->usable("p"));
+  }
+  void ask() {
     InitQuestion question;
     question.transport = "test";
     question.sender_id = "p";
@@ -42,7 +50,34 @@ class Leaving : public ::testing::Test {
     question.incarnation = 2;
     question.init_url = "tcp://127.0.0.1:1";
     directory_->answer(encode_side_message(question), HandshakeService::Reply(nullptr));
-    ASSERT_TRUE(directory_->usable("p"));
+  }
+  /// Takes leave of the peer, which is known.
+  void leave() {
+    bool done = false;
+    directory_->disconnect("p", [&](std::error_code) { done = true; });
+    run_until(done);
+  }
+  void run_until(const bool& done) {
+    const auto limit = Clock::now() + std::chrono::seconds(20);
+    while (!done && Clock::now() < limit) {
+      context_.restart();
+      (void)context_.run_one_for(std::chrono::milliseconds(20));
+    }
+    ASSERT_TRUE(done);
+  }
+  /// Calls `what` with so many allocations that succeed. @return whether it threw for want of more.
+  template <class What>
+  [[nodiscard]] bool throws_with(std::size_t allocations, What what) {
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    bool thrown = false;
+    try {
+      what();
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    test::allocations_left = test::unlimited_allocations;
+    return thrown;
   }
   void break_link() { host_->link_failed(*link_, errc::connection_lost); }
 
@@ -64,6 +99,8 @@ class Leaving : public ::testing::Test {
   int dials_ = 0;
   std::shared_ptr<Link> link_;
   std::shared_ptr<LinkHost> host_;
+  bool holds_ = false;  ///< The test says when a link is there.
+  LinkHandler held_;
   HandshakeService service_{{}, [](const SideMessage&, const HandshakeService::Reply&) {}};
   const std::shared_ptr<PeerDirectory> directory_ = std::make_shared<PeerDirectory>(
       options_, std::make_shared<RegionTable>(options_.regions), 1,
@@ -74,7 +111,11 @@ class Leaving : public ::testing::Test {
                      },
                      [this](std::shared_ptr<LinkHost> host, const Bytes&, Clock::time_point, LinkHandler on_link) {
                        host_ = std::move(host);
-                       on_link({}, link_, {});
+                       if (holds_) {
+                         held_ = std::move(on_link);
+                       } else {
+                         on_link({}, link_, {});
+                       }
                        return Bytes();
                      },
                      [](const std::string&, std::size_t, const std::function<void()>& answer) {
@@ -150,6 +191,140 @@ TEST_F(Leaving, ASecondDisconnectWaitsForTheFirstOnesGoodbye) {
   }
   EXPECT_TRUE(link->is_shut);
   EXPECT_EQ(done, (std::vector<int>{1, 2}));
+}
+
+/// Counts what is started.
+class CountingLink final : public KeepingLink {
+ public:
+  void start(std::shared_ptr<Operation> operation) override {
+    ++started;
+    KeepingLink::start(std::move(operation));
+  }
+
+  int started = 0;
+};
+
+TEST_F(Leaving, ALinkThatBreaksWithoutMemoryIsGoneAllTheSame) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    const auto link = std::make_shared<CountingLink>();
+    connect(link);
+    EXPECT_FALSE(throws_with(allocations, [&] { break_link(); })) << allocations;
+    refused = test::allocation_refused;
+    ASSERT_FALSE(directory_->usable("p")) << allocations;
+    const auto next = add_write();
+    directory_->route(next);
+    EXPECT_FALSE(next->finished()) << "it waits for another link";
+    EXPECT_EQ(link->started, 0);
+    leave();
+    EXPECT_TRUE(next->finished());
+  }
+}
+
+TEST_F(Leaving, APeerThatIsConnectedWithoutMuchMemoryIsUsableOrIsNot) {
+  holds_ = true;
+  bool refused = true;
+  bool was_usable = false;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    const auto link = std::make_shared<CountingLink>();
+    ask();
+    ASSERT_TRUE(held_);
+    (void)throws_with(allocations, [&] { std::exchange(held_, nullptr)({}, link, {}); });
+    refused = test::allocation_refused;
+    if (directory_->usable("p")) {
+      directory_->acknowledge("p");
+      const auto next = add_write();
+      directory_->route(next);
+      EXPECT_EQ(link->started, 1) << "it waits for ever, after allocation " << allocations;
+      next->finish({});
+      was_usable = true;
+    } else {
+      EXPECT_TRUE(refused);
+    }
+    leave();
+  }
+  EXPECT_TRUE(was_usable);
+}
+
+TEST_F(Leaving, WithoutMemoryADisconnectHasNotBeenOrEnds) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    const auto link = std::make_shared<CountingLink>();
+    connect(link);
+    directory_->acknowledge("p");
+    const auto under_way = add_write();
+    directory_->route(under_way);
+    ASSERT_EQ(link->started, 1);
+    bool done = false;
+    std::function<void(std::error_code)> then = [&](std::error_code) { done = true; };
+    const bool thrown = throws_with(allocations, [&] { directory_->disconnect("p", std::move(then)); });
+    refused = test::allocation_refused;
+    EXPECT_EQ(directory_->usable("p"), thrown) << allocations;
+    EXPECT_FALSE(throws_with(0, [&] { link->end_all(errc::cancelled, {}); }));
+    EXPECT_TRUE(under_way->finished());
+    if (!thrown) {
+      run_until(done);
+    }
+    leave();
+  }
+}
+
+TEST_F(Leaving, ALeaveThatFindsNoMemoryGoesOnLater) {
+  connect(std::make_shared<KeepingLink>());
+  const auto link = std::make_shared<StayingLink>();
+  bool first = false;
+  directory_->disconnect("p", [&](std::error_code) { first = true; });
+  connect(link);
+  bool second = false;
+  directory_->disconnect("p", [&](std::error_code) { second = true; });
+  // As if for a while nothing at all could be had; the timers alone run.
+  const auto until = Clock::now() + std::chrono::milliseconds(20);
+  while (Clock::now() < until) {
+    context_.restart();
+    (void)throws_with(0, [&] { (void)context_.run_one_for(std::chrono::milliseconds(1)); });
+  }
+  EXPECT_FALSE(second);
+  link->stays = false;
+  run_until(first);
+  run_until(second);
+  EXPECT_TRUE(link->is_shut);
+}
+
+TEST_F(Leaving, AFenceGoesOnWithoutMemoryWhenTheConnectionThatItWaitsForHasEnded) {
+  holds_ = true;
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    ask();
+    bool done = false;
+    PeerDirectory::FenceHandler then = [&](std::error_code, const std::shared_ptr<Link>&) { done = true; };
+    const bool thrown = throws_with(
+        allocations, [&] { directory_->fence("p", Clock::now() + std::chrono::hours(1), std::move(then)); });
+    refused = test::allocation_refused;
+    EXPECT_FALSE(done);
+    (void)throws_with(0, [&] { std::exchange(held_, nullptr)(errc::connection_lost, nullptr, {}); });
+    if (!thrown) {
+      run_until(done);
+    }
+  }
+}
+
+/// Has no memory for a fence.
+class PoorLink final : public KeepingLink {
+ public:
+  [[nodiscard]] bool fence(std::function<void()>) override { throw std::bad_alloc(); }
+};
+
+TEST_F(Leaving, AFenceThatALinkHasNoMemoryForBreaksTheLinkAndEnds) {
+  std::vector<std::error_code> ends;
+  bool broken = false;
+  PoorLink link;
+  const auto fence =
+      std::make_shared<Fence>(FenceCompletion::direct([&](std::error_code ec) { ends.push_back(ec); }),
+                              Clock::now() + std::chrono::hours(1), deadlines_);
+  EXPECT_NO_THROW(fence->wait_for(link, [&] { broken = true; }));
+  EXPECT_TRUE(broken);
+  EXPECT_EQ(ends, std::vector<std::error_code>(1));
+  EXPECT_EQ(deadlines_->size(), 0U);
 }
 
 TEST_F(Leaving, AFirstDisconnectSparesASecondOnesLink) {

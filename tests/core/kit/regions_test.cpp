@@ -5,13 +5,16 @@
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/cancellation_signal.hpp>
 #include <asio/io_context.hpp>
+#include <asio/post.hpp>
 
 #include <chrono>
 #include <functional>
+#include <future>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -19,6 +22,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/handshake/handshake_mailbox.hpp>
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 #include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/peer_directory.hpp>
@@ -287,6 +291,128 @@ TEST_F(PeersRegions, ALinkThatDoesNotAnswerInTimeOrCannotAskIsBroken) {
     EXPECT_EQ(link->shut_for, errc::connection_lost);
     EXPECT_FALSE(directory_->usable("p"));
   }
+}
+
+TEST_F(PeersRegions, NobodyHasToRunTheExecutorOnceTheChannelIsClosed) {
+  const auto link = std::make_shared<RegionsLink>();
+  connect(link);
+  std::vector<std::error_code> ends;
+  remove(std::chrono::hours(1), ends);
+  operations_->close(errc::closed);
+  directory_->close();
+  EXPECT_TRUE(ends.empty());
+  removals_->close();
+  EXPECT_EQ(ends, std::vector<std::error_code>(1)) << "whoever waits for it does so for good";
+  EXPECT_EQ(forgotten_, std::vector<std::uint32_t>{0});
+  context_.restart();
+  (void)context_.run_for(std::chrono::milliseconds(1));
+  EXPECT_EQ(forgotten_.size(), 1U) << "what was posted ran as well";
+}
+
+TEST_F(PeersRegions, AnAnswerThatIsLostWhileTheChannelIsClosedIsNotWaitedFor) {
+  const auto link = std::make_shared<RegionsLink>();
+  connect(link);
+  std::vector<std::error_code> ends;
+  remove(std::chrono::hours(1), ends);
+  link->answers.clear();
+  operations_->close(errc::closed);
+  directory_->close();
+  EXPECT_TRUE(ends.empty());
+  removals_->close();
+  deadlines_->close();
+  EXPECT_EQ(ends, std::vector<std::error_code>(1));
+  EXPECT_EQ(forgotten_, std::vector<std::uint32_t>{0});
+}
+
+TEST_F(PeersRegions, ARemovalThatComesWhileTheChannelIsClosedWaitsForThat) {
+  const auto link = std::make_shared<RegionsLink>();
+  connect(link);
+  operations_->close(errc::closed);
+  directory_->close();
+  std::vector<std::error_code> ends;
+  remove(std::chrono::hours(1), ends);
+  EXPECT_TRUE(ends.empty()) << "perhaps not all links have been shut";
+  EXPECT_TRUE(forgotten_.empty());
+  removals_->close();
+  ASSERT_EQ(ends.size(), 1U);
+  EXPECT_EQ(ends.front(), errc::closed);
+  EXPECT_EQ(forgotten_, std::vector<std::uint32_t>{0});
+  removals_->remove(1, Clock::now() + std::chrono::hours(1),
+                    RemoveRegionCompletion::direct([&ends](std::error_code ec) { ends.push_back(ec); }), directory_);
+  EXPECT_EQ(ends.size(), 2U);
+}
+
+/// A transport whose regions change, and which has something to forget with each.
+class RegionsChannel final : public TransferChannelKit {
+ public:
+  RegionsChannel(ChannelOptions options, std::shared_ptr<Link> link)
+      : TransferChannelKit(std::move(options)), link_(std::move(link)) {
+    start();
+  }
+  RegionsChannel(const RegionsChannel&) = delete;
+  RegionsChannel& operator=(const RegionsChannel&) = delete;
+  ~RegionsChannel() override {
+    close();
+    run_handlers_left();
+  }
+
+  [[nodiscard]] std::string_view transport() const noexcept override { return "test"; }
+  [[nodiscard]] Capabilities capabilities() const noexcept override {
+    Capabilities all;
+    all.region_changes = true;
+    return all;
+  }
+
+ protected:
+  [[nodiscard]] std::unique_ptr<Dial> dial(const std::string&) override { return std::make_unique<NoDial>(); }
+  [[nodiscard]] Bytes accept(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler on_link) override {
+    on_link({}, link_, {});
+    return {};
+  }
+  [[nodiscard]] std::function<void(std::uint32_t)> region_forgetter() override {
+    return [](std::uint32_t) {};
+  }
+
+ private:
+  const std::shared_ptr<Link> link_;
+};
+
+TEST(RegionsOfAChannel, AnExecutorThatNobodyRunsAnyMoreKeepsNobodyWaiting) {
+  asio::io_context context;
+  std::promise<void> closed;
+  std::promise<void> asked;
+  const auto link = std::make_shared<RegionsLink>();
+  link->when_asked = [&] { asked.set_value(); };
+  ChannelOptions options;
+  options.executor = context.get_executor();
+  options.regions = {some_region};
+  options.peer_init_url = kvferry::testing::own_loopback_url();
+  RegionsChannel channel(options, link);
+  asio::io_context others;
+  options.executor = others.get_executor();
+  TestChannel peer(options, [](const auto&) { return std::make_shared<KeepingLink>(); });
+  peer.lazy_init_peer_connection("p", "here", channel.peer_init_url());
+  // It runs until the channel is closed, and has no time for anything else before.
+  asio::post(context, [&] {
+    closed.get_future().wait();
+    context.stop();
+  });
+  auto runs = std::async(std::launch::async, [&] { context.run(); });
+  auto removed = std::async(std::launch::async, [&] {
+    std::error_code ec;
+    channel.remove_region(0, {}, ec);
+    return ec;
+  });
+  asked.get_future().wait();
+  channel.close();
+  closed.set_value();
+  runs.get();
+  if (removed.wait_for(std::chrono::seconds(20)) != std::future_status::ready) {
+    context.restart();
+    (void)context.run();  // or the test doesn't end either
+    ADD_FAILURE() << "whoever waits does so for good";
+  }
+  EXPECT_FALSE(removed.get());
 }
 
 TEST_F(PeersRegions, ATimeThatIsOverBeforeTheLinkIsAskedIsOverAllTheSame) {
