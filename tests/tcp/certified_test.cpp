@@ -10,6 +10,8 @@
 #include <openssl/ssl.h>
 
 #include <poll.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 
 #include <algorithm>
 #include <array>
@@ -397,6 +399,44 @@ class Splice {
   std::array<std::thread, 2> threads_;
 };
 
+/// Has a certificate of the CA's, and repeats the name of a handshake that it has seen in the clear on the way.
+class Intruder {
+ public:
+  /// @param opening the first message of an honest connection of the handshake.
+  Intruder(asio::ip::tcp::socket socket, const Identity& shown, const std::vector<unsigned char>& opening)
+      : socket_(std::move(socket)) {
+    constexpr std::array<unsigned char, 4> extension{0xff, 0x4b, 0, 16};
+    // Not std::ranges::search, whose result Clang 14 can't use.
+    const auto found = std::search(opening.begin(), opening.end(), extension.begin(), extension.end());
+    EXPECT_LE(extension.size() + identity_.size(), static_cast<std::size_t>(opening.end() - found));
+    if (!::testing::Test::HasFailure()) {
+      std::copy_n(found + extension.size(), identity_.size(), identity_.begin());
+    }
+    SSL_CTX_use_certificate(context_.get(), shown.certificate.get());
+    SSL_CTX_use_PrivateKey(context_.get(), shown.key.get());
+    SSL_CTX_add_custom_ext(
+        context_.get(), 0xff4b, SSL_EXT_CLIENT_HELLO,
+        [](SSL*, unsigned, unsigned, const unsigned char** out, std::size_t* size, X509*, std::size_t, int*,
+           void* named) {
+          *out = static_cast<const unsigned char*>(named);
+          *size = 16;
+          return 1;
+        },
+        nullptr, identity_.data(), nullptr, nullptr);
+    ssl_.reset(SSL_new(context_.get()));
+    SSL_set_fd(ssl_.get(), socket_.native_handle());
+  }
+
+  [[nodiscard]] SSL* ssl() const { return ssl_.get(); }
+  [[nodiscard]] asio::ip::tcp::socket& socket() { return socket_; }
+
+ private:
+  asio::ip::tcp::socket socket_;
+  std::array<unsigned char, 16> identity_{};
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context_{SSL_CTX_new(TLS_client_method()), &SSL_CTX_free};
+  std::unique_ptr<SSL, decltype(&SSL_free)> ssl_{nullptr, &SSL_free};
+};
+
 /// Stands in the way of data connections to b.
 class CertifiedInBetween : public Certified {
  protected:
@@ -415,6 +455,15 @@ class CertifiedInBetween : public Certified {
     asio::ip::tcp::socket socket(context_);
     socket.connect({asio::ip::address_v4::loopback(), b_->channel->data_port()});
     return socket;
+  }
+
+  /// The first message on a connection.
+  static std::vector<unsigned char> opening_of(asio::ip::tcp::socket& client) {
+    std::vector<unsigned char> opening(5);
+    asio::read(client, asio::buffer(opening));
+    opening.resize(5 + static_cast<std::size_t>(opening[3] << 8) + opening[4]);
+    asio::read(client, asio::buffer(opening.data() + 5, opening.size() - 5));
+    return opening;
   }
 
   asio::io_context context_;
@@ -454,38 +503,13 @@ TEST_F(CertifiedInBetween, ACertificateOfTheCaThatNobodyToldOfIsRefused) {
   Node a(certified_pages, with(a_files_), false);
   auto connecting = std::async(std::launch::async, [&] { return connect(a, *b_); });
   auto client = accepted();
-  // Its first bytes name the handshake in the clear. Somebody on the way who has a certificate of the CA's repeats that.
-  std::vector<unsigned char> opening(5);
-  asio::read(client, asio::buffer(opening));
-  opening.resize(5 + static_cast<std::size_t>(opening[3] << 8) + opening[4]);
-  asio::read(client, asio::buffer(opening.data() + 5, opening.size() - 5));
-  constexpr std::array<unsigned char, 4> extension{0xff, 0x4b, 0, 16};
-  // Not std::ranges::search, whose result Clang 14 can't use.
-  const auto found = std::search(opening.begin(), opening.end(), extension.begin(), extension.end());
-  ASSERT_NE(found, opening.end());
-  std::array<unsigned char, 16> identity{};
-  std::copy_n(found + extension.size(), identity.size(), identity.begin());
-
+  const auto opening = opening_of(client);
   const Identity untold = issue({.name = "a", .by = &ca_});
-  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()), &SSL_CTX_free);
-  SSL_CTX_use_certificate(context.get(), untold.certificate.get());
-  SSL_CTX_use_PrivateKey(context.get(), untold.key.get());
-  SSL_CTX_add_custom_ext(
-      context.get(), 0xff4b, SSL_EXT_CLIENT_HELLO,
-      [](SSL*, unsigned, unsigned, const unsigned char** out, std::size_t* size, X509*, std::size_t, int*,
-         void* named) {
-        *out = static_cast<const unsigned char*>(named);
-        *size = 16;
-        return 1;
-      },
-      nullptr, identity.data(), nullptr, nullptr);
-  const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context.get()), &SSL_free);
-  auto stranger = to_b();
-  SSL_set_fd(ssl.get(), stranger.native_handle());
-  EXPECT_EQ(SSL_connect(ssl.get()), 1) << "it is through before the other side has looked at its certificate";
+  Intruder intruder(to_b(), untold, opening);
+  EXPECT_EQ(SSL_connect(intruder.ssl()), 1) << "it is through before the other side has looked at its certificate";
   std::array<char, 100> buffer{};
-  EXPECT_LE(SSL_read(ssl.get(), buffer.data(), buffer.size()), 0);
-  stranger.close();
+  EXPECT_LE(SSL_read(intruder.ssl(), buffer.data(), buffer.size()), 0);
+  intruder.socket().close();
   EXPECT_TRUE(b_log_.wait_for("stranger_refused",
                               "a data connection of peer 'a': it shows a certificate with SHA-256 " + untold.sha256() +
                                   ", and has told of one with SHA-256 " + a_own_.sha256()))
@@ -497,6 +521,47 @@ TEST_F(CertifiedInBetween, ACertificateOfTheCaThatNobodyToldOfIsRefused) {
   const Splice splice(std::move(client), std::move(server));
   EXPECT_FALSE(connecting.get());
   expect_pages_move(a, *b_);
+}
+
+TEST_F(CertifiedInBetween, WhoIsRefusedAndGoesOnAndOnKeepsNobodyFromHisWork) {
+  Node friendly(certified_pages, with(a_files_), false);
+  auto greeting = std::async(std::launch::async, [&] { return connect(friendly, *b_, nullptr, "friendly"); });
+  auto friends = accepted();
+  const Splice friendly_splice(std::move(friends), to_b());
+  ASSERT_FALSE(greeting.get());
+
+  Node a(certified_pages, with(a_files_), false);
+  auto connecting = std::async(std::launch::async, [&] { return connect(a, *b_); });
+  auto client = accepted();
+  const auto opening = opening_of(client);
+  Intruder intruder(to_b(), issue({.name = "a", .by = &ca_}), opening);
+  ASSERT_EQ(SSL_connect(intruder.ssl()), 1);
+  const timeval patience{.tv_sec = long_enough.count(), .tv_usec = 0};
+  ::setsockopt(intruder.socket().native_handle(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+  std::atomic<bool> stopped = false;
+  std::atomic<bool> thrown_out = false;
+  std::thread flood([&] {
+    // Larger than what is read at a time, so that there is always more.
+    const std::vector<char> nonsense(std::size_t{1} << 18);
+    while (!stopped && !thrown_out) {
+      thrown_out = ::send(intruder.socket().native_handle(), nonsense.data(), nonsense.size(), MSG_NOSIGNAL) <= 0;
+    }
+  });
+  const auto deadline = std::chrono::steady_clock::now() + long_enough;
+  while (!thrown_out && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::yield();
+  }
+  EXPECT_TRUE(thrown_out) << "it is listened to for as long as it likes";
+  if (thrown_out) {
+    expect_pages_move(friendly, *b_);
+    auto server = to_b();
+    asio::write(server, asio::buffer(opening));
+    const Splice splice(std::move(client), std::move(server));
+    EXPECT_FALSE(connecting.get());
+    expect_pages_move(a, *b_, 2);
+  }
+  stopped = true;
+  flood.join();
 }
 
 }  // namespace
