@@ -10,6 +10,8 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
+#include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,6 +19,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -24,6 +27,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -211,20 +215,89 @@ TEST_F(CertificatesTest, FilesThatChangeAreTakenUpWhenAllOfThemFitEachOther) {
   EXPECT_EQ(log_.size(), 4U) << "nothing has been replaced";
 }
 
+TEST_F(CertificatesTest, WhereOnlyWhomToTrustHasChangedTheLogSaysSo) {
+  const auto certificates = in_force();
+  const Identity new_ca = authority("new ca");
+  CertificateDirectory::put(files_.trusted, ca_.pem() + new_ca.pem());
+  EXPECT_EQ(certificates->current()->hash(), hash_in(own_));
+  ASSERT_EQ(log_.size(), 1U);
+  EXPECT_TRUE(has(log_[0], "certificates_replaced: this side goes on showing 'CN=own', SHA-256 " + own_.sha256()) &&
+              has(log_[0], "those that this side trusts"))
+      << log_[0];
+}
+
 TEST_F(CertificatesTest, AFileThatIsWrittenOverIsTakenUpWhateverItsTimesSay) {
-  // Names of one length, keys of one kind, and signatures that differ in length rarely.
-  std::string fresh = next_.pem();
-  while (fresh.size() != own_.pem().size()) {
-    fresh += '\n';
-    ASSERT_LT(fresh.size(), own_.pem().size() + 200);
-    if (fresh.size() > own_.pem().size()) {
-      break;
+  const auto status_of = [this](const std::string& path) {
+    struct stat status {};
+    EXPECT_EQ(::stat(path.c_str(), &status), 0);
+    return status;
+  };
+  // Names of one length and keys of one kind; signatures differ in length.
+  const std::size_t size = std::max(own_.pem().size(), next_.pem().size());
+  const auto filled = [size](std::string text) { return text.append(size - text.size(), '\n'); };
+  ASSERT_EQ(own_.key_pem().size(), next_.key_pem().size());
+  CertificateDirectory::put(files_.chain, filled(own_.pem()));
+  const auto certificates = in_force();
+  EXPECT_EQ(certificates->current()->hash(), hash_in(own_)) << "and this looks at them";
+  for (const auto& [path, text] : {std::pair(files_.key, next_.key_pem()), std::pair(files_.chain, filled(next_.pem()))}) {
+    const struct stat before = status_of(path);
+    CertificateDirectory::overwrite(path, text);
+    const std::array times{before.st_atim, before.st_mtim};
+    ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times.data(), 0), 0);
+    ASSERT_EQ(status_of(path).st_size, before.st_size);
+    ASSERT_EQ(status_of(path).st_ino, before.st_ino);
+  }
+  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
+}
+
+/// Files that have been as they are for so long that nobody would look at them again if they were sound.
+class OldCertificatesTest : public CertificatesTest {
+ protected:
+  static constexpr std::chrono::seconds long_enough{30};
+
+  /// Looks at them until they are that old.
+  void grow_old(Certificates& certificates) {
+    const auto old = std::chrono::steady_clock::now() + std::chrono::milliseconds(2500);
+    while (std::chrono::steady_clock::now() < old) {
+      (void)certificates.current();
+      std::this_thread::yield();
     }
   }
+  void expect_taken_up(Certificates& certificates, const Identity& fresh) {
+    const auto deadline = std::chrono::steady_clock::now() + long_enough;
+    while (certificates.current()->hash() != hash_in(fresh) && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+    }
+    EXPECT_EQ(certificates.current()->hash(), hash_in(fresh));
+  }
+};
+
+TEST_F(OldCertificatesTest, ACertificateWhoseTimeIsYetToComeIsTakenUpWhenItHasCome) {
   const auto certificates = in_force();
-  CertificateDirectory::overwrite(files_.key, next_.key_pem());
-  CertificateDirectory::overwrite(files_.chain, fresh);
-  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
+  const Identity soon = issue({.name = "soon", .by = &ca_, .key = own_.key, .from = 5});
+  CertificateDirectory::put(files_.chain, soon.pem());
+  grow_old(*certificates);
+  expect_taken_up(*certificates, soon);
+  EXPECT_LE(log_.size(), 2U) << "each is logged once, however many look";
+  EXPECT_TRUE(has(log_.back(), "certificates_replaced: ")) << log_.back();
+}
+
+TEST_F(OldCertificatesTest, FilesThatCouldNotBeReadOnceAreReadAgain) {
+  const auto certificates = in_force();
+  const Identity fresh = issue({.name = "fresh", .by = &ca_, .key = own_.key});
+  CertificateDirectory::put(files_.chain, fresh.pem());
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  grow_old(*certificates);
+  EXPECT_EQ(certificates->current()->hash(), hash_in(own_));
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  expect_taken_up(*certificates, fresh);
+  ASSERT_EQ(log_.size(), 2U) << "each is logged once, however many look";
+  EXPECT_TRUE(has(log_[0], "certificates_not_replaced: ") && has(log_[0], "Too many open files")) << log_[0];
+  EXPECT_TRUE(has(log_[1], "certificates_replaced: ")) << log_[1];
 }
 
 /// OpenSSL as it is, that shows a certificate.
