@@ -34,6 +34,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/handshake_service.hpp>
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/tcp/hello.hpp>
 
 #include "channel_pair.hpp"
 #include "common/certificates.hpp"
@@ -662,10 +663,44 @@ TEST_F(CertifiedInBetween, WhatTheHandshakeToldIsShownThoughFilesHaveBeenReplace
   EXPECT_FALSE(ec) << ec.message();
   EXPECT_EQ(a_log_.count("certificates_replaced", new_a.sha256()), 1U);
   EXPECT_EQ(b_log_.count("certificates_replaced", new_b.sha256()), 1U);
-  const Splice splice(std::move(client), to_b());
+  // The dialing side has to come again, for one handshake still.
+  std::error_code ignored;
+  client.set_option(asio::socket_base::linger(true, 0), ignored);
+  client.close(ignored);
+  const Splice splice(accepted(), to_b());
   const auto [ended, diagnostic] = connecting.get();
   EXPECT_FALSE(ended) << diagnostic;
   expect_pages_move(a, *b_);
+}
+
+TEST_F(CertifiedInBetween, WhoNamesNoHandshakeHearsNothing) {
+  const auto heard_for = [this](std::string_view said) {
+    auto socket = to_b();
+    std::error_code ec;
+    asio::write(socket, asio::buffer(said), ec);
+    std::string heard;
+    std::array<char, 4096> buffer{};
+    for (ec.clear(); !ec;) {
+      heard.append(buffer.data(), socket.read_some(asio::buffer(buffer), ec));
+    }
+    return heard;
+  };
+  const Hello hello;  // of a plain dialer's
+  EXPECT_EQ(heard_for({reinterpret_cast<const char*>(&hello), sizeof(hello)}), "");
+  EXPECT_EQ(heard_for("GET / HTTP/1.1\r\n\r\n"), "");
+  // One with a certificate of the CA's that knows of no handshake.
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()), &SSL_CTX_free);
+  SSL_CTX_use_certificate(context.get(), a_own_.certificate.get());
+  SSL_CTX_use_PrivateKey(context.get(), a_own_.key.get());
+  const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context.get()), &SSL_free);
+  auto stranger = to_b();
+  SSL_set_fd(ssl.get(), stranger.native_handle());
+  EXPECT_NE(SSL_connect(ssl.get()), 1);
+  EXPECT_EQ(SSL_get0_peer_certificate(ssl.get()), nullptr);
+  EXPECT_EQ(BIO_number_read(SSL_get_rbio(ssl.get())), 0U);
+  stranger.close();
+  EXPECT_TRUE(b_log_.wait_for("stranger_refused", "a data connection is of no handshake, or not with certificates"));
+  EXPECT_EQ(b_->channel->stats().handshakes.accepted, 0U);
 }
 
 TEST_F(CertifiedInBetween, ACertificateOfTheCaThatNobodyToldOfIsRefused) {
