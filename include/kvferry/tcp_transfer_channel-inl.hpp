@@ -335,6 +335,10 @@ KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> h
   if (ec) {
     throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with a senseless tcp endpoint");
   }
+  if (dialing.certificate && !dialing.encrypted.value_or(false)) {
+    throw TransferError(errc::malformed_message, "peer " + in_quotes(host->peer().id) +
+                                                     " tells of a certificate for connections that aren't to be encrypted");
+  }
   const EncryptedBy here = encrypted_by(impl_->link_options);
   const EncryptedBy there = encrypted_by(dialing.encrypted.value_or(false), dialing.certificate.has_value());
   if (here != there) {

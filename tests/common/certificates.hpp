@@ -8,6 +8,7 @@
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/rsa.h>
+#include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 
 #include <sys/mman.h>
@@ -25,6 +26,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <kvferry/tcp_certificates.hpp>
 
@@ -33,11 +35,25 @@ namespace kvferry::inline KVFERRY_ABI::testing {
 using PrivateKey = std::shared_ptr<EVP_PKEY>;
 
 inline PrivateKey of_openssl(EVP_PKEY* key) { return {key, &EVP_PKEY_free}; }
-inline PrivateKey ec_key() { return of_openssl(EVP_EC_gen("P-256")); }
+inline PrivateKey ec_key(const char* curve = "P-256") { return of_openssl(EVP_EC_gen(curve)); }
 inline PrivateKey rsa_key(std::size_t bits = 2048) {
   return of_openssl(EVP_PKEY_Q_keygen(nullptr, nullptr, "RSA", bits));
 }
 inline PrivateKey ed25519_key() { return of_openssl(EVP_PKEY_Q_keygen(nullptr, nullptr, "ED25519")); }
+inline PrivateKey ed448_key() { return of_openssl(EVP_PKEY_Q_keygen(nullptr, nullptr, "ED448")); }
+inline PrivateKey rsa_pss_key() {
+  const std::unique_ptr<EVP_PKEY_CTX, decltype(&EVP_PKEY_CTX_free)> made(
+      EVP_PKEY_CTX_new_from_name(nullptr, "RSA-PSS", nullptr), &EVP_PKEY_CTX_free);
+  EVP_PKEY* key = nullptr;
+  EXPECT_EQ(EVP_PKEY_keygen_init(made.get()), 1);
+  EXPECT_EQ(EVP_PKEY_CTX_set_rsa_keygen_bits(made.get(), 2048), 1);
+  EXPECT_EQ(EVP_PKEY_generate(made.get(), &key), 1);
+  return of_openssl(key);
+}
+/// One of each kind that is taken.
+inline std::vector<PrivateKey> keys_of_all_kinds() {
+  return {ec_key(), ec_key("P-384"), ec_key("P-521"), rsa_key(), rsa_pss_key(), ed25519_key(), ed448_key()};
+}
 /// The same one each time, in each process.
 inline PrivateKey lasting_key(unsigned char number) {
   std::array<unsigned char, 32> seed{};
@@ -59,14 +75,17 @@ struct Identity {
                                       nullptr, const_cast<char*>(passphrase));
     });
   }
-  /// In hexadecimal digits.
+  [[nodiscard]] std::array<std::byte, 32> hash() const {
+    std::array<std::byte, 32> made{};
+    X509_digest(certificate.get(), EVP_sha256(), reinterpret_cast<unsigned char*>(made.data()), nullptr);
+    return made;
+  }
+  /// The same in hexadecimal digits.
   [[nodiscard]] std::string sha256() const {
-    std::array<unsigned char, 32> hash{};
-    X509_digest(certificate.get(), EVP_sha256(), hash.data(), nullptr);
     std::string digits;
-    for (const unsigned char byte : hash) {
+    for (const std::byte byte : hash()) {
       std::array<char, 3> two{};
-      (void)std::snprintf(two.data(), two.size(), "%02x", byte);
+      (void)std::snprintf(two.data(), two.size(), "%02x", std::to_integer<unsigned>(byte));
       digits += two.data();
     }
     return digits;
@@ -93,6 +112,7 @@ struct Wanted {
   long to = 3600;
   const char* uses = "clientAuth,serverAuth";  ///< Null: whatever.
   std::size_t padding = 0;                     ///< Bytes of a comment.
+  const EVP_MD* digest = EVP_sha256();         ///< Of the signature, if its key takes one.
   bool lasting = false;  ///< The same bytes each time: of a time long ago, for ever. For keys that sign so.
 };
 
@@ -131,13 +151,29 @@ inline Identity issue(const Wanted& wanted) {
   if (wanted.padding != 0) {
     extend(NID_netscape_comment, std::string(wanted.padding, 'x'));
   }
-  const bool by_edwards = EVP_PKEY_is_a(issuer.key.get(), "ED25519") == 1;
-  EXPECT_GT(X509_sign(certificate, issuer.key.get(), by_edwards ? nullptr : EVP_sha256()), 0);
+  const bool by_edwards =
+      EVP_PKEY_is_a(issuer.key.get(), "ED25519") == 1 || EVP_PKEY_is_a(issuer.key.get(), "ED448") == 1;
+  EXPECT_GT(X509_sign(certificate, issuer.key.get(), by_edwards ? nullptr : wanted.digest), 0);
   return made;
 }
 
 inline Identity authority(const std::string& name, const Identity* by = nullptr) {
   return issue({.name = name, .by = by, .ca = true});
+}
+
+/// Has a dialing side say which handshake it is of, as docs/wire_protocol.md has it. @param identity outlives the context.
+inline void name_handshake(SSL_CTX* context, std::array<std::byte, 16>& identity) {
+  EXPECT_EQ(SSL_CTX_add_custom_ext(
+                context, 0xff4b, SSL_EXT_CLIENT_HELLO,
+                [](SSL*, unsigned, unsigned, const unsigned char** out, std::size_t* size, X509*, std::size_t, int*,
+                   void* of) {
+                  const auto& named = *static_cast<std::array<std::byte, 16>*>(of);
+                  *out = reinterpret_cast<const unsigned char*>(named.data());
+                  *size = named.size();
+                  return 1;
+                },
+                nullptr, &identity, nullptr, nullptr),
+            1);
 }
 
 /// Files of a certificate that each process makes alike, for as long as it runs. They have no names that could be left behind.

@@ -10,6 +10,8 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
+#include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,6 +19,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -24,6 +27,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,18 +41,11 @@ namespace {
 using kvferry::testing::authority;
 using kvferry::testing::CertificateDirectory;
 using kvferry::testing::ec_key;
-using kvferry::testing::ed25519_key;
 using kvferry::testing::Identity;
 using kvferry::testing::issue;
 using kvferry::testing::rsa_key;
 
 const std::error_code invalid = std::make_error_code(std::errc::invalid_argument);
-
-CertificateHash hash_in(const Identity& identity) {
-  CertificateHash hash{};
-  X509_digest(identity.certificate.get(), EVP_sha256(), reinterpret_cast<unsigned char*>(hash.data()), nullptr);
-  return hash;
-}
 
 bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
@@ -94,11 +91,11 @@ class CertificatesTest : public ::testing::Test {
 };
 
 TEST_F(CertificatesTest, KeysOfAllKindsAreTaken) {
-  for (const auto& key : {ec_key(), rsa_key(), ed25519_key()}) {
+  for (const auto& key : kvferry::testing::keys_of_all_kinds()) {
     const Identity made = issue({.name = "made", .by = &ca_, .key = key});
     directory_.set(made, ca_);
     const auto taken = tls_->read_certificates(files_);
-    EXPECT_EQ(taken->hash(), hash_in(made));
+    EXPECT_EQ(taken->hash(), made.hash());
     EXPECT_TRUE(has(taken->description(), "'CN=made', SHA-256 " + made.sha256())) << taken->description();
   }
   // All in one file, as some tools write it.
@@ -106,7 +103,7 @@ TEST_F(CertificatesTest, KeysOfAllKindsAreTaken) {
   for (const std::string& path : {files_.chain, files_.key, files_.trusted}) {
     CertificateDirectory::put(path, all);
   }
-  EXPECT_EQ(tls_->read_certificates(files_)->hash(), hash_in(own_));
+  EXPECT_EQ(tls_->read_certificates(files_)->hash(), own_.hash());
 }
 
 TEST_F(CertificatesTest, FilesThatCanNotBeReadAreNamed) {
@@ -166,6 +163,9 @@ TEST_F(CertificatesTest, WhatNoPeerWouldAcceptIsRefusedAtOnce) {
                           Case{{.name = "client", .uses = "clientAuth"}, "isn't for TLS servers (serverAuth)"},
                           Case{{.name = "server", .uses = "serverAuth"}, "isn't for TLS clients (clientAuth)"},
                           Case{{.name = "short", .key = rsa_key(1024)}, "key too small"},
+                          Case{{.name = "bitcoin", .key = ec_key("secp256k1")}, "on the curve secp256k1; TLS 1.3 takes"},
+                          Case{{.name = "brain", .key = ec_key("brainpoolP256r1")}, "on the curve brainpoolP256r1"},
+                          Case{{.name = "sha1", .digest = EVP_sha1()}, "ca md too weak"},
                           Case{{.name = "large", .padding = 70'000}, "peers take 65536"}}) {
     kvferry::testing::Wanted wanted = one.wanted;
     wanted.by = &ca_;
@@ -185,68 +185,146 @@ TEST_F(CertificatesTest, WhatNoPeerWouldAcceptIsRefusedAtOnce) {
 TEST_F(CertificatesTest, FilesThatChangeAreTakenUpWhenAllOfThemFitEachOther) {
   const auto certificates = in_force();
   const auto before = certificates->current();
-  EXPECT_EQ(before->hash(), hash_in(own_));
+  EXPECT_EQ(before->hash(), own_.hash());
   CertificateDirectory::put(files_.chain, next_.pem());
-  EXPECT_EQ(certificates->current()->hash(), hash_in(own_)) << "the key isn't there yet";
-  EXPECT_EQ(certificates->current()->hash(), hash_in(own_));
+  EXPECT_EQ(certificates->current()->hash(), own_.hash()) << "the key isn't there yet";
+  EXPECT_EQ(certificates->current()->hash(), own_.hash());
   ASSERT_EQ(log_.size(), 1U) << "once, however many look";
   EXPECT_TRUE(has(log_[0], "certificates_not_replaced: ") && has(log_[0], files_.key) && has(log_[0], own_.sha256()))
       << log_[0];
   CertificateDirectory::put(files_.key, next_.key_pem());
-  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
-  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
+  EXPECT_EQ(certificates->current()->hash(), next_.hash());
+  EXPECT_EQ(certificates->current()->hash(), next_.hash());
   ASSERT_EQ(log_.size(), 2U);
   EXPECT_TRUE(has(log_[1], "certificates_replaced: ") && has(log_[1], next_.sha256()) && has(log_[1], own_.sha256()))
       << log_[1];
-  EXPECT_EQ(before->hash(), hash_in(own_)) << "who has told of it keeps it";
+  EXPECT_EQ(before->hash(), own_.hash()) << "who has told of it keeps it";
   CertificateDirectory::put(files_.trusted, "broken");
-  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
+  EXPECT_EQ(certificates->current()->hash(), next_.hash());
   ::unlink(files_.trusted.c_str());
-  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
+  EXPECT_EQ(certificates->current()->hash(), next_.hash());
   ASSERT_EQ(log_.size(), 4U);
   EXPECT_TRUE(has(log_[3], "No such file")) << log_[3];
   // The same as before.
   CertificateDirectory::put(files_.trusted, ca_.pem());
-  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
+  EXPECT_EQ(certificates->current()->hash(), next_.hash());
   EXPECT_EQ(log_.size(), 4U) << "nothing has been replaced";
 }
 
+TEST_F(CertificatesTest, WhereOnlyWhomToTrustHasChangedTheLogSaysSo) {
+  const auto certificates = in_force();
+  const Identity new_ca = authority("new ca");
+  CertificateDirectory::put(files_.trusted, ca_.pem() + new_ca.pem());
+  EXPECT_EQ(certificates->current()->hash(), own_.hash());
+  ASSERT_EQ(log_.size(), 1U);
+  EXPECT_TRUE(has(log_[0], "certificates_replaced: this side goes on showing 'CN=own', SHA-256 " + own_.sha256()) &&
+              has(log_[0], "those that this side trusts"))
+      << log_[0];
+}
+
 TEST_F(CertificatesTest, AFileThatIsWrittenOverIsTakenUpWhateverItsTimesSay) {
-  // Names of one length, keys of one kind, and signatures that differ in length rarely.
-  std::string fresh = next_.pem();
-  while (fresh.size() != own_.pem().size()) {
-    fresh += '\n';
-    ASSERT_LT(fresh.size(), own_.pem().size() + 200);
-    if (fresh.size() > own_.pem().size()) {
-      break;
+  const auto status_of = [this](const std::string& path) {
+    struct stat status {};
+    EXPECT_EQ(::stat(path.c_str(), &status), 0);
+    return status;
+  };
+  // Names of one length and keys of one kind; signatures differ in length.
+  const std::size_t size = std::max(own_.pem().size(), next_.pem().size());
+  const auto filled = [size](std::string text) { return text.append(size - text.size(), '\n'); };
+  ASSERT_EQ(own_.key_pem().size(), next_.key_pem().size());
+  CertificateDirectory::put(files_.chain, filled(own_.pem()));
+  const auto certificates = in_force();
+  EXPECT_EQ(certificates->current()->hash(), own_.hash()) << "and this looks at them";
+  for (const auto& [path, text] : {std::pair(files_.key, next_.key_pem()), std::pair(files_.chain, filled(next_.pem()))}) {
+    const struct stat before = status_of(path);
+    CertificateDirectory::overwrite(path, text);
+    const std::array times{before.st_atim, before.st_mtim};
+    ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times.data(), 0), 0);
+    ASSERT_EQ(status_of(path).st_size, before.st_size);
+    ASSERT_EQ(status_of(path).st_ino, before.st_ino);
+  }
+  EXPECT_EQ(certificates->current()->hash(), next_.hash());
+}
+
+/// Files that have been as they are for so long that nobody would look at them again if they were sound.
+class OldCertificatesTest : public CertificatesTest {
+ protected:
+  static constexpr std::chrono::seconds long_enough{30};
+
+  /// Looks at them until they are that old.
+  void grow_old(Certificates& certificates) {
+    const auto old = std::chrono::steady_clock::now() + std::chrono::milliseconds(2500);
+    while (std::chrono::steady_clock::now() < old) {
+      (void)certificates.current();
+      std::this_thread::yield();
     }
   }
+  void expect_taken_up(Certificates& certificates, const Identity& fresh) {
+    const auto deadline = std::chrono::steady_clock::now() + long_enough;
+    while (certificates.current()->hash() != fresh.hash() && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+    }
+    EXPECT_EQ(certificates.current()->hash(), fresh.hash());
+  }
+};
+
+TEST_F(OldCertificatesTest, ACertificateWhoseTimeIsYetToComeIsTakenUpWhenItHasCome) {
   const auto certificates = in_force();
-  CertificateDirectory::overwrite(files_.key, next_.key_pem());
-  CertificateDirectory::overwrite(files_.chain, fresh);
-  EXPECT_EQ(certificates->current()->hash(), hash_in(next_));
+  const Identity soon = issue({.name = "soon", .by = &ca_, .key = own_.key, .from = 5});
+  CertificateDirectory::put(files_.chain, soon.pem());
+  grow_old(*certificates);
+  expect_taken_up(*certificates, soon);
+  EXPECT_LE(log_.size(), 2U) << "each is logged once, however many look";
+  EXPECT_TRUE(has(log_.back(), "certificates_replaced: ")) << log_.back();
+}
+
+TEST_F(OldCertificatesTest, FilesThatCouldNotBeReadOnceAreReadAgain) {
+  const auto certificates = in_force();
+  const Identity fresh = issue({.name = "fresh", .by = &ca_, .key = own_.key});
+  CertificateDirectory::put(files_.chain, fresh.pem());
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  grow_old(*certificates);
+  EXPECT_EQ(certificates->current()->hash(), own_.hash());
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  expect_taken_up(*certificates, fresh);
+  ASSERT_EQ(log_.size(), 2U) << "each is logged once, however many look";
+  EXPECT_TRUE(has(log_[0], "certificates_not_replaced: ") && has(log_[0], "Too many open files")) << log_[0];
+  EXPECT_TRUE(has(log_[1], "certificates_replaced: ")) << log_[1];
 }
 
 /// OpenSSL as it is, that shows a certificate.
 class Shower {
  public:
-  Shower(int descriptor, bool dials, const Identity* shown, const std::array<std::byte, 16>& identity)
+  /// What a dialing one says of the handshake.
+  enum class Says { its_name, its_name_and_a_key, nothing };
+
+  Shower(int descriptor, bool dials, const Identity* shown, const std::array<std::byte, 16>& identity,
+         Says says = Says::its_name)
       : identity_(identity), context_(SSL_CTX_new(TLS_method()), &SSL_CTX_free) {
     SSL_CTX_set_min_proto_version(context_.get(), TLS1_3_VERSION);
     SSL_CTX_set_num_tickets(context_.get(), 0);
     SSL_CTX_set_security_level(context_.get(), 0);
-    if (dials) {
-      EXPECT_EQ(SSL_CTX_add_custom_ext(
-                    context_.get(), 0xff4b, SSL_EXT_CLIENT_HELLO,
-                    [](SSL*, unsigned, unsigned, const unsigned char** out, std::size_t* size, X509*, std::size_t, int*,
-                       void* of) {
-                      const auto& named = static_cast<Shower*>(of)->identity_;
-                      *out = reinterpret_cast<const unsigned char*>(named.data());
-                      *size = named.size();
-                      return 1;
-                    },
-                    nullptr, this, nullptr, nullptr),
-                1);
+    if (dials && says != Says::nothing) {
+      kvferry::testing::name_handshake(context_.get(), identity_);
+    }
+    if (dials && says == Says::its_name_and_a_key) {
+      SSL_CTX_set_psk_use_session_callback(context_.get(), [](SSL* ssl, const EVP_MD*, const unsigned char** name,
+                                                              std::size_t* size, SSL_SESSION** session) {
+        const auto& self = *static_cast<Shower*>(SSL_get_app_data(ssl));
+        constexpr std::array<unsigned char, 2> suite{0x13, 0x01};
+        constexpr std::array<unsigned char, 32> secret{};  // a handshake with certificates has no other one
+        *session = SSL_SESSION_new();
+        SSL_SESSION_set1_master_key(*session, secret.data(), secret.size());
+        SSL_SESSION_set_cipher(*session, SSL_CIPHER_find(ssl, suite.data()));
+        SSL_SESSION_set_protocol_version(*session, TLS1_3_VERSION);
+        *name = reinterpret_cast<const unsigned char*>(self.identity_.data());
+        *size = self.identity_.size();
+        return 1;
+      });
     }
     if (shown != nullptr) {
       EXPECT_EQ(SSL_CTX_use_certificate(context_.get(), shown->certificate.get()), 1);
@@ -274,7 +352,7 @@ class Shower {
   int alert = 0;  ///< That was heard last.
 
  private:
-  const std::array<std::byte, 16> identity_;
+  std::array<std::byte, 16> identity_;
   const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context_;
   std::unique_ptr<SSL, decltype(&SSL_free)> ssl_{nullptr, &SSL_free};
 };
@@ -295,13 +373,15 @@ class ShownCertificatesTest : public CertificatesTest {
 
   /// A stream of this project's, which has been told of a certificate, and somebody who shows one. @return how it ended here.
   std::error_code meet(bool stream_dials, const Identity* shown, const Identity& told,
-                       std::optional<std::array<std::byte, 16>> named = std::nullopt) {
+                       std::optional<std::array<std::byte, 16>> named = std::nullopt,
+                       Shower::Says says = Shower::Says::its_name) {
     TlsKey key = random_tls_key();
+    key.secret = {};
     key.certificates = tls_->read_certificates(files_);
-    key.peers_certificate = hash_in(told);
+    key.peers_certificate = told.hash();
     end();
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair_.data()), 0);
-    shower_ = std::make_unique<Shower>(pair_[1], !stream_dials, shown, named.value_or(key.identity));
+    shower_ = std::make_unique<Shower>(pair_[1], !stream_dials, shown, named.value_or(key.identity), says);
     stream_ = stream_dials ? tls_->dial(pair_[0], key)
                            : tls_->accept(pair_[0], {}, [key](std::span<const std::byte> identity) {
                                return std::ranges::equal(identity, key.identity) ? std::optional(key) : std::nullopt;
@@ -332,6 +412,7 @@ TEST_F(ShownCertificatesTest, OnlyWhatWasToldAndTheCaVouchesForIsAccepted) {
   const Identity early = issue({.name = "early", .by = &ca_, .from = 3600, .to = 7200});
   const Identity foreign = issue({.name = "own", .by = &other_ca});
   const Identity alone = issue({.name = "alone"});
+  const Identity sha1 = issue({.name = "sha1", .by = &ca_, .digest = EVP_sha1()});
   const Identity small = issue({.name = "small", .by = &ca_, .key = rsa_key(1024)});
   const Identity large = issue({.name = "large", .by = &ca_, .padding = 100'000});
   for (const bool dials : {true, false}) {
@@ -354,6 +435,7 @@ TEST_F(ShownCertificatesTest, OnlyWhatWasToldAndTheCaVouchesForIsAccepted) {
                &wrong_use,
                {"unsuitable certificate purpose", wrong_use.sha256()},
                SSL_AD_UNSUPPORTED_CERTIFICATE},
+          Case{&sha1, &sha1, {"signature digest algorithm too weak", sha1.sha256()}, -1},
           Case{&small, &small, {small.sha256()}, -1},
           Case{&next_,
                &own_,
@@ -370,7 +452,7 @@ TEST_F(ShownCertificatesTest, OnlyWhatWasToldAndTheCaVouchesForIsAccepted) {
         EXPECT_EQ(alert_heard(), one.alert) << stream_->why();
       }
     }
-    EXPECT_NE(meet(dials, &large, large), std::error_code()) << "100 KB of a chain";
+    EXPECT_EQ(meet(dials, &large, large), errc::authentication_failed) << "100 KB of a chain";
     EXPECT_FALSE(stream_->shaken());
   }
   EXPECT_EQ(meet(false, nullptr, next_), errc::authentication_failed) << "it shows none";
@@ -384,10 +466,24 @@ TEST_F(ShownCertificatesTest, WhoNamesNoHandshakeHearsNothing) {
   EXPECT_EQ(SSL_get0_peer_certificate(shower_->ssl()), nullptr);
 }
 
+TEST_F(ShownCertificatesTest, WhoSaysNothingOfAHandshakeHearsNothing) {
+  EXPECT_EQ(meet(false, &next_, next_, std::nullopt, Shower::Says::nothing), errc::authentication_failed);
+  EXPECT_EQ(alert_heard(), 0);
+  EXPECT_EQ(SSL_get0_peer_certificate(shower_->ssl()), nullptr);
+}
+
+TEST_F(ShownCertificatesTest, AKeyBesideTheNameOfAHandshakeIsNothing) {
+  EXPECT_FALSE(meet(false, &next_, next_, std::nullopt, Shower::Says::its_name_and_a_key)) << stream_->why();
+  EXPECT_EQ(SSL_session_reused(shower_->ssl()), 0);
+  EXPECT_TRUE(has(stream_->description(), "with certificates")) << stream_->description();
+  EXPECT_EQ(meet(false, nullptr, next_, std::nullopt, Shower::Says::its_name_and_a_key), errc::authentication_failed);
+  EXPECT_FALSE(stream_->shaken());
+}
+
 TEST_F(ShownCertificatesTest, ACertificateIsNoKeyAndAKeyIsNoCertificate) {
   TlsKey with = random_tls_key();
   with.certificates = tls_->read_certificates(files_);
-  with.peers_certificate = hash_in(own_);
+  with.peers_certificate = own_.hash();
   TlsKey without = random_tls_key();
   without.identity = with.identity;
   without.secret = with.secret;
@@ -414,9 +510,9 @@ TEST_F(ShownCertificatesTest, TheRefusedSideLearnsWhyAndNamesItsOwn) {
     TlsKey of_foreign = random_tls_key();
     TlsKey of_own = of_foreign;
     of_foreign.certificates = tls_->read_certificates(others.files());
-    of_foreign.peers_certificate = hash_in(own_);
+    of_foreign.peers_certificate = own_.hash();
     of_own.certificates = tls_->read_certificates(files_);
-    of_own.peers_certificate = hash_in(foreign);
+    of_own.peers_certificate = foreign.hash();
     const TlsKey& dialed = foreign_dials ? of_foreign : of_own;
     const TlsKey& known = foreign_dials ? of_own : of_foreign;
     end();

@@ -10,12 +10,16 @@
 #include <openssl/ssl.h>
 
 #include <poll.h>
+#include <sys/socket.h>
+#include <sys/types.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
+#include <cstring>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -28,20 +32,21 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/kit/handshake_service.hpp>
+#include <kvferry/side_message_codec.hpp>
 #include <kvferry/tcp/hello.hpp>
 
 #include "channel_pair.hpp"
 #include "common/certificates.hpp"
+#include "init_question.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using kvferry::testing::authority;
 using kvferry::testing::CertificateDirectory;
-using kvferry::testing::ed25519_key;
 using kvferry::testing::Identity;
 using kvferry::testing::issue;
-using kvferry::testing::rsa_key;
 using std::chrono::milliseconds;
 
 constexpr std::size_t certified_pages = 4;
@@ -134,7 +139,7 @@ class Certified : public ::testing::Test {
 };
 
 TEST_F(Certified, PagesMoveOverSeveralLanesAndTheirPathSaysSo) {
-  for (const auto& key : {a_own_.key, rsa_key(), ed25519_key()}) {
+  for (const auto& key : kvferry::testing::keys_of_all_kinds()) {
     const Identity between = issue({.name = "between", .by = &ca_, .key = key, .ca = true});
     const Identity own = issue({.name = "a", .by = &between, .key = key});
     CertificateDirectory::put(a_files_.files().key, own.key_pem());
@@ -265,6 +270,131 @@ TEST_F(Certified, ACaThatHasExpiredVouchesForNobody) {
   EXPECT_TRUE(has(diagnostic, "certificate has expired") && has(diagnostic, "because of 'CN=late'")) << diagnostic;
 }
 
+TEST_F(Certified, ACaThatAnotherOneHasSignedIsTrustedAsItStands) {
+  const Identity between = authority("between", &ca_);
+  a_files_.set(issue({.name = "a", .by = &between}), between);
+  b_files_.set(issue({.name = "b", .by = &between}), between);
+  Node a(certified_pages, with(a_files_), false);
+  Node b(certified_pages, with(b_files_));
+  std::string diagnostic;
+  ASSERT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
+  expect_pages_move(a, b);
+  // What has signed it isn't trusted for that.
+  a_files_.set(issue({.name = "a", .by = &ca_}), between);
+  a.channel->disconnect("b");
+  EXPECT_EQ(connect(a, b, &diagnostic), errc::authentication_failed);
+}
+
+/// A question of somebody whose key is known, with this endpoint. @return why it is refused; empty if it is answered.
+std::string asked_with(const DialEndpoint& endpoint, Node& asking, Node& asked, std::error_code& ec) {
+  kit::InitQuestion asks = question();
+  asks.endpoint = encode_side_message(endpoint).encoded();
+  std::string diagnostic;
+  (void)asking.channel->send_init_side_msg(asked.channel->peer_init_url(), encode_side_message(asks),
+                                           {std::nullopt, &diagnostic}, ec);
+  return diagnostic;
+}
+
+TEST_F(Certified, AQuestionThatTellsOfACertificateSenselesslyIsRefused) {
+  Node asking(certified_pages, plain(), false);
+  Node certified(certified_pages, with(b_files_));
+  Node keyed(certified_pages, plain());
+  const Bytes hash(32, std::byte{7});
+  std::error_code ec;
+  std::string why = asked_with({1, true, hash}, asking, certified, ec);
+  EXPECT_FALSE(ec) << why;
+  for (const std::size_t size : {0U, 31U, 33U, 64U}) {
+    why = asked_with({1, true, Bytes(size, std::byte{7})}, asking, certified, ec);
+    EXPECT_EQ(ec, errc::malformed_message) << size;
+    EXPECT_TRUE(has(why, "tells of a certificate by " + std::to_string(size) + " bytes; SHA-256 has 32")) << why;
+  }
+  for (Node* const asked : {&certified, &keyed}) {
+    for (const std::optional<bool> encrypted : {std::optional<bool>(), std::optional(false)}) {
+      why = asked_with({1, encrypted, hash}, asking, *asked, ec);
+      EXPECT_EQ(ec, errc::malformed_message) << why;
+      EXPECT_TRUE(has(why, "tells of a certificate for connections that aren't to be encrypted")) << why;
+    }
+  }
+  why = asked_with({1, true, hash}, asking, keyed, ec);
+  EXPECT_EQ(ec, errc::encryption_mismatch) << why;
+  why = asked_with({1, true, std::nullopt}, asking, certified, ec);
+  EXPECT_EQ(ec, errc::encryption_mismatch) << why;
+}
+
+/// Has a key that is known, and answers each handshake with the endpoint that it is told.
+class Answering {
+ public:
+  Answering()
+      : service_({.bind_url = "tcp://127.0.0.1:0", .keyring = group_keyring()},
+                 [this](const SideMessage& asked, kit::HandshakeService::Reply reply) {
+                   if (asked.is<kit::Greeting>()) {
+                     reply(encode_side_message(kit::GreetingAnswer{"ok", kit::protocol_version}));
+                     return;
+                   }
+                   kit::InitAnswer answer;
+                   answer.status = decode_side_message<kit::InitQuestion>(asked).who.value_or(false)
+                                       ? kit::InitAnswer::here
+                                       : kit::InitAnswer::ok;
+                   answer.transport = "tcp";
+                   answer.incarnation = 4711;
+                   const std::lock_guard lock(mutex_);
+                   answer.endpoint = encode_side_message(endpoint_).encoded();
+                   reply(encode_side_message(answer));
+                 }) {}
+
+  /// How connecting to it ends.
+  std::error_code connect(Node& from, const AcceptEndpoint& endpoint) {
+    {
+      const std::lock_guard lock(mutex_);
+      endpoint_ = endpoint;
+    }
+    std::error_code ec;
+    (void)from.channel->lazy_init_peer_connection("a", "b", service_.bound_url(), std::nullopt, {}, ec);
+    return ec;
+  }
+
+ private:
+  std::mutex mutex_;
+  AcceptEndpoint endpoint_;
+  kit::HandshakeService service_;
+};
+
+TEST_F(Certified, AnAnswerThatTellsOfACertificateSenselesslyIsRefused) {
+  const asio::ip::tcp::endpoint any{asio::ip::address_v4::loopback(), 0};
+  asio::io_context context;
+  asio::ip::tcp::acceptor acceptor(context, any);
+  Answering answering;
+  AcceptEndpoint sound;
+  sound.port = acceptor.local_endpoint().port();
+  sound.dial_secret = sound.accept_secret = Bytes(16, std::byte{1});
+  sound.tls_identity = Bytes(16, std::byte{2});
+  sound.certificate = Bytes(32, std::byte{3});
+  const Bytes secret(32, std::byte{4});
+  std::vector<AcceptEndpoint> senseless(6, sound);
+  senseless[0].certificate = Bytes(31, std::byte{3});
+  senseless[1].certificate = Bytes();
+  senseless[2].tls_secret = secret;
+  senseless[3].tls_identity.reset();
+  senseless[4].tls_identity = Bytes(15, std::byte{2});
+  senseless[5].certificate.reset();  // an identity, and nothing that it is of
+  for (const bool certified : {true, false}) {
+    Node a(certified_pages, certified ? with(a_files_) : plain(), false);
+    for (std::size_t i = 0; i < senseless.size(); ++i) {
+      EXPECT_EQ(answering.connect(a, senseless[i]), errc::malformed_message) << i;
+    }
+    AcceptEndpoint of_the_other_kind = sound;
+    if (certified) {
+      of_the_other_kind.certificate.reset();
+      of_the_other_kind.tls_secret = secret;
+    }
+    EXPECT_EQ(answering.connect(a, of_the_other_kind), errc::encryption_mismatch);
+  }
+  acceptor.non_blocking(true);
+  std::error_code ec;
+  (void)acceptor.accept(ec);
+  EXPECT_EQ(ec, asio::error::would_block) << "none of them leads to a data connection";
+}
+
 TEST_F(Certified, FilesThatChangeAreTakenUpWithoutARestart) {
   Node a(certified_pages, with(a_files_, &a_log_), false);
   Node b(certified_pages, with(b_files_, &b_log_));
@@ -279,7 +409,9 @@ TEST_F(Certified, FilesThatChangeAreTakenUpWithoutARestart) {
   a.channel->disconnect("b");
   std::string diagnostic;
   EXPECT_EQ(connect(a, b, &diagnostic), errc::authentication_failed) << "b's is of the old one";
-  EXPECT_TRUE(has(diagnostic, "at peer 'b'") || has(diagnostic, "peer 'b'")) << diagnostic;
+  EXPECT_TRUE(has(diagnostic, "data connection to peer 'b'") &&
+              has(diagnostic, "unable to get local issuer certificate") && has(diagnostic, b_own_.sha256()))
+      << diagnostic;
   EXPECT_EQ(a_log_.count("certificates_replaced", new_a.sha256()), 1U) << a_log_.all();
   b_files_.set(new_b, new_ca);
   EXPECT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
@@ -360,6 +492,52 @@ TEST_F(Certified, NothingFailsWhileFilesAreReplacedUnderTraffic) {
   EXPECT_GT(b_log_.count("certificates_replaced"), 0U);
 }
 
+TEST_F(Certified, ACaIsReplacedInItsStepsAndNothingFails) {
+  Node a(certified_pages, with(a_files_, &a_log_), false);
+  Node b(certified_pages, with(b_files_, &b_log_));
+  std::atomic<bool> over = false;
+  std::atomic<int> connects = 0;
+  std::thread traffic([&] {
+    while (!over) {
+      std::string diagnostic;
+      EXPECT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
+      std::error_code ec;
+      (void)a.channel->batched_read(a.pages(certified_pages),
+                                    {.peer_id = "b", .remote_indexes = indexes(certified_pages)}, ec);
+      EXPECT_FALSE(ec) << ec.message();
+      a.channel->disconnect("b", ec);
+      ++connects;
+    }
+  });
+  const auto go_on = [&] {
+    const int before = connects;
+    while (connects < before + 2 && !HasFailure()) {
+      std::this_thread::yield();
+    }
+  };
+  const Identity new_ca = authority("new ca");
+  const Identity new_a = issue({.name = "a", .by = &new_ca});
+  const Identity new_b = issue({.name = "b", .by = &new_ca});
+  go_on();
+  for (const auto* files : {&a_files_, &b_files_}) {
+    CertificateDirectory::put(files->files().trusted, ca_.pem() + new_ca.pem());
+    go_on();
+  }
+  for (const auto& [files, own] : {std::pair(&a_files_, new_a), std::pair(&b_files_, new_b)}) {
+    CertificateDirectory::put(files->files().chain, own.pem());
+    CertificateDirectory::put(files->files().key, own.key_pem());
+    go_on();
+  }
+  for (const auto* files : {&a_files_, &b_files_}) {
+    CertificateDirectory::put(files->files().trusted, new_ca.pem());
+    go_on();
+  }
+  over = true;
+  traffic.join();
+  EXPECT_EQ(a_log_.count("certificates_replaced", new_a.sha256() + ", valid"), 2U) << a_log_.all();
+  EXPECT_EQ(a_log_.count("certificates_replaced", "this side goes on showing"), 2U) << a_log_.all();
+}
+
 /// Passes on what either side says, until one ends.
 class Splice {
  public:
@@ -398,12 +576,43 @@ class Splice {
   std::array<std::thread, 2> threads_;
 };
 
+/// Has a certificate of the CA's, and repeats the name of a handshake that it has seen in the clear on the way.
+class Eavesdropper {
+ public:
+  /// @param opening the first message of an honest connection of the handshake.
+  Eavesdropper(asio::ip::tcp::socket socket, const Identity& shown, const std::vector<unsigned char>& opening)
+      : socket_(std::move(socket)) {
+    constexpr std::array<unsigned char, 4> extension{0xff, 0x4b, 0, 16};
+    // Not std::ranges::search, whose result Clang 14 can't use.
+    const auto found = std::search(opening.begin(), opening.end(), extension.begin(), extension.end());
+    EXPECT_LE(extension.size() + identity_.size(), static_cast<std::size_t>(opening.end() - found));
+    if (!::testing::Test::HasFailure()) {
+      std::memcpy(identity_.data(), &*found + extension.size(), identity_.size());
+    }
+    SSL_CTX_use_certificate(context_.get(), shown.certificate.get());
+    SSL_CTX_use_PrivateKey(context_.get(), shown.key.get());
+    kvferry::testing::name_handshake(context_.get(), identity_);
+    ssl_.reset(SSL_new(context_.get()));
+    SSL_set_fd(ssl_.get(), socket_.native_handle());
+  }
+
+  [[nodiscard]] SSL* ssl() const { return ssl_.get(); }
+  [[nodiscard]] asio::ip::tcp::socket& socket() { return socket_; }
+
+ private:
+  asio::ip::tcp::socket socket_;
+  std::array<std::byte, 16> identity_{};
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context_{SSL_CTX_new(TLS_client_method()), &SSL_CTX_free};
+  std::unique_ptr<SSL, decltype(&SSL_free)> ssl_{nullptr, &SSL_free};
+};
+
 /// Stands in the way of data connections to b.
 class CertifiedInBetween : public Certified {
  protected:
   CertifiedInBetween() {
     TcpOptions options = with(b_files_, &b_log_);
     options.advertised_data_address = "127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port());
+    options.hello_timeout = std::chrono::hours(1);  // it is no help here
     b_.emplace(certified_pages, std::move(options));
   }
 
@@ -416,6 +625,15 @@ class CertifiedInBetween : public Certified {
     asio::ip::tcp::socket socket(context_);
     socket.connect({asio::ip::address_v4::loopback(), b_->channel->data_port()});
     return socket;
+  }
+
+  /// The first message on a connection.
+  static std::vector<unsigned char> opening_of(asio::ip::tcp::socket& client) {
+    std::vector<unsigned char> opening(5);
+    asio::read(client, asio::buffer(opening));
+    opening.resize(5 + static_cast<std::size_t>(opening[3] << 8) + opening[4]);
+    asio::read(client, asio::buffer(opening.data() + 5, opening.size() - 5));
+    return opening;
   }
 
   asio::io_context context_;
@@ -489,38 +707,13 @@ TEST_F(CertifiedInBetween, ACertificateOfTheCaThatNobodyToldOfIsRefused) {
   Node a(certified_pages, with(a_files_), false);
   auto connecting = std::async(std::launch::async, [&] { return connect(a, *b_); });
   auto client = accepted();
-  // Its first bytes name the handshake in the clear. Somebody on the way who has a certificate of the CA's repeats that.
-  std::vector<unsigned char> opening(5);
-  asio::read(client, asio::buffer(opening));
-  opening.resize(5 + static_cast<std::size_t>(opening[3] << 8) + opening[4]);
-  asio::read(client, asio::buffer(opening.data() + 5, opening.size() - 5));
-  constexpr std::array<unsigned char, 4> extension{0xff, 0x4b, 0, 16};
-  // Not std::ranges::search, whose result Clang 14 can't use.
-  const auto found = std::search(opening.begin(), opening.end(), extension.begin(), extension.end());
-  ASSERT_NE(found, opening.end());
-  std::array<unsigned char, 16> identity{};
-  std::copy_n(found + extension.size(), identity.size(), identity.begin());
-
+  const auto opening = opening_of(client);
   const Identity untold = issue({.name = "a", .by = &ca_});
-  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()), &SSL_CTX_free);
-  SSL_CTX_use_certificate(context.get(), untold.certificate.get());
-  SSL_CTX_use_PrivateKey(context.get(), untold.key.get());
-  SSL_CTX_add_custom_ext(
-      context.get(), 0xff4b, SSL_EXT_CLIENT_HELLO,
-      [](SSL*, unsigned, unsigned, const unsigned char** out, std::size_t* size, X509*, std::size_t, int*,
-         void* named) {
-        *out = static_cast<const unsigned char*>(named);
-        *size = 16;
-        return 1;
-      },
-      nullptr, identity.data(), nullptr, nullptr);
-  const std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context.get()), &SSL_free);
-  auto stranger = to_b();
-  SSL_set_fd(ssl.get(), stranger.native_handle());
-  EXPECT_EQ(SSL_connect(ssl.get()), 1) << "it is through before the other side has looked at its certificate";
+  Eavesdropper eavesdropper(to_b(), untold, opening);
+  EXPECT_EQ(SSL_connect(eavesdropper.ssl()), 1) << "it is through before the other side has looked at its certificate";
   std::array<char, 100> buffer{};
-  EXPECT_LE(SSL_read(ssl.get(), buffer.data(), buffer.size()), 0);
-  stranger.close();
+  EXPECT_LE(SSL_read(eavesdropper.ssl(), buffer.data(), buffer.size()), 0);
+  eavesdropper.socket().close();
   EXPECT_TRUE(b_log_.wait_for("stranger_refused",
                               "a data connection of peer 'a': it shows a certificate with SHA-256 " + untold.sha256() +
                                   ", and has told of one with SHA-256 " + a_own_.sha256()))
@@ -532,6 +725,43 @@ TEST_F(CertifiedInBetween, ACertificateOfTheCaThatNobodyToldOfIsRefused) {
   const Splice splice(std::move(client), std::move(server));
   EXPECT_FALSE(connecting.get());
   expect_pages_move(a, *b_);
+}
+
+TEST_F(CertifiedInBetween, WhoIsRefusedAndGoesOnAndOnKeepsNobodyFromHisWork) {
+  Node friendly(certified_pages, with(a_files_), false);
+  auto greeting = std::async(std::launch::async, [&] { return connect(friendly, *b_, nullptr, "friendly"); });
+  auto friends = accepted();
+  const Splice friendly_splice(std::move(friends), to_b());
+  ASSERT_FALSE(greeting.get());
+
+  Node a(certified_pages, with(a_files_), false);
+  auto connecting = std::async(std::launch::async, [&] { return connect(a, *b_); });
+  auto client = accepted();
+  const auto opening = opening_of(client);
+  Eavesdropper eavesdropper(to_b(), issue({.name = "a", .by = &ca_}), opening);
+  ASSERT_EQ(SSL_connect(eavesdropper.ssl()), 1);
+  std::promise<std::size_t> over;
+  std::thread flood([&] {
+    // Far more than what is read of it and what lies in sockets' buffers. Each piece is larger than what is read at a time, so
+    // that there is always more.
+    constexpr std::size_t most = std::size_t{256} << 20;
+    const std::vector<char> nonsense(std::size_t{1} << 18);
+    std::size_t sent = 0;
+    for (ssize_t part = 1; part > 0 && sent < most;) {
+      part = ::send(eavesdropper.socket().native_handle(), nonsense.data(), nonsense.size(), MSG_NOSIGNAL);
+      sent += static_cast<std::size_t>(std::max<ssize_t>(part, 0));
+    }
+    eavesdropper.socket().close();
+    over.set_value(sent);
+  });
+  EXPECT_LT(over.get_future().get(), std::size_t{64} << 20) << "it is listened to for as long as it likes";
+  flood.join();
+  expect_pages_move(friendly, *b_);
+  auto server = to_b();
+  asio::write(server, asio::buffer(opening));
+  const Splice splice(std::move(client), std::move(server));
+  EXPECT_FALSE(connecting.get());
+  expect_pages_move(a, *b_, 2);
 }
 
 }  // namespace

@@ -41,44 +41,53 @@ KVFERRY_INLINE std::shared_ptr<const TlsCertificates> Certificates::current() {
   const std::lock_guard lock(mutex_);
   // Before they are read: what changes meanwhile is seen the next time.
   const States now = states();
-  if (now != seen_ || !settled_) {
+  if (now != seen_ || (!settled_ && std::chrono::steady_clock::now() >= again_)) {
     look_again(now);
   }
   return current_;
 }
 
 KVFERRY_INLINE void Certificates::look_again(const States& now) {
+  constexpr std::chrono::seconds read_again_after(1);
   // A file that is written twice within a tick of the file system's clock may look the same as before.
   constexpr std::int64_t tick = 2'000'000'000;
   const std::int64_t today =
       std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   settled_ = std::ranges::all_of(
       now, [today](const State& file) { return std::max(file.modified, file.changed) < today - tick; });
+  if (now != seen_) {
+    complaint_.clear();
+  }
   seen_ = now;
+  again_ = {};
   std::error_code cause;
-  std::string complaint;
+  std::string why;
   try {
     auto fresh = tls_->read_certificates(files_);
     complaint_.clear();
     if (fresh->content() != current_->content()) {
       logger_->log(LogLevel::info, "certificates_replaced", {}, {}, [&] {
-        return "from now on this side shows " + fresh->description() + "; before " + current_->description();
+        return fresh->hash() == current_->hash()
+                   ? "this side goes on showing " + current_->description() +
+                         "; changed are the certificates behind it, or those that this side trusts"
+                   : "from now on this side shows " + fresh->description() + "; before " + current_->description();
       });
       current_ = std::move(fresh);
     }
     return;
   } catch (const TransferError& error) {
     cause = error.code();
-    complaint = error.what();
+    why = error.what();
   } catch (const std::exception& error) {
     cause = errc::resource_limit;
-    complaint = error.what();
-    settled_ = false;  // nothing is known of the files
+    why = error.what();
   }
-  if (complaint != complaint_) {
-    complaint_ = complaint;
+  // The same files may be sound later: when a certificate's time has come, or a descriptor is free to read them by.
+  settled_ = false;
+  again_ = std::chrono::steady_clock::now() + read_again_after;
+  if (std::exchange(complaint_, cause) != cause) {
     logger_->log(LogLevel::warning, "certificates_not_replaced", {}, cause,
-                 [&] { return complaint + "; this side goes on with " + current_->description(); });
+                 [&] { return why + "; this side goes on with " + current_->description(); });
   }
 }
 

@@ -4,10 +4,12 @@
 #include <sys/types.h>
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 
 #include <kvferry/kit/logger.hpp>
 #include <kvferry/tcp_certificates.hpp>
@@ -50,9 +52,10 @@ class Certificates {
   const std::shared_ptr<kit::Logger> logger_;
   std::mutex mutex_;  ///< Guards what follows.
   States seen_;       ///< When they were read the last time.
-  bool settled_ = false;
+  bool settled_ = false;          ///< Files that look the same are the same, and were sound.
+  std::chrono::steady_clock::time_point again_;  ///< Until then, files that look the same aren't read again.
   std::shared_ptr<const TlsCertificates> current_;
-  std::string complaint_;  ///< About files that aren't sound, as it was logged.
+  std::error_code complaint_;  ///< That has been logged of files that look as `seen_`.
 };
 
 }  // namespace kvferry::tcp

@@ -37,6 +37,8 @@ inline constexpr std::size_t max_expected = std::size_t{1} << 14;
 
 /// A connection that has not said its hello costs a descriptor.
 KVFERRY_INLINE std::size_t max_greetings() { return share_of_descriptors(4, 16, 4096); }
+/// A peer of this project's has the end of TLS's handshake and its hello under way when its certificate is refused: a few KiB.
+inline constexpr std::size_t max_past_refusal = std::size_t{64} << 10;
 /// How long accepting rests when the process is out of file descriptors.
 inline constexpr std::chrono::milliseconds accept_pause{100};
 
@@ -112,7 +114,8 @@ struct DataAcceptor::Greeting {
   /// It isn't one of the greetings any more: the thread that is at it closes it.
   bool dropped = false;
   bool comes_again = false;  ///< It is told so first.
-  bool refused = false;      ///< It is being told what is wrong with its certificate.
+  bool refused = false;      ///< It is being told what is wrong with its certificate, and has said since then ...
+  std::size_t past_refusal = 0;  ///< ... so many bytes.
 };
 
 KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options,
@@ -388,12 +391,7 @@ KVFERRY_INLINE std::string DataAcceptor::why_refused(const Greeting& greeting) c
 KVFERRY_INLINE std::error_code DataAcceptor::receive_hello(Greeting& greeting) {
   DataConnection& connection = greeting.connection;
   if (greeting.refused) {
-    std::array<std::byte, 1024> unread;
-    std::error_code over;
-    while (!over) {
-      (void)connection.socket.read_some(asio::buffer(unread), over);
-    }
-    return over;
+    return read_past_refusal(greeting);
   }
   if (options_.tls) {
     if (const auto ec = connection.tls ? std::error_code() : receive_opening(greeting)) {
@@ -408,6 +406,19 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_hello(Greeting& greeting) {
     greeting.received += connection.read_some(std::span(greeting.bytes).subspan(greeting.received), ec);
   }
   return ec;
+}
+
+/// One piece each time: whoever says more and more must not keep the thread from others, nor from what has become of the
+/// connection meanwhile.
+KVFERRY_INLINE std::error_code DataAcceptor::read_past_refusal(Greeting& greeting) {
+  std::array<std::byte, max_past_refusal / 4> unread;
+  std::error_code ec;
+  greeting.past_refusal += greeting.connection.socket.read_some(asio::buffer(unread), ec);
+  if (ec) {
+    return ec;
+  }
+  return greeting.past_refusal > max_past_refusal ? make_error_code(errc::resource_limit)
+                                                  : std::error_code(asio::error::would_block);
 }
 
 /// Nothing is set aside for a connection before it has said what TLS's begin with. Who then shows no key of a

@@ -66,6 +66,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   /// @return an error that is no `would_block`: it is none of a peer's.
   [[nodiscard]] std::error_code receive_hello(Greeting& greeting);
   [[nodiscard]] std::error_code receive_opening(Greeting& greeting);
+  [[nodiscard]] std::error_code read_past_refusal(Greeting& greeting);
   void refuse(const std::shared_ptr<Greeting>& greeting);
   [[nodiscard]] std::string why_refused(const Greeting& greeting) const;
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);

@@ -101,19 +101,30 @@ KVFERRY_INLINE std::string description_of(const X509* certificate) {
          text_of_time(X509_get0_notBefore(certificate)) + " to " + text_of_time(X509_get0_notAfter(certificate));
 }
 
-/// A file as it was once. There may be a key in it: overwritten when it goes.
+/// Bytes that may be a key's: overwritten when they go.
+class PassingBytes {
+ public:
+  PassingBytes() = default;
+  PassingBytes(const PassingBytes&) = delete;
+  PassingBytes& operator=(const PassingBytes&) = delete;
+  ~PassingBytes() { ::explicit_bzero(bytes_.data(), bytes_.size()); }
+
+  [[nodiscard]] std::vector<char>& operator*() noexcept { return bytes_; }
+  [[nodiscard]] const std::vector<char>& operator*() const noexcept { return bytes_; }
+
+ private:
+  std::vector<char> bytes_;
+};
+
+/// A file as it was once.
 class CertificateFile {
  public:
   /// @param field of `CertificateFiles`. @param secret nobody else may read or write it. @throws TransferError
   CertificateFile(std::string_view field, const std::string& path, bool secret);
-  CertificateFile(const CertificateFile&) = delete;
-  CertificateFile& operator=(const CertificateFile&) = delete;
-  ~CertificateFile() { ::explicit_bzero(bytes_.data(), bytes_.size()); }
-
-  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return std::as_bytes(std::span(bytes_)); }
+  [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return std::as_bytes(std::span(*bytes_)); }
   /// Reads these bytes, for as long as this lives.
   [[nodiscard]] OfOpenSsl<BIO> open() const {
-    return not_null(BIO_new_mem_buf(bytes_.data(), static_cast<int>(bytes_.size())));
+    return not_null(BIO_new_mem_buf((*bytes_).data(), static_cast<int>((*bytes_).size())));
   }
   /// All of its certificates, at least one. @throws TransferError
   [[nodiscard]] std::vector<OfOpenSsl<X509>> certificates() const;
@@ -123,7 +134,7 @@ class CertificateFile {
 
  private:
   const std::string name_;
-  std::vector<char> bytes_;
+  PassingBytes bytes_;  ///< Not only the destructor's to overwrite: the constructor may throw.
 };
 
 KVFERRY_INLINE CertificateFile::CertificateFile(std::string_view field, const std::string& path, bool secret)
@@ -141,20 +152,21 @@ KVFERRY_INLINE CertificateFile::CertificateFile(std::string_view field, const st
   if (secret) {
     require_owner_only(status, name_);
   }
+  std::vector<char>& bytes = *bytes_;
   // Not made larger later: that would leave a copy behind.
-  bytes_.resize(std::min<std::size_t>(static_cast<std::size_t>(status.st_size), max_certificate_file) + 1);
+  bytes.resize(std::min<std::size_t>(static_cast<std::size_t>(status.st_size), max_certificate_file) + 1);
   std::size_t filled = 0;
-  for (ssize_t part = 1; part != 0 && filled != bytes_.size();) {
-    part = ::read(file.get(), bytes_.data() + filled, bytes_.size() - filled);
+  for (ssize_t part = 1; part != 0 && filled != bytes.size();) {
+    part = ::read(file.get(), bytes.data() + filled, bytes.size() - filled);
     if (part < 0 && errno != EINTR) {
       fail();
     }
     filled += static_cast<std::size_t>(std::max<ssize_t>(part, 0));
   }
-  if (filled == bytes_.size()) {
+  if (filled == bytes.size()) {
     refuse(filled > max_certificate_file ? "has more than a mebibyte" : "grows while it is read");
   }
-  bytes_.resize(filled);
+  bytes.resize(filled);
 }
 
 KVFERRY_INLINE std::vector<OfOpenSsl<X509>> CertificateFile::certificates() const {
@@ -263,6 +275,16 @@ KVFERRY_INLINE void OpenSslCertificates::take_key(const CertificateFile& file, c
   if (std::ranges::none_of(usable, [this](const char* name) { return EVP_PKEY_is_a(key_.get(), name) == 1; })) {
     chain.refuse("is of a certificate with a key of type " + type(key_.get()) +
                  "; TLS 1.3 takes RSA, EC, ED25519 and ED448");
+  }
+  if (EVP_PKEY_is_a(key_.get(), "EC") == 1) {
+    std::array<char, 80> curve{};
+    std::size_t size = 0;
+    (void)EVP_PKEY_get_group_name(key_.get(), curve.data(), curve.size(), &size);
+    const std::array curves{"prime256v1", "secp384r1", "secp521r1"};
+    if (std::ranges::find(curves, std::string_view(curve.data())) == curves.end()) {
+      chain.refuse("is of a certificate with a key on " + (size == 0 ? "a curve without a name" : "the curve " + printable(curve.data())) +
+                   "; TLS 1.3 takes P-256 (prime256v1), P-384 (secp384r1) and P-521 (secp521r1)");
+    }
   }
   ERR_clear_error();
 }

@@ -11,6 +11,8 @@
 #include <sys/auxv.h>
 #endif
 
+#include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -80,13 +82,12 @@ KVFERRY_INLINE OpenSslContext::OpenSslContext(std::uint64_t records_per_key) : r
   SSL_CTX_set_msg_callback(context, &OpenSslStream::see_message);
   SSL_CTX_set_psk_use_session_callback(context, &OpenSslStream::use_key);
   SSL_CTX_set_psk_find_session_callback(context, &OpenSslStream::find_key);
-  set_up_certificates();
 }
 
 KVFERRY_INLINE void OpenSslContext::set_up_certificates() {
   SSL_CTX* const context = context_.get();
-  // As strong as the keys that are agreed: RSA from 2,048 bits on, and no SHA-1.
-  SSL_CTX_set_security_level(context, 2);
+  // As strong as the keys that are agreed: RSA from 2,048 bits on, and no SHA-1. The system's policy may ask for more.
+  SSL_CTX_set_security_level(context, std::max(SSL_CTX_get_security_level(context), 2));
   // Those of PKCS #1 are for what a CA has signed.
   constexpr const char* signatures =
       "ed25519:ed448:ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512:rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:rsa_pss_rsae_"
@@ -107,6 +108,11 @@ KVFERRY_INLINE void OpenSslContext::set_up_certificates() {
 }
 
 KVFERRY_INLINE std::shared_ptr<const TlsCertificates> OpenSslContext::read_certificates(const CertificateFiles& files) {
+  // Not for channels without certificates: those get on with an OpenSSL that can't do all of this.
+  std::call_once(certificates_set_up_, [this] {
+    const OpenSslErrors errors;
+    set_up_certificates();
+  });
   return std::make_shared<const OpenSslCertificates>(context_.get(), files);
 }
 

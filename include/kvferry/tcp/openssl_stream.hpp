@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <span>
 #include <string>
@@ -56,6 +57,7 @@ class OpenSslContext final : public TlsContext, public std::enable_shared_from_t
   const std::uint64_t records_per_key_;
   std::unique_ptr<SSL_CTX, Free> context_;
   const BIO_METHOD* socket_ = nullptr;
+  std::once_flag certificates_set_up_;
 };
 
 /// The extension of a ClientHello that has a handshake's identity, where certificates are shown: a private one (RFC 8446, 11).
@@ -80,7 +82,7 @@ class OpenSslStream final : public TlsStream {
   void dial(const TlsKey& key) {
     key_ = key;
     SSL_set_connect_state(ssl_);
-    // Without the key the peer would have to show a certificate, and there is none that counts unless one was told.
+    // Who doesn't have the key would have to show a certificate. Only one that was told counts.
     SSL_set_verify(ssl_, SSL_VERIFY_PEER, nullptr);
     if (key_.certificates && !use_certificates()) {
       throw std::bad_alloc();
