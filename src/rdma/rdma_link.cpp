@@ -320,9 +320,7 @@ void RdmaLink::probe(std::function<void()> answered) {
 
 void RdmaLink::shut(std::error_code cause, const std::string& why) {
   end_rails(cause, why);
-  for (const auto& rail : rails_) {
-    rail->deregister_own();
-  }
+  deregister_own();
 }
 
 void RdmaLink::end_rails(std::error_code cause, const std::string& why) {
@@ -343,13 +341,15 @@ void RdmaLink::end_rails(std::error_code cause, const std::string& why) {
   }
 }
 
+void RdmaLink::deregister_own() {
+  for (const auto& rail : rails_) {
+    rail->deregister_own();
+  }
+}
+
 void RdmaLink::deregister_aside() {
-  if (const auto aside = options_.aside.lock()) {
-    aside->run([self = shared_from_this()] {
-      for (const auto& rail : self->rails_) {
-        rail->deregister_own();
-      }
-    });
+  if (const auto aside = options_.aside.lock(); aside && !deregistering_.exchange(true)) {
+    aside->run_after_end([self = shared_from_this()] { self->deregister_own(); });
   }
 }
 
