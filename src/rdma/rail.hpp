@@ -115,7 +115,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   [[nodiscard]] int event_descriptor();
   /// Destroys the queue pair and ends all operations: with the peer's answer if it has answered, else with `cause`.
   void shut(std::error_code cause, const std::string& why);
-  /// After `shut`: what was registered for this link alone is registered no more. Takes its time.
+  /// After `shut`: the regions that were registered for this link alone are so no more. Takes its time.
   void deregister_own() { domain_->link_ended(); }
 
   void device_failed(std::error_code cause, const std::string& why) override;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rail_domain.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <string>
@@ -26,12 +28,28 @@ RailDomain::RailDomain(std::shared_ptr<RailDevice> device, std::size_t slice_byt
   }
 }
 
-RailDomain::Registered RailDomain::make_registered(const LocalRegion& region) const {
+void ChannelRegion::keep_dmabuf() {
+  if (region_.dmabuf_fd == -1) {
+    return;
+  }
+  dmabuf_.reset(::fcntl(region_.dmabuf_fd, F_DUPFD_CLOEXEC, 0));
+  if (!dmabuf_) {
+    const auto error = last_verbs_error();
+    throw TransferError(error, "region " + std::to_string(region_.number) + ": the descriptor " +
+                                   std::to_string(region_.dmabuf_fd) + " of its dma-buf can't be duplicated: " +
+                                   error.message());
+  }
+  region_.dmabuf_fd = dmabuf_.get();
+}
+
+RailDomain::Registered RailDomain::make_registered(const std::shared_ptr<const ChannelRegion>& of) const {
+  const LocalRegion& region = of->get();
   int access = IBV_ACCESS_LOCAL_WRITE;
   access |= allows(region.peer_access, Access::write) ? IBV_ACCESS_REMOTE_WRITE : 0;
   access |= allows(region.peer_access, Access::read) ? IBV_ACCESS_REMOTE_READ : 0;
   const bool is_device_memory = region.dmabuf_fd != -1;
   Registered registered;
+  registered.memory.region = of;
   RegionKeys& keys = registered.keys;
   keys.number = region.number;
   if (region.peer_access != Access::none) {
@@ -56,19 +74,25 @@ RailDomain::Registered RailDomain::make_registered(const LocalRegion& region) co
     if (region.peer_access != Access::none) {
       keys.keys.push_back(slice->rkey);
     }
-    registered.memory.push_back(std::move(slice));
+    registered.memory.slices.push_back(std::move(slice));
   }
   return registered;
 }
 
-void RailDomain::enter(std::uint32_t number, Registered registered) {
+void RailDomain::enter(std::uint32_t number, Registered&& registered) {
   const std::lock_guard lock(regions_mutex_);
   if (!ended_) {
-    registered_.insert_or_assign(number, std::move(registered));
+    registered_.try_emplace(number, std::move(registered));
   }
 }
 
+bool RailDomain::ended() const {
+  const std::lock_guard lock(regions_mutex_);
+  return ended_;
+}
+
 void RailDomain::deregister_region(std::uint32_t number) {
+  const std::shared_lock at_work(at_work_);
   decltype(registered_)::node_type gone;  // not to be let go with the lock held: it takes its time
   const std::lock_guard lock(regions_mutex_);
   gone = registered_.extract(number);
@@ -81,16 +105,19 @@ void RailDomain::link_ended() {
 }
 
 void RailDomain::deregister_regions() {
-  const std::lock_guard ending(ending_mutex_);
-  for (std::uint32_t next = 0;;) {
-    std::vector<MemoryRegionPtr> gone;  // not to be let go with the regions' lock held
+  {
     const std::lock_guard lock(regions_mutex_);
-    ended_ = true;
+    ended_ = true;  // so that nobody begins to register anything here
+  }
+  const std::lock_guard alone(at_work_);
+  for (std::uint32_t next = 0;;) {
+    Registered::Memory gone;  // not to be let go with the regions' lock held
+    const std::lock_guard lock(regions_mutex_);
     const auto it = registered_.lower_bound(next);
     if (it == registered_.end()) {
       return;
     }
-    gone.swap(it->second.memory);
+    std::swap(gone, it->second.memory);
     next = it->first + 1;
   }
 }
@@ -155,12 +182,16 @@ RailDomains::RailDomains(std::shared_ptr<RailDevice> device, std::span<const Mem
     : device_(std::move(device)), slice_bytes_(slice_bytes), use_(use) {
   const auto numbered = kit::RegionList::of(regions);
   const auto first = std::make_shared<RailDomain>(device_, slice_bytes_, use_);
+  std::vector<RailDomain::Registered> tried;  // kept until the last one is: they have to be registered together
   for (const LocalRegion& region : numbered->all()) {
-    auto registered = first->make_registered(region);
+    const Known known = make_known(region);
+    auto registered = first->make_registered(known.region);
     if (use_ == RailDomain::Use::of_channel) {
       first->enter(region.number, std::move(registered));
+    } else {
+      tried.push_back(std::move(registered));
     }
-    regions_.emplace(region.number, region);
+    regions_.emplace(region.number, known);
   }
   if (use_ == RailDomain::Use::of_channel) {
     common_ = first;
@@ -173,7 +204,7 @@ std::shared_ptr<RailDomain> RailDomains::for_link() {
     return common_;
   }
   const auto domain = std::make_shared<RailDomain>(device_, slice_bytes_, use_);
-  std::vector<LocalRegion> regions;
+  std::vector<std::weak_ptr<const ChannelRegion>> regions;  // whoever removes one doesn't wait until its turn has come
   {
     // What is added from here on is registered there by whoever adds it.
     const std::lock_guard lock(mutex_);
@@ -182,23 +213,56 @@ std::shared_ptr<RailDomain> RailDomains::for_link() {
     }
     std::erase_if(domains_, [](const auto& weak) { return weak.expired(); });
     domains_.push_back(domain);
-    for (const auto& [number, region] : regions_) {
-      regions.push_back(region);
+    for (const auto& [number, known] : regions_) {
+      regions.emplace_back(known.region);
     }
   }
-  for (const LocalRegion& region : regions) {
-    register_in(*domain, region);
+  for (const auto& weak : regions) {
+    if (const auto region = weak.lock()) {
+      register_in(*domain, region);
+    }
   }
   return domain;
 }
 
-void RailDomains::register_in(RailDomain& domain, const LocalRegion& region) {
-  auto registered = domain.make_registered(region);
+RailDomains::Known RailDomains::make_known(const LocalRegion& region) const {
+  std::promise<void> gone;
+  std::shared_future<void> known_gone = gone.get_future().share();
+  const auto known = std::make_shared<ChannelRegion>(region, std::move(gone));
+  if (use_ == RailDomain::Use::of_link) {
+    known->keep_dmabuf();
+  }
+  return {known, std::move(known_gone)};
+}
+
+/// By more than its number: one that couldn't be registered everywhere leaves its number to the next.
+bool RailDomains::is_known(const std::shared_ptr<const ChannelRegion>& region) const {
+  const auto it = regions_.find(region->get().number);
+  return it != regions_.end() && it->second.region == region;
+}
+
+bool RailDomains::register_in(RailDomain& domain, const std::shared_ptr<const ChannelRegion>& region) {
+  const std::shared_lock at_work(domain.at_work_);
+  if (domain.ended()) {
+    return false;
+  }
+  RailDomain::Registered registered;  // not to be let go with the lock held
+  try {
+    registered = domain.make_registered(region);
+  } catch (const TransferError&) {
+    const std::lock_guard lock(mutex_);
+    if (is_known(region) && !domain.ended()) {
+      throw;
+    }
+    return false;
+  }
   // Whoever removes a region forgets it first, and then goes through the domains.
   const std::lock_guard lock(mutex_);
-  if (regions_.contains(region.number)) {
-    domain.enter(region.number, std::move(registered));
+  if (!is_known(region) || domain.ended()) {
+    return false;
   }
+  domain.enter(region->get().number, std::move(registered));
+  return true;
 }
 
 std::vector<std::shared_ptr<RailDomain>> RailDomains::living() {
@@ -219,46 +283,63 @@ void RailDomains::register_region(const LocalRegion& region) {
                                                   " slices of " + std::to_string(slice_bytes_) + ", at most " +
                                                   std::to_string(max_region_keys) + " in a region that comes later");
   }
+  Known added = make_known(region);
   std::vector<std::shared_ptr<RailDomain>> domains;
   {
     const std::lock_guard lock(mutex_);
     domains = living();
-    regions_.insert_or_assign(region.number, region);
+    regions_.insert_or_assign(region.number, added);
   }
   try {
-    if (domains.empty()) {
-      (void)RailDomain(device_, slice_bytes_, use_).make_registered(region);
-    }
+    bool registered = false;
     for (const auto& domain : domains) {
-      register_in(*domain, region);
+      registered = register_in(*domain, added.region) || registered;
+    }
+    if (!registered) {
+      (void)RailDomain(device_, slice_bytes_, use_).make_registered(added.region);  // whether it can be
     }
   } catch (...) {
+    added.region.reset();
     deregister_region(region.number);
     throw;
   }
 }
 
 void RailDomains::deregister_region(std::uint32_t number) {
+  decltype(regions_)::node_type known;
   std::vector<std::shared_ptr<RailDomain>> domains;
   {
     const std::lock_guard lock(mutex_);
-    regions_.erase(number);
     domains = living();
+    known = regions_.extract(number);
+  }
+  if (known.empty()) {
+    return;
   }
   for (const auto& domain : domains) {
     domain->deregister_region(number);
   }
+  known.mapped().region.reset();
+  known.mapped().gone.wait();  // for who is just registering it, and for domains that are being destroyed
 }
 
 void RailDomains::close() {
   std::vector<std::shared_ptr<RailDomain>> domains;
+  std::vector<Known> all;
   {
     const std::lock_guard lock(mutex_);
     closed_ = true;
     domains = living();
+    for (auto& [number, known] : regions_) {
+      all.push_back({std::exchange(known.region, nullptr), known.gone});
+    }
   }
   for (const auto& domain : domains) {
     domain->deregister_regions();
+  }
+  for (Known& known : all) {
+    known.region.reset();
+    known.gone.wait();
   }
 }
 

@@ -3,13 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include <kvferry/detail/descriptor.hpp>
 #include <kvferry/kit/region_list.hpp>
 #include <kvferry/memory_region.hpp>
 
@@ -22,6 +26,25 @@
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
 class RailDomains;
+
+/// One of the channel's regions on a rail. Each of its registrations keeps it; so it is gone when none is left.
+class ChannelRegion {
+ public:
+  /// @param gone set when this is destroyed.
+  ChannelRegion(const LocalRegion& region, std::promise<void> gone) : region_(region), gone_(std::move(gone)) {}
+  ChannelRegion(const ChannelRegion&) = delete;
+  ChannelRegion& operator=(const ChannelRegion&) = delete;
+  ~ChannelRegion() { gone_.set_value(); }
+
+  /// Has it registered by a descriptor of its own, because the caller may close his. @throws TransferError naming the region.
+  void keep_dmabuf();
+  [[nodiscard]] const LocalRegion& get() const noexcept { return region_; }
+
+ private:
+  LocalRegion region_;
+  Descriptor dmabuf_;
+  std::promise<void> gone_;
+};
 
 /// A protection domain of a rail's device, with the channel's regions registered there. A queue pair reaches what is
 /// registered in its own domain, and a key from any other domain opens nothing to it.
@@ -54,9 +77,9 @@ class RailDomain {
   [[nodiscard]] std::vector<RegionKeys> region_keys() const;
   [[nodiscard]] std::optional<RegionKeys> keys_of(std::uint32_t number) const;
 
-  /// The queue pair of the link that has this domain is gone: its registrations go as well, whether or not this has been
-  /// called before when it returns. Keys and addresses stay known, for who finds out later than this. Does nothing to the
-  /// domain of all peers.
+  /// The queue pair of the link that has this domain is gone: its regions' registrations go as well, those included that others
+  /// are making or ending at this moment. None is left when this returns. Keys and addresses stay known, for who finds out later
+  /// than this. Does nothing to the domain of all peers.
   void link_ended();
   /// The same of either. To be called when no queue pair is left.
   void deregister_regions();
@@ -69,14 +92,20 @@ class RailDomain {
  private:
   friend RailDomains;
   struct Registered {
-    std::vector<MemoryRegionPtr> memory;
+    struct Memory {
+      std::shared_ptr<const ChannelRegion> region;  ///< Let go of when the following are registered no more.
+      std::vector<MemoryRegionPtr> slices;
+    };
+    Memory memory;
     std::vector<Slice> slices;
     RegionKeys keys;
   };
   /// @throws TransferError naming the region.
-  [[nodiscard]] Registered make_registered(const LocalRegion& region) const;
-  void enter(std::uint32_t number, Registered registered);
+  [[nodiscard]] Registered make_registered(const std::shared_ptr<const ChannelRegion>& of) const;
+  /// Takes it unless the domain has ended, or has a region of this number.
+  void enter(std::uint32_t number, Registered&& registered);
   void deregister_region(std::uint32_t number);
+  [[nodiscard]] bool ended() const;
   /// With the lock held.
   void list_regions(std::shared_ptr<const kit::RegionList> now);
 
@@ -85,7 +114,7 @@ class RailDomain {
   const Use use_;
   DomainPtr domain_;
 
-  std::mutex ending_mutex_;           ///< Held until all registrations are gone.
+  std::shared_mutex at_work_;         ///< Shared while one region is registered or deregistered; alone while all are.
   mutable std::mutex regions_mutex_;  ///< Guards the following.
   std::map<std::uint32_t, Registered> registered_;
   bool ended_ = false;
@@ -123,20 +152,28 @@ class RailDomains {
               RailDomain::Use use);
 
   /// The domain of a link that is being made. @throws TransferError naming the region that can't be registered for it, and
-  /// `errc::closed` after `close`.
+  /// `errc::closed` after `close` where each link has its own.
   [[nodiscard]] std::shared_ptr<RailDomain> for_link();
 
-  /// In all domains, or in none. One region at a time.
+  /// In all domains whose links haven't ended, or in none. One region at a time.
   /// @throws TransferError naming the region; `errc::resource_limit` if it has more slices than a message holds keys.
   void register_region(const LocalRegion& region);
-  /// To be called when no queue pair can reach it, and no operation uses it.
+  /// To be called when no queue pair can reach it, and no operation uses it. It is registered nowhere when this returns.
   void deregister_region(std::uint32_t number);
-  /// To be called when no queue pair is left.
+  /// To be called when no queue pair is left. No region is registered when this returns.
   void close();
 
  private:
-  /// Registers it there unless it has been removed meanwhile.
-  void register_in(RailDomain& domain, const LocalRegion& region);
+  struct Known {
+    std::shared_ptr<const ChannelRegion> region;  ///< Null once this is closed.
+    std::shared_future<void> gone;
+  };
+  [[nodiscard]] Known make_known(const LocalRegion& region) const;
+  /// With the lock held.
+  [[nodiscard]] bool is_known(const std::shared_ptr<const ChannelRegion>& region) const;
+  /// Registers it there, unless that link has ended or the region has been removed: then it doesn't matter if it can't be.
+  /// @return whether it is registered there.
+  bool register_in(RailDomain& domain, const std::shared_ptr<const ChannelRegion>& region);
   /// Those that live. With the lock held.
   [[nodiscard]] std::vector<std::shared_ptr<RailDomain>> living();
 
@@ -146,7 +183,7 @@ class RailDomains {
   std::shared_ptr<RailDomain> common_;  ///< If it is for all links.
 
   std::mutex mutex_;  ///< Guards the following. Not held while anything is registered, which takes its time.
-  std::map<std::uint32_t, LocalRegion> regions_;
+  std::map<std::uint32_t, Known> regions_;
   std::vector<std::weak_ptr<RailDomain>> domains_;
   bool closed_ = false;
 };

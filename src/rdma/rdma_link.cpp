@@ -321,9 +321,7 @@ void RdmaLink::probe(std::function<void()> answered) {
 
 void RdmaLink::shut(std::error_code cause, const std::string& why) {
   end_rails(cause, why);
-  for (const auto& rail : rails_) {
-    rail->deregister_own();
-  }
+  deregister_own();
 }
 
 void RdmaLink::end_rails(std::error_code cause, const std::string& why) {
@@ -344,17 +342,19 @@ void RdmaLink::end_rails(std::error_code cause, const std::string& why) {
   }
 }
 
+void RdmaLink::deregister_own() {
+  for (const auto& rail : rails_) {
+    rail->deregister_own();
+  }
+}
+
 void RdmaLink::deregister_aside() {
   const auto aside = options_.aside.lock();
-  if (!aside) {
+  if (!aside || deregistering_.exchange(true)) {
     return;
   }
   try {
-    aside->run([self = shared_from_this()] {
-      for (const auto& rail : self->rails_) {
-        rail->deregister_own();
-      }
-    });
+    aside->run_after_end([self = shared_from_this()] { self->deregister_own(); });
   } catch (const std::exception&) {
     // Memory is used up: with the link, then, or when it is shut.
   }

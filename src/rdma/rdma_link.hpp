@@ -26,8 +26,8 @@ struct LinkOptions {
   std::uint64_t incarnation = 0;
   std::size_t stripe_threshold = 0;
   RailOptions rail;
-  /// Where what a link has registered for itself alone is deregistered when it breaks: that takes its time, which others on
-  /// the executor don't have. Gone with the channel, and without `RdmaOptions::isolate_peers`.
+  /// Where a link that breaks deregisters the regions of its own domains: that takes longer than others on the executor can wait.
+  /// Gone with the channel. Empty without `RdmaOptions::isolate_peers`.
   std::weak_ptr<JoinThreads> aside = {};
 };
 
@@ -54,7 +54,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
 
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
-  /// When it returns, nothing is registered any more that was registered for this link alone.
+  /// When it returns, no region is registered any more for this link alone.
   void shut(std::error_code cause, const std::string& why) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
@@ -78,6 +78,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] bool say_farewell(bool& answered);
   [[nodiscard]] std::vector<int> event_descriptors() const;
   void end_rails(std::error_code cause, const std::string& why);
+  void deregister_own();
   void deregister_aside();
   void rail_greeted() override;
   void rail_breaking(std::error_code cause) override;
@@ -91,6 +92,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::atomic<std::size_t> next_rail_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> has_left_{false};
+  std::atomic<bool> deregistering_{false};  ///< Has been handed to `LinkOptions::aside`.
   std::optional<kit::Clock::time_point> leaving_until_;  ///< For `take_leave` alone.
 
   std::mutex joining_mutex_;  ///< Guards all below.
