@@ -28,9 +28,6 @@ KVFERRY_INLINE bool is_key(std::string_view text) {
                       what + " is no key: a key is " + std::to_string(key_characters) + " characters of Z85");
 }
 
-/// Editors of Windows put it before a text in UTF-8.
-inline constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";
-
 KVFERRY_INLINE void check_peer_keys(const std::vector<PeerKey>& peers) {
   for (const PeerKey& peer : peers) {
     if (!is_key(peer.public_key)) {

@@ -8,6 +8,9 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
+/// Editors of Windows put it before a text in UTF-8.
+inline constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";
+
 [[nodiscard]] bool is_utf8(std::string_view text) noexcept;
 
 /// Whether a UTF-8 text has a control character: U+0000 to U+001F, or U+007F to U+009F.

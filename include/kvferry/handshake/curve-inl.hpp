@@ -20,6 +20,7 @@
 #include <kvferry/completion.hpp>
 #include <kvferry/detail/descriptor.hpp>
 #include <kvferry/detail/secret_file.hpp>
+#include <kvferry/detail/text.hpp>
 #include <kvferry/error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
