@@ -85,7 +85,8 @@ KVFERRY_INLINE Capabilities common(const Capabilities& one, const Capabilities& 
 KVFERRY_INLINE bool same_memory(const std::vector<MemoryRegion>& one, const std::vector<MemoryRegion>& other) {
   return std::ranges::equal(one, other, [](const MemoryRegion& left, const MemoryRegion& right) {
     return left.data == right.data && left.size == right.size && left.page_size == right.page_size &&
-           left.peer_access == right.peer_access;
+           left.peer_access == right.peer_access && (left.dmabuf_fd == -1) == (right.dmabuf_fd == -1) &&
+           left.dmabuf_offset == right.dmabuf_offset;  // a descriptor has as many numbers as it has duplicates
   });
 }
 

@@ -279,6 +279,53 @@ TEST(AutoHosts, ARoadWithinAHostIsNotTakenToAnother) {
       << failure.sentence;
 }
 
+TEST(AutoHosts, ARoadWithinAHostIsJudgedByTheHostBeforeAnythingElse) {
+  AutoRoad missing{"shm", [](ChannelOptions) -> std::unique_ptr<kit::TransferChannelKit> {
+                     throw TransferError(std::make_error_code(std::errc::no_such_device), "no memory here");
+                   }};
+  missing.within_host = true;
+  const auto open = [](std::vector<AutoRoad> roads) {
+    AutoOptions options = with(std::move(roads));
+    options.peer_init_url = kvferry::testing::own_loopback_url();
+    return options;
+  };
+  Open both(open({shm(), tcp()}));
+  Open lacks(open({missing, tcp()}));
+  const auto host = std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{});
+  const auto deadline = kit::Clock::now() + long_enough;
+  const auto ignore = [](std::error_code, const std::shared_ptr<kit::Link>&, const std::string&) {};
+  std::error_code ec;
+  const auto dial = both.dial("b");
+  auto asked = kit::decode_endpoint<RoadOffers>(dial->local_endpoint(), ec);
+  ASSERT_FALSE(ec);
+  asked.host = "another one";
+
+  // This host doesn't have it.
+  const auto answer =
+      kit::decode_endpoint<RoadOffers>(lacks.accept(host, kit::encode_endpoint(asked), deadline, ignore), ec);
+  EXPECT_EQ(answer.roads.at(0).why, "the peer is on another host");
+
+  // The peer doesn't offer it.
+  asked.roads.erase(asked.roads.begin());
+  asked.roads.front().why = "not today";
+  try {
+    (void)both.accept(host, kit::encode_endpoint(asked), deadline, ignore);
+    FAIL() << "there is no road";
+  } catch (const TransferError& error) {
+    EXPECT_TRUE(has(error.what(), "not shm: the peer is on another host; not tcp: not today")) << error.what();
+  }
+
+  // Of the side that connects, too.
+  std::promise<std::string> ended;
+  const auto other_dial = lacks.dial("b");
+  other_dial->connect(host, kit::encode_endpoint(RoadOffers()), deadline,
+                      [&](std::error_code, const std::shared_ptr<kit::Link>&, const std::string& why) {
+                        ended.set_value(why);
+                      });
+  const std::string why = ended.get_future().get();
+  EXPECT_TRUE(has(why, "not shm: the peer is on another host; not tcp: the peer doesn't offer it")) << why;
+}
+
 /// Who says that it is on this host, and doesn't come, has no more than a part of the descriptors.
 /// A channel whose system has no name for its host: a sandbox may have a part of /proc (ProcSubset=pid of systemd's).
 /// @return null where this process may not mount anything.

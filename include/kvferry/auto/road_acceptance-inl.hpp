@@ -11,7 +11,9 @@
 namespace kvferry::inline KVFERRY_ABI::roads {
 
 KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Clock::time_point deadline) {
-  const bool same_host = !asked.host.empty() && asked.host == roads_->host;
+  const bool unnamed_host = roads_->host.empty() || asked.host.empty();
+  same_host_ = !unnamed_host && asked.host == roads_->host;
+  other_host_ = !unnamed_host && !same_host_;
   std::vector<const Bytes*> endpoints;
   for (const RoadOffer& offer : asked.roads) {
     const OwnRoad* const own = roads_->find(offer.name);
@@ -22,13 +24,13 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
     way.name = offer.name;
     way.own = own;
     endpoints.push_back(&offer.endpoint);
-    if (!own->road) {
-      way.failure = {errc::no_path, own->why};
-    } else if (own->within_host && (roads_->host.empty() || asked.host.empty())) {
-      way.failure = roads_->host.empty() ? on_unnamed_host() : peer_on_unnamed_host();
-    } else if (own->within_host && !same_host) {
+    if (own->within_host && other_host_) {
       way.failure = on_another_host();
       way.kind = Reasons::Kind::usual;
+    } else if (!own->road) {
+      way.failure = {errc::no_path, own->why};
+    } else if (own->within_host && !same_host_) {
+      way.failure = roads_->host.empty() ? on_unnamed_host() : peer_on_unnamed_host();
     } else if (!offer.why.empty()) {
       way.failure = offer.failure();
       way.kind = kind_of(*own, way.failure.code);
@@ -47,7 +49,7 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
   });
 
   RoadOffers answer;
-  answer.host = same_host ? asked.host : std::string();
+  answer.host = same_host_ ? asked.host : std::string();
   for (std::size_t i = 0; i < ways_.size(); ++i) {
     Way& way = ways_[i];
     if (way.host) {
@@ -138,7 +140,12 @@ KVFERRY_INLINE Reasons RoadAcceptance::reasons(std::size_t before, const OwnRoad
     if (&own == taken) {
       break;
     }
-    if (std::ranges::find(ways_, &own, &Way::own) == ways_.end()) {
+    if (std::ranges::find(ways_, &own, &Way::own) != ways_.end()) {
+      continue;
+    }
+    if (own.within_host && other_host_) {
+      reasons.add(own.name, on_another_host(), Reasons::Kind::usual);
+    } else {
       reasons.add(own.name, not_offered(), Reasons::Kind::missing);
     }
   }

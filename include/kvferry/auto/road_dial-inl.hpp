@@ -102,9 +102,6 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
   }
   const bool same_host = !answered.host.empty() && answered.host == roads_->host;
   for (Way& way : ways_) {
-    if (!way.dial) {
-      continue;
-    }
     const auto offer = std::ranges::find(answered.roads, way.own->name, &RoadOffer::name);
     if (way.own->within_host && roads_->host.empty()) {
       way.fail(on_unnamed_host());
@@ -114,6 +111,8 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
     } else if (way.own->within_host && !same_host) {
       way.fail(on_another_host());
       way.kind = Reasons::Kind::usual;
+    } else if (!way.dial) {
+      continue;
     } else if (offer == answered.roads.end()) {
       way.fail(not_offered());
     } else if (!offer->why.empty()) {
