@@ -28,7 +28,7 @@ class TlsCertificates {
   virtual ~TlsCertificates() = default;
   /// Of the one that is shown.
   [[nodiscard]] virtual const CertificateHash& hash() const noexcept = 0;
-  /// Of all three files, whatever is sound in them.
+  /// SHA-256 of the bytes of all three files: equal if none of them has changed.
   [[nodiscard]] virtual const CertificateHash& content() const noexcept = 0;
   /// Whose it is, its hash, and until when it is valid.
   [[nodiscard]] virtual const std::string& description() const noexcept = 0;
