@@ -341,9 +341,9 @@ KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> h
     if (size != certificate.size() || !dialing.encrypted.value_or(false)) {
       throw TransferError(errc::malformed_message,
                           "peer " + in_quotes(host->peer().id) + " tells of a certificate " +
-                              (size == certificate.size()
-                                   ? "for connections that aren't to be encrypted"
-                                   : "by " + std::to_string(size) + " bytes; SHA-256 has " + std::to_string(certificate.size())));
+                              (size == certificate.size() ? "for connections that aren't to be encrypted"
+                                                          : "by " + std::to_string(size) + " bytes; SHA-256 has " +
+                                                                std::to_string(certificate.size())));
     }
     std::ranges::copy(*dialing.certificate, certificate.begin());
   }
