@@ -107,7 +107,11 @@ class PassingBytes {
   PassingBytes() = default;
   PassingBytes(const PassingBytes&) = delete;
   PassingBytes& operator=(const PassingBytes&) = delete;
-  ~PassingBytes() { ::explicit_bzero(bytes_.data(), bytes_.size()); }
+  ~PassingBytes() {
+    if (!bytes_.empty()) {
+      ::explicit_bzero(bytes_.data(), bytes_.size());
+    }
+  }
 
   [[nodiscard]] std::vector<char>& operator*() noexcept { return bytes_; }
   [[nodiscard]] const std::vector<char>& operator*() const noexcept { return bytes_; }
