@@ -335,23 +335,22 @@ KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> h
   if (ec) {
     throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with a senseless tcp endpoint");
   }
-  if (dialing.certificate && !dialing.encrypted.value_or(false)) {
-    throw TransferError(errc::malformed_message, "peer " + in_quotes(host->peer().id) +
-                                                     " tells of a certificate for connections that aren't to be encrypted");
+  tcp::CertificateHash certificate{};
+  if (dialing.certificate) {
+    const std::size_t size = dialing.certificate->size();
+    if (size != certificate.size() || !dialing.encrypted.value_or(false)) {
+      throw TransferError(errc::malformed_message,
+                          "peer " + in_quotes(host->peer().id) + " tells of a certificate " +
+                              (size == certificate.size() ? "for connections that aren't to be encrypted"
+                                                          : "by " + std::to_string(size) + " bytes; SHA-256 has " +
+                                                                std::to_string(certificate.size())));
+    }
+    std::ranges::copy(*dialing.certificate, certificate.begin());
   }
   const EncryptedBy here = encrypted_by(impl_->link_options);
   const EncryptedBy there = encrypted_by(dialing.encrypted.value_or(false), dialing.certificate.has_value());
   if (here != there) {
     throw TransferError(errc::encryption_mismatch, of_encryption(here, host->peer().id, there));
-  }
-  tcp::CertificateHash certificate{};
-  if (dialing.certificate) {
-    if (dialing.certificate->size() != certificate.size()) {
-      throw TransferError(errc::malformed_message, "peer " + in_quotes(host->peer().id) + " tells of a certificate by " +
-                                                       std::to_string(dialing.certificate->size()) +
-                                                       " bytes; SHA-256 has " + std::to_string(certificate.size()));
-    }
-    std::ranges::copy(*dialing.certificate, certificate.begin());
   }
   const std::size_t lanes = std::min(bounded_lanes(dialing.lanes), bounded_lanes(impl_->options.lanes_per_peer));
   auto endpoint = impl_->acceptor->expect(std::move(host), lanes, deadline, std::move(on_link), certificate);

@@ -158,15 +158,16 @@ TEST_F(CertificatesTest, WhatNoPeerWouldAcceptIsRefusedAtOnce) {
     kvferry::testing::Wanted wanted;
     std::string part;
   };
-  for (const Case& one : {Case{{.name = "late", .from = -7200, .to = -60}, "has expired, by "},
-                          Case{{.name = "early", .from = 3600, .to = 7200}, "isn't valid yet, at "},
-                          Case{{.name = "client", .uses = "clientAuth"}, "isn't for TLS servers (serverAuth)"},
-                          Case{{.name = "server", .uses = "serverAuth"}, "isn't for TLS clients (clientAuth)"},
-                          Case{{.name = "short", .key = rsa_key(1024)}, "key too small"},
-                          Case{{.name = "bitcoin", .key = ec_key("secp256k1")}, "on the curve secp256k1; TLS 1.3 takes"},
-                          Case{{.name = "brain", .key = ec_key("brainpoolP256r1")}, "on the curve brainpoolP256r1"},
-                          Case{{.name = "sha1", .digest = EVP_sha1()}, "ca md too weak"},
-                          Case{{.name = "large", .padding = 70'000}, "peers take 65536"}}) {
+  for (const Case& one :
+       {Case{{.name = "late", .from = -7200, .to = -60}, "has expired, by "},
+        Case{{.name = "early", .from = 3600, .to = 7200}, "isn't valid yet, at "},
+        Case{{.name = "client", .uses = "clientAuth"}, "isn't for TLS servers (serverAuth)"},
+        Case{{.name = "server", .uses = "serverAuth"}, "isn't for TLS clients (clientAuth)"},
+        Case{{.name = "short", .key = rsa_key(1024)}, "key too small"},
+        Case{{.name = "bitcoin", .key = ec_key("secp256k1")}, "on the curve secp256k1; TLS 1.3 takes"},
+        Case{{.name = "brain", .key = ec_key("brainpoolP256r1")}, "on the curve brainpoolP256r1"},
+        Case{{.name = "sha1", .digest = EVP_sha1()}, "ca md too weak"},
+        Case{{.name = "large", .padding = 70'000}, "peers take 65536"}}) {
     kvferry::testing::Wanted wanted = one.wanted;
     wanted.by = &ca_;
     const Identity made = issue(wanted);
@@ -235,7 +236,8 @@ TEST_F(CertificatesTest, AFileThatIsWrittenOverIsTakenUpWhateverItsTimesSay) {
   CertificateDirectory::put(files_.chain, filled(own_.pem()));
   const auto certificates = in_force();
   EXPECT_EQ(certificates->current()->hash(), own_.hash()) << "and this looks at them";
-  for (const auto& [path, text] : {std::pair(files_.key, next_.key_pem()), std::pair(files_.chain, filled(next_.pem()))}) {
+  for (const auto& [path, text] :
+       {std::pair(files_.key, next_.key_pem()), std::pair(files_.chain, filled(next_.pem()))}) {
     const struct stat before = status_of(path);
     CertificateDirectory::overwrite(path, text);
     const std::array times{before.st_atim, before.st_mtim};

@@ -50,9 +50,9 @@ class Certificates {
   const std::shared_ptr<TlsContext> tls_;
   const CertificateFiles files_;
   const std::shared_ptr<kit::Logger> logger_;
-  std::mutex mutex_;  ///< Guards what follows.
-  States seen_;       ///< When they were read the last time.
-  bool settled_ = false;          ///< Files that look the same are the same, and were sound.
+  std::mutex mutex_;                             ///< Guards what follows.
+  States seen_;                                  ///< When they were read the last time.
+  bool settled_ = false;                         ///< Files that look the same are the same, and were sound.
   std::chrono::steady_clock::time_point again_;  ///< Until then, files that look the same aren't read again.
   std::shared_ptr<const TlsCertificates> current_;
   std::error_code complaint_;  ///< That has been logged of files that look as `seen_`.

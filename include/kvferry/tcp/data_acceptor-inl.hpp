@@ -113,8 +113,8 @@ struct DataAcceptor::Greeting {
   bool busy = false;
   /// It isn't one of the greetings any more: the thread that is at it closes it.
   bool dropped = false;
-  bool comes_again = false;  ///< It is told so first.
-  bool refused = false;      ///< It is being told what is wrong with its certificate, and has said since then ...
+  bool comes_again = false;      ///< It is told so first.
+  bool refused = false;          ///< It is being told what is wrong with its certificate, and has said since then ...
   std::size_t past_refusal = 0;  ///< ... so many bytes.
 };
 

@@ -19,8 +19,8 @@ struct DataConnection {
 
   /// @param ec would_block: the socket has to be as `next_event` says first; asio::error::eof; else what failed.
   [[nodiscard]] std::size_t read_some(std::span<std::byte> to, std::error_code& ec);
-  /// The first bytes on a connection always fit its send buffer: if they don't, that is an error. Behind certificates they
-  /// may not: what is left of them then goes with the next `read_some`.
+  /// For a connection's first bytes, which always fit its send buffer: if they don't, that is an error. But where certificates
+  /// were sent before them they may not fit: what is left then goes with the next `read_some`.
   void write(std::span<const std::byte> bytes, std::error_code& ec);
   /// What to wait for.
   [[nodiscard]] asio::ip::tcp::socket::wait_type next_event() const noexcept {

@@ -107,7 +107,11 @@ class PassingBytes {
   PassingBytes() = default;
   PassingBytes(const PassingBytes&) = delete;
   PassingBytes& operator=(const PassingBytes&) = delete;
-  ~PassingBytes() { ::explicit_bzero(bytes_.data(), bytes_.size()); }
+  ~PassingBytes() {
+    if (!bytes_.empty()) {
+      ::explicit_bzero(bytes_.data(), bytes_.size());
+    }
+  }
 
   [[nodiscard]] std::vector<char>& operator*() noexcept { return bytes_; }
   [[nodiscard]] const std::vector<char>& operator*() const noexcept { return bytes_; }
@@ -282,7 +286,8 @@ KVFERRY_INLINE void OpenSslCertificates::take_key(const CertificateFile& file, c
     (void)EVP_PKEY_get_group_name(key_.get(), curve.data(), curve.size(), &size);
     const std::array curves{"prime256v1", "secp384r1", "secp521r1"};
     if (std::ranges::find(curves, std::string_view(curve.data())) == curves.end()) {
-      chain.refuse("is of a certificate with a key on " + (size == 0 ? "a curve without a name" : "the curve " + printable(curve.data())) +
+      chain.refuse("is of a certificate with a key on " +
+                   (size == 0 ? "a curve without a name" : "the curve " + printable(curve.data())) +
                    "; TLS 1.3 takes P-256 (prime256v1), P-384 (secp384r1) and P-521 (secp521r1)");
     }
   }

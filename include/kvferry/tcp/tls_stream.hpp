@@ -29,7 +29,7 @@ class TlsCertificates {
   virtual ~TlsCertificates() = default;
   /// The hash of the certificate that is shown.
   [[nodiscard]] virtual const CertificateHash& hash() const noexcept = 0;
-  /// The hash of the bytes of all three files.
+  /// The SHA-256 of the bytes of all three files: equal if none of them has changed.
   [[nodiscard]] virtual const CertificateHash& content() const noexcept = 0;
   /// The owner's name, the hash, and the end of its validity.
   [[nodiscard]] virtual const std::string& description() const noexcept = 0;
