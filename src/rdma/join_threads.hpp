@@ -18,8 +18,7 @@
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Threads on which queue pairs are joined with those of peers. To make one ready, the kernel resolves the peer's address,
-/// which takes up to a second where nobody answers for it; meanwhile other peers are served. What ended links deregister is done
-/// here as well. Made when they are needed.
+/// which takes up to a second where nobody answers for it; meanwhile other peers are served. Made when they are needed.
 class JoinThreads {
  public:
   /// So many absent peers delay nobody else.
