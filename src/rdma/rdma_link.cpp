@@ -2,6 +2,7 @@
 #include "rdma_link.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -348,8 +349,14 @@ void RdmaLink::deregister_own() {
 }
 
 void RdmaLink::deregister_aside() {
-  if (const auto aside = options_.aside.lock(); aside && !deregistering_.exchange(true)) {
+  const auto aside = options_.aside.lock();
+  if (!aside || deregistering_.exchange(true)) {
+    return;
+  }
+  try {
     aside->run_after_end([self = shared_from_this()] { self->deregister_own(); });
+  } catch (const std::exception&) {
+    // Memory is used up: with the link, then, or when it is shut.
   }
 }
 
