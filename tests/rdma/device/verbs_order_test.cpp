@@ -466,6 +466,9 @@ TEST(VerbsOrder, IsolatedPeersHaveRegistrationsOfTheirOwnThatEndWithTheirQueuePa
       ASSERT_NE(last, calls.rend());
       EXPECT_EQ(last->thread, "kvferry-join") << "not one that others need";
     }
+    Node third(4, {.rails = rails});
+    hub.connect("hub", "third", third);
+    EXPECT_EQ(of_hub(), 2 * of_each);
     hub.channel->close();
     EXPECT_EQ(of_hub(), 0);
     const std::lock_guard lock(verbs_log().mutex);
