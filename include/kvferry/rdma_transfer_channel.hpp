@@ -87,17 +87,27 @@ struct RdmaOptions : ChannelOptions {
 
   /// Registers all regions anew for each connection, in a protection domain of its own on each rail, rather than once for
   /// all. So the keys to memory (rkeys) that a peer is told, with the handshake or with a recv's buffers, are of no use on
-  /// another peer's connection; and they are none any more when `disconnect`, or the connection's end, is over. Without
-  /// this a key opens its memory to every peer that gets or guesses it, as long as the region, or the recv, lasts.
-  /// What it doesn't change: who may connect gets keys of his own, each as good as the region's `peer_access`; and
-  /// packets have keys and pages in the clear, so that who is on the path can still use a key on the connection it is of.
-  /// Its price: connecting takes as long as the channel's construction does without it, on the calling thread where this side
-  /// connects; `disconnect` likewise takes as long as deregistering, on an I/O thread; and `add_region` registers for all
-  /// connections. Each connection counts all regions against `ulimit -l`, and keeps tables of their pages in the adapter's
-  /// reach. A region that can't be registered for a newcomer ends the attempt (at the limit ENOMEM where
-  /// this side connects, `errc::resource_limit` at a peer that does) and disturbs nobody else; one that can't for a peer
-  /// that is connected ends `add_region`. Where strangers reach the port each of
-  /// their handshakes costs this much: have a `keyring`. Each side decides for itself.
+  /// another peer's connection. They open nothing any more when `disconnect` has returned, or when the connection has ended.
+  /// Without this a key opens its memory to every peer that gets or guesses it, as long as the region, or the recv, lasts.
+  /// What it doesn't change: who may connect gets keys of his own, each as good as the region's `peer_access`. Packets have
+  /// keys and pages in the clear: somebody on the path can still use a connection's keys on that connection.
+  ///
+  /// What it costs:
+  /// - Connecting takes as long as the channel's construction does without it, on the calling thread where this side
+  ///   connects. `add_region` registers for all connections.
+  /// - Deregistering takes its time as well. `disconnect`, a peer's new connection in place of its old one, and the end of
+  ///   `remove_region` do that on an I/O thread. A removal also waits there for connections that are being made, if they are
+  ///   registering the region. With one I/O thread (`io_threads`) nothing else is done meanwhile.
+  /// - All regions count against `ulimit -l` once for each connection and each attempt, and for a broken connection until it
+  ///   is deregistered: to reconnect takes room for two. The adapter has tables of their pages for each. Each also takes a
+  ///   protection domain of each rail's device, and a memory region for each slice: `max_pd` and `max_mr` of `ibv_devinfo -v`.
+  /// - The channel has a duplicate of a dma-buf's descriptor (`MemoryRegion::dmabuf_fd`), until the region is removed.
+  /// - An attempt to connect fails if a region can't be registered for it, and disturbs nobody else. At the limit this side
+  ///   gets ENOMEM where it connects, and a peer that connects gets `errc::resource_limit`. `add_region` fails if the region
+  ///   can't be registered for each peer that is connected or connecting.
+  /// - Each stranger's handshake costs this much where strangers reach the port: have a `keyring`.
+  ///
+  /// Each side decides for itself.
   bool isolate_peers = false;
 
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.

@@ -18,8 +18,7 @@
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
 /// Threads that join queue pairs with those of peers. To make one ready, the kernel resolves the peer's address, which
-/// takes up to a second if nobody answers; meanwhile other peers are served. The threads also deregister memory of ended
-/// links. They are made when they are needed.
+/// takes up to a second if nobody answers; meanwhile other peers are served. They are made when they are needed.
 class JoinThreads {
  public:
   /// The number of absent peers that delay no other peer.

@@ -4,8 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <infiniband/verbs.h>
 #include <pthread.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <asio/bind_executor.hpp>
 #include <asio/system_executor.hpp>
@@ -20,13 +24,18 @@
 #include <cstring>
 #include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include <kvferry/detail/descriptor.hpp>
+
 #include "rdma/message.hpp"
+#include "rdma/rail_device.hpp"
+#include "rdma/rail_domain.hpp"
 #include "rdma/rdma_node.hpp"
 
 namespace {
@@ -58,14 +67,14 @@ Log& verbs_log() {
   return log;
 }
 
-/// Something to be done when this memory is registered next.
-struct BeforeRegistering {
+/// Something to be done when this memory is registered, or deregistered, next.
+struct BeforeCall {
   void set(const void* memory, std::function<void()> what) {
     const std::lock_guard lock(mutex);
     at = memory;
     call = std::move(what);
   }
-  void registers(const void* memory) {
+  void called(const void* memory) {
     std::function<void()> what;
     {
       const std::lock_guard lock(mutex);
@@ -83,9 +92,23 @@ struct BeforeRegistering {
   std::function<void()> call;
 };
 
-BeforeRegistering& before_registering() {
-  static BeforeRegistering before;
+BeforeCall& before_registering() {
+  static BeforeCall before;
   return before;
+}
+
+BeforeCall& before_deregistering() {
+  static BeforeCall before;
+  return before;
+}
+
+/// A file that stands for a dma-buf, which an adapter without such registers as the memory that it is mapped at.
+std::atomic<ino_t> dmabuf_file{0};
+std::atomic<int> registered_dmabuf{-1};  ///< By this descriptor, the last time.
+
+bool is_dmabuf_file(int descriptor) {
+  struct stat file {};
+  return dmabuf_file != 0 && ::fstat(descriptor, &file) == 0 && file.st_ino == dmabuf_file;
 }
 
 /// Where memory begins that can't be registered any more, once it has been so many times.
@@ -207,7 +230,7 @@ int ibv_modify_qp(ibv_qp* pair, ibv_qp_attr* attributes, int mask) {
 
 #undef ibv_reg_mr
 ibv_mr* ibv_reg_mr(ibv_pd* domain, void* address, std::size_t size, int access) {
-  before_registering().registers(address);
+  before_registering().called(address);
   if (address == registering_fails_at && registrations_left-- <= 0) {
     errno = ENOMEM;
     return nullptr;
@@ -217,7 +240,18 @@ ibv_mr* ibv_reg_mr(ibv_pd* domain, void* address, std::size_t size, int access) 
   return region;
 }
 
+ibv_mr* ibv_reg_dmabuf_mr(ibv_pd* domain, std::uint64_t offset, std::size_t size, std::uint64_t address, int descriptor,
+                          int access) {
+  if (is_dmabuf_file(descriptor)) {
+    registered_dmabuf = descriptor;
+    return ibv_reg_mr(domain, reinterpret_cast<void*>(address), size, access);
+  }
+  return library_function<decltype(ibv_reg_dmabuf_mr)>("ibv_reg_dmabuf_mr")(domain, offset, size, address, descriptor,
+                                                                            access);
+}
+
 int ibv_dereg_mr(ibv_mr* region) {
+  before_deregistering().called(region->addr);
   std::array<char, 16> thread{};
   (void)::pthread_getname_np(::pthread_self(), thread.data(), thread.size());
   verbs_log().add({Log::Verb::deregister, region->addr, region->context, thread.data()});
@@ -374,6 +408,12 @@ std::ptrdiff_t registrations(const void* memory) {
   return count(Log::Verb::do_register) - count(Log::Verb::deregister);
 }
 
+/// Whether a call comes back that has to wait for the caller of this. It never fails one that waits.
+template <class Result>
+bool ends_soon(const std::future<Result>& call) {
+  return call.wait_for(std::chrono::milliseconds(300)) == std::future_status::ready;
+}
+
 NodeOptions isolating(std::size_t rails = 1) {
   NodeOptions options{.rails = rails};
   options.channel.isolate_peers = true;
@@ -426,6 +466,9 @@ TEST(VerbsOrder, IsolatedPeersHaveRegistrationsOfTheirOwnThatEndWithTheirQueuePa
       ASSERT_NE(last, calls.rend());
       EXPECT_EQ(last->thread, "kvferry-join") << "not one that others need";
     }
+    Node third(4, {.rails = rails});
+    hub.connect("hub", "third", third);
+    EXPECT_EQ(of_hub(), 2 * of_each);
     hub.channel->close();
     EXPECT_EQ(of_hub(), 0);
     const std::lock_guard lock(verbs_log().mutex);
@@ -498,8 +541,16 @@ TEST(VerbsOrder, ARegionThatIsRemovedWhileItIsRegisteredForAnIsolatedNewcomerIsN
     std::vector<std::byte> memory(page_size);
     const std::uint32_t number = hub.channel->add_region({memory.data(), memory.size(), page_size});
     verbs_log().clear();
-    std::error_code removed = errc::timed_out;
-    before_registering().set(memory.data(), [&] { hub.channel->remove_region(number, long_enough, removed); });
+    std::future<std::error_code> removed;
+    before_registering().set(memory.data(), [&] {
+      removed = std::async(std::launch::async, [&] {
+        std::error_code ec;
+        hub.channel->remove_region(number, long_enough, ec);
+        return ec;
+      });
+      EXPECT_TRUE(eventually([&] { return hub.channel->regions().size() == 1; }));
+      EXPECT_FALSE(ends_soon(removed)) << "the memory is about to be registered";
+    });
     const auto connect = [&] {
       std::error_code ec;
       if (dialed) {
@@ -510,7 +561,8 @@ TEST(VerbsOrder, ARegionThatIsRemovedWhileItIsRegisteredForAnIsolatedNewcomerIsN
       return ec;
     };
     (void)connect();  // with the removed region's keys told: it may be cut off
-    EXPECT_FALSE(removed) << removed.message();
+    ASSERT_TRUE(removed.valid());
+    EXPECT_EQ(removed.get(), std::error_code());
     EXPECT_EQ(registrations(memory.data()), 0);
     EXPECT_TRUE(eventually([&] { return !connect(); }));
     EXPECT_EQ(registrations(memory.data()), 0);
@@ -567,6 +619,200 @@ TEST(VerbsOrder, WhatCantBeRegisteredForIsolatedPeersIsSaidBeforeAnyIsThere) {
   options.regions.push_back({memory.data(), memory.size(), page_size});
   EXPECT_THROW(RdmaTransferChannel{options}, TransferError);
   registering_fails_at = nullptr;
+}
+
+/// Domains of links on a rail, and two pieces of memory.
+class IsolatedVerbsOrder : public ::testing::Test {
+ protected:
+  IsolatedVerbsOrder() {
+    verbs_log().clear();
+    registrations_left = 0;
+  }
+  ~IsolatedVerbsOrder() override { registering_fails_at = nullptr; }
+
+  [[nodiscard]] static MemoryRegion region_of(std::vector<std::byte>& memory) {
+    return {memory.data(), memory.size(), page_size};
+  }
+  [[nodiscard]] std::unique_ptr<RailDomains> domains_with(const std::vector<MemoryRegion>& regions) const {
+    return std::make_unique<RailDomains>(device, regions, std::size_t{1} << 30, RailDomain::Use::of_link);
+  }
+  static void let_registering_fail(const std::vector<std::byte>& memory, int left = 0) {
+    registrations_left = left;
+    registering_fails_at = memory.data();
+  }
+
+  const std::shared_ptr<RailDevice> device = std::make_shared<RailDevice>(first_rails(1)[0], "");
+  std::vector<std::byte> first = std::vector<std::byte>(page_size);
+  std::vector<std::byte> second = std::vector<std::byte>(page_size);
+};
+
+TEST_F(IsolatedVerbsOrder, TheTrialAtConstructionRegistersAllRegionsTogether) {
+  std::ptrdiff_t together = -1;
+  before_registering().set(second.data(), [&] { together = registrations(first.data()); });
+  const auto domains = domains_with({region_of(first), region_of(second)});
+  EXPECT_EQ(together, 1);
+  EXPECT_EQ(registrations(first.data()) + registrations(second.data()), 0);
+}
+
+TEST_F(IsolatedVerbsOrder, ARegionThatCouldntBeAddedIsNotTakenForTheNextOfItsNumber) {
+  const auto domains = domains_with({});
+  const auto one = domains->for_link();
+  std::future<std::shared_ptr<RailDomain>> newcomer;
+  std::promise<void> go_on;
+  before_registering().set(first.data(), [&] {
+    std::promise<void> registers;
+    before_registering().set(first.data(), [&] {
+      registers.set_value();
+      go_on.get_future().wait();
+    });
+    newcomer = std::async(std::launch::async, [&] { return domains->for_link(); });
+    registers.get_future().wait();
+    let_registering_fail(first);
+  });
+  auto added = std::async(std::launch::async, [&] { domains->register_region({region_of(first), 0}); });
+  EXPECT_TRUE(eventually([] { return registrations_left < 0; }));
+  registering_fails_at = nullptr;
+  EXPECT_FALSE(ends_soon(added)) << "it is being registered for the newcomer";
+  go_on.set_value();
+  EXPECT_THROW(added.get(), TransferError);
+  EXPECT_EQ(registrations(first.data()), 0);
+  domains->register_region({region_of(second), 0});
+  for (const auto& domain : {one, newcomer.get()}) {
+    const auto keys = domain->keys_of(0);
+    ASSERT_TRUE(keys);
+    EXPECT_EQ(keys->address, address_of(second.data()));
+  }
+}
+
+TEST_F(IsolatedVerbsOrder, WhatIsRemovedNeedNotBeRegisteredForANewcomer) {
+  const auto domains = domains_with({region_of(first)});
+  std::future<void> removed;
+  before_registering().set(first.data(), [&] {
+    removed = std::async(std::launch::async, [&] { domains->deregister_region(0); });
+    EXPECT_TRUE(eventually([&] { return !domains->for_link()->keys_of(0); }));
+    let_registering_fail(first);  // as of memory that has been unmapped
+  });
+  const auto newcomer = domains->for_link();
+  EXPECT_TRUE(newcomer->region_keys().empty());
+  removed.get();
+}
+
+TEST_F(IsolatedVerbsOrder, ARegionsRemovalWaitsForALinksEndThatIsDeregisteringIt) {
+  const auto domains = domains_with({region_of(first)});
+  const auto domain = domains->for_link();
+  std::future<void> removed;
+  before_deregistering().set(first.data(), [&] {
+    removed = std::async(std::launch::async, [&] { domains->deregister_region(0); });
+    EXPECT_FALSE(ends_soon(removed));
+  });
+  domain->link_ended();
+  removed.get();
+  EXPECT_EQ(registrations(first.data()), 0);
+}
+
+TEST_F(IsolatedVerbsOrder, ARegionsRemovalWaitsForADomainThatIsBeingDestroyed) {
+  const auto domains = domains_with({region_of(first)});
+  auto domain = domains->for_link();
+  std::future<void> removed;
+  before_deregistering().set(first.data(), [&] {
+    removed = std::async(std::launch::async, [&] { domains->deregister_region(0); });
+    EXPECT_FALSE(ends_soon(removed));
+  });
+  domain.reset();
+  removed.get();
+}
+
+TEST_F(IsolatedVerbsOrder, ALinksEndWaitsForWhatIsAddedAndRemovedMeanwhile) {
+  const auto domains = domains_with({region_of(first)});
+  for (const bool adds : {true, false}) {
+    SCOPED_TRACE(adds ? "added" : "removed");
+    const auto domain = domains->for_link();
+    std::future<void> ended;
+    (adds ? before_registering() : before_deregistering()).set((adds ? second : first).data(), [&] {
+      ended = std::async(std::launch::async, [&] { domain->link_ended(); });
+      EXPECT_FALSE(ends_soon(ended));
+    });
+    if (adds) {
+      domains->register_region({region_of(second), 1});
+    } else {
+      domains->deregister_region(0);
+    }
+    ended.get();
+    EXPECT_EQ(registrations(first.data()) + registrations(second.data()), 0);
+  }
+}
+
+TEST_F(IsolatedVerbsOrder, LinksThatHaveEndedDontKeepARegionFromBeingAdded) {
+  const auto domains = domains_with({});
+  const auto ended = domains->for_link();
+  ended->link_ended();
+  const auto lives = domains->for_link();
+  let_registering_fail(first, 1);
+  domains->register_region({region_of(first), 0});
+  EXPECT_TRUE(lives->keys_of(0));
+  EXPECT_FALSE(ended->keys_of(0));
+  EXPECT_EQ(registrations(first.data()), 1);
+  lives->link_ended();
+  let_registering_fail(second);
+  EXPECT_THROW(domains->register_region({region_of(second), 1}), TransferError) << "tried all the same";
+}
+
+TEST_F(IsolatedVerbsOrder, ClosingWaitsForWhatIsRegisteredForANewcomer) {
+  const auto domains = domains_with({region_of(first)});
+  std::future<void> closed;
+  before_registering().set(first.data(), [&] {
+    closed = std::async(std::launch::async, [&] { domains->close(); });
+    EXPECT_FALSE(ends_soon(closed));
+  });
+  const auto newcomer = domains->for_link();
+  closed.get();
+  EXPECT_EQ(registrations(first.data()), 0);
+  EXPECT_THROW((void)domains->for_link(), TransferError);
+}
+
+TEST(VerbsOrder, IsolatedNewcomersRegisterADmaBufWhoseDescriptorHasBeenClosed) {
+  const auto make_file = [](int& descriptor) {
+    descriptor = ::memfd_create("dma-buf", MFD_CLOEXEC);
+    return descriptor != -1 && ::ftruncate(descriptor, page_size) == 0;
+  };
+  int file = -1;
+  int other = -1;
+  ASSERT_TRUE(make_file(file) && make_file(other));
+  const Descriptor closes_other(other);
+  auto* const memory =
+      static_cast<std::byte*>(::mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+  ASSERT_NE(memory, MAP_FAILED);
+  struct stat status {};
+  ASSERT_EQ(::fstat(file, &status), 0);
+  dmabuf_file = status.st_ino;
+  {
+    MemoryRegion region{memory, page_size, page_size};
+    region.dmabuf_fd = file;
+    NodeOptions options = isolating();
+    options.channel.regions = {region};
+    Node hub(1, std::move(options));
+    const std::uint32_t later = hub.channel->add_region(region);
+    ASSERT_EQ(::dup3(other, file, O_CLOEXEC), file);  // closed, and its number is another's
+    Node peer(1);
+    peer.connect("peer", "hub", hub);
+    const auto index = indexes(1);
+    std::byte value{1};
+    for (const std::uint32_t number : {0U, later}) {
+      peer.fill(value);
+      EXPECT_EQ(peer.channel->batched_write(peer.pages(1),
+                                            {.peer_id = "hub", .remote_indexes = index, .remote_region = number}),
+                1U);
+      EXPECT_EQ(memory[page_size - 1], value);
+      value = std::byte{2};
+    }
+    const int kept = registered_dmabuf;
+    EXPECT_TRUE(is_dmabuf_file(kept));
+    hub.channel->remove_region(later);
+    EXPECT_FALSE(is_dmabuf_file(kept)) << "closed with the region";
+  }
+  dmabuf_file = 0;
+  ::close(file);
+  ::munmap(memory, page_size);
 }
 
 TEST(VerbsOrder, Line04_AnAddressAtWhichNobodyAnswersDelaysNoOtherPeer) {
@@ -642,18 +888,21 @@ TEST(VerbsOrder, ScatteredObjectsOutsideOfRegionsAreCopiedRatherThanRegisteredOn
 
 TEST(VerbsOrder, MoreScatteredObjectsThanThereAreBlocksToCopyThrough) {
   constexpr std::size_t count = 1024;
-  Node node(1);
-  Node peer(count);
-  peer.fill(3);
-  node.connect("node", "peer", peer);
-  std::vector<std::byte> outside(2 * count * page_size);
-  std::vector<MutableBuffer> scattered;
-  for (std::size_t i = 0; i < count; ++i) {
-    scattered.push_back(MutableBuffer(outside).subspan(2 * i * page_size, page_size));
-  }
-  EXPECT_EQ(node.channel->batched_read(scattered, {.peer_id = "peer", .remote_indexes = indexes(count)}), count);
-  for (std::size_t i = 0; i < count; ++i) {
-    ASSERT_TRUE(std::ranges::equal(scattered[i], peer.page(i))) << i;
+  for (const bool isolates : {false, true}) {
+    SCOPED_TRACE(isolates);
+    Node node(1, isolates ? isolating() : NodeOptions());
+    Node peer(count);
+    peer.fill(3);
+    node.connect("node", "peer", peer);
+    std::vector<std::byte> outside(2 * count * page_size);
+    std::vector<MutableBuffer> scattered;
+    for (std::size_t i = 0; i < count; ++i) {
+      scattered.push_back(MutableBuffer(outside).subspan(2 * i * page_size, page_size));
+    }
+    EXPECT_EQ(node.channel->batched_read(scattered, {.peer_id = "peer", .remote_indexes = indexes(count)}), count);
+    for (std::size_t i = 0; i < count; ++i) {
+      ASSERT_TRUE(std::ranges::equal(scattered[i], peer.page(i))) << i;
+    }
   }
 }
 
