@@ -59,26 +59,26 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
                        " bytes (vm.nr_hugepages is how many there are)"
                  : "");
   };
-  const auto failed = [&](const std::string& call, int number) {
+  const auto refused = [&](const std::string& call, int number) {
     throw TransferError({number, std::system_category()}, what() + ": " + call);
   };
   Descriptor writable(::memfd_create("kvferry", MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0U)));
   if (!writable) {
-    failed("memfd_create", errno);
+    refused("memfd_create", errno);
   }
   // Beyond it the system sends a signal that ends the process.
   if (rlimit files{}; ::getrlimit(RLIMIT_FSIZE, &files) == 0 && mapped_ > files.rlim_cur) {
-    failed("RLIMIT_FSIZE is " + std::to_string(files.rlim_cur) + " bytes", EFBIG);
+    refused("RLIMIT_FSIZE is " + std::to_string(files.rlim_cur) + " bytes", EFBIG);
   }
   // The kernel would give it all that there is, and then end processes until it finds some more.
   if (struct sysinfo host{}; !huge && ::sysinfo(&host) == 0) {
     const std::uint64_t all = (std::uint64_t{host.totalram} + host.totalswap) * host.mem_unit;
     if (mapped_ > all) {
-      failed("this host has " + std::to_string(all) + " bytes of memory", ENOMEM);
+      refused("this host has " + std::to_string(all) + " bytes of memory", ENOMEM);
     }
   }
   if (::ftruncate(writable.get(), static_cast<off_t>(mapped_)) != 0) {
-    failed("ftruncate", errno);
+    refused("ftruncate", errno);
   }
   // All pages are there from here on: what is touched later can't be missing. A signal may end the call, which takes back what
   // it has done. In parts, so that none waits for long.
@@ -90,18 +90,18 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
     if (error == 0) {
       done += part;
     } else if (error != EINTR) {
-      failed("fallocate", error);
+      refused("fallocate", error);
     }
   }
   void* const mapped = ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, writable.get(), 0);
   if (mapped == MAP_FAILED) {
-    failed("mmap", errno);
+    refused("mmap", errno);
   }
   data_ = static_cast<std::byte*>(mapped);
   try {
     // With F_SEAL_FUTURE_WRITE this mapping is the last that can be written to, whoever opens the file anew.
     if (::fcntl(writable.get(), F_ADD_SEALS, shm::MappedFile::seals) != 0) {
-      failed("sealing it", errno);
+      refused("sealing it", errno);
     }
     // Kernels before 5.13 take the seal for files of huge pages, and don't keep it.
     void* const writable_again = ::mmap(nullptr, page, PROT_READ | PROT_WRITE, MAP_SHARED, writable.get(), 0);
@@ -110,7 +110,7 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
     }
     if (writable_again != MAP_FAILED ||
         ::fallocate(writable.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(page)) == 0) {
-      failed("sealing it, which this kernel doesn't keep to", ENOSYS);
+      refused("sealing it, which this kernel doesn't keep to", ENOSYS);
     }
     Descriptor readable(::open(("/proc/self/fd/" + std::to_string(writable.get())).c_str(), O_RDONLY | O_CLOEXEC));
     if (!readable) {
@@ -119,7 +119,7 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
     }
     struct stat status {};
     if (::fstat(readable.get(), &status) != 0) {
-      failed("fstat", errno);
+      refused("fstat", errno);
     }
     const auto file = std::make_shared<const Descriptor>(std::move(readable));
     file_ = file;
