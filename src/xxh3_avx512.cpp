@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled for CPUs with AVX512F, so nothing is included whose functions others could share with it.
-#include <kvferry/tcp/wide_xxh3.hpp>
+// Compiled for CPUs with AVX-512, so nothing is included whose functions others could share with it.
+#include <kvferry/detail/wide_xxh3.hpp>
+#include <kvferry/detail/xxh3_pieces.hpp>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+namespace kvferry::inline KVFERRY_ABI {
 
-namespace kvferry::inline KVFERRY_ABI::tcp {
+std::uint64_t xxh3_avx512(const iovec* pieces, std::size_t count) noexcept { return xxh3_of_pieces(pieces, count); }
 
-std::uint64_t xxh3_avx512(const void* bytes, std::size_t size) noexcept { return XXH3_64bits(bytes, size); }
-
-}  // namespace kvferry::tcp
+}  // namespace kvferry

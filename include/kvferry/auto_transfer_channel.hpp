@@ -20,28 +20,27 @@ namespace kvferry::inline KVFERRY_ABI {
 
 /// A transport among those of an `AutoTransferChannel`. See `road`.
 struct AutoRoad {
-  /// What both sides call it: 1 to 32 bytes of UTF-8 without control characters. `PeerInfo::path`, errors and
-  /// `AutoOptions::require` name it so.
+  /// The name that both sides use for it: 1 to 32 bytes of UTF-8 without control characters. `PeerInfo::path`, errors
+  /// and `AutoOptions::require` use this name.
   std::string name;
-  /// Makes the transport's channel of the options that all channels have, which come from the `AutoTransferChannel`.
-  /// Called by its constructor. The options have to reach the transport's, whole.
+  /// Makes the transport's channel. The constructor of `AutoTransferChannel` calls it, with the options that all
+  /// channels have. Pass all of them on to the transport's constructor.
   std::function<std::unique_ptr<kit::TransferChannelKit>(ChannelOptions)> make;
-  /// It leads to no other host, and is tried only where both sides are on one.
+  /// Whether the road leads to no other host. It is then tried only if both sides are on one host.
   bool within_host = false;
 };
 
-/// Called by `road`: compares the road's own options with those of the `AutoTransferChannel`, which replace them.
-/// @param own the road's. @param common the `AutoTransferChannel`'s.
-/// @throws TransferError EINVAL: an option of the road's would be lost silently.
+/// Compares the road's own options with those of the `AutoTransferChannel`, which replace them. `road` calls it.
+/// @throws TransferError EINVAL if an option of the road's own would be lost.
 KVFERRY_EXPORT void check_options_of_road(const std::string& name, const ChannelOptions& own,
                                           const ChannelOptions& common);
 
-/// A road over a transport, of kvferry's or your own. Where peers have roads of one transport twice, on two networks,
-/// say, their names tell them apart.
+/// Makes a road over a transport, one of kvferry's or your own. Two roads may have the same transport, for example on
+/// two networks; their names tell them apart.
 /// @tparam Channel a subclass of `kit::TransferChannelKit`: `RdmaTransferChannel`.
-/// @param options the transport's own; what of it is a `ChannelOptions` is replaced by the `AutoTransferChannel`'s. One that
-///   is set here, and isn't the same there, is an error of the constructor's: EINVAL. Of `poll` nothing is compared, and a log
-///   sink only with none.
+/// @param options the transport's own. Its part that is a `ChannelOptions` is replaced by the `AutoTransferChannel`'s.
+///   If an option of that part is set here, and differs there, the constructor throws EINVAL. `poll` is not compared. A
+///   log sink that is set here is an error only if there is none there.
 template <class Channel, class Options>
 [[nodiscard]] AutoRoad road(std::string name, Options options, bool within_host = false) {
   return {name,
@@ -59,61 +58,63 @@ struct AutoOptions : ChannelOptions {
   /// The transports, the best first; at most 16. Empty: `AutoTransferChannel::default_roads()`. A single one is pinned.
   std::vector<AutoRoad> roads;
 
-  /// The names of the roads that may be taken. Without a way over one of these, connecting ends with `errc::no_path`,
-  /// and so do operations that have to connect anew. The other roads are not offered to peers. Empty: all roads may be
-  /// taken.
+  /// The names of the roads that may be taken. The other roads are not offered to peers. If none of these leads to the
+  /// peer, connecting ends with `errc::no_path`, and so do operations that have to connect anew. Empty: all roads may
+  /// be taken.
   std::vector<std::string> require;
 
-  /// With a keyring, pages don't leave this host unencrypted: a road over which they would (RDMA, TCP with
-  /// `Encryption::off`, a transport of your own that doesn't say otherwise) is an error of the constructor's. This allows
-  /// it, for networks that nobody else is on, or that encrypt; `ChannelOptions::require_encryption` takes precedence. Without a
-  /// keyring nothing is encrypted in any case.
+  /// Allows roads that send pages in the clear although there is a keyring. With a keyring and without this option, the
+  /// constructor throws if there is a road that sends pages unencrypted off this host (RDMA, TCP with
+  /// `Encryption::off`, a transport of your own that doesn't say otherwise). Set it for networks that nobody else uses,
+  /// or that encrypt. `ChannelOptions::require_encryption` takes precedence. Without a keyring nothing is encrypted in
+  /// any case.
   bool allow_unencrypted = false;
 
-  /// A road that doesn't answer is given up after this time, or after its share of the attempt's if that is less, as long
-  /// as there are others behind it.
+  /// How long a road may take to answer before the next one is tried. If its share of the attempt's time is less, that
+  /// counts. The last road has all of the remaining time.
   std::chrono::milliseconds road_timeout{2000};
 };
 
-/// Moves pages over the best transport that there is between two peers: one channel, one init url, and a road for
-/// each peer.
+/// Moves pages over the best transport between two peers: one channel, one init url, and a road for each peer. A road
+/// is one of the channel's transports with its options.
 ///
-/// **The choice.** When two peers connect, the handshake tells what each side has. The side that connects tries what
-/// both have in its own order, and takes the first that gets through; one that doesn't answer has
-/// `AutoOptions::road_timeout`. A road within a host (`AutoRoad::within_host`) is tried only if both sides are on one host. Each connection
-/// has one road at a time, the same for both sides and for everything that they do; when it breaks, the next
-/// operation connects anew and chooses anew. It doesn't change while it works: `disconnect` and connect to have it
-/// chosen again.
+/// **The choice.** When two peers connect, the handshake tells each side's roads. The side that connects tries the
+/// roads that both have, in its own order, and takes the first that works. A road that doesn't answer is given up after
+/// `AutoOptions::road_timeout`. A road within a host (`AutoRoad::within_host`) is tried only if both sides are on one
+/// host. Each connection has one road, the same for both sides and for all operations. When it breaks, the next
+/// operation connects anew and chooses anew. A road that works is kept; `disconnect` and connect to choose again.
 ///
-/// **Nothing is silent.** `PeerInfo::path` has the road's own words, and why no better one was taken: "tcp
-/// 10.0.0.1:40112 -> ...; not rdma: no rail is active". So has the event "path_chosen", a warning where there is such
-/// a reason but that the peer is on another host; `ChannelStats::roads` counts them. A transport that this host doesn't have
-/// is left out with the event "road_unavailable", a warning: its constructor threw ENODEV, EOPNOTSUPP, ENOSYS, ENETDOWN
-/// or ENOMEM (memory that can't be registered); or `errc::not_supported` where a region is a dma-buf. Any other error of
-/// it is the constructor's. `AutoOptions::require` says what is not to be done without.
+/// **Nothing is silent.** `PeerInfo::path` describes the road and gives the reason why no better one was taken: "tcp
+/// 10.0.0.1:40112 -> ...; not rdma: no rail is active". So does the log event "path_chosen". It is a warning if there
+/// is such a reason, other than that the peer is on another host. `ChannelStats::roads` counts the connections over
+/// each road. A transport that this host doesn't have is left out, with the warning "road_unavailable": its constructor
+/// threw ENODEV, EOPNOTSUPP, ENOSYS, ENETDOWN or ENOMEM (memory that can't be registered), or `errc::not_supported` if
+/// a region is a dma-buf. Any other error of a transport's constructor is thrown. `AutoOptions::require` names the
+/// roads to which the channel is restricted.
 ///
 /// **Nothing falls back from security.** With a keyring, no road leads off the host unencrypted unless
-/// `AutoOptions::allow_unencrypted` says so. A road off the host that ends with `errc::authentication_failed` or
-/// `errc::encryption_mismatch` ends the attempt: somebody on the path could cause these errors, and must not be able to
-/// choose another road by them.
+/// `AutoOptions::allow_unencrypted` allows it. If a road off the host ends with `errc::authentication_failed` or
+/// `errc::encryption_mismatch`, the attempt ends and no other road is tried: an attacker on the path could cause these
+/// errors, and must not be able to choose the road by them.
 ///
-/// **The same promises.** It is one channel: one inbox for notifications, one incarnation, `fence` and `close` for
-/// whatever road is or was taken. An old connection, of any road, is shut before the peer is welcomed on a new one.
-/// `capabilities()` has what all roads have. The keyring (`ChannelOptions::keyring`) secures the handshake, which is
-/// one for all roads.
+/// **The same promises.** It is one channel: it has one inbox for notifications and one incarnation, and `fence` and
+/// `close` hold for all roads. An old connection, over any road, is shut before the peer is accepted on a new one.
+/// `capabilities()` has the capabilities that all roads have. The keyring (`ChannelOptions::keyring`) secures the
+/// handshake, which all roads share.
 ///
 /// Peers are other `AutoTransferChannel`s: with a channel of one transport, connecting ends with
 /// `errc::transport_mismatch`.
 ///
-/// A subclass that overrides `handle_init_side_msg` does as for `TcpTransferChannel`.
+/// A subclass that overrides `handle_init_side_msg` follows the rule at `TcpTransferChannel`.
 class KVFERRY_EXPORT AutoTransferChannel : public kit::TransferChannelKit {
  public:
   /// Makes the transports' channels, starts listening if there is a `peer_init_url`, and starts the I/O threads.
-  /// @throws TransferError `errc::no_path` if this host has none of the roads that may be taken; EINVAL: two roads of
-  ///   one name, a name that is none, too many roads, a road that makes no channel or one without the options that
-  ///   it was given, a name in `require` that no road has, a road whose own options differ (see `road`), or which would
-  ///   move pages off this host unencrypted in spite of a keyring; `errc::invalid_region`, `errc::invalid_url`, the errno of a bind that failed, `errc::timed_out` as for
-  ///   `TcpTransferChannel`; and what the transports' constructors throw.
+  /// @throws TransferError `errc::no_path` if this host has none of the roads that may be taken; EINVAL for two roads
+  ///   of one name, an invalid name, too many roads, a road that makes no channel or one without the options that it
+  ///   was given, a name in `require` that no road has, a road whose own options differ (see `road`), or a road that
+  ///   would send pages off this host unencrypted although there is a keyring; `errc::invalid_region`,
+  ///   `errc::invalid_url`, the errno of a bind that failed, `errc::timed_out` as for `TcpTransferChannel`; and the
+  ///   errors of the transports' constructors.
   explicit AutoTransferChannel(AutoOptions options);
   ~AutoTransferChannel() override;
 
@@ -127,9 +128,9 @@ class KVFERRY_EXPORT AutoTransferChannel : public kit::TransferChannelKit {
 
   /// "auto".
   [[nodiscard]] std::string_view transport() const noexcept override;
-  /// What all roads have, those left out not counted.
+  /// The capabilities that all roads have. Roads that were left out don't count.
   [[nodiscard]] Capabilities capabilities() const noexcept override;
-  /// With the roads, and the paths of all of them, each behind its road's name: "tcp lane 0".
+  /// Includes the roads, and the paths of all roads, each with its road's name in front: "tcp lane 0".
   [[nodiscard]] ChannelStats stats() const override;
 
  protected:

@@ -22,8 +22,8 @@ namespace kvferry::inline KVFERRY_ABI {
 struct PeerInfo {
   std::string id;
   std::uint64_t incarnation = 0;  ///< Drawn anew at each start of the peer's channel.
-  std::string init_url;           ///< Where the peer's handshakes are answered; empty if it hasn't said.
-  /// What it offers, as far as this side has heard, ordered by number. The ones that it has removed are not there.
+  std::string init_url;           ///< The url at which the peer answers handshakes; empty if the peer hasn't told it.
+  /// The peer's regions that this side has heard of, ordered by number, without the removed ones.
   std::vector<RemoteRegion> regions;
   std::string path;  ///< How the bytes travel, for people: "tcp 10.0.0.1:40112 -> 10.0.0.2:5601, 2 lanes, cubic".
 };

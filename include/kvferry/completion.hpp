@@ -29,8 +29,8 @@
 namespace kvferry::inline KVFERRY_ABI {
 
 namespace detail {
-/// Logs the exception that is being handled, as `exception_dropped`: there is nobody to throw it to.
-/// @param where it was thrown: "at a deadline".
+/// Logs the exception that is being handled, as `exception_dropped`: nobody could catch it.
+/// @param where the place at which it was thrown: "at a deadline".
 void log_exception(std::string_view where) noexcept;
 
 /// A handler that runs inside the call that completes it, like those of `CompletionHandler::direct`: it has a member type
@@ -44,25 +44,26 @@ concept CompletesDirectly = requires {
 template <class Signature>
 class CompletionHandler;
 
-/// A completion handler of any type behind one type, so that virtual functions can take it. Move-only; called once.
+/// Holds a completion handler of any type, so that virtual functions can take it. Move-only; called once.
 ///
 /// It holds the handler, a work guard on the executor that the handler is associated with (the channel's where it has
 /// none) and the handler's cancellation slot. Calling it never runs the handler inside the call: the handler is posted
 /// to its executor. (Asio 1.22 has no `any_completion_handler`.)
 ///
-/// **A handler that throws.** On an executor of the user's the exception comes out of that executor's own `run`, as with
-/// any handler of Asio's. On the channel's own threads it is dropped and logged (`exception_dropped`), and the
-/// thread goes on.
+/// **A handler that throws.** If the handler runs on the user's executor, the exception comes out of that executor's
+/// `run`, as usual with Asio. On the channel's own threads the exception is dropped and logged (`exception_dropped`),
+/// and the thread goes on.
 ///
-/// **No memory.** What posting takes is reserved when the handler is handed over, by its associated allocator, so posting to an
-/// `asio::io_context`, an `asio::thread_pool` or a strand of one needs none; the channel's own threads are the first of these.
-/// Another executor (`asio::use_future` has one) allocates by itself. Where it throws `std::bad_alloc`, the handler stays, and posting is tried
-/// again, a hundred times; it is run once, also where an executor has taken it and thrown. If there still is no memory, or an executor
-/// throws something else, the handler is dropped and logged (`exception_dropped`): the operation has ended, but nobody hears of it.
+/// **No memory.** The memory for posting is allocated when the handler is handed over, by its associated allocator. So
+/// posting to an `asio::io_context` (the channel's own threads run one), an `asio::thread_pool`, or a strand of one
+/// allocates nothing. Another executor (`asio::use_future` has one) allocates by itself. If it throws `std::bad_alloc`,
+/// posting is tried again, up to a hundred times. The handler runs once, even if an executor has taken it and thrown.
+/// If there still is no memory, or the executor throws something else, the handler is dropped and logged
+/// (`exception_dropped`): the operation has ended, but its handler never runs.
 ///
 /// Thread safety: distinct objects are independent. The call may come from any thread. The cancellation slot is touched
-/// in two places only, where Asio's rules for slots are met: in the initiating call (`on_cancel`) and on the handler's
-/// executor, just before the handler runs.
+/// in two places only, as Asio's rules for slots demand: in the initiating call (`on_cancel`), and on the handler's
+/// executor just before the handler runs.
 template <class... Args>
 class CompletionHandler<void(Args...)> {
  public:
@@ -76,9 +77,9 @@ class CompletionHandler<void(Args...)> {
   CompletionHandler(Handler&& handler, const asio::any_io_executor& fallback)
       : model_(make_model(std::forward<Handler>(handler), fallback)) {}
 
-  /// A handler that runs inside the call that completes it, on whatever thread that is. For the library's own use and
-  /// for transports that wrap another: it may wake a thread or post; it must not block or call into a channel. What
-  /// it throws is dropped and logged.
+  /// Makes a handler that runs inside the call that completes it, on the thread of that call. It is for the library's
+  /// own use, and for transports that wrap another one. The handler may wake a thread or post; it must not block or
+  /// call into a channel. An exception of the handler is dropped and logged.
   template <class Function>
   [[nodiscard]] static CompletionHandler direct(Function&& function) {
     CompletionHandler handler;
@@ -86,8 +87,8 @@ class CompletionHandler<void(Args...)> {
     return handler;
   }
 
-  /// A handler that ends `other` with what `function(other, args...)` makes of the results, inside the call that completes
-  /// it, and is cancelled as `other` is.
+  /// Makes a handler that calls `function(other, args...)` inside the call that completes it; `function` ends `other`
+  /// with its own results. Cancelling `other` cancels it.
   template <class Other, class Function>
   [[nodiscard]] static CompletionHandler wrapping(Other other, Function function) {
     return direct(Wrapping<Other, Function>{std::move(other), std::move(function)});
@@ -115,7 +116,7 @@ class CompletionHandler<void(Args...)> {
   /// from any thread.
   void on_cancel(CancelFunction cancel) { model_->on_cancel(std::move(cancel)); }
 
-  /// Whether the caller can cancel at all: spares building a function for `on_cancel` that nobody could call.
+  /// Whether the caller can cancel at all. If not, a transport needs no function for `on_cancel`.
   [[nodiscard]] bool cancellable() const noexcept { return model_->cancellable(); }
 
  private:
@@ -216,9 +217,9 @@ class CompletionHandler<void(Args...)> {
   std::shared_ptr<Concept> model_;
 };
 
-/// Ends a transfer: what went wrong, if anything, and how many objects were transferred.
+/// Ends a transfer with its error, if any, and the number of objects that were transferred.
 using Completion = CompletionHandler<void(std::error_code, std::size_t)>;
-/// Ends a handshake or a side message's exchange: what went wrong, and the answer if there was one.
+/// Ends a handshake, or the exchange of a side message, with its error, if any, and the answer, if any.
 using SideMessageCompletion = CompletionHandler<void(std::error_code, std::optional<SideMessage>)>;
 /// Ends the wait for a notification.
 using NotificationCompletion = CompletionHandler<void(std::error_code, Notification)>;

@@ -34,19 +34,19 @@ struct CompletionEntry {
   std::size_t count = 0;
 };
 
-/// One operation that was started with a token of a `CompletionQueue`: what the initiating function returns. May be
-/// copied, dropped at any time, and used when the queue and the channel are gone. Thread-safe. In a forked child, a
-/// handle of the parent's has no result and cancels nothing.
+/// Stands for one operation that was started with a token of a `CompletionQueue`; the initiating function returns it.
+/// It may be copied, dropped at any time, and used after the queue and the channel are gone. Thread-safe. In a forked
+/// child, a handle of the parent's has no result and cancels nothing.
 class KVFERRY_EXPORT OperationHandle {
  public:
-  /// Of no operation: it has not ended and can't be cancelled.
+  /// A handle of no operation: it never ends and can't be cancelled.
   OperationHandle() = default;
 
   [[nodiscard]] bool ended() const;
-  /// How it has ended; nothing until then. Does not take the queue's entry away.
+  /// The operation's end; nothing until then. The queue's entry stays in the queue.
   [[nodiscard]] std::optional<CompletionEntry> result() const;
-  /// Asks for the end, which then comes as any end does: perhaps `errc::cancelled`, perhaps success. Does nothing if it has
-  /// ended.
+  /// Asks the operation to end. It then ends as usual, perhaps with `errc::cancelled`, perhaps with success. Does
+  /// nothing if the operation has ended.
   void cancel() const;
 
  private:
@@ -74,12 +74,13 @@ class CompletionToken;
 /// @endcode
 ///
 /// Thread safety: all functions may be called from any thread; destruction must not overlap with them. The queue may be
-/// destroyed before, or while, its operations end: their entries are lost then, and nothing that a token was given is
-/// written any more. The operations go on: their buffers stay the channel's until `OperationHandle::ended`.
+/// destroyed before its operations end, or while they end. Their entries are then lost, and the places that tokens were
+/// given for results are not written any more. The operations go on: their buffers belong to the channel until
+/// `OperationHandle::ended`.
 ///
-/// Forked processes: a queue belongs to the process that made it. In a forked child it has no entries, its descriptor
-/// is the parent's and not to be polled, and its destructor touches nothing. An operation that is given a token of it
-/// there has its result in its handle alone.
+/// Forked processes: a queue belongs to the process that made it. In a forked child it has no entries, and its
+/// destructor touches nothing. Don't poll its descriptor there: it is the parent's. An operation that is given a token
+/// of it there has its result only in its handle.
 class KVFERRY_EXPORT CompletionQueue {
  public:
   /// @throws TransferError with the errno of eventfd(2).
@@ -88,12 +89,12 @@ class KVFERRY_EXPORT CompletionQueue {
   CompletionQueue& operator=(const CompletionQueue&) = delete;
   ~CompletionQueue();
 
-  /// An eventfd, close-on-exec, that can be read while there are entries. To be polled only; `drain` resets it. It is
-  /// written once when the first entry comes, not once an entry.
+  /// An eventfd, close-on-exec, that is readable while there are entries. Only poll it; `drain` resets it. It is
+  /// written once when the first entry comes, not for each entry.
   [[nodiscard]] int descriptor() const noexcept;
 
   /// Takes the oldest entries out. Never blocks.
-  /// @return how many there are in `entries` now; fewer than its size: no others are left.
+  /// @return how many entries were taken. If they are fewer than the size of `entries`, none is left.
   [[nodiscard]] std::size_t drain(std::span<CompletionEntry> entries);
 
   /// As `drain`, but sleeps until there is an entry, for programs whose loop has nothing else to wait for.
@@ -101,11 +102,12 @@ class KVFERRY_EXPORT CompletionQueue {
   /// @return 0 if the time passed without an entry; at once if `entries` is empty, and in a forked child.
   [[nodiscard]] std::size_t wait(std::span<CompletionEntry> entries, std::optional<std::chrono::milliseconds> timeout = {});
 
-  /// For operations that end with an error, or an error and a count, or an error and the answer to a side message, which
-  /// is dropped.
+  /// Makes a token for operations that end with an error, with an error and a count, or with an error and the answer to
+  /// a side message. The answer is dropped.
   [[nodiscard]] CompletionToken<void> token(std::uint64_t user_data);
-  /// For operations that have another result. They store it in `result`, which must stay valid until the operation has
-  /// ended or the queue is gone. After a failure it is empty, or has the part that came all the same.
+  /// Makes a token for operations with another result. They store it in `result`, which must stay valid until the
+  /// operation has ended or the queue is gone. After a failure it is empty, or has the part that came before the
+  /// failure.
   template <class Result>
   [[nodiscard]] CompletionToken<Result> token(std::uint64_t user_data, Result& result);
 
@@ -118,7 +120,7 @@ namespace detail {
 /// Moves a value to where a token's result is.
 using StoreResult = void (*)(void* result, void* value);
 
-/// An operation on its way to a queue, and afterwards the entry in it: ending it allocates nothing.
+/// Makes an operation that becomes an entry of the queue at its end. Ending it allocates nothing.
 [[nodiscard]] KVFERRY_EXPORT std::shared_ptr<QueuedOperation> make_queued_operation(std::shared_ptr<QueueState> queue,
                                                                                     std::uint64_t user_data);
 /// @param store called with `result` and `value` before the entry is handed out, unless it is null or the queue is gone.
@@ -182,7 +184,7 @@ class QueueHandler<void> : public QueueHandlerBase {
 
 }  // namespace detail
 
-/// What `CompletionQueue::token` returns: a completion token of Asio's. To be used once, in the expression that made it.
+/// A completion token of Asio's, made by `CompletionQueue::token`. Use it once, in the expression that made it.
 template <class Result>
 class CompletionToken {
  public:

@@ -12,20 +12,20 @@
 #define KVFERRY_PROGRAM_RTTI 0
 #endif
 
-// Asio's objects differ with and without run-time type information, and what includes kvferry shares them with it. A program
-// that was given a static library of the other kind compiles all of kvferry itself, and links nothing of the library.
+// Asio's objects differ with and without run-time type information, and a program shares them with kvferry. If the
+// static library is of the other kind, the program compiles all of kvferry itself, and links nothing of the library.
 #if !defined(KVFERRY_HEADER_ONLY) && KVFERRY_PROGRAM_RTTI != KVFERRY_RTTI && KVFERRY_IS_STATIC && \
     __has_include(<zmq.hpp>) && __has_include(<xxhash.h>) && (!KVFERRY_HAS_TLS || __has_include(<openssl/ssl.h>))
 #define KVFERRY_HEADER_ONLY 1
 #define KVFERRY_WITH_TLS KVFERRY_HAS_TLS
 #endif
 
-/// Whether all of kvferry is compiled with what includes it. `kvferry::tcp_header_only` sets it.
+/// Whether the program's own files compile all of kvferry. `kvferry::tcp_header_only` sets it.
 #ifndef KVFERRY_HEADER_ONLY
 #define KVFERRY_HEADER_ONLY 0
 #endif
 
-/// Whether TCP's data connections can be encrypted, by OpenSSL: of a program that compiles kvferry with its own files.
+/// Whether a program that compiles kvferry with its own files can encrypt TCP's data connections, by OpenSSL.
 #ifndef KVFERRY_WITH_TLS
 #define KVFERRY_WITH_TLS 0
 #endif
@@ -37,7 +37,7 @@
 #define KVFERRY_INLINE
 #endif
 
-/// Marks the symbols that a shared library offers. All others are hidden in it, and clash with nothing of the program's.
+/// Marks the symbols that a shared library offers. All others are hidden in it, and can't clash with the program's.
 #define KVFERRY_EXPORT __attribute__((visibility("default")))
 
 #if !KVFERRY_HEADER_ONLY

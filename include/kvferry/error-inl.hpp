@@ -98,7 +98,7 @@ inline constexpr std::array own_codes{
     OwnCode{errc::checksum_mismatch, "checksum_mismatch", retry, "the object landed with other bytes than were sent"},
     OwnCode{errc::region_gone, "region_gone", invalid, "the region was removed"},
     OwnCode{errc::encryption_mismatch, "encryption_mismatch", invalid,
-            "one side encrypts its data connections and the other does not"},
+            "the two sides do not encrypt their data connections in the same way"},
     OwnCode{errc::no_path, "no_path", failed | retry, "no transport that is allowed reaches the peer"},
 };
 

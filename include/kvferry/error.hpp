@@ -12,8 +12,8 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// Why a call failed, as far as kvferry itself found out. errno values and Asio's codes pass through unchanged.
-/// Callers that only have to decide what to do next compare with a `condition` instead.
+/// The reasons that kvferry itself finds for a call's failure. errno values and Asio's codes pass through unchanged. To
+/// decide what to do next, compare with a `condition` instead.
 enum class errc {
   // The call's arguments
   empty_peer_id = 1,       ///< A peer id is empty.
@@ -25,14 +25,14 @@ enum class errc {
   index_out_of_range,      ///< A page index lies behind the region's last page.
   object_too_large,        ///< An object does not fit its page, or a page its capacity.
   not_in_region,           ///< A buffer does not start at a page of the local region.
-  access_denied,           ///< The region's access does not allow what was asked.
+  access_denied,           ///< The region's access does not allow the operation.
   notification_too_large,  ///< The notification exceeds `Capabilities::max_notification_bytes`.
-  invalid_region,  ///< A region is empty, has no pages, a size that is no multiple of its page size, or an access
-                   ///< that there isn't; or there are too many.
+  invalid_region,  ///< A region is empty, has no pages, a size that is no multiple of its page size, or an invalid
+                   ///< access; or there are too many regions.
   not_supported,   ///< The transport cannot do this; see `Capabilities`.
   would_deadlock,  ///< A blocking form was called on the thread that would have to complete it.
 
-  // What became of an operation
+  // How an operation ended
   timed_out,         ///< The deadline passed.
   cancelled,         ///< The caller cancelled the operation.
   closed,            ///< The channel was closed.
@@ -40,7 +40,7 @@ enum class errc {
   buffer_too_small,  ///< An object sent did not fit the buffer posted for it by the recv.
   resource_limit,    ///< A bounded queue, here or at the peer, is full; nothing was harmed, try again.
 
-  // What became of a peer
+  // How a peer or its connection failed
   peer_closed,         ///< The peer closed its connection.
   connection_lost,     ///< The connection to the peer broke, or was broken because it stalled.
   peer_restarted,      ///< The peer is a new incarnation: page indexes agreed with the old one are stale.
@@ -48,9 +48,9 @@ enum class errc {
   version_mismatch,    ///< The peer speaks another protocol version.
   transport_mismatch,  ///< The peer's channel uses another transport.
   page_size_mismatch,  ///< Both sides' regions of one number have pages of different sizes, and pages are named by index.
-  authentication_failed,   ///< A key or a secret does not prove who is there: keyrings that do not
-                           ///< fit, or a data connection that is not the peer's.
-  protocol_violation,      ///< The peer sent what the protocol does not allow.
+  authentication_failed,   ///< A key or a secret does not prove who the peer is: the keyrings don't match, or a data
+                           ///< connection is not the peer's.
+  protocol_violation,      ///< The peer sent bytes that the protocol does not allow.
   malformed_message,       ///< A side message is not msgpack, or not of the expected shape.
   unhandled_side_message,  ///< The receiver has no answer to a side message of this type.
 
@@ -60,25 +60,25 @@ enum class errc {
   memory_fault,  ///< Memory of an object, or of its page at the peer, is not mapped, or not readable or writable as
                  ///< needed. Equals std::errc::bad_address.
 
-  /// Another channel is connected under this id and lives: two have the same name, or the one that this one replaces has
-  /// not gone yet.
+  /// Another channel is connected under this id and lives: two channels have the same id, or this channel replaces one
+  /// that has not gone yet.
   identity_conflict,
 
-  // What became of a write or send that was ended from this side before the peer had dealt with it: it did not answer
-  // in time, and the connection was broken. See condition::may_still_land.
+  // This side ended a write or send, the peer did not answer for it in time, and the connection was broken.
+  // See condition::may_still_land.
   timed_out_in_flight,  ///< As timed_out, but bytes may still be on their way.
   cancelled_in_flight,  ///< As cancelled, but bytes may still be on their way.
   closed_in_flight,     ///< As closed, but bytes may still be on their way.
 
-  // What became of this process
-  forked,  ///< The channel is the parent's of this process, which was forked: only the parent can use it.
+  // The process
+  forked,  ///< This process is a forked child and the channel is its parent's: only the parent can use it.
 
-  // What became of an operation, once more
-  /// The write was waiting for a connection when the peer fenced its memory off (`BaseTransferChannel::fence`), and
-  /// was not made: its pages are to be agreed on anew.
+  // How an operation ended, once more
+  /// The write was waiting for a connection when the peer called `BaseTransferChannel::fence`, and was not made. Agree
+  /// on its pages anew.
   fenced,
-  /// The write or send was under way to a peer whose place another one has taken: as peer_restarted, but bytes may still
-  /// be on their way to the one that was the peer before.
+  /// Another incarnation took the peer's place while the write or send was under way: as peer_restarted, but bytes may
+  /// still be on their way to the former peer.
   peer_restarted_in_flight,
 
   // The call's arguments, once more
@@ -89,38 +89,41 @@ enum class errc {
   checksum_mismatch,
 
   region_gone,          ///< The region was removed (`BaseTransferChannel::remove_region`), here or at the peer.
-  encryption_mismatch,  ///< One side encrypts its data connections and the other does not.
+  encryption_mismatch,  ///< One side encrypts its data connections and the other does not, or not by certificates.
   no_path,              ///< No transport that is allowed, and that both sides offer, reaches the peer.
 };
 
-/// The conditions that a caller decides by. `ec == kvferry::condition::retryable` holds for every code, of whatever
-/// category, that belongs to the condition. Every code of kvferry's own and every errno that its calls may end with is
-/// in one of them at least.
+/// Groups of errors, to decide by. `ec == kvferry::condition::retryable` holds for every code, of any category, that
+/// belongs to the condition. Every code of kvferry's own, and every errno with which its calls may end, belongs to at
+/// least one condition.
 enum class condition {
-  /// Repeating the call unchanged fails again: an argument is wrong, a buffer can't be read or written (EFAULT), a list is too long (E2BIG), this
-  /// program may not do it (EACCES, EPERM), or the two channels do not go together as they are set up: the mismatches,
-  /// errc::handshake_failed (who answers is no such channel), errc::malformed_message; or the region is gone.
+  /// Repeating the call unchanged fails again: an argument is wrong, a buffer can't be read or written (EFAULT), a list
+  /// is too long (E2BIG), the program lacks the permission (EACCES, EPERM), the region is gone, or the two channels
+  /// don't fit together as they are set up: the mismatches, errc::handshake_failed (no such channel answers),
+  /// errc::malformed_message.
   invalid_argument = 1,
   /// The peer or the way to it is gone: errc::peer_closed, connection_lost, peer_restarted (in flight or not), fenced
-  /// (after the peer was gone for a while), authentication_failed and protocol_violation (who is there now is no sound
-  /// peer), no_path, ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
+  /// (after the peer was gone for a while), authentication_failed and protocol_violation (no sound peer answers),
+  /// no_path, ECONNRESET, ECONNREFUSED, ETIMEDOUT, EOF, ...
   peer_failed,
-  /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict, checksum_mismatch; what this host is
-  /// out of for now (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...), EINTR; and every peer_failed but
-  /// errc::peer_restarted (in flight or not) and errc::fenced, after which page indexes have to be agreed anew,
-  /// errc::authentication_failed, errc::protocol_violation, and RDMA's remote_access_error, after which it isn't sure
-  /// that the peer offers what it did.
+  /// The same call may succeed later: timed_out, resource_limit, peer_cancelled, identity_conflict, checksum_mismatch;
+  /// a resource that this host lacks for now (EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ...); EINTR; and every
+  /// peer_failed with a few exceptions. After errc::peer_restarted (in flight or not) and errc::fenced, page indexes
+  /// have to be agreed anew. The other exceptions are errc::authentication_failed, errc::protocol_violation, and RDMA's
+  /// wc_status errors of a broken agreement (rdma_error.hpp), such as remote_access_error: the peer may no longer offer
+  /// the same memory.
   retryable,
-  cancelled,  ///< Ended from this side: errc::cancelled, errc::closed, in flight or not, ECANCELED.
+  cancelled,  ///< This side ended it: errc::cancelled, errc::closed, in flight or not, ECANCELED.
   timed_out,  ///< errc::timed_out, in flight or not, ETIMEDOUT.
-  /// Of a write or send: its connection was broken before the peer had dealt with it, so bytes of it may still land.
-  /// Its pages are not to be used for something else before the peer's side has called `fence`, or a later operation of
-  /// this side with the same peer has succeeded: a peer stops receiving on the old connection before it welcomes a new
-  /// one. After errc::peer_restarted_in_flight only a fence counts, of the one that was the peer then, or its end: what
-  /// is done with the new one says nothing of the old one's pages. errc::connection_lost, peer_closed,
-  /// protocol_violation, those in flight, ECONNRESET, ECONNABORTED, EPIPE, EOF. The same codes end a write or send of
-  /// which nothing had been sent, such as one that waited for a connection: where they hold, it isn't sure that
-  /// something may land. A write or send that ends with any other code has left nothing under way.
+  /// For a write or send: its connection was broken before the peer had dealt with it, so bytes of it may still land.
+  /// Don't reuse its pages before the peer has called `fence`, or a later operation of this side with the same peer has
+  /// succeeded. (A peer stops receiving on the old connection before it accepts a new one.) After
+  /// errc::peer_restarted_in_flight, only a fence at the former peer, or its end, counts; operations with the new peer
+  /// prove nothing about the old one's pages. The codes: errc::connection_lost, peer_closed, protocol_violation, those
+  /// in flight, ECONNRESET, ECONNABORTED, EPIPE, EOF, and RDMA's `wc_status` errors other than the peer adapter's
+  /// refusals. They also end a write or send of which nothing was sent, such as one that waited for a connection: they
+  /// mean that bytes may land, not that some will. A write or send that ends with any other code has left nothing under
+  /// way.
   may_still_land,
 };
 
@@ -137,8 +140,8 @@ namespace detail {
 [[nodiscard]] KVFERRY_EXPORT bool is_code(const std::error_code& code, errc value) noexcept;
 }  // namespace detail
 
-/// Whether it is this code, whichever copy of kvferry in this process has made it: a plugin may have one of its own.
-/// Of `std::error_code` alone: what converts to one, as Boost's does, may have operators of its own.
+/// Whether it is this code, from any copy of kvferry in this process: a plugin may have a copy of its own. Takes only
+/// `std::error_code` itself: types that convert to it, such as Boost's, may have operators of their own.
 template <std::same_as<std::error_code> Code>
 [[nodiscard]] bool operator==(const Code& code, errc value) noexcept {
   return detail::is_code(code, value);
@@ -152,10 +155,10 @@ template <std::same_as<std::error_code> Code>
 /// Thrown by the throwing form of every blocking call. `what()` names the peer, the field and both values.
 class KVFERRY_EXPORT TransferError : public std::system_error {
  public:
-  /// @param what without the code's own message, which is appended; one that ends with it already is taken as well.
+  /// @param what the sentence, to which the code's own message is appended unless it ends with it already.
   TransferError(std::error_code code, const std::string& what, std::size_t transferred = 0);
 
-  /// How many objects of the batch were transferred all the same.
+  /// How many objects of the batch were transferred in spite of the error.
   [[nodiscard]] std::size_t transferred() const noexcept { return transferred_; }
 
  private:

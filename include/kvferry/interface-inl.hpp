@@ -18,6 +18,7 @@
 #include <kvferry/detail/source_address-inl.hpp>
 #include <kvferry/detail/standard_descriptors-inl.hpp>
 #include <kvferry/detail/text-inl.hpp>
+#include <kvferry/detail/xxh3-inl.hpp>
 #include <kvferry/error-inl.hpp>
 #include <kvferry/keyring-inl.hpp>
 #include <kvferry/log-inl.hpp>

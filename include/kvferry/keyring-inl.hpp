@@ -36,6 +36,10 @@ KVFERRY_INLINE void check_peer_keys(const std::vector<PeerKey>& peers) {
     if (peer.peer_id.empty()) {
       throw TransferError(errc::empty_peer_id, "the key " + peer.public_key + " is given for an empty peer id");
     }
+    if (const std::string why = why_no_id(peer.peer_id); !why.empty()) {
+      throw TransferError(errc::invalid_peer_id,
+                          "the key " + peer.public_key + " is given for " + in_quotes(peer.peer_id) + ", which " + why);
+    }
   }
 }
 
@@ -61,13 +65,22 @@ KVFERRY_INLINE SecretKey::SecretKey(std::string_view text) {
 KVFERRY_INLINE SecretKey::~SecretKey() { ::explicit_bzero(text_.data(), text_.size()); }
 
 KVFERRY_INLINE std::vector<PeerKey> read_peer_keys(const std::string& path) {
+  const auto refuse = [&] {
+    throw TransferError(std::error_code(errno, std::system_category()), "peers' keys " + path);
+  };
   std::ifstream file(path);
   if (!file) {
-    throw TransferError(std::error_code(errno, std::system_category()), "peers' keys " + path);
+    refuse();
   }
   std::vector<PeerKey> keys;
   std::string line;
   for (std::size_t number = 1; std::getline(file, line); ++number) {
+    if (number == 1 && line.starts_with(byte_order_mark)) {
+      line.erase(0, byte_order_mark.size());
+    }
+    if (line.ends_with('\r')) {
+      line.pop_back();
+    }
     const std::string_view key = std::string_view(line).substr(0, line.find(' '));
     // One key of 85 begins with '#'.
     if (line.empty() || (line.front() == '#' && !is_key(key))) {
@@ -77,7 +90,16 @@ KVFERRY_INLINE std::vector<PeerKey> read_peer_keys(const std::string& path) {
       throw TransferError(std::make_error_code(std::errc::invalid_argument),
                           path + ", line " + std::to_string(number) + ": not a public key, a space and a peer's id");
     }
-    keys.push_back({line.substr(key_characters + 1), std::string(key)});
+    std::string id = line.substr(key_characters + 1);
+    if (const std::string why = why_no_id(id); !why.empty()) {
+      throw TransferError(std::make_error_code(std::errc::invalid_argument),
+                          path + ", line " + std::to_string(number) + ": the peer's id " + in_quotes(id) + " " + why);
+    }
+    keys.push_back({std::move(id), std::string(key)});
+  }
+  // A directory is opened, and can't be read. Keys that are missed would be peers that are turned away.
+  if (file.bad()) {
+    refuse();
   }
   return keys;
 }

@@ -27,20 +27,23 @@ enum class Access : std::uint8_t {
 
 /// Memory that a channel offers to its peers, divided into pages of equal size.
 ///
-/// Page `i` lies at `data + i * page_size`. The memory stays the caller's: it must outlive the channel's `close()`, or
-/// the return of `BaseTransferChannel::remove_region`, and is never freed by kvferry. What becomes of transfers of memory
-/// that is unmapped all the same: `BaseTransferChannel`. LMCache: `buffer_ptr`, `buffer_size`, `align_bytes`; there one a
-/// channel, here several, numbered in the order in which they are handed to the constructor and to
-/// `BaseTransferChannel::add_region`.
+/// Page `i` lies at `data + i * page_size`. The memory stays the caller's, and kvferry never frees it. It must stay
+/// valid until the channel's `close()`, or `BaseTransferChannel::remove_region`, has returned. `BaseTransferChannel`
+/// describes transfers of memory that is unmapped before. A channel may have several regions. They are numbered in the
+/// order in which they are given to the constructor and to `BaseTransferChannel::add_region`. LMCache: `buffer_ptr`,
+/// `buffer_size`, `align_bytes`, one per channel.
+///
+/// If peers name the region's bytes only by `TransferSpec::remote_ranges`, `page_size` has no effect: set it to `size`.
 struct MemoryRegion {
   std::byte* data = nullptr;
   std::size_t size = 0;       ///< Bytes; a multiple of `page_size`.
   std::size_t page_size = 0;  ///< Bytes; at least 1.
   Access peer_access = Access::read_write;
 
-  /// For memory of a device (a GPU): the dma-buf whose address is `data`, and the offset in it at which the region
-  /// begins. The descriptor is used only during the channel's construction, or `add_region`. Such memory is for writes
-  /// and reads over RDMA. A channel that can't use it refuses the region. -1: ordinary memory.
+  /// For memory of a device (a GPU): a dma-buf's descriptor, and the offset in the dma-buf at which the region begins;
+  /// `data` is the memory's address. The descriptor is used only during the channel's construction, or `add_region`.
+  /// Such memory can be used for writes and reads over RDMA. A channel of another transport refuses the region. -1:
+  /// ordinary memory. docs/guide.md says more.
   int dmabuf_fd = -1;
   std::uint64_t dmabuf_offset = 0;
 
@@ -49,7 +52,7 @@ struct MemoryRegion {
 
 /// One of a channel's own regions, with its number.
 struct LocalRegion : MemoryRegion {
-  std::uint32_t number = 0;  ///< By which peers name it. Never given to another region of the same channel.
+  std::uint32_t number = 0;  ///< Peers name the region by it. No other region of the channel ever gets it.
 };
 
 /// A peer's region, as the peer describes it.
@@ -63,8 +66,9 @@ struct RemoteRegion {
   friend bool operator==(const RemoteRegion&, const RemoteRegion&) = default;
 };
 
-/// Finds a region by its number. @param regions a vector or span of `LocalRegion`s or `RemoteRegion`s, ordered by number.
-/// @return null if it isn't there.
+/// Finds a region by its number. @param regions a vector or span of `LocalRegion`s or `RemoteRegion`s, ordered by
+/// number.
+/// @return null if there is none.
 template <class Regions>
 [[nodiscard]] auto find_region(const Regions& regions, std::uint32_t number) noexcept -> decltype(std::data(regions)) {
   // As long as none has been removed, each lies at its number.

@@ -10,11 +10,11 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// What happened to a peer.
+/// The kind of an event of a peer.
 enum class PeerEventKind : std::uint8_t {
   connected,  ///< There is a usable connection: the first one, or one to the same incarnation as before.
   gone,       ///< The connection has ended.
-  restarted,  ///< There is a usable connection, to another incarnation than before: page indexes are to be agreed anew.
+  restarted,  ///< There is a usable connection, to another incarnation than before: agree on page indexes anew.
 };
 
 [[nodiscard]] constexpr std::string_view to_string(PeerEventKind kind) noexcept {
@@ -26,20 +26,21 @@ enum class PeerEventKind : std::uint8_t {
   return "unknown";
 }
 
-/// News of a peer, whichever side connected. The events of a peer come in the order in which things happened.
+/// An event of a peer, whichever side connected. The events of one peer come in the order in which they happened.
 ///
 /// A connection may be replaced before its end is noticed: `connected` then follows `connected`, and `restarted` may
-/// follow either. So `connected` and `restarted` say how things are now, and need no `gone` before them.
+/// follow either. So `connected` and `restarted` describe the present state, and may come without a `gone` before them.
 struct PeerEvent {
   PeerEventKind kind = PeerEventKind::connected;
   std::string peer_id;
-  /// Connected and restarted: of the peer that is connected now. Gone: of the one that was.
+  /// Connected and restarted: the incarnation that is connected now. Gone: the one that was connected.
   std::uint64_t incarnation = 0;
   /// Gone: `errc::peer_closed` if the peer closed its channel or disconnected, `errc::cancelled` if this side
   /// disconnected, else why the connection broke. Restarted: `errc::peer_restarted`. Connected: none.
   std::error_code cause;
   /// How many older events were dropped before this one, because nobody took them
-  /// (`ChannelOptions::max_pending_peer_events`). Not 0: `BaseTransferChannel::peers()` tells who is connected.
+  /// (`ChannelOptions::max_pending_peer_events`). If it isn't 0, ask `BaseTransferChannel::peers()` for the connected
+  /// peers.
   std::uint64_t missed = 0;
 };
 

@@ -9,8 +9,8 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// The status of a work completion, with the numbers that libibverbs gives them. Errors of verbs that were refused
-/// (registering memory, creating or changing a queue pair) are errno values instead.
+/// The status of a work completion, with libibverbs' numbers. If a verb fails (registering memory, creating or changing
+/// a queue pair), its error is an errno value instead.
 enum class wc_status {
   success = 0,
   local_length_error = 1,
@@ -22,7 +22,8 @@ enum class wc_status {
   bad_response = 7,
   local_access_error = 8,
   remote_invalid_request = 9,
-  remote_access_error = 10,  ///< The peer's adapter refused the key, the address or the length: it may be going down.
+  remote_access_error = 10,  ///< The peer's adapter refused the key, the address or the length; the peer may be
+                             ///< shutting down.
   remote_operation_error = 11,
   retry_exceeded = 12,      ///< The peer, its host or the way there did not answer.
   rnr_retry_exceeded = 13,  ///< The peer had no receive buffer for too long.
@@ -38,7 +39,7 @@ enum class wc_status {
 
 /// The category of `wc_status`; its name is "kvferry.rdma". The errors of local memory (`local_protection_error`,
 /// `local_access_error`, `memory_window_bind_error`) belong to `condition::invalid_argument`, all others to
-/// `condition::peer_failed`, and to `condition::retryable` unless they say that something went against what was agreed:
+/// `condition::peer_failed`. They belong to `condition::retryable` too, except the ones that show a broken agreement:
 /// `local_length_error`, `bad_response`, `remote_invalid_request`, `remote_invalid_rd_request`, `remote_access_error`.
 [[nodiscard]] KVFERRY_EXPORT const std::error_category& rdma_category() noexcept;
 

@@ -22,22 +22,22 @@ namespace kvferry::inline KVFERRY_ABI {
 
 /// A port of an RDMA device that a channel uses.
 struct RdmaRail {
-  std::string device;     ///< As `ibv_devices` calls it: "mlx5_0", "rxe0".
+  std::string device;     ///< The name in `ibv_devices`' list: "mlx5_0", "rxe0".
   std::uint8_t port = 1;  ///< From 1.
-  /// An entry of the port's GID table. Unset: the one of the advertised address if the port has it, else the first that
-  /// is RoCE v2 of an IPv4 address, then of an IPv6 address that is not link-local, then any RoCE v2; on InfiniBand the
-  /// first that is not link-local, if there is one.
+  /// An entry of the port's GID table. Unset: the entry of the advertised address, if the port has it. Else, with RoCE,
+  /// the first RoCE v2 entry of an IPv4 address, or of an IPv6 address that is not link-local, or any RoCE v2 entry, in
+  /// this order. On InfiniBand, the first entry that is not link-local, if there is one.
   std::optional<std::uint32_t> gid_index = {};
-  /// InfiniBand's partition that the rail is in, as its key; the bit for full membership doesn't count. Unset: the first
-  /// entry of the port's table.
+  /// The key of the rail's InfiniBand partition; its bit for full membership is ignored. Unset: the first entry of the
+  /// port's table.
   std::optional<std::uint16_t> partition_key = {};
 };
 
 /// Options of an RDMA channel. Sizes are in bytes.
 struct RdmaOptions : ChannelOptions {
-  /// The rails. Rail number n of one side is joined with rail number n of the other; those that only one side has, or
-  /// that are not active, are left out, and `PeerInfo::path` says which are in use. Empty: one rail, on the device that
-  /// has the address of `advertised_init_url` or `peer_init_url`, or else on the first active one.
+  /// The rails. Rail n of one side is joined with rail n of the other. Rails that only one side has, and rails that are
+  /// not active, are left out. `PeerInfo::path` names the rails in use. Empty: one rail, on the device that has the
+  /// address of `advertised_init_url` or `peer_init_url`, or else on the first active one.
   std::vector<RdmaRail> rails;
 
   /// One-sided batches of at least this many bytes are spread over the rails; smaller ones go over one rail each, in
@@ -47,42 +47,58 @@ struct RdmaOptions : ChannelOptions {
   /// Regions are registered in slices of this size. Some adapters are slower with larger memory regions.
   std::size_t slice_bytes = std::size_t{3584} << 20;
 
-  /// Work requests that a connection has posted at a time, as far as the device has room for them; a longer batch flows
-  /// through. At least 16.
+  /// How many work requests a connection has posted at a time, if the device has room for them. A longer batch is
+  /// posted as they complete. At least 16.
   std::size_t queue_depth = 256;
 
-  /// RDMA reads that a connection has under way at a time, as far as both devices allow.
+  /// How many RDMA reads a connection has under way at a time, if both devices allow it.
   std::size_t read_depth = 128;
 
-  /// Objects of a send up to this size travel in messages, which the receiver copies from; larger ones are written
-  /// straight into the receiver's buffers, where those lie in a region that peers may write to or are large enough to
-  /// be registered for the occasion. At most 4 KiB.
+  /// A send's objects of up to this size travel in messages, out of which the receiver copies them. Larger ones are
+  /// written straight into the receiver's buffers, if these lie in a region that peers may write to, or are large
+  /// enough to be registered for this one operation. At most 4 KiB.
   std::size_t eager_bytes = 4096;
 
-  /// How long an adapter waits for the peer's before it sends again (rounded up to a power of two of 4.096 us), and how
-  /// often it does so (at most 6: Soft-RoCE takes 7 for "without end"). Together: how long it takes to notice that a
-  /// peer, its host or the way there is gone.
+  /// How long an adapter waits for the peer's adapter before it sends again (4.096 us times a power of two, rounded
+  /// up), and how often it sends again (at most 6: Soft-RoCE takes 7 for "without end"). Together they are the time
+  /// after which a lost peer, host or network is noticed.
   std::chrono::milliseconds ack_timeout{250};
   unsigned retry_count = 6;
 
-  /// A connection on which nothing happened for this long is probed, which its peer's adapter answers by itself. Zero:
-  /// never.
+  /// A connection on which nothing happened for this long is probed. The peer's adapter answers the probe by itself.
+  /// Zero: never.
   std::chrono::milliseconds keepalive_interval{2'000};
 
   /// How long an operation that passed its deadline, or was cancelled, may wait for its requests that the adapters have
-  /// under way. After that its queue pair is destroyed, with all that is on it, and the operation ends. `close()` takes
-  /// this long at most to tell the peers that their data has arrived.
+  /// under way. After that its queue pair is destroyed, together with all operations on it, and the operation ends.
+  /// `close()` spends at most this long to tell the peers that their data has arrived.
   std::chrono::milliseconds drain_timeout{250};
 
-  /// How long a peer may be within a recv's list of buffers, or a notification, that comes in several messages without
-  /// sending the rest of it, or 64 KiB of that, before the connection is given up, and what is on it ends with
-  /// `errc::connection_lost`. From 10 milliseconds to an hour.
+  /// For a recv's list of buffers, or a notification, that comes in several messages: how long the peer may take to
+  /// send the rest of it, or the next 64 KiB of the rest. After that the connection is given up, and its operations end
+  /// with `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds parts_timeout{60'000};
 
-  /// Says that nobody else uses the network of the rails, or that it encrypts by itself (IPsec, MACsec). RDMA's packets
-  /// have pages and the keys to memory (rkeys) in the clear, and no program can change that. With this option a channel
-  /// may be made with `ChannelOptions::require_encryption`, and be a road of an `AutoTransferChannel` with a keyring.
+  /// Declares that nobody else uses the network of the rails, or that the network encrypts (IPsec, MACsec). RDMA's
+  /// packets carry pages and the keys to memory (rkeys) in the clear, and no program can change that. With this option
+  /// a channel may be made with `ChannelOptions::require_encryption`, and be a road of an `AutoTransferChannel` with a
+  /// keyring.
   bool trusted_fabric = false;
+
+  /// Registers all regions anew for each connection, in a protection domain of its own on each rail, rather than once for
+  /// all. So the keys to memory (rkeys) that a peer is told, with the handshake or with a recv's buffers, are of no use on
+  /// another peer's connection; and they are none any more when `disconnect`, or the connection's end, is over. Without
+  /// this a key opens its memory to every peer that gets or guesses it, as long as the region, or the recv, lasts.
+  /// What it doesn't change: who may connect gets keys of his own, each as good as the region's `peer_access`; and
+  /// packets have keys and pages in the clear, so that who is on the path can still use a key on the connection it is of.
+  /// Its price: connecting takes as long as the channel's construction does without it, on the calling thread where this side
+  /// connects; `disconnect` likewise takes as long as deregistering, on an I/O thread; and `add_region` registers for all
+  /// connections. Each connection counts all regions against `ulimit -l`, and keeps tables of their pages in the adapter's
+  /// reach. A region that can't be registered for a newcomer ends the attempt (at the limit ENOMEM where
+  /// this side connects, `errc::resource_limit` at a peer that does) and disturbs nobody else; one that can't for a peer
+  /// that is connected ends `add_region`. Where strangers reach the port each of
+  /// their handshakes costs this much: have a `keyring`. Each side decides for itself.
+  bool isolate_peers = false;
 
   std::uint8_t service_level = 0;  ///< InfiniBand, and RoCE's priority.
   std::uint8_t traffic_class = 0;  ///< RoCE: DSCP and ECN bits.
@@ -92,32 +108,34 @@ struct RdmaOptions : ChannelOptions {
 struct RdmaRailInfo {
   std::string device;
   std::uint8_t port = 0;
-  std::uint64_t bytes_written = 0;  ///< By writes and sends of this side, messages included, of all peers.
+  std::uint64_t bytes_written = 0;  ///< By this side's writes and sends to all peers, including messages.
   std::uint64_t bytes_read = 0;     ///< By reads of this side.
 };
 
-/// Moves pages by RDMA: reliable connections on libibverbs, over InfiniBand or RoCE. See `BaseTransferChannel` for what
-/// every channel promises and docs/wire_protocol.md for what travels.
+/// Moves pages by RDMA, with reliable connections of libibverbs, over InfiniBand or RoCE. `BaseTransferChannel` has the
+/// promises of every channel, docs/wire_protocol.md the messages on the wire.
 ///
-/// Regions are registered at construction or by `add_region`, on each rail, so their memory counts against `ulimit -l`, until
-/// `remove_region` ends. One that comes later has at most 238 slices (`RdmaOptions::slice_bytes`), else it is refused with
-/// `errc::resource_limit`. Objects outside of every region
-/// may be used: small ones are copied through registered memory, large ones are registered for the time of their
-/// operation. A region with a `dmabuf_fd` is registered by that; its memory takes part in writes and reads, not in
-/// sends and recvs.
+/// Regions are registered on each rail, at construction or by `add_region`; with `RdmaOptions::isolate_peers` for each
+/// connection, and the constructor only tries it. Their memory counts against `ulimit -l` until `remove_region` ends. A
+/// region that is added later may have at most 238 slices (`RdmaOptions::slice_bytes`), else `add_region` fails with
+/// `errc::resource_limit`. Objects may lie outside of all regions: small ones are copied through registered memory,
+/// large ones are registered for the time of their operation. A region with a `dmabuf_fd` is registered by that
+/// descriptor. Its memory can be used for writes and reads, but not for sends and recvs.
 ///
-/// A deadline that passes while an operation's requests are with the adapters is kept to within
-/// `RdmaOptions::drain_timeout`.
+/// If a deadline passes while the adapters work on an operation's requests, the operation may end up to
+/// `RdmaOptions::drain_timeout` later.
 ///
-/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the
-/// end of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed
+/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages`, calls `answer_side_messages()` at the
+/// end of its constructor, and calls `close()` in its destructor. So no message reaches a half-made or half-destroyed
 /// object.
 class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
  public:
   /// Opens the devices, registers the regions, and starts listening if there is a `peer_init_url`.
-  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::timed_out` (the lookup of a name to listen at); the errno of a bind, of a device that can't be opened or of
-  /// memory that can't be registered; EINVAL for `require_encryption` without `RdmaOptions::trusted_fabric`; ENODEV if there is no device, or none that is active; EINVAL if there is none of
-  /// a name that is given, no such port or partition; EOPNOTSUPP for a device that isn't InfiniBand or RoCE. The sentence names it.
+  /// @throws TransferError `errc::invalid_region`, `errc::invalid_url`, `errc::timed_out` (the lookup of a name to
+  ///   listen at); the errno of a bind, of a device that can't be opened, or of memory that can't be registered; EINVAL
+  ///   for `require_encryption` without `RdmaOptions::trusted_fabric`; ENODEV if there is no device, or no active one;
+  ///   EINVAL if there is no device of a given name, no such port or no such partition; EOPNOTSUPP for a device that
+  ///   isn't InfiniBand or RoCE. The error's sentence names the device.
   explicit RdmaTransferChannel(RdmaOptions options);
   ~RdmaTransferChannel() override;
 
@@ -129,7 +147,7 @@ class KVFERRY_EXPORT RdmaTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] Capabilities capabilities() const noexcept override;
   [[nodiscard]] ChannelStats stats() const override;
 
-  /// The channel's rails and what went over each.
+  /// The channel's rails and their counters.
   [[nodiscard]] std::vector<RdmaRailInfo> rails() const;
 
  protected:

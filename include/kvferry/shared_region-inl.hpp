@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -58,7 +59,7 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
                        " bytes (vm.nr_hugepages is how many there are)"
                  : "");
   };
-  const auto failed = [&](const char* call, int number) {
+  const auto failed = [&](const std::string& call, int number) {
     throw TransferError({number, std::system_category()}, what() + ": " + call);
   };
   Descriptor writable(::memfd_create("kvferry", MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0U)));
@@ -67,7 +68,14 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
   }
   // Beyond it the system sends a signal that ends the process.
   if (rlimit files{}; ::getrlimit(RLIMIT_FSIZE, &files) == 0 && mapped_ > files.rlim_cur) {
-    failed(("RLIMIT_FSIZE is " + std::to_string(files.rlim_cur) + " bytes").c_str(), EFBIG);
+    failed("RLIMIT_FSIZE is " + std::to_string(files.rlim_cur) + " bytes", EFBIG);
+  }
+  // The kernel would give it all that there is, and then end processes until it finds some more.
+  if (struct sysinfo host{}; !huge && ::sysinfo(&host) == 0) {
+    const std::uint64_t all = (std::uint64_t{host.totalram} + host.totalswap) * host.mem_unit;
+    if (mapped_ > all) {
+      failed("this host has " + std::to_string(all) + " bytes of memory", ENOMEM);
+    }
   }
   if (::ftruncate(writable.get(), static_cast<off_t>(mapped_)) != 0) {
     failed("ftruncate", errno);

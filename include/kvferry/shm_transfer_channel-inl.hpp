@@ -108,7 +108,7 @@ KVFERRY_INLINE ShmTransferChannel::ShmTransferChannel(ShmOptions options) try
 } catch (const TransferError&) {
   throw;
 } catch (const std::system_error& error) {
-  throw TransferError(tcp::system_code(error.code()), "what the connections share");
+  throw TransferError(tcp::system_code(error.code()), std::string("what the connections share: ") + error.what());
 }
 
 KVFERRY_INLINE ShmTransferChannel::~ShmTransferChannel() {

@@ -22,12 +22,12 @@ struct ShmOptions : ChannelOptions {
   std::vector<std::uint32_t> allowed_users;
 
   /// Whether this side reads payload from the memory of the peer's process, if the kernel allows it, and lets the peer
-  /// read from this process's. False: all bytes go through the connection's rings, or its socket where there are none, except those
-  /// in a `SharedRegion`.
+  /// read from this process's memory. False: all bytes go through the connection's rings, or through its socket if it
+  /// has none, except bytes in a `SharedRegion`.
   bool process_memory = true;
 
-  /// Frames (an operation's bytes, up to 1 MiB) with fewer bytes go through the connection's rings or socket: that takes less time than
-  /// asking for them.
+  /// Frames (an operation's bytes, up to 1 MiB) with fewer bytes go through the connection's rings or socket. That is
+  /// faster than a system call that copies them.
   std::size_t process_memory_threshold = std::size_t{16} << 10;
 
   /// See `TcpOptions::drain_timeout`.
@@ -37,41 +37,42 @@ struct ShmOptions : ChannelOptions {
   std::chrono::milliseconds frame_timeout{60'000};
 };
 
-/// Moves pages between processes of one host, over a Unix-domain socket for each peer, whose bytes go through memory that both
-/// processes map where they can. Both processes are in one network
-/// namespace, as the containers of a pod are.
+/// Moves pages between processes of one host. Each peer has a connection: a Unix-domain socket, with rings in memory
+/// that both processes map, if they can. Both processes have to be in one network namespace, as the containers of a pod
+/// are.
 ///
-/// Payload of at least `ShmOptions::process_memory_threshold`, in pieces of 1 KiB or more on average, doesn't go through
-/// this connection where the kernel lets its receiver read the sender's memory (process_vm_readv(2)): the receiver copies it
-/// once, from where it lies to where it is wanted. A process only ever writes to its own memory. Reading is possible if both run as one user, in one namespace of process
-/// ids, and neither kernel.yama.ptrace_scope nor a seccomp filter forbids it; each side tries that once while it connects.
-/// Else the bytes go through the connection. `PeerInfo::path` and the event "path_chosen" say which, and why, for either
-/// direction.
+/// Payload of at least `ShmOptions::process_memory_threshold`, in pieces of 1 KiB or more on average, doesn't go
+/// through the connection if the kernel lets its receiver read the sender's memory (process_vm_readv(2)). The receiver
+/// then copies it once, from its source to its destination. A process only writes to its own memory. Reading is
+/// possible if both processes run as one user and in one namespace of process ids, and neither kernel.yama.ptrace_scope
+/// nor a seccomp filter forbids it. Each side tries that once while it connects. Else the bytes go through the
+/// connection. `PeerInfo::path` and the event "path_chosen" tell the way for each direction, and the reason.
 ///
-/// The processes trust each other as far as the kernel lets them: who may read this process's memory may read all of it.
-/// Access rights of regions are checked all the same, by the side that owns the region. See docs/security.md.
+/// A process that may read this process's memory may read all of it: the processes trust each other as far as the
+/// kernel lets them. The side that owns a region still checks the access rights of regions. See docs/security.md.
 ///
-/// Peers map a region for reading if it is the whole of a `SharedRegion` and they may read it. That takes neither of
-/// those rights. The initiator of a read then copies the bytes itself; an asynchronous call copies up to 1 MiB on its
-/// own thread. After `remove_region` no read ends well that has copied anything later.
+/// Peers map a region for reading if it is the whole of a `SharedRegion` and grants them `Access::read`. That needs
+/// none of the conditions above. The initiator of a read then copies the bytes itself; an asynchronous call copies up
+/// to 1 MiB on the calling thread. A read that has copied bytes after `remove_region` returned ends with an error.
 ///
-/// A deadline that passes while the peer hasn't dealt with all that was sent of a write or send is kept to within
-/// `ShmOptions::drain_timeout`.
+/// If a deadline passes before the peer has dealt with all that was sent of a write or send, the operation may end up
+/// to `ShmOptions::drain_timeout` later.
 ///
-/// A subclass that overrides `handle_init_side_msg` does as for `TcpTransferChannel`.
+/// A subclass that overrides `handle_init_side_msg` follows the rule at `TcpTransferChannel`.
 class KVFERRY_EXPORT ShmTransferChannel : public kit::TransferChannelKit {
  public:
   /// Checks the regions, starts listening for handshakes if there is a `peer_init_url`, and starts the I/O threads.
-  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf), `errc::invalid_url`, the
-  ///   errno of a bind that failed, naming the address, or `errc::timed_out`: the name of a host to listen at was not
-  ///   resolved within `handshake_timeout`.
+  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf), `errc::invalid_url`,
+  ///   the errno of a bind that failed, naming the address, or `errc::timed_out` if the name of a host to listen at was
+  ///   not resolved within `handshake_timeout`.
   explicit ShmTransferChannel(ShmOptions options);
   ~ShmTransferChannel() override;
 
   [[nodiscard]] std::string_view transport() const noexcept override;
   [[nodiscard]] Capabilities capabilities() const noexcept override;
-  /// With the paths "socket" (through the rings, or the socket where there are none), "process memory" and "shared memory": of the latter two, what peers were told to read, and what this
-  /// side read. Reads by peers of regions that they have mapped are not seen here.
+  /// Has the paths "socket" (the rings, or the socket if there are none), "process memory" and "shared memory". The
+  /// latter two count the bytes that peers were told to read, and the bytes that this side read. Peers' reads of
+  /// regions that they have mapped are not counted.
   [[nodiscard]] ChannelStats stats() const override;
 
  protected:

@@ -18,7 +18,7 @@ namespace kvferry::inline KVFERRY_ABI {
 
 using Bytes = std::vector<std::byte>;
 
-/// One field of a side message: its name on the wire and the member that holds it.
+/// One field of a side message: its name on the wire, and the struct's member for it.
 template <class Message, class Value>
 struct SideMessageField {
   std::string_view name;
@@ -32,8 +32,8 @@ template <class Message, class Value>
   return {name, member};
 }
 
-/// A struct that can travel as a side message. It says its name on the wire and its fields, in the order in which they
-/// are written:
+/// A struct that can travel as a side message. It declares its name on the wire, and its fields in the order in which
+/// they are written:
 /// @code
 /// struct CacheQuery {
 ///   std::string model;
@@ -46,8 +46,9 @@ template <class Message, class Value>
 ///   }
 /// };
 /// @endcode
-/// Fields are whatever msgpack-cxx converts: integers, floats, bool, `std::string` (str), `kvferry::Bytes` (bin),
-/// `std::vector`, `std::map`, `std::optional`. A field that is missing on arrival is an error unless it is an `std::optional`.
+/// A field may have any type that msgpack-cxx converts: integers, floats, bool, `std::string` (str), `kvferry::Bytes`
+/// (bin), `std::vector`, `std::map`, `std::optional`. If a field is missing on arrival, that is an error, unless it is
+/// a `std::optional`.
 template <class T>
 concept SideMessageStruct = requires {
   { T::side_message_type } -> std::convertible_to<std::string_view>;
@@ -80,7 +81,7 @@ class KVFERRY_EXPORT SideMessage {
   Bytes encoded_;
 };
 
-/// LMCache's question of a peer's lookup url. Answered with `P2PInitSideRetMsg`.
+/// LMCache's question for a peer's lookup url. The answer is a `P2PInitSideRetMsg`.
 struct P2PInitSideMsg {
   static constexpr std::string_view side_message_type = "P2PInitSideMsg";
   static constexpr auto side_message_fields() { return std::tuple<>(); }
@@ -96,7 +97,7 @@ struct P2PInitSideRetMsg {
   }
 };
 
-/// The handshake of LMCache's `py_socket` channel. Answered with `PySocketInitResponse`.
+/// The handshake of LMCache's `py_socket` channel. The answer is a `PySocketInitResponse`.
 struct PySocketInitRequest {
   std::string peer_init_url;
 
@@ -116,7 +117,7 @@ struct PySocketInitResponse {
   }
 };
 
-/// kvferry's answer to a request that it cannot serve: unknown type, malformed, refused. `send_init_side_msg` and
+/// kvferry's answer to a request that it cannot serve: of unknown type, malformed, or refused. `send_init_side_msg` and
 /// `lazy_init_peer_connection` turn it into an error code.
 struct SideMessageError {
   std::int64_t code = 0;  ///< A `kvferry::errc`.

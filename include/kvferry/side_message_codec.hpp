@@ -3,7 +3,7 @@
 #ifndef KVFERRY_SIDE_MESSAGE_CODEC_HPP
 #define KVFERRY_SIDE_MESSAGE_CODEC_HPP
 
-// msgpack-cxx has adaptors for Boost's types, for which it needs Boost. Where that isn't, it does without.
+// msgpack-cxx has adaptors for Boost's types, for which it needs Boost. Without Boost they are left out.
 #if !defined(MSGPACK_NO_BOOST) && !(__has_include(<boost/variant.hpp>) && __has_include(<boost/predef/other/endian.h>))
 #define MSGPACK_NO_BOOST
 #endif
@@ -32,44 +32,46 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// Containers that are nested deeper than this in a side message are refused.
+/// Side messages with containers that are nested deeper than this are refused.
 inline constexpr std::size_t max_side_message_depth = 32;
 
-/// How many values, keys and containers included, a side message of a size may have: what it takes to look at each of them
-/// is what a message costs its receiver.
+/// How many values, including keys and containers, a side message of a size may have. The receiver's work grows with
+/// their number.
 [[nodiscard]] constexpr std::size_t max_side_message_values(std::size_t bytes) noexcept { return 4096 + bytes / 2; }
 
-/// Takes a received frame for a side message if it is one: a single msgpack map, nothing behind it, whose keys are
-/// strings and whose key "type" occurs once and holds a string. All its strings must be UTF-8. The fields are not looked
-/// at; the frame may come from anybody: nothing that it declares is allocated before it is known to be there.
+/// Makes a side message of a received frame. The frame must be a single msgpack map with nothing behind it. Its keys
+/// are strings; the key "type" occurs once and holds a string. All strings must be UTF-8. The fields are not decoded.
+/// The frame may come from anybody: no memory is allocated for declared values before their bytes are known to be
+/// there.
 ///
 /// On anything else `ec` becomes `errc::malformed_message` and the result is empty.
 [[nodiscard]] KVFERRY_EXPORT SideMessage parse_side_message(std::span<const std::byte> frame, std::error_code& ec);
-/// As above. @throws TransferError `errc::malformed_message`, saying what is wrong.
+/// As above. @throws TransferError `errc::malformed_message`, with a description of the error.
 [[nodiscard]] KVFERRY_EXPORT SideMessage parse_side_message(std::span<const std::byte> frame);
 
 namespace detail {
 
-/// As `parse_side_message`, with what is wrong in `problem` and the result empty.
+/// As `parse_side_message`; on an error `problem` describes it and the result is empty.
 KVFERRY_EXPORT SideMessage parse_frame(std::span<const std::byte> frame, std::string_view& problem);
 
-/// Why a message can't be decoded: the place, as "regions[2].size" (empty: the message itself), and what it is.
+/// The reason why a message can't be decoded: its place, as "regions[2].size" (empty: the message itself), and its
+/// description.
 struct DecodeProblem {
   std::string where;
   std::string what;
 };
 
-/// Checks a whole message like `parse_side_message` and unpacks those of its fields that are wanted; the others are passed
-/// over. The result refers to the bytes of `encoded`.
+/// Checks a whole message like `parse_side_message` and unpacks the wanted fields; the others are skipped. The result
+/// refers to the bytes of `encoded`.
 KVFERRY_EXPORT bool unpack_side_message(std::span<const std::byte> encoded,
                                         std::span<const std::string_view> wanted,
                                         msgpack::object_handle& result, DecodeProblem& problem);
-/// Whether `from` is of this kind; if not, says what it is instead.
+/// Whether `from` is of this kind. If not, `problem` describes its kind.
 KVFERRY_EXPORT bool expect_kind(const msgpack::object& from, msgpack::type::object_type expected,
                                 DecodeProblem& problem);
 /// Notes that `from` should have been `expected`. Returns false.
 KVFERRY_EXPORT bool unexpected(const msgpack::object& from, std::string_view expected, DecodeProblem& problem);
-/// The value of a key; null if it is missing, and also, with a problem noted, if it is there twice.
+/// The value of a key; null if it is missing. Null, with a problem noted, if it occurs twice.
 KVFERRY_EXPORT const msgpack::object* find_field(const msgpack::object& map, std::string_view name,
                                                  DecodeProblem& problem);
 /// Whether the map's key "type" says that this is a message of this type.
@@ -163,7 +165,7 @@ void encode_value(Encoder& encoder, const T& value) {
 template <class T>
 bool decode_value(const msgpack::object& from, T& to, DecodeProblem& problem);
 
-/// Puts the path to the value that is at fault together from the inside out.
+/// Builds the path to the faulty value, from the inside out.
 inline bool failed_at(const std::string& step, DecodeProblem& problem) {
   const bool nested_field = !problem.where.empty() && !problem.where.starts_with('[');
   problem.where = step + (nested_field ? "." : "") + problem.where;
@@ -347,7 +349,7 @@ bool decode_message(const SideMessage& message, T& to, DecodeProblem& problem) {
 
 /// Encodes a struct as msgspec encodes a tagged struct: a map, first the key "type", then the fields as declared.
 /// Integers take as few bytes as they need, floats are float64, an unset `std::optional` is nil. A field may be a
-/// `SideMessageStruct` itself, and what msgpack-cxx has an adaptor for.
+/// `SideMessageStruct` itself, or any type with an adaptor of msgpack-cxx.
 template <SideMessageStruct T>
 [[nodiscard]] SideMessage encode_side_message(const T& message) {
   Bytes encoded;
@@ -356,10 +358,10 @@ template <SideMessageStruct T>
   return SideMessage(std::string(T::side_message_type), std::move(encoded));
 }
 
-/// Decodes a message of struct T. Keys may come in any order and unknown ones are skipped; a field that is missing
-/// (unless it is a `std::optional`), of another kind, out of its type's range or there twice makes the message
-/// malformed, as does another type. str and bin are distinct kinds.
-/// @throws TransferError `errc::malformed_message`, naming the type, the field, and what was expected and found.
+/// Decodes a message of struct T. Keys may come in any order, and unknown ones are skipped. A message of another type
+/// is malformed. So is one with a field that is missing (unless it is a `std::optional`), of another kind, out of its
+/// type's range, or there twice. str and bin are distinct kinds.
+/// @throws TransferError `errc::malformed_message`, naming the type, the field, and the expected and found values.
 template <SideMessageStruct T>
 [[nodiscard]] T decode_side_message(const SideMessage& message) {
   T result{};

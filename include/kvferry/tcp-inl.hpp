@@ -4,6 +4,7 @@
 
 #include <kvferry/tcp/address_race-inl.hpp>
 #include <kvferry/tcp/allowed_hosts-inl.hpp>
+#include <kvferry/tcp/certificates-inl.hpp>
 #include <kvferry/tcp/checksums-inl.hpp>
 #include <kvferry/tcp/data_acceptor-inl.hpp>
 #include <kvferry/tcp/data_connection-inl.hpp>

@@ -33,11 +33,51 @@ KVFERRY_INLINE std::size_t bounded_lanes(std::uint64_t lanes) {
 
 using Dialers = kit::Attempts<tcp::DataDialer>;
 
+/// By what a side encrypts.
+enum class EncryptedBy : std::uint8_t { nothing, key, certificates };
+
+KVFERRY_INLINE EncryptedBy encrypted_by(bool encrypts, bool shows_certificate) {
+  if (shows_certificate) {
+    return EncryptedBy::certificates;
+  }
+  return encrypts ? EncryptedBy::key : EncryptedBy::nothing;
+}
+
+KVFERRY_INLINE EncryptedBy encrypted_by(const tcp::LinkOptions& options) {
+  return encrypted_by(options.tls != nullptr, options.certificates != nullptr);
+}
+
 /// How they differ, in few words: an answer has room for no more.
-KVFERRY_INLINE std::string of_encryption(bool here, const std::string& peer_id, bool there) {
-  const auto name = [](bool encrypted) { return encrypted ? "with_keyring or required" : "off or unknown"; };
-  return "TcpOptions::encryption: " + std::string(name(here)) + " here, " + name(there) + " at peer " +
-         in_quotes(peer_id);
+KVFERRY_INLINE std::string of_encryption(EncryptedBy here, const std::string& peer_id, EncryptedBy there) {
+  const bool shown = here == EncryptedBy::certificates || there == EncryptedBy::certificates;
+  const auto name = [shown](EncryptedBy way) -> std::string {
+    switch (way) {
+      case EncryptedBy::certificates: return "given";
+      case EncryptedBy::key: return shown ? "none (encrypted by the handshake's key)" : "with_keyring or required";
+      default: return shown ? "none (not encrypted)" : "off or unknown";
+    }
+  };
+  return std::string(shown ? "TcpOptions::certificates: " : "TcpOptions::encryption: ") + name(here) + " here, " +
+         name(there) + " at peer " + in_quotes(peer_id);
+}
+
+KVFERRY_INLINE void check_certificate_options(const TcpOptions& options) {
+  const auto refuse = [](const std::string& why) {
+    throw TransferError(std::make_error_code(std::errc::invalid_argument), "TcpOptions::certificates" + why);
+  };
+  const CertificateFiles& files = options.certificates;
+  for (const auto& [name, path] :
+       {std::pair{"chain", &files.chain}, std::pair{"key", &files.key}, std::pair{"trusted", &files.trusted}}) {
+    if (path->empty()) {
+      refuse(std::string(".") + name + " is empty, and others aren't: it takes a chain, a key and the certificates to trust");
+    }
+  }
+  if (options.encryption == Encryption::off) {
+    refuse(" are given, and TcpOptions::encryption is off");
+  }
+  if (!options.keyring) {
+    refuse(" are given, and there is no ChannelOptions::keyring: nobody would know which peer has told of which certificate");
+  }
 }
 
 /// @return null: data connections are not encrypted.
@@ -46,6 +86,9 @@ KVFERRY_INLINE std::shared_ptr<tcp::TlsContext> tls_of(const TcpOptions& options
     throw TransferError(std::make_error_code(std::errc::invalid_argument),
                         "TcpOptions::encryption is required, and there is no ChannelOptions::keyring: the key that encrypts "
                         "would be told to everybody");
+  }
+  if (options.certificates != CertificateFiles()) {
+    check_certificate_options(options);
   }
   return options.keyring && options.encryption != Encryption::off ? tcp::TlsContext::create() : nullptr;
 }
@@ -59,10 +102,15 @@ class TcpDial final : public kit::Dial {
         lanes_(lanes),
         dialers_(std::move(dialers)),
         lookups_(std::move(lookups)),
-        allowed_(std::move(allowed)) {}
+        allowed_(std::move(allowed)),
+        certificates_(options_.certificates ? options_.certificates->current() : nullptr) {}
 
   [[nodiscard]] Bytes local_endpoint() override {
-    return kit::encode_endpoint(tcp::DialEndpoint{lanes_, options_.tls != nullptr});
+    tcp::DialEndpoint endpoint{lanes_, options_.tls != nullptr};
+    if (certificates_) {
+      endpoint.certificate.emplace(certificates_->hash().begin(), certificates_->hash().end());
+    }
+    return kit::encode_endpoint(endpoint);
   }
 
   void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
@@ -72,9 +120,11 @@ class TcpDial final : public kit::Dial {
     if (!ec &&
         (endpoint.port == 0 || endpoint.port > 65535 || endpoint.lanes == 0 || endpoint.lanes > lanes_ ||
          endpoint.dial_secret.size() != sizeof(tcp::Secret) || endpoint.accept_secret.size() != sizeof(tcp::Secret) ||
-         (endpoint.tls_secret &&
-          (endpoint.tls_secret->size() != sizeof(tcp::TlsKey::secret) || !endpoint.tls_identity ||
-           endpoint.tls_identity->size() != sizeof(tcp::TlsKey::identity))))) {
+         (endpoint.tls_secret && endpoint.tls_secret->size() != sizeof(tcp::TlsKey::secret)) ||
+         (endpoint.certificate && endpoint.certificate->size() != sizeof(tcp::CertificateHash)) ||
+         (endpoint.tls_secret && endpoint.certificate) ||
+         (endpoint.tls_secret || endpoint.certificate) != endpoint.tls_identity.has_value() ||
+         (endpoint.tls_identity && endpoint.tls_identity->size() != sizeof(tcp::TlsKey::identity)))) {
       ec = errc::malformed_message;
     }
     if (ec) {
@@ -84,10 +134,11 @@ class TcpDial final : public kit::Dial {
       });
       return;
     }
-    const bool encrypts = endpoint.tls_secret.has_value();
-    if (encrypts != (options_.tls != nullptr)) {
-      asio::post(executor_, [encrypts, host = std::move(host), on_link = std::move(on_link)] {
-        on_link(errc::encryption_mismatch, nullptr, of_encryption(!encrypts, host->peer().id, encrypts));
+    const EncryptedBy here = encrypted_by(options_);
+    const EncryptedBy there = encrypted_by(endpoint.tls_secret.has_value(), endpoint.certificate.has_value());
+    if (here != there) {
+      asio::post(executor_, [here, there, host = std::move(host), on_link = std::move(on_link)] {
+        on_link(errc::encryption_mismatch, nullptr, of_encryption(here, host->peer().id, there));
       });
       return;
     }
@@ -95,8 +146,8 @@ class TcpDial final : public kit::Dial {
       asio::post(executor_, [why, on_link = std::move(on_link)] { on_link(errc::handshake_failed, nullptr, why); });
       return;
     }
-    auto dialer =
-        std::make_shared<tcp::DataDialer>(executor_, options_, host, std::move(endpoint), lookups_, std::move(on_link));
+    auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, host, std::move(endpoint), lookups_,
+                                                    std::move(on_link), certificates_);
     host->when_abandoned([weak = std::weak_ptr(dialer), executor = executor_] {
       if (auto abandoned = weak.lock()) {
         asio::post(executor, [abandoned] { abandoned->fail(errc::cancelled, "it isn't wanted any more"); });
@@ -137,6 +188,8 @@ class TcpDial final : public kit::Dial {
   const std::shared_ptr<Dialers> dialers_;
   const std::shared_ptr<kit::NameLookups> lookups_;
   const std::shared_ptr<const tcp::AllowedHosts> allowed_;
+  /// The peer is told of these: they stay, whatever becomes of the files.
+  const std::shared_ptr<const tcp::TlsCertificates> certificates_;
 };
 
 }  // namespace internal
@@ -207,6 +260,10 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
   try {
     impl_->allowed_hosts = std::make_shared<const tcp::AllowedHosts>(given.allowed_hosts);
     impl_->link_options.tls = tls_of(given);
+    if (given.certificates != CertificateFiles()) {
+      impl_->link_options.certificates =
+          std::make_shared<tcp::Certificates>(impl_->link_options.tls, given.certificates, logger());
+    }
     if (impl_->link_options.tls) {
       impl_->buffers = tcp::ReadAheadPool::create(tcp::encrypted_read_ahead);
       impl_->link_options.link.lane.buffers = impl_->buffers;
@@ -228,7 +285,7 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
 } catch (const TransferError&) {
   throw;
 } catch (const std::system_error& error) {
-  throw TransferError(tcp::system_code(error.code()), "what the data connections share");
+  throw TransferError(tcp::system_code(error.code()), std::string("what the data connections share: ") + error.what());
 }
 
 KVFERRY_INLINE TcpTransferChannel::~TcpTransferChannel() {
@@ -278,12 +335,26 @@ KVFERRY_INLINE Bytes TcpTransferChannel::accept(std::shared_ptr<kit::LinkHost> h
   if (ec) {
     throw TransferError(ec, "peer " + in_quotes(host->peer().id) + " asked with a senseless tcp endpoint");
   }
-  const bool encrypts = impl_->link_options.tls != nullptr;
-  if (dialing.encrypted.value_or(false) != encrypts) {
-    throw TransferError(errc::encryption_mismatch, of_encryption(encrypts, host->peer().id, !encrypts));
+  if (dialing.certificate && !dialing.encrypted.value_or(false)) {
+    throw TransferError(errc::malformed_message, "peer " + in_quotes(host->peer().id) +
+                                                     " tells of a certificate for connections that aren't to be encrypted");
+  }
+  const EncryptedBy here = encrypted_by(impl_->link_options);
+  const EncryptedBy there = encrypted_by(dialing.encrypted.value_or(false), dialing.certificate.has_value());
+  if (here != there) {
+    throw TransferError(errc::encryption_mismatch, of_encryption(here, host->peer().id, there));
+  }
+  tcp::CertificateHash certificate{};
+  if (dialing.certificate) {
+    if (dialing.certificate->size() != certificate.size()) {
+      throw TransferError(errc::malformed_message, "peer " + in_quotes(host->peer().id) + " tells of a certificate by " +
+                                                       std::to_string(dialing.certificate->size()) +
+                                                       " bytes; SHA-256 has " + std::to_string(certificate.size()));
+    }
+    std::ranges::copy(*dialing.certificate, certificate.begin());
   }
   const std::size_t lanes = std::min(bounded_lanes(dialing.lanes), bounded_lanes(impl_->options.lanes_per_peer));
-  auto endpoint = impl_->acceptor->expect(std::move(host), lanes, deadline, std::move(on_link));
+  auto endpoint = impl_->acceptor->expect(std::move(host), lanes, deadline, std::move(on_link), certificate);
   endpoint.host = impl_->advertised_data.host;
   if (impl_->advertised_data.port != 0) {
     endpoint.port = impl_->advertised_data.port;

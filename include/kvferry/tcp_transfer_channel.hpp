@@ -14,48 +14,56 @@
 #include <kvferry/channel_options.hpp>
 #include <kvferry/config.hpp>
 #include <kvferry/kit/transfer_channel_kit.hpp>
+#include <kvferry/tcp_certificates.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
 
-/// Whether data connections are encrypted. Both sides have to say the same: nothing falls back.
+/// Whether data connections are encrypted. Both sides must encrypt, or neither: nothing falls back.
 enum class Encryption : std::uint8_t {
   with_keyring,  ///< Encrypted if the channel has a keyring (`ChannelOptions::keyring`).
-  off,           ///< Never encrypted. For a network that nobody else is on, or that encrypts.
+  off,           ///< Never encrypted. For a network that nobody else uses, or that encrypts.
   required,      ///< Encrypted; the constructor throws if there is no keyring.
 };
 
 /// Options of a TCP channel. Sizes are in bytes; 0 leaves a socket option to the system.
 struct TcpOptions : ChannelOptions {
-  /// Where data connections are accepted: a host or address. Empty: that of `peer_init_url`. Only with a listener.
+  /// The host or address at which data connections are accepted. Empty: the host of `peer_init_url`. Only with a
+  /// listener.
   std::string data_host;
-  /// 0 for any free port.
+  /// The port at which data connections are accepted; 0 for any free one.
   std::uint16_t data_port = 0;
-  /// The `host:port` that peers are told, where it differs from what was bound. Empty: the bound port, at `data_host`
-  /// if that is given and no wildcard, else at the host under which the peer reached `peer_init_url`.
+  /// The `host:port` that peers are told, if it differs from the bound one. Empty: the bound port, at `data_host` if
+  /// that is given and no wildcard, else at the host under which the peer reached `peer_init_url`.
   std::string advertised_data_address;
 
-  /// Where peers' data connections may be besides the address that answered the handshake. A peer's answer names
-  /// another one if it has a `data_host` or `advertised_data_address`, and without this a peer could make the channel
-  /// connect anywhere. Each entry is an address, a range of addresses ("10.1.0.0/16", "fd00::/8"), a host name, or "*"
-  /// for all. Names that are no entry are not looked up. If the handshake was answered by this very host, its other
-  /// addresses are allowed as well.
+  /// The addresses to which this channel may make data connections, besides the one that answered the handshake. A peer
+  /// with a `data_host` or `advertised_data_address` names another one in its answer; without a list of allowed ones, a
+  /// peer could make the channel connect anywhere. Each entry is an address, a range of addresses ("10.1.0.0/16",
+  /// "fd00::/8"), a host name, or "*" for all. Names that are no entry are not looked up. If this very host answered
+  /// the handshake, its other addresses are allowed as well.
   std::vector<std::string> allowed_hosts;
 
-  /// Encrypts data connections: TLS 1.3, with a key that is agreed in the handshake anew for each link (docs/security.md).
-  /// All bytes then pass through the CPU, about as fast as it can do AES-GCM. Between a side that encrypts and one that doesn't,
-  /// connecting ends with `errc::encryption_mismatch`.
+  /// Encrypts data connections: TLS 1.3, with a key that each handshake agrees anew (docs/security.md). All bytes then
+  /// pass through the CPU, about as fast as it computes AES-GCM (docs/performance.md has figures). If one side encrypts
+  /// and the other doesn't, connecting ends with `errc::encryption_mismatch`.
   Encryption encryption = Encryption::with_keyring;
 
-  /// Data connections to a peer; the smaller number of both sides counts. More than one helps where one TCP stream
-  /// can't fill the network (100 Gb/s, long distances).
+  /// Certificates that the ends of each data connection show, instead of the key from the handshake. Each end accepts only
+  /// the certificate that the other has told in the handshake, if the CA vouches for it. Both sides need certificates, and
+  /// a keyring, which proves who has told a certificate. Changed files are used from the next connection on; until they
+  /// are valid, the last valid ones stay in use (events `certificates_replaced`, `certificates_not_replaced`).
+  CertificateFiles certificates;
+
+  /// The number of data connections to a peer; the smaller one of both sides counts. More than one helps if one TCP
+  /// stream can't fill the network (100 Gb/s, long distances).
   std::size_t lanes_per_peer = 1;
 
   /// One-sided batches of at least this many bytes are spread over the lanes.
   std::size_t stripe_threshold = std::size_t{4} << 20;
 
-  /// How long the peer may take to deal with what was sent of an operation that passed its deadline or was cancelled,
-  /// before the connection is given up (and all its operations with it). The operation ends when the peer has dealt with
-  /// it; or when the connection is broken, with an error for which `condition::may_still_land` holds.
+  /// For an operation that passed its deadline or was cancelled: how long the peer may take to deal with the bytes that
+  /// were sent, before the connection, with all its operations, is given up. The operation ends when the peer has dealt
+  /// with the bytes. Or it ends when the connection is broken, with an error of `condition::may_still_land`.
   std::chrono::milliseconds drain_timeout{100};
 
   /// How long a data connection may take to prove that it belongs to a peer.
@@ -66,52 +74,55 @@ struct TcpOptions : ChannelOptions {
   /// `errc::connection_lost`. From 10 milliseconds to an hour.
   std::chrono::milliseconds frame_timeout{60'000};
 
-  /// SO_SNDBUF and SO_RCVBUF, in bytes. Zero: as the kernel tunes them.
+  /// SO_SNDBUF and SO_RCVBUF, in bytes. Zero: the kernel tunes them.
   std::size_t send_buffer = 0;
   std::size_t receive_buffer = 0;
 
-  /// TCP_CONGESTION, of the data connections: "cubic", "bbr", "dctcp", ... as far as the system has and allows it (tcp(7)).
-  /// Empty: the system's, or that of the next option. It governs what this side sends. `PeerInfo::path` names it.
+  /// TCP_CONGESTION of the data connections: "cubic", "bbr", "dctcp", ... if the system has and allows it (tcp(7)).
+  /// Empty: the system's, or the next option's. It controls this side's sending. `PeerInfo::path` names it.
   std::string congestion_control;
 
-  /// The same for connections within one host: both ends have one address, or are loopback addresses. Only where
-  /// `congestion_control` is empty. Reno is there on each Linux, and most let every process choose it (tcp(7)); where a system
-  /// doesn't, its own choice stays. Bbr paces what it sends, which costs throughput where the way is short. Empty: as
-  /// everywhere. Another one than reno has to be there.
+  /// The same for connections within one host: both ends have one address, or are loopback addresses. Used only if
+  /// `congestion_control` is empty. Every Linux has reno, and most let every process choose it (tcp(7)); if a system
+  /// doesn't, its own choice stays. (bbr, for comparison, paces its sending, which costs throughput over short
+  /// distances.) Empty: as for other connections. If it is another one than reno, the system has to have it.
   std::string same_host_congestion_control = "reno";
 
-  /// An idle connection is probed after this long, so that one that a firewall dropped is noticed before it is used.
-  /// Zero: never.
+  /// How long a connection may be idle before it is probed. The probe detects, before the next use, that a firewall has
+  /// dropped the connection. Zero: never probed.
   std::chrono::seconds keepalive_idle{15};
 
-  /// TCP_USER_TIMEOUT: a connection is broken, and what is on it ends with `errc::connection_lost`, when the peer's host
-  /// hasn't acknowledged what was sent for so long - probes of an idle connection included - or has had no room for
-  /// more. An outage that is shorter is sat out. Up to an hour; zero: the kernel's own patience, about a quarter of an hour
-  /// for what was sent, and 15 seconds of probes. Independently of it, an operation that had all of its time, and
-  /// at least a second, while nothing came or went, ends the connection when it times out.
+  /// TCP_USER_TIMEOUT: how long the peer's host may leave sent bytes, or probes of an idle connection, unacknowledged,
+  /// or have no room for more. After that the connection is broken, and its operations end with
+  /// `errc::connection_lost`. A shorter outage does no harm. Up to an hour. Zero: the kernel's own limits, about a
+  /// quarter of an hour for sent bytes, and 15 seconds of probes. Independently of this option, an operation that times
+  /// out breaks the connection if nothing came or went during its whole time and that was at least a second.
   std::chrono::milliseconds user_timeout{30'000};
 };
 
-/// Moves pages over TCP: gathered by the kernel straight from the caller's buffers, scattered by it straight into the
-/// destination pages, but for the up to 4,544 bytes of a frame that are read together with its header. With encryption the
-/// CPU reads and places all of them. See
-/// `BaseTransferChannel` for what every channel promises and docs/wire_protocol.md for what travels.
+/// Moves pages over TCP. The kernel gathers them straight from the caller's buffers, and scatters them straight into
+/// the destination pages. Only the up to 4,544 bytes of a frame that are read together with its header are copied once
+/// more. With encryption the CPU copies all bytes. `BaseTransferChannel` has the promises of every channel,
+/// docs/wire_protocol.md the messages on the wire.
 ///
 /// If a deadline passes before the peer has dealt with all that was sent of a write or send, the operation may end up
 /// to `TcpOptions::drain_timeout` later.
 ///
-/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages` and calls `answer_side_messages()` at the
-/// end of its constructor and `close()` in its destructor, so that no message meets a half-made or half-destroyed
+/// A subclass that overrides `handle_init_side_msg` sets `hold_side_messages`, calls `answer_side_messages()` at the
+/// end of its constructor, and calls `close()` in its destructor. So no message reaches a half-made or half-destroyed
 /// object.
 class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
  public:
   /// Checks the regions, starts listening (handshakes and data) if there is a `peer_init_url`, and starts the I/O
   /// threads.
-  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf; encryption,
-  /// and kvferry was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring; `require_encryption` without one or with `Encryption::off`), `errc::invalid_url` (also for `allowed_hosts`), the errno of a congestion control that can't be
-  /// had (ENOENT, EPERM), the errno of a bind that failed, naming the address, or
-  /// `errc::timed_out`: the name of a host to listen at was not resolved within `handshake_timeout` (for
-  /// `peer_init_url` and `data_host` each).
+  /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (a region of a dma-buf; encryption, if kvferry
+  ///   was built without OpenSSL), `std::errc::invalid_argument` (`Encryption::required` without a keyring;
+  ///   `require_encryption` without a keyring or with `Encryption::off`; `certificates` without a keyring, with
+  ///   `Encryption::off`, or that are invalid: expired, of another key, ...), the errno of a certificate's file (EACCES
+  ///   also for a private key that others may read), `errc::invalid_url` (also for `allowed_hosts`), the errno of a
+  ///   congestion control that isn't available (ENOENT, EPERM), the errno of a bind that failed, naming the address, or
+  ///   `errc::timed_out` if the name of a host to listen at was not resolved within `handshake_timeout` (for
+  ///   `peer_init_url` and `data_host` each).
   explicit TcpTransferChannel(TcpOptions options);
   ~TcpTransferChannel() override;
 
@@ -119,7 +130,7 @@ class KVFERRY_EXPORT TcpTransferChannel : public kit::TransferChannelKit {
   [[nodiscard]] Capabilities capabilities() const noexcept override;
   [[nodiscard]] ChannelStats stats() const override;
 
-  /// The port at which data connections are accepted, for those who have to open or forward it; 0 without a listener.
+  /// The port at which data connections are accepted, for example to open or forward it; 0 without a listener.
   [[nodiscard]] std::uint16_t data_port() const;
 
  protected:

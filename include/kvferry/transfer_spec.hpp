@@ -26,9 +26,9 @@ inline constexpr std::size_t max_peer_id_bytes = 256;
 using ConstBuffer = std::span<const std::byte>;
 using MutableBuffer = std::span<std::byte>;
 
-/// The objects of a batch: any range of things that convert to a buffer, or a braced list of buffers.
+/// The objects of a batch: any range of elements that convert to a buffer, or a braced list of buffers.
 ///
-/// Only the descriptors (pointer and size) are copied, at the call; the bytes stay the caller's.
+/// The call copies only the descriptors (pointer and size). The bytes stay the caller's.
 template <class Buffer>
 class ObjectList {
  public:
@@ -63,8 +63,8 @@ using MutableObjects = ObjectList<MutableBuffer>;
 /// Bytes of a peer's region, by offset: `count` blocks of `size` bytes, each beginning `stride` bytes after the one before.
 ///
 /// A range stands for the bytes of its blocks, one block behind the other. With `count` 1 the stride has no meaning. With
-/// more, `stride` is at least `size`: blocks do not overlap. A range with `size` or `count` 0 has no bytes; its offset lies
-/// in the region all the same, or at its end. No sum of these numbers may exceed 64 bits.
+/// more, `stride` is at least `size`: blocks do not overlap. A range with `size` or `count` 0 has no bytes; its offset
+/// must still lie in the region, or at its end. No sum or product of these numbers may exceed 64 bits.
 struct RemoteRange {
   std::uint32_t region = 0;  ///< Which of the peer's regions.
   std::uint64_t offset = 0;  ///< Bytes, from the region's beginning to the first block's.
@@ -88,10 +88,10 @@ struct RemoteRange {
 };
 
 /// Picks an object's bytes out of its buffer: blocks of `block_size` bytes, each beginning `stride` bytes after the one
-/// before. The buffer reaches from the first block's first byte to the last block's last one. What lies between the
-/// blocks is neither read nor written. Over RDMA an object outside of every region is registered for the operation as a
-/// whole, so what lies between its blocks has to be mapped with the same rights, and counts for the limit of locked
-/// memory.
+/// before. The buffer reaches from the first block's first byte to the last block's last one. Bytes between the blocks
+/// are neither read nor written. Over RDMA, an object outside of all regions is registered as a whole for the
+/// operation. So the memory between its blocks has to be mapped with the same rights, and counts for the limit of
+/// locked memory.
 ///
 /// `block_size` 0: the whole buffer. A buffer of one block needs no stride. With more blocks, `stride` is at least
 /// `block_size`. An empty buffer is an empty object.
@@ -102,11 +102,11 @@ struct LocalStride {
   friend bool operator==(const LocalStride&, const LocalStride&) = default;
 };
 
-/// Where a batch goes or comes from, and what else the caller wants of it. LMCache: the `transfer_spec` dict.
+/// The peer, the places and the options of a batch. LMCache: the `transfer_spec` dict.
 ///
-/// `peer_id`, `remote_indexes`, `remote_ranges`, `local_strides` and `notification` are copied by the call, also with lazy
-/// tokens (`use_awaitable`, `deferred`). What `statuses`, `sizes` and `diagnostic` point to is written until the
-/// completion.
+/// The call copies `peer_id`, `remote_indexes`, `remote_ranges`, `local_strides` and `notification`, also with lazy
+/// tokens (`use_awaitable`, `deferred`). `statuses`, `sizes` and `diagnostic` are written until the completion: keep
+/// their targets valid until then.
 struct TransferSpec {
   /// The peer, by the id given to `lazy_init_peer_connection`. LMCache: `receiver_id` / `sender_id`.
   std::string_view peer_id;
@@ -114,13 +114,13 @@ struct TransferSpec {
   /// Write and read: one page index in the peer's region for each object. LMCache: `remote_indexes`.
   std::span<const std::uint64_t> remote_indexes = {};
 
-  /// Write and read: which of the peer's regions.
+  /// Write and read: the number of the peer's region for `remote_indexes`.
   std::uint32_t remote_region = 0;
 
   /// Write and read, instead of `remote_indexes` and `remote_region`: one range of the peer's bytes for each object, in
   /// any of its regions. Range i has as many bytes as object i. Both are sequences of bytes: their blocks need not have
-  /// the same size. Page sizes do not matter. Where ranges of a write overlap within one region, the last one's bytes
-  /// are there in the end; nothing is promised for regions that share memory. Needs `Capabilities::ranges`. Errors:
+  /// the same size. Page sizes do not matter. If ranges of a write overlap within one region, the last one's bytes are
+  /// there at the end. Nothing is promised for regions that share memory. Needs `Capabilities::ranges`. Errors:
   /// `errc::count_mismatch`, `errc::invalid_range` (also if there are indexes as well), `errc::range_out_of_bounds`,
   /// `errc::unknown_region`, `errc::access_denied`.
   std::span<const RemoteRange> remote_ranges = {};
@@ -129,37 +129,38 @@ struct TransferSpec {
   /// `errc::count_mismatch`, `errc::invalid_range`.
   std::span<const LocalStride> local_strides = {};
 
-  /// The incarnation of the peer that the operation is meant for, as the peer itself
-  /// (`BaseTransferChannel::incarnation`), `PeerInfo` or `Notification` names it. If another incarnation is connected,
-  /// or answers the reconnect, the operation ends with `errc::peer_restarted`. Set it when the peer sends its
-  /// incarnation along with the indexes or ranges: the operation is then right even if this side hasn't heard of a
-  /// restart yet. 0: the incarnation that this side knows.
+  /// The incarnation of the peer for which the operation is meant: the value of the peer's own
+  /// `BaseTransferChannel::incarnation`, of `PeerInfo` or of `Notification`. If another incarnation is connected, or
+  /// answers a reconnect, the operation ends with `errc::peer_restarted`. Set it if the peer sends its incarnation
+  /// along with the indexes or ranges: the operation is then safe even if this side hasn't noticed a restart yet. 0:
+  /// the incarnation that this side knows.
   std::uint64_t incarnation = 0;
 
-  /// Send and recv: a send meets the recv of the same tag, in the order in which each side posted them.
+  /// Send and recv: a send meets the recv with the same tag, in the order in which each side posted them.
   std::uint64_t tag = 0;
 
   /// How long the whole operation may take. Unset: the channel's default. Zero or less: it times out at once.
   std::optional<std::chrono::milliseconds> timeout = {};
 
-  /// Write: handed to the peer's user once the whole batch is in the peer's memory. Read: once the whole batch is in this
-  /// side's memory; a read that fails for any object gives no notification. An empty batch with one is `notify`.
+  /// Bytes for the peer's user. Write: handed out once the whole batch is in the peer's memory. Read: handed out once
+  /// the whole batch is in this side's memory; not at all if any object fails. `notify` is an empty batch with a
+  /// notification.
   std::span<const std::byte> notification = {};
 
-  /// With key 0 the peer's `receive_notification` gets the notification, with any other key its `receive_notifications`
-  /// of that key. Only with a notification.
+  /// With key 0 the peer's `receive_notification` gets the notification; with another key, its `receive_notifications`
+  /// for that key. Only with a notification.
   std::uint64_t notification_key = 0;
 
-  /// Whether the objects have checksums: the source takes them, and the destination compares them with the bytes that
-  /// have landed. Unset: as `ChannelOptions::checksums` says. A send and its recv have them if either side asks. Needs
-  /// `Capabilities::checksums`; over RDMA a write's need a region that peers may also read. An object that differs ends
-  /// with `errc::checksum_mismatch`: don't use the bytes at its destination.
+  /// Whether the objects have checksums: the source computes them, and the destination compares them with the bytes
+  /// that have landed. Unset: as `ChannelOptions::checksums` says. A send and its recv have them if either side asks.
+  /// Needs `Capabilities::checksums`. Over RDMA, the checksums of a write need a region that peers may also read. An
+  /// object that differs ends with `errc::checksum_mismatch`: don't use the bytes at its destination.
   std::optional<bool> checksums = {};
 
-  /// Optional, one for each object: success for those that were transferred, the cause for the others.
+  /// Optional, one for each object: success if it was transferred, else the cause.
   std::span<std::error_code> statuses = {};
 
-  /// Optional, recv only, one for each object: the bytes that arrived, which may be fewer than the buffer holds.
+  /// Optional, recv only, one for each object: the number of bytes that arrived, which may be smaller than the buffer.
   std::span<std::size_t> sizes = {};
 
   /// Optional: on failure, a sentence that names the peer, the field and the values.
@@ -181,7 +182,8 @@ struct NotifySpec {
   /// As `TransferSpec::notification_key`.
   std::uint64_t key = 0;
 
-  /// How long it may take until the peer's queue has it. Unset: the channel's default. Zero or less: it times out at once.
+  /// How long the notification may take to reach the peer's queue. Unset: the channel's default. Zero or less: it times
+  /// out at once.
   std::optional<std::chrono::milliseconds> timeout = {};
 
   /// Optional: on failure, a sentence that names the peer, the field and the values. Written until the completion.
@@ -201,17 +203,17 @@ enum class TransferKind : std::uint8_t { send, recv, write, read };
   return "transfer";
 }
 
-/// A transfer as a transport gets it: a `TransferSpec` and its objects that own their descriptors.
+/// A transfer as a transport gets it: a `TransferSpec` and objects, which own their descriptors.
 struct TransferRequest {
   TransferKind kind = TransferKind::write;
   std::string peer_id;
-  /// Like an iovec, one type for both directions: the buffers of send and write are only ever read.
+  /// One type for both directions, like an iovec. The buffers of send and write are only read.
   std::vector<MutableBuffer> objects;
   std::vector<std::uint64_t> remote_indexes;
   std::uint32_t remote_region = 0;
   std::vector<RemoteRange> remote_ranges;
   std::vector<LocalStride> local_strides;
-  std::uint64_t incarnation = 0;  ///< Unless 0, the one that it is meant for.
+  std::uint64_t incarnation = 0;  ///< Unless 0, the peer's incarnation for which it is meant.
   std::uint64_t tag = 0;
   std::optional<std::chrono::milliseconds> timeout;
   std::vector<std::byte> notification;
@@ -224,12 +226,13 @@ struct TransferRequest {
   [[nodiscard]] bool one_sided() const noexcept { return kind == TransferKind::write || kind == TransferKind::read; }
 };
 
-/// What a peer attached to a write, received after the write's data is in this channel's memory; or to a read that has
-/// ended well; or sent alone.
+/// Bytes that a peer attached to a write or read, or sent alone. A write's notification comes after the write's data is
+/// in this channel's memory, a read's after the read has succeeded.
 struct Notification {
   std::string peer_id;
   std::vector<std::byte> payload;
-  /// Of the peer that attached it, as in `PeerInfo`: tells what was written before the peer restarted from what came after.
+  /// The incarnation of the peer that sent it, as in `PeerInfo`. It tells writes before a restart of the peer from
+  /// later ones.
   std::uint64_t incarnation = 0;
   std::uint64_t key = 0;  ///< `TransferSpec::notification_key`.
 };
@@ -241,7 +244,7 @@ struct NotificationsRequest {
   std::optional<std::chrono::milliseconds> timeout;
 };
 
-/// The operations that a transport supports; known before any peer is. Others complete with `errc::not_supported`.
+/// The operations that a transport supports, whatever the peers. Other operations complete with `errc::not_supported`.
 struct Capabilities {
   bool send_recv = false;
   bool write = false;

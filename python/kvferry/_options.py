@@ -72,6 +72,9 @@ class TcpOptions(ChannelOptions, total=False):
     allowed_hosts: list[str] | None
     #: Whether data connections are encrypted. Left out: "with_keyring".
     encryption: Literal["with_keyring", "off", "required"] | None
+    #: Encrypts by X.509 certificates, both sides', and takes a keyring: the PEM files of this side's chain, its private key, and
+    #: the CA that is trusted. Files that change are taken up for the next connection.
+    certificates: tuple[str, str, str] | None
     lanes_per_peer: int | None
     stripe_threshold: int | None
     drain_timeout: float | None
@@ -123,6 +126,8 @@ class RdmaOptions(ChannelOptions, total=False):
     parts_timeout: float | None
     #: Nobody else is on the rails' network, or it encrypts: RDMA may be used with require_encryption.
     trusted_fabric: bool | None
+    #: Each peer's connection has the regions registered for itself alone, and keys that open them to no other one.
+    isolate_peers: bool | None
     service_level: int | None
     traffic_class: int | None
 

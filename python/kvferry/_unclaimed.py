@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union
 
 from ._errors import TransferError
@@ -29,6 +31,8 @@ class Unclaimed:
     def __init__(self, interrupted: Callable[[], list[Operation]]) -> None:
         self._interrupted = interrupted
         self._kept: dict[Kind, deque[Any]] = {}
+        self._awaited: dict[Operation, asyncio.AbstractEventLoop] = {}
+        self._left: list[Operation] = []
         self._lock = threading.RLock()  # a signal's handler may come back here
 
     def keep(self, operation: Operation) -> bool:
@@ -43,8 +47,37 @@ class Unclaimed:
                 self._kept.setdefault(kind, deque()).append(result)
         return bool(results)
 
+    def leave(self, operation: Operation) -> None:
+        """Ends an operation for which nobody waits any more; what it has taken when it has ended is kept."""
+        operation.cancel()
+        with self._lock:
+            self._left.append(operation)
+
+    @contextlib.contextmanager
+    def awaited(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """In this loop: once that is closed nobody waits any more."""
+        self._awaited[operation] = loop
+        try:
+            yield
+        except GeneratorExit:  # the task is destroyed
+            self.leave(operation)
+            raise
+        finally:
+            self._awaited.pop(operation, None)
+
+    def _ended(self) -> list[Operation]:
+        if not self._left and not self._awaited:
+            return []
+        with self._lock:
+            for operation, loop in list(self._awaited.items()):
+                if loop.is_closed() and self._awaited.pop(operation, None) is not None:
+                    self.leave(operation)
+            ended = [operation for operation in self._left if operation.done()]
+            self._left = [operation for operation in self._left if operation not in ended]
+            return ended
+
     def take(self, kind: Kind, most: int) -> list[Any]:
-        for operation in self._interrupted():
+        for operation in (*self._interrupted(), *self._ended()):
             self.keep(operation)
         if not self._kept:
             return []

@@ -133,7 +133,8 @@ class AsyncChannel(Generic[_Channel]):
             operation: Operation | None = None
             try:
                 operation = submit(count - len(taken), None if until is None else max(until - now(), 0.0))
-                await self._received(kind, operation)
+                with unclaimed.awaited(operation, asyncio.get_running_loop()):
+                    await self._received(kind, operation)
                 if operation.error is None or operation.error.name != "cancelled":
                     return taken + listed(operation.result())
             except BaseException as error:

@@ -10,6 +10,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -76,6 +77,9 @@ void read(Arguments& given, TcpOptions& options) {
   if (std::string name; given.read("encryption", name)) {
     options.encryption = encryption_named(name);
   }
+  if (std::tuple<std::string, std::string, std::string> files; given.read("certificates", files)) {
+    options.certificates = {std::get<0>(files), std::get<1>(files), std::get<2>(files)};
+  }
   given.read("lanes_per_peer", options.lanes_per_peer);
   given.read("stripe_threshold", options.stripe_threshold);
   given.read("drain_timeout", options.drain_timeout);
@@ -125,6 +129,7 @@ void read(Arguments& given, RdmaOptions& options) {
   given.read("drain_timeout", options.drain_timeout);
   given.read("parts_timeout", options.parts_timeout);
   given.read("trusted_fabric", options.trusted_fabric);
+  given.read("isolate_peers", options.isolate_peers);
   given.read("service_level", options.service_level);
   given.read("traffic_class", options.traffic_class);
 }

@@ -153,6 +153,28 @@ def test_what_a_cancelled_task_had_taken_is_for_one_that_waits_already(pair: Pai
     asyncio.run(main())
 
 
+def test_what_a_task_of_a_closed_loop_had_taken_is_for_the_next(pair: Pair) -> None:
+    async def begin(near: AsyncChannel[kvferry.TcpTransferChannel]) -> asyncio.Task[kvferry.Notification]:
+        task = asyncio.create_task(near.receive_notification())
+        await asyncio.sleep(0)
+        return task
+
+    for taken in (True, False):
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # which is told that the task is destroyed
+        near = AsyncChannel(pair.near)
+        task = loop.run_until_complete(begin(near))
+        if taken:
+            pair.far.notify("near", b"1")
+        loop.close()
+        if not taken:
+            with pytest.raises(kvferry.TransferTimeout):
+                pair.near.receive_notification(0)
+            pair.far.notify("near", b"1")
+        assert pair.near.receive_notification(20).payload == b"1"
+        del task
+
+
 def test_a_lost_channel_isnt_kept_by_its_loop(pair: Pair) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()

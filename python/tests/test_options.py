@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import kvferry
@@ -63,6 +65,59 @@ def test_encryption_is_chosen_by_its_name() -> None:
         kvferry.TcpTransferChannel(encryption="sometimes")  # type: ignore[arg-type]
     with pytest.raises(kvferry.TransferError, match="no ChannelOptions::keyring"):
         kvferry.TcpTransferChannel(encryption="required")
+
+
+def certificate(folder: Path, name: str, ca: str) -> tuple[str, str, str]:
+    """As docs/security.md has it."""
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    by = ["-keyout", f"{folder}/{ca}.key", "-out", f"{folder}/{ca}.pem"]
+    if not (folder / f"{ca}.pem").exists():
+        openssl("req", "-x509", *kind, "-days", "2", "-subj", f"/CN={ca}", "-addext", "keyUsage=critical,keyCertSign", *by)
+    openssl(
+        *("req", "-x509", "-CA", f"{folder}/{ca}.pem", "-CAkey", f"{folder}/{ca}.key", *kind, "-days", "1"),
+        *("-subj", f"/CN={name}", "-addext", "basicConstraints=critical,CA:FALSE"),
+        *("-addext", "keyUsage=critical,digitalSignature", "-addext", "extendedKeyUsage=clientAuth,serverAuth"),
+        *("-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"),
+    )
+    return f"{folder}/{name}.pem", f"{folder}/{name}.key", f"{folder}/{ca}.pem"
+
+
+def openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates by the openssl command")
+def test_pages_are_encrypted_by_certificates(tmp_path: Path) -> None:
+    public, secret = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID", "D:)Q[IlAW!ahhC2ac:9*A}h:p?([4%wOTJ%JR%cs"
+    (tmp_path / "key").write_text(secret + "\n")
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "peers").write_text(f"{public} *\n")
+    keyring = (str(tmp_path / "key"), str(tmp_path / "peers"))
+    source, target = bytearray(b"x" * 4096), bytearray(4096)
+    with (
+        kvferry.TcpTransferChannel(
+            regions=[kvferry.Region(target, 4096)],
+            peer_init_url="tcp://127.0.0.1:0",
+            keyring=keyring,
+            certificates=certificate(tmp_path, "far", "ca"),
+        ) as far,
+        kvferry.TcpTransferChannel(keyring=keyring, certificates=certificate(tmp_path, "near", "ca")) as near,
+        kvferry.TcpTransferChannel(keyring=keyring, certificates=certificate(tmp_path, "other", "ca 2")) as other,
+    ):
+        near.lazy_init_peer_connection("near", "far", far.peer_init_url)
+        info = near.peer_info("far")
+        assert info is not None and "with certificates" in info.path
+        assert near.batched_write([source], "far", remote_indexes=[0]) == 1
+        with pytest.raises(kvferry.TransferError, match="certificates.trusted doesn't vouch"):
+            other.lazy_init_peer_connection("other", "far", far.peer_init_url)
+    assert target == source
+
+
+def test_certificates_are_read_from_their_files(tmp_path: Path) -> None:
+    with pytest.raises(kvferry.TransferError, match="no ChannelOptions::keyring"):
+        kvferry.TcpTransferChannel(certificates=("chain", "key", "ca"))
+    with pytest.raises(TypeError):
+        kvferry.TcpTransferChannel(certificates=("chain", "key"))  # type: ignore[arg-type]
 
 
 def test_checksums_are_asked_for_by_channel_and_by_call() -> None:

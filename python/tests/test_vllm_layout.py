@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -182,8 +183,6 @@ def test_what_does_not_fit_together() -> None:
         with pytest.raises(LayoutMismatch, match=match):
             plan(ours, remote, ids, remote_ids, first, count, HeadSource(0, 0, 0, HEADS))
 
-    from dataclasses import replace
-
     refused("kind: 'test' here, 'other'", replace(ours, kind="other"), [0], [0], 0, 8)
     refused("lacks 1 layers, one of them 'layer 2'", replace(ours, layers=ours.layers[:2]), [0], [0], 0, 8)
     refused("blocks of 8 tokens here and 7 at the peer split runs", replace(ours, block_tokens=7), [0], [0], 0, 5)
@@ -197,3 +196,11 @@ def test_what_does_not_fit_together() -> None:
     refused("token 4 is not the first of a block", ours, [0], [0], 4, 8)
     nothing = plan(ours, ours, [], [0], 8, 8, HeadSource(0, 0, 0, HEADS))
     assert len(nothing.local) == len(nothing.remote) == len(nothing.owners) == 0
+
+
+def test_ids_that_stand_for_more_blocks_than_there_is_memory_for() -> None:
+    """Who says so is a peer."""
+    ours = Cache("lbhpri", 9, 8).layout
+    made = plan(ours, replace(ours, blocks_per_id=1 << 40, num_blocks=1 << 50), [4], [0], 0, 8, HeadSource(0, 0, 0, HEADS))
+    expected = plan(ours, ours, [4], [0], 0, 8, HeadSource(0, 0, 0, HEADS))
+    assert (made.remote == expected.remote).all() and (made.local == expected.local).all()

@@ -146,6 +146,28 @@ def test_a_prefill_whose_blocks_are_no_longer_its_own(make: Callable[..., Any], 
     assert not prefill.push._pushes._by_transfer and len(prefill.worker._leases) == 0
 
 
+@pytest.mark.parametrize("how", ["preempted", "forgotten"])
+@pytest.mark.parametrize("told", ["as the step begins", "before that"])
+def test_blocks_that_a_request_has_lost_are_not_pushed_with_what_the_next_step_computes(
+    pair: tuple[PushSide, PushSide], how: str, told: str
+) -> None:
+    """All of it was computed, and not all of it pushed. vLLM starts loads after the layers of a step: that is too late."""
+    prefill, decode = pair
+    prefill.announce("t")
+    decode.wants("d", prefill.sender("t"), [1, 2, 3])
+    pushes, held = prefill.push._pushes, threading.Event()
+    prefill.until(lambda: bool(pushes._by_transfer["t"].readers))
+    prefill.push._runner._planner.submit(held.wait, 60)
+    prefill.compute("t", [5, 6, 7], 10)
+    orders = Step(preempted=["p-t"]) if how == "preempted" else Step(forgotten=["p-t"])
+    (prefill.push.lost if told == "before that" else prefill.worker.begin)(orders)
+    prefill.cache[...] = 1
+    held.set()
+    prefill.until(lambda: "t" not in pushes._by_transfer or not pushes._by_transfer["t"].readers)
+    prefill.worker.step(orders)
+    assert decode.loaded("d") == {1, 2, 3}
+
+
 def test_a_cancelled_push_ends_and_nothing_lands_any_more(each_pair: tuple[PushSide, PushSide]) -> None:
     prefill, decode = each_pair
     for turn in range(40):

@@ -17,9 +17,10 @@ from kvferry.vllm.layout import HeadSource
 from kvferry.vllm.messages import RENEW, message, parse
 from kvferry.vllm.push_messages import WANT, Sender
 from kvferry.vllm.push_worker import PushWorker, _Link
+from kvferry.vllm.pushes import Pushes
 from kvferry.vllm.renewals import LEAST_INTERVAL
 from kvferry.vllm.scheduler import Load
-from kvferry.vllm.steps import Signal
+from kvferry.vllm.steps import Runner, Signal, Steps
 from push_sides import PushSide, each_pair, pair, want_of
 
 
@@ -228,6 +229,99 @@ def test_a_worker_that_stands_still_is_given_up_after_some_renewals(pair: tuple[
     assert not unanswered(2).breaking
     assert unanswered(1).breaking
     assert decode.loaded("d") == {1, 2, 3}
+
+
+class Late(Signal):
+    """An operation that somebody else ends."""
+
+    def result(self) -> None:
+        pass
+
+
+class LateNotifications:
+    """A channel whose notifications are sent by ``send``."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self.kept: list[tuple[Late, Any, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def submit_notify(self, *arguments: Any, **keywords: Any) -> Late:
+        self.kept.append((Late(), arguments, keywords))
+        return self.kept[-1][0]
+
+    def send(self, runner: Runner) -> Steps:
+        for late, arguments, keywords in self.kept:
+            yield self._channel.submit_notify(*arguments, **keywords)
+            runner.tell(late)
+
+
+class Renewals:
+    """Counts the answers to renewals, and may change them."""
+
+    def __init__(self, pushes: Pushes, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._renew = pushes.renew
+        self.answers: list[bool] = []
+        self.held: Callable[[int], bool] | None = None
+        monkeypatch.setattr(pushes, "renew", self._answer)
+
+    def _answer(self, name: str) -> bool:
+        held = self._renew(name)
+        self.answers.append(held if self.held is None else self.held(len(self.answers)))
+        return self.answers[-1]
+
+    def some_more(self, side: PushSide) -> list[bool]:
+        before = len(self.answers)
+        side.until(lambda: len(self.answers) > before + 4)
+        return self.answers[before:]
+
+
+def awaited(prefill: PushSide, decode: PushSide, transfer: str, blocks: list[int]) -> None:
+    """It is announced, will be pushed, and is renewed."""
+    prefill.announce(transfer)
+    sender = prefill.sender(transfer)
+    name = f"d-{transfer}"
+    decode.step(waiting=[(name, sender)], loads=[Load(name, sender, blocks, 0, 10)])
+    decode.until(lambda: any(push.agreed for push in list(decode.push._pushed.values())))
+
+
+def test_a_last_word_that_takes_its_time_is_waited_for(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it comes behind much else. The prefilling instance has its blocks back long before."""
+    prefill, decode = make("prefill", True, 100, kind=PushSide), make("decode", False, kind=PushSide, lease=0.2)
+    pushes, runner = prefill.push._pushes, prefill.push._runner
+    pushes.channel = channel = LateNotifications(pushes.channel)
+    renewals = Renewals(pushes, monkeypatch)
+    awaited(prefill, decode, "t", [1, 2, 3])
+    prefill.compute("t", [5, 6, 7], 10)
+    prefill.step(granted=["p-t"])
+    assert prefill.freed() == {"p-t"} and len(channel.kept) == 1
+    assert all(renewals.some_more(decode)) and decode.worker.finished() == (set(), set())
+    with prefill.push._lock:
+        runner.perform(channel.send(runner))
+    assert decode.loaded("d-t") == set()
+    prefill.until(lambda: not pushes._telling)
+    with prefill.push._lock:
+        assert not pushes.renew("t")
+
+
+def test_a_last_word_that_does_not_come_is_not_waited_for(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one taken for lost that is only heard later than an answer."""
+    prefill, decode = make("prefill", True, 100, kind=PushSide), make("decode", False, kind=PushSide, lease=0.2)
+    renewals = Renewals(prefill.push._pushes, monkeypatch)
+    renewals.held = lambda count: count % 2 == 0
+    awaited(prefill, decode, "t", [1, 2, 3])
+    assert set(renewals.some_more(decode)) == {True, False}
+    prefill.compute("t", [5, 6, 7], 10)
+    assert decode.loaded("d-t") == set()
+    awaited(prefill, decode, "u", [4, 5, 6])
+    renewals.held = lambda _: False
+    assert decode.loaded("d-u") == {4, 5, 6}
 
 
 def test_a_worker_that_is_not_there_is_waited_for_once(

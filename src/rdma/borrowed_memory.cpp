@@ -49,7 +49,7 @@ MemoryRegionPtr register_range(ibv_pd* domain, const Range& range, int access, k
 
 }  // namespace
 
-std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const SliceTable& regions,
+std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDomain& domain, const SliceTable& regions,
                                                        const kit::LocalBytes& owners, kit::ObjectRange range,
                                                        bool for_read, kit::Failure& failure) {
   const auto objects = owners.objects();
@@ -85,8 +85,8 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   try {
     for (const std::size_t object : outside) {
       const auto joined = range_of(object);
-      const bool small = bytes <= RailDevice::StagingBlock::size || joined->end - joined->begin < least_registered;
-      if (!small || !borrowed->stage(device, object, for_read)) {
+      const bool small = bytes <= RailDomain::StagingBlock::size || joined->end - joined->begin < least_registered;
+      if (!small || !borrowed->stage(domain, object, for_read)) {
         to_register[static_cast<std::size_t>(joined - ranges.begin())] = true;
       }
     }
@@ -96,14 +96,14 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   }
   for (const auto& block : borrowed->blocks_) {
     const std::uint64_t begin = address_of(block->data());
-    borrowed->slices_.add({begin, begin + RailDevice::StagingBlock::size, block->local_key(), 0, false, false});
+    borrowed->slices_.add({begin, begin + RailDomain::StagingBlock::size, block->local_key(), 0, false, false});
   }
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     if (!to_register[i]) {
       continue;
     }
     // Memory that is only read from needs no right to be written, which the caller may not have.
-    auto region = register_range(device.domain(), ranges[i], for_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
+    auto region = register_range(domain.handle(), ranges[i], for_read ? IBV_ACCESS_LOCAL_WRITE : 0, failure);
     if (region == nullptr) {
       return nullptr;
     }
@@ -113,10 +113,10 @@ std::unique_ptr<BorrowedMemory> BorrowedMemory::borrow(RailDevice& device, const
   return borrowed;
 }
 
-bool BorrowedMemory::stage(RailDevice& device, std::size_t object, bool for_read) {
+bool BorrowedMemory::stage(RailDomain& domain, std::size_t object, bool for_read) {
   const MutableBuffer owner = objects_[object];
-  if (blocks_.empty() || owner.size() > RailDevice::StagingBlock::size - used_) {
-    auto block = device.take_staging_block(owner.size());
+  if (blocks_.empty() || owner.size() > RailDomain::StagingBlock::size - used_) {
+    auto block = domain.take_staging_block(owner.size());
     if (block == nullptr) {
       return false;
     }

@@ -4,21 +4,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-// All of it in this file: there is no library to link.
-#ifndef XXH_INLINE_ALL
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-#undef XXH_INLINE_ALL
-#else
-#include <xxhash.h>
-#endif
-
 #include <algorithm>
-#include <array>
 #include <cerrno>
+#include <functional>
 #include <system_error>
 #include <utility>
 
+#include <kvferry/detail/readable_memory.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/kit/overlap.hpp>
 #include "message.hpp"
@@ -27,26 +19,10 @@
 namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
-/// As many pieces as a call takes (IOV_MAX).
-constexpr std::size_t looked_at_once = 1024;
-/// None is smaller.
-constexpr std::size_t least_page = 4096;
 /// Blocks of a batch that are told apart, on its caller's thread.
 constexpr std::uint64_t most_looked_at = 32'768;
 
 }  // namespace
-
-std::uint64_t sum_of(std::span<const iovec> pieces) noexcept {
-  if (pieces.size() == 1) {
-    return XXH3_64bits(pieces[0].iov_base, pieces[0].iov_len);
-  }
-  XXH3_state_t state;
-  XXH3_64bits_reset(&state);
-  for (const iovec& piece : pieces) {
-    XXH3_64bits_update(&state, piece.iov_base, piece.iov_len);
-  }
-  return XXH3_64bits_digest(&state);
-}
 
 MemoryLook::MemoryLook() : descriptor_(::memfd_create("kvferry", MFD_CLOEXEC)) {
   if (descriptor_ < 0) {
@@ -57,25 +33,9 @@ MemoryLook::MemoryLook() : descriptor_(::memfd_create("kvferry", MFD_CLOEXEC)) {
 MemoryLook::~MemoryLook() { ::close(descriptor_); }
 
 bool MemoryLook::can_read(std::span<const iovec> pieces) const noexcept {
-  std::array<iovec, looked_at_once> bytes;
-  std::size_t count = 0;
-  const auto look = [&] {
-    const auto read = ::pwritev(descriptor_, bytes.data(), static_cast<int>(count), 0);
-    return read == static_cast<ssize_t>(std::exchange(count, 0));
-  };
-  for (const iovec& piece : pieces) {
-    auto* byte = static_cast<std::byte*>(piece.iov_base);
-    for (std::size_t left = piece.iov_len; left != 0;) {
-      bytes[count++] = {byte, 1};
-      if (count == bytes.size() && !look()) {
-        return false;
-      }
-      const std::size_t on_page = std::min<std::size_t>(left, least_page - address_of(byte) % least_page);
-      byte += on_page;
-      left -= on_page;
-    }
-  }
-  return count == 0 || look();
+  return kernel_can_read(pieces, [this](std::span<const iovec> bytes) {
+    return ::pwritev(descriptor_, bytes.data(), static_cast<int>(bytes.size()), 0);
+  });
 }
 
 ObjectPart part_of(const RemoteRange& range, std::uint64_t offset) {
@@ -170,6 +130,17 @@ std::vector<bool> landing_on_others(const TransferRequest& request, const Region
   found.assign(found.size(), false);
   mark(blocks);
   return found;
+}
+
+bool lands_on_itself(const TransferRequest& request, const RegionAddress& address_of_region) {
+  if (kit::lands_on_itself(request)) {
+    return true;
+  }
+  const bool of_several =
+      request.kind == TransferKind::write &&
+      std::ranges::adjacent_find(request.remote_ranges, std::ranges::not_equal_to(), &RemoteRange::region) !=
+          request.remote_ranges.end();
+  return of_several && std::ranges::any_of(landing_on_others(request, address_of_region), std::identity());
 }
 
 }  // namespace kvferry::rdma

@@ -15,14 +15,11 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// The XXH3-64 of these pieces of memory, one behind the other.
-[[nodiscard]] std::uint64_t sum_of(std::span<const iovec> pieces) noexcept;
-
-/// Finds out whether the CPU may read memory, without reading it itself: what is registered stays with the adapter when it
-/// is unmapped, and the CPU's own access would end the process.
+/// Finds out whether the CPU may read memory, without reading it itself. The adapter keeps registered memory when it is
+/// unmapped, but the CPU's own access would end the process.
 class MemoryLook {
  public:
-  /// Not to be shared with what a fork's child makes: there its descriptor may be another file's by then.
+  /// Don't share it with channels of a forked child: there its descriptor may be another file's.
   /// @throws TransferError if there is no descriptor left.
   MemoryLook();
   MemoryLook(const MemoryLook&) = delete;
@@ -36,21 +33,24 @@ class MemoryLook {
   int descriptor_;
 };
 
-/// A part of an object: what one checksum covers, at most `max_part_bytes`.
+/// The part of an object that one checksum covers, at most `max_part_bytes`.
 struct ObjectPart {
   std::uint64_t length = 0;
-  /// A write or read: where it lies in the peer's regions.
+  /// A write or read: its place in the peer's regions.
   RemoteRange remote;
 };
 
 /// The part that begins at this byte of an object, which isn't the object's end. @param range where the object lies.
 [[nodiscard]] ObjectPart part_of(const RemoteRange& range, std::uint64_t offset);
 
-/// Where a region of the peer's begins in its memory: regions may share some.
+/// The address at which a region of the peer begins: regions may share memory.
 using RegionAddress = std::function<std::uint64_t(std::uint32_t)>;
 
-/// Objects of a one-sided batch that land on others of the same batch, by their number; empty if there are none. What they
-/// leave behind can't be compared. Where more than 32,768 blocks lie among each other, their objects count as such.
+/// The objects of a one-sided batch that land on others of the same batch, by number; empty if there are none. Their
+/// bytes can't be compared. If more than 32,768 blocks interleave, their objects count as landing on each other.
 [[nodiscard]] std::vector<bool> landing_on_others(const TransferRequest& request, const RegionAddress& address_of_region);
+
+/// As `kit::lands_on_itself`, of memory that the batch names by way of several regions as well.
+[[nodiscard]] bool lands_on_itself(const TransferRequest& request, const RegionAddress& address_of_region);
 
 }  // namespace kvferry::rdma

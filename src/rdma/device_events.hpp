@@ -28,8 +28,8 @@ struct DeviceTrouble {
 /// @return nothing for events that break no connection.
 [[nodiscard]] std::optional<DeviceTrouble> trouble_of(ibv_event_type type);
 
-/// Reads what a device says of itself, and tells those whose connections that breaks: at once, where the adapter would
-/// go on trying, or a connection on which nothing is posted would learn nothing.
+/// Reads a device's events, and tells the owners of the connections that break by them. It tells them at once:
+/// otherwise the adapter would retry for seconds, and an idle connection would notice nothing.
 class DeviceEvents : public std::enable_shared_from_this<DeviceEvents> {
  public:
   class Listener {
@@ -46,10 +46,10 @@ class DeviceEvents : public std::enable_shared_from_this<DeviceEvents> {
 
   /// Begins to read. @throws TransferError if the descriptor can't be awaited.
   void start();
-  /// Tells nobody any more.
+  /// Stops telling.
   void close();
 
-  /// For as long as it lives. @param pair, @param completions what the events of its own are known by.
+  /// Subscribes a rail for as long as it lives. @param pair, @param completions identify the rail's own events.
   void add(std::weak_ptr<Listener> listener, const ibv_qp* pair, const ibv_cq* completions);
 
  private:

@@ -15,7 +15,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// Where a region lies in its owner's memory, and the remote keys of its slices; no keys if peers may not reach it.
+/// A region's place in its owner's memory, and the remote keys of its slices; no keys if peers may not reach it.
 struct RegionKeys {
   std::uint64_t address = 0;
   std::uint64_t slice_bytes = 0;
@@ -30,7 +30,7 @@ struct RegionKeys {
   }
 };
 
-/// A queue pair, and all that the peer needs to know to join it with one of its own.
+/// A queue pair, with all data that the peer needs to join it with one of its own.
 struct RailEndpoint {
   std::uint64_t rail = 0;  ///< Its number; joined with the one of the same number.
   std::string link_layer;  ///< "Ethernet" or "InfiniBand"
@@ -40,8 +40,8 @@ struct RailEndpoint {
   std::uint64_t queue_pair = 0;
   std::uint64_t packet_number = 0;
   std::uint64_t mtu = 0;          ///< Bytes.
-  std::uint64_t reads_taken = 0;  ///< RDMA reads of the peer's that it can have under way.
-  std::uint64_t reads_made = 0;   ///< RDMA reads of its own that it can have under way.
+  std::uint64_t reads_taken = 0;  ///< How many RDMA reads of the peer it can have under way.
+  std::uint64_t reads_made = 0;   ///< How many RDMA reads of its own it can have under way.
   std::uint64_t max_message = 0;  ///< Bytes in one work request.
   std::vector<RegionKeys> regions;  ///< Ordered by number.
 
@@ -61,10 +61,10 @@ struct RailEndpoint {
 
 /// A side's endpoint, in the handshake.
 struct Endpoint {
-  std::uint64_t message_bytes = 0;  ///< What a receive buffer holds.
+  std::uint64_t message_bytes = 0;  ///< The size of a receive buffer.
   std::uint64_t messages = 0;       ///< Receive buffers of each rail.
   std::vector<RailEndpoint> rails;
-  /// Messages with checksums that it takes on each rail before it has answered them. None: it has no checksums.
+  /// How many unanswered messages with checksums it accepts on each rail. None: it has no checksums.
   std::optional<std::uint64_t> checks = {};
 
   static constexpr std::string_view side_message_type = "RdmaEndpoint";
@@ -77,11 +77,12 @@ struct Endpoint {
 
 inline constexpr std::size_t max_rails = 16;
 
-/// Checks a region's keys against what is said of it; empty if all is well.
+/// Checks a region's keys against its description; empty if they match.
 [[nodiscard]] std::string check_region_keys(const RegionKeys& keys, const RemoteRegion& region);
 
-/// Checks a peer's endpoint against the regions that it described; empty if all is well. Regions come and go between the
-/// description and the endpoint: one without keys is gone, and keys without a description mean nothing yet.
+/// Checks a peer's endpoint against the regions that it described; empty if they match. Regions may come and go between
+/// the description and the endpoint: a region without keys is removed, and keys without a description have no meaning
+/// yet.
 [[nodiscard]] std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegion> regions);
 
 /// The limits of two joined queue pairs: the smaller of each side's.
@@ -93,7 +94,7 @@ struct Agreement {
 };
 [[nodiscard]] Agreement agree(const RailEndpoint& own, const RailEndpoint& peers);
 
-/// Why two queue pairs can't be joined, naming both values; empty if they can.
+/// The reason why two queue pairs can't be joined, naming both values; empty if they can.
 [[nodiscard]] std::string check_pairing(const RailEndpoint& own, const RailEndpoint& peers);
 
 }  // namespace kvferry::rdma

@@ -17,7 +17,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// A region of the peer's that this side may reach, or one that it may not.
+/// A region of the peer, whether or not this side may reach it.
 struct PeerRegion {
   std::uint32_t number = 0;
   std::uint64_t page_size = 0;
@@ -25,8 +25,8 @@ struct PeerRegion {
   Access access = Access::read_write;
 };
 
-/// The peer's regions at a moment. It never changes; when the regions do, there is another list, and this one says that it
-/// is outdated.
+/// An immutable snapshot of the peer's regions. When the regions change, there is a new list, and this one is marked as
+/// outdated.
 class PeerRegionList {
  public:
   explicit PeerRegionList(std::vector<std::shared_ptr<const PeerRegion>> regions) : regions_(std::move(regions)) {}
@@ -50,11 +50,11 @@ class PeerRegionList {
   mutable std::atomic<bool> outdated_{false};
 };
 
-/// The regions of a link's two sides, as all of its rails name them. News that come on one rail have the keys of all, so
-/// that none has to wait for another. Thread-safe.
+/// The regions of a link's two sides, for all of its rails. An announcement on one rail has the keys for all rails, so
+/// no rail waits for another. Thread-safe.
 class LinkRegions {
  public:
-  /// The keys of a region of this side's, on the rail at this place of the link; nothing if it is registered no more.
+  /// The keys of a region of this side, on the rail at this place of the link; nothing if it isn't registered any more.
   using OwnKeys = std::function<std::optional<RegionKeys>(std::size_t place, std::uint32_t number)>;
 
   /// @param rails their numbers, rising. @param next of smaller numbers that aren't there, the peer's regions are gone.
@@ -74,9 +74,17 @@ class LinkRegions {
     const std::lock_guard lock(mutex_);
     return peers_;
   }
-  /// Does nothing if it has been heard of before, on another rail: then whoever has to be told of it has been told.
-  /// @param tell tells of it, and says whether there may be so many. It takes no lock with which this is called.
-  /// @return what `tell` says, or true.
+  /// Where each of the peer's regions begins in its memory, as of now; 0 for those that are closed or gone.
+  [[nodiscard]] std::function<std::uint64_t(std::uint32_t)> addresses_of_peers() const {
+    return [peers = peers()](std::uint32_t number) -> std::uint64_t {
+      const PeerRegion* const region = peers->find(number);
+      return region == nullptr || region->keys.empty() ? 0 : region->keys.front().address;
+    };
+  }
+  /// Enters a region. Does nothing if another rail has announced it before.
+  /// @param tell reports the region, and returns whether there may be so many. It takes no lock with which this is
+  ///   called.
+  /// @return the result of `tell`, or true.
   template <class Tell>
   [[nodiscard]] bool add(PeerRegion region, Tell tell) {
     const std::lock_guard lock(mutex_);

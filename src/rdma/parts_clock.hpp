@@ -8,8 +8,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// How long the peer has been within something that comes in several messages. Small steps count for nothing: who sends a
-/// message now and then would never be late.
+/// Measures how long the peer has been sending something that comes in several messages. Small steps don't reset it:
+/// otherwise a peer that sends a message now and then would never be late.
 class PartsClock {
  public:
   static constexpr std::size_t least_progress = std::size_t{64} << 10;
@@ -28,7 +28,7 @@ class PartsClock {
   }
   void stop() noexcept { since_.reset(); }
 
-  /// Since when it has not come further than that; nothing if there is nothing to come.
+  /// The time of the last progress; nothing if no more messages are expected.
   [[nodiscard]] const std::optional<kit::Clock::time_point>& since() const noexcept { return since_; }
 
  private:

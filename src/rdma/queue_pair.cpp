@@ -53,9 +53,9 @@ std::string name_of(ibv_gid_type type) {
 
 }  // namespace
 
-QueuePair::QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const QueuePairOptions& options)
-    : device_(std::move(device)), options_(options), address_(device_->address()) {
-  const ibv_device_attr& limits = device_->limits();
+QueuePair::QueuePair(std::shared_ptr<RailDomain> domain, std::size_t rail, const QueuePairOptions& options)
+    : domain_(std::move(domain)), options_(options), address_(domain_->device().address()) {
+  const ibv_device_attr& limits = domain_->device().limits();
   create();
   change_to_init();
   endpoint_.rail = rail;
@@ -78,14 +78,14 @@ QueuePair::QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const
 void QueuePair::create() {
   const auto fail = [&](const char* what) {
     const auto error = last_verbs_error();
-    throw TransferError(error, "RDMA device '" + device_->name() + "': no " + what + ": " + error.message());
+    throw TransferError(error, "RDMA device '" + domain_->device().name() + "': no " + what + ": " + error.message());
   };
   try {
-    memory_ = RegisteredBuffer(device_->domain(), (messages + send_slots) * message_bytes);
+    memory_ = RegisteredBuffer(domain_->handle(), (messages + send_slots) * message_bytes);
   } catch (const std::system_error& error) {
-    throw TransferError(error.code(), "RDMA device '" + device_->name() + "': " + error.what());
+    throw TransferError(error.code(), "RDMA device '" + domain_->device().name() + "': " + error.what());
   }
-  channel_.reset(ibv_create_comp_channel(device_->context()));
+  channel_.reset(ibv_create_comp_channel(domain_->device().context()));
   if (channel_ == nullptr) {
     fail("completion channel");
   }
@@ -94,9 +94,9 @@ void QueuePair::create() {
     fail("non-blocking completion channel");
   }
   const auto wanted = static_cast<std::uint32_t>(options_.queue_depth + spare_requests);
-  const auto sizes = sizes_to_try(device_->limits(), {wanted, wanted_pieces, wanted_inline}, messages);
-  completions_.reset(ibv_create_cq(device_->context(), static_cast<int>(sizes.front().requests + messages), nullptr,
-                                   channel_.get(), device_->next_completion_vector()));
+  const auto sizes = sizes_to_try(domain_->device().limits(), {wanted, wanted_pieces, wanted_inline}, messages);
+  completions_.reset(ibv_create_cq(domain_->device().context(), static_cast<int>(sizes.front().requests + messages), nullptr,
+                                   channel_.get(), domain_->device().next_completion_vector()));
   if (completions_ == nullptr) {
     fail("completion queue");
   }
@@ -115,34 +115,34 @@ bool QueuePair::create_pair(const QueuePairSize& size) {
   attributes.cap.max_send_sge = size.pieces;
   attributes.cap.max_recv_sge = 1;
   attributes.cap.max_inline_data = size.inline_bytes;
-  pair_.reset(ibv_create_qp(device_->domain(), &attributes));
+  pair_.reset(ibv_create_qp(domain_->handle(), &attributes));
   if (pair_ == nullptr) {
     return false;
   }
   depth_ = size.requests - spare_requests;
   max_inline_ = attributes.cap.max_inline_data;
-  max_pieces_ = common_pieces(device_->limits(), std::min(attributes.cap.max_send_sge, wanted_pieces));
+  max_pieces_ = common_pieces(domain_->device().limits(), std::min(attributes.cap.max_send_sge, wanted_pieces));
   return true;
 }
 
 void QueuePair::change_to_init() {
   ibv_qp_attr attributes{};
   attributes.qp_state = IBV_QPS_INIT;
-  attributes.pkey_index = device_->partition_index();
-  attributes.port_num = device_->port();
+  attributes.pkey_index = domain_->device().partition_index();
+  attributes.port_num = domain_->device().port();
   attributes.qp_access_flags = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ;
   const int result =
       ibv_modify_qp(pair_.get(), &attributes, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
   if (result != 0) {
     throw TransferError(verbs_error(result),
-                        "RDMA device '" + device_->name() + "': the queue pair can't be initialised");
+                        "RDMA device '" + domain_->device().name() + "': the queue pair can't be initialised");
   }
   std::array<ibv_wc, messages> all{};
   for (std::size_t i = 0; i < all.size(); ++i) {
     all[i].wr_id = receive_flag | i;
   }
   if (const auto error = post_receives(all)) {
-    throw TransferError(error, "RDMA device '" + device_->name() + "': receive buffers can't be posted");
+    throw TransferError(error, "RDMA device '" + domain_->device().name() + "': receive buffers can't be posted");
   }
 }
 
@@ -173,7 +173,7 @@ kit::Failure QueuePair::connect(const Endpoint& peer, const RailEndpoint& peers_
 kit::Failure QueuePair::change_to_ready(const RailEndpoint& peers) {
   const auto failed = [&](int result, const char* state) {
     const auto error = verbs_error(result);
-    return kit::Failure{error, "RDMA device '" + device_->name() + "': the queue pair can't be made ready to " + state +
+    return kit::Failure{error, "RDMA device '" + domain_->device().name() + "': the queue pair can't be made ready to " + state +
                                    ": " + error.message()};
   };
   const Agreement agreed = agree(endpoint_, peers);
@@ -184,7 +184,7 @@ kit::Failure QueuePair::change_to_ready(const RailEndpoint& peers) {
   ready.rq_psn = static_cast<std::uint32_t>(peers.packet_number);
   ready.max_dest_rd_atomic = static_cast<std::uint8_t>(agreed.reads_taken);
   ready.min_rnr_timer = receiver_not_ready_timer;
-  ready.ah_attr = address_vector(address_, device_->port(), peers, options_.service_level, options_.traffic_class);
+  ready.ah_attr = address_vector(address_, domain_->device().port(), peers, options_.service_level, options_.traffic_class);
   if (const int result = ibv_modify_qp(pair_.get(), &ready,
                                        IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
                                            IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
@@ -213,8 +213,8 @@ std::error_code QueuePair::post(WorkList& list) {
   if (result != 0) {
     return verbs_error(result);
   }
-  device_->bytes_written.fetch_add(list.bytes_written, std::memory_order_relaxed);
-  device_->bytes_read.fetch_add(list.bytes_read, std::memory_order_relaxed);
+  domain_->device().bytes_written.fetch_add(list.bytes_written, std::memory_order_relaxed);
+  domain_->device().bytes_read.fetch_add(list.bytes_read, std::memory_order_relaxed);
   return {};
 }
 

@@ -11,7 +11,7 @@
 #include <kvferry/kit/failure.hpp>
 #include "device_limits.hpp"
 #include "endpoint.hpp"
-#include "rail_device.hpp"
+#include "rail_domain.hpp"
 #include "rail_protocol.hpp"
 #include "verbs.hpp"
 #include "work_list.hpp"
@@ -28,12 +28,12 @@ struct QueuePairOptions {
   std::uint8_t traffic_class = 0;
 };
 
-/// A reliable connection: a queue pair, the completion queue that is its alone, the channel that tells of completions,
-/// and the memory that messages go through. One thread at a time.
+/// A reliable connection: a queue pair, its own completion queue, the channel that announces completions, and the
+/// memory for messages. One thread at a time.
 class QueuePair {
  public:
-  /// Creates the queue pair and posts all receive buffers. @throws TransferError naming the device and what failed.
-  QueuePair(std::shared_ptr<RailDevice> device, std::size_t rail, const QueuePairOptions& options);
+  /// Creates the queue pair and posts all receive buffers. @throws TransferError naming the device and the failure.
+  QueuePair(std::shared_ptr<RailDomain> domain, std::size_t rail, const QueuePairOptions& options);
   QueuePair(const QueuePair&) = delete;
   QueuePair& operator=(const QueuePair&) = delete;
 
@@ -63,7 +63,7 @@ class QueuePair {
 
   /// Readable when there is an event. Belongs to this object.
   [[nodiscard]] int event_descriptor() const noexcept { return channel_->fd; }
-  /// Asks for an event with the next completion; those before must be polled for once more.
+  /// Requests an event for the next completion. Poll once more after it, for earlier completions.
   [[nodiscard]] std::error_code arm();
   void take_events();
 
@@ -75,7 +75,7 @@ class QueuePair {
   void change_to_init();
   [[nodiscard]] kit::Failure change_to_ready(const RailEndpoint& peers);
 
-  const std::shared_ptr<RailDevice> device_;
+  const std::shared_ptr<RailDomain> domain_;
   const QueuePairOptions options_;
   PortAddress address_;
   RegisteredBuffer memory_;  ///< First the receive buffers, then the slots.

@@ -17,10 +17,10 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 Rail::Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
            std::weak_ptr<Owner> owner)
     : executor_(executor),
-      device_(port.device),
+      domain_(port.domains->for_link()),
       device_events_(port.events),
       options_(options),
-      pair_(std::make_unique<QueuePair>(device_, number, options.queue_pair)),
+      pair_(std::make_unique<QueuePair>(domain_, number, options.queue_pair)),
       endpoint_(pair_->endpoint()),
       events_(executor),
       timer_(executor),
@@ -56,7 +56,7 @@ kit::Failure Rail::connect(std::shared_ptr<kit::LinkHost> host, const Joint& joi
     std::error_code ec;
     events_.assign(pair_->event_descriptor(), ec);
     if (ec) {
-      failure = {ec, "RDMA device '" + device_->name() + "': its completions can't be awaited: " + ec.message()};
+      failure = {ec, "RDMA device '" + domain_->device().name() + "': its completions can't be awaited: " + ec.message()};
       return;
     }
     device_events_->add(weak_from_this(), pair_->pair(), pair_->completions());
@@ -90,7 +90,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
                            RailProtocol::Preparation& preparation) const {
   const TransferRequest& request = batch.operation()->request();
   const std::size_t eager = options_.queue_pair.eager_bytes;
-  preparation.own_memory = device_->regions([this] { return host_->local_regions(); });
+  preparation.own_memory = domain_->regions([this] { return host_->local_regions(); });
   const SliceTable& regions = *preparation.own_memory;
   if (request.checksums.value_or(false)) {
     const Slice* hint = nullptr;
@@ -103,16 +103,12 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
       }
     }
     if (batch.parts() == 1 && request.one_sided() && regions_) {
-      const auto peers = regions_->peers();
-      preparation.uncompared = landing_on_others(request, [&](std::uint32_t number) {
-        const PeerRegion* const region = peers->find(number);
-        return region == nullptr || region->keys.empty() ? 0 : region->keys.front().address;
-      });
+      preparation.uncompared = landing_on_others(request, regions_->addresses_of_peers());
     }  // else none does, or it would go over one rail
   }
   if (request.kind == TransferKind::recv) {
     preparation.offered = std::make_unique<OfferedBuffers>();
-    return OfferedBuffers::offer(regions, device_->domain(), request.objects, eager, *preparation.offered);
+    return OfferedBuffers::offer(regions, domain_->handle(), request.objects, eager, *preparation.offered);
   }
   if (request.kind == TransferKind::send) {
     // What the protocol may write straight into the peer's buffers; the peer's messages may be smaller than this
@@ -134,7 +130,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
     }
   }
   kit::Failure failure;
-  preparation.borrowed = BorrowedMemory::borrow(*device_, regions, kit::LocalBytes(request), range,
+  preparation.borrowed = BorrowedMemory::borrow(*domain_, regions, kit::LocalBytes(request), range,
                                                 request.kind == TransferKind::read, failure);
   return failure;
 }
@@ -270,7 +266,7 @@ bool Rail::work(Turn& turn, Inbox& taken) {
       break;
     }
     if (const auto error = pair_->arm()) {
-      fail(error, "RDMA device '" + device_->name() + "': no completion events: " + error.message());
+      fail(error, "RDMA device '" + domain_->device().name() + "': no completion events: " + error.message());
       return false;
     }
     armed_ = true;  // what completed before has no event: once more
@@ -409,7 +405,7 @@ bool Rail::poll_step() {
   // While greeting one at a time: what comes behind the peer's greeting is for later.
   const int count = pair_->poll(std::span(completions).first(phase_ == Phase::greeting ? 1 : poll_batch));
   if (count < 0) {
-    fail(errc::connection_lost, "RDMA device '" + device_->name() + "': the completion queue can't be polled");
+    fail(errc::connection_lost, "RDMA device '" + domain_->device().name() + "': the completion queue can't be polled");
     return false;
   }
   if (count == 0) {
@@ -424,7 +420,7 @@ bool Rail::poll_step() {
     }
   }
   if (const auto error = pair_->post_receives(taken)) {
-    fail(error, "RDMA device '" + device_->name() + "': receive buffers can't be posted: " + error.message());
+    fail(error, "RDMA device '" + domain_->device().name() + "': receive buffers can't be posted: " + error.message());
   }
   return true;
 }
@@ -503,7 +499,7 @@ void Rail::wait_for_event() {
 }
 
 std::string Rail::path() const {
-  return device_->name() + ":" + std::to_string(device_->port()) + " queue pair " +
+  return domain_->device().name() + ":" + std::to_string(domain_->device().port()) + " queue pair " +
          std::to_string(endpoint_.queue_pair) + " -> " + std::to_string(peers_endpoint_.queue_pair);
 }
 

@@ -22,6 +22,7 @@
 #include <kvferry/kit/inbox_driver.hpp>
 #include "device_events.hpp"
 #include "queue_pair.hpp"
+#include "rail_domain.hpp"
 #include "rail_protocol.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -36,37 +37,37 @@ struct RailOptions {
   std::shared_ptr<const MemoryLook> look = {};
 };
 
-/// A port, and what its device says of itself.
+/// A port, its device's events, and the domain in which regions are registered there.
 struct RailPort {
   std::shared_ptr<RailDevice> device;
   std::shared_ptr<DeviceEvents> events;
+  std::shared_ptr<RailDomains> domains;
 };
 
 /// The side of a handshake: the dialing one says hello, the accepting one welcome.
 enum class Role : std::uint8_t { dialing, accepting };
 
-/// A connection on one rail: a queue pair and what is said on it.
+/// A connection on one rail: a queue pair and the protocol on it.
 ///
-/// Whoever has something for the rail - a caller with an operation, the reactor with an event, a deadline - drives it,
-/// as `InboxDriver` says. So an operation's requests are posted on the caller's own thread, and operations are ended by
-/// the driver alone, when their requests have completed or the queue pair has been destroyed: then their buffers are
-/// quiet.
+/// A thread with work for the rail (a caller with an operation, the reactor with an event, a deadline) drives it, as
+/// `InboxDriver` describes. So an operation's requests are posted on the caller's own thread. Only the driver ends
+/// operations, when their requests have completed or the queue pair has been destroyed: then their buffers are quiet.
 class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<Rail> {
  public:
   /// The owner of a rail, told when it is usable, and when it breaks by itself.
   class Owner {
    public:
     virtual ~Owner() = default;
-    /// The peer has greeted: messages go through in both directions. From here on nothing is received until `run`.
+    /// The peer has greeted: messages work in both directions. From now on nothing is received until `run`.
     virtual void rail_greeted() = 0;
-    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and
+    /// Called before any operation ends because of it. So a call that is made at such an end finds the peer failed and
     /// reconnects. Must not touch a rail.
     virtual void rail_breaking(std::error_code cause) = 0;
     /// After this rail's operations have ended.
     virtual void rail_broken(std::error_code cause, const std::string& why) = 0;
   };
 
-  /// @throws TransferError if there can't be a queue pair.
+  /// @throws TransferError if there can't be a queue pair, or a region be registered for it.
   Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
        std::weak_ptr<Owner> owner);
 
@@ -76,9 +77,9 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   /// Without the keys of regions.
   [[nodiscard]] const RailEndpoint& endpoint() const noexcept { return endpoint_; }
-  [[nodiscard]] const std::shared_ptr<RailDevice>& device() const noexcept { return device_; }
+  [[nodiscard]] const std::shared_ptr<RailDomain>& domain() const noexcept { return domain_; }
 
-  /// The rail of the peer's, and what is known of it.
+  /// The peer's rail and its data.
   struct Joint {
     const Endpoint& peer;
     const RailEndpoint& rail;
@@ -100,21 +101,22 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   void region_added();
   void region_removed(std::uint32_t number, std::function<void()> done);
   void ask_regions(std::function<void()> done);
-  /// Asks the peer's adapter for a sign of life; `answered` is called with the rail's engine held.
+  /// Probes the peer's adapter; `answered` is called with the rail's engine held.
   void probe(std::function<void()> answered);
-  /// Takes no completions and messages any more, lest the peer's answer to the end of another rail of the link end this
-  /// one's operations before `shut` does.
+  /// Processes no more completions and messages. Otherwise the peer's answer to the end of another rail of the link
+  /// could end this rail's operations before `shut` does.
   void hold();
   enum class Farewell : std::uint8_t { answers, goodbye };
-  /// After `hold`: says what is owed to the peer, in steps that don't wait. From the first one on nothing new is taken
-  /// from it. To be called again when `event_descriptor` can be read.
-  /// @return whether the peer's adapter has it all, or nothing can be said any more.
+  /// After `hold`: sends the outstanding answers to the peer, in steps that don't wait. From the first step on nothing
+  /// new is accepted from it. Call it again when `event_descriptor` is readable.
+  /// @return whether the peer's adapter has all of them, or nothing can be sent any more.
   [[nodiscard]] bool say(Farewell what);
-  /// Readable when it is worth while to call `say` again; -1 if it never is.
+  /// Readable when `say` should be called again; -1 if never.
   [[nodiscard]] int event_descriptor();
-  /// Destroys the queue pair and ends all operations, those that the peer has answered with what it answered, the others
-  /// with `cause`.
+  /// Destroys the queue pair and ends all operations: with the peer's answer if it has answered, else with `cause`.
   void shut(std::error_code cause, const std::string& why);
+  /// After `shut`: the regions that were registered for this link alone are so no more. Takes its time.
+  void deregister_own() { domain_->link_ended(); }
 
   void device_failed(std::error_code cause, const std::string& why) override;
 
@@ -152,12 +154,12 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   /// Completions that are taken from the queue at a time.
   static constexpr std::size_t poll_batch = 32;
-  /// What the driver does until it looks after others.
+  /// The driver's work before it gives others a turn.
   struct Turn {
     std::size_t rounds = 0;  ///< Of a batch of completions, a list of requests.
     bool checks = false;     ///< Whether it takes and compares checksums, about a mebibyte for either side.
   };
-  /// On a caller's own thread: an operation's first requests, not its whole, and no work for the peer.
+  /// On a caller's own thread: only an operation's first requests, and no work for the peer.
   static constexpr Turn callers_turn{4, false};
   /// On the reactor's thread.
   static constexpr Turn full_turn{64, true};
@@ -188,7 +190,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   void end_all(std::error_code cause, std::string why, std::uint64_t culprit);
 
   const asio::any_io_executor executor_;
-  const std::shared_ptr<RailDevice> device_;
+  const std::shared_ptr<RailDomain> domain_;
   const std::shared_ptr<DeviceEvents> device_events_;
   const RailOptions options_;
 

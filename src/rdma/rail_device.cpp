@@ -19,8 +19,6 @@
 namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
-constexpr std::size_t staging_blocks = 32;
-
 /// A GID table that claims to be larger is read so far.
 constexpr std::size_t max_gids = 1024;
 
@@ -166,12 +164,8 @@ std::vector<RdmaRail> active_rails() {
   return rails;
 }
 
-RailDevice::RailDevice(RdmaRail rail, std::string preferred_host, std::span<const MemoryRegion> regions,
-                       std::size_t slice_bytes)
-    : rail_(std::move(rail)),
-      preferred_host_(std::move(preferred_host)),
-      slice_bytes_(slice_bytes),
-      context_(open_device(rail_.device)) {
+RailDevice::RailDevice(RdmaRail rail, std::string preferred_host)
+    : rail_(std::move(rail)), preferred_host_(std::move(preferred_host)), context_(open_device(rail_.device)) {
   if (const int result = ibv_query_device(context_.get(), &limits_); result != 0) {
     throw TransferError(verbs_error(result), "RDMA device '" + rail_.device + "' says nothing of itself");
   }
@@ -180,107 +174,7 @@ RailDevice::RailDevice(RdmaRail rail, std::string preferred_host, std::span<cons
                         "RDMA device '" + rail_.device + "' has no port " + std::to_string(rail_.port) + " but " +
                             std::to_string(limits_.phys_port_cnt));
   }
-  domain_.reset(ibv_alloc_pd(context_.get()));
-  if (domain_ == nullptr) {
-    throw TransferError(last_verbs_error(), "RDMA device '" + rail_.device + "': no protection domain");
-  }
   (void)partition_index();
-  const auto numbered = kit::RegionList::of(regions);
-  for (const LocalRegion& region : numbered->all()) {
-    enter(region.number, make_registered(region));
-  }
-}
-
-RailDevice::Registered RailDevice::make_registered(const LocalRegion& region) const {
-  int access = IBV_ACCESS_LOCAL_WRITE;
-  access |= allows(region.peer_access, Access::write) ? IBV_ACCESS_REMOTE_WRITE : 0;
-  access |= allows(region.peer_access, Access::read) ? IBV_ACCESS_REMOTE_READ : 0;
-  const bool is_device_memory = region.dmabuf_fd != -1;
-  Registered registered;
-  RegionKeys& keys = registered.keys;
-  keys.number = region.number;
-  if (region.peer_access != Access::none) {
-    keys.address = address_of(region.data);
-    keys.slice_bytes = slice_bytes_;
-  }
-  for (std::size_t begin = 0; begin < region.size; begin += slice_bytes_) {
-    const std::size_t size = std::min(slice_bytes_, region.size - begin);
-    const std::uint64_t address = address_of(region.data) + begin;
-    auto slice = is_device_memory ? MemoryRegionPtr(ibv_reg_dmabuf_mr(domain_.get(), region.dmabuf_offset + begin, size,
-                                                                      address, region.dmabuf_fd, access))
-                                  : register_memory(domain_.get(), region.data + begin, size, access);
-    if (slice == nullptr) {
-      const auto error = last_verbs_error();
-      throw TransferError(error, "region " + std::to_string(region.number) + ": RDMA device '" + rail_.device +
-                                     "' can't register " + std::to_string(size) + " bytes of its " +
-                                     std::to_string(region.size) + (is_device_memory ? " (a dma-buf)" : "") + ": " +
-                                     error.message() + (error.value() == ENOMEM ? ", see ulimit -l" : ""));
-    }
-    registered.slices.push_back(
-        {address, address + size, slice->lkey, slice->rkey, (access & IBV_ACCESS_REMOTE_WRITE) != 0, is_device_memory});
-    if (region.peer_access != Access::none) {
-      keys.keys.push_back(slice->rkey);
-    }
-    registered.memory.push_back(std::move(slice));
-  }
-  return registered;
-}
-
-void RailDevice::enter(std::uint32_t number, Registered registered) {
-  const std::lock_guard lock(regions_mutex_);
-  registered_.insert_or_assign(number, std::move(registered));
-}
-
-void RailDevice::register_region(const LocalRegion& region) {
-  const std::size_t slices = (region.size - 1) / slice_bytes_ + 1;
-  if (slices > max_region_keys) {
-    throw TransferError(errc::resource_limit, "region " + std::to_string(region.number) + ": " +
-                                                  std::to_string(region.size) + " bytes are " + std::to_string(slices) +
-                                                  " slices of " + std::to_string(slice_bytes_) + ", at most " +
-                                                  std::to_string(max_region_keys) + " in a region that comes later");
-  }
-  enter(region.number, make_registered(region));
-}
-
-void RailDevice::deregister_region(std::uint32_t number) {
-  decltype(registered_)::node_type gone;  // not to be let go with the lock held: it takes its time
-  const std::lock_guard lock(regions_mutex_);
-  gone = registered_.extract(number);
-}
-
-void RailDevice::deregister_regions() {
-  decltype(registered_) gone;
-  const std::lock_guard lock(regions_mutex_);
-  gone.swap(registered_);
-}
-
-std::vector<RegionKeys> RailDevice::region_keys() const {
-  const std::lock_guard lock(regions_mutex_);
-  std::vector<RegionKeys> all;
-  all.reserve(registered_.size());
-  for (const auto& [number, registered] : registered_) {
-    all.push_back(registered.keys);
-  }
-  return all;
-}
-
-std::optional<RegionKeys> RailDevice::keys_of(std::uint32_t number) const {
-  const std::lock_guard lock(regions_mutex_);
-  const auto it = registered_.find(number);
-  return it == registered_.end() ? std::nullopt : std::optional(it->second.keys);
-}
-
-void RailDevice::list_regions(std::shared_ptr<const kit::RegionList> now) {
-  auto slices = std::make_shared<SliceTable>();
-  for (const LocalRegion& region : now->all()) {
-    if (const auto it = registered_.find(region.number); it != registered_.end()) {
-      for (const Slice& slice : it->second.slices) {
-        slices->add(slice);
-      }
-    }
-  }
-  slices_ = std::move(slices);
-  known_ = std::move(now);
 }
 
 PortAddress RailDevice::address() const {
@@ -344,31 +238,6 @@ std::uint16_t RailDevice::partition_index() const {
                             ": no partition of key " + as_hex(*rail_.partition_key) + ", there are: " + known);
   }
   return *index;
-}
-
-std::unique_ptr<RailDevice::StagingBlock> RailDevice::take_staging_block(std::size_t bytes) {
-  if (bytes > StagingBlock::size) {
-    return nullptr;
-  }
-  const std::lock_guard lock(staging_mutex_);
-  if (!staging_made_) {
-    staging_ = RegisteredBuffer(domain_.get(), staging_blocks * StagingBlock::size);
-    staging_made_ = true;
-    for (std::size_t i = 0; i < staging_blocks; ++i) {
-      free_blocks_.push_back(i);
-    }
-  }
-  if (free_blocks_.empty()) {
-    return nullptr;
-  }
-  auto block = std::make_unique<StagingBlock>(*this, free_blocks_.back());
-  free_blocks_.pop_back();
-  return block;
-}
-
-RailDevice::StagingBlock::~StagingBlock() {
-  const std::lock_guard lock(device_.staging_mutex_);
-  device_.free_blocks_.push_back(number_);
 }
 
 }  // namespace kvferry::rdma

@@ -116,6 +116,11 @@ void RailProtocol::stop(const kit::Operation& operation) {
     return;
   }
   const auto cause = operation.stop_cause();
+  if (transfer.acknowledged) {
+    // All of it has arrived, and the peer has said so: what is left are its adapter's answers.
+    end_when_drained(transfer, transfer.failure, std::move(transfer.why));
+    return;
+  }
   if (transfer.request().kind == TransferKind::send && transfer.remote_recv != 0) {
     if (!told_all(transfer)) {
       abort_send(transfer);

@@ -48,16 +48,16 @@ struct RailTerms {
   std::size_t checks = 0;  ///< Messages with checksums that the peer takes at a time; 0: it has no checksums.
 };
 
-/// The protocol of a rail, without its queue pair: lists of work requests out through `fill`, completions and
-/// messages in. One thread at a time.
+/// The protocol of a rail, without its queue pair: lists of work requests go out through `fill`, completions and
+/// messages come in. One thread at a time.
 ///
 /// One-sided operations become RDMA writes and reads of the peer's regions. A recv is posted to the sender, with the
-/// keys of those of its buffers that the sender may write to; the sender matches it with its sends by tag, writes large
-/// objects straight into them, and sends the rest in messages behind. Messages never exceed the receive buffers that
-/// the peer has posted.
+/// keys of the buffers that the sender may write to. The sender matches it with its sends by tag, writes large objects
+/// straight into these buffers, and sends the rest in messages behind. There are never more messages than receive
+/// buffers that the peer has posted.
 class RailProtocol {
  public:
-  /// @param place the rail's one among `regions->rails()`.
+  /// @param place the rail's place among `regions->rails()`.
   /// @param look never null.
   RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
                MessageSlots slots, RailTerms terms, std::shared_ptr<const MemoryLook> look);
@@ -75,18 +75,18 @@ class RailProtocol {
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Preparation preparation);
 
-  /// Ends an operation's part with the operation's stop cause: now, or when nothing of it can land any more - it is not
-  /// with the adapters, and what was said of it has been answered: see `draining_since`. If all of it has landed by
-  /// then, it ends with success. A send of which some messages have been posted asks the peer to answer that it takes
-  /// no more.
+  /// Ends an operation's part with the operation's stop cause: now, or when nothing of it can land any more, because
+  /// the adapters have completed its requests and the peer has answered its messages (see `draining_since`). If all of
+  /// it has landed by then, it ends with success. A send of which some messages have been posted asks the peer to
+  /// confirm that it accepts no more.
   void stop(const kit::Operation& operation);
 
   /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone.
   void fence(std::function<void()> done);
-  /// Fences of the peer's that have come and not been begun.
+  /// The number of the peer's fences that have come and not been begun.
   [[nodiscard]] std::size_t fences_asked() const noexcept;
-  /// Begins the first `count` of those: they wait for all writes that are known here. To be called with as many as there
-  /// were before this side looked for what has been started; a later one may be younger than a write that is not known yet.
+  /// Begins the first `count` of them: they wait for all writes that are known here. Call it with their number from
+  /// before this side listed its writes: a later fence may be newer than a write that is not in the list yet.
   void begin_fences(std::size_t count);
 
   /// @name Regions that come and go: what `kit::Link` has of the same names, for one rail
@@ -96,25 +96,25 @@ class RailProtocol {
   void ask_regions(std::function<void()> done);
   /// @}
 
-  /// Since when the operation that was stopped first waits for the adapters; nothing if there is none.
+  /// The time since which the operation that was stopped first has waited for the adapters; nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since() const;
-  /// Since when the peer has been within a recv's list of buffers, or a notification, without sending 64 KiB more of it;
-  /// nothing if it isn't.
+  /// The time since which the peer has not sent 64 KiB more of a recv's list of buffers, or of a notification; nothing
+  /// if it sends neither.
   [[nodiscard]] std::optional<kit::Clock::time_point> unfinished_since() const;
-  /// Ends those that have waited since `until` or longer and can be. @return whether there are others, for which the
+  /// Ends operations that have waited since `until` or longer, if possible. @return whether some remain, for which the
   /// queue pair has to be destroyed.
   [[nodiscard]] bool cut_off(kit::Clock::time_point until);
 
   /// The queue pair is gone: ends all parts, later ones too.
-  /// @param culprit the operation that broke it, which gets `cause` itself; 0 for none. The others get
-  /// `cause_for_others`.
+  /// @param culprit the operation that broke the connection, which gets `cause`; 0 for none. The others get
+  ///   `cause_for_others`.
   void fail(std::error_code cause, const std::string& why, std::uint64_t culprit = 0);
-  /// @return `cause` if there is no culprit or it says that the peer can't be reached, else `errc::connection_lost`: what
-  /// one operation did to the connection says nothing about the others, which may simply be tried again.
+  /// @return `cause` if there is no culprit, or if it means that the peer can't be reached. Else
+  ///   `errc::connection_lost`: one operation's fault doesn't concern the others, which may be tried again.
   [[nodiscard]] static std::error_code cause_for_others(std::error_code cause, std::uint64_t culprit) noexcept;
 
   /// Makes the next list of work requests; its requests' `wr_id`s are what `fail` takes for a culprit.
-  /// @return false if there is nothing to do. What it returns must be posted, or the protocol be failed.
+  /// @return false if there is nothing to do. Otherwise post the list, or call `fail`.
   [[nodiscard]] bool fill(WorkList& list);
   /// Whether there is something for `check_step` to do.
   [[nodiscard]] bool checks_wait() const noexcept {
@@ -127,17 +127,17 @@ class RailProtocol {
   [[nodiscard]] bool fill_probe(WorkList& list, std::function<void()> answered = {});
   /// Makes a list of one message of this type, if it may be sent now.
   [[nodiscard]] bool fill_message(WorkList& list, MessageType type, std::uint64_t operation, std::uint64_t tag);
-  /// From now on nothing new is taken from the peer: what it hands over is neither handed on nor answered. What is owed
-  /// to it by then goes out through `fill_answers`.
+  /// From now on nothing new is accepted from the peer: it is neither handed on nor answered. Outstanding answers go
+  /// out through `fill_answers`.
   void leave() noexcept {
     leaving_ = true;
     asked_.clear();
   }
   /// Makes a list of answers. @return false if none is left, or none can go now.
   [[nodiscard]] bool fill_answers(WorkList& list);
-  /// Whether all answers are with the peer, and nothing else is under way to it.
+  /// Whether the peer has all answers, and nothing else is under way to it.
   [[nodiscard]] bool settled() const noexcept { return control_.empty() && posted_ == 0 && draining_ == 0; }
-  /// The oldest list that has not been completed yet, is.
+  /// Reports that the oldest list has completed.
   void completed();
 
   /// The first message of a connection has come in. @return whether it is of this type, incarnation and rail.

@@ -10,6 +10,7 @@
 #include <system_error>
 #include <utility>
 
+#include <kvferry/detail/xxh3.hpp>
 #include <kvferry/error.hpp>
 
 #include "rail_protocol.hpp"
@@ -197,7 +198,7 @@ std::uint64_t RailProtocol::add_sum(Transfer& transfer) {
   if (!look_->can_read(pieces_)) {
     return 0;
   }
-  const std::uint64_t sum = sum_of(pieces_);
+  const std::uint64_t sum = xxh3_of(pieces_);
   if (checks.parts == 0) {
     checks.begin = checks.next;
   }
@@ -404,7 +405,7 @@ bool RailProtocol::answer_step() {
     taken += pieces_.size() * bytes_of_a_piece;
     if (!look_->can_read(pieces_)) {
       status = errc::memory_fault;
-    } else if (sum_of(pieces_) != sum) {
+    } else if (xxh3_of(pieces_) != sum) {
       asked.differing[asked.next / 64] |= std::uint64_t{1} << asked.next % 64;
       if (recv != nullptr) {
         note_differing(*recv, asked.parts[asked.next].object);

@@ -84,9 +84,11 @@ void RailProtocol::tell_added(const LocalRegion& region) {
   for (std::size_t place = 0; place < regions_->rails().size(); ++place) {
     auto keys = regions_->own_keys(place, region.number);
     if (!keys) {
-      // It has gone while this was being said.
       news_.resize(before);
-      tell_removed(region.number, nullptr);
+      // It has gone while this was being said, or the link's end has begun, on another rail: then there is nothing to say.
+      if (host_->local_regions()->find(region.number) == nullptr) {
+        tell_removed(region.number, nullptr);
+      }
       return;
     }
     News& news = news_.emplace_back();

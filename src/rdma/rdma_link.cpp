@@ -2,13 +2,15 @@
 #include "rdma_link.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include <kvferry/error.hpp>
 
-#include <kvferry/kit/overlap.hpp>
 #include <kvferry/kit/pause.hpp>
 #include <kvferry/detail/text.hpp>
+
+#include "checksums.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
@@ -57,7 +59,7 @@ Endpoint RdmaLink::endpoint() const {
   endpoint.checks = max_checks;
   const auto add = [&](const Rail& rail) {
     endpoint.rails.push_back(rail.endpoint());
-    endpoint.rails.back().regions = rail.device()->region_keys();
+    endpoint.rails.back().regions = rail.domain()->region_keys();
   };
   if (joined_.empty()) {
     std::ranges::for_each(rails_, [&](const auto& rail) { add(*rail); });
@@ -89,15 +91,15 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
                                                     ", this side's active ones are: " + own_numbers);
   }
   std::vector<std::uint64_t> numbers;
-  std::vector<std::shared_ptr<const RailDevice>> devices;
+  std::vector<std::shared_ptr<const RailDomain>> domains;
   for (const Rail* const rail : joined_) {
     numbers.push_back(rail->endpoint().rail);
-    devices.push_back(rail->device());
+    domains.push_back(rail->domain());
   }
-  const auto regions = std::make_shared<LinkRegions>(
+  regions_ = std::make_shared<LinkRegions>(
       std::move(numbers),
-      [devices = std::move(devices)](std::size_t place, std::uint32_t number) {
-        return devices[place]->keys_of(number);
+      [domains = std::move(domains)](std::size_t place, std::uint32_t number) {
+        return domains[place]->keys_of(number);
       },
       LinkRegions::told(host->peer().regions, peers_rails), host->peer().next_region);
   host_ = host;
@@ -123,7 +125,7 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
   });
   for (std::size_t i = 0; i < joined_.size(); ++i) {
     if (const auto failure =
-            joined_[i]->connect(host, {peer, *peers_rails[i], regions, i}, role, options_.incarnation)) {
+            joined_[i]->connect(host, {peer, *peers_rails[i], regions_, i}, role, options_.incarnation)) {
       std::shared_ptr<RdmaLink> kept;
       if (!take_handler(kept)) {
         return;  // another rail broke meanwhile, and the handler has been told
@@ -164,8 +166,9 @@ void RdmaLink::rail_greeted() {
 void RdmaLink::fail(std::error_code cause, const std::string& why) {
   std::shared_ptr<RdmaLink> kept;
   if (const auto on_link = take_handler(kept)) {
-    shut(cause, why);
+    end_rails(cause, why);
     on_link(cause, nullptr, why);
+    deregister_aside();
   }
 }
 
@@ -177,7 +180,8 @@ void RdmaLink::rail_breaking(std::error_code cause) {
 
 void RdmaLink::rail_broken(std::error_code cause, const std::string& why) {
   fail(cause, why);
-  shut(cause, why);
+  end_rails(cause, why);
+  deregister_aside();
 }
 
 void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
@@ -188,7 +192,8 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
       rail = static_cast<std::size_t>(request.tag % joined_.size());
     } else {
       const std::size_t total = kit::LocalBytes(request).total();
-      if (total >= options_.stripe_threshold && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
+      if (total >= options_.stripe_threshold && request.objects.size() > 1 &&
+          !lands_on_itself(request, regions_->addresses_of_peers())) {
         const auto ranges = kit::cut_into_stripes(kit::LocalBytes(request), total, joined_.size());
         const auto batch = std::make_shared<kit::StripedOperation>(operation, ranges.size());
         for (std::size_t i = 0; i < ranges.size(); ++i) {
@@ -241,7 +246,7 @@ void RdmaLink::regions_deregistered() {
   const auto lost = std::ranges::find_if(told->all(), [&](const LocalRegion& region) {
     const std::lock_guard lock(joining_mutex_);
     return std::ranges::find(asked_regions_, region.number) == asked_regions_.end() &&
-           !joined_.front()->device()->keys_of(region.number);
+           !joined_.front()->domain()->keys_of(region.number);
   });
   if (lost != told->all().end()) {
     const std::string why = "region " + std::to_string(lost->number) + " was removed while the connection was made";
@@ -315,6 +320,11 @@ void RdmaLink::probe(std::function<void()> answered) {
 }
 
 void RdmaLink::shut(std::error_code cause, const std::string& why) {
+  end_rails(cause, why);
+  deregister_own();
+}
+
+void RdmaLink::end_rails(std::error_code cause, const std::string& why) {
   failed_ = true;
   for (const auto& rail : rails_) {
     rail->hold();
@@ -329,6 +339,24 @@ void RdmaLink::shut(std::error_code cause, const std::string& why) {
   }
   for (const auto& rail : rails_) {
     rail->shut(cause, why);
+  }
+}
+
+void RdmaLink::deregister_own() {
+  for (const auto& rail : rails_) {
+    rail->deregister_own();
+  }
+}
+
+void RdmaLink::deregister_aside() {
+  const auto aside = options_.aside.lock();
+  if (!aside || deregistering_.exchange(true)) {
+    return;
+  }
+  try {
+    aside->run_after_end([self = shared_from_this()] { self->deregister_own(); });
+  } catch (const std::exception&) {
+    // Memory is used up: with the link, then, or when it is shut.
   }
 }
 

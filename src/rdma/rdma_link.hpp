@@ -17,6 +17,7 @@
 #include <kvferry/kit/link.hpp>
 
 #include "endpoint.hpp"
+#include "join_threads.hpp"
 #include "rail.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -25,12 +26,15 @@ struct LinkOptions {
   std::uint64_t incarnation = 0;
   std::size_t stripe_threshold = 0;
   RailOptions rail;
+  /// Where a link that breaks deregisters the regions of its own domains: that takes longer than others on the executor can wait.
+  /// Gone with the channel. Empty without `RdmaOptions::isolate_peers`.
+  std::weak_ptr<JoinThreads> aside = {};
 };
 
-/// The connections to one peer, one a rail, from before they are joined. One-sided operations go over the rails in
-/// turn, large ones over all of them; a paired one goes over the rail that its tag names, the same on both sides, so
-/// that those of a tag stay in order. A rail that breaks takes the link with it: the next call makes a new one, of the
-/// rails that are active then.
+/// The connections to one peer, one for each rail; it exists before they are joined. One-sided operations go over the
+/// rails in turn, large ones over all of them. A paired one goes over the rail that its tag selects, the same on both
+/// sides, so operations of a tag stay in order. If a rail breaks, the link breaks: the next call makes a new one, of
+/// the rails that are active then.
 class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable_shared_from_this<RdmaLink> {
  public:
   /// Makes a queue pair on each rail that is active now. @throws TransferError if there is none.
@@ -41,7 +45,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] Endpoint endpoint() const;
 
   /// Joins the rails with the peer's and greets it. `on_link` gets this link when the peer has greeted on all of them,
-  /// or why it didn't. @throws TransferError, with `on_link` never called, if the endpoint is senseless or doesn't fit.
+  /// or the reason why it hasn't. @throws TransferError, with `on_link` never called, if the endpoint is invalid or
+  /// doesn't fit.
   void join(std::shared_ptr<kit::LinkHost> host, const Endpoint& peer, Role role, kit::Clock::time_point deadline,
             kit::LinkHandler on_link);
   /// Gives up joining; does nothing once the link has been handed over.
@@ -49,16 +54,17 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
 
   void start(std::shared_ptr<kit::Operation> operation) override;
   void stop(std::shared_ptr<kit::Operation> operation) override;
-  /// By an empty write, which the peer's adapter answers: a process that is stopped lives, one that was killed doesn't.
+  /// When it returns, no region is registered any more for this link alone.
   void shut(std::error_code cause, const std::string& why) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
+  /// Sends an empty write, which the peer's adapter answers: a stopped process counts as living, a killed one doesn't.
   void probe(std::function<void()> answered) override;
   void region_added() override;
   [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override;
   void ask_regions(std::function<void()> done) override;
-  /// Regions of this side's have been deregistered. Breaks the link if the handshake told the peer of one of them, and
-  /// nobody has asked the peer to confirm that it is gone, because the link wasn't known yet.
+  /// Called when regions of this side have been deregistered. Breaks the link if the handshake told the peer of one of
+  /// them, and the peer was not asked to confirm its removal, because the link wasn't known yet.
   void regions_deregistered();
   /// Each rail has a channel of events.
   [[nodiscard]] std::size_t descriptors() const noexcept override { return rails_.size(); }
@@ -71,6 +77,9 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] kit::LinkHandler take_handler(std::shared_ptr<RdmaLink>& kept);
   [[nodiscard]] bool say_farewell(bool& answered);
   [[nodiscard]] std::vector<int> event_descriptors() const;
+  void end_rails(std::error_code cause, const std::string& why);
+  void deregister_own();
+  void deregister_aside();
   void rail_greeted() override;
   void rail_breaking(std::error_code cause) override;
   void rail_broken(std::error_code cause, const std::string& why) override;
@@ -79,9 +88,11 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::vector<std::shared_ptr<Rail>> rails_;  ///< All that were made.
   std::vector<Rail*> joined_;                 ///< Those in use; set before the link is handed over.
   std::shared_ptr<kit::LinkHost> host_;
+  std::shared_ptr<LinkRegions> regions_;      ///< As the former.
   std::atomic<std::size_t> next_rail_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> has_left_{false};
+  std::atomic<bool> deregistering_{false};  ///< Has been handed to `LinkOptions::aside`.
   std::optional<kit::Clock::time_point> leaving_until_;  ///< For `take_leave` alone.
 
   std::mutex joining_mutex_;  ///< Guards all below.

@@ -17,6 +17,7 @@
 #include "join_threads.hpp"
 #include "message.hpp"
 #include "rail_device.hpp"
+#include "rail_domain.hpp"
 #include "rdma_link.hpp"
 
 namespace kvferry::inline KVFERRY_ABI {
@@ -134,6 +135,9 @@ class RdmaTransferChannel::Impl {
 
   void open(const RdmaOptions& given) {
     trusted_fabric = given.trusted_fabric;
+    if (given.isolate_peers) {
+      link_options.aside = join_threads;
+    }
     link_options.rail.look = std::make_shared<const rdma::MemoryLook>();
     std::string host;
     for (const auto* url : {&given.advertised_init_url, &given.peer_init_url}) {
@@ -150,9 +154,11 @@ class RdmaTransferChannel::Impl {
                           std::to_string(rails.size()) + " rails, at most " + std::to_string(rdma::max_rails));
     }
     const std::size_t slice = std::max<std::size_t>(given.slice_bytes / 4096 * 4096, 4096);
+    const auto use = given.isolate_peers ? rdma::RailDomain::Use::of_link : rdma::RailDomain::Use::of_channel;
     for (const RdmaRail& rail : rails) {
-      auto device = std::make_shared<rdma::RailDevice>(rail, host, given.regions, slice);
-      ports.push_back({device, std::make_shared<rdma::DeviceEvents>(executor, device)});
+      auto device = std::make_shared<rdma::RailDevice>(rail, host);
+      ports.push_back({device, std::make_shared<rdma::DeviceEvents>(executor, device),
+                       std::make_shared<rdma::RailDomains>(device, given.regions, slice, use)});
       ports.back().events->start();
     }
   }
@@ -264,24 +270,24 @@ void RdmaTransferChannel::register_region(const LocalRegion& region) {
   std::size_t registered = 0;
   try {
     for (; registered < ports.size(); ++registered) {
-      ports[registered].device->register_region(region);
+      ports[registered].domains->register_region(region);
     }
   } catch (...) {
     for (std::size_t i = 0; i < registered; ++i) {
-      ports[i].device->deregister_region(region.number);
+      ports[i].domains->deregister_region(region.number);
     }
     throw;
   }
 }
 
 std::function<void(std::uint32_t)> RdmaTransferChannel::region_forgetter() {
-  std::vector<std::shared_ptr<rdma::RailDevice>> devices;
+  std::vector<std::shared_ptr<rdma::RailDomains>> rails;
   for (const auto& port : impl_->ports) {
-    devices.push_back(port.device);
+    rails.push_back(port.domains);
   }
-  return [devices = std::move(devices), attempts = impl_->attempts](std::uint32_t number) {
-    for (const auto& device : devices) {
-      device->deregister_region(number);
+  return [rails = std::move(rails), attempts = impl_->attempts](std::uint32_t number) {
+    for (const auto& rail : rails) {
+      rail->deregister_region(number);
     }
     attempts->for_each([](rdma::RdmaLink& link) { link.regions_deregistered(); });
   };
@@ -296,7 +302,7 @@ void RdmaTransferChannel::stop_listening() {
   // regions.
   for (const auto& port : impl_->ports) {
     port.events->close();
-    port.device->deregister_regions();
+    port.domains->close();
   }
 }
 

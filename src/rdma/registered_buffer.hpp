@@ -11,7 +11,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// Memory of the channel's own that is registered for as long as it lives; closed to peers.
+/// The channel's own memory, registered for as long as it lives; peers can't reach it.
 class RegisteredBuffer {
  public:
   RegisteredBuffer() = default;

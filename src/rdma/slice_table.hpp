@@ -21,7 +21,7 @@ struct Slice {
   std::uint32_t local_key = 0;
   std::uint32_t remote_key = 0;
   bool peers_may_write = false;
-  bool device_memory = false;  ///< Not to be touched by the CPU.
+  bool device_memory = false;  ///< The CPU must not touch it.
 };
 
 /// Finds the key of an address. The next address is nearly always in the same slice.
@@ -34,8 +34,8 @@ class SliceTable {
   void clear() { slices_.clear(); }
   [[nodiscard]] bool empty() const noexcept { return slices_.empty(); }
 
-  /// @param hint the slice that was found last, or null; becomes the one that is found now. @return null if there is
-  /// none.
+  /// @param hint the slice that was found last, or null; becomes the slice that is found now. @return null if there is
+  ///   none.
   const Slice* find(std::uint64_t address, const Slice*& hint) const noexcept {
     if (hint != nullptr && address >= hint->begin && address < hint->end) {
       return hint;

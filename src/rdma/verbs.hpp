@@ -17,7 +17,8 @@ struct VerbsDeleter {
   void operator()(Object* object) const noexcept { (void)destroy(object); }
 };
 
-// Each must go before what it was made from: queue pair, completion queue, channel; memory region, domain; context.
+// Destroy each before the objects from which it was made: queue pair, completion queue, channel; memory region, domain;
+// context.
 using ContextPtr = std::unique_ptr<ibv_context, VerbsDeleter<ibv_context, ibv_close_device>>;
 using DomainPtr = std::unique_ptr<ibv_pd, VerbsDeleter<ibv_pd, ibv_dealloc_pd>>;
 using MemoryRegionPtr = std::unique_ptr<ibv_mr, VerbsDeleter<ibv_mr, ibv_dereg_mr>>;

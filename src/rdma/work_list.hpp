@@ -29,7 +29,7 @@ class WorkList {
   [[nodiscard]] bool has_request() const noexcept { return requests_used_ < max_requests; }
   [[nodiscard]] bool has_piece() const noexcept { return pieces_used_ < max_pieces; }
 
-  /// A request without pieces, not signalled. What is added by `add_piece` is its.
+  /// Adds a request without pieces, not signalled. `add_piece` then adds pieces to it.
   ibv_send_wr& add_request(ibv_wr_opcode opcode) noexcept {
     ibv_send_wr& request = requests_[requests_used_++];
     request = ibv_send_wr{};

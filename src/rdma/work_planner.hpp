@@ -20,8 +20,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-/// Where a batch's objects lie in the peer's memory: on pages of a region, in ranges of its regions, or in the buffers of a
-/// recv.
+/// The places of a batch's objects in the peer's memory: on pages of a region, in ranges of its regions, or in the
+/// buffers of a recv.
 class RemoteMemory {
  public:
   struct Place {
@@ -87,8 +87,9 @@ struct RequestLimits {
       std::size_t{1} << 20;  ///< Also so that operations take turns, and end soon when they are stopped.
 };
 
-/// Makes work requests of a batch: objects, and blocks of objects, that lie end to end at the peer go in one, gathered from
-/// (or scattered to) wherever they lie here, until a limit, a slice or the list ends.
+/// Makes work requests of a batch. Objects, and blocks of objects, that lie end to end at the peer share one request,
+/// which gathers them from (or scatters them to) their places here. A request ends at a limit, or at the end of a slice
+/// or of the list.
 class WorkPlanner {
  public:
   WorkPlanner() = default;
@@ -103,7 +104,8 @@ class WorkPlanner {
   [[nodiscard]] std::size_t next_object() const noexcept { return object_; }
 
   /// Adds requests of up to `max_requests` and about `max_bytes`, as far as the list has room. @return how many bytes.
-  /// @param own registered memory in which the objects lie, @param borrowed what is registered besides.
+  /// @param own registered memory in which the objects lie. @param borrowed memory that is registered only for this
+  ///   operation.
   std::size_t plan(WorkList& list, ibv_wr_opcode opcode, const RequestLimits& limits, std::size_t max_requests,
                    std::size_t max_bytes, const SliceTable& own, const SliceTable* borrowed);
 

@@ -2,6 +2,8 @@
 // Which road is taken, what is said of it, and what isn't done in its place.
 #include <gtest/gtest.h>
 
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -9,8 +11,10 @@
 #include <chrono>
 #include <future>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -323,6 +327,43 @@ TEST(AutoHosts, ARoadWithinAHostIsJudgedByTheHostBeforeAnythingElse) {
 }
 
 /// Who says that it is on this host, and doesn't come, has no more than a part of the descriptors.
+/// A channel whose system has no name for its host: a sandbox may have a part of /proc (ProcSubset=pid of systemd's).
+/// @return null where this process may not mount anything.
+std::unique_ptr<Node> node_of_an_unnamed_host() {
+  std::unique_ptr<Node> made;
+  std::thread([&] {  // what it mounts is for this thread alone
+    if (::unshare(CLONE_FS | CLONE_NEWNS) == 0 && ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+        ::mount("none", "/proc/sys/kernel/random", "tmpfs", 0, nullptr) == 0) {
+      made = std::make_unique<Node>();
+    }
+  })
+      .join();
+  return made;
+}
+
+TEST(AutoHosts, ThatASystemHasNoNameForAreNotSaidToBeOthers) {
+  const auto unnamed = node_of_an_unnamed_host();
+  if (!unnamed) {
+    GTEST_SKIP() << "this process may not mount anything";
+  }
+  const std::string here = "not shm: this host can't be told from others: no /proc/sys/kernel/random/boot_id";
+  const std::string there =
+      "not shm: the peer can't tell its host from others: no /proc/sys/kernel/random/boot_id there";
+  const auto expect_told = [](Node& node, const char* peer, const std::string& why) {
+    EXPECT_TRUE(begins(node.path_to(peer), "tcp ")) << node.path_to(peer);
+    EXPECT_TRUE(has(node.path_to(peer), why)) << node.path_to(peer);
+    const std::lock_guard lock(node.mutex);
+    EXPECT_TRUE(std::ranges::any_of(node.warnings, [&](const std::string& warning) { return has(warning, why); }))
+        << "nobody is warned";
+  };
+  for (const bool unnamed_connects : {true, false}) {
+    Node named;
+    ASSERT_FALSE(unnamed_connects ? unnamed->connect(named) : named.connect(*unnamed));
+    expect_told(named, unnamed_connects ? "a" : "b", there);
+    expect_told(*unnamed, unnamed_connects ? "b" : "a", here);
+  }
+}
+
 TEST(AutoHosts, SocketsWithinTheHostAreBounded) {
   rlimit before{};
   ::getrlimit(RLIMIT_NOFILE, &before);

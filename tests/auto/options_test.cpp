@@ -14,6 +14,7 @@
 #include <kvferry/keyring.hpp>
 
 #include "auto_node.hpp"
+#include "common/certificates.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::roads::testing {
 namespace {
@@ -46,6 +47,47 @@ TEST(AutoSecurity, OverTcpKeysEncryptThePages) {
   EXPECT_TRUE(has(a.path_to("b"), "TLS 1.3 ")) << a.path_to("b");
   EXPECT_FALSE(a.write(1));
   EXPECT_TRUE(b.holds(1));
+}
+
+[[nodiscard]] AutoRoad certified_tcp(const CertificateFiles& files) {
+  TcpOptions options;
+  options.certificates = files;
+  return road<TcpTransferChannel>("tcp", options);
+}
+
+TEST(AutoSecurity, ARoadMayBeEncryptedByCertificates) {
+  const auto files = kvferry::testing::lasting_certificates();
+  Node b(keyed({certified_tcp(files)}));
+  Node a(keyed({certified_tcp(files)}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(has(a.path_to("b"), " with certificates")) << a.path_to("b");
+  EXPECT_FALSE(a.write(1));
+  EXPECT_TRUE(b.holds(1));
+  EXPECT_TRUE(has(failure_of(with({certified_tcp(files)})).sentence, "there is no ChannelOptions::keyring"));
+  EXPECT_EQ(failure_of(keyed({shm(), certified_tcp({"/none/a", "/none/b", "/none/c"})})).code,
+            std::errc::no_such_file_or_directory)
+      << "a road that isn't secured as the program wants it is not left out";
+}
+
+TEST(AutoSecurity, ACertificateThatIsRefusedOrMissingLeadsToNoOtherRoad) {
+  const auto files = kvferry::testing::lasting_certificates();
+  Node b(keyed({tcp(), tcp_named("other")}));
+  Node a(keyed({certified_tcp(files), tcp_named("other")}));
+  std::string why;
+  EXPECT_EQ(a.connect(b, &why), errc::encryption_mismatch) << why;
+  EXPECT_TRUE(has(why, "TcpOptions::certificates: ")) << why;
+  // One that the other side doesn't trust.
+  const auto stranger = kvferry::testing::authority("stranger");
+  const kvferry::testing::CertificateDirectory own(kvferry::testing::issue({.name = "own", .by = &stranger}), stranger);
+  Node c(keyed({certified_tcp(own.files()), tcp_named("other")}));
+  Node d(keyed({certified_tcp(files), tcp_named("other")}));
+  EXPECT_EQ(d.connect(c, &why), errc::authentication_failed) << why;
+  EXPECT_TRUE(has(why, "certificates.trusted doesn't vouch for its certificate")) << why;
+  // The accepting side is the one that refuses, of which the other has to hear.
+  Node e(keyed({certified_tcp(own.files()), tcp_named("other")}));
+  Node f(keyed({certified_tcp(files), tcp_named("other")}));
+  EXPECT_EQ(e.connect(f, &why), errc::authentication_failed) << why;
+  EXPECT_TRUE(has(why, "doesn't vouch") || has(why, "it refuses this side's certificate")) << why;
 }
 
 TEST(AutoSecurity, WithAKeyringNoRoadLeavesTheHostInTheClear) {
@@ -140,16 +182,30 @@ TEST(AutoOptionsCheck, WhatARoadHasOfItsOwnIsNotLostWithoutAWord) {
   AutoOptions wider = with({road<TcpTransferChannel>("tcp", own)});
   wider.regions = {{memory.data(), memory.size(), page}};
   EXPECT_EQ(failure_of(std::move(wider)).code, invalid) << "peers could write";
-  for (const bool is_dmabuf : {true, false}) {
-    own.regions = {{memory.data(), memory.size(), page}};
-    AutoOptions of_channel = with({road<TcpTransferChannel>("tcp", own)});
-    of_channel.regions = own.regions;
-    const auto same_memory = failure_of(of_channel);
-    EXPECT_FALSE(same_memory) << same_memory.sentence;
-    (is_dmabuf ? own.regions.front().dmabuf_fd = 0 : own.regions.front().dmabuf_offset = page);
-    of_channel.roads = {road<TcpTransferChannel>("tcp", own)};
-    EXPECT_EQ(failure_of(std::move(of_channel)).code, invalid) << "it would be registered as what it isn't";
-  }
+}
+
+TEST(AutoOptionsCheck, ADmabufIsNotTheMemoryThatItIsNot) {
+  std::vector<std::byte> memory(page);
+  ChannelOptions common;
+  common.regions = {{memory.data(), memory.size(), page}};
+  const auto refusal = [&](const ChannelOptions& own) {
+    try {
+      check_options_of_road("tcp", own, common);
+    } catch (const TransferError& error) {
+      return error.code();
+    }
+    return std::error_code();
+  };
+  ChannelOptions own;
+  own.regions = common.regions;
+  EXPECT_FALSE(refusal(own));
+  own.regions.front().dmabuf_offset = page;
+  EXPECT_EQ(refusal(own), invalid) << "another part of it";
+  own.regions = common.regions;
+  own.regions.front().dmabuf_fd = 0;
+  EXPECT_EQ(refusal(own), invalid) << "it would be registered as ordinary memory";
+  common.regions.front().dmabuf_fd = 1;
+  EXPECT_FALSE(refusal(own)) << "a duplicate of the descriptor";
 }
 
 /// Each in turn: a road that wants it, of a channel that doesn't have it.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <memory>
@@ -58,6 +60,21 @@ struct TwoRails : RdmaTraits<TwoRails, 2> {
     // So that regions have several slices, with pages on their borders.
     options.slice_bytes = std::size_t{100} << 10;
     options.checksums = true;
+  }
+};
+
+/// Each peer with registrations of its own: what connections, regions and memory have to do with.
+struct IsolatedPeers : RdmaTraits<IsolatedPeers, 2> {
+  static constexpr std::string_view name = "IsolatedPeers";
+  static constexpr bool takes(std::string_view suite) {
+    constexpr std::array suites{std::string_view("Regions"),      std::string_view("ClosingTest"),
+                                std::string_view("LifecycleTest"), std::string_view("OneSidedTest"),
+                                std::string_view("PairedTest"),    std::string_view("PeersTest")};
+    return std::ranges::find(suites, suite) != suites.end();
+  }
+  static void configure(RdmaOptions& options) {
+    options.stripe_threshold = 2048;
+    options.isolate_peers = true;
   }
 };
 

@@ -17,6 +17,8 @@
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/traits.hpp>
 
+#include "common/certificates.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// Makes TCP channels whose options `Derived::configure` may change.
@@ -67,17 +69,18 @@ inline void encrypt(TcpOptions& options) {
   options.encryption = Encryption::required;
 }
 
-/// One lane that is encrypted, and checksums on everything.
+/// One lane that is encrypted by certificates, and checksums on everything.
 struct PollingThread : TcpTraits<PollingThread> {
   static constexpr std::string_view name = "PollingThread";
   static void configure(TcpOptions& options) {
     options.poll.spin = std::chrono::microseconds(200);
     options.checksums = true;
     encrypt(options);
+    options.certificates = lasting_certificates();
   }
 };
 
-/// Encrypted, without checksums.
+/// Encrypted by the key of the handshake, without checksums.
 struct TwoIoThreads : TcpTraits<TwoIoThreads> {
   static constexpr std::string_view name = "TwoIoThreads";
   static void configure(TcpOptions& options) {

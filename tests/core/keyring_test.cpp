@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,8 +14,10 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include <kvferry/error.hpp>
@@ -87,6 +91,55 @@ TEST_F(KeyFile, ThatIsNoneIsRefusedWithoutRepeatingIt) {
   EXPECT_EQ(error_of([&] { return read_key_pair(path_); }).code(), std::errc::no_such_file_or_directory);
 }
 
+TEST_F(KeyFile, MayEndItsLinesAsWindowsDoesAndBeginWithAByteOrderMark) {
+  const KeyPair made = make_key_pair();
+  const std::string secret = made.secret_key.text();
+  for (const std::string& text : {secret, secret + "\r\n", "\xef\xbb\xbf" + secret + "\n"}) {
+    write(text);
+    EXPECT_EQ(read_key_pair(path_).public_key, made.public_key);
+  }
+  write("\xef\xbb\xbf# keys\r\n\r\n" + made.public_key + " decode-3\r\n" + made.public_key + " prefill-1");
+  const auto keys = read_peer_keys(path_);
+  ASSERT_EQ(keys.size(), 2U);
+  EXPECT_EQ(keys[0].peer_id, "decode-3");
+  EXPECT_EQ(keys[1].peer_id, "prefill-1");
+}
+
+TEST_F(KeyFile, ThatComesThroughAPipeMayComeInParts) {
+  const KeyPair made = make_key_pair();
+  const std::string text = std::string(made.secret_key.text()) + "\n";
+  ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
+  auto read = std::async(std::launch::async, [&] { return read_key_pair(path_); });
+  const int pipe = ::open(path_.c_str(), O_RDWR | O_CLOEXEC);  // so that there is a reader in any case
+  ASSERT_GE(pipe, 0);
+  ASSERT_EQ(::write(pipe, text.data(), 20), 20);
+  // The other end has taken the first part when the pipe is empty.
+  for (int left = 1; left != 0;) {
+    ASSERT_EQ(::ioctl(pipe, FIONREAD, &left), 0);
+    std::this_thread::yield();
+  }
+  ASSERT_EQ(::write(pipe, text.data() + 20, text.size() - 20), static_cast<ssize_t>(text.size() - 20));
+  EXPECT_EQ(read.get().public_key, made.public_key);
+  ::close(pipe);
+}
+
+TEST_F(KeyFile, OfPeersThatCannotBeReadIsAnErrorAndNotAnEmptyOne) {
+  const auto error = error_of([&] { return read_peer_keys(folder_); });
+  EXPECT_EQ(error.code(), std::errc::is_a_directory);
+  EXPECT_NE(std::string(error.what()).find(folder_), std::string::npos) << error.what();
+}
+
+TEST_F(KeyFile, OfPeersHasNoIdsThatNoChannelCanHave) {
+  const std::string key = make_key_pair().public_key;
+  for (const std::string& id : {std::string("a\tb"), std::string("a\rb"), std::string("\xff"), std::string(257, 'x')}) {
+    write("#\n" + key + " " + id + "\n");
+    const auto error = error_of([&] { return read_peer_keys(path_); });
+    EXPECT_EQ(error.code(), std::errc::invalid_argument) << id;
+    EXPECT_NE(std::string(error.what()).find("line 2"), std::string::npos) << error.what();
+    EXPECT_EQ(error_of([&] { return Keyring(make_key_pair(), {{id, key}}).revision(); }).code(), errc::invalid_peer_id);
+  }
+}
+
 TEST_F(KeyFile, OfPeersNamesKeyAndIdInEachLine) {
   const std::string a = make_key_pair().public_key;
   const std::string b = make_key_pair().public_key;
@@ -150,6 +203,8 @@ TEST(Keys, OfTheEnvironmentAreTakenOutOfIt) {
   EXPECT_EQ(*value, '\0') << "what was there is overwritten";
   EXPECT_EQ(error_of([] { return take_key_pair_from_environment("KVFERRY_TEST_KEY"); }).code(),
             std::errc::invalid_argument);
+  ASSERT_EQ(::setenv("KVFERRY_TEST_KEY", (std::string(made.secret_key.text()) + "\n").c_str(), 1), 0);
+  EXPECT_EQ(take_key_pair_from_environment("KVFERRY_TEST_KEY").public_key, made.public_key) << "as the file has it";
 }
 
 TEST(Keys, AreOverwrittenWhenTheyGo) {

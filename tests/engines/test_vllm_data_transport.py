@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kvferry.vllm import KvferryDataTransport
+from kvferry.vllm.data_transport import _Transfer
 from kvferry.vllm.options import Options
 
 BLOCKS, SIZE = 32, 1 << 16
@@ -136,6 +137,24 @@ def test_a_transfer_that_waits_for_its_peer_can_be_cancelled(node: Callable[...,
     assert a.wait(fine) == ({fine}, set())
 
 
+def test_a_peer_that_is_removed_while_it_is_connected_to_anew_stays_removed(node: Callable[..., Node]) -> None:
+    """To settle a transfer whose connection was lost."""
+    a, b = node(100), node()
+    a.knows("b", b)
+    first = a.transport.write_blocks("b", [1], [1])
+    assert a.wait(first) == ({first}, set())
+    transport, peer = a.transport, a.transport._peers["b"]
+    transfer = _Transfer("b", [2], [2])
+    transport._settle(peer, transfer)
+    transport.remove_remote_peer("b")
+    deadline = time.monotonic() + 60
+    while transfer.arrived is None or len(transport._queue) > 1:  # one waits for notifications
+        assert time.monotonic() < deadline
+        transport.poll()
+        time.sleep(0.0005)
+    assert transfer.arrived is False and not transport._channel.remote_xfer_handler_exists(peer.channel_id)
+
+
 def test_a_transport_may_be_closed_with_work_in_flight(node: Callable[..., Node]) -> None:
     a, b = node(1), node()
     a.knows("b", b)
@@ -148,6 +167,7 @@ PEER = f"""
 import sys
 import numpy as np
 from kvferry.vllm import KvferryDataTransport
+from kvferry.vllm.data_transport import _Transfer
 cache = np.zeros(({BLOCKS}, {SIZE}), dtype=np.uint8)
 transport = KvferryDataTransport(memoryview(cache))
 print(transport.get_agent_metadata().hex(), flush=True)

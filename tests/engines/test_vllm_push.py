@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from free_ports import free_port
+from kvferry.vllm.connector import KvferryConnector, _Orders
+from kvferry.vllm.layout import Field, KvLayout
+from kvferry.vllm.options import Options
+from kvferry.vllm.push_messages import Announced
+from kvferry.vllm.push_worker import PushWorker
+from kvferry.vllm.scheduler import Step
 from vllm_pair import (
     OPTIONS,
     PATIENCE,
@@ -62,12 +69,12 @@ def second_decode(model: Path, logs: Path) -> Iterator[Instance]:
 
 def to_both(
     prefill: Instance, decode: Instance, options: dict[str, Any], request: str, name: str, tokens: int = TOKENS,
-    workers: int = 1,
+    workers: int = 1, prefilled: int = 1,
 ) -> None:  # fmt: skip
-    """What a router does with a request."""
+    """What a router does with a request. prefilled: how many tokens of the answer are made where the prompt is computed."""
     transfer = f"{request}-{random.random()}"
     decode.add(request, PROMPTS[name], tokens, taken_from(options, transfer, workers))
-    prefill.add(request, PROMPTS[name], 1, {"do_remote_decode": True, "transfer_id": transfer})
+    prefill.add(request, PROMPTS[name], prefilled, {"do_remote_decode": True, "transfer_id": transfer})
 
 
 def taken_from(options: dict[str, Any], transfer: str, workers: int = 1) -> dict[str, Any]:
@@ -102,14 +109,15 @@ def test_a_pair_says_what_a_single_instance_says_and_computes_no_prompt_twice(
 def test_requests_that_are_aborted_at_random(
     expected: dict[str, list[int]], prefill: Instance, decode: Instance, options: dict[str, Any]
 ) -> None:
-    """On either side, at any time. None that finishes says anything wrong, and no block is lost."""
+    """On either side, at any time, also when the prompt has been computed. None that finishes says anything wrong, and no
+    block is lost."""
     source = random.Random(5)
     until = time.monotonic() + float(os.environ.get("KVFERRY_ENGINES_ABORT_SECONDS", "20"))
     finished = aborted = 0
     while time.monotonic() < until:
         names = {f"{name}-{source.random()}": name for name in source.sample(sorted(PROMPTS), 8)}
         for request, name in names.items():
-            to_both(prefill, decode, options, request, name)
+            to_both(prefill, decode, options, request, name, prefilled=source.choice([1, TOKENS]))
         for request in names:
             if source.random() < 0.4:
                 time.sleep(source.random() * 0.02)
@@ -189,6 +197,24 @@ def test_a_prompt_whose_blocks_were_taken_from_it_is_computed(
             assert hand_over_all(small, [decode], options) == expected
         small.wait_until_no_blocks_are_used(60)
     decode.wait_until_no_blocks_are_used(60)
+
+
+def test_blocks_that_are_lost_are_lost_before_vllm_copies_any() -> None:
+    """It has copies made before it binds a step's orders."""
+    cache = np.zeros((4, 64), dtype=np.uint8)
+    layout = KvLayout(
+        kind="", layers=(("layer", 0, 0),), num_blocks=4, blocks_per_id=1, block_tokens=4, block_stride=64, heads=1,
+        head_stride=64, run_tokens=1, fields=(Field(0, 1, 0, 16, 16),), total_heads=1, tp_rank=0, tp_size=1,
+    )  # fmt: skip
+    worker = PushWorker(Options(), "one", layout, [(cache.ctypes.data, cache.nbytes)], True, False)
+    connector = object.__new__(KvferryConnector)
+    connector._worker = worker
+    try:
+        worker.begin(Step(announced=[Announced("p", "t", "", 4), Announced("q", "u", "", 4)]))
+        connector.handle_preemptions(_Orders(Step(preempted=["p"], forgotten=["q"])))
+        assert not worker._pushes.knows("p") and not worker._pushes.knows("q")
+    finally:
+        worker.close()
 
 
 def test_an_instance_that_would_push_and_be_pushed_to_does_not_start(model: Path, logs: Path) -> None:

@@ -444,6 +444,13 @@ TEST(GuideKeys, FromTheFilesOfTheTool) {
   // clang-format on
   kvferry::TcpTransferChannel channel(options);
   EXPECT_EQ(channel.transport(), "tcp");
+  const kvferry::CertificateFiles none{folder.file("chain"), folder.file("key"), folder.file("ca")};
+  const auto& [chain_file, chain_key_file, ca_file] = none;
+  // clang-format off
+  // "/etc/kvferry/tls.crt", "/etc/kvferry/tls.key" and "/etc/kvferry/ca.crt"
+  options.certificates = {chain_file, chain_key_file, ca_file};
+  // clang-format on
+  EXPECT_THROW(kvferry::TcpTransferChannel{options}, kvferry::TransferError) << "which aren't there";
 }
 
 }  // namespace

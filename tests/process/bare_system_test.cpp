@@ -6,8 +6,10 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,7 +19,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "program.hpp"
 #include "tcp/channel_pair.hpp"
@@ -53,20 +57,62 @@ bool forbid_congestion_control() {
   return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-/// @return whether this process can't open an eventfd from here on.
-bool forbid_event_descriptors() {
-  std::array filter{sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-                    sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_eventfd2, 0, 1),
-                    sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-                    sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+/// @return whether this process can't make these calls from here on.
+bool forbid(std::initializer_list<std::uint32_t> calls) {
+  std::vector<sock_filter> filter{sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))};
+  for (const std::uint32_t call : calls) {
+    filter.push_back(sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));
+    filter.push_back(sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM));
+  }
+  filter.push_back(sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
   const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
   return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+/// Moves pages with checksums, and then some of which the memory is gone.
+/// @return an exit code.
+int move_pages() {
+  constexpr std::size_t pages = 4;
+  TcpOptions options;
+  options.checksums = true;
+  Node decode(pages, options);
+  Node prefill(pages, options, false);
+  prefill.channel->lazy_init_peer_connection("prefill", "decode", decode.channel->peer_init_url());
+  prefill.fill(1);
+  const auto all = indexes(pages);
+  prefill.channel->batched_write(prefill.pages(pages), {.peer_id = "decode", .remote_indexes = all});
+  if (decode.memory != prefill.memory) {
+    return 1;
+  }
+  // A few bytes are caught by the read for their header, and copied from there.
+  void* const gone = ::mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const std::vector<std::uint64_t> first{0};
+  std::error_code read;
+  prefill.channel->batched_read({MutableBuffer(static_cast<std::byte*>(gone), 64)},
+                                {.peer_id = "decode", .remote_indexes = first}, read);
+  std::error_code written;
+  prefill.channel->batched_write({ConstBuffer(static_cast<const std::byte*>(gone), 64)},
+                                 {.peer_id = "decode", .remote_indexes = first}, written);
+  std::fprintf(stderr, "read: %s, write: %s\n", read.message().c_str(), written.message().c_str());
+  return read == errc::memory_fault && written == errc::memory_fault ? 0 : 1;
+}
+
+/// @return an exit code: 0 if no channel can be made, for want of a permission that is named.
+int no_channel_without(const char* what) {
+  try {
+    const Node node(1);
+    return 1;
+  } catch (const TransferError& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    const bool named = std::string(error.what()).find(what) != std::string::npos;
+    return error.code() == std::errc::operation_not_permitted && named ? 0 : 1;
+  }
 }
 
 }  // namespace
 
 KVFERRY_PROGRAM(no_event_descriptors) {
-  if (!forbid_event_descriptors()) {
+  if (!forbid({__NR_eventfd2})) {
     std::perror("no filter of system calls");
     return 1;
   }
@@ -76,6 +122,35 @@ KVFERRY_PROGRAM(no_event_descriptors) {
   } catch (const TransferError& error) {
     return error.code() == std::errc::operation_not_permitted ? 0 : 1;
   }
+}
+
+KVFERRY_PROGRAM(no_files_in_memory) {
+  if (!forbid({__NR_memfd_create})) {
+    std::perror("no filter of system calls");
+    return 1;
+  }
+  return move_pages();
+}
+
+KVFERRY_PROGRAM(small_files_alone) {
+  const rlimit small{4096, RLIM_INFINITY};
+  return ::setrlimit(RLIMIT_FSIZE, &small) == 0 ? move_pages() : 1;
+}
+
+KVFERRY_PROGRAM(no_memory_that_the_kernel_copies) {
+  if (!forbid({__NR_memfd_create, __NR_process_vm_readv})) {
+    std::perror("no filter of system calls");
+    return 1;
+  }
+  return no_channel_without("memfd_create (Operation not permitted), and in its place process_vm_readv");
+}
+
+KVFERRY_PROGRAM(no_scheduling) {
+  if (!forbid({__NR_sched_setscheduler})) {
+    std::perror("no filter of system calls");
+    return 1;
+  }
+  return no_channel_without("sched_setscheduler");
 }
 
 KVFERRY_PROGRAM(no_choice_of_congestion_control) {
@@ -141,6 +216,24 @@ TEST(BareSystem, ChannelsWorkWithoutAnythingInEtc) {
 
 TEST(BareSystem, WhereNoEventDescriptorIsAllowedThatIsAnError) {
   const auto ended = Program::run("no_event_descriptors");
+  EXPECT_TRUE(ended.right()) << ended.to_string();
+}
+
+TEST(BareSystem, ChannelsWorkWithoutFilesInMemory) {
+  for (const char* const program : {"no_files_in_memory", "small_files_alone"}) {
+    const auto ended = Program::run(program);
+    EXPECT_TRUE(ended.right()) << program << ": " << ended.to_string();
+  }
+}
+
+TEST(BareSystem, WhereNothingIsAllowedThatTheKernelCopiesThatIsAnError) {
+  const auto ended = Program::run("no_memory_that_the_kernel_copies");
+  EXPECT_TRUE(ended.right()) << ended.to_string();
+}
+
+// libzmq ends the process then.
+TEST(BareSystem, WhereThreadsMayNotSetTheirSchedulingThatIsAnError) {
+  const auto ended = Program::run("no_scheduling");
   EXPECT_TRUE(ended.right()) << ended.to_string();
 }
 

@@ -76,5 +76,36 @@ TEST(JoinThreads, WhatStrangersLeaveWaitingIsBoundedAndSourcesTakeTurns) {
   EXPECT_EQ(greedy, taken);
 }
 
+TEST(JoinThreads, WhatEndedLinksHaveLeftToDoDelaysNoConnects) {
+  std::latch absent(1);
+  std::latch blocked(JoinThreads::most);
+  std::latch over(1);
+  JoinThreads threads(bounds);
+  for (std::size_t i = 0; i < JoinThreads::most; ++i) {
+    threads.run_after_end([&] {
+      blocked.count_down();
+      absent.wait();
+    });
+  }
+  blocked.wait();
+  std::atomic<int> ran{0};
+  for (int i = 0; i < 100; ++i) {
+    threads.run_after_end([&] {
+      over.wait();
+      ++ran;
+    });
+  }
+  std::promise<void> own;
+  threads.run([&] { own.set_value(); });
+  std::promise<void> strangers;
+  ASSERT_TRUE(threads.run_for("stranger", 500, [&] { strangers.set_value(); }));
+  absent.count_down();
+  EXPECT_EQ(own.get_future().wait_for(long_enough), std::future_status::ready);
+  EXPECT_EQ(strangers.get_future().wait_for(long_enough), std::future_status::ready);
+  over.count_down();
+  threads.close();
+  EXPECT_EQ(ran, 100);
+}
+
 }  // namespace
 }  // namespace kvferry::rdma

@@ -318,6 +318,24 @@ TEST_F(RailProtocolChecksums, WhatABatchOverwritesThroughAnotherRegionIsNotCompa
   EXPECT_EQ(outcome->count, 2U) << "the second, which nothing overwrites, differs";
 }
 
+TEST_F(RailProtocolChecksums, ABatchThatOverwritesItselfThroughAnotherRegionIsFound) {
+  // Regions 0 and 1 share a page, region 2 lies behind them.
+  const auto found = [&](std::vector<RemoteRange> ranges, TransferKind kind = TransferKind::write) {
+    TransferRequest request = one_sided(kind, cut(a, ranges.size(), page), {});
+    request.remote_ranges = std::move(ranges);
+    return lands_on_itself(request, [](std::uint32_t number) { return number * 3 * page; });
+  };
+  const auto at = [](std::uint32_t region, std::size_t number) {
+    return RemoteRange::contiguous(region, number * page, page);
+  };
+  EXPECT_TRUE(found({at(0, 3), at(1, 0)}));
+  EXPECT_TRUE(found({at(1, 0), at(2, 0), at(0, 3)}));
+  EXPECT_FALSE(found({at(0, 2), at(1, 0), at(2, 0)}));
+  EXPECT_FALSE(found({at(2, 0), at(0, 2), at(1, 0)})) << "neither rising nor overlapping";
+  EXPECT_TRUE(found({at(0, 2), at(0, 2)})) << "of one region";
+  EXPECT_FALSE(found({at(0, 3), at(1, 0)}, TransferKind::read)) << "which comes from one place twice";
+}
+
 TEST_F(RailProtocolChecksums, BlocksAreToldApartUpToABound) {
   const auto found = [&](std::size_t blocks, std::size_t shift) {
     TransferRequest request = one_sided(TransferKind::write, {a.at(0, blocks), a.at(0, blocks), a.at(0, 100)}, {});
@@ -728,6 +746,53 @@ TEST_F(RailProtocolChecksums, WhatCouldntBeComparedHasNotLandedWhateverFollows) 
       }
     }
   }
+}
+
+TEST_F(RailProtocolChecksums, AnAcknowledgedSendThatIsGivenUpEndsWithWhatItsChecksumsCameTo) {
+  // One object is written into the recv's buffer, one comes in a message, and one doesn't fit.
+  const auto objects_of = [](Side& side, std::size_t last) {
+    return std::vector{side.at(0, page), side.at(page, 100), side.at(2 * page, last)};
+  };
+  b.start(paired(TransferKind::recv, objects_of(b, 50), 1), std::make_shared<Outcome>());
+  ASSERT_TRUE(post(b, a));
+  b.protocol->completed();
+  receive_all(a);
+  std::vector<std::error_code> statuses(3);
+  std::string diagnostic;
+  TransferRequest request = with_checksums(paired(TransferKind::send, objects_of(a, 60), 1));
+  request.statuses = statuses;
+  request.diagnostic = &diagnostic;
+  const auto sent = std::make_shared<Outcome>();
+  const auto send = a.start(std::move(request), sent);
+  while (post(a, b) || a.protocol->check_step()) {
+  }
+  MessageHeader ack{.type = MessageType::send_ack};
+  std::size_t compared = 0;
+  for (const auto& message : b.arrived) {
+    const MessageHeader header = first_header(message);
+    if (header.type == MessageType::send_data) {
+      ack.operation = header.tag;
+    } else if (header.type == MessageType::check_recv) {
+      take(a, checksums_message<CheckedRange>({.type = MessageType::check_answer,
+                                               .count = header.count,
+                                               .operation = header.operation,
+                                               .status = static_cast<std::uint32_t>(errc::memory_fault)},
+                                              {}));
+      compared += header.count;
+    }
+  }
+  EXPECT_EQ(compared, 2U);
+  take(a, checksums_message<CheckedPart>(ack, {}));
+  EXPECT_EQ(sent->calls, 0) << "the adapter has not completed it, as far as is known here";
+  send->request_stop(errc::cancelled);
+  while (a.protocol->posted() != 0) {
+    a.protocol->completed();
+  }
+  EXPECT_EQ(sent->calls, 1);
+  EXPECT_EQ(sent->ec, errc::memory_fault) << sent->ec.message();
+  EXPECT_EQ(sent->count, 0U) << "nobody has compared it";
+  EXPECT_EQ(statuses, (std::vector<std::error_code>{errc::memory_fault, errc::memory_fault, errc::buffer_too_small}));
+  EXPECT_NE(diagnostic.find("couldn't compare"), std::string::npos) << diagnostic;
 }
 
 TEST_F(RailProtocolChecksums, AStepIsBoundedInPiecesAsWell) {

@@ -150,6 +150,37 @@ TEST_F(RailProtocolEnd, ASendOfWhichAllIsSaidEndsWithItsAnswer) {
   }
 }
 
+TEST_F(RailProtocolEnd, ASendThatHasBeenAcknowledgedArrivedAndIsAnsweredOnce) {
+  // One object is written into the recv's buffer, the other one comes in a message.
+  const auto objects_of = [](Side& side) { return std::vector{side.at(0, page), side.at(page, 100)}; };
+  a.memory[7] = std::byte{1};
+  const auto received = std::make_shared<Outcome>();
+  const auto sent = std::make_shared<Outcome>();
+  b.start(paired(TransferKind::recv, objects_of(b), 1), received);
+  ASSERT_TRUE(post(b, a));
+  b.protocol->completed();
+  receive_all(a);
+  const auto send = a.start(paired(TransferKind::send, objects_of(a), 1), sent);
+  while (post(a, b)) {
+  }
+  receive_all(b);
+  EXPECT_EQ(received->count, 2U);
+  ASSERT_TRUE(post(b, a));
+  b.protocol->completed();
+  receive_all(a);
+  EXPECT_EQ(sent->calls, 0) << "what was written is with the adapter, as far as is known here";
+  send->request_stop(errc::cancelled);
+  EXPECT_FALSE(post(a, b)) << "the peer need not be told";
+  while (a.protocol->posted() != 0) {
+    a.protocol->completed();
+  }
+  EXPECT_EQ(sent->calls, 1);
+  EXPECT_EQ(sent->ec, std::error_code());
+  EXPECT_EQ(sent->count, 2U);
+  EXPECT_EQ(b.memory[7], std::byte{1});
+  EXPECT_TRUE(a.protocol->idle());
+}
+
 class RailProtocolEndOfHalfASend : public RailProtocolEnd {
  protected:
   /// Starts a send of several messages, of which all that b has receive buffers for are there, and gives it up.

@@ -202,11 +202,23 @@ TEST_F(RailProtocolRegions, WhatChangedSinceTheHandshakeIsToldAtTheBeginning) {
 
 TEST_F(RailProtocolRegions, ARegionThatIsNotRegisteredAnyMoreIsToldAsGone) {
   const std::uint32_t number = b.add_region(8 * page, page);
-  b.keys.clear();
+  b.keys_asked_for = [this](std::uint32_t asked) {
+    b.take_region_back(asked);
+    b.keys.clear();
+  };
   b.protocol->region_added();
   exchange();
   EXPECT_TRUE(a.host->added.empty());
   EXPECT_EQ(a.host->removed, (std::vector<std::uint32_t>{number}));
+}
+
+TEST_F(RailProtocolRegions, ARegionWhoseKeysWentWithTheLinkAloneIsNotToldAsGone) {
+  (void)b.add_region(8 * page, page);
+  b.keys.clear();
+  b.protocol->region_added();
+  exchange();
+  EXPECT_TRUE(a.host->added.empty());
+  EXPECT_TRUE(a.host->removed.empty());
 }
 
 TEST_F(RailProtocolRegions, AQuestionIsAnsweredBehindTheNews) {

@@ -130,7 +130,11 @@ struct Side {
     terms.checks = peer.checks;
     const RegionKeys first{address_of(peer.memory.data()), peer.memory.size(), {1}};
     link_regions = std::make_shared<LinkRegions>(
-        rails, [this](std::size_t, std::uint32_t number) { return keys_of(number); },
+        rails,
+        [this](std::size_t, std::uint32_t number) {
+          keys_asked_for(number);
+          return keys_of(number);
+        },
         std::vector<PeerRegion>{{0, page, {first, first}}}, 1);
     protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms,
                      look);
@@ -166,11 +170,7 @@ struct Side {
       }
     }
     if (operation->request().checksums.value_or(false)) {
-      const auto peers = link_regions->peers();
-      preparation.uncompared = landing_on_others(operation->request(), [&](std::uint32_t number) {
-        const PeerRegion* const region = peers->find(number);
-        return region == nullptr ? 0 : region->keys.front().address;
-      });
+      preparation.uncompared = landing_on_others(operation->request(), link_regions->addresses_of_peers());
     }
     const std::size_t count = operation->object_count();
     auto batch = std::make_shared<kit::StripedOperation>(operation, 1);
@@ -204,6 +204,7 @@ struct Side {
   std::vector<std::byte> slots;
   std::shared_ptr<Host> host;
   std::map<std::uint32_t, RegionKeys> keys;  ///< Of regions that came later.
+  std::function<void(std::uint32_t)> keys_asked_for = [](std::uint32_t) {};  ///< Called before they are looked up.
   std::vector<std::uint64_t> rails{0};       ///< Of the link that the rail is the first of.
   std::shared_ptr<LinkRegions> link_regions;
   SliceTable table;

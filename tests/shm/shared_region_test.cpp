@@ -185,6 +185,9 @@ TEST(SharedRegions, SayWhatTheyCouldNotGet) {
   };
   EXPECT_NE(refused(0, HugePages::no).find("shared region of 0 bytes"), std::string::npos);
   EXPECT_NE(refused(~std::size_t{0}, HugePages::no).find("shared region"), std::string::npos);
+  // Where it is more than there is, no process is ended to make room.
+  const std::string too_much = refused(std::size_t{1} << 50, HugePages::no);
+  EXPECT_NE(too_much.find("this host has "), std::string::npos) << too_much;
   const std::string why = refused(std::size_t{1} << 50, HugePages::yes);
   EXPECT_NE(why.find("huge pages"), std::string::npos) << why;
 }

@@ -239,6 +239,9 @@ TEST_F(DataAcceptorTest, ClosedItLetsStrangersGo) {
 /// The first handshake of TLS's that is accepted stops at its first step, until it is let go.
 class HeldTls final : public TlsContext {
  public:
+  [[nodiscard]] std::shared_ptr<const TlsCertificates> read_certificates(const CertificateFiles& files) override {
+    return real_->read_certificates(files);
+  }
   [[nodiscard]] std::unique_ptr<TlsStream> dial(int descriptor, const TlsKey& key) override {
     return real_->dial(descriptor, key);
   }

@@ -65,6 +65,21 @@ TEST_F(FaultChannelTest, DoesWhatTheOtherChannelDoes) {
   EXPECT_EQ(channel_.transfers(), 1U);
 }
 
+TEST_F(FaultChannelTest, NoticesABlockingCallInAHandler) {
+  channel_.delay(1, 1ms);
+  std::promise<std::vector<std::error_code>> promise;
+  channel_.async_batched_write(page(), spec(), [&](std::error_code, std::size_t) {
+    std::vector<std::error_code> errors(4);
+    errors[0] = write();
+    channel_.notify("server", ConstBuffer(mine_.data(), 1), {}, errors[1]);
+    channel_.fence("server", {}, errors[2]);
+    channel_.receive_notification(20s, errors[3]);
+    promise.set_value(errors);
+  });
+  EXPECT_EQ(promise.get_future().get(), std::vector<std::error_code>(4, errc::would_deadlock));
+  EXPECT_FALSE(write()) << why_;
+}
+
 TEST_F(FaultChannelTest, FailsTheChosenTransferAndNoOther) {
   channel_.fail(2, errc::connection_lost);
   EXPECT_EQ(write(), std::error_code());

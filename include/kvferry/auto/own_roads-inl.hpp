@@ -16,9 +16,15 @@ KVFERRY_INLINE const OwnRoad* OwnRoads::find(const std::string& name) const {
   return it == roads.end() ? nullptr : &*it;
 }
 
+inline namespace internal {
+
+/// Drawn by the kernel when it starts; no namespace of a container hides it.
+inline constexpr const char* boot_id = "/proc/sys/kernel/random/boot_id";
+
+}  // namespace internal
+
 KVFERRY_INLINE std::string name_of_host() {
-  // Drawn by the kernel when it starts; no namespace of a container hides it.
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::ifstream file(boot_id);
   std::string name;
   std::getline(file, name);
   return name;
@@ -49,6 +55,14 @@ KVFERRY_INLINE kit::Failure Reasons::failure(const std::string& peer_id) const {
 }
 
 KVFERRY_INLINE kit::Failure on_another_host() { return {errc::no_path, "the peer is on another host"}; }
+
+KVFERRY_INLINE kit::Failure on_unnamed_host() {
+  return {errc::no_path, std::string("this host can't be told from others: no ") + boot_id};
+}
+
+KVFERRY_INLINE kit::Failure peer_on_unnamed_host() {
+  return {errc::no_path, std::string("the peer can't tell its host from others: no ") + boot_id + " there"};
+}
 
 KVFERRY_INLINE kit::Failure not_offered() { return {errc::no_path, "the peer doesn't offer it"}; }
 

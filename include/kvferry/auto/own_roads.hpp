@@ -88,6 +88,9 @@ class Reasons {
 
 /// Why a road isn't tried: it is one within a host, or the peer hasn't got it.
 [[nodiscard]] kit::Failure on_another_host();
+/// Or nobody knows whether it is one within a host, because this side's system has no name for it, or the peer's hasn't.
+[[nodiscard]] kit::Failure on_unnamed_host();
+[[nodiscard]] kit::Failure peer_on_unnamed_host();
 [[nodiscard]] kit::Failure not_offered();
 
 /// Tells the link and the log why it is this one.

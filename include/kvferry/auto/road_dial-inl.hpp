@@ -103,7 +103,12 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
   const bool same_host = !answered.host.empty() && answered.host == roads_->host;
   for (Way& way : ways_) {
     const auto offer = std::ranges::find(answered.roads, way.own->name, &RoadOffer::name);
-    if (way.own->within_host && !same_host) {
+    if (way.own->within_host && roads_->host.empty()) {
+      way.fail(on_unnamed_host());
+    } else if (way.own->within_host && !same_host && offer != answered.roads.end() &&
+               offer->why == on_unnamed_host().sentence) {
+      way.fail(peer_on_unnamed_host());
+    } else if (way.own->within_host && !same_host) {
       way.fail(on_another_host());
       way.kind = Reasons::Kind::usual;
     } else if (!way.dial) {

@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include <kvferry/log.hpp>
+#include <kvferry/transfer_spec.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
 inline namespace internal {
@@ -62,6 +63,13 @@ KVFERRY_INLINE bool has_control_character(std::string_view text) noexcept {
     }
   }
   return false;
+}
+
+KVFERRY_INLINE std::string why_no_id(std::string_view id) {
+  if (id.size() > max_peer_id_bytes) {
+    return "has " + std::to_string(id.size()) + " bytes, at most " + std::to_string(max_peer_id_bytes);
+  }
+  return !is_utf8(id) ? "is not UTF-8" : has_control_character(id) ? "has a control character" : "";
 }
 
 KVFERRY_INLINE std::string escaped(std::string_view text, std::size_t longest, std::string_view also) {

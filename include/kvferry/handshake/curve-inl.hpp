@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
@@ -20,6 +19,8 @@
 
 #include <kvferry/completion.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/detail/secret_file.hpp>
+#include <kvferry/detail/text.hpp>
 #include <kvferry/error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
@@ -30,6 +31,8 @@ KVFERRY_INLINE void require_curve() {
     throw TransferError(errc::not_supported, "this ZeroMQ was built without CURVE: there are no keys");
   }
 }
+
+KVFERRY_INLINE std::string_view first_line(std::string_view text) { return text.substr(0, text.find_first_of("\r\n")); }
 
 /// Reads a key out of memory, which is overwritten. @param where it was, for an error.
 KVFERRY_INLINE SecretKey take_key(std::span<char> memory, std::string_view key, const std::string& where) {
@@ -78,26 +81,27 @@ KVFERRY_INLINE KeyPair read_key_pair(const std::string& path) {
   if (!file || ::fstat(file.get(), &status) != 0) {
     refuse();
   }
-  if (status.st_uid != ::geteuid() && status.st_uid != 0) {
-    throw TransferError(std::make_error_code(std::errc::permission_denied),
-                        "key file " + path + " belongs to user " + std::to_string(status.st_uid) +
-                            ", who has the key then; it must belong to user " + std::to_string(::geteuid()) +
-                            " of this process, or to root");
-  }
-  if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    std::array<char, 8> mode{};
-    (void)std::snprintf(mode.data(), mode.size(), "%04o", static_cast<unsigned>(status.st_mode & 07777U));
-    throw TransferError(std::make_error_code(std::errc::permission_denied),
-                        "key file " + path + " has mode " + mode.data() +
-                            ", so that others than its owner have the key; it must have mode 0600 or 0400");
-  }
+  require_owner_only(status, "key file " + path);
+  // A pipe, as of "<(vault read ...)", may give it in parts.
   std::array<char, 256> text{};
-  const ssize_t size = ::read(file.get(), text.data(), text.size());
-  if (size < 0) {
-    refuse();
+  std::string_view all;
+  while (all.size() < text.size() && all.find('\n') == std::string_view::npos) {
+    const ssize_t size = ::read(file.get(), text.data() + all.size(), text.size() - all.size());
+    if (size == 0) {
+      break;
+    }
+    if (size < 0 && errno != EINTR) {
+      const int error = errno;
+      ::explicit_bzero(text.data(), text.size());
+      errno = error;
+      refuse();
+    }
+    all = {text.data(), all.size() + (size < 0 ? 0 : static_cast<std::size_t>(size))};
   }
-  const std::string_view all(text.data(), static_cast<std::size_t>(size));
-  return key_pair_of(take_key(text, all.substr(0, all.find_first_of("\r\n")), "the first line of " + path));
+  if (all.starts_with(byte_order_mark)) {
+    all.remove_prefix(byte_order_mark.size());
+  }
+  return key_pair_of(take_key(text, first_line(all), "the first line of " + path));
 }
 
 KVFERRY_INLINE KeyPair take_key_pair_from_environment(const char* variable) {
@@ -107,7 +111,8 @@ KVFERRY_INLINE KeyPair take_key_pair_from_environment(const char* variable) {
     throw TransferError(std::make_error_code(std::errc::invalid_argument), name + " is not set");
   }
   const std::span<char> text(value, std::strlen(value));
-  KeyPair pair = key_pair_of(take_key(text, {text.data(), text.size()}, name));
+  // Secrets of Kubernetes' that were made of a file end as the file does.
+  KeyPair pair = key_pair_of(take_key(text, first_line({text.data(), text.size()}), name));
   ::unsetenv(variable);  // NOLINT(concurrency-mt-unsafe)
   return pair;
 }

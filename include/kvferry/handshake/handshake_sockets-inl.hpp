@@ -3,6 +3,9 @@
 
 #include <kvferry/handshake/handshake_sockets.hpp>
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -33,6 +36,16 @@ struct ProcessContext {
 /// Also for channels that are made or destroyed after main. A context is of no use to a forked child.
 KVFERRY_INLINE constinit PerProcess<ProcessContext> of_process;
 
+/// What libzmq has each of its threads do, and aborts the process for where it is refused: a filter of system calls may forbid
+/// it ("@resources" of systemd's).
+/// @return an errno, or 0.
+KVFERRY_INLINE int set_own_scheduling() noexcept {
+  int policy = 0;
+  sched_param parameters{};
+  const int unknown = ::pthread_getschedparam(::pthread_self(), &policy, &parameters);
+  return unknown != 0 ? unknown : ::pthread_setschedparam(::pthread_self(), policy, &parameters);
+}
+
 /// libzmq aborts the process where it gets no thread or descriptor while a context starts. So as many are taken first, and
 /// given back: an event and an epoll for each of its two threads, and an event for a socket.
 /// @throws std::system_error
@@ -41,6 +54,7 @@ KVFERRY_INLINE void require_what_starting_takes() {
   std::promise<void> enough;
   const std::shared_future<void> until = enough.get_future().share();
   std::vector<std::thread> threads;
+  std::atomic<int> refused{0};
   const auto join = [&] {
     enough.set_value();
     for (auto& thread : threads) {
@@ -49,13 +63,23 @@ KVFERRY_INLINE void require_what_starting_takes() {
   };
   try {
     for (int i = 0; i < 2; ++i) {
-      threads.push_back(start_thread("kvferry-probe", [until] { until.wait(); }));
+      threads.push_back(start_thread("kvferry-probe", [until, &refused] {
+        if (const int error = set_own_scheduling(); error != 0) {
+          refused = error;
+        }
+        until.wait();
+      }));
     }
   } catch (...) {
     join();
     throw;
   }
   join();
+  if (refused != 0) {
+    throw TransferError(
+        {refused, std::system_category()},
+        "ZeroMQ's threads: they may not set their scheduling (sched_setscheduler), without which it does not start");
+  }
 }
 
 /// Has the context start its threads now, where an error can be told.

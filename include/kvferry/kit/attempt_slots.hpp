@@ -27,7 +27,7 @@ class AttemptSlots {
   explicit AttemptSlots(std::size_t slots) : slots_(slots), slots_of_source_(slots - slots / 4) {}
 
   /// @param entered has no slot yet.
-  /// @return who has to give way, with its slot given up already.
+  /// @return the attempt that has to give way; its slot is already released.
   [[nodiscard]] std::optional<Attempt> enter(Attempt entered, const std::string& source) {
     std::optional<Attempt> gives_way;
     const auto own = sources_.find(source);

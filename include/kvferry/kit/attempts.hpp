@@ -28,7 +28,7 @@ class Attempts {
     return closed_;
   }
 
-  /// Calls `function` with each that lives, whatever has become of it meanwhile.
+  /// Calls `function` with each attempt that still exists, in any state.
   template <class Function>
   void for_each(Function function) {
     std::vector<std::weak_ptr<Attempt>> attempts;
@@ -43,7 +43,7 @@ class Attempts {
     }
   }
 
-  /// @param end ends an attempt, whatever has become of it meanwhile.
+  /// @param end ends an attempt, in any state.
   template <class End>
   void close(End end) {
     std::vector<std::weak_ptr<Attempt>> attempts;

@@ -17,8 +17,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Where a blocking transfer waits for its completion. Shared with the handler, which may still be leaving `complete`
-/// when the waiting thread has gone on.
+/// The state of a blocking transfer that waits for its completion. Shared with the handler, which may still be inside
+/// `complete` when the waiting thread has gone on.
 class BlockingTransfer final : public BlockingWait {  // NOLINT(cppcoreguidelines-virtual-class-destructor): final
  public:
   explicit BlockingTransfer(std::shared_ptr<EventDescriptors> events) : events_(std::move(events)) {}

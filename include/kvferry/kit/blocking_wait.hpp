@@ -7,8 +7,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// A blocking call that waits for its operation to end, seen by a transport that would rather have the caller's thread
-/// move bytes than sleep. To be used on that thread only.
+/// A blocking call that waits for its operation to end, as a transport sees it that lets the caller's thread move bytes
+/// instead of sleep. Use it on that thread only.
 class KVFERRY_EXPORT BlockingWait {
  public:
   /// Whether the operation has ended; the call is about to return.

@@ -26,7 +26,7 @@ struct Blocks {
                                                           : Blocks{range.size, range.stride, bytes};
   }
   [[nodiscard]] static constexpr Blocks of(std::size_t buffer_size, const LocalStride& stride) noexcept {
-    if (stride.block_size == 0 || buffer_size <= stride.block_size || stride.stride == stride.block_size) {
+    if (stride.block_size == 0 || buffer_size <= stride.block_size || stride.stride <= stride.block_size) {
       return {buffer_size, buffer_size, buffer_size};
     }
     const std::size_t count = (buffer_size - stride.block_size) / stride.stride + 1;

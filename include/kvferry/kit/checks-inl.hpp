@@ -164,6 +164,10 @@ KVFERRY_INLINE void check_region(const MemoryRegion& region, const std::string& 
                                                   (region.data == nullptr ? ", null data" : "") +
                                                   "; the size must be a positive multiple of the page size");
   }
+  if (!allows(Access::read_write, region.peer_access)) {
+    throw TransferError(errc::invalid_region, name + ": access " + text(static_cast<std::uint64_t>(region.peer_access)) +
+                                                  ", at most " + text(static_cast<std::uint64_t>(Access::read_write)));
+  }
   if (region.size > std::numeric_limits<std::uintptr_t>::max() - reinterpret_cast<std::uintptr_t>(region.data)) {
     throw TransferError(errc::invalid_region,
                         name + ": size " + text(region.size) + " bytes reach beyond the last address there is");
@@ -175,15 +179,8 @@ KVFERRY_INLINE Failure check_id(std::string_view id, std::string_view whose) {
   if (id.empty()) {
     return {errc::empty_peer_id, begins + "is empty"};
   }
-  if (id.size() > max_peer_id_bytes) {
-    return {errc::invalid_peer_id,
-            begins + in_quotes(id) + " has " + text(id.size()) + " bytes, at most " + text(max_peer_id_bytes)};
-  }
-  if (!is_utf8(id)) {
-    return {errc::invalid_peer_id, begins + in_quotes(id) + " is not UTF-8"};
-  }
-  if (has_control_character(id)) {
-    return {errc::invalid_peer_id, begins + in_quotes(id) + " has a control character"};
+  if (const std::string why = why_no_id(id); !why.empty()) {
+    return {errc::invalid_peer_id, begins + in_quotes(id) + " " + why};
   }
   return {};
 }

@@ -26,7 +26,7 @@ void check_regions(std::span<const MemoryRegion> regions);
 /// @param name for the sentence. @throws TransferError `errc::invalid_region`.
 void check_region(const MemoryRegion& region, const std::string& name);
 
-/// Checks the id of a channel. @param whose what the sentence calls it.
+/// Checks the id of a channel. @param whose its name in the sentence.
 [[nodiscard]] Failure check_id(std::string_view id, std::string_view whose);
 
 /// Checks a transfer as far as possible before its peer is looked up.
@@ -59,7 +59,7 @@ struct LocalFacts {
 /// Of regions that are numbered as they come.
 [[nodiscard]] std::vector<RemoteRegion> read_regions(const std::vector<RegionTuple>& regions);
 
-/// Fills in what a handshake's message says of this channel's regions.
+/// Fills in this channel's regions in a handshake's message.
 template <class Message>
 void describe_regions(const RegionList& list, Message& message) {
   message.regions = describe_regions(list.all());
@@ -79,7 +79,7 @@ void describe_regions(const RegionList& list, Message& message) {
   }
 }
 
-/// Takes what a handshake's message, which has been checked, says of the peer's regions.
+/// Takes the peer's regions out of a checked handshake message.
 template <class Message>
 void read_regions(const Message& message, PeerDescription& peer) {
   peer.regions = read_regions(message.regions);

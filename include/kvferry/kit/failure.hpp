@@ -36,7 +36,7 @@ struct Failure {
   }
 }
 
-/// Does what may be left undone where there is no memory for it.
+/// Runs work that may be left undone if there is no memory for it.
 template <class Work>
 void if_memory_lasts(Work work) noexcept {
   try {
@@ -46,7 +46,7 @@ void if_memory_lasts(Work work) noexcept {
   }
 }
 
-/// As which of kvferry's own codes a refusal travels: the numbers of other categories mean nothing to a peer.
+/// The code of kvferry's own as which a refusal travels: a peer doesn't know the numbers of other categories.
 [[nodiscard]] inline errc code_for_peer(const std::error_code& cause) {
   if (cause.category() == error_category()) {
     return static_cast<errc>(cause.value());

@@ -19,8 +19,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// A call without a result on its way: ends once, perhaps by cancellation. A cancellation ends the call, and nothing of
-/// what it waits for.
+/// A call without a result on its way: ends once, perhaps by cancellation. A cancellation ends only the call, not the
+/// work for which it waits.
 class PlainCall : public Expirable, public std::enable_shared_from_this<PlainCall> {
  public:
   PlainCall(CompletionHandler<void(std::error_code)> completion, std::shared_ptr<DeadlineQueue> deadlines)
@@ -56,14 +56,14 @@ class PlainCall : public Expirable, public std::enable_shared_from_this<PlainCal
   std::atomic<bool> ended_{false};
 };
 
-/// One call of `fence` on its way. It ends once: when nothing can land any more, or by cancellation; a deadline breaks
-/// the link that it waits for, which then says so.
+/// One call of `fence` on its way. It ends once: when nothing can land any more, or by cancellation. At its deadline
+/// the link for which it waits is broken, and then nothing can land any more.
 class Fence final : public PlainCall {
  public:
   Fence(FenceCompletion completion, Clock::time_point deadline, std::shared_ptr<DeadlineQueue> deadlines)
       : PlainCall(std::move(completion), std::move(deadlines)), deadline_(deadline) {}
 
-  /// Waits for `link`, and calls `break_link` if that takes too long or the link can't say. To be called once.
+  /// Waits for `link`, and calls `break_link` if that takes too long or the link can't ask. Call it once.
   void wait_for(Link& link, std::function<void()> break_link) {
     break_link_ = std::move(break_link);
     bool asks = false;

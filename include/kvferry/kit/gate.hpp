@@ -36,7 +36,7 @@ class Gate {
     Gate* const gate_;
   };
 
-  /// Lets nobody in any more, and waits for those who are.
+  /// Lets no thread in any more, and waits for the ones inside.
   void close() {
     std::unique_lock lock(mutex_);
     closed_ = true;

@@ -18,7 +18,7 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// Asks and answers side messages over ZeroMQ: a ROUTER that serves kvferry clients and plain REQ sockets alike, and
-/// a client socket for each question. Transport-neutral: it knows nothing of what the messages mean.
+/// a client socket for each question. It is independent of the transport, and doesn't interpret the messages.
 ///
 /// One thread runs all of it, whatever the number of peers, so neither a slow peer nor one that never answers delays
 /// another. Every request gets exactly one reply, errors included; frames that aren't messages are answered with a
@@ -37,12 +37,12 @@ class KVFERRY_EXPORT HandshakeService {
     /// A received message above this is an error; above twice this ZeroMQ drops the connection. A sent one: a question
     /// that is larger fails with EMSGSIZE; in place of an answer that is larger, a `SideMessageError` is sent.
     std::size_t max_message_bytes = std::size_t{64} << 10;
-    /// Told of whoever is turned away at the port. May be null.
+    /// Counts and logs the connections that are refused at the port. May be null.
     std::shared_ptr<Refusals> refusals = nullptr;
     /// How long the lookup of a host's name in `bind_url` may take.
     std::chrono::milliseconds lookup_timeout{10'000};
-    /// Whom it answers, whom it asks, and who it is itself; null: anybody. With one, `zmq_context` is null, and the
-    /// service has a context of its own.
+    /// Its own key, and the keys of the peers that it asks and answers. Null: no keys, so it answers anybody. With a
+    /// keyring, `zmq_context` is null, and the service has a context of its own.
     std::shared_ptr<const Keyring> keyring = nullptr;
   };
 
@@ -55,10 +55,10 @@ class KVFERRY_EXPORT HandshakeService {
     ~Reply();
     void operator()(const SideMessage& answer);
 
-    /// Where the request came from: an IPv4 address, or an IPv6 network, "2001:db8::/64", whose addresses belong together.
-    /// Empty once the reply has been given, or if the connection was gone before the request was looked at.
+    /// The origin of the request: an IPv4 address, or an IPv6 network, "2001:db8::/64", whose addresses belong
+    /// together. Empty once the reply has been given, or if the connection had ended before the request was read.
     [[nodiscard]] std::string source() const;
-    /// The public key of who sent the request; empty without a keyring, or once the reply has been given.
+    /// The public key of the request's sender; empty without a keyring, or once the reply has been given.
     [[nodiscard]] std::string key() const;
 
     struct State;
@@ -72,9 +72,9 @@ class KVFERRY_EXPORT HandshakeService {
   /// error.
   using RequestHandler = std::function<void(SideMessage request, Reply reply)>;
 
-  /// Gets the outcome of one question: a message, or an error and a sentence that names the url; and the address that
-  /// was connected to, as a number, which of a name's several is known only then (empty if none was). Runs on a thread
-  /// of the service: must not block.
+  /// Gets the outcome of one question: a message, or an error and a sentence that names the url; and the numeric
+  /// address of the connection (empty if there was none). A name may have several addresses, so it is known only then.
+  /// Runs on a thread of the service: must not block.
   using AnswerHandler =
       std::function<void(std::error_code, SideMessage answer, std::string diagnostic, std::string reached_address)>;
 
@@ -89,10 +89,12 @@ class KVFERRY_EXPORT HandshakeService {
 
   /// Sends `question` to `url` and hands the answer to `on_answer`, exactly once: by the deadline with
   /// `errc::timed_out` if none came, at `close` with `errc::closed`. A `SideMessageError` that comes back is handed out
-  /// as its error code (`errc::handshake_failed` if the code is unknown) and its sentence. `on_answer` is called
-  /// after `ask` has returned, but for a forked child of the process that made the service: inside, with `errc::forked`.
-  /// @param peer_id whose key in the keyring the one who answers has to have: ends with `errc::authentication_failed` if
-  ///   there is none, or he has another. Empty: any key of the keyring.
+  /// as its error code (`errc::handshake_failed` if the code is unknown) and its sentence. `on_answer` is called after
+  /// `ask` has returned. (In a forked child of the process that made the service it is called inside, with
+  /// `errc::forked`.)
+  /// @param peer_id the peer whose key in the keyring the answering side must have. If there is no such key, or the
+  ///   answering side has another one, the question ends with `errc::authentication_failed`. Empty: any key of the
+  ///   keyring.
   void ask(const std::string& url, SideMessage question, std::chrono::steady_clock::time_point deadline,
            AnswerHandler on_answer, const std::string& peer_id = {});
 

@@ -10,8 +10,8 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// The error of a write or send whose connection is broken with `cause` before the peer has dealt with it:
-/// `condition::may_still_land` holds for it. Where another peer has taken the place of the one that it was sent to, that
-/// one may be alive still, and take what has reached it.
+/// `condition::may_still_land` holds for it. If another incarnation has taken the place of the receiving peer, the
+/// former one may still live and process the bytes that have reached it.
 [[nodiscard]] inline std::error_code in_flight(const std::error_code& cause) noexcept {
   if (cause == condition::may_still_land) {
     return cause;

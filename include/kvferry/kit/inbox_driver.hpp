@@ -28,8 +28,8 @@ class InboxDriver {
 
   /// By the driver, in a step: takes what has come since.
   [[nodiscard]] Inbox take() {
-    // Without the lock, since this comes with each look at a connection. What it misses is found in the look after the
-    // engine has been let go.
+    // Without the lock, since this happens with each check of a connection. Work that it misses is found in the check
+    // after the engine has been released.
     if (!filled_.load(std::memory_order_relaxed)) {
       return {};
     }
@@ -63,8 +63,8 @@ class InboxDriver {
     }
   }
 
-  /// Waits for the driver, then changes what the engine guards. Call `drive` afterwards: threads that came meanwhile
-  /// took this one for the driver and left their work in the inbox.
+  /// Waits for the driver, then changes the guarded state. Call `drive` afterwards: threads that came meanwhile took
+  /// this one for the driver and left their work in the inbox.
   template <class Change>
   void change(Change change_engine) {
     const std::lock_guard engine(engine_mutex_);

@@ -56,9 +56,9 @@ struct InitQuestion {
   std::vector<RegionTuple> regions;
   Bytes endpoint;
   // Optional, so that the messages of another version can be read far enough to be told so.
-  std::optional<Bytes> secret;              ///< What the sender shows this peer to be known again.
-  std::optional<std::uint64_t> timeout_ms;  ///< How long the sender's attempt lasts still.
-  std::optional<bool> who;                  ///< Only who answers is asked, no connection wanted.
+  std::optional<Bytes> secret;              ///< By it this peer recognises the sender.
+  std::optional<std::uint64_t> timeout_ms;  ///< The remaining time of the sender's attempt.
+  std::optional<bool> who;                  ///< Only asks which channel answers; no connection.
   std::optional<std::uint64_t> fenced_us;   ///< How long ago the sender's last fence of this peer was.
   /// Of the regions, ascending. Not there: 0, 1, 2, ...
   std::optional<std::vector<std::uint64_t>> region_numbers;

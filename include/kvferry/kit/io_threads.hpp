@@ -28,7 +28,7 @@ class IoThreads {
   IoThreads& operator=(const IoThreads&) = delete;
   ~IoThreads();
 
-  /// Runs what is left to run, then joins. Idempotent; must not be called on one of the threads.
+  /// Runs the remaining work, then joins. May be called again, but not on one of the threads.
   void finish();
 
   [[nodiscard]] const std::shared_ptr<Poller>& poller() const noexcept { return poller_; }
@@ -37,7 +37,8 @@ class IoThreads {
  private:
   /// @param passed this thread's own.
   void run(const std::shared_ptr<std::atomic<bool>>& passed);
-  /// Where a handler has forked and returns, this thread is all that its child has; it must not take the parent's events.
+  /// If a handler has forked and returns in the child, this is the child's only thread; it must not take the parent's
+  /// events.
   void end_forked_child() const;
 
   const ProcessOfOrigin origin_;

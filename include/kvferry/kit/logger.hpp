@@ -18,13 +18,13 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// The log of a channel and its transport: knows the sink, the level, and how much of the same there was.
+/// The log of a channel and its transport: it has the sink, the level, and the rates of repeated records.
 ///
-/// Thread-safe. A record that isn't wanted costs a comparison; its text is made only if it is logged.
+/// Thread-safe. A record below the level costs a comparison; its text is made only if it is logged.
 class KVFERRY_EXPORT Logger {
  public:
-  /// @param sink empty: the process's, whatever it is when something is logged; then `least` doesn't count.
-  /// @param interval in which 10 records of the same event and cause are logged at most.
+  /// @param sink empty: the process's sink at the time of the record; `least` is then ignored.
+  /// @param interval the time in which at most 10 records of the same event and cause are logged.
   explicit Logger(LogSink sink = {}, LogLevel least = LogLevel::info,
                   std::chrono::milliseconds interval = std::chrono::seconds(10))
       : sink_(std::move(sink)), least_(least), interval_(interval) {}

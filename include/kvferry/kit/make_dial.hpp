@@ -10,11 +10,11 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// A `Dial` of two parts, for transports that keep nothing between them.
+/// Makes a `Dial` of two parts, for transports without state between the two.
 /// @param local_endpoint this side's, for the handshake's request; may be empty.
 /// @param connect called as `Dial::connect` is, with the same arguments, at most once; must not block, may throw
-///   `TransferError` before it has called the `LinkHandler`. It lives as long as the dial: what it captures must not call
-///   into the channel when it is destroyed.
+///   `TransferError` before it has called the `LinkHandler`. It lives as long as the dial: its captures must not call
+///   into the channel when they are destroyed.
 template <class Connect>
 [[nodiscard]] std::unique_ptr<Dial> make_dial(Bytes local_endpoint, Connect connect) {
   class FunctionDial final : public Dial {

@@ -17,7 +17,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Notifications on their way from peers to the channel's user: whichever of the two comes first waits.
+/// Notifications on their way from peers to the channel's user. A notification waits for a call, or a call for a
+/// notification.
 class NotificationQueue final : public WaitQueue<Notification> {
  public:
   struct Bounds {
@@ -30,14 +31,14 @@ class NotificationQueue final : public WaitQueue<Notification> {
   NotificationQueue(std::shared_ptr<DeadlineQueue> deadlines, const Bounds& bounds)
       : WaitQueue(std::move(deadlines)), bounds_(bounds) {}
 
-  /// @return false if the queue is full or closed: the notification isn't taken. A peer that has few in it finds room even
-  /// where others have filled it.
+  /// @return false if the queue is full or closed: the notification isn't taken. A peer with few notifications in the
+  ///   queue has room even if others have filled it.
   [[nodiscard]] bool push(Notification notification);
   /// One without a key.
   void receive(std::optional<std::chrono::milliseconds> timeout, NotificationCompletion completion);
   /// Several of a key.
   void receive(const NotificationsRequest& request, NotificationsCompletion completion);
-  /// Drops those of a peer that wait with a key for which there is no call. @return how many.
+  /// Drops a peer's notifications with keys for which no call waits. @return how many.
   std::size_t drop_unasked(const std::string& peer_id);
 
  private:

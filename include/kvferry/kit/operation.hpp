@@ -37,9 +37,9 @@ class KVFERRY_EXPORT Expirable {
   virtual void expire() = 0;
 };
 
-/// One transfer on its way: the request, its deadline, what has landed so far, and its completion, which is called
-/// exactly once. The kit makes it, checks it, and hands it to the peer's `Link`, which reports landings and finishes
-/// it.
+/// One transfer on its way: the request, its deadline, the objects that have landed so far, and its completion, which
+/// is called exactly once. The kit makes it, checks it, and hands it to the peer's `Link`, which reports landings and
+/// finishes it.
 ///
 /// Thread safety: all functions may be called from any thread; `landed` and `failed` for distinct objects at a time.
 class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shared_from_this<Operation> {
@@ -56,35 +56,35 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   void landed(std::size_t first, std::size_t count) noexcept;
   /// Object `index` won't be transferred, though the rest may be.
   void failed(std::size_t index, std::error_code cause) noexcept;
-  /// Nothing has landed or failed after all: the whole operation is done again.
+  /// Resets all objects, as if nothing had landed or failed: the whole operation starts again.
   void start_over() noexcept;
   /// Recv: object `index` is in its buffer and has `bytes` bytes, which may be less than the buffer.
   void received(std::size_t index, std::size_t bytes) noexcept;
   /// Recv: object `index`, of which nothing is in its buffer, has `bytes` bytes.
   void set_size(std::size_t index, std::size_t bytes) noexcept;
 
-  /// Ends the operation: fills in statuses and diagnostic and posts the handler. To be called when nothing touches the
+  /// Ends the operation: fills in statuses and diagnostic and posts the handler. Call it when nothing touches the
   /// buffers any more. Only the first call counts. Success with a failed object ends with that object's error.
   void finish(std::error_code cause, std::string diagnostic = {});
 
-  /// Asks for the end, because of a deadline, a cancellation or a close: the link quiesces the buffers and calls
-  /// `finish`. Only the first cause counts.
+  /// Asks the operation to end, because of a deadline, a cancellation or a close: the link stops using the buffers and
+  /// calls `finish`. Only the first cause counts.
   void request_stop(std::error_code cause);
 
   [[nodiscard]] bool finished() const noexcept { return finished_; }
 
-  /// The incarnation of the peer that the operation was started for, by a number that the kit gives each
-  /// incarnation: what is given at the first call sticks.
+  /// The incarnation of the peer for which the operation was started, as the kit's number of that incarnation. The
+  /// first call sets it; later calls return it.
   std::uint64_t mean_for(std::uint64_t instance) noexcept;
 
-  /// Has the operation's end counted for its peer as well, unless it has ended already.
+  /// Makes the operation's end count for its peer as well, unless it has ended already.
   void count_for(std::shared_ptr<PeerCounters> counters) noexcept;
 
-  /// Why the operation is to end; no error while it isn't.
+  /// The reason why the operation has to end; no error if it doesn't have to.
   [[nodiscard]] std::error_code stop_cause() const;
 
-  /// Hands the operation to a link, unless it is to end already, in which case it ends. If the link throws, the operation
-  /// ends with that error when no part of it is under way.
+  /// Hands the operation to a link; if it has to end already, it ends instead. If the link throws, the operation ends
+  /// with that error when no part of it is under way.
   void start_on(const std::shared_ptr<Link>& link);
 
   /// Routes the handler's cancellation slot here; within the initiating call only.

@@ -30,16 +30,16 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Work that is done for a call may last this much longer than the call. So the call itself says that its time is over,
-/// and what it waited for, and not whichever timer happens to be first.
+/// Work that is done for a call may last this much longer than the call. So it is always the call that reports the
+/// timeout, with the reason for its wait, and not another timer.
 inline constexpr std::chrono::milliseconds longer_than_the_call{250};
 
-/// Says what the connection to a peer waits for at the moment; empty if that isn't known.
+/// Describes the event for which the connection to a peer waits now; empty if that isn't known.
 using AwaitedOfPeer = std::function<std::string(std::string_view peer_id)>;
 
-/// Calls `expire` on what has not been removed by its deadline. One timer for all, armed only for a deadline earlier
-/// than the one it is armed for: the usual deadlines are all about as long, so the timer is touched once in a while,
-/// not once an operation.
+/// Calls `expire` on entries that have not been removed by their deadline. All share one timer, which is armed anew
+/// only for an earlier deadline. The usual timeouts are about equal, so the timer is rarely touched, and not for each
+/// operation.
 class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
  public:
   explicit DeadlineQueue(const asio::any_io_executor& executor) : timer_(std::in_place, executor) {}
@@ -50,10 +50,9 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
   /// If it throws - memory is used up -, the entry hasn't been added.
   void add(Clock::time_point deadline, std::shared_ptr<Expirable> entry);
   void remove(Clock::time_point deadline, const Expirable& entry);
-  /// Has an entry that was added with this deadline expire as soon as may be, for which no memory is needed.
+  /// Has an entry that was added with this deadline expire as soon as possible. Needs no memory.
   void hasten(Clock::time_point deadline, const Expirable& entry) noexcept;
-  /// Drops all entries and the timer, so that whoever keeps the queue for longer than the executor's context lives does no
-  /// harm. Later `add`s are ignored.
+  /// Drops all entries and the timer, so the queue may outlive the executor's context. Later `add`s are ignored.
   void close();
   /// Entries that have neither expired nor been removed.
   [[nodiscard]] std::size_t size() const {

@@ -7,9 +7,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Whether a one-sided batch puts bytes into the same place twice: objects into one page or overlapping ranges of the
-/// peer's, or what it reads into buffers that overlap. (Ranges and buffers whose blocks interleave count as such.) Then
-/// the order of its objects counts, and it must not be spread over connections that know no order among them.
+/// Whether a one-sided batch puts bytes into the same place twice: it writes objects to one page or to overlapping
+/// ranges, or reads into buffers that overlap. (Ranges and buffers whose blocks interleave count as overlapping.) Then
+/// the order of its objects matters, and it must not be spread over connections without a common order.
 [[nodiscard]] bool lands_on_itself(const TransferRequest& request);
 
 }  // namespace kvferry::kit

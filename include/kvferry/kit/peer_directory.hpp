@@ -46,7 +46,7 @@ struct TransportHooks {
   std::function<bool(const std::string& source, std::size_t bytes, std::function<void()> answer)> run_accept;
 };
 
-/// The peers of a channel: who they are, the link to each, and the handshakes that lead there.
+/// The peers of a channel: their identities, the link to each, and the handshakes for these links.
 ///
 /// A peer has one attempt: this side's dial, or the acceptance of the peer's where this side doesn't dial. When two peers
 /// dial each other at once, the side with the smaller incarnation wins: it answers the other's request with "yield", once an
@@ -54,17 +54,17 @@ struct TransportHooks {
 /// another one has superseded are dropped, links included.
 ///
 /// If a peer asks while this side dials, its attempt is a candidate beside the dial, because the question may be old.
-/// So is the attempt of somebody who claims to be a known peer without proving that it was connected before. A
+/// So is the attempt of a channel that claims to be a known peer without proving that it was connected before. A
 /// candidate changes nothing of the peer until its link is there, and until the peer's own link, if any, is gone or has
 /// left a probe unanswered for a second (peer_takeover-inl.hpp).
 class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
  public:
-  /// Somebody who waits for a peer to become usable.
+  /// A caller that waits for a peer to become usable.
   struct Waiter {
     Clock::time_point deadline;
-    /// Told once, when the peer is usable or can't be made so.
+    /// Called once, when the peer is usable or can't be made usable.
     std::function<void(const Failure&)> tell;
-    /// Whether it has ended by itself and needn't be told.
+    /// Whether the wait has ended by itself, so that `tell` needn't be called.
     std::function<bool()> over;
   };
 
@@ -79,10 +79,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// The service that carries questions; its request handler calls `answer`.
   void use(HandshakeService& service, std::string own_init_url);
 
-  /// Tells the waiter - within the call if the peer is usable already at this url - and connects if need be. Where the
-  /// peer is usable at another url, whoever answers at the new one is asked, and connected to unless it is the same.
-  /// @param incarnation 0: whichever answers. Another: who answers at the url is asked first, unless that one is
-  ///   connected, and the waiter is told `errc::peer_restarted` if it is another one.
+  /// Connects if necessary and tells the waiter; within the call if the peer is usable already at this url. If the peer
+  /// is usable at another url, asks at the new one, and connects there unless the same incarnation answers.
+  /// @param incarnation 0: any. Otherwise the directory asks at the url first, unless this incarnation is connected,
+  ///   and tells the waiter `errc::peer_restarted` if another one answers.
   void connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
                std::uint64_t incarnation, Waiter waiter);
   /// Accepts that the peer may be a new incarnation: operations from now on are meant for it.
@@ -104,17 +104,16 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
   /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
-  /// Says what the peer's connection still waits for; empty if no connection is being made.
+  /// Describes the event for which the peer's connection still waits; empty if no connection is being made.
   [[nodiscard]] std::string awaited(std::string_view peer_id) const;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
-  /// How often another channel had, or wanted, the name of one that lives.
+  /// How often another channel had, or claimed, the id of one that lives.
   [[nodiscard]] std::uint64_t identity_conflicts() const noexcept { return identity_conflicts_; }
-  /// How often a known peer was found to be somebody else: restarted, moved.
+  /// How often another incarnation took a known peer's place: it restarted, or moved.
   [[nodiscard]] std::uint64_t peer_replacements() const noexcept { return peer_replacements_; }
 
-  /// Gets the link that the peer has, which is to be fenced as well; null if there is none. Or an error: the channel is
-  /// closed.
+  /// Gets the peer's link, which must be fenced as well; null if there is none. Or an error: the channel is closed.
   using FenceHandler = std::function<void(std::error_code, const std::shared_ptr<Link>&)>;
   /// Calls `then` when nothing lands any more that the peer has started by now and that has not reached its link in
   /// use: within the call, or when the connections that are being made have been made or given up, by `deadline` at the
@@ -317,7 +316,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   mutable std::mutex mutex_;
   std::map<std::string, Peer, std::less<>> peers_;
-  std::uint64_t last_number_ = 0;           ///< Of attempts and probes; never used twice, so that nothing late is taken for something current.
+  /// Of attempts and probes. No number is used twice, so late answers aren't taken for current ones.
+  std::uint64_t last_number_ = 0;
   struct Published {
     std::string peer_id;
     std::weak_ptr<Link> link;

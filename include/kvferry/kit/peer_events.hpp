@@ -15,8 +15,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What has happened to peers and nobody has asked for yet. Where too much waits, the oldest is dropped, and the one behind
-/// it says so.
+/// Events of peers that no call has taken yet. Where too much waits, the oldest is dropped, and the one behind it says
+/// so.
 class PeerEvents final : public WaitQueue<PeerEvent> {
  public:
   /// @param most that wait; at least one does.

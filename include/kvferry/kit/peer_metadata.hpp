@@ -17,7 +17,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What `local_metadata` gives and `connect` takes: whom to ask for a handshake. docs/wire_protocol.md has the fields.
+/// The message of `local_metadata` and `connect`: the place to ask for a handshake. docs/wire_protocol.md has the
+/// fields.
 struct PeerMetadata {
   std::uint64_t version = protocol_version;
   std::string transport;

@@ -16,35 +16,35 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// A connection that can be looked at without waiting for it.
+/// A connection that a thread can poll without waiting.
 class KVFERRY_EXPORT Pollable {
  public:
   enum class Found {
     nothing,
     something,
-    completed,  ///< Something, of which handlers may have become ready to run.
-    released    ///< Not to be looked at any longer: it is closed, or another thread looks at it.
+    completed,  ///< Something moved, and handlers may be ready to run.
+    released    ///< Don't poll it any longer: it is closed, or another thread polls it.
   };
 
   virtual ~Pollable() = default;
-  /// Moves what there is to move. Must not block.
+  /// Moves the available bytes. Must not block.
   virtual Found poll() = 0;
-  /// Nobody looks at it any longer: from now on it has to be woken by an event.
+  /// Called when no thread polls it any longer: from now on an event has to wake it.
   virtual void rest() = 0;
 };
 
-/// The connections that a channel's own I/O threads poll before they sleep: those on which something happened a moment ago.
-/// Bounded by the channel's `PollPolicy`. Thread-safe.
+/// The connections that a channel's own I/O threads poll before they sleep: the ones that were just active. The
+/// channel's `PollPolicy` limits the time. Thread-safe.
 ///
-/// Events cost a system call to be asked for, another to be taken, and a sleeping thread tens of microseconds to wake. A
-/// connection with work on it is spared all of these.
+/// An event costs a system call to request it, another to take it, and tens of microseconds to wake a sleeping thread.
+/// A connection with work on it avoids all of these.
 class KVFERRY_EXPORT Poller {
  public:
   explicit Poller(PollPolicy policy);
 
-  /// Has an I/O thread look at `pollable` until nothing has come of it for as long as the policy says, and for some looks
-  /// (moving what others have takes time, too), and then calls its `rest`.
-  /// @return false if it won't: no I/O thread is awake, or they look at enough already.
+  /// Has an I/O thread poll `pollable` until it has had nothing for the policy's time, and for a few checks (moving the
+  /// bytes of others takes time, too). Then calls its `rest`.
+  /// @return false if no I/O thread is awake, or they poll enough connections already.
   [[nodiscard]] bool watch(std::shared_ptr<Pollable> pollable);
 
   [[nodiscard]] std::chrono::nanoseconds patience() const noexcept { return patience_; }
@@ -52,10 +52,10 @@ class KVFERRY_EXPORT Poller {
   /// @name For the I/O threads
   /// @{
 
-  /// Says that this thread looks at what is watched before it sleeps.
+  /// Announces that this thread polls the watched connections before it sleeps.
   void enter() noexcept;
-  /// Looks until there is nothing left to look at. One thread does; others return at once.
-  /// @param run_ready runs what else there is to run.
+  /// Polls until no connection is left. One thread does; others return at once.
+  /// @param run_ready runs the other work that is ready.
   void look(const std::function<void()>& run_ready);
   /// @}
 
@@ -66,7 +66,7 @@ class KVFERRY_EXPORT Poller {
     int looks_since;
   };
 
-  /// @param now is set anew where something was moved, which takes time.
+  /// @param now updated if something was moved, since that takes time.
   /// @return whether handlers may have become ready to run.
   [[nodiscard]] bool look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point& now);
 

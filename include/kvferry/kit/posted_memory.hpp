@@ -12,7 +12,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Counts the memory that peers take up here with recvs that no send has met: of each peer, and of all peers of a
+/// Counts the memory that this side keeps for peers' recvs that no send has met: for each peer, and for all peers of a
 /// channel.
 class PostedMemory {
  public:
@@ -20,7 +20,7 @@ class PostedMemory {
     std::size_t bytes = 0;
     std::size_t bytes_of_peer = 0;
   };
-  /// Each peer's reserved share, whatever others have taken.
+  /// Each peer's reserved share, even if others have taken the rest.
   static constexpr std::size_t due_bytes = std::size_t{64} << 10;
 
   /// A peer's. Thread-safe.

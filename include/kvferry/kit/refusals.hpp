@@ -18,7 +18,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Counts by error. Thread-safe; for what happens seldom.
+/// Counts by error. Thread-safe; for rare events.
 class CauseCounter {
  public:
   void count(const std::error_code& cause) {
@@ -41,7 +41,7 @@ class CauseCounter {
   std::map<std::error_code, std::uint64_t> counts_;
 };
 
-/// Counts and logs the strangers that a channel turns away at its ports: `ChannelStats::refused_strangers`, and the event
+/// Counts and logs the strangers that a channel refuses at its ports: `ChannelStats::refused_strangers`, and the event
 /// "stranger_refused". Thread-safe.
 class KVFERRY_EXPORT Refusals {
  public:
@@ -49,7 +49,7 @@ class KVFERRY_EXPORT Refusals {
   Refusals(const Refusals&) = delete;
   Refusals& operator=(const Refusals&) = delete;
 
-  /// @param source where the stranger is: an address, or an IPv6 network; may be empty.
+  /// @param source the stranger's address, or IPv6 network; may be empty.
   /// @param why a sentence.
   void count(std::error_code cause, std::string_view source, std::string_view why);
   /// Ordered by cause.

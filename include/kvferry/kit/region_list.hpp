@@ -16,8 +16,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// The regions of a channel at a moment. It never changes; when the channel's regions do, there is another list, and this
-/// one says that it is outdated: who looks regions up often keeps the list and asks for another only then.
+/// An immutable snapshot of the regions of a channel. When the channel's regions change, there is a new list, and this
+/// one is marked as outdated. A caller that looks regions up often keeps the list and gets a new one only then.
 class RegionList {
  public:
   /// @param regions ordered by number. @param next the number that the next region gets.
@@ -39,7 +39,7 @@ class RegionList {
   [[nodiscard]] const std::vector<LocalRegion>& all() const noexcept { return regions_; }
   /// @return null if there is none; `refusal` says why.
   [[nodiscard]] const LocalRegion* find(std::uint32_t number) const noexcept { return find_region(regions_, number); }
-  /// Why there is no region of this number.
+  /// The reason why there is no region of this number.
   [[nodiscard]] errc refusal(std::uint32_t number) const noexcept {
     return number < next_ ? errc::region_gone : errc::unknown_region;
   }

@@ -26,8 +26,8 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// When the time is over, links are broken and operations are stopped.
 class RegionRemovals : public std::enable_shared_from_this<RegionRemovals> {
  public:
-  /// @param forget called when nothing uses a region any more, before its removal ends, without locks: what the transport
-  ///   has registered goes. Null: nothing has to be done.
+  /// @param forget deregisters a region at the transport; called when nothing uses it any more, before its removal
+  ///   ends, without locks. Null: nothing has to be done.
   RegionRemovals(std::shared_ptr<RegionTable> table, std::shared_ptr<OperationRegistry> operations,
                  std::shared_ptr<DeadlineQueue> deadlines, const asio::any_io_executor& executor,
                  std::function<void(std::uint32_t)> forget)
@@ -37,8 +37,8 @@ class RegionRemovals : public std::enable_shared_from_this<RegionRemovals> {
         executor_(executor),
         forget_(std::move(forget)) {}
 
-  /// Takes a region back, or waits with whoever does. If memory is used up on the way, the call ends with
-  /// `std::errc::not_enough_memory`, and another one goes on.
+  /// Takes a region back, or joins a removal under way. If memory is used up, the call ends with
+  /// `std::errc::not_enough_memory`, and another call can go on.
   void remove(std::uint32_t number, Clock::time_point deadline, RemoveRegionCompletion completion,
               const std::shared_ptr<PeerDirectory>& peers);
   /// Ends what is left, and has the later ones end without the executor, which nobody may run any more. To be called when

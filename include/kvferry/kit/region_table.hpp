@@ -21,7 +21,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// A channel's regions. What was removed leaves nothing behind but its number, which is below the next one. Thread-safe.
+/// A channel's regions. Of a removed region only the number remains, which is smaller than the next one. Thread-safe.
 class RegionTable {
  public:
   /// Regions at a time. A handshake that claims more is not one.
@@ -36,9 +36,9 @@ class RegionTable {
     return list_;
   }
 
-  /// @param prepare called with the region as it will be; may throw, and then there is none.
-  /// @param undo called with the region if it is not entered although it has been prepared: memory is used up.
-  /// @throws TransferError `errc::resource_limit`, and what `prepare` throws.
+  /// @param prepare called with the future region; may throw, and then the region is not entered.
+  /// @param undo called with a prepared region that could not be entered because memory is used up.
+  /// @throws TransferError `errc::resource_limit`, and the exceptions of `prepare`.
   template <class Prepare, class Undo>
   std::uint32_t add(const MemoryRegion& region, Prepare prepare, Undo undo) {
     const std::lock_guard adding(adding_mutex_);

@@ -23,7 +23,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// What a channel has of the one that it is a road of (`ChannelOptions::road_of`); the executor is among its options.
+/// The parts that a road's channel gets from the channel to which it belongs (`ChannelOptions::road_of`). The executor
+/// is among its options.
 struct RoadOf {
   std::uint64_t incarnation = 0;
   std::shared_ptr<Logger> logger;
@@ -38,7 +39,7 @@ class Road {
   /// @param channel made with `ChannelOptions::road_of`.
   explicit Road(std::unique_ptr<TransferChannelKit> channel) : channel_(std::move(channel)) {}
 
-  /// Otherwise whoever made the channel has left out what makes it a road.
+  /// Whether the channel has the option that makes it a road. `AutoRoad::make` may have lost it.
   [[nodiscard]] bool is_of(const std::shared_ptr<const RoadOf>& whole) const noexcept {
     return channel_->options().road_of == whole;
   }

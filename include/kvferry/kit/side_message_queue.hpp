@@ -14,8 +14,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Messages that wait for the channel's user, or for the channel to be ready: bounded in bytes by source and in all, and
-/// taken from the sources in turn, so that whoever sends many keeps nobody else waiting. Thread-safe.
+/// Messages that wait for the channel's user, or for the channel to be ready: limited in bytes by source and in all.
+/// They are taken from the sources in turn, so a source with many messages doesn't delay others. Thread-safe.
 class SideMessageQueue {
  public:
   struct Bounds {
@@ -27,7 +27,7 @@ class SideMessageQueue {
   SideMessageQueue(const SideMessageQueue&) = delete;
   SideMessageQueue& operator=(const SideMessageQueue&) = delete;
 
-  /// @param answer what is to be done with the message. @param bytes of the message.
+  /// @param answer handles the message. @param bytes of the message.
   /// @return false if there is no room; then `answer` is as it was.
   [[nodiscard]] bool push(const std::string& source, std::size_t bytes, std::function<void()>& answer);
 

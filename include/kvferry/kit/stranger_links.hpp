@@ -17,8 +17,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// The links of peers that came by themselves, the oldest first: how many of them there may be, and how many
-/// descriptors they may hold, in all and of one source. Not thread-safe.
+/// The links of peers that connected by themselves, the oldest first. Limits their number and their descriptors, in all
+/// and by source. Not thread-safe.
 class StrangerLinks {
  public:
   using Ids = std::list<std::string>;

@@ -46,7 +46,7 @@ struct ObjectRange {
 }
 
 /// An operation whose parts go over several lanes or rails, or as a whole over one of them. It ends with its last part.
-/// If parts are dropped without having ended, because something was thrown, it ends with an error.
+/// If parts are dropped before their end, because of an exception, it ends with an error.
 class KVFERRY_EXPORT StripedOperation {
  public:
   StripedOperation(std::shared_ptr<Operation> operation, std::size_t parts)
@@ -60,8 +60,8 @@ class KVFERRY_EXPORT StripedOperation {
   [[nodiscard]] const std::shared_ptr<Operation>& operation() const noexcept { return operation_; }
   [[nodiscard]] std::size_t parts() const noexcept { return parts_; }
 
-  /// A part has ended; no buffer of it is touched any more. The first error is kept, unless a later one says that bytes
-  /// may still land.
+  /// Reports that a part has ended; no buffer of it is touched any more. The first error is kept, unless a later one
+  /// belongs to `condition::may_still_land`.
   /// @return true if that was the last part and none failed: the caller ends the operation.
   [[nodiscard]] bool part_done(std::error_code cause, std::string why) {
     {

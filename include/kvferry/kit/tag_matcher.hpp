@@ -15,7 +15,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Bounds that both sides keep, so that each can hold the other to them.
+// Bounds that both sides keep, so that each can hold the other to them.
 
 /// Objects in one send or recv.
 inline constexpr std::size_t max_paired_objects = std::size_t{1} << 20;
@@ -25,7 +25,7 @@ inline constexpr std::size_t max_posted_cost = std::size_t{2} << 20;
 /// Matches this side's sends to the peer's recvs by tag, first in first out, in the order in which each
 /// side started them.
 ///
-/// @tparam Post what a posted recv says of its buffers: a container of one element each.
+/// @tparam Post a posted recv's description of its buffers: a container with one element for each.
 template <class Post>
 class TagMatcher {
  public:
@@ -37,7 +37,7 @@ class TagMatcher {
     Post post;
   };
 
-  /// @param order among the sends of a tag, @param id what the match will call it.
+  /// @param order its place among the sends of a tag. @param id its name in the match.
   void add_send(std::uint64_t tag, std::uint64_t order, std::uint64_t id) { sends_[tag].emplace(order, id); }
   void remove_send(std::uint64_t tag, std::uint64_t order) {
     if (const auto it = sends_.find(tag); it != sends_.end()) {
@@ -47,7 +47,7 @@ class TagMatcher {
   }
 
   /// @param recv the peer's id of it; later recvs have larger ones.
-  /// @return false if the recvs that no send has met would take up too much: of this connection, of its peer, or in all.
+  /// @return false if the recvs that no send has met would exceed a limit: of this connection, of its peer, or in all.
   [[nodiscard]] bool add_post(std::uint64_t tag, std::uint64_t recv, Post post) {
     if (cost_of(post.size()) > max_posted_cost - cost_ || !memory_.take(bytes_of(post.size()))) {
       return false;
@@ -95,7 +95,7 @@ class TagMatcher {
   }
 
  private:
-  /// Of a recv, in units of 8 bytes: one for each buffer, and what it takes to keep it.
+  /// The cost of a recv in units of 8 bytes: one for each buffer, and a constant for the recv itself.
   [[nodiscard]] static constexpr std::size_t cost_of(std::size_t buffers) noexcept { return buffers + 24; }
   [[nodiscard]] static constexpr std::size_t bytes_of(std::size_t buffers) noexcept {
     return cost_of(0) * 8 + buffers * sizeof(typename Post::value_type);

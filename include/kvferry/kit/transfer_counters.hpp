@@ -16,7 +16,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Counts what becomes of a channel's operations. Thread-safe.
+/// Counts the outcomes of a channel's operations. Thread-safe.
 ///
 /// An operation takes one addition when it starts and five when it ends, without locks. Only a failure, which is rare,
 /// takes a lock.

@@ -26,9 +26,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Items on their way to the channel's user, in boxes by key: whichever comes first waits, the item or the call for it.
-/// Calls for a key are served in their order, each when all items that it wants are there. Thread-safe; lives in a
-/// shared_ptr.
+/// Items on their way to the channel's user, in boxes by key. An item waits for a call, or a call for an item. Calls
+/// for a key are served in their order, each when all of its items are there. Thread-safe; lives in a shared_ptr.
 template <class Item>
 class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
  public:
@@ -40,7 +39,7 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
   WaitQueue& operator=(const WaitQueue&) = delete;
   virtual ~WaitQueue() = default;
 
-  /// Hands out the next `wanted` items of a key. At the timeout the first call for a key gets what has come.
+  /// Hands out the next `wanted` items of a key. At the timeout the first call for a key gets the items that have come.
   void receive(std::uint64_t key, std::size_t wanted, std::optional<std::chrono::milliseconds> timeout,
                ItemsCompletion completion) {
     std::unique_lock lock(mutex_);

@@ -16,8 +16,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// The meetings that are awaited, each at a listening socket: bounded in all and by source, since whoever reaches the
-/// handshake's port can ask for one. Thread-safe.
+/// The awaited meetings, each with a listening socket. They are limited in all and by source, since any process that
+/// reaches the handshake's port can ask for one. Thread-safe.
 class AwaitedMeetings : public std::enable_shared_from_this<AwaitedMeetings> {
  public:
   /// @param most in all; one source may have three quarters of them.
@@ -30,7 +30,7 @@ class AwaitedMeetings : public std::enable_shared_from_this<AwaitedMeetings> {
     return static_cast<std::size_t>(std::clamp<rlim_t>(descriptors.rlim_cur / 8, 16, 4096));
   }
 
-  /// @param source where the handshake came from. @return to be held as long as the meeting is awaited.
+  /// @param source the origin of the handshake. @return a slot; hold it as long as the meeting is awaited.
   /// @throws TransferError `errc::resource_limit`
   [[nodiscard]] std::shared_ptr<void> enter(const std::string& source) {
     const std::lock_guard lock(mutex_);

@@ -16,12 +16,13 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// The beginning of a side's file: what it tells the other one, who can't write there. The bytes that it sends lie behind, at
-/// `RingFile::words_bytes`. Counts begin at 0 and never wrap. Each is on cache lines of its own.
+/// The beginning of a side's file: its counts for the other side, which can't write there. The sent bytes lie behind
+/// it, at `RingFile::words_bytes`. Counts begin at 0 and never wrap. Each is on cache lines of its own.
 struct RingWords {
   alignas(128) std::uint64_t sent;   ///< Bytes that this side has put into its ring.
   alignas(128) std::uint64_t taken;  ///< Bytes that it has taken out of the other side's.
-  alignas(128) std::uint64_t waiting;  ///< 0: it looks by itself. Else it waits for a bell: another number for each wait, odd if for room, too.
+  alignas(128) std::uint64_t waiting;  ///< 0: it polls. Else it waits for a bell: a new number for each wait, odd if
+                                       ///< also for room.
 };
 
 /// A file in memory with this side's half of a connection's rings, mapped for writing here and nowhere else.
@@ -41,10 +42,11 @@ class RingFile {
   }
   ~RingFile();
 
-  /// Makes one with all of its memory, sealed as `MappedFile` wants it. @param file what the other side is to be passed.
+  /// Makes a file with all of its memory, sealed as `MappedFile` requires.
+  /// @param file gets the descriptor to pass to the other side.
   /// @return an errno.
   [[nodiscard]] static int make(RingFile& made, Descriptor& file);
-  /// Whether a file that a peer has passed can be its half, rather than this one or what would take more memory to map.
+  /// Whether a file that a peer has passed can be its half: it isn't this file, and has the right size.
   [[nodiscard]] bool fits(int peers_file) const noexcept;
 
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
@@ -54,49 +56,50 @@ class RingFile {
   std::uint64_t inode_ = 0;
 };
 
-/// A connection's bytes, through memory that both processes map: a ring for each direction, in the file of the side that sends.
-/// Of what the peer's file says each word is read once, and measured against the ring; bytes are copied out before anybody looks
-/// at them.
+/// Carries a connection's bytes through memory that both processes map: a ring for each direction, in the file of the
+/// sending side. Each word of the peer's file is read once and checked against the ring's size. Bytes are copied out
+/// before they are parsed.
 ///
-/// No call waits. Whoever wants to wait says so (`may_wait`); the other side then has a bell to ring, once, when there is
-/// something (`bell_due`). How it rings is not these rings' business.
+/// No call waits. A thread that is going to wait announces it (`may_wait`). The other side then has to ring a bell,
+/// once, when there is something (`bell_due`). The owner of the rings rings it.
 ///
 /// Thread safety: one thread at a time on either side.
 class ByteRings {
  public:
-  /// @param own, peers of `RingFile::bytes`, and there for as long as this is.
+  /// @param own, peers the two files' memory, `RingFile::bytes` each; it must outlive this.
   ByteRings(std::byte* own, const std::byte* peers) noexcept;
   ByteRings(RingFile own, MappedFile peers) noexcept;
 
-  /// As sendmsg(2). EAGAIN: the ring is full. `tcp::senseless_peer`: the peer's file says what can't be. The memory of `pieces` has to be there.
+  /// As sendmsg(2). EAGAIN: the ring is full. `tcp::senseless_peer`: the peer's file has impossible counts. The memory
+  /// of `pieces` must be mapped.
   [[nodiscard]] ssize_t send(std::span<const iovec> pieces) noexcept;
-  /// The same, of memory that may be gone: the kernel copies. EFAULT: the first byte's is. EINTR: it doesn't copy any more. Only
-  /// where `kernel_copies`.
+  /// The same, for memory that may be missing: the kernel copies. EFAULT: the first byte's memory is missing. EINTR:
+  /// the kernel doesn't copy any more. Only if `kernel_copies`.
   [[nodiscard]] ssize_t send_payload(std::span<const iovec> pieces) noexcept;
-  /// Whether the kernel lets this process have it copy between its own memory and its ring.
+  /// Whether the kernel can copy between this process's memory and its ring, by process_vm_writev(2).
   [[nodiscard]] bool kernel_copies() const noexcept { return kernel_copies_; }
-  /// How many of `wanted` bytes `send` would take, or more. Where the peer's file says what can't be, `send` is to find that out.
+  /// How many of `wanted` bytes `send` would take, or more. `send` reports impossible counts in the peer's file.
   [[nodiscard]] std::size_t room(std::size_t wanted) noexcept;
   /// As recvmsg(2), likewise. EAGAIN: the ring is empty.
   [[nodiscard]] ssize_t receive(std::span<const iovec> pieces) noexcept;
-  /// The same, to memory that may be gone: the kernel copies. EFAULT: the first byte's is.
+  /// The same, to memory that may be missing: the kernel copies. EFAULT: the first byte's memory is missing.
   [[nodiscard]] ssize_t receive_payload(std::span<const iovec> pieces) noexcept;
   [[nodiscard]] bool has_bytes() const noexcept;
-  /// The peer has gone: what it puts into its ring from here on doesn't count.
+  /// Called when the peer has gone: bytes that it puts into its ring later are ignored.
   void end() noexcept { last_sent_ = peers_sent(); }
   /// Whether a descriptor is kept.
   [[nodiscard]] bool by_file() const noexcept { return peers_file_.descriptor() != -1; }
-  /// Whether the peer waits for what was just sent or received, and is to hear a bell.
+  /// Whether the peer waits for the bytes that were just sent, or the room that was just made, and needs a bell.
   [[nodiscard]] bool bell_due() noexcept;
 
-  /// Says that this side is about to wait for the bell: for bytes, and `for_room`. @return false if there are some already; then it has
-  /// said nothing.
+  /// Announces that this side is about to wait for the bell: for bytes, and, with `for_room`, for room.
+  /// @return false if there are bytes or room already; then nothing is announced.
   [[nodiscard]] bool may_wait(bool for_room) noexcept;
-  /// It looks by itself again. A bell that was about to ring may still come.
+  /// Withdraws the announcement: this side polls again. A bell may still come.
   void waits_no_more() noexcept;
 
  private:
-  /// @return bytes that there is room for; nothing, with errno set, as `send`.
+  /// @return the free bytes; nothing, with errno set, as `send`.
   [[nodiscard]] std::optional<std::size_t> room_for(std::uint64_t wanted) noexcept;
   [[nodiscard]] std::uint64_t peers_sent() const noexcept;
 

@@ -7,13 +7,13 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// Which stores a copy is made with.
+/// The kind of a copy's stores.
 enum class Stores {
-  cached,     ///< What is copied is likely to be used next.
-  streaming,  ///< Past the caches: more than they had better be filled with.
+  cached,     ///< The copied bytes are likely to be used next.
+  streaming,  ///< Past the caches: for large copies, which would displace other data.
 };
 
-/// Copies bytes that don't overlap. Afterwards all of them are there for whoever is told so.
+/// Copies bytes that don't overlap. A thread that is told of the end sees all of them.
 void copy(std::byte* to, const std::byte* from, std::size_t bytes, Stores stores) noexcept;
 
 }  // namespace kvferry::shm

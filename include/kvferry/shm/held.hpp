@@ -10,8 +10,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// A part of what all of this process's connections hold at their peers' wish; it is given back at the end.
-/// @tparam Of what it is: a tag.
+/// A share of the resources that all of this process's connections hold for their peers. The destructor gives it back.
+/// @tparam Of the kind of resource: a tag.
 template <class Of>
 class Held {
  public:

@@ -20,14 +20,14 @@ struct PassedDescriptor {
   Held<DescriptorsOfPeers> held;
 };
 
-/// Bytes of peers' files that all connections of this process may have mapped: memory that two channels map counts twice, and what is
-/// beyond would take page tables and addresses without end.
+/// The most bytes of peers' files that all connections of this process may have mapped. Memory that two channels map
+/// counts twice. The limit bounds page tables and addresses.
 [[nodiscard]] std::uint64_t most_mapped_bytes() noexcept;
 
 /// A peer's file in memory, mapped for reading. Nothing that the peer does to it can make an access fault: see `map`.
 class MappedFile {
  public:
-  /// It stays as long as it is, with all pages that it has, and nobody but its owner writes to it.
+  /// These seals: the file keeps its size and all of its pages, and only its owner can write to it.
   static constexpr int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
 
   MappedFile() = default;
@@ -45,19 +45,19 @@ class MappedFile {
   }
   ~MappedFile();
 
-  /// Maps the first `size` bytes. Believes nothing that the peer has said of the file.
-  /// @param most bytes that all of the process may have mapped.
-  /// @return an errno: ENOMEM beyond that; EINVAL if the file is shorter, no file in memory, not sealed, or has holes, which are filled by
-  ///   whoever reads there first, if there is memory.
-  /// @param keep whether the descriptor is kept where it isn't needed for `descriptor`'s reason.
+  /// Maps the first `size` bytes. Doesn't trust the peer's statements about the file.
+  /// @param most the most bytes that the whole process may have mapped.
+  /// @param keep whether to keep the descriptor even if `descriptor` doesn't need it.
+  /// @return an errno: ENOMEM beyond `most`; EINVAL if the file is shorter, is no file in memory, isn't sealed, or has
+  ///   holes. (The first reader of a hole fills it, if there is memory.)
   enum class Keep { mapping, file };
   [[nodiscard]] static int map(PassedDescriptor passed, std::uint64_t size, MappedFile& mapped,
                                std::uint64_t most = most_mapped_bytes(), Keep keep = Keep::mapping);
 
   [[nodiscard]] const std::byte* data() const noexcept { return data_; }
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
-  /// Of the file, if it is kept: where it was asked for, or the kernel refuses process_vm_readv(2), which copies out of the mapping as
-  /// well; else -1.
+  /// The file's descriptor, if it is kept: because `map` was asked to, or because the kernel refuses
+  /// process_vm_readv(2), which would copy out of the mapping; else -1.
   [[nodiscard]] int descriptor() const noexcept { return file_.file.get(); }
 
  private:

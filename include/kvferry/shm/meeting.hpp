@@ -28,12 +28,12 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// What each side says on a connection before the welcome, which is TCP's.
+/// The messages of both sides on a connection before the welcome, which is TCP's.
 struct Greeting {
   static constexpr std::uint64_t dialing = 0x4f4c4c45484d4853;    // "SHMHELLO"
   static constexpr std::uint64_t accepting = 0x5245574e414d4853;  // "SHMANWER"
   static constexpr std::uint64_t settled = 0x444c5454534d4853;    // "SHMSTTLD"
-  /// The same, from who has mapped the ring that came with the answer, and passes its own.
+  /// The same, from a side that has mapped the ring that came with the answer, and passes its own.
   static constexpr std::uint64_t settled_with_ring = 0x53474e49524d4853;  // "SHMRINGS"
 
   std::uint64_t magic = dialing;
@@ -41,18 +41,18 @@ struct Greeting {
   Reach reach;  ///< Whether the sender can read the receiver's memory; not known yet in the dialing side's first one.
   std::uint64_t incarnation = 0;  ///< The sender's.
   tcp::Secret secret{};
-  std::uint64_t proof_address = 0;  ///< Where the sender's memory has ...
-  tcp::Secret proof{};              ///< ... these bytes. To be read by who can.
+  std::uint64_t proof_address = 0;  ///< The address in the sender's memory of ...
+  tcp::Secret proof{};              ///< ... these bytes, for the receiver to read.
 };
 static_assert(sizeof(Greeting) == 64);
 static_assert(sizeof(tcp::Hello) == sizeof(Greeting));
 
-/// The welcome's `reserved`: what follows goes through rings. A peer that knows of none leaves it 0.
+/// The welcome's `reserved`: later bytes go through rings. A peer without support for rings leaves it 0.
 inline constexpr std::uint32_t welcome_to_rings = 1;
 
 /// The accepting side's endpoint, in the handshake's answer. The dialing side has none.
 struct AcceptEndpoint {
-  Bytes name;  ///< Of an abstract socket that is there for this attempt alone.
+  Bytes name;  ///< The name of an abstract socket that exists only for this attempt.
   Bytes dial_secret;
   Bytes accept_secret;
 
@@ -64,7 +64,7 @@ struct AcceptEndpoint {
   }
 };
 
-/// What all meetings of a channel have in common.
+/// The parts that all meetings of a channel share.
 struct MeetingOptions {
   std::uint64_t incarnation = 0;
   std::vector<std::uint32_t> allowed_users;  ///< Besides this process's own.
@@ -100,7 +100,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   void fail(std::error_code cause, std::string why);
 
  private:
-  /// A connection that hasn't shown yet whose it is.
+  /// A connection that hasn't shown the secret yet.
   struct Candidate {
     explicit Candidate(asio::posix::stream_descriptor connection) : socket(std::move(connection)) {}
     Candidate(const Candidate&) = delete;
@@ -115,7 +115,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
     PassedDescriptors passed;  ///< What came with the bytes.
   };
   enum class Awaited { hello, answer, settled, welcome };
-  /// What is to be done without the mutex.
+  /// Work to be done without the mutex.
   enum class Next { wait, finish };
 
   void wait_for_connections();

@@ -27,21 +27,21 @@ struct Reach {
   static constexpr std::uint32_t unknown = 0x10000;
   static constexpr std::uint32_t switched_off = 0x10001;
   static constexpr std::uint32_t other_namespace = 0x10002;  ///< Of process ids.
-  static constexpr std::uint32_t other_process = 0x10003;    ///< Somebody else's memory is there.
-  static constexpr std::uint32_t other_user = 0x10004;       ///< Whose memory this process might read for him.
+  static constexpr std::uint32_t other_process = 0x10003;    ///< The memory there is another process's.
+  static constexpr std::uint32_t other_user = 0x10004;       ///< This process may have rights that the peer lacks.
 
   std::uint32_t value = unknown;
 
   [[nodiscard]] bool possible() const noexcept { return value == 0; }
-  /// Why not, for people. Takes what the system says of itself.
+  /// The reason why not, for people; takes the system's settings into account.
   [[nodiscard]] std::string reason() const;
 };
 
-/// Bytes in this process's memory by which a peer finds out whether it is this process's memory that it reads. The same
-/// for as long as the process lives.
+/// Bytes in this process's memory. By them a peer finds out whether it reads this process's memory. They never change
+/// while the process lives.
 [[nodiscard]] const tcp::Secret& proof_of_memory();
 
-/// What went past the sockets of a channel.
+/// The bytes that didn't go through the sockets of a channel.
 struct MemoryTraffic {
   tcp::LaneTraffic read;    ///< From the memory of processes.
   tcp::LaneTraffic mapped;  ///< From regions that are mapped.
@@ -53,9 +53,9 @@ class ProcessMemory final : public tcp::PeerMemory {
   ProcessMemory(std::int64_t pid, std::uint64_t least_bytes, std::shared_ptr<MemoryTraffic> traffic)
       : pid_(pid), least_bytes_(least_bytes), traffic_(std::move(traffic)) {}
 
-  /// Reads the peer's proof, where the memory says. Called once, before the link begins.
+  /// Reads the peer's proof at its address. Called once, before the link begins.
   [[nodiscard]] Reach try_to_read(const OpenMemory& memory, const tcp::Secret& proof);
-  /// What is known when the link begins.
+  /// The facts that are known when the link begins.
   void begin(const std::shared_ptr<UnixSocket>& socket, bool readable, bool read_by_peer);
 
   [[nodiscard]] bool fetches() const noexcept override { return readable_ || mapped_.any(); }

@@ -24,7 +24,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// This side's regions, as a peer reads them by itself. One thread at a time, but for `path`.
+/// This side's regions that a peer reads by itself. One thread at a time, except for `path`.
 class HandedRegions {
  public:
   using Share = tcp::PeerMemory::Share;
@@ -63,7 +63,7 @@ class HandedRegions {
   std::string why_not_;  ///< The first one's.
 };
 
-/// A peer's regions that this side reads by itself. One thread at a time, but for `path` and `reads`.
+/// A peer's regions that this side reads by itself. One thread at a time, except for `path` and `reads`.
 class MappedRegions {
  public:
   using Share = tcp::PeerMemory::Share;
@@ -81,9 +81,9 @@ class MappedRegions {
   [[nodiscard]] bool reads(std::uint32_t number) const noexcept {
     return number < 64 && ((low_numbers_.load(std::memory_order_relaxed) >> number) & 1) != 0;
   }
-  /// Where these lie here. @return false if not all of them do.
+  /// Translates these pieces to this process's addresses. @return false if not all of them are mapped here.
   [[nodiscard]] bool find(std::span<const tcp::Reference> references, std::vector<iovec>& pieces) const;
-  /// Has the kernel copy what lies in mapped memory to memory that may be gone. @return `all` or `unwritable`.
+  /// Has the kernel copy from mapped memory to memory that may be missing. @return `all` or `unwritable`.
   [[nodiscard]] tcp::PeerMemory::Fetched read(std::span<const iovec> from, std::span<const iovec> to) const;
   [[nodiscard]] std::string path() const;
 

@@ -20,7 +20,7 @@ namespace kvferry::inline KVFERRY_ABI::shm {
 struct SharedArea {
   const std::byte* data = nullptr;
   std::size_t size = 0;
-  std::weak_ptr<const Descriptor> file;  ///< Opened for reading alone. Who keeps it open keeps the memory.
+  std::weak_ptr<const Descriptor> file;  ///< Opened for reading only. An open descriptor keeps the memory.
   std::uint64_t inode = 0;               ///< Of the file.
 };
 
@@ -44,10 +44,10 @@ class SharedAreas {
   std::atomic<std::uint64_t> generation_{1};
 };
 
-/// What one thread at a time asks of them.
+/// One thread's questions about these areas.
 class SharedAreasView {
  public:
-  /// Whether all of these pieces lie in shared memory of this process's: it is there, and may be read and written.
+  /// Whether all of these pieces lie in shared memory of this process. Such memory exists and may be read and written.
   [[nodiscard]] bool cover(std::span<const iovec> pieces);
   /// @return null if that isn't the whole of one.
   [[nodiscard]] const SharedArea* whole(const std::byte* data, std::size_t size);

@@ -19,15 +19,15 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// The memory of another process, by a descriptor that is of no use any more when the process has died or runs another
+/// The memory of another process, by a descriptor that doesn't work any more when the process has ended or runs another
 /// program.
 struct OpenMemory {
-  Descriptor file;                ///< /proc/PID/mem; none where it can't be opened, or there is no need of it.
-  std::uint64_t known_place = 0;  ///< Where there is memory for as long as the program runs.
+  Descriptor file;                ///< /proc/PID/mem; none if it can't be opened, or isn't needed.
+  std::uint64_t known_place = 0;  ///< An address that is mapped for as long as the program runs.
 
   explicit operator bool() const noexcept { return static_cast<bool>(file); }
 };
-/// @param user who has to own it. @return with errno set and without a file if that can't be.
+/// @param user the user who must own it. @return without a file, and with errno set, if it can't be opened.
 [[nodiscard]] OpenMemory open_memory(std::int64_t pid, std::uint32_t user, std::uint64_t known_place);
 
 /// As recvmsg(2), which doesn't wait. Descriptors that come with the bytes are closed.
@@ -37,17 +37,18 @@ struct OpenMemory {
 /// `tcp::PeerMemory::max_mapped`.
 [[nodiscard]] ssize_t send_with(int socket, std::span<iovec> pieces, std::span<const int> descriptors);
 
-/// Ends a connection to a peer, or has a socket listen no longer, before it is closed: reads what has come, as `receive_bytes`. What
-/// nobody has read the kernel closes with the socket.
+/// Ends a connection to a peer, or a socket's listening, before the socket is closed. Reads all bytes that have come,
+/// with `receive_bytes`; the kernel would close unread descriptors with the socket.
 void read_empty(int socket) noexcept;
 void refuse_all(int listening) noexcept;
 
-/// Descriptors of files in memory that have come over a Unix-domain socket, and that nobody has taken.
+/// Descriptors of files in memory that have come over a Unix-domain socket and have not been taken yet.
 class PassedDescriptors {
  public:
-  /// As recvmsg(2), which doesn't wait, and keeps what comes with the bytes. -1 with EPROTO if that is anything else, or
-  /// more than an honest peer sends ahead. Where all connections together have a quarter of the process's descriptors, what comes is
-  /// closed. @param most that may be there then.
+  /// As recvmsg(2) without waiting; keeps the descriptors that come with the bytes. -1 with EPROTO if anything else
+  /// comes, or more descriptors than an honest peer sends ahead. If all connections together hold a quarter of the
+  /// process's descriptors, new ones are closed.
+  /// @param most the most descriptors that may wait here.
   [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces, std::size_t most = tcp::PeerMemory::max_mapped);
   /// @return the one of the file with this inode; none if it isn't there.
   [[nodiscard]] PassedDescriptor take(std::uint64_t inode);
@@ -58,12 +59,12 @@ class PassedDescriptors {
   std::vector<PassedDescriptor> descriptors_;
 };
 
-/// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process. With `ByteRings` the link's
-/// bytes go through these. The socket then brings descriptors, and bells: bytes that say nothing but that something has
-/// happened in the rings. And it ends: what is in the rings then still counts.
+/// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process. With
+/// `ByteRings` the link's bytes go through the rings. The socket then brings descriptors, and bells: bytes that only
+/// announce a change in the rings. When the socket ends, bytes that are in the rings still count.
 class UnixSocket final : public tcp::Socket {
  public:
-  /// @param by_socket so many of the first bytes that are sent go through the socket all the same.
+  /// @param by_socket how many of the first sent bytes go through the socket nevertheless.
   UnixSocket(int descriptor, OpenMemory memory, PassedDescriptors passed = {}, std::unique_ptr<ByteRings> rings = nullptr,
              std::size_t by_socket = 0) noexcept
       : Socket(descriptor),
@@ -87,14 +88,14 @@ class UnixSocket final : public tcp::Socket {
 
   /// A Unix-domain socket has no MSG_TRUNC that drops bytes of a stream.
   [[nodiscard]] ssize_t discard(std::size_t bytes) override;
-  /// The peer must see the end before the buffers change that it may be reading.
+  /// The peer may be reading buffers: it must see the end before they change.
   void operations_end() const noexcept override { shut(); }
   [[nodiscard]] std::size_t descriptors() const noexcept override {
     return std::size_t{1} + (memory_ ? 1 : 0) + (rings_ && rings_->by_file() ? 1 : 0);
   }
   [[nodiscard]] bool by_cpu() const noexcept override { return rings_ != nullptr; }
   [[nodiscard]] bool to_buffer() const noexcept override { return false; }
-  /// A bell whose bytes have come is to be taken from the socket before that is waited for.
+  /// Bells that have come must be taken from the socket before a thread waits for it.
   [[nodiscard]] bool over() const noexcept override { return rings_ && (look_ || rings_->has_bytes()); }
   [[nodiscard]] std::size_t room(std::size_t wanted) noexcept override {
     return rings_ && by_socket_ == 0 ? rings_->room(wanted) : wanted;
@@ -104,15 +105,15 @@ class UnixSocket final : public tcp::Socket {
   [[nodiscard]] bool may_wait(bool for_room) noexcept override;
   void woken() noexcept override { look_ = true; }
 
-  /// Has a descriptor go with the next bytes that are sent. By the thread that sends, as `take_passed` by the one that receives.
+  /// Sends a descriptor with the next bytes. For the sending thread; `take_passed` is for the receiving one.
   void pass(std::shared_ptr<const Descriptor> passed) { to_pass_.push_back(std::move(passed)); }
-  /// @return the descriptor of the file with this inode, if it has come; nobody has it then.
+  /// @return the descriptor of the file with this inode, if it has come; the caller owns it.
   [[nodiscard]] PassedDescriptor take_passed(std::uint64_t inode);
 
   /// Whether the peer has hung up, or the connection is broken.
   [[nodiscard]] bool hung_up() const noexcept;
   enum class Peer { there, hung_up, dead };
-  /// Whether the peer's process has lived, with the program that it had, and kept the connection, until now.
+  /// Whether the peer's process still lives, with the same program, and has kept the connection.
   [[nodiscard]] Peer peer() const noexcept;
 
  private:
@@ -126,7 +127,7 @@ class UnixSocket final : public tcp::Socket {
       ring();
     }
   }
-  /// Takes what has come by the socket itself. @return whether there may be more.
+  /// Takes the bytes and descriptors that have come by the socket itself. @return whether there may be more.
   bool look();
 
   const OpenMemory memory_;
@@ -142,7 +143,7 @@ class UnixSocket final : public tcp::Socket {
   int error_ = 0;                           ///< Of the socket, which nobody has been told yet.
 };
 
-/// Who is at the other end of a connection, or listens there, according to the kernel.
+/// The process at the other end of a connection, or the listening one, according to the kernel.
 struct PeerProcess {
   std::int64_t pid = 0;  ///< 0: in a namespace of process ids that this process can't see.
   std::uint32_t user = 0;
@@ -153,8 +154,8 @@ struct PeerProcess {
 /// The bytes of an abstract socket's name, which has no file.
 inline constexpr std::size_t name_bytes = 24;
 
-/// Opens a socket that programs which this process starts don't inherit, and which doesn't block, and listens at an
-/// abstract name. @throws TransferError with the errno.
+/// Opens a socket that doesn't block and that started programs don't inherit, and listens at an abstract name.
+/// @throws TransferError with the errno.
 [[nodiscard]] Descriptor listen_at(const std::vector<std::byte>& name);
 /// The same, connected to that name.
 [[nodiscard]] Descriptor connect_to(const std::vector<std::byte>& name);

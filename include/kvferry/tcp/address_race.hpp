@@ -18,9 +18,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Connects to the first of several addresses that takes a connection (RFC 8305, "Happy Eyeballs"): each is tried a
-/// quarter of a second after the one before it, or as soon as that has failed, and those before it may still answer
-/// meanwhile. So an address from which nothing comes costs a quarter of a second, not the deadline.
+/// Connects to the first of several addresses that accepts a connection (RFC 8305, "Happy Eyeballs"). Each is tried a
+/// quarter of a second after the one before it, or as soon as that one has failed; earlier ones may still answer
+/// meanwhile. So a silent address costs a quarter of a second, not the whole timeout.
 class AddressRace : public std::enable_shared_from_this<AddressRace> {
  public:
   using Endpoint = asio::ip::tcp::endpoint;
@@ -34,7 +34,7 @@ class AddressRace : public std::enable_shared_from_this<AddressRace> {
   AddressRace(const asio::any_io_executor& executor, std::vector<Endpoint> candidates, Handler on_end);
 
   void start();
-  /// Gives up. `on_end` is not called any more, unless it is being called.
+  /// Gives up. `on_end` is not called any more, unless a call is under way.
   void stop();
 
  private:

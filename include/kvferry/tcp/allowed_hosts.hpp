@@ -10,7 +10,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Where a peer may have its data connections: what `TcpOptions::allowed_hosts` says.
+/// The hosts at which a peer may accept data connections, from `TcpOptions::allowed_hosts`.
 class AllowedHosts {
  public:
   AllowedHosts() = default;

@@ -15,24 +15,10 @@
 #include <algorithm>
 #include <bit>
 
-#if KVFERRY_WIDE_XXH3
-#include <kvferry/tcp/wide_xxh3.hpp>
-#endif
+#include <kvferry/detail/xxh3.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
-
-KVFERRY_INLINE std::uint64_t xxh3_of(const void* bytes, std::size_t size) noexcept {
-#if KVFERRY_WIDE_XXH3
-  static const auto widest = __builtin_cpu_supports("avx512f") ? xxh3_avx512
-                             : __builtin_cpu_supports("avx2")  ? xxh3_avx2
-                                                               : nullptr;
-  if (widest != nullptr) {
-    return widest(bytes, size);
-  }
-#endif
-  return XXH3_64bits(bytes, size);
-}
 
 /// Takes bytes out of pieces of memory, one run behind the other.
 class RunsOfBytes {
@@ -43,7 +29,7 @@ class RunsOfBytes {
   [[nodiscard]] std::uint64_t sum_of_next(std::size_t length) noexcept {
     iovec part = next(length);
     if (part.iov_len == length) {
-      return xxh3_of(part.iov_base, part.iov_len);
+      return xxh3_of({&part, 1});
     }
     XXH3_state_t state;
     XXH3_64bits_reset(&state);

@@ -19,8 +19,8 @@ void take_checksums(std::span<const iovec> memory, std::span<Checksum> checksums
 
 /// Finds out which checksums of a frame differ from the bytes that have landed in `memory`.
 ///
-/// What is overwritten within its own frame can't be compared any more: where pieces of `memory` overlap, no difference
-/// is found in those checksums' bytes.
+/// Bytes that their own frame overwrites can't be compared. If pieces of `memory` overlap, their checksums never
+/// differ.
 /// @return their numbers, rising; none as a rule.
 [[nodiscard]] std::vector<std::size_t> differing_checksums(std::span<const iovec> memory,
                                                            std::span<const Checksum> checksums);
@@ -30,7 +30,7 @@ class ObjectSet {
  public:
   static constexpr std::size_t of_a_descriptor = 8 * sizeof(Descriptor);
 
-  /// How many descriptors tell of so many objects.
+  /// How many descriptors hold the bits of so many objects.
   [[nodiscard]] static constexpr std::size_t descriptors_for(std::size_t objects) noexcept {
     return (objects + of_a_descriptor - 1) / of_a_descriptor;
   }

@@ -3,6 +3,7 @@
 
 #include <kvferry/tcp/data_acceptor.hpp>
 
+#include <asio/buffer.hpp>
 #include <asio/ip/v6_only.hpp>
 
 #include <algorithm>
@@ -36,6 +37,8 @@ inline constexpr std::size_t max_expected = std::size_t{1} << 14;
 
 /// A connection that has not said its hello costs a descriptor.
 KVFERRY_INLINE std::size_t max_greetings() { return share_of_descriptors(4, 16, 4096); }
+/// A peer of this project's has the end of TLS's handshake and its hello under way when its certificate is refused: a few KiB.
+inline constexpr std::size_t max_past_refusal = std::size_t{64} << 10;
 /// How long accepting rests when the process is out of file descriptors.
 inline constexpr std::chrono::milliseconds accept_pause{100};
 
@@ -111,6 +114,8 @@ struct DataAcceptor::Greeting {
   /// It isn't one of the greetings any more: the thread that is at it closes it.
   bool dropped = false;
   bool comes_again = false;  ///< It is told so first.
+  bool refused = false;      ///< It is being told what is wrong with its certificate, and has said since then ...
+  std::size_t past_refusal = 0;  ///< ... so many bytes.
 };
 
 KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor, LinkOptions options,
@@ -139,7 +144,8 @@ KVFERRY_INLINE std::uint16_t DataAcceptor::port() const {
 }
 
 KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost> host, std::size_t lanes,
-                                                   kit::Clock::time_point deadline, kit::LinkHandler on_link) {
+                                                   kit::Clock::time_point deadline, kit::LinkHandler on_link,
+                                                   const CertificateHash& certificate) {
   auto expected = std::make_shared<Expected>(executor_, lanes);
   expected->host = std::move(host);
   expected->on_link = std::move(on_link);
@@ -151,7 +157,14 @@ KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost
   if (options_.tls) {
     expected->tls_key = random_tls_key();
     endpoint.tls_identity.emplace(expected->tls_key->identity.begin(), expected->tls_key->identity.end());
-    endpoint.tls_secret.emplace(expected->tls_key->secret.begin(), expected->tls_key->secret.end());
+    if (options_.certificates) {
+      expected->tls_key->certificates = options_.certificates->current();
+      expected->tls_key->peers_certificate = certificate;
+      const CertificateHash& own = expected->tls_key->certificates->hash();
+      endpoint.certificate.emplace(own.begin(), own.end());
+    } else {
+      endpoint.tls_secret.emplace(expected->tls_key->secret.begin(), expected->tls_key->secret.end());
+    }
   }
 
   std::unique_lock lock(mutex_);
@@ -235,7 +248,9 @@ KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
   greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
     const std::lock_guard lock(self->mutex_);
     if (const auto late = weak.lock(); late && !aborted) {
-      self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+      if (!late->refused) {
+        self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+      }
       self->drop(late);
     }
   });
@@ -302,7 +317,7 @@ KVFERRY_INLINE void DataAcceptor::abandon(const std::shared_ptr<Expected>& expec
 }
 
 KVFERRY_INLINE void DataAcceptor::wait_for_hello(const std::shared_ptr<Greeting>& greeting) {
-  greeting->connection.socket.async_wait(tcp::socket::wait_read,
+  greeting->connection.socket.async_wait(greeting->connection.next_event(),
                                          [self = shared_from_this(), greeting](std::error_code ec) {
                                            if (!ec) {
                                              self->read_hello(greeting);
@@ -334,17 +349,50 @@ KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& gr
     wait_for_hello(greeting);
   } else if (ec) {
     if (ec == errc::authentication_failed) {
-      refusals_->count(errc::authentication_failed, greeting->source,
-                       "a data connection isn't encrypted with the key of a handshake");
+      refuse(greeting);
+    } else {
+      drop(greeting);
     }
-    drop(greeting);
   } else {
     admit(greeting, lock);
   }
 }
 
+KVFERRY_INLINE void DataAcceptor::refuse(const std::shared_ptr<Greeting>& greeting) {
+  refusals_->count(errc::authentication_failed, greeting->source, why_refused(*greeting));
+  const auto& connection = greeting->connection;
+  if (!connection.tls || !connection.tls->refuses_certificate()) {
+    drop(greeting);
+    return;
+  }
+  // Its hello is on its way. A socket that is closed with that unread resets the connection, and what was said may be lost.
+  std::error_code ignored;
+  greeting->refused = true;
+  greeting->connection.socket.shutdown(tcp::socket::shutdown_send, ignored);
+  wait_for_hello(greeting);
+}
+
+KVFERRY_INLINE std::string DataAcceptor::why_refused(const Greeting& greeting) const {
+  const auto& tls = greeting.connection.tls;
+  const std::string why = tls ? tls->why() : std::string();
+  if (why.empty()) {
+    return options_.certificates ? "a data connection is of no handshake, or not with certificates"
+                                 : "a data connection isn't encrypted with the key of a handshake";
+  }
+  const auto expected = std::ranges::find_if(expected_, [&tls](const auto& candidate) {
+    return candidate->tls_key && candidate->tls_key->identity == tls->identity();
+  });
+  return "a data connection of " +
+         (expected == expected_.end() ? "a peer that has given up"
+                                      : "peer " + in_quotes((*expected)->host->peer().id)) +
+         ": " + why;
+}
+
 KVFERRY_INLINE std::error_code DataAcceptor::receive_hello(Greeting& greeting) {
   DataConnection& connection = greeting.connection;
+  if (greeting.refused) {
+    return read_past_refusal(greeting);
+  }
   if (options_.tls) {
     if (const auto ec = connection.tls ? std::error_code() : receive_opening(greeting)) {
       return ec;
@@ -358,6 +406,19 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_hello(Greeting& greeting) {
     greeting.received += connection.read_some(std::span(greeting.bytes).subspan(greeting.received), ec);
   }
   return ec;
+}
+
+/// One piece each time: whoever says more and more must not keep the thread from others, nor from what has become of the
+/// connection meanwhile.
+KVFERRY_INLINE std::error_code DataAcceptor::read_past_refusal(Greeting& greeting) {
+  std::array<std::byte, max_past_refusal / 4> unread;
+  std::error_code ec;
+  greeting.past_refusal += greeting.connection.socket.read_some(asio::buffer(unread), ec);
+  if (ec) {
+    return ec;
+  }
+  return greeting.past_refusal > max_past_refusal ? make_error_code(errc::resource_limit)
+                                                  : std::error_code(asio::error::would_block);
 }
 
 /// Nothing is set aside for a connection before it has said what TLS's begin with. Who then shows no key of a

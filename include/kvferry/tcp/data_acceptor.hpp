@@ -17,6 +17,7 @@
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/refusals.hpp>
 
+#include <kvferry/tcp/certificates.hpp>
 #include <kvferry/tcp/hello.hpp>
 #include <kvferry/tcp/tcp_link.hpp>
 #include <kvferry/tcp/tls_stream.hpp>
@@ -30,26 +31,29 @@ struct LinkOptions {
   std::chrono::milliseconds hello_timeout{0};
   TcpLink::Options link;
   SocketOptions socket;
-  std::shared_ptr<TlsContext> tls = nullptr;  ///< Null: data connections are not encrypted.
+  std::shared_ptr<TlsContext> tls = nullptr;             ///< Null: data connections are not encrypted.
+  std::shared_ptr<Certificates> certificates = nullptr;  ///< Null: none are shown, and the handshake's key encrypts.
 };
 
-/// Accepts data connections, has each prove within a time that it belongs to a handshake, and makes a link of those
-/// that belong together. Connections that prove nothing are bounded in number, by source and in all; the oldest gives
-/// way and is told to come again. What handshakes have announced doesn't count against its source.
+/// Accepts data connections. Each has to prove in time that it belongs to a handshake; connections that belong together
+/// become a link. The number of connections without a proof is limited, by source and in all; the oldest gives way and
+/// is told to connect again. Connections that handshakes have announced don't count against their source.
 class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
  public:
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);
 
   /// @param host an address or name; `*` for all addresses. @param port 0 for any. @param lookup_timeout of a name.
-  /// @throws TransferError with the errno of what failed, naming the address; `errc::timed_out` for a name.
+  /// @throws TransferError with the errno of the failure, naming the address; `errc::timed_out` for a name.
   void listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout);
   [[nodiscard]] std::uint16_t port() const;
 
-  /// A handshake took place: hellos with the secret that is returned make up its link.
+  /// Called for each handshake: hellos with the returned secret form its link.
+  /// @param certificate the hash that the dialing side has told, if this side has certificates.
   [[nodiscard]] AcceptEndpoint expect(std::shared_ptr<kit::LinkHost> host, std::size_t lanes,
-                                      kit::Clock::time_point deadline, kit::LinkHandler on_link);
+                                      kit::Clock::time_point deadline, kit::LinkHandler on_link,
+                                      const CertificateHash& certificate = {});
 
-  /// Stops listening and drops what is not part of a link yet.
+  /// Stops listening and drops connections that are not part of a link yet.
   void close();
 
  private:
@@ -62,6 +66,9 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   /// @return an error that is no `would_block`: it is none of a peer's.
   [[nodiscard]] std::error_code receive_hello(Greeting& greeting);
   [[nodiscard]] std::error_code receive_opening(Greeting& greeting);
+  [[nodiscard]] std::error_code read_past_refusal(Greeting& greeting);
+  void refuse(const std::shared_ptr<Greeting>& greeting);
+  [[nodiscard]] std::string why_refused(const Greeting& greeting) const;
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
   void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
   void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);

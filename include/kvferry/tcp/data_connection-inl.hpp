@@ -17,6 +17,10 @@ KVFERRY_INLINE std::size_t DataConnection::read_some(std::span<std::byte> to, st
     return socket.read_some(asio::buffer(to.data(), to.size()), ec);
   }
   ec.clear();
+  if (tls->holds_back() && tls->flush() != 0) {
+    ec = {errno, asio::error::get_system_category()};
+    return 0;
+  }
   const ssize_t received = tls->receive(to);
   if (received > 0) {
     return static_cast<std::size_t>(received);
@@ -41,7 +45,7 @@ KVFERRY_INLINE void DataConnection::write(std::span<const std::byte> bytes, std:
   }
   // What is read is only read.
   const std::array pieces{iovec{const_cast<std::byte*>(bytes.data()), bytes.size()}};
-  if (tls->send(pieces) < 0 || (tls->holds_back() && tls->flush() != 0)) {
+  if (tls->send(pieces) < 0 || (tls->holds_back() && tls->flush() != 0 && errno != EAGAIN)) {
     ec = {errno, asio::error::get_system_category()};
   }
 }

@@ -12,15 +12,20 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// A data connection before a lane has it: a socket that doesn't block, and what encrypts it.
+/// A data connection before a lane has it: a socket that doesn't block, and its encryption.
 struct DataConnection {
   asio::ip::tcp::socket socket;
-  std::unique_ptr<TlsStream> tls = nullptr;  ///< Null: nothing does.
+  std::unique_ptr<TlsStream> tls = nullptr;  ///< Null: not encrypted.
 
-  /// @param ec would_block: the socket has to become readable first; asio::error::eof; else what failed.
+  /// @param ec would_block: the socket has to be as `next_event` says first; asio::error::eof; else what failed.
   [[nodiscard]] std::size_t read_some(std::span<std::byte> to, std::error_code& ec);
-  /// The first bytes on a connection always fit its send buffer: if they don't, that is an error.
+  /// The first bytes on a connection always fit its send buffer: if they don't, that is an error. Behind certificates they
+  /// may not: what is left of them then goes with the next `read_some`.
   void write(std::span<const std::byte> bytes, std::error_code& ec);
+  /// What to wait for.
+  [[nodiscard]] asio::ip::tcp::socket::wait_type next_event() const noexcept {
+    return tls && tls->holds_back() ? asio::ip::tcp::socket::wait_write : asio::ip::tcp::socket::wait_read;
+  }
   void close();
 };
 

@@ -50,11 +50,13 @@ struct DataDialer::LaneDial {
 
 KVFERRY_INLINE DataDialer::DataDialer(const asio::any_io_executor& executor, LinkOptions options,
                                       std::shared_ptr<kit::LinkHost> host, AcceptEndpoint endpoint,
-                                      std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link)
+                                      std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link,
+                                      std::shared_ptr<const TlsCertificates> certificates)
     : executor_(executor),
       options_(std::move(options)),
       host_(std::move(host)),
       endpoint_(std::move(endpoint)),
+      certificates_(std::move(certificates)),
       lookups_(std::move(lookups)),
       on_link_(std::move(on_link)),
       timer_(executor) {}
@@ -173,12 +175,17 @@ KVFERRY_INLINE bool DataDialer::was_told_to_come_again(const LaneDial& lane) {
 
 KVFERRY_INLINE void DataDialer::begin(LaneDial& lane, std::error_code& ec) {
   prepare_socket(lane.connection.socket, options_.socket, ec);
-  if (ec || !endpoint_.tls_secret) {
+  if (ec || !endpoint_.tls_identity) {
     return;
   }
   TlsKey key;
   std::ranges::copy(*endpoint_.tls_identity, key.identity.begin());
-  std::ranges::copy(*endpoint_.tls_secret, key.secret.begin());
+  if (certificates_) {
+    key.certificates = certificates_;
+    std::ranges::copy(*endpoint_.certificate, key.peers_certificate.begin());
+  } else {
+    std::ranges::copy(*endpoint_.tls_secret, key.secret.begin());
+  }
   try {
     lane.connection.tls = options_.tls->dial(lane.connection.socket.native_handle(), key);
   } catch (const std::bad_alloc&) {
@@ -197,6 +204,7 @@ KVFERRY_INLINE void DataDialer::send_hello(LaneDial& lane, std::error_code& ec) 
 
 KVFERRY_INLINE void DataDialer::greet(const std::shared_ptr<LaneDial>& lane) {
   std::error_code ec;
+  std::string why;
   {
     const std::lock_guard lock(mutex_);
     if (!on_link_) {
@@ -224,9 +232,12 @@ KVFERRY_INLINE void DataDialer::greet(const std::shared_ptr<LaneDial>& lane) {
       come_again(lane);
       return;
     }
+    why = tls == nullptr ? std::string() : tls->why();
   }
   if (ec == asio::error::eof) {
     fail(errc::peer_closed, where() + " was closed within TLS's handshake");
+  } else if (ec == errc::authentication_failed && certificates_) {
+    fail(ec, where() + ": " + (why.empty() ? "it isn't encrypted with the certificate that the peer has told" : why));
   } else if (ec == errc::authentication_failed) {
     fail(ec, where() + " isn't encrypted with the key that the peer has told");
   } else {
@@ -235,7 +246,7 @@ KVFERRY_INLINE void DataDialer::greet(const std::shared_ptr<LaneDial>& lane) {
 }
 
 KVFERRY_INLINE void DataDialer::when_readable(const std::shared_ptr<LaneDial>& lane, Step next) {
-  lane->connection.socket.async_wait(tcp::socket::wait_read,
+  lane->connection.socket.async_wait(lane->connection.next_event(),
                                      [self = shared_from_this(), lane, next](std::error_code ec) {
                                        if (!ec) {
                                          (*self.*next)(lane);
@@ -278,6 +289,10 @@ KVFERRY_INLINE void DataDialer::read_welcome(const std::shared_ptr<LaneDial>& la
     } else if (may_be_a_crowd(*lane, ec)) {
       come_again(lane);
       return;
+    } else if (const auto& tls = lane->connection.tls; tls && !tls->why().empty()) {
+      // The accepting side looks at a certificate when this one has said all of TLS's handshake.
+      ec = errc::authentication_failed;
+      why = ": " + tls->why();
     } else {
       // Gone, out of patience or of descriptors: the accepting side says nothing when it closes a connection.
       why = " was closed before it was welcomed: " + ec.message();

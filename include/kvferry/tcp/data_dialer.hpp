@@ -19,12 +19,14 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Makes the data connections that an `AcceptEndpoint` asks for and a link of them. All of them go to one address: of
-/// several that a name has, to the one that took the first connection.
+/// Makes the data connections for an `AcceptEndpoint`, and a link of them. All go to one address; if a name has
+/// several, to the one that accepted the first connection.
 class DataDialer : public std::enable_shared_from_this<DataDialer> {
  public:
+  /// @param certificates null: the endpoint has a key, or connections aren't encrypted.
   DataDialer(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::LinkHost> host,
-             AcceptEndpoint endpoint, std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link);
+             AcceptEndpoint endpoint, std::shared_ptr<kit::NameLookups> lookups, kit::LinkHandler on_link,
+             std::shared_ptr<const TlsCertificates> certificates = nullptr);
 
   void dial(kit::Clock::time_point deadline);
   /// Gives up; `on_link` gets `cause` if it hasn't been called.
@@ -52,6 +54,7 @@ class DataDialer : public std::enable_shared_from_this<DataDialer> {
   const LinkOptions options_;
   const std::shared_ptr<kit::LinkHost> host_;
   const AcceptEndpoint endpoint_;
+  const std::shared_ptr<const TlsCertificates> certificates_;  ///< That the peer was told of.
   const std::shared_ptr<kit::NameLookups> lookups_;
   std::mutex mutex_;  ///< Guards all below, the state of the sockets included.
   kit::LinkHandler on_link_;

@@ -101,15 +101,15 @@ struct BlockDescriptor {
 };
 static_assert(sizeof(BlockDescriptor) == sizeof(Descriptor));
 
-/// Behind the descriptors, where the receiver fetches the payload itself: bytes in the memory of the sender's process.
+/// Follows the descriptors if the receiver fetches the payload itself: bytes in the memory of the sender's process.
 struct Reference {
   std::uint64_t address = 0;
   std::uint64_t length = 0;
 };
 static_assert(sizeof(Reference) == 16);
 
-/// Ends a frame that has payload: whether the bytes before it are what the header promised. A sender finds out that
-/// it can't read a buffer when the frame's header has left already; it then fills the frame up and says so here.
+/// Ends a frame with payload, and tells whether the bytes before it are valid. A sender may find out that it can't read
+/// a buffer when the frame's header has been sent already. It then fills the frame up and reports it here.
 struct FrameTrailer {
   std::uint32_t status = 0;  ///< 0 or a kvferry::errc.
   std::uint32_t reserved = 0;

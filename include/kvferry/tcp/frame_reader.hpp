@@ -20,24 +20,24 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 class FrameSink {
  public:
   virtual ~FrameSink() = default;
-  /// A header has arrived: checks what bounds memory, before any is set aside.
+  /// A header has arrived: checks the fields that determine memory, before any is allocated.
   [[nodiscard]] virtual std::error_code check_header(const FrameHeader& header) = 0;
-  /// The frame's descriptors are about to take up so many bytes more than those of a usual frame. @return false to have all
-  /// of them thrown away: see `Frame::overfull`.
+  /// The frame's descriptors are about to take up so many bytes more than a usual frame's. @return false to have all of
+  /// them thrown away: see `Frame::overfull`.
   [[nodiscard]] virtual bool take_memory(std::size_t bytes) {
     (void)bytes;
     return true;
   }
-  /// Descriptors have arrived: appends where the payload is to go, `header.payload_bytes` in all, or nothing to have it
+  /// Descriptors have arrived: appends the payload's destinations, `header.payload_bytes` in all, or nothing to have it
   /// thrown away.
   [[nodiscard]] virtual std::error_code begin_payload(Frame& frame, std::vector<iovec>& scatter) = 0;
-  /// The payload is in the sender's memory: fetches it. Says in the frame what could not be done.
+  /// The payload is in the sender's memory: fetches it. Reports failures in the frame.
   [[nodiscard]] virtual std::error_code fetch(Frame& frame, std::span<const iovec> destinations) {
     (void)frame;
     (void)destinations;
     return errc::protocol_violation;
   }
-  /// Whether all of this memory is there for sure, so that the CPU may write to it.
+  /// Whether all of this memory certainly exists, so that the CPU may write to it.
   [[nodiscard]] virtual bool surely_there(std::span<const iovec> pieces) {
     (void)pieces;
     return false;
@@ -51,7 +51,7 @@ class FrameSink {
 /// alone.
 ///
 /// Only bytes within `read_ahead` bytes of a header are copied: less than a hundredth of a full frame of 1 MiB. A
-/// shorter read for the header would cost one more system call for each frame, which is dearer.
+/// shorter read for the header would cost one more system call for each frame, which takes longer.
 class KVFERRY_EXPORT FrameReader {
  public:
   /// The header and descriptors of 256 pages, or those of one page and the 4 KiB that it has.
@@ -61,7 +61,7 @@ class KVFERRY_EXPORT FrameReader {
   explicit FrameReader(ReadAhead buffer = ReadAhead::unprotected(read_ahead), bool by_buffer = false)
       : by_buffer_(by_buffer), buffer_(std::move(buffer)) {}
 
-  /// Where the next bytes from the socket are to go, at most `max_bytes` besides the read-ahead.
+  /// Fills `out` with the destinations of the socket's next bytes, at most `max_bytes` besides the read-ahead.
   /// @return the number of pieces of `out` used; 0 if the next bytes are to be thrown away: see `discardable`.
   std::size_t prepare(std::span<iovec> out, std::size_t max_bytes);
 
@@ -71,15 +71,15 @@ class KVFERRY_EXPORT FrameReader {
   /// See `ReadAhead::can_read`.
   [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept { return buffer_.can_read(pieces); }
 
-  /// Whether what `prepare` returns has memory of others than this connection's, which may be gone.
+  /// Whether the pieces of `prepare` include memory that isn't this connection's own, and so may be missing.
   [[nodiscard]] bool wants_payload() const noexcept {
     return !by_buffer_ && state_ == State::payload && head_ != destinations_.size();
   }
 
-  /// How many of the next bytes nobody wants.
+  /// How many of the next bytes have no destination.
   [[nodiscard]] std::size_t discardable() const noexcept { return discard_; }
 
-  /// Says that `count` bytes were read into what `prepare` returned (or were thrown away).
+  /// Reports that `count` bytes were read into the pieces of `prepare` (or were thrown away).
   [[nodiscard]] std::error_code commit(std::size_t count, FrameSink& sink);
 
   /// Whether some of a frame has come, and not all of it.

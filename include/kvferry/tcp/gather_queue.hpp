@@ -34,8 +34,8 @@ class KVFERRY_EXPORT GatherQueue {
   void add_trailer(const FrameTrailer& trailer) {
     add_view(reinterpret_cast<const std::byte*>(&trailer), sizeof(trailer));
   }
-  /// The bytes at the front can't be read: has zeroes sent in place of what is left of their frame, and `trailer`
-  /// behind them. @return whose frame it is; nothing if these are nobody's buffers.
+  /// Called if the bytes at the front can't be read: sends zeroes in place of the rest of their frame, and `trailer`
+  /// behind them. @return the frame's owner; nothing if these bytes aren't an owner's buffers.
   std::optional<std::uint64_t> spoil_front(const FrameTrailer& trailer);
   /// Takes out the frames of `owner` of which nothing has been sent. @return their number.
   std::size_t drop_unbegun(std::uint64_t owner);
@@ -43,7 +43,8 @@ class KVFERRY_EXPORT GatherQueue {
   [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>(added_ - sent_); }
   [[nodiscard]] bool empty() const noexcept { return added_ == sent_; }
 
-  /// Those of `pieces`, which are some of `front`'s, that lie in memory of others than this queue: they may be gone. @return their number.
+  /// Picks those of `pieces` (some of `front`'s) that don't lie in this queue's own memory, and so may be missing.
+  /// @return their number.
   std::size_t foreign(std::span<const iovec> pieces, std::span<iovec> out) const;
 
   /// The next bytes to send, at most `max_bytes` in at most `out.size()` pieces. @return the number of pieces.

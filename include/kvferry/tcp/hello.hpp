@@ -47,11 +47,14 @@ static_assert(sizeof(Hello) == 64);
 struct DialEndpoint {
   std::uint64_t lanes = 1;
   std::optional<bool> encrypted = std::nullopt;  ///< Whether its connections are to be; none: they aren't.
+  /// SHA-256 of the certificate that the dialing side will show; none: it has none.
+  std::optional<Bytes> certificate = std::nullopt;
 
   static constexpr std::string_view side_message_type = "TcpDial";
   static constexpr auto side_message_fields() {
     return std::tuple(side_message_field("lanes", &DialEndpoint::lanes),
-                      side_message_field("encrypted", &DialEndpoint::encrypted));
+                      side_message_field("encrypted", &DialEndpoint::encrypted),
+                      side_message_field("certificate", &DialEndpoint::certificate));
   }
 };
 
@@ -64,6 +67,8 @@ struct AcceptEndpoint {
   Bytes accept_secret;  ///< ... and the accepting side this one in its welcomes.
   std::optional<Bytes> tls_identity = std::nullopt;  ///< Which key encrypts the connections (see `TlsKey`), ...
   std::optional<Bytes> tls_secret = std::nullopt;    ///< ... and the key. None of either: they aren't encrypted.
+  /// Instead of the key: SHA-256 of the certificate that the accepting side will show.
+  std::optional<Bytes> certificate = std::nullopt;
 
   static constexpr std::string_view side_message_type = "TcpAccept";
   static constexpr auto side_message_fields() {
@@ -73,7 +78,8 @@ struct AcceptEndpoint {
                       side_message_field("dial_secret", &AcceptEndpoint::dial_secret),
                       side_message_field("accept_secret", &AcceptEndpoint::accept_secret),
                       side_message_field("tls_identity", &AcceptEndpoint::tls_identity),
-                      side_message_field("tls_secret", &AcceptEndpoint::tls_secret));
+                      side_message_field("tls_secret", &AcceptEndpoint::tls_secret),
+                      side_message_field("certificate", &AcceptEndpoint::certificate));
   }
 };
 

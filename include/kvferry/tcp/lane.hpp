@@ -30,15 +30,15 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Bytes that an encrypted connection decrypts before it places them, as `FrameReader` does for those of others that come with
-/// a header: a few records, so that a system call for them doesn't count.
+/// How many bytes an encrypted connection decrypts before it places them (like the read-ahead of `FrameReader`): a few
+/// records, so that the system call for them costs little.
 inline constexpr std::size_t encrypted_read_ahead = std::size_t{64} << 10;
 
-/// A data connection: a socket and what is said on it.
+/// A data connection: a socket and the protocol on it.
 ///
-/// Whoever has something for the lane - a caller with an operation, the reactor with an event, a deadline - drives it,
-/// as `InboxDriver` says. So an operation's first bytes leave on the caller's own thread, without waking another, and
-/// buffers are touched by the driver alone: when it ends an operation, they are quiet.
+/// A thread with work for the lane (a caller with an operation, the reactor with an event, a deadline) drives it, as
+/// `InboxDriver` describes. So an operation's first bytes leave on the caller's own thread, without waking another.
+/// Only the driver touches buffers: when it ends an operation, they are quiet.
 ///
 /// One of three waits for the lane's next bytes: the thread of a blocking call that leads the lane, else a polling I/O
 /// thread that watches it, else an event for which it is armed. Only one at a time, so that none wakes or delays
@@ -50,7 +50,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     std::shared_ptr<SocketEvents> events;
     std::shared_ptr<kit::Poller> poller;  ///< May be null.
     std::shared_ptr<LaneTraffic> traffic = std::make_shared<LaneTraffic>();
-    /// May be null: then memory that goes under the lane ends the process.
+    /// May be null: then missing memory ends the process.
     std::shared_ptr<ReadAheadPool> buffers = nullptr;
     std::chrono::milliseconds frame_timeout{60'000};
     std::shared_ptr<PeerMemory> memory = nullptr;  ///< See `LaneProtocol`.
@@ -63,17 +63,17 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     std::string local;
     std::string remote;
     std::string congestion_control = {};
-    std::string encryption = {};  ///< By what; empty: it isn't encrypted.
+    std::string encryption = {};  ///< The cipher's name; empty: not encrypted.
   };
 
   /// The owner of a lane, told when its connection breaks by itself.
   class Owner {
    public:
     virtual ~Owner() = default;
-    /// Before any operation ends because of it, so that a call made upon such an end finds the peer failed and
+    /// Called before any operation ends because of it. So a call that is made at such an end finds the peer failed and
     /// reconnects. Must not touch a lane.
     virtual void lane_breaking(std::error_code cause) = 0;
-    /// After this lane's operations have ended.
+    /// Called after this lane's operations have ended.
     virtual void lane_broken(std::error_code cause, const std::string& why) = 0;
   };
 
@@ -81,11 +81,11 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   Lane(asio::ip::tcp::socket socket, std::shared_ptr<kit::LinkHost> host, Options options, std::weak_ptr<Owner> owner);
 
   /// Starts receiving and sending, unless the lane has been shut; until then it only takes operations.
-  /// @param first what to send before anything else.
+  /// @param first the bytes to send before anything else.
   void run(std::span<const std::byte> first);
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
-  /// Asks the peer for a sign of life; `answered` is called with the lane's engine held.
+  /// Asks the peer whether it lives; `answered` is called with the lane's engine held.
   void probe(std::function<void()> answered);
   /// See `LaneProtocol::fence`.
   void fence(std::function<void()> done);
@@ -93,12 +93,13 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   void region_added();
   /// See `LaneProtocol::region_removed`.
   void region_removed(std::uint32_t number, std::function<void()> done);
-  /// Moves bytes without waiting. @return null if nothing is under way and nothing is owed to the peer; else the socket to
-  /// look at before the next call.
-  /// @param more there is something to move already.
+  /// Moves bytes without waiting.
+  /// @param more whether there is something to move already.
+  /// @return null if nothing is under way and the peer waits for no answer; else the socket to watch before the next
+  ///   call.
   [[nodiscard]] std::shared_ptr<Socket> take_leave(bool& more);
-  /// Ends all operations with `cause`; afterwards nothing touches any buffer or region. The socket stays open.
-  /// Otherwise the peer's answer to its end could reach another lane of the link before that lane is shut as well.
+  /// Ends all operations with `cause`; afterwards nothing touches a buffer or region. The socket stays open: otherwise
+  /// the peer's answer to its end could reach another lane of the link before that lane is shut as well.
   void shut(std::error_code cause, const std::string& why);
   /// Closes the socket of a lane that has been shut.
   void disconnect();
@@ -110,13 +111,13 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// @name For a thread that looks at the lane itself. One at a time.
   /// @{
 
-  /// From here on nobody is woken by what arrives. @return the socket to look at; null if there is none any more.
+  /// From now on arriving bytes wake no thread. @return the socket to watch; null if there is none any more.
   [[nodiscard]] std::shared_ptr<Socket> begin_leading();
-  /// @param may_wait what comes after this look is to have the socket's events, if nothing is found; the thread then waits for these.
+  /// @param may_wait whether the thread waits for the socket's events next, if this check finds nothing.
   [[nodiscard]] Found lead(bool may_wait = false);
   /// The socket had something.
   void woken();
-  /// Whether who doesn't look has to say so beforehand: see `Socket::may_wait`.
+  /// Whether a thread has to announce that it is going to wait: see `Socket::may_wait`.
   [[nodiscard]] bool hears_bells() const noexcept { return hears_bells_; }
   /// Whether the lane waits for room to send.
   [[nodiscard]] bool wants_to_send() const noexcept { return wants_to_send_; }

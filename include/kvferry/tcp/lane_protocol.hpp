@@ -33,7 +33,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 
 using kit::StripedOperation;
 
-/// The protocol of one data connection, without the connection: bytes in through `reader`, bytes out through
+/// The protocol of one data connection, without the connection: bytes come in through `reader` and go out through
 /// `out`. One thread at a time.
 ///
 /// One-sided: `write` frames are placed and acknowledged by the peer's side of this class, `read` frames answered with
@@ -42,7 +42,7 @@ using kit::StripedOperation;
 class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
  public:
   /// @param buffer of at least `FrameReader::read_ahead` bytes.
-  /// @param memory by which payload goes past the connection; null: none does.
+  /// @param memory the way for payload outside of the connection; null: there is none.
   /// @param by_buffer see `FrameReader`.
   explicit LaneProtocol(std::shared_ptr<kit::LinkHost> host,
                         ReadAhead buffer = ReadAhead::unprotected(FrameReader::read_ahead),
@@ -57,8 +57,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// Takes objects `range` of an operation.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
 
-  /// Whether an operation that is to be stopped has waited in vain for all of its time: either it was sent and nothing
-  /// has come in since, or nothing has come in or gone out although there was something to send.
+  /// Whether a stopped operation has waited in vain for all of its time: either it was sent and nothing has come in
+  /// since, or nothing has come in or gone out although there was something to send.
   /// @param held_back whether the connection still holds bytes that were handed to it to be sent.
   [[nodiscard]] bool looks_dead(const kit::Operation& operation, kit::Clock::duration least_silence,
                                 bool held_back) const;
@@ -67,14 +67,15 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// it: see `draining_since`.
   void stop(const kit::Operation& operation);
 
-  /// Since when the peer owes answers for a stopped operation. Of several such operations the one that was stopped
-  /// first counts; nothing if there is none.
+  /// The time since which the peer has not answered for a stopped operation. If there are several, the one that was
+  /// stopped first counts. Nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since();
 
-  /// Asks for a sign of life: `answered` is called by `received` when the peer has answered.
+  /// Asks whether the peer lives: `received` calls `answered` when the peer has answered.
   void probe(std::function<void()> answered);
 
-  /// Calls `done` when the peer has said that the writes which it had started here have ended, or the connection is gone.
+  /// Calls `done` when the peer has confirmed that the writes that it had started here have ended, or the connection is
+  /// gone.
   void fence(std::function<void()> done);
   /// Whether the peer has asked that since the last call; then `answer_fence` has to be called once.
   [[nodiscard]] bool take_fence() noexcept { return std::exchange(fence_asked_, false); }
@@ -87,11 +88,11 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// nothing of the peer's can touch it here, or the connection is gone.
   void region_removed(std::uint32_t number, std::function<void()> done);
 
-  /// The peer has given the connection up: what of its writes is still in the socket is thrown away, for they have ended
-  /// there. What it has answered counts.
+  /// Called when the peer has given the connection up: the rest of its writes in the socket is thrown away, because
+  /// they have ended there. Its answers still count.
   void peer_gone();
 
-  /// The channel is being closed: what the peer starts from here on is read past and not answered. Its operations end with
+  /// Called when the channel is being closed: later operations of the peer are ignored and not answered. They end with
   /// the connection.
   void leave() noexcept { leaving_ = true; }
 
@@ -104,11 +105,12 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// has not answered end with an error for which `condition::may_still_land` holds.
   void fail(std::error_code cause, const std::string& why);
 
-  /// What became of a part of a read that this side makes alone.
+  /// The result of a part of a read that this side makes alone.
   struct Copied {
     std::size_t bytes = 0;  ///< 0: there is no such read.
     std::size_t pieces = 0;  ///< Of either side's memory.
-    bool hung_up = false;   ///< The peer has hung up, so they don't count. The reader finds that behind what it sent.
+    bool hung_up = false;   ///< The peer has hung up, so the bytes don't count. The reader finds the end behind the
+                            ///< peer's last bytes.
     std::error_code failure = {};  ///< Likewise; the connection is of no use any more.
   };
   /// Copies the next part of a read of regions that this side reads by itself, up to a frame's bytes: nothing of it travels.
@@ -121,7 +123,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] const GatherQueue& out() const noexcept { return out_; }
   /// `count` bytes of the outgoing queue are in the socket.
   void sent(std::size_t count);
-  /// Whether all of these pieces, which are some of the outgoing queue's front, are there for sure. False: that isn't known.
+  /// Whether all of these pieces, which are at the outgoing queue's front, certainly exist. False: that isn't known.
   [[nodiscard]] bool sends_what_is_there(std::span<const iovec> pieces);
   /// Whether the CPU may read these pieces.
   [[nodiscard]] bool can_read(std::span<const iovec> pieces) const noexcept { return reader_.can_read(pieces); }
@@ -136,7 +138,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code received(std::size_t count);
   [[nodiscard]] const std::string& violation() const noexcept { return violation_; }
 
-  /// Ends of operations' parts and notifications that came: what handlers may have become ready of.
+  /// Counts ends of operations' parts and received notifications: events that may have made handlers ready.
   [[nodiscard]] std::uint64_t completed() const noexcept { return completed_; }
   /// See `kit::Link::take_used`. From any thread.
   [[nodiscard]] bool take_used() noexcept {
@@ -280,7 +282,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] std::error_code check_checksums(const Frame& frame);
   /// The error in the payload of a received frame.
   [[nodiscard]] static std::error_code fault_of(const Frame& frame);
-  /// What became of a frame's payload: `fault_of`, or what a comparison with its checksums says. Fills in `differing_`.
+  /// The result of a frame's payload: `fault_of`, or of the comparison with its checksums. Fills in `differing_`.
   [[nodiscard]] std::error_code landed(const Frame& frame);
   /// For an acknowledgement; empty if nothing differs.
   [[nodiscard]] std::vector<Descriptor> differing_objects(const Frame& frame) const;

@@ -11,9 +11,12 @@
 #include <sys/auxv.h>
 #endif
 
+#include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include <kvferry/error.hpp>
+#include <kvferry/tcp/openssl_certificates-inl.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
@@ -79,6 +82,38 @@ KVFERRY_INLINE OpenSslContext::OpenSslContext(std::uint64_t records_per_key) : r
   SSL_CTX_set_msg_callback(context, &OpenSslStream::see_message);
   SSL_CTX_set_psk_use_session_callback(context, &OpenSslStream::use_key);
   SSL_CTX_set_psk_find_session_callback(context, &OpenSslStream::find_key);
+}
+
+KVFERRY_INLINE void OpenSslContext::set_up_certificates() {
+  SSL_CTX* const context = context_.get();
+  // As strong as the keys that are agreed: RSA from 2,048 bits on, and no SHA-1. The system's policy may ask for more.
+  SSL_CTX_set_security_level(context, std::max(SSL_CTX_get_security_level(context), 2));
+  // Those of PKCS #1 are for what a CA has signed.
+  constexpr const char* signatures =
+      "ed25519:ed448:ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512:rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:rsa_pss_rsae_"
+      "sha512:"
+      "rsa_pss_pss_sha256:rsa_pss_pss_sha384:rsa_pss_pss_sha512:RSA+SHA256:RSA+SHA384:RSA+SHA512";
+  if (SSL_CTX_set1_sigalgs_list(context, signatures) != 1 ||
+      SSL_CTX_set1_client_sigalgs_list(context, signatures) != 1 ||
+      SSL_CTX_add_custom_ext(context, identity_extension, SSL_EXT_CLIENT_HELLO, &OpenSslStream::add_identity, nullptr,
+                             nullptr, nullptr, nullptr) != 1) {
+    throw TransferError(errc::not_supported,
+                        "TcpOptions::certificates: OpenSSL can't do what they take: " + OpenSslErrors::reason());
+  }
+  // Nothing is shown but what stands in the file.
+  SSL_CTX_set_mode(context, SSL_MODE_NO_AUTO_CHAIN);
+  SSL_CTX_set_max_cert_list(context, max_certificate_chain + (max_certificate_chain >> 2));
+  SSL_CTX_set_client_hello_cb(context, &OpenSslStream::see_opening, nullptr);
+  SSL_CTX_set_cert_verify_callback(context, &OpenSslStream::judge_certificate, nullptr);
+}
+
+KVFERRY_INLINE std::shared_ptr<const TlsCertificates> OpenSslContext::read_certificates(const CertificateFiles& files) {
+  // Not for channels without certificates: those get on with an OpenSSL that can't do all of this.
+  std::call_once(certificates_set_up_, [this] {
+    const OpenSslErrors errors;
+    set_up_certificates();
+  });
+  return std::make_shared<const OpenSslCertificates>(context_.get(), files);
 }
 
 KVFERRY_INLINE std::unique_ptr<TlsStream> OpenSslContext::dial(int descriptor, const TlsKey& key) {

@@ -13,8 +13,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// OpenSSL's list of errors is each thread's own, and the thread may be a caller's, who uses OpenSSL as well. For the
-/// lifetime of this object the list is empty but for what happens meanwhile; then it is what it was. A mark
+/// Each thread has its own list of OpenSSL's errors, and the thread may belong to a caller that uses OpenSSL as well.
+/// During the lifetime of this object the list has only new errors; then its former contents are restored. A mark
 /// (ERR_set_mark) isn't enough: a handshake and a change of keys empty the list.
 class OpenSslErrors {
  public:

@@ -19,6 +19,7 @@
 #include <utility>
 
 #include <kvferry/error.hpp>
+#include <kvferry/tcp/openssl_certificates-inl.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
@@ -80,10 +81,13 @@ KVFERRY_INLINE long OpenSslStream::control_bio(BIO* bio, int command, long, void
 KVFERRY_INLINE void OpenSslStream::see_message(int written, int, int type, const void* data, std::size_t size, SSL* ssl,
                                                void*) {
   OpenSslStream& self = of(ssl);
+  const std::span bytes(static_cast<const unsigned char*>(data), size);
+  if (written == 0 && type == SSL3_RT_ALERT && bytes.size() == 2) {
+    self.alert_ = bytes[1];
+  }
   if (written != 0 || !self.shaken_) {
     return;
   }
-  const std::span bytes(static_cast<const unsigned char*>(data), size);
   if (type == SSL3_RT_INNER_CONTENT_TYPE && !bytes.empty() && bytes[0] == SSL3_RT_APPLICATION_DATA) {
     ++self.received_records_;
   } else if (type == SSL3_RT_HANDSHAKE) {
@@ -139,6 +143,10 @@ KVFERRY_INLINE SSL_SESSION* OpenSslStream::session() const {
 KVFERRY_INLINE int OpenSslStream::use_key(SSL* ssl, const EVP_MD*, const unsigned char** identity, std::size_t* size,
                                           SSL_SESSION** session) {
   OpenSslStream& self = of(ssl);
+  if (self.key_.certificates) {
+    *session = nullptr;  // which offers none
+    return 1;
+  }
   *session = self.session();
   *identity = reinterpret_cast<const unsigned char*>(self.key_.identity.data());
   *size = self.key_.identity.size();
@@ -150,7 +158,7 @@ KVFERRY_INLINE int OpenSslStream::find_key(SSL* ssl, const unsigned char* identi
   OpenSslStream& self = of(ssl);
   *session = nullptr;
   const auto key = self.find_ ? self.find_(std::as_bytes(std::span(identity, size))) : std::nullopt;
-  if (!key) {
+  if (!key || key->certificates) {
     return 1;  // none of this side's
   }
   self.key_ = *key;
@@ -158,35 +166,142 @@ KVFERRY_INLINE int OpenSslStream::find_key(SSL* ssl, const unsigned char* identi
   return *session == nullptr ? 0 : 1;
 }
 
+KVFERRY_INLINE bool OpenSslStream::use_certificates() noexcept {
+  const OpenSslErrors errors;
+  return static_cast<const OpenSslCertificates&>(*key_.certificates).use(ssl_);
+}
+
+/// Says in the clear which handshake a connection with certificates is of, as a pre-shared key's identity does. The
+/// accepting side learns by it what it is to show, and whom it is to ask for.
+KVFERRY_INLINE int OpenSslStream::add_identity(SSL* ssl, unsigned, unsigned, const unsigned char** out,
+                                               std::size_t* size, X509*, std::size_t, int*, void*) {
+  const OpenSslStream& self = of(ssl);
+  if (!self.key_.certificates) {
+    return 0;
+  }
+  *out = reinterpret_cast<const unsigned char*>(self.key_.identity.data());
+  *size = self.key_.identity.size();
+  return 1;
+}
+
+/// Who names no handshake that is awaited is turned away before keys are agreed with him and before he sees a certificate.
+KVFERRY_INLINE int OpenSslStream::see_opening(SSL* ssl, int* alert, void*) {
+  OpenSslStream& self = of(ssl);
+  const unsigned char* identity = nullptr;
+  std::size_t size = 0;
+  if (SSL_client_hello_get0_ext(ssl, identity_extension, &identity, &size) != 1) {
+    return SSL_CLIENT_HELLO_SUCCESS;  // it has to have a pre-shared key, or nothing comes of it
+  }
+  const auto key = self.find_ ? self.find_(std::as_bytes(std::span(identity, size))) : std::nullopt;
+  if (key && key->certificates) {
+    self.key_ = *key;
+    if (self.use_certificates()) {
+      SSL_set_verify(ssl, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
+      return SSL_CLIENT_HELLO_SUCCESS;
+    }
+    self.socket_error_ = ENOMEM;
+  }
+  *alert = SSL_AD_HANDSHAKE_FAILURE;
+  return SSL_CLIENT_HELLO_ERROR;
+}
+
+/// Only the certificate that the peer has told counts, and only if the CA vouches for it, too. OpenSSL sees to it that the
+/// peer has its private key.
+KVFERRY_INLINE int OpenSslStream::judge_certificate(X509_STORE_CTX* shown, void*) {
+  OpenSslStream& self =
+      of(static_cast<const SSL*>(X509_STORE_CTX_get_ex_data(shown, SSL_get_ex_data_X509_STORE_CTX_idx())));
+  const X509* const certificate = X509_STORE_CTX_get0_cert(shown);
+  try {
+    if (!self.key_.certificates || certificate == nullptr) {
+      X509_STORE_CTX_set_error(shown, X509_V_ERR_CERT_REJECTED);
+      return 0;
+    }
+    const CertificateHash hash = hash_of(certificate);
+    if (hash != self.key_.peers_certificate) {
+      self.wrong_ = "it shows a certificate with SHA-256 " + in_digits(hash) + ", and has told of one with SHA-256 " +
+                    in_digits(self.key_.peers_certificate) + " in the handshake";
+      X509_STORE_CTX_set_error(shown, X509_V_ERR_CERT_REJECTED);
+    } else if (X509_verify_cert(shown) == 1) {
+      self.accepts_certificate_ = true;
+      return 1;
+    } else {
+      const int depth = X509_STORE_CTX_get_error_depth(shown);
+      const X509* const culprit = X509_STORE_CTX_get_current_cert(shown);
+      self.wrong_ = "TcpOptions::certificates.trusted doesn't vouch for its certificate: " +
+                    std::string(X509_verify_cert_error_string(X509_STORE_CTX_get_error(shown))) + ", at " +
+                    text_of_now() + ": " + description_of(certificate);
+      if (depth > 0 && culprit != nullptr) {
+        self.wrong_ += "; because of " + description_of(culprit);
+      }
+    }
+    self.refuses_certificate_ = true;
+  } catch (const std::exception&) {
+    self.socket_error_ = ENOMEM;
+    X509_STORE_CTX_set_error(shown, X509_V_ERR_OUT_OF_MEM);
+  }
+  return 0;
+}
+
+KVFERRY_INLINE bool OpenSslStream::holds_what_was_told() const noexcept {
+  const bool by_key = SSL_session_reused(ssl_) == 1;
+  return key_.certificates ? accepts_certificate_ && !by_key && SSL_get_verify_result(ssl_) == X509_V_OK : by_key;
+}
+
+KVFERRY_INLINE std::string OpenSslStream::why() const {
+  if (!wrong_.empty() || !key_.certificates || alert_ < 0) {
+    return wrong_;
+  }
+  switch (alert_) {
+    case SSL_AD_BAD_CERTIFICATE:
+    case SSL_AD_UNSUPPORTED_CERTIFICATE:
+    case SSL_AD_CERTIFICATE_REVOKED:
+    case SSL_AD_CERTIFICATE_EXPIRED:
+    case SSL_AD_CERTIFICATE_UNKNOWN:
+    case SSL_AD_UNKNOWN_CA:
+      return "it refuses this side's certificate (" + std::string(SSL_alert_desc_string_long(alert_)) +
+             "; its log says more): " + key_.certificates->description();
+    default: return {};
+  }
+}
+
 KVFERRY_INLINE std::error_code OpenSslStream::shake_hands() {
   if (shaken_) {
     return {};
+  }
+  if (holds_back() && flush() != 0) {
+    return errno == EAGAIN ? std::error_code(asio::error::would_block)
+                           : std::error_code(errno, asio::error::get_system_category());
   }
   const OpenSslErrors errors;
   const int result = SSL_do_handshake(ssl_);
   const bool waits = result != 1 && SSL_get_error(ssl_, result) == SSL_ERROR_WANT_READ;
   if (result != 1 && !waits) {
+    const int cause = refuses_certificate_ ? EBADMSG : cause_of_failure();
+    if (refuses_certificate_) {
+      // It knows a handshake's identity. Whoever else does, too, learns no more than that he is refused.
+      (void)flush();
+    }
     // Who doesn't hold the key isn't told what was wrong with it.
     encrypted_.clear();
     begin_ = 0;
     forget_key();
-    switch (const int cause = cause_of_failure()) {
+    switch (cause) {
       case ENOMEM: return errc::resource_limit;
       case EPROTO: return asio::error::eof;
       case EBADMSG: return errc::authentication_failed;
       default: return {cause, asio::error::get_system_category()};
     }
   }
-  // The first bytes of a connection always fit its send buffer.
+  // But for certificates, the first bytes of a connection always fit its send buffer.
   if (flush() != 0 && errno != EAGAIN) {
     return {errno, asio::error::get_system_category()};
   }
-  if (waits) {
+  if (waits || holds_back()) {
     return asio::error::would_block;
   }
   forget_key();
-  if (SSL_session_reused(ssl_) != 1) {
-    return errc::authentication_failed;  // not by the key
+  if (!holds_what_was_told()) {
+    return errc::authentication_failed;
   }
   shaken_ = true;
   return {};
@@ -343,7 +458,8 @@ KVFERRY_INLINE void OpenSslStream::end() noexcept {
 
 KVFERRY_INLINE std::string OpenSslStream::description() const {
   const std::string_view suite = SSL_CIPHER_get_name(SSL_get_current_cipher(ssl_));
-  return suite == "TLS_AES_128_GCM_SHA256" ? "TLS 1.3 AES-128-GCM" : "TLS 1.3 ChaCha20-Poly1305";
+  const std::string name = suite == "TLS_AES_128_GCM_SHA256" ? "TLS 1.3 AES-128-GCM" : "TLS 1.3 ChaCha20-Poly1305";
+  return key_.certificates ? name + " with certificates" : name;
 }
 
 }  // namespace internal

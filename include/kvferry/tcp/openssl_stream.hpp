@@ -13,12 +13,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <span>
 #include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include <kvferry/tcp/openssl_certificates.hpp>
 #include <kvferry/tcp/openssl_errors.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
@@ -35,6 +38,7 @@ class OpenSslContext final : public TlsContext, public std::enable_shared_from_t
  public:
   explicit OpenSslContext(std::uint64_t records_per_key);
 
+  [[nodiscard]] std::shared_ptr<const TlsCertificates> read_certificates(const CertificateFiles& files) override;
   [[nodiscard]] std::unique_ptr<TlsStream> dial(int descriptor, const TlsKey& key) override;
   [[nodiscard]] std::unique_ptr<TlsStream> accept(int descriptor, std::span<const std::byte> opening,
                                                   FindKey find) override;
@@ -48,10 +52,16 @@ class OpenSslContext final : public TlsContext, public std::enable_shared_from_t
     void operator()(SSL_CTX* context) const noexcept { SSL_CTX_free(context); }
   };
 
+  void set_up_certificates();
+
   const std::uint64_t records_per_key_;
   std::unique_ptr<SSL_CTX, Free> context_;
   const BIO_METHOD* socket_ = nullptr;
+  std::once_flag certificates_set_up_;
 };
+
+/// The extension of a ClientHello that has a handshake's identity, where certificates are shown: a private one (RFC 8446, 11).
+inline constexpr unsigned identity_extension = 0xff4b;
 
 /// Records that there have to be between two changes of the peer's key: each costs several hashes.
 inline constexpr std::uint64_t least_records_per_key = 1024;
@@ -72,8 +82,11 @@ class OpenSslStream final : public TlsStream {
   void dial(const TlsKey& key) {
     key_ = key;
     SSL_set_connect_state(ssl_);
-    // Without the key the peer would have to show a certificate, and there is none that counts.
+    // Who doesn't have the key would have to show a certificate. Only one that was told counts.
     SSL_set_verify(ssl_, SSL_VERIFY_PEER, nullptr);
+    if (key_.certificates && !use_certificates()) {
+      throw std::bad_alloc();
+    }
   }
   void accept(std::span<const std::byte> opening, TlsContext::FindKey find) {
     given_.assign(opening.begin(), opening.end());
@@ -83,6 +96,8 @@ class OpenSslStream final : public TlsStream {
 
   [[nodiscard]] std::error_code shake_hands() override;
   [[nodiscard]] bool shaken() const noexcept override { return shaken_; }
+  [[nodiscard]] std::string why() const override;
+  [[nodiscard]] bool refuses_certificate() const noexcept override { return refuses_certificate_; }
   [[nodiscard]] const std::array<std::byte, 16>& identity() const noexcept override { return key_.identity; }
   [[nodiscard]] std::span<const std::byte> first_received() const noexcept override {
     return std::span(first_).first(first_count_);
@@ -104,6 +119,10 @@ class OpenSslStream final : public TlsStream {
   static int use_key(SSL* ssl, const EVP_MD* digest, const unsigned char** identity, std::size_t* size,
                      SSL_SESSION** session);
   static int find_key(SSL* ssl, const unsigned char* identity, std::size_t size, SSL_SESSION** session);
+  static int add_identity(SSL* ssl, unsigned, unsigned, const unsigned char** out, std::size_t* size, X509*,
+                          std::size_t, int*, void*);
+  static int see_opening(SSL* ssl, int* alert, void*);
+  static int judge_certificate(X509_STORE_CTX* shown, void*);
   /// @}
 
  private:
@@ -114,6 +133,8 @@ class OpenSslStream final : public TlsStream {
   [[nodiscard]] bool encrypt(const void* data, std::size_t size);
   /// An errno: why a call of OpenSSL's that receives has failed.
   [[nodiscard]] int cause_of_failure() const noexcept;
+  [[nodiscard]] bool use_certificates() noexcept;
+  [[nodiscard]] bool holds_what_was_told() const noexcept;
   void forget_key() noexcept {
     key_.forget_secret();
     find_ = {};
@@ -133,6 +154,10 @@ class OpenSslStream final : public TlsStream {
   std::uint64_t records_ = 0;           ///< With the key of now.
   std::uint64_t received_records_ = 0;  ///< With the peer's key of now.
   bool shaken_ = false;
+  bool accepts_certificate_ = false;
+  bool refuses_certificate_ = false;
+  int alert_ = -1;        ///< What the peer has said last of what it doesn't like.
+  std::string wrong_;     ///< What is, with the peer's certificate.
   bool drained_ = false;  ///< Nothing of a record is inside OpenSSL.
   bool ended_ = false;    ///< The socket's bytes have.
   bool over_ = false;

@@ -18,18 +18,18 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// Appends what a frame says of `length` bytes of a range, from byte `from` of it on: at most as many descriptors as those
-/// bytes have pieces of memory, and at least one.
+/// Appends the descriptors for `length` bytes of a range, from byte `from` of it on: at most as many descriptors as
+/// those bytes have pieces of memory, and at least one.
 void describe_range(const RemoteRange& range, std::uint64_t from, std::uint64_t length,
                     std::vector<Descriptor>& descriptors);
 
 /// A frame with ranges, decoded.
 struct RangesRead {
-  std::string violation;   ///< Not empty: the frame is senseless.
+  std::string violation;   ///< Not empty: the frame is invalid.
   std::error_code status;  ///< The frame is refused, and there are no pieces.
 };
 
-/// Finds the memory that a frame with ranges means, and appends its pieces. Checks all that a peer could have wrong.
+/// Finds the memory of a frame with ranges, and appends its pieces. Checks everything that a peer could have wrong.
 [[nodiscard]] RangesRead read_ranges(const FrameHeader& header, std::span<const Descriptor> descriptors,
                                      const kit::RegionList& regions, Access needed, std::vector<iovec>& pieces);
 

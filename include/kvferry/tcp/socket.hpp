@@ -14,11 +14,11 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// The errno of a socket whose peer says what can't be, where that isn't a matter of the bytes that come.
+/// The errno of a socket whose peer breaks the rules outside of the stream of bytes.
 inline constexpr int senseless_peer = EUCLEAN;
 
-/// A connected socket: of TCP, unless a subclass says otherwise. Its lane shares it with those who wait for its events,
-/// so that nobody uses the descriptor's number after it was closed.
+/// A connected socket: TCP's, unless a subclass differs. Its lane shares it with the threads that wait for its events,
+/// so the descriptor's number isn't used after it was closed.
 class KVFERRY_EXPORT Socket {
  public:
   explicit Socket(int descriptor) noexcept : descriptor_(descriptor) {}
@@ -27,12 +27,13 @@ class KVFERRY_EXPORT Socket {
   virtual ~Socket() { ::close(descriptor_); }
 
   [[nodiscard]] int descriptor() const noexcept { return descriptor_; }
-  /// Has the end reset the connection, rather than send first what is left to send: the system would go on for minutes.
+  /// Makes the end reset the connection instead of first sending the remaining bytes, which the system would try for
+  /// minutes.
   void drop_unsent() const noexcept {
     const linger reset{1, 0};
     ::setsockopt(descriptor_, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
   }
-  /// Ends the connection and wakes whoever waits for its events.
+  /// Ends the connection and wakes the threads that wait for its events.
   void shut() const noexcept { ::shutdown(descriptor_, SHUT_RDWR); }
 
   // A single piece goes without a list of pieces, which the kernel would have to fetch and check: polling asks for one
@@ -56,12 +57,12 @@ class KVFERRY_EXPORT Socket {
     return ::recvmsg(descriptor_, &header, MSG_DONTWAIT);
   }
 
-  /// The same, to memory that may be gone. EFAULT: the first byte's is.
+  /// The same, to memory that may be missing. EFAULT: the first byte's memory is missing.
   [[nodiscard]] virtual ssize_t receive_payload(std::span<iovec> pieces) { return receive(pieces); }
 
   /// @name For sockets whose bytes pass through the CPU on their way
-  /// The CPU reads the sent bytes and writes the received ones: but for `send_payload` and `receive_payload` their memory has to be
-  /// there. Bytes of both directions may be held back.
+  /// The CPU reads the sent bytes and writes the received ones, so their memory has to exist, except for `send_payload`
+  /// and `receive_payload`. Bytes of both directions may be held back.
   /// @{
 
   [[nodiscard]] virtual bool by_cpu() const noexcept { return false; }
@@ -69,27 +70,29 @@ class KVFERRY_EXPORT Socket {
   [[nodiscard]] virtual std::size_t room(std::size_t wanted) noexcept { return wanted; }
   /// Whether there is a `send_payload`, by which the kernel copies.
   [[nodiscard]] virtual bool kernel_copies() const noexcept { return false; }
-  /// As `send`, of memory that may be gone. EFAULT: the first byte's is.
+  /// As `send`, for memory that may be missing. EFAULT: the first byte's memory is missing.
   [[nodiscard]] virtual ssize_t send_payload(std::span<iovec> pieces) { return send(pieces); }
-  /// Whether `receive` must not be asked to write to memory that may be gone.
+  /// Whether `receive` must not get memory that may be missing.
   [[nodiscard]] virtual bool to_buffer() const noexcept { return by_cpu(); }
-  /// Whether bytes that `send` has taken have yet to go. Then they have to be flushed first.
+  /// Whether bytes that `send` has accepted are still held back. They then have to be flushed first.
   [[nodiscard]] virtual bool holds_back() const noexcept { return false; }
   /// @return 0 if all of them have gone, else as `send`.
   [[nodiscard]] virtual ssize_t flush() { return 0; }
-  /// Whether `receive` has more to say, of which no event tells.
+  /// Whether `receive` has more bytes, or an end, that no event announces.
   [[nodiscard]] virtual bool over() const noexcept { return false; }
   /// An orderly end.
   virtual void say_end() {}
   /// @}
 
   /// @name For sockets whose bytes come past the descriptor
-  /// The descriptor's events then tell of them only if the peer rings a bell, which it does only if this side has said that it waits.
+  /// The descriptor's events then announce them only if the peer rings a bell. It does so only if this side has
+  /// announced that it waits.
   /// @{
 
   [[nodiscard]] virtual bool hears_bells() const noexcept { return false; }
-  /// Somebody is about to wait for the descriptor to be readable, which says that there are bytes, or, if asked for, room. @return false if
-  /// that is so already, and there is nothing to wait for. The next `receive` may take that word back.
+  /// Announces that a thread is about to wait for the descriptor to be readable, which means that there are bytes, or,
+  /// if asked for, room. The next `receive` may withdraw the announcement.
+  /// @return false if there are bytes or room already; then don't wait.
   [[nodiscard]] virtual bool may_wait(bool for_room) noexcept {
     (void)for_room;
     return true;

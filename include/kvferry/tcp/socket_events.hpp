@@ -17,8 +17,8 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 /// Wakes the executor when a socket of the channel's can be received from or sent to: an epoll of its own within
 /// Asio's.
 ///
-/// Asio keeps a socket that it knows registered for good, so that whatever arrives wakes a thread, although another is
-/// looking at the socket already. Here a socket wakes somebody only when it was armed, and once.
+/// Asio keeps a socket registered permanently, so every arrival wakes a thread, even if another one is already watching
+/// the socket. Here a socket wakes a thread only if it was armed, and once.
 class KVFERRY_EXPORT SocketEvents : public std::enable_shared_from_this<SocketEvents> {
  public:
   class Listener {

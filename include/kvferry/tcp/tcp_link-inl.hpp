@@ -187,7 +187,8 @@ KVFERRY_INLINE std::optional<kit::Link::Pause> TcpLink::take_leave() {
 
 KVFERRY_INLINE bool TcpLink::ends_at_once(const TransferRequest& request) const noexcept {
   if (!memory_ || request.kind != TransferKind::read || request.checksums.value_or(false) ||
-      !request.notification.empty() || request.objects.size() > max_chunk_objects) {
+      !request.notification.empty() || request.objects.size() > max_chunk_objects ||
+      (!request.local_strides.empty() && request.local_strides.size() != request.objects.size())) {
     return false;
   }
   const auto reads = [this](std::uint32_t number) { return memory_->reads(number); };

@@ -18,9 +18,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them; a paired
-/// one goes over the lane that its tag names, the same on both sides, so that those of a tag stay in order. A lane that
-/// breaks takes the link with it.
+/// The connections to one peer. One-sided operations go over the lanes in turn, large ones over all of them. A paired
+/// one goes over the lane that its tag selects, the same on both sides, so operations of a tag stay in order. If a lane
+/// breaks, the link breaks.
 class KVFERRY_EXPORT TcpLink final : public kit::Link,
                                      private Lane::Owner,
                                      public std::enable_shared_from_this<TcpLink> {
@@ -39,7 +39,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
 
   /// Starts receiving and sending; until then operations are only taken. To be called when the link has been handed
   /// over; does nothing if it has been shut meanwhile.
-  /// @param welcome what is sent on each lane first, with the lane's number filled in.
+  /// @param welcome the first message on each lane; the link fills in the lane's number.
   void run(std::optional<Hello> welcome = {});
 
   void start(std::shared_ptr<kit::Operation> operation) override;

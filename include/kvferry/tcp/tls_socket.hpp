@@ -13,7 +13,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// A socket whose bytes are encrypted. Whoever has shared it for its events only looks at the descriptor.
+/// A socket whose bytes are encrypted. Threads that wait for its events use only the descriptor.
 class TlsSocket final : public Socket {
  public:
   TlsSocket(int descriptor, std::unique_ptr<TlsStream> tls) : Socket(descriptor), tls_(std::move(tls)) {}

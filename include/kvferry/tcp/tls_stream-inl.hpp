@@ -9,6 +9,7 @@
 
 #include <kvferry/tcp/hello.hpp>
 #if KVFERRY_WITH_TLS
+#include <kvferry/tcp/openssl_certificates-inl.hpp>
 #include <kvferry/tcp/openssl_context-inl.hpp>
 #include <kvferry/tcp/openssl_stream-inl.hpp>
 #endif
@@ -50,7 +51,8 @@ KVFERRY_INLINE std::shared_ptr<TlsContext> TlsContext::create([[maybe_unused]] s
 #if KVFERRY_WITH_TLS
   return std::make_shared<OpenSslContext>(records_per_key);
 #else
-  throw TransferError(errc::not_supported, "TcpOptions::encryption: this kvferry was built without OpenSSL");
+  throw TransferError(errc::not_supported,
+                      "TcpOptions::encryption and certificates: this kvferry was built without OpenSSL");
 #endif
 }
 

@@ -15,13 +15,34 @@
 #include <system_error>
 
 #include <kvferry/config.hpp>
+#include <kvferry/tcp_certificates.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
-/// What both ends of a link's connections know, told inside the encrypted handshake: TLS's external pre-shared key.
+/// The SHA-256 of a certificate as it is sent (DER).
+using CertificateHash = std::array<std::byte, 32>;
+
+/// One reading of a side's certificate files: the certificate that it shows, its private key, and the CAs that it trusts. Never
+/// changes.
+class TlsCertificates {
+ public:
+  virtual ~TlsCertificates() = default;
+  /// The hash of the certificate that is shown.
+  [[nodiscard]] virtual const CertificateHash& hash() const noexcept = 0;
+  /// The hash of the bytes of all three files.
+  [[nodiscard]] virtual const CertificateHash& content() const noexcept = 0;
+  /// The owner's name, the hash, and the end of its validity.
+  [[nodiscard]] virtual const std::string& description() const noexcept = 0;
+};
+
+/// The knowledge that both ends of a link's connections share, from the encrypted handshake: TLS's external pre-shared key, or
+/// the certificates that each will show.
 struct TlsKey {
-  std::array<std::byte, 16> identity{};  ///< Says on the wire which key it is, and nothing else.
-  std::array<std::byte, 32> secret{};
+  std::array<std::byte, 16> identity{};  ///< Names the key on the wire; it reveals nothing else.
+  std::array<std::byte, 32> secret{};    ///< Not used with certificates.
+  /// This side's, as it has told the peer. Null: the secret is used.
+  std::shared_ptr<const TlsCertificates> certificates = nullptr;
+  CertificateHash peers_certificate{};  ///< As the peer has told it.
 
   ~TlsKey() { forget_secret(); }
   /// Overwrites it.
@@ -31,7 +52,7 @@ struct TlsKey {
 /// @throws std::system_error if the kernel has no random bytes.
 [[nodiscard]] TlsKey random_tls_key();
 
-/// What a dialing side says first (a ClientHello).
+/// The first message of a dialing side (a ClientHello).
 enum class TlsOpening {
   incomplete,
   whole,
@@ -43,22 +64,26 @@ inline constexpr std::size_t max_tls_opening = 1024;
 /// there have to be, as far as that is known.
 [[nodiscard]] TlsOpening look_at_tls_opening(std::span<const std::byte> bytes, std::size_t& length) noexcept;
 
-/// One end of TLS 1.3 on a connected socket that doesn't block. It owns what it has encrypted and the socket didn't
-/// take, not the socket. Not thread-safe.
+/// One end of TLS 1.3 on a connected socket that doesn't block. It owns encrypted bytes that the socket hasn't accepted
+/// yet, but not the socket. Not thread-safe.
 ///
-/// Functions that return as system calls do set errno: EAGAIN where they would have to wait; EBADMSG if the peer has
-/// sent something that isn't authentic, or that no peer of this project's sends (a KeyUpdate that asks for another or
-/// comes after few records, tickets); EPROTO if the connection ended without the peer's word; ENOMEM if memory is
-/// used up; EIO if it couldn't be encrypted; else what the socket said. What failed stays failed. The calling
-/// thread's list of OpenSSL's errors stays as it was.
+/// Functions that return as system calls do set errno: EAGAIN if they would have to wait; EBADMSG if the peer has sent
+/// bytes that aren't authentic, or messages that no kvferry sends (a KeyUpdate that asks for another or comes after few
+/// records, tickets); EPROTO if the connection ended without close_notify; ENOMEM if memory is used up; EIO if
+/// encryption failed; else the socket's errno. After a failure all later calls fail. The calling thread's list of
+/// OpenSSL's errors doesn't change.
 class TlsStream {
  public:
   virtual ~TlsStream() = default;
 
-  /// Goes on with the handshake. @return would_block (the socket has to become readable first);
-  /// `errc::authentication_failed` if the peer doesn't hold the key, or speaks something else; `errc::resource_limit`
-  /// if memory is used up; an errno.
+  /// Goes on with the handshake. @return would_block (the socket has to become readable first, or writable if something is
+  /// held back); `errc::authentication_failed` if the peer doesn't hold the key or the certificate, or speaks something
+  /// else; `errc::resource_limit` if memory is used up; an errno.
   [[nodiscard]] virtual std::error_code shake_hands() = 0;
+  /// What is wrong with a certificate, where that is what failed: a sentence's end about the peer. Else empty.
+  [[nodiscard]] virtual std::string why() const = 0;
+  /// The peer is being told what is wrong with its certificate.
+  [[nodiscard]] virtual bool refuses_certificate() const noexcept = 0;
   [[nodiscard]] virtual bool shaken() const noexcept = 0;
   /// Of the key that the connection goes by.
   [[nodiscard]] virtual const std::array<std::byte, 16>& identity() const noexcept = 0;
@@ -82,7 +107,7 @@ class TlsStream {
   [[nodiscard]] virtual std::string description() const = 0;
 };
 
-/// What the TLS of a channel's connections shares. Thread-safe.
+/// The TLS state that a channel's connections share. Thread-safe.
 class TlsContext {
  public:
   /// The key of this identity, if there is one. Must not throw.
@@ -97,9 +122,12 @@ class TlsContext {
   [[nodiscard]] static std::shared_ptr<TlsContext> create(std::uint64_t records_per_key = usual_records_per_key);
   virtual ~TlsContext() = default;
 
+  /// Reads and checks this side's files. @throws TransferError naming the file and what is wrong with it; std::bad_alloc
+  [[nodiscard]] virtual std::shared_ptr<const TlsCertificates> read_certificates(const CertificateFiles& files) = 0;
+
   /// @throws std::bad_alloc
   [[nodiscard]] virtual std::unique_ptr<TlsStream> dial(int descriptor, const TlsKey& key) = 0;
-  /// @param opening what has been received already. @throws std::bad_alloc
+  /// @param opening what has been received already. @throws std::bad_alloc. A key's certificates are this context's.
   [[nodiscard]] virtual std::unique_ptr<TlsStream> accept(int descriptor, std::span<const std::byte> opening,
                                                           FindKey find) = 0;
 };

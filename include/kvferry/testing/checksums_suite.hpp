@@ -13,7 +13,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Transfers with checksums are transfers like others as long as nothing goes wrong. What they find is tested where a
+/// As long as nothing goes wrong, transfers with checksums behave like others. Their findings are tested where a
 /// transport's bytes can be got at.
 class ChecksumsTests : public ConformanceBase {
  protected:

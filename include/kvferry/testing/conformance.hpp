@@ -2,8 +2,8 @@
 #pragma once
 
 /// @file
-/// The conformance suite: what `BaseTransferChannel` promises, as tests that any transport can be put to. In one
-/// file of a test program that links GoogleTest:
+/// The conformance suite: tests of `BaseTransferChannel`'s promises, for any transport. Use it in one file of a test
+/// program that links GoogleTest:
 /// @code
 /// #include <kvferry/testing/conformance.hpp>
 ///
@@ -13,12 +13,12 @@
 ///   }
 /// };
 /// KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(My, MyTraits);
-/// @endcode See `ConformanceTraits` for what traits may say besides. `main` is GoogleTest's, or `run_main`, which also
-/// counts what was skipped. Tests of what a transport cannot do (`Capabilities`) are skipped, with the reason.
+/// @endcode `ConformanceTraits` describes the optional members of traits. `main` is GoogleTest's, or `run_main`, which also
+/// counts the skipped tests. A test is skipped, with the reason, if the transport lacks its capability (`Capabilities`).
 ///
-/// That file takes half a minute to compile. Where that is too long: include `conformance_transports.hpp` instead, which
-/// has the macro without the tests, and each `*_suite.hpp` in a source file of its own. Such files are to be linked as
-/// object files; from a static library they would be left out.
+/// That file takes half a minute to compile. If that is too long, include `conformance_transports.hpp` instead, which
+/// has the macro without the tests, and each `*_suite.hpp` in a source file of its own. Link these files as object
+/// files: the linker would leave them out of a static library.
 ///
 /// The tests of processes run the test program again, with `--gtest_filter`; Linux only.
 

@@ -83,7 +83,7 @@ struct TransportDefinition {
   bool (*takes)(std::string_view suite);
 };
 
-/// A suite of tests that every transport is put to.
+/// A suite of tests that runs for every transport.
 struct SuiteDefinition {
   struct Test {
     std::string name;
@@ -120,7 +120,7 @@ class ConformanceRegistry {
     return true;
   }
 
-  /// Whether the program has transports, but no suite to put them to.
+  /// Whether the program has transports, but no suite for them.
   [[nodiscard]] bool lacks_suites() const { return suites_.empty() && !transports_.empty(); }
 
  private:

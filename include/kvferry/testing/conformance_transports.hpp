@@ -2,7 +2,7 @@
 #pragma once
 
 /// @file
-/// What puts transports to the conformance suite, without the suite's tests: see `conformance.hpp`.
+/// Registers transports at the conformance suite, without the suite's tests: see `conformance.hpp`.
 
 #include <kvferry/testing/conformance_registry.hpp>
 #include <kvferry/testing/run_main.hpp>

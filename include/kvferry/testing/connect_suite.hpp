@@ -20,7 +20,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Handshakes: who is connected afterwards, and what is refused.
+/// Handshakes: the connections that they make, and refusals.
 class ConnectTests : public ConformanceBase {
  protected:
   void expect_connected(Node& a, Node& b) {
@@ -310,7 +310,8 @@ class ConnectTests : public ConformanceBase {
     expect_connected(a, b);
   }
 
-  /// Peers connect all the same; who insists gets no pages by index. Byte ranges: RangesTest.
+  /// Peers connect nevertheless; with `require_equal_page_sizes`, transfers by page index fail. Byte ranges:
+  /// RangesTest.
   void PageSizesThatDiffer() {
     for (const bool insists : {false, true}) {
       SCOPED_TRACE(insists);

@@ -22,7 +22,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// A channel around another that does what the other does. A decorator overrides a part of it.
+/// A channel around another one that behaves like it. A decorator overrides a part of it.
 ///
 /// The other channel answers side messages, by its own `handle_init_side_msg`.
 class DecoratedChannel : public BaseTransferChannel {
@@ -50,6 +50,8 @@ class DecoratedChannel : public BaseTransferChannel {
 
  protected:
   [[nodiscard]] BaseTransferChannel& inner() { return *inner_; }
+
+  [[nodiscard]] bool running_in_io_thread() const noexcept override { return running_in_io_thread_of(*inner_); }
 
   void start_transfer(TransferRequest request, Completion completion) override {
     forward(std::move(completion),

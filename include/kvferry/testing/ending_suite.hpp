@@ -21,8 +21,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// What has ended stays ended: nothing of it lands afterwards, or its error says that something may; and a fence makes
-/// sure of that.
+/// After an operation's end nothing of it lands, or its error says that bytes may land; and a fence makes sure of that.
 class EndingTests : public StalledPeerBase {
  protected:
   static constexpr TransferKind write = TransferKind::write;

@@ -18,11 +18,11 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// A channel around another, with faults at chosen transfers: for tests of a program that uses channels. Without faults
-/// it does what the other channel does.
+/// A channel around another one, with faults at chosen transfers, for tests of a program that uses channels. Without
+/// faults it behaves like the other channel.
 ///
-/// Faults are counted in transfers (write, read, send, recv) from the call that asks for them on; 1 is the next one.
-/// Each happens once. A later fault for the same transfer replaces the earlier one.
+/// A fault's number counts transfers (write, read, send, recv) from the call that sets the fault; 1 is the next one.
+/// Each fault happens once. A later fault for the same transfer replaces the earlier one.
 /// @code
 /// kvferry::testing::FaultChannel channel(std::make_unique<kvferry::TcpTransferChannel>(options));
 /// channel.fail(2, make_error_code(kvferry::errc::connection_lost));
@@ -44,14 +44,14 @@ class FaultChannel final : public DecoratedChannel {
   void fail(std::size_t nth, std::error_code error) { plan(nth, {.kind = Kind::fail, .error = error}); }
   /// The `nth` transfer starts late. Its timeout counts from the call, so it may be over by then.
   void delay(std::size_t nth, std::chrono::milliseconds by) { plan(nth, {.kind = Kind::delay, .by = by}); }
-  /// The `nth` transfer gets lost: nothing of it is sent, and it ends at its timeout, as if the peer didn't answer.
+  /// The `nth` transfer is dropped: nothing of it is sent, and it ends at its timeout, as if the peer didn't answer.
   void drop(std::size_t nth) { plan(nth, {.kind = Kind::drop}); }
   /// The connection to the peer of the `nth` transfer is cut as soon as that has started.
   void cut(std::size_t nth) { plan(nth, {.kind = Kind::cut}); }
-  /// The other channel is closed as soon as the `nth` transfer has started: all that is under way ends with it.
+  /// The other channel is closed as soon as the `nth` transfer has started: all operations under way end.
   void kill(std::size_t nth) { plan(nth, {.kind = Kind::kill}); }
 
-  /// Transfers that were started so far, with faults and without.
+  /// The number of transfers that were started so far, with faults and without.
   [[nodiscard]] std::size_t transfers() const {
     const std::lock_guard lock(state_->mutex);
     return state_->started;
@@ -103,7 +103,7 @@ class FaultChannel final : public DecoratedChannel {
     std::chrono::milliseconds by{0};
   };
 
-  /// A transfer that the other channel hasn't got, or never gets.
+  /// A transfer that the other channel doesn't have yet, or never gets.
   struct Held {
     Held(TransferRequest held_request, Completion held_completion, const asio::any_io_executor& executor)
         : request(std::move(held_request)), completion(std::move(held_completion)), timer(executor) {}

@@ -14,7 +14,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Memory of its own that can be taken away: from `unmap` on, whoever touches it faults.
+/// Memory of its own that can be taken away: after `unmap`, an access faults.
 class MappedMemory {
  public:
   MappedMemory(std::size_t pages, std::size_t page_size) : size_(pages * page_size), page_size_(page_size) {

@@ -33,7 +33,7 @@ struct RegionSpec {
 /// Options of a `Node`.
 struct NodeSpec {
   std::string id = {};                   ///< Empty: the fixture numbers it.
-  std::vector<RegionSpec> regions{{}};   ///< What peers may reach.
+  std::vector<RegionSpec> regions{{}};   ///< Regions that peers may reach.
   std::size_t local_bytes = 256 * 1024;  ///< The size of one more region, the last, closed to peers, for local objects.
   bool listens = true;
   bool pausable = false;          ///< Runs on an executor that `Node::pause` holds up.
@@ -83,7 +83,7 @@ class Node {
   BaseTransferChannel* operator->() const { return &channel(); }
   [[nodiscard]] std::string url() const { return channel().peer_init_url(); }
 
-  /// The channel goes; the memory stays.
+  /// Destroys the channel and keeps the memory.
   void destroy_channel() {
     resume();
     channel_.reset();

@@ -38,7 +38,7 @@ class NotificationsTests : public ConformanceBase {
     return start(TransferKind::write, from, to, from.objects({4096}).fill(seed), notifying(payload, at({page})));
   }
 
-  /// Waits for the next notification, which is to be this one.
+  /// Waits for the next notification, which must be this one.
   void expect_next(Node& node, const Node& from, std::string_view text) {
     const auto probe = start_receive_notification(node, limit());
     ASSERT_FALSE(probe->error()) << probe->error().message();

@@ -17,7 +17,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Send and recv: which meets which, what arrives, and what happens where the two do not fit.
+/// Send and recv: their matching, the received bytes, and mismatches.
 class PairedTests : public ConformanceBase {
  protected:
   static constexpr TransferKind send = TransferKind::send;

@@ -15,7 +15,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// The content of memory that nothing was put into.
+/// The content of memory to which nothing was written.
 inline constexpr std::byte background{0x5a};
 /// The bytes around local objects, which must stay.
 inline constexpr std::byte guard{0xa5};
@@ -135,7 +135,7 @@ class Objects {
  public:
   Objects() = default;
 
-  /// How much memory objects of these sizes take.
+  /// The memory that objects of these sizes take.
   [[nodiscard]] static std::size_t footprint(std::span<const std::size_t> sizes) {
     std::size_t total = guard_size;
     for (const std::size_t size : sizes) {

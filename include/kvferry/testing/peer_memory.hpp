@@ -19,9 +19,9 @@ namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// While it lives, ThreadSanitizer does not look at what this thread reads and writes.
 ///
-/// For memory that the peer's threads access on behalf of an operation of this side's: that they are through with it,
-/// this side knows from a message of theirs, and ThreadSanitizer does not see what is ordered by messages - not at all
-/// between processes, and within one only up to the call that sends the message, whose own accesses it enters later.
+/// For memory that the peer's threads access for an operation of this side. A message tells this side that they have
+/// finished. ThreadSanitizer doesn't see the order that messages make: not at all between processes, and within one
+/// only up to the call that sends the message, whose own accesses it records later.
 class UnwatchedAccess {
  public:
 #ifdef KVFERRY_TESTING_THREAD_SANITIZED
@@ -41,8 +41,8 @@ class UnwatchedAccess {
   UnwatchedAccess& operator=(const UnwatchedAccess&) = delete;
 };
 
-/// Memory in a node's regions, where others read and write. The functions of patterns.hpp access it unwatched;
-/// converted to a buffer it is memory like any other.
+/// Memory in a node's regions, which peers read and write. The functions of patterns.hpp access it unwatched. Converted
+/// to a buffer it is ordinary memory.
 class PeerMemory {
  public:
   explicit PeerMemory(MutableBuffer buffer) : buffer_(buffer) {}

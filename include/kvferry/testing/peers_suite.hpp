@@ -18,7 +18,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Peers that come and go: who is connected, what happens to them, and taking leave of one.
+/// Peers that come and go: connections, events, and disconnecting one peer.
 class PeersTests : public ConformanceBase {
  protected:
   using EventProbe = Probe<std::error_code, PeerEvent>;
@@ -38,7 +38,7 @@ class PeersTests : public ConformanceBase {
     return probe;
   }
 
-  /// The next event, which is to be this one.
+  /// Takes the next event, which must be this one.
   PeerEvent expect_event(Node& node, PeerEventKind kind, const std::string& peer) {
     const auto probe = start_wait(node, limit());
     EXPECT_FALSE(probe->error()) << probe->error().message() << ", where " << peer << " was to be " << to_string(kind);

@@ -78,7 +78,7 @@ class ProbeBase {
     return thread_;
   }
 
-  /// To be called when no handler can run any more.
+  /// Call it when no handler can run any more.
   void verify() {
     if (!wait()) {
       return;
@@ -210,7 +210,7 @@ class Transfer : public Probe<std::error_code, std::size_t> {
     return {error, count};
   }
 
-  /// @name To be looked at after the end only.
+  /// @name Read these only after the end.
   /// @{
   [[nodiscard]] std::vector<std::error_code>& statuses() { return statuses_; }
   [[nodiscard]] std::vector<std::size_t>& sizes() { return sizes_; }

@@ -21,16 +21,12 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// For tests with a peer in a process of its own, which does what it is told, line by line.
+/// For tests with a peer in a process of its own, which executes commands, line by line.
 ///
-/// Commands, and what is answered ("ok", or what is wrong):
-///   start ID URL                    makes the peer's node; answers its url
-///   extra ID URL                    makes a node with little memory beside it; answers its url
-///   connect OWN_ID PEER URL         shakes hands
-///   fill SEED | check SEED          its first pages
-///   write|read|send|recv PEER SEED  one batch, of the standard objects; read and recv check what arrived
-///   storm PEER                      starts transfers without end; answers "in the middle" when it is there
-///   close                           closes its channel
+/// Commands; the answer is "ok", or an error: start ID URL makes the peer's node; answers its url extra ID URL makes a
+///   node with little memory beside it; answers its url connect OWN_ID PEER URL shakes hands fill SEED | check SEED its
+///   first pages write|read|send|recv PEER SEED one batch, of the standard objects; read and recv check what arrived
+///   storm PEER starts transfers without end; answers "in the middle" when it is there close closes its channel
 class ProcessBase : public StalledPeerBase {
  protected:
   static constexpr std::size_t page_size = std::size_t{1} << 20;
@@ -38,7 +34,7 @@ class ProcessBase : public StalledPeerBase {
   static constexpr std::uint64_t tag = 11;
   static constexpr const char* peer_id = "peer-process";
 
-  /// In the peer's process: does what it is told until the line ends. False in the test's own.
+  /// In the peer's process: executes commands until the input ends. False in the test's own.
   [[nodiscard]] bool serve_if_peer() {
     if (!PeerProcess::is_peer()) {
       return false;

@@ -148,7 +148,8 @@ class RangesTests : public ConformanceBase {
     }
   }
 
-  /// Expects the whole batch to be refused, with a diagnostic that has all the parts in it.
+  /// Expects the whole batch to be refused, with a diagnostic that has all the parts in it; by a blocking call as well, which may
+  /// look at what it was given before anything is checked.
   void expect_refused(Node& a, Node& b, const Objects& objects, const TransferSpec& spec, errc code,
                       std::initializer_list<const char*> parts = {}) {
     for (const TransferKind kind : one_sided_kinds()) {
@@ -163,6 +164,21 @@ class RangesTests : public ConformanceBase {
         EXPECT_NE(transfer->diagnostic().find(part), std::string::npos)
             << part << " is not in: " << transfer->diagnostic();
       }
+      std::string why;
+      TransferSpec again = spec;
+      again.peer_id = b.id();
+      again.diagnostic = &why;
+      auto blocking = aside([&, &node = a] {
+        std::error_code ec;
+        if (kind == TransferKind::read) {
+          node->batched_read(objects.writable(), again, ec);
+        } else {
+          node->batched_write(objects.readable(), again, ec);
+        }
+        return ec;
+      });
+      EXPECT_EQ(in_time(blocking), code) << why;
+      EXPECT_EQ(why, transfer->diagnostic());
       EXPECT_TRUE(b.untouched());
       EXPECT_TRUE(objects.match(7)) << "bytes of the peer's were read";
     }

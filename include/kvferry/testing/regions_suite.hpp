@@ -244,6 +244,10 @@ class RegionsTests : public StalledPeerBase {
     EXPECT_EQ(node->add_region(wrong, error), 0U);
     EXPECT_EQ(error, errc::invalid_region);
     EXPECT_THROW(node->add_region({}), TransferError);
+    wrong = memory.region();
+    wrong.peer_access = static_cast<Access>(4);  // peers would refuse all of the channel's regions for it
+    EXPECT_EQ(node->add_region(wrong, error), 0U);
+    EXPECT_EQ(error, errc::invalid_region);
     node->remove_region(given, {}, error);
     EXPECT_EQ(error, errc::unknown_region);
     EXPECT_THROW(node->remove_region(given), TransferError);

@@ -17,18 +17,17 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Counts the tests that ran and those that were skipped, with the reasons. A group of which everything was skipped is a
-/// failure: a test suite that was to run as a whole, and, in a run of all tests, a transport of which nothing was tested
-/// but what needs no capability.
+/// Counts the tests that ran and the skipped ones, with the reasons. A fully skipped group is a failure: a test suite
+/// that was selected as a whole, or, in a run of all tests, a transport for which only tests without capabilities ran.
 ///
-/// Where the variable `KVFERRY_SKIP_REPORT` names a file, each skipped test is a line there, too, "reason<TAB>test": so
+/// If the variable `KVFERRY_SKIP_REPORT` names a file, each skipped test is also a line there, "reason<TAB>test", so
 /// that skips can be counted over many processes.
 class SkipReport final : public ::testing::EmptyTestEventListener {
  public:
-  /// @param may_lack_capabilities whether a suite may be skipped as a whole because of what a transport cannot do.
+  /// @param may_lack_capabilities whether a suite may be skipped as a whole because a transport lacks its capability.
   explicit SkipReport(bool may_lack_capabilities) : may_lack_capabilities_(may_lack_capabilities) {}
 
-  /// The groups of which everything was skipped. To be asked after the run.
+  /// The fully skipped groups. Call it after the run.
   [[nodiscard]] std::vector<std::string> skipped_groups() const {
     std::vector<std::string> groups = skipped_suites_;
     const auto* unit_test = ::testing::UnitTest::GetInstance();
@@ -144,7 +143,7 @@ class SkipReport final : public ::testing::EmptyTestEventListener {
 
 /// Options of `run_main`.
 struct RunOptions {
-  /// Whether a suite may be skipped as a whole because the transport cannot do what it is about.
+  /// Whether a suite may be skipped as a whole because the transport lacks its capability.
   bool may_lack_capabilities = true;
 };
 

@@ -24,7 +24,7 @@ class SilentListener {
   asio::ip::tcp::acceptor acceptor_;
 };
 
-/// An address at which nobody listens, and which nobody else gets meanwhile, as they might one that was just given up.
+/// An address without a listener. It stays reserved, so no other process can listen there.
 class DeafAddress {
  public:
   DeafAddress() : socket_(context_, {asio::ip::address_v4::loopback(), 0}) {}

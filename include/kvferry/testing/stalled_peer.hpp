@@ -13,8 +13,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// For tests of what ends an operation other than its success: a peer that can be held up, more bytes a transfer than
-/// any socket's buffer holds, and a check that buffers are left alone afterwards.
+/// For tests of operations that end without success: a peer that can be held up, transfers with more bytes than any
+/// socket's buffer holds, and a check that buffers don't change afterwards.
 class StalledPeerBase : public ConformanceBase {
  protected:
   static constexpr std::size_t big_pages = 16;
@@ -51,7 +51,7 @@ class StalledPeerBase : public ConformanceBase {
     return all;
   }
 
-  /// The code of what ended for this reason with bytes on their way.
+  /// The code of an operation that ended for this reason with bytes on their way.
   [[nodiscard]] static errc in_flight(errc code) {
     return code == errc::timed_out   ? errc::timed_out_in_flight
            : code == errc::cancelled ? errc::cancelled_in_flight
@@ -72,7 +72,8 @@ class StalledPeerBase : public ConformanceBase {
     }
   }
 
-  /// Ended for this reason, with bytes on their way or not; or - a peer's memory may be within reach without the peer - done, and then truly.
+  /// Whether it ended for this reason, with bytes on their way or not; or with success, and then really (a transport
+  /// may reach a peer's memory without the peer).
   void expect_ended(const Stalled& stalled, errc code, const Node& peer) {
     SCOPED_TRACE(to_string(stalled.kind));
     const Outcome outcome = stalled.transfer->outcome();
@@ -89,7 +90,7 @@ class StalledPeerBase : public ConformanceBase {
     }
   }
 
-  /// Lets go of what was held up, and sees whether it still reaches for the buffers of what has ended.
+  /// Resumes the peer, and checks that it doesn't touch the buffers of ended operations.
   void expect_quiet(Pair nodes, std::vector<Stalled> ended) {
     for (Stalled& stalled : ended) {
       stalled.objects.fill(4242);

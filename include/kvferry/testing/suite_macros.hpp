@@ -5,7 +5,7 @@
 
 #include <kvferry/testing/conformance_test.hpp>
 
-// A suite of tests whose bodies are ordinary member functions: compiled once, however many transports are put to them.
+// A suite of tests whose bodies are ordinary member functions: compiled once, for any number of transports.
 
 #define KVFERRY_TESTING_PARENS ()
 #define KVFERRY_TESTING_EXPAND(...) \
@@ -23,7 +23,7 @@
       __VA_OPT__(KVFERRY_TESTING_EACH_AGAIN KVFERRY_TESTING_PARENS(Tests, __VA_ARGS__))
 #define KVFERRY_TESTING_EACH_AGAIN() KVFERRY_TESTING_EACH_STEP
 
-/// Defines the test suite `Suite`, to which all transports of the program are put. In a header or a source file.
+/// Defines the test suite `Suite`, which runs for all transports of the program. In a header or a source file.
 /// @param Tests a class derived from `ConformanceBase`.
 /// @param ... its member functions that are tests, at most two dozen.
 #define KVFERRY_TESTING_SUITE(Suite, Tests, ...)                                                \

@@ -38,7 +38,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// Counts what is allocated through it.
+/// Counts its allocations.
 template <class T>
 struct CountingAllocator {
   using value_type = T;
@@ -57,7 +57,7 @@ struct CountingAllocator {
   std::shared_ptr<std::atomic<int>> count;
 };
 
-/// Any completion token does: what Asio offers, and handlers of all sorts.
+/// Any completion token works: Asio's own, and all kinds of handlers.
 class TokensTests : public ConformanceBase {
  protected:
   /// The spec of a write of two pages to `to`, which it refers to.

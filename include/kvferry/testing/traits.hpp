@@ -37,17 +37,17 @@ inline constexpr bool sanitized = true;
 inline constexpr bool sanitized = false;
 #endif
 
-/// How a test answers side messages in place of `handle_init_side_msg`.
+/// A test's function that answers side messages in place of `handle_init_side_msg`.
 using SideMessageAnswer = std::function<SideMessage(const SideMessage&)>;
 
-/// How the conformance suite makes a transport's channels. Each test has one object of this type; it outlives all
-/// channels that it made, so it may own what they run on (an `asio::io_context` and the thread that runs it). Its
+/// Makes a transport's channels for the conformance suite. Each test has one object of this type. It outlives all
+/// channels that it made, so it may own their executor (an `asio::io_context` and the thread that runs it). Its
 /// destructor must not discard handlers that are still queued there: the suite waits for them.
 ///
-/// Required: `make_channel`, static or not, may throw what the channel's constructor throws. It must hand on all
-/// options, `ChannelOptions::executor` too where the test set it.
+/// Required: `make_channel`, static or not. It may throw the exceptions of the channel's constructor. It must pass on
+/// all options, also `ChannelOptions::executor` if the test set it.
 ///
-/// Optional members, with what the suite assumes without them:
+/// Optional members, with the suite's defaults:
 /// @code
 /// static constexpr std::string_view name;                   // in the tests' names; the number of the type
 /// static std::string listen_url();                          // own_loopback_url()
@@ -65,8 +65,8 @@ concept ConformanceTraits = std::default_initializable<T> && requires(T traits, 
   { traits.make_channel(std::move(options)) } -> std::convertible_to<std::unique_ptr<BaseTransferChannel>>;
 };
 
-/// A channel whose side messages are answered by a function: what `Traits::make_answering_channel` returns. The options
-/// that the suite hands to that have `ChannelOptions::hold_side_messages`.
+/// A channel that answers side messages by a function, for `Traits::make_answering_channel`. The suite's options for it
+/// have `ChannelOptions::hold_side_messages`.
 /// @code
 /// return std::make_unique<kvferry::testing::AnsweringChannel<MyChannel>>(std::move(answer), std::move(options));
 /// @endcode
@@ -80,7 +80,7 @@ class AnsweringChannel final : public Channel {
       this->answer_side_messages();
     }
   }
-  /// No message may meet a half-destroyed object.
+  /// No message may reach a half-destroyed object.
   ~AnsweringChannel() override { this->close(); }
 
   SideMessage handle_init_side_msg(const SideMessage& message) override {

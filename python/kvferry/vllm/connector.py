@@ -111,6 +111,12 @@ class KvferryConnector(KVConnectorBase_V1):
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata:
         return _WorkerAddress(self._working().server)
 
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Copies of blocks are made after this, and before the step's orders are bound."""
+        assert isinstance(kv_connector_metadata, _Orders)
+        if isinstance(self._worker, PushWorker):
+            self._worker.lost(kv_connector_metadata.step)
+
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         self._working().begin(self._orders())

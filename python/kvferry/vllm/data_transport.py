@@ -179,8 +179,10 @@ class KvferryDataTransport(DataTransport):
             self._not_settled(peer, transfer, operation.error)
             return
         channel_id = operation.result().id
-        if self._peers.get(transfer.peer_id) is not peer:
+        if self._peers.get(transfer.peer_id) is not peer:  # what follows would connect anew
             self._disconnect(channel_id)
+            transfer.arrived = False
+            return
         follower = self._channel.submit_notify(self._queue, channel_id, b"\0", _SETTLED)
         follower.user_data = lambda ended: self._not_settled(peer, transfer, ended.error)
 

@@ -186,11 +186,13 @@ def _in_common(local: KvLayout, remote: KvLayout) -> tuple[KvLayout, KvLayout, i
     return local, remote, step
 
 
-def _expand(ids: Sequence[int], layout: KvLayout, side: str) -> NDArray[np.int64]:
-    blocks = np.asarray(ids, dtype=np.int64).reshape(-1, 1) * layout.blocks_per_id + np.arange(layout.blocks_per_id)
-    if blocks.size and (blocks.min() < 0 or blocks.max() >= layout.num_blocks):
+def _blocks(ids: Sequence[int], layout: KvLayout, indexes: NDArray[np.int64], side: str) -> NDArray[np.int64]:
+    """Those at some indexes of a request's, and no others: a peer says how many blocks an id stands for."""
+    ids_there = np.asarray(ids, dtype=np.int64)[indexes // layout.blocks_per_id]
+    blocks: NDArray[np.int64] = ids_there * layout.blocks_per_id + indexes % layout.blocks_per_id
+    if blocks.min() < 0 or blocks.max() >= layout.num_blocks:
         raise LayoutMismatch(f"a {side} block id is not within [0, {layout.num_blocks // layout.blocks_per_id})")
-    return blocks.reshape(-1)
+    return blocks
 
 
 def plan(
@@ -210,7 +212,6 @@ def plan(
     Raises LayoutMismatch where the caches don't fit together, or the blocks are too few.
     """
     _check(local, remote)
-    ours, theirs = _expand(local_ids, local, "local"), _expand(remote_ids, remote, "remote")
     if first_token % (local.block_tokens * local.blocks_per_id):
         raise LayoutMismatch(f"token {first_token} is not the first of a block")
     local, remote, step = _in_common(local, remote)
@@ -219,9 +220,9 @@ def plan(
     if len(tokens) == 0:
         empty = np.zeros((0, 3), dtype=np.uint64)
         return Plan(empty, empty, np.zeros(0, dtype=np.int64))
-    if (num_tokens - first_token - 1) // local.block_tokens >= len(ours):
+    if (num_tokens - first_token - 1) // local.block_tokens >= len(local_ids) * local.blocks_per_id:
         raise LayoutMismatch(f"{len(local_ids)} local blocks are too few for {num_tokens - first_token} tokens")
-    if (num_tokens - 1) // remote.block_tokens >= len(theirs):
+    if (num_tokens - 1) // remote.block_tokens >= len(remote_ids) * remote.blocks_per_id:
         raise LayoutMismatch(f"{len(remote_ids)} remote blocks are too few for {num_tokens} tokens")
 
     for side, first, there in (
@@ -238,6 +239,8 @@ def plan(
     local_layers = np.array([(region, offset) for _, region, offset in local.layers], dtype=np.int64)
     remote_layers = np.array([at[name] for name, _, _ in local.layers], dtype=np.int64)
     indexes = (tokens - first_token) // local.block_tokens
+    ours = _blocks(local_ids, local, indexes, "local")
+    theirs = _blocks(remote_ids, remote, tokens // remote.block_tokens, "remote")
 
     def rows(
         layout: KvLayout, layers: NDArray[np.int64], blocks: NDArray[np.int64], head: int, side: int
@@ -252,8 +255,8 @@ def plan(
         return made.reshape(-1, 3)
 
     return Plan(
-        rows(local, local_layers, ours[indexes], heads.local_first, 0),
-        rows(remote, remote_layers, theirs[tokens // remote.block_tokens], heads.remote_first, 1),
+        rows(local, local_layers, ours, heads.local_first, 0),
+        rows(remote, remote_layers, theirs, heads.remote_first, 1),
         np.tile(np.repeat(indexes // local.blocks_per_id, len(pieces)), len(local.layers)),
     )
 

@@ -66,6 +66,8 @@ class _Push:
     ended: Signal = field(default_factory=Signal)
     #: Whether the other side has said that it will.
     agreed: bool = False
+    #: Whether it has said that nothing is to be expected. Its last word may be here, and be heard only next.
+    doubted: bool = False
 
 
 class PushWorker(Worker):
@@ -95,16 +97,29 @@ class PushWorker(Worker):
 
     # The engine's orders
 
+    def lost(self, orders: Step) -> None:
+        """Blocks are no longer those of the requests whose they were. Before the step writes into any of them: what is
+        pushed of them from then on doesn't count."""
+        with self._lock:
+            self._drop_lost(orders)
+
+    def _drop_lost(self, orders: Step) -> None:
+        for request_ids, reason in (
+            (orders.preempted, "its blocks were taken from it"),
+            (orders.forgotten, "its request has ended there"),
+        ):
+            for request_id in request_ids:
+                self._leases.forget(request_id)
+                self._pushes.drop(request_id, reason)
+
     def begin(self, orders: Step) -> None:
         super().begin(orders)
         with self._lock:
-            for request_id in orders.preempted:
-                self._leases.forget(request_id)
-                self._pushes.drop(request_id, "its blocks were taken from it")
             for announced in orders.announced:
                 self._pushes.announce(announced)
             for transfer_id, reason in orders.refused:
                 self._pushes.refuse(transfer_id, reason)
+            self._drop_lost(orders)  # also what has been announced in the same step
             for progress in orders.progress:
                 self._pushes.proceed(progress)
         if orders.waiting:
@@ -121,9 +136,6 @@ class PushWorker(Worker):
             self._pushes.step_computed()
 
     def step(self, orders: Step) -> None:
-        with self._lock:
-            for request_id in orders.forgotten:
-                self._pushes.drop(request_id, "its request has ended there")
         super().step(orders)
         with self._lock:
             for request_id in orders.granted:
@@ -440,8 +452,11 @@ class PushWorker(Worker):
                 link.lease = lease
                 self._renewals.reckon()
             for push, held in zip(agreed, answer["held"]):
-                if push is not None and not held:
+                if push is None:
+                    continue
+                if not held and push.doubted:
                     self._runner.tell(push.ended, "nothing is known of it there any more")
+                push.doubted = not held
 
     def _closed(self) -> None:
         with self._lock:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,6 +85,8 @@ class Pushes:
         self._early = EarlyWants(lease)
         #: Transfers to which nobody is added any more, and why.
         self._over: OrderedDict[str, str] = OrderedDict()
+        #: Transfers whose readers are being told of their end, and how many of them.
+        self._telling: Counter[str] = Counter()
 
     # The engine's orders
 
@@ -191,7 +193,7 @@ class Pushes:
         if push is not None:
             return self._leases.renew(push.announced.request_id)
         self.sweep()
-        return transfer_id in self._early
+        return transfer_id in self._early or transfer_id in self._telling
 
     def _attach(self, push: _Push, want: Want) -> str:
         """A reader more. Why it isn't one; empty if it is."""
@@ -332,6 +334,7 @@ class Pushes:
             self._runner.perform(self._tell(want, Ended(transfer_id=want.transfer_id, failed=(), reason=reason)))
 
     def _tell(self, want: Want, ended: Ended) -> Steps:
+        self._telling[want.transfer_id] += 1
         try:
             operation = self.channel.submit_notify(
                 self._runner.queue, want.peer_id, msgspec.msgpack.encode(ended), ENDED, timeout=self._timeout
@@ -340,3 +343,4 @@ class Pushes:
             operation.result()
         except Exception as error:
             _logger.warning("%s isn't told that transfer %s has ended: %s", want.peer_id, want.transfer_id, error)
+        self._telling -= Counter([want.transfer_id])

@@ -50,7 +50,8 @@ bool is_refused(kvferry::TcpOptions options) {
   } catch (const kvferry::TransferError& error) {
     std::cout << error.what() << "\n";
     return error.code() == kvferry::errc::not_supported &&
-           std::string_view(error.what()).find("built without OpenSSL") != std::string_view::npos;
+           std::string_view(error.what()).find("encryption and certificates: this kvferry was built without OpenSSL") !=
+               std::string_view::npos;
   }
 }
 
@@ -61,8 +62,10 @@ int main() {
   required.encryption = kvferry::Encryption::required;
   kvferry::TcpOptions off;
   off.encryption = kvferry::Encryption::off;
+  kvferry::TcpOptions certified;
+  certified.certificates = {"chain.pem", "key.pem", "ca.pem"};
   const bool moved = moves_a_page<kvferry::ShmTransferChannel, kvferry::ShmOptions>() &&
                      moves_a_page<kvferry::TcpTransferChannel, kvferry::TcpOptions>();
   std::cout << (moved ? "pages moved\n" : "pages didn't move\n");
-  return moved && is_refused({}) && is_refused(required) && !is_refused(off) ? 0 : 1;
+  return moved && is_refused({}) && is_refused(required) && is_refused(certified) && !is_refused(off) ? 0 : 1;
 }

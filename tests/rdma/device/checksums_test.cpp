@@ -72,6 +72,34 @@ NodeOptions checking(std::size_t rails) {
   return options;
 }
 
+TEST(RdmaChecksums, ABatchIntoRegionsThatShareMemoryGoesOverOneRail) {
+  constexpr std::size_t count = 8;
+  const Node a(count, checking(2));
+  const Node b(count, checking(2));
+  const std::uint32_t twin = b.channel->add_region({b.region.data(), b.region.size(), page_size});
+  a.fill(1);
+  a.connect("a", "b", b);
+  const auto write = [&](std::size_t shift) {
+    std::vector<RemoteRange> ranges;
+    for (std::size_t i = 0; i < count; ++i) {
+      ranges.push_back(RemoteRange::contiguous(i < count / 2 ? 0 : twin, (i * shift % count) * page_size, page_size));
+    }
+    std::vector<std::uint64_t> before;
+    for (const RdmaRailInfo& rail : a.channel->rails()) {
+      before.push_back(rail.bytes_written);
+    }
+    EXPECT_EQ(a.channel->batched_write(a.pages(count), {.peer_id = "b", .remote_ranges = ranges}), count);
+    std::size_t used = 0;
+    for (std::size_t i = 0; i < before.size(); ++i) {
+      used += a.channel->rails()[i].bytes_written - before[i] > page_size ? 1U : 0U;
+    }
+    return used;
+  };
+  EXPECT_EQ(write(1), 2U) << "regions that share memory, at places that don't overlap";
+  EXPECT_TRUE(same(a, b));
+  EXPECT_EQ(write(2), 1U) << "the second half over the first";
+}
+
 TEST(RdmaChecksums, AWriteThatIsChangedBeforeItIsComparedFailsAndIsToldToNobody) {
   constexpr std::size_t count = 8;
   for (const std::size_t rails : {1U, 2U}) {

@@ -5,20 +5,28 @@
 
 #include <dlfcn.h>
 #include <infiniband/verbs.h>
+#include <pthread.h>
 
 #include <asio/bind_executor.hpp>
 #include <asio/system_executor.hpp>
 #include <asio/use_future.hpp>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
+#include <functional>
 #include <future>
 #include <mutex>
+#include <string>
+#include <system_error>
+#include <utility>
 #include <vector>
 
+#include "rdma/message.hpp"
 #include "rdma/rdma_node.hpp"
 
 namespace {
@@ -29,6 +37,7 @@ struct Log {
     Verb verb;
     const void* what;  ///< The queue pair; the memory.
     const ibv_context* context;
+    std::string thread = {};  ///< deregister: the name of the one that calls it.
   };
 
   void add(const Call& call) {
@@ -49,12 +58,69 @@ Log& verbs_log() {
   return log;
 }
 
+/// Something to be done when this memory is registered next.
+struct BeforeRegistering {
+  void set(const void* memory, std::function<void()> what) {
+    const std::lock_guard lock(mutex);
+    at = memory;
+    call = std::move(what);
+  }
+  void registers(const void* memory) {
+    std::function<void()> what;
+    {
+      const std::lock_guard lock(mutex);
+      if (memory == at) {
+        what = std::exchange(call, nullptr);
+      }
+    }
+    if (what) {
+      what();
+    }
+  }
+
+  std::mutex mutex;
+  const void* at = nullptr;
+  std::function<void()> call;
+};
+
+BeforeRegistering& before_registering() {
+  static BeforeRegistering before;
+  return before;
+}
+
+/// Where memory begins that can't be registered any more, once it has been so many times.
+std::atomic<const void*> registering_fails_at{nullptr};
+std::atomic<int> registrations_left{0};
+
 std::atomic<bool> next_long_post_fails{false};
 std::atomic<const ibv_qp*> pair_of_failed_post{nullptr};
 std::atomic<decltype(ibv_context_ops::post_send)> real_post_send{nullptr};
 
+/// Messages of this type that end something of several messages never go out; 0: all do.
+std::atomic<kvferry::rdma::MessageType> last_parts_withheld{};
+
+bool is_withheld(const ibv_send_wr& request) {
+  using kvferry::rdma::MessageHeader;
+  const auto type = last_parts_withheld.load();
+  if (type == kvferry::rdma::MessageType{} || request.opcode != IBV_WR_SEND) {
+    return false;
+  }
+  MessageHeader header;
+  std::memcpy(&header, reinterpret_cast<const void*>(request.sg_list[0].addr), sizeof(header));
+  return header.type == type && header.first != 0 && (header.flags & MessageHeader::last) != 0;
+}
+
 /// Posts the first request of a list and refuses the others, once it has been asked to.
 int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
+  for (ibv_send_wr** request = &list; *request != nullptr; request = &(*request)->next) {
+    if (is_withheld(**request)) {
+      *request = nullptr;  // with what comes behind it
+      break;
+    }
+  }
+  if (list == nullptr) {
+    return 0;
+  }
   if (list->next == nullptr || !next_long_post_fails.exchange(false)) {
     return real_post_send.load()(pair, list, bad);
   }
@@ -141,13 +207,20 @@ int ibv_modify_qp(ibv_qp* pair, ibv_qp_attr* attributes, int mask) {
 
 #undef ibv_reg_mr
 ibv_mr* ibv_reg_mr(ibv_pd* domain, void* address, std::size_t size, int access) {
+  before_registering().registers(address);
+  if (address == registering_fails_at && registrations_left-- <= 0) {
+    errno = ENOMEM;
+    return nullptr;
+  }
   ibv_mr* const region = library_function<decltype(ibv_reg_mr)>("ibv_reg_mr")(domain, address, size, access);
   verbs_log().add({Log::Verb::do_register, address, domain->context});
   return region;
 }
 
 int ibv_dereg_mr(ibv_mr* region) {
-  verbs_log().add({Log::Verb::deregister, region->addr, region->context});
+  std::array<char, 16> thread{};
+  (void)::pthread_getname_np(::pthread_self(), thread.data(), thread.size());
+  verbs_log().add({Log::Verb::deregister, region->addr, region->context, thread.data()});
   return library_function<decltype(ibv_dereg_mr)>("ibv_dereg_mr")(region);
 }
 }
@@ -254,6 +327,246 @@ TEST(VerbsOrder, Line20_RegionsAreDeregisteredAfterTheLastQueuePair) {
   };
   EXPECT_EQ(std::count_if(calls.begin(), region, is_pair_of_hub), 3);
   EXPECT_EQ(std::count_if(region, calls.end(), is_pair_of_hub), 0);
+}
+
+TEST(VerbsOrder, APeerThatStopsWithinAListOrANotificationIsGivenUpAfterThePartsTimeout) {
+  for (const auto type : {MessageType::notify, MessageType::recv_post}) {
+    SCOPED_TRACE(type == MessageType::notify ? "notification" : "recv");
+    std::string why;
+    NodeOptions options;
+    options.channel.parts_timeout = std::chrono::milliseconds(100);
+    Node node(1, std::move(options));
+    Node peer(1000);
+    peer.connect("peer", "node", node);
+    auto waiting = node.channel->async_batched_recv(node.pages(1), {.peer_id = "peer", .tag = 7, .diagnostic = &why},
+                                                    asio::use_future);
+    last_parts_withheld = type;
+    std::future<std::size_t> stopped;
+    if (type == MessageType::notify) {
+      const std::vector<std::byte> notification(max_notification_bytes);
+      stopped = peer.channel->async_batched_write(std::vector<MutableBuffer>(),
+                                                  {.peer_id = "node", .notification = notification}, asio::use_future);
+    } else {
+      stopped = peer.channel->async_batched_recv(peer.pages(1000), {.peer_id = "node", .tag = 8}, asio::use_future);
+    }
+    const auto status = waiting.wait_for(long_enough);
+    last_parts_withheld = MessageType{};
+    ASSERT_EQ(status, std::future_status::ready);
+    try {
+      (void)waiting.get();
+      ADD_FAILURE() << "nothing was sent";
+    } catch (const std::system_error& error) {
+      EXPECT_EQ(error.code(), errc::connection_lost);
+    }
+    EXPECT_NE(why.find("the peer stopped within a recv's list of buffers, or a notification, for 100 ms"), std::string::npos)
+        << why;
+  }
+}
+
+/// How often memory is registered, of what has been noted.
+std::ptrdiff_t registrations(const void* memory) {
+  const std::lock_guard lock(verbs_log().mutex);
+  const auto& calls = verbs_log().calls;
+  const auto count = [&](Log::Verb verb) {
+    return std::ranges::count_if(calls,
+                                 [&](const Log::Call& call) { return call.verb == verb && call.what == memory; });
+  };
+  return count(Log::Verb::do_register) - count(Log::Verb::deregister);
+}
+
+NodeOptions isolating(std::size_t rails = 1) {
+  NodeOptions options{.rails = rails};
+  options.channel.isolate_peers = true;
+  return options;
+}
+
+TEST(VerbsOrder, IsolatedPeersHaveRegistrationsOfTheirOwnThatEndWithTheirQueuePairs) {
+  for (const std::size_t rails : {1U, 2U}) {
+    SCOPED_TRACE(rails);
+    verbs_log().clear();
+    const auto of_each = static_cast<std::ptrdiff_t>(rails);
+    Node hub(4, isolating(rails));
+    const auto of_hub = [&] { return registrations(hub.region.data()); };
+    EXPECT_EQ(of_hub(), 0) << "only tried";
+    Node dialed(4, {.rails = rails});
+    Node asking(4, {.rails = rails});
+    hub.connect("hub", "dialed", dialed);
+    EXPECT_EQ(of_hub(), of_each);
+    asking.connect("asking", "hub", hub);
+    EXPECT_EQ(of_hub(), 2 * of_each);
+    std::vector<std::byte> later(page_size);
+    const std::uint32_t number = hub.channel->add_region({later.data(), later.size(), page_size});
+    EXPECT_EQ(registrations(later.data()), 2 * of_each);
+    const auto write_later = [&](const Node& peer) {
+      const auto index = indexes(1);
+      std::error_code ec;
+      peer.channel->batched_write(peer.pages(1), {.peer_id = "hub", .remote_indexes = index, .remote_region = number}, ec);
+      return ec;
+    };
+    EXPECT_FALSE(write_later(asking));
+    hub.channel->disconnect("dialed");
+    EXPECT_EQ(of_hub(), of_each);
+    EXPECT_EQ(registrations(later.data()), of_each);
+    EXPECT_FALSE(write_later(asking));
+    EXPECT_FALSE(write_later(dialed)) << "connects anew";
+    EXPECT_EQ(registrations(later.data()), 2 * of_each);
+    hub.channel->remove_region(number);
+    EXPECT_EQ(registrations(later.data()), 0);
+    EXPECT_EQ(of_hub(), 2 * of_each);
+    EXPECT_EQ(asking.channel->batched_read(asking.pages(4), {.peer_id = "hub", .remote_indexes = indexes(4)}), 4U);
+    // Of a peer that goes by itself as well.
+    asking.channel->close();
+    EXPECT_TRUE(eventually([&] { return of_hub() == of_each; }));
+    {
+      const std::lock_guard lock(verbs_log().mutex);
+      const auto& calls = verbs_log().calls;
+      const auto last = std::find_if(calls.rbegin(), calls.rend(), [&](const Log::Call& call) {
+        return call.verb == Log::Verb::deregister && call.what == hub.region.data();
+      });
+      ASSERT_NE(last, calls.rend());
+      EXPECT_EQ(last->thread, "kvferry-join") << "not one that others need";
+    }
+    hub.channel->close();
+    EXPECT_EQ(of_hub(), 0);
+    const std::lock_guard lock(verbs_log().mutex);
+    const auto& calls = verbs_log().calls;
+    const auto last = std::find_if(calls.rbegin(), calls.rend(), [&](const Log::Call& call) {
+      return call.verb == Log::Verb::deregister && call.what == hub.region.data();
+    });
+    ASSERT_NE(last, calls.rend());
+    EXPECT_TRUE(std::none_of(calls.rbegin(), last, [&](const Log::Call& call) {
+      return call.verb == Log::Verb::destroy_queue_pair && call.context == last->context;
+    })) << "while a queue pair could reach it";
+  }
+}
+
+TEST(VerbsOrder, ARegionThatCantBeRegisteredForAnIsolatedNewcomerEndsHisAttemptAlone) {
+  verbs_log().clear();
+  Node hub(4, isolating(2));
+  Node first(4, {.rails = 2});
+  Node newcomer(4, {.rails = 2});
+  first.connect("first", "hub", hub);
+  const auto reads = [](const Node& node) {
+    std::error_code ec;
+    const auto all = indexes(4);
+    node.channel->batched_read(node.pages(4), {.peer_id = "hub", .remote_indexes = all}, ec);
+    return ec;
+  };
+  registering_fails_at = hub.region.data();
+  registrations_left = 1;  // on one rail
+  try {
+    newcomer.connect("newcomer", "hub", hub);
+    ADD_FAILURE() << "it connected";
+  } catch (const TransferError& error) {
+    EXPECT_EQ(error.code(), errc::resource_limit);
+    EXPECT_NE(std::string(error.what()).find("region 0: RDMA device"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("Cannot allocate memory"), std::string::npos) << error.what();
+  }
+  registrations_left = 1;
+  try {
+    hub.connect("hub", "newcomer", newcomer);
+    ADD_FAILURE() << "it connected";
+  } catch (const TransferError& error) {
+    EXPECT_EQ(error.code(), std::errc::not_enough_memory);
+    EXPECT_NE(std::string(error.what()).find("region 0: RDMA device"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("ulimit -l"), std::string::npos) << error.what();
+  }
+  registering_fails_at = nullptr;
+  EXPECT_EQ(registrations(hub.region.data()), 2) << "those of the first, on two rails";
+  EXPECT_FALSE(reads(first));
+  newcomer.connect("newcomer", "hub", hub);
+  EXPECT_FALSE(reads(newcomer));
+
+  std::vector<std::byte> later(page_size);
+  registering_fails_at = later.data();
+  registrations_left = 3;
+  std::error_code ec;
+  (void)hub.channel->add_region({later.data(), later.size(), page_size}, ec);
+  registering_fails_at = nullptr;
+  EXPECT_EQ(ec, std::errc::not_enough_memory);
+  EXPECT_EQ(registrations(later.data()), 0);
+  EXPECT_EQ(hub.channel->regions().size(), 1U);
+  EXPECT_FALSE(reads(first));
+  EXPECT_FALSE(reads(newcomer));
+}
+
+TEST(VerbsOrder, ARegionThatIsRemovedWhileItIsRegisteredForAnIsolatedNewcomerIsNotRegisteredAfterwards) {
+  for (const bool dialed : {false, true}) {
+    SCOPED_TRACE(dialed ? "the owner connects" : "the peer connects");
+    Node hub(1, isolating());
+    Node peer(1);
+    std::vector<std::byte> memory(page_size);
+    const std::uint32_t number = hub.channel->add_region({memory.data(), memory.size(), page_size});
+    verbs_log().clear();
+    std::error_code removed = errc::timed_out;
+    before_registering().set(memory.data(), [&] { hub.channel->remove_region(number, long_enough, removed); });
+    const auto connect = [&] {
+      std::error_code ec;
+      if (dialed) {
+        hub.channel->lazy_init_peer_connection("hub", "peer", peer.channel->peer_init_url(), {}, {.timeout = long_enough}, ec);
+      } else {
+        peer.channel->lazy_init_peer_connection("peer", "hub", hub.channel->peer_init_url(), {}, {.timeout = long_enough}, ec);
+      }
+      return ec;
+    };
+    (void)connect();  // with the removed region's keys told: it may be cut off
+    EXPECT_FALSE(removed) << removed.message();
+    EXPECT_EQ(registrations(memory.data()), 0);
+    EXPECT_TRUE(eventually([&] { return !connect(); }));
+    EXPECT_EQ(registrations(memory.data()), 0);
+  }
+}
+
+TEST(VerbsOrder, RegionsThatComeAndGoWhileIsolatedPeersDoLeaveNoRegistrations) {
+  verbs_log().clear();
+  Node hub(1, isolating());
+  Node peer(1);
+  std::vector<std::byte> memory(page_size);
+  std::atomic<bool> over{false};
+  auto changes = std::async(std::launch::async, [&] {
+    int rounds = 0;
+    for (; !over; ++rounds) {
+      hub.channel->remove_region(hub.channel->add_region({memory.data(), memory.size(), page_size}));
+    }
+    return rounds;
+  });
+  int connected = 0;
+  for (int i = 0; i < 15; ++i) {
+    std::error_code ec;
+    // Who meets a removal on the way is cut off, and comes again.
+    peer.channel->lazy_init_peer_connection("peer", "hub", hub.channel->peer_init_url(), {}, {.timeout = long_enough}, ec);
+    connected += ec ? 0 : 1;
+    if (i % 2 == 0) {
+      peer.channel->disconnect("hub", ec);
+    } else {
+      hub.channel->disconnect("peer", ec);
+    }
+  }
+  over = true;
+  EXPECT_GT(changes.get(), 0);
+  EXPECT_GT(connected, 0);
+  EXPECT_EQ(registrations(memory.data()), 0);
+  peer.connect("peer", "hub", hub);
+  EXPECT_EQ(registrations(hub.region.data()), 1);
+  hub.channel->close();
+  EXPECT_EQ(registrations(hub.region.data()), 0);
+  EXPECT_EQ(registrations(memory.data()), 0);
+}
+
+TEST(VerbsOrder, WhatCantBeRegisteredForIsolatedPeersIsSaidBeforeAnyIsThere) {
+  Node hub(4, isolating());
+  std::vector<std::byte> memory(page_size);
+  registering_fails_at = memory.data();
+  registrations_left = 0;
+  std::error_code ec;
+  (void)hub.channel->add_region({memory.data(), memory.size(), page_size}, ec);
+  EXPECT_EQ(ec, std::errc::not_enough_memory);
+  RdmaOptions options;
+  options.isolate_peers = true;
+  options.rails = first_rails(1);
+  options.regions.push_back({memory.data(), memory.size(), page_size});
+  EXPECT_THROW(RdmaTransferChannel{options}, TransferError);
+  registering_fails_at = nullptr;
 }
 
 TEST(VerbsOrder, Line04_AnAddressAtWhichNobodyAnswersDelaysNoOtherPeer) {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <sys/uio.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -9,11 +11,11 @@
 // A program is compiled for the oldest CPU that it is to run on. With the vectors of such a CPU, XXH3 takes more than
 // twice as long as with newer ones. So the compiled library has a version for each (src/xxh3_*.cpp), and takes the one
 // for the CPU that it runs on. With headers alone, the program's own flags decide (-march).
-namespace kvferry::inline KVFERRY_ABI::tcp {
+namespace kvferry::inline KVFERRY_ABI {
 
-/// XXH3-64 of bytes that lie end to end, for CPUs with AVX2.
-[[nodiscard]] std::uint64_t xxh3_avx2(const void* bytes, std::size_t size) noexcept;
+/// XXH3-64 of pieces of memory, one behind the other, for CPUs with AVX2.
+[[nodiscard]] std::uint64_t xxh3_avx2(const iovec* pieces, std::size_t count) noexcept;
 /// The same for CPUs with AVX-512.
-[[nodiscard]] std::uint64_t xxh3_avx512(const void* bytes, std::size_t size) noexcept;
+[[nodiscard]] std::uint64_t xxh3_avx512(const iovec* pieces, std::size_t count) noexcept;
 
-}  // namespace kvferry::tcp
+}  // namespace kvferry
