@@ -302,7 +302,7 @@ KVFERRY_INLINE std::function<void(std::uint32_t)> AutoTransferChannel::region_fo
   return [forgetters = impl_->forgetters](std::uint32_t number) {
     for (const auto& forget : forgetters) {
       if (forget) {
-        forget(number);
+        kit::if_memory_lasts([&] { forget(number); });  // the other roads forget it all the same
       }
     }
   };

@@ -182,16 +182,30 @@ TEST(AutoOptionsCheck, WhatARoadHasOfItsOwnIsNotLostWithoutAWord) {
   AutoOptions wider = with({road<TcpTransferChannel>("tcp", own)});
   wider.regions = {{memory.data(), memory.size(), page}};
   EXPECT_EQ(failure_of(std::move(wider)).code, invalid) << "peers could write";
-  for (const bool is_dmabuf : {true, false}) {
-    own.regions = {{memory.data(), memory.size(), page}};
-    AutoOptions of_channel = with({road<TcpTransferChannel>("tcp", own)});
-    of_channel.regions = own.regions;
-    const auto same_memory = failure_of(of_channel);
-    EXPECT_FALSE(same_memory) << same_memory.sentence;
-    (is_dmabuf ? own.regions.front().dmabuf_fd = 0 : own.regions.front().dmabuf_offset = page);
-    of_channel.roads = {road<TcpTransferChannel>("tcp", own)};
-    EXPECT_EQ(failure_of(std::move(of_channel)).code, invalid) << "it would be registered as what it isn't";
-  }
+}
+
+TEST(AutoOptionsCheck, ADmabufIsNotTheMemoryThatItIsNot) {
+  std::vector<std::byte> memory(page);
+  ChannelOptions common;
+  common.regions = {{memory.data(), memory.size(), page}};
+  const auto refusal = [&](const ChannelOptions& own) {
+    try {
+      check_options_of_road("tcp", own, common);
+    } catch (const TransferError& error) {
+      return error.code();
+    }
+    return std::error_code();
+  };
+  ChannelOptions own;
+  own.regions = common.regions;
+  EXPECT_FALSE(refusal(own));
+  own.regions.front().dmabuf_offset = page;
+  EXPECT_EQ(refusal(own), invalid) << "another part of it";
+  own.regions = common.regions;
+  own.regions.front().dmabuf_fd = 0;
+  EXPECT_EQ(refusal(own), invalid) << "it would be registered as ordinary memory";
+  common.regions.front().dmabuf_fd = 1;
+  EXPECT_FALSE(refusal(own)) << "a duplicate of the descriptor";
 }
 
 /// Each in turn: a road that wants it, of a channel that doesn't have it.

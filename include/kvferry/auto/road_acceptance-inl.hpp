@@ -11,9 +11,9 @@
 namespace kvferry::inline KVFERRY_ABI::roads {
 
 KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Clock::time_point deadline) {
-  const bool unnamed_host = roads_->host.empty() || asked.host.empty();
-  same_host_ = !unnamed_host && asked.host == roads_->host;
-  other_host_ = !unnamed_host && !same_host_;
+  const bool named = !asked.host.empty() && !roads_->host.empty();
+  const bool same_host = named && asked.host == roads_->host;
+  elsewhere_ = named && !same_host;
   std::vector<const Bytes*> endpoints;
   for (const RoadOffer& offer : asked.roads) {
     const OwnRoad* const own = roads_->find(offer.name);
@@ -24,12 +24,12 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
     way.name = offer.name;
     way.own = own;
     endpoints.push_back(&offer.endpoint);
-    if (own->within_host && other_host_) {
+    if (own->within_host && elsewhere_) {
       way.failure = on_another_host();
       way.kind = Reasons::Kind::usual;
     } else if (!own->road) {
       way.failure = {errc::no_path, own->why};
-    } else if (own->within_host && !same_host_) {
+    } else if (own->within_host && !named) {
       way.failure = roads_->host.empty() ? on_unnamed_host() : peer_on_unnamed_host();
     } else if (!offer.why.empty()) {
       way.failure = offer.failure();
@@ -49,7 +49,8 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
   });
 
   RoadOffers answer;
-  answer.host = same_host_ ? asked.host : std::string();
+  answer.roads.reserve(ways_.size());  // what has been accepted is said
+  answer.host = same_host ? asked.host : std::string();
   for (std::size_t i = 0; i < ways_.size(); ++i) {
     Way& way = ways_[i];
     if (way.host) {
@@ -62,8 +63,9 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
                                                       std::string diagnostic) {
           self->ended(i, {ec, std::move(diagnostic)}, std::move(link));
         };
-        answer.roads.push_back(
-            {way.name, way.own->road->accept(way.host, *endpoints[i], deadline, std::move(on_link)), {}});
+        RoadOffer offer{way.name, {}, {}};
+        offer.endpoint = way.own->road->accept(way.host, *endpoints[i], deadline, std::move(on_link));
+        answer.roads.push_back(std::move(offer));
         continue;
       } catch (...) {
         const std::lock_guard lock(mutex_);
@@ -143,7 +145,7 @@ KVFERRY_INLINE Reasons RoadAcceptance::reasons(std::size_t before, const OwnRoad
     if (std::ranges::find(ways_, &own, &Way::own) != ways_.end()) {
       continue;
     }
-    if (own.within_host && other_host_) {
+    if (own.within_host && elsewhere_) {
       reasons.add(own.name, on_another_host(), Reasons::Kind::usual);
     } else {
       reasons.add(own.name, not_offered(), Reasons::Kind::missing);

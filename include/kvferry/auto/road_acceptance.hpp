@@ -44,8 +44,7 @@ class RoadAcceptance : public std::enable_shared_from_this<RoadAcceptance> {
 
   const std::shared_ptr<const OwnRoads> roads_;
   const std::shared_ptr<kit::LinkHost> host_;
-  bool same_host_ = false;  ///< As the peer. Settled by `begin`, as the ways are.
-  bool other_host_ = false;  ///< Neither, if a side has no name for its host.
+  bool elsewhere_ = false;  ///< The peer is on another host. Settled by `begin`, as the ways are.
   std::vector<Way> ways_;  ///< Their number and hosts are settled before any is awaited.
   std::mutex mutex_;       ///< Guards what follows, and the failures.
   kit::LinkHandler on_link_;

@@ -52,7 +52,7 @@ class InitExchanges : public std::enable_shared_from_this<InitExchanges> {
  public:
   explicit InitExchanges(std::shared_ptr<DeadlineQueue> deadlines) : deadlines_(std::move(deadlines)) {}
 
-  /// @return nothing if the channel is closed, with the completion called.
+  /// @return nothing if the channel is closed or memory is used up, with the completion called.
   [[nodiscard]] std::shared_ptr<InitExchange> begin(InitRequest request, SideMessageCompletion completion,
                                                     Clock::time_point deadline);
   void remove(const InitExchange& exchange);

@@ -125,6 +125,7 @@ KVFERRY_INLINE void PeerDirectory::take_newcomers(const std::string& peer_id) {
   }
   for (auto& [question, reply] : newcomers) {
     const std::string source = reply.source();
+    const std::string sender_id = question.sender_id;
     const auto shared_reply = std::make_shared<HandshakeService::Reply>(std::move(reply));
     // There are few newcomers of a peer, and what they said is no longer as it came.
     constexpr std::size_t bytes = 1024;
@@ -138,8 +139,7 @@ KVFERRY_INLINE void PeerDirectory::take_newcomers(const std::string& peer_id) {
       }
     };
     if (!hooks_.run_accept(source, bytes, answer)) {
-      (*shared_reply)(encode_side_message(
-          SideMessageError{static_cast<std::int64_t>(errc::resource_limit), "too many handshakes wait here"}));
+      refuse(*shared_reply, sender_id, {errc::resource_limit, "too many handshakes wait here"});
     }
   }
 }

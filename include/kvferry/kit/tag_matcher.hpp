@@ -15,7 +15,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-/// Bounds that both sides keep, so that each can hold the other to them.
+// Bounds that both sides keep, so that each can hold the other to them.
 
 /// Objects in one send or recv.
 inline constexpr std::size_t max_paired_objects = std::size_t{1} << 20;

@@ -166,8 +166,8 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
 
  private:
   struct Call final : Expirable {
-    Call(std::weak_ptr<WaitQueue> owner, std::uint64_t of_key, std::size_t items, ItemsCompletion handler)
-        : queue(std::move(owner)), key(of_key), wanted(items), completion(std::move(handler)) {}
+    Call(std::weak_ptr<WaitQueue> owner, std::uint64_t of_key, std::size_t number, ItemsCompletion handler)
+        : queue(std::move(owner)), key(of_key), wanted(number), completion(std::move(handler)) {}
 
     void expire() override { end(errc::timed_out); }
     void end(std::error_code cause) {

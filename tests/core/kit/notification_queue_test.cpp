@@ -134,8 +134,8 @@ TEST_F(NotificationQueueTest, WithoutMemoryNoCallAndNoNotificationIsLost) {
     wait(1, std::chrono::hours(1));
     test::allocations_left = test::unlimited_allocations;
     wait(2, std::nullopt);
-    pushed += queue_->push(first) ? 1 : 0;
-    pushed += queue_->push(first) ? 1 : 0;
+    pushed += std::size_t{queue_->push(first)};
+    pushed += std::size_t{queue_->push(first)};
     // The first one's time is over.
     test::allocations_left = allocations;
     const auto until = Clock::now() + std::chrono::milliseconds(10);
@@ -144,7 +144,7 @@ TEST_F(NotificationQueueTest, WithoutMemoryNoCallAndNoNotificationIsLost) {
       (void)io_.run_one_for(std::chrono::milliseconds(1));
     }
     try {
-      pushed += queue_->push(first) ? 1 : 0;
+      pushed += std::size_t{queue_->push(first)};
     } catch (const std::bad_alloc&) {
       // Who has it still knows that it hasn't gone.
     }
@@ -154,7 +154,7 @@ TEST_F(NotificationQueueTest, WithoutMemoryNoCallAndNoNotificationIsLost) {
       io_.restart();
       (void)io_.run_one_for(std::chrono::milliseconds(5));
       if (i > 50) {
-        pushed += queue_->push(first) ? 1 : 0;  // what the others want
+        pushed += std::size_t{queue_->push(first)};  // what the others want
       }
     }
     EXPECT_EQ(ended, begun) << allocations;
