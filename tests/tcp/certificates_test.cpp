@@ -224,7 +224,7 @@ TEST_F(CertificatesTest, WhereOnlyWhomToTrustHasChangedTheLogSaysSo) {
 }
 
 TEST_F(CertificatesTest, AFileThatIsWrittenOverIsTakenUpWhateverItsTimesSay) {
-  const auto status_of = [this](const std::string& path) {
+  const auto status_of = [](const std::string& path) {
     struct stat status {};
     EXPECT_EQ(::stat(path.c_str(), &status), 0);
     return status;
@@ -254,14 +254,14 @@ class OldCertificatesTest : public CertificatesTest {
   static constexpr std::chrono::seconds long_enough{30};
 
   /// Looks at them until they are that old.
-  void grow_old(Certificates& certificates) {
+  static void grow_old(Certificates& certificates) {
     const auto old = std::chrono::steady_clock::now() + std::chrono::milliseconds(2500);
     while (std::chrono::steady_clock::now() < old) {
       (void)certificates.current();
       std::this_thread::yield();
     }
   }
-  void expect_taken_up(Certificates& certificates, const Identity& fresh) {
+  static void expect_taken_up(Certificates& certificates, const Identity& fresh) {
     const auto deadline = std::chrono::steady_clock::now() + long_enough;
     while (certificates.current()->hash() != fresh.hash() && std::chrono::steady_clock::now() < deadline) {
       std::this_thread::yield();
@@ -282,6 +282,9 @@ TEST_F(OldCertificatesTest, ACertificateWhoseTimeIsYetToComeIsTakenUpWhenItHasCo
 
 TEST_F(OldCertificatesTest, FilesThatCouldNotBeReadOnceAreReadAgain) {
   const auto certificates = in_force();
+  // All that is called below is called once before: sanitizers need descriptors to look at an object of a new type.
+  ::unlink(files_.chain.c_str());
+  EXPECT_EQ(certificates->current()->hash(), own_.hash());
   const Identity fresh = issue({.name = "fresh", .by = &ca_, .key = own_.key});
   CertificateDirectory::put(files_.chain, fresh.pem());
   rlimit before{};
@@ -293,9 +296,9 @@ TEST_F(OldCertificatesTest, FilesThatCouldNotBeReadOnceAreReadAgain) {
   EXPECT_EQ(certificates->current()->hash(), own_.hash());
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
   expect_taken_up(*certificates, fresh);
-  ASSERT_EQ(log_.size(), 2U) << "each is logged once, however many look";
-  EXPECT_TRUE(has(log_[0], "certificates_not_replaced: ") && has(log_[0], "Too many open files")) << log_[0];
-  EXPECT_TRUE(has(log_[1], "certificates_replaced: ")) << log_[1];
+  ASSERT_EQ(log_.size(), 3U) << "each is logged once, however many look";
+  EXPECT_TRUE(has(log_[1], "certificates_not_replaced: ") && has(log_[1], "Too many open files")) << log_[1];
+  EXPECT_TRUE(has(log_[2], "certificates_replaced: ")) << log_[2];
 }
 
 /// OpenSSL as it is, that shows a certificate.
