@@ -203,7 +203,7 @@ std::shared_ptr<RailDomain> RailDomains::for_link() {
   if (common_) {
     return common_;
   }
-  const auto domain = std::make_shared<RailDomain>(device_, slice_bytes_, use_);
+  auto domain = std::make_shared<RailDomain>(device_, slice_bytes_, use_);
   std::vector<std::weak_ptr<const ChannelRegion>> regions;  // whoever removes one doesn't wait until its turn has come
   {
     // What is added from here on is registered there by whoever adds it.
