@@ -285,6 +285,9 @@ std::optional<kit::Link::Pause> RdmaLink::take_leave() {
     for (const auto& rail : rails_) {
       rail->hold();
     }
+    for (Rail* const rail : joined_) {
+      rail->run();  // if the link was handed over only now: the peer has it as well, and is to hear of this
+    }
   }
   bool answered = false;
   if (say_farewell(answered) || now >= *leaving_until_) {
