@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // A container of nothing but the program: no /etc/resolv.conf, no /etc/hosts, no /etc/services.
 #include <gtest/gtest.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -19,10 +16,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <initializer_list>
 #include <string>
 #include <vector>
 
+#include "common/forbidden_calls.hpp"
 #include "program.hpp"
 #include "tcp/channel_pair.hpp"
 
@@ -30,6 +27,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
 using kvferry::testing::Program;
+using kvferry_test::forbid;
 
 /// @return whether /etc is empty from here on, for this process alone.
 bool empty_etc() {
@@ -53,20 +51,7 @@ bool forbid_congestion_control() {
                     sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCP_CONGESTION, 0, 1),
                     sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
                     sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
-  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
-  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
-}
-
-/// @return whether this process can't make these calls from here on.
-bool forbid(std::initializer_list<std::uint32_t> calls) {
-  std::vector<sock_filter> filter{sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))};
-  for (const std::uint32_t call : calls) {
-    filter.push_back(sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));
-    filter.push_back(sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM));
-  }
-  filter.push_back(sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
-  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
-  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+  return kvferry_test::filter_calls(filter);
 }
 
 /// Moves pages with checksums, and then some of which the memory is gone.

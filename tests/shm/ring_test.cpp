@@ -3,11 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -25,7 +22,6 @@
 #include <cstring>
 #include <fstream>
 #include <future>
-#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <random>
@@ -46,6 +42,7 @@
 #include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
+#include "common/forbidden_calls.hpp"
 #include "shm/handed_files.hpp"
 #include "tcp/protocol_harness.hpp"
 
@@ -54,21 +51,10 @@ namespace rings {
 namespace {
 
 using kvferry::testing::PeerProcess;
+using kvferry_test::forbid;
 using tcp::testing::fill;
 
 constexpr std::chrono::seconds long_enough{30};
-
-/// From here on these calls of this thread's fail.
-bool forbid(std::initializer_list<std::uint32_t> calls) {
-  std::vector<sock_filter> filter{sock_filter BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr))};
-  for (const std::uint32_t call : calls) {
-    filter.push_back(sock_filter BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));
-    filter.push_back(sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM));
-  }
-  filter.push_back(sock_filter BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
-  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
-  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
-}
 
 /// Two sockets with rings, as a meeting makes them.
 class RingSockets : public HandedFiles {
