@@ -25,12 +25,15 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <kvferry/tcp_certificates.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::testing {
+
+inline bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 using PrivateKey = std::shared_ptr<EVP_PKEY>;
 

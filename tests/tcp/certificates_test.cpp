@@ -41,13 +41,12 @@ namespace {
 using kvferry::testing::authority;
 using kvferry::testing::CertificateDirectory;
 using kvferry::testing::ec_key;
+using kvferry::testing::has;
 using kvferry::testing::Identity;
 using kvferry::testing::issue;
 using kvferry::testing::rsa_key;
 
 const std::error_code invalid = std::make_error_code(std::errc::invalid_argument);
-
-bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 class CertificatesTest : public ::testing::Test {
  protected:

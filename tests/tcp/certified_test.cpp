@@ -45,13 +45,12 @@ namespace {
 
 using kvferry::testing::authority;
 using kvferry::testing::CertificateDirectory;
+using kvferry::testing::has;
 using kvferry::testing::Identity;
 using kvferry::testing::issue;
 using std::chrono::milliseconds;
 
 constexpr std::size_t certified_pages = 4;
-
-bool has(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 /// What a channel logs.
 class Log {

@@ -164,22 +164,31 @@ TEST(PeerMoved, WhereNobodyAnswersAtTheNewUrlTheCallerHearsSoAndThePeerStays) {
   EXPECT_FALSE(write_one(a, "b"));
 }
 
-TEST(PeerMoved, WhoeverAsksForTheNewUrlHearsWhatBecomesOfIt) {
-  // The new server's data connections end here, before they are welcomed.
+/// Its data connections come to `data`, and end there before they are welcomed.
+struct ServerThatDoesNotWelcome {
   asio::io_context context;
-  asio::ip::tcp::acceptor dying(context, {asio::ip::make_address("127.0.0.1"), 0});
-  TcpOptions options;
-  options.advertised_data_address = "127.0.0.1:" + std::to_string(dying.local_endpoint().port());
+  asio::ip::tcp::acceptor data{context, {asio::ip::make_address("127.0.0.1"), 0}};
+  Node node{4, options()};
+
+ private:
+  [[nodiscard]] TcpOptions options() const {
+    TcpOptions made;
+    made.advertised_data_address = "127.0.0.1:" + std::to_string(data.local_endpoint().port());
+    return made;
+  }
+};
+
+TEST(PeerMoved, WhoeverAsksForTheNewUrlHearsWhatBecomesOfIt) {
   Node first(4);
-  Node second(4, options);
+  ServerThatDoesNotWelcome second;
   Node a(4, {}, false);
   ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
   const auto move = [&] {
-    return a.channel->async_lazy_init_peer_connection("a", "b", second.channel->peer_init_url(), {},
+    return a.channel->async_lazy_init_peer_connection("a", "b", second.node.channel->peer_init_url(), {},
                                                       {.timeout = long_enough}, asio::use_future);
   };
   auto one = move();
-  asio::ip::tcp::socket socket = dying.accept();  // the move is under way
+  asio::ip::tcp::socket socket = second.data.accept();  // the move is under way
   auto other = move();
   std::array<std::byte, sizeof(Hello)> hello{};
   asio::read(socket, asio::buffer(hello));
@@ -196,25 +205,21 @@ TEST(PeerMoved, WhoeverAsksForTheNewUrlHearsWhatBecomesOfIt) {
 }
 
 TEST(PeerMoved, WhoSaidThatItIsElsewhereIsNotToldOfAThirdUrlsSuccess) {
-  asio::io_context context;
-  asio::ip::tcp::acceptor dying(context, {asio::ip::make_address("127.0.0.1"), 0});
-  TcpOptions options;
-  options.advertised_data_address = "127.0.0.1:" + std::to_string(dying.local_endpoint().port());
   Node first(4);
-  Node second(4, options);
+  ServerThatDoesNotWelcome second;
   Node third(4);
   Node a(4, {}, false);
   ASSERT_FALSE(connect(a, "a", "b", first.channel->peer_init_url()));
-  auto to_second = a.channel->async_lazy_init_peer_connection("a", "b", second.channel->peer_init_url(), {},
+  auto to_second = a.channel->async_lazy_init_peer_connection("a", "b", second.node.channel->peer_init_url(), {},
                                                               {.timeout = long_enough}, asio::use_future);
-  asio::ip::tcp::socket held = dying.accept();  // the move is under way
+  asio::ip::tcp::socket held = second.data.accept();  // the move is under way
   ASSERT_FALSE(connect(a, "a", "b", third.channel->peer_init_url()));
   held.close();
   // It is tried once more, and doesn't work.
-  dying.non_blocking(true);
+  second.data.non_blocking(true);
   while (to_second.wait_for(milliseconds(10)) != std::future_status::ready) {
     std::error_code ec;
-    (void)dying.accept(ec);
+    (void)second.data.accept(ec);
   }
   EXPECT_THROW((void)to_second.get(), std::system_error) << "it was told that the peer is there";
   EXPECT_EQ(a.channel->peer_info("b")->init_url, third.channel->peer_init_url());

@@ -3,19 +3,11 @@
 
 #include <kvferry/tcp/checksums.hpp>
 
-// All of it in this file: there is no library to link.
-#ifndef XXH_INLINE_ALL
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-#undef XXH_INLINE_ALL
-#else
-#include <xxhash.h>
-#endif
-
 #include <algorithm>
 #include <bit>
 
 #include <kvferry/detail/xxh3.hpp>
+#include <kvferry/detail/xxh3_pieces.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
