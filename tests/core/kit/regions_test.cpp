@@ -128,6 +128,9 @@ class RegionsLink final : public KeepingLink {
     if (can_ask_) {
       answers.push_back(std::move(done));
     }
+    if (has_been_asked) {
+      has_been_asked();  // another thread may shut the link from here on
+    }
     return can_ask_;
   }
   void ask_regions(std::function<void()> done) override { questions.push_back(std::move(done)); }
@@ -150,6 +153,7 @@ class RegionsLink final : public KeepingLink {
   std::vector<std::function<void()>> questions;
   std::error_code shut_for;
   std::function<void()> when_asked;
+  std::function<void()> has_been_asked;
   std::function<void()> when_stopped;
   int stops = 0;
 
@@ -382,7 +386,7 @@ TEST(RegionsOfAChannel, AnExecutorThatNobodyRunsAnyMoreKeepsNobodyWaiting) {
   std::promise<void> closed;
   std::promise<void> asked;
   const auto link = std::make_shared<RegionsLink>();
-  link->when_asked = [&] { asked.set_value(); };
+  link->has_been_asked = [&] { asked.set_value(); };
   ChannelOptions options;
   options.executor = context.get_executor();
   options.regions = {some_region};
