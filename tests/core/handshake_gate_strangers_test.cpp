@@ -86,7 +86,24 @@ class Stranger {
   asio::ip::tcp::socket socket_;
 };
 
-class HandshakeGateStrangers : public HandshakeFixture {};
+class HandshakeGateStrangers : public HandshakeFixture {
+ protected:
+  /// As a channel does it: a busy machine's gate ends the connection of whoever couldn't ask in time, and he asks anew.
+  void expect_to_get_in(const HandshakeService& service) {
+    const auto until = std::chrono::steady_clock::now() + patience;
+    do {
+      auto peer = connected(zmq::socket_type::req, service);
+      peer.set(zmq::sockopt::rcvtimeo, 4'000);
+      peer.send_frames({echo(4711).encoded()});
+      if (zmq::message_t answer; peer.recv(answer)) {
+        const auto* data = static_cast<const std::byte*>(answer.data());
+        EXPECT_EQ(parse_side_message(Bytes(data, data + answer.size())), echo(4711));
+        return;
+      }
+    } while (std::chrono::steady_clock::now() < until);
+    ADD_FAILURE() << "no answer in " << patience.count() << " s, however often it was asked for";
+  }
+};
 
 TEST_F(HandshakeGateStrangers, WhoReadsNoAnswersTakesNobodyElsesRoom) {
   const HandshakeService service(listening(), handler());
@@ -94,7 +111,7 @@ TEST_F(HandshakeGateStrangers, WhoReadsNoAnswersTakesNobodyElsesRoom) {
   for (int i = 0; i < 12; ++i) {
     strangers.emplace_back(service, 2304);
     strangers.back().ask_without_end();
-    expect_serving(service);
+    expect_to_get_in(service);
   }
 }
 
