@@ -151,8 +151,10 @@ TEST(AutoChoice, ARoadWithoutAnswerLeavesTimeForTheNext) {
   const auto fate = std::make_shared<Fate>();
   fate->set(Fate::State::silent);
   Node b;
-  Node a(with({mortal_shm(fate), tcp()}));
-  ASSERT_FALSE(a.connect(b, nullptr, milliseconds(2000)));
+  AutoOptions options = with({mortal_shm(fate), tcp()});
+  options.road_timeout = std::chrono::minutes(1);  // half of the call's time is less
+  Node a(std::move(options));
+  ASSERT_FALSE(a.connect(b, nullptr, milliseconds(8000)));
   EXPECT_TRUE(has(a.path_to("b"), "; not shm: nobody answered")) << a.path_to("b");
 }
 
@@ -176,7 +178,7 @@ TEST(AutoChoice, KeysSecureTheOneHandshakeOfAllRoads) {
   Node stranger;
   ASSERT_FALSE(a.connect(b));
   EXPECT_TRUE(begins(a.path_to("b"), "shm process "));
-  EXPECT_EQ(stranger.connect(b, nullptr, milliseconds(5000)), errc::authentication_failed);
+  EXPECT_EQ(stranger.connect(b), errc::authentication_failed);
 }
 
 /// A transport that answers attempts where it may take its time, or has no room for them. There is one of each number.

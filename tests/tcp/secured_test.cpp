@@ -40,7 +40,7 @@ struct Whisper {
 TcpOptions with(std::shared_ptr<const Keyring> keyring) {
   TcpOptions options;
   options.keyring = std::move(keyring);
-  options.handshake_timeout = milliseconds(5000);
+  options.handshake_timeout = long_enough;
   return options;
 }
 
@@ -112,7 +112,7 @@ TEST_F(Secured, WhoAnswersWithAnotherKeyIsNotBelieved) {
   Node impostor(pages, with(ring_of(stranger_key_, {{"a", a_key_.public_key}})));
   Node a(pages, with(a_ring_), false);
   std::string diagnostic;
-  EXPECT_EQ(connect(a, impostor, "a", "b", &diagnostic, milliseconds(3000)), errc::authentication_failed) << diagnostic;
+  EXPECT_EQ(connect(a, impostor, "a", "b", &diagnostic, long_enough), errc::authentication_failed) << diagnostic;
   EXPECT_NE(diagnostic.find("'b'"), std::string::npos) << diagnostic;
   EXPECT_EQ(impostor.channel->stats().handshakes.accepted, 0U);
   EXPECT_EQ(connect(a, impostor, "a", "c", &diagnostic), errc::authentication_failed);
@@ -191,7 +191,7 @@ TEST_F(Secured, KeysAreExchangedWithoutARestart) {
   expect_pages_move(a, b_, "a", "b");
   a.channel->disconnect("b");
   a_ring_->replace_peers({{"b", b_key_.public_key}});
-  EXPECT_EQ(connect(a, b_, "a", "b", nullptr, milliseconds(3000)), errc::authentication_failed)
+  EXPECT_EQ(connect(a, b_, "a", "b", nullptr, long_enough), errc::authentication_failed)
       << "the old one is no good any more";
 
   // The client's own key likewise.
