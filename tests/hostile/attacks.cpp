@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <deque>
 #include <string>
@@ -30,22 +31,12 @@ namespace {
 /// Descriptors that an attacker holds at a time.
 constexpr std::size_t sockets_held = 700;
 
-int connect_to(std::uint16_t port) {
-  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(port);
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  (void)::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address));
-  return socket;
-}
-
 class Dealer {
  public:
   explicit Dealer(const Target& target) : socket_(context_, zmq::socket_type::dealer) {
     socket_.set(zmq::sockopt::linger, 0);
     socket_.set(zmq::sockopt::reconnect_ivl, 1);
-    socket_.connect("tcp://127.0.0.1:" + std::to_string(target.init_port));
+    socket_.connect(target.init_url());
   }
 
   void send(std::span<const std::byte> frame, bool more = false) {
@@ -154,7 +145,7 @@ void answers_unread(const Target& target) {
   for (;;) {
     std::vector<int> held;
     for (int i = 0; i < 64; ++i) {
-      const int socket = connect_to(target.init_port);
+      const int socket = connect_to(target, target.init_port);
       held.push_back(socket);
       (void)test::zmtp_greet(socket);
       for (int n = 0; n < 16; ++n) {
@@ -167,15 +158,17 @@ void answers_unread(const Target& target) {
   }
 }
 
-void half_open(const Target& target) { hold_connections(target.init_port, {}); }
+void half_open(const Target& target) { hold_connections(target, target.init_port, {}); }
 
-void no_zeromq(const Target& target) { hold_connections(target.init_port, "GET / HTTP/1.1\r\nHost: hub\r\n\r\n"); }
+void no_zeromq(const Target& target) {
+  hold_connections(target, target.init_port, "GET / HTTP/1.1\r\nHost: hub\r\n\r\n");
+}
 
 void lying_hello(const Target& target) {
   tcp::Hello hello;
   hello.lane_count = 1;
   hello.incarnation = 4711;
-  hold_connections(target.data_port, {reinterpret_cast<const char*>(&hello), sizeof(hello)});
+  hold_connections(target, target.data_port, {reinterpret_cast<const char*>(&hello), sizeof(hello)});
 }
 
 void side_messages(const Target& target) {
@@ -190,7 +183,7 @@ void side_messages(const Target& target) {
 void notifications(const Target& target) {
   std::vector<std::byte> memory(4096);
   TcpTransferChannel channel(TcpOptions{});
-  const std::string url = "tcp://127.0.0.1:" + std::to_string(target.init_port);
+  const std::string url = target.init_url();
   const std::vector<std::byte> large(std::size_t{60} << 10);
   const std::vector<std::uint64_t> last_page{63};
   for (;;) {
@@ -215,7 +208,7 @@ int link_as(zmq::context_t& context, const Target& target, const std::string& id
   zmq::socket_t socket(context, zmq::socket_type::req);
   socket.set(zmq::sockopt::linger, 0);
   socket.set(zmq::sockopt::rcvtimeo, 5'000);
-  socket.connect("tcp://127.0.0.1:" + std::to_string(target.init_port));
+  socket.connect(target.init_url());
   const SideMessage question = init_question(id);
   socket.send(zmq::buffer(question.encoded().data(), question.encoded().size()));
   zmq::message_t frame;
@@ -237,7 +230,7 @@ int link_as(zmq::context_t& context, const Target& target, const std::string& id
   hello.incarnation = decode_side_message<kit::InitQuestion>(question).incarnation;
   const auto secret = decode_side_message<tcp::AcceptEndpoint>(endpoint).dial_secret;
   std::ranges::copy(secret, hello.secret.begin());
-  const int data = connect_to(target.data_port);
+  const int data = connect_to(target, target.data_port);
   tcp::Hello welcome;
   if (::send(data, &hello, sizeof(hello), MSG_NOSIGNAL) != ssize_t{sizeof(hello)} ||
       ::recv(data, &welcome, sizeof(welcome), MSG_WAITALL) != ssize_t{sizeof(welcome)}) {
@@ -318,7 +311,7 @@ void recvs(const Target& target) {
 
 void tiny_notifications(const Target& target) {
   TcpTransferChannel channel(TcpOptions{});
-  const std::string url = "tcp://127.0.0.1:" + std::to_string(target.init_port);
+  const std::string url = target.init_url();
   const std::vector<std::byte> memory(1);
   const std::vector<std::byte> note(1);
   const std::vector<std::uint64_t> last_page{63};
@@ -337,12 +330,12 @@ void slow_bytes(const Target& target) {
   std::vector<std::pair<int, std::size_t>> held;
   for (std::size_t next = 0;; ++next) {
     if (held.size() < connections) {
-      held.emplace_back(connect_to(target.init_port), 0);
+      held.emplace_back(connect_to(target, target.init_port), 0);
     }
     auto& [socket, said] = held[next % held.size()];
     if (::send(socket, &says[said % says.size()], 1, MSG_NOSIGNAL | MSG_DONTWAIT) != 1) {
       ::close(socket);
-      socket = connect_to(target.init_port);
+      socket = connect_to(target, target.init_port);
       said = 0;
       continue;
     }
@@ -352,11 +345,13 @@ void slow_bytes(const Target& target) {
 }
 
 constexpr std::array all{
-    NamedAttack{"InitRequests", "init requests, each under a new id", init_requests},
+    NamedAttack{"InitRequests", "init requests, each under a new id", init_requests, Secured::by_nothing,
+                "newer handshakes have taken the place"},
     NamedAttack{"InitRequestsOfOneId", "init requests under one id", init_requests_of_one_id},
-    NamedAttack{"LongIds", "init requests with ids of 48 KB", long_ids},
+    NamedAttack{"LongIds", "init requests with ids of 48 KB", long_ids, Secured::by_nothing, "bytes, at most 256"},
     NamedAttack{"Oversized", "messages of 1 MiB", oversized},
-    NamedAttack{"ManyValues", "messages of 60,000 values that nobody asked for", many_values},
+    NamedAttack{"ManyValues", "messages of 60,000 values that nobody asked for", many_values, Secured::by_nothing,
+                "it has too many values"},
     NamedAttack{"UnfinishedParts", "a message of 64 KiB parts without end", unfinished_parts},
     NamedAttack{"EmptyParts", "a message of empty parts without end", empty_parts},
     NamedAttack{"AnswersUnread", "requests whose answers nobody reads", answers_unread},
@@ -364,24 +359,52 @@ constexpr std::array all{
     NamedAttack{"HalfAGreeting", "700 that stop within ZeroMQ's greeting", half_a_greeting},
     NamedAttack{"IdleHandshakes", "700 that say nothing after ZeroMQ's greeting", idle_handshakes},
     NamedAttack{"SlowBytes", "300 that say a byte at a time", slow_bytes},
-    NamedAttack{"NoZeroMq", "700 that speak HTTP", no_zeromq},
-    NamedAttack{"NoHello", "700 connections to the data port that stop within their hello", no_hello},
-    NamedAttack{"LyingHello", "700 with a hello that nobody expects", lying_hello},
-    NamedAttack{"SideMessages", "side messages for a slow handler", side_messages},
-    NamedAttack{"Notifications", "notifications of 60 KiB that nobody takes", notifications},
-    NamedAttack{"TinyNotifications", "notifications of one byte that nobody takes", tiny_notifications},
-    NamedAttack{"IdlePeers", "200 strangers that become peers and then say nothing", idle_peers},
-    NamedAttack{"HalfAFrame", "200 that become peers and stop within a frame", half_a_frame},
-    NamedAttack{"HalfARecv", "200 that become peers and stop within a recv of 2^20 buffers", half_a_recv},
-    NamedAttack{"Recvs", "recvs without end that nobody meets", recvs},
+    NamedAttack{"NoZeroMq", "700 that speak HTTP", no_zeromq, Secured::by_nothing, "is no ZeroMQ greeting"},
+    NamedAttack{"NoHello", "700 connections to the data port that stop within their hello", no_hello,
+                Secured::by_nothing, "had to make room for a newer one"},
+    NamedAttack{"LyingHello", "700 with a hello that nobody expects", lying_hello, Secured::by_nothing,
+                "belongs to no handshake"},
+    NamedAttack{"SideMessages", "side messages for a slow handler", side_messages, Secured::by_nothing,
+                "too many messages wait here"},
+    NamedAttack{
+        "Notifications", "notifications of 60 KiB that nobody takes", notifications, Secured::by_nothing, {}, true},
+    NamedAttack{"TinyNotifications",
+                "notifications of one byte that nobody takes",
+                tiny_notifications,
+                Secured::by_nothing,
+                {},
+                true},
+    NamedAttack{
+        "IdlePeers", "200 strangers that become peers and then say nothing", idle_peers, Secured::by_nothing, {}, true},
+    NamedAttack{
+        "HalfAFrame", "200 that become peers and stop within a frame", half_a_frame, Secured::by_nothing, {}, true},
+    NamedAttack{"HalfARecv",
+                "200 that become peers and stop within a recv of 2^20 buffers",
+                half_a_recv,
+                Secured::by_nothing,
+                {},
+                true},
+    NamedAttack{"Recvs", "recvs without end that nobody meets", recvs, Secured::by_nothing, {}, true},
 };
 
 }  // namespace
 
-void hold_connections(std::uint16_t port, std::string_view says) {
+int connect_to(const Target& target, std::uint16_t port) {
+  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  (void)::inet_pton(AF_INET, target.host.data(), &address.sin_addr);
+  if (::connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 && errno == ECONNREFUSED) {
+    ::_exit(1);
+  }
+  return socket;
+}
+
+void hold_connections(const Target& target, std::uint16_t port, std::string_view says) {
   std::deque<int> held;
   for (;;) {
-    held.push_back(connect_to(port));
+    held.push_back(connect_to(target, port));
     (void)::send(held.back(), says.data(), says.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (held.size() == sockets_held) {
       ::close(held.front());
@@ -391,10 +414,10 @@ void hold_connections(std::uint16_t port, std::string_view says) {
 }
 
 void half_a_greeting(const Target& target) {
-  hold_connections(target.init_port, std::string_view("\xFF\0\0\0\0\0\0\0\1\x7F\3", 11));
+  hold_connections(target, target.init_port, std::string_view("\xFF\0\0\0\0\0\0\0\1\x7F\3", 11));
 }
-void idle_handshakes(const Target& target) { hold_connections(target.init_port, test::zmtp_hello()); }
-void no_hello(const Target& target) { hold_connections(target.data_port, "KVFHELLO"); }
+void idle_handshakes(const Target& target) { hold_connections(target, target.init_port, test::zmtp_hello()); }
+void no_hello(const Target& target) { hold_connections(target, target.data_port, "KVFHELLO"); }
 
 std::span<const NamedAttack> attacks() { return all; }
 

@@ -21,8 +21,6 @@
 namespace kvferry::inline KVFERRY_ABI::hostile {
 namespace {
 
-std::string init_url(const Target& target) { return "tcp://127.0.0.1:" + std::to_string(target.init_port); }
-
 /// Knows the hub's public key, as everybody may, and has a key of his own that the hub doesn't know.
 void unknown_keys(const Target& target) {
   constexpr std::size_t most = 100;
@@ -38,7 +36,7 @@ void unknown_keys(const Target& target) {
       socket.set(zmq::sockopt::curve_serverkey, hub_key);
       socket.set(zmq::sockopt::curve_publickey, own.public_key);
       socket.set(zmq::sockopt::curve_secretkey, std::string(own.secret_key.text()));
-      socket.connect(init_url(target));
+      socket.connect(target.init_url());
       (void)socket.send(zmq::str_buffer("let me in"), zmq::send_flags::dontwait);
       if (held.size() == most) {
         held.pop_front();
@@ -57,7 +55,7 @@ void anothers_id(const Target& target) {
     TcpTransferChannel channel(options);
     for (int i = 0; i < 20; ++i) {
       std::error_code ec;
-      channel.lazy_init_peer_connection("honest", "hub", init_url(target), {}, {}, ec);
+      channel.lazy_init_peer_connection("honest", "hub", target.init_url(), {}, {}, ec);
     }
   }
 }
@@ -74,19 +72,23 @@ std::string client_hello() {
   return {bytes.data(), static_cast<std::size_t>(size > 0 ? size : 0)};
 }
 
-void client_hellos(const Target& target) { hold_connections(target.data_port, client_hello()); }
+void client_hellos(const Target& target) { hold_connections(target, target.data_port, client_hello()); }
 
 /// A byte of ClientHello's record, and then nothing.
-void half_a_record(const Target& target) { hold_connections(target.data_port, "\x16\x03\x01"); }
+void half_a_record(const Target& target) { hold_connections(target, target.data_port, "\x16\x03\x01"); }
 
 constexpr std::array all_on_keys{
-    NamedAttack{"UnknownKeys", "handshakes with keys that nobody knows", unknown_keys, true},
-    NamedAttack{"AnothersId", "a peer with a key that says to be another one", anothers_id, true},
-    NamedAttack{"PlainHandshakes", "700 connections that begin a handshake without keys", idle_handshakes, true},
-    NamedAttack{"HalfAGreeting", "700 that stop within ZeroMQ's greeting", half_a_greeting, true},
-    NamedAttack{"NoTls", "700 connections to the data port that begin a hello in the clear", no_hello, true},
-    NamedAttack{"HalfARecord", "700 that stop within a record of TLS's", half_a_record, true},
-    NamedAttack{"ClientHellos", "700 that say hello as to any TLS server", client_hellos, true},
+    NamedAttack{"UnknownKeys", "handshakes with keys that nobody knows", unknown_keys, Secured::by_keys},
+    NamedAttack{"AnothersId", "a peer with a key that says to be another one", anothers_id, Secured::by_keys},
+    NamedAttack{"PlainHandshakes", "700 connections that begin a handshake without keys", idle_handshakes,
+                Secured::by_keys},
+    NamedAttack{"HalfAGreeting", "700 that stop within ZeroMQ's greeting", half_a_greeting, Secured::by_keys},
+    NamedAttack{"NoTls", "700 connections to the data port that begin a hello in the clear", no_hello, Secured::by_keys,
+                "isn't encrypted with the key of a handshake"},
+    NamedAttack{"HalfARecord", "700 that stop within a record of TLS's", half_a_record, Secured::by_keys,
+                "had to make room for a newer one"},
+    NamedAttack{"ClientHellos", "700 that say hello as to any TLS server", client_hellos, Secured::by_keys,
+                "isn't encrypted with the key of a handshake"},
 };
 
 }  // namespace
@@ -99,6 +101,7 @@ const Keys& keys() {
 std::shared_ptr<const Keyring> keyring_of_hub() {
   return std::make_shared<const Keyring>(keys().hub,
                                          std::vector<PeerKey>{{std::string(PeerKey::any_id), keys().honest.public_key},
+                                                              {std::string(PeerKey::any_id), keys().stolen.public_key},
                                                               {"insider", keys().insider.public_key}});
 }
 

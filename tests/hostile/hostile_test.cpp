@@ -57,6 +57,9 @@ class Attacker {
       ::close(ends[1]);
       Target target;
       if (::read(ends[0], &target, sizeof(target)) == sizeof(target)) {
+        for (const std::uint16_t port : {target.init_port, target.data_port}) {
+          ::close(connect_to(target, port));
+        }
         try {
           attack(target);
         } catch (...) {
@@ -114,18 +117,71 @@ class Hub : public TcpTransferChannel {
   bool closed_ = false;
 };
 
-TcpOptions hub_options(std::vector<std::byte>& memory, bool has_keys) {
+/// Of what the channel logs: waits for a line that has this in it.
+class Watch {
+ public:
+  explicit Watch(std::string_view part) : part_(part) {}
+  [[nodiscard]] LogSink sink() {
+    return [this](const LogRecord& record) {
+      const std::lock_guard lock(mutex_);
+      seen_ = seen_ || to_string(record).find(part_) != std::string::npos;
+      changed_.notify_all();
+    };
+  }
+  [[nodiscard]] bool sees_it() {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, deadline, [this] { return seen_; });
+  }
+
+ private:
+  const std::string_view part_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool seen_ = false;
+};
+
+TcpOptions hub_options(std::vector<std::byte>& memory, Secured secured, Watch& watch) {
   TcpOptions options;
-  options.keyring = has_keys ? keyring_of_hub() : nullptr;
+  options.log_sink = watch.sink();
+  options.keyring = secured == Secured::by_nothing ? nullptr : keyring_of_hub();
+  if (secured == Secured::by_certificates) {
+    options.certificates = certificates().hub.files();
+  }
   options.regions = {{memory.data(), memory.size(), page_size}};
   options.peer_init_url = kvferry::testing::own_loopback_url();
   options.peer_lookup_url = "tcp://127.0.0.1:1";
   return options;
 }
 
-TcpOptions peer_options(bool has_keys) {
+/// Whether others than the honest peers have connected, or do so in this time.
+bool has_strangers(Hub& hub, std::chrono::milliseconds time) {
+  for (const auto until = Clock::now() + time;;) {
+    std::error_code ec;
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
+    const PeerEvent event = hub.wait_peer_event(std::max(left, 0ms), ec);
+    if (ec || (event.peer_id != "honest" && !event.peer_id.starts_with("newcomer"))) {
+      return !ec;
+    }
+  }
+}
+
+Target target_of(const Hub& hub) {
+  const std::string url = hub.peer_init_url();
+  const std::size_t begin = url.rfind('/') + 1;
+  const std::size_t colon = url.rfind(':');
+  Target target;
+  url.copy(target.host.data(), std::min(colon - begin, target.host.size() - 1), begin);
+  target.init_port = static_cast<std::uint16_t>(std::stoi(url.substr(colon + 1)));
+  target.data_port = hub.data_port();
+  return target;
+}
+
+TcpOptions peer_options(Secured hub) {
   TcpOptions options;
-  options.keyring = has_keys ? keyring_with(keys().honest) : nullptr;
+  options.keyring = hub == Secured::by_nothing ? nullptr : keyring_with(keys().honest);
+  if (hub == Secured::by_certificates) {
+    options.certificates = certificates().honest.files();
+  }
   return options;
 }
 
@@ -156,25 +212,30 @@ void note(Figures& figures, std::size_t& count, std::error_code ec, const std::s
 }
 
 TEST_P(Hostile, HarmsNoHonestPeer) {
-  const bool has_keys = GetParam().keys;
-  if (has_keys) {
-    (void)keys();  // the attacker's, too
+  const Secured secured = GetParam().hub;
+  // The attacker's, too.
+  if (secured != Secured::by_nothing) {
+    (void)keys();
+  }
+  if (secured == Secured::by_certificates) {
+    (void)certificates();
   }
   const Attacker attacker(GetParam().run);
   std::vector<std::byte> memory(pages * page_size);
-  std::optional<Hub> hub(std::in_place, hub_options(memory, has_keys));
+  Watch watch(GetParam().noticed);
+  std::optional<Hub> hub(std::in_place, hub_options(memory, secured, watch));
   const std::string url = hub->peer_init_url();
   std::vector<std::byte> object(page_size);
-  TcpTransferChannel honest(peer_options(has_keys));
+  TcpTransferChannel honest(peer_options(secured));
   honest.lazy_init_peer_connection("honest", "hub", url);
 
   Figures figures;
   const double before = resident_mib();
-  attacker.begin({static_cast<std::uint16_t>(std::stoi(url.substr(url.rfind(':') + 1))), hub->data_port()});
+  attacker.begin(target_of(*hub));
   const auto until = Clock::now() + std::chrono::duration_cast<Clock::duration>(lasts());
   std::thread newcomers([&] {
     while (Clock::now() < until) {
-      TcpTransferChannel newcomer(peer_options(has_keys));
+      TcpTransferChannel newcomer(peer_options(secured));
       std::error_code ec;
       std::string why;
       const auto began = Clock::now();
@@ -187,7 +248,9 @@ TEST_P(Hostile, HarmsNoHonestPeer) {
   });
   std::string broken;
   std::size_t failed = 0;
+  bool strangers_seen = false;
   while (Clock::now() < until) {
+    strangers_seen = strangers_seen || has_strangers(*hub, 0ms);
     const std::vector<std::uint64_t> page{figures.operations % (pages - 1)};
     std::error_code ec;
     std::string why;
@@ -203,6 +266,9 @@ TEST_P(Hostile, HarmsNoHonestPeer) {
   newcomers.join();
   figures.errors = failed;
   EXPECT_TRUE(attacker.goes_on());
+  EXPECT_TRUE(GetParam().noticed.empty() || watch.sees_it()) << "the channel has not noticed the attack";
+  EXPECT_TRUE(!GetParam().becomes_peer || strangers_seen || has_strangers(*hub, deadline))
+      << "the attacker has not become a peer";
   const auto closing = Clock::now();
   hub->close();
   figures.close_seconds = seconds(Clock::now() - closing);
@@ -222,6 +288,9 @@ TEST_P(Hostile, HarmsNoHonestPeer) {
 INSTANTIATE_TEST_SUITE_P(Attacks, Hostile, ::testing::ValuesIn(attacks().begin(), attacks().end()),
                          [](const auto& instance) { return std::string(instance.param.name); });
 INSTANTIATE_TEST_SUITE_P(OnKeys, Hostile, ::testing::ValuesIn(attacks_on_keys().begin(), attacks_on_keys().end()),
+                         [](const auto& instance) { return std::string(instance.param.name); });
+INSTANTIATE_TEST_SUITE_P(OnCertificates, Hostile,
+                         ::testing::ValuesIn(attacks_on_certificates().begin(), attacks_on_certificates().end()),
                          [](const auto& instance) { return std::string(instance.param.name); });
 
 }  // namespace

@@ -371,6 +371,50 @@ TEST(Lane, ATurnOfSmallPiecesEndsAsWell) {
   EXPECT_EQ(std::ranges::count(memory, std::byte{1}), blocks);
 }
 
+/// As TLS's, of a peer that says frames without end, in records of one byte.
+class RecordsSocket final : public Socket {
+ public:
+  explicit RecordsSocket(int descriptor) : Socket(descriptor) { frame_.type = FrameType::recv_cancel; }
+
+  [[nodiscard]] bool by_cpu() const noexcept override { return true; }
+  [[nodiscard]] bool over() const noexcept override { return true; }
+  [[nodiscard]] std::uint64_t records() const noexcept override { return records_; }
+  [[nodiscard]] ssize_t receive(std::span<iovec> pieces) override {
+    const std::size_t count = std::min<std::size_t>(pieces.front().iov_len, 1000);
+    for (std::byte& byte : std::span(static_cast<std::byte*>(pieces.front().iov_base), count)) {
+      byte = std::as_bytes(std::span(&frame_, 1))[records_++ % sizeof(frame_)];
+    }
+    return static_cast<ssize_t>(count);
+  }
+
+ private:
+  FrameHeader frame_;
+  std::uint64_t records_ = 0;
+};
+
+// Nor for what comes in many small records, each of which is decrypted by itself.
+TEST(Lane, ATurnOfSmallRecordsEndsAsWell) {
+  constexpr std::uint64_t one_turn = 10'000;
+  asio::io_context context;
+  std::array<int, 2> ends{};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()), 0);
+  const kvferry::Descriptor far(ends[1]);
+  const auto socket = std::make_shared<RecordsSocket>(ends[0]);
+  const auto lane = std::make_shared<Lane>(
+      Lane::Connection{context.get_executor(), socket, "here", "there"}, std::make_shared<Host>(std::vector<MemoryRegion>{}),
+      Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}},
+      std::weak_ptr<Lane::Owner>());
+  lane->run({});
+  EXPECT_GT(socket->records(), 0U);
+  EXPECT_LT(socket->records(), one_turn);
+  const std::uint64_t first_turn = socket->records();
+  context.run_one();
+  EXPECT_GT(socket->records(), first_turn) << "it goes on, when others have had their turn";
+  lane->shut(errc::closed, "the test ends");
+  lane->disconnect();
+  context.poll();
+}
+
 TEST(Lane, APeerThatStopsWithinAFrameIsGivenUp) {
   FrameHeader post;
   post.type = FrameType::recv_post;

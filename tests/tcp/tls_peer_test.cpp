@@ -23,9 +23,12 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
+
+#include <kvferry/tcp/tls_socket.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
@@ -142,7 +145,7 @@ class TlsPeerTest : public ::testing::Test {
     Bytes buffer(100);
     EXPECT_EQ(stream_->receive(buffer), -1);
     EXPECT_EQ(errno, error);
-    EXPECT_TRUE(stream_->over());
+    EXPECT_TRUE(stream_->has_more());
     EXPECT_EQ(say(*stream_, buffer), -1) << "what failed stays failed";
     EXPECT_EQ(errno, error);
   }
@@ -194,6 +197,54 @@ TEST_F(TlsPeerTest, ANewKeyAfterManyRecordsIsTaken) {
   }
   ASSERT_EQ(SSL_write(other_->ssl(), said.data(), 10), 10);
   EXPECT_EQ(stream_->receive(heard), 10);
+}
+
+TEST_F(TlsPeerTest, OneCallTakesNoMoreThanSomeOfManySmallRecords) {
+  meet(false);
+  BIO* const out = BIO_new(BIO_s_mem());
+  SSL_set0_wbio(other_->ssl(), out);
+  constexpr std::size_t records = 8000;
+  Bytes said(records);
+  for (std::size_t i = 0; i < records; ++i) {
+    said[i] = static_cast<std::byte>(i * 7);
+    ASSERT_EQ(SSL_write(other_->ssl(), &said[i], 1), 1);
+  }
+  char* encrypted = nullptr;
+  const long size = BIO_get_mem_data(out, &encrypted);
+  ASSERT_EQ(::send(pair_[1], encrypted, static_cast<std::size_t>(size), MSG_NOSIGNAL), size);
+  TlsSocket socket(::dup(pair_[0]), std::move(stream_));
+  constexpr std::size_t piece = 10;
+  Bytes heard(records);
+  std::size_t total = 0;
+  for (int call = 0; total < records; ++call) {
+    const std::uint64_t before = socket.records();
+    const std::size_t left = records - total;
+    ssize_t part = 0;
+    if (call % 3 == 0) {  // to one piece of memory
+      std::array pieces{iovec{heard.data() + total, left}};
+      part = socket.receive(pieces);
+    } else if (call % 3 == 1) {  // to many
+      std::vector<iovec> pieces;
+      for (std::size_t at = total; at < records; at += piece) {
+        pieces.push_back({heard.data() + at, std::min(piece, records - at)});
+      }
+      part = socket.receive(pieces);
+    } else {
+      part = socket.discard(left);
+      std::copy_n(said.begin() + static_cast<std::ptrdiff_t>(total), part, heard.begin() + static_cast<std::ptrdiff_t>(total));
+    }
+    ASSERT_GT(part, 0);
+    EXPECT_EQ(socket.records() - before, static_cast<std::uint64_t>(part));
+    EXPECT_LT(part, 1024 + static_cast<ssize_t>(piece)) << call;
+    total += static_cast<std::size_t>(part);
+    // What is left is in OpenSSL's buffers: no event tells of it.
+    ASSERT_TRUE(socket.over() || total == records) << call;
+  }
+  EXPECT_EQ(heard, said);
+  std::array pieces{iovec{heard.data(), 1}};
+  EXPECT_EQ(socket.receive(pieces), -1);
+  EXPECT_EQ(errno, EAGAIN);
+  EXPECT_FALSE(socket.over());
 }
 
 TEST_F(TlsPeerTest, TheProgramsOwnListOfErrorsStaysAsItWasAndDecidesNothing) {

@@ -202,7 +202,7 @@ TEST_F(TlsStreamTest, AnOrderlyEndAndACutDiffer) {
   dialing_->end();
   EXPECT_EQ(accepting_->receive(buffer), 10);
   EXPECT_EQ(accepting_->receive(buffer), 0);
-  EXPECT_TRUE(accepting_->over());
+  EXPECT_TRUE(accepting_->has_more());
 
   ::shutdown(pair_[1], SHUT_RDWR);
   EXPECT_EQ(dialing_->receive(buffer), -1);

@@ -56,6 +56,8 @@ inline constexpr std::size_t frame_cost = 4096;
 /// A piece of memory that is read or written counts as so many bytes, besides its own: a frame of some hundred bytes
 /// may have a thousand of them, of a byte each.
 inline constexpr std::size_t piece_cost = 64;
+/// A received record of TLS's counts as so many bytes, besides its own: it may have one or none, and is decrypted all the same.
+inline constexpr std::size_t record_cost = 512;
 /// An operation that timed out in less than this says nothing about its connection.
 inline constexpr std::chrono::seconds least_silent_time{1};
 

@@ -104,11 +104,13 @@ KVFERRY_INLINE Lane::Step Lane::send_failed() {
     readable_ = true;
     while (!failed_ && left != 0) {
       const std::uint64_t moved_before = moved_;
+      const std::uint64_t records_before = socket_->records();
       std::size_t unlimited = std::numeric_limits<std::size_t>::max();
       if (receive_step(unlimited) != Step::progress) {
         break;
       }
-      left -= std::min(left, static_cast<std::size_t>(moved_ - moved_before) + round_cost);
+      left -= std::min(left, static_cast<std::size_t>(moved_ - moved_before) + round_cost +
+                                 static_cast<std::size_t>(socket_->records() - records_before) * record_cost);
     }
     fail(cause, std::move(why));
   }
@@ -123,6 +125,7 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
   FrameReader& reader = protocol_.reader();
   ssize_t received = 0;
   std::size_t asked = 0;
+  const std::uint64_t records_before = by_cpu_ ? socket_->records() : 0;
   const std::size_t count = careful_in_ != 0 ? reader.prepare_page(pieces) : reader.prepare(pieces, receive_step_bytes);
   if (count != 0) {
     for (const iovec& piece : std::span(pieces).first(count)) {
@@ -134,6 +137,7 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     asked = std::min(reader.discardable(), receive_step_bytes);
     received = socket_->discard(asked);
   }
+  const std::uint64_t records = by_cpu_ ? socket_->records() : 0;
   if (received > 0) {
     // Less than asked for was all that there was; what has come meanwhile, the wait reports at once.
     readable_ = static_cast<std::size_t>(received) == asked || (by_cpu_ && socket_->over());
@@ -150,7 +154,8 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
     budget -=
         std::min(budget, static_cast<std::size_t>(received) + static_cast<std::size_t>(now.fetched - before.fetched) +
                              static_cast<std::size_t>(now.frames - before.frames) * frame_cost +
-                             static_cast<std::size_t>(now.pieces - before.pieces) * piece_cost);
+                             static_cast<std::size_t>(now.pieces - before.pieces) * piece_cost +
+                             static_cast<std::size_t>(records - records_before) * record_cost);
     moved_ += static_cast<std::size_t>(received);
     tired_ = false;
     return Step::progress;

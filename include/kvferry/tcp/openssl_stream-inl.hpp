@@ -85,6 +85,9 @@ KVFERRY_INLINE void OpenSslStream::see_message(int written, int, int type, const
   if (written == 0 && type == SSL3_RT_ALERT && bytes.size() == 2) {
     self.alert_ = bytes[1];
   }
+  if (written == 0 && type == SSL3_RT_HEADER) {
+    ++self.records_in_;
+  }
   if (written != 0 || !self.shaken_) {
     return;
   }
@@ -415,8 +418,15 @@ KVFERRY_INLINE ssize_t OpenSslStream::receive(std::span<std::byte> to) {
   }
   const OpenSslErrors errors;
   drained_ = false;
+  more_ = false;
+  const std::uint64_t enough = records_in_ + most_records_at_once;
   std::size_t filled = 0;
   while (filled < to.size()) {
+    // Those that bring nothing, OpenSSL puts up with for a few dozen.
+    if (filled != 0 && records_in_ >= enough) {
+      more_ = true;
+      break;
+    }
     std::size_t received = 0;
     const int result = SSL_read_ex(ssl_, to.data() + filled, to.size() - filled, &received);
     if (failure_ == 0 && result == 1) {
@@ -432,7 +442,7 @@ KVFERRY_INLINE ssize_t OpenSslStream::receive(std::span<std::byte> to) {
       }
       break;
     }
-    over_ = true;
+    more_ = true;
     if (failure_ == 0 && error == SSL_ERROR_ZERO_RETURN) {
       break;  // OpenSSL says so again
     }

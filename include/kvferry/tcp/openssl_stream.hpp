@@ -106,7 +106,8 @@ class OpenSslStream final : public TlsStream {
   [[nodiscard]] ssize_t flush() noexcept override;
   [[nodiscard]] bool holds_back() const noexcept override { return begin_ != encrypted_.size(); }
   [[nodiscard]] ssize_t receive(std::span<std::byte> to) override;
-  [[nodiscard]] bool over() const noexcept override { return over_; }
+  [[nodiscard]] bool has_more() const noexcept override { return more_; }
+  [[nodiscard]] std::uint64_t records() const noexcept override { return records_in_; }
   void end() noexcept override;
   [[nodiscard]] std::string description() const override;
 
@@ -153,6 +154,7 @@ class OpenSslStream final : public TlsStream {
   std::size_t begin_ = 0;
   std::uint64_t records_ = 0;           ///< With the key of now.
   std::uint64_t received_records_ = 0;  ///< With the peer's key of now.
+  std::uint64_t records_in_ = 0;        ///< All that have been received.
   bool shaken_ = false;
   bool accepts_certificate_ = false;
   bool refuses_certificate_ = false;
@@ -160,7 +162,7 @@ class OpenSslStream final : public TlsStream {
   std::string wrong_;     ///< What is, with the peer's certificate.
   bool drained_ = false;  ///< Nothing of a record is inside OpenSSL.
   bool ended_ = false;    ///< The socket's bytes have.
-  bool over_ = false;
+  bool more_ = false;
   int socket_error_ = 0;  ///< An errno.
   int failure_ = 0;       ///< The same, of all later calls.
 };

@@ -80,6 +80,8 @@ class KVFERRY_EXPORT Socket {
   [[nodiscard]] virtual ssize_t flush() { return 0; }
   /// Whether `receive` has more bytes, or an end, that no event announces.
   [[nodiscard]] virtual bool over() const noexcept { return false; }
+  /// How many records the received bytes came in, if each takes work of its own.
+  [[nodiscard]] virtual std::uint64_t records() const noexcept { return 0; }
   /// An orderly end.
   virtual void say_end() {}
   /// @}

@@ -64,6 +64,10 @@ inline constexpr std::size_t max_tls_opening = 1024;
 /// there have to be, as far as that is known.
 [[nodiscard]] TlsOpening look_at_tls_opening(std::span<const std::byte> bytes, std::size_t& length) noexcept;
 
+/// Records that one call takes: as many as a step of a lane's would have if they were of 256 bytes. No kvferry sends so many so
+/// small ones. A peer that does keeps others waiting for no longer than one that sends full ones.
+inline constexpr std::uint64_t most_records_at_once = 1024;
+
 /// One end of TLS 1.3 on a connected socket that doesn't block. It owns encrypted bytes that the socket hasn't accepted
 /// yet, but not the socket. Not thread-safe.
 ///
@@ -96,10 +100,13 @@ class TlsStream {
   /// Sends what is held back. @return 0 if that was all, or -1.
   [[nodiscard]] virtual ssize_t flush() noexcept = 0;
   [[nodiscard]] virtual bool holds_back() const noexcept = 0;
-  /// Fills `to` as far as bytes have come: fewer are all that there were. @return 0 if the peer has said that it ends.
+  /// Fills `to` as far as bytes have come: fewer are all that there were, unless `has_more`. Stops at many records, which may be
+  /// small. @return 0 if the peer has said that it ends.
   [[nodiscard]] virtual ssize_t receive(std::span<std::byte> to) = 0;
-  /// Nothing more will come: the next `receive` says why, and no event of the socket need tell.
-  [[nodiscard]] virtual bool over() const noexcept = 0;
+  /// `receive` has more bytes, or says why nothing more will come; no event of the socket need tell.
+  [[nodiscard]] virtual bool has_more() const noexcept = 0;
+  /// That have come until now. Each takes work of its own, however few bytes it brings.
+  [[nodiscard]] virtual std::uint64_t records() const noexcept = 0;
   /// Says that nothing more will come.
   virtual void end() noexcept = 0;
 
