@@ -20,14 +20,19 @@ inline thread_local std::size_t allocations_left = allocations_of_new_threads;
 /// Whether it wanted more.
 inline thread_local bool allocation_refused = false;
 
-/// @return null if this thread gets no more.
-inline void* allocate(std::size_t size) noexcept {
+/// Whether this thread gets one more.
+inline bool may_allocate() noexcept {
   if (allocations_left == 0) {
     allocation_refused = true;
-    return nullptr;
+    return false;
   }
   allocations_left -= std::size_t{allocations_left != unlimited_allocations};
-  return std::malloc(size == 0 ? 1 : size);
+  return true;
+}
+
+/// @return null if this thread gets no more.
+inline void* allocate(std::size_t size) noexcept {
+  return may_allocate() ? std::malloc(size == 0 ? 1 : size) : nullptr;
 }
 
 }  // namespace kvferry::test
