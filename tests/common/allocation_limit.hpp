@@ -17,6 +17,8 @@ inline constexpr std::size_t unlimited_allocations = std::numeric_limits<std::si
 inline std::atomic<std::size_t> allocations_of_new_threads = unlimited_allocations;
 /// How many more allocations this thread gets.
 inline thread_local std::size_t allocations_left = allocations_of_new_threads;
+/// How many more it has allocated than freed.
+inline thread_local std::ptrdiff_t blocks_held = 0;
 /// Whether it wanted more.
 inline thread_local bool allocation_refused = false;
 
@@ -32,7 +34,14 @@ inline bool may_allocate() noexcept {
 
 /// @return null if this thread gets no more.
 inline void* allocate(std::size_t size) noexcept {
-  return may_allocate() ? std::malloc(size == 0 ? 1 : size) : nullptr;
+  void* const block = may_allocate() ? std::malloc(size == 0 ? 1 : size) : nullptr;
+  blocks_held += block == nullptr ? 0 : 1;
+  return block;
+}
+
+inline void release(void* block) noexcept {
+  blocks_held -= block == nullptr ? 0 : 1;
+  std::free(block);
 }
 
 }  // namespace kvferry::test
