@@ -20,6 +20,6 @@
 [[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
   return kvferry::test::allocate(size);
 }
-[[gnu::noinline]] void operator delete(void* block) noexcept { std::free(block); }
-[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept { std::free(block); }
-[[gnu::noinline]] void operator delete(void* block, const std::nothrow_t&) noexcept { std::free(block); }
+[[gnu::noinline]] void operator delete(void* block) noexcept { kvferry::test::release(block); }
+[[gnu::noinline]] void operator delete(void* block, std::size_t) noexcept { kvferry::test::release(block); }
+[[gnu::noinline]] void operator delete(void* block, const std::nothrow_t&) noexcept { kvferry::test::release(block); }

@@ -33,6 +33,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "common/allocation_limit.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
@@ -65,6 +67,7 @@ class DataAcceptorTest : public ::testing::Test {
   }
   ~DataAcceptorTest() override {
     acceptor_->close();
+    acceptor_.reset();
     context_.run();
   }
 
@@ -378,6 +381,91 @@ TEST_F(DataAcceptorWithASlowNewcomer, WhoMakesRoomMeanwhileIsResetByTheThreadTha
   ASSERT_EQ(refusals_->snapshot().size(), 1U);
   let_go();
   EXPECT_TRUE(slow_one_is_closed());
+}
+
+/// A connection's time for its hello is over as soon as it is accepted.
+class HastyDataAcceptor : public DataAcceptorTest {
+ protected:
+  HastyDataAcceptor() {
+    LinkOptions options;
+    options.link.lane.events = std::make_shared<SocketEvents>(context_.get_executor());
+    acceptor_ = std::make_shared<DataAcceptor>(context_.get_executor(), options, refusals_);
+    acceptor_->listen("127.0.0.1", 0, std::chrono::seconds(30));
+  }
+
+  [[nodiscard]] std::uint64_t refused() const {
+    const auto counts = refusals_->snapshot();
+    return counts.empty() ? 0 : counts.front().count;
+  }
+};
+
+// The reactor finds the hello and the end of its time at once, and two threads deal with them.
+TEST_F(HastyDataAcceptor, AHelloThatMeetsTheEndOfItsTimeCountsOnce) {
+  std::shared_ptr<kit::Link> link;
+  const AcceptEndpoint endpoint = acceptor_->expect(
+      host_, 1, kit::Clock::now() + std::chrono::hours(1),
+      [&](std::error_code ec, const std::shared_ptr<kit::Link>& made, const std::string&) {
+        ended_.push_back(ec);
+        link = made;
+        std::thread([this] { context_.poll(); }).join();
+      });
+  Hello hello;
+  hello.magic = Hello::dialing;
+  hello.lane_count = 1;
+  std::memcpy(hello.secret.data(), endpoint.dial_secret.data(), hello.secret.size());
+  asio::io_context other_context;
+  tcp::socket dialing(other_context);
+  std::uint64_t refused_before = 0;
+  while (ended_.empty()) {
+    refused_before = refused();
+    dialing = tcp::socket(other_context, tcp::v4());
+    dialing.connect({asio::ip::address_v4::loopback(), acceptor_->port()});
+    dialing.write_some(asio::buffer(&hello, sizeof(hello)));
+    while (ended_.empty() && refused() == refused_before) {
+      context_.run_one();  // the hello may come too late
+    }
+  }
+  EXPECT_EQ(ended_, std::vector{std::error_code()});
+  EXPECT_EQ(refused(), refused_before) << "who was admitted is none that said nothing in time";
+  EXPECT_NO_THROW((void)expect(std::chrono::hours(1)));
+  EXPECT_EQ(ended_.size(), 1U);
+  ASSERT_TRUE(link);
+  link->shut(errc::closed, "the test ends");
+}
+
+// Memory is used up at whatever point of its being accepted.
+TEST_F(DataAcceptorTest, AConnectionThatThereIsNoMemoryForDoesNotKeepLaterOnesOut) {
+  acceptor_->listen("127.0.0.1", 0, std::chrono::seconds(30));
+  std::vector<std::byte> said;
+  std::vector<tcp::socket> unlucky;
+  std::size_t lost = 0;
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    context_.poll();
+    unlucky.emplace_back(context_, tcp::v4()).connect({asio::ip::address_v4::loopback(), acceptor_->port()});
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    try {
+      context_.run_one();
+    } catch (const std::bad_alloc&) {
+    }
+    test::allocations_left = test::unlimited_allocations;
+    context_.restart();  // it may have run out of work
+    refused = test::allocation_refused;
+    unlucky.back().non_blocking(true);
+    lost += std::size_t{is_closed(unlucky.back(), said)};
+
+    // A handshake comes before a connection, and this one's hello is none, so it is let go as soon as it has come.
+    (void)expect(std::chrono::hours(1));
+    tcp::socket next(context_, tcp::v4());
+    next.connect({asio::ip::address_v4::loopback(), acceptor_->port()});
+    next.write_some(asio::buffer(std::array<char, sizeof(Hello)>{}));
+    next.non_blocking(true);
+    while (!is_closed(next, said)) {
+      ASSERT_NE(context_.run_one_for(std::chrono::seconds(10)), 0U) << allocations;
+    }
+  }
+  EXPECT_GT(lost, 2U);
 }
 
 class ImpatientDataAcceptor : public DataAcceptorTest {

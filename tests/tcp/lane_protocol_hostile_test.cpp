@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <kvferry/testing/traits.hpp>
+#include "common/allocation_limit.hpp"
 #include "fuzz/frame_maker.hpp"
 #include "fuzz/lane_model.hpp"
 #include "peer_block.hpp"
@@ -38,6 +39,37 @@ FrameHeader header(FrameType type, std::uint32_t count = 0, std::uint64_t payloa
   made.count = count;
   made.payload_bytes = payload;
   return made;
+}
+
+/// What takes part in this operation's tag.
+FrameHeader of_recv(FrameType type, std::uint64_t recv, std::uint32_t count) {
+  FrameHeader made = header(type, count);
+  made.operation = recv;
+  made.tag = 7;
+  return made;
+}
+
+// The peer takes nothing, and has recvs of its come and go that one send meets again and again.
+TEST(LaneProtocol, Line11_RecvsThatComeAndGoLeaveNothingBehind) {
+  Side side;
+  TransferRequest send = request(TransferKind::send, {side.page_at(0)});
+  send.tag = 7;
+  (void)side.start(std::move(send), std::make_shared<Outcome>());
+  const std::array<Descriptor, 1> buffers{{{0, Side::page}}};
+  std::uint64_t last = 0;
+  const auto post = [&] { return side.feed(frame_bytes(of_recv(FrameType::recv_post, ++last, 1), buffers)); };
+  const auto come_and_go = [&](std::uint64_t times) {
+    for (std::uint64_t i = 0; i < times; ++i) {
+      ASSERT_FALSE(post());
+      ASSERT_FALSE(side.feed(frame_bytes(of_recv(FrameType::recv_cancel, last, 0))));
+    }
+  };
+  come_and_go(100);
+  const auto held = test::blocks_held;
+  come_and_go(10'000);
+  EXPECT_LT(test::blocks_held - held, 10);
+  ASSERT_FALSE(post());
+  EXPECT_GT(side.take(std::size_t{1} << 20).size(), Side::page) << "the last recv gets it";
 }
 
 TEST(LaneProtocol, Line11_SenselessFramesBreakTheConnectionAndTouchNothing) {

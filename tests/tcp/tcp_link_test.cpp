@@ -12,10 +12,13 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <new>
 #include <utility>
 #include <vector>
 
+#include "common/allocation_limit.hpp"
 #include "protocol_harness.hpp"
+#include "writing_lane.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
@@ -147,6 +150,102 @@ TEST_F(TwoLanes, AViolationEndsAllLanesAtOnce) {
   asio::write(peers_[1], asio::buffer(nonsense));
   run_until([&] { return ended_; });
   EXPECT_EQ(error_, condition::may_still_land);
+}
+
+/// A write over two lanes, of which as much is sent as its caller sends before the peer takes anything.
+struct StripedWrite {
+  static constexpr std::size_t page = std::size_t{2} << 20;
+
+  StripedWrite() {
+    std::vector<Lane::Connection> near_ends;
+    std::vector<Lane::Connection> far_ends;
+    for (int i = 0; i < 2; ++i) {
+      testing::Connection connection(context);
+      near_ends.push_back(connection_of(std::move(connection.near)));
+      far_ends.push_back(connection_of(std::move(connection.far)));
+    }
+    TcpLink::Options options;
+    options.lane.drain_timeout = std::chrono::hours(1);
+    options.lane.events = std::make_shared<SocketEvents>(context.get_executor());
+    near = TcpLink::create(std::make_shared<Host>(std::vector<MemoryRegion>{}), std::move(near_ends), options);
+    far = TcpLink::create(far_host, std::move(far_ends), options);
+    near->run();
+    TransferRequest request;
+    request.kind = TransferKind::write;
+    request.objects = {{sent.data(), page}, {sent.data() + page, page}};
+    request.remote_indexes = {0, 1};
+    request.notification = {std::byte{1}};
+    operation = std::make_shared<kit::Operation>(std::move(request), Completion::direct([this](std::error_code ec, std::size_t) {
+                                                   ended = true;
+                                                   error = ec;
+                                                 }),
+                                                 kit::Clock::now() + std::chrono::hours(1), registry);
+    EXPECT_FALSE(registry->add(operation));
+    operation->start_on(near);
+  }
+  StripedWrite(const StripedWrite&) = delete;
+  StripedWrite& operator=(const StripedWrite&) = delete;
+  ~StripedWrite() {
+    near->shut(errc::closed, "the test ends");
+    far->shut(errc::closed, "the test ends");
+    context.poll();
+  }
+
+  void run_until(const std::function<bool()>& done) {
+    const auto limit = kit::Clock::now() + std::chrono::seconds(60);
+    while (!done() && kit::Clock::now() < limit) {
+      context.run_one_for(std::chrono::seconds(1));
+    }
+    EXPECT_TRUE(done());
+  }
+
+  [[nodiscard]] bool has_landed() const { return landed == sent; }
+
+  asio::io_context context;
+  std::vector<std::byte> sent = std::vector<std::byte>(2 * page, std::byte{7});
+  std::vector<std::byte> landed = std::vector<std::byte>(2 * page);
+  std::shared_ptr<Host> far_host =
+      std::make_shared<Host>(std::vector<MemoryRegion>{{landed.data(), landed.size(), page}});
+  std::shared_ptr<kit::OperationRegistry> registry =
+      std::make_shared<kit::OperationRegistry>(std::make_shared<kit::DeadlineQueue>(context.get_executor()), 16);
+  std::shared_ptr<TcpLink> near;
+  std::shared_ptr<TcpLink> far;
+  std::shared_ptr<kit::Operation> operation;
+  bool ended = false;
+  std::error_code error;
+};
+
+TEST(StripedWrites, EndWithTheirLastPart) {
+  StripedWrite write;
+  write.far->run();
+  write.run_until([&] { return write.ended; });
+  EXPECT_FALSE(write.error) << write.error.message();
+  EXPECT_TRUE(write.has_landed());
+  EXPECT_EQ(write.far_host->notifications.size(), 1U);
+}
+
+// Memory is used up at whatever point of the stop: one of the lanes may know of it, and the other one not.
+TEST(StripedWrites, AreNoSuccessThatWereStoppedInPart) {
+  std::size_t thrown = 0;
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    SCOPED_TRACE(allocations);
+    StripedWrite write;
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    try {
+      write.operation->request_stop(errc::cancelled);
+    } catch (const std::bad_alloc&) {
+      ++thrown;
+    }
+    test::allocations_left = test::unlimited_allocations;
+    refused = test::allocation_refused;
+    write.far->run();
+    write.run_until([&] { return write.ended; });
+    EXPECT_TRUE(write.error || write.has_landed());
+    EXPECT_TRUE(write.far_host->notifications.empty() || write.has_landed());
+  }
+  EXPECT_GT(thrown, 1U);
 }
 
 }  // namespace

@@ -150,10 +150,11 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
   std::shared_ptr<Link> link;
   {
     const std::lock_guard lock(mutex_);
-    if (stop_cause_ || finished_) {
+    if ((stop_cause_ && !stops_again_) || finished_) {
       return;
     }
     stop_cause_ = cause;
+    stops_again_ = false;
     link = link_.lock();
     if (on_link_ && !link) {
       return;  // the link is going down and ends its operations itself
@@ -164,7 +165,9 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
       link->stop(shared_from_this());
     } catch (...) {
       const std::lock_guard lock(mutex_);
-      stop_cause_.clear();  // the link knows nothing of it: the deadline or the next cancellation asks again
+      // The deadline or the next cancellation asks again. The cause stays: a part of the link may know of the stop, and
+      // asks for it when it ends.
+      stops_again_ = true;
       throw;
     }
   } else {

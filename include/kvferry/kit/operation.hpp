@@ -68,7 +68,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   void finish(std::error_code cause, std::string diagnostic = {});
 
   /// Asks the operation to end, because of a deadline, a cancellation or a close: the link stops using the buffers and
-  /// calls `finish`. Only the first cause counts.
+  /// calls `finish`. Only the first cause counts that the link was told; if the link throws, another call tells it again.
   void request_stop(std::error_code cause);
 
   [[nodiscard]] bool finished() const noexcept { return finished_; }
@@ -114,6 +114,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   std::weak_ptr<Link> link_;
   bool on_link_ = false;
   std::error_code stop_cause_;
+  bool stops_again_ = false;  ///< The link was told in part, or not at all.
   std::error_code first_object_error_;
   std::shared_ptr<PeerCounters> peer_counters_;
 };

@@ -8,11 +8,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <optional>
 #include <string_view>
 #include <utility>
 
+#include <kvferry/completion.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
@@ -111,8 +113,8 @@ struct DataAcceptor::Greeting {
   asio::steady_timer timer;
   /// A thread is at its connection, without the acceptor's mutex. Nobody else may be then.
   bool busy = false;
-  /// It isn't one of the greetings any more: the thread that is at it closes it.
-  bool dropped = false;
+  /// It isn't one of the greetings any more: admitted, or dropped, and then the thread that is at it closes it.
+  bool gone = false;
   bool comes_again = false;      ///< It is told so first.
   bool refused = false;          ///< It is being told what is wrong with its certificate, and has said since then ...
   std::size_t past_refusal = 0;  ///< ... so many bytes.
@@ -172,6 +174,9 @@ KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost
     throw TransferError(closed_ ? errc::closed : errc::resource_limit,
                         std::to_string(expected_.size()) + " handshakes await their data connections");
   }
+  if (!accepts_ && acceptor_.is_open()) {
+    accept_next();
+  }
   expected_.push_back(expected);
   expected->timer.expires_at(deadline);
   expected->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(expected)](std::error_code ec) {
@@ -205,12 +210,17 @@ KVFERRY_INLINE void DataAcceptor::give_up(const std::shared_ptr<Expected>& expec
 KVFERRY_INLINE void DataAcceptor::accept_next() {
   acceptor_.async_wait(tcp::acceptor::wait_read, [self = shared_from_this()](std::error_code ec) {
     const std::unique_lock lock(self->mutex_);
+    self->accepts_ = false;
     if (self->closed_) {
       return;
     }
     tcp::socket socket(self->executor_);
     if (!ec) {
-      socket = accept_socket(self->acceptor_, ec);
+      try {
+        socket = accept_socket(self->acceptor_, ec);
+      } catch (const std::exception&) {
+        ec = std::make_error_code(std::errc::not_enough_memory);
+      }
     }
     if (ec && ec != std::errc::operation_would_block && ec != std::errc::interrupted) {
       // Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy
@@ -218,17 +228,24 @@ KVFERRY_INLINE void DataAcceptor::accept_next() {
       self->accept_pause_.expires_after(accept_pause);
       self->accept_pause_.async_wait([self](std::error_code aborted) {
         const std::lock_guard relock(self->mutex_);
+        self->accepts_ = false;
         if (!aborted && !self->closed_) {
           self->accept_next();
         }
       });
+      self->accepts_ = true;
       return;
     }
-    if (!ec) {
-      self->greet(std::move(socket));
+    try {
+      self->accept_next();  // first: there may be no memory to see to this one
+      if (!ec) {
+        self->greet(std::move(socket));
+      }
+    } catch (const std::exception&) {
+      detail::log_exception("when a data connection was accepted");
     }
-    self->accept_next();
   });
+  accepts_ = true;
 }
 
 KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
@@ -244,18 +261,24 @@ KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
   auto greeting = std::make_shared<Greeting>(std::move(socket), source_of(*from.data()));
   make_room(greeting->source);
   greetings_.push_back(greeting);
-  greeting->timer.expires_after(options_.hello_timeout);
-  greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
-    const std::lock_guard lock(self->mutex_);
-    if (const auto late = weak.lock(); late && !aborted) {
-      if (!late->refused) {
-        self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+  try {
+    ++greetings_of_[greeting->source];
+    greeting->timer.expires_after(options_.hello_timeout);
+    greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
+      const std::lock_guard lock(self->mutex_);
+      // Whoever took it away meanwhile could not cancel this any more.
+      if (const auto late = weak.lock(); late && !aborted && !late->gone) {
+        self->drop(late);
+        if (!late->refused) {
+          self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+        }
       }
-      self->drop(late);
-    }
-  });
-  ++greetings_of_[greeting->source];
-  wait_for_hello(greeting);
+    });
+    wait_for_hello(greeting);
+  } catch (...) {
+    drop(greeting);  // memory is used up
+    throw;
+  }
 }
 
 /// Lets go of the oldest that waits, of a source that has its share or of the one that has most, if there are too many.
@@ -302,9 +325,11 @@ KVFERRY_INLINE void DataAcceptor::tell_to_come_again(DataConnection& connection)
 }
 
 KVFERRY_INLINE void DataAcceptor::forget(const std::shared_ptr<Greeting>& greeting) {
+  greeting->gone = true;
   greetings_.remove(greeting);
   const auto of_source = greetings_of_.find(greeting->source);
-  if (--of_source->second == 0) {
+  // There was no memory to count it by, perhaps.
+  if (of_source != greetings_of_.end() && --of_source->second == 0) {
     greetings_of_.erase(of_source);
   }
 }
@@ -341,7 +366,7 @@ KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& gr
   }
   lock.lock();
   greeting->busy = false;
-  if (greeting->dropped) {
+  if (greeting->gone) {
     close(*greeting);
     return;
   }
@@ -538,8 +563,10 @@ KVFERRY_INLINE void DataAcceptor::complete(const std::shared_ptr<Expected>& expe
 KVFERRY_INLINE void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {
   // Keeps it alive where the argument is the list's own element.
   const auto dropped = greeting;  // NOLINT(performance-unnecessary-copy-initialization)
+  if (dropped->gone) {
+    return;
+  }
   dropped->timer.cancel();
-  dropped->dropped = true;
   if (!dropped->busy) {
     close(*dropped);
   }

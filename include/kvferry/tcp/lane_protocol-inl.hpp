@@ -451,6 +451,8 @@ KVFERRY_INLINE void LaneProtocol::meet(Transfer& send, std::uint64_t recv, const
 /// The recv that a send met was cancelled or timed out, perhaps before the two met: the send goes to the next one.
 KVFERRY_INLINE void LaneProtocol::lose_recv(Transfer& send) {
   take_back(send);
+  // Where nothing can be sent, nobody else takes it out, and recvs may come and go for ever.
+  std::erase(ready_data_, send.id);
   sends_by_recv_.erase(send.remote_recv);
   send.remote_recv = 0;
   send.meets_again = true;

@@ -15,6 +15,20 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
+/// Gives a descriptor to a socket or an acceptor, or closes it.
+template <class AsioSocket>
+void assign_or_close(AsioSocket& socket, const asio::ip::tcp& protocol, int descriptor, std::error_code& ec) {
+  try {
+    socket.assign(protocol, descriptor, ec);
+  } catch (...) {
+    ::close(descriptor);
+    throw;
+  }
+  if (ec) {
+    ::close(descriptor);
+  }
+}
+
 /// Opens a socket or an acceptor that programs which this process starts don't inherit. Asio's own `open` lets them, and
 /// such a program then keeps the port in use, and the peer waiting, for as long as it runs.
 template <class AsioSocket>
@@ -25,10 +39,7 @@ void open_socket(AsioSocket& socket, const asio::ip::tcp& protocol, std::error_c
     ec.assign(errno, std::system_category());
     return;
   }
-  socket.assign(protocol, descriptor, ec);
-  if (ec) {
-    ::close(descriptor);
-  }
+  assign_or_close(socket, protocol, descriptor, ec);
 }
 
 /// Takes a connection that waits at the acceptor, again not to be inherited. The acceptor must not block: if no connection
@@ -44,10 +55,7 @@ void open_socket(AsioSocket& socket, const asio::ip::tcp& protocol, std::error_c
     ec.assign(errno, std::system_category());
     return socket;
   }
-  socket.assign(remote.ss_family == AF_INET6 ? asio::ip::tcp::v6() : asio::ip::tcp::v4(), descriptor, ec);
-  if (ec) {
-    ::close(descriptor);
-  }
+  assign_or_close(socket, remote.ss_family == AF_INET6 ? asio::ip::tcp::v6() : asio::ip::tcp::v4(), descriptor, ec);
   return socket;
 }
 

@@ -216,6 +216,7 @@ TEST_F(OperationEnd, WaitsForPartsThatCouldNotBeAskedToStop) {
   EXPECT_NO_THROW(operation->start_on(link));
   EXPECT_EQ(outcome.calls, 0) << "the part's buffers are in use";
   EXPECT_FALSE(link->stopped);
+  EXPECT_EQ(operation->stop_cause(), std::errc::not_enough_memory) << "a part that was asked all the same wants to know";
   operation->request_stop(errc::timed_out);
   EXPECT_EQ(link->stopped, errc::timed_out) << "its deadline can't ask any more";
   EXPECT_FALSE(link->begun.front()->part_done(link->stopped, {}));
@@ -223,6 +224,40 @@ TEST_F(OperationEnd, WaitsForPartsThatCouldNotBeAskedToStop) {
   EXPECT_EQ(outcome.calls, 1);
   EXPECT_EQ(outcome.error, errc::timed_out);
   registry_->wait_until_empty();
+}
+
+/// Of two parts it has no memory to stop the second one.
+class StopsHalf final : public Link {
+ public:
+  void start(std::shared_ptr<Operation> operation) override {
+    batch = std::make_shared<StripedOperation>(std::move(operation), 2);
+  }
+  void stop(std::shared_ptr<Operation>) override {
+    if (++stops == 1) {
+      throw std::bad_alloc();
+    }
+  }
+  void shut(std::error_code, const std::string&) override {}
+  [[nodiscard]] std::string path() const override { return "nowhere"; }
+
+  std::shared_ptr<StripedOperation> batch;
+  int stops = 0;
+};
+
+TEST_F(OperationEnd, IsNoSuccessWhereOnePartAloneWasAskedToStop) {
+  Outcome outcome;
+  const auto operation = start(outcome);
+  const auto link = std::make_shared<StopsHalf>();
+  operation->start_on(link);
+  EXPECT_THROW(operation->request_stop(errc::cancelled), std::bad_alloc);
+  EXPECT_FALSE(link->batch->part_done(operation->stop_cause(), {}));
+  operation->request_stop(errc::timed_out);
+  EXPECT_EQ(link->stops, 2) << "its deadline asks again";
+  operation->request_stop(errc::closed);
+  EXPECT_EQ(link->stops, 2);
+  EXPECT_FALSE(link->batch->part_done({}, {}));
+  EXPECT_EQ(outcome.calls, 1);
+  EXPECT_EQ(outcome.error, errc::cancelled);
 }
 
 TEST_F(OperationEnd, OfPartsThatNobodyEndedIsNoSuccess) {
