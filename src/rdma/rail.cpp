@@ -317,11 +317,10 @@ void Rail::apply(Inbox& taken) {
     }
   }
   for (auto& done : taken.fences) {
-    const auto fence = std::exchange(done, nullptr);
     if (protocol_) {
-      protocol_->fence(fence);
+      protocol_->fence(std::move(done));
     } else {
-      fence();
+      std::exchange(done, nullptr)();
     }
   }
   if (taken.ended_fences != 0 && !failed_) {
@@ -336,11 +335,10 @@ void Rail::apply_regions(Inbox& taken) {
     protocol_->region_added();
   }
   for (auto& [number, done] : taken.removed_regions) {
-    auto removed = std::exchange(done, nullptr);
     if (protocol_) {
-      protocol_->region_removed(number, std::move(removed));
+      protocol_->region_removed(number, std::move(done));
     } else {
-      removed();
+      std::exchange(done, nullptr)();
     }
   }
   for (auto& done : taken.region_questions) {

@@ -383,15 +383,15 @@ void RailProtocol::forget(Transfer& transfer) {
   transfers_.erase(transfer.id);
 }
 
-void RailProtocol::fence(std::function<void()> done) {
+void RailProtocol::fence(std::function<void()>&& done) {
   if (failed_) {
-    done();
+    std::exchange(done, nullptr)();
     return;
   }
   MessageHeader header;
   header.type = MessageType::fence;
   header.operation = next_id_++;
-  own_fences_.emplace(header.operation, std::move(done));
+  own_fences_[header.operation].swap(done);
   tell(header);
 }
 

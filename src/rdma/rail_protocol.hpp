@@ -81,8 +81,9 @@ class RailProtocol {
   /// confirm that it accepts no more. A notification of which some messages have been posted is sent whole.
   void stop(const kit::Operation& operation);
 
-  /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone.
-  void fence(std::function<void()> done);
+  /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone. If there
+  /// is no memory for it, `done` is as it was, or has been taken and `fail` calls it.
+  void fence(std::function<void()>&& done);
   /// The number of the peer's fences that have come and not been begun.
   [[nodiscard]] std::size_t fences_asked() const noexcept;
   /// Begins the first `count` of them: they wait for all writes that are known here. Call it with their number from
@@ -92,7 +93,8 @@ class RailProtocol {
   /// @name Regions that come and go: what `kit::Link` has of the same names, for one rail
   /// @{
   void region_added();
-  void region_removed(std::uint32_t number, std::function<void()> done);
+  /// As to `done` see `fence`.
+  void region_removed(std::uint32_t number, std::function<void()>&& done);
   void ask_regions(std::function<void()> done);
   /// @}
 
@@ -311,7 +313,7 @@ class RailProtocol {
   // Regions that come and go (rail_protocol_regions.cpp)
   [[nodiscard]] kit::Failure look_up_regions(const TransferRequest& request, kit::ObjectRange range);
   void tell_added(const LocalRegion& region);
-  void tell_removed(std::uint32_t number, std::function<void()> done);
+  void tell_removed(std::uint32_t number, std::function<void()>&& done);
   bool add_news(WorkList& list);
   void answer_removals();
   void fail_regions();
