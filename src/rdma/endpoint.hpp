@@ -44,6 +44,8 @@ struct RailEndpoint {
   std::uint64_t reads_made = 0;   ///< How many RDMA reads of its own it can have under way.
   std::uint64_t max_message = 0;  ///< Bytes in one work request.
   std::vector<RegionKeys> regions;  ///< Ordered by number.
+  /// 1 if packets to it need a global route even within its subnet. None: they don't.
+  std::optional<std::uint64_t> global_route = {};
 
   static constexpr std::string_view side_message_type = "RdmaRail";
   static constexpr auto side_message_fields() {
@@ -55,7 +57,8 @@ struct RailEndpoint {
         side_message_field("mtu", &RailEndpoint::mtu), side_message_field("reads_taken", &RailEndpoint::reads_taken),
         side_message_field("reads_made", &RailEndpoint::reads_made),
         side_message_field("max_message", &RailEndpoint::max_message),
-        side_message_field("regions", &RailEndpoint::regions));
+        side_message_field("regions", &RailEndpoint::regions),
+        side_message_field("global_route", &RailEndpoint::global_route));
   }
 };
 

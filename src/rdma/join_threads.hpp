@@ -25,7 +25,9 @@ class JoinThreads {
   static constexpr std::size_t most = 8;
 
   /// @param bounds limit the work that waits for strangers.
-  explicit JoinThreads(const kit::SideMessageQueue::Bounds& bounds) : of_strangers_(bounds) {}
+  explicit JoinThreads(const kit::SideMessageQueue::Bounds& bounds) : of_strangers_(bounds) {
+    threads_.reserve(most);  // a thread that runs already, and has no place here, would end the process
+  }
   JoinThreads(const JoinThreads&) = delete;
   JoinThreads& operator=(const JoinThreads&) = delete;
   ~JoinThreads() { close(); }

@@ -73,6 +73,9 @@ QueuePair::QueuePair(std::shared_ptr<RailDomain> domain, std::size_t rail, const
   endpoint_.reads_taken = bounded(limits.max_qp_rd_atom);
   endpoint_.reads_made = bounded(limits.max_qp_init_rd_atom);
   endpoint_.max_message = address_.max_message;
+  if (address_.needs_global_route) {
+    endpoint_.global_route = 1;
+  }
 }
 
 void QueuePair::create() {

@@ -49,6 +49,8 @@ class QueuePair {
   [[nodiscard]] std::error_code post(WorkList& list);
   /// @return how many completions there were; negative if the queue is broken.
   [[nodiscard]] int poll(std::span<ibv_wc> completions);
+  /// How many there can be at a time.
+  [[nodiscard]] std::size_t most_completions() const noexcept { return static_cast<std::size_t>(completions_->cqe); }
 
   [[nodiscard]] static bool is_receive(const ibv_wc& completion) noexcept {
     return (completion.wr_id & receive_flag) != 0;

@@ -235,7 +235,7 @@ bool Rail::work(Turn& turn, Inbox& taken) {
       return true;
     }
     --turn.rounds;
-    const bool polled = poll_step();
+    const bool polled = poll_step() != 0;
     await_writes();
     const bool posted = !failed_ && phase_ == Phase::running && post_step();
     const bool probed = !failed_ && phase_ == Phase::running && probe_step();
@@ -291,8 +291,7 @@ void Rail::apply(Inbox& taken) {
   }
   if (taken.trouble && !failed_ && !held_) {
     // What has completed says more of the cause.
-    while (!failed_ && phase_ == Phase::running && poll_step()) {
-    }
+    catch_up();
     fail(taken.trouble.code, path() + ": " + taken.trouble.sentence);
   }
   if (taken.timer) {
@@ -312,18 +311,16 @@ void Rail::apply(Inbox& taken) {
   }
   if (!taken.stops.empty() && protocol_) {
     // What has completed already counts.
-    while (!failed_ && !held_ && phase_ == Phase::running && poll_step()) {
-    }
+    catch_up();
     for (const auto& operation : taken.stops) {
       protocol_->stop(*operation);
     }
   }
   for (auto& done : taken.fences) {
-    const auto fence = std::exchange(done, nullptr);
     if (protocol_) {
-      protocol_->fence(fence);
+      protocol_->fence(std::move(done));
     } else {
-      fence();
+      std::exchange(done, nullptr)();
     }
   }
   if (taken.ended_fences != 0 && !failed_) {
@@ -338,11 +335,10 @@ void Rail::apply_regions(Inbox& taken) {
     protocol_->region_added();
   }
   for (auto& [number, done] : taken.removed_regions) {
-    auto removed = std::exchange(done, nullptr);
     if (protocol_) {
-      protocol_->region_removed(number, std::move(removed));
+      protocol_->region_removed(number, std::move(done));
     } else {
-      removed();
+      std::exchange(done, nullptr)();
     }
   }
   for (auto& done : taken.region_questions) {
@@ -400,29 +396,39 @@ void Rail::give_up(Inbox& taken, const char* what) {
   }
 }
 
-bool Rail::poll_step() {
+/// @return how many completions there were.
+std::size_t Rail::poll_step() {
   std::array<ibv_wc, poll_batch> completions;
   // While greeting one at a time: what comes behind the peer's greeting is for later.
   const int count = pair_->poll(std::span(completions).first(phase_ == Phase::greeting ? 1 : poll_batch));
   if (count < 0) {
     fail(errc::connection_lost, "RDMA device '" + domain_->device().name() + "': the completion queue can't be polled");
-    return false;
+    return 0;
   }
   if (count == 0) {
-    return false;
+    return 0;
   }
   last_activity_ = kit::Clock::now();
   const auto taken = std::span(completions).first(static_cast<std::size_t>(count));
   for (const ibv_wc& completion : taken) {
     take_completion(completion);
     if (failed_) {
-      return true;
+      return taken.size();
     }
   }
   if (const auto error = pair_->post_receives(taken)) {
     fail(error, "RDMA device '" + domain_->device().name() + "': receive buffers can't be posted: " + error.message());
   }
-  return true;
+  return taken.size();
+}
+
+/// Takes what has completed by now: no more than the queue holds, however fast the peer makes it grow.
+void Rail::catch_up() {
+  std::size_t left = pair_ == nullptr ? 0 : pair_->most_completions();
+  while (!failed_ && !held_ && phase_ == Phase::running && left != 0) {
+    const std::size_t taken = poll_step();
+    left = taken < poll_batch ? 0 : left - std::min(left, taken);  // fewer than it asks for are all
+  }
 }
 
 void Rail::take_completion(const ibv_wc& completion) {

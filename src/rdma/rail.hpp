@@ -171,7 +171,8 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   void apply_regions(Inbox& taken);
   void give_up(Inbox& taken, const char* what);
   void await_writes();
-  bool poll_step();
+  std::size_t poll_step();
+  void catch_up();
   void take_completion(const ibv_wc& completion);
   void take_greeting(const ibv_wc& completion);
   bool post_step();

@@ -185,6 +185,7 @@ PortAddress RailDevice::address() const {
   PortAddress address;
   address.active = attributes.state == IBV_PORT_ACTIVE;
   address.ethernet = attributes.link_layer == IBV_LINK_LAYER_ETHERNET;
+  address.needs_global_route = (attributes.flags & IBV_QPF_GRH_REQUIRED) != 0;
   address.lid = attributes.lid;
   address.mtu = attributes.active_mtu;
   address.max_message = attributes.max_msg_sz;

@@ -19,6 +19,7 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 struct PortAddress {
   bool active = false;
   bool ethernet = false;
+  bool needs_global_route = false;  ///< A virtual port of InfiniBand, which shares its LID with others.
   std::uint16_t lid = 0;
   ibv_mtu mtu = IBV_MTU_1024;
   std::uint32_t max_message = 0;

@@ -265,6 +265,12 @@ bool RailProtocol::told_all(const Transfer& transfer) noexcept {
          transfer.said == notification.size() && !transfer.notification_done;
 }
 
+/// Whether the peer has been sent some of its notification: then it gets the rest, whatever becomes of the operation. A peer that
+/// waits for a rest in vain gives up the connection.
+bool RailProtocol::notification_begun(const Transfer& transfer) noexcept {
+  return transfer.request().one_sided() && transfer.said != 0 && !transfer.notification_done;
+}
+
 /// Whether the peer has been sent objects of it in messages.
 bool RailProtocol::told_some(const Transfer& send) noexcept { return send.next_object != 0 || send.next_offset != 0; }
 
@@ -305,7 +311,7 @@ void RailProtocol::end_if_done(Transfer& transfer) {
 }
 
 void RailProtocol::end_when_drained(Transfer& transfer, std::error_code cause, std::string why) {
-  transfer.answer_awaited = transfer.answer_awaited || told_all(transfer);
+  transfer.answer_awaited = transfer.answer_awaited || told_all(transfer) || notification_begun(transfer);
   if (transfer.outstanding == 0 && !transfer.answer_awaited) {
     end(transfer, cause, std::move(why));
     return;
@@ -377,15 +383,15 @@ void RailProtocol::forget(Transfer& transfer) {
   transfers_.erase(transfer.id);
 }
 
-void RailProtocol::fence(std::function<void()> done) {
+void RailProtocol::fence(std::function<void()>&& done) {
   if (failed_) {
-    done();
+    std::exchange(done, nullptr)();
     return;
   }
   MessageHeader header;
   header.type = MessageType::fence;
   header.operation = next_id_++;
-  own_fences_.emplace(header.operation, std::move(done));
+  own_fences_[header.operation].swap(done);
   tell(header);
 }
 

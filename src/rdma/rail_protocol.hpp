@@ -78,11 +78,12 @@ class RailProtocol {
   /// Ends an operation's part with the operation's stop cause: now, or when nothing of it can land any more, because
   /// the adapters have completed its requests and the peer has answered its messages (see `draining_since`). If all of
   /// it has landed by then, it ends with success. A send of which some messages have been posted asks the peer to
-  /// confirm that it accepts no more.
+  /// confirm that it accepts no more. A notification of which some messages have been posted is sent whole.
   void stop(const kit::Operation& operation);
 
-  /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone.
-  void fence(std::function<void()> done);
+  /// Asks the peer, and calls `done` when all writes that it had started by then have ended, or the queue pair is gone. If there
+  /// is no memory for it, `done` is as it was, or has been taken and `fail` calls it.
+  void fence(std::function<void()>&& done);
   /// The number of the peer's fences that have come and not been begun.
   [[nodiscard]] std::size_t fences_asked() const noexcept;
   /// Begins the first `count` of them: they wait for all writes that are known here. Call it with their number from
@@ -92,7 +93,8 @@ class RailProtocol {
   /// @name Regions that come and go: what `kit::Link` has of the same names, for one rail
   /// @{
   void region_added();
-  void region_removed(std::uint32_t number, std::function<void()> done);
+  /// As to `done` see `fence`.
+  void region_removed(std::uint32_t number, std::function<void()>&& done);
   void ask_regions(std::function<void()> done);
   /// @}
 
@@ -156,6 +158,10 @@ class RailProtocol {
   /// Work requests with the adapter.
   [[nodiscard]] std::size_t posted() const noexcept { return posted_; }
   [[nodiscard]] std::size_t posted_bytes() const noexcept { return posted_bytes_; }
+  /// Messages that the peer has room for.
+  [[nodiscard]] std::size_t credits() const noexcept { return credits_; }
+  /// The peer's messages for which it has got no credit back.
+  [[nodiscard]] std::size_t owed() const noexcept { return owed_; }
 
  private:
   enum class State : std::uint8_t {
@@ -282,6 +288,7 @@ class RailProtocol {
   void end(Transfer& transfer, std::error_code cause, std::string why);
   [[nodiscard]] static bool told_all(const Transfer& transfer) noexcept;
   [[nodiscard]] static bool told_some(const Transfer& send) noexcept;
+  [[nodiscard]] static bool notification_begun(const Transfer& transfer) noexcept;
   [[nodiscard]] static bool has_landed(const Transfer& transfer) noexcept;
   [[nodiscard]] static bool may_land(const Transfer& transfer) noexcept;
   void forget_meeting(Transfer& transfer);
@@ -306,7 +313,7 @@ class RailProtocol {
   // Regions that come and go (rail_protocol_regions.cpp)
   [[nodiscard]] kit::Failure look_up_regions(const TransferRequest& request, kit::ObjectRange range);
   void tell_added(const LocalRegion& region);
-  void tell_removed(std::uint32_t number, std::function<void()> done);
+  void tell_removed(std::uint32_t number, std::function<void()>&& done);
   bool add_news(WorkList& list);
   void answer_removals();
   void fail_regions();

@@ -170,7 +170,7 @@ bool RailProtocol::add_recv_post(WorkList& list) {
 bool RailProtocol::add_notification(WorkList& list) {
   while (!notifications_.empty()) {
     const auto it = transfers_.find(notifications_.front());
-    if (it == transfers_.end() || it->second.state == State::stopping) {
+    if (it == transfers_.end() || (it->second.state == State::stopping && !notification_begun(it->second))) {
       notifications_.pop_front();
       continue;
     }

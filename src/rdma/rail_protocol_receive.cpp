@@ -90,6 +90,11 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
   if (const auto ec = check(header, message.size())) {
     return ec;
   }
+  // Else a peer could have this side take its messages without end.
+  if (owed_ == terms_.own_buffers) {
+    return violated("a message though this side has no more than " + text(terms_.own_buffers) +
+                    " receive buffers, and has told of none that was posted anew");
+  }
   credits_ += header.credits;
   ++owed_;
   const auto body = message.subspan(sizeof(header));

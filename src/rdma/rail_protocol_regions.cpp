@@ -104,17 +104,18 @@ void RailProtocol::tell_added(const LocalRegion& region) {
   }
 }
 
-void RailProtocol::region_removed(std::uint32_t number, std::function<void()> done) {
+void RailProtocol::region_removed(std::uint32_t number, std::function<void()>&& done) {
   if (failed_) {
-    done();
+    std::exchange(done, nullptr)();
     return;
   }
   region_added();  // what has a smaller number is told first
   tell_removed(number, std::move(done));
 }
 
-void RailProtocol::tell_removed(std::uint32_t number, std::function<void()> done) {
-  removed_.push_back({number, std::move(done)});  // before the message: who waits is told if that can't be queued
+void RailProtocol::tell_removed(std::uint32_t number, std::function<void()>&& done) {
+  removed_.push_back({number, {}});
+  removed_.back().done.swap(done);  // before the message: who waits is told if that can't be queued
   News& news = news_.emplace_back();
   news.header.type = MessageType::region_removed;
   news.header.operation = number;

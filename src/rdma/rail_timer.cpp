@@ -37,8 +37,8 @@ void Rail::check_parts() {
     const auto since = protocol_->unfinished_since();
     return since && kit::Clock::now() - *since >= options_.parts_timeout;
   };
-  // It may be this side that hasn't looked.
-  while (late() && poll_step() && !failed_) {
+  if (late()) {
+    catch_up();  // it may be this side that hasn't looked
   }
   if (!failed_ && late()) {
     fail(errc::connection_lost, path() + ": the peer stopped within a recv's list of buffers, or a notification, for " +

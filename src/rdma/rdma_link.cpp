@@ -103,37 +103,48 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
       },
       LinkRegions::told(host->peer().regions, peers_rails), host->peer().next_region);
   host_ = host;
-  {
-    const std::lock_guard lock(joining_mutex_);
-    on_link_ = std::move(on_link);
-    self_ = shared_from_this();
-    timer_.expires_at(deadline);
-    timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
-      const auto self = weak.lock();
-      if (self && ec != asio::error::operation_aborted) {
-        self->fail(errc::timed_out,
-                   "peer " + in_quotes(self->host_->peer().id) + " did not greet on all rails in time");
-      }
-    });
-  }
-  host->when_abandoned([weak = weak_from_this(), executor = timer_.get_executor()] {
-    asio::post(executor, [weak] {
-      if (const auto self = weak.lock()) {
-        self->fail(errc::cancelled, "a newer attempt has taken its place");
-      }
-    });
-  });
-  for (std::size_t i = 0; i < joined_.size(); ++i) {
-    if (const auto failure =
-            joined_[i]->connect(host, {peer, *peers_rails[i], regions_, i}, role, options_.incarnation)) {
-      std::shared_ptr<RdmaLink> kept;
-      if (!take_handler(kept)) {
-        return;  // another rail broke meanwhile, and the handler has been told
-      }
-      shut(failure.code, failure.sentence);
-      throw TransferError(failure.code, who + failure.sentence);
+  kit::Failure failure;
+  std::exception_ptr thrown;
+  try {
+    {
+      const std::lock_guard lock(joining_mutex_);
+      on_link_ = std::move(on_link);
+      self_ = shared_from_this();
+      timer_.expires_at(deadline);
+      timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
+        const auto self = weak.lock();
+        if (self && ec != asio::error::operation_aborted) {
+          self->fail(errc::timed_out,
+                     "peer " + in_quotes(self->host_->peer().id) + " did not greet on all rails in time");
+        }
+      });
     }
+    host->when_abandoned([weak = weak_from_this(), executor = timer_.get_executor()] {
+      asio::post(executor, [weak] {
+        if (const auto self = weak.lock()) {
+          self->fail(errc::cancelled, "a newer attempt has taken its place");
+        }
+      });
+    });
+    for (std::size_t i = 0; i < joined_.size() && !failure; ++i) {
+      failure = joined_[i]->connect(host, {peer, *peers_rails[i], regions_, i}, role, options_.incarnation);
+    }
+  } catch (...) {
+    failure = kit::failure_being_handled();
+    thrown = std::current_exception();
   }
+  if (!failure) {
+    return;
+  }
+  std::shared_ptr<RdmaLink> kept;
+  if (!take_handler(kept)) {
+    return;  // another rail broke meanwhile, and the handler has been told
+  }
+  shut(failure.code, failure.sentence);
+  if (thrown) {
+    std::rethrow_exception(thrown);
+  }
+  throw TransferError(failure.code, who + failure.sentence);
 }
 
 kit::LinkHandler RdmaLink::take_handler(std::shared_ptr<RdmaLink>& kept) {

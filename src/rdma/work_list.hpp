@@ -29,17 +29,21 @@ class WorkList {
   [[nodiscard]] bool has_request() const noexcept { return requests_used_ < max_requests; }
   [[nodiscard]] bool has_piece() const noexcept { return pieces_used_ < max_pieces; }
 
-  /// Adds a request without pieces, not signalled. `add_piece` then adds pieces to it.
+  /// Adds a request without pieces, not signalled. `add_piece` then adds pieces to it. Without any its list is null: a provider
+  /// (irdma) takes the first piece of a list that there is, whatever their number says.
   ibv_send_wr& add_request(ibv_wr_opcode opcode) noexcept {
     ibv_send_wr& request = requests_[requests_used_++];
     request = ibv_send_wr{};
     request.opcode = opcode;
-    request.sg_list = &pieces_[pieces_used_];
     return request;
   }
   void add_piece(std::uint64_t address, std::size_t length, std::uint32_t key) noexcept {
-    pieces_[pieces_used_++] = {address, static_cast<std::uint32_t>(length), key};
-    ++requests_[requests_used_ - 1].num_sge;
+    ibv_sge& piece = pieces_[pieces_used_++];
+    piece = {address, static_cast<std::uint32_t>(length), key};
+    ibv_send_wr& request = requests_[requests_used_ - 1];
+    if (request.num_sge++ == 0) {
+      request.sg_list = &piece;
+    }
   }
   [[nodiscard]] ibv_sge& last_piece() noexcept { return pieces_[pieces_used_ - 1]; }
   [[nodiscard]] ibv_send_wr& operator[](std::size_t i) noexcept { return requests_[i]; }
@@ -60,8 +64,8 @@ class WorkList {
   std::size_t bytes_read = 0;
 
  private:
-  std::array<ibv_send_wr, max_requests> requests_;
-  std::array<ibv_sge, max_pieces> pieces_;
+  std::array<ibv_send_wr, max_requests> requests_{};
+  std::array<ibv_sge, max_pieces> pieces_{};
   std::size_t requests_used_ = 0;
   std::size_t pieces_used_ = 0;
 };

@@ -55,6 +55,20 @@ TEST(AddressVector, Line21_InfiniBandGoesByLidWithinItsSubnet) {
   EXPECT_EQ(vector.is_global, 0);
 }
 
+TEST(AddressVector, Line21_InfiniBandGoesByGidWhereEitherPortIsVirtual) {
+  for (const bool own_is_virtual : {true, false}) {
+    auto to = peer(1, 0x1234);
+    auto own = own_port(false);
+    own.needs_global_route = own_is_virtual;
+    if (!own_is_virtual) {
+      to.global_route = 1;
+    }
+    const auto vector = address_vector(own, 1, to, 5, 104);
+    EXPECT_EQ(vector.dlid, 0x1234);
+    expect_routed_by_gid(vector, to);
+  }
+}
+
 TEST(AddressVector, Line21_InfiniBandGoesByGidToAnotherSubnet) {
   const auto to = peer(9, 0x1234);
   const auto vector = address_vector(own_port(false), 1, to, 5, 104);

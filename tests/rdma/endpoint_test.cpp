@@ -7,6 +7,7 @@
 #include <string>
 
 #include <kvferry/error.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/rdma_error.hpp>
 
 #include "rdma/message.hpp"
@@ -138,6 +139,19 @@ TEST(RdmaEndpoint, Line11_IsHeldToItsBounds) {
   EXPECT_EQ(check_endpoint(many, {}), "rail 3 after rail 14");
   many.rails.resize(max_rails + 1);
   EXPECT_EQ(check_endpoint(many, {}), "17 rails, at least 1 and at most 16");
+}
+
+TEST(RdmaEndpoint, APortThatNeedsAGlobalRouteSaysSoAndOthersSayNothing) {
+  Endpoint endpoint;
+  endpoint.rails.push_back(rail());
+  std::error_code ec;
+  const auto other = kit::decode_endpoint<Endpoint>(kit::encode_endpoint(endpoint), ec);
+  ASSERT_FALSE(ec) << ec.message();
+  EXPECT_EQ(other.rails.at(0).global_route, std::nullopt);
+  endpoint.rails[0].global_route = 1;
+  const auto with = kit::decode_endpoint<Endpoint>(kit::encode_endpoint(endpoint), ec);
+  ASSERT_FALSE(ec) << ec.message();
+  EXPECT_EQ(with.rails.at(0).global_route, 1U);
 }
 
 TEST(RdmaError, StatusesBelongToConditions) {

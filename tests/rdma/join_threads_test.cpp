@@ -6,7 +6,10 @@
 #include <atomic>
 #include <future>
 #include <latch>
+#include <new>
 #include <thread>
+
+#include "common/allocation_limit.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
@@ -45,6 +48,25 @@ TEST(JoinThreads, WhatWaitsIsRunBeforeClosingAndLaterOnesInsideTheCall) {
   threads.run([&] { where = std::this_thread::get_id(); });
   EXPECT_EQ(where, std::this_thread::get_id());
   threads.close();
+}
+
+TEST(JoinThreads, MemoryThatIsUsedUpEndsTheCallAndNotTheProcess) {
+  std::size_t allocations = 0;
+  for (bool refused = true; refused && allocations < 1'000; ++allocations) {
+    JoinThreads threads(bounds);
+    std::atomic<bool> ran{false};
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    try {
+      threads.run([&] { ran = true; });
+    } catch (const std::bad_alloc&) {
+    }
+    test::allocations_left = test::unlimited_allocations;
+    refused = test::allocation_refused;
+    threads.close();
+    EXPECT_TRUE(ran || refused);
+  }
+  EXPECT_GT(allocations, 1U) << "else this tests nothing";
 }
 
 TEST(JoinThreads, WhatStrangersLeaveWaitingIsBoundedAndSourcesTakeTurns) {

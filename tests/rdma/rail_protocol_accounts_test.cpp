@@ -249,6 +249,11 @@ TEST_F(RailProtocolAccounts, RecvsThatWaitForTheirSendsAreBounded) {
 /// The messages of a hostile peer that sends what comes in several, part by part.
 class RailProtocolParts : public RailProtocolAccounts {
  protected:
+  RailProtocolParts() {
+    a.own_buffers = max_messages;  // it need not take the answers
+    a.join(b);
+  }
+
   std::error_code receive(MessageHeader header, std::size_t body) {
     header.body_bytes = static_cast<std::uint32_t>(body);
     std::vector<std::byte> message(sizeof(header) + body);
@@ -377,6 +382,22 @@ TEST_F(RailProtocolAccounts, ANotificationIsSentWhenAllRailsHaveMovedTheirPart) 
       EXPECT_EQ(outcome->ec, status == 0 ? std::error_code() : std::error_code(failure));
     }
   }
+}
+
+TEST_F(RailProtocolAccounts, APeerThatSendsMoreThanThereAreBuffersForIsAViolation) {
+  MessageHeader credit;
+  credit.type = MessageType::credit;
+  const auto receive = [&] { return a.protocol->received(std::as_bytes(std::span(&credit, 1))); };
+  for (std::size_t i = 0; i < buffers; ++i) {
+    ASSERT_FALSE(receive()) << a.protocol->violation();
+  }
+  // Told that they have been posted anew, it has as many again.
+  ASSERT_TRUE(post(a, b));
+  for (std::size_t i = 0; i < buffers; ++i) {
+    ASSERT_FALSE(receive()) << a.protocol->violation();
+  }
+  EXPECT_EQ(receive(), errc::protocol_violation);
+  EXPECT_NE(a.protocol->violation().find("8 receive buffers"), std::string::npos) << a.protocol->violation();
 }
 
 TEST_F(RailProtocolAccounts, ShortMessagesGoOutWithTheirRequest) {

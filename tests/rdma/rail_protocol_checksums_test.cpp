@@ -641,6 +641,8 @@ TEST_F(RailProtocolChecksums, ThePeersAccessIsCheckedByItsOwner) {
 }
 
 TEST_F(RailProtocolChecksums, SenselessMessagesBreakTheRail) {
+  b.own_buffers = max_messages;
+  b.join(a);
   const auto memory = [](const std::vector<CheckedRange>& ranges, std::uint32_t count = 0) {
     return checksums_message({.type = MessageType::check_memory, .count = count, .operation = 5}, ranges);
   };

@@ -324,12 +324,14 @@ TEST_F(RailProtocolEnd, AFenceThatComesWhileThisSideLooksForWritesWaitsForTheNex
 }
 
 TEST_F(RailProtocolEnd, AnswersThatThePeerDoesNotTakeAreBounded) {
+  Side side(1, 2 * max_queued_answers);
+  side.join(b);
   MessageHeader fence;
   fence.type = MessageType::fence;
   std::error_code ec;
   for (fence.operation = 1; !ec && fence.operation <= 2 * max_queued_answers; ++fence.operation) {
-    ec = b.protocol->received(std::as_bytes(std::span(&fence, 1)));
-    b.protocol->begin_fences(b.protocol->fences_asked());
+    ec = side.protocol->received(std::as_bytes(std::span(&fence, 1)));
+    side.protocol->begin_fences(side.protocol->fences_asked());
   }
   EXPECT_EQ(ec, errc::protocol_violation);
   EXPECT_EQ(fence.operation - 1, max_queued_answers + 1);

@@ -24,6 +24,22 @@ class RailProtocolNotify : public TwoSides {
     request.notification_key = key;
     return a.start(std::move(request), outcome);
   }
+
+  /// Until neither side has anything to do.
+  void exchange() {
+    bool busy = true;
+    while (busy) {
+      busy = false;
+      for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+        receive_all(*to);
+        while (post(*from, *to)) {
+          from->protocol->completed();
+          receive_all(*to);
+          busy = true;
+        }
+      }
+    }
+  }
 };
 
 TEST_F(RailProtocolNotify, OneAloneIsAMessageAndNothingElse) {
@@ -101,6 +117,55 @@ TEST_F(RailProtocolNotify, AReadThatIsStoppedWaitsForTheAnswerToItsNotification)
   EXPECT_EQ(outcome->calls, 1);
   EXPECT_FALSE(outcome->ec) << outcome->ec.message();
   EXPECT_EQ(outcome->count, 2U);
+}
+
+TEST_F(RailProtocolNotify, OneThatHasBegunIsSentWholeThoughItsWriteIsStopped) {
+  const auto outcome = std::make_shared<Outcome>();
+  const std::vector<std::byte> payload(20'000, std::byte{5});  // more messages than the peer has buffers
+  const auto operation = a.start(one_sided(TransferKind::write, {a.at(0, page)}, {1}, payload), outcome);
+  while (post(a, b)) {
+    a.protocol->completed();
+  }
+  receive_all(b);
+  ASSERT_TRUE(b.protocol->unfinished_since()) << "else it isn't in the middle of it";
+  operation->request_stop(errc::cancelled);
+  EXPECT_EQ(outcome->calls, 0) << "the peer will have it";
+  EXPECT_TRUE(a.protocol->draining_since());
+  exchange();
+  EXPECT_FALSE(b.protocol->unfinished_since()) << "the peer would give up the connection after a while";
+  EXPECT_EQ(b.host->notifications, std::vector(1, payload));
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_FALSE(outcome->ec) << outcome->ec.message();
+  EXPECT_TRUE(a.protocol->settled());
+}
+
+TEST_F(RailProtocolNotify, OneThatHasNotBegunIsNotSentOnceItsWriteIsStopped) {
+  const std::vector<std::byte> payload(20'000, std::byte{5});
+  const auto first = std::make_shared<Outcome>();
+  const auto second = std::make_shared<Outcome>();
+  a.start(one_sided(TransferKind::write, {}, {}, payload), first);
+  const auto operation = a.start(one_sided(TransferKind::write, {}, {}, payload), second);
+  while (post(a, b)) {
+    a.protocol->completed();
+  }
+  operation->request_stop(errc::cancelled);
+  EXPECT_EQ(second->ec, errc::cancelled);
+  exchange();
+  EXPECT_EQ(b.host->notifications.size(), 1U);
+  EXPECT_FALSE(first->ec) << first->ec.message();
+}
+
+TEST_F(RailProtocolNotify, AnAnswerToOneThatIsNotWholeIsAViolation) {
+  a.start(one_sided(TransferKind::write, {}, {}, std::vector<std::byte>(20'000)), std::make_shared<Outcome>())
+      ->request_stop(errc::cancelled);
+  const auto operation =
+      a.start(one_sided(TransferKind::write, {}, {}, std::vector<std::byte>(20'000)), std::make_shared<Outcome>());
+  ASSERT_TRUE(post(a, b));
+  operation->request_stop(errc::cancelled);
+  MessageHeader ack;
+  ack.type = MessageType::notify_ack;
+  ack.operation = 2;
+  EXPECT_EQ(a.protocol->received(std::as_bytes(std::span(&ack, 1))), errc::protocol_violation);
 }
 
 TEST_F(RailProtocolNotify, WhereNobodyAnswersAReadsErrorSaysThatItsNotificationMayCome) {

@@ -307,6 +307,11 @@ class Pair {
       EXPECT_TRUE(end.side->protocol->idle());
       EXPECT_EQ(end.side->protocol->posted(), 0U);
       EXPECT_FALSE(end.side->protocol->draining_since().has_value());
+      EXPECT_FALSE(end.side->protocol->unfinished_since().has_value()) << "its peer stopped in the middle of something";
+    }
+    for (std::size_t end = 0; end < 2; ++end) {
+      EXPECT_EQ(ends_[end].side->protocol->credits() + ends_[1 - end].side->protocol->owed(), buffers)
+          << "receive buffers that nobody counts";
     }
   }
 

@@ -288,13 +288,15 @@ TEST_F(RailProtocolRegions, SenselessNewsBreakTheConnection) {
 }
 
 TEST_F(RailProtocolRegions, RemovalsThatThePeerDoesNotTakeAnswersToAreBounded) {
+  Side side(1, 2 * max_queued_answers);
+  side.join(b);
   MessageHeader removal;
   removal.type = MessageType::region_removed;
   removal.operation = 1;
   std::size_t taken = 0;
   std::error_code ec;
   while (!ec && taken < 2 * max_queued_answers) {
-    ec = a.protocol->received(std::as_bytes(std::span(&removal, 1)));
+    ec = side.protocol->received(std::as_bytes(std::span(&removal, 1)));
     taken += ec ? 0U : 1U;
   }
   EXPECT_EQ(ec, errc::protocol_violation);

@@ -420,6 +420,18 @@ TEST_F(RailProtocolTest, Line11_AnyBytesAreEitherUnderstoodOrViolations) {
   }
 }
 
+TEST(RailProtocolProbes, HaveNoPieceOfAListThatWasPostedBefore) {
+  Side a(4, 4);
+  Side b(4, 4);
+  a.join(b);
+  WorkList list;
+  ASSERT_TRUE(a.protocol->fill_message(list, MessageType::hello, 1, 0));
+  ASSERT_EQ(list[0].num_sge, 1);
+  ASSERT_TRUE(a.protocol->fill_probe(list));
+  EXPECT_EQ(list[0].num_sge, 0);
+  EXPECT_EQ(list[0].sg_list, nullptr) << "irdma sends the first piece of a list that there is";
+}
+
 TEST(RailProtocolProbes, AreAnsweredByTheirOwnCompletionAndNotByThatOfWhatWasPostedBefore) {
   Side a(4, 4);
   Side b(4, 4);

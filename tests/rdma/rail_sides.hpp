@@ -226,6 +226,9 @@ struct Side {
 inline void carry_out(const ibv_send_wr& request, Side& to) {
   std::vector<std::byte> message;
   std::uint64_t remote = request.wr.rdma.remote_addr;
+  if (request.num_sge == 0 && request.sg_list != nullptr) {
+    throw std::logic_error("a list of no pieces, of which some adapters take the first one");
+  }
   for (int i = 0; i < request.num_sge; ++i) {
     const ibv_sge& piece = request.sg_list[i];
     auto* const local = reinterpret_cast<std::byte*>(piece.addr);
