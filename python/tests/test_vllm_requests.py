@@ -245,6 +245,16 @@ def test_a_peer_that_is_not_there_fails_its_loads(make: Callable[..., Side]) -> 
     assert other.loaded("h") == {1, 2, 3}
 
 
+def test_a_load_from_workers_without_its_heads_fails(make: Callable[..., Side]) -> None:
+    """The number of urls comes from outside. Nothing else would ever tell the engine that the load has ended."""
+    decode = make("decode", False, tp_size=4, tp_rank=3, total_heads=4)
+    urls = tuple(f"tcp://127.0.0.1:{port}" for port in (1, 2, 3))
+    remote = Remote("p", urls, ("one", "two", "three"), (5, 6, 7), 10, "", 30.0)
+    decode.step(waiting=[("d", remote)], loads=[Load("d", remote, [1, 2, 3], 0, 10)])
+    assert decode.loaded("d") == {1, 2, 3}
+    assert not decode.worker._renewals._kept
+
+
 def test_two_decoding_instances_of_one_name_both_load(make: Callable[..., Side]) -> None:
     prefill = make("prefill", True, 100)
     prefill.step(expected=["p", "q"])
