@@ -110,7 +110,8 @@ def test_a_request_that_ends_lets_go_of_what_is_kept_for_it(when: str) -> None:
         {"remote_num_tokens": 11}, {"remote_urls": ["tcp://h:1"]}, {"remote_lease": 0.0},
         {"remote_lease": float("nan")}, {"remote_request_id": "\ud800"}, {"remote_prompt_digest": None},
         {"remote_urls": ["tcp://h:1"] * 1025, "remote_instance_ids": ["i"] * 1025, "remote_peer_ids": []},
-        {"remote_peer_ids": ["one"]}, {"remote_peer_ids": None},
+        {"remote_peer_ids": ["one"]}, {"remote_peer_ids": None}, {"remote_num_tokens": 2**64},
+        {"remote_num_tokens": -(2**63) - 1}, {"remote_block_ids": [2**64]}, {"remote_block_ids": [5, -(2**63) - 1]},
     ],
     ids=lambda wrong: ascii(wrong)[:40],
 )  # fmt: skip
