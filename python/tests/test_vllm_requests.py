@@ -184,28 +184,36 @@ def test_blocks_that_are_no_longer_the_requests_are_not_loaded(make: Callable[..
 @pytest.mark.parametrize("shorter", ["there", "here"])
 def test_leases_are_renewed_without_steps_until_they_are_let_go(make: Callable[..., Side], shorter: str) -> None:
     """A step of the engine's may take longer than a lease."""
-    prefill = make("prefill", True, 100, lease=0.6)
-    decode = make("decode", False, lease=0.6 if shorter == "here" else 3600.0)
-    prefill.step(expected=["kept", "read", "let go"], granted=["kept", "read", "let go"])
-    lease = 0.6 if shorter == "there" else 3600.0
-    remotes = {name: prefill.remote(name, lease=lease) for name in ("kept", "read", "let go")}
-    decode.step(waiting=list(remotes.items()))
-    decode.step(released=[("let go", remotes["let go"])])
-    assert prefill.freed() == {"let go"}
-    decode.step(loads=[Load("read", remotes["read"], [1, 2, 3], 0, 10)])
-    assert decode.loaded("read") == set() and prefill.freed() == {"read"}
-    until = time.monotonic() + 2.0
-    while time.monotonic() < until:
-        if prefill.worker.finished()[0]:
-            pytest.skip("renewals took half a second here")
-        time.sleep(0.02)
-    renewed: list[str] = []
-    leases: Any = prefill.worker._leases
-    leases.renew = renewed.append
-    prefill.until(lambda: len(renewed) > 1)
-    assert set(renewed) == {"kept"}
-    decode.worker.close()  # and the renewals with it
-    assert prefill.freed() == {"kept"}
+
+    def is_renewed(short: float) -> bool:
+        """Whether a lease of so many seconds is, more than three times as long. A busy machine may take a short one's time."""
+        prefill = make("prefill", True, 100, lease=short)
+        decode = make("decode", False, lease=short if shorter == "here" else 3600.0)
+        prefill.step(expected=["kept", "read", "let go"], granted=["kept", "read", "let go"])
+        lease = short if shorter == "there" else 3600.0
+        remotes = {name: prefill.remote(name, lease=lease) for name in ("kept", "read", "let go")}
+        decode.step(waiting=list(remotes.items()))
+        decode.step(released=[("let go", remotes["let go"])])
+        decode.step(loads=[Load("read", remotes["read"], [1, 2, 3], 0, 10)])
+        assert decode.loaded("read") == set()
+        freed: set[str] = set()
+        until = time.monotonic() + 3.4 * short
+        while time.monotonic() < until:
+            freed |= prefill.worker.finished()[0]
+            if "kept" in freed:
+                return False
+            time.sleep(0.02)
+        assert freed == {"read", "let go"}
+        renewed: list[str] = []
+        leases: Any = prefill.worker._leases
+        leases.renew = renewed.append
+        prefill.until(lambda: len(renewed) > 1)
+        assert set(renewed) == {"kept"}
+        decode.worker.close()  # and the renewals with it
+        assert prefill.freed() == {"kept"}
+        return True
+
+    assert any(is_renewed(short) for short in (0.6, 2.4, 9.6))
 
 
 def test_block_ids_outside_of_the_peers_cache(make: Callable[..., Side]) -> None:
