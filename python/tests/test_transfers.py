@@ -128,12 +128,12 @@ def test_checksums_are_compared(pair: Pair) -> None:
     assert pair.near.capabilities()["checksums"]
     assert pair.near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[0], checksums=True) == 1
     assert (pair.far_cache[0] == 1).all() and pair.far.stats()["checksum_mismatches"] == 0
-    whole = pair.near_cache.reshape(1, -1)
-    ranges = np.array([[0, 0, whole.nbytes]], dtype=np.uint64)
+    source, target = (np.zeros(8 << 20, dtype=np.uint8) for _ in range(2))
+    number = pair.far.add_region(kvferry.Region(target, target.nbytes))
     until = time.monotonic() + 60
-    with changing(whole[0]), pytest.raises(kvferry.TransferError) as caught:
+    with changing(source), pytest.raises(kvferry.TransferError) as caught:
         while time.monotonic() < until:
-            pair.near.batched_write([whole], "far", remote_ranges=ranges, checksums=True)
+            pair.near.batched_write([source], "far", remote_indexes=[0], remote_region=number, checksums=True)
     assert caught.value.name == "checksum_mismatch"
     assert pair.far.stats()["checksum_mismatches"] > 0
 
