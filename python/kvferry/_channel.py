@@ -61,7 +61,10 @@ def _handler_of(channel: BaseTransferChannel) -> Callable[[str, bytes], bytes | 
             code = error.code if error.category == "kvferry" and error.code else _HANDSHAKE_FAILED
             return code, str(error)
         except Exception as error:
-            _logging.logger.exception("handle_init_side_msg of a message of type %r", kind)
+            _logging.log_exception(
+                "side_message_failed", f"handle_init_side_msg of a message of type {kind!r}", channel.transport,
+                "handshake_failed",
+            )  # fmt: skip
             return _HANDSHAKE_FAILED, f"{type(error).__name__}: {error}"
 
     return answer

@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
+import traceback
+from typing import Any
 
 from . import _kvferry
 
-__all__ = ["flush_logs", "set_log_level", "start", "stop"]
+__all__ = ["flush_logs", "log_exception", "set_log_level", "start", "stop"]
 
 logger = logging.getLogger("kvferry")
 _lock = threading.Lock()
@@ -23,37 +26,39 @@ _stopped = False
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
+def _hand(level: int, message: str, created: float | None = None, exc_info: Any = None, **told: Any) -> None:
+    """To the logger. What filters and handlers of the program's raise is shown, as ``logging`` shows it, and goes no
+    further: not even SystemExit, as it would end a thread without which ``flush_logs`` waits in vain."""
+    try:
+        if not logger.isEnabledFor(level):
+            return
+        record = logger.makeRecord(logger.name, level, "kvferry", 0, message, (), exc_info, extra=told)
+        if created is not None:
+            record.created = created
+        logger.handle(record)
+    except BaseException:
+        if logging.raiseExceptions and sys.stderr is not None:
+            traceback.print_exc()
+
+
+def log_exception(event: str, text: str, transport: str, cause: str) -> None:
+    """The exception that is being handled, as a record like those of the library."""
+    _hand(logging.ERROR, f"{event}: {text} [{cause}]", exc_info=sys.exc_info(),
+          event=event, transport=transport, peer="", cause=cause, suppressed=0)  # fmt: skip
+
+
 def _forward() -> None:
     # Signals are for threads that wait for them: one that came here would wake none.
     own = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - own)
     while records := _kvferry.log_take():
         for level, time, event, transport, peer, cause, text, suppressed in records:
-            if not logger.isEnabledFor(level):
-                continue
             message = f"{event}: {text}"
             if cause:
                 message += f" [{cause}]"
             if suppressed:
                 message += f" ({suppressed} more like this were left out)"
-            record = logger.makeRecord(
-                logger.name,
-                level,
-                "kvferry",
-                0,
-                message,
-                (),
-                None,
-                extra={
-                    "event": event,
-                    "transport": transport,
-                    "peer": peer,
-                    "cause": cause,
-                    "suppressed": suppressed,
-                },
-            )
-            record.created = time
-            logger.handle(record)
+            _hand(level, message, time, event=event, transport=transport, peer=peer, cause=cause, suppressed=suppressed)
 
 
 def start() -> None:
@@ -86,5 +91,7 @@ def set_log_level(level: int) -> None:
 def flush_logs() -> None:
     """Returns when all records that were made so far are with their handlers."""
     thread = _thread
-    if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-        _kvferry.log_flush()
+    while thread is not None and thread.is_alive() and thread is not threading.current_thread():
+        if _kvferry.log_flush():
+            return
+        # A while has passed. Signals' handlers run here.

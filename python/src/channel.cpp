@@ -170,10 +170,12 @@ class Channel {
       const Released released;
       made_.channel->close();
     }
+    // Nobody touches the memory any more. Its exporters' code may run, and call this: not while the maps are looked through.
+    std::vector<std::shared_ptr<Memory>> gone;
     for (auto& [number, region] : regions_) {
-      region.memory.reset();  // nobody touches it any more
+      gone.push_back(std::move(region.memory));
     }
-    const auto gone = std::exchange(leaving_, {});
+    const auto left = std::exchange(leaving_, {});
   }
 
  private:

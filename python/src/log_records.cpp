@@ -5,6 +5,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -65,10 +66,11 @@ class Records {
     return std::exchange(records_, {});
   }
 
-  /// Sleeps until all records that are there have been written. To be called while a thread takes them.
-  void flush() {
+  /// Sleeps until all records that are there have been written, or the time is over. To be called while a thread takes them.
+  /// @return whether they have been.
+  [[nodiscard]] bool flush(std::chrono::milliseconds longest) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return written_ && records_.empty(); });
+    return changed_.wait_for(lock, longest, [this] { return written_ && records_.empty(); });
   }
 
   void stop() {
@@ -135,10 +137,11 @@ void bind_log_records(nb::module_& module) {
   module.def("log_take", &take);
   module.def("log_flush", [] {
     InterpreterExit::stop_here_if_begun();
-    if (!InterpreterExit::has_begun()) {
-      const Released released;
-      records.here().flush();
+    if (InterpreterExit::has_begun()) {
+      return true;
     }
+    const Released released;
+    return records.here().flush(std::chrono::milliseconds(100));
   });
   module.def("log_stop", [] { records.here().stop(); });
 }

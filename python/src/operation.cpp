@@ -36,18 +36,6 @@ std::vector<nb::object>& left_behind() {
   return *operations;
 }
 
-void sweep() {
-  auto& operations = left_behind();
-  if (!operations.empty()) {
-    // What is let go may run Python code, which may come back here: not while the vector is being changed.
-    std::vector<nb::object> ended;
-    const auto first = std::partition(operations.begin(), operations.end(),
-                                      [](const nb::object& object) { return !operation_of(object).handle.ended(); });
-    ended.assign(std::make_move_iterator(first), std::make_move_iterator(operations.end()));
-    operations.erase(first, operations.end());
-  }
-}
-
 /// While it lasts a signal of this thread waits, so that one that comes between the look and the sleep isn't slept through.
 class SignalsWait {
  public:
@@ -150,6 +138,21 @@ nb::object result_of(Operation& operation) {
 
 }  // namespace
 
+void sweep() {
+  auto& operations = left_behind();
+  if (!operations.empty()) {
+    // What is let go may run Python code, which may come back here: not while the vector is being changed.
+    std::vector<nb::object> ended;
+    const auto first = std::partition(operations.begin(), operations.end(),
+                                      [](const nb::object& object) { return !operation_of(object).handle.ended(); });
+    ended.assign(std::make_move_iterator(first), std::make_move_iterator(operations.end()));
+    operations.erase(first, operations.end());
+    for (const nb::object& object : ended) {
+      operation_of(object).look();  // the program may have it still, and not look
+    }
+  }
+}
+
 bool Operation::look() {
   if (!end) {
     end = handle.result();
@@ -157,6 +160,7 @@ bool Operation::look() {
       // Python code that runs meanwhile finds it ended.
       const std::vector<nb::object> dropped = std::exchange(kept, {});
       const std::shared_ptr<const void> dropped_region = std::exchange(kept_region, nullptr);
+      queue.reset();
     }
   }
   return end.has_value();
@@ -186,7 +190,6 @@ int Queue::traverse(visitproc visit, void* arg) const {
 }
 
 std::uint64_t Queue::add(std::shared_ptr<Operation> operation) {
-  sweep();
   nb::object object = to_object(std::move(operation));
   pending_.emplace(++last_, std::move(object));
   return last_;
@@ -198,7 +201,7 @@ std::vector<nb::object> Queue::drain(std::size_t most) {
   std::array<CompletionEntry, 64> entries;
   while (ended.size() < most) {
     const std::size_t room = std::min(entries.size(), most - ended.size());
-    const std::size_t count = queue_.drain(std::span(entries).first(room));
+    const std::size_t count = queue_->drain(std::span(entries).first(room));
     for (const CompletionEntry& entry : std::span(entries).first(count)) {
       auto found = pending_.extract(entry.user_data);
       if (!found.empty()) {
@@ -222,7 +225,7 @@ bool Queue::wait(std::optional<double> seconds) const {
                                     std::chrono::microseconds::zero());
   }
   refuse_at_exit();
-  const Woken woken = sleep_for(queue_.descriptor(), until);
+  const Woken woken = sleep_for(queue_->descriptor(), until);
   if (woken == Woken::by_exit) {
     refuse_at_exit();
   }
@@ -260,6 +263,8 @@ void wait_for_end(CompletionQueue& queue, Operation& operation) {
   if (interruption) {
     std::rethrow_exception(interruption);
   }
+  // One may have come while this thread waited for the GIL: raised here, the caller still knows what the operation has taken.
+  run_signal_handlers();
 }
 
 namespace {
@@ -328,7 +333,7 @@ void bind_operation(nb::module_& module) {
       "there are some, and tells whether there are; timeout in seconds, None: for as long as it takes. "
       "fileno() can be polled for reading. len() counts the operations that have not been drained.")
       .def(nb::init<>())
-      .def("fileno", [](Queue& self) { return self.native().descriptor(); })
+      .def("fileno", [](Queue& self) { return self.native()->descriptor(); })
       .def("drain", &Queue::drain, nb::arg("most") = 1024)
       .def("wait", &Queue::wait, nb::arg("timeout").none() = nb::none())
       .def("__len__", &Queue::pending);

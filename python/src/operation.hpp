@@ -39,6 +39,8 @@ struct Operation {
   std::shared_ptr<const void> kept_region;  ///< The memory of a region whose pages it uses.
   nb::object user_data = nb::none();
   std::optional<CompletionEntry> end;
+  /// Where it ends: a queue that is gone would lose its result.
+  std::shared_ptr<CompletionQueue> queue;
 
   /// Looks whether it has ended. What was kept is let go then.
   bool look();
@@ -57,7 +59,7 @@ class Queue {
   /// Operations that are still under way are kept by the process until they have ended.
   ~Queue();
 
-  [[nodiscard]] CompletionQueue& native() noexcept { return queue_; }
+  [[nodiscard]] const std::shared_ptr<CompletionQueue>& native() const noexcept { return queue_; }
   /// @return the number for its token.
   [[nodiscard]] std::uint64_t add(std::shared_ptr<Operation> operation);
   /// As its destructor does.
@@ -71,7 +73,7 @@ class Queue {
   [[nodiscard]] bool wait(std::optional<double> seconds) const;
 
  private:
-  CompletionQueue queue_;
+  std::shared_ptr<CompletionQueue> queue_ = std::make_shared<CompletionQueue>();
   std::unordered_map<std::uint64_t, nb::object> pending_;  ///< `Operation`s.
   std::uint64_t last_ = 0;
 };
@@ -79,6 +81,9 @@ class Queue {
 /// Waits for an operation whose token is of `queue`, which has no other. Whatever is thrown meanwhile, as by a signal's
 /// handler, cancels it, and goes on when the operation has ended; the interpreter's exit cancels it, too. Releases the GIL.
 void wait_for_end(CompletionQueue& queue, Operation& operation);
+
+/// Lets go of what the ended operations of queues that are gone have kept.
+void sweep();
 
 /// @throws TransferError `errc::closed` if the interpreter's exit has begun; other threads than its own get no further.
 void refuse_at_exit();
@@ -89,6 +94,7 @@ template <class MakeToken, class Start>
 std::shared_ptr<Operation> launch(std::shared_ptr<Operation> operation, Queue* queue, MakeToken make_token,
                                   Start start) {
   refuse_at_exit();
+  sweep();
   if (queue == nullptr) {
     CompletionQueue own;
     (void)InterpreterExit::descriptor();  // to be waited for: made before there is something to wait for
@@ -98,7 +104,8 @@ std::shared_ptr<Operation> launch(std::shared_ptr<Operation> operation, Queue* q
   }
   const std::uint64_t number = queue->add(operation);
   try {
-    operation->handle = start(make_token(queue->native(), number));
+    operation->queue = queue->native();
+    operation->handle = start(make_token(*queue->native(), number));
   } catch (...) {
     queue->forget(number);
     throw;

@@ -9,7 +9,7 @@ from typing import Any
 import kvferry
 import numpy as np
 import pytest
-from conftest import PAGE, Pair
+from conftest import PAGE, Pair, run_python
 
 
 class Tensor:
@@ -99,6 +99,30 @@ def test_a_region_holds_its_memory_until_close() -> None:
         memory.append(0)  # would move it
     channel.close()
     memory.append(0)
+
+
+def test_what_close_lets_go_of_may_call_the_channel() -> None:
+    ran = run_python("""
+import weakref
+import kvferry
+import numpy as np
+class Cache(np.ndarray):
+    pass
+channel = kvferry.TcpTransferChannel()
+caught = []
+def remove(number):
+    try:
+        channel.remove_region(number)
+    except kvferry.TransferError as error:
+        caught.append(error.name)
+for _ in range(8):
+    cache = np.zeros(8192, np.uint8).view(Cache)
+    weakref.finalize(cache, remove, channel.add_region(kvferry.Region(cache, 4096)))
+    del cache
+channel.close()
+print(caught == ["closed"] * 8)
+""")
+    assert (ran.returncode, ran.stdout.strip()) == (0, "True"), ran.stderr
 
 
 def test_an_operation_holds_its_memory_until_it_ends(pair: Pair) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import kvferry
 import pytest
@@ -120,13 +121,29 @@ def test_certificates_are_read_from_their_files(tmp_path: Path) -> None:
         kvferry.TcpTransferChannel(certificates=("chain", "key"))  # type: ignore[arg-type]
 
 
-def test_checksums_are_asked_for_by_channel_and_by_call() -> None:
-    source, target = bytearray(b"x" * 4096), bytearray(4096)
+@pytest.mark.parametrize("of_channel", [None, False, True])
+@pytest.mark.parametrize("kind", ["write", "read"])
+def test_checksums_are_asked_for_by_channel_and_by_call(of_channel: bool | None, kind: str) -> None:
+    """They are seen by what goes through the sockets. A call's word counts, if it has one."""
+    own, peers = bytearray(b"x" * 4096), bytearray(4096)
+    options: Any = {} if of_channel is None else {"checksums": of_channel}
     with (
-        kvferry.TcpTransferChannel(regions=[kvferry.Region(target, 4096)], peer_init_url="tcp://127.0.0.1:0") as far,
-        kvferry.TcpTransferChannel(checksums=True) as near,
+        kvferry.TcpTransferChannel(regions=[kvferry.Region(peers, 4096)], peer_init_url="tcp://127.0.0.1:0") as far,
+        kvferry.TcpTransferChannel(**options) as near,
     ):
         near.lazy_init_peer_connection("near", "far", far.peer_init_url)
-        assert near.batched_write([source], "far", remote_indexes=[0]) == 1
-        assert near.batched_write([source], "far", remote_indexes=[0], checksums=False) == 1
-    assert target == source
+
+        def bytes_of(**spec: Any) -> int:
+            def count() -> int:
+                paths = near.stats()["paths"]
+                return sum(path["bytes_out" if kind == "write" else "bytes_in"] for path in paths)
+
+            before = count()
+            move = near.batched_write if kind == "write" else near.batched_read
+            assert move([own], "far", remote_indexes=[0], **spec) == 1
+            return count() - before
+
+        without, with_checksums = bytes_of(checksums=False), bytes_of(checksums=True)
+        assert without < with_checksums
+        assert bytes_of() == (with_checksums if of_channel else without)
+    assert peers == own

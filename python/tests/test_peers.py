@@ -82,9 +82,27 @@ def test_an_exception_becomes_an_error_and_is_logged(
     assert caught.value.name == "handshake_failed"
     logged = [record for record in caplog.records if "handle_init_side_msg" in record.getMessage()]
     assert len(logged) == 1 and logged[0].levelno == logging.ERROR and logged[0].exc_info
+    told = {name: getattr(logged[0], name) for name in ("event", "transport", "peer", "cause", "suppressed")}
+    assert told == {
+        "event": "side_message_failed", "transport": "tcp", "peer": "", "cause": "handshake_failed", "suppressed": 0,
+    }  # fmt: skip
 
     with pytest.raises(kvferry.TransferError, match="returned no SideMessage"):
         asker.send_init_side_msg(oracle.peer_init_url, message_of(Question("nothing")))
+
+
+def test_a_log_filter_that_raises_is_no_answer_to_the_peer(oracle: Oracle, asker: kvferry.TcpTransferChannel) -> None:
+    def careless(record: logging.LogRecord) -> bool:
+        raise RuntimeError("careless")
+
+    logger = logging.getLogger("kvferry")
+    logger.addFilter(careless)
+    try:
+        with pytest.raises(kvferry.TransferError, match="KeyError: 'unheard of'"):
+            asker.send_init_side_msg(oracle.peer_init_url, message_of(Question("unheard of")))
+    finally:
+        kvferry.flush_logs()
+        logger.removeFilter(careless)
 
 
 def test_a_transfer_error_keeps_its_code(oracle: Oracle, asker: kvferry.TcpTransferChannel) -> None:

@@ -7,7 +7,9 @@ import gc
 import signal
 import sys
 import threading
+import time
 import weakref
+from typing import Any
 
 import kvferry
 import pytest
@@ -108,6 +110,42 @@ def test_a_lost_queue_leaves_its_memory_to_the_channel(pair: Pair) -> None:
     assert buffer == b"arrives."
     kvferry.CompletionQueue()  # the next of any lets go of what has ended
     buffer.append(0)
+
+
+def test_a_blocking_call_lets_go_of_what_a_lost_queue_left(pair: Pair) -> None:
+    buffer = bytearray(8)
+    pair.near.submit_recv(kvferry.CompletionQueue(), [buffer], "far", tag=9)
+    gc.collect()
+    assert pair.far.batched_send([b"arrives."], "near", tag=9, timeout=20) == 1
+    until = time.monotonic() + 20
+    while True:
+        pair.near.notify("far", b"any call")
+        try:
+            buffer.append(0)
+            break
+        except BufferError:
+            assert time.monotonic() < until
+
+
+def test_a_lost_queue_loses_no_result(pair: Pair) -> None:
+    def end_of(operation: kvferry.Operation) -> Any:
+        gc.collect()
+        until = time.monotonic() + 20
+        while not operation.done():
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        return operation.result()
+
+    one = pair.far.submit_receive_notification(kvferry.CompletionQueue(), 20)
+    several = pair.far.submit_receive_notifications(kvferry.CompletionQueue(), 3, 1, 20)
+    gc.collect()
+    pair.near.notify("far", b"one")
+    pair.near.notify("far", b"of several", 3)
+    assert end_of(one).payload == b"one"
+    assert [each.payload for each in end_of(several)] == [b"of several"]
+    with kvferry.TcpTransferChannel() as third:
+        metadata = pair.far.local_metadata("far")
+        assert end_of(third.submit_connect(kvferry.CompletionQueue(), "third", metadata)).id == "far"
 
 
 def test_the_interpreters_exit_ends_everything() -> None:
@@ -269,6 +307,38 @@ def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
             pair.near.receive_notification()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert pair.near.receive_notification(20).payload == b"taken"
+
+
+def test_a_signal_that_comes_while_a_call_waits_for_the_gil_loses_nothing(pair: Pair) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    main, called, queue = threading.get_ident(), threading.Event(), kvferry.CompletionQueue()
+
+    def be_busy() -> None:
+        """Has the GIL from when the main thread sleeps in its call until the signal is there."""
+        called.wait(20)
+        notified = pair.far.submit_notify(queue, "near", b"taken")
+        while not notified.done():  # until the call has it
+            pass
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:  # the call's thread wakes
+            pass
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    busy = threading.Thread(target=be_busy)
+    before, interval = signal.signal(signal.SIGALRM, interrupt), sys.getswitchinterval()
+    try:
+        busy.start()
+        sys.setswitchinterval(20.0)
+        called.set()
+        with pytest.raises(Interruption):
+            pair.near.receive_notification()
+    finally:
+        sys.setswitchinterval(interval)
+        busy.join()
         signal.signal(signal.SIGALRM, before)
     assert pair.near.receive_notification(20).payload == b"taken"
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import kvferry
 import numpy as np
 import pytest
 from conftest import PAGE, PAGES, Pair
+from vllm_sides import changing
 
 
 def test_a_write_puts_pages_where_the_indexes_say(pair: Pair) -> None:
@@ -126,12 +128,14 @@ def test_checksums_are_compared(pair: Pair) -> None:
     assert pair.near.capabilities()["checksums"]
     assert pair.near.batched_write(kvferry.Pages([1]), "far", remote_indexes=[0], checksums=True) == 1
     assert (pair.far_cache[0] == 1).all() and pair.far.stats()["checksum_mismatches"] == 0
-    with kvferry.TcpTransferChannel(checksums=True) as third:
-        third.lazy_init_peer_connection("third", "far", pair.far.peer_init_url)
-        buffer = bytearray(PAGE)
-        assert third.batched_read([buffer], "far", remote_indexes=[0], checksums=False) == 1
-        assert third.batched_read([buffer], "far", remote_indexes=[5]) == 1
-        assert buffer == bytes([105]) * PAGE
+    source, target = (np.zeros(8 << 20, dtype=np.uint8) for _ in range(2))
+    number = pair.far.add_region(kvferry.Region(target, target.nbytes))
+    until = time.monotonic() + 60
+    with changing(source), pytest.raises(kvferry.TransferError) as caught:
+        while time.monotonic() < until:
+            pair.near.batched_write([source], "far", remote_indexes=[0], remote_region=number, checksums=True)
+    assert caught.value.name == "checksum_mismatch"
+    assert pair.far.stats()["checksum_mismatches"] > 0
 
 
 def test_a_hundred_thousand_descriptors(pair: Pair) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kvferry.vllm.push_messages import Progress
+from kvferry.vllm.push_messages import Progress, Sender
 from kvferry.vllm.scheduler import Step
 from push_sides import PushSide, each_pair, pair
 from vllm_sides import BLOCKS, LAYERS, changing
@@ -220,6 +220,13 @@ def test_each_block_fails_by_itself(make: Callable[..., Any]) -> None:
                 break
     assert failed == {2}
     assert (decode.cache[:, 1] == 105).all() and (decode.cache[:, 3] == 107).all()
+
+
+def test_a_load_from_workers_without_its_heads_fails(make: Callable[..., Any]) -> None:
+    decode = make("decode", False, kind=PushSide, tp_size=4, tp_rank=3, total_heads=4)
+    urls = tuple(f"tcp://127.0.0.1:{port}" for port in (1, 2, 3))
+    decode.wants("d", Sender("t", urls, urls, "of a prompt", 10, 30.0), [1, 2, 3])
+    assert decode.loaded("d") == {1, 2, 3}
 
 
 def test_many_at_once(pair: tuple[PushSide, PushSide]) -> None:

@@ -110,7 +110,8 @@ def test_a_request_that_ends_lets_go_of_what_is_kept_for_it(when: str) -> None:
         {"remote_num_tokens": 11}, {"remote_urls": ["tcp://h:1"]}, {"remote_lease": 0.0},
         {"remote_lease": float("nan")}, {"remote_request_id": "\ud800"}, {"remote_prompt_digest": None},
         {"remote_urls": ["tcp://h:1"] * 1025, "remote_instance_ids": ["i"] * 1025, "remote_peer_ids": []},
-        {"remote_peer_ids": ["one"]}, {"remote_peer_ids": None},
+        {"remote_peer_ids": ["one"]}, {"remote_peer_ids": None}, {"remote_num_tokens": 2**64},
+        {"remote_num_tokens": -(2**63) - 1}, {"remote_block_ids": [2**64]}, {"remote_block_ids": [5, -(2**63) - 1]},
     ],
     ids=lambda wrong: ascii(wrong)[:40],
 )  # fmt: skip
@@ -183,28 +184,36 @@ def test_blocks_that_are_no_longer_the_requests_are_not_loaded(make: Callable[..
 @pytest.mark.parametrize("shorter", ["there", "here"])
 def test_leases_are_renewed_without_steps_until_they_are_let_go(make: Callable[..., Side], shorter: str) -> None:
     """A step of the engine's may take longer than a lease."""
-    prefill = make("prefill", True, 100, lease=0.6)
-    decode = make("decode", False, lease=0.6 if shorter == "here" else 3600.0)
-    prefill.step(expected=["kept", "read", "let go"], granted=["kept", "read", "let go"])
-    lease = 0.6 if shorter == "there" else 3600.0
-    remotes = {name: prefill.remote(name, lease=lease) for name in ("kept", "read", "let go")}
-    decode.step(waiting=list(remotes.items()))
-    decode.step(released=[("let go", remotes["let go"])])
-    assert prefill.freed() == {"let go"}
-    decode.step(loads=[Load("read", remotes["read"], [1, 2, 3], 0, 10)])
-    assert decode.loaded("read") == set() and prefill.freed() == {"read"}
-    until = time.monotonic() + 2.0
-    while time.monotonic() < until:
-        if prefill.worker.finished()[0]:
-            pytest.skip("renewals took half a second here")
-        time.sleep(0.02)
-    renewed: list[str] = []
-    leases: Any = prefill.worker._leases
-    leases.renew = renewed.append
-    prefill.until(lambda: len(renewed) > 1)
-    assert set(renewed) == {"kept"}
-    decode.worker.close()  # and the renewals with it
-    assert prefill.freed() == {"kept"}
+
+    def is_renewed(short: float) -> bool:
+        """Whether a lease of so many seconds is, more than three times as long. A busy machine may take a short one's time."""
+        prefill = make("prefill", True, 100, lease=short)
+        decode = make("decode", False, lease=short if shorter == "here" else 3600.0)
+        prefill.step(expected=["kept", "read", "let go"], granted=["kept", "read", "let go"])
+        lease = short if shorter == "there" else 3600.0
+        remotes = {name: prefill.remote(name, lease=lease) for name in ("kept", "read", "let go")}
+        decode.step(waiting=list(remotes.items()))
+        decode.step(released=[("let go", remotes["let go"])])
+        decode.step(loads=[Load("read", remotes["read"], [1, 2, 3], 0, 10)])
+        assert decode.loaded("read") == set()
+        freed: set[str] = set()
+        until = time.monotonic() + 3.4 * short
+        while time.monotonic() < until:
+            freed |= prefill.worker.finished()[0]
+            if "kept" in freed:
+                return False
+            time.sleep(0.02)
+        assert freed == {"read", "let go"}
+        renewed: list[str] = []
+        leases: Any = prefill.worker._leases
+        leases.renew = renewed.append
+        prefill.until(lambda: len(renewed) > 1)
+        assert set(renewed) == {"kept"}
+        decode.worker.close()  # and the renewals with it
+        assert prefill.freed() == {"kept"}
+        return True
+
+    assert any(is_renewed(short) for short in (0.6, 2.4, 9.6))
 
 
 def test_block_ids_outside_of_the_peers_cache(make: Callable[..., Side]) -> None:
@@ -243,6 +252,16 @@ def test_a_peer_that_is_not_there_fails_its_loads(make: Callable[..., Side]) -> 
     other = make("decode", False)
     other.step(loads=[Load("h", gone, [1, 2, 3], 0, 10)])
     assert other.loaded("h") == {1, 2, 3}
+
+
+def test_a_load_from_workers_without_its_heads_fails(make: Callable[..., Side]) -> None:
+    """The number of urls comes from outside. Nothing else would ever tell the engine that the load has ended."""
+    decode = make("decode", False, tp_size=4, tp_rank=3, total_heads=4)
+    urls = tuple(f"tcp://127.0.0.1:{port}" for port in (1, 2, 3))
+    remote = Remote("p", urls, ("one", "two", "three"), (5, 6, 7), 10, "", 30.0)
+    decode.step(waiting=[("d", remote)], loads=[Load("d", remote, [1, 2, 3], 0, 10)])
+    assert decode.loaded("d") == {1, 2, 3}
+    assert not decode.worker._renewals._kept
 
 
 def test_two_decoding_instances_of_one_name_both_load(make: Callable[..., Side]) -> None:

@@ -84,7 +84,8 @@ class KvferryClient(TransferChannelClient):
         for operation in self._tasks.values():
             operation.cancel()
         while not all(operation.done() for operation in self._tasks.values()):
-            self._context.queue.wait()
+            # Not for long: another client, which LMCache polls on another thread, may take the entry that this waits for.
+            self._context.queue.wait(0.05)
             self._context.queue.drain()
         self._tasks.clear()
 
@@ -92,8 +93,9 @@ class KvferryClient(TransferChannelClient):
 class KvferryContext(TransferChannelContext):
     """A channel that offers LMCache's L1 memory for reading, and its clients.
 
-    read_timeout: seconds, after which a read has failed. A peer that is gone is looked for until then. For further
-    options see ``kvferry.lmcache.options``.
+    read_timeout: seconds, after which a read has failed. A peer that is gone is looked for until then. LMCache has a
+        deadline of its own, ``load_timeout_s``, 10 seconds unless it is configured: it frees the memory then, and
+        doesn't say so. So a read has to have failed well before. For further options see ``kvferry.lmcache.options``.
     """
 
     channel_class: ClassVar[type[BaseTransferChannel]] = TcpTransferChannel
@@ -103,7 +105,7 @@ class KvferryContext(TransferChannelContext):
         l1_memory_desc: L1MemoryDesc,
         listen_url: str,
         advertise_url: str,
-        read_timeout: float = 10.0,
+        read_timeout: float = 5.0,
         **_: Any,
     ) -> None:
         self.address = l1_memory_desc.ptr

@@ -8,7 +8,6 @@ import asyncio
 import functools
 import sys
 import uuid
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -71,13 +70,15 @@ class KvferryChannel(LmcacheTransferChannel):
         #: For peers to whom LMCache gives no name of this side's.
         self._local_id = uuid.uuid4().hex
         self._asked: set[str] = set()
-        self._in_loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncChannel[BaseTransferChannel]]
-        self._in_loops = weakref.WeakKeyDictionary()
+        self._in_loops: dict[asyncio.AbstractEventLoop, AsyncChannel[BaseTransferChannel]] = {}
 
     def _here(self) -> AsyncChannel[BaseTransferChannel]:
         loop = asyncio.get_running_loop()
         found = self._in_loops.get(loop)
         if found is None:
+            for other in list(self._in_loops):  # a program may have a loop for each request
+                if other.is_closed():
+                    self._in_loops.pop(other, None)
             found = self._in_loops[loop] = AsyncChannel(self.channel)
         return found
 
@@ -152,6 +153,7 @@ class KvferryChannel(LmcacheTransferChannel):
     def close(self) -> None:
         """When it returns, nothing touches the buffer any more. What is awaited ends with an error."""
         self.channel.close()
+        self._in_loops.clear()  # who awaits in one has it
 
 
 class KvferryShmChannel(KvferryChannel):

@@ -94,8 +94,8 @@ class Remote:
         names = [option.name for option in fields(cls)]
         try:
             made = msgspec.convert({name: params.get(f"remote_{name}") for name in names}, cls)
-            seal = made._seal(secret)  # and the encoding finds halves of surrogate pairs
-        except ValueError as error:
+            seal = made._seal(secret)  # and the encoding finds halves of surrogate pairs, and numbers that are too large
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"kv_transfer_params: {error}") from error
         if secret and not hmac.compare_digest(seal.encode(), str(params.get("remote_seal")).encode(errors="replace")):
             raise ValueError("kv_transfer_params: not sealed with the secret of secret_file")

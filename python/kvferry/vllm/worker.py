@@ -212,6 +212,13 @@ class Worker:
     def _start(self, load: Load) -> None:
         loading = self._loadings[load.request_id] = Loading(load)
         sources = self._sources(load.remote)
+        if not sources:  # the number of urls comes from outside
+            _logger.error(
+                "request %s is computed here: kv_transfer_params name %d workers, and none of so many has heads of rank %d of %d",
+                load.request_id, len(load.remote.urls), self._layout.tp_rank, self._layout.tp_size,
+            )  # fmt: skip
+            self._part_ended(loading, set(load.block_ids), [1])
+            return
         left = [len(sources)]
         for source, readers in sources:
             self._perform(self._load_from(loading, source, readers, left))
