@@ -6,6 +6,7 @@
 #include <openssl/hmac.h>
 #include <openssl/ssl.h>
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -205,24 +206,51 @@ std::string hear_hub(int socket, Dialing& dialing) {
   return next;
 }
 
-/// Connections, the oldest of which go when there are many.
+constexpr std::size_t many = 700;
+
+/// Many connections.
 class Held {
  public:
-  explicit Held(std::size_t most) : most_(most) {}
+  Held() = default;
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  ~Held() {
+    for (const int socket : held_) {
+      ::close(socket);
+    }
+  }
+
+  /// The oldest one goes if there are too many.
   void hold(int socket) {
     held_.push_back(socket);
-    if (held_.size() == most_) {
+    if (held_.size() == many) {
       ::close(held_.front());
       held_.pop_front();
     }
   }
+  /// If there are too many, waits for the hub to let go of one.
+  void hold_on(int socket) {
+    held_.push_back(socket);
+    while (held_.size() == many) {
+      std::vector<pollfd> polled;
+      for (const int one : held_) {
+        polled.push_back({one, POLLRDHUP, 0});
+      }
+      (void)::poll(polled.data(), polled.size(), 1'000);
+      held_.clear();
+      for (const pollfd& one : polled) {
+        if (one.revents == 0) {
+          held_.push_back(one.fd);
+        } else {
+          ::close(one.fd);
+        }
+      }
+    }
+  }
 
  private:
-  const std::size_t most_;
   std::deque<int> held_;
 };
-
-constexpr std::size_t many = 700;
 
 void silent_connections(const Target& target) { hold_connections(target, target.data_port, {}); }
 
@@ -256,13 +284,13 @@ void unknown_handshakes(const Target& target) {
 /// Has a key, and goes on until the hub has shown its certificate.
 void stop_within_handshake(const Target& target) {
   Asking asking(target);
-  Held held(many);
+  Held held;
   for (;;) {
     const Answered answered = asking.ask({});
     Dialing dialing(answered.name, nullptr);
     const int socket = dial(target);
     (void)say(socket, dialing.go_on());
-    held.hold(socket);
+    held.hold_on(socket);
   }
 }
 
@@ -271,7 +299,7 @@ void one_handshake_again_and_again(const Target& target) {
   Asking asking(target);
   for (;;) {
     const Answered answered = asking.ask({});
-    Held held(many);
+    Held held;
     Dialing dialing(answered.name, nullptr);
     const std::string hello = dialing.go_on();
     for (std::size_t i = 1; i < many; ++i) {
@@ -286,14 +314,14 @@ void one_handshake_again_and_again(const Target& target) {
 void half_a_certificate(const Target& target) {
   const Identity long_one = testing::issue({.name = "long", .padding = 72'000});
   Asking asking(target);
-  Held held(many);
+  Held held;
   for (;;) {
     const Answered answered = asking.ask(long_one.hash());
     Dialing dialing(answered.name, &long_one);
     const int socket = dial(target);
     const std::string next = hear_hub(socket, dialing);
     (void)say(socket, std::string_view(next).substr(0, std::min<std::size_t>(next.size(), 70'000)));
-    held.hold(socket);
+    held.hold_on(socket);
   }
 }
 
@@ -326,7 +354,7 @@ void changes_of_cipher(const Target& target) {
 /// Has a key, and shows a certificate that isn't good for it.
 void show(const Target& target, const Identity* shows, const CertificateHash& told) {
   Asking asking(target);
-  Held held(many);
+  Held held;
   for (;;) {
     const Answered answered = asking.ask(told);
     Dialing dialing(answered.name, shows);

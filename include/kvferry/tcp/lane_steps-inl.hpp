@@ -102,15 +102,16 @@ KVFERRY_INLINE Lane::Step Lane::send_failed() {
     const auto cause = last_error();
     std::string why = "sending to " + remote_ + ": " + last_reason();
     readable_ = true;
+    const auto socket = socket_;  // a failure takes it away
     while (!failed_ && left != 0) {
       const std::uint64_t moved_before = moved_;
-      const std::uint64_t records_before = socket_->records();
+      const std::uint64_t records_before = socket->records();
       std::size_t unlimited = std::numeric_limits<std::size_t>::max();
       if (receive_step(unlimited) != Step::progress) {
         break;
       }
       left -= std::min(left, static_cast<std::size_t>(moved_ - moved_before) + round_cost +
-                                 static_cast<std::size_t>(socket_->records() - records_before) * record_cost);
+                                 static_cast<std::size_t>(socket->records() - records_before) * record_cost);
     }
     fail(cause, std::move(why));
   }
