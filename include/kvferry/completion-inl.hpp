@@ -14,8 +14,8 @@
 #include <new>
 #include <string>
 #include <system_error>
-#include <typeinfo>
 
+#include <kvferry/detail/known_executor.hpp>
 #include <kvferry/detail/posted_handler.hpp>
 #include <kvferry/kit/logger.hpp>
 
@@ -44,15 +44,12 @@ inline namespace internal {
 
 /// Posts to an executor of this type, if that is what is hidden.
 template <class Executor>
-[[nodiscard]] bool posted_to([[maybe_unused]] const asio::any_io_executor& executor,
-                             [[maybe_unused]] const std::shared_ptr<PostedHandler>& handler) {
-#ifndef ASIO_NO_TYPEID
-  if (executor.target_type() == typeid(Executor)) {  // `target` doesn't look
-    post_handler(*executor.target<Executor>(), handler);
-    return true;
+[[nodiscard]] bool posted_to(const asio::any_io_executor& executor, const std::shared_ptr<PostedHandler>& handler) {
+  const auto* known = known_executor<Executor>(executor);
+  if (known != nullptr) {
+    post_handler(*known, handler);
   }
-#endif
-  return false;
+  return known != nullptr;
 }
 
 }  // namespace internal

@@ -33,6 +33,8 @@ class IoThreads {
 
   [[nodiscard]] const std::shared_ptr<Poller>& poller() const noexcept { return poller_; }
   [[nodiscard]] asio::io_context::executor_type executor() { return context_.get_executor(); }
+  /// Whether the calling thread is one of them.
+  [[nodiscard]] bool run_this_one() { return context_.get_executor().running_in_this_thread(); }
 
  private:
   /// @param passed this thread's own.

@@ -3,6 +3,8 @@
 
 #include <kvferry/kit/transfer_channel_kit_impl-inl.hpp>
 
+#include <kvferry/detail/known_executor.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE TransferChannelKit::TransferChannelKit(ChannelOptions options) {
@@ -220,8 +222,7 @@ KVFERRY_INLINE bool TransferChannelKit::running_in_io_thread() const noexcept {
   if (inherited()) {
     return false;  // the call ends at once
   }
-  const auto* executor = impl_->executor.target<asio::io_context::executor_type>();
-  return executor != nullptr && executor->running_in_this_thread();
+  return impl_->threads ? impl_->threads->run_this_one() : kvferry::detail::runs_in_this_thread(impl_->executor);
 }
 
 KVFERRY_INLINE SideMessage TransferChannelKit::handle_init_side_msg(const SideMessage& message) {
