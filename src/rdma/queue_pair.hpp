@@ -56,6 +56,8 @@ class QueuePair {
   [[nodiscard]] static bool is_receive(const ibv_wc& completion) noexcept {
     return (completion.wr_id & receive_flag) != 0;
   }
+  /// Whether it is of a message. A write with immediate data takes a receive buffer too, and leaves in it what was there.
+  [[nodiscard]] static bool is_message(const ibv_wc& completion) noexcept { return completion.opcode == IBV_WC_RECV; }
   /// A received message.
   [[nodiscard]] std::span<const std::byte> message(const ibv_wc& completion) const noexcept;
   /// Posts the receive buffers of these completions anew.

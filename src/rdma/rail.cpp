@@ -445,6 +445,10 @@ void Rail::take_completion(const ibv_wc& completion) {
     protocol_->completed();
     return;
   }
+  if (!QueuePair::is_message(completion)) {
+    fail(errc::protocol_violation, path() + ": the peer wrote with immediate data");
+    return;
+  }
   if (phase_ == Phase::greeting) {
     take_greeting(completion);
     return;
