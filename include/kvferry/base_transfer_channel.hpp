@@ -75,7 +75,7 @@ namespace kvferry::inline KVFERRY_ABI {
 /// ended never touches its local buffers again.
 ///
 /// **Order.** If an operation starts after another one with the same peer has ended, it takes effect after that one,
-/// also on the same bytes and over other connections.
+/// also on the same bytes and over other connections. (`RdmaTransferChannel` has an exception with several rails.)
 ///
 /// **Threads.** All member functions, `close()` included, may be called from any thread at any time. Only construction
 /// and destruction must not overlap with other calls, and the destructor must not run on one of the channel's own

@@ -36,12 +36,12 @@ struct RdmaRail {
 /// Options of an RDMA channel. Sizes are in bytes.
 struct RdmaOptions : ChannelOptions {
   /// The rails. Rail n of one side is joined with rail n of the other. Rails that only one side has, and rails that are
-  /// not active, are left out. `PeerInfo::path` names the rails in use. Empty: one rail, on the device that has the
+  /// not active or can't be used at the moment (the device has failed, the port has no address), are left out. `PeerInfo::path` names the rails in use. Empty: one rail, on the device that has the
   /// address of `advertised_init_url` or `peer_init_url`, or else on the first active one.
   std::vector<RdmaRail> rails;
 
-  /// One-sided batches of at least this many bytes are spread over the rails; smaller ones go over one rail each, in
-  /// turn.
+  /// One-sided batches of at least this many bytes are spread over the rails, in parts of whole objects; smaller ones go over
+  /// one rail each, in turn. An object goes over one rail, however large it is: cut a large range into several.
   std::size_t stripe_threshold = std::size_t{1} << 20;
 
   /// Regions are registered in slices of this size. Some adapters are slower with larger memory regions.
@@ -71,7 +71,8 @@ struct RdmaOptions : ChannelOptions {
 
   /// How long an operation that passed its deadline, or was cancelled, may wait for its requests that the adapters have
   /// under way. After that its queue pair is destroyed, together with all operations on it, and the operation ends.
-  /// `close()` spends at most this long to tell the peers that their data has arrived.
+  /// `close()` spends at most this long, or 200 ms if that is longer, to tell the peers that their data has arrived and that
+  /// the connection ends.
   std::chrono::milliseconds drain_timeout{250};
 
   /// For a recv's list of buffers, or a notification, that comes in several messages: how long the peer may take to
@@ -131,6 +132,13 @@ struct RdmaRailInfo {
 /// `errc::resource_limit`. Objects may lie outside of all regions: small ones are copied through registered memory,
 /// large ones are registered for the time of their operation. A region with a `dmabuf_fd` is registered by that
 /// descriptor. Its memory can be used for writes and reads, but not for sends and recvs.
+///
+/// With several rails, an operation may go over another rail than the one before it. A write ends when the peer's adapter has
+/// acknowledged its bytes, which may be a moment before they are in the peer's memory. What follows on the same rail comes behind
+/// them; what follows on another rail may, within that moment, overtake them. That is an exception to **Order** of
+/// `BaseTransferChannel`. It doesn't concern a write's own notification, paired operations of one tag, or `fence`. Where a
+/// write has to follow another one on the same bytes, or be followed by a `notify` or a read of them, give the first one the
+/// notification, or checksums, or use one rail.
 ///
 /// If a deadline passes while the adapters work on an operation's requests, the operation may end up to
 /// `RdmaOptions::drain_timeout` later.

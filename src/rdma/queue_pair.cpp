@@ -210,10 +210,13 @@ kit::Failure QueuePair::change_to_ready(const RailEndpoint& peers) {
   return {};
 }
 
-std::error_code QueuePair::post(WorkList& list) {
+std::error_code QueuePair::post(WorkList& list, std::uint64_t* refused) {
   ibv_send_wr* bad = nullptr;
   const int result = ibv_post_send(pair_.get(), list.finish(), &bad);
   if (result != 0) {
+    if (refused != nullptr) {
+      *refused = bad == nullptr ? 0 : bad->wr_id;
+    }
     return verbs_error(result);
   }
   domain_->device().bytes_written.fetch_add(list.bytes_written, std::memory_order_relaxed);

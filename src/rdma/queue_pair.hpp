@@ -45,8 +45,9 @@ class QueuePair {
   [[nodiscard]] const RailTerms& terms() const noexcept { return terms_; }
   [[nodiscard]] MessageSlots slots() const noexcept;
 
-  /// Posts a list that has been finished. If it fails, some of it may have been posted.
-  [[nodiscard]] std::error_code post(WorkList& list);
+  /// Posts a list. If it fails, some of it may have been posted.
+  /// @param refused if it fails, the `wr_id` of the request that wasn't taken.
+  [[nodiscard]] std::error_code post(WorkList& list, std::uint64_t* refused = nullptr);
   /// @return how many completions there were; negative if the queue is broken.
   [[nodiscard]] int poll(std::span<ibv_wc> completions);
   /// How many there can be at a time.
@@ -55,6 +56,8 @@ class QueuePair {
   [[nodiscard]] static bool is_receive(const ibv_wc& completion) noexcept {
     return (completion.wr_id & receive_flag) != 0;
   }
+  /// Whether it is of a message. A write with immediate data takes a receive buffer too, and leaves in it what was there.
+  [[nodiscard]] static bool is_message(const ibv_wc& completion) noexcept { return completion.opcode == IBV_WC_RECV; }
   /// A received message.
   [[nodiscard]] std::span<const std::byte> message(const ibv_wc& completion) const noexcept;
   /// Posts the receive buffers of these completions anew.

@@ -445,6 +445,10 @@ void Rail::take_completion(const ibv_wc& completion) {
     protocol_->completed();
     return;
   }
+  if (!QueuePair::is_message(completion)) {
+    fail(errc::protocol_violation, path() + ": the peer wrote with immediate data");
+    return;
+  }
   if (phase_ == Phase::greeting) {
     take_greeting(completion);
     return;
@@ -485,9 +489,12 @@ bool Rail::post_step() {
 }
 
 void Rail::post(const char* what) {
-  if (const auto error = pair_->post(list_)) {
-    // A part of the list may be with the adapter: only without its queue pair are buffers quiet.
-    fail(error, path() + ": " + what + " can't be posted: " + error.message(), list_[0].wr_id);
+  std::uint64_t culprit = 0;
+  if (const auto error = pair_->post(list_, &culprit)) {
+    // A part of the list may be with the adapter: only without its queue pair are buffers quiet. For a message no operation
+    // is to blame.
+    fail(culprit == 0 ? std::error_code(errc::connection_lost) : error,
+         path() + ": " + what + " can't be posted: " + error.message(), culprit);
   }
 }
 

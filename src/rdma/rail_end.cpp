@@ -87,18 +87,21 @@ void Rail::settle() {
   for (int count = 1; !speechless_ && count > 0;) {
     count = pair_->poll(completions);
     speechless_ = count < 0;
-    for (const ibv_wc& completion : std::span(completions).first(static_cast<std::size_t>(std::max(count, 0)))) {
+    const auto taken = std::span(completions).first(static_cast<std::size_t>(std::max(count, 0)));
+    for (const ibv_wc& completion : taken) {
       if (completion.status != IBV_WC_SUCCESS) {
         speechless_ = true;
         return;
       }
       if (!QueuePair::is_receive(completion)) {
         protocol_->completed();
-      } else if (protocol_->received(pair_->message(completion))) {
+      } else if (!QueuePair::is_message(completion) || protocol_->received(pair_->message(completion))) {
         speechless_ = true;  // a goodbye of its own, or nonsense
         return;
       }
     }
+    // What is said next tells the peer of them.
+    speechless_ = speechless_ || pair_->post_receives(taken);
   }
 }
 

@@ -287,7 +287,7 @@ bool RailProtocol::may_land(const Transfer& transfer) noexcept {
     return transfer.outstanding != 0 || transfer.answer_awaited || transfer.remote_recv != 0;
   }
   const bool told = transfer.answer_awaited || told_all(transfer);
-  return kind == TransferKind::read ? told : kind == TransferKind::write && (transfer.outstanding != 0 || told);
+  return kind == TransferKind::read ? told : kind == TransferKind::write && (transfer.outstanding != 0 || transfer.arrival_awaited || told);
 }
 
 void RailProtocol::end_if_done(Transfer& transfer) {
@@ -305,7 +305,7 @@ void RailProtocol::end_if_done(Transfer& transfer) {
   }
   const bool is_send = transfer.request().kind == TransferKind::send;
   const bool waits = is_send ? !transfer.acknowledged : transfer.notification_attached && !transfer.notification_done;
-  if (transfer.state == State::told && !waits && compared) {
+  if (transfer.state == State::told && !waits && !transfer.arrival_awaited && compared) {
     end(transfer, transfer.failure, std::move(transfer.why));
   }
 }

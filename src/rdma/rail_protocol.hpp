@@ -215,6 +215,7 @@ class RailProtocol {
     bool notification_attached = false;
     bool notification_done = false;
     bool parts_done = false;      ///< write, read: all rails have reported that it has landed.
+    bool arrival_awaited = false; ///< write: the peer has been asked for an answer behind its bytes.
     bool answer_awaited = false;  ///< Stopped, but the peer has been told of it, and will say what it did.
     bool recv_posted = false;     ///< recv: the peer has been told of all or some of it.
     bool acknowledged = false;
@@ -281,6 +282,7 @@ class RailProtocol {
   void meet(Transfer& send, std::uint64_t recv, Post post);
   void lose_recv(Transfer& send);
   void planned_all(Transfer& transfer);
+  void await_arrival(Transfer& write);
   void abort_send(Transfer& send);
   void refuse_complete(const Transfer& recv);
   void end_if_done(Transfer& transfer);

@@ -311,7 +311,24 @@ void RailProtocol::planned_all(Transfer& transfer) {
     // compared.
     transfer.notification_attached = true;
     notifications_.push_back(transfer.id);
+  } else if (!transfer.request().notification.empty() && transfer.batch->parts() != 1 && !transfer.checks.on &&
+             transfer.request().kind == TransferKind::write) {
+    await_arrival(transfer);
   }
+}
+
+/// The notification of a batch on several rails goes over one of them. It must not overtake what the others have written: that the
+/// peer's adapter has acknowledged bytes doesn't say that they are in memory, which is only so where a message that came behind
+/// them on the same queue pair has. Any that is answered will do. (One with checksums has such messages.)
+void RailProtocol::await_arrival(Transfer& write) {
+  write.arrival_awaited = true;
+  ask_regions([this, id = write.id] {
+    const auto it = transfers_.find(id);
+    if (it != transfers_.end()) {
+      it->second.arrival_awaited = false;
+      end_if_done(it->second);
+    }
+  });
 }
 
 void RailProtocol::completed() {

@@ -7,6 +7,7 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/pause.hpp>
 #include <kvferry/detail/text.hpp>
 
@@ -31,6 +32,12 @@ std::function<void()> of_all(std::function<void()> done, std::size_t rails) {
   };
 }
 
+/// Whether it is the host, rather than one of its rails, that lacks something.
+bool is_of_host(std::error_code error) {
+  return error == std::errc::not_enough_memory || error == std::errc::too_many_files_open ||
+         error == std::errc::too_many_files_open_in_system;
+}
+
 }  // namespace
 
 std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor, const std::vector<RailPort>& ports,
@@ -38,18 +45,40 @@ std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor
   std::shared_ptr<RdmaLink> link(new RdmaLink(executor, options));
   const std::shared_ptr<Rail::Owner> owner(link, link.get());
   std::string inactive;
+  std::string failed;
+  std::size_t failures = 0;
+  std::exception_ptr first_failure;
+  std::error_code cause;
   for (std::size_t i = 0; i < ports.size(); ++i) {
-    if (ports[i].device->address().active) {
-      link->rails_.push_back(std::make_shared<Rail>(executor, ports[i], i, options.rail, owner));
-    } else {
-      inactive +=
-          (inactive.empty() ? "" : ", ") + ports[i].device->name() + ":" + std::to_string(ports[i].device->port());
+    // A device may be gone for good, and a port without an address for a while: the other rails do without it.
+    try {
+      if (ports[i].device->address().active) {
+        link->rails_.push_back(std::make_shared<Rail>(executor, ports[i], i, options.rail, owner));
+      } else {
+        inactive +=
+            (inactive.empty() ? "" : ", ") + ports[i].device->name() + ":" + std::to_string(ports[i].device->port());
+      }
+    } catch (const TransferError& error) {
+      if (is_of_host(error.code())) {
+        throw;
+      }
+      if (++failures == 1) {
+        first_failure = std::current_exception();
+        cause = error.code();
+      }
+      failed += (failed.empty() ? "" : "; ") + std::string(error.what());
     }
   }
-  if (link->rails_.empty()) {
+  if (!link->rails_.empty()) {
+    return link;
+  }
+  if (failures == 0) {
     throw TransferError(std::make_error_code(std::errc::network_down), "no rail is active: " + inactive);
   }
-  return link;
+  if (failures == 1 && inactive.empty()) {
+    std::rethrow_exception(first_failure);
+  }
+  throw TransferError(cause, "no rail can be used: " + failed + (inactive.empty() ? "" : "; not active: " + inactive));
 }
 
 Endpoint RdmaLink::endpoint() const {

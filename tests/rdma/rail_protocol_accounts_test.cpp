@@ -357,6 +357,13 @@ TEST_F(RailProtocolAccounts, ANotificationIsSentWhenAllRailsHaveMovedTheirPart) 
       }
       from.protocol->completed();
       ASSERT_EQ(outcome->calls, 0);
+      EXPECT_FALSE(post(from, b)) << "that the peer's adapter has the bytes doesn't say that they are in memory";
+      ASSERT_EQ(b.arrived.size(), 1U) << "behind the bytes";
+      receive_all(b);
+      ASSERT_TRUE(post(b, from));
+      b.protocol->completed();
+      receive_all(from);
+      ASSERT_EQ(outcome->calls, 0);
       if (!other_part_is_first) {
         operation->landed(1, 1);
         EXPECT_TRUE(batch->part_done({}, {})) << "the other rail sends it";
@@ -382,6 +389,32 @@ TEST_F(RailProtocolAccounts, ANotificationIsSentWhenAllRailsHaveMovedTheirPart) 
       EXPECT_EQ(outcome->ec, status == 0 ? std::error_code() : std::error_code(failure));
     }
   }
+}
+
+TEST_F(RailProtocolAccounts, APartOfANotifiedWriteThatIsGivenUpWaitsForNoAnswer) {
+  const auto outcome = std::make_shared<Outcome>();
+  auto request = write_of(a, 0, 2);
+  request.notification.resize(3);
+  auto operation = std::make_shared<kit::Operation>(
+      std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t) {
+        ++outcome->calls;
+        outcome->ec = ec;
+      }),
+      kit::Clock::now() + std::chrono::hours(1), a.registry);
+  ASSERT_FALSE(a.registry->add(operation));
+  operation->start_on(a.link);
+  const auto batch = std::make_shared<kit::StripedOperation>(operation, 2);
+  a.protocol->start(batch, {0, 1}, a.prepared());
+  ASSERT_TRUE(post(a, b));
+  a.protocol->completed();
+  operation->request_stop(errc::cancelled);
+  EXPECT_TRUE(a.protocol->idle());
+  (void)batch->part_done(errc::cancelled, {});
+  EXPECT_EQ(outcome->ec, errc::cancelled);
+  run();
+  receive_all(b);
+  run();
+  EXPECT_TRUE(b.host->notifications.empty());
 }
 
 TEST_F(RailProtocolAccounts, APeerThatSendsMoreThanThereAreBuffersForIsAViolation) {

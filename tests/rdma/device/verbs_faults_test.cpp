@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+// What adapters and peers may do that Soft-RoCE never does by itself. This program's own definitions of some verbs stand between
+// the library and the adapter.
+#include <gtest/gtest.h>
+
+#include <dlfcn.h>
+#include <infiniband/verbs.h>
+
+#include <asio/bind_executor.hpp>
+#include <asio/system_executor.hpp>
+#include <asio/use_future.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <future>
+#include <latch>
+#include <map>
+#include <mutex>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "rdma/message.hpp"
+#include "rdma/rdma_node.hpp"
+
+namespace {
+
+/// The adapter's own functions.
+struct Adapter {
+  std::atomic<decltype(ibv_context_ops::post_send)> post_send{nullptr};
+  std::atomic<decltype(ibv_context_ops::post_recv)> post_recv{nullptr};
+};
+
+Adapter& adapter() {
+  static Adapter own;
+  return own;
+}
+
+/// Sees the requests of all queue pairs of this process, while a test has one.
+class Watcher {
+ public:
+  Watcher() = default;
+  Watcher(const Watcher&) = delete;
+  Watcher& operator=(const Watcher&) = delete;
+  virtual ~Watcher() = default;
+  virtual int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
+    return adapter().post_send.load()(pair, list, bad);
+  }
+  virtual int post_recv(ibv_qp* pair, ibv_recv_wr* list, ibv_recv_wr** bad) {
+    return adapter().post_recv.load()(pair, list, bad);
+  }
+};
+
+std::atomic<Watcher*> watcher{nullptr};
+
+int watched_post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
+  Watcher* const present = watcher;
+  return present != nullptr ? present->post_send(pair, list, bad) : adapter().post_send.load()(pair, list, bad);
+}
+
+int watched_post_recv(ibv_qp* pair, ibv_recv_wr* list, ibv_recv_wr** bad) {
+  Watcher* const present = watcher;
+  return present != nullptr ? present->post_recv(pair, list, bad) : adapter().post_recv.load()(pair, list, bad);
+}
+
+/// Devices whose ports have no address at the moment.
+struct Unaddressed {
+  std::mutex mutex;
+  std::vector<std::string> devices;
+};
+
+Unaddressed& unaddressed() {
+  static Unaddressed present;
+  return present;
+}
+
+}  // namespace
+
+extern "C" {
+
+ibv_cq* ibv_create_cq(ibv_context* context, int size, void* own, ibv_comp_channel* channel, int vector) {
+  static std::mutex mutex;
+  static const auto of_library = reinterpret_cast<decltype(&ibv_create_cq)>(::dlsym(RTLD_NEXT, "ibv_create_cq"));
+  ibv_cq* const queue = of_library(context, size, own, channel, vector);
+  const std::lock_guard lock(mutex);
+  // Another part of this program may put itself before these later, so it is the second one that tells a context that is known.
+  if (queue != nullptr && context->ops.post_recv != &watched_post_recv) {
+    adapter().post_send = context->ops.post_send;
+    adapter().post_recv = context->ops.post_recv;
+    context->ops.post_send = &watched_post_send;
+    context->ops.post_recv = &watched_post_recv;
+  }
+  return queue;
+}
+
+ssize_t _ibv_query_gid_table(ibv_context* context, ibv_gid_entry* entries, std::size_t size, std::uint32_t flags,
+                             std::size_t entry_size) {
+  {
+    const std::lock_guard lock(unaddressed().mutex);
+    if (std::ranges::find(unaddressed().devices, ibv_get_device_name(context->device)) != unaddressed().devices.end()) {
+      return 0;
+    }
+  }
+  static const auto of_library =
+      reinterpret_cast<decltype(&_ibv_query_gid_table)>(::dlsym(RTLD_NEXT, "_ibv_query_gid_table"));
+  return of_library(context, entries, size, flags, entry_size);
+}
+}
+
+namespace kvferry::inline KVFERRY_ABI::rdma::testing {
+namespace {
+
+/// Has a watcher see everything as long as it lives. Channels are made later, and closed before.
+template <class Kind>
+class Watching {
+ public:
+  Watching() { watcher = &own_; }
+  Watching(const Watching&) = delete;
+  Watching& operator=(const Watching&) = delete;
+  ~Watching() { watcher = nullptr; }
+  Kind* operator->() { return &own_; }
+
+ private:
+  Kind own_;
+};
+
+bool is_message(const ibv_send_wr& request, MessageHeader& header) {
+  if (request.opcode != IBV_WR_SEND) {
+    return false;
+  }
+  std::memcpy(&header, reinterpret_cast<const void*>(request.sg_list[0].addr), sizeof(header));
+  return true;
+}
+
+/// Has devices lose their addresses, until the test ends.
+class Addresses {
+ public:
+  Addresses() = default;
+  Addresses(const Addresses&) = delete;
+  Addresses& operator=(const Addresses&) = delete;
+  ~Addresses() { lose({}); }
+  void lose(std::vector<std::string> devices) {
+    const std::lock_guard lock(unaddressed().mutex);
+    unaddressed().devices = std::move(devices);
+  }
+};
+
+TEST(VerbsFaults, ARailWithoutAnAddressIsLeftOutUntilItHasOne) {
+  const auto options = [] { return NodeOptions{.rails = 2}; };
+  Node node(64, options());
+  Node peer(64, options());
+  Addresses addresses;
+  const std::string first = node.channel->rails()[0].device;
+  const std::string second = node.channel->rails()[1].device;
+  ASSERT_NE(first, second);
+  const auto path = [&] { return node.channel->peer_info("peer")->path; };
+  const auto round = [&](unsigned seed) {
+    node.connect("node", "peer", peer);
+    node.fill(seed);
+    EXPECT_EQ(node.channel->batched_write(node.pages(64), {.peer_id = "peer", .remote_indexes = indexes(64)}), 64U);
+    EXPECT_TRUE(same(node, peer));
+  };
+  for (const auto& [lost, left] : {std::pair{first, second}, std::pair{second, first}}) {
+    addresses.lose({lost});
+    round(1);
+    EXPECT_EQ(path().find(lost + ":"), std::string::npos) << path();
+    EXPECT_NE(path().find(left + ":"), std::string::npos) << path();
+    node.channel->disconnect("peer");
+    addresses.lose({});
+    round(2);
+    EXPECT_NE(path().find(lost + ":"), std::string::npos) << path();
+    EXPECT_NE(path().find(left + ":"), std::string::npos) << path();
+    node.channel->disconnect("peer");
+  }
+  addresses.lose({first, second});
+  try {
+    node.connect("node", "peer", peer);
+    ADD_FAILURE() << "no rail is left";
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code(), std::errc::address_not_available);
+    for (const std::string& device : {first, second}) {
+      EXPECT_NE(std::string(error.what()).find("'" + device + "' has no GID"), std::string::npos) << error.what();
+    }
+  }
+  addresses.lose({});
+  round(3);
+}
+
+/// Turns a message into a write with immediate data of as many bytes.
+class WritesWithImmediate final : public Watcher {
+ public:
+  int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) override {
+    MessageHeader header;
+    for (ibv_send_wr* request = list; request != nullptr; request = request->next) {
+      if (is_message(*request, header) && header.type == MessageType::notify && armed.exchange(false)) {
+        request->opcode = IBV_WR_RDMA_WRITE_WITH_IMM;
+        request->imm_data = 0;
+        request->wr.rdma.remote_addr = address;
+        request->wr.rdma.rkey = key;
+      }
+    }
+    return Watcher::post_send(pair, list, bad);
+  }
+
+  std::atomic<std::uint64_t> address{0};
+  std::atomic<std::uint32_t> key{0};
+  std::atomic<bool> armed{false};
+};
+
+TEST(VerbsFaults, AWriteWithImmediateDataIsTakenForNoMessage) {
+  Watching<WritesWithImmediate> writes;
+  NodeOptions options;
+  options.heard = [&](Endpoint& endpoint) {
+    writes->address = endpoint.rails[0].regions[0].address;
+    writes->key = endpoint.rails[0].regions[0].keys[0];
+  };
+  Node node(1, std::move(options));
+  Node peer(1);
+  node.connect("node", "peer", peer);
+  std::string why;
+  auto waiting = peer.channel->async_batched_recv(peer.pages(1), {.peer_id = "node", .tag = 7, .diagnostic = &why},
+                                                  asio::use_future);
+  // So that each receive buffer holds one of them.
+  const std::vector<std::byte> payload(8, std::byte{9});
+  for (std::size_t i = 0; i < 2 * messages; ++i) {
+    node.channel->notify("peer", payload);
+    EXPECT_EQ(peer.channel->receive_notification(long_enough).payload, payload);
+  }
+  writes->armed = true;
+  auto written = node.channel->async_notify("peer", payload, {}, asio::use_future);
+  EXPECT_EQ(waiting.wait_for(long_enough), std::future_status::ready);
+  EXPECT_FALSE(writes->armed);
+  std::error_code ec;
+  (void)peer.channel->receive_notification(std::chrono::milliseconds(0), ec);
+  EXPECT_EQ(ec, errc::timed_out) << "a former message, that was still in the buffer";
+  peer.channel->close();
+  node.channel->close();
+  EXPECT_THROW((void)waiting.get(), std::system_error);
+  EXPECT_NE(why.find("the peer wrote with immediate data"), std::string::npos) << why;
+  EXPECT_THROW(written.get(), std::system_error);
+}
+
+/// Refuses the first request of a list's second operation. Before that it keeps a poster waiting, so that there are two.
+class RefusesTheSecond final : public Watcher {
+ public:
+  int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) override {
+    if (waits.exchange(false)) {
+      posting.count_down();
+      go_on.wait();
+    }
+    ibv_send_wr* last = nullptr;
+    for (ibv_send_wr* request = list; armed && request != nullptr; request = request->next) {
+      if (last != nullptr && request->wr_id != last->wr_id && request->wr_id != 0 && list->wr_id != 0) {
+        armed = false;
+        last->next = nullptr;
+        const int result = Watcher::post_send(pair, list, bad);
+        last->next = request;
+        *bad = request;
+        return result != 0 ? result : EINVAL;
+      }
+      last = request;
+    }
+    return Watcher::post_send(pair, list, bad);
+  }
+
+  std::latch posting{1};
+  std::latch go_on{1};
+  std::atomic<bool> waits{false};
+  std::atomic<bool> armed{false};
+};
+
+TEST(VerbsFaults, ThePartOfAListThatIsRefusedIsItsOwnersFaultAlone) {
+  Watching<RefusesTheSecond> watching;
+  Node node(3);
+  Node peer(3);
+  node.connect("node", "peer", peer);
+  const auto read = [&](std::size_t page) {
+    return node.channel->async_batched_read(node.pages(1, page), {.peer_id = "peer", .remote_indexes = indexes(1, page)},
+                                            asio::use_future);
+  };
+  watching->waits = true;
+  std::future<std::size_t> begun;
+  std::thread poster([&] { begun = read(0); });
+  watching->posting.wait();
+  auto innocent = read(1);
+  auto refused = read(2);
+  watching->armed = true;
+  watching->go_on.count_down();
+  poster.join();
+  const auto code_of = [](std::future<std::size_t>& result) {
+    EXPECT_EQ(result.wait_for(long_enough), std::future_status::ready);
+    try {
+      (void)result.get();
+      return std::error_code();
+    } catch (const std::system_error& error) {
+      return error.code();
+    }
+  };
+  EXPECT_EQ(code_of(refused), std::errc::invalid_argument);
+  EXPECT_EQ(code_of(innocent), errc::connection_lost);
+  EXPECT_FALSE(watching->armed);
+  (void)code_of(begun);  // it may have been done by then
+}
+
+/// Adds up how many receive buffers are posted, and of how many the peer is told.
+class CountsBuffers final : public Watcher {
+ public:
+  int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) override {
+    MessageHeader header;
+    {
+      const std::lock_guard lock(mutex_);
+      Buffers& buffers = all_[pair];
+      for (const ibv_send_wr* request = list; request != nullptr; request = request->next) {
+        if (is_message(*request, header)) {
+          buffers.told += header.credits;
+          farewells += header.type == MessageType::goodbye && header.credits != 0 ? 1U : 0U;
+        }
+      }
+      told_too_many = told_too_many || buffers.told + messages > buffers.posted;
+    }
+    return Watcher::post_send(pair, list, bad);
+  }
+  int post_recv(ibv_qp* pair, ibv_recv_wr* list, ibv_recv_wr** bad) override {
+    {
+      const std::lock_guard lock(mutex_);
+      std::size_t count = 0;
+      for (const ibv_recv_wr* request = list; request != nullptr; request = request->next) {
+        ++count;
+      }
+      Buffers& buffers = all_[pair];
+      if (count == messages) {
+        buffers = {};  // a new queue pair, perhaps in the place of an old one
+      }
+      buffers.posted += count;
+    }
+    return Watcher::post_recv(pair, list, bad);
+  }
+
+  std::atomic<bool> told_too_many{false};
+  std::atomic<unsigned> farewells{0};
+
+ private:
+  struct Buffers {
+    std::size_t posted = 0;
+    std::size_t told = 0;
+  };
+  std::mutex mutex_;
+  std::map<const ibv_qp*, Buffers> all_;
+};
+
+TEST(VerbsFaults, APeerIsToldOnlyOfBuffersThatAreThereAlsoWhenThisSideLeaves) {
+  Watching<CountsBuffers> buffers;
+  Node node(1);
+  for (int round = 0; round < 20; ++round) {
+    Node peer(1);
+    node.connect("node", "peer", peer);
+    const std::vector<std::byte> payload(8);
+    std::vector<std::future<void>> written;
+    for (int i = 0; i < 500; ++i) {
+      written.push_back(node.channel->async_notify("peer", payload, {}, asio::use_future));
+    }
+    peer.channel->close();
+    for (auto& result : written) {
+      EXPECT_EQ(result.wait_for(long_enough), std::future_status::ready);
+    }
+    std::error_code ec;
+    node.channel->disconnect("peer", ec);
+  }
+  EXPECT_FALSE(buffers->told_too_many);
+  EXPECT_GT(buffers->farewells, 0U) << "else this tests nothing";
+}
+
+}  // namespace
+}  // namespace kvferry::rdma::testing
