@@ -120,8 +120,9 @@ KVFERRY_INLINE void check_options_of_road(const std::string& name, const Channel
 #undef KVFERRY_COMPARE
   check(!own.regions.empty() && !roads::same_memory(own.regions, common.regions), "regions");
   check(own.log_sink && !common.log_sink, "log_sink");
-  // There have to be as many names here as there are options: a new one doesn't compile until it is compared, too. The first two are
-  // compared above, each in a way of its own; each channel may poll in its own way; and no user sets `road_of`.
+  check(own.poll.spin != defaults.poll.spin && own.poll.spin != common.poll.spin, "poll");
+  // There have to be as many names here as there are options: a new one doesn't compile until it is compared, too. The first three
+  // are compared above, each in a way of its own; and no user sets `road_of`.
 #define KVFERRY_NAME(field) , field
   [[maybe_unused]] const auto& [of_regions, of_log_sink, of_poll, of_road KVFERRY_COMPARED_OPTIONS(KVFERRY_NAME)] = own;
 #undef KVFERRY_NAME

@@ -39,8 +39,8 @@ KVFERRY_EXPORT void check_options_of_road(const std::string& name, const Channel
 /// two networks; their names tell them apart.
 /// @tparam Channel a subclass of `kit::TransferChannelKit`: `RdmaTransferChannel`.
 /// @param options the transport's own. Its part that is a `ChannelOptions` is replaced by the `AutoTransferChannel`'s.
-///   If an option of that part is set here, and differs there, the constructor throws EINVAL. `poll` is not compared. A
-///   log sink that is set here is an error only if there is none there.
+///   If an option of that part is set here, and differs there, the constructor throws EINVAL. A log sink that is set
+///   here is an error only if there is none there.
 template <class Channel, class Options>
 [[nodiscard]] AutoRoad road(std::string name, Options options, bool within_host = false) {
   return {name,
@@ -59,8 +59,9 @@ struct AutoOptions : ChannelOptions {
   std::vector<AutoRoad> roads;
 
   /// The names of the roads that may be taken. The other roads are not offered to peers. If none of these leads to the
-  /// peer, connecting ends with `errc::no_path`, and so do operations that have to connect anew. Empty: all roads may
-  /// be taken.
+  /// peer, connecting fails, and so do operations that have to connect anew: with `errc::no_path`, or with the error of
+  /// a road that was tried, if that is `errc::timed_out` (it didn't answer), `errc::resource_limit`, or one that trying
+  /// again doesn't mend (`errc::handshake_failed`, ...). Empty: all roads may be taken.
   std::vector<std::string> require;
 
   /// Allows roads that send pages in the clear although there is a keyring. With a keyring and without this option, the
@@ -71,7 +72,8 @@ struct AutoOptions : ChannelOptions {
   bool allow_unencrypted = false;
 
   /// How long a road may take to answer before the next one is tried. If its share of the attempt's time is less, that
-  /// counts. The last road has all of the remaining time.
+  /// counts. The last road has all of the remaining time: if it doesn't answer either, the call ends by its own
+  /// deadline, and its error doesn't say why the other roads were not taken.
   std::chrono::milliseconds road_timeout{2000};
 };
 
@@ -86,8 +88,9 @@ struct AutoOptions : ChannelOptions {
 ///
 /// **Nothing is silent.** `PeerInfo::path` describes the road and gives the reason why no better one was taken: "tcp
 /// 10.0.0.1:40112 -> ...; not rdma: no rail is active". So does the log event "path_chosen". It is a warning if there
-/// is such a reason, other than that the peer is on another host. `ChannelStats::roads` counts the connections over
-/// each road. A transport that this host doesn't have is left out, with the warning "road_unavailable": its constructor
+/// is such a reason, other than that the peer is on another host. Which road is better says each side's own order: the
+/// side that didn't connect may read "not rdma: the peer prefers tcp". `ChannelStats::roads` counts the connections
+/// over each road. A transport that this host doesn't have is left out, with the warning "road_unavailable": its constructor
 /// threw ENODEV, EOPNOTSUPP, ENOSYS, ENETDOWN or ENOMEM (memory that can't be registered), or `errc::not_supported` if
 /// a region is a dma-buf. Any other error of a transport's constructor is thrown. `AutoOptions::require` names the
 /// roads to which the channel is restricted.

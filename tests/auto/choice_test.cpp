@@ -77,6 +77,25 @@ TEST(AutoChoice, TheOrderIsThatOfTheSideThatConnects) {
   ASSERT_FALSE(a.connect(b));
   EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
   EXPECT_TRUE(begins(b.path_to("a"), "tcp ")) << b.path_to("a");
+  // For the other side that is a fallback.
+  EXPECT_FALSE(has(a.path_to("b"), "not ")) << a.path_to("b");
+  EXPECT_TRUE(has(b.path_to("a"), "; not shm: the peer prefers tcp")) << b.path_to("a");
+  EXPECT_TRUE(b.warned("path_chosen: road tcp; not shm: the peer prefers tcp"));
+  EXPECT_EQ(a.channel->stats().roads.at(0).fallbacks, 0U);
+  EXPECT_EQ(b.channel->stats().roads.at(1).fallbacks, 1U);
+}
+
+TEST(AutoChoice, ThePeersBetterRoadIsNoFallbackWhereItIsNotTheBetterOne) {
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::unreachable);
+  Node b(with({tcp(), shm()}));
+  Node a(with({mortal_shm(fate), tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  EXPECT_TRUE(has(a.path_to("b"), "; not shm: nobody is there")) << a.path_to("b");
+  EXPECT_TRUE(begins(b.path_to("a"), "tcp ") && !has(b.path_to("a"), "not ")) << b.path_to("a");
+  EXPECT_FALSE(b.warned("path_chosen"));
+  EXPECT_EQ(a.channel->stats().roads.at(1).fallbacks, 1U);
+  EXPECT_EQ(b.channel->stats().roads.at(0).fallbacks, 0U);
 }
 
 TEST(AutoChoice, WhyTheBetterOneIsNotTakenIsSaidByBothSides) {

@@ -224,6 +224,7 @@ TEST(AutoOptionsCheck, NeitherAreItsBoundsTimesAndDemands) {
   expect_not_lost(&ChannelOptions::max_posted_recv_bytes_of_peer, std::size_t{4096}, "max_posted_recv_bytes_of_peer");
   expect_not_lost(&ChannelOptions::default_timeout, std::chrono::milliseconds(7), "default_timeout");
   expect_not_lost(&ChannelOptions::io_threads, std::size_t{3}, "io_threads");
+  expect_not_lost(&ChannelOptions::poll, PollPolicy::always(), "poll");
   int context = 0;
   expect_not_lost(&ChannelOptions::zmq_context, static_cast<void*>(&context), "zmq_context");
   expect_not_lost(&ChannelOptions::advertised_init_url, std::string("tcp://10.0.0.1:1"), "advertised_init_url");

@@ -79,7 +79,7 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
   const std::lock_guard lock(mutex_);
   if (--pending_ == 0 && !over_) {
     over_ = true;
-    const auto failure = reasons(ways_.size(), nullptr).failure(host_->peer().id);
+    const auto failure = reasons(nullptr).failure(host_->peer().id);
     throw TransferError(failure.code, failure.sentence);
   }
   return answer;
@@ -100,7 +100,7 @@ KVFERRY_INLINE void RoadAcceptance::ended(std::size_t way, const kit::Failure& f
     if (!over_ && (made || pending_ == 0)) {
       over_ = true;
       on_link = std::move(on_link_);
-      last = made ? kit::Failure() : reasons(ways_.size(), nullptr).failure(host_->peer().id);
+      last = made ? kit::Failure() : reasons(nullptr).failure(host_->peer().id);
     }
   }
   if (!on_link) {
@@ -119,7 +119,7 @@ KVFERRY_INLINE void RoadAcceptance::take(std::size_t way, const std::shared_ptr<
   Reasons others;
   {
     const std::lock_guard lock(mutex_);
-    others = reasons(way, ways_[way].own);
+    others = reasons(&ways_[way]);
   }
   say_why(*roads_, host_->peer().id, *link, *ways_[way].own, others);
   ways_[way].host->take(*link);
@@ -135,28 +135,33 @@ KVFERRY_INLINE void RoadAcceptance::abandon_all_but(std::size_t way) {
   }
 }
 
-/// @param before of the peer's roads, which it tries in this order. @param taken null: none is.
-KVFERRY_INLINE Reasons RoadAcceptance::reasons(std::size_t before, const OwnRoad* taken) const {
+/// Of the roads that are better in this side's order, or of all. @param taken one of the peer's roads, which it has tried in
+/// their order; null: none is.
+KVFERRY_INLINE Reasons RoadAcceptance::reasons(const Way* taken) const {
   Reasons reasons;
   for (const OwnRoad& own : roads_->roads) {
-    if (&own == taken) {
+    if (taken != nullptr && &own == taken->own) {
       break;
     }
-    if (std::ranges::find(ways_, &own, &Way::own) != ways_.end()) {
-      continue;
-    }
-    if (own.within_host && elsewhere_) {
+    const auto way = std::ranges::find(ways_, &own, &Way::own);
+    if (way == ways_.end() && own.within_host && elsewhere_) {
       reasons.add(own.name, on_another_host(), Reasons::Kind::usual);
-    } else {
+    } else if (way == ways_.end()) {
       reasons.add(own.name, not_offered(), Reasons::Kind::missing);
+    } else if (taken != nullptr && !way->failure && taken < &*way) {
+      reasons.add(own.name, {errc::no_path, "the peer prefers " + taken->name}, way->kind);
+    } else if (taken != nullptr) {
+      add(reasons, *way);
     }
   }
-  for (std::size_t i = 0; i < before; ++i) {
-    const Way& way = ways_[i];
-    reasons.add(way.name, way.failure ? way.failure : kit::Failure{errc::no_path, "the peer did not come on it"},
-                way.kind);
+  for (std::size_t i = 0; taken == nullptr && i < ways_.size(); ++i) {
+    add(reasons, ways_[i]);
   }
   return reasons;
+}
+
+KVFERRY_INLINE void RoadAcceptance::add(Reasons& reasons, const Way& way) {
+  reasons.add(way.name, way.failure ? way.failure : kit::Failure{errc::no_path, "the peer did not come on it"}, way.kind);
 }
 
 }  // namespace kvferry::roads

@@ -40,7 +40,8 @@ class RoadAcceptance : public std::enable_shared_from_this<RoadAcceptance> {
   void take(std::size_t way, const std::shared_ptr<kit::Link>& link, const kit::LinkHandler& on_link);
   /// None but this one is awaited any more.
   void abandon_all_but(std::size_t way);
-  [[nodiscard]] Reasons reasons(std::size_t before, const OwnRoad* taken) const;
+  [[nodiscard]] Reasons reasons(const Way* taken) const;
+  static void add(Reasons& reasons, const Way& way);
 
   const std::shared_ptr<const OwnRoads> roads_;
   const std::shared_ptr<kit::LinkHost> host_;

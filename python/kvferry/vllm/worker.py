@@ -214,7 +214,7 @@ class Worker:
         sources = self._sources(load.remote)
         if not sources:  # the number of urls comes from outside
             _logger.error(
-                "request %s is computed here: kv_transfer_params name %d workers, and none of so many has heads of rank %d of %d",
+                "request %s is computed here: of %d workers, as kv_transfer_params name, none has heads of rank %d of %d",
                 load.request_id, len(load.remote.urls), self._layout.tp_rank, self._layout.tp_size,
             )  # fmt: skip
             self._part_ended(loading, set(load.block_ids), [1])
