@@ -5,6 +5,7 @@
 #include <kvferry/handshake/curve-inl.hpp>
 #include <kvferry/handshake/handshake_attempts-inl.hpp>
 #include <kvferry/handshake/handshake_gate-inl.hpp>
+#include <kvferry/handshake/handshake_gate_accept-inl.hpp>
 #include <kvferry/handshake/handshake_gate_bytes-inl.hpp>
 #include <kvferry/handshake/handshake_listener-inl.hpp>
 #include <kvferry/handshake/handshake_mailbox-inl.hpp>

@@ -15,10 +15,12 @@
 #include <kvferry/kit/peer_attempts-inl.hpp>
 #include <kvferry/kit/peer_directory-inl.hpp>
 #include <kvferry/kit/peer_disconnect-inl.hpp>
+#include <kvferry/kit/peer_facts-inl.hpp>
 #include <kvferry/kit/peer_fences-inl.hpp>
 #include <kvferry/kit/peer_greeting-inl.hpp>
 #include <kvferry/kit/peer_metadata-inl.hpp>
 #include <kvferry/kit/peer_regions-inl.hpp>
+#include <kvferry/kit/peer_routes-inl.hpp>
 #include <kvferry/kit/peer_takeover-inl.hpp>
 #include <kvferry/kit/poller-inl.hpp>
 #include <kvferry/kit/refusals-inl.hpp>

@@ -7,6 +7,7 @@
 #include <kvferry/tcp/certificates-inl.hpp>
 #include <kvferry/tcp/checksums-inl.hpp>
 #include <kvferry/tcp/data_acceptor-inl.hpp>
+#include <kvferry/tcp/data_acceptor_greetings-inl.hpp>
 #include <kvferry/tcp/data_connection-inl.hpp>
 #include <kvferry/tcp/data_dialer-inl.hpp>
 #include <kvferry/tcp/frame_reader-inl.hpp>
@@ -20,6 +21,7 @@
 #include <kvferry/tcp/lane_protocol_frames-inl.hpp>
 #include <kvferry/tcp/lane_protocol_receive-inl.hpp>
 #include <kvferry/tcp/lane_protocol_regions-inl.hpp>
+#include <kvferry/tcp/lane_protocol_send-inl.hpp>
 #include <kvferry/tcp/lane_protocol_shared-inl.hpp>
 #include <kvferry/tcp/lane_steps-inl.hpp>
 #include <kvferry/tcp/range_descriptors-inl.hpp>

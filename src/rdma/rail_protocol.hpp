@@ -325,7 +325,7 @@ class RailProtocol {
   [[nodiscard]] std::error_code end_regions_question(const MessageHeader& header);
   [[nodiscard]] std::error_code end_regions_answer(const MessageHeader& header);
 
-  // Checksums (rail_protocol_checks.cpp)
+  // Checksums: taken and told (rail_protocol_checks.cpp)
   [[nodiscard]] kit::Failure begin_checks(Transfer& transfer, std::vector<bool> uncompared);
   void begin_checks(Transfer& send, bool asked_for);
   void go_on_checking(Transfer& transfer);
@@ -338,15 +338,17 @@ class RailProtocol {
   [[nodiscard]] std::size_t parts_in_message(const Transfer& transfer) const noexcept;
   [[nodiscard]] std::uint64_t add_sum(Transfer& transfer);
   bool ask_step();
-  bool answer_step();
   bool add_question(WorkList& list);
   void decide(Transfer& transfer, std::size_t end);
   static void decide_send(Transfer& send);
+  [[nodiscard]] std::error_code end_check_answer(const MessageHeader& header);
+
+  // The peer's: compared and answered (rail_protocol_compare.cpp)
+  bool answer_step();
   static void note_differing(Transfer& transfer, std::size_t object);
   void end_checked_recv(Transfer& recv);
   [[nodiscard]] std::error_code end_check_memory(const MessageHeader& header, std::span<const std::byte> body);
   [[nodiscard]] std::error_code end_check_recv(const MessageHeader& header, std::span<const std::byte> body);
-  [[nodiscard]] std::error_code end_check_answer(const MessageHeader& header);
 
   [[nodiscard]] std::error_code answer(const MessageHeader& header);
   [[nodiscard]] std::error_code room_for_answer();

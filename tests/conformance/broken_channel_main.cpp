@@ -11,6 +11,7 @@
 #include <kvferry/testing/conformance_transports.hpp>
 
 #include "conformance/broken_channel.hpp"
+#include "conformance/faults.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 

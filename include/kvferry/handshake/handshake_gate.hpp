@@ -140,7 +140,7 @@ class HandshakeGate {
   }
   static constexpr std::uint64_t listener_tag = 0;  // connections are numbered from 1
 
-  // Who comes in, and who has to go (handshake_gate-inl.hpp)
+  // Who comes in (handshake_gate_accept-inl.hpp)
   void accept_some();
   bool accept_one();
   void admit(Descriptor descriptor, std::string source);
@@ -155,6 +155,9 @@ class HandshakeGate {
   [[nodiscard]] std::string rendezvous_name(std::uint64_t number) const;
   void join(Connection& connection);
   void joined(Connection& connection);
+  void say_no_room(const Descriptor& outer) const;
+
+  // Requests, and who has to go (handshake_gate-inl.hpp)
   void close(Table::iterator at);
   [[nodiscard]] bool owes(const Connection& connection) const;
   [[nodiscard]] Clock::time_point deadline(const Connection& connection) const;
@@ -162,7 +165,6 @@ class HandshakeGate {
   [[nodiscard]] Table::iterator find(std::string_view name);
   [[nodiscard]] Table::iterator most_unread(const Source* source);
   void refused(std::error_code cause, const std::string& source, std::string_view why) const;
-  void say_no_room(const Descriptor& outer) const;
 
   // What passes (handshake_gate_bytes-inl.hpp)
   [[nodiscard]] bool pump(Connection& connection);

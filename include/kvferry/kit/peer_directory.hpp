@@ -153,18 +153,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   using Lock = std::unique_lock<std::mutex>;
 
   // The table (peer_directory-inl.hpp)
-  /// How an operation comes to be routed.
-  enum class Routed {
-    anew,
-    has_waited,  ///< For a connection.
-    has_asked,   ///< The peer, for its regions.
-  };
-  void route(const std::shared_ptr<Operation>& operation, Routed how);
   void wait(Peer& peer, Waiter waiter, Lock& lock);
   /// @param named by this channel's user: such peers and strangers are counted apart, and neither displace the others.
   [[nodiscard]] Peer* find_or_add(const std::string& peer_id, bool named);
-  void hand_over(const std::string& peer_id, const Link* link);
-  void link_failed(const std::string& peer_id, const Link& link, std::error_code cause) noexcept;
   /// With the lock held, which it releases before it tells anybody.
   void connect(const std::string& local_id, const std::string& peer_id, const std::string& url,
                std::uint64_t incarnation, Waiter waiter, Lock& lock);
@@ -172,10 +163,23 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Waiter arriving_at(const std::string& local_id, const std::string& peer_id, const std::string& url,
                                    Waiter waiter);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
-  /// With the lock held: of one that has a link. All but the path, which only the link knows.
-  [[nodiscard]] static PeerInfo describe(const Peer& peer);
   [[nodiscard]] std::vector<std::shared_ptr<Link>> links_but(const std::shared_ptr<Link>& kept,
                                                              const std::string& peer_id) const;
+
+  // The way of operations to a link (peer_routes-inl.hpp)
+  /// How an operation comes to be routed.
+  enum class Routed {
+    anew,
+    has_waited,  ///< For a connection.
+    has_asked,   ///< The peer, for its regions.
+  };
+  void route(const std::shared_ptr<Operation>& operation, Routed how);
+  void hand_over(const std::string& peer_id, const Link* link);
+  void link_failed(const std::string& peer_id, const Link& link, std::error_code cause) noexcept;
+
+  // What is known (peer_facts-inl.hpp)
+  /// With the lock held: of one that has a link. All but the path, which only the link knows.
+  [[nodiscard]] static PeerInfo describe(const Peer& peer);
 
   // Peers' regions (peer_regions-inl.hpp)
   [[nodiscard]] bool region_added(const std::string& peer_id, const Host& host, const RemoteRegion& region);

@@ -60,7 +60,15 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   struct Expected;
   struct Greeting;
 
+  // Handshakes, and links (data_acceptor-inl.hpp)
   void accept_next();
+  void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
+  void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);
+  void bound_parts(std::unique_lock<std::mutex>& lock);
+  void abandon(const std::shared_ptr<Expected>& expected);
+  void give_up(const std::shared_ptr<Expected>& expected);
+
+  // Connections that have proved nothing yet (data_acceptor_greetings-inl.hpp)
   void greet(asio::ip::tcp::socket socket);
   void read_hello(const std::shared_ptr<Greeting>& greeting);
   /// @return an error that is no `would_block`: it is none of a peer's.
@@ -70,16 +78,11 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   void refuse(const std::shared_ptr<Greeting>& greeting);
   [[nodiscard]] std::string why_refused(const Greeting& greeting) const;
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
-  void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
-  void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);
   void make_room(const std::string& source);
-  void bound_parts(std::unique_lock<std::mutex>& lock);
   void tell_to_come_again(DataConnection& connection) const;
   void drop(const std::shared_ptr<Greeting>& greeting);
   void close(Greeting& greeting) const;
   void forget(const std::shared_ptr<Greeting>& greeting);
-  void abandon(const std::shared_ptr<Expected>& expected);
-  void give_up(const std::shared_ptr<Expected>& expected);
 
   const asio::any_io_executor executor_;
   const LinkOptions options_;

@@ -209,7 +209,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
     [[nodiscard]] std::size_t size() const noexcept { return sizes.size(); }
   };
 
-  // Sending (lane_protocol-inl.hpp), ending (lane_protocol_end-inl.hpp)
+  // Sending (lane_protocol_send-inl.hpp)
   bool fill_control();
   bool fill_response();
   bool fill_data();
@@ -222,6 +222,9 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// Fills `scratch_` with what a frame says of a part of a write, read or send.
   void describe(const Transfer& transfer, const Chunk& chunk, FrameHeader& header);
   void add_notification(Transfer& transfer);
+  void add_checksums(std::span<const iovec> memory, std::span<Checksum> checksums);
+
+  // Beginning and matching (lane_protocol-inl.hpp), ending (lane_protocol_end-inl.hpp)
   void match(std::uint64_t tag);
   void meet(Transfer& send, std::uint64_t recv, const Post& post);
   void tell(FrameHeader header) { control_.push_back({header, {}}); }
@@ -233,7 +236,6 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   void ask_fence();
   /// @param which objects of the chunk `status` is of; null: all.
   void settle(Transfer& transfer, const Chunk& chunk, std::error_code status, const ObjectSet* which = nullptr);
-  void add_checksums(std::span<const iovec> memory, std::span<Checksum> checksums);
   void forget(const Transfer& transfer);
 
   // Receiving (lane_protocol_receive-inl.hpp), checksums (lane_protocol_checksums-inl.hpp)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Regions that come and go: their numbers, who is waited for when one goes, and who waits for one that is not known yet.
+// Regions that go: who is waited for.
 #include <gtest/gtest.h>
 
 #include <asio/bind_cancellation_slot.hpp>
@@ -8,11 +8,12 @@
 #include <asio/post.hpp>
 
 #include <chrono>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <future>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -20,234 +21,18 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
-#include <kvferry/handshake/handshake_mailbox.hpp>
-#include <kvferry/side_message_codec.hpp>
 #include <kvferry/testing/own_loopback.hpp>
 
-#include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/peer_directory.hpp>
 #include <kvferry/kit/region_removals.hpp>
 #include <kvferry/kit/region_table.hpp>
+
 #include "common/allocation_limit.hpp"
+#include "peers_regions.hpp"
 #include "test_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
 namespace {
-
-std::byte some_memory[64];
-const MemoryRegion some_region{some_memory, sizeof(some_memory), 16, Access::read_write};
-
-std::uint32_t add_to(RegionTable& table) {
-  return table.add(some_region, [](const LocalRegion&) {});
-}
-
-TEST(RegionTable, ANumberIsGivenOnceAndWhatWasRemovedTakesNoMemory) {
-  RegionTable table(std::vector<MemoryRegion>(2, some_region));
-  const auto given = table.now();
-  EXPECT_FALSE(given->outdated());
-  EXPECT_EQ(given->refusal(2), errc::unknown_region);
-  errc refusal{};
-  for (std::uint32_t number = 2; number < 100'002; ++number) {
-    ASSERT_EQ(add_to(table), number);
-    ASSERT_TRUE(table.remove(number, refusal).has_value());
-    table.gone();
-  }
-  const auto now = table.now();
-  EXPECT_EQ(now->all().size(), 2U);
-  EXPECT_EQ(now->refusal(100'001), errc::region_gone);
-  EXPECT_EQ(now->refusal(100'002), errc::unknown_region);
-  EXPECT_TRUE(given->outdated());
-  EXPECT_NE(given->find(1), nullptr) << "who has the list keeps it as it was";
-  EXPECT_FALSE(table.remove(2, refusal).has_value());
-  EXPECT_EQ(refusal, errc::region_gone);
-  EXPECT_FALSE(table.remove(100'002, refusal).has_value());
-  EXPECT_EQ(refusal, errc::unknown_region);
-}
-
-TEST(RegionTable, ThoseThatAreBeingRemovedCount) {
-  RegionTable table(std::vector<MemoryRegion>(RegionTable::max_regions, some_region));
-  const auto refused = [&] {
-    try {
-      (void)add_to(table);
-    } catch (const TransferError& error) {
-      return error.code();
-    }
-    return std::error_code();
-  };
-  EXPECT_EQ(refused(), errc::resource_limit);
-  errc refusal{};
-  ASSERT_TRUE(table.remove(7, refusal).has_value());
-  EXPECT_EQ(refused(), errc::resource_limit);
-  table.gone();
-  EXPECT_FALSE(refused());
-  EXPECT_EQ(refused(), errc::resource_limit);
-  EXPECT_EQ(table.now()->find(7), nullptr);
-  EXPECT_EQ(table.now()->find(8)->number, 8U);
-}
-
-TEST(RegionTable, WhatCannotBeEnteredIsUndone) {
-  RegionTable table({});
-  std::vector<std::uint32_t> prepared;
-  std::vector<std::uint32_t> undone;
-  prepared.reserve(1);
-  undone.reserve(1);
-  EXPECT_THROW(table.add(
-                   some_region,
-                   [&](const LocalRegion& added) {
-                     prepared.push_back(added.number);
-                     test::allocations_left = 0;
-                   },
-                   [&](const LocalRegion& added) {
-                     test::allocations_left = test::unlimited_allocations;
-                     undone.push_back(added.number);
-                   }),
-               std::bad_alloc);
-  test::allocations_left = test::unlimited_allocations;
-  EXPECT_EQ(undone, prepared);
-  EXPECT_TRUE(table.now()->all().empty());
-  EXPECT_EQ(add_to(table), 0U);
-}
-
-TEST(RegionTable, WhatCannotBeMadeReadyHasNoNumber) {
-  RegionTable table({});
-  EXPECT_THROW(table.add(some_region, [](const LocalRegion&) { throw std::runtime_error("no"); }), std::runtime_error);
-  EXPECT_TRUE(table.now()->all().empty());
-  EXPECT_EQ(add_to(table), 0U);
-}
-
-/// A link that answers when the test says so.
-class RegionsLink final : public KeepingLink {
- public:
-  explicit RegionsLink(bool can_ask = true) : can_ask_(can_ask) {}
-
-  [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override {
-    removed.push_back(number);
-    if (when_asked) {
-      when_asked();
-    }
-    if (can_ask_) {
-      answers.push_back(std::move(done));
-    }
-    if (has_been_asked) {
-      has_been_asked();  // another thread may shut the link from here on
-    }
-    return can_ask_;
-  }
-  void ask_regions(std::function<void()> done) override { questions.push_back(std::move(done)); }
-  void stop(std::shared_ptr<Operation>) override {
-    ++stops;
-    if (when_stopped) {
-      when_stopped();
-    }
-  }
-  void shut(std::error_code cause, const std::string& why) override {
-    shut_for = cause;
-    for (const auto& answer : std::exchange(answers, {})) {
-      answer();
-    }
-    KeepingLink::shut(cause, why);
-  }
-
-  std::vector<std::uint32_t> removed;
-  std::vector<std::function<void()>> answers;
-  std::vector<std::function<void()>> questions;
-  std::error_code shut_for;
-  std::function<void()> when_asked;
-  std::function<void()> has_been_asked;
-  std::function<void()> when_stopped;
-  int stops = 0;
-
- private:
-  const bool can_ask_;
-};
-
-/// A table of peers without a channel, to which "p" connects with a region of its own. The test runs its timers.
-class PeersRegions : public ::testing::Test {
- protected:
-  PeersRegions() { directory_->use(service_, {}); }
-  ~PeersRegions() override {
-    operations_->close(errc::closed);
-    directory_->close();
-    service_.close();
-  }
-
-  void connect(const std::shared_ptr<Link>& link) {
-    link_ = link;
-    InitQuestion question;
-    question.transport = "test";
-    question.sender_id = "p";
-    question.receiver_id = "here";
-    question.incarnation = 2;
-    question.regions = {{64, 16, 3}};
-    directory_->answer(encode_side_message(question), HandshakeService::Reply(nullptr));
-    ASSERT_TRUE(directory_->usable("p"));
-  }
-
-  /// A write of one object, to the peer's region of this number.
-  std::shared_ptr<Operation> start(std::uint32_t number) {
-    TransferRequest request;
-    request.kind = TransferKind::write;
-    request.peer_id = "p";
-    request.objects = {MutableBuffer(some_memory, 16)};
-    request.remote_indexes = {0};
-    request.remote_region = number;
-    auto operation = std::make_shared<Operation>(
-        std::move(request), Completion::direct([this](std::error_code ec, std::size_t) { ends_.push_back(ec); }),
-        Clock::now() + std::chrono::hours(1), operations_);
-    EXPECT_FALSE(operations_->add(operation));
-    directory_->route(operation);
-    return operation;
-  }
-
-  /// Takes this side's region 0 back.
-  void remove(std::chrono::milliseconds timeout, std::vector<std::error_code>& ends) {
-    removals_->remove(0, Clock::now() + timeout,
-                      RemoveRegionCompletion::direct([&ends](std::error_code ec) { ends.push_back(ec); }), directory_);
-  }
-
-  [[nodiscard]] bool finished(const std::vector<std::error_code>& ends) {
-    return run_until([&] { return !ends.empty(); });
-  }
-
-  /// Runs what is due until `done()`.
-  template <class Done>
-  [[nodiscard]] bool run_until(Done done) {
-    const auto limit = Clock::now() + std::chrono::seconds(20);
-    while (!done() && Clock::now() < limit) {
-      context_.restart();
-      (void)context_.run_one_for(std::chrono::milliseconds(20));
-    }
-    return done();
-  }
-
-  asio::io_context context_;
-  const ChannelOptions options_;
-  const std::shared_ptr<RegionTable> table_ = std::make_shared<RegionTable>(std::vector<MemoryRegion>(2, some_region));
-  const std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>(context_.get_executor());
-  const std::shared_ptr<OperationRegistry> operations_ = std::make_shared<OperationRegistry>(deadlines_, 16);
-  std::vector<std::uint32_t> forgotten_;
-  const std::shared_ptr<RegionRemovals> removals_ =
-      std::make_shared<RegionRemovals>(table_, operations_, deadlines_, context_.get_executor(),
-                                       [this](std::uint32_t number) { forgotten_.push_back(number); });
-  std::shared_ptr<Link> link_;
-  std::shared_ptr<LinkHost> host_;
-  std::vector<std::error_code> ends_;
-  HandshakeService service_{{}, [](const SideMessage&, const HandshakeService::Reply&) {}};
-  const std::shared_ptr<PeerDirectory> directory_ = std::make_shared<PeerDirectory>(
-      options_, table_, 1,
-      TransportHooks{"test", true, [](const std::string&) { return std::make_unique<NoDial>(); },
-                     [this](std::shared_ptr<LinkHost> host, const Bytes&, Clock::time_point, LinkHandler on_link) {
-                       host_ = std::move(host);
-                       on_link({}, link_, {});
-                       return Bytes();
-                     },
-                     [](const std::string&, std::size_t, const std::function<void()>& answer) {
-                       answer();
-                       return true;
-                     }},
-      deadlines_, std::make_shared<NotificationQueue>(deadlines_, NotificationQueue::Bounds{16, 4096, 4096}),
-      std::make_shared<PeerEvents>(deadlines_, 16), operations_, std::make_shared<Logger>());
-};
 
 TEST_F(PeersRegions, ARemovalEndsWhenTheLinkHasAnsweredAndTheTransportHasForgotten) {
   const auto link = std::make_shared<RegionsLink>();
@@ -523,66 +308,6 @@ TEST_F(PeersRegions, WithoutMemoryARemovalHasNotBeenOrGoesOnWithTheNextCall) {
     link->shut(errc::closed, {});
     host_->link_failed(*link, errc::closed);
   }
-}
-
-TEST_F(PeersRegions, AnUnknownOneIsAskedForOnceAndNewsOfItLetTheOperationGoOn) {
-  const auto link = std::make_shared<RegionsLink>();
-  connect(link);
-  const auto first = start(1);
-  const auto second = start(2);
-  ASSERT_EQ(link->questions.size(), 1U) << "one question at a time";
-  ASSERT_TRUE(host_->peer_region_added({64, 16, Access::write, 1}));
-  ASSERT_TRUE(host_->peer_region_added({32, 16, Access::write, 1})) << "no news";
-  link->questions[0]();
-  ASSERT_TRUE(run_until([&] { return link->questions.size() == 2; }));
-  EXPECT_TRUE(ends_.empty()) << "the first one is with the link";
-  link->questions[1]();
-  ASSERT_TRUE(run_until([&] { return !ends_.empty(); }));
-  EXPECT_EQ(ends_, std::vector<std::error_code>{errc::unknown_region});
-  EXPECT_FALSE(first->finished());
-  EXPECT_TRUE(second->finished());
-  host_->peer_region_removed(1);
-  host_->peer_region_removed(1);
-  ASSERT_TRUE(host_->peer_region_added({64, 16, Access::write, 1})) << "late, on another connection of the link";
-  (void)start(1);
-  EXPECT_EQ(ends_.back(), errc::region_gone);
-  const auto info = directory_->info("p");
-  ASSERT_TRUE(info.has_value());
-  EXPECT_EQ(info->regions, (std::vector<RemoteRegion>{{64, 16, Access::read_write, 0}}));
-  link->end_all({}, {});
-}
-
-TEST_F(PeersRegions, AQuestionThatTheLinkHasDroppedIsAskedAgain) {
-  const auto link = std::make_shared<RegionsLink>();
-  connect(link);
-  (void)start(1);
-  ASSERT_EQ(link->questions.size(), 1U);
-  const auto begun = Clock::now();
-  ASSERT_TRUE(run_until([&] { return Clock::now() - begun > std::chrono::milliseconds(1100); }));
-  (void)start(1);
-  ASSERT_EQ(link->questions.size(), 2U);
-  link->questions[1]();
-  ASSERT_TRUE(run_until([&] { return ends_.size() == 2; }));
-  EXPECT_EQ(ends_, std::vector<std::error_code>(2, errc::unknown_region));
-}
-
-TEST_F(PeersRegions, WhoAskedOnALinkThatBreaksIsNotLost) {
-  const auto link = std::make_shared<RegionsLink>();
-  connect(link);
-  const auto asks = start(1);
-  host_->link_failed(*link, errc::connection_lost);
-  ASSERT_TRUE(run_until([&] { return !ends_.empty(); }));
-  EXPECT_EQ(ends_, std::vector<std::error_code>{errc::connection_lost}) << "the peer's init url is not known";
-}
-
-TEST_F(PeersRegions, APeerHasNoMoreThanItMay) {
-  connect(std::make_shared<RegionsLink>());
-  for (std::uint32_t number = 1; number < RegionTable::max_regions; ++number) {
-    ASSERT_TRUE(host_->peer_region_added({64, 16, Access::write, number}));
-  }
-  EXPECT_FALSE(host_->peer_region_added({64, 16, Access::write, RegionTable::max_regions}));
-  host_->peer_region_removed(5);
-  EXPECT_TRUE(host_->peer_region_added({64, 16, Access::write, RegionTable::max_regions}));
 }
 
 }  // namespace

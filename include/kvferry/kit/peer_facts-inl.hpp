@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What is known of the peers, for those who ask.
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <kvferry/url.hpp>
+
+#include <kvferry/kit/peer.hpp>
+#include <kvferry/kit/peer_directory.hpp>
+
+namespace kvferry::inline KVFERRY_ABI::kit {
+
+KVFERRY_INLINE PeerInfo PeerDirectory::describe(const Peer& peer) {
+  return {peer.id, peer.description->incarnation, peer.url, peer.description->regions, {}};
+}
+
+KVFERRY_INLINE std::optional<PeerInfo> PeerDirectory::info(std::string_view peer_id) const {
+  std::shared_ptr<Link> link;
+  PeerInfo info;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || !it->second.link) {
+      return std::nullopt;
+    }
+    link = it->second.link;
+    info = describe(it->second);
+  }
+  info.path = link->path_with_remark();
+  return info;
+}
+
+KVFERRY_INLINE std::vector<PeerInfo> PeerDirectory::infos() const {
+  std::vector<PeerInfo> infos;
+  std::vector<std::shared_ptr<Link>> links;
+  {
+    const Lock lock(mutex_);
+    for (const auto& [id, peer] : peers_) {
+      if (peer.link) {
+        infos.push_back(describe(peer));
+        links.push_back(peer.link);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < links.size(); ++i) {
+    infos[i].path = links[i]->path_with_remark();
+  }
+  return infos;
+}
+
+KVFERRY_INLINE std::optional<std::vector<std::pair<std::string, std::shared_ptr<Link>>>> PeerDirectory::all_links()
+    const {
+  std::vector<std::pair<std::string, std::shared_ptr<Link>>> links;
+  const Lock lock(mutex_);
+  if (closed_) {
+    return std::nullopt;
+  }
+  for (const Published& published : links_) {
+    if (auto link = published.link.lock()) {
+      links.emplace_back(published.peer_id, std::move(link));
+    }
+  }
+  return links;
+}
+
+KVFERRY_INLINE std::shared_ptr<Link> PeerDirectory::link(std::string_view peer_id) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  return it == peers_.end() ? nullptr : it->second.link;
+}
+
+KVFERRY_INLINE std::string PeerDirectory::reached_url(std::string_view peer_id, const std::string& url) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  return it == peers_.end() ? url : it->second.reached(url);
+}
+
+KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id) const {
+  const Lock lock(mutex_);
+  const auto it = peers_.find(peer_id);
+  if (it == peers_.end() || it->second.attempt.number == 0) {
+    return {};
+  }
+  const Attempt& attempt = it->second.attempt;
+  if (attempt.accepting || attempt.yielded) {
+    return "the peer's own connection has not come";
+  }
+  return attempt.instance.incarnation == 0 ? "no answer from " + printable(attempt.url)
+                                           : "the data connection was not welcomed";
+}
+
+KVFERRY_INLINE bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }
+
+KVFERRY_INLINE HandshakeStats PeerDirectory::handshakes() const {
+  HandshakeStats stats;
+  stats.dialed = dialed_;
+  stats.accepted = accepted_;
+  stats.reconnected = reconnected_;
+  stats.failed = failed_dials_.snapshot();
+  stats.refused = refused_.snapshot();
+  return stats;
+}
+
+KVFERRY_INLINE std::vector<PeerStats> PeerDirectory::peers() const {
+  std::vector<PeerStats> all;
+  const Lock lock(mutex_);
+  for (const auto& [id, peer] : peers_) {
+    if (peer.description) {
+      const PeerCounters& counters = *peer.counters;
+      all.push_back({id, peer.link != nullptr, counters.connects, counters.succeeded, counters.failed, counters.bytes});
+    }
+  }
+  return all;
+}
+
+KVFERRY_INLINE std::size_t PeerDirectory::usable_count() const {
+  const Lock lock(mutex_);
+  return static_cast<std::size_t>(
+      std::ranges::count_if(peers_, [](const auto& entry) { return entry.second.link != nullptr; }));
+}
+
+}  // namespace kvferry::kit
