@@ -63,6 +63,50 @@ std::string spelled(const std::string& url, const std::string& host) {
   return "tcp://" + host + ":" + std::to_string(parse_url(url).port);
 }
 
+TEST(SameIdTwice, AConnectedPeerIsNotToldASecondIdOfThisChannel) {
+  Node server(4);
+  Node client(4);
+  const std::string url = server.channel->peer_init_url();
+  ASSERT_FALSE(connect(client, "a", "b", url));
+  std::string diagnostic;
+  EXPECT_EQ(connect(client, "other a", "b", url, &diagnostic), std::errc::invalid_argument);
+  EXPECT_NE(diagnostic.find("knows this channel as 'a', not 'other a'"), std::string::npos) << diagnostic;
+  EXPECT_EQ(connect(client, "other a", "b", spelled(url, "localhost")), std::errc::invalid_argument);
+  EXPECT_FALSE(connect(client, "a", "b", url));
+  EXPECT_FALSE(write_one(client, "b"));
+  EXPECT_FALSE(write_one(server, "a"));
+  EXPECT_EQ(write_one(server, "other a"), errc::unknown_peer);
+  client.channel->disconnect("b");
+  EXPECT_FALSE(connect(client, "other a", "b", url, &diagnostic)) << diagnostic;
+  EXPECT_FALSE(write_one(server, "other a"));
+}
+
+TEST(SameIdTwice, OfTwoIdsThatAreToldAtOnceOneIsRefused) {
+  Node server(4);
+  for (int round = 0; round < 20; ++round) {
+    Node client(4);
+    const std::string url = server.channel->peer_init_url();
+    const std::string ids[]{"a" + std::to_string(round), "other a" + std::to_string(round)};
+    std::error_code second;
+    std::thread other([&] { second = connect(client, ids[1], "b", url); });
+    const std::error_code first = connect(client, ids[0], "b", url);
+    other.join();
+    EXPECT_NE(!first, !second) << first.message() << ", " << second.message();
+    EXPECT_EQ(first ? first : second, std::errc::invalid_argument);
+    EXPECT_FALSE(write_one(server, first ? ids[1] : ids[0]));
+    EXPECT_EQ(write_one(server, first ? ids[0] : ids[1]), errc::unknown_peer);
+  }
+}
+
+TEST(SameIdTwice, ThePeerThatConnectedByItselfHasNamedThisChannel) {
+  Node server(4);
+  Node client(4);
+  ASSERT_FALSE(connect(server, "b", "name of the server's", client.channel->peer_init_url()));
+  EXPECT_FALSE(connect(client, "a", "b", server.channel->peer_init_url()));
+  EXPECT_FALSE(write_one(client, "b"));
+  EXPECT_FALSE(write_one(server, "name of the server's"));
+}
+
 TEST(SameIdTwice, OneServerMayBeKnownByTwoNamesAtUrlsThatAreSpelledDifferently) {
   for (const bool server_dials : {false, true}) {
     Node server(4);

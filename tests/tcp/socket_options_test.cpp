@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include <chrono>
+#include <cstddef>
 #include <system_error>
 
 #include <kvferry/tcp/hello.hpp>
@@ -54,6 +55,27 @@ TEST(SocketOptions, AreSetAsAskedForAndElseLeftAlone) {
   EXPECT_EQ(option(tuned, IPPROTO_TCP, TCP_KEEPINTVL), 5);
   EXPECT_EQ(option(tuned, IPPROTO_TCP, TCP_KEEPCNT), 3);
   EXPECT_EQ(option(tuned, IPPROTO_TCP, TCP_USER_TIMEOUT), 12'345);
+}
+
+TEST(SocketOptions, AsLargeAsTheyAreAskedForAreAsLargeAsTheSystemAllows) {
+  asio::io_context context;
+  asio::ip::tcp::socket large(context, asio::ip::tcp::v4());
+  asio::ip::tcp::socket larger(context, asio::ip::tcp::v4());
+  std::error_code ec;
+  SocketOptions options;
+  options.send_buffer = std::size_t{1} << 30;
+  options.receive_buffer = std::size_t{1} << 30;
+  prepare_socket(large, options, ec);
+  ASSERT_FALSE(ec);
+  options.send_buffer = std::size_t{1} << 40;
+  options.receive_buffer = std::size_t{1} << 40;
+  options.keepalive_idle = std::chrono::hours(24 * 365);
+  prepare_socket(larger, options, ec);
+  ASSERT_FALSE(ec);
+  for (const int name : {SO_SNDBUF, SO_RCVBUF}) {
+    EXPECT_EQ(option(larger, SOL_SOCKET, name), option(large, SOL_SOCKET, name));
+  }
+  EXPECT_EQ(option(larger, IPPROTO_TCP, TCP_KEEPIDLE), 32767);
 }
 
 }  // namespace

@@ -109,6 +109,7 @@ struct PeerDirectory::Peer {
   std::vector<Attempt> candidates;  ///< Dials of the peer, or of those who may be it anew, beside; the oldest first.
 
   std::shared_ptr<Link> link;
+  bool dialed = false;         ///< By this side, the latest link: the peer was told `local_id`.
   const Host* host = nullptr;  ///< Of the latest link. To be compared only: it may be gone.
   std::shared_ptr<const PeerDescription>
       description;            ///< Of the latest link, with the news of regions since; null if there never was one.

@@ -161,6 +161,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       peer->fenced_until = std::max(peer->fenced_until, attempt->fenced_until);
       peer->instance = std::move(attempt->instance);
       peer->local_id = std::move(attempt->local_id);
+      peer->dialed = !accepting;
       if (!attempt->url.empty() && !accepting) {  // where the peer only says that it answers, nobody has answered yet
         if_memory_lasts([&] { remember_kvferry(attempt->url); });
       }

@@ -155,9 +155,10 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
     ask_who(*peer, local_id, url, 0, std::move(waiter), lock);
     return;
   }
-  if (peer->state == Peer::State::ready) {
+  const Failure known_otherwise = why_known_otherwise(*peer, local_id);
+  if (peer->state == Peer::State::ready || known_otherwise) {
     lock.unlock();
-    waiter.tell({});
+    waiter.tell(known_otherwise);
     return;
   }
   peer->local_id = local_id;
@@ -196,8 +197,20 @@ KVFERRY_INLINE void PeerDirectory::arrive(const std::string& local_id, const std
     ask_who(it->second, local_id, url, 0, std::move(waiter), lock);
     return;
   }
+  const Failure known_otherwise = it == peers_.end() ? Failure() : why_known_otherwise(it->second, local_id);
   lock.unlock();
-  waiter.tell({});
+  waiter.tell(known_otherwise);
+}
+
+/// A connection has one id for this channel. Another one can't be told on it, and a second connection would end what is under
+/// way on the first. (To a peer that has connected by itself this channel has the id that the peer has given it.)
+KVFERRY_INLINE Failure PeerDirectory::why_known_otherwise(const Peer& peer, const std::string& local_id) {
+  if (!peer.link || !peer.dialed || peer.local_id == local_id) {
+    return {};
+  }
+  return {std::make_error_code(std::errc::invalid_argument),
+          "the peer is connected and knows this channel as " + in_quotes(peer.local_id) + ", not " +
+              in_quotes(local_id) + ": disconnect it to connect by another id"};
 }
 
 KVFERRY_INLINE void PeerDirectory::acknowledge(const std::string& peer_id) {

@@ -273,6 +273,12 @@ KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, con
     return;
   }
   Peer& peer = it->second;
+  const Failure known_otherwise = why_known_otherwise(peer, local_id);
+  if (known_otherwise && answer.incarnation == peer.instance.incarnation) {
+    lock.unlock();
+    waiter.tell(known_otherwise);
+    return;
+  }
   if (!peer.instance.shown_by(answer.incarnation, answer.secret)) {
     move_to(peer, local_id, url, waiter, lock);
     return;
@@ -307,8 +313,9 @@ KVFERRY_INLINE void PeerDirectory::moved_peer_judged(const std::string& local_id
   if (closed_ || !it->second.link) {
     connect(local_id, peer_id, url, 0, waiter, lock);
   } else if (lives || it->second.link != asked_on) {
+    const Failure known_otherwise = why_known_otherwise(it->second, local_id);
     lock.unlock();
-    waiter.tell({});
+    waiter.tell(known_otherwise);
   } else {
     move_to(it->second, local_id, url, waiter, lock);
   }

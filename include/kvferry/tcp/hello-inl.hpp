@@ -6,7 +6,10 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
+#include <cstdint>
 
 #include <kvferry/error.hpp>
 
@@ -24,6 +27,11 @@ inline namespace internal {
 
 KVFERRY_INLINE int set_congestion_control(int socket, const std::string& name) {
   return ::setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(), static_cast<socklen_t>(name.size()));
+}
+
+/// The options of sockets are ints, and one that is cut off isn't what was asked for.
+KVFERRY_INLINE int int_at_most(std::uint64_t value, int most) noexcept {
+  return static_cast<int>(std::min(value, static_cast<std::uint64_t>(most)));
 }
 
 /// Whether both ends have one address: two programs of one host, or of one network namespace.
@@ -61,10 +69,10 @@ KVFERRY_INLINE void prepare_socket(asio::ip::tcp::socket& socket, const SocketOp
   }
   std::error_code ignored;
   if (options.send_buffer != 0) {
-    socket.set_option(asio::socket_base::send_buffer_size(static_cast<int>(options.send_buffer)), ignored);
+    socket.set_option(asio::socket_base::send_buffer_size(int_at_most(options.send_buffer, INT_MAX)), ignored);
   }
   if (options.receive_buffer != 0) {
-    socket.set_option(asio::socket_base::receive_buffer_size(static_cast<int>(options.receive_buffer)), ignored);
+    socket.set_option(asio::socket_base::receive_buffer_size(int_at_most(options.receive_buffer, INT_MAX)), ignored);
   }
   if (!options.congestion_control.empty()) {
     // It was checked before; it may have been forbidden since.
@@ -79,7 +87,8 @@ KVFERRY_INLINE void prepare_socket(asio::ip::tcp::socket& socket, const SocketOp
   if (options.keepalive_idle.count() > 0) {
     constexpr int interval_seconds = 5;
     constexpr int probes = 3;
-    const int idle = static_cast<int>(options.keepalive_idle.count());
+    constexpr int longest_idle = 32767;  // which the kernel takes, in seconds
+    const int idle = int_at_most(static_cast<std::uint64_t>(options.keepalive_idle.count()), longest_idle);
     socket.set_option(asio::socket_base::keep_alive(true), ignored);
     ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
     ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_KEEPINTVL, &interval_seconds, sizeof(interval_seconds));
