@@ -36,8 +36,9 @@ struct RdmaRail {
 /// Options of an RDMA channel. Sizes are in bytes.
 struct RdmaOptions : ChannelOptions {
   /// The rails. Rail n of one side is joined with rail n of the other. Rails that only one side has, and rails that are
-  /// not active or can't be used at the moment (the device has failed, the port has no address), are left out. `PeerInfo::path` names the rails in use. Empty: one rail, on the device that has the
-  /// address of `advertised_init_url` or `peer_init_url`, or else on the first active one.
+  /// not active or can't be used at the moment (the device has failed, the port has no address), are left out.
+  /// `PeerInfo::path` names the rails in use. Empty: one rail, on the device that has the address of
+  /// `advertised_init_url` or `peer_init_url`, or else on the first active one.
   std::vector<RdmaRail> rails;
 
   /// One-sided batches of at least this many bytes are spread over the rails, in parts of whole objects; smaller ones go over

@@ -287,7 +287,10 @@ bool RailProtocol::may_land(const Transfer& transfer) noexcept {
     return transfer.outstanding != 0 || transfer.answer_awaited || transfer.remote_recv != 0;
   }
   const bool told = transfer.answer_awaited || told_all(transfer);
-  return kind == TransferKind::read ? told : kind == TransferKind::write && (transfer.outstanding != 0 || transfer.arrival_awaited || told);
+  if (kind == TransferKind::read) {
+    return told;
+  }
+  return kind == TransferKind::write && (transfer.outstanding != 0 || transfer.arrival_awaited || told);
 }
 
 void RailProtocol::end_if_done(Transfer& transfer) {

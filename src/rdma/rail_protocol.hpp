@@ -215,7 +215,7 @@ class RailProtocol {
     bool notification_attached = false;
     bool notification_done = false;
     bool parts_done = false;      ///< write, read: all rails have reported that it has landed.
-    bool arrival_awaited = false; ///< write: the peer has been asked for an answer behind its bytes.
+    bool arrival_awaited = false;  ///< write: the peer has been asked for an answer behind its bytes.
     bool answer_awaited = false;  ///< Stopped, but the peer has been told of it, and will say what it did.
     bool recv_posted = false;     ///< recv: the peer has been told of all or some of it.
     bool acknowledged = false;

@@ -6,8 +6,7 @@
 #include <dlfcn.h>
 #include <infiniband/verbs.h>
 
-#include <asio/bind_executor.hpp>
-#include <asio/system_executor.hpp>
+#include <asio/io_context.hpp>
 #include <asio/use_future.hpp>
 
 #include <algorithm>
@@ -15,10 +14,14 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <future>
 #include <latch>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <new>
+#include <span>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -26,6 +29,7 @@
 #include <vector>
 
 #include "rdma/message.hpp"
+#include "rdma/rdma_link.hpp"
 #include "rdma/rdma_node.hpp"
 
 namespace {
@@ -280,8 +284,8 @@ TEST(VerbsFaults, ThePartOfAListThatIsRefusedIsItsOwnersFaultAlone) {
   Node peer(3);
   node.connect("node", "peer", peer);
   const auto read = [&](std::size_t page) {
-    return node.channel->async_batched_read(node.pages(1, page), {.peer_id = "peer", .remote_indexes = indexes(1, page)},
-                                            asio::use_future);
+    return node.channel->async_batched_read(node.pages(1, page),
+                                            {.peer_id = "peer", .remote_indexes = indexes(1, page)}, asio::use_future);
   };
   watching->waits = true;
   std::future<std::size_t> begun;
@@ -373,6 +377,43 @@ TEST(VerbsFaults, APeerIsToldOnlyOfBuffersThatAreThereAlsoWhenThisSideLeaves) {
   }
   EXPECT_FALSE(buffers->told_too_many);
   EXPECT_GT(buffers->farewells, 0U) << "else this tests nothing";
+}
+
+/// A channel that memory is used up in when a link has begun to be joined.
+class ForgetfulHost final : public kit::LinkHost {
+ public:
+  [[nodiscard]] const kit::PeerDescription& peer() const noexcept override { return peer_; }
+  [[nodiscard]] std::shared_ptr<const kit::RegionList> local_regions() const override {
+    return kit::RegionList::of({});
+  }
+  [[nodiscard]] bool deliver_notification(std::vector<std::byte>, std::uint64_t) override { return true; }
+  void when_abandoned(std::function<void()>) override { throw std::bad_alloc(); }
+  void link_failed(const kit::Link&, std::error_code) override {}
+
+ private:
+  const kit::PeerDescription peer_;
+};
+
+TEST(VerbsFaults, ALinkThatThereIsNoMemoryToJoinLeavesNothing) {
+  asio::io_context context;
+  const auto device = std::make_shared<RailDevice>(first_rails(1)[0], std::string());
+  const std::vector<RailPort> ports{{device, std::make_shared<DeviceEvents>(context.get_executor(), device),
+                                     std::make_shared<RailDomains>(device, std::span<const MemoryRegion>(),
+                                                                   std::size_t{1} << 30, RailDomain::Use::of_channel)}};
+  LinkOptions options;
+  options.rail.queue_pair.queue_depth = 16;
+  options.rail.queue_pair.read_depth = 4;
+  auto link = RdmaLink::create(context.get_executor(), ports, options);
+  const auto peers = RdmaLink::create(context.get_executor(), ports, options);
+  int calls = 0;
+  EXPECT_THROW(link->join(std::make_shared<ForgetfulHost>(), peers->endpoint(), Role::dialing,
+                          kit::Clock::now() + std::chrono::hours(1), [&](const auto&...) { ++calls; }),
+               std::bad_alloc);
+  const std::weak_ptr<RdmaLink> left = link;
+  link.reset();
+  EXPECT_TRUE(left.expired()) << "it would report its end at the deadline, to whom the exception has told of it";
+  EXPECT_EQ(calls, 0);
+  peers->shut(errc::closed, "the test ends");
 }
 
 }  // namespace
