@@ -63,7 +63,8 @@ namespace kvferry::inline KVFERRY_ABI {
 ///
 /// **Cancellation.** All `asio::cancellation_type`s have the same effect. An operation that hasn't started is dequeued;
 /// one that has is drained, or its connection is broken. Then it ends with `errc::cancelled`. After a write that did
-/// not succeed, the contents of its pages at the peer are unspecified.
+/// not succeed, the contents of its pages at the peer are unspecified. An attempt to connect goes on when all that waited
+/// for it were cancelled, and may still make the peer usable; `disconnect` ends it.
 ///
 /// **The end.** When a write has ended, for whatever reason, no byte of it lands at the peer afterwards, and its
 /// notification isn't handed out. One exception: the write's error belongs to `condition::may_still_land`. A write that
@@ -208,9 +209,11 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Answers a side message. Override it to handle messages of your own. LMCache: `handle_init_side_msg`.
   ///
   /// Runs on a thread that the channel keeps for side messages. It may block, and then delays other side messages, but
-  /// no handshake and no transfer. If it throws, the peer gets the error. A code of kvferry's arrives unchanged.
-  /// Another code arrives as `errc::connection_lost` if it belongs to `condition::peer_failed`, as `resource_limit` if
-  /// it is `retryable`, and else as `errc::handshake_failed`.
+  /// no handshake and no transfer. If it throws, the peer gets the error. A code of kvferry's arrives unchanged,
+  /// except that this side's own end is not the peer's: `errc::closed` arrives as `errc::peer_closed`, `errc::cancelled`
+  /// as `errc::peer_cancelled`, and `errc::forked` as `errc::handshake_failed`. Another code arrives as
+  /// `errc::connection_lost` if it belongs to `condition::peer_failed`, as `resource_limit` if it is `retryable`, and
+  /// else as `errc::handshake_failed`.
   ///
   /// The default answers nothing: it throws `errc::unhandled_side_message`. `kit::TransferChannelKit` answers
   /// `P2PInitSideMsg` and `PySocketInitRequest` as LMCache does.

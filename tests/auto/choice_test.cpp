@@ -111,6 +111,59 @@ TEST(AutoChoice, WhyTheBetterOneIsNotTakenIsSaidByBothSides) {
   EXPECT_TRUE(b.warned("path_chosen: road tcp; not shm: the peer did not come on it"));
 }
 
+/// Its links break as soon as they are made, so that the channel refuses them.
+class Breaking : public TcpTransferChannel {
+ public:
+  Breaking(TcpOptions options, std::shared_ptr<std::atomic<int>> made)
+      : TcpTransferChannel(std::move(options)), made_(std::move(made)) {}
+  ~Breaking() override { close(); }
+
+ protected:
+  [[nodiscard]] Bytes accept(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint,
+                             kit::Clock::time_point deadline, kit::LinkHandler on_link) override {
+    auto breaking = [host, made = made_, on_link = std::move(on_link)](
+                        std::error_code ec, std::shared_ptr<kit::Link> link, std::string diagnostic) {
+      if (link) {
+        ++*made;
+        host->link_failed(*link, errc::connection_lost);
+      }
+      on_link(ec, std::move(link), std::move(diagnostic));
+    };
+    return TcpTransferChannel::accept(std::move(host), remote_endpoint, deadline, std::move(breaking));
+  }
+
+ private:
+  const std::shared_ptr<std::atomic<int>> made_;
+};
+
+TEST(AutoChoice, ALinkThatTheChannelRefusesCountsForNoRoad) {
+  const auto made = std::make_shared<std::atomic<int>>(0);
+  const AutoRoad breaking{"tcp", [made](ChannelOptions common) {
+                            TcpOptions options;
+                            static_cast<ChannelOptions&>(options) = std::move(common);
+                            return std::make_unique<Breaking>(std::move(options), made);
+                          }};
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::unreachable);
+  Node b(with({shm(), breaking}));
+  Node a(with({mortal_shm(fate), tcp()}));
+  auto connected = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return made->load() > 0; }));
+  a.channel->close();
+  ASSERT_EQ(connected.wait_for(long_enough), std::future_status::ready);
+  b.channel->close();  // who was under way there has ended
+  EXPECT_EQ(b.channel->stats().handshakes.accepted, 0U);
+  EXPECT_EQ(b.channel->stats().roads.at(1).taken, 0U);
+  EXPECT_EQ(b.channel->stats().roads.at(1).fallbacks, 0U);
+  EXPECT_FALSE(b.warned("path_chosen"));
+
+  Node c(with({shm(), tcp()}));
+  Node d(with({shm(), tcp()}));
+  ASSERT_FALSE(d.connect(c));
+  EXPECT_EQ(c.channel->stats().roads.at(0).taken, 1U);
+  EXPECT_EQ(d.channel->stats().roads.at(0).taken, 1U);
+}
+
 /// Also before anybody connects.
 TEST(AutoChoice, ARoadThatThisHostDoesNotHaveIsLeftOutAndSaidSo) {
   const AutoRoad missing{"warp", [](ChannelOptions) -> std::unique_ptr<kit::TransferChannelKit> {

@@ -204,7 +204,8 @@ TEST_F(HandshakeClose, Line05_UnsentDataDoesNotHoldUpTheEnd) {
     deaf.send_frames({{}, echo(i).encoded()});
   }
   get(all_served);
-  service.reset();
+  auto ended = std::async(std::launch::async, [&] { service.reset(); });
+  EXPECT_EQ(ended.wait_for(std::chrono::seconds(20)), std::future_status::ready) << "it waits for who reads nothing";
 }
 
 }  // namespace

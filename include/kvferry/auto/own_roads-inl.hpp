@@ -66,17 +66,19 @@ KVFERRY_INLINE kit::Failure peer_on_unnamed_host() {
 
 KVFERRY_INLINE kit::Failure not_offered() { return {errc::no_path, "the peer doesn't offer it"}; }
 
-KVFERRY_INLINE void say_why(const OwnRoads& roads, const std::string& peer_id, kit::Link& link, const OwnRoad& taken,
-                            const Reasons& others) {
+KVFERRY_INLINE void say_why(const std::shared_ptr<const OwnRoads>& roads, const std::string& peer_id, kit::Link& link,
+                            const OwnRoad& taken, const Reasons& others) {
   const std::string why = others.sentence();
   const std::string name = link.path().starts_with(taken.name + " ") ? std::string() : "road " + taken.name;
   link.set_remark(name + (name.empty() || why.empty() ? "" : "; ") + why);
-  ++taken.counters->taken;
-  taken.counters->fallbacks += others.usual() ? 0 : 1;
-  // With a cause the warnings have a rate of their own: none is left out because of many records that warn of nothing.
-  const std::error_code cause = others.usual() ? std::error_code() : make_error_code(errc::no_path);
-  roads.logger->log(others.usual() ? LogLevel::info : LogLevel::warning, "path_chosen", peer_id, cause,
-                    [&] { return "road " + taken.name + (why.empty() ? std::string() : "; " + why); });
+  link.when_taken([roads, &taken, peer_id, why, usual = others.usual()] {
+    ++taken.counters->taken;
+    taken.counters->fallbacks += usual ? 0 : 1;
+    // With a cause the warnings have a rate of their own: none is left out because of many records that warn of nothing.
+    const std::error_code cause = usual ? std::error_code() : make_error_code(errc::no_path);
+    roads->logger->log(usual ? LogLevel::info : LogLevel::warning, "path_chosen", peer_id, cause,
+                       [&] { return "road " + taken.name + (why.empty() ? std::string() : "; " + why); });
+  });
 }
 
 }  // namespace kvferry::roads

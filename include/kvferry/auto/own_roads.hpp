@@ -93,8 +93,9 @@ class Reasons {
 [[nodiscard]] kit::Failure peer_on_unnamed_host();
 [[nodiscard]] kit::Failure not_offered();
 
-/// Tells the link and the log why it is this one.
-void say_why(const OwnRoads& roads, const std::string& peer_id, kit::Link& link, const OwnRoad& taken,
-             const Reasons& others);
+/// Tells the link why it is this one, and once it is the peer's, the log and the counters.
+/// @param taken one of `roads`.
+void say_why(const std::shared_ptr<const OwnRoads>& roads, const std::string& peer_id, kit::Link& link,
+             const OwnRoad& taken, const Reasons& others);
 
 }  // namespace kvferry::roads

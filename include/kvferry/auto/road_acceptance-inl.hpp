@@ -121,7 +121,7 @@ KVFERRY_INLINE void RoadAcceptance::take(std::size_t way, const std::shared_ptr<
     const std::lock_guard lock(mutex_);
     others = reasons(&ways_[way]);
   }
-  say_why(*roads_, host_->peer().id, *link, *ways_[way].own, others);
+  say_why(roads_, host_->peer().id, *link, *ways_[way].own, others);
   ways_[way].host->take(*link);
   abandon_all_but(way);
   on_link({}, link, {});

@@ -168,7 +168,7 @@ KVFERRY_INLINE void RoadDial::ended(std::size_t way, RoadHost& host, const Handl
     }
     (*on_link)(errc::cancelled, nullptr, "the attempt isn't wanted any more");
   } else if (!failure && link) {
-    say_why(*roads_, host_->peer().id, *link, *tried.own, reasons(way));
+    say_why(roads_, host_->peer().id, *link, *tried.own, reasons(way));
     host.take(*link);
     (*on_link)({}, std::move(link), {});
   } else if (failure.code == errc::closed) {

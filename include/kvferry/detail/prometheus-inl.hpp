@@ -14,8 +14,8 @@ inline namespace internal {
 
 using Labels = std::vector<std::pair<std::string_view, std::string>>;
 
-inline constexpr std::array<std::string_view, 9> own_labels{"transport", "kind", "category", "cause",  "path",
-                                                            "direction", "le",   "peer",     "outcome"};
+inline constexpr std::array<std::string_view, 10> own_labels{"transport", "kind", "category", "cause",   "path",
+                                                             "direction", "le",   "peer",     "outcome", "road"};
 
 KVFERRY_INLINE bool is_label_name(std::string_view name) {
   const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };

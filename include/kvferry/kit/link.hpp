@@ -153,8 +153,19 @@ class KVFERRY_EXPORT Link {
   /// The path and the remark.
   [[nodiscard]] std::string path_with_remark() const { return remark_.empty() ? path() : path() + "; " + remark_; }
 
+  /// Has `call` called once if the link becomes its peer's: it may be refused when it is handed over. Without locks, on the
+  /// thread that hands it over. Set it, if at all, before that; of several, all are called. Must not throw.
+  void when_taken(std::function<void()> call) { when_taken_.push_back(std::move(call)); }
+  /// For the channel, which takes it.
+  void be_taken() noexcept {
+    for (const auto& call : std::exchange(when_taken_, {})) {
+      call();
+    }
+  }
+
  private:
   std::string remark_;
+  std::vector<std::function<void()>> when_taken_;
 };
 
 /// The channel, as its links see it. Stays valid after the channel is closed; calls then do nothing.
@@ -221,6 +232,8 @@ class KVFERRY_EXPORT Dial {
   /// handshake.
   [[nodiscard]] virtual Bytes local_endpoint() = 0;
   /// Connects to the endpoint in the handshake's answer. Must not block.
+  /// @param deadline when `on_link` is called at the latest. A channel alone ends the attempt by itself a little later. As a
+  ///   road of an `AutoTransferChannel` the transport has to keep it: no other road is tried before.
   virtual void connect(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint, Clock::time_point deadline,
                        LinkHandler on_link) = 0;
 };

@@ -190,6 +190,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
     }
   }
   if (made) {
+    made->be_taken();
     ++(accepting ? accepted_ : dialed_);
     reconnected_ += reconnected ? 1 : 0;
     logger_->log(LogLevel::info, "peer_connected", peer_id, {}, [&] {
