@@ -148,19 +148,26 @@ class LiarsHandshakes {
 
   [[nodiscard]] std::string url() const { return router_.get(zmq::sockopt::last_endpoint); }
 
-  /// @return what the channel at `url` answers within this time; empty: nothing.
-  [[nodiscard]] Bytes ask(const std::string& url, std::span<const std::byte> question, int milliseconds) {
+  /// @param on_silence called once, if there is no answer at once. @return what the channel at `url` answers within this
+  /// time; empty: nothing.
+  template <class OnSilence>
+  [[nodiscard]] Bytes ask(const std::string& url, std::span<const std::byte> question, int milliseconds,
+                          OnSilence on_silence) {
+    constexpr int at_once = 20;
     zmq::socket_t dealer(context_, zmq::socket_type::dealer);
     dealer.set(zmq::sockopt::linger, 0);
-    dealer.set(zmq::sockopt::rcvtimeo, milliseconds);
+    dealer.set(zmq::sockopt::rcvtimeo, at_once);
     dealer.connect(url);
     dealer.send(zmq::message_t(), zmq::send_flags::sndmore);
     dealer.send(zmq::buffer(question.data(), question.size()), zmq::send_flags::none);
     zmq::message_t part;
-    if (!receive(dealer, part) || !receive(dealer, part)) {
-      return {};
+    bool answered = receive(dealer, part);
+    if (!answered && milliseconds > at_once) {
+      on_silence();
+      dealer.set(zmq::sockopt::rcvtimeo, milliseconds - at_once);
+      answered = receive(dealer, part);
     }
-    return bytes_of(part);
+    return answered && receive(dealer, part) ? bytes_of(part) : Bytes();
   }
 
   struct Asked {

@@ -39,7 +39,8 @@ class LyingPeer {
   /// A question to the channel, with or without lies.
   void ask() {
     kit::InitQuestion question;
-    question.transport = input_.choice(16) == 15 ? "rdma" : "tcp";
+    const std::size_t how = input_.choice(16);
+    question.transport = how == 15 ? "rdma" : "tcp";
     question.version = input_.choice(16) == 15 ? input_.number() : kit::protocol_version;
     question.sender_id = ids[input_.choice(16) == 15 ? 2 : input_.choice(2)];
     question.receiver_id = "attacked";
@@ -52,8 +53,7 @@ class LyingPeer {
       const std::uint64_t size = page * (1 + input_.choice(16));
       question.regions.emplace_back(size, page, input_.choice(4));
     }
-    question.endpoint =
-        kit::encode_endpoint(tcp::DialEndpoint{input_.choice(8) == 7 ? input_.any_number() : 1 + input_.choice(3)});
+    tcp::DialEndpoint dials{input_.choice(8) == 7 ? input_.any_number() : 1 + input_.choice(3)};
     if (input_.flag()) {
       question.secret = Bytes(16, static_cast<std::byte>(input_.choice(2)));
     }
@@ -63,13 +63,27 @@ class LyingPeer {
     if (input_.choice(8) == 7) {
       question.who = input_.flag();
     }
-    take_answer(handshakes_.ask(attacked_.channel.peer_init_url(), encode_side_message(question).encoded(), 250));
+    // The channel has none of either: such a question is refused.
+    if (how == 13 || how == 14) {
+      dials.encrypted = input_.flag();
+      dials.certificate = how == 14 ? std::optional(some_hash()) : std::nullopt;
+    }
+    question.endpoint = kit::encode_endpoint(dials);
+    const bool may_be_accepted = !dials.encrypted.value_or(false) && !dials.certificate;
+    // If this id is connected, the channel waits for a second for its peer to say something. Half of them hang up instead.
+    const auto hang_up = [this] {
+      if (incarnation_ % 2 == 0) {
+        close_all();
+      }
+    };
+    const auto encoded = encode_side_message(question).encoded();
+    take_answer(handshakes_.ask(attacked_.channel.peer_init_url(), encoded, 250, hang_up), may_be_accepted);
   }
 
   /// Anything instead of a question.
   void babble() {
     const auto bytes = input_.bytes(input_.number());
-    (void)handshakes_.ask(attacked_.channel.peer_init_url(), bytes, 20);
+    (void)handshakes_.ask(attacked_.channel.peer_init_url(), bytes, 20, [] {});
   }
 
   /// All lanes that the last answer was about, with their hellos.
@@ -215,13 +229,17 @@ class LyingPeer {
     return hello;
   }
 
-  void take_answer(const Bytes& bytes) {
+  /// As SHA-256 has it, or nearly.
+  Bytes some_hash() { return Bytes(input_.choice(4) == 3 ? input_.number() : 32, std::byte{3}); }
+
+  void take_answer(const Bytes& bytes, bool may_be_accepted) {
     std::error_code ec;
     const auto message = parse_side_message(bytes, ec);
     const auto answer = ec ? kit::InitAnswer() : decode_side_message<kit::InitAnswer>(message, ec);
     if (ec || answer.status != kit::InitAnswer::ok) {
       return;
     }
+    require(may_be_accepted, "who wants encrypted connections gets no others");
     endpoint_ = kit::decode_endpoint<tcp::AcceptEndpoint>(answer.endpoint, ec);
     require(!ec && endpoint_->lanes >= 1 && endpoint_->lanes <= 3, "the channel answers with an endpoint");
     accepted_ = true;
@@ -275,7 +293,8 @@ class LyingPeer {
     if (question.who.value_or(false) && input_.choice(4) != 3) {
       answer.status = kit::InitAnswer::here;
     }
-    answer.version = input_.choice(16) == 15 ? input_.any_number() : kit::protocol_version;
+    const std::size_t secured = input_.choice(16);
+    answer.version = secured == 15 ? input_.any_number() : kit::protocol_version;
     answer.transport = "tcp";
     answer.incarnation = incarnation_;
     answer.regions = {{AttackedChannel::page * 4, AttackedChannel::page, input_.choice(4)}};
@@ -285,6 +304,11 @@ class LyingPeer {
     endpoint.lanes = input_.choice(8) == 7 ? input_.any_number() : 1 + input_.choice(3);
     endpoint.dial_secret = Bytes(input_.choice(16) == 15 ? 15 : 16, std::byte{1});
     endpoint.accept_secret = Bytes(16, std::byte{2});
+    if (secured >= 11 && secured <= 14) {
+      endpoint.tls_identity = secured != 11 ? std::optional(Bytes(16, std::byte{4})) : std::nullopt;
+      endpoint.tls_secret = secured == 12 || secured == 13 ? std::optional(Bytes(32, std::byte{5})) : std::nullopt;
+      endpoint.certificate = secured != 12 ? std::optional(some_hash()) : std::nullopt;
+    }
     answer.endpoint = kit::encode_endpoint(endpoint);
     const std::size_t how = input_.choice(16);
     if (how == 15) {
