@@ -106,7 +106,7 @@ TEST(LaneProtocol, Line11_SenselessFramesBreakTheConnectionAndTouchNothing) {
     const auto ec = side.feed(frame_bytes(hostile.header, hostile.descriptors, payload));
     EXPECT_EQ(ec, errc::protocol_violation) << hostile.name;
     EXPECT_FALSE(side.protocol->violation().empty()) << hostile.name;
-    EXPECT_EQ(side.memory, before) << hostile.name;
+    EXPECT_TRUE(kvferry::testing::same_bytes(side.memory, before)) << hostile.name;
   }
 }
 
@@ -166,7 +166,7 @@ TEST(LaneProtocol, Line11_RequestsOutOfBoundsAreRefusedAndTouchNothing) {
       FrameHeader answered;
       std::memcpy(&answered, answer.data(), sizeof(answered));
       EXPECT_EQ(answered.status, static_cast<std::uint32_t>(hostile.expected)) << hostile.name;
-      EXPECT_EQ(side.memory, before) << hostile.name;
+      EXPECT_TRUE(kvferry::testing::same_bytes(side.memory, before)) << hostile.name;
     }
   }
 }
@@ -284,7 +284,7 @@ TEST(LaneProtocol, Line11_SendDataThatDoesNotFitItsRecvBreaksTheConnection) {
     const auto before = side.memory;
     const std::vector<std::byte> payload(made.payload_bytes, std::byte{0xee});
     const auto ec = side.feed(frame_bytes(made, descriptors, payload));
-    EXPECT_EQ(side.memory, before);
+    EXPECT_TRUE(kvferry::testing::same_bytes(side.memory, before));
     return ec;
   };
   EXPECT_EQ(attempt(header(FrameType::send_data, 1, 65), {{0, 65}}), errc::protocol_violation);

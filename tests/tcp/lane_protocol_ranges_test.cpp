@@ -97,8 +97,8 @@ TEST_P(RangeSteps, RandomRangesMoveEveryByteAndNoOther) {
       EXPECT_EQ(outcome->calls, 1);
       EXPECT_FALSE(outcome->ec) << outcome->diagnostic;
       EXPECT_EQ(outcome->count, objects.size());
-      ASSERT_TRUE(a.memory == expected_a);
-      ASSERT_TRUE(b.memory == expected_b);
+      ASSERT_TRUE(kvferry::testing::same_bytes(a.memory, expected_a));
+      ASSERT_TRUE(kvferry::testing::same_bytes(b.memory, expected_b));
       EXPECT_EQ(ends.fetched() != 0, travel.referred);
     }
   }
@@ -153,7 +153,7 @@ TEST(LaneProtocolRanges, Line11_SenselessRangesBreakTheConnectionAndTouchNothing
       const auto made = header(type, hostile.descriptors, hostile.payload);
       EXPECT_EQ(side.feed(frame_bytes(made, hostile.descriptors, payload)), errc::protocol_violation) << hostile.name;
       EXPECT_FALSE(side.protocol->violation().empty()) << hostile.name;
-      EXPECT_TRUE(side.memory == before) << hostile.name;
+      EXPECT_TRUE(kvferry::testing::same_bytes(side.memory, before)) << hostile.name;
     }
   }
 }
@@ -198,7 +198,7 @@ TEST(LaneProtocolRanges, Line11_RangesOutOfBoundsAreRefusedAndTouchNothing) {
       FrameHeader answered;
       std::memcpy(&answered, answer.data(), sizeof(answered));
       EXPECT_EQ(static_cast<errc>(answered.status), hostile.expected) << hostile.name;
-      EXPECT_TRUE(side.memory == before) << hostile.name;
+      EXPECT_TRUE(kvferry::testing::same_bytes(side.memory, before)) << hostile.name;
     }
   }
 }

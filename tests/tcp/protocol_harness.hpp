@@ -8,7 +8,6 @@
 #include <cstring>
 #include <memory>
 #include <optional>
-#include <random>
 #include <span>
 #include <string>
 #include <utility>
@@ -18,6 +17,9 @@
 
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/tcp/lane_protocol.hpp>
+#include <kvferry/testing/patterns.hpp>
+
+#include "common/same_bytes.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
@@ -88,10 +90,7 @@ class Host final : public kit::LinkHost {
 };
 
 inline void fill(std::span<std::byte> memory, unsigned seed) {
-  std::mt19937 random(seed);
-  for (std::byte& byte : memory) {
-    byte = static_cast<std::byte>(random());
-  }
+  kvferry::testing::fill(MutableBuffer(memory), seed);
 }
 
 inline TransferRequest request(TransferKind kind, std::vector<MutableBuffer> objects,

@@ -26,6 +26,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/own_loopback.hpp>
+#include <kvferry/testing/patterns.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp::write_end {
@@ -47,8 +48,7 @@ struct Owner {
   }
 
   [[nodiscard]] bool page_is(std::size_t index, std::byte value) const {
-    const auto bytes = std::span(memory).subspan(index * page, page);
-    return std::ranges::all_of(bytes, [value](std::byte byte) { return byte == value; });
+    return bool{kvferry::testing::is_constant(std::span(memory).subspan(index * page, page), value)};
   }
 
   std::vector<std::byte> memory;
@@ -180,7 +180,7 @@ TEST_P(WriteEnd, OfABatchThatIsSpreadTheLastObjectOfAPageWins) {
   std::ranges::fill(std::span(owner_.memory).last(page), std::byte{0x77});
   EXPECT_EQ(writer.batched_read(std::vector<MutableBuffer>(pages, MutableBuffer(target)), {.peer_id = "owner", .remote_indexes = indexes}),
             pages);
-  EXPECT_TRUE(std::ranges::all_of(target, [](std::byte byte) { return byte == std::byte{0x77}; }));
+  EXPECT_TRUE(kvferry::testing::is_constant(target, std::byte{0x77}));
 }
 
 TEST_P(WriteEnd, OfAChannelThatIsClosedIsCertainOrSaysThatItIsNot) {
@@ -208,7 +208,7 @@ TEST_P(WriteEnd, OfAChannelThatIsClosedIsCertainOrSaysThatItIsNot) {
   TcpTransferChannel other(writer_options());
   connect(other, "other");
   EXPECT_EQ(other.batched_write(objects(std::byte{0xbb}), {.peer_id = "owner", .remote_indexes = indexes}), pages);
-  EXPECT_TRUE(std::ranges::all_of(owner_.memory, [](std::byte byte) { return byte == std::byte{0xbb}; }));
+  EXPECT_TRUE(kvferry::testing::is_constant(owner_.memory, std::byte{0xbb}));
 }
 
 TEST_P(WriteEnd, AChannelThatIsClosedWaitsForPeersThatAnswer) {
@@ -238,7 +238,7 @@ TEST_P(WriteEnd, AFenceWaitsForWhatThePeerHasStarted) {
     auto write = writer.async_batched_write(objects(static_cast<std::byte>(round)),
                                             {.peer_id = "owner", .remote_indexes = indexes}, asio::use_future);
     owner_.channel->fence("writer");
-    EXPECT_TRUE(std::ranges::all_of(owner_.memory, [round](std::byte byte) { return byte == static_cast<std::byte>(round); }));
+    EXPECT_TRUE(kvferry::testing::is_constant(owner_.memory, static_cast<std::byte>(round)));
     EXPECT_EQ(write.get(), pages);
   }
   EXPECT_TRUE(owner_.channel->remote_xfer_handler_exists("writer"));

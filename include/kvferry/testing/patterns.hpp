@@ -23,21 +23,35 @@ inline constexpr std::size_t guard_size = 48;
 
 namespace detail {
 
-/// The words of a pattern: SplitMix64, so that neither neighbouring seeds nor neighbouring offsets look alike.
-class PatternWords {
+/// A pattern, block by block: SplitMix64, so that neither neighbouring seeds nor neighbouring offsets look alike.
+///
+/// Tests are compiled without optimisation, and for sanitizers, where each call and each access takes longer than the word
+/// itself. So a block is made in one loop over local variables, and copied and compared in one call.
+class PatternBlocks {
  public:
-  explicit PatternWords(std::uint64_t seed) : state_(seed * 0xd1342543de82ef95ULL) {}
+  static constexpr std::size_t block = 512;
 
-  std::uint64_t next() {
-    state_ += 0x9e3779b97f4a7c15ULL;
-    std::uint64_t word = state_;
-    word = (word ^ (word >> 30U)) * 0xbf58476d1ce4e5b9ULL;
-    word = (word ^ (word >> 27U)) * 0x94d049bb133111ebULL;
-    return word ^ (word >> 31U);
+  explicit PatternBlocks(std::uint64_t seed) : state_(seed * 0xd1342543de82ef95ULL) {}
+
+  /// The next `size` bytes, at most a block; fewer only for the last. They stay until the next call.
+  [[nodiscard]] const std::byte* next(std::size_t size) {
+    std::uint64_t state = state_;
+    std::uint64_t* const words = words_;
+    const std::size_t count = (size + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t);
+    for (std::size_t i = 0; i < count; ++i) {
+      state += 0x9e3779b97f4a7c15ULL;
+      std::uint64_t word = state;
+      word = (word ^ (word >> 30U)) * 0xbf58476d1ce4e5b9ULL;
+      word = (word ^ (word >> 27U)) * 0x94d049bb133111ebULL;
+      words[i] = word ^ (word >> 31U);
+    }
+    state_ = state;
+    return reinterpret_cast<const std::byte*>(words);
   }
 
  private:
   std::uint64_t state_;
+  std::uint64_t words_[block / sizeof(std::uint64_t)] = {};
 };
 
 inline ::testing::AssertionResult differs(std::size_t offset, std::size_t size, std::byte found, std::byte expected) {
@@ -49,24 +63,22 @@ inline ::testing::AssertionResult differs(std::size_t offset, std::size_t size, 
 
 /// Fills a buffer with the pattern of a seed.
 inline void fill(MutableBuffer buffer, std::uint64_t seed) {
-  detail::PatternWords words(seed);
-  for (std::size_t offset = 0; offset < buffer.size(); offset += sizeof(std::uint64_t)) {
-    const std::uint64_t word = words.next();
-    std::memcpy(buffer.data() + offset, &word, std::min(sizeof(word), buffer.size() - offset));
+  detail::PatternBlocks pattern(seed);
+  for (std::size_t offset = 0; offset < buffer.size(); offset += pattern.block) {
+    const std::size_t size = std::min(pattern.block, buffer.size() - offset);
+    std::memcpy(buffer.data() + offset, pattern.next(size), size);
   }
 }
 
 /// Whether a buffer holds the pattern of a seed, from its first byte to its last.
 [[nodiscard]] inline ::testing::AssertionResult matches(ConstBuffer buffer, std::uint64_t seed) {
-  detail::PatternWords words(seed);
-  for (std::size_t offset = 0; offset < buffer.size(); offset += sizeof(std::uint64_t)) {
-    const std::uint64_t word = words.next();
-    const std::size_t size = std::min(sizeof(word), buffer.size() - offset);
-    if (std::memcmp(buffer.data() + offset, &word, size) == 0) {
+  detail::PatternBlocks pattern(seed);
+  for (std::size_t offset = 0; offset < buffer.size(); offset += pattern.block) {
+    const std::size_t size = std::min(pattern.block, buffer.size() - offset);
+    const std::byte* const expected = pattern.next(size);
+    if (std::memcmp(buffer.data() + offset, expected, size) == 0) {
       continue;
     }
-    std::byte expected[sizeof(word)];
-    std::memcpy(expected, &word, sizeof(word));
     for (std::size_t i = 0; i < size; ++i) {
       if (buffer[offset + i] != expected[i]) {
         return detail::differs(offset + i, buffer.size(), buffer[offset + i], expected[i]) << " of pattern " << seed;
