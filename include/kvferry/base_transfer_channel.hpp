@@ -168,7 +168,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// the later channel takes its place. `ChannelStats` counts such conflicts, and they are logged.
   ///
   /// @param local_id the id by which the peer will know this channel: 1 to `max_peer_id_bytes` bytes of UTF-8 without
-  ///   control characters (U+0000 to U+001F, U+007F to U+009F).
+  ///   control characters (U+0000 to U+001F, U+007F to U+009F). A connected peer is told no second one: `disconnect` first.
   /// @param peer_id the id by which this channel will know the peer; likewise.
   /// @param peer_init_url `tcp://host:port` or `host:port`; IPv6 hosts in brackets.
   /// @param side_message sent to the peer's `handle_init_side_msg` after the handshake.
@@ -176,8 +176,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @throws TransferError `errc::empty_peer_id`, `errc::invalid_peer_id`, `errc::invalid_url`, `errc::self_connection`,
   ///   `errc::handshake_failed`, `errc::version_mismatch`, `errc::transport_mismatch`, `errc::invalid_region`,
   ///   `errc::authentication_failed`, `errc::identity_conflict`, `errc::resource_limit`,
-  ///   `errc::timed_out`, `errc::closed`, the error with which the peer answered the side message, and the network's
-  ///   own codes.
+  ///   `errc::timed_out`, `errc::closed`, the error with which the peer answered the side message, EINVAL (the connected
+  ///   peer knows this channel by another id), and the network's own codes.
   std::optional<SideMessage> lazy_init_peer_connection(std::string_view local_id, std::string_view peer_id,
                                                        std::string_view peer_init_url,
                                                        std::optional<SideMessage> side_message = {},
