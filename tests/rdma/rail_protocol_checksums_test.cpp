@@ -6,13 +6,14 @@
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/testing/patterns.hpp>
 
+#include "common/same_bytes.hpp"
 #include "rdma/two_sides.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -47,10 +48,8 @@ std::vector<std::byte> checksums_message(MessageHeader header, const std::vector
 class RailProtocolChecksums : public TwoSides {
  protected:
   RailProtocolChecksums() : TwoSides(region_pages) {
-    std::mt19937 random(5);
-    for (Side* const side : {&a, &b}) {
-      std::ranges::generate(side->memory, [&] { return static_cast<std::byte>(random()); });
-    }
+    kvferry::testing::fill(MutableBuffer(a.memory), 5);
+    kvferry::testing::fill(MutableBuffer(b.memory), 6);
   }
 
   /// Posts, completes and takes what there is to, without comparing anything.
@@ -116,7 +115,7 @@ TEST_F(RailProtocolChecksums, EveryKindMovesTheRightBytes) {
       run();
       EXPECT_EQ(outcome->calls, 1);
       EXPECT_EQ(outcome->count, count) << outcome->ec.message();
-      EXPECT_TRUE(std::ranges::equal(a.at(0, count * page), b.at(0, count * page)));
+      EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, count * page), b.at(0, count * page)));
     }
   }
   EXPECT_EQ(b.host->notifications.size(), 10U);
@@ -129,7 +128,7 @@ TEST_F(RailProtocolChecksums, EveryKindMovesTheRightBytes) {
     run();
     EXPECT_EQ(sent->count, count) << sent->ec.message();
     EXPECT_EQ(received->count, count) << received->ec.message();
-    EXPECT_TRUE(std::ranges::equal(a.at(0, count * size), b.at(0, count * size)));
+    EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, count * size), b.at(0, count * size)));
   }
   EXPECT_EQ(a.host->differed + b.host->differed, 0U);
   EXPECT_TRUE(a.protocol->idle());
@@ -450,7 +449,7 @@ TEST_F(RailProtocolChecksums, ASendWhoseRecvIsStoppedBeforeItIsComparedGoesToThe
     run();
     EXPECT_EQ(sent->count, 4U) << sent->ec.message();
     EXPECT_EQ(again->count, 4U) << again->ec.message();
-    EXPECT_TRUE(std::ranges::equal(a.at(0, 4 * size), b.at(20 * page, 4 * size)));
+    EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, 4 * size), b.at(20 * page, 4 * size)));
   }
 }
 
