@@ -7,13 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <random>
 #include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/testing/patterns.hpp>
 
 #include "rdma/two_sides.hpp"
 
@@ -48,10 +48,8 @@ std::vector<std::byte> checksums_message(MessageHeader header, const std::vector
 class RailProtocolChecksums : public TwoSides {
  protected:
   RailProtocolChecksums() : TwoSides(region_pages) {
-    std::mt19937 random(5);
-    for (Side* const side : {&a, &b}) {
-      std::ranges::generate(side->memory, [&] { return static_cast<std::byte>(random()); });
-    }
+    kvferry::testing::fill(MutableBuffer(a.memory), 5);
+    kvferry::testing::fill(MutableBuffer(b.memory), 6);
   }
 
   /// Posts, completes and takes what there is to, without comparing anything.

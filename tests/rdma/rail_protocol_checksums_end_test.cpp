@@ -13,6 +13,7 @@
 
 #include <kvferry/error.hpp>
 
+#include "common/same_bytes.hpp"
 #include "rdma/rail_checksums.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -93,7 +94,7 @@ TEST_F(RailProtocolChecksums, ASendWhoseRecvIsStoppedBeforeItIsComparedGoesToThe
     run();
     EXPECT_EQ(sent->count, 4U) << sent->ec.message();
     EXPECT_EQ(again->count, 4U) << again->ec.message();
-    EXPECT_TRUE(std::ranges::equal(a.at(0, 4 * size), b.at(20 * page, 4 * size)));
+    EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, 4 * size), b.at(20 * page, 4 * size)));
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include <kvferry/error.hpp>
 
+#include "common/same_bytes.hpp"
 #include "rdma/rail_checksums.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -29,7 +30,7 @@ TEST_F(RailProtocolChecksums, EveryKindMovesTheRightBytes) {
       run();
       EXPECT_EQ(outcome->calls, 1);
       EXPECT_EQ(outcome->count, count) << outcome->ec.message();
-      EXPECT_TRUE(std::ranges::equal(a.at(0, count * page), b.at(0, count * page)));
+      EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, count * page), b.at(0, count * page)));
     }
   }
   EXPECT_EQ(b.host->notifications.size(), 10U);
@@ -42,7 +43,7 @@ TEST_F(RailProtocolChecksums, EveryKindMovesTheRightBytes) {
     run();
     EXPECT_EQ(sent->count, count) << sent->ec.message();
     EXPECT_EQ(received->count, count) << received->ec.message();
-    EXPECT_TRUE(std::ranges::equal(a.at(0, count * size), b.at(0, count * size)));
+    EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, count * size), b.at(0, count * size)));
   }
   EXPECT_EQ(a.host->differed + b.host->differed, 0U);
   EXPECT_TRUE(a.protocol->idle());

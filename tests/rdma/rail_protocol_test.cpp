@@ -12,7 +12,9 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/rdma_error.hpp>
+#include <kvferry/testing/patterns.hpp>
 
+#include "common/same_bytes.hpp"
 #include "fuzz/message_types.hpp"
 #include "rdma/rail_sides.hpp"
 
@@ -26,10 +28,8 @@ class RailProtocolTest : public ::testing::Test {
   RailProtocolTest() {
     a.join(b);
     b.join(a);
-    std::mt19937 random(3);
-    for (Side* const side : {&a, &b}) {
-      std::ranges::generate(side->memory, [&] { return static_cast<std::byte>(random()); });
-    }
+    kvferry::testing::fill(MutableBuffer(a.memory), 3);
+    kvferry::testing::fill(MutableBuffer(b.memory), 4);
   }
 
   /// Does what there is to do. @return whether there was anything.
@@ -91,7 +91,7 @@ TEST_F(RailProtocolTest, ManySmallObjectsOverFewReceiveBuffers) {
     run(lazy);
     EXPECT_EQ(sent->count, 20'000U) << sent->ec.message();
     EXPECT_EQ(received->count, 20'000U);
-    EXPECT_TRUE(std::ranges::equal(a.at(0, 2'000'000), b.at(0, 2'000'000)));
+    EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, 2'000'000), b.at(0, 2'000'000)));
     EXPECT_LE(a.most_arrived, buffers) << "a message that would have found no receive buffer";
     EXPECT_LE(b.most_arrived, buffers);
     std::ranges::fill(b.memory, std::byte{0});
@@ -138,7 +138,7 @@ TEST_F(RailProtocolTest, ARecvWithDirectBuffersEndsWhenTheSenderHasAnswered) {
   run();
   EXPECT_EQ(sent->count, 1U);
   EXPECT_EQ(again->count, 1U);
-  EXPECT_TRUE(std::ranges::equal(a.at(0, 100'000), b.at(200'000, 100'000)));
+  EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, 100'000), b.at(200'000, 100'000)));
 }
 
 TEST_F(RailProtocolTest, ALongNotificationComesWhole) {
@@ -154,7 +154,7 @@ TEST_F(RailProtocolTest, ALongNotificationComesWhole) {
   EXPECT_EQ(written->count, 1U);
   ASSERT_EQ(b.host->notifications.size(), 1U);
   EXPECT_EQ(b.host->notifications[0], request.notification);
-  EXPECT_TRUE(std::ranges::equal(a.at(0, page), b.at(7 * page, page)));
+  EXPECT_TRUE(kvferry::testing::same_bytes(a.at(0, page), b.at(7 * page, page)));
 }
 
 TEST_F(RailProtocolTest, RangesAndStridesGoBothWays) {
@@ -183,8 +183,8 @@ TEST_F(RailProtocolTest, RangesAndStridesGoBothWays) {
     run();
     EXPECT_EQ(outcome->calls, 1);
     EXPECT_EQ(outcome->count, 3U) << outcome->ec.message();
-    EXPECT_TRUE(a.memory == expected_a);
-    EXPECT_TRUE(b.memory == expected_b);
+    EXPECT_TRUE(kvferry::testing::same_bytes(a.memory, expected_a));
+    EXPECT_TRUE(kvferry::testing::same_bytes(b.memory, expected_b));
   }
 }
 
