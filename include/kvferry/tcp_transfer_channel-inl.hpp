@@ -243,8 +243,9 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
         std::max<std::chrono::milliseconds>(bounded(given.frame_timeout), std::chrono::milliseconds(10))},
        impl_->traffic,
        {}},
-      {given.send_buffer, given.receive_buffer, given.keepalive_idle, bounded(given.user_timeout),
-       given.congestion_control, given.same_host_congestion_control}};
+      {given.send_buffer, given.receive_buffer,
+       std::clamp<std::chrono::seconds>(given.keepalive_idle, std::chrono::seconds::zero(), std::chrono::hours(1)),
+       bounded(given.user_timeout), given.congestion_control, given.same_host_congestion_control}};
   if (!given.advertised_data_address.empty()) {
     impl_->advertised_data = parse_url(given.advertised_data_address);
     if (impl_->advertised_data.is_wildcard()) {

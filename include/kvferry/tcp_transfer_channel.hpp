@@ -58,7 +58,8 @@ struct TcpOptions : ChannelOptions {
   /// stream can't fill the network (100 Gb/s, long distances).
   std::size_t lanes_per_peer = 1;
 
-  /// One-sided batches of at least this many bytes are spread over the lanes.
+  /// One-sided batches of at least this many bytes are spread over the lanes, in whole objects: so a batch of one object,
+  /// however large, takes one lane. So does a batch that writes something twice, or reads into buffers that overlap.
   std::size_t stripe_threshold = std::size_t{4} << 20;
 
   /// For an operation that passed its deadline or was cancelled: how long the peer may take to deal with the bytes that
@@ -89,7 +90,7 @@ struct TcpOptions : ChannelOptions {
   std::string same_host_congestion_control = "reno";
 
   /// How long a connection may be idle before it is probed. The probe detects, before the next use, that a firewall has
-  /// dropped the connection. Zero: never probed.
+  /// dropped the connection. Up to an hour. Zero: never probed.
   std::chrono::seconds keepalive_idle{15};
 
   /// TCP_USER_TIMEOUT: how long the peer's host may leave sent bytes, or probes of an idle connection, unacknowledged,

@@ -6,11 +6,14 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <new>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
 
+#include "common/allocation_limit.hpp"
 #include "protocol_harness.hpp"
 #include <kvferry/tcp/lane_protocol.hpp>
 
@@ -39,6 +42,40 @@ TransferRequest write_of(Side& side, std::size_t pages, std::vector<std::byte> n
   }
   write.notification = std::move(notification);
   return write;
+}
+
+TEST(LaneProtocolEnd, OfAConnectionNeedsNoMemory) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    SCOPED_TRACE(allocations);
+    Side a;
+    const auto under_way = std::make_shared<Outcome>();
+    const auto waiting = std::make_shared<Outcome>();
+    (void)a.start(write_of(a, 4), under_way);
+    ASSERT_FALSE(take_all(a).empty());
+    (void)a.start(write_of(a, 4), waiting);
+    int told = 0;
+    a.protocol->fence([&] { ++told; });
+    a.protocol->fence([&] { ++told; });
+    a.protocol->region_removed(1, [&] { ++told; });
+    std::string why(100, 'w');
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    bool thrown = false;
+    try {
+      a.protocol->fail(errc::closed, std::move(why));
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    test::allocations_left = test::unlimited_allocations;
+    refused = test::allocation_refused;
+    EXPECT_FALSE(thrown);
+    EXPECT_EQ(under_way->ec, errc::closed_in_flight);
+    EXPECT_EQ(waiting->ec, errc::closed);
+    EXPECT_EQ(std::ranges::count(under_way->statuses, std::error_code(errc::closed_in_flight)), 4);
+    EXPECT_EQ(under_way->calls + waiting->calls, 2);
+    EXPECT_EQ(told, 3);
+  }
 }
 
 TEST(LaneProtocolEnd, AWriteThatIsGivenUpEndsWhenThePeerHasDealtWithIt) {

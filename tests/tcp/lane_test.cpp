@@ -435,6 +435,36 @@ TEST(Lane, APeerThatStopsWithinAFrameIsGivenUp) {
   }
 }
 
+// The peer may have waited for room.
+TEST(Lane, TimeForWhichThisSideWasAwayIsNotThePeers) {
+  FrameHeader post;
+  post.type = FrameType::recv_post;
+  post.operation = 1;
+  post.count = kit::max_paired_objects;
+  auto bytes = testing::frame_bytes(post);
+  bytes.resize(4 * sizeof(FrameHeader));
+  const auto said = std::span(bytes).first(bytes.size() / 2);
+  std::string why;
+  bool in_time = false;
+  while (!in_time) {
+    StrangersLane stranger(std::chrono::milliseconds(250));
+    stranger.say(said);
+    asio::write(stranger.connection.far, asio::buffer(bytes.data() + said.size(), bytes.size() - said.size()));
+    std::this_thread::sleep_for(stranger.frame_timeout);  // the thread is at something else
+    const auto back = kit::Clock::now();
+    stranger.context.poll();
+    in_time = kit::Clock::now() < back + stranger.frame_timeout;
+    why = stranger.owner->why;
+    EXPECT_TRUE(stranger.owner->breaks || stranger.traffic->received == bytes.size());
+    const auto until = kit::Clock::now() + std::chrono::seconds(30);
+    while (!stranger.owner->breaks && kit::Clock::now() < until) {
+      stranger.context.run_one_until(until);
+    }
+    EXPECT_EQ(stranger.owner->breaks, errc::connection_lost) << "it says nothing more";
+  }
+  EXPECT_EQ(why, "");
+}
+
 TEST(Lane, APeerThatEndsItsFramesIsKeptHoweverLongItPausesBetweenThem) {
   FrameHeader notify;
   notify.type = FrameType::notify;

@@ -2,9 +2,15 @@
 // Options of which each has to reach the part that keeps it.
 #include <gtest/gtest.h>
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
 #include <chrono>
 #include <cstddef>
+#include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -42,6 +48,41 @@ TEST(FrameTimeout, OfForEverIsNotOver) {
   EXPECT_FALSE(half.landed());
   EXPECT_FALSE(half.go_on());
   EXPECT_TRUE(half.landed());
+}
+
+/// Of the connections that a channel with this option has, when they are probed; 0: never.
+std::set<int> seconds_until_probed(std::chrono::seconds idle) {
+  TcpOptions options;
+  options.keepalive_idle = idle;
+  Node a(1, options, false);
+  Node b(1, options);
+  a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
+  const std::string path = a.channel->peer_info("b")->path;
+  std::set<int> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    const int descriptor = std::stoi(entry.path().filename().string());
+    sockaddr_in address{};
+    socklen_t size = sizeof(address);
+    if (::getpeername(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0 || address.sin_family != AF_INET ||
+        path.find(":" + std::to_string(ntohs(address.sin_port))) == std::string::npos) {
+      continue;
+    }
+    int probed = 0;
+    int seconds = 0;
+    size = sizeof(int);
+    EXPECT_EQ(::getsockopt(descriptor, SOL_SOCKET, SO_KEEPALIVE, &probed, &size), 0);
+    EXPECT_EQ(::getsockopt(descriptor, IPPROTO_TCP, TCP_KEEPIDLE, &seconds, &size), 0);
+    found.insert(probed != 0 ? seconds : 0);
+  }
+  return found;
+}
+
+TEST(KeepaliveIdle, IsAnHourAtMost) {
+  EXPECT_EQ(seconds_until_probed(std::chrono::seconds(70)), std::set{70});
+  EXPECT_EQ(seconds_until_probed(std::chrono::seconds(0)), std::set{0});
+  EXPECT_EQ(seconds_until_probed(std::chrono::seconds(32'768)), std::set{3600}) << "TCP_KEEPIDLE takes less";
+  EXPECT_EQ(seconds_until_probed(std::chrono::seconds::max()), std::set{3600});
+  EXPECT_EQ(seconds_until_probed(std::chrono::seconds::min()), std::set{0});
 }
 
 /// How many notifications of 500 bytes find room, each of which counts as 629: it has 128 for keeping it, and its peer's id has one.

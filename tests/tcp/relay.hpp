@@ -8,6 +8,7 @@
 #include <asio/post.hpp>
 #include <asio/write.hpp>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -48,9 +49,14 @@ class Relay {
   void pause() {
     run([this] { paused_ = true; });
   }
+  /// Likewise, when this many more bytes have come from the target.
+  void pause_after(std::size_t bytes) {
+    run([this, bytes] { until_pause_ = bytes; });
+  }
   void resume() {
     run([this] {
       paused_ = false;
+      until_pause_.reset();
       for (const auto& pipe : pipes_) {
         pipe->to_server.kick(*this, pipe);
         pipe->to_client.kick(*this, pipe);
@@ -163,6 +169,10 @@ class Relay {
         if (towards_server && relay.budget_) {
           *relay.budget_ -= count;
         }
+        if (!towards_server && relay.until_pause_) {
+          *relay.until_pause_ -= std::min(*relay.until_pause_, count);
+          relay.paused_ = relay.paused_ || *relay.until_pause_ == 0;
+        }
         if (relay.paused_) {
           held = count;
         } else {
@@ -245,6 +255,7 @@ class Relay {
   bool recording_ = false;
   std::array<std::string, 2> recorded_;
   std::optional<std::size_t> budget_;
+  std::optional<std::size_t> until_pause_;
   std::array<std::optional<std::size_t>, 2> flip_;  ///< Of bytes from the target, and of those towards it.
   std::optional<std::promise<void>> client_closed_;
   std::list<std::shared_ptr<Pipe>> pipes_;

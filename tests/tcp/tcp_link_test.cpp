@@ -248,5 +248,27 @@ TEST(StripedWrites, AreNoSuccessThatWereStoppedInPart) {
   EXPECT_GT(thrown, 1U);
 }
 
+// Memory is used up when the connections break.
+TEST(StripedWrites, OfBrokenConnectionsMayStillLand) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    SCOPED_TRACE(allocations);
+    StripedWrite write;
+    write.far->shut(errc::closed, "the peer goes");
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    for (int i = 0; i < 100 && !write.ended; ++i) {
+      try {
+        write.context.poll_one();
+      } catch (const std::bad_alloc&) {
+      }
+    }
+    test::allocations_left = test::unlimited_allocations;
+    refused = test::allocation_refused;
+    write.run_until([&] { return write.ended; });
+    EXPECT_EQ(write.error, condition::may_still_land) << write.error.message();
+  }
+}
+
 }  // namespace
 }  // namespace kvferry::tcp

@@ -55,14 +55,15 @@ struct Owner {
   std::unique_ptr<TcpTransferChannel> channel;
 };
 
-/// Connections over so many lanes to an owner that can be held up, of whose bytes much waits in the kernel then.
-class WriteEnd : public ::testing::TestWithParam<std::size_t> {
+/// Connections over so many lanes to an owner that can be held up, of whose bytes much waits in the kernel then; and whether
+/// a batch is spread over them.
+class WriteEnd : public ::testing::TestWithParam<std::pair<std::size_t, bool>> {
  protected:
   [[nodiscard]] TcpOptions writer_options(milliseconds drain_timeout = milliseconds(50)) const {
     TcpOptions options;
     options.drain_timeout = drain_timeout;
-    options.lanes_per_peer = GetParam();
-    options.stripe_threshold = std::size_t{1} << 30;
+    options.lanes_per_peer = GetParam().first;
+    options.stripe_threshold = GetParam().second ? page : std::size_t{1} << 30;
     return options;
   }
   [[nodiscard]] TcpOptions owner_options() {
@@ -122,7 +123,9 @@ class WriteEnd : public ::testing::TestWithParam<std::size_t> {
   std::list<std::vector<std::byte>> sources_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Lanes, WriteEnd, ::testing::Values(1, 2, 4));
+INSTANTIATE_TEST_SUITE_P(Lanes, WriteEnd,
+                         ::testing::Values(std::pair(1, false), std::pair(2, false), std::pair(4, false),
+                                           std::pair(2, true), std::pair(4, true)));
 
 TEST_P(WriteEnd, WhatWasGivenUpDoesNotLandOverWhatWasWrittenAnew) {
   TcpTransferChannel writer(writer_options());
@@ -158,6 +161,17 @@ TEST_P(WriteEnd, WhatAnAnsweringPeerHasDealtWithLeavesNoDoubt) {
               1U);
     EXPECT_TRUE(std::equal(memory.begin() + page, memory.end(), owner_.memory.begin() + page)) << "changed after the end";
   }
+}
+
+TEST_P(WriteEnd, BatchesAreSpreadWhereTheyAreToBe) {
+  TcpTransferChannel writer(writer_options());
+  connect(writer, "writer");
+  EXPECT_EQ(writer.batched_write(objects(std::byte{1}), {.peer_id = "owner", .remote_indexes = all_indexes()}), pages);
+  std::size_t lanes = 0;
+  for (const auto& path : writer.stats().paths) {
+    lanes += std::size_t{path.bytes_out > page};
+  }
+  EXPECT_EQ(lanes, GetParam().second ? GetParam().first : 1);
 }
 
 TEST_P(WriteEnd, OfABatchThatIsSpreadTheLastObjectOfAPageWins) {

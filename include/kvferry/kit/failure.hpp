@@ -46,6 +46,13 @@ void if_memory_lasts(Work work) noexcept {
   }
 }
 
+/// Empty if there is no memory for it.
+[[nodiscard]] inline std::string copied_if_memory_lasts(const std::string& sentence) noexcept {
+  std::string copy;
+  if_memory_lasts([&] { copy = sentence; });
+  return copy;
+}
+
 /// The code of kvferry's own as which a refusal travels: a peer doesn't know the numbers of other categories.
 [[nodiscard]] inline errc code_for_peer(const std::error_code& cause) {
   if (cause.category() == error_category()) {

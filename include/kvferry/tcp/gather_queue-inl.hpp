@@ -173,6 +173,17 @@ KVFERRY_INLINE std::size_t GatherQueue::drop_unbegun(std::uint64_t owner) {
   return dropped;
 }
 
-KVFERRY_INLINE void GatherQueue::clear() { *this = GatherQueue(); }
+/// Without another queue in its place: memory may be used up.
+KVFERRY_INLINE void GatherQueue::clear() {
+  pieces_ = std::vector<iovec>();
+  piece_base_ = 0;
+  frame_begin_ = {};
+  head_ = 0;
+  added_ = 0;
+  sent_ = 0;
+  pins_.clear();
+  copies_.clear();
+  spares_ = std::vector<std::vector<std::byte>>();
+}
 
 }  // namespace kvferry::tcp

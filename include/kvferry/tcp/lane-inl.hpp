@@ -252,7 +252,7 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
           // Where the turn ends before all is moved, nobody has said that he waits.
           moved = move_bytes(budget, role) || moved;
         } catch (const std::exception& error) {
-          fail(errc::connection_lost, remote_ + ": " + error.what());
+          fail_for(error);
         }
         moved = moved || moved_ != moved_before;
         completed = completed || protocol_.completed() != completed_before;
@@ -313,7 +313,7 @@ KVFERRY_INLINE void Lane::take(Inbox taken) {
   try {
     apply(std::move(taken));
   } catch (const std::exception& error) {
-    fail(errc::connection_lost, remote_ + ": " + error.what());
+    fail_for(error);
   }
 }
 
@@ -322,7 +322,7 @@ KVFERRY_INLINE Lane::Driven Lane::work(std::size_t& budget) {
   try {
     more = move_bytes(budget);
   } catch (const std::exception& error) {
-    fail(errc::connection_lost, remote_ + ": " + error.what());  // memory is used up
+    fail_for(error);  // memory is used up
   }
   if (more) {
     writable_ = true;  // no event says that there is room while there is always something to receive

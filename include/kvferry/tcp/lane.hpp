@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -208,6 +209,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   void await_writes();
   void announce_failure(std::error_code cause);
   void fail(std::error_code cause, std::string why);
+  /// Most likely memory is used up: it takes none.
+  void fail_for(const std::exception& error);
   void end_all(std::error_code cause, std::string why);
 
   const std::string local_;

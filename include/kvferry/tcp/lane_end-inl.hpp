@@ -8,6 +8,7 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/tcp/lane-inl.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
@@ -28,19 +29,25 @@ KVFERRY_INLINE void Lane::fail(std::error_code cause, std::string why) {
   end_all(cause, std::move(why));
 }
 
+KVFERRY_INLINE void Lane::fail_for(const std::exception& error) {
+  std::string why;
+  kit::if_memory_lasts([&] { why = remote_ + ": " + error.what(); });
+  fail(errc::connection_lost, std::move(why));
+}
+
 KVFERRY_INLINE void Lane::end_all(std::error_code cause, std::string why) {
   if (failed_) {
     return;
   }
   failed_ = true;
   failure_ = cause;
-  failure_why_ = std::move(why);
+  failure_why_ = kit::copied_if_memory_lasts(why);
   drain_timer_.cancel();
   frame_timer_.cancel();
   if (socket_) {
     socket_->operations_end();
   }
-  protocol_.fail(cause, failure_why_);
+  protocol_.fail(cause, std::move(why));
 }
 
 KVFERRY_INLINE std::shared_ptr<Socket> Lane::take_leave(bool& more) {
@@ -73,7 +80,7 @@ KVFERRY_INLINE void Lane::shut(std::error_code cause, const std::string& why) {
   change(
       [&] {
         owner_.reset();  // it knows
-        end_all(cause, why);
+        end_all(cause, kit::copied_if_memory_lasts(why));
       },
       caller_bytes);
 }
@@ -87,9 +94,9 @@ KVFERRY_INLINE void Lane::outlive(std::shared_ptr<Owner> owner, std::error_code 
       [&] {
         owner_.reset();  // it knows
         if (running_ && !failed_) {
-          outlived_ = Outlived{kit::Clock::now(), cause, why, std::move(owner)};
+          outlived_ = Outlived{kit::Clock::now(), cause, kit::copied_if_memory_lasts(why), std::move(owner)};
         } else {
-          end_all(cause, why);
+          end_all(cause, kit::copied_if_memory_lasts(why));
         }
       },
       caller_bytes);

@@ -102,8 +102,9 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] bool in_flight() const noexcept;
 
   /// The connection is gone: ends all parts with `cause`, later ones too. Those of which something was sent that the peer
-  /// has not answered end with an error for which `condition::may_still_land` holds.
-  void fail(std::error_code cause, const std::string& why);
+  /// has not answered end with an error for which `condition::may_still_land` holds. Needs no memory: without, there are
+  /// no sentences.
+  void fail(std::error_code cause, std::string why);
 
   /// The result of a part of a read that this side makes alone.
   struct Copied {
@@ -144,6 +145,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] bool take_used() noexcept {
     return works_.load(std::memory_order_relaxed) || used_.exchange(false, std::memory_order_relaxed);
   }
+  /// When bytes came in the last time.
+  [[nodiscard]] kit::Clock::time_point last_received() const noexcept { return last_received_; }
   /// Operations under way.
   [[nodiscard]] bool idle() const noexcept { return transfers_.empty(); }
 

@@ -8,6 +8,7 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/in_flight.hpp>
 
 #include <kvferry/tcp/lane_protocol.hpp>
@@ -77,7 +78,7 @@ KVFERRY_INLINE void LaneProtocol::end(Transfer& transfer, std::error_code cause,
     batch->operation()->finish(cause, std::move(why));
     return;
   }
-  if (batch->part_done(cause, why)) {
+  if (batch->part_done(cause, cause ? std::move(why) : std::string())) {
     if (!batch->operation()->request().notification.empty() && !transfer.notification_attached) {
       if (const auto given_up = batch->operation()->stop_cause()) {
         forget(transfer);
@@ -153,12 +154,12 @@ KVFERRY_INLINE void LaneProtocol::answer_fence() {
   tell(header);
 }
 
-KVFERRY_INLINE void LaneProtocol::fail(std::error_code cause, const std::string& why) {
+KVFERRY_INLINE void LaneProtocol::fail(std::error_code cause, std::string why) {
   if (failed_) {
     return;
   }
   failed_ = cause;
-  failed_why_ = why;
+  failed_why_ = std::move(why);
   for (auto& [id, transfer] : transfers_) {
     take_back(transfer);
   }
@@ -176,7 +177,7 @@ KVFERRY_INLINE void LaneProtocol::fail(std::error_code cause, const std::string&
     transfer.pins = 0;
     const std::error_code ended = transfer.stopping ? transfer.operation().stop_cause() : cause;
     failed_in_flight_ = failed_in_flight_ || transfer.under_way();
-    end(transfer, transfer.under_way() ? kit::in_flight(ended) : ended, why);
+    end(transfer, transfer.under_way() ? kit::in_flight(ended) : ended, kit::copied_if_memory_lasts(failed_why_));
   }
   // Nothing is received from here on.
   for (auto* const fences : {&fences_, &next_fences_}) {
@@ -184,9 +185,11 @@ KVFERRY_INLINE void LaneProtocol::fail(std::error_code cause, const std::string&
       done();
     }
   }
-  for (const Removed& removed : std::exchange(removed_, {})) {
-    if (removed.done) {
-      removed.done();
+  while (!removed_.empty()) {
+    const auto done = std::move(removed_.front().done);
+    removed_.pop_front();
+    if (done) {
+      done();
     }
   }
 }
