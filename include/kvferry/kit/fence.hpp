@@ -56,27 +56,67 @@ class PlainCall : public Expirable, public std::enable_shared_from_this<PlainCal
   std::atomic<bool> ended_{false};
 };
 
+/// A link's answer to a question, which comes once. A link that lets it go without an answer has failed within (memory was
+/// used up): then the answer is lost, with which `lost` may deal while locks of the link are held.
+class LinkAnswer {
+ public:
+  LinkAnswer(std::function<void()> comes, std::function<void()> lost) : comes_(std::move(comes)), lost_(std::move(lost)) {}
+  LinkAnswer(const LinkAnswer&) = delete;
+  LinkAnswer& operator=(const LinkAnswer&) = delete;
+  ~LinkAnswer() {
+    if (!come_.exchange(true)) {
+      lost_();
+    }
+  }
+
+  void comes() {
+    if (!come_.exchange(true)) {
+      comes_();
+    }
+  }
+  void is_not_to_come() noexcept { come_ = true; }
+
+ private:
+  const std::function<void()> comes_;
+  const std::function<void()> lost_;
+  std::atomic<bool> come_{false};
+};
+
 /// One call of `fence` on its way. It ends once: when nothing can land any more, or by cancellation. At its deadline
-/// the link for which it waits is broken, and then nothing can land any more.
+/// the link for which it waits is broken, and then nothing can land any more. The same holds if the link loses the
+/// question.
 class Fence final : public PlainCall {
  public:
   Fence(FenceCompletion completion, Clock::time_point deadline, std::shared_ptr<DeadlineQueue> deadlines)
       : PlainCall(std::move(completion), std::move(deadlines)), deadline_(deadline) {}
+  ~Fence() override {
+    if (asked_) {
+      end(errc::closed);  // the question was lost, and the channel closed before the link was broken because of that
+    }
+  }
 
   /// Waits for `link`, and calls `break_link` if that takes too long or the link can't ask. Call it once.
   void wait_for(Link& link, std::function<void()> break_link) {
     break_link_ = std::move(break_link);
     bool asks = false;
+    std::shared_ptr<LinkAnswer> answer;
     try {
       deadlines_->add(deadline_, shared_from_this());
-      asks = link.fence([self = shared_from_this()] { self->end({}); });
+      answer = std::make_shared<LinkAnswer>(
+          [self = shared_from_this()] { self->end({}); },
+          [self = std::static_pointer_cast<Fence>(shared_from_this())] { self->deadlines_->hasten(self->deadline_, *self); });
+      asks = link.fence([answer] { answer->comes(); });
     } catch (const std::exception&) {
       // Memory is used up. The link may have been asked, or not.
     }
     if (!asks) {
+      if (answer) {
+        answer->is_not_to_come();
+      }
       break_link_();
       end({});
     }
+    asked_ = true;
     if (ended()) {
       deadlines_->remove(deadline_, *this);  // perhaps before it was added
     }
@@ -85,6 +125,7 @@ class Fence final : public PlainCall {
   void expire() override {
     if (!ended()) {
       break_link_();
+      end({});
     }
   }
 
@@ -93,6 +134,7 @@ class Fence final : public PlainCall {
 
   const Clock::time_point deadline_;
   std::function<void()> break_link_;
+  bool asked_ = false;
 };
 
 }  // namespace kvferry::kit

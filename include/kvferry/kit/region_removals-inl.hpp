@@ -6,7 +6,6 @@
 #include <asio/post.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <exception>
 #include <functional>
@@ -136,31 +135,6 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
   };
   enum class Where { anywhere, on_the_callers_thread };
 
-  /// Waits for a link's answer. A link that lets it go without an answer has failed within, and is broken.
-  class Answer {
-   public:
-    Answer(std::shared_ptr<Removal> removal, std::uint64_t number) : removal_(std::move(removal)), number_(number) {}
-    Answer(const Answer&) = delete;
-    Answer& operator=(const Answer&) = delete;
-    ~Answer() {
-      if (!come_.exchange(true)) {
-        removal_->lost(number_);
-      }
-    }
-
-    void comes() {
-      if (!come_.exchange(true)) {
-        removal_->answered(number_);
-      }
-    }
-    void is_not_to_come() noexcept { come_ = true; }
-
-   private:
-    const std::shared_ptr<Removal> removal_;
-    const std::uint64_t number_;
-    std::atomic<bool> come_{false};
-  };
-
   class Breaking final : public Expirable {
    public:
     Breaking(std::weak_ptr<Removal> removal, std::uint64_t number) : removal_(std::move(removal)), number_(number) {}
@@ -239,7 +213,9 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     }
     bool asks = false;
     try {
-      const auto answer = std::make_shared<Answer>(shared_from_this(), number);
+      const auto answer =
+          std::make_shared<LinkAnswer>([self = shared_from_this(), number] { self->answered(number); },
+                                       [self = shared_from_this(), number] { self->lost(number); });
       asks = link->region_removed(number_, [answer] { answer->comes(); });
       if (!asks) {
         answer->is_not_to_come();
