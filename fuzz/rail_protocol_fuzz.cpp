@@ -33,7 +33,7 @@ using namespace kvferry::rdma;
 using namespace kvferry::rdma::testing;
 
 constexpr std::size_t peer_buffers = 8;
-constexpr std::size_t own_buffers = 8;
+constexpr std::size_t own_buffers = 64;
 constexpr std::size_t peer_pages = 16;
 constexpr std::size_t most_operations = 32;
 constexpr std::size_t spare_requests = 2;
