@@ -51,10 +51,12 @@ KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
       const std::lock_guard lock(self->mutex_);
       // Whoever took it away meanwhile could not cancel this any more.
       if (const auto late = weak.lock(); late && !aborted && !late->gone) {
-        self->drop(late);
         if (!late->refused) {
-          self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+          kit::if_memory_lasts([&] {
+            self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+          });
         }
+        self->drop(late);
       }
     });
     wait_for_hello(greeting);
