@@ -7,9 +7,9 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/detail/text.hpp>
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/pause.hpp>
-#include <kvferry/detail/text.hpp>
 
 #include "checksums.hpp"
 

@@ -306,9 +306,9 @@ TEST(AutoDeath, OrderAndFencesHoldAcrossRoads) {
   int succeeded = 0;
   int fenced = 0;
   const auto until = std::chrono::steady_clock::now() + 4 * long_enough;  // a break in the middle of a write is rare
-  while ((started < least_writes || succeeded == 0 || fenced == 0 || a.bytes_out("shm") == 0 ||
-          a.bytes_out("tcp") == 0) &&
-         std::chrono::steady_clock::now() < until) {
+  while (
+      (started < least_writes || succeeded == 0 || fenced == 0 || a.bytes_out("shm") == 0 || a.bytes_out("tcp") == 0) &&
+      std::chrono::steady_clock::now() < until) {
     ++started;
     const auto seed = static_cast<std::uint64_t>(started) * pages;
     if (const auto ec = a.write(seed); !ec) {

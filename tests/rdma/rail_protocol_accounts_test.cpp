@@ -395,12 +395,12 @@ TEST_F(RailProtocolAccounts, APartOfANotifiedWriteThatIsGivenUpWaitsForNoAnswer)
   const auto outcome = std::make_shared<Outcome>();
   auto request = write_of(a, 0, 2);
   request.notification.resize(3);
-  auto operation = std::make_shared<kit::Operation>(
-      std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t) {
-        ++outcome->calls;
-        outcome->ec = ec;
-      }),
-      kit::Clock::now() + std::chrono::hours(1), a.registry);
+  auto operation = std::make_shared<kit::Operation>(std::move(request),
+                                                    Completion::direct([outcome](std::error_code ec, std::size_t) {
+                                                      ++outcome->calls;
+                                                      outcome->ec = ec;
+                                                    }),
+                                                    kit::Clock::now() + std::chrono::hours(1), a.registry);
   ASSERT_FALSE(a.registry->add(operation));
   operation->start_on(a.link);
   const auto batch = std::make_shared<kit::StripedOperation>(operation, 2);

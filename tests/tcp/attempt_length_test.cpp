@@ -32,8 +32,8 @@ TEST(Handshake, WhoHasAcceptedADialWaitsForItsConnection) {
   Node a(4);
   Node probe(1, {}, false);
   const auto incarnation = ask_who(probe, b);
-  auto connecting = a.channel->async_lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
-                                                               {.timeout = milliseconds(long_enough)}, asio::use_future);
+  auto connecting = a.channel->async_lazy_init_peer_connection(
+      "a", "b", b.channel->peer_init_url(), {}, {.timeout = milliseconds(long_enough)}, asio::use_future);
   asio::ip::tcp::socket made(context);
   mute.accept(made);  // b has accepted
   for (int i = 0; i < 5; ++i) {

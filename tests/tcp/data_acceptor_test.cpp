@@ -402,13 +402,13 @@ class HastyDataAcceptor : public DataAcceptorTest {
 // The reactor finds the hello and the end of its time at once, and two threads deal with them.
 TEST_F(HastyDataAcceptor, AHelloThatMeetsTheEndOfItsTimeCountsOnce) {
   std::shared_ptr<kit::Link> link;
-  const AcceptEndpoint endpoint = acceptor_->expect(
-      host_, 1, kit::Clock::now() + std::chrono::hours(1),
-      [&](std::error_code ec, const std::shared_ptr<kit::Link>& made, const std::string&) {
-        ended_.push_back(ec);
-        link = made;
-        std::thread([this] { context_.poll(); }).join();
-      });
+  const AcceptEndpoint endpoint =
+      acceptor_->expect(host_, 1, kit::Clock::now() + std::chrono::hours(1),
+                        [&](std::error_code ec, const std::shared_ptr<kit::Link>& made, const std::string&) {
+                          ended_.push_back(ec);
+                          link = made;
+                          std::thread([this] { context_.poll(); }).join();
+                        });
   Hello hello;
   hello.magic = Hello::dialing;
   hello.lane_count = 1;

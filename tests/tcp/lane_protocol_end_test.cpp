@@ -13,9 +13,9 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/tcp/lane_protocol.hpp>
 #include "common/allocation_limit.hpp"
 #include "protocol_harness.hpp"
-#include <kvferry/tcp/lane_protocol.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing::lane_end {
 namespace {

@@ -401,7 +401,8 @@ TEST(Lane, ATurnOfSmallRecordsEndsAsWell) {
   const kvferry::Descriptor far(ends[1]);
   const auto socket = std::make_shared<RecordsSocket>(ends[0]);
   const auto lane = std::make_shared<Lane>(
-      Lane::Connection{context.get_executor(), socket, "here", "there"}, std::make_shared<Host>(std::vector<MemoryRegion>{}),
+      Lane::Connection{context.get_executor(), socket, "here", "there"},
+      std::make_shared<Host>(std::vector<MemoryRegion>{}),
       Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context.get_executor()), {}},
       std::weak_ptr<Lane::Owner>());
   lane->run({});

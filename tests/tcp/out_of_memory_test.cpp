@@ -87,7 +87,8 @@ TEST(OutOfMemory, AHandlerIsPostedToAsiosExecutorsWithoutAny) {
 /// What Asio takes the memory of handlers from.
 extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
   void* block = nullptr;
-  if (kvferry::tcp::testing::posts_fail || !kvferry::test::may_allocate() || ::posix_memalign(&block, alignment, size) != 0) {
+  if (kvferry::tcp::testing::posts_fail || !kvferry::test::may_allocate() ||
+      ::posix_memalign(&block, alignment, size) != 0) {
     return nullptr;
   }
   return block;

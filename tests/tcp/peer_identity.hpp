@@ -44,7 +44,8 @@ inline std::pair<std::error_code, std::optional<kit::InitAnswer>> ask_as_a(Node&
 }
 
 /// What he is told who says that he is somebody else.
-inline auto ask_as(Node& stranger, const std::string& his, Node& asked, const std::string& its, std::uint64_t incarnation) {
+inline auto ask_as(Node& stranger, const std::string& his, Node& asked, const std::string& its,
+                   std::uint64_t incarnation) {
   auto made = question();
   made.sender_id = his;
   made.receiver_id = its;

@@ -89,9 +89,7 @@ class Host final : public kit::LinkHost {
   const std::shared_ptr<const kit::RegionList> told_regions_;
 };
 
-inline void fill(std::span<std::byte> memory, unsigned seed) {
-  kvferry::testing::fill(MutableBuffer(memory), seed);
-}
+inline void fill(std::span<std::byte> memory, unsigned seed) { kvferry::testing::fill(MutableBuffer(memory), seed); }
 
 inline TransferRequest request(TransferKind kind, std::vector<MutableBuffer> objects,
                                std::vector<std::uint64_t> indexes = {}) {

@@ -175,7 +175,8 @@ struct StripedWrite {
     request.objects = {{sent.data(), page}, {sent.data() + page, page}};
     request.remote_indexes = {0, 1};
     request.notification = {std::byte{1}};
-    operation = std::make_shared<kit::Operation>(std::move(request), Completion::direct([this](std::error_code ec, std::size_t) {
+    operation = std::make_shared<kit::Operation>(std::move(request),
+                                                 Completion::direct([this](std::error_code ec, std::size_t) {
                                                    ended = true;
                                                    error = ec;
                                                  }),

@@ -231,7 +231,8 @@ TEST_F(TlsPeerTest, OneCallTakesNoMoreThanSomeOfManySmallRecords) {
       part = socket.receive(pieces);
     } else {
       part = socket.discard(left);
-      std::copy_n(said.begin() + static_cast<std::ptrdiff_t>(total), part, heard.begin() + static_cast<std::ptrdiff_t>(total));
+      std::copy_n(said.begin() + static_cast<std::ptrdiff_t>(total), part,
+                  heard.begin() + static_cast<std::ptrdiff_t>(total));
     }
     ASSERT_GT(part, 0);
     EXPECT_EQ(socket.records() - before, static_cast<std::uint64_t>(part));

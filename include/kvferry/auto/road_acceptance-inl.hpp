@@ -161,7 +161,8 @@ KVFERRY_INLINE Reasons RoadAcceptance::reasons(const Way* taken) const {
 }
 
 KVFERRY_INLINE void RoadAcceptance::add(Reasons& reasons, const Way& way) {
-  reasons.add(way.name, way.failure ? way.failure : kit::Failure{errc::no_path, "the peer did not come on it"}, way.kind);
+  reasons.add(way.name, way.failure ? way.failure : kit::Failure{errc::no_path, "the peer did not come on it"},
+              way.kind);
 }
 
 }  // namespace kvferry::roads

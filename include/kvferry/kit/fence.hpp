@@ -60,7 +60,8 @@ class PlainCall : public Expirable, public std::enable_shared_from_this<PlainCal
 /// used up): then the answer is lost, with which `lost` may deal while locks of the link are held.
 class LinkAnswer {
  public:
-  LinkAnswer(std::function<void()> comes, std::function<void()> lost) : comes_(std::move(comes)), lost_(std::move(lost)) {}
+  LinkAnswer(std::function<void()> comes, std::function<void()> lost)
+      : comes_(std::move(comes)), lost_(std::move(lost)) {}
   LinkAnswer(const LinkAnswer&) = delete;
   LinkAnswer& operator=(const LinkAnswer&) = delete;
   ~LinkAnswer() {
@@ -102,9 +103,10 @@ class Fence final : public PlainCall {
     std::shared_ptr<LinkAnswer> answer;
     try {
       deadlines_->add(deadline_, shared_from_this());
-      answer = std::make_shared<LinkAnswer>(
-          [self = shared_from_this()] { self->end({}); },
-          [self = std::static_pointer_cast<Fence>(shared_from_this())] { self->deadlines_->hasten(self->deadline_, *self); });
+      answer = std::make_shared<LinkAnswer>([self = shared_from_this()] { self->end({}); },
+                                            [self = std::static_pointer_cast<Fence>(shared_from_this())] {
+                                              self->deadlines_->hasten(self->deadline_, *self);
+                                            });
       asks = link.fence([answer] { answer->comes(); });
     } catch (const std::exception&) {
       // Memory is used up. The link may have been asked, or not.

@@ -213,9 +213,8 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     }
     bool asks = false;
     try {
-      const auto answer =
-          std::make_shared<LinkAnswer>([self = shared_from_this(), number] { self->answered(number); },
-                                       [self = shared_from_this(), number] { self->lost(number); });
+      const auto answer = std::make_shared<LinkAnswer>([self = shared_from_this(), number] { self->answered(number); },
+                                                       [self = shared_from_this(), number] { self->lost(number); });
       asks = link->region_removed(number_, [answer] { answer->comes(); });
       if (!asks) {
         answer->is_not_to_come();

@@ -94,7 +94,8 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   std::list<std::shared_ptr<Greeting>> greetings_;
   std::map<std::string, std::size_t> greetings_of_;  ///< By source.
   std::list<std::shared_ptr<Expected>> expected_;
-  bool accepts_ = false;  ///< Waits for connections, or to do so again. If memory is used up, the next handshake has it wait.
+  /// Waits for connections, or to do so again. If memory is used up, the next handshake has it wait.
+  bool accepts_ = false;
   bool closed_ = false;
 };
 

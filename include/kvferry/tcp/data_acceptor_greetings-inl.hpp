@@ -248,8 +248,7 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting)
     const std::size_t had = greeting.opening.size();
     greeting.opening.resize(length);
     std::error_code ec;
-    const std::size_t received =
-        greeting.connection.read_some(std::span(greeting.opening).subspan(had), ec);
+    const std::size_t received = greeting.connection.read_some(std::span(greeting.opening).subspan(had), ec);
     greeting.opening.resize(had + received);
     if (ec) {
       return ec;

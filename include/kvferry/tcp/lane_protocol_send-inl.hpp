@@ -230,7 +230,8 @@ KVFERRY_INLINE bool LaneProtocol::sends_what_is_there(std::span<const iovec> pie
            sizeof(good_trailer);
   };
   count = static_cast<std::size_t>(
-      std::remove_if(foreign.begin(), foreign.begin() + static_cast<std::ptrdiff_t>(count), is_trailer) - foreign.begin());
+      std::remove_if(foreign.begin(), foreign.begin() + static_cast<std::ptrdiff_t>(count), is_trailer) -
+      foreign.begin());
   const auto payload = std::span(foreign).first(count);
   return payload.empty() || surely_there(payload);
 }

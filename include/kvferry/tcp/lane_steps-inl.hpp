@@ -290,7 +290,8 @@ KVFERRY_INLINE void Lane::frame_expired() {
   const FrameReader& reader = protocol_.reader();
   const auto& now = reader.progress();
   const bool late = protocol_.last_received() >= frame_timer_.expiry();
-  if (!failed_ && !late && reader.within_frame() && now.frames == then.frames && now.bytes - then.bytes < least_progress) {
+  if (!failed_ && !late && reader.within_frame() && now.frames == then.frames &&
+      now.bytes - then.bytes < least_progress) {
     fail(errc::connection_lost, remote_ + " stopped within a frame: " + std::to_string(now.bytes - then.bytes) +
                                     " bytes of it in " + std::to_string(options_.frame_timeout.count()) + " ms");
   }

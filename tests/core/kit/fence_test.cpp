@@ -37,8 +37,8 @@ class SilentLink final : public Link {
 class FenceOnALink : public ::testing::Test {
  protected:
   void begin(std::chrono::milliseconds timeout) {
-    std::make_shared<Fence>(FenceCompletion::direct([this](std::error_code ec) { ended_ = ec; }), Clock::now() + timeout,
-                            deadlines_)
+    std::make_shared<Fence>(FenceCompletion::direct([this](std::error_code ec) { ended_ = ec; }),
+                            Clock::now() + timeout, deadlines_)
         ->wait_for(link_, [this] {
           EXPECT_FALSE(ended_);
           ++broken_;

@@ -216,7 +216,8 @@ TEST_F(OperationEnd, WaitsForPartsThatCouldNotBeAskedToStop) {
   EXPECT_NO_THROW(operation->start_on(link));
   EXPECT_EQ(outcome.calls, 0) << "the part's buffers are in use";
   EXPECT_FALSE(link->stopped);
-  EXPECT_EQ(operation->stop_cause(), std::errc::not_enough_memory) << "a part that was asked all the same wants to know";
+  EXPECT_EQ(operation->stop_cause(), std::errc::not_enough_memory)
+      << "a part that was asked all the same wants to know";
   operation->request_stop(errc::timed_out);
   EXPECT_EQ(link->stopped, errc::timed_out) << "its deadline can't ask any more";
   EXPECT_FALSE(link->begun.front()->part_done(link->stopped, {}));

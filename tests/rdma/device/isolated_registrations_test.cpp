@@ -67,7 +67,8 @@ TEST(VerbsOrder, IsolatedPeersHaveRegistrationsOfTheirOwnThatEndWithTheirQueuePa
     const auto write_later = [&](const Node& peer) {
       const auto index = indexes(1);
       std::error_code ec;
-      peer.channel->batched_write(peer.pages(1), {.peer_id = "hub", .remote_indexes = index, .remote_region = number}, ec);
+      peer.channel->batched_write(peer.pages(1), {.peer_id = "hub", .remote_indexes = index, .remote_region = number},
+                                  ec);
       return ec;
     };
     EXPECT_FALSE(write_later(asking));
@@ -181,9 +182,11 @@ TEST(VerbsOrder, ARegionThatIsRemovedWhileItIsRegisteredForAnIsolatedNewcomerIsN
     const auto connect = [&] {
       std::error_code ec;
       if (dialed) {
-        hub.channel->lazy_init_peer_connection("hub", "peer", peer.channel->peer_init_url(), {}, {.timeout = long_enough}, ec);
+        hub.channel->lazy_init_peer_connection("hub", "peer", peer.channel->peer_init_url(), {},
+                                               {.timeout = long_enough}, ec);
       } else {
-        peer.channel->lazy_init_peer_connection("peer", "hub", hub.channel->peer_init_url(), {}, {.timeout = long_enough}, ec);
+        peer.channel->lazy_init_peer_connection("peer", "hub", hub.channel->peer_init_url(), {},
+                                                {.timeout = long_enough}, ec);
       }
       return ec;
     };
@@ -213,7 +216,8 @@ TEST(VerbsOrder, RegionsThatComeAndGoWhileIsolatedPeersDoLeaveNoRegistrations) {
   for (int i = 0; i < 15; ++i) {
     std::error_code ec;
     // Who meets a removal on the way is cut off, and comes again.
-    peer.channel->lazy_init_peer_connection("peer", "hub", hub.channel->peer_init_url(), {}, {.timeout = long_enough}, ec);
+    peer.channel->lazy_init_peer_connection("peer", "hub", hub.channel->peer_init_url(), {}, {.timeout = long_enough},
+                                            ec);
     connected += ec ? 0 : 1;
     if (i % 2 == 0) {
       peer.channel->disconnect("hub", ec);
@@ -406,8 +410,7 @@ TEST(VerbsOrder, IsolatedNewcomersRegisterADmaBufWhoseDescriptorHasBeenClosed) {
   int other = -1;
   ASSERT_TRUE(make_file(file) && make_file(other));
   const Descriptor closes_other(other);
-  auto* const memory =
-      static_cast<std::byte*>(::mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+  auto* const memory = static_cast<std::byte*>(::mmap(nullptr, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
   ASSERT_NE(memory, MAP_FAILED);
   struct stat status {};
   ASSERT_EQ(::fstat(file, &status), 0);
