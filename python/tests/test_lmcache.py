@@ -160,7 +160,7 @@ def test_event_loops_that_are_over_leave_nothing(ours: Any) -> None:
 
     write()
     before = write()
-    assert [write() for _ in range(8)] == [before] * 8
+    assert all(write() <= before for _ in range(8))
     assert bytes(memory[0][4096:4103]) == b"written"
     near.close()
     far.close()
