@@ -121,8 +121,8 @@ KVFERRY_INLINE void check_options_of_road(const std::string& name, const Channel
   check(!own.regions.empty() && !roads::same_memory(own.regions, common.regions), "regions");
   check(own.log_sink && !common.log_sink, "log_sink");
   check(own.poll.spin != defaults.poll.spin && own.poll.spin != common.poll.spin, "poll");
-  // There have to be as many names here as there are options: a new one doesn't compile until it is compared, too. The first three
-  // are compared above, each in a way of its own; and no user sets `road_of`.
+  // There have to be as many names here as there are options: a new one doesn't compile until it is compared, too. The first
+  // three are compared above, each in a way of its own; and no user sets `road_of`.
 #define KVFERRY_NAME(field) , field
   [[maybe_unused]] const auto& [of_regions, of_log_sink, of_poll, of_road KVFERRY_COMPARED_OPTIONS(KVFERRY_NAME)] = own;
 #undef KVFERRY_NAME

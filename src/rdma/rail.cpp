@@ -492,8 +492,8 @@ void Rail::post(const char* what) {
   std::uint64_t culprit = 0;
   if (const auto error = pair_->post(list_, &culprit)) {
     // A part of the list may be with the adapter: only without its queue pair are buffers quiet. For a message no operation
-    // is to blame.
-    fail(culprit == 0 ? std::error_code(errc::connection_lost) : error,
+    // is to blame; while the rail is being joined there is none, and whoever connects learns the cause.
+    fail(culprit == 0 && phase_ == Phase::running ? std::error_code(errc::connection_lost) : error,
          path() + ": " + what + " can't be posted: " + error.message(), culprit);
   }
 }

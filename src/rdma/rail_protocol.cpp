@@ -9,6 +9,7 @@
 #include <kvferry/rdma_error.hpp>
 
 #include <kvferry/kit/checks.hpp>
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/in_flight.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -211,7 +212,7 @@ bool RailProtocol::cut_off(kit::Clock::time_point until) {
 void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint64_t culprit) {
   if (!failed_) {  // else memory was used up in the middle of this
     failed_ = cause_for_others(cause, culprit);
-    failed_why_ = why;
+    failed_why_ = kit::copied_if_memory_lasts(why);
   }
   control_.clear();
   matcher_.clear_posts();
@@ -231,7 +232,7 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
       transfer.landed_end = transfer.range.end;
     }
     if (transfer.notification_done || transfer.acknowledged) {
-      end(transfer, transfer.failure, transfer.why);
+      end(transfer, transfer.failure, std::move(transfer.why));
       continue;
     }
     std::error_code code = stopped ? transfer.failure : transfer.id == culprit ? cause : failed_;
@@ -243,7 +244,7 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
     }
     transfer.outstanding = 0;
     transfer.answer_awaited = false;
-    end(transfer, code, stopped ? transfer.why : why);
+    end(transfer, code, stopped ? std::move(transfer.why) : kit::copied_if_memory_lasts(why));
   }
   for (const auto& [id, done] : std::exchange(own_fences_, {})) {
     done();
@@ -340,7 +341,7 @@ void RailProtocol::end(Transfer& transfer, std::error_code cause, std::string wh
     batch->operation()->finish(cause, std::move(why));
     return;
   }
-  if (!batch->part_done(cause, why)) {
+  if (!batch->part_done(cause, cause ? std::move(why) : std::string())) {
     forget(transfer);
     return;
   }

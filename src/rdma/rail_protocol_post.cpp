@@ -317,9 +317,10 @@ void RailProtocol::planned_all(Transfer& transfer) {
   }
 }
 
-/// The notification of a batch on several rails goes over one of them. It must not overtake what the others have written. That the
-/// peer's adapter has acknowledged bytes doesn't say that they are in memory; that the peer has taken a message which came behind
-/// them on the same queue pair does. Any will do that is answered. (A batch with checksums has such messages.)
+/// The notification of a batch on several rails goes over one of them. It must not overtake what the others have written.
+/// That the peer's adapter has acknowledged bytes doesn't say that they are in memory; that the peer has taken a message
+/// which came behind them on the same queue pair does. Any message will do that is answered. (A batch with checksums has
+/// such messages.)
 void RailProtocol::await_arrival(Transfer& write) {
   write.arrival_awaited = true;
   ask_regions([this, id = write.id] {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <utility>
 
 #include <kvferry/error.hpp>
 
+#include "rail_checks.hpp"
 #include "rail_protocol.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -398,7 +398,7 @@ std::error_code RailProtocol::take_sent_object(Transfer& recv, std::span<const s
       return violated("object " + text(object) + " said to have been written with " + text(length) + " bytes");
     }
     if (recv.checks.on) {
-      recv.checks.came[object] = refused ? std::numeric_limits<std::uint64_t>::max() : length;
+      recv.checks.came[object] = refused ? nothing_came : length;
     }
     if (refused) {
       operation.set_size(object, static_cast<std::size_t>(length));

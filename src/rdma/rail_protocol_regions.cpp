@@ -276,9 +276,11 @@ void RailProtocol::fail_regions() {
   own_questions_.clear();
   questions_ = 0;
   told_removals_ = 0;
-  for (const Removed& removed : std::exchange(removed_, {})) {
-    if (removed.done) {
-      removed.done();
+  while (!removed_.empty()) {
+    const auto done = std::move(removed_.front().done);
+    removed_.pop_front();
+    if (done) {
+      done();
     }
   }
 }

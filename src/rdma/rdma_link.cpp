@@ -159,20 +159,20 @@ void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-
       failure = joined_[i]->connect(host, {peer, *peers_rails[i], regions_, i}, role, options_.incarnation);
     }
   } catch (...) {
-    failure = kit::failure_being_handled();
     thrown = std::current_exception();
   }
-  if (!failure) {
+  if (!failure && !thrown) {
     return;
   }
   std::shared_ptr<RdmaLink> kept;
   if (!take_handler(kept)) {
     return;  // another rail broke meanwhile, and the handler has been told
   }
-  shut(failure.code, failure.sentence);
   if (thrown) {
+    shut(errc::connection_lost, {});
     std::rethrow_exception(thrown);
   }
+  shut(failure.code, failure.sentence);
   throw TransferError(failure.code, who + failure.sentence);
 }
 

@@ -94,6 +94,24 @@ TEST(OutOfMemory, WhoWaitsForAFenceOrARemovalIsToldOnce) {
   }
 }
 
+TEST(OutOfMemory, TheEndOfAConnectionNeedsNone) {
+  const auto list = std::make_unique<WorkList>();
+  Side a(8, buffers_each);
+  Side b(8, buffers_each);
+  a.join(b);
+  const auto outcome = std::make_shared<Outcome>();
+  a.start(one_sided(TransferKind::write, {a.at(0, page)}, {1}), outcome);
+  ASSERT_TRUE(a.protocol->fill(*list)) << "the write is with the adapter";
+  int told = 0;
+  a.protocol->region_removed(0, [&told] { ++told; });
+  const std::string why = "a sentence that is longer than what a string holds by itself";
+  const bool needed_none = runs_with(0, [&] { a.protocol->fail(errc::connection_lost, why); });
+  EXPECT_FALSE(needed_none) << "else there was no sentence to go without";
+  EXPECT_EQ(outcome->calls, 1);
+  EXPECT_EQ(outcome->ec, condition::may_still_land);
+  EXPECT_EQ(told, 1);
+}
+
 /// A write with a notification, and a send with its recv, from one side to the other.
 /// @param started how many of them have been taken.
 void exchange(Side& a, Side& b, WorkList& list, const std::vector<std::shared_ptr<Outcome>>& outcomes, bool checksums,

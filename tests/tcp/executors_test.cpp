@@ -47,7 +47,7 @@ class OwnExecutor {
   friend bool operator!=(const OwnExecutor& a, const OwnExecutor& b) noexcept { return !(a == b); }
 
  private:
-  std::uintptr_t no_pointer_ = 1;
+  [[maybe_unused]] std::uintptr_t no_pointer_ = 1;
   asio::io_context* context_;
 };
 

@@ -467,6 +467,23 @@ TEST(Lane, TimeForWhichThisSideWasAwayIsNotThePeers) {
   EXPECT_EQ(why, "");
 }
 
+TEST(Lane, APeerThatDripsItsFrameIsNotWaitedForForEver) {
+  FrameHeader post;
+  post.type = FrameType::recv_post;
+  post.operation = 1;
+  post.count = kit::max_paired_objects;
+  auto bytes = testing::frame_bytes(post);
+  bytes.resize(4 * sizeof(FrameHeader));
+  StrangersLane stranger(std::chrono::milliseconds(50));
+  stranger.say(std::span(bytes).first(sizeof(FrameHeader)));
+  for (std::size_t at = sizeof(FrameHeader); at < bytes.size() && !stranger.owner->breaks; ++at) {
+    std::this_thread::sleep_for(stranger.frame_timeout);  // the lane finds that the time is over, and a byte
+    asio::write(stranger.connection.far, asio::buffer(bytes.data() + at, 1));
+    stranger.context.poll();
+  }
+  EXPECT_EQ(stranger.owner->breaks, errc::connection_lost);
+}
+
 TEST(Lane, APeerThatEndsItsFramesIsKeptHoweverLongItPausesBetweenThem) {
   FrameHeader notify;
   notify.type = FrameType::notify;

@@ -7,6 +7,7 @@
 #include <asio/thread_pool.hpp>
 
 #include <concepts>
+#include <exception>
 #include <typeinfo>
 
 #include <kvferry/config.hpp>
@@ -23,10 +24,14 @@ template <class Executor>
   }
 #else
   if constexpr (std::same_as<Executor, asio::io_context::executor_type>) {
-    // Each type has an address then, which Asio tells of an executor only.
-    static const void* const address = asio::any_io_executor(asio::io_context(1).get_executor()).target_type();
-    if (executor.target_type() == address) {
-      return executor.target<Executor>();
+    try {
+      // Each type has an address then, which Asio tells of an executor only.
+      static const void* const address = asio::any_io_executor(asio::io_context(1).get_executor()).target_type();
+      if (executor.target_type() == address) {
+        return executor.target<Executor>();
+      }
+    } catch (const std::exception&) {
+      // There is no memory, or no descriptor, for a context at the moment.
     }
   }
 #endif

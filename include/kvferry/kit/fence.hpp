@@ -111,6 +111,7 @@ class Fence final : public PlainCall {
     } catch (const std::exception&) {
       // Memory is used up. The link may have been asked, or not.
     }
+    asked_ = true;
     if (!asks) {
       if (answer) {
         answer->is_not_to_come();
@@ -118,7 +119,6 @@ class Fence final : public PlainCall {
       break_link_();
       end({});
     }
-    asked_ = true;
     if (ended()) {
       deadlines_->remove(deadline_, *this);  // perhaps before it was added
     }

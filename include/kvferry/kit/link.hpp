@@ -81,7 +81,7 @@ class KVFERRY_EXPORT Link {
   /// Calls `done` when no write that the peer had started on this link can land here any more: the peer has confirmed
   /// that its writes have ended, or the link has been shut. Calls it exactly once, from any thread, possibly within the
   /// call, perhaps with locks of the link held. If the link throws, or destroys `done` without a call (because memory is
-  /// used up), it is shut.
+  /// used up), the caller shuts it, unless nobody waits for the answer any more.
   /// @return false if the link can't ask: then it calls nothing, and the caller shuts the link to be sure.
   [[nodiscard]] virtual bool fence(std::function<void()> done) {  // NOLINT(performance-unnecessary-value-param)
     (void)done;

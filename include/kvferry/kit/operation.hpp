@@ -68,7 +68,8 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   void finish(std::error_code cause, std::string diagnostic = {});
 
   /// Asks the operation to end, because of a deadline, a cancellation or a close: the link stops using the buffers and
-  /// calls `finish`. Only the first cause counts that the link was told; if the link throws, another call tells it again.
+  /// calls `finish`. Only the first cause counts, unless the link throws: then the next one does, and the link is told
+  /// again.
   void request_stop(std::error_code cause);
 
   [[nodiscard]] bool finished() const noexcept { return finished_; }

@@ -163,7 +163,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Waiter arriving_at(const std::string& local_id, const std::string& peer_id, const std::string& url,
                                    Waiter waiter);
   void arrive(const std::string& local_id, const std::string& peer_id, const std::string& url, Waiter waiter);
-  /// @return none if the peer isn't connected, or knows this channel by this id.
+  /// @return none if the peer isn't connected, has connected by itself, or knows this channel by this id.
   [[nodiscard]] static Failure why_known_otherwise(const Peer& peer, const std::string& local_id);
   [[nodiscard]] std::vector<std::shared_ptr<Link>> links_but(const std::shared_ptr<Link>& kept,
                                                              const std::string& peer_id) const;

@@ -216,27 +216,35 @@ KVFERRY_INLINE void DataAcceptor::accept_next() {
         ec = std::make_error_code(std::errc::not_enough_memory);
       }
     }
-    if (ec && ec != std::errc::operation_would_block && ec != std::errc::interrupted) {
-      // Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy
-      // loop.
-      self->accept_pause_.expires_after(accept_pause);
-      self->accept_pause_.async_wait([self](std::error_code aborted) {
-        const std::lock_guard relock(self->mutex_);
-        self->accepts_ = false;
-        if (!aborted && !self->closed_) {
-          self->accept_next();
-        }
-      });
-      self->accepts_ = true;
-      return;
-    }
     try {
+      if (ec && ec != std::errc::operation_would_block && ec != std::errc::interrupted) {
+        self->accept_later();
+        return;
+      }
       self->accept_next();  // first: there may be no memory to see to this one
       if (!ec) {
         self->greet(std::move(socket));
       }
     } catch (const std::exception&) {
       detail::log_exception("when a data connection was accepted");
+    }
+  });
+  accepts_ = true;
+}
+
+/// Out of descriptors or memory, or a connection that was gone before it was accepted: another try, but no busy loop.
+KVFERRY_INLINE void DataAcceptor::accept_later() {
+  accept_pause_.expires_after(accept_pause);
+  accept_pause_.async_wait([self = shared_from_this()](std::error_code aborted) {
+    const std::lock_guard lock(self->mutex_);
+    self->accepts_ = false;
+    if (aborted || self->closed_) {
+      return;
+    }
+    try {
+      self->accept_next();
+    } catch (const std::exception&) {
+      detail::log_exception("when data connections were waited for");
     }
   });
   accepts_ = true;

@@ -62,6 +62,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
 
   // Handshakes, and links (data_acceptor-inl.hpp)
   void accept_next();
+  void accept_later();
   void admit(const std::shared_ptr<Greeting>& greeting, std::unique_lock<std::mutex>& lock);
   void complete(const std::shared_ptr<Expected>& expected, std::unique_lock<std::mutex>& lock);
   void bound_parts(std::unique_lock<std::mutex>& lock);
@@ -94,7 +95,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   std::list<std::shared_ptr<Greeting>> greetings_;
   std::map<std::string, std::size_t> greetings_of_;  ///< By source.
   std::list<std::shared_ptr<Expected>> expected_;
-  /// Waits for connections, or to do so again. If memory is used up, the next handshake has it wait.
+  /// Whether connections are waited for, or will be after a pause. False where memory was used up: `expect` waits anew.
   bool accepts_ = false;
   bool closed_ = false;
 };

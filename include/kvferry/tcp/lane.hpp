@@ -243,6 +243,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   bool drain_timer_armed_ = false;
   asio::steady_timer frame_timer_;
   std::optional<FrameReader::Progress> frame_watched_;  ///< What had come when the timer was armed.
+  std::optional<std::uint64_t> frame_prolonged_;        ///< How many frames had come when the peer got its time once more.
   bool running_ = false;
   bool failed_ = false;
   std::error_code failure_;

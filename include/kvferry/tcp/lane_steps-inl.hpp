@@ -282,15 +282,19 @@ KVFERRY_INLINE void Lane::frame_expired() {
   if (failed_) {
     return;
   }
-  // It may be this side that hasn't looked: then the peer, who may have waited for room, gets its time once more.
+  // It may be this side that hasn't looked: then the peer, who may have waited for room, gets its time once more, but not
+  // for ever: what comes at this very moment need not have come before.
   std::size_t unlimited = receive_step_bytes;
   readable_ = true;
   (void)receive_step(unlimited);
   const auto then = *std::exchange(frame_watched_, std::nullopt);
   const FrameReader& reader = protocol_.reader();
   const auto& now = reader.progress();
-  const bool late = protocol_.last_received() >= frame_timer_.expiry();
-  if (!failed_ && !late && reader.within_frame() && now.frames == then.frames &&
+  if (protocol_.last_received() >= frame_timer_.expiry() && frame_prolonged_ != now.frames) {
+    frame_prolonged_ = now.frames;
+    return;
+  }
+  if (!failed_ && reader.within_frame() && now.frames == then.frames &&
       now.bytes - then.bytes < least_progress) {
     fail(errc::connection_lost, remote_ + " stopped within a frame: " + std::to_string(now.bytes - then.bytes) +
                                     " bytes of it in " + std::to_string(options_.frame_timeout.count()) + " ms");

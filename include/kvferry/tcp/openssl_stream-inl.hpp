@@ -422,7 +422,7 @@ KVFERRY_INLINE ssize_t OpenSslStream::receive(std::span<std::byte> to) {
   const std::uint64_t enough = records_in_ + most_records_at_once;
   std::size_t filled = 0;
   while (filled < to.size()) {
-    // Those that bring nothing, OpenSSL puts up with for a few dozen.
+    // Not of those that bring nothing: after a few dozen of these OpenSSL ends the connection itself.
     if (filled != 0 && records_in_ >= enough) {
       more_ = true;
       break;
