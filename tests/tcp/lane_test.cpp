@@ -436,14 +436,20 @@ TEST(Lane, APeerThatStopsWithinAFrameIsGivenUp) {
   }
 }
 
-// The peer may have waited for room.
-TEST(Lane, TimeForWhichThisSideWasAwayIsNotThePeers) {
+/// The first part of a frame that is far longer.
+std::vector<std::byte> begun_frame() {
   FrameHeader post;
   post.type = FrameType::recv_post;
   post.operation = 1;
   post.count = kit::max_paired_objects;
   auto bytes = testing::frame_bytes(post);
   bytes.resize(4 * sizeof(FrameHeader));
+  return bytes;
+}
+
+// The peer may have waited for room.
+TEST(Lane, TimeForWhichThisSideWasAwayIsNotThePeers) {
+  const auto bytes = begun_frame();
   const auto said = std::span(bytes).first(bytes.size() / 2);
   std::string why;
   bool in_time = false;
@@ -468,12 +474,7 @@ TEST(Lane, TimeForWhichThisSideWasAwayIsNotThePeers) {
 }
 
 TEST(Lane, APeerThatDripsItsFrameIsNotWaitedForForEver) {
-  FrameHeader post;
-  post.type = FrameType::recv_post;
-  post.operation = 1;
-  post.count = kit::max_paired_objects;
-  auto bytes = testing::frame_bytes(post);
-  bytes.resize(4 * sizeof(FrameHeader));
+  const auto bytes = begun_frame();
   StrangersLane stranger(std::chrono::milliseconds(50));
   stranger.say(std::span(bytes).first(sizeof(FrameHeader)));
   for (std::size_t at = sizeof(FrameHeader); at < bytes.size() && !stranger.owner->breaks; ++at) {
