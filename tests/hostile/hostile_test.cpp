@@ -38,7 +38,7 @@ constexpr std::size_t pages = 64;
 /// What a channel with the bounds that it has by default may grow by under attack; docs/security.md adds it up.
 constexpr double most_growth_mib = 256;
 /// For what takes milliseconds, on a machine that is busy and attacked.
-constexpr std::chrono::seconds deadline{20};
+constexpr std::chrono::seconds deadline{10};
 
 double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 

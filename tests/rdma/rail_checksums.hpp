@@ -52,22 +52,6 @@ class RailProtocolChecksums : public TwoSides {
     kvferry::testing::fill(MutableBuffer(b.memory), 6);
   }
 
-  /// Posts, completes and takes what there is to, without comparing anything.
-  bool move() {
-    bool moved = false;
-    for (bool busy = true; busy;) {
-      busy = false;
-      for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
-        while (post(*from, *to)) {
-          from->protocol->completed();
-          receive_all(*to);
-          busy = true;
-        }
-      }
-      moved = moved || busy;
-    }
-    return moved;
-  }
   void run() {
     while (move() || a.protocol->check_step() || b.protocol->check_step()) {
     }

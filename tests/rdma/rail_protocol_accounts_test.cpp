@@ -26,18 +26,27 @@ class RailProtocolAccounts : public TwoSides {
   RailProtocolAccounts() : TwoSides(128) {}
 
   /// Until neither side has anything to do.
-  void run() {
-    bool busy = true;
-    while (busy) {
-      busy = false;
-      for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
-        while (post(*from, *to)) {
-          from->protocol->completed();
-          receive_all(*to);
-          busy = true;
-        }
-      }
-    }
+  void run() { (void)move(); }
+
+  using Batch = std::shared_ptr<kit::StripedOperation>;
+
+  /// Starts the first of a notified write's two parts; the other one is another rail's.
+  static std::pair<Batch, std::shared_ptr<Outcome>> start_first_of_two(Side& from) {
+    const auto outcome = std::make_shared<Outcome>();
+    auto request = write_of(from, 0, 2);
+    request.notification.resize(3);
+    auto operation = std::make_shared<kit::Operation>(
+        std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t count) {
+          ++outcome->calls;
+          outcome->ec = ec;
+          outcome->count = count;
+        }),
+        kit::Clock::now() + std::chrono::hours(1), from.registry);
+    EXPECT_FALSE(from.registry->add(operation));
+    operation->start_on(from.link);
+    const auto batch = std::make_shared<kit::StripedOperation>(operation, 2);
+    from.protocol->start(batch, {0, 1}, from.prepared());
+    return {batch, outcome};
   }
 
   [[nodiscard]] static TransferRequest write_of(Side& side, std::size_t first_page, std::size_t pages) {
@@ -336,20 +345,8 @@ TEST_F(RailProtocolAccounts, ANotificationIsSentWhenAllRailsHaveMovedTheirPart) 
     for (const std::uint32_t status : {std::uint32_t{0}, static_cast<std::uint32_t>(errc::resource_limit), 7777U}) {
       Side from(64, buffers);
       from.join(b);
-      const auto outcome = std::make_shared<Outcome>();
-      auto request = write_of(from, 0, 2);
-      request.notification.resize(3);
-      auto operation = std::make_shared<kit::Operation>(
-          std::move(request), Completion::direct([outcome](std::error_code ec, std::size_t count) {
-            ++outcome->calls;
-            outcome->ec = ec;
-            outcome->count = count;
-          }),
-          kit::Clock::now() + std::chrono::hours(1), from.registry);
-      ASSERT_FALSE(from.registry->add(operation));
-      operation->start_on(from.link);
-      const auto batch = std::make_shared<kit::StripedOperation>(operation, 2);
-      from.protocol->start(batch, {0, 1}, from.prepared());
+      const auto [batch, outcome] = start_first_of_two(from);
+      const auto& operation = batch->operation();
       ASSERT_TRUE(post(from, b));
       if (other_part_is_first) {
         operation->landed(1, 1);
@@ -392,19 +389,8 @@ TEST_F(RailProtocolAccounts, ANotificationIsSentWhenAllRailsHaveMovedTheirPart) 
 }
 
 TEST_F(RailProtocolAccounts, APartOfANotifiedWriteThatIsGivenUpWaitsForNoAnswer) {
-  const auto outcome = std::make_shared<Outcome>();
-  auto request = write_of(a, 0, 2);
-  request.notification.resize(3);
-  auto operation = std::make_shared<kit::Operation>(std::move(request),
-                                                    Completion::direct([outcome](std::error_code ec, std::size_t) {
-                                                      ++outcome->calls;
-                                                      outcome->ec = ec;
-                                                    }),
-                                                    kit::Clock::now() + std::chrono::hours(1), a.registry);
-  ASSERT_FALSE(a.registry->add(operation));
-  operation->start_on(a.link);
-  const auto batch = std::make_shared<kit::StripedOperation>(operation, 2);
-  a.protocol->start(batch, {0, 1}, a.prepared());
+  const auto [batch, outcome] = start_first_of_two(a);
+  const auto& operation = batch->operation();
   ASSERT_TRUE(post(a, b));
   a.protocol->completed();
   operation->request_stop(errc::cancelled);

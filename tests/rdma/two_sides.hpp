@@ -41,6 +41,23 @@ class TwoSides : public ::testing::Test {
     }
   }
 
+  /// Posts, completes and takes what there is to. @return whether there was anything.
+  bool move() {
+    bool moved = false;
+    for (bool busy = true; busy;) {
+      busy = false;
+      for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+        while (post(*from, *to)) {
+          from->protocol->completed();
+          receive_all(*to);
+          busy = true;
+        }
+      }
+      moved = moved || busy;
+    }
+    return moved;
+  }
+
   Side a;
   Side b;
   std::unique_ptr<WorkList> list_ = std::make_unique<WorkList>();
