@@ -5,12 +5,11 @@
 #include <sys/resource.h>
 
 #include <chrono>
-#include <filesystem>
 #include <future>
-#include <iterator>
 #include <utility>
 #include <vector>
 
+#include "common/open_descriptors.hpp"
 #include "common/unanswering_port.hpp"
 #include "core/handshake_fixture.hpp"
 
@@ -22,10 +21,7 @@ using test::ask;
 using test::echo;
 using test::get;
 
-std::size_t open_descriptors() {
-  const std::filesystem::directory_iterator all("/proc/self/fd");
-  return static_cast<std::size_t>(std::distance(begin(all), end(all)));
-}
+std::size_t open_descriptors() { return kvferry_test::open_descriptors().size(); }
 
 TEST(ConnectSlots, WhatIsTriedAgainLeavesSomeToWhatIsNew) {
   const ConnectSlots::TimePoint now{};

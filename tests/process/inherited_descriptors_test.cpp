@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a program that is started while channels are open gets of their descriptors: nothing.
-#include <dirent.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <spawn.h>
@@ -18,25 +17,13 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include "common/lasting_port.hpp"
+#include "common/open_descriptors.hpp"
 #include "tcp/channel_pair.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
-/// The open descriptors of this process, and what they are.
-std::map<int, std::string> open_descriptors() {
-  std::map<int, std::string> all;
-  DIR* const folder = ::opendir("/proc/self/fd");
-  while (const dirent* const entry = ::readdir(folder)) {
-    std::array<char, 256> target{};
-    const std::string path = "/proc/self/fd/" + std::string(entry->d_name);
-    if (::readlink(path.c_str(), target.data(), target.size() - 1) > 0 && std::atoi(entry->d_name) != ::dirfd(folder)) {
-      all[std::atoi(entry->d_name)] = target.data();
-    }
-  }
-  ::closedir(folder);
-  return all;
-}
+using kvferry_test::open_descriptors;
 
 class InheritedDescriptors : public ::testing::Test {
  protected:

@@ -19,6 +19,8 @@
 #include <kvferry/detail/descriptor.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 
+#include "common/open_descriptors.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::shm::testing {
 
 /// The ends of a connection, which belong to whoever takes them.
@@ -28,14 +30,8 @@ inline std::array<int, 2> connected_ends() {
   return ends;
 }
 
-/// How many descriptors this process has, of the first 4,096 numbers.
-inline std::size_t open_descriptors() {
-  std::size_t count = 0;
-  for (int i = 0; i < 4096; ++i) {
-    count += ::fcntl(i, F_GETFD) != -1 ? 1U : 0U;
-  }
-  return count;
-}
+/// How many descriptors this process has.
+inline std::size_t open_descriptors() { return kvferry_test::open_descriptors().size(); }
 
 /// What a peer hands out, as it may be.
 class HandedFiles : public ::testing::Test {

@@ -7,7 +7,6 @@
 #include <sys/socket.h>
 
 #include <array>
-#include <filesystem>
 #include <future>
 #include <string>
 #include <system_error>
@@ -17,6 +16,7 @@
 #include <kvferry/error.hpp>
 
 #include "channel_pair.hpp"
+#include "common/open_descriptors.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -28,8 +28,7 @@ using std::chrono::milliseconds;
 class LostPackets {
  public:
   explicit LostPackets(std::uint16_t port) {
-    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
-      const int descriptor = std::stoi(entry.path().filename());
+    for (const auto& [descriptor, what] : kvferry_test::open_descriptors()) {
       sockaddr_in local{};
       socklen_t size = sizeof(local);
       sockaddr_in remote{};

@@ -8,7 +8,6 @@
 
 #include <chrono>
 #include <cstddef>
-#include <filesystem>
 #include <optional>
 #include <set>
 #include <string>
@@ -20,6 +19,7 @@
 
 #include "channel_pair.hpp"
 #include "common/half_frame.hpp"
+#include "common/open_descriptors.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -59,8 +59,7 @@ std::set<int> seconds_until_probed(std::chrono::seconds idle) {
   a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
   const std::string path = a.channel->peer_info("b")->path;
   std::set<int> found;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
-    const int descriptor = std::stoi(entry.path().filename().string());
+  for (const auto& [descriptor, what] : kvferry_test::open_descriptors()) {
     sockaddr_in address{};
     socklen_t size = sizeof(address);
     if (::getpeername(descriptor, reinterpret_cast<sockaddr*>(&address), &size) != 0 || address.sin_family != AF_INET ||
