@@ -188,7 +188,7 @@ class AutoTransferChannel::Impl {
 };
 
 KVFERRY_INLINE AutoTransferChannel::AutoTransferChannel(AutoOptions options)
-    : TransferChannelKit(options), impl_(std::make_shared<Impl>()) {
+    : TransferChannelKit(options), impl_(std::make_shared<Impl>()) {  // NOLINT(cppcoreguidelines-slicing): its part
   try {
     const std::vector<AutoRoad> given = options.roads.empty() ? default_roads() : std::move(options.roads);
     const std::vector<std::string> required = std::move(options.require);

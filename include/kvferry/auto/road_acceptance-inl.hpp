@@ -59,9 +59,9 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
         ++pending_;
       }
       try {
-        auto on_link = [self = shared_from_this(), i](std::error_code ec, std::shared_ptr<kit::Link> link,
+        auto on_link = [self = shared_from_this(), i](std::error_code ec, const std::shared_ptr<kit::Link>& link,
                                                       std::string diagnostic) {
-          self->ended(i, {ec, std::move(diagnostic)}, std::move(link));
+          self->ended(i, {ec, std::move(diagnostic)}, link);
         };
         RoadOffer offer{way.name, {}, {}};
         offer.endpoint = way.own->road->accept(way.host, *endpoints[i], deadline, std::move(on_link));
@@ -86,7 +86,7 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
 }
 
 KVFERRY_INLINE void RoadAcceptance::ended(std::size_t way, const kit::Failure& failure,
-                                          std::shared_ptr<kit::Link> link) {
+                                          const std::shared_ptr<kit::Link>& link) {
   kit::LinkHandler on_link;
   kit::Failure last;
   {

@@ -36,7 +36,7 @@ class RoadAcceptance : public std::enable_shared_from_this<RoadAcceptance> {
     Reasons::Kind kind = Reasons::Kind::missing;
   };
 
-  void ended(std::size_t way, const kit::Failure& failure, std::shared_ptr<kit::Link> link);
+  void ended(std::size_t way, const kit::Failure& failure, const std::shared_ptr<kit::Link>& link);
   void take(std::size_t way, const std::shared_ptr<kit::Link>& link, const kit::LinkHandler& on_link);
   /// None but this one is awaited any more.
   void abandon_all_but(std::size_t way);

@@ -403,7 +403,7 @@ KVFERRY_INLINE void RegionRemovals::remove(std::uint32_t number, Clock::time_poi
 KVFERRY_INLINE std::shared_ptr<RegionRemovals::Removal> RegionRemovals::enter(
     std::uint32_t number, Clock::time_point deadline, const std::shared_ptr<PlainCall>& call,
     const std::shared_ptr<PeerDirectory>& peers, std::error_code& refused) {
-  const auto removal = std::make_shared<Removal>(shared_from_this(), number, peers);
+  auto removal = std::make_shared<Removal>(shared_from_this(), number, peers);
   const auto entry = removals_.emplace(number, removal).first;
   std::optional<LocalRegion> region;
   try {

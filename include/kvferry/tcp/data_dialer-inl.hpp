@@ -337,6 +337,7 @@ KVFERRY_INLINE void DataDialer::finish() {
   std::shared_ptr<TcpLink> link;
   try {
     std::vector<Lane::Connection> connections;
+    connections.reserve(lanes.size());
     for (const auto& lane : lanes) {
       connections.push_back(connection_of(std::move(lane->connection.socket), std::move(lane->connection.tls)));
     }

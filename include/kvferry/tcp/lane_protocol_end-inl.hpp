@@ -78,7 +78,11 @@ KVFERRY_INLINE void LaneProtocol::end(Transfer& transfer, std::error_code cause,
     batch->operation()->finish(cause, std::move(why));
     return;
   }
-  if (batch->part_done(cause, cause ? std::move(why) : std::string())) {
+  std::string failure;
+  if (cause) {
+    failure.swap(why);
+  }
+  if (batch->part_done(cause, std::move(failure))) {
     if (!batch->operation()->request().notification.empty() && !transfer.notification_attached) {
       if (const auto given_up = batch->operation()->stop_cause()) {
         forget(transfer);

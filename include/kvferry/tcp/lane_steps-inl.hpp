@@ -46,6 +46,7 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
     return Step::blocked;
   }
   ssize_t sent = -1;
+  // NOLINTNEXTLINE(bugprone-branch-clone): memory is checked only if neither of these is true
   if (!by_cpu_ || protocol_.sends_what_is_there(outgoing)) {
     sent = socket_->send(outgoing);
   } else if (socket_->kernel_copies()) {
