@@ -55,11 +55,11 @@ TEST_F(HandshakeAttemptsTest, AQuestionToWhereNobodyListensTakesNoDescriptorsWhi
   // At times some of them try: the least is what they hold.
   std::size_t least = ~std::size_t{0};
   std::size_t most = 0;
-  while (outcomes.back().wait_for(5ms) != std::future_status::ready) {
+  do {
     const std::size_t now = open_descriptors();
     least = std::min(least, now);
     most = std::max(most, now);
-  }
+  } while (outcomes.back().wait_for(5ms) != std::future_status::ready);
   EXPECT_LT(least, before + many);
   for (auto& outcome : outcomes) {
     EXPECT_EQ(get(std::move(outcome)).ec, errc::timed_out);

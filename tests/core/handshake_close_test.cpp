@@ -20,6 +20,7 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 #include "core/handshake_fixture.hpp"
 #include "core/handshake_test_support.hpp"
@@ -47,7 +48,7 @@ TEST_F(HandshakeClose, Line05_CloseEndsWhatIsPending) {
 }
 
 TEST_F(HandshakeClose, Line05_ClosedServiceFreesItsPort) {
-  HandshakeService first(listening(), handler());
+  HandshakeService first(listening(kvferry::testing::own_loopback_url()), handler());
   first.close();
   const HandshakeService second(listening(first.bound_url()), handler());
   expect_serving(second);

@@ -19,6 +19,7 @@
 #include <kvferry/kit/handshake_service.hpp>
 #include <kvferry/side_message.hpp>
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::test {
 
@@ -74,6 +75,11 @@ class PeerSocket : public zmq::socket_t {
 
   std::string bind_anywhere() {
     bind("tcp://127.0.0.1:0");
+    return get(zmq::sockopt::last_endpoint);
+  }
+  /// Where no other process listens when this one has let go of the port.
+  std::string bind_at_own_address() {
+    bind(kvferry::testing::own_loopback_url());
     return get(zmq::sockopt::last_endpoint);
   }
 

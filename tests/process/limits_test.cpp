@@ -65,12 +65,12 @@ namespace {
 using kvferry::testing::Program;
 
 /// Makes two channels, connects them by name and writes a page. @return whether it arrived; if not, `error` says why.
-bool transfer_page(std::string& error) {
+bool transfer_page(std::string& error, std::chrono::milliseconds timeout = std::chrono::milliseconds(300)) {
   const char* where = "the decoding channel's constructor";
   try {
     TcpOptions options;
-    options.handshake_timeout = std::chrono::milliseconds(300);
-    options.default_timeout = std::chrono::milliseconds(300);
+    options.handshake_timeout = timeout;
+    options.default_timeout = timeout;
     Node decode(4, options);
     where = "the prefilling channel's constructor";
     Node prefill(4, options, false);
@@ -98,8 +98,8 @@ bool transfer_page(std::string& error) {
 /// With enough of everything, on a machine that may be busy.
 int work_afterwards() {
   std::string error;
-  for (int attempt = 0; attempt < 20; ++attempt) {
-    if (transfer_page(error)) {
+  for (int attempt = 1; attempt <= 20; ++attempt) {
+    if (transfer_page(error, attempt * std::chrono::milliseconds(300))) {
       return 0;
     }
   }

@@ -16,10 +16,13 @@
 #include <exception>
 #include <map>
 
+#include <kvferry/testing/test_watchdog.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
 
-constexpr std::chrono::minutes longest_run{1};
+/// Half of what the test has that waits for it.
+std::chrono::milliseconds longest_run() { return test_limit() / 2; }
 
 std::map<std::string, int (*)()>& programs() {
   static std::map<std::string, int (*)()> all;
@@ -82,7 +85,7 @@ Program::Ended Program::run(const std::string& name, const std::string& argument
   posix_spawn_file_actions_destroy(&actions);
   ::close(ends[1]);
   Ended ended;
-  const auto deadline = std::chrono::steady_clock::now() + longest_run;
+  const auto deadline = std::chrono::steady_clock::now() + longest_run();
   std::array<char, 4096> text{};
   pollfd readable{ends[0], POLLIN, 0};
   while (failed == 0 && ::poll(&readable, 1, left_of(deadline)) > 0) {
@@ -101,7 +104,7 @@ Program::Ended Program::run(const std::string& name, const std::string& argument
 
 Program::Ended Program::wait_for(int pid) {
   Ended ended;
-  reap(pid, std::chrono::steady_clock::now() + longest_run, ended);
+  reap(pid, std::chrono::steady_clock::now() + longest_run(), ended);
   return ended;
 }
 

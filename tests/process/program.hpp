@@ -18,7 +18,7 @@ class Program {
   struct Ended {
     int exit_code = -1;  ///< -1 if it didn't exit.
     int signal = 0;
-    bool hung = false;   ///< It was still running after a minute, and was killed.
+    bool hung = false;   ///< It was still running after half of a test's limit, and was killed.
     std::string output;  ///< stdout and stderr.
 
     [[nodiscard]] bool right() const noexcept { return exit_code == 0; }
@@ -29,7 +29,7 @@ class Program {
   [[nodiscard]] static Ended run(const std::string& name, const std::string& argument = {});
   [[nodiscard]] static const std::string& argument();
 
-  /// Waits a minute for a child of this process; kills it then.
+  /// Waits for a child of this process; kills it after half of a test's limit.
   [[nodiscard]] static Ended wait_for(int pid);
 
   /// For `main`: whether the arguments ask for a program; its exit code is in `exit_code` then.

@@ -98,6 +98,21 @@ class DataAcceptorTest : public ::testing::Test {
     said.resize(asio::read(socket, asio::buffer(said), ec));
     return ec != asio::error::would_block;
   }
+  /// Likewise, where it has to be: the kernel may deliver that a little later.
+  static bool comes_to_be_closed(tcp::socket& socket, std::vector<std::byte>& said) {
+    said.resize(sizeof(Hello) + 1);
+    std::size_t come = 0;
+    pollfd readable{socket.native_handle(), POLLIN, 0};
+    while (::poll(&readable, 1, 30'000) == 1) {
+      std::error_code ec;
+      come += asio::read(socket, asio::buffer(said.data() + come, said.size() - come), ec);
+      if (ec != asio::error::would_block) {
+        said.resize(come);
+        return true;
+      }
+    }
+    return false;
+  }
 
   asio::io_context context_;
   std::shared_ptr<kit::Refusals> refusals_ = std::make_shared<kit::Refusals>(std::make_shared<kit::Logger>());
@@ -161,7 +176,7 @@ TEST_F(DataAcceptorTest, TheOldestOfASourcesStrangersGivesWayAndIsToldToComeAgai
   }
   EXPECT_FALSE(is_closed(strangers[0], said));
   strangers.push_back(stranger());
-  EXPECT_TRUE(is_closed(strangers[0], said));
+  EXPECT_TRUE(comes_to_be_closed(strangers[0], said));
   Hello again;
   ASSERT_EQ(said.size(), sizeof(again));
   std::memcpy(&again, said.data(), sizeof(again));
@@ -197,7 +212,7 @@ TEST_F(CrowdedDataAcceptor, OfAllStrangersTheOldestOfTheGreediestSourceGivesWay)
   }
   EXPECT_FALSE(is_closed(crowd[0], said)) << "there is room for so many";
   tcp::socket next = stranger("127.0.0.4");
-  EXPECT_TRUE(is_closed(crowd[0], said));
+  EXPECT_TRUE(comes_to_be_closed(crowd[0], said));
   EXPECT_FALSE(is_closed(crowd[1], said));
   EXPECT_FALSE(is_closed(lonely, said));
   EXPECT_FALSE(is_closed(next, said));
@@ -219,10 +234,12 @@ TEST_F(CrowdedDataAcceptor, ALinkThatIsNeverWholeGivesWay) {
     context_.run_one();
     context_.poll();
   }
+  while (ended_.empty() && context_.run_one_for(std::chrono::seconds(30)) != 0) {
+  }
   EXPECT_EQ(ended_, std::vector{make_error_code(errc::resource_limit)});
   EXPECT_NE(diagnostic_.find("made 1 of 2 data connections"), std::string::npos) << diagnostic_;
   std::vector<std::byte> said;
-  EXPECT_TRUE(is_closed(parts[0], said));
+  EXPECT_TRUE(comes_to_be_closed(parts[0], said));
   EXPECT_FALSE(is_closed(parts[1], said));
   EXPECT_FALSE(is_closed(parts.back(), said));
 }
@@ -235,7 +252,7 @@ TEST_F(DataAcceptorTest, ClosedItLetsStrangersGo) {
   acceptor_->close();
   context_.poll();
   EXPECT_TRUE(context_.stopped()) << "a timer or a connection is left";
-  EXPECT_TRUE(is_closed(socket, said));
+  EXPECT_TRUE(comes_to_be_closed(socket, said));
   EXPECT_TRUE(said.empty());
 }
 

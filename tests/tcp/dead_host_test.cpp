@@ -145,8 +145,7 @@ TEST_F(DeadHost, WhoIsSaidToBeElsewhereIsConnectedToAnewBeforeTheCallEnds) {
   elsewhere.replace(elsewhere.find("127.0.0.1"), 9, "localhost");
   a->channel->lazy_init_peer_connection("a", "b", elsewhere);
   std::error_code ec;
-  a->channel->batched_write(a->pages(1),
-                            {.peer_id = "b", .remote_indexes = indexes(1), .timeout = std::chrono::seconds(10)}, ec);
+  a->channel->batched_write(a->pages(1), {.peer_id = "b", .remote_indexes = indexes(1), .timeout = long_enough}, ec);
   EXPECT_FALSE(ec) << "the old connection was taken for a living one: " << ec.message();
   EXPECT_EQ(a->channel->stats().handshakes.reconnected, 1U);
   // A connection that lives stays.

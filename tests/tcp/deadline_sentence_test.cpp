@@ -16,6 +16,7 @@
 #include <kvferry/error.hpp>
 
 #include "channel_pair.hpp"
+#include "common/lasting_port.hpp"
 #include "common/unanswering_port.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
@@ -68,7 +69,9 @@ TEST(DeadlineSentence, NobodyAnswersOnTheDataConnection) {
 }
 
 TEST(DeadlineSentence, AnOperationSaysForWhatItWaited) {
-  std::optional<Node> b(std::in_place, 1);
+  TcpOptions options;
+  options.peer_init_url = kvferry_test::lasting_url();
+  std::optional<Node> b(std::in_place, 1, options);
   Node a(1, {}, false);
   a.channel->lazy_init_peer_connection("a", "b", b->channel->peer_init_url());
   const std::string url = b->channel->peer_init_url();
@@ -77,7 +80,7 @@ TEST(DeadlineSentence, AnOperationSaysForWhatItWaited) {
   while (a.channel->remote_xfer_handler_exists("b")) {
     std::this_thread::yield();
   }
-  const kvferry::test::UnansweringPort gone("127.0.0.1", port);
+  const kvferry::test::UnansweringPort gone(kvferry::testing::own_loopback(), port);
   EXPECT_EQ(sentences([&](std::string& diagnostic, std::error_code& ec) {
               a.channel->batched_write(
                   a.pages(1),

@@ -36,6 +36,7 @@ class FaultChannelTest : public ::testing::Test {
     TcpOptions options;
     options.regions = {{memory.data(), memory.size(), page_size}};
     options.peer_init_url = std::move(url);
+    options.handshake_timeout = 1min;
     return options;
   }
 

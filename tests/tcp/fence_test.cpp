@@ -92,17 +92,22 @@ TEST_F(Fence, WhatWaitedForAConnectionDoesNotLandAfterwards) {
 }
 
 TEST_F(Fence, WhatIsStartedAfterwardsWaitsForTheSameConnectionAndIsMade) {
-  cut();
-  handshakes_.pause();
-  auto before = write(std::byte{1});
-  b_->channel->fence("a");
-  std::error_code error;
-  (void)b_->channel->receive_notification(milliseconds(500),
-                                          error);  // longer than the handshake's answer takes to get there
-  auto after = write(std::byte{2});
-  handshakes_.resume();
-  EXPECT_EQ(outcome(before), errc::fenced);
-  EXPECT_FALSE(outcome(after));
+  // It has to be longer than the handshake's answer takes to get there, which may be long on a busy machine.
+  std::error_code ended = errc::fenced;
+  for (milliseconds afterwards(500); ended == errc::fenced; afterwards *= 5) {
+    ASSERT_LT(afterwards, long_enough);
+    cut();
+    handshakes_.pause();
+    auto before = write(std::byte{1});
+    b_->channel->fence("a");
+    std::error_code error;
+    (void)b_->channel->receive_notification(afterwards, error);
+    auto after = write(std::byte{2});
+    handshakes_.resume();
+    EXPECT_EQ(outcome(before), errc::fenced);
+    ended = outcome(after);
+  }
+  EXPECT_FALSE(ended) << ended.message();
   EXPECT_TRUE(page_is(std::byte{2}));
 }
 
@@ -126,10 +131,13 @@ TEST_F(Fence, AConnectionThatIsMadeMeanwhileIsAskedThen) {
   for (int round = 0; round < 10; ++round) {
     cut();
     auto waits = write(std::byte{1});
+    const auto began = std::chrono::steady_clock::now();
     b_->channel->fence("a");
+    // A connection that takes longer than a second to be made is given up, see above.
+    const bool in_time = std::chrono::steady_clock::now() - began < std::chrono::seconds(1);
     const bool had_landed = page_is(std::byte{1});
     const auto error = outcome(waits);
-    EXPECT_TRUE(!error || error == errc::fenced) << error.message();
+    EXPECT_TRUE(!error || error == errc::fenced || (!in_time && error == condition::peer_failed)) << error.message();
     EXPECT_EQ(page_is(std::byte{1}), had_landed) << "landed after the fence";
     std::ranges::fill(b_->page(0), std::byte{0});
     a_.channel->lazy_init_peer_connection("a", "b", handshakes_.address());

@@ -2,6 +2,8 @@
 // What has come into a lane's socket and has not been looked at when something else happens.
 #include <gtest/gtest.h>
 
+#include <sys/ioctl.h>
+
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/write.hpp>
@@ -52,6 +54,7 @@ class LaneSocket : public ::testing::Test {
     tcp::socket near(context_);
     near.connect(acceptor.local_endpoint());
     acceptor.accept(peer_);
+    descriptor_ = near.native_handle();
     lane_ = std::make_shared<Lane>(
         std::move(near), std::make_shared<Host>(std::vector<MemoryRegion>{{region_.data(), size, size}}),
         Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context_.get_executor()), {}},
@@ -83,6 +86,10 @@ class LaneSocket : public ::testing::Test {
     const std::vector<std::byte> payload(header.payload_bytes, std::byte{7});
     const auto bytes = testing::frame_bytes(header, descriptors, payload);
     asio::write(peer_, asio::buffer(bytes));
+    // The kernel may deliver it a little later.
+    for (int come = 0; come < static_cast<int>(bytes.size());) {
+      ASSERT_EQ(::ioctl(descriptor_, FIONREAD, &come), 0);
+    }
   }
 
   /// Until the lane has noticed and its operation has ended.
@@ -99,6 +106,7 @@ class LaneSocket : public ::testing::Test {
   std::vector<std::byte> region_ = std::vector<std::byte>(size);
   std::vector<std::byte> object_ = std::vector<std::byte>(size);
   tcp::socket peer_{context_};
+  int descriptor_ = -1;  ///< The lane's.
   std::shared_ptr<Lane> lane_;
   std::shared_ptr<kit::Link> link_;
   std::shared_ptr<kit::OperationRegistry> registry_ =

@@ -249,7 +249,7 @@ TEST(Strangers, WhoComesFirstAndMakesNoConnectionKeepsNobodyFromAPeerOfThatName)
   std::string diagnostic;
   std::error_code failed;
   a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
-                                       {.timeout = milliseconds(10'000), .diagnostic = &diagnostic}, failed);
+                                       {.timeout = long_enough, .diagnostic = &diagnostic}, failed);
   EXPECT_FALSE(failed) << diagnostic;
   EXPECT_FALSE(write_one(a, "b"));
   EXPECT_FALSE(write_one(b, "a"));
@@ -264,9 +264,8 @@ TEST(Strangers, NobodyEndsTheFirstDialToAPeer) {
   Node stranger(1, {}, false);
   thread.freeze();
   std::string diagnostic;
-  auto connecting = a.channel->async_lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {},
-                                                               {.timeout = milliseconds(10'000), .diagnostic = &diagnostic},
-                                                               asio::use_future);
+  auto connecting = a.channel->async_lazy_init_peer_connection(
+      "a", "b", b.channel->peer_init_url(), {}, {.timeout = long_enough, .diagnostic = &diagnostic}, asio::use_future);
   int accepted = 0;
   for (int i = 0; i < 3; ++i) {
     const auto [ec, answer] = ask_as(stranger, "b", a, "a", 1);  // a number that wins against a's

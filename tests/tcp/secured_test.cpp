@@ -21,6 +21,7 @@
 #include <kvferry/url.hpp>
 
 #include "channel_pair.hpp"
+#include "common/lasting_port.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -137,21 +138,22 @@ TEST_F(Secured, ATrustedKeyIsGoodForItsOwnIdAlone) {
 
 TEST_F(Secured, WhoHangsUpForAWhileIsNotTakenForAnImpostor) {
   asio::io_context context;
-  asio::ip::tcp::acceptor busy(context, {asio::ip::address_v4::loopback(), 0});
-  const std::uint16_t port = busy.local_endpoint().port();
+  // Of nobody else, not even for a connection of the dialing side's, when the one has closed it and the other doesn't listen yet.
+  const std::string url = kvferry_test::lasting_url();
+  asio::ip::tcp::acceptor busy(context,
+                               {asio::ip::make_address(kvferry::testing::own_loopback()), parse_url(url).port});
   Node a(pages, with(a_ring_), false);
   std::error_code ec;
   std::string diagnostic;
   std::jthread connecting([&] {
-    (void)a.channel->lazy_init_peer_connection("a", "b", "tcp://127.0.0.1:" + std::to_string(port), std::nullopt,
-                                               {milliseconds(60'000), &diagnostic}, ec);
+    (void)a.channel->lazy_init_peer_connection("a", "b", url, std::nullopt, {milliseconds(60'000), &diagnostic}, ec);
   });
   for (int turned_away = 0; turned_away < 6; ++turned_away) {
     busy.accept().close();
   }
   busy.close();
   TcpOptions options = with(b_ring_);
-  options.peer_init_url = "tcp://127.0.0.1:" + std::to_string(port);
+  options.peer_init_url = url;
   Node b(pages, options);
   connecting.join();
   ASSERT_FALSE(ec) << ec.message() << ": " << diagnostic;

@@ -69,6 +69,7 @@ class UnmappedMemory : public ::testing::TestWithParam<Case> {
   UnmappedMemory() {
     const auto options = [&](const Mapping& memory, bool listens) {
       TcpOptions made;
+      made.handshake_timeout = long_enough;
       made.regions = {{memory.data(), memory.size(), GetParam().page}};
       made.lanes_per_peer = GetParam().lanes;
       made.checksums = GetParam().checksums;

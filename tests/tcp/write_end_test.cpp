@@ -37,7 +37,7 @@ using std::chrono::milliseconds;
 
 constexpr std::size_t page = std::size_t{256} << 10;
 constexpr std::size_t pages = 8;
-constexpr milliseconds long_enough{20'000};
+constexpr milliseconds long_enough{60'000};
 
 /// Memory for `pages` pages, and a channel that offers it.
 struct Owner {
@@ -61,6 +61,7 @@ class WriteEnd : public ::testing::TestWithParam<std::pair<std::size_t, bool>> {
  protected:
   [[nodiscard]] TcpOptions writer_options(milliseconds drain_timeout = milliseconds(50)) const {
     TcpOptions options;
+    options.handshake_timeout = long_enough;
     options.drain_timeout = drain_timeout;
     options.lanes_per_peer = GetParam().first;
     options.stripe_threshold = GetParam().second ? page : std::size_t{1} << 30;

@@ -35,7 +35,7 @@ TEST(BlockingTransfer, ItsDescriptorWakesAThreadThatWaitsForOtherThingsToo) {
     const int descriptor = transfer->descriptor();
     EXPECT_FALSE(readable(descriptor, 0)) << "left over from round " << round - 1;
     std::thread completing([transfer] { transfer->complete({}, 1); });
-    EXPECT_TRUE(readable(descriptor, 10'000));
+    EXPECT_TRUE(readable(descriptor, 60'000));
     std::error_code cause;
     EXPECT_EQ(transfer->wait(cause), 1U);
     completing.join();

@@ -102,6 +102,7 @@ class ToldChannel final : public TransferChannelKit {
 TEST(Redial, APeerIsGreetedWhenNothingReachesThisSideOverTheOldConnectionAnyMore) {
   std::vector<std::byte> memory(4096);
   ChannelOptions options;
+  options.handshake_timeout = std::chrono::minutes(1);
   options.regions = {{memory.data(), memory.size(), memory.size()}};
   options.peer_init_url = kvferry::testing::own_loopback_url();
   ToldChannel b(options, std::make_shared<Story>());
