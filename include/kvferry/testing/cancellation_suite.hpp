@@ -95,7 +95,8 @@ class CancellationTests : public StalledPeerBase {
       SCOPED_TRACE(i);
       const Outcome& outcome = outcomes[i];
       const bool may_be_cancelled = i % 2 == 0 && (outcome == failed(errc::cancelled) || outcome == in_the_middle);
-      EXPECT_TRUE(outcome == done(1) || may_be_cancelled || (given_up && outcome.error == condition::peer_failed)) << outcome;
+      EXPECT_TRUE(outcome == done(1) || may_be_cancelled || (given_up && outcome.error == condition::peer_failed))
+          << outcome;
       if (!outcome.error) {
         EXPECT_TRUE(matches(b.page(i), i));
       }
@@ -265,7 +266,8 @@ class CancellationTests : public StalledPeerBase {
       (round % 2 == 0 ? receiving : sending).cancel();
       const Outcome sent = outcome_of(sending);
       const Outcome received = outcome_of(receiving);
-      const bool given_up = expect_ended_early(sent, received, {errc::cancelled, errc::peer_cancelled, errc::timed_out});
+      const bool given_up =
+          expect_ended_early(sent, received, {errc::cancelled, errc::peer_cancelled, errc::timed_out});
       if (!sent.error || !received.error) {
         EXPECT_TRUE(target.match(round));
       }

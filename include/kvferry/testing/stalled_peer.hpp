@@ -61,7 +61,8 @@ class StalledPeerBase : public ConformanceBase {
   /// A send and its recv, of which either may have ended early for one of these reasons. On a machine so busy that the peer doesn't run
   /// until the connection is given up, one of them ends with bytes on their way and the other with the connection.
   /// @return whether that was so.
-  [[nodiscard]] static bool expect_ended_early(const Outcome& sending, const Outcome& receiving, std::initializer_list<errc> reasons) {
+  [[nodiscard]] static bool expect_ended_early(const Outcome& sending, const Outcome& receiving,
+                                               std::initializer_list<errc> reasons) {
     const auto given_up = [&](const Outcome& outcome) {
       return std::ranges::any_of(reasons, [&](errc code) { return code != errc::peer_cancelled && outcome.error == in_flight(code); });
     };
