@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +24,45 @@ PAGE = 4096
 PAGES = 64
 
 Cache = NDArray[np.uint8]
+
+
+def own_loopback_url() -> str:
+    """Any port of a loopback address that is this process's: of a port that is closed there no other process makes use."""
+    shifted = os.getpid() + (1 << 16)  # 127.0.0.x is everybody's
+    return f"tcp://127.{shifted >> 16 & 0x7F}.{shifted >> 8 & 0xFF}.{shifted & 0xFF}:0"
+
+
+def becomes(condition: Callable[[], bool]) -> bool:
+    """Whether it comes to be so. Not every end of something on another thread tells that it is there."""
+    until = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def is_free(url: str) -> bool:
+    """Whether a channel can listen there."""
+    try:
+        with kvferry.TcpTransferChannel(peer_init_url=url):
+            return True
+    except kvferry.TransferError as error:
+        assert error.name == "EADDRINUSE", error
+        return False
+
+
+def signal_when(condition: Callable[[], bool], number: int) -> threading.Thread:
+    """Has this thread, which goes on to a blocking call, get a signal when the call has come so far."""
+    main = threading.get_ident()
+
+    def send() -> None:
+        if becomes(condition):
+            signal.pthread_kill(main, number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
 
 
 def make_cache(fill: int = 0) -> Cache:

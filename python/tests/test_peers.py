@@ -10,7 +10,7 @@ from typing import Any
 import kvferry
 import msgspec
 import pytest
-from conftest import PAGE, PAGES, Pair, make_cache
+from conftest import PAGE, PAGES, Pair, becomes, is_free, make_cache, own_loopback_url
 
 
 class Question(msgspec.Struct, tag="Question"):
@@ -117,13 +117,15 @@ def test_a_channel_may_be_closed_and_dropped_by_its_own_handler(asker: kvferry.T
             kept.clear()
             return message
 
-    kept: list[Suicidal] = [Suicidal(peer_init_url="tcp://127.0.0.1:0")]
+    kept: list[Suicidal] = [Suicidal(peer_init_url=own_loopback_url())]
     url = kept[0].peer_init_url
-    with pytest.raises(kvferry.TransferError):
-        asker.send_init_side_msg(url, message_of(Question("go")), timeout=1)
-    assert not kept
-    with kvferry.TcpTransferChannel(peer_init_url=url):
-        pass  # which is free again: the channel that had it is destroyed
+    queue = kvferry.CompletionQueue()
+    asked = asker.submit_send_init_side_msg(queue, url, message_of(Question("go")), timeout=60)
+    assert becomes(lambda: not kept)
+    assert becomes(lambda: is_free(url))  # again: the channel that had it is destroyed
+    asked.cancel()
+    assert queue.wait(60) and queue.drain() == [asked]
+    assert asked.error is not None
 
 
 def test_what_is_no_message() -> None:
@@ -237,7 +239,9 @@ def test_a_cancelled_removal_lets_go_of_the_memory_with_the_next_call(pair: Pair
         pair.near.remove_region(number, 20)
     except kvferry.TransferError as error:
         assert error.name == "region_gone"
-    queue.drain()
+    while not waits.done():
+        assert queue.wait(20)
+        queue.drain()
     del waits
     assert held() is None
 
@@ -292,7 +296,7 @@ def test_held_messages_find_the_handler_after_the_channel_is_dropped(asker: kvfe
     class Dropped(kvferry.TcpTransferChannel):
         def __init__(self) -> None:
             super().__init__(
-                peer_init_url="tcp://127.0.0.1:0",
+                peer_init_url=own_loopback_url(),
                 max_pending_side_message_bytes=80_000,
                 max_pending_side_message_bytes_of_source=80_000,
             )
@@ -318,5 +322,4 @@ def test_held_messages_find_the_handler_after_the_channel_is_dropped(asker: kvfe
     assert lost() is None
     names = [operation.error.name for operation in asked if operation.error]
     assert "resource_limit" in names and len(names) - names.count("resource_limit") > 2, names
-    with kvferry.TcpTransferChannel(peer_init_url=url):
-        pass  # which is free again: the channel that had it is destroyed
+    assert becomes(lambda: is_free(url))  # again: the channel that had it is destroyed

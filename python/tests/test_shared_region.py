@@ -11,7 +11,7 @@ from typing import Any
 import kvferry
 import numpy as np
 import pytest
-from conftest import PAGE, PAGES
+from conftest import PAGE, PAGES, becomes
 from kvferry import Region, SharedRegion, ShmTransferChannel, TcpTransferChannel, TransferError
 
 SIZE = PAGES * PAGE
@@ -65,10 +65,9 @@ def test_peers_read_it_by_themselves_and_a_channel_holds_it(near: ShmTransferCha
     gc.collect()
     with far:
         near.lazy_init_peer_connection("near", "far", far.peer_init_url)
+        assert becomes(lambda: "1 of the peer's regions mapped" in getattr(near.peer_info("far"), "path", ""))
         buffer = bytearray(SIZE)
         near.batched_read([buffer], "far", remote_ranges=np.array([[0, 0, SIZE]], dtype=np.uint64))
-        peer = near.peer_info("far")
-        assert peer is not None and "1 of the peer's regions mapped" in peer.path
         assert buffer == b"\7" * SIZE and bytes_in(near, "shared memory") == SIZE
         near.batched_write([b"w" * PAGE], "far", remote_indexes=[3])
         near.batched_read([buffer], "far", remote_ranges=np.array([[0, 0, SIZE]], dtype=np.uint64))

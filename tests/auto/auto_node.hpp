@@ -22,13 +22,14 @@
 #include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/patterns.hpp>
 
+#include "common/patience.hpp"
 #include "mortal_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::roads::testing {
 
 inline constexpr std::size_t page = std::size_t{64} << 10;
 inline constexpr std::size_t pages = 4;
-inline constexpr std::chrono::seconds long_enough{30};
+using kvferry_test::long_enough;
 inline const std::vector<std::uint64_t> all_pages{0, 1, 2, 3};
 
 [[nodiscard]] inline bool begins(const std::string& text, const std::string& with) { return text.starts_with(with); }
@@ -56,9 +57,18 @@ inline const std::vector<std::uint64_t> all_pages{0, 1, 2, 3};
   return options;
 }
 
+/// With time for each road, where a test gives it none of its own: on a busy machine the next one would be taken.
+[[nodiscard]] inline AutoOptions patient(AutoOptions options) {
+  if (options.road_timeout == AutoOptions().road_timeout) {
+    options.road_timeout = long_enough;
+  }
+  return kvferry_test::patient(std::move(options));
+}
+
 /// A channel with memory of its own, and what it logs.
 struct Node {
-  explicit Node(AutoOptions options = {}) : memory(pages * page) {
+  explicit Node(AutoOptions given = {}) : memory(pages * page) {
+    AutoOptions options = patient(std::move(given));
     options.regions = {{memory.data(), memory.size(), page}};
     if (options.peer_init_url.empty()) {
       options.peer_init_url = kvferry::testing::own_loopback_url();

@@ -226,7 +226,7 @@ TEST(AutoChoice, ARoadWithoutAnswerLeavesTimeForTheNext) {
   AutoOptions options = with({mortal_shm(fate), tcp()});
   options.road_timeout = std::chrono::minutes(1);  // half of the call's time is less
   Node a(std::move(options));
-  ASSERT_FALSE(a.connect(b, nullptr, milliseconds(8000)));
+  ASSERT_FALSE(a.connect(b, nullptr, long_enough / 4));
   EXPECT_TRUE(has(a.path_to("b"), "; not shm: nobody answered")) << a.path_to("b");
 }
 

@@ -23,6 +23,8 @@
 #include <kvferry/testing/peer_memory.hpp>
 #include <kvferry/transfer_spec.hpp>
 
+#include "common/patience.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 
 /// A peer that has stopped within a frame: its write began on a caller's thread, which sends less than a frame, and nobody runs the
@@ -31,10 +33,11 @@ template <class Channel, class Options>
 class HalfFrame {
  public:
   static constexpr std::size_t frame_bytes = std::size_t{1} << 20;
-  static constexpr std::chrono::seconds long_enough{30};
+  static constexpr std::chrono::seconds long_enough = kvferry_test::long_enough;
 
   /// @param base of both sides. @param frame_timeout the receiver's.
   HalfFrame(Options base, std::chrono::milliseconds frame_timeout) : memory_(frame_bytes), source_(frame_bytes, one) {
+    base = kvferry_test::patient(std::move(base));
     Options receiving = base;
     receiving.regions = {{memory_.data(), frame_bytes, frame_bytes}};
     receiving.peer_init_url = "tcp://127.0.0.1:0";

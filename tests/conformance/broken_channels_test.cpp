@@ -26,7 +26,7 @@ namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
 
 /// What ends a run that does not end by itself; the suite's own limits, which are what is tested, are much shorter.
-constexpr std::chrono::seconds run_limit{sanitized ? 250 : 100};
+constexpr std::chrono::seconds run_limit{sanitized ? 290 : 110};
 
 /// The program of broken_channel_main.cpp lies beside this one.
 std::string broken_channel_program() {

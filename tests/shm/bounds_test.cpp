@@ -35,6 +35,7 @@
 #include <kvferry/shm/shared_areas.hpp>
 #include <kvferry/shm/unix_socket.hpp>
 
+#include "common/patience.hpp"
 #include "shm/handed_files.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::shm::testing {
@@ -97,10 +98,9 @@ TEST_F(BoundsOfPeers, DescriptorsOfAllConnectionsAreBoundedAndWhatIsBeyondIsClos
 }
 
 TEST_F(BoundsOfPeers, WhatNobodyHasReadHoldsUpNoCloseOfAConnection) {
-  constexpr std::chrono::seconds long_enough{30};
   const auto in_time = [&](std::function<void()> close) {
     auto closed = std::async(std::launch::async, std::move(close));
-    const bool ready = closed.wait_for(long_enough) == std::future_status::ready;
+    const bool ready = closed.wait_for(kvferry_test::long_enough) == std::future_status::ready;
     EXPECT_TRUE(ready) << "it waits for the peer's socket";
   };
   Descriptor other_end;

@@ -39,6 +39,7 @@
 #include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
+#include "common/patience.hpp"
 #include "shm/handed_files.hpp"
 #include "tcp/protocol_harness.hpp"
 
@@ -49,7 +50,7 @@ namespace {
 using tcp::testing::fill;
 
 constexpr std::size_t whole = RingFile::ring_bytes;
-constexpr std::chrono::seconds long_enough{30};
+using kvferry_test::long_enough;
 
 ssize_t send(ByteRings& rings, std::span<const std::byte> bytes) {
   const iovec piece{const_cast<std::byte*>(bytes.data()), bytes.size()};

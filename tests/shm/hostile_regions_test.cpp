@@ -28,6 +28,7 @@
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/process_memory.hpp>
 
+#include "common/patience.hpp"
 #include "shm/handed_files.hpp"
 #include "tcp/protocol_harness.hpp"
 
@@ -35,7 +36,7 @@ namespace kvferry::inline KVFERRY_ABI::shm::testing {
 namespace hostile {
 namespace {
 
-constexpr std::chrono::seconds long_enough{30};
+using kvferry_test::long_enough;
 constexpr std::size_t page = std::size_t{64} << 10;
 
 TEST_F(HandedFiles, AreLookedAtAndNotBelieved) {

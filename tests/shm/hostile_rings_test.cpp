@@ -38,6 +38,7 @@
 #include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
+#include "common/patience.hpp"
 #include "shm/handed_files.hpp"
 #include "shm/meetings.hpp"
 #include "tcp/protocol_harness.hpp"
@@ -48,7 +49,7 @@ namespace {
 
 using kvferry::testing::PeerProcess;
 
-constexpr std::chrono::seconds long_enough{30};
+using kvferry_test::long_enough;
 constexpr std::size_t whole = RingFile::ring_bytes;
 
 /// A peer that does to its ring what it likes.
@@ -295,7 +296,7 @@ TEST(ScribbledRings, EndOperationsAndNotThisProcess) {
   if (PeerProcess::is_peer()) {
     auto line = PeerProcess::line_to_starter();
     std::vector<std::byte> memory(pages * page);
-    ShmOptions options;
+    ShmOptions options = kvferry_test::patient(ShmOptions());
     options.process_memory = false;
     options.regions = {{memory.data(), memory.size(), page}};
     options.peer_init_url = kvferry::testing::own_loopback_url();
@@ -318,7 +319,7 @@ TEST(ScribbledRings, EndOperationsAndNotThisProcess) {
   for (unsigned seed = 0; seed < 12; ++seed) {
     PeerProcess process(long_enough);
     const std::string url = process.ask("url");
-    ShmOptions options;
+    ShmOptions options = kvferry_test::patient(ShmOptions());
     options.process_memory = false;
     options.log_sink = [](const LogRecord&) {};
     options.default_timeout = std::chrono::seconds(5);

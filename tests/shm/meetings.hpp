@@ -21,6 +21,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/shm/meeting.hpp>
 
+#include "common/patience.hpp"
 #include "tcp/protocol_harness.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::shm::testing {
@@ -65,7 +66,7 @@ class Meetings : public ::testing::Test {
     EXPECT_EQ(::send(socket.get(), &greeting, sizeof(greeting), MSG_NOSIGNAL), ssize_t{sizeof(greeting)});
   }
 
-  static constexpr std::chrono::seconds limit{30};
+  static constexpr std::chrono::seconds limit = kvferry_test::long_enough;
   const AcceptEndpoint endpoint_ = [] {
     AcceptEndpoint made{Bytes(name_bytes), Bytes(secret_bytes), Bytes(secret_bytes)};
     for (Bytes* bytes : {&made.name, &made.dial_secret, &made.accept_secret}) {

@@ -43,6 +43,7 @@
 #include <kvferry/testing/peer_process.hpp>
 
 #include "common/forbidden_calls.hpp"
+#include "common/patience.hpp"
 #include "shm/handed_files.hpp"
 #include "tcp/protocol_harness.hpp"
 
@@ -54,7 +55,7 @@ using kvferry::testing::PeerProcess;
 using kvferry_test::forbid;
 using tcp::testing::fill;
 
-constexpr std::chrono::seconds long_enough{30};
+using kvferry_test::long_enough;
 
 /// Two sockets with rings, as a meeting makes them.
 class RingSockets : public HandedFiles {
@@ -230,7 +231,7 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
           options.log_sink = [](const LogRecord&) {};
           options.regions = {{memory.data(), memory.size(), page}};
           options.peer_init_url = listens ? kvferry::testing::own_loopback_url() : "";
-          channel.emplace(options);
+          channel.emplace(kvferry_test::patient(options));
         }
         std::vector<std::byte> memory;
         std::optional<ShmTransferChannel> channel;
@@ -278,7 +279,7 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
 
 /// The thread of a blocking call sleeps. Others that look at the rings for it, since calls of theirs have timed out, leave it to the bell.
 TEST(ChannelsOverRings, WakeACallThatSleepsThoughOthersHaveLookedMeanwhile) {
-  ShmOptions options;
+  ShmOptions options = kvferry_test::patient(ShmOptions());
   options.poll = PollPolicy::never();
   options.log_sink = [](const LogRecord&) {};
   ShmTransferChannel a(options);
@@ -314,7 +315,7 @@ TEST(ChannelsOverRings, WakeACallThatSleepsThoughOthersHaveLookedMeanwhile) {
 /// Where no file can be made for a ring, the bytes go through the socket, as to peers that know of none.
 TEST(ChannelsOverRings, DoWithoutWhereThereCanBeNone) {
   std::vector<std::byte> memory(4096 * 4);
-  ShmOptions options;
+  ShmOptions options = kvferry_test::patient(ShmOptions());
   options.log_sink = [](const LogRecord&) {};
   options.regions = {{memory.data(), memory.size(), 4096}};
   ShmTransferChannel a(options);
@@ -348,7 +349,7 @@ TEST(ChannelsOverRings, DoWithoutWhereThereCanBeNone) {
 TEST(ChannelsOverRings, FindTheEndOfAPeerThatIsKilled) {
   constexpr std::size_t page = 4096;
   std::vector<std::byte> memory(page);
-  ShmOptions options;
+  ShmOptions options = kvferry_test::patient(ShmOptions());
   options.log_sink = [](const LogRecord&) {};
   options.regions = {{memory.data(), memory.size(), page}};
   if (PeerProcess::is_peer()) {

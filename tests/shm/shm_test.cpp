@@ -36,6 +36,7 @@
 #include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
+#include "common/patience.hpp"
 #include "shm/meetings.hpp"
 #include "tcp/protocol_harness.hpp"
 
@@ -45,7 +46,7 @@ namespace {
 using kvferry::testing::PeerProcess;
 using tcp::testing::fill;
 
-constexpr std::chrono::seconds long_enough{30};
+using kvferry_test::long_enough;
 constexpr std::size_t page = std::size_t{64} << 10;
 constexpr std::size_t pages = 8;
 
@@ -80,7 +81,7 @@ struct Node {
     if (listens) {
       options.peer_init_url = kvferry::testing::own_loopback_url();
     }
-    channel.emplace(std::move(options));
+    channel.emplace(kvferry_test::patient(std::move(options)));
   }
 
   [[nodiscard]] std::string path_to(const std::string& peer) const {

@@ -58,8 +58,7 @@ class ConformanceBase : public ::testing::Test {
 
   void SetUp() override {
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    watchdog_.emplace(std::string(info->test_suite_name()) + "." + info->name(),
-                      facts_.wait_limit * (sanitized ? 9 : 3));
+    watchdog_.emplace(std::string(info->test_suite_name()) + "." + info->name(), 3 * facts_.wait_limit);
   }
 
   void TearDown() override {

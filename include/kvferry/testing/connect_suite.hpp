@@ -34,6 +34,37 @@ class ConnectTests : public ConformanceBase {
     EXPECT_FALSE(b->remote_xfer_handler_exists(a.id()));
   }
 
+  /// @return whether the later one took the other's place, as a busy machine kept that from answering within the second that it has.
+  [[nodiscard]] bool refuse_later_one_of_the_same_id() {
+    Node& server = add_node();
+    Node& first = add_node({.id = "twin"});
+    Node& second = add_node({.id = "twin"});
+    connect(first, server);
+    for (int i = 0; i < 3; ++i) {
+      const auto asked = std::chrono::steady_clock::now();
+      const std::error_code refused = start_connect(second, server)->error();
+      if (!refused && std::chrono::steady_clock::now() - asked >= std::chrono::seconds(1)) {
+        return true;
+      }
+      EXPECT_EQ(refused, errc::identity_conflict);
+      expect_connected(first, server);
+    }
+    EXPECT_GE(server->stats().identity_conflicts, 3U);
+    EXPECT_GE(second->stats().identity_conflicts, 3U);
+    first.destroy_channel();
+    std::error_code error;
+    for (int i = 0; i < 1000; ++i) {  // until its goodbye has been heard
+      error = start_connect(second, server)->error();
+      if (error != errc::identity_conflict) {
+        break;
+      }
+    }
+    EXPECT_FALSE(error) << error.message();
+    expect_usable_from(second, server);
+    EXPECT_EQ(server->stats().peer_replacements, 1U);
+    return false;
+  }
+
  public:
   void MakesBothDirectionsUsable() {
     const auto [a, b] = pair();
@@ -119,27 +150,11 @@ class ConnectTests : public ConformanceBase {
   }
 
   void LaterOneOfTheSameIdIsRefused() {
-    Node& server = add_node();
-    Node& first = add_node({.id = "twin"});
-    Node& second = add_node({.id = "twin"});
-    connect(first, server);
-    for (int i = 0; i < 3; ++i) {
-      EXPECT_EQ(start_connect(second, server)->error(), errc::identity_conflict);
-      expect_connected(first, server);
+    const auto end = std::chrono::steady_clock::now() + limit();
+    while (refuse_later_one_of_the_same_id() && !HasFailure()) {
+      ASSERT_LT(std::chrono::steady_clock::now(), end) << "the later one takes the other's place each time";
+      drop_nodes();
     }
-    EXPECT_GE(server->stats().identity_conflicts, 3U);
-    EXPECT_GE(second->stats().identity_conflicts, 3U);
-    first.destroy_channel();
-    std::error_code error;
-    for (int i = 0; i < 1000; ++i) {  // until its goodbye has been heard
-      error = start_connect(second, server)->error();
-      if (error != errc::identity_conflict) {
-        break;
-      }
-    }
-    EXPECT_FALSE(error) << error.message();
-    expect_usable_from(second, server);
-    EXPECT_EQ(server->stats().peer_replacements, 1U);
   }
 
   void PeerThatMovedIsFoundAtItsNewUrl() {

@@ -60,7 +60,9 @@ class StalledPeerBase : public ConformanceBase {
 
   /// A send and its recv, of which either may have ended early for one of these reasons. On a machine so busy that the peer doesn't run
   /// until the connection is given up, one of them ends with bytes on their way and the other with the connection.
-  static void expect_ended_early(const Outcome& sending, const Outcome& receiving, std::initializer_list<errc> reasons) {
+  /// @return whether that was so.
+  [[nodiscard]] static bool expect_ended_early(const Outcome& sending, const Outcome& receiving,
+                                               std::initializer_list<errc> reasons) {
     const auto given_up = [&](const Outcome& outcome) {
       return std::ranges::any_of(reasons, [&](errc code) { return code != errc::peer_cancelled && outcome.error == in_flight(code); });
     };
@@ -70,6 +72,15 @@ class StalledPeerBase : public ConformanceBase {
                   (connection_ended && outcome.error == condition::peer_failed))
           << outcome;
     }
+    return connection_ended;
+  }
+
+  /// Connects anew after a connection has been given up by one side, which the other may not have noticed: its fence ends when it has.
+  void connect_again(Node& a, Node& b) {
+    std::error_code ignored;
+    a->fence(b.id(), limit(), ignored);
+    b->fence(a.id(), limit(), ignored);
+    connect(a, b);
   }
 
   /// Whether it ended for this reason, with bytes on their way or not; or with success, and then really (a transport

@@ -51,7 +51,8 @@ using SideMessageAnswer = std::function<SideMessage(const SideMessage&)>;
 /// @code
 /// static constexpr std::string_view name;                   // in the tests' names; the number of the type
 /// static std::string listen_url();                          // own_loopback_url()
-/// static constexpr std::chrono::milliseconds wait_limit;    // 30 s: a handler that did not run by then is lost
+/// static constexpr std::chrono::milliseconds wait_limit;    // 30 s, under sanitizers 90 s: a handler that did not run by
+///                                                           // then is lost
 /// static constexpr bool reconnects;                         // false: transfers reconnect by themselves (kit)
 /// static constexpr bool notices_blocking_in_handler;        // false: errc::would_deadlock instead of a deadlock
 /// std::unique_ptr<BaseTransferChannel> make_answering_channel(ChannelOptions, SideMessageAnswer);
@@ -95,7 +96,7 @@ class AnsweringChannel final : public Channel {
 /// The facts about a traits type, with the defaults for those it does not state.
 struct TraitsFacts {
   std::string listen_url = own_loopback_url();
-  std::chrono::milliseconds wait_limit{30'000};
+  std::chrono::milliseconds wait_limit{sanitized ? 90'000 : 30'000};
   bool reconnects = false;
   bool notices_blocking_in_handler = false;
   bool answers_side_messages = false;

@@ -30,6 +30,7 @@ AutoOptions rdma_then_tcp() {
   rdma.ack_timeout = std::chrono::milliseconds(60);
   AutoOptions options;
   options.roads = {road<RdmaTransferChannel>("rdma", std::move(rdma)), roads::testing::tcp()};
+  options.road_timeout = std::chrono::seconds(5);  // on a port that comes up nobody may answer yet
   options.handshake_timeout = long_enough;
   options.default_timeout = long_enough;
   return options;
