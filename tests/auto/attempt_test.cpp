@@ -9,6 +9,7 @@
 #include <chrono>
 #include <future>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -70,6 +71,51 @@ TEST(AutoAttempt, OneOfAClosedChannelGoesOnOverNoOtherRoad) {
   EXPECT_THROW((void)attempt.get(), std::system_error);
   pool.join();
   EXPECT_EQ(second->connects(), 0U);
+}
+
+/// Whose first road has much time, like the attempt, and is silent.
+class FencesOfSilentRoads : public ::testing::Test {
+ protected:
+  static constexpr std::chrono::minutes much_time{10};
+  /// More than a fence waits where nothing else is to be tried.
+  static constexpr milliseconds some_time{1500};
+
+  [[nodiscard]] static AutoOptions patient(std::vector<AutoRoad> roads) {
+    AutoOptions options = with(std::move(roads));
+    options.road_timeout = much_time;
+    options.handshake_timeout = 3 * much_time;
+    return options;
+  }
+  void SetUp() override {
+    silent_->set(Fate::State::silent);
+    connecting_ = a_.begin_connect(b_);
+    ASSERT_TRUE(comes_true([&] { return silent_->waiting() == 1; }));
+  }
+  void expect_that_a_fence_waits(Node& node, const std::string& peer) {
+    auto fence = node.channel->async_fence(peer, much_time, asio::use_future);
+    (void)fence.wait_for(some_time);
+    silent_->run_out_of_time();
+    EXPECT_NO_THROW((void)connecting_.get());
+    EXPECT_NO_THROW(fence.get());
+    EXPECT_EQ(silent_->connects(), 1U) << "the attempt was given up, and begun anew";
+    EXPECT_TRUE(begins(a_.path_to("b"), "tcp ")) << a_.path_to("b");
+    EXPECT_FALSE(a_.write(1));
+  }
+
+  const std::shared_ptr<Fate> silent_ = std::make_shared<Fate>();
+  Node b_{patient({shm(), tcp()})};
+  Node a_{patient({mortal_shm(silent_), tcp()})};
+  std::future<std::optional<SideMessage>> connecting_;
+};
+
+TEST_F(FencesOfSilentRoads, OneOfThePeersWaitsForTheRoadBehindIt) { expect_that_a_fence_waits(b_, "a"); }
+
+TEST_F(FencesOfSilentRoads, OneOfTheDialingSideWaitsForTheRoadBehindIt) { expect_that_a_fence_waits(a_, "b"); }
+
+TEST_F(FencesOfSilentRoads, OneEndsInItsTimeAllTheSame) {
+  EXPECT_NO_THROW(b_.channel->fence("a", milliseconds(20)));
+  silent_->run_out_of_time();
+  EXPECT_THROW((void)connecting_.get(), std::system_error) << "the peer doesn't await it any more";
 }
 
 /// However much time the attempt has: who joins it may have less.

@@ -123,6 +123,8 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
     }
     way.dial.reset();
   }
+  const auto tried = std::ranges::count_if(ways_, [](const Way& way) { return way.dial != nullptr; });
+  host_->may_take_until(roads_->last_tried_by(static_cast<std::size_t>(tried), deadline));
   go_on(0, std::make_shared<kit::LinkHandler>(std::move(on_link)));
 }
 

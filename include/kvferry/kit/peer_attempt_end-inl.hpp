@@ -129,7 +129,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
     } else if (host->failed()) {
       replaced.push_back(std::move(link));
       failed = {errc::connection_lost, "the connection broke as soon as it was made"};
-    } else if (attempt->accepting && !attempt->known && peer->lives()) {
+    } else if (attempt->accepting && !attempt->known && !peer->gives_way_to(*attempt)) {
       replaced.push_back(std::move(link));
       why = {errc::identity_conflict, "another channel is connected as this peer, and lives"};
       failed = why;

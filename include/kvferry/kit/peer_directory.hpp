@@ -266,7 +266,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] static Clock::time_point fenced_until(std::optional<std::uint64_t> time_since);
   [[nodiscard]] bool wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then);
   void go_on_fencing(const std::string& peer_id, std::uint64_t number);
-  void give_up_attempts(const std::string& peer_id, std::uint64_t number);
+  [[nodiscard]] std::shared_ptr<Expirable> give_up_later(const std::string& peer_id, std::uint64_t number,
+                                                         Clock::time_point deadline);
+  void give_up_attempts(const std::string& peer_id, std::uint64_t number, Clock::time_point deadline);
   /// @param spared besides the one in use, which is returned.
   [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id,
                                                      const std::vector<std::shared_ptr<Link>>& spared = {});
