@@ -118,6 +118,39 @@ TEST_F(FencesOfSilentRoads, OneEndsInItsTimeAllTheSame) {
   EXPECT_THROW((void)connecting_.get(), std::system_error) << "the peer doesn't await it any more";
 }
 
+/// Why no better road was taken, though none behind them answers.
+TEST(AutoAttempt, ASilentLastRoadIsNamedAndSoAreTheReasonsOfThoseBefore) {
+  const auto fate = std::make_shared<Fate>();
+  const auto silent = std::make_shared<Fate>();
+  Node b(with({shm(), tcp_named("first"), tcp_named("last")}));
+  Node a(with({mortal_shm(fate), mortal_tcp("first", fate), mortal_tcp("last", silent)}));
+  ASSERT_FALSE(a.connect(b));
+  fate->set(Fate::State::unreachable);
+  silent->set(Fate::State::silent);
+  fate->break_links();
+  const std::string refused = "nobody is there: Connection refused";
+  const std::string at =
+      "the data connection was not welcomed: road last; not shm: " + refused + "; not first: " + refused;
+  std::string diagnostic;
+  std::error_code ec;
+  EXPECT_TRUE(comes_true([&] {
+    ec = a.connect(b, &diagnostic, milliseconds(100));
+    return !has(diagnostic, "no answer from");  // in so little time
+  }));
+  EXPECT_EQ(ec, errc::timed_out);
+  EXPECT_TRUE(has(diagnostic, "within the 100 ms that the call was given: " + at)) << diagnostic;
+  const std::vector<ConstBuffer> objects{a.at(0)};
+  const std::vector<std::uint64_t> index{0};
+  EXPECT_TRUE(comes_true([&] {
+    (void)a.channel->batched_write(
+        objects, {.peer_id = "b", .remote_indexes = index, .timeout = milliseconds(100), .diagnostic = &diagnostic},
+        ec);
+    return !has(diagnostic, "no answer from");
+  }));
+  EXPECT_EQ(ec, errc::timed_out);
+  EXPECT_TRUE(has(diagnostic, "the deadline passed: " + at)) << diagnostic;
+}
+
 /// However much time the attempt has: who joins it may have less.
 TEST(AutoAttempt, ASilentRoadHasItsTimeout) {
   const auto fate = std::make_shared<Fate>();
