@@ -63,8 +63,8 @@ namespace kvferry::inline KVFERRY_ABI {
 ///
 /// **Cancellation.** All `asio::cancellation_type`s have the same effect. An operation that hasn't started is dequeued;
 /// one that has is drained, or its connection is broken. Then it ends with `errc::cancelled`. After a write that did
-/// not succeed, the contents of its pages at the peer are unspecified. An attempt to connect goes on when all that waited
-/// for it were cancelled, and may still make the peer usable; `disconnect` ends it.
+/// not succeed, the contents of its pages at the peer are unspecified. An attempt to connect ends when all that waited for
+/// it have been cancelled or have timed out. A connection that is there already stays, and so does an attempt of the peer's own.
 ///
 /// **The end.** When a write has ended, for whatever reason, no byte of it lands at the peer afterwards, and its
 /// notification isn't handed out. One exception: the write's error belongs to `condition::may_still_land`. A write that

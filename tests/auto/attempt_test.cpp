@@ -2,6 +2,10 @@
 // What becomes of attempts: those that nobody wants any more, those that cross, and what they end with.
 #include <gtest/gtest.h>
 
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/bind_executor.hpp>
+#include <asio/cancellation_signal.hpp>
+#include <asio/io_context.hpp>
 #include <asio/post.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/use_future.hpp>
@@ -71,6 +75,110 @@ TEST(AutoAttempt, OneOfAClosedChannelGoesOnOverNoOtherRoad) {
   EXPECT_THROW((void)attempt.get(), std::system_error);
   pool.join();
   EXPECT_EQ(second->connects(), 0U);
+}
+
+/// A call that the test cancels, on its own thread, as Asio wants it.
+class Cancelled {
+ public:
+  [[nodiscard]] auto token() {
+    return asio::bind_cancellation_slot(
+        signal_.slot(), asio::bind_executor(loop_, [this](std::error_code ec, const auto&) { ended_ = ec; }));
+  }
+  /// @return what it ended with.
+  [[nodiscard]] std::error_code cancel() {
+    signal_.emit(asio::cancellation_type::terminal);
+    const auto until = std::chrono::steady_clock::now() + long_enough;
+    while (!ended_ && loop_.run_one_until(until) != 0) {
+    }
+    return ended_.value_or(std::error_code());
+  }
+
+ private:
+  asio::io_context loop_;
+  asio::cancellation_signal signal_;
+  std::optional<std::error_code> ended_;
+};
+
+void begin_connect(Node& from, const Node& to, Cancelled& call) {
+  from.channel->async_lazy_init_peer_connection("a", "b", to.channel->peer_init_url(), {}, {}, call.token());
+}
+
+TEST(AutoAttempt, OneThatWasCancelledGoesOnOverNoOtherRoad) {
+  const auto silent = std::make_shared<Fate>();
+  const auto second = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(silent), mortal_tcp("tcp", second)}));
+  Cancelled call;
+  begin_connect(a, b, call);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  EXPECT_EQ(call.cancel(), errc::cancelled);
+  auto wanted = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; })) << "joined the one that nobody wanted any more";
+  silent->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+  EXPECT_EQ(second->connects(), 1U);
+}
+
+TEST(AutoAttempt, OneThatSomebodyElseWaitsForGoesOn) {
+  const auto silent = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(silent), tcp()}));
+  Cancelled first;
+  begin_connect(a, b, first);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  auto wanted = a.begin_connect(b);
+  Cancelled last;
+  begin_connect(a, b, last);
+  EXPECT_EQ(first.cancel(), errc::cancelled);
+  EXPECT_EQ(last.cancel(), errc::cancelled);
+  silent->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+  EXPECT_EQ(silent->connects(), 1U) << "the dial was ended, and begun anew";
+}
+
+/// The dial has the time of the one with more.
+TEST(AutoAttempt, OneThatAllHaveLeftInTheirWaysEnds) {
+  const auto silent = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(silent), tcp()}));
+  Cancelled first;
+  begin_connect(a, b, first);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  auto hasty = std::async(std::launch::async, [&] { return a.connect(b, nullptr, milliseconds(100)); });
+  EXPECT_EQ(first.cancel(), errc::cancelled);
+  EXPECT_EQ(hasty.get(), errc::timed_out);
+  auto wanted = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; })) << "joined the one that nobody wanted any more";
+  silent->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+}
+
+TEST(AutoAttempt, AnOperationThatWasCancelledReconnectsNobody) {
+  const auto fate = std::make_shared<Fate>();
+  Node b;
+  Node a(with({mortal_shm(fate), tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  fate->set(Fate::State::silent);
+  fate->break_links();
+  const std::vector<ConstBuffer> objects{a.at(0)};
+  const std::vector<std::uint64_t> first{0};
+  std::vector<std::unique_ptr<Cancelled>> calls;
+  for (int i = 0; i < 3; ++i) {
+    calls.push_back(std::make_unique<Cancelled>());
+    a.channel->async_batched_write(objects, {.peer_id = "b", .remote_indexes = first}, calls.back()->token());
+  }
+  ASSERT_TRUE(comes_true([&] { return fate->waiting() == 1; }));
+  for (const auto& call : calls) {
+    EXPECT_EQ(call->cancel(), errc::cancelled);
+  }
+  auto wanted = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return fate->waiting() == 2; })) << "joined the one that nobody wanted any more";
+  fate->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
 }
 
 /// Whose first road has much time, like the attempt, and is silent.

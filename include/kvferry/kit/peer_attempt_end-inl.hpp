@@ -68,6 +68,7 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
                                               [&](const Waiter& waiting) { return !again || waiting.deadline <= now; });
       std::move(peer->waiting.begin(), rest, std::back_inserter(told));
       peer->waiting.erase(peer->waiting.begin(), rest);
+      std::erase_if(peer->waiting, [](const Waiter& waiting) { return waiting.over(); });
       if (!peer->waiting.empty()) {
         start_dial(*peer, lock);
       } else if (!peer->description && !peer->named && !peer->in_use()) {

@@ -106,6 +106,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
   /// Describes the event for which the peer's connection still waits; empty if no connection is being made.
   [[nodiscard]] std::string awaited(std::string_view peer_id) const;
+  /// Somebody doesn't wait any longer for a peer's connection: a dial for which nobody waits ends.
+  void stopped_waiting(std::string_view peer_id) noexcept;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
   /// How often another channel had, or claimed, the id of one that lives.
@@ -282,7 +284,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
     std::function<void(std::error_code)> then;
   };
   void go_on_leaving(std::uint64_t number);
-  void end_dial_for_nobody(const std::string& peer_id);
+  /// @param least_rest a dial that has no more time than this ends by itself.
+  void end_dial_for_nobody(std::string_view peer_id, Clock::duration least_rest);
 
   // Who a peer is (peer_takeover-inl.hpp)
   void take(InitQuestion question, HandshakeService::Reply reply);

@@ -324,6 +324,9 @@ KVFERRY_INLINE void PeerDirectory::moved_peer_judged(const std::string& local_id
 
 KVFERRY_INLINE void PeerDirectory::move_to(Peer& peer, const std::string& local_id, const std::string& url,
                                            const Waiter& waiter, Lock& lock) {
+  if (waiter.over()) {
+    return;
+  }
   peer.movers.push_back(arriving_at(local_id, peer.id, url, waiter));
   if (!peer.attempt.moves || peer.attempt.url != url) {
     start_dial(peer, local_id, url, lock);
