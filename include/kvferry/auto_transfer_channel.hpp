@@ -61,7 +61,9 @@ struct AutoOptions : ChannelOptions {
   /// The names of the roads that may be taken. The other roads are not offered to peers. If none of these leads to the
   /// peer, connecting fails, and so do operations that have to connect anew: with `errc::no_path`, or with the error of
   /// a road that was tried, if that is `errc::timed_out` (it didn't answer), `errc::resource_limit`, or one that trying
-  /// again doesn't mend (`errc::handshake_failed`, ...). Empty: all roads may be taken.
+  /// again doesn't mend (`errc::handshake_failed`, `errc::malformed_message`, `errc::protocol_violation`,
+  /// `errc::authentication_failed`, `errc::encryption_mismatch`, or a code of kvferry's by a transport of your own).
+  /// Empty: all roads may be taken.
   std::vector<std::string> require;
 
   /// Allows roads that send pages in the clear although there is a keyring. With a keyring and without this option, the
@@ -73,7 +75,8 @@ struct AutoOptions : ChannelOptions {
 
   /// How long a road may take to answer before the next one is tried. If its share of the attempt's time is less, that
   /// counts. The last road has all of the remaining time: if it doesn't answer either, the call ends by its own
-  /// deadline, and its error doesn't say why the other roads were not taken.
+  /// deadline, and its error names the road and says why those before it were not taken. Set it alike on both sides: a
+  /// fence of either waits for so long for a road that doesn't answer, if there are others behind it.
   std::chrono::milliseconds road_timeout{2000};
 };
 

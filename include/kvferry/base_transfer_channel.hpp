@@ -63,8 +63,8 @@ namespace kvferry::inline KVFERRY_ABI {
 ///
 /// **Cancellation.** All `asio::cancellation_type`s have the same effect. An operation that hasn't started is dequeued;
 /// one that has is drained, or its connection is broken. Then it ends with `errc::cancelled`. After a write that did
-/// not succeed, the contents of its pages at the peer are unspecified. An attempt to connect goes on when all that waited
-/// for it were cancelled, and may still make the peer usable; `disconnect` ends it.
+/// not succeed, the contents of its pages at the peer are unspecified. An attempt to connect ends when all that waited for
+/// it have been cancelled or have timed out. A connection that is there already stays, and so does an attempt of the peer's own.
 ///
 /// **The end.** When a write has ended, for whatever reason, no byte of it lands at the peer afterwards, and its
 /// notification isn't handed out. One exception: the write's error belongs to `condition::may_still_land`. A write that
@@ -507,10 +507,11 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// A connected peer is asked, and answers when the writes that it had started have ended. If it doesn't answer in
   /// time, its connection is broken, which is just as safe. If the peer's connection has failed or was replaced, the
   /// rest of it is shut. A write that waits at the peer for a new connection ends there with `errc::fenced` when the
-  /// connection is made. If a connection is just being made, the fence waits for it for at most a second and then gives
-  /// it up. For a peer that this channel doesn't know the call returns at once. Operations that the peer starts later,
-  /// also over a new connection, are not held up. If the new connection's handshake takes long, writes that were
-  /// started meanwhile may be refused too.
+  /// connection is made. If a connection is just being made, the fence waits for it: for a second, and longer while
+  /// the transport has other ways behind one that doesn't answer (`AutoTransferChannel`), but not beyond `timeout`. Then
+  /// it gives the connection up, and what waits for it at the peer fails. For a peer that this channel doesn't know the
+  /// call returns at once. Operations that the peer starts later, also over a new connection, are not held up. If the new
+  /// connection's handshake takes long, writes that were started meanwhile may be refused too.
   ///
   /// @param timeout how long the peer may take; unset: the channel's default.
   /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. A

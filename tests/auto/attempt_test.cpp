@@ -2,6 +2,10 @@
 // What becomes of attempts: those that nobody wants any more, those that cross, and what they end with.
 #include <gtest/gtest.h>
 
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/bind_executor.hpp>
+#include <asio/cancellation_signal.hpp>
+#include <asio/io_context.hpp>
 #include <asio/post.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/use_future.hpp>
@@ -9,6 +13,7 @@
 #include <chrono>
 #include <future>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -70,6 +75,188 @@ TEST(AutoAttempt, OneOfAClosedChannelGoesOnOverNoOtherRoad) {
   EXPECT_THROW((void)attempt.get(), std::system_error);
   pool.join();
   EXPECT_EQ(second->connects(), 0U);
+}
+
+/// A call that the test cancels, on its own thread, as Asio wants it.
+class Cancelled {
+ public:
+  [[nodiscard]] auto token() {
+    return asio::bind_cancellation_slot(
+        signal_.slot(), asio::bind_executor(loop_, [this](std::error_code ec, const auto&) { ended_ = ec; }));
+  }
+  /// @return what it ended with.
+  [[nodiscard]] std::error_code cancel() {
+    signal_.emit(asio::cancellation_type::terminal);
+    const auto until = std::chrono::steady_clock::now() + long_enough;
+    while (!ended_ && loop_.run_one_until(until) != 0) {
+    }
+    return ended_.value_or(std::error_code());
+  }
+
+ private:
+  asio::io_context loop_;
+  asio::cancellation_signal signal_;
+  std::optional<std::error_code> ended_;
+};
+
+void begin_connect(Node& from, const Node& to, Cancelled& call) {
+  from.channel->async_lazy_init_peer_connection("a", "b", to.channel->peer_init_url(), {}, {}, call.token());
+}
+
+TEST(AutoAttempt, OneThatWasCancelledGoesOnOverNoOtherRoad) {
+  const auto silent = std::make_shared<Fate>();
+  const auto second = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(silent), mortal_tcp("tcp", second)}));
+  Cancelled call;
+  begin_connect(a, b, call);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  EXPECT_EQ(call.cancel(), errc::cancelled);
+  auto wanted = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; })) << "joined the one that nobody wanted any more";
+  silent->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+  EXPECT_EQ(second->connects(), 1U);
+}
+
+TEST(AutoAttempt, OneThatSomebodyElseWaitsForGoesOn) {
+  const auto silent = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(silent), tcp()}));
+  Cancelled first;
+  begin_connect(a, b, first);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  auto wanted = a.begin_connect(b);
+  Cancelled last;
+  begin_connect(a, b, last);
+  EXPECT_EQ(first.cancel(), errc::cancelled);
+  EXPECT_EQ(last.cancel(), errc::cancelled);
+  silent->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+  EXPECT_EQ(silent->connects(), 1U) << "the dial was ended, and begun anew";
+}
+
+/// The dial has the time of the one with more.
+TEST(AutoAttempt, OneThatAllHaveLeftInTheirWaysEnds) {
+  const auto silent = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node b;
+  Node a(with({mortal_shm(silent), tcp()}));
+  Cancelled first;
+  begin_connect(a, b, first);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
+  auto hasty = std::async(std::launch::async, [&] { return a.connect(b, nullptr, milliseconds(100)); });
+  EXPECT_EQ(first.cancel(), errc::cancelled);
+  EXPECT_EQ(hasty.get(), errc::timed_out);
+  auto wanted = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; })) << "joined the one that nobody wanted any more";
+  silent->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+}
+
+TEST(AutoAttempt, AnOperationThatWasCancelledReconnectsNobody) {
+  const auto fate = std::make_shared<Fate>();
+  Node b;
+  Node a(with({mortal_shm(fate), tcp()}));
+  ASSERT_FALSE(a.connect(b));
+  fate->set(Fate::State::silent);
+  fate->break_links();
+  const std::vector<ConstBuffer> objects{a.at(0)};
+  const std::vector<std::uint64_t> first{0};
+  std::vector<std::unique_ptr<Cancelled>> calls;
+  for (int i = 0; i < 3; ++i) {
+    calls.push_back(std::make_unique<Cancelled>());
+    a.channel->async_batched_write(objects, {.peer_id = "b", .remote_indexes = first}, calls.back()->token());
+  }
+  ASSERT_TRUE(comes_true([&] { return fate->waiting() == 1; }));
+  for (const auto& call : calls) {
+    EXPECT_EQ(call->cancel(), errc::cancelled);
+  }
+  auto wanted = a.begin_connect(b);
+  ASSERT_TRUE(comes_true([&] { return fate->waiting() == 2; })) << "joined the one that nobody wanted any more";
+  fate->run_out_of_time();
+  EXPECT_NO_THROW((void)wanted.get());
+  EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
+}
+
+/// Whose first road has much time, like the attempt, and is silent.
+class FencesOfSilentRoads : public ::testing::Test {
+ protected:
+  static constexpr std::chrono::minutes much_time{10};
+  /// More than a fence waits where nothing else is to be tried.
+  static constexpr milliseconds some_time{1500};
+
+  [[nodiscard]] static AutoOptions patient(std::vector<AutoRoad> roads) {
+    AutoOptions options = with(std::move(roads));
+    options.road_timeout = much_time;
+    options.handshake_timeout = 3 * much_time;
+    return options;
+  }
+  void SetUp() override {
+    silent_->set(Fate::State::silent);
+    connecting_ = a_.begin_connect(b_);
+    ASSERT_TRUE(comes_true([&] { return silent_->waiting() == 1; }));
+  }
+  void expect_that_a_fence_waits(Node& node, const std::string& peer) {
+    auto fence = node.channel->async_fence(peer, much_time, asio::use_future);
+    (void)fence.wait_for(some_time);
+    silent_->run_out_of_time();
+    EXPECT_NO_THROW((void)connecting_.get());
+    EXPECT_NO_THROW(fence.get());
+    EXPECT_EQ(silent_->connects(), 1U) << "the attempt was given up, and begun anew";
+    EXPECT_TRUE(begins(a_.path_to("b"), "tcp ")) << a_.path_to("b");
+    EXPECT_FALSE(a_.write(1));
+  }
+
+  const std::shared_ptr<Fate> silent_ = std::make_shared<Fate>();
+  Node b_{patient({shm(), tcp()})};
+  Node a_{patient({mortal_shm(silent_), tcp()})};
+  std::future<std::optional<SideMessage>> connecting_;
+};
+
+TEST_F(FencesOfSilentRoads, OneOfThePeersWaitsForTheRoadBehindIt) { expect_that_a_fence_waits(b_, "a"); }
+
+TEST_F(FencesOfSilentRoads, OneOfTheDialingSideWaitsForTheRoadBehindIt) { expect_that_a_fence_waits(a_, "b"); }
+
+TEST_F(FencesOfSilentRoads, OneEndsInItsTimeAllTheSame) {
+  EXPECT_NO_THROW(b_.channel->fence("a", milliseconds(20)));
+  silent_->run_out_of_time();
+  EXPECT_THROW((void)connecting_.get(), std::system_error) << "the peer doesn't await it any more";
+}
+
+/// Why no better road was taken, though none behind them answers.
+TEST(AutoAttempt, ASilentLastRoadIsNamedAndSoAreTheReasonsOfThoseBefore) {
+  const auto fate = std::make_shared<Fate>();
+  const auto silent = std::make_shared<Fate>();
+  Node b(with({shm(), tcp_named("first"), tcp_named("last")}));
+  Node a(with({mortal_shm(fate), mortal_tcp("first", fate), mortal_tcp("last", silent)}));
+  ASSERT_FALSE(a.connect(b));
+  fate->set(Fate::State::unreachable);
+  silent->set(Fate::State::silent);
+  fate->break_links();
+  const std::string refused = "nobody is there: Connection refused";
+  const std::string at =
+      "the data connection was not welcomed: road last; not shm: " + refused + "; not first: " + refused;
+  std::string diagnostic;
+  std::error_code ec;
+  EXPECT_TRUE(comes_true([&] {
+    ec = a.connect(b, &diagnostic, milliseconds(100));
+    return !has(diagnostic, "no answer from");  // in so little time
+  }));
+  EXPECT_EQ(ec, errc::timed_out);
+  EXPECT_TRUE(has(diagnostic, "within the 100 ms that the call was given: " + at)) << diagnostic;
+  const std::vector<ConstBuffer> objects{a.at(0)};
+  const std::vector<std::uint64_t> index{0};
+  EXPECT_TRUE(comes_true([&] {
+    (void)a.channel->batched_write(
+        objects, {.peer_id = "b", .remote_indexes = index, .timeout = milliseconds(100), .diagnostic = &diagnostic},
+        ec);
+    return !has(diagnostic, "no answer from");
+  }));
+  EXPECT_EQ(ec, errc::timed_out);
+  EXPECT_TRUE(has(diagnostic, "the deadline passed: " + at)) << diagnostic;
 }
 
 /// However much time the attempt has: who joins it may have less.

@@ -16,6 +16,16 @@ KVFERRY_INLINE const OwnRoad* OwnRoads::find(const std::string& name) const {
   return it == roads.end() ? nullptr : &*it;
 }
 
+KVFERRY_INLINE kit::Clock::time_point OwnRoads::last_tried_by(std::size_t roads_tried,
+                                                              kit::Clock::time_point deadline) const {
+  const auto now = kit::Clock::now();
+  if (roads_tried <= 1 || deadline <= now) {
+    return now;
+  }
+  const auto each = std::min<kit::Clock::duration>(deadline - now, patience);
+  return std::min(deadline, now + each * static_cast<kit::Clock::rep>(roads_tried - 1));
+}
+
 inline namespace internal {
 
 /// Drawn by the kernel when it starts; no namespace of a container hides it.

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -42,6 +43,8 @@ struct OwnRoads {
 
   /// Null if there is none of this name.
   [[nodiscard]] const OwnRoad* find(const std::string& name) const;
+  /// When the last of so many roads is tried at the latest, if the others don't answer.
+  [[nodiscard]] kit::Clock::time_point last_tried_by(std::size_t roads_tried, kit::Clock::time_point deadline) const;
 };
 
 /// A name that all processes of this host get alike, and those of others don't. Empty if the system has none.

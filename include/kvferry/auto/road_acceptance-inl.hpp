@@ -76,6 +76,8 @@ KVFERRY_INLINE RoadOffers RoadAcceptance::begin(const RoadOffers& asked, kit::Cl
     }
     answer.roads.push_back(not_offered(way.name, way.failure));
   }
+  const auto awaited = std::ranges::count_if(ways_, [](const Way& way) { return way.host != nullptr; });
+  host_->may_take_until(roads_->last_tried_by(static_cast<std::size_t>(awaited), deadline));
   const std::lock_guard lock(mutex_);
   if (--pending_ == 0 && !over_) {
     over_ = true;

@@ -28,10 +28,16 @@ KVFERRY_INLINE void RoadDial::Way::fail(kit::Failure cause) {
   kind = kind_of(*own, failure.code);
 }
 
-KVFERRY_INLINE bool RoadDial::Progress::go_to(std::shared_ptr<RoadHost> road) {
+KVFERRY_INLINE bool RoadDial::Progress::go_to(std::shared_ptr<RoadHost> road, std::string described) {
   const std::lock_guard lock(mutex_);
   current_ = std::move(road);
+  described_ = std::move(described);
   return !over_;
+}
+
+KVFERRY_INLINE std::string RoadDial::Progress::described() {
+  const std::lock_guard lock(mutex_);
+  return described_;
 }
 
 KVFERRY_INLINE bool RoadDial::Progress::is_over() {
@@ -123,6 +129,8 @@ KVFERRY_INLINE void RoadDial::connect(std::shared_ptr<kit::LinkHost> host, const
     }
     way.dial.reset();
   }
+  const auto tried = std::ranges::count_if(ways_, [](const Way& way) { return way.dial != nullptr; });
+  host_->may_take_until(roads_->last_tried_by(static_cast<std::size_t>(tried), deadline));
   go_on(0, std::make_shared<kit::LinkHandler>(std::move(on_link)));
 }
 
@@ -136,7 +144,8 @@ KVFERRY_INLINE void RoadDial::go_on(std::size_t way, const Handler& on_link) {
     Way& tried = ways_[way];
     if (tried.dial) {
       const auto host = std::make_shared<RoadHost>(host_);
-      if (!progress_->go_to(host)) {
+      const std::string others = reasons(way).sentence();
+      if (!progress_->go_to(host, "road " + tried.own->name + (others.empty() ? others : "; " + others))) {
         (*on_link)(errc::cancelled, nullptr, "the attempt isn't wanted any more");
         return;
       }

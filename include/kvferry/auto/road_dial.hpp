@@ -23,6 +23,7 @@ class RoadDial final : public kit::Dial {
   [[nodiscard]] Bytes local_endpoint() override;
   void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
                kit::LinkHandler on_link) override;
+  [[nodiscard]] std::string awaited() const override { return progress_->described(); }
 
  private:
   /// A road of this side, in its order.
@@ -40,13 +41,15 @@ class RoadDial final : public kit::Dial {
   class Progress {
    public:
     /// @return false if the attempt isn't wanted any more: then `road` isn't to be taken.
-    [[nodiscard]] bool go_to(std::shared_ptr<RoadHost> road);
+    [[nodiscard]] bool go_to(std::shared_ptr<RoadHost> road, std::string described);
     [[nodiscard]] bool is_over();
+    [[nodiscard]] std::string described();
     void abandon();
 
    private:
     std::mutex mutex_;
     std::shared_ptr<RoadHost> current_;
+    std::string described_;  ///< The current one, and why it isn't one before it.
     bool over_ = false;
   };
   /// Shared by what the roads get, and not kept here: it keeps this attempt.

@@ -37,6 +37,7 @@ class RoadHost final : public kit::LinkHost {
 
   [[nodiscard]] std::shared_ptr<void> stay() override { return host_->stay(); }
   void when_abandoned(std::function<void()> drop) override { abandonment_.when_abandoned(std::move(drop)); }
+  void may_take_until(kit::Clock::time_point until) noexcept override { host_->may_take_until(until); }
 
   void link_failed(const kit::Link& link, std::error_code cause) override {
     {

@@ -34,7 +34,7 @@ KVFERRY_INLINE void InitExchange::finish(const Failure& failure, std::optional<S
 KVFERRY_INLINE void InitExchange::accept_cancellation() {
   if (completion_.cancellable()) {
     completion_.on_cancel(cancellation(owner_->gate(), weak_from_this(), [](InitExchange& exchange) {
-      exchange.finish({errc::cancelled, {}});
+      exchange.stop({errc::cancelled, {}});
     }));
   }
 }
@@ -42,8 +42,13 @@ KVFERRY_INLINE void InitExchange::accept_cancellation() {
 KVFERRY_INLINE void InitExchange::expire() {
   const auto given = request_.timeout.value_or(std::chrono::milliseconds::zero());
   const std::string awaited = owner_->awaited(request_.peer_id);
-  finish({errc::timed_out, "no usable connection or answer within the " + std::to_string(given.count()) +
-                               " ms that the call was given" + (awaited.empty() ? awaited : ": " + awaited)});
+  stop({errc::timed_out, "no usable connection or answer within the " + std::to_string(given.count()) +
+                             " ms that the call was given" + (awaited.empty() ? awaited : ": " + awaited)});
+}
+
+KVFERRY_INLINE void InitExchange::stop(const Failure& failure) {
+  finish(failure);
+  owner_->stopped_waiting(request_.peer_id);
 }
 
 KVFERRY_INLINE std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMessageCompletion completion,

@@ -40,6 +40,9 @@ class InitExchange final : public Expirable, public std::enable_shared_from_this
   void expire() override;
 
  private:
+  /// Its caller doesn't wait any longer.
+  void stop(const Failure& failure);
+
   const InitRequest request_;
   SideMessageCompletion completion_;
   const Clock::time_point deadline_;
@@ -59,6 +62,13 @@ class InitExchanges : public std::enable_shared_from_this<InitExchanges> {
   void close();
   /// To be set before there are exchanges.
   void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
+  /// Likewise.
+  void set_stopped_waiting(StoppedWaiting tell) { stopped_waiting_ = std::move(tell); }
+  void stopped_waiting(std::string_view peer_id) const {
+    if (stopped_waiting_) {
+      stopped_waiting_(peer_id);
+    }
+  }
   [[nodiscard]] std::string awaited(std::string_view peer_id) const {
     return awaited_of_peer_ ? awaited_of_peer_(peer_id) : std::string();
   }
@@ -67,6 +77,7 @@ class InitExchanges : public std::enable_shared_from_this<InitExchanges> {
  private:
   const std::shared_ptr<DeadlineQueue> deadlines_;
   AwaitedOfPeer awaited_of_peer_;
+  StoppedWaiting stopped_waiting_;
   std::mutex mutex_;
   std::unordered_map<const InitExchange*, std::shared_ptr<InitExchange>> pending_;
   bool closed_ = false;

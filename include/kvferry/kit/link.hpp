@@ -208,6 +208,9 @@ class KVFERRY_EXPORT LinkHost {
   /// `LinkHandler` needn't be called any more.
   // NOLINTNEXTLINE(performance-unnecessary-value-param)
   virtual void when_abandoned(std::function<void()> drop) { (void)drop; }
+  /// Tells until when the attempt may be at ways that don't answer, with others behind them, though nothing is wrong. A
+  /// fence gives an attempt up a second after that at the earliest, or at the fence's deadline. The latest time counts.
+  virtual void may_take_until(Clock::time_point until) noexcept { (void)until; }
   /// Makes `close()` wait as long as the result is held. Hold it while you call a transport to go on with an attempt,
   /// but not while the attempt waits for the network.
   /// @return null if the channel is closed: don't call a transport then.
@@ -237,6 +240,9 @@ class KVFERRY_EXPORT Dial {
   ///   road of an `AutoTransferChannel` the transport has to keep it: no other road is tried before.
   virtual void connect(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint, Clock::time_point deadline,
                        LinkHandler on_link) = 0;
+  /// What `connect` is at, for the sentence of a call whose time is over; empty if the transport has only one way.
+  /// Thread-safe.
+  [[nodiscard]] virtual std::string awaited() const { return {}; }
 };
 
 }  // namespace kvferry::kit

@@ -179,6 +179,9 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
       // There is no memory for a sentence. Nobody else ends it.
     }
     finish(cause, std::move(why));
+    if (cause != errc::closed) {
+      registry_->stopped_waiting(request_.peer_id);
+    }
   }
 }
 

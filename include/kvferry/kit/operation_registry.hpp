@@ -36,6 +36,8 @@ inline constexpr std::chrono::milliseconds longer_than_the_call{250};
 
 /// Describes the event for which the connection to a peer waits now; empty if that isn't known.
 using AwaitedOfPeer = std::function<std::string(std::string_view peer_id)>;
+/// Is told that somebody doesn't wait any longer for the connection to a peer. Must not throw.
+using StoppedWaiting = std::function<void(std::string_view peer_id)>;
 
 /// Calls `expire` on entries that have not been removed by their deadline. All share one timer, which is armed anew
 /// only for an earlier deadline. The usual timeouts are about equal, so the timer is rarely touched, and not for each
@@ -109,6 +111,13 @@ class OperationRegistry {
 
   /// Sets the function that says what an operation without a link waits for. To be called before there are operations.
   void set_awaited(AwaitedOfPeer describe) { awaited_of_peer_ = std::move(describe); }
+  /// Sets the function that is told when an operation without a link has been stopped. Likewise.
+  void set_stopped_waiting(StoppedWaiting tell) { stopped_waiting_ = std::move(tell); }
+  void stopped_waiting(std::string_view peer_id) const {
+    if (stopped_waiting_) {
+      stopped_waiting_(peer_id);
+    }
+  }
   [[nodiscard]] std::string awaited(std::string_view peer_id) const {
     return awaited_of_peer_ ? awaited_of_peer_(peer_id) : std::string();
   }
@@ -122,6 +131,7 @@ class OperationRegistry {
   const std::size_t limit_;
   const std::shared_ptr<Logger> logger_;
   AwaitedOfPeer awaited_of_peer_;
+  StoppedWaiting stopped_waiting_;
   TransferCounters counters_;
   std::mutex mutex_;
   std::condition_variable empty_;

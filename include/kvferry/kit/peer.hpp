@@ -67,6 +67,7 @@ struct PeerDirectory::Attempt {
   std::vector<std::shared_ptr<void>> fences;  ///< Held for as long as fences of this side wait for its end.
   bool given_up = false;                      ///< By a fence that waited for too long.
   bool awaited = false;              ///< This side dials as well, if it takes long.
+  std::uint64_t silent_probe = 0;    ///< Unanswered by the peer, for which reason it was let in beside the peer's link.
 
   // Of a dial
   std::shared_ptr<const RegionList> told_regions;  ///< With the question.
@@ -137,6 +138,11 @@ struct PeerDirectory::Peer {
 
   [[nodiscard]] bool dialing() const noexcept { return attempt.number != 0 && !attempt.accepting; }
   [[nodiscard]] bool lives() const noexcept { return link != nullptr && Clock::now() >= silent_until; }
+  /// However long its connection takes: the peer that was silent when it came has not answered since.
+  [[nodiscard]] bool gives_way_to(const Attempt& newcomer) const noexcept {
+    return !lives() ||
+           (newcomer.silent_probe != 0 && newcomer.silent_probe == last_probe && silent_until != Clock::time_point());
+  }
   [[nodiscard]] bool in_use() const noexcept {
     return link || attempt.number != 0 || !candidates.empty() || !waiting.empty() || !movers.empty() ||
            !asking.empty() || !newcomers.empty();
@@ -217,6 +223,15 @@ class PeerDirectory::Host final : public LinkHost {
   void abandon() { abandonment_.abandon(); }
   /// The connection is used, and can't be abandoned any more.
   void keep() { abandonment_.keep(); }
+  void may_take_until(Clock::time_point until) noexcept override {
+    const auto given = until.time_since_epoch().count();
+    auto latest = may_take_until_.load();
+    while (latest < given && !may_take_until_.compare_exchange_weak(latest, given)) {
+    }
+  }
+  [[nodiscard]] Clock::time_point may_take_until() const noexcept {
+    return Clock::time_point(Clock::duration(may_take_until_));
+  }
 
   [[nodiscard]] std::shared_ptr<const PeerDescription> description() const { return peer_; }
   [[nodiscard]] bool failed() const noexcept { return failed_; }
@@ -230,6 +245,7 @@ class PeerDirectory::Host final : public LinkHost {
   const std::shared_ptr<const RegionList> told_regions_;
   const std::shared_ptr<const PeerDescription> peer_;
   std::atomic<bool> failed_{false};
+  std::atomic<Clock::rep> may_take_until_{0};
   Abandonment abandonment_;
 };
 

@@ -78,6 +78,7 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   begin_attempt(peer, attempt, deadline);
   attempt.accepting = true;
   attempt.known = known;
+  attempt.silent_probe = peer.link && !peer.lives() ? peer.last_probe : 0;
   attempt.fenced_until = fenced_until(question.fenced_us);
   answer.fenced_us = time_since_fence(peer);
   attempt.local_id = question.receiver_id;

@@ -68,6 +68,7 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
                                               [&](const Waiter& waiting) { return !again || waiting.deadline <= now; });
       std::move(peer->waiting.begin(), rest, std::back_inserter(told));
       peer->waiting.erase(peer->waiting.begin(), rest);
+      std::erase_if(peer->waiting, [](const Waiter& waiting) { return waiting.over(); });
       if (!peer->waiting.empty()) {
         start_dial(*peer, lock);
       } else if (!peer->description && !peer->named && !peer->in_use()) {
@@ -129,7 +130,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
     } else if (host->failed()) {
       replaced.push_back(std::move(link));
       failed = {errc::connection_lost, "the connection broke as soon as it was made"};
-    } else if (attempt->accepting && !attempt->known && peer->lives()) {
+    } else if (attempt->accepting && !attempt->known && !peer->gives_way_to(*attempt)) {
       replaced.push_back(std::move(link));
       why = {errc::identity_conflict, "another channel is connected as this peer, and lives"};
       failed = why;

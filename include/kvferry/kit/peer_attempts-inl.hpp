@@ -53,7 +53,8 @@ KVFERRY_INLINE void PeerDirectory::begin_attempt(const Peer& peer, Attempt& atte
   attempt.number = ++last_number_;
   attempt.expiry = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number = attempt.number] {
     if (const Visit self(weak); self) {
-      self->fail_attempt(id, number, {errc::timed_out, "the connection was not usable in time"});
+      self->fail_attempt(id, number,
+                         {errc::timed_out, "the connection was not usable in time: " + self->awaited(id, number)});
     }
   });
   attempt.deadline = deadline;

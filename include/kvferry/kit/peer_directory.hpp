@@ -106,6 +106,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
   /// Describes the event for which the peer's connection still waits; empty if no connection is being made.
   [[nodiscard]] std::string awaited(std::string_view peer_id) const;
+  /// Somebody doesn't wait any longer for a peer's connection: a dial for which nobody waits ends.
+  void stopped_waiting(std::string_view peer_id) noexcept;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
   [[nodiscard]] std::size_t usable_count() const;
   /// How often another channel had, or claimed, the id of one that lives.
@@ -182,6 +184,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   // What is known (peer_facts-inl.hpp)
   /// With the lock held: of one that has a link. All but the path, which only the link knows.
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
+  /// @param attempt its number; nothing: the one for which calls wait.
+  [[nodiscard]] std::string awaited(std::string_view peer_id, std::optional<std::uint64_t> attempt) const;
 
   // Peers' regions (peer_regions-inl.hpp)
   [[nodiscard]] bool region_added(const std::string& peer_id, const Host& host, const RemoteRegion& region);
@@ -266,7 +270,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] static Clock::time_point fenced_until(std::optional<std::uint64_t> time_since);
   [[nodiscard]] bool wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then);
   void go_on_fencing(const std::string& peer_id, std::uint64_t number);
-  void give_up_attempts(const std::string& peer_id, std::uint64_t number);
+  [[nodiscard]] std::shared_ptr<Expirable> give_up_later(const std::string& peer_id, std::uint64_t number,
+                                                         Clock::time_point deadline);
+  void give_up_attempts(const std::string& peer_id, std::uint64_t number, Clock::time_point deadline);
   /// @param spared besides the one in use, which is returned.
   [[nodiscard]] std::shared_ptr<Link> shut_old_links(const std::string& peer_id,
                                                      const std::vector<std::shared_ptr<Link>>& spared = {});
@@ -278,7 +284,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
     std::function<void(std::error_code)> then;
   };
   void go_on_leaving(std::uint64_t number);
-  void end_dial_for_nobody(const std::string& peer_id);
+  /// @param least_rest a dial that has no more time than this ends by itself.
+  void end_dial_for_nobody(std::string_view peer_id, Clock::duration least_rest);
 
   // Who a peer is (peer_takeover-inl.hpp)
   void take(InitQuestion question, HandshakeService::Reply reply);

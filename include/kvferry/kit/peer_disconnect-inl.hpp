@@ -95,7 +95,7 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
   tell(told, disconnected);
   try {
     const std::uint64_t last_stopped = operations_->stop(peer_id, errc::cancelled);
-    end_dial_for_nobody(peer_id);
+    end_dial_for_nobody(peer_id, Clock::duration::zero());
     // Called with locks held, and by the link's own thread: what shuts the link runs elsewhere.
     operations_->when_operations_ended(
         peer_id, last_stopped, [deadlines = deadlines_, much_later, go_on] { deadlines->hasten(much_later, *go_on); });
@@ -104,17 +104,32 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
   }
 }
 
-/// An operation that was on its way to the table may have begun it, and been stopped since.
-KVFERRY_INLINE void PeerDirectory::end_dial_for_nobody(const std::string& peer_id) {
+KVFERRY_INLINE void PeerDirectory::stopped_waiting(std::string_view peer_id) noexcept {
+  // One whose call has timed out has a little more time than the call.
+  if_memory_lasts([&] { end_dial_for_nobody(peer_id, longer_than_the_call); });
+}
+
+/// For each of many that are stopped one after the other: so only the last ones are looked at, and dropped.
+KVFERRY_INLINE void PeerDirectory::end_dial_for_nobody(std::string_view peer_id, Clock::duration least_rest) {
   std::vector<Waiter> over;  // destroyed after the lock is released
   const Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
-  if (it != peers_.end() && it->second.dialing() && !it->second.attempt.moves &&
-      std::ranges::all_of(it->second.waiting, [](const Waiter& waiting) { return waiting.over(); })) {
-    end_attempt(it->second.attempt);
-    over.swap(it->second.waiting);
-    it->second.out_of_use_since = Clock::now();
+  if (closed_ || it == peers_.end() || !it->second.dialing() ||
+      it->second.attempt.deadline - Clock::now() <= least_rest) {
+    return;
   }
+  Peer& peer = it->second;
+  for (auto* const list : {&peer.waiting, &peer.movers}) {
+    while (!list->empty() && list->back().over()) {
+      over.push_back(std::move(list->back()));
+      list->pop_back();
+    }
+    if (!list->empty()) {
+      return;
+    }
+  }
+  end_attempt(peer.attempt);
+  peer.out_of_use_since = Clock::now();
 }
 
 /// Begins anew where it has thrown.

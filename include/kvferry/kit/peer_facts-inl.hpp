@@ -81,18 +81,27 @@ KVFERRY_INLINE std::string PeerDirectory::reached_url(std::string_view peer_id, 
   return it == peers_.end() ? url : it->second.reached(url);
 }
 
-KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id) const {
-  const Lock lock(mutex_);
-  const auto it = peers_.find(peer_id);
-  if (it == peers_.end() || it->second.attempt.number == 0) {
-    return {};
+KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id) const { return awaited(peer_id, {}); }
+
+KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std::optional<std::uint64_t> number) const {
+  std::shared_ptr<Dial> dial;
+  {
+    const Lock lock(mutex_);
+    const auto it = peers_.find(peer_id);
+    if (it == peers_.end() || (!number && it->second.attempt.number == 0)) {
+      return {};
+    }
+    const Attempt& attempt = it->second.attempt;
+    if (attempt.accepting || attempt.yielded || (number && *number != attempt.number)) {
+      return "the peer's own connection has not come";
+    }
+    if (attempt.instance.incarnation == 0) {
+      return "no answer from " + printable(attempt.url);
+    }
+    dial = attempt.dial;
   }
-  const Attempt& attempt = it->second.attempt;
-  if (attempt.accepting || attempt.yielded) {
-    return "the peer's own connection has not come";
-  }
-  return attempt.instance.incarnation == 0 ? "no answer from " + printable(attempt.url)
-                                           : "the data connection was not welcomed";
+  const std::string at = dial ? dial->awaited() : std::string();
+  return "the data connection was not welcomed" + (at.empty() ? at : ": " + at);
 }
 
 KVFERRY_INLINE bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }

@@ -7,6 +7,8 @@
 // is told with the handshake how long ago the fence was, and ends there. A connection that is being made already, with
 // a handshake from before the fence, is waited for.
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -17,7 +19,8 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
-/// How long a fence waits for connections that are being made, before it gives them up.
+/// How long a fence waits for connections that are being made, before it gives them up; from when their transport is at the
+/// last of its ways (`LinkHost::may_take_until`).
 inline constexpr std::chrono::seconds attempt_patience{1};
 /// Two hosts' clocks drift apart by less than this part of the time that they measure.
 inline constexpr int clock_drift = 1000;
@@ -83,12 +86,7 @@ KVFERRY_INLINE bool PeerDirectory::wait_for_attempts(Peer& peer, Clock::time_poi
   // Whoever lets it go last may have no memory. Until the last step here it does so for a fence that there isn't.
   const std::shared_ptr<void> hold(
       this, [deadlines = deadlines_, much_later, go_on](void*) { deadlines->hasten(much_later, *go_on); });
-  deadlines_->add(std::min(deadline, Clock::now() + attempt_patience),
-                  std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number] {
-                    if (const Visit self(weak); self) {
-                      self->give_up_attempts(id, number);
-                    }
-                  }));
+  deadlines_->add(std::min(deadline, Clock::now() + attempt_patience), give_up_later(peer.id, number, deadline));
   const auto wait = [&](Attempt& attempt) {
     if (is_waited_for(attempt)) {
       attempt.fences.push_back(hold);
@@ -120,7 +118,18 @@ KVFERRY_INLINE void PeerDirectory::go_on_fencing(const std::string& peer_id, std
   }
 }
 
-KVFERRY_INLINE void PeerDirectory::give_up_attempts(const std::string& peer_id, std::uint64_t number) {
+KVFERRY_INLINE std::shared_ptr<Expirable> PeerDirectory::give_up_later(const std::string& peer_id, std::uint64_t number,
+                                                                       Clock::time_point deadline) {
+  return std::make_shared<Expiry>([weak = weak_from_this(), peer_id, number, deadline] {
+    if (const Visit self(weak); self) {
+      self->give_up_attempts(peer_id, number, deadline);
+    }
+  });
+}
+
+/// @param deadline of the fence.
+KVFERRY_INLINE void PeerDirectory::give_up_attempts(const std::string& peer_id, std::uint64_t number,
+                                                    Clock::time_point deadline) {
   std::vector<std::uint64_t> attempts;
   {
     const Lock lock(mutex_);
@@ -128,14 +137,26 @@ KVFERRY_INLINE void PeerDirectory::give_up_attempts(const std::string& peer_id, 
     if (it == peers_.end() || !fences_.contains(number)) {
       return;
     }
+    const auto now = Clock::now();
+    std::optional<Clock::time_point> next;
     const auto add = [&](Attempt& attempt) {
-      if (!attempt.fences.empty()) {
+      if (attempt.fences.empty()) {
+        return;
+      }
+      const auto until =
+          attempt.host ? std::min(deadline, attempt.host->may_take_until() + attempt_patience) : Clock::time_point();
+      if (now < until) {
+        next = std::min(next.value_or(until), until);
+      } else {
         attempt.given_up = true;
         attempts.push_back(attempt.number);
       }
     };
     add(it->second.attempt);
     std::ranges::for_each(it->second.candidates, add);
+    if (next) {
+      deadlines_->add(*next, give_up_later(peer_id, number, deadline));
+    }
   }
   for (const std::uint64_t attempt : attempts) {
     fail_attempt(peer_id, attempt, {errc::connection_lost, "a fence did not wait any longer for the connection"});

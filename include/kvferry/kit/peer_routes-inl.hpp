@@ -125,7 +125,10 @@ KVFERRY_INLINE void PeerDirectory::hand_over(const std::string& peer_id, const L
         dial_beside_later(peer);
         return;
       } else if (!peer.url.empty()) {
-        start_dial(peer, lock);  // it broke meanwhile; whoever still waits gets another attempt
+        std::erase_if(peer.waiting, [](const Waiter& waiting) { return waiting.over(); });
+        if (!peer.waiting.empty()) {
+          start_dial(peer, lock);  // it broke meanwhile; whoever still waits gets another attempt
+        }
         return;
       } else {
         failure = peer.last_failure;

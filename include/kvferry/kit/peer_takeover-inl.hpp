@@ -19,7 +19,8 @@ inline namespace internal {
 
 /// A peer that answers a probe within this time lives.
 inline constexpr std::chrono::seconds probe_patience{1};
-/// How long a link whose probe was not answered counts as dead without another probe: time for the newcomer to get through.
+/// How long a link whose probe was not answered counts as dead without another probe, for who comes then. Their connections may
+/// take longer.
 inline constexpr std::chrono::seconds silence_lasts{5};
 inline constexpr std::size_t max_newcomers = 16;
 
@@ -323,6 +324,9 @@ KVFERRY_INLINE void PeerDirectory::moved_peer_judged(const std::string& local_id
 
 KVFERRY_INLINE void PeerDirectory::move_to(Peer& peer, const std::string& local_id, const std::string& url,
                                            const Waiter& waiter, Lock& lock) {
+  if (waiter.over()) {
+    return;
+  }
   peer.movers.push_back(arriving_at(local_id, peer.id, url, waiter));
   if (!peer.attempt.moves || peer.attempt.url != url) {
     start_dial(peer, local_id, url, lock);

@@ -93,6 +93,13 @@ KVFERRY_INLINE void TransferChannelKit::start() {
   };
   impl_->operations->set_awaited(awaited);
   impl_->exchanges->set_awaited(awaited);
+  const auto stopped_waiting = [peers = std::weak_ptr(impl_->peers)](std::string_view peer_id) {
+    if (const auto directory = peers.lock()) {
+      directory->stopped_waiting(peer_id);
+    }
+  };
+  impl_->operations->set_stopped_waiting(stopped_waiting);
+  impl_->exchanges->set_stopped_waiting(stopped_waiting);
   impl_->handshakes.emplace(
       HandshakeService::Options{impl_->options.peer_init_url, impl_->options.zmq_context,
                                 impl_->options.max_handshake_bytes, impl_->refusals, impl_->options.handshake_timeout,

@@ -351,6 +351,27 @@ class CancellationTests : public StalledPeerBase {
     EXPECT_FALSE(a->remote_xfer_handler_exists(b.id()));
   }
 
+  /// Though the peer would accept it.
+  void ConnectThatWasCancelledConnectsNobody() {
+    constexpr std::chrono::milliseconds some_time{300};
+    Node& a = add_node();
+    Node& b = add_node({.pausable = true});
+    auto& signal = add_signal();
+    const auto connecting = watch<SideMessageProbe>("a connect that is cancelled");
+    b.pause(limit());
+    a->async_lazy_init_peer_connection(a.id(), b.id(), b.url(), {}, {}, cancelled_by(signal, connecting->handler()));
+    signal.emit(asio::cancellation_type::terminal);
+    run_until_ended(*connecting);
+    EXPECT_EQ(connecting->error(), errc::cancelled);
+    b.resume();
+    std::error_code ec;
+    (void)a->wait_peer_event(some_time, ec);
+    EXPECT_EQ(ec, errc::timed_out) << "it went on";
+    EXPECT_FALSE(a->remote_xfer_handler_exists(b.id()));
+    connect(a, b);
+    EXPECT_TRUE(a->remote_xfer_handler_exists(b.id()));
+  }
+
   void HandshakeAndSideMessage() {
     const SilentListener nobody;
     Node& node = add_node();
@@ -378,6 +399,7 @@ class CancellationTests : public StalledPeerBase {
 KVFERRY_TESTING_SUITE(CancellationTest, CancellationTests, UnmetSendAndRecv, RecvThatWasCancelledSwallowsNoSend,
                       SendThatWasCancelledMeetsNoRecv, OneOfManyOfATag, AfterTheEndIsHarmless,
                       BetweenTheEndAndTheHandlerIsHarmless, StalledPeer, SomeOfManyWrites, RacesWithMeetings,
-                      ReceiveNotification, ReceiveNotificationsLeavesWhatHasCome, DisconnectConnectAndNotify, HandshakeAndSideMessage);
+                      ReceiveNotification, ReceiveNotificationsLeavesWhatHasCome, DisconnectConnectAndNotify,
+                      ConnectThatWasCancelledConnectsNobody, HandshakeAndSideMessage);
 
 }  // namespace kvferry::testing

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Taking leave of a peer while others are on their way to it.
+// Taking leave of a peer while others are on their way to it, and what else becomes of connections that take long.
 #include <gtest/gtest.h>
 
 #include <asio/io_context.hpp>
@@ -42,12 +42,12 @@ class Leaving : public ::testing::Test {
     ask();
     ASSERT_TRUE(directory_->usable("p"));
   }
-  void ask() {
+  void ask(std::uint64_t incarnation = 2) {
     InitQuestion question;
     question.transport = "test";
     question.sender_id = "p";
     question.receiver_id = "here";
-    question.incarnation = 2;
+    question.incarnation = incarnation;
     question.init_url = "tcp://127.0.0.1:1";
     directory_->answer(encode_side_message(question), HandshakeService::Reply(nullptr));
   }
@@ -64,6 +64,13 @@ class Leaving : public ::testing::Test {
       (void)context_.run_one_for(std::chrono::milliseconds(20));
     }
     ASSERT_TRUE(done);
+  }
+  void run_for(Clock::duration time) {
+    const auto until = Clock::now() + time;
+    while (Clock::now() < until) {
+      context_.restart();
+      (void)context_.run_one_until(until);
+    }
   }
   /// Calls `what` with so many allocations that succeed. @return whether it threw for want of more.
   template <class What>
@@ -325,6 +332,61 @@ TEST_F(Leaving, AFenceThatALinkHasNoMemoryForBreaksTheLinkAndEnds) {
   EXPECT_TRUE(broken);
   EXPECT_EQ(ends, std::vector<std::error_code>(1));
   EXPECT_EQ(deadlines_->size(), 0U);
+}
+
+TEST_F(Leaving, AFenceWaitsForAnAttemptWithOtherWaysBehindASilentOne) {
+  constexpr std::chrono::milliseconds first_way{1200};
+  constexpr std::chrono::milliseconds patience{1000};
+  holds_ = true;
+  ask();
+  const auto begun = Clock::now();
+  host_->may_take_until(begun + first_way);
+  bool done = false;
+  directory_->fence("p", begun + std::chrono::hours(1),
+                    [&](std::error_code, const std::shared_ptr<Link>&) { done = true; });
+  run_until(done);
+  EXPECT_GE(Clock::now() - begun, first_way + patience);
+  bool dropped = false;
+  host_->when_abandoned([&] { dropped = true; });
+  EXPECT_TRUE(dropped) << "and not for ever";
+}
+
+/// Answers a probe when the test says so.
+class SlowLink final : public KeepingLink {
+ public:
+  void probe(std::function<void()> answered) override { answer = std::move(answered); }
+
+  std::function<void()> answer;
+};
+
+/// One whose peer has not answered a probe while somebody else who says that he is the peer is on his way.
+class Silence : public Leaving {
+ protected:
+  void SetUp() override {
+    connect(silent_);
+    holds_ = true;
+    ask(3);
+    const auto limit = Clock::now() + std::chrono::seconds(20);
+    while (!held_ && Clock::now() < limit) {
+      run_for(std::chrono::milliseconds(20));
+    }
+    ASSERT_TRUE(held_ && silent_->answer);
+  }
+
+  const std::shared_ptr<SlowLink> silent_ = std::make_shared<SlowLink>();
+  const std::shared_ptr<Link> newcomer_ = std::make_shared<KeepingLink>();
+};
+
+TEST_F(Silence, LastsUntilTheNewcomerIsThereHoweverLongHisConnectionTakes) {
+  run_for(std::chrono::milliseconds(5500));  // more than for another one that comes without a probe
+  std::exchange(held_, nullptr)({}, newcomer_, {});
+  EXPECT_EQ(directory_->link("p"), newcomer_);
+}
+
+TEST_F(Silence, EndsWithALateAnswer) {
+  silent_->answer();
+  std::exchange(held_, nullptr)({}, newcomer_, {});
+  EXPECT_EQ(directory_->link("p"), silent_);
 }
 
 TEST_F(Leaving, AFirstDisconnectSparesASecondOnesLink) {
