@@ -116,12 +116,22 @@ struct RdmaOptions : ChannelOptions {
   std::uint8_t traffic_class = 0;  ///< RoCE: DSCP and ECN bits.
 };
 
+/// How full a rail's adapter was kept. A batch's requests go out in lists, each of which completes as a whole. A connection has
+/// several of them under way, at most 8 MiB or `RdmaOptions::queue_depth` requests in all. These count the lists that completed
+/// when more of their connection's batches was still to be posted.
+struct RdmaWindow {
+  std::uint64_t lists = 0;
+  std::uint64_t drained = 0;  ///< How many of them left nothing under way.
+  double left = 0;            ///< The share of what may be under way that was, on average.
+};
+
 /// Describes a rail of a channel.
 struct RdmaRailInfo {
   std::string device;
   std::uint8_t port = 0;
   std::uint64_t bytes_written = 0;  ///< By this side's writes and sends to all peers, including messages.
   std::uint64_t bytes_read = 0;     ///< By reads of this side.
+  RdmaWindow window = {};           ///< Of this side's writes, reads and sends.
 };
 
 /// Moves pages by RDMA, with reliable connections of libibverbs, over InfiniBand or RoCE. `BaseTransferChannel` has the

@@ -443,6 +443,9 @@ void Rail::take_completion(const ibv_wc& completion) {
   }
   if (!QueuePair::is_receive(completion)) {
     protocol_->completed();
+    if (protocol_->work_waits()) {
+      domain_->device().window.note(protocol_->window_used());
+    }
     return;
   }
   if (!QueuePair::is_message(completion)) {

@@ -141,6 +141,10 @@ class RailProtocol {
   [[nodiscard]] bool settled() const noexcept { return control_.empty() && posted_ == 0 && draining_ == 0; }
   /// Reports that the oldest list has completed.
   void completed();
+  /// Whether operations have more to move than has been posted.
+  [[nodiscard]] bool work_waits() const noexcept { return !moving_.empty(); }
+  /// What is with the adapter, as a share of what may be: of the bytes or of the queue's places, whichever is more.
+  [[nodiscard]] double window_used() const noexcept;
 
   /// The first message of a connection has come in. @return whether it is of this type, incarnation and rail.
   [[nodiscard]] bool greeted(std::span<const std::byte> message, MessageType type, std::uint64_t incarnation,

@@ -43,6 +43,11 @@ bool RailProtocol::fill(WorkList& list) {
   return true;
 }
 
+double RailProtocol::window_used() const noexcept {
+  return std::max(static_cast<double>(posted_bytes_) / static_cast<double>(window_bytes),
+                  static_cast<double>(posted_) / static_cast<double>(terms_.queue_depth));
+}
+
 bool RailProtocol::fill_probe(WorkList& list, std::function<void()> answered) {
   list.clear();
   if (posted_ >= terms_.queue_depth + reserved_requests) {

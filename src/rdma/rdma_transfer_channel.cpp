@@ -224,7 +224,7 @@ std::vector<RdmaRailInfo> RdmaTransferChannel::rails() const {
   std::vector<RdmaRailInfo> rails;
   for (const auto& port : impl_->ports) {
     const rdma::RailDevice& device = *port.device;
-    rails.push_back({device.name(), device.port(), device.bytes_written, device.bytes_read});
+    rails.push_back({device.name(), device.port(), device.bytes_written, device.bytes_read, device.window.counted()});
   }
   return rails;
 }

@@ -109,12 +109,18 @@ TEST_F(RailProtocolAccounts, ListsAreUnderWayUntilTheLastRequestIsPosted) {
       if (requests < objects) {
         ASSERT_GE(lists, 3U) << requests << " of " << objects << " requests of " << bytes << " bytes";
       }
+      const bool more = requests < objects;
       from.protocol->completed();
       --lists;
+      EXPECT_EQ(from.protocol->work_waits(), more);
+      EXPECT_GE(from.protocol->window_used(), 0.5) << "a list is a quarter of what may be under way";
+      EXPECT_LT(from.protocol->window_used(), 1);
     }
     for (; lists > 0; --lists) {
       from.protocol->completed();
     }
+    EXPECT_FALSE(from.protocol->work_waits());
+    EXPECT_EQ(from.protocol->window_used(), 0);
     EXPECT_EQ(outcome->count, objects);
   }
 }

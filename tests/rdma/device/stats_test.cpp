@@ -4,6 +4,8 @@
 
 #include <asio/use_future.hpp>
 
+#include <algorithm>
+
 #include "rdma/rdma_node.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -47,6 +49,28 @@ TEST(RdmaStats, EveryKindOfTransferIsCountedAndEveryRailsBytes) {
   EXPECT_EQ(recvs.failed(), 1U);
   EXPECT_EQ(recvs.objects, 2U);
   EXPECT_EQ(recvs.bytes, 8 * page_size - 1 + 100);
+}
+
+TEST(RdmaStats, ARailTellsWhatWasUnderWayWhenAListCompletedAndMoreWasToCome) {
+  constexpr std::size_t count = 512;
+  constexpr std::size_t depth = 64;
+  NodeOptions options;
+  options.channel.queue_depth = depth;
+  Node node(count, options);
+  Node peer(count);
+  node.connect("node", "peer", peer);
+  const auto window = [&] { return node.channel->rails()[0].window; };
+  node.channel->batched_write(node.pages(1), {.peer_id = "peer", .remote_indexes = indexes(1)});
+  EXPECT_EQ(window().lists, 0U) << "nothing was to follow it";
+  EXPECT_EQ(window().left, 0);
+  auto reversed = indexes(count);
+  std::ranges::reverse(reversed);  // so that each page takes a request
+  node.channel->batched_write(node.pages(count), {.peer_id = "peer", .remote_indexes = reversed});
+  EXPECT_GE(window().lists, (count - depth) / (depth / 4))
+      << "those that made room for the requests beyond the queue's depth";
+  EXPECT_LE(window().drained, window().lists);
+  EXPECT_LT(window().left, 1);
+  EXPECT_EQ(peer.channel->rails()[0].window.lists, 0U);
 }
 
 }  // namespace
