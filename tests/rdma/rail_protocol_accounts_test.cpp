@@ -428,7 +428,8 @@ TEST_F(RailProtocolAccounts, APeerThatSendsMoreThanThereAreBuffersForIsAViolatio
 TEST_F(RailProtocolAccounts, ShortMessagesGoOutWithTheirRequest) {
   for (const std::size_t max_inline : {sizeof(MessageHeader) - 1, sizeof(MessageHeader)}) {
     RailTerms terms;
-    terms.peer_buffers = terms.own_buffers = buffers;
+    terms.peer_buffers = terms.peer_buffers_at_first = buffers;
+    terms.own_buffers = terms.own_buffers_at_first = buffers;
     terms.queue_depth = queue_depth;
     terms.max_inline = max_inline;
     a.protocol.emplace(a.host, a.link_regions, 0, MessageSlots{a.slots.data(), slot_count, small_message, 2}, terms, a.look);

@@ -367,7 +367,7 @@ class CountsBuffers final : public Watcher {
           farewells += header.type == MessageType::goodbye && header.credits != 0 ? 1U : 0U;
         }
       }
-      told_too_many = told_too_many || buffers.told + messages > buffers.posted;
+      told_too_many = told_too_many || buffers.told + first_messages > buffers.posted;
     }
     return Watcher::post_send(pair, list, bad);
   }
@@ -379,7 +379,7 @@ class CountsBuffers final : public Watcher {
         ++count;
       }
       Buffers& buffers = all_[pair];
-      if (count == messages) {
+      if (pair->state == IBV_QPS_INIT) {
         buffers = {};  // a new queue pair, perhaps in the place of an old one
       }
       buffers.posted += count;
