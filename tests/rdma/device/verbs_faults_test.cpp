@@ -439,9 +439,10 @@ class ForgetfulHost final : public kit::LinkHost {
 TEST(VerbsFaults, ALinkThatThereIsNoMemoryToJoinLeavesNothing) {
   asio::io_context context;
   const auto device = std::make_shared<RailDevice>(first_rails(1)[0], std::string());
-  const std::vector<RailPort> ports{{device, std::make_shared<DeviceEvents>(context.get_executor(), device),
-                                     std::make_shared<RailDomains>(device, std::span<const MemoryRegion>(),
-                                                                   std::size_t{1} << 30, RailDomain::Use::of_channel)}};
+  const std::vector<RailPort> ports{
+      {device, std::make_shared<DeviceEvents>(context.get_executor(), device),
+       std::make_shared<RailDomains>(device, std::span<const MemoryRegion>(), RegistrationOptions(),
+                                     RailDomain::Use::of_channel)}};
   LinkOptions options;
   options.rail.queue_pair.queue_depth = 16;
   options.rail.queue_pair.read_depth = 4;
