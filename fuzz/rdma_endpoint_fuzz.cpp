@@ -66,6 +66,9 @@ Endpoint make_endpoint(Input& input, const std::vector<RemoteRegion>& regions) {
   Endpoint endpoint;
   endpoint.message_bytes = near(input, message_bytes);
   endpoint.messages = near(input, messages);
+  if (input.flag()) {
+    endpoint.first_messages = near(input, first_messages);
+  }
   const std::size_t rails = input.choice(18);
   for (std::size_t i = 0; i < rails; ++i) {
     endpoint.rails.push_back(make_rail(input, i, regions));
@@ -133,6 +136,9 @@ void check_endpoints(Input& input) {
               endpoint.message_bytes >= min_message_bytes && endpoint.message_bytes <= max_message_bytes &&
               !endpoint.rails.empty() && endpoint.rails.size() <= max_rails,
           "what is agreed upon is bounded");
+  require(!endpoint.first_messages ||
+              (*endpoint.first_messages >= min_first_messages && *endpoint.first_messages <= endpoint.messages),
+          "and so is what of it is there at first");
   for (const RailEndpoint& rail : endpoint.rails) {
     for (const RemoteRegion& region : regions) {
       const auto keys = std::ranges::find(rail.regions, std::uint64_t{region.number}, &RegionKeys::number);

@@ -105,6 +105,7 @@ Result initiate(const Program& program, const Job& job, Control* control) {
   }
   summarize(streams, started, result);
   result.path = initiator->path();
+  result.window = initiator->window();
 
   initiator->finish();
   std::vector<std::uint64_t> moved;

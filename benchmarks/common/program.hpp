@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "job.hpp"
 #include "page_map.hpp"
 #include "region.hpp"
+#include "result.hpp"
 #include "stream.hpp"
 
 namespace CLI {
@@ -32,6 +34,8 @@ class Initiator {
   virtual void finish() {}
   /// How the bytes travel, for people.
   [[nodiscard]] virtual std::string path() const { return {}; }
+  /// How full its adapter was kept, if it has one.
+  [[nodiscard]] virtual std::optional<Window> window() const { return std::nullopt; }
 };
 
 /// The other half. Whatever it has to do runs on threads of its own.

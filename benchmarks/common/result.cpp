@@ -34,6 +34,10 @@ OrderedJson to_json(const Distribution& latency) {
   return {{"p50", latency.p50}, {"p99", latency.p99}, {"p999", latency.p999}, {"max", latency.max}};
 }
 
+OrderedJson to_json(const Window& window) {
+  return {{"lists", window.lists}, {"drained", window.drained}, {"left", window.left}};
+}
+
 OrderedJson to_json(const Result& result) {
   const auto side = [&](const std::optional<Usage>& usage) -> OrderedJson {
     if (!usage) {
@@ -63,6 +67,7 @@ OrderedJson to_json(const Result& result) {
           {"latency_us", to_json(result.latency)},
           {"submission_us", result.submission ? to_json(*result.submission) : OrderedJson()},
           {"slowest_peer_of_mean", result.slowest_peer},
+          {"window", result.window ? to_json(*result.window) : OrderedJson()},
           {"initiator", side(result.initiator)},
           {"target", side(result.target)},
           {"verified", true}};
@@ -92,6 +97,9 @@ std::string to_csv(const std::vector<Result>& results) {
     json["settings"] = json["settings"].dump();
     if (json["submission_us"].is_null()) {
       json["submission_us"] = {{"p50", {}}, {"p99", {}}, {"p999", {}}, {"max", {}}};
+    }
+    if (json["window"].is_null()) {
+      json["window"] = {{"lists", {}}, {"drained", {}}, {"left", {}}};
     }
     if (json["target"].is_null()) {
       json["target"] = no_side;

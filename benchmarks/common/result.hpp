@@ -21,6 +21,14 @@ struct Distribution {
   double max = 0;
 };
 
+/// How much a connection's adapter had to do whenever some of its work was done and more was to come: see
+/// `kvferry::RdmaWindow`.
+struct Window {
+  std::uint64_t lists = 0;
+  std::uint64_t drained = 0;
+  double left = 0;
+};
+
 /// What a job's timed part showed.
 struct Result {
   std::string program;
@@ -31,6 +39,7 @@ struct Result {
   Distribution latency;                    ///< Of a batch, from the call that starts it until it is done.
   std::optional<Distribution> submission;  ///< Of the call that starts it, where that doesn't wait for the end.
   double slowest_peer = 1;                 ///< Bytes a second of the slowest peer, as a part of the mean.
+  std::optional<Window> window;            ///< The initiator's, with the warm-up; nothing where there is no such thing.
   Usage initiator;
   std::optional<Usage> target;  ///< Nothing where there is one process only.
 

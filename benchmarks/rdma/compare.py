@@ -37,7 +37,7 @@ def perftest(program, device, gid_index, size, iterations, depth, port):
 
 
 def kvferry(program, operation, page, batch, depth, seconds, extra):
-    """MiB/s, and CPU seconds per GiB of both sides, of one run."""
+    """MiB/s, CPU seconds per GiB of both sides, and what was under way when a list completed (None: never a part), of one run."""
     command = [program, "--transport", "rdma", "--operation", operation, "--page", str(page), "--batch", str(batch),
                "--region", "32M", "--seconds", str(seconds), "--warm-up", "0.3", "--json", "-", *extra]
     if depth > 1:
@@ -49,7 +49,17 @@ def kvferry(program, operation, page, batch, depth, seconds, extra):
     result = result[0] if isinstance(result, list) else result["results"][0]
     moved = result["batches"] * result["batch_pages"] * result["page_bytes"]
     cpu = result["initiator"]["cpu_seconds_per_gib"] + result["target"]["cpu_seconds_per_gib"]
-    return moved / MIB / result["seconds"], cpu
+    window = result["window"] if result["window"]["lists"] else None
+    return moved / MIB / result["seconds"], cpu, window
+
+
+def under_way(windows):
+    """How much of the window was still with the adapter when a list completed and more was to come, and how often nothing was."""
+    lists = sum(window["lists"] for window in windows)
+    if not lists:
+        return "-"
+    left = sum(window["left"] * window["lists"] for window in windows) / lists
+    return f"{left:.0%}, {sum(window['drained'] for window in windows)} of {lists}"
 
 
 def spread(speeds):
@@ -70,6 +80,7 @@ def main():
     depth = 128
     cases = [
         ("write, 64 KiB pages", "ib_write_bw", 65536, 700, "write", 65536, 64, 3, []),
+        ("write, 1 MiB pages, one batch of 32", "ib_write_bw", 65536, 700, "write", 1048576, 32, 1, []),
         ("read, 64 KiB pages", "ib_read_bw", 65536, 700, "read", 65536, 64, 3, []),
         ("write, scattered 4 KiB pages, batches of 256", "ib_write_bw", 4096, 5000, "write", 4096, 256, 1, []),
         ("the same, two batches in flight", "ib_write_bw", 4096, 5000, "write", 4096, 256, 2, []),
@@ -90,21 +101,22 @@ def main():
     for name, program, size, iterations, operation, page, batch, batches, extra in cases:
         if options.only not in name:
             continue
-        theirs, ours, cpu = [], [], []
+        theirs, ours, cpu, windows = [], [], [], []
         for _ in range(options.runs):
             port += 1
             theirs.append(perftest(program, options.device, options.gid_index, size, iterations, depth, port))
-            speed, cpu_seconds = kvferry(options.bench, operation, page, batch, batches, options.seconds, extra)
+            speed, cpu_seconds, window = kvferry(options.bench, operation, page, batch, batches, options.seconds, extra)
             ours.append(speed)
             cpu.append(cpu_seconds)
-        rows.append((name, f"{program} -s {size} -t {depth}", theirs, ours, statistics.median(cpu)))
+            windows += [window] if window else []
+        rows.append((name, f"{program} -s {size} -t {depth}", theirs, ours, statistics.median(cpu), under_way(windows)))
         print(f"{name}: done", file=sys.stderr, flush=True)
 
-    print("| kvferry | perftest | perftest MiB/s | kvferry MiB/s | ratio | kvferry CPU s/GiB |")
-    print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for name, program, theirs, ours, cpu in rows:
+    print("| kvferry | perftest | perftest MiB/s | kvferry MiB/s | ratio | kvferry CPU s/GiB | window, drained |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, program, theirs, ours, cpu, window in rows:
         ratio = statistics.median(ours) / statistics.median(theirs)
-        print(f"| {name} | `{program}` | {spread(theirs)} | {spread(ours)} | {ratio:.2f} | {cpu:.2f} |")
+        print(f"| {name} | `{program}` | {spread(theirs)} | {spread(ours)} | {ratio:.2f} | {cpu:.2f} | {window} |")
     if outside:
         print("\n| writes of objects | in a region, MiB/s | outside of every region, MiB/s | ratio |")
         print("| --- | ---: | ---: | ---: |")

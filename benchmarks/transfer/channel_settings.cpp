@@ -78,6 +78,22 @@ std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings
   return std::make_unique<kvferry::TcpTransferChannel>(std::move(options));
 }
 
+std::optional<Window> window_of([[maybe_unused]] const kvferry::BaseTransferChannel& channel) {
+#ifdef KVFERRY_BENCH_WITH_RDMA
+  if (const auto* const rdma = dynamic_cast<const kvferry::RdmaTransferChannel*>(&channel)) {
+    Window sum;
+    for (const auto& rail : rdma->rails()) {
+      sum.lists += rail.window.lists;
+      sum.drained += rail.window.drained;
+      sum.left += rail.window.left * static_cast<double>(rail.window.lists);
+    }
+    sum.left /= static_cast<double>(std::max<std::uint64_t>(sum.lists, 1));
+    return sum;
+  }
+#endif
+  return std::nullopt;
+}
+
 std::vector<std::string> transports() {
 #ifdef KVFERRY_BENCH_WITH_RDMA
   return {"tcp", "shm", "rdma"};

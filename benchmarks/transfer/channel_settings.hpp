@@ -6,9 +6,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "common/job.hpp"
+#include "common/result.hpp"
 
 namespace bench {
 
@@ -35,6 +38,9 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ChannelSettings, transport, async, poll, spin
 [[nodiscard]] std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings& settings,
                                                                          const kvferry::MemoryRegion& region,
                                                                          const std::string& init_host);
+
+/// Of an RDMA channel, all rails together.
+[[nodiscard]] std::optional<Window> window_of(const kvferry::BaseTransferChannel& channel);
 
 /// The transports that were built.
 [[nodiscard]] std::vector<std::string> transports();

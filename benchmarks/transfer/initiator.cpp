@@ -200,6 +200,7 @@ class TransferInitiator final : public Initiator {
   [[nodiscard]] std::string path() const override {
     return channel_->peer_info(peer_id(0)).value_or(kvferry::PeerInfo{}).path;
   }
+  [[nodiscard]] std::optional<Window> window() const override { return window_of(*channel_); }
 
  private:
   void run_async(std::span<Stream> streams) {

@@ -48,6 +48,14 @@ struct RdmaOptions : ChannelOptions {
   /// Regions are registered in slices of this size. Some adapters are slower with larger memory regions.
   std::size_t slice_bytes = std::size_t{3584} << 20;
 
+  /// Lets the adapters put the bytes of writes and reads into regions in any order (PCIe's relaxed ordering), which some hosts need
+  /// for their full bandwidth. Messages are not concerned: what comes with or behind one - a notification, the end of a recv, a
+  /// fence, checksums - finds all bytes of earlier writes in place, and this side's reads are whole when they end. Without such a
+  /// message in between, of two writes to the same bytes the older one may be what is left, and a read may miss a write that was
+  /// there before it. That is an exception to **Order** of `BaseTransferChannel`. Programs that poll memory for a write's last byte
+  /// must not use it. It is about this side's regions; kernels that don't know it ignore it. Nobody has measured it with kvferry.
+  bool relaxed_ordering = false;
+
   /// How many work requests a connection has posted at a time, if the device has room for them. A longer batch is
   /// posted as they complete. At least 16.
   std::size_t queue_depth = 256;
@@ -116,12 +124,22 @@ struct RdmaOptions : ChannelOptions {
   std::uint8_t traffic_class = 0;  ///< RoCE: DSCP and ECN bits.
 };
 
+/// How full a rail's adapter was kept. A batch's requests go out in lists, each of which completes as a whole. A connection has
+/// several of them under way, at most 8 MiB or `RdmaOptions::queue_depth` requests in all. These count the lists that completed
+/// when more of their connection's batches was still to be posted.
+struct RdmaWindow {
+  std::uint64_t lists = 0;
+  std::uint64_t drained = 0;  ///< How many of them left nothing under way.
+  double left = 0;            ///< The share of what may be under way that was, on average.
+};
+
 /// Describes a rail of a channel.
 struct RdmaRailInfo {
   std::string device;
   std::uint8_t port = 0;
   std::uint64_t bytes_written = 0;  ///< By this side's writes and sends to all peers, including messages.
   std::uint64_t bytes_read = 0;     ///< By reads of this side.
+  RdmaWindow window = {};           ///< Of this side's writes, reads and sends.
 };
 
 /// Moves pages by RDMA, with reliable connections of libibverbs, over InfiniBand or RoCE. `BaseTransferChannel` has the

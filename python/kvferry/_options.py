@@ -116,6 +116,8 @@ class RdmaOptions(ChannelOptions, total=False):
     rails: Sequence[RdmaRail] | None
     stripe_threshold: int | None
     slice_bytes: int | None
+    #: The adapters may put bytes into regions in any order, as long as notifications come behind them.
+    relaxed_ordering: bool | None
     queue_depth: int | None
     read_depth: int | None
     eager_bytes: int | None

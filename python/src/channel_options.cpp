@@ -120,6 +120,7 @@ void read(Arguments& given, RdmaOptions& options) {
   }
   given.read("stripe_threshold", options.stripe_threshold);
   given.read("slice_bytes", options.slice_bytes);
+  given.read("relaxed_ordering", options.relaxed_ordering);
   given.read("queue_depth", options.queue_depth);
   given.read("read_depth", options.read_depth);
   given.read("eager_bytes", options.eager_bytes);

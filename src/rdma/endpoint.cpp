@@ -66,6 +66,10 @@ std::string check_endpoint(const Endpoint& endpoint, std::span<const RemoteRegio
     return std::to_string(endpoint.messages) + " receive buffers of " + std::to_string(endpoint.message_bytes) +
            " bytes";
   }
+  if (const auto& first = endpoint.first_messages;
+      first && (*first < min_first_messages || *first > endpoint.messages)) {
+    return std::to_string(*first) + " receive buffers at first, of " + std::to_string(endpoint.messages);
+  }
   if (endpoint.rails.empty() || endpoint.rails.size() > max_rails) {
     return std::to_string(endpoint.rails.size()) + " rails, at least 1 and at most " + std::to_string(max_rails);
   }

@@ -65,16 +65,19 @@ struct RailEndpoint {
 /// A side's endpoint, in the handshake.
 struct Endpoint {
   std::uint64_t message_bytes = 0;  ///< The size of a receive buffer.
-  std::uint64_t messages = 0;       ///< Receive buffers of each rail.
+  std::uint64_t messages = 0;       ///< Receive buffers of each rail, at most.
   std::vector<RailEndpoint> rails;
   /// How many unanswered messages with checksums it accepts on each rail. None: it has no checksums.
   std::optional<std::uint64_t> checks = {};
+  /// How many of the receive buffers are posted at first; credits tell of the others when they are. None: all.
+  std::optional<std::uint64_t> first_messages = {};
 
   static constexpr std::string_view side_message_type = "RdmaEndpoint";
   static constexpr auto side_message_fields() {
     return std::tuple(side_message_field("message_bytes", &Endpoint::message_bytes),
                       side_message_field("messages", &Endpoint::messages),
-                      side_message_field("rails", &Endpoint::rails), side_message_field("checks", &Endpoint::checks));
+                      side_message_field("rails", &Endpoint::rails), side_message_field("checks", &Endpoint::checks),
+                      side_message_field("first_messages", &Endpoint::first_messages));
   }
 };
 

@@ -120,9 +120,15 @@ inline constexpr std::size_t max_messages = 4096;
 /// Keys that the smallest receive buffer holds: the slices of a region that comes later.
 inline constexpr std::size_t max_region_keys =
     (min_message_bytes - sizeof(MessageHeader) - sizeof(AddedRegion)) / sizeof(std::uint32_t);
-/// The values that this implementation uses.
+/// Of them, those that are posted at first. With fewer, credits would go back and forth without end.
+inline constexpr std::size_t min_first_messages = 4;
+/// The values that this implementation uses: receive buffers, and places to send messages from. There are few of either at first,
+/// and more once a connection needs them.
 inline constexpr std::size_t message_bytes = 8192;
+inline constexpr std::size_t first_messages = 4;
 inline constexpr std::size_t messages = 64;
+inline constexpr std::size_t first_slots = 4;
+inline constexpr std::size_t most_slots = 32;
 
 inline constexpr std::size_t max_notification_bytes = std::size_t{64} << 10;
 /// Bytes that a checksum covers at most: larger objects have several.

@@ -16,7 +16,6 @@
 namespace kvferry::inline KVFERRY_ABI::rdma {
 namespace {
 
-constexpr std::size_t send_slots = 32;
 /// A probe and a goodbye go when the queue is full of operations' requests, too.
 constexpr std::size_t spare_requests = 8;
 constexpr std::uint32_t wanted_pieces = 16;
@@ -84,7 +83,7 @@ void QueuePair::create() {
     throw TransferError(error, "RDMA device '" + domain_->device().name() + "': no " + what + ": " + error.message());
   };
   try {
-    memory_ = RegisteredBuffer(domain_->handle(), (messages + send_slots) * message_bytes);
+    (void)add_memory(first_messages + first_slots);
   } catch (const std::system_error& error) {
     throw TransferError(error.code(), "RDMA device '" + domain_->device().name() + "': " + error.what());
   }
@@ -140,29 +139,70 @@ void QueuePair::change_to_init() {
     throw TransferError(verbs_error(result),
                         "RDMA device '" + domain_->device().name() + "': the queue pair can't be initialised");
   }
-  std::array<ibv_wc, messages> all{};
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    all[i].wr_id = receive_flag | i;
-  }
-  if (const auto error = post_receives(all)) {
+  if (const auto error = post_new_buffers(memory_.front(), first_messages)) {
     throw TransferError(error, "RDMA device '" + domain_->device().name() + "': receive buffers can't be posted");
   }
 }
 
 MessageSlots QueuePair::slots() const noexcept {
-  return {memory_.data() + messages * message_bytes, send_slots, slot_bytes_, memory_.local_key()};
+  return {memory_.front().data() + first_messages * message_bytes, first_slots, slot_bytes_,
+          memory_.front().local_key()};
+}
+
+const RegisteredBuffer& QueuePair::add_memory(std::size_t places) {
+  memory_.reserve(memory_.size() + 1);
+  return memory_.emplace_back(domain_->handle(), places * message_bytes);
+}
+
+std::error_code QueuePair::post_new_buffers(const RegisteredBuffer& memory, std::size_t count) {
+  std::vector<ibv_wc> as_completed(count);
+  buffers_.reserve(buffers_.size() + count);
+  for (std::size_t i = 0; i < count; ++i) {
+    as_completed[i].wr_id = receive_flag | buffers_.size();
+    buffers_.push_back({memory.data() + i * message_bytes, memory.local_key()});
+  }
+  return post_receives(as_completed);
+}
+
+MessageSlots QueuePair::double_slots(std::size_t most) {
+  const std::size_t count = std::min(slot_count_, most - slot_count_);
+  const RegisteredBuffer& memory = add_memory(count);
+  slot_count_ += count;
+  return {memory.data(), count, slot_bytes_, memory.local_key()};
+}
+
+std::size_t QueuePair::double_buffers(std::size_t most, std::error_code& failure) {
+  const std::size_t count = std::min(buffers_.size(), most - buffers_.size());
+  failure = post_new_buffers(add_memory(count), count);
+  return buffers_.size();
 }
 
 kit::Failure QueuePair::connect(const Endpoint& peer, const RailEndpoint& peers_rail) {
   if (auto mismatch = check_pairing(endpoint_, peers_rail); !mismatch.empty()) {
     return {errc::handshake_failed, std::move(mismatch)};
   }
+  if (!peer.first_messages) {
+    // It takes all of them to be there at first.
+    std::error_code failure;
+    try {
+      while (!failure && double_buffers(messages, failure) != messages) {
+      }
+    } catch (const std::system_error& error) {
+      failure = error.code();
+    }
+    if (failure) {
+      return {failure, "RDMA device '" + domain_->device().name() + "': no more receive buffers: " + failure.message()};
+    }
+  }
   if (auto failure = change_to_ready(peers_rail)) {
     return failure;
   }
   slot_bytes_ = std::min<std::size_t>(message_bytes, static_cast<std::size_t>(peer.message_bytes));
   terms_.peer_buffers = static_cast<std::size_t>(peer.messages);
+  terms_.peer_buffers_at_first = static_cast<std::size_t>(peer.first_messages.value_or(peer.messages));
   terms_.own_buffers = messages;
+  terms_.own_buffers_at_first = buffers_.size();
+  terms_.most_slots = most_slots;
   terms_.checks = static_cast<std::size_t>(std::min<std::uint64_t>(peer.checks.value_or(0), max_checks));
   terms_.queue_depth = depth_;
   terms_.max_inline = max_inline_;
@@ -230,7 +270,7 @@ int QueuePair::poll(std::span<ibv_wc> completions) {
 
 std::span<const std::byte> QueuePair::message(const ibv_wc& completion) const noexcept {
   const std::size_t buffer = static_cast<std::size_t>(completion.wr_id & ~receive_flag);
-  return {memory_.data() + buffer * message_bytes, std::min<std::size_t>(completion.byte_len, message_bytes)};
+  return {buffers_[buffer].memory, std::min<std::size_t>(completion.byte_len, message_bytes)};
 }
 
 std::error_code QueuePair::post_receives(std::span<const ibv_wc> completions) {
@@ -241,9 +281,8 @@ std::error_code QueuePair::post_receives(std::span<const ibv_wc> completions) {
     if (!is_receive(completion)) {
       continue;
     }
-    const std::size_t buffer = static_cast<std::size_t>(completion.wr_id & ~receive_flag);
-    pieces[count] = {address_of(memory_.data() + buffer * message_bytes), static_cast<std::uint32_t>(message_bytes),
-                     memory_.local_key()};
+    const Buffer& buffer = buffers_[static_cast<std::size_t>(completion.wr_id & ~receive_flag)];
+    pieces[count] = {address_of(buffer.memory), static_cast<std::uint32_t>(message_bytes), buffer.key};
     requests[count] = {};
     requests[count].wr_id = completion.wr_id;
     requests[count].sg_list = &pieces[count];

@@ -43,7 +43,13 @@ class QueuePair {
   [[nodiscard]] kit::Failure connect(const Endpoint& peer, const RailEndpoint& peers_rail);
   /// The agreed limits, after `connect`.
   [[nodiscard]] const RailTerms& terms() const noexcept { return terms_; }
+  /// The first places to send messages from, of the agreed size.
   [[nodiscard]] MessageSlots slots() const noexcept;
+  /// Makes as many places more, up to so many in all. @throws std::system_error
+  [[nodiscard]] MessageSlots double_slots(std::size_t most);
+  /// Makes as many receive buffers more, up to so many in all, and posts them. @throws std::system_error if there is no memory for
+  /// them. @return how many there are.
+  [[nodiscard]] std::size_t double_buffers(std::size_t most, std::error_code& failure);
 
   /// Posts a list. If it fails, some of it may have been posted.
   /// @param refused if it fails, the `wr_id` of the request that wasn't taken.
@@ -78,12 +84,21 @@ class QueuePair {
   void create();
   [[nodiscard]] bool create_pair(const QueuePairSize& size);
   void change_to_init();
+  [[nodiscard]] const RegisteredBuffer& add_memory(std::size_t places);
+  [[nodiscard]] std::error_code post_new_buffers(const RegisteredBuffer& memory, std::size_t count);
   [[nodiscard]] kit::Failure change_to_ready(const RailEndpoint& peers);
 
   const std::shared_ptr<RailDomain> domain_;
   const QueuePairOptions options_;
   PortAddress address_;
-  RegisteredBuffer memory_;  ///< First the receive buffers, then the slots.
+  struct Buffer {
+    std::byte* memory = nullptr;
+    std::uint32_t key = 0;
+  };
+  std::vector<RegisteredBuffer>
+      memory_;                   ///< In the first one are the first receive buffers, and behind them the first slots.
+  std::vector<Buffer> buffers_;  ///< To receive into.
+  std::size_t slot_count_ = first_slots;
   CompletionChannelPtr channel_;
   CompletionQueuePtr completions_;
   QueuePairPtr pair_;

@@ -239,8 +239,9 @@ bool Rail::work(Turn& turn, Inbox& taken) {
     await_writes();
     const bool posted = !failed_ && phase_ == Phase::running && post_step();
     const bool probed = !failed_ && phase_ == Phase::running && probe_step();
+    const bool grown = !failed_ && phase_ == Phase::running && grow_step();
     // However much else there is, at the end of a turn there are some checksums.
-    if ((polled || posted || probed) && (!turn.checks || turn.rounds != 0)) {
+    if ((polled || posted || probed || grown) && (!turn.checks || turn.rounds != 0)) {
       continue;
     }
     if (failed_) {
@@ -255,7 +256,7 @@ bool Rail::work(Turn& turn, Inbox& taken) {
       turn.rounds = callers_turn.rounds;  // to say what has come of it
       continue;
     }
-    if (polled || posted || probed) {
+    if (polled || posted || probed || grown) {
       continue;
     }
     if (spins()) {
@@ -443,6 +444,9 @@ void Rail::take_completion(const ibv_wc& completion) {
   }
   if (!QueuePair::is_receive(completion)) {
     protocol_->completed();
+    if (protocol_->work_waits()) {
+      domain_->device().window.note(protocol_->window_used());
+    }
     return;
   }
   if (!QueuePair::is_message(completion)) {
@@ -477,6 +481,31 @@ bool Rail::probe_step() {
   }
   probes_.pop_back();
   post("probe");
+  return true;
+}
+
+/// Makes more memory for messages, if either side waits for want of it. @return whether there is more.
+bool Rail::grow_step() {
+  if (!protocol_->wants_slots() && !protocol_->wants_buffers()) {
+    return false;
+  }
+  std::error_code failure;
+  try {
+    if (protocol_->wants_slots()) {
+      protocol_->add_slots(pair_->double_slots(most_slots));
+    }
+    if (protocol_->wants_buffers()) {
+      const std::size_t buffers = pair_->double_buffers(messages, failure);
+      protocol_->add_buffers(failure ? 0 : buffers - protocol_->buffer_count());
+    }
+  } catch (const std::exception&) {
+    protocol_->stay_small();  // there is none: messages wait, as they do where all of it is in use
+    return false;
+  }
+  if (failure) {
+    fail(failure,
+         "RDMA device '" + domain_->device().name() + "': receive buffers can't be posted: " + failure.message());
+  }
   return true;
 }
 

@@ -177,6 +177,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   void take_greeting(const ibv_wc& completion);
   bool post_step();
   bool probe_step();
+  bool grow_step();
   void post(const char* what);
   void check_timer();
   void check_parts();

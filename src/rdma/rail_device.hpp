@@ -28,6 +28,29 @@ struct PortAddress {
   ibv_gid_type gid_type = IBV_GID_TYPE_IB;
 };
 
+/// What was still with the adapter whenever a list completed and more was to be posted.
+class WindowCounters {
+ public:
+  /// @param used the share of the window.
+  void note(double used) noexcept {
+    lists_.fetch_add(1, std::memory_order_relaxed);
+    drained_.fetch_add(used == 0 ? 1 : 0, std::memory_order_relaxed);
+    millionths_.fetch_add(static_cast<std::uint64_t>(used * 1e6), std::memory_order_relaxed);
+  }
+  [[nodiscard]] RdmaWindow counted() const noexcept {
+    const std::uint64_t lists = lists_.load(std::memory_order_relaxed);
+    return {lists, drained_.load(std::memory_order_relaxed),
+            lists == 0
+                ? 0
+                : static_cast<double>(millionths_.load(std::memory_order_relaxed)) / 1e6 / static_cast<double>(lists)};
+  }
+
+ private:
+  std::atomic<std::uint64_t> lists_{0};
+  std::atomic<std::uint64_t> drained_{0};
+  std::atomic<std::uint64_t> millionths_{0};
+};
+
 /// One port of a device, opened for a channel.
 class RailDevice {
  public:
@@ -56,6 +79,7 @@ class RailDevice {
 
   std::atomic<std::uint64_t> bytes_written{0};
   std::atomic<std::uint64_t> bytes_read{0};
+  WindowCounters window;
 
  private:
   const RdmaRail rail_;

@@ -10,6 +10,7 @@
 
 #include <kvferry/error.hpp>
 
+#include "in_parallel.hpp"
 #include "message.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
@@ -21,8 +22,8 @@ constexpr std::size_t staging_blocks_of_link = 8;
 
 }  // namespace
 
-RailDomain::RailDomain(std::shared_ptr<RailDevice> device, std::size_t slice_bytes, Use use)
-    : device_(std::move(device)), slice_bytes_(slice_bytes), use_(use), domain_(ibv_alloc_pd(device_->context())) {
+RailDomain::RailDomain(std::shared_ptr<RailDevice> device, const RegistrationOptions& options, Use use)
+    : device_(std::move(device)), options_(options), use_(use), domain_(ibv_alloc_pd(device_->context())) {
   if (domain_ == nullptr) {
     throw TransferError(last_verbs_error(), "RDMA device '" + device_->name() + "': no protection domain");
   }
@@ -42,39 +43,54 @@ void ChannelRegion::keep_dmabuf() {
   region_.dmabuf_fd = dmabuf_.get();
 }
 
-RailDomain::Registered RailDomain::make_registered(const std::shared_ptr<const ChannelRegion>& of) const {
-  const LocalRegion& region = of->get();
-  int access = IBV_ACCESS_LOCAL_WRITE;
-  access |= allows(region.peer_access, Access::write) ? IBV_ACCESS_REMOTE_WRITE : 0;
-  access |= allows(region.peer_access, Access::read) ? IBV_ACCESS_REMOTE_READ : 0;
+MemoryRegionPtr RailDomain::register_slice(const LocalRegion& region, std::size_t begin, std::size_t size,
+                                           int access) const {
   const bool is_device_memory = region.dmabuf_fd != -1;
+  auto slice = is_device_memory
+                   ? MemoryRegionPtr(ibv_reg_dmabuf_mr(domain_.get(), region.dmabuf_offset + begin, size,
+                                                       address_of(region.data) + begin, region.dmabuf_fd, access))
+                   : register_memory(domain_.get(), region.data + begin, size, access);
+  if (slice == nullptr) {
+    const auto error = last_verbs_error();
+    throw TransferError(error, "region " + std::to_string(region.number) + ": RDMA device '" + device_->name() +
+                                   "' can't register " + std::to_string(size) + " bytes of its " +
+                                   std::to_string(region.size) + (is_device_memory ? " (a dma-buf)" : "") + ": " +
+                                   error.message() + (error.value() == ENOMEM ? ", see ulimit -l" : ""));
+  }
+  return slice;
+}
+
+RailDomain::Registered RailDomain::make_registered(const std::shared_ptr<const ChannelRegion>& of,
+                                                   std::size_t threads) const {
+  const LocalRegion& region = of->get();
+  unsigned access = IBV_ACCESS_LOCAL_WRITE;
+  const auto add = [&](bool wanted, unsigned right) { access |= wanted ? right : 0U; };
+  add(allows(region.peer_access, Access::write), IBV_ACCESS_REMOTE_WRITE);
+  add(allows(region.peer_access, Access::read), IBV_ACCESS_REMOTE_READ);
+  add(options_.relaxed_ordering, IBV_ACCESS_RELAXED_ORDERING);
   Registered registered;
   registered.memory.region = of;
   RegionKeys& keys = registered.keys;
   keys.number = region.number;
   if (region.peer_access != Access::none) {
     keys.address = address_of(region.data);
-    keys.slice_bytes = slice_bytes_;
+    keys.slice_bytes = options_.slice_bytes;
   }
-  for (std::size_t begin = 0; begin < region.size; begin += slice_bytes_) {
-    const std::size_t size = std::min(slice_bytes_, region.size - begin);
-    const std::uint64_t address = address_of(region.data) + begin;
-    auto slice = is_device_memory ? MemoryRegionPtr(ibv_reg_dmabuf_mr(domain_.get(), region.dmabuf_offset + begin, size,
-                                                                      address, region.dmabuf_fd, access))
-                                  : register_memory(domain_.get(), region.data + begin, size, access);
-    if (slice == nullptr) {
-      const auto error = last_verbs_error();
-      throw TransferError(error, "region " + std::to_string(region.number) + ": RDMA device '" + device_->name() +
-                                     "' can't register " + std::to_string(size) + " bytes of its " +
-                                     std::to_string(region.size) + (is_device_memory ? " (a dma-buf)" : "") + ": " +
-                                     error.message() + (error.value() == ENOMEM ? ", see ulimit -l" : ""));
-    }
-    registered.slices.push_back(
-        {address, address + size, slice->lkey, slice->rkey, (access & IBV_ACCESS_REMOTE_WRITE) != 0, is_device_memory});
+  auto& slices = registered.memory.slices;
+  slices.resize((region.size + options_.slice_bytes - 1) / options_.slice_bytes);
+  const auto size_of = [&](std::size_t i) {
+    return std::min(options_.slice_bytes, region.size - i * options_.slice_bytes);
+  };
+  in_parallel(threads, slices.size(), [&](std::size_t i) {
+    slices[i] = register_slice(region, i * options_.slice_bytes, size_of(i), static_cast<int>(access));
+  });
+  for (std::size_t i = 0; i < slices.size(); ++i) {
+    const std::uint64_t address = address_of(region.data) + i * options_.slice_bytes;
+    registered.slices.push_back({address, address + size_of(i), slices[i]->lkey, slices[i]->rkey,
+                                 (access & IBV_ACCESS_REMOTE_WRITE) != 0, region.dmabuf_fd != -1});
     if (region.peer_access != Access::none) {
-      keys.keys.push_back(slice->rkey);
+      keys.keys.push_back(slices[i]->rkey);
     }
-    registered.memory.slices.push_back(std::move(slice));
   }
   return registered;
 }
@@ -177,21 +193,32 @@ RailDomain::StagingBlock::~StagingBlock() {
   domain_.free_blocks_.push_back(number_);
 }
 
+std::size_t RailDomains::threads_for(std::size_t bytes) const noexcept {
+  return bytes < RegistrationOptions::large ? 1 : options_.threads;
+}
+
 RailDomains::RailDomains(std::shared_ptr<RailDevice> device, std::span<const MemoryRegion> regions,
-                         std::size_t slice_bytes, RailDomain::Use use)
-    : device_(std::move(device)), slice_bytes_(slice_bytes), use_(use) {
+                         const RegistrationOptions& options, RailDomain::Use use)
+    : device_(std::move(device)), options_(options), use_(use) {
   const auto numbered = kit::RegionList::of(regions);
-  const auto first = std::make_shared<RailDomain>(device_, slice_bytes_, use_);
-  std::vector<RailDomain::Registered> tried;  // kept until the last one is: they have to be registered together
+  const auto first = std::make_shared<RailDomain>(device_, options_, use_);
+  std::vector<Known> known;
+  std::size_t bytes = 0;
   for (const LocalRegion& region : numbered->all()) {
-    const Known known = make_known(region);
-    auto registered = first->make_registered(known.region);
+    known.push_back(make_known(region));
+    bytes += region.size;
+  }
+  // All of them, before any is let go of: they have to be registered together.
+  std::vector<RailDomain::Registered> registered(known.size());
+  const std::size_t threads = threads_for(bytes);
+  in_parallel(threads, known.size(),
+              [&](std::size_t i) { registered[i] = first->make_registered(known[i].region, threads / known.size()); });
+  for (std::size_t i = 0; i < known.size(); ++i) {
+    const std::uint32_t number = known[i].region->get().number;
     if (use_ == RailDomain::Use::of_channel) {
-      first->enter(region.number, std::move(registered));
-    } else {
-      tried.push_back(std::move(registered));
+      first->enter(number, std::move(registered[i]));
     }
-    regions_.emplace(region.number, known);
+    regions_.emplace(number, known[i]);
   }
   if (use_ == RailDomain::Use::of_channel) {
     common_ = first;
@@ -203,8 +230,9 @@ std::shared_ptr<RailDomain> RailDomains::for_link() {
   if (common_) {
     return common_;
   }
-  auto domain = std::make_shared<RailDomain>(device_, slice_bytes_, use_);
+  auto domain = std::make_shared<RailDomain>(device_, options_, use_);
   std::vector<std::weak_ptr<const ChannelRegion>> regions;  // whoever removes one doesn't wait until its turn has come
+  std::size_t bytes = 0;
   {
     // What is added from here on is registered there by whoever adds it.
     const std::lock_guard lock(mutex_);
@@ -215,13 +243,15 @@ std::shared_ptr<RailDomain> RailDomains::for_link() {
     domains_.push_back(domain);
     for (const auto& [number, known] : regions_) {
       regions.emplace_back(known.region);
+      bytes += known.region->get().size;
     }
   }
-  for (const auto& weak : regions) {
-    if (const auto region = weak.lock()) {
-      register_in(*domain, region);
+  const std::size_t threads = threads_for(bytes);
+  in_parallel(threads, regions.size(), [&](std::size_t i) {
+    if (const auto region = regions[i].lock()) {
+      register_in(*domain, region, threads / regions.size());
     }
-  }
+  });
   return domain;
 }
 
@@ -241,14 +271,15 @@ bool RailDomains::is_known(const std::shared_ptr<const ChannelRegion>& region) c
   return it != regions_.end() && it->second.region == region;
 }
 
-bool RailDomains::register_in(RailDomain& domain, const std::shared_ptr<const ChannelRegion>& region) {
+bool RailDomains::register_in(RailDomain& domain, const std::shared_ptr<const ChannelRegion>& region,
+                              std::size_t threads) {
   const std::shared_lock at_work(domain.at_work_);
   if (domain.ended()) {
     return false;
   }
   RailDomain::Registered registered;  // not to be let go with the lock held
   try {
-    registered = domain.make_registered(region);
+    registered = domain.make_registered(region, threads);
   } catch (const TransferError&) {
     const std::lock_guard lock(mutex_);
     if (is_known(region) && !domain.ended()) {
@@ -276,11 +307,11 @@ std::vector<std::shared_ptr<RailDomain>> RailDomains::living() {
 }
 
 void RailDomains::register_region(const LocalRegion& region) {
-  const std::size_t slices = (region.size - 1) / slice_bytes_ + 1;
+  const std::size_t slices = (region.size - 1) / options_.slice_bytes + 1;
   if (slices > max_region_keys) {
     throw TransferError(errc::resource_limit, "region " + std::to_string(region.number) + ": " +
                                                   std::to_string(region.size) + " bytes are " + std::to_string(slices) +
-                                                  " slices of " + std::to_string(slice_bytes_) + ", at most " +
+                                                  " slices of " + std::to_string(options_.slice_bytes) + ", at most " +
                                                   std::to_string(max_region_keys) + " in a region that comes later");
   }
   Known added = make_known(region);
@@ -290,13 +321,14 @@ void RailDomains::register_region(const LocalRegion& region) {
     domains = living();
     regions_.insert_or_assign(region.number, added);
   }
+  const std::size_t threads = threads_for(region.size);
   try {
     bool registered = false;
     for (const auto& domain : domains) {
-      registered = register_in(*domain, added.region) || registered;
+      registered = register_in(*domain, added.region, threads) || registered;
     }
     if (!registered) {
-      (void)RailDomain(device_, slice_bytes_, use_).make_registered(added.region);  // whether it can be
+      (void)RailDomain(device_, options_, use_).make_registered(added.region, threads);  // whether it can be
     }
   } catch (...) {
     added.region.reset();

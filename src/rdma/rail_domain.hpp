@@ -27,6 +27,15 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 
 class RailDomains;
 
+/// How regions are registered.
+struct RegistrationOptions {
+  std::size_t slice_bytes = std::size_t{1} << 30;
+  bool relaxed_ordering = false;
+  std::size_t threads = 1;  ///< At a time, for large ones.
+
+  static constexpr std::size_t large = std::size_t{64} << 20;
+};
+
 /// One of the channel's regions on a rail. Each of its registrations keeps it; so it is gone when none is left.
 class ChannelRegion {
  public:
@@ -55,7 +64,7 @@ class RailDomain {
     of_link,     ///< By the one queue pair that a link has on the rail: see `RdmaOptions::isolate_peers`.
   };
   /// Without regions. @throws TransferError naming the device.
-  RailDomain(std::shared_ptr<RailDevice> device, std::size_t slice_bytes, Use use);
+  RailDomain(std::shared_ptr<RailDevice> device, const RegistrationOptions& options, Use use);
   RailDomain(const RailDomain&) = delete;
   RailDomain& operator=(const RailDomain&) = delete;
 
@@ -100,8 +109,10 @@ class RailDomain {
     std::vector<Slice> slices;
     RegionKeys keys;
   };
-  /// @throws TransferError naming the region.
-  [[nodiscard]] Registered make_registered(const std::shared_ptr<const ChannelRegion>& of) const;
+  /// @param threads for its slices. @throws TransferError naming the region.
+  [[nodiscard]] Registered make_registered(const std::shared_ptr<const ChannelRegion>& of, std::size_t threads) const;
+  [[nodiscard]] MemoryRegionPtr register_slice(const LocalRegion& region, std::size_t begin, std::size_t size,
+                                               int access) const;
   /// Takes it unless the domain has ended, or has a region of this number.
   void enter(std::uint32_t number, Registered&& registered);
   void deregister_region(std::uint32_t number);
@@ -110,7 +121,7 @@ class RailDomain {
   void list_regions(std::shared_ptr<const kit::RegionList> now);
 
   const std::shared_ptr<RailDevice> device_;
-  const std::size_t slice_bytes_;
+  const RegistrationOptions options_;
   const Use use_;
   DomainPtr domain_;
 
@@ -148,8 +159,8 @@ class RailDomains {
  public:
   /// Registers the regions for all peers or, where each link has its own domain, tries whether they can be.
   /// @throws TransferError naming the device, or the region that can't be registered.
-  RailDomains(std::shared_ptr<RailDevice> device, std::span<const MemoryRegion> regions, std::size_t slice_bytes,
-              RailDomain::Use use);
+  RailDomains(std::shared_ptr<RailDevice> device, std::span<const MemoryRegion> regions,
+              const RegistrationOptions& options, RailDomain::Use use);
 
   /// The domain of a link that is being made. @throws TransferError naming the region that can't be registered for it, and
   /// `errc::closed` after `close` where each link has its own.
@@ -173,12 +184,14 @@ class RailDomains {
   [[nodiscard]] bool is_known(const std::shared_ptr<const ChannelRegion>& region) const;
   /// Registers it there, unless that link has ended or the region has been removed: then it doesn't matter if it can't be.
   /// @return whether it is registered there.
-  bool register_in(RailDomain& domain, const std::shared_ptr<const ChannelRegion>& region);
+  bool register_in(RailDomain& domain, const std::shared_ptr<const ChannelRegion>& region, std::size_t threads);
+  /// For so many bytes: to start one takes as long as to register some 100 KiB.
+  [[nodiscard]] std::size_t threads_for(std::size_t bytes) const noexcept;
   /// Those that live. With the lock held.
   [[nodiscard]] std::vector<std::shared_ptr<RailDomain>> living();
 
   const std::shared_ptr<RailDevice> device_;
-  const std::size_t slice_bytes_;
+  const RegistrationOptions options_;
   const RailDomain::Use use_;
   std::shared_ptr<RailDomain> common_;  ///< If it is for all links.
 

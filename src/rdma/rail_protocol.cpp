@@ -18,16 +18,37 @@ RailProtocol::RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<
     : host_(std::move(host)),
       regions_(std::move(regions)),
       place_(place),
-      slots_(slots),
+      slot_bytes_(slots.bytes),
       terms_(terms),
       look_(std::move(look)),
-      credits_(terms_.peer_buffers),
+      credits_(terms_.peer_buffers_at_first),
+      own_buffers_(terms_.own_buffers_at_first),
       told_regions_(host_->told_regions()),
       told_next_region_(told_regions_->next()),
       remote_(regions_->peers()) {
-  for (std::size_t i = 0; i < slots_.count; ++i) {
-    free_slots_.push_back(i);
+  add_slots(slots);
+}
+
+void RailProtocol::add_slots(const MessageSlots& more) {
+  free_slots_.reserve(slots_.size() + more.count);
+  slots_.reserve(slots_.size() + more.count);
+  for (std::size_t i = 0; i < more.count; ++i) {
+    free_slots_.push_back(slots_.size());
+    slots_.push_back({more.memory + i * more.bytes, more.key});
   }
+  wants_slots_ = false;
+}
+
+void RailProtocol::add_buffers(std::size_t more) noexcept {
+  own_buffers_ += more;
+  owed_ += more;
+  wants_buffers_ = false;
+}
+
+void RailProtocol::stay_small() noexcept {
+  may_grow_ = false;
+  wants_slots_ = false;
+  wants_buffers_ = false;
 }
 
 void RailProtocol::start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range,

@@ -39,8 +39,11 @@ struct MessageSlots {
 
 /// The agreed limits of a rail's two sides.
 struct RailTerms {
-  std::size_t peer_buffers = 0;  ///< Receive buffers of the peer: messages that may be under way to it.
-  std::size_t own_buffers = 0;
+  std::size_t peer_buffers = 0;  ///< Receive buffers of the peer, at most: messages that may be under way to it.
+  std::size_t peer_buffers_at_first = 0;
+  std::size_t own_buffers = 0;  ///< At most.
+  std::size_t own_buffers_at_first = 0;
+  std::size_t most_slots = 0;   ///< Places to send messages from, with those that come later.
   std::size_t queue_depth = 0;  ///< Work requests posted at a time.
   std::size_t max_inline = 0;
   RequestLimits request;
@@ -58,6 +61,7 @@ struct RailTerms {
 class RailProtocol {
  public:
   /// @param place the rail's place among `regions->rails()`.
+  /// @param slots the first ones.
   /// @param look never null.
   RailProtocol(std::shared_ptr<kit::LinkHost> host, std::shared_ptr<LinkRegions> regions, std::size_t place,
                MessageSlots slots, RailTerms terms, std::shared_ptr<const MemoryLook> look);
@@ -141,6 +145,26 @@ class RailProtocol {
   [[nodiscard]] bool settled() const noexcept { return control_.empty() && posted_ == 0 && draining_ == 0; }
   /// Reports that the oldest list has completed.
   void completed();
+  /// Whether operations have more to move than has been posted.
+  [[nodiscard]] bool work_waits() const noexcept { return !moving_.empty(); }
+  /// What is with the adapter, as a share of what may be: of the bytes or of the queue's places, whichever is more.
+  [[nodiscard]] double window_used() const noexcept;
+
+  /// @name Memory for messages, of which there is little at first
+  /// @{
+  /// Whether messages wait for a place to be sent from, and there may be more.
+  [[nodiscard]] bool wants_slots() const noexcept { return wants_slots_; }
+  [[nodiscard]] std::size_t slot_count() const noexcept { return slots_.size(); }
+  /// Of the same size as the first ones.
+  void add_slots(const MessageSlots& more);
+  /// Whether the peer sends as much as there are receive buffers for, and there may be more.
+  [[nodiscard]] bool wants_buffers() const noexcept { return wants_buffers_; }
+  [[nodiscard]] std::size_t buffer_count() const noexcept { return own_buffers_; }
+  /// So many more have been posted: the next message tells the peer.
+  void add_buffers(std::size_t more) noexcept;
+  /// There is no memory for more: messages wait for what there is, from now on.
+  void stay_small() noexcept;
+  /// @}
 
   /// The first message of a connection has come in. @return whether it is of this type, incarnation and rail.
   [[nodiscard]] bool greeted(std::span<const std::byte> message, MessageType type, std::uint64_t incarnation,
@@ -272,6 +296,8 @@ class RailProtocol {
   bool add_notification(WorkList& list);
   bool add_send_data(WorkList& list);
   bool add_work(WorkList& list, std::size_t most_requests);
+  [[nodiscard]] bool messages_wait() const noexcept;
+  void took_message() noexcept;
   [[nodiscard]] std::byte* begin_message();
   void end_message(WorkList& list, MessageHeader header);
   void add_record(WorkList& list, Record record);
@@ -360,7 +386,12 @@ class RailProtocol {
   const std::shared_ptr<kit::LinkHost> host_;
   const std::shared_ptr<LinkRegions> regions_;
   const std::size_t place_;
-  const MessageSlots slots_;
+  struct Slot {
+    std::byte* memory = nullptr;
+    std::uint32_t key = 0;
+  };
+  std::vector<Slot> slots_;
+  const std::size_t slot_bytes_;
   const RailTerms terms_;
   const std::shared_ptr<const MemoryLook> look_;
   std::error_code failed_;
@@ -382,7 +413,12 @@ class RailProtocol {
   std::uint64_t completed_ = 0;  ///< Those of them that have been completed.
   std::vector<std::size_t> free_slots_;
   std::size_t credits_ = 0;  ///< Receive buffers of the peer that no message is meant for.
-  std::size_t owed_ = 0;     ///< Receive buffers of this side of whose reposting the peer has not been told.
+  std::size_t owed_ = 0;     ///< Receive buffers of this side of whose (re)posting the peer has not been told.
+  std::size_t own_buffers_ = 0;
+  std::size_t taken_ = 0;  ///< The peer's messages since it was told of buffers last.
+  bool may_grow_ = true;
+  bool wants_slots_ = false;
+  bool wants_buffers_ = false;
 
   // What waits to be posted; ids of transfers that have ended, or are in another state by now, are skipped.
   std::deque<MessageHeader> control_;

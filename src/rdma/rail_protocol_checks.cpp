@@ -121,7 +121,7 @@ void RailProtocol::go_on_checking(Transfer& transfer) {
 
 std::size_t RailProtocol::parts_in_message(const Transfer& transfer) const noexcept {
   const std::size_t of_a_part = transfer.request().one_sided() ? sizeof(CheckedRange) : sizeof(CheckedPart);
-  return std::min(max_checked_parts, (slots_.bytes - sizeof(MessageHeader)) / of_a_part);
+  return std::min(max_checked_parts, (slot_bytes_ - sizeof(MessageHeader)) / of_a_part);
 }
 
 /// Takes the sum of the next part. @return how many bytes it has; 0 if they can't be read.

@@ -33,7 +33,9 @@ bool RailProtocol::fill(WorkList& list) {
       break;
     }
   }
-  if (list.empty() && owed_ >= terms_.own_buffers / 2) {
+  if (list.empty() && owed_ >= own_buffers_ / 2) {
+    // The peer goes on, though it is answered nothing: it would go on faster if there were more.
+    wants_buffers_ = wants_buffers_ || (may_grow_ && taken_ >= own_buffers_ / 2 && own_buffers_ < terms_.own_buffers);
     return fill_message(list, MessageType::credit, 0, 0);
   }
   if (list.empty()) {
@@ -41,6 +43,11 @@ bool RailProtocol::fill(WorkList& list) {
   }
   records_.back().ends_list = true;
   return true;
+}
+
+double RailProtocol::window_used() const noexcept {
+  return std::max(static_cast<double>(posted_bytes_) / static_cast<double>(window_bytes),
+                  static_cast<double>(posted_) / static_cast<double>(terms_.queue_depth));
 }
 
 bool RailProtocol::fill_probe(WorkList& list, std::function<void()> answered) {
@@ -97,10 +104,20 @@ void RailProtocol::add_record(WorkList& list, Record record) {
   ++recorded_;
 }
 
+bool RailProtocol::messages_wait() const noexcept {
+  return !control_.empty() || !news_.empty() || !recv_posts_.empty() || !notifications_.empty() ||
+         !questions_ready_.empty() || !telling_.empty();
+}
+
 std::byte* RailProtocol::begin_message() {
-  return credits_ < 2 || free_slots_.empty()
-             ? nullptr
-             : slots_.memory + free_slots_.back() * slots_.bytes + sizeof(MessageHeader);
+  if (credits_ < 2) {
+    return nullptr;
+  }
+  if (free_slots_.empty()) {
+    wants_slots_ = may_grow_ && slots_.size() < terms_.most_slots && messages_wait();
+    return nullptr;
+  }
+  return slots_[free_slots_.back()].memory + sizeof(MessageHeader);
 }
 
 void RailProtocol::end_message(WorkList& list, MessageHeader header) {
@@ -109,11 +126,12 @@ void RailProtocol::end_message(WorkList& list, MessageHeader header) {
   --credits_;
   header.credits = static_cast<std::uint16_t>(std::min<std::size_t>(owed_, 0xffff));
   owed_ -= header.credits;
-  std::byte* const memory = slots_.memory + slot * slots_.bytes;
+  taken_ = 0;
+  std::byte* const memory = slots_[slot].memory;
   std::memcpy(memory, &header, sizeof(header));
   const std::size_t size = sizeof(header) + header.body_bytes;
   ibv_send_wr& request = list.add_request(IBV_WR_SEND);
-  list.add_piece(address_of(memory), size, slots_.key);
+  list.add_piece(address_of(memory), size, slots_[slot].key);
   if (size <= terms_.max_inline) {
     request.send_flags |= IBV_SEND_INLINE;
   }
@@ -143,7 +161,7 @@ bool RailProtocol::add_recv_post(WorkList& list) {
     }
     Transfer& recv = it->second;
     const auto& posted = recv.offered->posted();
-    const std::size_t fit = (slots_.bytes - sizeof(MessageHeader)) / sizeof(PostedBuffer);
+    const std::size_t fit = (slot_bytes_ - sizeof(MessageHeader)) / sizeof(PostedBuffer);
     const std::size_t count = std::min(fit, posted.size() - recv.said);
     std::memcpy(begin_message(), posted.data() + recv.said, count * sizeof(PostedBuffer));
     MessageHeader header;
@@ -176,7 +194,7 @@ bool RailProtocol::add_notification(WorkList& list) {
     }
     Transfer& write = it->second;
     const auto& payload = write.request().notification;
-    const std::size_t size = std::min(slots_.bytes - sizeof(MessageHeader), payload.size() - write.said);
+    const std::size_t size = std::min(slot_bytes_ - sizeof(MessageHeader), payload.size() - write.said);
     std::memcpy(begin_message(), payload.data() + write.said, size);
     MessageHeader header;
     header.type = MessageType::notify;
@@ -208,7 +226,7 @@ bool RailProtocol::add_send_data(WorkList& list) {
     if (send.checks.on && send.next_object == objects.size() && !all_asked(send)) {
       continue;  // what is left is its checksums
     }
-    const std::size_t space = slots_.bytes - sizeof(MessageHeader);
+    const std::size_t space = slot_bytes_ - sizeof(MessageHeader);
     std::byte* const body = begin_message();
     std::size_t used = 0;
     MessageHeader header;

@@ -63,8 +63,15 @@ bool RailProtocol::greeted(std::span<const std::byte> message, MessageType type,
     return false;
   }
   credits_ += header.credits;
-  ++owed_;
+  took_message();
   return true;
+}
+
+void RailProtocol::took_message() noexcept {
+  ++owed_;
+  ++taken_;
+  // But for its last credit, which it keeps, the peer has none left.
+  wants_buffers_ = wants_buffers_ || (may_grow_ && taken_ + 1 >= own_buffers_ && own_buffers_ < terms_.own_buffers);
 }
 
 std::error_code RailProtocol::check(const MessageHeader& header, std::size_t bytes) {
@@ -91,12 +98,12 @@ std::error_code RailProtocol::received(std::span<const std::byte> message) {
     return ec;
   }
   // Else a peer could have this side take its messages without end.
-  if (owed_ == terms_.own_buffers) {
-    return violated("a message though this side has no more than " + text(terms_.own_buffers) +
+  if (owed_ == own_buffers_) {
+    return violated("a message though this side has no more than " + text(own_buffers_) +
                     " receive buffers, and has told of none that was posted anew");
   }
   credits_ += header.credits;
-  ++owed_;
+  took_message();
   const auto body = message.subspan(sizeof(header));
   if (leaving_ && takes_something(header.type)) {
     return {};

@@ -86,6 +86,7 @@ Endpoint RdmaLink::endpoint() const {
   endpoint.message_bytes = message_bytes;
   endpoint.messages = messages;
   endpoint.checks = max_checks;
+  endpoint.first_messages = first_messages;
   const auto add = [&](const Rail& rail) {
     endpoint.rails.push_back(rail.endpoint());
     endpoint.rails.back().regions = rail.domain()->region_keys();

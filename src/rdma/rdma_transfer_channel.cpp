@@ -2,18 +2,21 @@
 #include <kvferry/rdma_transfer_channel.hpp>
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include <kvferry/detail/text.hpp>
 #include <kvferry/kit/attempts.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/failure.hpp>
-#include <kvferry/detail/text.hpp>
 #include "checksums.hpp"
 #include "endpoint.hpp"
+#include "in_parallel.hpp"
 #include "join_threads.hpp"
 #include "message.hpp"
 #include "rail_device.hpp"
@@ -36,6 +39,14 @@ std::uint8_t timeout_exponent(std::chrono::milliseconds timeout) {
     ++exponent;
   }
   return exponent;
+}
+
+/// Beyond this they wait for each other: what is registered takes the kernel locks of the process's memory.
+std::size_t registering_threads() { return std::clamp<std::size_t>(std::thread::hardware_concurrency(), 2, 8); }
+
+/// To register so many bytes on each of several rails.
+std::size_t threads_for_rails(std::size_t bytes) {
+  return bytes < rdma::RegistrationOptions::large ? 1 : registering_threads();
 }
 
 /// When the channel closes. A link whose handler is being called at this moment is nobody else's to shut.
@@ -153,13 +164,26 @@ class RdmaTransferChannel::Impl {
       throw TransferError(std::make_error_code(std::errc::invalid_argument),
                           std::to_string(rails.size()) + " rails, at most " + std::to_string(rdma::max_rails));
     }
-    const std::size_t slice = std::max<std::size_t>(given.slice_bytes / 4096 * 4096, 4096);
+    const rdma::RegistrationOptions registration{
+        .slice_bytes = std::max<std::size_t>(given.slice_bytes / 4096 * 4096, 4096),
+        .relaxed_ordering = given.relaxed_ordering,
+        .threads = std::max<std::size_t>(registering_threads() / rails.size(), 1)};
     const auto use = given.isolate_peers ? rdma::RailDomain::Use::of_link : rdma::RailDomain::Use::of_channel;
+    std::vector<rdma::RailPort> made;
     for (const RdmaRail& rail : rails) {
       auto device = std::make_shared<rdma::RailDevice>(rail, host);
-      ports.push_back({device, std::make_shared<rdma::DeviceEvents>(executor, device),
-                       std::make_shared<rdma::RailDomains>(device, given.regions, slice, use)});
-      ports.back().events->start();
+      made.push_back({device, std::make_shared<rdma::DeviceEvents>(executor, device), nullptr});
+    }
+    std::size_t bytes = 0;
+    for (const MemoryRegion& region : given.regions) {
+      bytes += region.size;
+    }
+    rdma::in_parallel(threads_for_rails(bytes), made.size(), [&](std::size_t i) {
+      made[i].domains = std::make_shared<rdma::RailDomains>(made[i].device, given.regions, registration, use);
+    });
+    ports = std::move(made);
+    for (const rdma::RailPort& port : ports) {
+      port.events->start();
     }
   }
 
@@ -224,7 +248,7 @@ std::vector<RdmaRailInfo> RdmaTransferChannel::rails() const {
   std::vector<RdmaRailInfo> rails;
   for (const auto& port : impl_->ports) {
     const rdma::RailDevice& device = *port.device;
-    rails.push_back({device.name(), device.port(), device.bytes_written, device.bytes_read});
+    rails.push_back({device.name(), device.port(), device.bytes_written, device.bytes_read, device.window.counted()});
   }
   return rails;
 }
@@ -267,14 +291,17 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
 /// On all rails or on none.
 void RdmaTransferChannel::register_region(const LocalRegion& region) {
   const auto& ports = impl_->ports;
-  std::size_t registered = 0;
+  std::vector<std::atomic<bool>> registered(ports.size());
   try {
-    for (; registered < ports.size(); ++registered) {
-      ports[registered].domains->register_region(region);
-    }
+    rdma::in_parallel(threads_for_rails(region.size), ports.size(), [&](std::size_t i) {
+      ports[i].domains->register_region(region);
+      registered[i] = true;
+    });
   } catch (...) {
-    for (std::size_t i = 0; i < registered; ++i) {
-      ports[i].domains->deregister_region(region.number);
+    for (std::size_t i = 0; i < ports.size(); ++i) {
+      if (registered[i]) {
+        ports[i].domains->deregister_region(region.number);
+      }
     }
     throw;
   }

@@ -4,6 +4,8 @@
 #include <infiniband/verbs.h>
 
 #include <cerrno>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <system_error>
@@ -27,9 +29,14 @@ using CompletionChannelPtr =
 using CompletionQueuePtr = std::unique_ptr<ibv_cq, VerbsDeleter<ibv_cq, ibv_destroy_cq>>;
 using QueuePairPtr = std::unique_ptr<ibv_qp, VerbsDeleter<ibv_qp, ibv_destroy_qp>>;
 
-/// The function, not the macro of its name, whose expansion converts between int and unsigned.
+/// The functions, not the macro, whose expansion converts between int and unsigned. Rights that an old kernel doesn't know, and may
+/// do without (relaxed ordering), are left out by the second one.
 [[nodiscard]] inline MemoryRegionPtr register_memory(ibv_pd* domain, void* address, std::size_t size, int access) {
-  return MemoryRegionPtr((ibv_reg_mr)(domain, address, size, access));
+  const auto rights = static_cast<unsigned>(access);
+  return MemoryRegionPtr(
+      (rights & IBV_ACCESS_OPTIONAL_RANGE) == 0
+          ? (ibv_reg_mr)(domain, address, size, access)
+          : ibv_reg_mr_iova2(domain, address, size, reinterpret_cast<std::uintptr_t>(address), rights));
 }
 
 /// The error of a verb that returns a pointer, from errno.

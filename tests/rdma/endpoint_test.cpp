@@ -110,6 +110,16 @@ TEST(RdmaEndpoint, Line11_IsHeldToItsBounds) {
   EXPECT_FALSE(is_sensible({min_message_bytes, max_messages + 1, {rail()}}));
   EXPECT_FALSE(is_sensible({min_message_bytes, min_messages, {}}));
 
+  const auto with_first_buffers = [&](std::uint64_t count) {
+    Endpoint endpoint = good();
+    endpoint.first_messages = count;
+    return endpoint;
+  };
+  EXPECT_TRUE(is_sensible(with_first_buffers(min_first_messages)));
+  EXPECT_TRUE(is_sensible(with_first_buffers(min_messages)));
+  EXPECT_FALSE(is_sensible(with_first_buffers(min_first_messages - 1)));
+  EXPECT_FALSE(is_sensible(with_first_buffers(min_messages + 1)));
+
   EXPECT_TRUE(is_sensible(with_rail([](auto& one) { one.rail = max_rails - 1; })));
   EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.rail = max_rails; })));
   EXPECT_FALSE(is_sensible(with_rail([](auto& one) { one.gid.resize(15); })));

@@ -109,12 +109,18 @@ TEST_F(RailProtocolAccounts, ListsAreUnderWayUntilTheLastRequestIsPosted) {
       if (requests < objects) {
         ASSERT_GE(lists, 3U) << requests << " of " << objects << " requests of " << bytes << " bytes";
       }
+      const bool more = requests < objects;
       from.protocol->completed();
       --lists;
+      EXPECT_EQ(from.protocol->work_waits(), more);
+      EXPECT_GE(from.protocol->window_used(), 0.5) << "a list is a quarter of what may be under way";
+      EXPECT_LT(from.protocol->window_used(), 1);
     }
     for (; lists > 0; --lists) {
       from.protocol->completed();
     }
+    EXPECT_FALSE(from.protocol->work_waits());
+    EXPECT_EQ(from.protocol->window_used(), 0);
     EXPECT_EQ(outcome->count, objects);
   }
 }
@@ -422,7 +428,8 @@ TEST_F(RailProtocolAccounts, APeerThatSendsMoreThanThereAreBuffersForIsAViolatio
 TEST_F(RailProtocolAccounts, ShortMessagesGoOutWithTheirRequest) {
   for (const std::size_t max_inline : {sizeof(MessageHeader) - 1, sizeof(MessageHeader)}) {
     RailTerms terms;
-    terms.peer_buffers = terms.own_buffers = buffers;
+    terms.peer_buffers = terms.peer_buffers_at_first = buffers;
+    terms.own_buffers = terms.own_buffers_at_first = buffers;
     terms.queue_depth = queue_depth;
     terms.max_inline = max_inline;
     a.protocol.emplace(a.host, a.link_regions, 0, MessageSlots{a.slots.data(), slot_count, small_message, 2}, terms, a.look);

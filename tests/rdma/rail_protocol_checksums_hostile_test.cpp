@@ -40,7 +40,8 @@ TEST_F(RailProtocolChecksums, AWriteNeedsARegionThatMayBeRead) {
       a.rails, [](std::size_t, std::uint32_t) { return std::nullopt; },
       std::vector<PeerRegion>{{0, page, {first, first}, Access::write}}, 1);
   RailTerms terms;
-  terms.peer_buffers = terms.own_buffers = buffers;
+  terms.peer_buffers = terms.peer_buffers_at_first = buffers;
+  terms.own_buffers = terms.own_buffers_at_first = buffers;
   terms.queue_depth = queue_depth;
   terms.request.pieces = 4;
   terms.checks = max_checks;

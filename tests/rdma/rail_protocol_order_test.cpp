@@ -28,7 +28,13 @@ constexpr std::size_t spare_requests = 2;
 
 class Pair {
  public:
-  explicit Pair(unsigned seed) : random_(seed) { join(); }
+  explicit Pair(unsigned seed) : random_(seed), grows_(seed % 2 != 0) {
+    for (End& end : ends_) {
+      end.side->first_buffers = min_first_messages;
+      end.side->most_slots = 2 * slot_count;
+    }
+    join();
+  }
 
   void run(int steps) {
     for (int i = 0; i < steps && !::testing::Test::HasFatalFailure(); ++i) {
@@ -40,6 +46,7 @@ class Pair {
   [[nodiscard]] std::size_t succeeded() const { return succeeded_; }
   [[nodiscard]] std::size_t breaks() const { return breaks_; }
   [[nodiscard]] std::size_t most_lists() const { return most_lists_; }
+  [[nodiscard]] std::size_t growths() const { return growths_; }
 
  private:
   struct Posted {
@@ -93,7 +100,7 @@ class Pair {
           ends_[end].side->protocol->fence([this] { --fences_out_; });
         }
         break;
-      default: move(end, dice(4)); break;
+      default: move(end, dice(5)); break;
     }
     look_at_ends();
   }
@@ -104,8 +111,19 @@ class Pair {
       case 0: return post(end);
       case 1: return carry_out_one(end);
       case 2: return complete(end);
-      default: return receive(end);
+      case 3: return receive(end);
+      default: return grow(end);
     }
+  }
+
+  bool grow(std::size_t end) {
+    Side& side = *ends_[end].side;
+    if (!grows_ && (side.protocol->wants_slots() || side.protocol->wants_buffers())) {
+      side.protocol->stay_small();
+    }
+    const bool grown = side.grow();
+    growths_ += grown ? 1U : 0U;
+    return grown;
   }
 
   bool post(std::size_t end) {
@@ -131,7 +149,7 @@ class Pair {
       expect_lent(end, request);
       Side& to = *ends_[1 - end].side;
       rdma::testing::carry_out(request, to);
-      EXPECT_LE(to.arrived.size(), buffers) << "a message that would have found no receive buffer";
+      EXPECT_LE(to.arrived.size(), to.protocol->buffer_count()) << "a message that would have found no receive buffer";
       return true;
     }
     return false;
@@ -310,7 +328,8 @@ class Pair {
       EXPECT_FALSE(end.side->protocol->unfinished_since().has_value()) << "its peer stopped in the middle of something";
     }
     for (std::size_t end = 0; end < 2; ++end) {
-      EXPECT_EQ(ends_[end].side->protocol->credits() + ends_[1 - end].side->protocol->owed(), buffers)
+      EXPECT_EQ(ends_[end].side->protocol->credits() + ends_[1 - end].side->protocol->owed(),
+                ends_[1 - end].side->protocol->buffer_count())
           << "receive buffers that nobody counts";
     }
   }
@@ -319,7 +338,7 @@ class Pair {
     for (bool busy = true; busy;) {
       busy = false;
       for (std::size_t end = 0; end < 2; ++end) {
-        for (std::size_t which = 0; which < 4; ++which) {
+        for (std::size_t which = 0; which < 5; ++which) {
           busy = move(end, which) || busy;
         }
       }
@@ -328,18 +347,21 @@ class Pair {
   }
 
   std::mt19937 random_;
+  bool grows_;  ///< Else there is no more memory for messages than there is at first.
   std::array<End, 2> ends_;
   std::vector<Active> active_;
   int fences_out_ = 0;
   std::size_t succeeded_ = 0;
   std::size_t breaks_ = 0;
   std::size_t most_lists_ = 0;
+  std::size_t growths_ = 0;
 };
 
 TEST(RailProtocolOrder, AnyOrderOfCompletionsEndsEverythingOnceAndTouchesNothingThatHasEnded) {
   std::size_t succeeded = 0;
   std::size_t breaks = 0;
   std::size_t most_lists = 0;
+  std::size_t growths = 0;
   for (unsigned seed = 1; seed <= 40 && !::testing::Test::HasFailure(); ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Pair pair(seed);
@@ -347,11 +369,13 @@ TEST(RailProtocolOrder, AnyOrderOfCompletionsEndsEverythingOnceAndTouchesNothing
     succeeded += pair.succeeded();
     breaks += pair.breaks();
     most_lists = std::max(most_lists, pair.most_lists());
+    growths += pair.growths();
   }
   // Else this tests nothing.
   EXPECT_GT(succeeded, 1'000U);
   EXPECT_GT(breaks, 5U);
   EXPECT_GT(most_lists, 2U);
+  EXPECT_GT(growths, 40U);
 }
 
 }  // namespace

@@ -122,7 +122,10 @@ struct Side {
   void join(const Side& peer) {
     RailTerms terms;
     terms.peer_buffers = peer.own_buffers;
+    terms.peer_buffers_at_first = peer.first_buffers.value_or(peer.own_buffers);
     terms.own_buffers = own_buffers;
+    terms.own_buffers_at_first = first_buffers.value_or(own_buffers);
+    terms.most_slots = most_slots;
     terms.queue_depth = depth;
     terms.request.pieces = 4;
     terms.request.bytes = request_bytes;
@@ -138,6 +141,20 @@ struct Side {
         std::vector<PeerRegion>{{0, page, {first, first}}}, 1);
     protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms,
                      look);
+  }
+
+  /// Gives the protocol more memory for messages, as much as it has. @return whether it wanted any.
+  bool grow() {
+    const bool wanted = protocol->wants_slots() || protocol->wants_buffers();
+    if (protocol->wants_slots()) {
+      const std::size_t count = std::min(protocol->slot_count(), most_slots - protocol->slot_count());
+      more_slots.emplace_back(count * small_message);
+      protocol->add_slots({more_slots.back().data(), count, small_message, 2});
+    }
+    if (protocol->wants_buffers()) {
+      protocol->add_buffers(std::min(protocol->buffer_count(), own_buffers - protocol->buffer_count()));
+    }
+    return wanted;
   }
 
   std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {
@@ -202,6 +219,7 @@ struct Side {
   asio::io_context context;
   std::vector<std::byte> memory;
   std::vector<std::byte> slots;
+  std::deque<std::vector<std::byte>> more_slots;
   std::shared_ptr<Host> host;
   std::map<std::uint32_t, RegionKeys> keys;  ///< Of regions that came later.
   std::function<void(std::uint32_t)> keys_asked_for = [](std::uint32_t) {};  ///< Called before they are looked up.
@@ -210,6 +228,8 @@ struct Side {
   SliceTable table;
   std::shared_ptr<const MemoryLook> look = std::make_shared<const MemoryLook>();
   std::size_t own_buffers;
+  std::optional<std::size_t> first_buffers;  ///< Those that are there at first; none: all.
+  std::size_t most_slots = slot_count;
   std::size_t checks = max_checks;
   std::size_t depth = queue_depth;
   std::size_t request_bytes = page;

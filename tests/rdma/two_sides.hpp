@@ -52,6 +52,7 @@ class TwoSides : public ::testing::Test {
           receive_all(*to);
           busy = true;
         }
+        busy = from->grow() || busy;
       }
       moved = moved || busy;
     }

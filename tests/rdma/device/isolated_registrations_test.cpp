@@ -265,7 +265,7 @@ class IsolatedVerbsOrder : public ::testing::Test {
     return {memory.data(), memory.size(), page_size};
   }
   [[nodiscard]] std::unique_ptr<RailDomains> domains_with(const std::vector<MemoryRegion>& regions) const {
-    return std::make_unique<RailDomains>(device, regions, std::size_t{1} << 30, RailDomain::Use::of_link);
+    return std::make_unique<RailDomains>(device, regions, RegistrationOptions(), RailDomain::Use::of_link);
   }
   static void let_registering_fail(const std::vector<std::byte>& memory, int left = 0) {
     registrations_left = left;

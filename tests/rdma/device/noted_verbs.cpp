@@ -53,6 +53,9 @@ namespace {
 
 std::atomic<decltype(ibv_context_ops::post_send)> real_post_send{nullptr};
 
+/// The library's one function for it may call the other, and so this program's.
+thread_local bool registering = false;
+
 bool is_withheld(const ibv_send_wr& request) {
   const auto type = last_parts_withheld.load();
   if (type == MessageType{} || request.opcode != IBV_WR_SEND) {
@@ -125,8 +128,23 @@ ibv_mr* ibv_reg_mr(ibv_pd* domain, void* address, std::size_t size, int access) 
     errno = ENOMEM;
     return nullptr;
   }
+  registering = true;
   ibv_mr* const region = library_function<decltype(ibv_reg_mr)>("ibv_reg_mr")(domain, address, size, access);
-  verbs_log().add({VerbsLog::Verb::do_register, address, domain->context});
+  registering = false;
+  verbs_log().add({.verb = VerbsLog::Verb::do_register,
+                   .what = address,
+                   .context = domain->context,
+                   .access = static_cast<unsigned>(access)});
+  return region;
+}
+
+ibv_mr* ibv_reg_mr_iova2(ibv_pd* domain, void* address, std::size_t size, std::uint64_t remote, unsigned access) {
+  ibv_mr* const region =
+      library_function<decltype(ibv_reg_mr_iova2)>("ibv_reg_mr_iova2")(domain, address, size, remote, access);
+  if (!registering) {
+    verbs_log().add(
+        {.verb = VerbsLog::Verb::do_register, .what = address, .context = domain->context, .access = access});
+  }
   return region;
 }
 

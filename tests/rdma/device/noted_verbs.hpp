@@ -29,6 +29,7 @@ struct VerbsLog {
     const void* what;  ///< The queue pair; the memory.
     const ibv_context* context;
     std::string thread = {};  ///< deregister: the name of the one that calls it.
+    unsigned access = 0;      ///< do_register: the rights.
   };
 
   void add(const Call& call) {

@@ -49,7 +49,7 @@ std::shared_ptr<RailDomains> open(std::span<std::byte> memory, Access access,
   MemoryRegion region{memory.data(), memory.size(), page_size};
   region.peer_access = access;
   return std::make_shared<RailDomains>(std::make_shared<RailDevice>(first_rails(1)[0], std::string()),
-                                       std::span(&region, 1), std::size_t{1} << 30, use);
+                                       std::span(&region, 1), RegistrationOptions(), use);
 }
 
 /// The first registered memory of a domain that has one region.

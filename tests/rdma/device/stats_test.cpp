@@ -4,10 +4,26 @@
 
 #include <asio/use_future.hpp>
 
+#include <algorithm>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+
 #include "rdma/rdma_node.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
+
+/// What adapters may reach of this process, in bytes: the kernel keeps it in memory.
+std::size_t pinned_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmPin:")) {
+      return static_cast<std::size_t>(std::stoull(line.substr(6))) * 1024;
+    }
+  }
+  throw std::runtime_error("the kernel doesn't tell what is pinned");
+}
 
 TEST(RdmaStats, EveryKindOfTransferIsCountedAndEveryRailsBytes) {
   constexpr std::size_t count = 32;
@@ -47,6 +63,65 @@ TEST(RdmaStats, EveryKindOfTransferIsCountedAndEveryRailsBytes) {
   EXPECT_EQ(recvs.failed(), 1U);
   EXPECT_EQ(recvs.objects, 2U);
   EXPECT_EQ(recvs.bytes, 8 * page_size - 1 + 100);
+}
+
+TEST(RdmaStats, ARailTellsWhatWasUnderWayWhenAListCompletedAndMoreWasToCome) {
+  constexpr std::size_t count = 512;
+  constexpr std::size_t depth = 64;
+  NodeOptions options;
+  options.channel.queue_depth = depth;
+  Node node(count, options);
+  Node peer(count);
+  node.connect("node", "peer", peer);
+  const auto window = [&] { return node.channel->rails()[0].window; };
+  node.channel->batched_write(node.pages(1), {.peer_id = "peer", .remote_indexes = indexes(1)});
+  EXPECT_EQ(window().lists, 0U) << "nothing was to follow it";
+  EXPECT_EQ(window().left, 0);
+  auto reversed = indexes(count);
+  std::ranges::reverse(reversed);  // so that each page takes a request
+  node.channel->batched_write(node.pages(count), {.peer_id = "peer", .remote_indexes = reversed});
+  EXPECT_GE(window().lists, (count - depth) / (depth / 4))
+      << "those that made room for the requests beyond the queue's depth";
+  EXPECT_LE(window().drained, window().lists);
+  EXPECT_LT(window().left, 1);
+  EXPECT_EQ(peer.channel->rails()[0].window.lists, 0U);
+}
+
+TEST(RdmaStats, APeerTakes64KiBOfPinnedMemoryAndMoreOnlyOnceItUsesThem) {
+  constexpr std::size_t count = 8;
+  constexpr std::size_t at_first = std::size_t{64} << 10;
+  constexpr std::size_t at_most = (messages + most_slots) * message_bytes;
+  Node hub(1);
+  std::vector<std::unique_ptr<Node>> peers;
+  std::vector<std::string> ids;
+  for (std::size_t i = 0; i < count; ++i) {
+    peers.push_back(std::make_unique<Node>(1));
+    ids.push_back("peer" + std::to_string(i));
+  }
+  const std::size_t before = pinned_bytes();
+  for (std::size_t i = 0; i < count; ++i) {
+    hub.connect("hub", ids[i], *peers[i]);
+  }
+  const std::size_t ends = 2 * count;  // both are of this process
+  EXPECT_EQ(pinned_bytes() - before, ends * at_first);
+  const std::vector<std::byte> small(8);
+  for (std::size_t i = 0; i < count; ++i) {
+    for (int round = 0; round < 20; ++round) {
+      hub.channel->batched_write(hub.pages(1),
+                                 {.peer_id = ids[i], .remote_indexes = indexes(1), .notification = small});
+      EXPECT_EQ(peers[i]->channel->receive_notification(long_enough).payload, small);
+    }
+  }
+  EXPECT_EQ(pinned_bytes() - before, ends * at_first) << "one write at a time needs no more";
+  std::vector<std::future<void>> notified;
+  for (int i = 0; i < 500; ++i) {
+    notified.push_back(hub.channel->async_notify(ids[0], small, {}, asio::use_future));
+  }
+  for (auto& one : notified) {
+    one.get();
+  }
+  EXPECT_GT(pinned_bytes() - before, ends * at_first);
+  EXPECT_LE(pinned_bytes() - before, (ends - 2) * at_first + 2 * at_most) << "of one peer's connection";
 }
 
 }  // namespace

@@ -83,6 +83,21 @@ Unaddressed& unaddressed() {
   return present;
 }
 
+/// The completion queues that were made last.
+struct MadeQueues {
+  struct Queue {
+    const ibv_context* context = nullptr;
+    int interrupt = 0;
+  };
+  std::mutex mutex;
+  std::vector<Queue> queues;
+};
+
+MadeQueues& made_queues() {
+  static MadeQueues made;
+  return made;
+}
+
 }  // namespace
 
 extern "C" {
@@ -91,6 +106,10 @@ ibv_cq* ibv_create_cq(ibv_context* context, int size, void* own, ibv_comp_channe
   static std::mutex mutex;
   static const auto of_library = reinterpret_cast<decltype(&ibv_create_cq)>(::dlsym(RTLD_NEXT, "ibv_create_cq"));
   ibv_cq* const queue = of_library(context, size, own, channel, vector);
+  {
+    const std::lock_guard made_lock(made_queues().mutex);
+    made_queues().queues.push_back({context, vector});
+  }
   const std::lock_guard lock(mutex);
   // Another part of this program may put itself before these later, so it is the second one that tells a context that is known.
   if (queue != nullptr && context->ops.post_recv != &watched_post_recv) {
@@ -193,6 +212,29 @@ TEST(VerbsFaults, ARailWithoutAnAddressIsLeftOutUntilItHasOne) {
   }
   addresses.lose({});
   round(3);
+}
+
+TEST(VerbsFaults, CompletionQueuesTakeTheDevicesInterruptsInTurn) {
+  {
+    const std::lock_guard lock(made_queues().mutex);
+    made_queues().queues.clear();
+  }
+  Node hub(1);
+  std::vector<std::unique_ptr<Node>> peers;
+  for (int i = 0; i < 4; ++i) {
+    peers.push_back(std::make_unique<Node>(1));
+    hub.connect("hub", "peer" + std::to_string(i), *peers.back());
+  }
+  const std::lock_guard lock(made_queues().mutex);
+  ASSERT_FALSE(made_queues().queues.empty());
+  const ibv_context* const of_hub = made_queues().queues.front().context;  // it dials, and so makes its own first
+  int made = 0;
+  for (const auto& queue : made_queues().queues) {
+    if (queue.context == of_hub) {
+      EXPECT_EQ(queue.interrupt, made++ % std::max(of_hub->num_comp_vectors, 1));
+    }
+  }
+  EXPECT_EQ(made, 4);
 }
 
 /// Turns a message into a write with immediate data of as many bytes.
@@ -325,7 +367,7 @@ class CountsBuffers final : public Watcher {
           farewells += header.type == MessageType::goodbye && header.credits != 0 ? 1U : 0U;
         }
       }
-      told_too_many = told_too_many || buffers.told + messages > buffers.posted;
+      told_too_many = told_too_many || buffers.told + first_messages > buffers.posted;
     }
     return Watcher::post_send(pair, list, bad);
   }
@@ -337,7 +379,7 @@ class CountsBuffers final : public Watcher {
         ++count;
       }
       Buffers& buffers = all_[pair];
-      if (count == messages) {
+      if (pair->state == IBV_QPS_INIT) {
         buffers = {};  // a new queue pair, perhaps in the place of an old one
       }
       buffers.posted += count;
@@ -397,9 +439,10 @@ class ForgetfulHost final : public kit::LinkHost {
 TEST(VerbsFaults, ALinkThatThereIsNoMemoryToJoinLeavesNothing) {
   asio::io_context context;
   const auto device = std::make_shared<RailDevice>(first_rails(1)[0], std::string());
-  const std::vector<RailPort> ports{{device, std::make_shared<DeviceEvents>(context.get_executor(), device),
-                                     std::make_shared<RailDomains>(device, std::span<const MemoryRegion>(),
-                                                                   std::size_t{1} << 30, RailDomain::Use::of_channel)}};
+  const std::vector<RailPort> ports{
+      {device, std::make_shared<DeviceEvents>(context.get_executor(), device),
+       std::make_shared<RailDomains>(device, std::span<const MemoryRegion>(), RegistrationOptions(),
+                                     RailDomain::Use::of_channel)}};
   LinkOptions options;
   options.rail.queue_pair.queue_depth = 16;
   options.rail.queue_pair.read_depth = 4;
