@@ -362,7 +362,11 @@ void RailProtocol::end(Transfer& transfer, std::error_code cause, std::string wh
     batch->operation()->finish(cause, std::move(why));
     return;
   }
-  if (!batch->part_done(cause, cause ? std::move(why) : std::string())) {
+  std::string failure;
+  if (cause) {
+    failure.swap(why);
+  }
+  if (!batch->part_done(cause, std::move(failure))) {
     forget(transfer);
     return;
   }
