@@ -14,11 +14,13 @@
 #include <stdexcept>
 #include <system_error>
 
+#include <kvferry/testing/test_watchdog.hpp>
+
 namespace kvferry_test {
 namespace {
 
-/// Nothing here takes that long; whatever does hangs.
-constexpr int deadline_ms = 60'000;
+/// Nothing here takes half of a test's limit; whatever does hangs.
+int deadline_ms() { return static_cast<int>((kvferry::testing::test_limit() / 2).count()); }
 
 [[noreturn]] void throw_errno(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
 
@@ -110,7 +112,7 @@ int PeerProcess::wait_for_exit() {
   while (read_more()) {
   }
   pollfd event{pidfd_, POLLIN, 0};
-  if (::poll(&event, 1, deadline_ms) != 1) {
+  if (::poll(&event, 1, deadline_ms()) != 1) {
     throw std::runtime_error(path_ + " closed its output, but does not end");
   }
   int status = 0;
@@ -125,7 +127,7 @@ bool PeerProcess::read_more() {
   if (streams_[0].fd < 0 && streams_[1].fd < 0) {
     return false;
   }
-  if (::poll(events.data(), events.size(), deadline_ms) <= 0) {
+  if (::poll(events.data(), events.size(), deadline_ms()) <= 0) {
     throw std::runtime_error(path_ + " has been silent for too long:\n" + output() + errors());
   }
   for (std::size_t i = 0; i < events.size(); ++i) {
