@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -24,12 +23,6 @@ PAGE = 4096
 PAGES = 64
 
 Cache = NDArray[np.uint8]
-
-
-def own_loopback_url() -> str:
-    """Any port of a loopback address that is this process's: of a port that is closed there no other process makes use."""
-    shifted = os.getpid() + (1 << 16)  # 127.0.0.x is everybody's
-    return f"tcp://127.{shifted >> 16 & 0x7F}.{shifted >> 8 & 0xFF}.{shifted & 0xFF}:0"
 
 
 def becomes(condition: Callable[[], bool]) -> bool:

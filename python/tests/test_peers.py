@@ -10,7 +10,8 @@ from typing import Any
 import kvferry
 import msgspec
 import pytest
-from conftest import PAGE, PAGES, Pair, becomes, is_free, make_cache, own_loopback_url
+from conftest import PAGE, PAGES, Pair, becomes, is_free, make_cache
+from loopback import own_loopback_url
 
 
 class Question(msgspec.Struct, tag="Question"):

@@ -135,7 +135,7 @@ def test_a_peer_that_does_not_answer_pushes_nothing_into_blocks_that_are_free(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefill = make("prefill", True, 100, kind=PushSide)
-    decode = make("decode", False, kind=PushSide, timeout=1.0, lease=1.0)
+    decode = make("decode", False, kind=PushSide, timeout=3.0, lease=1.0)
     prefill.announce("t")
     decode.wants("d", prefill.sender("t"), [1, 2, 3])
     prefill.until(lambda: bool(prefill.push._pushes._by_transfer["t"].readers))
@@ -153,7 +153,7 @@ def test_a_peer_that_does_not_answer_pushes_nothing_into_blocks_that_are_free(
     try:
         decode.step(cancelled=["d"])
         assert asked.wait(60)
-        assert decode.loaded("d") == set()  # after a second, by the end of the connection
+        assert decode.loaded("d") == set()  # after three seconds, by the end of the connection
         decode.cache[...] = 1
         prefill.compute("t", [5, 6, 7], 10)  # it has heard of nothing
         prefill.until(lambda: not prefill.push._pushes._by_transfer["t"].readers)

@@ -12,6 +12,7 @@ from kvferry.vllm.leases import Leases
 from kvferry.vllm.messages import Remote
 from kvferry.vllm.options import Options
 from kvferry.vllm.scheduler import Load, Step
+from loopback import own_loopback
 from vllm_sides import BLOCKS, Blocks, Output, Request, Side, Status, changing, kept_by, schedulers
 
 
@@ -128,7 +129,7 @@ def test_parameters_that_make_no_sense_are_computed(wrong: dict[str, Any]) -> No
 
 def test_a_load_brings_blocks_and_frees_them_at_the_other_side(make: Callable[..., Side]) -> None:
     prefill, decode = make("prefill", True, 100), make("decode", False)
-    assert prefill.worker.url.startswith("tcp://127.0.0.1:") and not decode.worker.url
+    assert prefill.worker.url.startswith(f"tcp://{own_loopback()}:") and not decode.worker.url
     for turn in range(2):  # the second time it is connected
         prefill.step(expected=["p"])
         decode.step(loads=[Load("d", prefill.remote("p"), [1, 0], 4, 10)])
@@ -236,7 +237,7 @@ def test_urls_that_are_none(make: Callable[..., Side], url: str) -> None:
 
 
 def test_a_peer_that_is_not_there_fails_its_loads(make: Callable[..., Side]) -> None:
-    prefill, decode = make("prefill", True, 100), make("decode", False, timeout=0.5)
+    prefill, decode = make("prefill", True, 100), make("decode", False, timeout=3.0)
     gone = prefill.remote("p")
     prefill.step(expected=["p", "q"])
     decode.step(loads=[Load("d", gone, [1, 2, 3], 0, 10)])

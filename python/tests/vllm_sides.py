@@ -19,6 +19,7 @@ from kvferry.vllm.messages import Remote, Server
 from kvferry.vllm.options import Options
 from kvferry.vllm.scheduler import Scheduler, Step
 from kvferry.vllm.worker import Worker
+from loopback import own_loopback
 from numpy.typing import NDArray
 
 TOKENS = 4  # of a block
@@ -118,7 +119,7 @@ class Side:
             fields=(Field(0, 1, 0, block // heads // tokens, block // heads // tokens),),
             total_heads=total_heads, tp_rank=tp_rank, tp_size=tp_size,
         )  # fmt: skip
-        chosen = Options(**{"timeout": 20.0, **options})
+        chosen = Options(**{"timeout": 20.0, "host": own_loopback(), **options})
         memory = [(self.cache.ctypes.data, self.cache.nbytes)]
         self.worker: Worker = self.make(chosen, name, layout, memory, serving, not serving)
 

@@ -86,7 +86,7 @@ class ProcessBase : public StalledPeerBase {
         const std::uint64_t quarter = (kind == TransferKind::write ? 0U : 2U) + i;
         const std::uint64_t pair_tag = 100 + 2 * i + ((kind == TransferKind::send) == first_side ? 0U : 1U);
         TransferRequest next = request(kind, peer, used.back(), quarter * used.back().count(), pair_tag);
-        next.timeout = limit() / 2;
+        next.timeout = limit() / 6;
         storm->add(std::move(next));
       }
     }
