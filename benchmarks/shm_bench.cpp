@@ -61,6 +61,7 @@ struct Settings {
   std::size_t mebibytes = 256;    ///< Of each memory of each side.
   std::size_t latency_samples = 2000;
   bool huge_pages = false;
+  std::vector<std::string> only;  ///< Names of cells; empty: all, and single pages.
 };
 
 /// Anonymous memory, all of which is there. Shared with child processes, or a copy of its own in each.
@@ -316,6 +317,9 @@ void print_throughput(Bench& bench, const Settings& settings) {
   fmt::print(" ratio, SharedRegion | ratio, own |\n|---|---|---|---|---|---|---|---|\n");
   for (const auto kind : kinds) {
     for (const Cell& cell : cells) {
+      if (!settings.only.empty() && std::ranges::find(settings.only, cell.name()) == settings.only.end()) {
+        continue;
+      }
       PageOrder here(settings.mebibytes << 20, cell, 1);
       PageOrder there(settings.mebibytes << 20, cell, 2);
       std::vector<std::vector<double>> results(ways.size());
@@ -384,13 +388,16 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_flag("--huge-pages", settings.huge_pages, "SharedRegions are of huge pages");
+  app.add_option("--only", settings.only, "Cells, such as 4Kx256, in place of all cells and single pages");
   CLI11_PARSE(app, argc, argv);
   try {
     Bench bench(settings);
     bench.check();
     fmt::print("{}\n\n", bench.path());
     print_throughput(bench, settings);
-    print_latency(bench, settings);
+    if (settings.only.empty()) {
+      print_latency(bench, settings);
+    }
   } catch (const std::exception& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 1;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +18,8 @@
 #include <memory>
 #include <numeric>
 #include <optional>
+#include <random>
+#include <span>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -256,8 +259,40 @@ TEST(SharedMemory, CopiesTouchNothingBesideTheirBytes) {
         std::vector<std::byte> expected = to;
         std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(at / 2), bytes,
                     expected.begin() + static_cast<std::ptrdiff_t>(at));
-        shm::copy(to.data() + at, from.data() + at / 2, bytes, stores);
+        const iovec source{from.data() + at / 2, bytes};
+        const iovec target{to.data() + at, bytes};
+        shm::copy({&source, 1}, {&target, 1}, stores);
         ASSERT_EQ(to, expected) << bytes << " bytes at " << at;
+      }
+    }
+  }
+}
+
+/// Cuts memory into pieces of random lengths, some of which are empty.
+std::vector<iovec> cut(std::span<std::byte> memory, std::size_t most, std::mt19937& random) {
+  std::vector<iovec> pieces;
+  while (!memory.empty()) {
+    const std::size_t length =
+        std::min(std::uniform_int_distribution<std::size_t>(0, most)(random), memory.size());
+    pieces.push_back({memory.data(), length});
+    memory = memory.subspan(length);
+  }
+  return pieces;
+}
+
+TEST(SharedMemory, CopiesGoFromPiecesToOtherPieces) {
+  std::mt19937 random(1);
+  for (const auto stores : {Stores::cached, Stores::streaming}) {
+    for (const std::size_t most : {100U, 5000U, 20000U}) {
+      for (std::size_t shift = 0; shift < 70; shift += 23) {
+        std::vector<std::byte> from(60000);
+        fill(from, 6);
+        std::vector<std::byte> to(from.size(), std::byte{0xaa});
+        const auto source = std::span(from).subspan(shift);
+        const auto target = std::span(to).subspan(100, source.size() - 100);
+        shm::copy(cut(source.first(target.size()), most, random), cut(target, 3 * most, random), stores);
+        EXPECT_TRUE(std::ranges::equal(target, source.first(target.size()))) << most << " bytes at most, " << shift;
+        EXPECT_EQ(std::ranges::count(std::span(to).first(100), std::byte{0xaa}), 100);
       }
     }
   }

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstddef>
+#include <sys/uio.h>
+
+#include <cstdint>
+#include <span>
 
 #include <kvferry/config.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
 /// The kind of a copy's stores.
-enum class Stores {
+enum class Stores : std::uint8_t {
   cached,     ///< The copied bytes are likely to be used next.
   streaming,  ///< Past the caches: for large copies, which would displace other data.
 };
 
-/// Copies bytes that don't overlap. A thread that is told of the end sees all of them.
-void copy(std::byte* to, const std::byte* from, std::size_t bytes, Stores stores) noexcept;
+/// Copies the memory of `from` to that of `to`, which has as many bytes and doesn't overlap it. A thread that is told of the
+/// end sees all of them.
+void copy(std::span<const iovec> from, std::span<const iovec> to, Stores stores) noexcept;
 
 }  // namespace kvferry::shm

@@ -167,18 +167,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<con
   Fetched fetched = Fetched::all;
   if (own) {
     const bool large = bytes >= least_streamed_bytes && bytes / from.size() >= least_streamed_piece;
-    const auto stores = large ? Stores::streaming : Stores::cached;
-    Pieces<iovec> sources(from);
-    Pieces<iovec> destinations(to);
-    while (!sources.empty() && !destinations.empty()) {
-      const iovec source = sources.front();
-      const iovec destination = destinations.front();
-      const std::size_t length = std::min(source.iov_len, destination.iov_len);
-      shm::copy(static_cast<std::byte*>(destination.iov_base), static_cast<const std::byte*>(source.iov_base), length,
-                stores);
-      sources.use(length);
-      destinations.use(length);
-    }
+    shm::copy(from, to, large ? Stores::streaming : Stores::cached);
   } else {
     fetched = mapped_.read(from, to);
   }
