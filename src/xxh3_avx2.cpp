@@ -5,6 +5,8 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-std::uint64_t xxh3_avx2(const iovec* pieces, std::size_t count) noexcept { return xxh3_of_pieces(pieces, count); }
+std::uint64_t xxh3_avx2(const iovec* pieces, std::size_t count, std::size_t skipped, std::size_t length) noexcept {
+  return xxh3_of_pieces(pieces, count, skipped, length);
+}
 
 }  // namespace kvferry

@@ -33,6 +33,12 @@ TEST(Xxh3, IsTheSameAsThatOfTheOldestCpuInAnyPieces) {
     }
     ASSERT_EQ(xxh3_of(pieces), XXH3_64bits(bytes.data() + offset, length))
         << length << " bytes from " << offset << " in " << pieces.size() << " pieces";
+    if (length != 0) {
+      const std::size_t skipped = random() % (pieces.front().iov_len + 1);
+      const std::size_t part = random() % (length - skipped + 1);
+      ASSERT_EQ(xxh3_of(pieces, skipped, part), XXH3_64bits(bytes.data() + offset + skipped, part))
+          << part << " bytes from " << offset << " + " << skipped << " in " << pieces.size() << " pieces";
+    }
   };
   for (std::size_t length = 0; length < 3000; ++length) {
     expect_same(length % 67, length, length + 1);

@@ -4,6 +4,7 @@
 
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <random>
@@ -37,6 +38,39 @@ TEST(WideXxh3, IsTheSameAsThatOfTheOldestCpu) {
   for (int i = 0; i < 200; ++i) {
     const std::size_t offset = random() % 4096;
     expect_same(offset, random() % (bytes.size() - offset));
+  }
+}
+
+TEST(WideXxh3, SumsBeginAndEndAnywhereInThePiecesOfMemory) {
+  std::mt19937_64 random(2);
+  std::vector<std::byte> bytes(std::size_t{1} << 16);
+  for (std::byte& byte : bytes) {
+    byte = static_cast<std::byte>(random());
+  }
+  for (int i = 0; i < 300; ++i) {
+    std::vector<iovec> memory;
+    std::vector<std::byte> all;
+    const std::size_t longest = std::size_t{1} << (1 + random() % 13);
+    for (int piece = 0; piece < 20; ++piece) {
+      const std::size_t size = random() % longest;  // some are empty
+      const std::size_t offset = random() % (bytes.size() - size);
+      memory.push_back({bytes.data() + offset, size});
+      all.insert(all.end(), bytes.data() + offset, bytes.data() + offset + size);
+    }
+    std::vector<Checksum> checksums;
+    for (std::size_t left = all.size(); left != 0;) {
+      Checksum checksum;
+      checksum.length = std::min<std::size_t>(left, random() % (3 * longest));
+      left -= static_cast<std::size_t>(checksum.length);
+      checksums.push_back(checksum);
+    }
+    take_checksums(memory, checksums);
+    const std::byte* from = all.data();
+    for (const Checksum& checksum : checksums) {
+      ASSERT_EQ(checksum.sum, XXH3_64bits(from, checksum.length)) << checksum.length << " bytes, round " << i;
+      from += checksum.length;
+    }
+    EXPECT_TRUE(differing_checksums(memory, checksums).empty());
   }
 }
 

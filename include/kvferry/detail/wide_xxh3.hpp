@@ -13,9 +13,11 @@
 // for the CPU that it runs on. With headers alone, the program's own flags decide (-march).
 namespace kvferry::inline KVFERRY_ABI {
 
-/// XXH3-64 of pieces of memory, one behind the other, for CPUs with AVX2.
-[[nodiscard]] std::uint64_t xxh3_avx2(const iovec* pieces, std::size_t count) noexcept;
+/// `xxh3_of` for CPUs with AVX2.
+[[nodiscard]] std::uint64_t xxh3_avx2(const iovec* pieces, std::size_t count, std::size_t skipped,
+                                      std::size_t length) noexcept;
 /// The same for CPUs with AVX-512.
-[[nodiscard]] std::uint64_t xxh3_avx512(const iovec* pieces, std::size_t count) noexcept;
+[[nodiscard]] std::uint64_t xxh3_avx512(const iovec* pieces, std::size_t count, std::size_t skipped,
+                                        std::size_t length) noexcept;
 
 }  // namespace kvferry

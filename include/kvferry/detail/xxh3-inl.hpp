@@ -10,16 +10,16 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
-KVFERRY_INLINE std::uint64_t xxh3_of(std::span<const iovec> pieces) noexcept {
+KVFERRY_INLINE std::uint64_t xxh3_of(std::span<const iovec> pieces, std::size_t skipped, std::size_t length) noexcept {
 #if KVFERRY_WIDE_XXH3
   static const auto widest = __builtin_cpu_supports("avx512f") ? xxh3_avx512
                              : __builtin_cpu_supports("avx2")  ? xxh3_avx2
                                                                : nullptr;
   if (widest != nullptr) {
-    return widest(pieces.data(), pieces.size());
+    return widest(pieces.data(), pieces.size(), skipped, length);
   }
 #endif
-  return xxh3_of_pieces(pieces.data(), pieces.size());
+  return xxh3_of_pieces(pieces.data(), pieces.size(), skipped, length);
 }
 
 }  // namespace kvferry

@@ -20,14 +20,19 @@
 namespace kvferry::inline KVFERRY_ABI {
 
 /// Internal to each file, which may be compiled for another CPU than others.
-static inline std::uint64_t xxh3_of_pieces(const iovec* pieces, std::size_t count) noexcept {
-  if (count == 1) {
-    return XXH3_64bits(pieces[0].iov_base, pieces[0].iov_len);
+static inline std::uint64_t xxh3_of_pieces(const iovec* pieces, std::size_t count, std::size_t skipped,
+                                           std::size_t length) noexcept {
+  if (count != 0 && pieces[0].iov_len - skipped >= length) {
+    return XXH3_64bits(static_cast<const char*>(pieces[0].iov_base) + skipped, length);
   }
   XXH3_state_t state;
   XXH3_64bits_reset(&state);
-  for (std::size_t i = 0; i < count; ++i) {
-    XXH3_64bits_update(&state, pieces[i].iov_base, pieces[i].iov_len);
+  for (std::size_t i = 0; i < count && length != 0; ++i) {
+    const std::size_t there = pieces[i].iov_len - skipped;
+    const std::size_t part = there < length ? there : length;
+    XXH3_64bits_update(&state, static_cast<const char*>(pieces[i].iov_base) + skipped, part);
+    skipped = 0;
+    length -= part;
   }
   return XXH3_64bits_digest(&state);
 }

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <bit>
 
+#include <kvferry/detail/fetch_ahead.hpp>
 #include <kvferry/detail/xxh3.hpp>
-#include <kvferry/detail/xxh3_pieces.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
@@ -19,34 +19,23 @@ class RunsOfBytes {
 
   /// The checksum of the next `length` bytes.
   [[nodiscard]] std::uint64_t sum_of_next(std::size_t length) noexcept {
-    iovec part = next(length);
-    if (part.iov_len == length) {
-      return xxh3_of({&part, 1});
+    const auto from = left_;
+    const std::size_t skipped = used_;
+    skip(length);
+    if (!left_.empty()) {
+      fetch_ahead(static_cast<const std::byte*>(left_.front().iov_base) + used_, left_.front().iov_len - used_);
     }
-    XXH3_state_t state;
-    XXH3_64bits_reset(&state);
-    while (part.iov_len != 0) {
-      XXH3_64bits_update(&state, part.iov_base, part.iov_len);
-      length -= part.iov_len;
-      part = next(length);
-    }
-    return XXH3_64bits_digest(&state);
+    return xxh3_of(from, skipped, length);
   }
 
  private:
-  /// At most `length` bytes that lie end to end.
-  [[nodiscard]] iovec next(std::size_t length) noexcept {
-    while (!left_.empty() && used_ == left_.front().iov_len) {
+  void skip(std::size_t length) noexcept {
+    while (!left_.empty() && length >= left_.front().iov_len - used_) {
+      length -= left_.front().iov_len - used_;
       left_ = left_.subspan(1);
       used_ = 0;
     }
-    if (left_.empty()) {
-      return {};
-    }
-    const iovec part{static_cast<std::byte*>(left_.front().iov_base) + used_,
-                     std::min(length, left_.front().iov_len - used_)};
-    used_ += part.iov_len;
-    return part;
+    used_ += left_.empty() ? 0 : length;
   }
 
   std::span<const iovec> left_;

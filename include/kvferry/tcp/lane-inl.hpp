@@ -31,9 +31,10 @@ inline namespace internal {
 /// Bytes in one call that sends: a whole frame. In calls of 256 KiB the same bytes take a fifth to a third longer
 /// (docs/performance.md), and a call that moves more doesn't gain.
 inline constexpr std::size_t send_step_bytes = max_chunk_bytes;
-/// The same of a connection that the CPU encrypts. Memory that isn't there is found within `fault_reach`, with the quarter
-/// of a step that may be added.
-inline constexpr std::size_t encrypted_step_bytes = std::size_t{64} << 10;
+/// The same of a connection that the CPU encrypts. With what its records add it fits one packet within a host (65,483
+/// bytes): 64 KiB would take a second one for the last hundred bytes. Memory that isn't there is found within `fault_reach`,
+/// with the quarter of a step that may be added.
+inline constexpr std::size_t encrypted_step_bytes = std::size_t{63} << 10;
 /// Bytes in one call that receives: many enough that the call itself doesn't count.
 inline constexpr std::size_t receive_step_bytes = std::size_t{256} << 10;
 /// IOV_MAX on Linux.

@@ -18,6 +18,7 @@
 #include <string_view>
 #include <utility>
 
+#include <kvferry/detail/fetch_ahead.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/tcp/openssl_certificates-inl.hpp>
 
@@ -339,9 +340,12 @@ KVFERRY_INLINE ssize_t OpenSslStream::send(std::span<const iovec> pieces) {
   std::array<std::byte, tls_record> together;
   std::size_t gathered = 0;
   bool sound = true;
-  for (const iovec& piece : pieces) {
-    const auto* from = static_cast<const std::byte*>(piece.iov_base);
-    std::size_t left = piece.iov_len;
+  for (std::size_t i = 0; i < pieces.size(); ++i) {
+    if (i + 1 != pieces.size()) {
+      fetch_ahead(pieces[i + 1].iov_base, pieces[i + 1].iov_len);
+    }
+    const auto* from = static_cast<const std::byte*>(pieces[i].iov_base);
+    std::size_t left = pieces[i].iov_len;
     while (sound && left != 0) {
       if (gathered == 0 && left >= tls_record) {
         sound = encrypt(from, tls_record);
