@@ -31,7 +31,7 @@ struct PollPolicy {
   /// Sleeps at once: least use of the CPU, highest latency.
   [[nodiscard]] static constexpr PollPolicy never() noexcept { return {std::chrono::microseconds::zero()}; }
   /// Never sleeps once something has happened on a connection: costs a core for as long as there are connections.
-  [[nodiscard]] static constexpr PollPolicy always() noexcept { return {std::chrono::microseconds::max()}; }
+  [[nodiscard]] static constexpr PollPolicy always() noexcept { return {(std::chrono::microseconds::max)()}; }
 };
 
 /// Options of every channel, whatever its transport.

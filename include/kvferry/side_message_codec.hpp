@@ -204,11 +204,12 @@ bool decode_integer(const msgpack::object& from, T& to, DecodeProblem& problem) 
   if (!is_negative && from.type != msgpack::type::POSITIVE_INTEGER) {
     return unexpected(from, "int", problem);
   }
-  const bool fits = is_negative ? std::signed_integral<T> && from.via.i64 >= static_cast<std::int64_t>(Limits::min())
-                                : from.via.u64 <= static_cast<std::uint64_t>(Limits::max());
+  const bool fits = is_negative ? std::signed_integral<T> && from.via.i64 >= static_cast<std::int64_t>((Limits::min)())
+                                : from.via.u64 <= static_cast<std::uint64_t>((Limits::max)());
   if (!fits) {
-    problem.what = "expected an int from " + std::to_string(Limits::min()) + " to " + std::to_string(Limits::max()) +
-                   ", got " + (is_negative ? std::to_string(from.via.i64) : std::to_string(from.via.u64));
+    problem.what = "expected an int from " + std::to_string((Limits::min)()) + " to " +
+                   std::to_string((Limits::max)()) + ", got " +
+                   (is_negative ? std::to_string(from.via.i64) : std::to_string(from.via.u64));
     return false;
   }
   to = is_negative ? static_cast<T>(from.via.i64) : static_cast<T>(from.via.u64);
@@ -225,7 +226,7 @@ bool decode_float(const msgpack::object& from, T& to, DecodeProblem& problem) {
     case msgpack::type::NEGATIVE_INTEGER: value = static_cast<double>(from.via.i64); break;
     default: return unexpected(from, "float", problem);
   }
-  if (std::isfinite(value) && std::abs(value) > static_cast<double>(std::numeric_limits<T>::max())) {
+  if (std::isfinite(value) && std::abs(value) > static_cast<double>((std::numeric_limits<T>::max)())) {
     problem.what = "expected a float that fits " + std::to_string(sizeof(T)) + " bytes, got " + std::to_string(value);
     return false;
   }

@@ -36,7 +36,7 @@ struct RoadOffer {
 /// One that can't be taken.
 [[nodiscard]] inline RoadOffer not_offered(std::string name, const kit::Failure& failure) {
   const std::string why = failure.sentence.empty() ? failure.code.message() : failure.sentence;
-  return {std::move(name), {}, why, static_cast<std::int64_t>(kit::code_for_peer(failure.code))};
+  return {std::move(name), {}, escaped(why, 300), static_cast<std::int64_t>(kit::code_for_peer(failure.code))};
 }
 
 /// The endpoint of a channel that has several roads; in the question all that this side has, the best first, in the

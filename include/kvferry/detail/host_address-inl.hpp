@@ -60,15 +60,16 @@ KVFERRY_INLINE bool lacks_zone(std::string_view host) {
   return address && address->is_v6() && address->to_v6().is_link_local() && zone_of(host).empty();
 }
 
+KVFERRY_INLINE bool is_group(std::string_view host) {
+  const auto address = address_of(host);
+  return address && (address->is_multicast() || *address == asio::ip::address_v4::broadcast());
+}
+
 KVFERRY_INLINE std::string why_not_dialable(const HostPort& target) {
   if (target.is_wildcard() || target.port == 0) {
     return "it names no particular host and port";
   }
-  const auto address = address_of(target.host);
-  if (!address) {
-    return {};
-  }
-  if (address->is_multicast() || *address == asio::ip::address_v4::broadcast()) {
+  if (is_group(target.host)) {
     return "nobody accepts connections at the address of a group";
   }
   if (lacks_zone(target.host)) {

@@ -24,6 +24,9 @@ namespace kvferry::inline KVFERRY_ABI {
 /// Whether the host is an address that means nothing without a zone, and has none.
 [[nodiscard]] bool lacks_zone(std::string_view host);
 
+/// Whether the host is an address at which nobody accepts connections: of a group of hosts, or of all.
+[[nodiscard]] bool is_group(std::string_view host);
+
 /// Why nothing can be connected to there from this host; empty if something may.
 [[nodiscard]] std::string why_not_dialable(const HostPort& target);
 

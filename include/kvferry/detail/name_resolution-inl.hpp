@@ -38,6 +38,11 @@ KVFERRY_INLINE bool is_bindable(const asio::ip::address& address) {
 }  // namespace internal
 
 KVFERRY_INLINE HostPort listening_address(const HostPort& host, std::chrono::milliseconds patience) {
+  // The system would listen there, and no connection would ever come.
+  if (is_group(host.host)) {
+    throw TransferError(errc::invalid_url, "cannot listen at " + host.to_string() +
+                                               ": nobody accepts connections at the address of a group");
+  }
   if (host.is_wildcard() || address_of(host.host)) {
     return host;
   }

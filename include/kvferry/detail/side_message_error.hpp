@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
 #include <kvferry/error.hpp>
 #include <kvferry/side_message.hpp>
+#include <kvferry/side_message_codec.hpp>
 
 #include <kvferry/detail/error_codes.hpp>
+#include <kvferry/detail/text.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
@@ -20,6 +26,13 @@ namespace kvferry::inline KVFERRY_ABI::kit {
     case errc::forked: return errc::handshake_failed;
     default: return code;
   }
+}
+
+/// The answer that refuses a request. Its sentence may be a user's exception's: escaped, because a text that is not UTF-8
+/// would make the answer malformed, and cut, because an answer over the limit is not sent. The code would be lost.
+[[nodiscard]] inline SideMessage refusal(errc code, std::string_view sentence) {
+  constexpr std::size_t longest = 1000;
+  return encode_side_message(SideMessageError{static_cast<std::int64_t>(code), escaped(sentence, longest)});
 }
 
 }  // namespace kvferry::kit

@@ -12,6 +12,7 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include <kvferry/detail/name_resolution.hpp>
+#include <kvferry/detail/side_message_error.hpp>
 #include <kvferry/handshake/curve.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -40,7 +41,7 @@ KVFERRY_INLINE std::vector<Bytes> envelope_of(const std::vector<zmq::message_t>&
 
 KVFERRY_INLINE SideMessage error_message(std::error_code ec, const std::string& text) {
   const bool is_own = ec.category() == error_category();
-  return encode_side_message(SideMessageError{is_own ? ec.value() : static_cast<int>(errc::handshake_failed), text});
+  return refusal(is_own ? static_cast<errc>(ec.value()) : errc::handshake_failed, text);
 }
 
 KVFERRY_INLINE HandshakeGate::Bounds bounds_for(const HandshakeService::Options& options) {

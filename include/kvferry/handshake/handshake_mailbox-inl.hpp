@@ -8,6 +8,8 @@
 #include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 
+#include <kvferry/detail/side_message_error.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE bool HandshakeMailbox::post(Command& command) {
@@ -72,8 +74,7 @@ KVFERRY_INLINE HandshakeService::Reply& HandshakeService::Reply::operator=(Reply
 KVFERRY_INLINE HandshakeService::Reply::~Reply() {
   if (state_) {
     state_->send(ServedRequest::State::dropped,
-                 encode_side_message(SideMessageError{static_cast<std::int64_t>(errc::handshake_failed),
-                                                      "the request was dropped without an answer"}));
+                 refusal(errc::handshake_failed, "the request was dropped without an answer"));
   }
 }
 

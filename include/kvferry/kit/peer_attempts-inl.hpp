@@ -10,6 +10,7 @@
 #include <kvferry/url.hpp>
 
 #include <kvferry/detail/host_address.hpp>
+#include <kvferry/detail/side_message_error.hpp>
 #include <kvferry/detail/text.hpp>
 
 #include <kvferry/kit/checks.hpp>
@@ -46,7 +47,7 @@ KVFERRY_INLINE void PeerDirectory::refuse(HandshakeService::Reply& reply, const 
   const auto level = cause.code == errc::closed ? LogLevel::info : LogLevel::warning;
   logger_->log(level, conflict ? "identity_conflict" : "handshake_refused", peer_id, cause.code,
                [&] { return cause.sentence; });
-  reply(encode_side_message(SideMessageError{static_cast<int>(code_for_peer(cause.code)), cause.sentence}));
+  reply(refusal(code_for_peer(cause.code), cause.sentence));
 }
 
 KVFERRY_INLINE void PeerDirectory::begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline) {

@@ -10,6 +10,7 @@
 #include <kvferry/log.hpp>
 #include <kvferry/side_message_codec.hpp>
 
+#include <kvferry/detail/side_message_error.hpp>
 #include <kvferry/kit/pause.hpp>
 #include <kvferry/kit/peer.hpp>
 #include <kvferry/kit/peer_metadata.hpp>
@@ -284,7 +285,7 @@ KVFERRY_INLINE void PeerDirectory::close() {
       asking.tell({errc::closed, {}});
     }
     for (auto& newcomer : peer.newcomers) {
-      newcomer.reply(encode_side_message(SideMessageError{static_cast<int>(errc::closed), "the channel is closed"}));
+      newcomer.reply(refusal(errc::closed, "the channel is closed"));
     }
   }
 }

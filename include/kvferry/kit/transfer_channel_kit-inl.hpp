@@ -4,6 +4,7 @@
 #include <kvferry/kit/transfer_channel_kit_impl-inl.hpp>
 
 #include <kvferry/detail/known_executor.hpp>
+#include <kvferry/detail/side_message_error.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
@@ -117,7 +118,7 @@ KVFERRY_INLINE void TransferChannelKit::start() {
         }
         const auto turn_away = [refusals = impl_->refusals, shared_reply, source](const std::string& why) {
           refusals->count(errc::resource_limit, source, why);
-          (*shared_reply)(encode_side_message(SideMessageError{static_cast<std::int64_t>(errc::resource_limit), why}));
+          (*shared_reply)(refusal(errc::resource_limit, why));
         };
         std::function<void()> answer;
         if (is_init) {

@@ -26,6 +26,7 @@
 
 #include <kvferry/detail/host_address.hpp>
 #include <kvferry/detail/process.hpp>
+#include <kvferry/detail/side_message_error.hpp>
 #include <kvferry/detail/standard_descriptors.hpp>
 #include <kvferry/detail/text.hpp>
 #include <kvferry/detail/thread.hpp>
@@ -160,8 +161,7 @@ class TransferChannelKit::Impl {
     } catch (...) {
       failure = failure_being_handled();
     }
-    reply(encode_side_message(
-        SideMessageError{static_cast<std::int64_t>(code_for_peer(failure.code)), std::move(failure.sentence)}));
+    reply(refusal(code_for_peer(failure.code), failure.sentence));
   }
 
   /// Keeps what answers a message until messages are let through. @return whether there was room; nothing if messages are

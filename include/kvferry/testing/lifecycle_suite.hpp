@@ -100,7 +100,8 @@ class LifecycleTests : public ConformanceBase {
 
   void RefusesInvalidUrls() {
     for (const char* url : {"nonsense", "tcp://127.0.0.1", "127.0.0.1:", "udp://127.0.0.1:0", "tcp://127.0.0.1:65536",
-                            "tcp://127.0.0.1:12x", "tcp://[::1:5555", "tcp://127.0.0.1:-1"}) {
+                            "tcp://127.0.0.1:12x", "tcp://[::1:5555", "tcp://127.0.0.1:-1", "tcp://224.0.0.1:0",
+                            "tcp://255.255.255.255:0", "tcp://[ff02::1]:0"}) {
       SCOPED_TRACE(url);
       ChannelOptions options;
       options.peer_init_url = url;

@@ -69,6 +69,12 @@ class SideMessageTests : public ConformanceBase {
     if (question.text == "system_error") {
       throw TransferError(errc::resource_limit, "no more questions");
     }
+    if (question.text == "odd sentence") {
+      constexpr std::size_t more_than_gets_through = std::size_t{1} << 20;
+      throw TransferError(errc::resource_limit, question.number == 0   ? "no UTF-8: \xff"
+                                                : question.number == 1 ? "a control character: \x01\n"
+                                                                       : std::string(more_than_gets_through, 'x'));
+    }
     if (question.text == "errno") {
       throw std::system_error(static_cast<int>(question.number), std::generic_category(), "the user's own");
     }
@@ -177,6 +183,11 @@ class SideMessageTests : public ConformanceBase {
     EXPECT_EQ(refused->error(), errc::resource_limit);
     EXPECT_NE(diagnostic.find("no more questions"), std::string::npos) << diagnostic;
     EXPECT_TRUE(start_side_message(a, b.url(), encode_side_message(Question{"runtime_error", 0}))->error());
+    // Whatever the sentence is, the code arrives.
+    for (const std::uint64_t sentence : {0, 1, 2}) {
+      const auto asked = start_side_message(a, b.url(), encode_side_message(Question{"odd sentence", sentence}));
+      EXPECT_EQ(asked->error(), errc::resource_limit) << "sentence " << sentence;
+    }
     // The system's codes go along as the one of kvferry's that callers decide by.
     const auto ended = [&, &asking = a, url = b.url()](std::uint64_t number) {
       return start_side_message(asking, url, encode_side_message(Question{"errno", number}))->error();
