@@ -367,6 +367,7 @@ signal.signal(signal.SIGALRM, allow_no_ppoll)
 def send_signal_in_the_call(to):
     while near.stats()["transfers"]["recv"]["in_flight"] == 0:
         pass
+    threading.Event().wait(0.2)  # ZeroMQ's poll, which ends the process if it is refused, is over with the handshake's end
     signal.pthread_kill(to, signal.SIGALRM)
 buffer = bytearray(8)
 threading.Thread(target=send_signal_in_the_call, args=[threading.get_ident()]).start()
