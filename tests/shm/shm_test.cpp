@@ -37,6 +37,7 @@
 #include <kvferry/testing/peer_process.hpp>
 
 #include "common/patience.hpp"
+#include "common/small_stack.hpp"
 #include "shm/meetings.hpp"
 #include "tcp/protocol_harness.hpp"
 
@@ -481,6 +482,21 @@ TEST_F(Meetings, StrangersAtTheSocketDoNotKeepThePeerOut) {
     ASSERT_TRUE(kvferry::testing::wait_readable(one.get(), long_enough));
     EXPECT_LE(::recv(one.get(), &byte, 1, MSG_DONTWAIT), 0);
   }
+}
+
+TEST(ShmCalls, FitASmallStack) {
+  kvferry_test::on_small_stack([] {
+    Pair pair;
+    fill(pair.a.memory.bytes(), 9);
+    const TransferSpec to_all{.peer_id = "b", .remote_indexes = all_pages, .checksums = true};
+    EXPECT_EQ(pair.a.channel->batched_write(objects_of(pair.a), to_all), pages);
+    std::vector<MutableBuffer> targets;
+    for (const std::uint64_t index : all_pages) {
+      targets.push_back(pair.a.memory.object(index));
+    }
+    EXPECT_EQ(pair.a.channel->batched_read(targets, {.peer_id = "b", .remote_indexes = all_pages}), pages);
+    EXPECT_TRUE(std::ranges::equal(pair.a.memory.bytes(), pair.b.memory.bytes()));
+  });
 }
 
 }  // namespace

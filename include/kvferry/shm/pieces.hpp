@@ -14,8 +14,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 
-/// IOV_MAX on Linux.
-inline constexpr std::size_t most_pieces = 1024;
+/// The pieces that are given to a call at once. The kernel takes 1,024 (IOV_MAX), but the two lists of them stand on the
+/// stack of the thread that copies, which may be a user's small one.
+inline constexpr std::size_t most_pieces = 512;
 
 /// A list of pieces of memory that is used up from its beginning.
 template <class Entry>
