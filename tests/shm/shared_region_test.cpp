@@ -271,8 +271,7 @@ TEST(SharedMemory, CopiesTouchNothingBesideTheirBytes) {
 std::vector<iovec> cut(std::span<std::byte> memory, std::size_t most, std::mt19937& random) {
   std::vector<iovec> pieces;
   while (!memory.empty()) {
-    const std::size_t length =
-        std::min(std::uniform_int_distribution<std::size_t>(0, most)(random), memory.size());
+    const std::size_t length = std::min(std::uniform_int_distribution<std::size_t>(0, most)(random), memory.size());
     pieces.push_back({memory.data(), length});
     memory = memory.subspan(length);
   }
