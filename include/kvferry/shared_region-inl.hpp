@@ -93,6 +93,7 @@ KVFERRY_INLINE SharedRegion::SharedRegion(std::size_t size, HugePages huge_pages
       refused("fallocate", error);
     }
   }
+  shm::SharedAreas::of_process().expect();
   void* const mapped = ::mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, writable.get(), 0);
   if (mapped == MAP_FAILED) {
     refused("mmap", errno);

@@ -336,7 +336,7 @@ TEST(ScribbledRings, EndOperationsAndNotThisProcess) {
         std::uint64_t value = random();
         const bool word = seed % 3 == 0 || (seed % 3 == 1 && random() % 100 == 0);
         const std::uint64_t offset =
-            word ? (random() % 3) * 128 : RingFile::words_bytes + random() % (whole / sizeof(value)) * sizeof(value);
+            word ? (random() % 4) * 128 : RingFile::words_bytes + random() % (whole / sizeof(value)) * sizeof(value);
         const iovec from{&value, sizeof(value)};
         const iovec to{reinterpret_cast<void*>(places.front() + offset), sizeof(value)};
         if (::process_vm_writev(process.pid(), &from, 1, &to, 1, 0) < 0) {

@@ -10,7 +10,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#include <asio/io_context.hpp>
 
 #include <algorithm>
 #include <array>
@@ -34,11 +37,13 @@
 #include <vector>
 
 #include <kvferry/error.hpp>
+#include <kvferry/shared_region.hpp>
 #include <kvferry/shm/byte_rings.hpp>
 #include <kvferry/shm/held.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/unix_socket.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
+#include <kvferry/tcp/lane.hpp>
 #include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/peer_process.hpp>
 
@@ -61,7 +66,8 @@ using kvferry_test::long_enough;
 class RingSockets : public HandedFiles {
  protected:
   RingSockets() { make_sockets(); }
-  void make_sockets() {
+  /// @param of_here the memory of the process that `there` takes for its peer's.
+  void make_sockets(OpenMemory of_here = {}) {
     std::array<RingFile, 2> own;
     std::array<Descriptor, 2> files;
     for (std::size_t i = 0; i < 2; ++i) {
@@ -71,8 +77,9 @@ class RingSockets : public HandedFiles {
     for (std::size_t i = 0; i < 2; ++i) {
       MappedFile peers;
       EXPECT_EQ(MappedFile::map({std::move(files[1 - i]), {}}, RingFile::bytes, peers), 0);
-      sockets_[i].emplace(ends[i], OpenMemory(), PassedDescriptors(),
-                          std::make_unique<ByteRings>(std::move(own[i]), std::move(peers)));
+      sockets_[i] =
+          std::make_shared<UnixSocket>(ends[i], i == 1 ? std::move(of_here) : OpenMemory(), PassedDescriptors(),
+                                       std::make_unique<ByteRings>(std::move(own[i]), std::move(peers)));
     }
   }
   [[nodiscard]] UnixSocket& here() { return *sockets_[0]; }
@@ -93,7 +100,7 @@ class RingSockets : public HandedFiles {
   }
   static inline const std::string nothing = "errno " + std::to_string(EAGAIN);
 
-  std::array<std::optional<UnixSocket>, 2> sockets_;
+  std::array<std::shared_ptr<UnixSocket>, 2> sockets_;
 };
 
 TEST_F(RingSockets, MakeNoSystemCallForWhoLooksByHimself) {
@@ -131,10 +138,112 @@ TEST_F(RingSockets, EndBehindWhatIsInTheRing) {
   EXPECT_EQ(send(here(), "last words"), 10);
   here().operations_end();
   EXPECT_TRUE(there().hung_up());
-  EXPECT_EQ(there().peer(), UnixSocket::Peer::hung_up);
+  for (const auto copied : {UnixSocket::Copied::mapped, UnixSocket::Copied::in_place}) {
+    EXPECT_EQ(there().peer(copied), UnixSocket::Peer::hung_up);
+  }
   EXPECT_EQ(receive(there()), "last words");
   EXPECT_EQ(receive(there()), "");
   EXPECT_EQ(receive(there()), "");
+}
+
+TEST_F(RingSockets, TellWithoutASystemCallWhetherCopiesOfMappedMemoryCount) {
+  if (RingFile::process_has_forked()) {
+    GTEST_SKIP() << "this process has forked before, in another test";
+  }
+  std::thread([&] {  // a filter is for its thread alone, and for good
+    ASSERT_TRUE(forbid({__NR_poll, __NR_ppoll, __NR_pread64}));
+    EXPECT_EQ(there().peer(UnixSocket::Copied::mapped), UnixSocket::Peer::there);
+    here().operations_end();
+    EXPECT_EQ(there().peer(UnixSocket::Copied::mapped), UnixSocket::Peer::hung_up);
+    EXPECT_EQ(here().peer(UnixSocket::Copied::mapped), UnixSocket::Peer::there) << "it has been told nothing";
+  })
+      .join();
+}
+
+/// As one of a version that tells nothing there.
+TEST_F(RingSockets, AskTheConnectionOfAPeerThatTellsNothing) {
+  std::vector<std::uint64_t> silent(RingFile::bytes / sizeof(std::uint64_t));
+  std::vector<std::uint64_t> own(silent.size());
+  const auto bytes = [](auto& words) { return std::as_writable_bytes(std::span(words)).data(); };
+  const auto ends = connected_ends();
+  const UnixSocket asking(ends[0], OpenMemory(), PassedDescriptors(),
+                          std::make_unique<ByteRings>(bytes(own), bytes(silent)));
+  const UnixSocket other(ends[1], OpenMemory());
+  EXPECT_EQ(asking.peer(UnixSocket::Copied::mapped), UnixSocket::Peer::there);
+  other.operations_end();
+  EXPECT_EQ(asking.peer(UnixSocket::Copied::mapped), UnixSocket::Peer::hung_up);
+}
+
+/// A child keeps the connection and shares the memory, so it may change what a process referred to that has died.
+TEST_F(RingSockets, AskTheProcessOnceItHasForkedAndForMemoryInPlace) {
+  const SharedRegion shared(4096);
+  std::array<int, 2> gate{};
+  ASSERT_EQ(::pipe2(gate.data(), O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    char byte = 0;
+    (void)!::read(gate[0], &byte, 1);
+    ::_exit(RingFile::process_has_forked() ? 1 : 0);
+  }
+  EXPECT_TRUE(RingFile::process_has_forked());
+  // Of rings that there were then, and of new ones.
+  for (const bool anew : {false, true}) {
+    EXPECT_EQ(there().peer(UnixSocket::Copied::mapped), UnixSocket::Peer::there) << anew;
+    here().shut();  // by whoever has the connection: it isn't said in the rings
+    EXPECT_EQ(there().peer(UnixSocket::Copied::mapped), UnixSocket::Peer::hung_up) << anew;
+    make_sockets();
+  }
+  static const int known = 0;
+  make_sockets(open_memory(child, ::geteuid(), reinterpret_cast<std::uintptr_t>(&known)));
+  for (const auto copied : {UnixSocket::Copied::mapped, UnixSocket::Copied::in_place}) {
+    EXPECT_EQ(there().peer(copied), UnixSocket::Peer::there);
+  }
+  ASSERT_EQ(::write(gate[1], "x", 1), 1);
+  int status = -1;
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0) << "the child has no children of its own";
+  for (const auto copied : {UnixSocket::Copied::mapped, UnixSocket::Copied::in_place}) {
+    EXPECT_EQ(there().peer(copied), UnixSocket::Peer::dead);
+  }
+  ::close(gate[0]);
+  ::close(gate[1]);
+}
+
+/// The operation's memory may be used for other things as soon as its end is known, and the peer may still copy.
+TEST_F(RingSockets, TellTheirEndBeforeAnOperationEndsOfIt) {
+  asio::io_context context;
+  const auto deadlines = std::make_shared<kit::DeadlineQueue>(context.get_executor());
+  const auto registry = std::make_shared<kit::OperationRegistry>(deadlines, 16);
+  const auto lane = std::make_shared<tcp::Lane>(
+      tcp::Lane::Connection{context.get_executor(), sockets_[0], "here", "there"},
+      std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{}),
+      tcp::Lane::Options{std::chrono::seconds(1), std::make_shared<tcp::SocketEvents>(context.get_executor()), {}},
+      std::weak_ptr<tcp::Lane::Owner>());
+  lane->run({});
+  std::vector<std::byte> object(64);
+  TransferRequest request;
+  request.kind = TransferKind::send;
+  request.objects = {object};
+  bool ended = false;
+  auto told = UnixSocket::Peer::there;
+  const auto operation =
+      std::make_shared<kit::Operation>(std::move(request), Completion::direct([&](std::error_code, std::size_t) {
+                                         ended = true;
+                                         told = there().peer(UnixSocket::Copied::mapped);
+                                       }),
+                                       kit::Clock::now() + std::chrono::hours(1), registry);
+  ASSERT_FALSE(registry->add(operation));
+  lane->start(std::make_shared<kit::StripedOperation>(operation, 1), {0, 1});
+  EXPECT_FALSE(ended);
+  ::shutdown(there().descriptor(), SHUT_WR);  // the peer has gone: the lane fails by itself
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  while (!ended && std::chrono::steady_clock::now() < until) {
+    context.run_one_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(told, UnixSocket::Peer::hung_up);
+  operation->finish(errc::closed);
+  lane->shut(errc::closed, "the test ends it");
 }
 
 TEST_F(RingSockets, EndAtWhatWasInTheRingThen) {

@@ -358,7 +358,7 @@ TEST_F(Fetching, CountsNothingOfAProcessThatHasBegunAnotherProgram) {
   ASSERT_EQ(name, "sleep");
   // What lies there is the new program's, if anything.
   EXPECT_NE(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::all);
-  EXPECT_EQ(socket_->peer(), UnixSocket::Peer::dead);
+  EXPECT_EQ(socket_->peer(UnixSocket::Copied::in_place), UnixSocket::Peer::dead);
   ::kill(child, SIGKILL);
   ::waitpid(child, nullptr, 0);
   ::close(gate[0]);

@@ -4,6 +4,7 @@
 #include <kvferry/shm/byte_rings.hpp>
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -15,9 +16,14 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
+#include <new>
+#include <vector>
 
+#include <kvferry/detail/process.hpp>
 #include <kvferry/detail/thread.hpp>
 #include <kvferry/shm/pieces.hpp>
+#include <kvferry/shm/shared_areas.hpp>
 #include <kvferry/tcp/socket.hpp>
 
 #if defined(__SANITIZE_THREAD__)
@@ -84,6 +90,42 @@ KVFERRY_INLINE void store(std::byte* file, std::uint64_t RingWords::*word, std::
   std::atomic_ref(words_of(file).*word).store(value, std::memory_order_seq_cst);
 }
 
+/// Doesn't return before later stores of this thread, and of those that it tells, come behind it in the other process as well.
+KVFERRY_INLINE void say_state(std::byte* file, std::uint64_t state) noexcept {
+#ifdef KVFERRY_THREAD_SANITIZER
+  __tsan_release(place_of(file));
+#endif
+  std::atomic_ref(words_of(file).state).fetch_or(state, std::memory_order_seq_cst);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+}
+
+/// The files of this process's rings.
+struct RingFiles {
+  std::mutex mutex;
+  std::vector<std::byte*> files;
+};
+KVFERRY_INLINE constinit PerProcess<RingFiles> ring_files;
+KVFERRY_INLINE std::atomic<bool> has_forked{false};
+
+KVFERRY_INLINE void say_forked() noexcept {
+  try {
+    if (!SharedAreas::of_process().ever()) {
+      return;
+    }
+    has_forked.store(true);
+    auto& [mutex, files] = ring_files.here();
+    const std::lock_guard lock(mutex);
+    for (std::byte* const file : files) {
+      say_state(file, RingState::forked);
+    }
+  } catch (const std::bad_alloc&) {
+    // There are no areas, or no files.
+  }
+}
+
+/// Before a child exists that shares memory of this process's. To the child, that is memory like any other: it begins anew.
+KVFERRY_INLINE const bool forks_are_said = pthread_atfork(say_forked, nullptr, [] { has_forked.store(false); }) == 0;
+
 /// Copies between a ring, from `at` on, and as much of `pieces` as `left` bytes are. @param say gets how far it has come.
 template <class Copy, class Say>
 std::size_t go_round(std::uint64_t at, std::uint64_t left, std::span<const iovec> pieces, Copy copy, Say say) noexcept {
@@ -116,10 +158,20 @@ std::size_t go_round(std::uint64_t at, std::uint64_t left, std::span<const iovec
 }  // namespace internal
 
 KVFERRY_INLINE RingFile::~RingFile() {
-  if (data_ != nullptr) {
-    ::munmap(data_, bytes);
+  if (data_ == nullptr) {
+    return;
   }
+  try {
+    auto& [mutex, files] = ring_files.here();
+    const std::lock_guard lock(mutex);
+    std::erase(files, data_);
+  } catch (const std::bad_alloc&) {
+    // A forked child that has none of its own, and so none to forget.
+  }
+  ::munmap(data_, bytes);
 }
+
+KVFERRY_INLINE bool RingFile::process_has_forked() noexcept { return has_forked.load() || !forks_are_said; }
 
 KVFERRY_INLINE int RingFile::make(RingFile& made, Descriptor& file) {
   Descriptor opened(::memfd_create("kvferry ring", MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -161,6 +213,15 @@ KVFERRY_INLINE int RingFile::make(RingFile& made, Descriptor& file) {
     return errno;
   }
   (void)::madvise(memory, bytes, MADV_DONTDUMP);
+  try {
+    auto& [mutex, files] = ring_files.here();
+    const std::lock_guard lock(mutex);
+    files.push_back(mapped.data_);
+    // Who forks meanwhile finds it in the list, or is seen here.
+    say_state(mapped.data_, RingState::tells | (process_has_forked() ? RingState::forked : 0));
+  } catch (const std::bad_alloc&) {
+    return ENOMEM;
+  }
   made = std::move(mapped);
   file = std::move(opened);
   return 0;
@@ -314,6 +375,13 @@ KVFERRY_INLINE ssize_t ByteRings::receive_payload(std::span<const iovec> pieces)
     store(own_, &RingWords::taken, taken_);
   }
   return copied == 0 ? -1 : static_cast<ssize_t>(copied);
+}
+
+KVFERRY_INLINE void ByteRings::say_over() noexcept { say_state(own_, RingState::over); }
+
+KVFERRY_INLINE std::uint64_t ByteRings::peers_state() const noexcept {
+  std::atomic_thread_fence(std::memory_order_acquire);  // the copy's loads stay before this one
+  return load(peers_, &RingWords::state);
 }
 
 KVFERRY_INLINE bool ByteRings::has_bytes() const noexcept { return peers_sent() != taken_; }

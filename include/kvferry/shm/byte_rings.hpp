@@ -23,6 +23,14 @@ struct RingWords {
   alignas(128) std::uint64_t taken;  ///< Bytes that it has taken out of the other side's.
   alignas(128) std::uint64_t waiting;  ///< 0: it polls. Else it waits for a bell: a new number for each wait, odd if
                                        ///< also for room.
+  alignas(128) std::uint64_t state;    ///< Of `RingState`, or'ed.
+};
+
+/// What a side tells about the memory that it refers to.
+struct RingState {
+  static constexpr std::uint64_t tells = 1;   ///< It tells the rest here. Without, its connection alone does.
+  static constexpr std::uint64_t over = 2;    ///< It may change that memory from now on.
+  static constexpr std::uint64_t forked = 4;  ///< A child of its process may share that memory.
 };
 
 /// A file in memory with this side's half of a connection's rings, mapped for writing here and nowhere else.
@@ -50,6 +58,8 @@ class RingFile {
   [[nodiscard]] bool fits(int peers_file) const noexcept;
 
   [[nodiscard]] std::byte* data() const noexcept { return data_; }
+  /// Whether this process has forked a child that may share memory with it (`RingState::forked`).
+  [[nodiscard]] static bool process_has_forked() noexcept;
 
  private:
   std::byte* data_ = nullptr;
@@ -87,6 +97,10 @@ class ByteRings {
   [[nodiscard]] bool has_bytes() const noexcept;
   /// Called when the peer has gone: bytes that it puts into its ring later are ignored.
   void end() noexcept { last_sent_ = peers_sent(); }
+  /// Tells the peer that what it copies from now on doesn't count. From any thread.
+  void say_over() noexcept;
+  /// What the peer tells now, see `RingState`; what was copied before the call was copied before it told more.
+  [[nodiscard]] std::uint64_t peers_state() const noexcept;
   /// Whether a descriptor is kept.
   [[nodiscard]] bool by_file() const noexcept { return peers_file_.descriptor() != -1; }
   /// Whether the peer waits for the bytes that were just sent, or the room that was just made, and needs a bell.

@@ -24,6 +24,8 @@ inline namespace internal {
 inline constexpr std::uint64_t least_mapped_bytes = 1024;
 /// The same beside rings, which bring a page of 4 KiB without a system call; two look behind a copy whether the peer is there.
 inline constexpr std::uint64_t least_mapped_beside_rings = 4097;
+/// The same of a peer that needs no system call behind a copy: see `UnixSocket::peer`.
+inline constexpr std::uint64_t least_mapped_unforked = 2048;
 inline constexpr std::uint64_t least_mapped_piece = 256;
 /// Of payload that goes past the caches. Likewise.
 inline constexpr std::uint64_t least_streamed_bytes = std::uint64_t{256} << 10;
@@ -86,13 +88,17 @@ KVFERRY_INLINE Reach ProcessMemory::try_to_read(const OpenMemory& memory, const 
 
 KVFERRY_INLINE void ProcessMemory::begin(const std::shared_ptr<UnixSocket>& socket, bool readable, bool read_by_peer) {
   socket_ = socket;
-  least_mapped_ = socket->hears_bells() ? least_mapped_beside_rings : least_mapped_bytes;
+  by_rings_ = socket->hears_bells();
   readable_ = readable;
   read_by_peer_ = read_by_peer;
 }
 
 KVFERRY_INLINE std::uint64_t ProcessMemory::least_bytes() const noexcept {
-  return handed_.any() ? std::min(least_mapped_, least_bytes_) : least_bytes_;
+  if (!handed_.any()) {
+    return least_bytes_;
+  }
+  const std::uint64_t beside_rings = RingFile::process_has_forked() ? least_mapped_beside_rings : least_mapped_unforked;
+  return std::min(by_rings_ ? beside_rings : least_mapped_bytes, least_bytes_);
 }
 
 KVFERRY_INLINE bool ProcessMemory::refer(std::span<const tcp::Reference> references, std::uint64_t bytes) {
@@ -131,7 +137,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(Way way, std::span<c
 template <class Entry>
 tcp::PeerMemory::Fetched ProcessMemory::read_in_place(std::span<const Entry> from, std::span<const iovec> to,
                                                       std::error_code& ec) const {
-  const Fetched fetched = behind_copy(read(from, to, ec), ec);
+  const Fetched fetched = behind_copy(UnixSocket::Copied::in_place, read(from, to, ec), ec);
   if (fetched == Fetched::all) {
     std::uint64_t bytes = 0;
     for (const iovec& piece : to) {
@@ -145,10 +151,11 @@ tcp::PeerMemory::Fetched ProcessMemory::read_in_place(std::span<const Entry> fro
 /// What a copy is worth that has just been made. A process's number stands for other memory only after the process has died
 /// or has begun another program. So what is there afterwards was there all the time. A child of it that lives keeps the
 /// connection, and its memory.
-KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::behind_copy(Fetched fetched, std::error_code& ec) const {
+KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::behind_copy(UnixSocket::Copied copied, Fetched fetched,
+                                                                   std::error_code& ec) const {
   std::atomic_thread_fence(std::memory_order_acquire);  // the copy's loads stay before the look
   const auto socket = socket_.lock();
-  switch (socket ? socket->peer() : UnixSocket::Peer::hung_up) {
+  switch (socket ? socket->peer(copied) : UnixSocket::Peer::hung_up) {
     case UnixSocket::Peer::hung_up: ec.clear(); return Fetched::hung_up;
     case UnixSocket::Peer::dead: ec = errc::connection_lost; return Fetched::failed;
     case UnixSocket::Peer::there: break;
@@ -171,7 +178,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<con
   } else {
     fetched = mapped_.read(from, to);
   }
-  fetched = behind_copy(fetched, ec);
+  fetched = behind_copy(UnixSocket::Copied::mapped, fetched, ec);
   if (fetched == Fetched::all) {
     traffic_->mapped.received.fetch_add(bytes, std::memory_order_relaxed);
   }

@@ -87,13 +87,13 @@ class ProcessMemory final : public tcp::PeerMemory {
   [[nodiscard]] Fetched read(std::span<const Entry> from, std::span<const iovec> to, std::error_code& ec) const;
   [[nodiscard]] Fetched copy_mapped(std::span<const iovec> from, std::span<const iovec> to, bool own,
                                     std::error_code& ec);
-  [[nodiscard]] Fetched behind_copy(Fetched fetched, std::error_code& ec) const;
+  [[nodiscard]] Fetched behind_copy(UnixSocket::Copied copied, Fetched fetched, std::error_code& ec) const;
 
   const std::int64_t pid_;
   const std::uint64_t least_bytes_;
   const std::shared_ptr<MemoryTraffic> traffic_;
   std::weak_ptr<UnixSocket> socket_;  ///< The lane closes it.
-  std::uint64_t least_mapped_ = 0;
+  bool by_rings_ = false;
   bool readable_ = false;
   bool read_by_peer_ = false;
   HandedRegions handed_;

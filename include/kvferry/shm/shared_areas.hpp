@@ -31,6 +31,11 @@ class SharedAreas {
 
   [[nodiscard]] static SharedAreas& of_process();
 
+  /// Called before a region's memory is mapped, and so before a child can inherit it.
+  void expect() noexcept { ever_.store(true); }
+  /// Whether there has been any in this process.
+  [[nodiscard]] bool ever() const noexcept { return ever_.load(); }
+
   void enter(SharedArea area);
   void leave(const std::byte* data) noexcept;
   [[nodiscard]] std::shared_ptr<const List> now() const;
@@ -42,6 +47,7 @@ class SharedAreas {
   const std::shared_ptr<const List> none_ = std::make_shared<const List>();
   std::shared_ptr<const List> list_ = none_;
   std::atomic<std::uint64_t> generation_{1};
+  std::atomic<bool> ever_{false};
 };
 
 /// One thread's questions about these areas.

@@ -353,13 +353,30 @@ KVFERRY_INLINE bool UnixSocket::hung_up() const noexcept {
   }
 }
 
-KVFERRY_INLINE UnixSocket::Peer UnixSocket::peer() const noexcept {
+/// Unknown: yes.
+KVFERRY_INLINE bool UnixSocket::lives() const noexcept {
+  std::byte there{};
+  return !memory_ || ::pread(memory_.file.get(), &there, 1, static_cast<off_t>(memory_.known_place)) == 1;
+}
+
+/// A peer that tells by its rings says there that it hangs up, before it does. Mapped memory is kept by the mapping: when the peer
+/// has died, nobody changes it but its children. (docs/architecture.md, "Validity of the bytes")
+KVFERRY_INLINE UnixSocket::Peer UnixSocket::peer(Copied copied) const noexcept {
+  const std::uint64_t told = rings_ ? rings_->peers_state() : 0;
+  if ((told & RingState::over) != 0) {
+    look_ = true;
+    return Peer::hung_up;
+  }
+  if ((told & RingState::tells) != 0) {
+    const bool stays = copied == Copied::mapped && (told & RingState::forked) == 0;
+    if (stays || (memory_ && lives())) {
+      return Peer::there;
+    }
+  }
   if (hung_up()) {
     return Peer::hung_up;
   }
-  std::byte there{};
-  return !memory_ || ::pread(memory_.file.get(), &there, 1, static_cast<off_t>(memory_.known_place)) == 1 ? Peer::there
-                                                                                                          : Peer::dead;
+  return lives() ? Peer::there : Peer::dead;
 }
 
 KVFERRY_INLINE PeerProcess peer_process(int descriptor) {

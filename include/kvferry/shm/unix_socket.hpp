@@ -75,7 +75,10 @@ class UnixSocket final : public tcp::Socket {
 
   UnixSocket(const UnixSocket&) = delete;
   UnixSocket& operator=(const UnixSocket&) = delete;
-  ~UnixSocket() override { read_empty(descriptor()); }
+  ~UnixSocket() override {
+    operations_end();
+    read_empty(descriptor());
+  }
 
   [[nodiscard]] ssize_t send(std::span<iovec> pieces) override { return send_into(&ByteRings::send, pieces); }
   [[nodiscard]] ssize_t send_payload(std::span<iovec> pieces) override {
@@ -89,7 +92,12 @@ class UnixSocket final : public tcp::Socket {
   /// A Unix-domain socket has no MSG_TRUNC that drops bytes of a stream.
   [[nodiscard]] ssize_t discard(std::size_t bytes) override;
   /// The peer may be reading buffers: it must see the end before they change.
-  void operations_end() const noexcept override { shut(); }
+  void operations_end() const noexcept override {
+    if (rings_) {
+      rings_->say_over();
+    }
+    shut();
+  }
   [[nodiscard]] std::size_t descriptors() const noexcept override {
     return std::size_t{1} + (memory_ ? 1 : 0) + (rings_ && rings_->by_file() ? 1 : 0);
   }
@@ -113,10 +121,13 @@ class UnixSocket final : public tcp::Socket {
   /// Whether the peer has hung up, or the connection is broken.
   [[nodiscard]] bool hung_up() const noexcept;
   enum class Peer { there, hung_up, dead };
-  /// Whether the peer's process still lives, with the same program, and has kept the connection.
-  [[nodiscard]] Peer peer() const noexcept;
+  enum class Copied { mapped, in_place };
+  /// Whether what was just copied out of the peer's memory counts: the peer hadn't hung up by then. Memory that was read in
+  /// place was this peer's: its process lived, with the same program.
+  [[nodiscard]] Peer peer(Copied copied) const noexcept;
 
  private:
+  [[nodiscard]] bool lives() const noexcept;
   [[nodiscard]] ssize_t receive_with(ssize_t (ByteRings::*from_rings)(std::span<const iovec>) noexcept,
                                      std::span<iovec> pieces);
   [[nodiscard]] ssize_t send_into(ssize_t (ByteRings::*into_rings)(std::span<const iovec>) noexcept, std::span<iovec> pieces);

@@ -56,7 +56,10 @@ class ChunkCursor {
   [[nodiscard]] bool done() const noexcept { return object_ == end_; }
   [[nodiscard]] const kit::LocalBytes& local() const noexcept { return local_; }
 
-  [[nodiscard]] Chunk next() { return in_blocks_ ? next_of_blocks() : next_of_buffers(); }
+  /// @param most bytes of the chunk; 1 to `max_chunk_bytes`.
+  [[nodiscard]] Chunk next(std::size_t most = max_chunk_bytes) {
+    return in_blocks_ ? next_of_blocks(most) : next_of_buffers(most);
+  }
 
   template <class Function>
   void for_each_piece(const Chunk& chunk, Function function) const {
@@ -71,15 +74,15 @@ class ChunkCursor {
 
  private:
   /// Where each object is one piece of memory on either side.
-  [[nodiscard]] Chunk next_of_buffers() {
+  [[nodiscard]] Chunk next_of_buffers(std::size_t most) {
     const MutableBuffer* const objects = local_.objects().data();
     Chunk chunk{object_, offset_, 0, 0, 0};
     const bool any_refused = !refused_.empty();
     std::size_t object = object_;
     std::size_t offset = offset_;
-    while (object != end_ && chunk.count < sent_chunk_objects && chunk.bytes < max_chunk_bytes) {
+    while (object != end_ && chunk.count < sent_chunk_objects && chunk.bytes < most) {
       const std::size_t size = any_refused && refused_[object] ? 0 : objects[object].size();
-      const std::size_t length = std::min(size - offset, max_chunk_bytes - chunk.bytes);
+      const std::size_t length = std::min(size - offset, most - chunk.bytes);
       chunk.bytes += length;
       chunk.last_end = offset + length;
       ++chunk.count;
@@ -96,17 +99,17 @@ class ChunkCursor {
   }
 
   /// Bounded by the pieces of memory on either side as well. Nothing is refused: only sends have that.
-  [[nodiscard]] Chunk next_of_blocks() {
+  [[nodiscard]] Chunk next_of_blocks(std::size_t most) {
     Chunk chunk{object_, offset_, 0, 0, 0};
     std::size_t local_left = sent_chunk_objects;
     std::size_t remote_left = sent_chunk_objects;
-    while (object_ != end_ && local_left != 0 && remote_left != 0 && chunk.bytes < max_chunk_bytes) {
+    while (object_ != end_ && local_left != 0 && remote_left != 0 && chunk.bytes < most) {
       const kit::Blocks local = local_.blocks(object_);
       // A page is one piece.
       const kit::Blocks remote =
           ranges_.empty() ? kit::Blocks{local.bytes, local.bytes, local.bytes} : kit::Blocks::of(ranges_[object_]);
       const std::uint64_t length =
-          std::min({std::uint64_t{max_chunk_bytes - chunk.bytes}, local.bytes_of_pieces(offset_, local_left),
+          std::min({std::uint64_t{most - chunk.bytes}, local.bytes_of_pieces(offset_, local_left),
                     remote.bytes_of_pieces(offset_, remote_left)});
       local_left -= static_cast<std::size_t>(local.pieces(offset_, length));
       remote_left -= static_cast<std::size_t>(remote.pieces(offset_, length));

@@ -105,6 +105,7 @@ KVFERRY_INLINE void Lane::outlive(std::shared_ptr<Owner> owner, std::error_code 
 KVFERRY_INLINE void Lane::close_socket() {
   if (socket_) {
     options_.events->remove(socket_->descriptor());
+    socket_->operations_end();
     if (protocol_.in_flight()) {
       socket_->drop_unsent();
     } else {

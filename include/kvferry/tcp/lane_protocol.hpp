@@ -363,6 +363,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::vector<iovec> checked_memory_;
   std::vector<Checksum> checksums_;
   std::vector<Reference> references_;
+  std::size_t referred_ = 0;  ///< Payload of frames that `fill` has added, which references stand for.
   std::vector<iovec> copy_from_;
   std::vector<iovec> copy_to_;
 

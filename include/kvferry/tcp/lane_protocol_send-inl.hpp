@@ -29,6 +29,9 @@ inline constexpr FrameTrailer good_trailer;
 /// Frames that refer to memory are small, so that the socket's buffer bounds nothing. What the peer hasn't copied yet
 /// can't be taken back, and other operations wait behind it: at most so many, of up to 1 MiB each.
 inline constexpr std::size_t most_frames_referring = 16;
+/// Payload of such a frame while the peer has none of the same operation to copy: it begins while the next one is made. Smaller ones
+/// cost more than that gains (docs/performance.md).
+inline constexpr std::size_t most_bytes_of_first = std::size_t{512} << 10;
 inline constexpr FrameTrailer fault_trailer{static_cast<std::uint32_t>(errc::memory_fault), 0};
 
 }  // namespace internal
@@ -64,7 +67,8 @@ KVFERRY_INLINE bool LaneProtocol::source_failed() {
 }
 
 KVFERRY_INLINE void LaneProtocol::fill(std::size_t enough) {
-  while (out_.bytes() < enough) {
+  referred_ = 0;  // a frame whose payload the peer fetches is sent before the next one is made
+  while (out_.bytes() + referred_ < enough) {
     // Requests are as short as control frames, and the peer can work on them while data goes out.
     if (fill_control() || fill_read_request()) {
       continue;
@@ -216,6 +220,7 @@ bool LaneProtocol::refer(std::uint64_t bytes, Visit visit) {
     references_.clear();
     return false;
   }
+  referred_ += bytes;
   return true;
 }
 
@@ -268,7 +273,9 @@ KVFERRY_INLINE void LaneProtocol::describe(const Transfer& transfer, const Chunk
 
 KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
   const TransferRequest& request = transfer.request();
-  const Chunk chunk = transfer.cursor.next();
+  const bool may_refer = header.type != FrameType::read && memory_ && memory_->refers();
+  const bool peer_waits = may_refer && transfer.outstanding.empty();
+  const Chunk chunk = transfer.cursor.next(peer_waits ? most_bytes_of_first : max_chunk_bytes);
   describe(transfer, chunk, header);
   if (transfer.cursor.done()) {
     header.flags |= FrameHeader::last_chunk;
