@@ -64,7 +64,9 @@ KVFERRY_INLINE bool LaneProtocol::source_failed() {
 }
 
 KVFERRY_INLINE void LaneProtocol::fill(std::size_t enough) {
-  while (out_.bytes() < enough) {
+  // Most looks at a connection find nothing to say.
+  while (out_.bytes() < enough &&
+         !(control_.empty() && ready_reads_.empty() && responses_.empty() && ready_data_.empty())) {
     // Requests are as short as control frames, and the peer can work on them while data goes out.
     if (fill_control() || fill_read_request()) {
       continue;
@@ -309,7 +311,7 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
     if (referred) {
       out_.add_copy(std::as_bytes(std::span(references_)));
     } else {
-      for_each_local([&](const std::byte* data, std::size_t length) { out_.add_view(data, length); });
+      out_.add_views([&](auto add) { for_each_local(add); }, chunk.count);
     }
     if (attach) {
       out_.add_copy(request.notification);
