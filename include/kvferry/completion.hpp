@@ -87,6 +87,15 @@ class CompletionHandler<void(Args...)> {
     return handler;
   }
 
+  /// As `direct`, of a function object that is made of `given` and that the caller shares.
+  template <class Function, class... Given>
+  [[nodiscard]] static std::pair<CompletionHandler, std::shared_ptr<Function>> shared(Given&&... given) {
+    const auto model = std::make_shared<Direct<Function>>(std::in_place, std::forward<Given>(given)...);
+    CompletionHandler handler;
+    handler.model_ = model;
+    return {std::move(handler), std::shared_ptr<Function>(model, &model->function_)};
+  }
+
   /// Makes a handler that calls `function(other, args...)` inside the call that completes it; `function` ends `other`
   /// with its own results. Cancelling `other` cancels it.
   template <class Other, class Function>
@@ -174,6 +183,8 @@ class CompletionHandler<void(Args...)> {
   template <class Function>
   struct Direct final : Concept {
     explicit Direct(Function function) : function_(std::move(function)) {}
+    template <class... Given>
+    explicit Direct(std::in_place_t /*here*/, Given&&... given) : function_(std::forward<Given>(given)...) {}
     void post(std::shared_ptr<Concept> /*self*/, Args... args) override { std::move(function_)(std::move(args)...); }
     void on_cancel(CancelFunction cancel) override {
       if constexpr (requires { function_.on_cancel(std::move(cancel)); }) {

@@ -187,7 +187,8 @@ void Rail::drive(Turn turn) {
     std::shared_ptr<Owner> greeted_owner;
   };
   driver_.drive(
-      [&](Inbox taken) {
+      [&](std::optional<Inbox> given) {
+        Inbox taken = std::move(given).value_or(Inbox());
         bool more = false;
         try {
           apply(taken);
@@ -225,7 +226,7 @@ void Rail::drive(Turn turn) {
 
 bool Rail::work(Turn& turn, Inbox& taken) {
   for (;;) {
-    taken = driver_.take();
+    taken = driver_.take().value_or(Inbox());
     apply(taken);
     if (failed_ || held_ || (phase_ != Phase::greeting && phase_ != Phase::running)) {
       return false;

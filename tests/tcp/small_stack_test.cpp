@@ -14,7 +14,7 @@
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
-constexpr std::size_t many = 600;
+constexpr std::size_t small_stack_pages = 600;
 
 /// All that is done with channels, and the channels themselves.
 void use_channels(bool encrypted) {
@@ -23,16 +23,16 @@ void use_channels(bool encrypted) {
   if (encrypted) {
     options.keyring = group_keyring();
   }
-  Node a(many, options);
-  Node b(many, options);
+  Node a(small_stack_pages, options);
+  Node b(small_stack_pages, options);
   a.fill(1);
   a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
-  const auto pages = a.pages(many);
-  const std::vector<ConstBuffer> sources(pages.begin(), pages.end());
-  const auto all = indexes(many);
+  const auto objects = a.pages(small_stack_pages);
+  const std::vector<ConstBuffer> sources(objects.begin(), objects.end());
+  const auto all = indexes(small_stack_pages);
   for (const bool checksums : {false, true}) {
-    EXPECT_EQ(a.channel->batched_write(sources, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}), many);
-    EXPECT_EQ(a.channel->batched_read(pages, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}), many);
+    EXPECT_EQ(a.channel->batched_write(sources, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}), small_stack_pages);
+    EXPECT_EQ(a.channel->batched_read(objects, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}), small_stack_pages);
   }
   EXPECT_EQ(a.memory, b.memory);
   std::error_code nobody;

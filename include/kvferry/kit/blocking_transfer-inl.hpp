@@ -8,21 +8,30 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE void BlockingTransfer::complete(std::error_code cause, std::size_t transferred) {
-  const std::lock_guard lock(mutex_);
   cause_ = cause;
   transferred_ = transferred;
-  over_.store(true, std::memory_order_release);
+  if (state_.exchange(State::over, std::memory_order_acq_rel) == State::polled) {
+    return;  // the waiting thread sees it by itself: no lock, and nobody to wake
+  }
+  const std::lock_guard lock(mutex_);
+  told_ = true;
   ended_.notify_one();
   if (event_) {
     event_->set();
   }
 }
 
+KVFERRY_INLINE bool BlockingTransfer::await() noexcept {
+  auto expected = State::polled;
+  awaited_ = awaited_ || state_.compare_exchange_strong(expected, State::awaited, std::memory_order_acq_rel);
+  return awaited_;
+}
+
 KVFERRY_INLINE int BlockingTransfer::descriptor() {
   const std::lock_guard lock(mutex_);
   if (!event_) {
     event_ = events_->take();
-    if (over()) {
+    if (!await() || told_) {
       event_->set();
     }
   }
@@ -30,8 +39,10 @@ KVFERRY_INLINE int BlockingTransfer::descriptor() {
 }
 
 KVFERRY_INLINE std::size_t BlockingTransfer::wait(std::error_code& cause) {
-  std::unique_lock lock(mutex_);
-  ended_.wait(lock, [this] { return over(); });
+  if (await()) {
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [this] { return told_; });
+  }
   if (event_) {
     events_->give_back(std::move(event_));
   }

@@ -15,7 +15,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// thread drives already, it finds the work in the inbox before it stops. So no thread waits for a lock that is held
 /// across a system call, and only the driver touches what the engine guards.
 ///
-/// @tparam Inbox default-constructible, with `empty()`.
+/// @tparam Inbox default-constructible.
 template <class Inbox>
 class InboxDriver {
  public:
@@ -23,44 +23,36 @@ class InboxDriver {
   void put(Put put_into) {
     const std::lock_guard lock(inbox_mutex_);
     put_into(inbox_);
-    filled_.store(true, std::memory_order_relaxed);
+    filled_.exchange(1, std::memory_order_acq_rel);
   }
 
-  /// By the driver, in a step: takes what has come since.
-  [[nodiscard]] Inbox take() {
+  /// By the driver, in a step: takes what has come since, if anything has.
+  [[nodiscard]] std::optional<Inbox> take() {
     // Without the lock, since this happens with each check of a connection. Work that it misses is found in the check
     // after the engine has been released.
-    if (!filled_.load(std::memory_order_relaxed)) {
-      return {};
+    if (filled_.load(std::memory_order_relaxed) == 0) {
+      return std::nullopt;
     }
     const std::lock_guard lock(inbox_mutex_);
-    filled_.store(false, std::memory_order_relaxed);
+    filled_.store(0, std::memory_order_relaxed);
     return std::exchange(inbox_, Inbox());
   }
 
-  /// Drives, unless another thread does. @param step works, with the engine held, and gets what was in the inbox, so
-  /// that no step can leave it there: this thread keeps the others away until the inbox is empty. @param released gets
+  /// Drives, unless another thread does. @param step works, with the engine held, and gets what was in the inbox, if
+  /// anything, so that no step can leave it there: this thread keeps the others away until the inbox is empty. @param released gets
   /// what `step` returned, with the engine let go; @return whether to look into the inbox again.
   /// @return whether this thread drove.
   template <class Step, class Released>
   bool drive(Step step, Released released) {
-    for (;;) {
-      std::optional<decltype(step(Inbox()))> result;
-      {
-        const std::unique_lock engine(engine_mutex_, std::try_to_lock);
-        if (!engine) {
-          return false;  // the driver looks into the inbox once more after it has let go
-        }
-        result.emplace(step(take()));
-      }
-      if (!released(std::move(*result))) {
-        return true;
-      }
-      const std::lock_guard lock(inbox_mutex_);
-      if (inbox_.empty()) {
-        return true;
-      }
-    }
+    return drive(std::unique_lock(engine_mutex_, std::try_to_lock), step, released);
+  }
+
+  /// Waits for the driver, changes the guarded state, and drives.
+  template <class Change, class Step, class Released>
+  void change_and_drive(Change change_engine, Step step, Released released) {
+    std::unique_lock engine(engine_mutex_);
+    change_engine();
+    drive(std::move(engine), step, released);
   }
 
   /// Waits for the driver, then changes the guarded state. Call `drive` afterwards: threads that came meanwhile took
@@ -72,9 +64,27 @@ class InboxDriver {
   }
 
  private:
+  template <class Step, class Released>
+  bool drive(std::unique_lock<std::mutex> engine, Step& step, Released& released) {
+    while (engine) {
+      auto result = step(take());
+      engine.unlock();
+      if (!released(std::move(result))) {
+        return true;
+      }
+      // Instead of a lock, a change that changes nothing. If `put` marked the inbox before, this sees it. If it does
+      // afterwards, the engine had been let go by then, and its thread gets it.
+      if (filled_.fetch_or(0, std::memory_order_acq_rel) == 0) {
+        return true;
+      }
+      engine = std::unique_lock(engine_mutex_, std::try_to_lock);
+    }
+    return false;  // the driver looks into the inbox once more after it has let go
+  }
+
   std::mutex inbox_mutex_;
   Inbox inbox_;
-  std::atomic<bool> filled_{false};
+  std::atomic<unsigned> filled_{0};
   std::mutex engine_mutex_;
 };
 

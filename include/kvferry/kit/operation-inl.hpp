@@ -154,6 +154,7 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
       return;
     }
     stop_cause_ = cause;
+    stop_asked_.store(true, std::memory_order_release);
     stops_again_ = false;
     link = link_.lock();
     if (on_link_ && !link) {
@@ -190,7 +191,7 @@ KVFERRY_INLINE std::uint64_t Operation::mean_for(std::uint64_t instance) noexcep
   return meant_for_.compare_exchange_strong(none, instance) ? instance : none;
 }
 
-KVFERRY_INLINE std::error_code Operation::stop_cause() const {
+KVFERRY_INLINE std::error_code Operation::locked_stop_cause() const {
   const std::lock_guard lock(mutex_);
   return stop_cause_;
 }

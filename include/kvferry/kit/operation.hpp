@@ -82,7 +82,9 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   void count_for(std::shared_ptr<PeerCounters> counters) noexcept;
 
   /// The reason why the operation has to end; no error if it doesn't have to.
-  [[nodiscard]] std::error_code stop_cause() const;
+  [[nodiscard]] std::error_code stop_cause() const {
+    return stop_asked_.load(std::memory_order_acquire) ? locked_stop_cause() : std::error_code();
+  }
 
   /// Hands the operation to a link; if it has to end already, it ends instead. If the link throws, the operation ends
   /// with that error when no part of it is under way.
@@ -96,6 +98,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
  private:
   friend class StripedOperation;
 
+  [[nodiscard]] std::error_code locked_stop_cause() const;
   void describe_failure(std::error_code cause, std::string diagnostic, std::size_t transferred) noexcept;
   void count_landed(std::size_t first, std::size_t count, std::uint64_t bytes) noexcept;
 
@@ -110,6 +113,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   std::atomic<bool> finished_{false};
   std::atomic<bool> in_parts_{false};  ///< From here on it ends with its last part: StripedOperation.
   std::atomic<std::uint64_t> meant_for_{0};
+  std::atomic<bool> stop_asked_{false};  ///< There is a `stop_cause_`.
 
   mutable std::mutex mutex_;
   std::weak_ptr<Link> link_;

@@ -17,7 +17,8 @@ KVFERRY_INLINE void DeadlineQueue::add(Clock::time_point deadline, std::shared_p
   if (closed_) {
     return;
   }
-  const auto added = entries_.emplace(deadline, std::move(entry));
+  const auto added = spares_.add(entries_, deadline);
+  added->second = std::move(entry);
   try {
     arm();
   } catch (...) {
@@ -37,8 +38,7 @@ KVFERRY_INLINE void DeadlineQueue::remove(Clock::time_point deadline, const Expi
   std::shared_ptr<Expirable> removed;  // destroyed after the lock is released
   const std::lock_guard lock(mutex_);
   if (const auto it = find(deadline, entry); it != entries_.end()) {
-    removed = std::move(it->second);
-    entries_.erase(it);
+    removed = spares_.take(entries_, it);
   }
   if (!armed_) {
     try_to_arm();
@@ -135,7 +135,7 @@ KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Oper
     if (pending_.size() >= limit_) {
       return errc::resource_limit;
     }
-    pending_.emplace(operation.get(), Entry{operation, ++last_number_});
+    spares_.add(pending_, operation.get())->second = {operation, ++last_number_};
   }
   try {
     deadlines_->add(operation->deadline(), operation);
@@ -151,8 +151,7 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
   std::shared_ptr<Operation> removed;  // destroyed after the lock is released
   const std::lock_guard lock(mutex_);
   if (const auto it = pending_.find(&operation); it != pending_.end()) {
-    const Entry entry = std::move(it->second);
-    pending_.erase(it);
+    const Entry entry = spares_.take(pending_, it);
     if (pending_.empty()) {
       empty_.notify_all();
     }

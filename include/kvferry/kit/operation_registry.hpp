@@ -26,6 +26,7 @@
 #include <kvferry/kit/operation.hpp>
 
 #include <kvferry/kit/gate.hpp>
+#include <kvferry/kit/spare_nodes.hpp>
 #include <kvferry/kit/transfer_counters.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -74,6 +75,7 @@ class DeadlineQueue : public std::enable_shared_from_this<DeadlineQueue> {
   const std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();
   mutable std::mutex mutex_;
   Entries entries_;
+  SpareNodes<Entries> spares_;
   std::optional<asio::steady_timer> timer_;  ///< Gone when closed.
   std::optional<Clock::time_point> armed_;
   bool closed_ = false;
@@ -140,6 +142,7 @@ class OperationRegistry {
     std::uint64_t number = 0;
   };
   std::unordered_map<const Operation*, Entry> pending_;
+  SpareNodes<std::unordered_map<const Operation*, Entry>> spares_;
   std::uint64_t last_number_ = 0;
   /// Who waits for certain operations up to a number, and how many there still are.
   struct Awaited {

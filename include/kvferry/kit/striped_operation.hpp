@@ -65,7 +65,10 @@ class KVFERRY_EXPORT StripedOperation {
   /// @return true if that was the last part and none failed: the caller ends the operation.
   [[nodiscard]] bool part_done(std::error_code cause, std::string why) {
     {
-      const std::lock_guard lock(mutex_);
+      std::unique_lock lock(mutex_, std::defer_lock);
+      if (parts_ != 1) {
+        lock.lock();
+      }
       if (cause && (!cause_ || (cause == condition::may_still_land && cause_ != condition::may_still_land))) {
         cause_ = cause;
         why_ = std::move(why);

@@ -57,12 +57,10 @@ KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest requ
   if (running_in_io_thread() || inherited()) {
     return BaseTransferChannel::run_transfer(std::move(request), ec);
   }
-  const auto transfer = std::make_shared<BlockingTransfer>(impl_->events);
+  auto [completion, transfer] = Completion::shared<BlockingTransfer>(impl_->events);
   {
     const Serving serving(impl_->peers->link(request.peer_id), request);
-    start_transfer(std::move(request), Completion::direct([transfer](std::error_code cause, std::size_t transferred) {
-                     transfer->complete(cause, transferred);
-                   }));
+    start_transfer(std::move(request), std::move(completion));
     if (serving && !transfer->over()) {
       try {
         serving->serve(*transfer);

@@ -53,6 +53,8 @@ class ChunkCursor {
   /// Objects none of whose bytes travel.
   void refuse(std::vector<bool> refused) { refused_ = std::move(refused); }
 
+  [[nodiscard]] bool none_refused() const noexcept { return refused_.empty(); }
+
   [[nodiscard]] bool done() const noexcept { return object_ == end_; }
   [[nodiscard]] const kit::LocalBytes& local() const noexcept { return local_; }
 

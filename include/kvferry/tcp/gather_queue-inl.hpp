@@ -93,6 +93,10 @@ KVFERRY_INLINE std::size_t GatherQueue::foreign(std::span<const iovec> pieces, s
 
 KVFERRY_INLINE void GatherQueue::drop(std::size_t count) {
   sent_ += count;
+  if (sent_ == added_) {
+    head_ = pieces_.size();
+    count = 0;
+  }
   while (count != 0) {
     iovec& piece = pieces_[head_];
     const std::size_t part = std::min(piece.iov_len, count);
@@ -158,7 +162,7 @@ KVFERRY_INLINE std::size_t GatherQueue::drop_unbegun(std::uint64_t owner) {
     const std::uint64_t pieces = pin->end.piece - pin->begin.piece;
     const auto first = pieces_.begin() + static_cast<std::ptrdiff_t>(pin->begin.piece - piece_base_);
     pieces_.erase(first, first + static_cast<std::ptrdiff_t>(pieces));
-    std::erase_if(copies_, [&](const Copy& copy) { return copy.end > pin->begin.byte && copy.end <= pin->end.byte; });
+    copies_.erase_if([&](const Copy& copy) { return copy.end > pin->begin.byte && copy.end <= pin->end.byte; });
     for (Copy& copy : copies_) {
       copy.end -= copy.end > pin->begin.byte ? bytes : 0;
     }

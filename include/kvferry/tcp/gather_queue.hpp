@@ -3,13 +3,14 @@
 
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <optional>
 #include <span>
 #include <vector>
 
+#include <kvferry/kit/fifo.hpp>
 #include <kvferry/tcp/frame.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
@@ -26,6 +27,21 @@ class KVFERRY_EXPORT GatherQueue {
   void add_view(const std::byte* data, std::size_t size);
   /// The same of several pieces, none of which is empty.
   void add_views(std::span<const iovec> pieces);
+  /// The same of pieces that `visit` calls what it is given with, about `count` of them; those that are empty are left out.
+  template <class Visit>
+  void add_views(Visit visit, std::size_t count) {
+    if (pieces_.capacity() - pieces_.size() < count) {
+      pieces_.reserve(std::max(pieces_.size() + count, 2 * pieces_.capacity()));
+    }
+    std::uint64_t added = added_;
+    visit([&](const std::byte* data, std::size_t size) {
+      if (size != 0) {
+        pieces_.push_back({const_cast<std::byte*>(data), size});
+        added += size;
+      }
+    });
+    added_ = added;
+  }
   /// Marks the beginning of a frame. Until `pin`, what is added belongs to it.
   void begin_frame() { frame_begin_ = {added_, piece_base_ + pieces_.size()}; }
   /// Marks the end of a frame that points into `owner`'s buffers; `consume` reports it once it is sent.
@@ -73,10 +89,10 @@ class KVFERRY_EXPORT GatherQueue {
   struct Pin {
     Position begin;
     Position end;
-    std::uint64_t owner;
+    std::uint64_t owner = 0;
   };
   struct Copy {
-    std::uint64_t end;
+    std::uint64_t end = 0;
     std::vector<std::byte> bytes;
   };
 
@@ -90,8 +106,8 @@ class KVFERRY_EXPORT GatherQueue {
   std::size_t head_ = 0;  ///< First piece that isn't wholly sent.
   std::uint64_t added_ = 0;
   std::uint64_t sent_ = 0;
-  std::deque<Pin> pins_;
-  std::deque<Copy> copies_;
+  kit::Fifo<Pin> pins_;
+  kit::Fifo<Copy> copies_;
   std::vector<std::vector<std::byte>> spares_;
 };
 

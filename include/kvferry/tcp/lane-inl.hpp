@@ -157,8 +157,8 @@ KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> 
 
 template <class Change>
 void Lane::change(Change change_engine, std::size_t budget) {
-  driver_.change(change_engine);
-  drive(budget);
+  drive(
+      budget, [] {}, [&](auto step, auto released) { driver_.change_and_drive(change_engine, step, released); });
 }
 
 KVFERRY_INLINE void Lane::run(std::span<const std::byte> first) {
@@ -181,8 +181,22 @@ KVFERRY_INLINE void Lane::run(std::span<const std::byte> first) {
 }
 
 KVFERRY_INLINE void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
-  driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
-  drive(caller_bytes);
+  // A thread that becomes the driver at once doesn't need the inbox for its own work.
+  const auto begin = [&] {
+    if (batch) {
+      try {
+        protocol_.start(std::exchange(batch, nullptr), range);
+      } catch (const std::exception& error) {
+        fail_for(error);
+      }
+    }
+  };
+  bool drove = false;
+  drive(caller_bytes, begin, [&](auto step, auto released) { drove = driver_.drive(step, released); });
+  if (!drove && batch) {
+    driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
+    drive(caller_bytes);
+  }
 }
 
 KVFERRY_INLINE void Lane::stop(std::shared_ptr<kit::Operation> operation) {
@@ -235,7 +249,7 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
   bool moved = false;
   bool completed = false;
   driver_.drive(
-      [&](Inbox taken) {
+      [&](std::optional<Inbox> taken) {
         take(std::move(taken));
         if (released()) {
           found = Found::released;
@@ -291,10 +305,17 @@ KVFERRY_INLINE void Lane::socket_ready(bool readable, bool writable, bool broken
 }
 
 KVFERRY_INLINE void Lane::drive(std::size_t budget) {
+  drive(
+      budget, [] {}, [this](auto step, auto released) { driver_.drive(step, released); });
+}
+
+template <class First, class With>
+void Lane::drive(std::size_t budget, First first, With with) {
   std::optional<std::size_t> left;
-  driver_.drive(
-      [&](Inbox taken) {
+  with(
+      [&](std::optional<Inbox> taken) {
         take(std::move(taken));
+        first();
         if (!left) {
           left = leader_ == std::this_thread::get_id() ? turn_bytes : budget;
         }
@@ -310,9 +331,12 @@ KVFERRY_INLINE void Lane::drive(std::size_t budget) {
 }
 
 /// Memory may be used up: then the lane is broken, and what was in the inbox ends with it.
-KVFERRY_INLINE void Lane::take(Inbox taken) {
+KVFERRY_INLINE void Lane::take(std::optional<Inbox> taken) {
+  if (!taken) {
+    return;
+  }
   try {
-    apply(std::move(taken));
+    apply(*std::move(taken));
   } catch (const std::exception& error) {
     fail_for(error);
   }
@@ -356,7 +380,9 @@ KVFERRY_INLINE bool Lane::let_go(const Driven& driven) {
 
 KVFERRY_INLINE bool Lane::move_bytes(std::size_t& budget, Role role) {
   for (;;) {
-    apply(driver_.take());
+    if (auto taken = driver_.take()) {
+      apply(*std::move(taken));
+    }
     // Each round costs something, so that a flood of small operations ends a turn as well.
     budget -= std::min(budget, round_cost);
     if (failed_ || !running_) {

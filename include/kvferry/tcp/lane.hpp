@@ -157,11 +157,6 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     bool frame_expired = false;
     bool rest = false;
     bool writes_ended = false;  ///< For which the peer's fence waits.
-
-    [[nodiscard]] bool empty() const noexcept {
-      return starts.empty() && stops.empty() && probes.empty() && fences.empty() && removed_regions.empty() &&
-             !region_added && !readable && !writable && !drain_expired && !frame_expired && !rest && !writes_ended;
-    }
   };
 
   enum class Role { visitor, leader, waiting_leader, leaving };
@@ -179,7 +174,11 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   template <class Change>
   void change(Change change_engine, std::size_t budget);
   void drive(std::size_t budget);
-  void take(Inbox taken);
+  /// How a thread drives that has `budget` for its first turn, and does `first` with the engine held, before it moves
+  /// anything. @param with calls the driver with a step, and with what is done when the engine has been let go.
+  template <class First, class With>
+  void drive(std::size_t budget, First first, With with);
+  void take(std::optional<Inbox> taken);
   [[nodiscard]] Driven work(std::size_t& budget);
   [[nodiscard]] Driven done(bool more);
   /// With the engine let go. @return whether this thread goes on.

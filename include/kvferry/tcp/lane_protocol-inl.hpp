@@ -23,9 +23,10 @@ KVFERRY_INLINE void LaneProtocol::start(std::shared_ptr<StripedOperation> batch,
   }
 
   const std::uint64_t id = next_id_++;
-  ids_.emplace(operation.get(), id);
+  spare_ids_.add(ids_, operation.get())->second = id;
   works_.store(true, std::memory_order_relaxed);
-  Transfer& transfer = transfers_[id];
+  Transfer& transfer = spare_transfers_.add(transfers_, id)->second;
+  transfer.outstanding = std::exchange(spare_outstanding_, {});
   transfer.id = id;
   transfer.order = id;
   transfer.batch = std::move(batch);
@@ -132,7 +133,7 @@ KVFERRY_INLINE void LaneProtocol::meet(Transfer& send, std::uint64_t recv, const
 KVFERRY_INLINE void LaneProtocol::lose_recv(Transfer& send) {
   take_back(send);
   // Where nothing can be sent, nobody else takes it out, and recvs may come and go for ever.
-  std::erase(ready_data_, send.id);
+  ready_data_.erase_if([&](std::uint64_t id) { return id == send.id; });
   sends_by_recv_.erase(send.remote_recv);
   send.remote_recv = 0;
   send.meets_again = true;
@@ -175,6 +176,11 @@ KVFERRY_INLINE void LaneProtocol::tell_recv_aborted(std::uint64_t recv, std::err
 KVFERRY_INLINE void LaneProtocol::settle(Transfer& transfer, const Chunk& chunk, std::error_code status,
                                          const ObjectSet* which) {
   kit::Operation& operation = transfer.operation();
+  if (!status && transfer.cursor.none_refused() && transfer.failed_object == ~std::uint64_t{0}) {
+    const std::size_t last = chunk.first + chunk.count - 1;
+    operation.landed(chunk.first, chunk.last_end == transfer.cursor.local().size(last) ? chunk.count : chunk.count - 1);
+    return;
+  }
   ObjectRange run{chunk.first, chunk.first};
   const auto end_run = [&](std::size_t next) {
     if (run.begin != run.end) {

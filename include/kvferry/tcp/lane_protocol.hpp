@@ -19,6 +19,8 @@
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/region_list.hpp>
 
+#include <kvferry/kit/fifo.hpp>
+#include <kvferry/kit/spare_nodes.hpp>
 #include <kvferry/kit/striped_operation.hpp>
 #include <kvferry/kit/tag_matcher.hpp>
 
@@ -70,6 +72,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// The time since which the peer has not answered for a stopped operation. If there are several, the one that was
   /// stopped first counts. Nothing if there is none.
   [[nodiscard]] std::optional<kit::Clock::time_point> draining_since();
+  [[nodiscard]] bool drains_nothing() const noexcept { return drains_.empty(); }
 
   /// Asks whether the peer lives: `received` calls `answered` when the peer has answered.
   void probe(std::function<void()> answered);
@@ -157,7 +160,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
     std::shared_ptr<StripedOperation> batch;
     ObjectRange range;
     ChunkCursor cursor;
-    std::deque<Chunk> outstanding;  ///< Sent and not acknowledged, or asked for and not answered.
+    kit::Fifo<Chunk> outstanding;   ///< Sent and not acknowledged, or asked for and not answered.
     std::size_t pins = 0;           ///< Chunks in the outgoing queue that point into the buffers.
     std::error_code failure;
     std::string why;
@@ -217,6 +220,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   bool fill_response();
   bool fill_data();
   bool fill_read_request();
+  [[nodiscard]] bool lies_in_mappable_memory(const TransferRequest& request);
   void add_chunk(Transfer& transfer, FrameHeader header);
   /// @param visit calls what it is given with the payload's pieces of memory, in order.
   /// @return whether `references_` stand for the payload now.
@@ -317,9 +321,14 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::uint64_t sent_ = 0;
 
   std::uint64_t next_id_ = 1;
-  std::unordered_map<std::uint64_t, Transfer> transfers_;
-  std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
-  std::deque<Drain> drains_;  ///< In the order in which they were stopped; those that have ended may still be here.
+  using Transfers = std::unordered_map<std::uint64_t, Transfer>;
+  using Ids = std::unordered_map<const kit::Operation*, std::uint64_t>;
+  Transfers transfers_;
+  Ids ids_;
+  kit::SpareNodes<Transfers> spare_transfers_;
+  kit::SpareNodes<Ids> spare_ids_;
+  kit::Fifo<Chunk> spare_outstanding_;  ///< Empty, with memory for the next transfer's.
+  kit::Fifo<Drain> drains_;  ///< In the order in which they were stopped; those that have ended may still be here.
   std::uint64_t completed_ = 0;
   std::atomic<bool> used_{false};
   std::atomic<bool> works_{false};  ///< There are `transfers_`.
@@ -346,16 +355,16 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::uint32_t next_shared_ = 0;           ///< Of all regions below it is settled whether they are handed out.
   std::size_t queued_map_answers_ = 0;      ///< To regions that the peer has handed out.
 
-  std::deque<ControlFrame> control_;
+  kit::Fifo<ControlFrame> control_;
   std::size_t queued_acknowledgements_ = 0;
   std::size_t queued_probe_answers_ = 0;
   std::deque<std::function<void()>> probes_;  ///< Not answered yet, oldest first.
   std::uint64_t last_probe_ = 0;
-  std::deque<Response> responses_;
+  kit::Fifo<Response> responses_;
   std::size_t unsent_answers_ = 0;  ///< To reads, in `out_`: they are unanswered until they are sent.
-  std::deque<std::uint64_t> ready_data_;   ///< Writes and matched sends with chunks to send, in turn.
-  std::deque<std::uint64_t> ready_reads_;  ///< Reads with chunks to ask for, in turn.
-  std::deque<std::uint64_t> ready_copies_;  ///< Reads with chunks to copy, in turn.
+  kit::Fifo<std::uint64_t> ready_data_;    ///< Writes and matched sends with chunks to send, in turn.
+  kit::Fifo<std::uint64_t> ready_reads_;   ///< Reads with chunks to ask for, in turn.
+  kit::Fifo<std::uint64_t> ready_copies_;  ///< Reads with chunks to copy, in turn.
   bool response_next_ = false;
   std::size_t unacknowledged_ = 0;
   std::size_t outstanding_reads_ = 0;

@@ -66,7 +66,9 @@ KVFERRY_INLINE void LaneProtocol::take_back(Transfer& transfer) {
   const std::size_t dropped = transfer.pins == 0 ? 0 : out_.drop_unbegun(transfer.id);
   transfer.pins -= dropped;
   unacknowledged_ -= dropped;
-  transfer.outstanding.resize(transfer.outstanding.size() - dropped);
+  for (std::size_t i = 0; i < dropped; ++i) {
+    transfer.outstanding.pop_back();
+  }
   transfer.cut = transfer.cut || dropped != 0;
 }
 
@@ -112,9 +114,16 @@ KVFERRY_INLINE void LaneProtocol::forget(const Transfer& transfer) {
       matcher_.remove_send(request.tag, transfer.order);
     }
   }
-  ids_.erase(&transfer.operation());
+  if (const auto it = ids_.find(&transfer.operation()); it != ids_.end()) {
+    (void)spare_ids_.take(ids_, it);
+  }
   // An id that is still in a ready queue is skipped there.
-  transfers_.erase(transfer.id);
+  if (const auto it = transfers_.find(transfer.id); it != transfers_.end()) {
+    spare_outstanding_ = std::move(it->second.outstanding);
+    spare_outstanding_.clear();
+    it->second = Transfer();
+    spare_transfers_.drop(transfers_, it);
+  }
   works_.store(!transfers_.empty(), std::memory_order_relaxed);
 }
 

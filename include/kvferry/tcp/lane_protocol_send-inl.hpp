@@ -30,7 +30,7 @@ inline constexpr FrameTrailer good_trailer;
 /// can't be taken back, and other operations wait behind it: at most so many, of up to 1 MiB each.
 inline constexpr std::size_t most_frames_referring = 16;
 /// Payload of such a frame while the peer has none of the same operation to copy: it begins while the next one is made. Smaller ones
-/// cost more than that gains (docs/performance.md).
+/// cost more than that gains (docs/performance.md), and so does any where the kernel copies.
 inline constexpr std::size_t most_bytes_of_first = std::size_t{512} << 10;
 inline constexpr FrameTrailer fault_trailer{static_cast<std::uint32_t>(errc::memory_fault), 0};
 
@@ -68,7 +68,9 @@ KVFERRY_INLINE bool LaneProtocol::source_failed() {
 
 KVFERRY_INLINE void LaneProtocol::fill(std::size_t enough) {
   referred_ = 0;  // a frame whose payload the peer fetches is sent before the next one is made
-  while (out_.bytes() + referred_ < enough) {
+  // Most looks at a connection find nothing to say.
+  while (out_.bytes() + referred_ < enough &&
+         !(control_.empty() && ready_reads_.empty() && responses_.empty() && ready_data_.empty())) {
     // Requests are as short as control frames, and the peer can work on them while data goes out.
     if (fill_control() || fill_read_request()) {
       continue;
@@ -271,10 +273,16 @@ KVFERRY_INLINE void LaneProtocol::describe(const Transfer& transfer, const Chunk
   }
 }
 
+/// By its first object: they are of one kind as a rule.
+KVFERRY_INLINE bool LaneProtocol::lies_in_mappable_memory(const TransferRequest& request) {
+  const iovec first{request.objects.front().data(), std::min<std::size_t>(request.objects.front().size(), 1)};
+  return surely_there({&first, 1});
+}
+
 KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
   const TransferRequest& request = transfer.request();
   const bool may_refer = header.type != FrameType::read && memory_ && memory_->refers();
-  const bool peer_waits = may_refer && transfer.outstanding.empty();
+  const bool peer_waits = may_refer && transfer.outstanding.empty() && lies_in_mappable_memory(request);
   const Chunk chunk = transfer.cursor.next(peer_waits ? most_bytes_of_first : max_chunk_bytes);
   describe(transfer, chunk, header);
   if (transfer.cursor.done()) {
@@ -316,7 +324,7 @@ KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader head
     if (referred) {
       out_.add_copy(std::as_bytes(std::span(references_)));
     } else {
-      for_each_local([&](const std::byte* data, std::size_t length) { out_.add_view(data, length); });
+      out_.add_views([&](auto add) { for_each_local(add); }, chunk.count);
     }
     if (attach) {
       out_.add_copy(request.notification);

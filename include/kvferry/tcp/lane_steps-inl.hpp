@@ -247,6 +247,9 @@ KVFERRY_INLINE void Lane::arm(std::uint32_t events) {
 }
 
 KVFERRY_INLINE void Lane::update_drain_timer() {
+  if (protocol_.drains_nothing() && !outlived_) {
+    return;
+  }
   auto since = protocol_.draining_since();
   if (outlived_ && (!since || outlived_->since < *since)) {
     since = outlived_->since;

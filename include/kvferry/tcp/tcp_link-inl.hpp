@@ -207,20 +207,27 @@ KVFERRY_INLINE bool TcpLink::begin_serving() {
 
 KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
   Lane& lane = *lanes_.front();
-  auto last_found = kit::Clock::now();
+  bool found_nothing = false;  // Since then:
+  kit::Clock::time_point since;
   bool may_wait = !lane.hears_bells();
   while (led_socket_ && !wait.over()) {
     const auto found = lane.lead(may_wait);
     if (found == Lane::Found::released) {
       break;
     }
-    const auto now = kit::Clock::now();
     if (found != Lane::Found::nothing) {
-      last_found = now;
+      found_nothing = false;
       may_wait = !lane.hears_bells();
-    } else if (now - last_found <= patience_) {
       continue;
-    } else if (!may_wait) {
+    }
+    const auto now = kit::Clock::now();
+    if (!std::exchange(found_nothing, true)) {
+      since = now;
+    }
+    if (now - since < patience_) {
+      continue;
+    }
+    if (!may_wait) {
       may_wait = true;  // once more, and it is said
     } else {
       sleep_until_ready(*led_socket_, lane.wants_to_send(), wait);
