@@ -31,8 +31,10 @@ void use_channels(bool encrypted) {
   const std::vector<ConstBuffer> sources(objects.begin(), objects.end());
   const auto all = indexes(small_stack_pages);
   for (const bool checksums : {false, true}) {
-    EXPECT_EQ(a.channel->batched_write(sources, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}), small_stack_pages);
-    EXPECT_EQ(a.channel->batched_read(objects, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}), small_stack_pages);
+    EXPECT_EQ(a.channel->batched_write(sources, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}),
+              small_stack_pages);
+    EXPECT_EQ(a.channel->batched_read(objects, {.peer_id = "b", .remote_indexes = all, .checksums = checksums}),
+              small_stack_pages);
   }
   EXPECT_EQ(a.memory, b.memory);
   std::error_code nobody;
