@@ -184,7 +184,7 @@ class SideMessageTests : public ConformanceBase {
     EXPECT_NE(diagnostic.find("no more questions"), std::string::npos) << diagnostic;
     EXPECT_TRUE(start_side_message(a, b.url(), encode_side_message(Question{"runtime_error", 0}))->error());
     // Whatever the sentence is, the code arrives.
-    for (const std::uint64_t sentence : {0, 1, 2}) {
+    for (std::uint64_t sentence = 0; sentence < 3; ++sentence) {
       const auto asked = start_side_message(a, b.url(), encode_side_message(Question{"odd sentence", sentence}));
       EXPECT_EQ(asked->error(), errc::resource_limit) << "sentence " << sentence;
     }
