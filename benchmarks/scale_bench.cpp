@@ -372,9 +372,8 @@ int main(int argc, char** argv) {
     raise_descriptor_limit();
     const std::chrono::milliseconds time(milliseconds);
     fmt::print(
-        "| peers | handshakes/s, all at once | KiB a peer | descriptors a peer | GB/s in all | hub's CPU, s a GB | 4 "
-        "KiB "
-        "write beside a large one, ms (median, 99 %) | idle, % of a CPU |\n"
+        "| peers | handshakes/s, all at once | KiB a peer | descriptors a peer | GB/s in all | hub's CPU, s a GB | "
+        "4 KiB write beside a large one, ms (median, 99 %) | idle, % of a CPU |\n"
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     std::fflush(stdout);
     for (const std::size_t count : peers) {

@@ -37,7 +37,7 @@ def perftest(program, device, gid_index, size, iterations, depth, port):
 
 
 def kvferry(program, operation, page, batch, depth, seconds, extra):
-    """MiB/s, CPU seconds per GiB of both sides, and what was under way when a list completed (None: never a part), of one run."""
+    """MiB/s, CPU seconds per GiB of both sides, and what was under way when a list completed (None: no list completed with more to come), of one run."""
     command = [program, "--transport", "rdma", "--operation", operation, "--page", str(page), "--batch", str(batch),
                "--region", "32M", "--seconds", str(seconds), "--warm-up", "0.3", "--json", "-", *extra]
     if depth > 1:

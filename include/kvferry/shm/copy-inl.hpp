@@ -13,6 +13,7 @@
 #include <cstring>
 #include <limits>
 
+#include <kvferry/detail/fetch_ahead.hpp>
 #include <kvferry/shm/pieces.hpp>
 #include <kvferry/tcp/read_ahead.hpp>
 
@@ -24,14 +25,6 @@ inline constexpr std::size_t line_bytes = 64;
 /// What the CPU fetches ahead by itself ends with a page of memory, and the first access to the next one waits for its translation as
 /// well. So the next page's first lines are asked for before this page is copied. More of them gained nothing.
 inline constexpr std::size_t lines_ahead = 4;
-
-KVFERRY_INLINE void fetch_ahead(const iovec& from, const iovec& to) noexcept {
-  const auto* const source = static_cast<const std::byte*>(from.iov_base);
-  for (std::size_t at = 0; at < lines_ahead * line_bytes; at += line_bytes) {
-    __builtin_prefetch(source + at);
-  }
-  __builtin_prefetch(to.iov_base);
-}
 
 #ifdef __SSE2__
 // Copy whole lines to where a line begins. The stores are ordered by the caller.
@@ -91,7 +84,8 @@ void copy_in_parts(std::span<const iovec> from, std::span<const iovec> to, MostF
     sources.use(length);
     destinations.use(length);
     if (!sources.empty() && !destinations.empty()) {
-      fetch_ahead(sources.front(), destinations.front());
+      fetch_ahead(sources.front().iov_base, lines_ahead * line_bytes);
+      fetch_ahead(destinations.front().iov_base, 1);
     }
     copy_part(static_cast<std::byte*>(destination.iov_base), static_cast<const std::byte*>(source.iov_base), length);
   }
