@@ -174,6 +174,24 @@ TEST_F(RingSockets, AskTheConnectionOfAPeerThatTellsNothing) {
   EXPECT_EQ(asking.peer(UnixSocket::Copied::mapped), UnixSocket::Peer::hung_up);
 }
 
+/// A child keeps the connection, over which memory may come later that it doesn't share.
+TEST_F(RingSockets, AskTheConnectionOnceTheProcessHasForkedThoughItSharesNoMemory) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::_exit(0);
+  }
+  EXPECT_EQ(::waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(there().peer(UnixSocket::Copied::mapped), UnixSocket::Peer::there);
+  here().shut();  // as the kernel does when it ends: it isn't said in the rings
+  EXPECT_EQ(there().peer(UnixSocket::Copied::mapped), UnixSocket::Peer::hung_up);
+}
+
+TEST_F(RingSockets, AskTheConnectionAboutReads) {
+  EXPECT_EQ(there().peer(UnixSocket::Copied::read), UnixSocket::Peer::there);
+  here().shut();
+  EXPECT_EQ(there().peer(UnixSocket::Copied::read), UnixSocket::Peer::hung_up);
+}
+
 /// A child keeps the connection and shares the memory, so it may change what a process referred to that has died.
 TEST_F(RingSockets, AskTheProcessOnceItHasForkedAndForMemoryInPlace) {
   const SharedRegion shared(4096);

@@ -40,6 +40,11 @@ class PerProcess {
     }
     return found->value;
   }
+  /// Null if this process hasn't made it yet.
+  [[nodiscard]] T* if_here() noexcept {
+    Entry* const found = current_.load();
+    return found == nullptr || found->origin.was_forked() ? nullptr : &found->value;
+  }
 
  private:
   struct Entry {

@@ -19,6 +19,17 @@ class Fifo {
   /// The memory for so many items is kept when the queue is empty.
   static constexpr std::size_t most_kept = 64;
 
+  Fifo() = default;
+  Fifo(const Fifo&) = delete;
+  Fifo& operator=(const Fifo&) = delete;
+  Fifo(Fifo&& other) noexcept : items_(std::move(other.items_)), head_(std::exchange(other.head_, 0)) {}
+  Fifo& operator=(Fifo&& other) noexcept {
+    items_ = std::move(other.items_);
+    head_ = std::exchange(other.head_, 0);
+    return *this;
+  }
+  ~Fifo() = default;
+
   [[nodiscard]] bool empty() const noexcept { return head_ == items_.size(); }
   [[nodiscard]] std::size_t size() const noexcept { return items_.size() - head_; }
   /// For how many items there is memory.

@@ -41,7 +41,7 @@ class InboxDriver {
   /// Drives, unless another thread does. @param step works, with the engine held, and gets what was in the inbox, if
   /// anything, so that no step can leave it there: this thread keeps the others away until the inbox is empty. @param released gets
   /// what `step` returned, with the engine let go; @return whether to look into the inbox again.
-  /// @return whether this thread drove.
+  /// @return whether this thread was the driver to the end. If not, it may have been for a while.
   template <class Step, class Released>
   bool drive(Step step, Released released) {
     return drive(std::unique_lock(engine_mutex_, std::try_to_lock), step, released);

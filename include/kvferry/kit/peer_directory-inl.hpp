@@ -165,6 +165,9 @@ KVFERRY_INLINE void PeerDirectory::connect(const std::string& local_id, const st
     waiter.tell(known_otherwise);
     return;
   }
+  if (waiter.over()) {
+    return;  // others may wait for the attempt that goes on
+  }
   peer->local_id = local_id;
   peer->url = url;
   if (peer->dialing() && peer->attempt.url != url) {

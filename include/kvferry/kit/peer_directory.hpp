@@ -105,7 +105,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
   /// Describes the event for which the peer's connection still waits; empty if no connection is being made.
-  [[nodiscard]] std::string awaited(std::string_view peer_id) const;
+  [[nodiscard]] std::string awaited(std::string_view peer_id);
   /// Somebody doesn't wait any longer for a peer's connection: a dial for which nobody waits ends.
   void stopped_waiting(std::string_view peer_id) noexcept;
   [[nodiscard]] bool usable(std::string_view peer_id) const;
@@ -185,7 +185,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// With the lock held: of one that has a link. All but the path, which only the link knows.
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
   /// @param attempt its number; nothing: the one for which calls wait.
-  [[nodiscard]] std::string awaited(std::string_view peer_id, std::optional<std::uint64_t> attempt) const;
+  [[nodiscard]] std::string awaited(std::string_view peer_id, std::optional<std::uint64_t> attempt);
 
   // Peers' regions (peer_regions-inl.hpp)
   [[nodiscard]] bool region_added(const std::string& peer_id, const Host& host, const RemoteRegion& region);

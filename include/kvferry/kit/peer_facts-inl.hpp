@@ -81,14 +81,15 @@ KVFERRY_INLINE std::string PeerDirectory::reached_url(std::string_view peer_id, 
   return it == peers_.end() ? url : it->second.reached(url);
 }
 
-KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id) const { return awaited(peer_id, {}); }
+KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id) { return awaited(peer_id, {}); }
 
-KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std::optional<std::uint64_t> number) const {
+KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std::optional<std::uint64_t> number) {
+  std::optional<Stay> stay;  // the transport is asked, which `close` waits for
   std::shared_ptr<Dial> dial;
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
-    if (it == peers_.end() || (!number && it->second.attempt.number == 0)) {
+    if (closed_ || it == peers_.end() || (!number && it->second.attempt.number == 0)) {
       return {};
     }
     const Attempt& attempt = it->second.attempt;
@@ -98,6 +99,7 @@ KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std:
     if (attempt.instance.incarnation == 0) {
       return "no answer from " + printable(attempt.url);
     }
+    stay.emplace(*this);
     dial = attempt.dial;
   }
   const std::string at = dial ? dial->awaited() : std::string();

@@ -143,8 +143,9 @@ KVFERRY_INLINE void PeerDirectory::give_up_attempts(const std::string& peer_id, 
       if (attempt.fences.empty()) {
         return;
       }
-      const auto until =
-          attempt.host ? std::min(deadline, attempt.host->may_take_until() + attempt_patience) : Clock::time_point();
+      const auto until = attempt.host
+                             ? std::min(deadline - attempt_patience, attempt.host->may_take_until()) + attempt_patience
+                             : Clock::time_point();
       if (now < until) {
         next = std::min(next.value_or(until), until);
       } else {

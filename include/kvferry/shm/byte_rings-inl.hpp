@@ -109,13 +109,16 @@ KVFERRY_INLINE std::atomic<bool> has_forked{false};
 
 KVFERRY_INLINE void say_forked() noexcept {
   try {
-    if (!SharedAreas::of_process().ever()) {
+    if (SharedAreas::of_process().ever()) {
+      has_forked.store(true);
+    }
+    RingFiles* const rings = ring_files.if_here();
+    if (rings == nullptr) {
       return;
     }
-    has_forked.store(true);
-    auto& [mutex, files] = ring_files.here();
-    const std::lock_guard lock(mutex);
-    for (std::byte* const file : files) {
+    // Also of a process that shares no memory yet: the child holds these connections, for what may be shared later.
+    const std::lock_guard lock(rings->mutex);
+    for (std::byte* const file : rings->files) {
       say_state(file, RingState::forked);
     }
   } catch (const std::bad_alloc&) {
@@ -123,8 +126,9 @@ KVFERRY_INLINE void say_forked() noexcept {
   }
 }
 
-/// Before a child exists that shares memory of this process's. To the child, that is memory like any other: it begins anew.
-KVFERRY_INLINE const bool forks_are_said = pthread_atfork(say_forked, nullptr, [] { has_forked.store(false); }) == 0;
+/// Before a child exists that shares memory of this process's, and once more behind, as another thread may have made some in between.
+/// To the child, that is memory like any other: it begins anew.
+KVFERRY_INLINE const bool forks_are_said = pthread_atfork(say_forked, say_forked, [] { has_forked.store(false); }) == 0;
 
 /// Copies between a ring, from `at` on, and as much of `pieces` as `left` bytes are. @param say gets how far it has come.
 template <class Copy, class Say>

@@ -120,7 +120,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp
   const bool mapped = mapped_.find(from, mapped_pieces_);
   const bool own = mapped && areas_.cover(to);
   if (mapped && (own || !readable_)) {
-    return copy_mapped(mapped_pieces_, to, own, ec);
+    return copy_mapped(UnixSocket::Copied::mapped, mapped_pieces_, to, own, ec);
   }
   if (!readable_) {
     ec = errc::protocol_violation;
@@ -131,7 +131,8 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::fetch(std::span<const tcp
 
 KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy(Way way, std::span<const iovec> from,
                                                             std::span<const iovec> to, std::error_code& ec) {
-  return way == Way::mapped ? copy_mapped(from, to, areas_.cover(to), ec) : read_in_place(from, to, ec);
+  return way == Way::mapped ? copy_mapped(UnixSocket::Copied::read, from, to, areas_.cover(to), ec)
+                            : read_in_place(from, to, ec);
 }
 
 template <class Entry>
@@ -164,7 +165,8 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::behind_copy(UnixSocket::C
 }
 
 /// @param own both sides of the copy are there for sure, for the CPU.
-KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<const iovec> from,
+KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(UnixSocket::Copied copied,
+                                                                   std::span<const iovec> from,
                                                                    std::span<const iovec> to, bool own,
                                                                    std::error_code& ec) {
   std::uint64_t bytes = 0;
@@ -178,7 +180,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(std::span<con
   } else {
     fetched = mapped_.read(from, to);
   }
-  fetched = behind_copy(UnixSocket::Copied::mapped, fetched, ec);
+  fetched = behind_copy(copied, fetched, ec);
   if (fetched == Fetched::all) {
     traffic_->mapped.received.fetch_add(bytes, std::memory_order_relaxed);
   }

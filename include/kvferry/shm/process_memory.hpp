@@ -85,8 +85,8 @@ class ProcessMemory final : public tcp::PeerMemory {
                                       std::error_code& ec) const;
   template <class Entry>
   [[nodiscard]] Fetched read(std::span<const Entry> from, std::span<const iovec> to, std::error_code& ec) const;
-  [[nodiscard]] Fetched copy_mapped(std::span<const iovec> from, std::span<const iovec> to, bool own,
-                                    std::error_code& ec);
+  [[nodiscard]] Fetched copy_mapped(UnixSocket::Copied copied, std::span<const iovec> from, std::span<const iovec> to,
+                                    bool own, std::error_code& ec);
   [[nodiscard]] Fetched behind_copy(UnixSocket::Copied copied, Fetched fetched, std::error_code& ec) const;
 
   const std::int64_t pid_;

@@ -368,8 +368,8 @@ KVFERRY_INLINE UnixSocket::Peer UnixSocket::peer(Copied copied) const noexcept {
     return Peer::hung_up;
   }
   if ((told & RingState::tells) != 0) {
-    const bool stays = copied == Copied::mapped && (told & RingState::forked) == 0;
-    if (stays || (memory_ && lives())) {
+    const bool stays = copied != Copied::in_place && (told & RingState::forked) == 0;
+    if (stays ? copied == Copied::mapped || !hung_up() : memory_ && lives()) {
       return Peer::there;
     }
   }

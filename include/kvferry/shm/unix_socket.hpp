@@ -12,6 +12,7 @@
 
 #include <kvferry/config.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/detail/process.hpp>
 #include <kvferry/shm/byte_rings.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/tcp/peer_memory.hpp>
@@ -76,7 +77,9 @@ class UnixSocket final : public tcp::Socket {
   UnixSocket(const UnixSocket&) = delete;
   UnixSocket& operator=(const UnixSocket&) = delete;
   ~UnixSocket() override {
-    operations_end();
+    if (!origin_.was_forked()) {  // a child hasn't its parent's file, and must not end its parent's connection
+      operations_end();
+    }
     read_empty(descriptor());
   }
 
@@ -121,9 +124,11 @@ class UnixSocket final : public tcp::Socket {
   /// Whether the peer has hung up, or the connection is broken.
   [[nodiscard]] bool hung_up() const noexcept;
   enum class Peer { there, hung_up, dead };
-  enum class Copied { mapped, in_place };
-  /// Whether what was just copied out of the peer's memory counts: the peer hadn't hung up by then. Memory that was read in
-  /// place was this peer's: its process lived, with the same program.
+  /// Of memory that a message of the peer's refers to, or that this side reads by itself: `read` is mapped, too.
+  enum class Copied { mapped, read, in_place };
+  /// Whether what was just copied out of the peer's memory counts: the peer hadn't hung up by then. What this side reads by
+  /// itself the peer held for valid then: its end hadn't come. Memory that was read in place was this peer's: its process
+  /// lived, with the same program.
   [[nodiscard]] Peer peer(Copied copied) const noexcept;
 
  private:
@@ -141,6 +146,7 @@ class UnixSocket final : public tcp::Socket {
   /// Takes the bytes and descriptors that have come by the socket itself. @return whether there may be more.
   bool look();
 
+  const ProcessOfOrigin origin_;
   const OpenMemory memory_;
   std::vector<std::shared_ptr<const Descriptor>> to_pass_;
   PassedDescriptors passed_;

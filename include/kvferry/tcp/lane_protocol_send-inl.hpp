@@ -282,7 +282,13 @@ KVFERRY_INLINE bool LaneProtocol::lies_in_mappable_memory(const TransferRequest&
 KVFERRY_INLINE void LaneProtocol::add_chunk(Transfer& transfer, FrameHeader header) {
   const TransferRequest& request = transfer.request();
   const bool may_refer = header.type != FrameType::read && memory_ && memory_->refers();
-  const bool peer_waits = may_refer && transfer.outstanding.empty() && lies_in_mappable_memory(request);
+  bool peer_waits = may_refer && transfer.outstanding.empty() && lies_in_mappable_memory(request);
+  if (peer_waits && !request.notification.empty()) {
+    // A frame that has all of a write brings its notification, which saves a round trip.
+    ChunkCursor rest = transfer.cursor;
+    (void)rest.next();
+    peer_waits = !rest.done();
+  }
   const Chunk chunk = transfer.cursor.next(peer_waits ? most_bytes_of_first : max_chunk_bytes);
   describe(transfer, chunk, header);
   if (transfer.cursor.done()) {
