@@ -114,18 +114,17 @@ TEST(RdmaStats, APeerTakes64KiBOfPinnedMemoryAndMoreOnlyOnceItUsesThem) {
     }
   }
   EXPECT_EQ(pinned_bytes() - before, ends * at_first) << "one write at a time needs no more";
-  // So large that adapters read them from the memory, by its key.
+  // Of many messages each, none of which but the last is answered. They are so large that adapters read them from the memory, by
+  // its key.
   const auto notify_all = [&](std::byte value) {
-    const std::vector<std::byte> payload(2'000, value);
+    const std::vector<std::byte> payload(max_notification_bytes, value);
     std::vector<std::future<void>> notified;
-    for (int i = 0; i < 500; ++i) {
+    for (int i = 0; i < 50; ++i) {
       notified.push_back(hub.channel->async_notify(ids[0], payload, {}, asio::use_future));
     }
     for (auto& one : notified) {
       one.get();
-    }
-    for (std::size_t i = 0; i < notified.size(); ++i) {
-      EXPECT_EQ(peers[0]->channel->receive_notification(long_enough).payload, payload);
+      EXPECT_TRUE(peers[0]->channel->receive_notification(long_enough).payload == payload);
     }
   };
   registrations_refused = 0;
