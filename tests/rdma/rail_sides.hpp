@@ -150,7 +150,8 @@ struct Side {
     if (protocol->wants_slots()) {
       const std::size_t count = std::min(protocol->slot_count(), most_slots - protocol->slot_count());
       more_slots.emplace_back(count * small_message);
-      protocol->add_slots({more_slots.back().data(), count, small_message, first_slots_key + static_cast<std::uint32_t>(more_slots.size())});
+      protocol->add_slots({more_slots.back().data(), count, small_message,
+                           first_slots_key + static_cast<std::uint32_t>(more_slots.size())});
     }
     if (protocol->wants_buffers()) {
       protocol->add_buffers(std::min(protocol->buffer_count(), own_buffers - protocol->buffer_count()));

@@ -137,7 +137,8 @@ TEST(RdmaStats, APeerTakes64KiBOfPinnedMemoryAndMoreOnlyOnceItUsesThem) {
   EXPECT_EQ(pinned_bytes() - before, ends * at_first);
   hub.channel->disconnect(ids[0]);
   hub.connect("hub", ids[0], *peers[0]);
-  EXPECT_TRUE(eventually([&] { return pinned_bytes() - before == ends * at_first; })) << "the peer's old end ends later";
+  EXPECT_TRUE(eventually([&] { return pinned_bytes() - before == ends * at_first; }))
+      << "the peer's old end ends later";
   notify_all(std::byte{3});
   EXPECT_GT(pinned_bytes() - before, ends * at_first);
   EXPECT_LE(pinned_bytes() - before, (ends - 2) * at_first + 2 * at_most) << "of one peer's connection";

@@ -499,11 +499,13 @@ TEST(VerbsFaults, MoreReceiveBuffersThatCannotBePostedEndTheConnectionWithTheRea
   auto waiting = peer.channel->async_batched_recv(peer.pages(1), {.peer_id = "node", .tag = 7, .diagnostic = &why},
                                                   asio::use_future);
   // One operation, of many messages: another one would connect anew.
-  auto written = node.channel->async_notify("peer", std::vector<std::byte>(max_notification_bytes), {}, asio::use_future);
+  auto written =
+      node.channel->async_notify("peer", std::vector<std::byte>(max_notification_bytes), {}, asio::use_future);
   EXPECT_THROW((void)waiting.get(), std::system_error);
   EXPECT_THROW(written.get(), std::system_error);
   EXPECT_GT(watching->refused, 0U);
-  const std::string expected = "RDMA device '" + peer.channel->rails()[0].device + "': receive buffers can't be posted: ";
+  const std::string expected =
+      "RDMA device '" + peer.channel->rails()[0].device + "': receive buffers can't be posted: ";
   EXPECT_NE(why.find(expected), std::string::npos) << why;
 }
 
