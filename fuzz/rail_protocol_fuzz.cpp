@@ -56,7 +56,16 @@ struct Lent {
 
 class Rail {
  public:
-  explicit Rail(const std::uint8_t* data, std::size_t size) : input_(data, size) { own_.join(peer_); }
+  explicit Rail(const std::uint8_t* data, std::size_t size) : input_(data, size) {
+    // By the length, so that inputs keep their meaning.
+    if (size % 2 != 0) {
+      own_.first_buffers = min_first_messages;
+      own_.most_slots = 4 * slot_count;
+      peer_.first_buffers = min_first_messages;
+      credits_ = min_first_messages;
+    }
+    own_.join(peer_);
+  }
 
   void run() {
     while (!input_.empty() && !failed_) {
@@ -105,8 +114,11 @@ class Rail {
         }
         break;
       case 6: leave(); break;
-      case 7:
-      case 8: fill(); break;
+      case 7: fill(); break;
+      case 8:
+        grow();
+        fill();
+        break;
       default: hear(); break;
     }
   }
@@ -164,6 +176,21 @@ class Rail {
     }
   }
 
+  void grow() {
+    const bool wanted = own_.protocol->wants_slots() || own_.protocol->wants_buffers();
+    if (wanted && input_.choice(16) == 15) {
+      own_.protocol->stay_small();  // there is no memory
+    }
+    const std::size_t slots = own_.protocol->slot_count();
+    const std::size_t buffers = own_.protocol->buffer_count();
+    const bool grew = own_.grow();
+    require(grew == (own_.protocol->slot_count() + own_.protocol->buffer_count() > slots + buffers),
+            "what a side wants it may have");
+    require(own_.protocol->slot_count() <= own_.most_slots, "slots are bounded");
+    require(own_.protocol->buffer_count() <= own_buffers, "receive buffers are bounded");
+    posted_anew_ += own_.protocol->buffer_count() - buffers;
+  }
+
   void leave() {
     leaving_ = true;
     own_.protocol->leave();
@@ -189,9 +216,7 @@ class Rail {
       seen.bytes += piece.length;
       if (request.opcode == IBV_WR_SEND) {
         const auto* const slot = reinterpret_cast<const std::byte*>(piece.addr);
-        require(slot >= own_.slots.data() && slot + piece.length <= own_.slots.data() + own_.slots.size() &&
-                    piece.length <= small_message && piece.lkey == 2,
-                "messages lie in slots");
+        require(own_.slot_key(piece.addr, piece.length) == piece.lkey, "messages lie in slots, whose keys they have");
         seen.slot = slot;
         seen.message.assign(slot, slot + piece.length);
       } else if (piece.length != 0) {
@@ -255,6 +280,8 @@ class Rail {
     require(header.body_bytes == message.size() - sizeof(header), "a message is as long as it says");
     require(credits_ > 0, "the peer has a buffer for each message");
     --credits_;
+    require(header.credits <= posted_anew_, "the peer is told of no buffer that isn't there");
+    posted_anew_ -= header.credits;
     known_.push_back(header.operation);
     known_.push_back(header.tag);
     if (header.type == MessageType::send_data) {
@@ -414,6 +441,7 @@ class Rail {
       before = model_;
       model_.read(message);
     }
+    ++posted_anew_;  // its buffer was, before it was handed on
     const auto error = own_.protocol->received(message);
     if (error) {
       allow_part_of(before.value_or(model_));
@@ -521,6 +549,7 @@ class Rail {
   std::map<std::uint64_t, std::pair<std::size_t, std::uint64_t>> sent_;  ///< Object and offset, by send.
   RailModel model_;
   std::size_t credits_ = peer_buffers;
+  std::size_t posted_anew_ = 0;  ///< Own receive buffers, or posted in addition, of which the peer hasn't been told.
   std::size_t send_acks_ = 0;
   std::size_t notify_acks_ = 0;
   std::size_t check_answers_ = 0;

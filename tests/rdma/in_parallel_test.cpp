@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/allocation_limit.hpp"
 #include "rdma/in_parallel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -48,6 +49,33 @@ TEST(InParallel, SoManyThreadsWorkAtATimeAndNoMore) {
   });
   EXPECT_EQ(threads.size(), 3U);
   EXPECT_TRUE(threads.contains(std::this_thread::get_id()));
+}
+
+TEST(InParallel, WhereNoThreadCanBeStartedTheCallingOneDoesItAll) {
+  std::vector<std::thread::id> threads;
+  threads.reserve(50);
+  std::size_t refused_at = 0;
+  for (std::size_t allocations = 0; allocations < 100; ++allocations) {
+    threads.clear();
+    std::mutex mutex;
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    in_parallel(3, 50, [&](std::size_t) {
+      const std::lock_guard lock(mutex);
+      threads.push_back(std::this_thread::get_id());
+    });
+    test::allocations_left = test::unlimited_allocations;
+    EXPECT_EQ(threads.size(), 50U) << allocations;
+    if (!test::allocation_refused) {
+      break;
+    }
+    refused_at = allocations + 1;
+    if (allocations <= 1) {
+      EXPECT_EQ(std::set(threads.begin(), threads.end()), std::set{std::this_thread::get_id()}) << allocations;
+    }
+  }
+  EXPECT_GT(refused_at, 1U) << "else this tests nothing";
+  EXPECT_LT(refused_at, 100U);
 }
 
 TEST(InParallel, WhatACallThrowsComesOutOnceAllHaveEnded) {

@@ -160,6 +160,48 @@ TEST_F(RailProtocolGrowth, WithoutMemoryForMoreEverythingGoesThroughWhatThereIs)
   }
 }
 
+TEST_F(RailProtocolGrowth, WhereNoMoreBuffersCanBeHadThosePostedByThenDo) {
+  const auto fill_up = [&](std::size_t count) {
+    notify(a, count, 500);
+    while (post(a, b)) {
+      a.protocol->completed();
+    }
+    receive_all(b);
+  };
+  fill_up(100);
+  (void)b.grow();
+  ASSERT_EQ(b.protocol->buffer_count(), 2 * min_first_messages);
+  ASSERT_TRUE(post(b, a));  // tells of them
+  b.protocol->completed();
+  receive_all(a);
+  fill_up(0);
+  ASSERT_TRUE(b.protocol->wants_buffers());
+  b.protocol->stay_small();
+  EXPECT_FALSE(b.protocol->wants_buffers());
+  notify(a, 100, 500);
+  run_in_bursts();
+  expect_all_ended();
+  EXPECT_EQ(b.host->notifications.size(), 200U);
+  EXPECT_EQ(b.protocol->buffer_count(), 2 * min_first_messages) << "it asks for no more from then on";
+}
+
+TEST_F(RailProtocolGrowth, WhereNoMorePlacesCanBeHadMessagesWaitForOne) {
+  join(most_buffers, most_buffers, 2 * slot_count);
+  notify(a, 10 * slot_count);
+  ASSERT_TRUE(post(a, b));
+  EXPECT_FALSE(post(a, b));
+  ASSERT_TRUE(a.protocol->wants_slots());
+  a.protocol->stay_small();
+  EXPECT_FALSE(a.protocol->wants_slots());
+  EXPECT_FALSE(post(a, b));
+  EXPECT_FALSE(a.protocol->wants_slots()) << "it asks for no more from then on";
+  a.protocol->completed();
+  run_in_bursts();
+  expect_all_ended();
+  EXPECT_EQ(b.host->notifications.size(), 10 * slot_count);
+  EXPECT_EQ(a.protocol->slot_count(), slot_count);
+}
+
 TEST_F(RailProtocolGrowth, APeerThatSendsMoreThanItWasToldOfIsAViolation) {
   MessageHeader credit;
   credit.type = MessageType::credit;
@@ -191,6 +233,7 @@ TEST_F(RailProtocolGrowth, MessagesThatWaitForAPlaceGetMoreOfThem) {
     const std::uint64_t begin = address_of(a.more_slots.front().data());
     EXPECT_EQ((place - begin) % small_message, 0U);
     EXPECT_LT((place - begin) / small_message, slot_count);
+    EXPECT_EQ((*list_)[i].sg_list[0].lkey, first_slots_key + 1);
   }
   EXPECT_FALSE(post(a, b));
   EXPECT_FALSE(a.protocol->wants_slots()) << "there may be no more";

@@ -31,6 +31,7 @@ namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 inline constexpr std::size_t page = 4096;
 inline constexpr std::size_t slot_count = 4;
 inline constexpr std::size_t small_message = min_message_bytes;
+inline constexpr std::uint32_t first_slots_key = 2;  ///< Those that come later have the next ones.
 inline constexpr std::size_t queue_depth = 16;
 inline constexpr std::size_t eager_bytes = 512;
 
@@ -139,8 +140,8 @@ struct Side {
           return keys_of(number);
         },
         std::vector<PeerRegion>{{0, page, {first, first}}}, 1);
-    protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, 2}, terms,
-                     look);
+    protocol.emplace(host, link_regions, 0, MessageSlots{slots.data(), slot_count, small_message, first_slots_key},
+                     terms, look);
   }
 
   /// Gives the protocol more memory for messages, as much as it has. @return whether it wanted any.
@@ -149,12 +150,28 @@ struct Side {
     if (protocol->wants_slots()) {
       const std::size_t count = std::min(protocol->slot_count(), most_slots - protocol->slot_count());
       more_slots.emplace_back(count * small_message);
-      protocol->add_slots({more_slots.back().data(), count, small_message, 2});
+      protocol->add_slots({more_slots.back().data(), count, small_message,
+                           first_slots_key + static_cast<std::uint32_t>(more_slots.size())});
     }
     if (protocol->wants_buffers()) {
       protocol->add_buffers(std::min(protocol->buffer_count(), own_buffers - protocol->buffer_count()));
     }
     return wanted;
+  }
+
+  /// The key of the slot that these bytes lie in; none: of no slot.
+  [[nodiscard]] std::optional<std::uint32_t> slot_key(std::uint64_t address, std::size_t size) const {
+    const auto lies_in = [&](const std::vector<std::byte>& memory_of_slots) {
+      const std::uint64_t offset = address - address_of(memory_of_slots.data());
+      return offset < memory_of_slots.size() && offset % small_message == 0 && size <= small_message;
+    };
+    if (lies_in(slots)) {
+      return first_slots_key;
+    }
+    const auto later = std::ranges::find_if(more_slots, lies_in);
+    return later == more_slots.end()
+               ? std::nullopt
+               : std::optional(first_slots_key + 1 + static_cast<std::uint32_t>(later - more_slots.begin()));
   }
 
   std::shared_ptr<kit::Operation> start(TransferRequest request, const std::shared_ptr<Outcome>& outcome) {

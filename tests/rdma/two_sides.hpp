@@ -28,6 +28,10 @@ class TwoSides : public ::testing::Test {
       return false;
     }
     for (const ibv_send_wr* request = list_->finish(); request != nullptr; request = request->next) {
+      for (int i = 0; request->opcode == IBV_WR_SEND && i < request->num_sge; ++i) {
+        const ibv_sge& piece = request->sg_list[i];
+        EXPECT_EQ(from.slot_key(piece.addr, piece.length), piece.lkey) << "a message's key is that of its memory";
+      }
       carry_out(*request, to);
     }
     return true;

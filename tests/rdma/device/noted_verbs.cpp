@@ -10,6 +10,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <string>
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 
@@ -38,6 +39,9 @@ bool is_dmabuf_file(int descriptor) {
 
 std::atomic<const void*> registering_fails_at{nullptr};
 std::atomic<int> registrations_left{0};
+
+std::atomic<bool> registering_fails{false};
+std::atomic<int> registrations_refused{0};
 
 std::atomic<bool> next_long_post_fails{false};
 std::atomic<const ibv_qp*> pair_of_failed_post{nullptr};
@@ -89,6 +93,12 @@ int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
   return result != 0 ? result : ENOMEM;
 }
 
+std::string thread_name() {
+  std::array<char, 16> name{};
+  (void)::pthread_getname_np(::pthread_self(), name.data(), name.size());
+  return name.data();
+}
+
 template <class Function>
 Function* library_function(const char* name) {
   return reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, name));
@@ -124,6 +134,11 @@ int ibv_modify_qp(ibv_qp* pair, ibv_qp_attr* attributes, int mask) {
 #undef ibv_reg_mr
 ibv_mr* ibv_reg_mr(ibv_pd* domain, void* address, std::size_t size, int access) {
   before_registering().called(address);
+  if (registering_fails) {
+    ++registrations_refused;
+    errno = ENOMEM;
+    return nullptr;
+  }
   if (address == registering_fails_at && registrations_left-- <= 0) {
     errno = ENOMEM;
     return nullptr;
@@ -134,6 +149,7 @@ ibv_mr* ibv_reg_mr(ibv_pd* domain, void* address, std::size_t size, int access) 
   verbs_log().add({.verb = VerbsLog::Verb::do_register,
                    .what = address,
                    .context = domain->context,
+                   .thread = thread_name(),
                    .access = static_cast<unsigned>(access)});
   return region;
 }
@@ -142,8 +158,11 @@ ibv_mr* ibv_reg_mr_iova2(ibv_pd* domain, void* address, std::size_t size, std::u
   ibv_mr* const region =
       library_function<decltype(ibv_reg_mr_iova2)>("ibv_reg_mr_iova2")(domain, address, size, remote, access);
   if (!registering) {
-    verbs_log().add(
-        {.verb = VerbsLog::Verb::do_register, .what = address, .context = domain->context, .access = access});
+    verbs_log().add({.verb = VerbsLog::Verb::do_register,
+                     .what = address,
+                     .context = domain->context,
+                     .thread = thread_name(),
+                     .access = access});
   }
   return region;
 }
@@ -160,9 +179,7 @@ ibv_mr* ibv_reg_dmabuf_mr(ibv_pd* domain, std::uint64_t offset, std::size_t size
 
 int ibv_dereg_mr(ibv_mr* region) {
   before_deregistering().called(region->addr);
-  std::array<char, 16> thread{};
-  (void)::pthread_getname_np(::pthread_self(), thread.data(), thread.size());
-  verbs_log().add({VerbsLog::Verb::deregister, region->addr, region->context, thread.data()});
+  verbs_log().add({VerbsLog::Verb::deregister, region->addr, region->context, thread_name()});
   return library_function<decltype(ibv_dereg_mr)>("ibv_dereg_mr")(region);
 }
 }

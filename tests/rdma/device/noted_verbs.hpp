@@ -28,7 +28,7 @@ struct VerbsLog {
     Verb verb;
     const void* what;  ///< The queue pair; the memory.
     const ibv_context* context;
-    std::string thread = {};  ///< deregister: the name of the one that calls it.
+    std::string thread = {};  ///< The name of the one that calls it. Not of destroy_queue_pair.
     unsigned access = 0;      ///< do_register: the rights.
   };
 
@@ -84,6 +84,10 @@ extern std::atomic<int> registered_dmabuf;  ///< By this descriptor, the last ti
 /// Where memory begins that can't be registered any more, once it has been so many times.
 extern std::atomic<const void*> registering_fails_at;
 extern std::atomic<int> registrations_left;
+
+/// While it is so no memory can be registered, as it may not be pinned.
+extern std::atomic<bool> registering_fails;
+extern std::atomic<int> registrations_refused;  ///< So far, for this reason.
 
 extern std::atomic<bool> next_long_post_fails;
 extern std::atomic<const ibv_qp*> pair_of_failed_post;

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "noted_verbs.hpp"
 #include "rdma/rdma_node.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
@@ -113,13 +114,32 @@ TEST(RdmaStats, APeerTakes64KiBOfPinnedMemoryAndMoreOnlyOnceItUsesThem) {
     }
   }
   EXPECT_EQ(pinned_bytes() - before, ends * at_first) << "one write at a time needs no more";
-  std::vector<std::future<void>> notified;
-  for (int i = 0; i < 500; ++i) {
-    notified.push_back(hub.channel->async_notify(ids[0], small, {}, asio::use_future));
-  }
-  for (auto& one : notified) {
-    one.get();
-  }
+  // Of many messages each, none of which but the last is answered. They are so large that adapters read them from the memory, by
+  // its key.
+  const auto notify_all = [&](std::byte value) {
+    const std::vector<std::byte> payload(max_notification_bytes, value);
+    std::vector<std::future<void>> notified;
+    for (int i = 0; i < 50; ++i) {
+      notified.push_back(hub.channel->async_notify(ids[0], payload, {}, asio::use_future));
+    }
+    for (auto& one : notified) {
+      one.get();
+      EXPECT_TRUE(peers[0]->channel->receive_notification(long_enough).payload == payload);
+    }
+  };
+  registrations_refused = 0;
+  registering_fails = true;
+  notify_all(std::byte{1});
+  registering_fails = false;
+  EXPECT_GT(registrations_refused, 0) << "else nothing was to grow";
+  EXPECT_LE(registrations_refused, 2) << "one of each end, which stays as it is from then on";
+  notify_all(std::byte{2});
+  EXPECT_EQ(pinned_bytes() - before, ends * at_first);
+  hub.channel->disconnect(ids[0]);
+  hub.connect("hub", ids[0], *peers[0]);
+  EXPECT_TRUE(eventually([&] { return pinned_bytes() - before == ends * at_first; }))
+      << "the peer's old end ends later";
+  notify_all(std::byte{3});
   EXPECT_GT(pinned_bytes() - before, ends * at_first);
   EXPECT_LE(pinned_bytes() - before, (ends - 2) * at_first + 2 * at_most) << "of one peer's connection";
 }

@@ -21,10 +21,12 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <span>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -419,6 +421,92 @@ TEST(VerbsFaults, APeerIsToldOnlyOfBuffersThatAreThereAlsoWhenThisSideLeaves) {
   }
   EXPECT_FALSE(buffers->told_too_many);
   EXPECT_GT(buffers->farewells, 0U) << "else this tests nothing";
+}
+
+/// Counts the receive buffers that are posted before a queue pair can receive.
+class CountsFirstBuffers final : public Watcher {
+ public:
+  int post_recv(ibv_qp* pair, ibv_recv_wr* list, ibv_recv_wr** bad) override {
+    for (const ibv_recv_wr* request = list; request != nullptr; request = request->next) {
+      posted += pair->state == IBV_QPS_INIT ? 1U : 0U;
+    }
+    return Watcher::post_recv(pair, list, bad);
+  }
+
+  std::atomic<std::size_t> posted{0};
+};
+
+TEST(VerbsFaults, APeerThatDoesNotSayHowManyBuffersItHasAtFirstFindsAllOfThemThere) {
+  Watching<CountsFirstBuffers> buffers;
+  for (const bool says : {true, false}) {
+    buffers->posted = 0;
+    NodeOptions options;
+    if (!says) {
+      options.asked = options.heard = [](Endpoint& endpoint) { endpoint.first_messages.reset(); };
+    }
+    Node node(1, options);
+    Node peer(1);
+    node.connect("node", "peer", peer);
+    EXPECT_EQ(buffers->posted, 2 * (says ? first_messages : messages)) << "both sides'";
+    for (const auto& [from, to, id] : {std::tuple(&node, &peer, "peer"), std::tuple(&peer, &node, "node")}) {
+      std::vector<std::future<void>> written;
+      const std::vector<std::byte> payload(2'000, std::byte{5});
+      for (std::size_t i = 0; i < 4 * messages; ++i) {
+        written.push_back(from->channel->async_notify(id, payload, {}, asio::use_future));
+      }
+      for (auto& result : written) {
+        result.get();
+        EXPECT_EQ(to->channel->receive_notification(long_enough).payload, payload);
+      }
+    }
+  }
+}
+
+/// Posts no receive buffer that wasn't there before its queue pair could receive, but for the channel that was the first to have one.
+class PostsNoMoreBuffers final : public Watcher {
+ public:
+  int post_recv(ibv_qp* pair, ibv_recv_wr* list, ibv_recv_wr** bad) override {
+    {
+      const std::lock_guard lock(mutex_);
+      for (ibv_recv_wr* request = list; request != nullptr; request = request->next) {
+        if (pair->state == IBV_QPS_INIT) {
+          known_.insert(request->sg_list[0].addr);
+          spared_ = spared_ == nullptr ? pair->context : spared_;
+        } else if (pair->context != spared_ && !known_.contains(request->sg_list[0].addr)) {
+          *bad = request;
+          ++refused;
+          return ENOMEM;
+        }
+      }
+    }
+    return Watcher::post_recv(pair, list, bad);
+  }
+
+  std::atomic<unsigned> refused{0};
+
+ private:
+  std::mutex mutex_;
+  std::set<std::uint64_t> known_;
+  const ibv_context* spared_ = nullptr;
+};
+
+TEST(VerbsFaults, MoreReceiveBuffersThatCannotBePostedEndTheConnectionWithTheReason) {
+  Watching<PostsNoMoreBuffers> watching;
+  Node node(1);
+  Node peer(1);
+  node.connect("node", "peer", peer);
+  std::string why;
+  auto waiting = peer.channel->async_batched_recv(peer.pages(1), {.peer_id = "node", .tag = 7, .diagnostic = &why},
+                                                  asio::use_future);
+  // One operation, of many messages: another one would connect anew.
+  auto written =
+      node.channel->async_notify("peer", std::vector<std::byte>(max_notification_bytes), {}, asio::use_future);
+  EXPECT_THROW((void)waiting.get(), std::system_error);
+  EXPECT_THROW(written.get(), std::system_error);
+  EXPECT_GT(watching->refused, 0U);
+  const std::string expected =
+      "RDMA device '" + peer.channel->rails()[0].device + "': receive buffers can't be posted: ";
+  EXPECT_NE(why.find(expected), std::string::npos) << why;
 }
 
 /// A channel that memory is used up in when a link has begun to be joined.
