@@ -87,6 +87,7 @@ class PostAllocator {
 
   [[nodiscard]] T* allocate(std::size_t count) const {
     static_assert(alignof(T) <= alignof(std::max_align_t));
+    // cppcheck-suppress sizeofVoid ; that of void is only rebound
     return static_cast<T*>(owner_->allocate(count * sizeof(T)));
   }
   void deallocate(T* block, std::size_t /*count*/) const noexcept { owner_->deallocate(block); }

@@ -184,8 +184,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   // What is known (peer_facts-inl.hpp)
   /// With the lock held: of one that has a link. All but the path, which only the link knows.
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
-  /// @param attempt its number; nothing: the one for which calls wait.
-  [[nodiscard]] std::string awaited(std::string_view peer_id, std::optional<std::uint64_t> attempt);
+  /// @param number of the attempt; nothing: the one for which calls wait.
+  [[nodiscard]] std::string awaited(std::string_view peer_id, std::optional<std::uint64_t> number);
 
   // Peers' regions (peer_regions-inl.hpp)
   [[nodiscard]] bool region_added(const std::string& peer_id, const Host& host, const RemoteRegion& region);

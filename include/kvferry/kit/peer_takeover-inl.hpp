@@ -306,7 +306,10 @@ KVFERRY_INLINE void PeerDirectory::moved_peer_judged(const std::string& local_id
                                                      const std::shared_ptr<Link>& asked_on, bool lives) {
   Lock lock(mutex_);
   const auto it = peers_.find(peer_id);
-  const auto asked = it == peers_.end() ? decltype(Peer::asking)::node_type() : it->second.asking.extract(number);
+  decltype(Peer::asking)::node_type asked;
+  if (it != peers_.end()) {
+    asked = it->second.asking.extract(number);
+  }
   if (asked.empty()) {
     return;
   }
