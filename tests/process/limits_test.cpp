@@ -172,7 +172,6 @@ KVFERRY_PROGRAM(descriptors_used_up_later) {
   options.poll = PollPolicy::never();
   Node decode(4, options);
   Node prefill(4, options);
-  prefill.channel->lazy_init_peer_connection("prefill", "decode", decode.channel->peer_init_url());
   const auto pages = indexes(4);
   const auto write = [&](std::string_view peer) {
     std::error_code ec;
@@ -186,7 +185,9 @@ KVFERRY_PROGRAM(descriptors_used_up_later) {
     prefill.channel->lazy_init_peer_connection("prefill again", "again", decode.channel->peer_init_url(), {}, spec, ec);
     return ec;
   };
-  {
+  // What the handshake leaves may be closed after the limit was set, and be enough for another connection: then once more.
+  for (int attempt = 1;; ++attempt) {
+    prefill.channel->lazy_init_peer_connection("prefill", "decode", decode.channel->peer_init_url());
     const DescriptorLimit none(0);
     for (int round = 0; round < 4; ++round) {
       std::error_code ec;
@@ -197,8 +198,12 @@ KVFERRY_PROGRAM(descriptors_used_up_later) {
       }
     }
     if (!connect(std::chrono::milliseconds(200))) {
-      std::fprintf(stderr, "connected without a descriptor\n");
-      return 1;
+      if (attempt == 20) {
+        std::fprintf(stderr, "connected without a descriptor\n");
+        return 1;
+      }
+      prefill.channel->disconnect("again");
+      continue;
     }
     try {
       const Node other(4);
@@ -209,6 +214,7 @@ KVFERRY_PROGRAM(descriptors_used_up_later) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;
       }
+      break;
     }
   }
   const auto ec = connect(long_enough);
