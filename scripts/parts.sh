@@ -23,11 +23,13 @@ export KVFERRY_SKIP_REPORT=$kvferry_parts/skipped
 
 # NUMBER NAME COMMAND...
 _kvferry_run_part() {
-  local number=$1 name=$2 start=$SECONDS status=0
+  local number=$1 name=$2 start=$SECONDS status=0 TIMEFORMAT='%3U %3S' user system
   shift 2
   printf '\n== %s\n' "$name"
-  "$@" 2>&1 | tee "$kvferry_parts/$number.log" || status=$?
-  printf '%s\t%s\t%s\n' "$((SECONDS - start))" "$status" "$name" >"$kvferry_parts/$number.part"
+  { time { "$@" 2>&1 | tee "$kvferry_parts/$number.log"; }; } 2>"$kvferry_parts/$number.cpu" || status=$?
+  read -r user system < <(tail -n 1 "$kvferry_parts/$number.cpu")
+  printf '%s\t%s\t%s\t%s\n' "$((SECONDS - start))" \
+    "$(((10#${user/./} + 10#${system/./} + 500) / 1000))" "$status" "$name" >"$kvferry_parts/$number.part"
   return "$status"
 }
 
@@ -58,9 +60,9 @@ kvferry_queue() {
 
 # Of each part that failed, the lines that say how, out of a log that may be long.
 _kvferry_failures() {
-  local file seconds status name
+  local file seconds cpu status name
   for file in "$kvferry_parts"/*.part; do
-    IFS=$'\t' read -r seconds status name <"$file"
+    IFS=$'\t' read -r seconds cpu status name <"$file"
     if ((status != 0)); then
       printf '\n== Failed: %s\n' "$name"
       grep -E -A 12 "$kvferry_failure_lines" "${file%.part}.log" | cut -c 1-300 | head -n 80 || true
@@ -72,18 +74,18 @@ kvferry_failure_lines=': Failure$|unknown file: Failure|^==[0-9]+==ERROR|WARNING
 kvferry_failure_lines+='|terminate called|\*\*\*(Timeout|Exception)|^E  |: (fatal )?error: '
 
 _kvferry_report() {
-  local file seconds status name most=0 tests closing=
+  local file seconds cpu status name most=0 tests closing=
   _kvferry_failures
-  printf '\n== Times\n'
+  printf '\n== Times: passed, and of processors\n'
   for file in "$kvferry_parts"/*.part; do
-    IFS=$'\t' read -r seconds status name <"$file"
-    printf '%6d s  %s%s\n' "$seconds" "$name" "$( ((status == 0)) || echo ": FAILED")"
+    IFS=$'\t' read -r seconds cpu status name <"$file"
+    printf '%6d s %6d s  %s%s\n' "$seconds" "$cpu" "$name" "$( ((status == 0)) || echo ": FAILED")"
     tests=$(sed -n 's/.* tests failed out of \([0-9]*\)$/\1/p' "${file%.part}.log" | tail -n 1)
     if ((${tests:-0} > most)); then
       most=$tests closing=${file%.part}.log
     fi
   done
-  printf '%6d s  in all%s\n' "$((SECONDS - kvferry_started))" \
+  printf '%6d s           in all%s\n' "$((SECONDS - kvferry_started))" \
     "$( ((${#kvferry_queued[@]} == 0)) || echo "; some parts ran at the same time")"
 
   printf '\n== Skipped tests: %d\n' "$(wc -l <"$KVFERRY_SKIP_REPORT")"
@@ -102,5 +104,5 @@ kvferry_parts_end() {
     wait "$process" || failed=1
   done
   _kvferry_report
-  ! grep -qvP '^\d+\t0\t' "$kvferry_parts"/*.part && ((!failed))
+  ! grep -qvP '^\d+\t\d+\t0\t' "$kvferry_parts"/*.part && ((!failed))
 }
