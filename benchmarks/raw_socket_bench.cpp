@@ -39,7 +39,7 @@ class SocketInitiator final : public Initiator {
         asio::connect(socket, to);
         const Hello hello{stream, lane};
         asio::write(socket, asio::buffer(&hello, sizeof(hello)));
-        lanes.emplace_back(std::move(socket), options);
+        lanes.emplace_back(std::move(socket), options, setup.region);
       }
       pumps_.emplace_back(setup, options, stream, false, std::move(lanes));
     }
@@ -83,7 +83,7 @@ class SocketTarget final : public Target {
     run_in_threads(sockets.size(), [&](std::size_t stream) {
       std::vector<Lane> lanes;
       for (auto& socket : sockets[stream]) {
-        lanes.emplace_back(std::move(socket.value()), options);
+        lanes.emplace_back(std::move(socket.value()), options, setup.region);
       }
       Pump(setup, options, stream, true, std::move(lanes)).serve();
     });
@@ -102,6 +102,7 @@ struct RawOptions {
   std::optional<std::size_t> step;
   std::optional<std::size_t> send_buffer;
   std::optional<std::size_t> receive_buffer;
+  std::string io = "calls";
   LaneOptions lane;
 };
 
@@ -126,6 +127,12 @@ void add_options(CLI::App& app, RawOptions& raw, Job& job) {
       ->type_name("NAME");
   app.add_option("--lanes", raw.lane.lanes, "Connections that each batch is spread over")
       ->check(between(1, 64))
+      ->capture_default_str();
+  app.add_option(
+         "--io", raw.io,
+         "calls: a system call each; ring: by an io_uring; ring-zero-copy: by an io_uring, out of registered memory. "
+         "Rings are for --mode blocking with one lane")
+      ->check(CLI::IsMember({"calls", "ring", "ring-zero-copy"}))
       ->capture_default_str();
   app.add_option("--depth", job.depth, "Batches in flight, for each thread")
       ->check(between(1, 1 << 16))
@@ -155,7 +162,14 @@ int main(int argc, char** argv) {
     const std::size_t usual_buffer = polling ? std::size_t{4} << 20U : 0;
     lane.send_buffer = raw.send_buffer.value_or(usual_buffer);
     lane.receive_buffer = raw.receive_buffer.value_or(usual_buffer);
-    job.variant = "raw " + raw.mode;
+    lane.io = Json(raw.io).get<Io>();
+    if (lane.io != Io::calls && !has_ring()) {
+      throw CLI::ValidationError("--io", "this program was built without liburing");
+    }
+    if (lane.io != Io::calls && !lane.blocking()) {
+      throw CLI::ValidationError("--io", "a ring takes --mode blocking and one lane");
+    }
+    job.variant = "raw " + raw.mode + (lane.io == Io::calls ? "" : " " + raw.io);
     job.depth = threads.depth;
     job.threads = threads.threads;
     job.streams_per_peer = threads.threads;

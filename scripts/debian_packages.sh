@@ -55,7 +55,7 @@ _kvferry_packages() {
         ;;
       bench)
         _kvferry_packages build
-        echo libucx-dev libfabric-dev iperf3 openssl python3 python3-matplotlib
+        echo libucx-dev libfabric-dev liburing-dev iperf3 iproute2 openssl python3 python3-matplotlib
         ;;
       heaptrack)
         _kvferry_packages build

@@ -51,7 +51,8 @@ void PageCursor::advance(std::size_t bytes) {
   at_begin_ = at_begin_ && bytes == 0;
 }
 
-Lane::Lane(asio::ip::tcp::socket socket, const LaneOptions& options) : socket_(std::move(socket)), step_(options.step) {
+Lane::Lane(asio::ip::tcp::socket socket, const LaneOptions& options, const Region& region)
+    : socket_(std::move(socket)), step_(options.step), io_(options.io), region_(&region) {
   socket_.set_option(asio::ip::tcp::no_delay(true));
   if (options.send_buffer != 0) {
     socket_.set_option(asio::socket_base::send_buffer_size(static_cast<int>(options.send_buffer)));
@@ -66,8 +67,19 @@ Lane::Lane(asio::ip::tcp::socket socket, const LaneOptions& options) : socket_(s
   }
 }
 
+Ring* Lane::ring() {
+  if (io_ != Io::calls && !ring_) {
+    ring_ = std::make_unique<Ring>(descriptor(), *region_, io_ == Io::ring_zero_copy);
+  }
+  return ring_.get();
+}
+
 bool Lane::send_pages(bool wait) {
   const auto window = cursor_.window(pieces_, step_);
+  if (Ring* const by = ring()) {
+    cursor_.advance(by->send(window));
+    return true;
+  }
   msghdr message{};
   message.msg_iov = window.data();
   message.msg_iovlen = window.size();
@@ -78,10 +90,15 @@ bool Lane::send_pages(bool wait) {
 
 bool Lane::receive_pages(bool wait) {
   const auto window = cursor_.window(pieces_, step_);
-  msghdr message{};
-  message.msg_iov = window.data();
-  message.msg_iovlen = window.size();
-  const ssize_t result = ::recvmsg(descriptor(), &message, flags(wait));
+  ssize_t result = 0;
+  if (Ring* const by = ring()) {
+    result = static_cast<ssize_t>(by->receive(window));
+  } else {
+    msghdr message{};
+    message.msg_iov = window.data();
+    message.msg_iovlen = window.size();
+    result = ::recvmsg(descriptor(), &message, flags(wait));
+  }
   const std::size_t received = checked(result, "recvmsg");
   cursor_.advance(received);
   ended_ = result == 0;

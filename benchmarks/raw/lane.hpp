@@ -8,11 +8,13 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
 #include "common/job.hpp"
 #include "common/region.hpp"
+#include "ring.hpp"
 
 namespace bench {
 
@@ -24,6 +26,14 @@ enum class Wait : std::uint8_t {
 };
 NLOHMANN_JSON_SERIALIZE_ENUM(Wait, {{Wait::block, "block"}, {Wait::poll, "poll"}, {Wait::adaptive, "adaptive"}})
 
+/// How a thread tells the kernel what to move.
+enum class Io : std::uint8_t {
+  calls,           ///< A system call each.
+  ring,            ///< By an io_uring.
+  ring_zero_copy,  ///< By an io_uring, and the kernel sends out of the region's memory, which is registered with it.
+};
+NLOHMANN_JSON_SERIALIZE_ENUM(Io, {{Io::calls, "calls"}, {Io::ring, "ring"}, {Io::ring_zero_copy, "ring-zero-copy"}})
+
 struct LaneOptions {
   Wait wait = Wait::block;
   std::size_t lanes = 1;           ///< Connections that each batch is spread over.
@@ -32,11 +42,12 @@ struct LaneOptions {
   std::size_t receive_buffer = 0;  ///< SO_RCVBUF; 0: the system's.
   std::uint64_t spin_us = 50;
   std::string congestion;  ///< TCP_CONGESTION; empty: the system's.
+  Io io = Io::calls;
 
   /// Whether system calls wait, which they can where a thread has but one connection.
   [[nodiscard]] bool blocking() const { return wait == Wait::block && lanes == 1; }
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LaneOptions, wait, lanes, step, send_buffer, receive_buffer, spin_us, congestion)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LaneOptions, wait, lanes, step, send_buffer, receive_buffer, spin_us, congestion, io)
 
 /// Where a batch's bytes are to go or come from next.
 class PageCursor {
@@ -62,7 +73,7 @@ class PageCursor {
 /// One connection. Batches go one way; the other way goes a byte for each, a token: an acknowledgement or a request.
 class Lane {
  public:
-  Lane(asio::ip::tcp::socket socket, const LaneOptions& options);
+  Lane(asio::ip::tcp::socket socket, const LaneOptions& options, const Region& region);
 
   /// Begins another batch.
   void load(const PageCursor& cursor) {
@@ -88,8 +99,13 @@ class Lane {
   [[nodiscard]] int descriptor() { return socket_.native_handle(); }
 
  private:
+  Ring* ring();
+
   asio::ip::tcp::socket socket_;
   std::size_t step_;
+  Io io_;
+  const Region* region_;
+  std::unique_ptr<Ring> ring_;  ///< Made by the thread that uses it: the kernel takes calls from no other.
   PageCursor cursor_;
   std::uint64_t loaded_ = 0;
   std::uint64_t tokens_ = 0;
