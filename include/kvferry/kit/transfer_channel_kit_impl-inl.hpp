@@ -56,6 +56,28 @@ KVFERRY_INLINE std::uint64_t random_incarnation() {
   return (high << 32 | device()) | 1;
 }
 
+/// @throws TransferError if peers couldn't connect to what they are told.
+KVFERRY_INLINE void check_advertised_url(const std::string& url) {
+  if (url.empty()) {
+    return;
+  }
+  const auto refuse = [&](const std::string& reason) {
+    throw TransferError(errc::invalid_url, "ChannelOptions::advertised_init_url: " + reason);
+  };
+  HostPort told;
+  try {
+    told = parse_url(url);
+  } catch (const TransferError& error) {
+    refuse(error.what());
+  }
+  if (told.is_wildcard()) {
+    refuse("\"" + url + "\" is a wildcard, to which no peer can connect; advertise an address or name of this host");
+  }
+  if (is_group(told.host)) {
+    refuse("\"" + url + "\" is the address of a group, at which nobody accepts connections");
+  }
+}
+
 KVFERRY_INLINE std::string advertised_url(const ChannelOptions& options, const std::string& bound) {
   if (bound.empty() || options.advertised_init_url.empty()) {
     return bound;
@@ -126,9 +148,7 @@ class TransferChannelKit::Impl {
     occupy_standard_descriptors();
     check_regions(options.regions);
     regions = std::make_shared<RegionTable>(options.regions);
-    if (!options.advertised_init_url.empty()) {
-      (void)parse_url(options.advertised_init_url);
-    }
+    check_advertised_url(options.advertised_init_url);
     if (!options.executor) {
       if (options.io_threads > max_io_threads) {
         throw TransferError(std::make_error_code(std::errc::invalid_argument),
