@@ -4,5 +4,7 @@
 
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_AUTO)
 #define KVFERRY_WHOLE_AUTO
+#include <kvferry/detail/macros_off.hpp>
 #include <kvferry/auto-inl.hpp>
+#include <kvferry/detail/macros_on.hpp>
 #endif

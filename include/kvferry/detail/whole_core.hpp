@@ -6,5 +6,7 @@
 
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_CORE)
 #define KVFERRY_WHOLE_CORE
+#include <kvferry/detail/macros_off.hpp>
 #include <kvferry/core-inl.hpp>
+#include <kvferry/detail/macros_on.hpp>
 #endif

@@ -4,5 +4,7 @@
 
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_SHM)
 #define KVFERRY_WHOLE_SHM
+#include <kvferry/detail/macros_off.hpp>
 #include <kvferry/shm-inl.hpp>
+#include <kvferry/detail/macros_on.hpp>
 #endif

@@ -6,5 +6,7 @@
 
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_TCP)
 #define KVFERRY_WHOLE_TCP
+#include <kvferry/detail/macros_off.hpp>
 #include <kvferry/tcp-inl.hpp>
+#include <kvferry/detail/macros_on.hpp>
 #endif
