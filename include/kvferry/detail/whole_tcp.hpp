@@ -6,7 +6,8 @@
 
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_TCP)
 #define KVFERRY_WHOLE_TCP
-#include <kvferry/detail/macros_off.hpp>
+#pragma GCC system_header  // the warnings that the program turns on are not for the definitions
+#include <kvferry/detail/definitions_begin.hpp>
 #include <kvferry/tcp-inl.hpp>
-#include <kvferry/detail/macros_on.hpp>
+#include <kvferry/detail/definitions_end.hpp>
 #endif

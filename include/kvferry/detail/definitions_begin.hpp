@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Without an include guard. Stands before definitions that a program compiles: macros of the program with common names mean
-// nothing in them, nor in other libraries' headers that they include first. `macros_on.hpp` brings them back.
+// nothing in them, nor in other libraries' headers that they include first. `definitions_end.hpp` brings them back.
 #pragma push_macro("min")
 #pragma push_macro("max")
 #pragma push_macro("check")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Without an include guard: see macros_off.hpp.
+// Without an include guard: see definitions_begin.hpp.
 #pragma pop_macro("min")
 #pragma pop_macro("max")
 #pragma pop_macro("check")
