@@ -508,10 +508,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// time, its connection is broken, which is just as safe. If the peer's connection has failed or was replaced, the
   /// rest of it is shut. A write that waits at the peer for a new connection ends there with `errc::fenced` when the
   /// connection is made. If a connection is just being made, the fence waits for it: for a second, and longer while
-  /// the transport has other ways behind one that doesn't answer (`AutoTransferChannel`), but not beyond `timeout`. Then
-  /// it gives the connection up, and what waits for it at the peer fails. For a peer that this channel doesn't know the
-  /// call returns at once. Operations that the peer starts later, also over a new connection, are not held up. If the new
-  /// connection's handshake takes long, writes that were started meanwhile may be refused too.
+  /// the transport has other ways behind one that doesn't answer (`AutoTransferChannel`), but not beyond `timeout`, or half
+  /// of it if the peer is connected and has to answer in the rest. Then it gives the connection up, and what waits for it
+  /// at the peer fails. For a peer that this channel doesn't know the call returns at once. Operations that the peer starts
+  /// later, also over a new connection, are not held up. If it hasn't answered the fence, and the new connection's
+  /// handshake takes long, writes that were started meanwhile may be refused too; also if it is this side that connects
+  /// anew, over RDMA, or if the peer has restarted or knows this channel by another id.
   ///
   /// @param timeout how long the peer may take; unset: the channel's default.
   /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. A

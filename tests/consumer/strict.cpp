@@ -28,11 +28,10 @@ struct Measured {
   std::optional<std::string> text;
 
   static constexpr auto side_message_fields() {
-    return std::tuple(kvferry::side_message_field("seconds", &Measured::seconds),
-                      kvferry::side_message_field("share", &Measured::share),
-                      kvferry::side_message_field("count", &Measured::count),
-                      kvferry::side_message_field("pages", &Measured::pages),
-                      kvferry::side_message_field("text", &Measured::text));
+    return std::tuple(
+        kvferry::side_message_field("seconds", &Measured::seconds),
+        kvferry::side_message_field("share", &Measured::share), kvferry::side_message_field("count", &Measured::count),
+        kvferry::side_message_field("pages", &Measured::pages), kvferry::side_message_field("text", &Measured::text));
   }
 };
 

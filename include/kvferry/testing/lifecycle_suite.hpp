@@ -213,8 +213,8 @@ class LifecycleTests : public ConformanceBase {
 
 KVFERRY_TESTING_SUITE(LifecycleTest, LifecycleTests, OffersSomeTransfer, StatesFactsBeforeUse, StatesTheUrlThatWasBound,
                       StatesNoUrlWithoutListener, KnowsNobodyAtFirst, WorksWithoutRegions, RefusesInvalidRegions,
-                      RefusesInvalidUrls, RefusesAnAdvertisedUrlThatNobodyCanDial, RefusesAnAddressInUse, ReleasesTheAddressOnClose,
-                      ConstructsAndDestroysManyTimes, CloseIsIdempotent, CloseFromManyThreadsAtOnce,
-                      EverythingIsRefusedAfterClose);
+                      RefusesInvalidUrls, RefusesAnAdvertisedUrlThatNobodyCanDial, RefusesAnAddressInUse,
+                      ReleasesTheAddressOnClose, ConstructsAndDestroysManyTimes, CloseIsIdempotent,
+                      CloseFromManyThreadsAtOnce, EverythingIsRefusedAfterClose);
 
 }  // namespace kvferry::testing

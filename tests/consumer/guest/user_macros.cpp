@@ -48,7 +48,8 @@
 // They are the program's own again.
 static_assert(max(2, 1) == 2 && min(2, 1) == 1);
 static_assert(sizeof(small) == 1);
-#if !defined(check) || !defined(emit) || !defined(foreach) || !defined(interface) || !defined(signals) || !defined(slots)
+#if !defined(check) || !defined(emit) || !defined(foreach) || !defined(interface) || !defined(signals) || \
+    !defined(slots)
 #error "a macro of the program is gone"
 #endif
 
