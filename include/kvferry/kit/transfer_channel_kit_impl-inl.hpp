@@ -218,6 +218,20 @@ class TransferChannelKit::Impl {
 
   [[nodiscard]] bool answers_in_this_thread() { return side_message_thread.get_executor().running_in_this_thread(); }
 
+  /// Whether a url is certain to be this channel's own.
+  [[nodiscard]] bool leads_here(std::string_view url) const {
+    std::error_code ec;
+    const HostPort target = parse_url(url, ec);
+    if (ec || !handshakes || handshakes->bound_url().empty()) {
+      return false;
+    }
+    const HostPort bound = parse_url(handshakes->bound_url());
+    const auto address = address_of(target.host);
+    const bool within_host = target.host == "localhost" || (address && address->is_loopback());
+    return target == parse_url(advertised) ||
+           (target.port == bound.port && (target.host == bound.host || (bound.is_wildcard() && within_host)));
+  }
+
   void join_side_messages() {
     if (!answers_in_this_thread()) {
       const std::lock_guard lock(join_mutex);
