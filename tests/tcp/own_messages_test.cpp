@@ -36,13 +36,13 @@ class Asking final : public TcpTransferChannel {
   }
 };
 
-TcpOptions listening_at(std::string url) {
+TcpOptions options_of_one_asked_at(std::string url) {
   TcpOptions options;
   options.peer_init_url = std::move(url);
   return options;
 }
 
-void expect_refused(Asking& channel, const std::string& url) {
+void expect_would_deadlock(Asking& channel, const std::string& url) {
   TcpTransferChannel client{TcpOptions()};
   channel.url = url;
   const std::string reached = "tcp://127.0.0.1:" + std::to_string(parse_url(channel.peer_init_url()).port);
@@ -54,20 +54,20 @@ void expect_refused(Asking& channel, const std::string& url) {
 }
 
 TEST(OwnMessages, ThatAHandlerWouldWaitForAreRefused) {
-  Asking channel(listening_at(kvferry::testing::own_loopback_url()));
-  expect_refused(channel, channel.peer_init_url());
+  Asking channel(options_of_one_asked_at(kvferry::testing::own_loopback_url()));
+  expect_would_deadlock(channel, channel.peer_init_url());
 }
 
 TEST(OwnMessages, OfAChannelAtAllAddressesAreRefusedAtThisHostsOwn) {
-  Asking channel(listening_at("tcp://*:0"));
+  Asking channel(options_of_one_asked_at("tcp://*:0"));
   const auto port = std::to_string(parse_url(channel.peer_init_url()).port);
-  expect_refused(channel, "tcp://127.0.0.1:" + port);
-  expect_refused(channel, "tcp://localhost:" + port);
+  expect_would_deadlock(channel, "tcp://127.0.0.1:" + port);
+  expect_would_deadlock(channel, "tcp://localhost:" + port);
 }
 
 TEST(OwnMessages, AreAnsweredToOtherThreadsAndThoseToOthersToTheHandler) {
-  Asking channel(listening_at(kvferry::testing::own_loopback_url()));
-  Asking other(listening_at(kvferry::testing::own_loopback_url()));
+  Asking channel(options_of_one_asked_at(kvferry::testing::own_loopback_url()));
+  Asking other(options_of_one_asked_at(kvferry::testing::own_loopback_url()));
   channel.url = other.peer_init_url();
   const auto answer = channel.send_init_side_msg(channel.peer_init_url(), encode_side_message(P2PInitSideMsg{}));
   EXPECT_TRUE(answer.is<PySocketInitResponse>());
