@@ -167,6 +167,13 @@ KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_v
     ec = refuse_to_block(spec.diagnostic);
     return {};
   }
+  if (answers_in_this_thread(peer_init_url)) {
+    ec = errc::would_deadlock;
+    if (spec.diagnostic != nullptr) {
+      *spec.diagnostic = "handle_init_side_msg waits for a message to its own channel, which only it could answer";
+    }
+    return {};
+  }
   auto answer = wait_for<std::optional<SideMessage>>(
       [&](SideMessageCompletion completion) {
         start_side_message(

@@ -209,7 +209,10 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Answers a side message. Override it to handle messages of your own. LMCache: `handle_init_side_msg`.
   ///
   /// Runs on a thread that the channel keeps for side messages. It may block, and then delays other side messages, but
-  /// no handshake and no transfer. If it throws, the peer gets the error. A code of kvferry's arrives unchanged,
+  /// no handshake and no transfer. Whoever waits here for an answer of this very channel waits in vain: a blocking
+  /// `send_init_side_msg` to the channel's own url ends with `errc::would_deadlock` at once, but a message to another
+  /// address of it, or a message to a peer whose handler asks this channel in turn, ends when its time is over. If it
+  /// throws, the peer gets the error. A code of kvferry's arrives unchanged,
   /// except that this side's own end is not the peer's: `errc::closed` arrives as `errc::peer_closed`, `errc::cancelled`
   /// as `errc::peer_cancelled`, and `errc::forked` as `errc::handshake_failed`. Another code arrives as
   /// `errc::connection_lost` if it belongs to `condition::peer_failed`, as `resource_limit` if it is `retryable`, and
@@ -224,7 +227,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// LMCache: `send_init_side_msg`.
   /// @param message at most `ChannelOptions::max_handshake_bytes` when encoded, as is the answer.
   /// @throws TransferError EMSGSIZE, `errc::invalid_url`, `errc::timed_out`, `errc::closed`, `errc::malformed_message`,
-  ///   and the code of a `SideMessageError` that came as the answer.
+  ///   `errc::would_deadlock`, and the code of a `SideMessageError` that came as the answer.
   SideMessage send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec = {});
   /// As above, with the error in `ec`; the result is then an empty message.
   SideMessage send_init_side_msg(std::string_view peer_init_url, SideMessage message, const InitSpec& spec,
@@ -508,10 +511,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// time, its connection is broken, which is just as safe. If the peer's connection has failed or was replaced, the
   /// rest of it is shut. A write that waits at the peer for a new connection ends there with `errc::fenced` when the
   /// connection is made. If a connection is just being made, the fence waits for it: for a second, and longer while
-  /// the transport has other ways behind one that doesn't answer (`AutoTransferChannel`), but not beyond `timeout`. Then
-  /// it gives the connection up, and what waits for it at the peer fails. For a peer that this channel doesn't know the
-  /// call returns at once. Operations that the peer starts later, also over a new connection, are not held up. If the new
-  /// connection's handshake takes long, writes that were started meanwhile may be refused too.
+  /// the transport has other ways behind one that doesn't answer (`AutoTransferChannel`), but not beyond `timeout`, or half
+  /// of it if the peer is connected and has to answer in the rest. Then it gives the connection up, and what waits for it
+  /// at the peer fails. For a peer that this channel doesn't know the call returns at once. Operations that the peer starts
+  /// later, also over a new connection, are not held up. If it hasn't answered the fence, and the new connection's
+  /// handshake takes long, writes that were started meanwhile may be refused too; also if it is this side that connects
+  /// anew, over RDMA, or if the peer has restarted or knows this channel by another id.
   ///
   /// @param timeout how long the peer may take; unset: the channel's default.
   /// @throws TransferError `errc::empty_peer_id`, `errc::closed`, `errc::cancelled`, `errc::would_deadlock`. A
@@ -653,6 +658,12 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// The same of another channel: for a decorator, whose operations that one completes.
   [[nodiscard]] static bool running_in_io_thread_of(const BaseTransferChannel& other) noexcept {
     return other.running_in_io_thread();
+  }
+  /// Whether only the calling thread could answer a side message to that url: it runs `handle_init_side_msg`, and the url
+  /// is the channel's own.
+  [[nodiscard]] virtual bool answers_in_this_thread(std::string_view url) const {
+    (void)url;
+    return false;
   }
   /// @}
 

@@ -45,8 +45,9 @@ struct ChannelOptions {
   std::string peer_init_url;
 
   /// The address that peers are told, if it differs from the bound one (NAT, a wildcard bind). Port 0 stands for the
-  /// bound port. Empty: the bound address, or none if that is a wildcard. Without an address, a peer to which this side
-  /// connected can't reconnect by itself.
+  /// bound port. A wildcard host isn't an address, and the constructor throws `errc::invalid_url`. Empty: the bound
+  /// address, or none if that is a wildcard. Without an address, a peer to which this side connected can't reconnect by
+  /// itself.
   std::string advertised_init_url;
 
   /// The url with which to answer LMCache's `P2PInitSideMsg`; empty if there is none. LMCache: `peer_lookup_url`.

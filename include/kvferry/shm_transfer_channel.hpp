@@ -18,7 +18,10 @@ namespace kvferry::inline KVFERRY_ABI {
 
 /// Options of a channel within one host.
 struct ShmOptions : ChannelOptions {
-  /// The users (uid_t) whose processes may connect, and be connected to, besides this process's own effective user.
+  /// The users (uid_t) whose processes may connect, and be connected to, besides this process's own effective user. Each
+  /// side needs the other's user. The kernel names the user that a process had when it began to listen or to connect: a
+  /// peer that gives root up after its channel was made counts as root when it is connected to, and as its new user when
+  /// it connects. So allow both.
   std::vector<std::uint32_t> allowed_users;
 
   /// Whether this side reads payload from the memory of the peer's process, if the kernel allows it, and lets the peer

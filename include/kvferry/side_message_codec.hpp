@@ -219,12 +219,14 @@ bool decode_integer(const msgpack::object& from, T& to, DecodeProblem& problem) 
 template <std::floating_point T>
 bool decode_float(const msgpack::object& from, T& to, DecodeProblem& problem) {
   double value = 0;
-  switch (from.type) {
-    case msgpack::type::FLOAT32:
-    case msgpack::type::FLOAT64: value = from.via.f64; break;
-    case msgpack::type::POSITIVE_INTEGER: value = static_cast<double>(from.via.u64); break;
-    case msgpack::type::NEGATIVE_INTEGER: value = static_cast<double>(from.via.i64); break;
-    default: return unexpected(from, "float", problem);
+  if (from.type == msgpack::type::FLOAT32 || from.type == msgpack::type::FLOAT64) {
+    value = from.via.f64;
+  } else if (from.type == msgpack::type::POSITIVE_INTEGER) {
+    value = static_cast<double>(from.via.u64);
+  } else if (from.type == msgpack::type::NEGATIVE_INTEGER) {
+    value = static_cast<double>(from.via.i64);
+  } else {
+    return unexpected(from, "float", problem);
   }
   if (std::isfinite(value) && std::abs(value) > static_cast<double>((std::numeric_limits<T>::max)())) {
     problem.what = "expected a float that fits " + std::to_string(sizeof(T)) + " bytes, got " + std::to_string(value);

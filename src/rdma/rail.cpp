@@ -490,10 +490,12 @@ bool Rail::grow_step() {
   if (!protocol_->wants_slots() && !protocol_->wants_buffers()) {
     return false;
   }
+  bool grown = false;
   std::error_code failure;
   try {
     if (protocol_->wants_slots()) {
       protocol_->add_slots(pair_->double_slots(most_slots));
+      grown = true;
     }
     if (protocol_->wants_buffers()) {
       const std::size_t buffers = pair_->double_buffers(messages, failure);
@@ -501,7 +503,7 @@ bool Rail::grow_step() {
     }
   } catch (const std::exception&) {
     protocol_->stay_small();  // there is none: messages wait, as they do where all of it is in use
-    return false;
+    return grown;             // or some have room now
   }
   if (failure) {
     fail(failure,

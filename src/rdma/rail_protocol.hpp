@@ -139,7 +139,8 @@ class RailProtocol {
     leaving_ = true;
     asked_.clear();
   }
-  /// Makes a list of answers. @return false if none is left, or none can go now.
+  /// Makes a list of answers, or of one message that tells of receive buffers. @return false if nothing is left, or nothing can
+  /// go now.
   [[nodiscard]] bool fill_answers(WorkList& list);
   /// Whether the peer has all answers, and nothing else is under way to it.
   [[nodiscard]] bool settled() const noexcept { return control_.empty() && posted_ == 0 && draining_ == 0; }

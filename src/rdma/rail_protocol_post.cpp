@@ -88,7 +88,8 @@ bool RailProtocol::fill_answers(WorkList& list) {
     control_.pop_front();
   }
   if (list.empty()) {
-    return false;
+    // The peer may be leaving as well, with answers that wait for these.
+    return owed_ >= own_buffers_ / 2 && fill_message(list, MessageType::credit, 0, 0);
   }
   records_.back().ends_list = true;
   return true;

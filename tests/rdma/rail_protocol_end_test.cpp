@@ -365,5 +365,44 @@ TEST_F(RailProtocolEnd, ASignOfLifeIsGivenByWhatWasPostedAfterTheQuestion) {
   EXPECT_EQ(answered, 1);
 }
 
+/// Each has used up its credits with what the other has to answer.
+TEST_F(RailProtocolEnd, TwoThatLeaveAtOnceGiveEachOtherTheCreditsForTheirAnswers) {
+  std::vector<std::shared_ptr<Outcome>> outcomes;
+  for (Side* const side : {&a, &b}) {
+    for (std::size_t i = 0; i + 1 < buffers; ++i) {  // the last credit is for credits
+      outcomes.push_back(std::make_shared<Outcome>());
+      side->start(one_sided(TransferKind::write, {}, {}, {std::byte{1}}), outcomes.back());
+    }
+  }
+  for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+    while (post(*from, *to)) {
+      from->protocol->completed();
+    }
+    ASSERT_EQ(to->arrived.size(), buffers - 1);
+  }
+  receive_all(a);
+  receive_all(b);
+  a.protocol->leave();
+  b.protocol->leave();
+  for (bool busy = true; busy;) {
+    busy = false;
+    for (const auto& [from, to] : {std::pair{&a, &b}, std::pair{&b, &a}}) {
+      while (from->protocol->fill_answers(*list_)) {
+        busy = true;
+        for (const ibv_send_wr* request = list_->finish(); request != nullptr; request = request->next) {
+          carry_out(*request, *to);
+        }
+        from->protocol->completed();
+      }
+      receive_all(*to);
+    }
+  }
+  EXPECT_TRUE(a.protocol->settled() && b.protocol->settled());
+  for (const auto& outcome : outcomes) {
+    EXPECT_EQ(outcome->calls, 1);
+    EXPECT_FALSE(outcome->ec) << outcome->ec.message();
+  }
+}
+
 }  // namespace
 }  // namespace kvferry::rdma::testing

@@ -485,6 +485,27 @@ TEST_F(DataAcceptorTest, AConnectionThatThereIsNoMemoryForDoesNotKeepLaterOnesOu
   EXPECT_GT(lost, 2U);
 }
 
+TEST_F(DataAcceptorTest, AHandshakeThatThereIsNoMemoryForIsNotAwaitedWithoutADeadline) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    acceptor_ = std::make_shared<DataAcceptor>(context_.get_executor(), LinkOptions(), refusals_);
+    acceptor_->listen("127.0.0.1", 0, std::chrono::seconds(30));
+    ended_.clear();
+    bool thrown = false;
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    try {
+      (void)expect(std::chrono::hours(1));
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    test::allocations_left = test::unlimited_allocations;
+    refused = test::allocation_refused;
+    acceptor_->close();
+    EXPECT_EQ(ended_.size(), thrown ? 0U : 1U) << allocations;
+  }
+}
+
 class ImpatientDataAcceptor : public DataAcceptorTest {
  protected:
   ImpatientDataAcceptor() : DataAcceptorTest(std::chrono::milliseconds(1)) {}

@@ -116,6 +116,19 @@ TEST_F(TwoLanes, ALaneEndsWithItsOwnConnectionWhenThePeerHasClosed) {
   EXPECT_EQ(host_->failures, 1);
 }
 
+TEST_F(TwoLanes, AFenceThatEndsWithTheConnectionIsToldFromOneThatIsAnswered) {
+  const auto ended = link_->ended();
+  ASSERT_TRUE(ended);
+  EXPECT_FALSE(*ended);
+  std::optional<bool> known;
+  ASSERT_TRUE(link_->fence([&] { known = *ended; }));
+  for (tcp::socket& peer : peers_) {
+    peer.close();
+  }
+  run_until([&] { return known.has_value(); });
+  EXPECT_TRUE(known.value_or(false));
+}
+
 class TwoLanesOfAPeerThatGoesSilent : public TwoLanes {
  protected:
   TwoLanesOfAPeerThatGoesSilent() : TwoLanes(std::chrono::milliseconds(20)) {}

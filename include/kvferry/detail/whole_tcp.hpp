@@ -6,5 +6,8 @@
 
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_TCP)
 #define KVFERRY_WHOLE_TCP
+#pragma GCC system_header  // the warnings that the program turns on are not for the definitions
+#include <kvferry/detail/definitions_begin.hpp>
+#include <kvferry/detail/definitions_end.hpp>
 #include <kvferry/tcp-inl.hpp>
 #endif

@@ -96,6 +96,9 @@ class Fence final : public PlainCall {
     }
   }
 
+  /// Whether a link has answered; known before the fence ends.
+  [[nodiscard]] std::shared_ptr<const std::atomic<bool>> answered() const noexcept { return answered_; }
+
   /// Waits for `link`, and calls `break_link` if that takes too long or the link can't ask. Call it once.
   void wait_for(Link& link, std::function<void()> break_link) {
     break_link_ = std::move(break_link);
@@ -103,10 +106,14 @@ class Fence final : public PlainCall {
     std::shared_ptr<LinkAnswer> answer;
     try {
       deadlines_->add(deadline_, shared_from_this());
-      answer = std::make_shared<LinkAnswer>([self = shared_from_this()] { self->end({}); },
-                                            [self = std::static_pointer_cast<Fence>(shared_from_this())] {
-                                              self->deadlines_->hasten(self->deadline_, *self);
-                                            });
+      answer = std::make_shared<LinkAnswer>(
+          [self = std::static_pointer_cast<Fence>(shared_from_this()), link_ended = link.ended()] {
+            *self->answered_ = link_ended && !*link_ended;
+            self->end({});
+          },
+          [self = std::static_pointer_cast<Fence>(shared_from_this())] {
+            self->deadlines_->hasten(self->deadline_, *self);
+          });
       asks = link.fence([answer] { answer->comes(); });
     } catch (const std::exception&) {
       // Memory is used up. The link may have been asked, or not.
@@ -135,6 +142,7 @@ class Fence final : public PlainCall {
   void before_end() override { deadlines_->remove(deadline_, *this); }
 
   const Clock::time_point deadline_;
+  const std::shared_ptr<std::atomic<bool>> answered_ = std::make_shared<std::atomic<bool>>(false);
   std::function<void()> break_link_;
   bool asked_ = false;
 };

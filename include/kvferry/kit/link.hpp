@@ -3,6 +3,7 @@
 #ifndef KVFERRY_KIT_LINK_HPP
 #define KVFERRY_KIT_LINK_HPP
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -87,6 +88,9 @@ class KVFERRY_EXPORT Link {
     (void)done;
     return false;
   }
+  /// Set when the connection has ended; if that is why `fence` calls `done`, then before. Null: the link can't tell, and
+  /// when the peer connects again, more of its writes are refused with `errc::fenced` than need be.
+  [[nodiscard]] virtual std::shared_ptr<const std::atomic<bool>> ended() const noexcept { return nullptr; }
 
   /// @name Regions that come and go: for transports with `Capabilities::region_changes`
   /// @{

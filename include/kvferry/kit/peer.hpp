@@ -125,6 +125,8 @@ struct PeerDirectory::Peer {
   Failure last_failure;
 
   Clock::time_point fenced_at = Clock::time_point::min();  ///< By this side's user, the last time.
+  /// Whether `instance`, under `local_id`, has answered that fence. Null: nobody else's answer counts.
+  std::shared_ptr<const std::atomic<bool>> fence_answered;
   Clock::time_point fenced_until =
       Clock::time_point::min();  ///< By the peer: writes that were started here until then.
 

@@ -80,7 +80,7 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   attempt.known = known;
   attempt.silent_probe = peer.link && !peer.lives() ? peer.last_probe : 0;
   attempt.fenced_until = fenced_until(question.fenced_us);
-  answer.fenced_us = time_since_fence(peer);
+  answer.fenced_us = time_since_fence(peer, question, known);
   attempt.local_id = question.receiver_id;
   attempt.url = told_url;
   attempt.instance.incarnation = question.incarnation;

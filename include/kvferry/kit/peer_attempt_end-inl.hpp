@@ -159,6 +159,9 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       if (const auto used = std::exchange(attempt->host, nullptr)) {
         used->keep();
       }
+      if (!attempt->known || attempt->local_id != peer->local_id) {
+        peer->fence_answered.reset();
+      }
       peer->fenced_until = std::max(peer->fenced_until, attempt->fenced_until);
       peer->instance = std::move(attempt->instance);
       peer->local_id = std::move(attempt->local_id);

@@ -119,8 +119,10 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   using FenceHandler = std::function<void(std::error_code, const std::shared_ptr<Link>&)>;
   /// Calls `then` when nothing lands any more that the peer has started by now and that has not reached its link in
   /// use: within the call, or when the connections that are being made have been made or given up, by `deadline` at the
-  /// latest.
-  void fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then);
+  /// latest; by the middle of the time until then if there is a link that needs the rest of it for its answer.
+  /// @param answered set when the link has answered.
+  void fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then,
+             std::shared_ptr<const std::atomic<bool>> answered = nullptr);
   /// Takes leave of a peer: its operations and attempts to connect are cancelled, its links shut.
   /// @param then called once, within the call or on a thread of the channel's, when that is done.
   void disconnect(const std::string& peer_id, std::function<void(std::error_code)> then);
@@ -266,6 +268,9 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   // Fences (peer_fences-inl.hpp)
   /// Microseconds, as peers are told; nothing if there was none.
   [[nodiscard]] static std::optional<std::uint64_t> time_since_fence(const Peer& peer);
+  /// The same for the peer that asks. One that has answered the fence has nothing left from before it.
+  [[nodiscard]] static std::optional<std::uint64_t> time_since_fence(const Peer& peer, const InitQuestion& question,
+                                                                     bool known);
   /// An operation started here until then counts as started before the peer's fence.
   [[nodiscard]] static Clock::time_point fenced_until(std::optional<std::uint64_t> time_since);
   [[nodiscard]] bool wait_for_attempts(Peer& peer, Clock::time_point deadline, FenceHandler& then);

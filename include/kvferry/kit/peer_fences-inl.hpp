@@ -35,6 +35,14 @@ KVFERRY_INLINE std::optional<std::uint64_t> PeerDirectory::time_since_fence(cons
       std::chrono::floor<std::chrono::microseconds>(Clock::now() - peer.fenced_at).count());
 }
 
+KVFERRY_INLINE std::optional<std::uint64_t> PeerDirectory::time_since_fence(const Peer& peer,
+                                                                            const InitQuestion& question, bool known) {
+  // Its answer was for writes to the name by which it knew this side then.
+  const bool has_answered =
+      known && question.receiver_id == peer.local_id && peer.fence_answered && *peer.fence_answered;
+  return has_answered ? std::nullopt : time_since_fence(peer);
+}
+
 KVFERRY_INLINE Clock::time_point PeerDirectory::fenced_until(std::optional<std::uint64_t> time_since) {
   if (!time_since) {
     return Clock::time_point::min();
@@ -44,7 +52,8 @@ KVFERRY_INLINE Clock::time_point PeerDirectory::fenced_until(std::optional<std::
   return Clock::now() - since + since / clock_drift;
 }
 
-KVFERRY_INLINE void PeerDirectory::fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then) {
+KVFERRY_INLINE void PeerDirectory::fence(const std::string& peer_id, Clock::time_point deadline, FenceHandler then,
+                                         std::shared_ptr<const std::atomic<bool>> answered) {
   std::error_code refused;
   {
     const Lock lock(mutex_);
@@ -57,7 +66,9 @@ KVFERRY_INLINE void PeerDirectory::fence(const std::string& peer_id, Clock::time
     } else {
       Peer& peer = it->second;
       peer.fenced_at = now;
-      if (wait_for_attempts(peer, deadline, then)) {
+      peer.fence_answered = std::move(answered);
+      // Attempts, perhaps of strangers, mustn't use up the time in which a link that works would have answered.
+      if (wait_for_attempts(peer, peer.link ? now + (deadline - now) / 2 : deadline, then)) {
         return;
       }
     }

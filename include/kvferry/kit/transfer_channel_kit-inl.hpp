@@ -233,6 +233,10 @@ KVFERRY_INLINE bool TransferChannelKit::running_in_io_thread() const noexcept {
   return impl_->threads ? impl_->threads->run_this_one() : kvferry::detail::runs_in_this_thread(impl_->executor);
 }
 
+KVFERRY_INLINE bool TransferChannelKit::answers_in_this_thread(std::string_view url) const {
+  return !inherited() && impl_->answers_in_this_thread() && impl_->leads_here(url);
+}
+
 KVFERRY_INLINE SideMessage TransferChannelKit::handle_init_side_msg(const SideMessage& message) {
   if (message.is<PySocketInitRequest>()) {
     (void)decode_side_message<PySocketInitRequest>(message);  // throws for a field that is missing or of another kind

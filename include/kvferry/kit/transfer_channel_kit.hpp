@@ -158,6 +158,7 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   void start_remove_region(std::uint32_t number, std::optional<std::chrono::milliseconds> timeout,
                            RemoveRegionCompletion completion) override;
   [[nodiscard]] bool running_in_io_thread() const noexcept override;
+  [[nodiscard]] bool answers_in_this_thread(std::string_view url) const override;
 
  private:
   /// @param incarnation the one that the peer must have; 0: any.

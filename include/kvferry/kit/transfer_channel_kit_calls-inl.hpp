@@ -216,22 +216,23 @@ KVFERRY_INLINE void TransferChannelKit::start_fence(std::string peer_id,
   const auto deadline = deadline_after(timeout.value_or(impl_->options.default_timeout));
   const auto fence = std::make_shared<Fence>(std::move(completion), deadline, impl_->deadlines);
   fence->accept_cancellation();
-  impl_->peers->fence(peer_id, deadline,
-                      [peers = std::weak_ptr(impl_->peers), peer_id, fence](std::error_code refused,
-                                                                            const std::shared_ptr<Link>& link) {
-                        if (refused || !link) {
-                          fence->end(refused);
-                          return;
-                        }
-                        fence->wait_for(*link, [peers, fenced = std::weak_ptr(link), peer_id] {
-                          const auto directory = peers.lock();
-                          const auto asked = fenced.lock();
-                          if (directory && asked) {
-                            directory->break_link(peer_id, *asked, errc::connection_lost,
-                                                  "the peer did not answer a fence in time");
-                          }
-                        });
-                      });
+  impl_->peers->fence(
+      peer_id, deadline,
+      [peers = std::weak_ptr(impl_->peers), peer_id, fence](std::error_code refused,
+                                                            const std::shared_ptr<Link>& link) {
+        if (refused || !link) {
+          fence->end(refused);
+          return;
+        }
+        fence->wait_for(*link, [peers, fenced = std::weak_ptr(link), peer_id] {
+          const auto directory = peers.lock();
+          const auto asked = fenced.lock();
+          if (directory && asked) {
+            directory->break_link(peer_id, *asked, errc::connection_lost, "the peer did not answer a fence in time");
+          }
+        });
+      },
+      fence->answered());
 }
 
 KVFERRY_INLINE std::uint32_t TransferChannelKit::run_add_region(const MemoryRegion& region) {

@@ -56,6 +56,28 @@ KVFERRY_INLINE std::uint64_t random_incarnation() {
   return (high << 32 | device()) | 1;
 }
 
+/// @throws TransferError if peers couldn't connect to what they are told.
+KVFERRY_INLINE void check_advertised_url(const std::string& url) {
+  if (url.empty()) {
+    return;
+  }
+  const auto refuse = [&](const std::string& reason) {
+    throw TransferError(errc::invalid_url, "ChannelOptions::advertised_init_url: " + reason);
+  };
+  HostPort told;
+  try {
+    told = parse_url(url);
+  } catch (const TransferError& error) {
+    refuse(error.what());
+  }
+  if (told.is_wildcard()) {
+    refuse("\"" + url + "\" is a wildcard, to which no peer can connect; advertise an address or name of this host");
+  }
+  if (is_group(told.host)) {
+    refuse("\"" + url + "\" is the address of a group, at which nobody accepts connections");
+  }
+}
+
 KVFERRY_INLINE std::string advertised_url(const ChannelOptions& options, const std::string& bound) {
   if (bound.empty() || options.advertised_init_url.empty()) {
     return bound;
@@ -126,9 +148,7 @@ class TransferChannelKit::Impl {
     occupy_standard_descriptors();
     check_regions(options.regions);
     regions = std::make_shared<RegionTable>(options.regions);
-    if (!options.advertised_init_url.empty()) {
-      (void)parse_url(options.advertised_init_url);
-    }
+    check_advertised_url(options.advertised_init_url);
     if (!options.executor) {
       if (options.io_threads > max_io_threads) {
         throw TransferError(std::make_error_code(std::errc::invalid_argument),
@@ -197,6 +217,20 @@ class TransferChannelKit::Impl {
   }
 
   [[nodiscard]] bool answers_in_this_thread() { return side_message_thread.get_executor().running_in_this_thread(); }
+
+  /// Whether a url is certain to be this channel's own.
+  [[nodiscard]] bool leads_here(std::string_view url) const {
+    std::error_code ec;
+    const HostPort target = parse_url(url, ec);
+    if (ec || !handshakes || handshakes->bound_url().empty()) {
+      return false;
+    }
+    const HostPort bound = parse_url(handshakes->bound_url());
+    const auto address = address_of(target.host);
+    const bool within_host = target.host == "localhost" || (address && address->is_loopback());
+    return target == parse_url(advertised) ||
+           (target.port == bound.port && (target.host == bound.host || (bound.is_wildcard() && within_host)));
+  }
 
   void join_side_messages() {
     if (!answers_in_this_thread()) {

@@ -171,7 +171,7 @@ KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost
   if (!accepts_ && acceptor_.is_open()) {
     accept_next();
   }
-  expected_.push_back(expected);
+  std::list<std::shared_ptr<Expected>> entry{expected};
   expected->timer.expires_at(deadline);
   expected->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(expected)](std::error_code ec) {
     const auto late = weak.lock();
@@ -179,13 +179,19 @@ KVFERRY_INLINE AcceptEndpoint DataAcceptor::expect(std::shared_ptr<kit::LinkHost
       self->give_up(late);
     }
   });
+  expected_.splice(expected_.end(), entry);  // not without a deadline
   lock.unlock();
-  expected->host->when_abandoned([weak = weak_from_this(), waiting = std::weak_ptr(expected)] {
-    const auto self = weak.lock();
-    if (const auto abandoned = waiting.lock(); self && abandoned) {
-      self->abandon(abandoned);
-    }
-  });
+  try {
+    expected->host->when_abandoned([weak = weak_from_this(), waiting = std::weak_ptr(expected)] {
+      const auto self = weak.lock();
+      if (const auto abandoned = waiting.lock(); self && abandoned) {
+        self->abandon(abandoned);
+      }
+    });
+  } catch (...) {
+    abandon(expected);
+    throw;
+  }
   return endpoint;
 }
 

@@ -7,7 +7,10 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
+#include <cstddef>
+#include <exception>
 #include <new>
 #include <span>
 #include <utility>
@@ -36,10 +39,62 @@ KVFERRY_INLINE void control(int epoll, int operation, int descriptor, std::uint3
                                                               : std::error_code(errno, std::system_category());
 }
 
+/// Asio takes the memory of a handler from where this leads.
+template <class T, class Memory>
+struct WaitAllocator {
+  using value_type = T;
+
+  explicit WaitAllocator(std::shared_ptr<Memory> source) noexcept : memory(std::move(source)) {}
+  template <class Other>
+  WaitAllocator(const WaitAllocator<Other, Memory>& other) noexcept  // NOLINT(google-explicit-constructor)
+      : memory(other.memory) {}
+
+  [[nodiscard]] T* allocate(std::size_t count) { return static_cast<T*>(memory->take(count * sizeof(T))); }
+  void deallocate(T* block, std::size_t) noexcept { memory->give_back(block); }
+  template <class Other>
+  bool operator==(const WaitAllocator<Other, Memory>& other) const noexcept {
+    return memory == other.memory;
+  }
+
+  std::shared_ptr<Memory> memory;
+};
+
+template <class Memory, class Function>
+struct WaitHandler {
+  using allocator_type = WaitAllocator<std::byte, Memory>;
+
+  [[nodiscard]] allocator_type get_allocator() const noexcept { return allocator_type(memory); }
+  void operator()(std::error_code ec) { function(ec); }
+
+  std::shared_ptr<Memory> memory;
+  Function function;
+};
+
 }  // namespace internal
 
+/// For the one wait that there is at a time. If it could not be begun anew, nothing would be heard of any connection.
+class SocketEvents::WaitMemory {
+ public:
+  [[nodiscard]] void* take(std::size_t size) {
+    return size <= block_.size() && !taken_.exchange(true) ? block_.data() : ::operator new(size);
+  }
+  void give_back(void* block) noexcept {
+    if (block == block_.data()) {
+      taken_ = false;
+    } else {
+      ::operator delete(block);
+    }
+  }
+
+ private:
+  alignas(std::max_align_t) std::array<std::byte, 512> block_;
+  std::atomic<bool> taken_{false};
+};
+
 KVFERRY_INLINE SocketEvents::SocketEvents(const asio::any_io_executor& executor)
-    : epoll_(executor, make_epoll()), descriptor_(epoll_.native_handle()) {}
+    : wait_memory_(std::make_shared<WaitMemory>()),
+      epoll_(executor, make_epoll()),
+      descriptor_(epoll_.native_handle()) {}
 
 KVFERRY_INLINE void SocketEvents::add(int descriptor, const std::shared_ptr<Listener>& listener, std::error_code& ec) {
   const std::lock_guard lock(mutex_);
@@ -47,12 +102,14 @@ KVFERRY_INLINE void SocketEvents::add(int descriptor, const std::shared_ptr<List
     ec = std::make_error_code(std::errc::operation_canceled);
     return;
   }
+  if (!waiting_) {
+    wait();
+    waiting_ = true;
+  }
+  listeners_[descriptor] = listener;
   control(descriptor_, EPOLL_CTL_ADD, descriptor, EPOLLONESHOT, ec);
-  if (!ec) {
-    listeners_[descriptor] = listener;
-    if (!std::exchange(waiting_, true)) {
-      wait();
-    }
+  if (ec) {
+    listeners_.erase(descriptor);
   }
 }
 
@@ -76,12 +133,14 @@ KVFERRY_INLINE void SocketEvents::close() {
 }
 
 KVFERRY_INLINE void SocketEvents::wait() {
-  epoll_.async_wait(asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](std::error_code ec) {
+  auto report = [weak = weak_from_this()](std::error_code ec) {
     const auto self = weak.lock();
     if (self && !ec) {
       self->report();
     }
-  });
+  };
+  epoll_.async_wait(asio::posix::stream_descriptor::wait_read,
+                    WaitHandler<WaitMemory, decltype(report)>{wait_memory_, std::move(report)});
 }
 
 KVFERRY_INLINE void SocketEvents::report() {
@@ -108,7 +167,12 @@ KVFERRY_INLINE void SocketEvents::report() {
       }
     }
     // Another thread of the executor may take what comes next.
-    wait();
+    try {
+      wait();
+    } catch (const std::exception&) {
+      waiting_ = false;  // the executor has no memory; what has come is told all the same, for it isn't told again
+      detail::log_exception("when connections were waited for");
+    }
   }
   for (const auto& [listener, what] : std::span(ready).first(ready_count)) {
     const bool broken = (what & (EPOLLERR | EPOLLHUP)) != 0;

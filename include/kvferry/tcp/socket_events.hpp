@@ -40,10 +40,13 @@ class KVFERRY_EXPORT SocketEvents : public std::enable_shared_from_this<SocketEv
   void close();
 
  private:
+  class WaitMemory;
+
   void wait();
   void report();
 
   std::mutex mutex_;
+  const std::shared_ptr<WaitMemory> wait_memory_;
   asio::posix::stream_descriptor epoll_;
   const int descriptor_;
   std::unordered_map<int, std::weak_ptr<Listener>> listeners_;

@@ -104,6 +104,7 @@ KVFERRY_INLINE void TcpLink::probe(std::function<void()> answered) {
 }
 
 KVFERRY_INLINE void TcpLink::lane_breaking(std::error_code cause) {
+  *ended_ = true;  // before any lane drops what waits
   if (!failed_.exchange(true)) {
     host_->link_failed(*this, cause);
   }
@@ -123,6 +124,7 @@ KVFERRY_INLINE void TcpLink::lane_broken(std::error_code cause, const std::strin
 }
 
 KVFERRY_INLINE void TcpLink::shut(std::error_code cause, const std::string& why) {
+  *ended_ = true;
   failed_ = true;
   for (const auto& lane : lanes_) {
     lane->shut(cause, why);

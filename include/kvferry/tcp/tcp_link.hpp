@@ -48,6 +48,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   /// On all lanes: one of them may be busy.
   void probe(std::function<void()> answered) override;
   [[nodiscard]] bool fence(std::function<void()> done) override;
+  [[nodiscard]] std::shared_ptr<const std::atomic<bool>> ended() const noexcept override { return ended_; }
   void region_added() override;
   [[nodiscard]] bool region_removed(std::uint32_t number, std::function<void()> done) override;
   [[nodiscard]] std::optional<Pause> take_leave() override;
@@ -90,6 +91,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   std::optional<kit::Clock::time_point> leaving_until_;  ///< Of the thread that closes.
   std::atomic<std::size_t> next_lane_{0};
   std::atomic<bool> failed_{false};
+  const std::shared_ptr<std::atomic<bool>> ended_ = std::make_shared<std::atomic<bool>>(false);
   std::atomic<bool> led_{false};
   std::shared_ptr<Socket> led_socket_;  ///< Of the thread that leads.
 };

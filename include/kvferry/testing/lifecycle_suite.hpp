@@ -109,6 +109,27 @@ class LifecycleTests : public ConformanceBase {
     }
   }
 
+  void RefusesAnAdvertisedUrlThatNobodyCanDial() {
+    for (const char* url : {"tcp://*:0", "tcp://0.0.0.0:5600", "0:0", "tcp://[::]:0", "tcp://[::ffff:0.0.0.0]:5600",
+                            "tcp://224.0.0.1:5600", "tcp://[ff02::1]:5600", "nonsense"}) {
+      for (const bool listens : {true, false}) {
+        SCOPED_TRACE(url);
+        ChannelOptions options = suite_options();
+        options.peer_init_url = listens ? facts().listen_url : "";
+        options.advertised_init_url = url;
+        try {
+          const auto channel = make_channel(std::move(options));
+          ADD_FAILURE() << "constructed";
+        } catch (const TransferError& error) {
+          EXPECT_EQ(error.code(), errc::invalid_url) << error.what();
+          const std::string sentence = error.what();
+          EXPECT_NE(sentence.find("advertised_init_url"), std::string::npos) << sentence;
+          EXPECT_NE(sentence.find('"' + std::string(url) + '"'), std::string::npos) << sentence;
+        }
+      }
+    }
+  }
+
   void RefusesAnAddressInUse() {
     const std::string taken = add_node().url();
     ChannelOptions options;
@@ -192,8 +213,8 @@ class LifecycleTests : public ConformanceBase {
 
 KVFERRY_TESTING_SUITE(LifecycleTest, LifecycleTests, OffersSomeTransfer, StatesFactsBeforeUse, StatesTheUrlThatWasBound,
                       StatesNoUrlWithoutListener, KnowsNobodyAtFirst, WorksWithoutRegions, RefusesInvalidRegions,
-                      RefusesInvalidUrls, RefusesAnAddressInUse, ReleasesTheAddressOnClose,
-                      ConstructsAndDestroysManyTimes, CloseIsIdempotent, CloseFromManyThreadsAtOnce,
-                      EverythingIsRefusedAfterClose);
+                      RefusesInvalidUrls, RefusesAnAdvertisedUrlThatNobodyCanDial, RefusesAnAddressInUse,
+                      ReleasesTheAddressOnClose, ConstructsAndDestroysManyTimes, CloseIsIdempotent,
+                      CloseFromManyThreadsAtOnce, EverythingIsRefusedAfterClose);
 
 }  // namespace kvferry::testing

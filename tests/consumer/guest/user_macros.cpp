@@ -45,6 +45,14 @@
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 
+// They are the program's own again.
+static_assert(max(2, 1) == 2 && min(2, 1) == 1);
+static_assert(sizeof(small) == 1);
+#if !defined(check) || !defined(emit) || !defined(foreach) || !defined(interface) || !defined(signals) || \
+    !defined(slots)
+#error "a macro of the program is gone"
+#endif
+
 int main() {
   kvferry::TcpOptions options;
   options.poll = kvferry::PollPolicy::always();

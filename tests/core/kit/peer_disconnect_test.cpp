@@ -49,6 +49,7 @@ class Leaving : public ::testing::Test {
     question.receiver_id = "here";
     question.incarnation = incarnation;
     question.init_url = "tcp://127.0.0.1:1";
+    question.secret = secret_;
     directory_->answer(encode_side_message(question), HandshakeService::Reply(nullptr));
   }
   /// Takes leave of the peer, which is known.
@@ -106,6 +107,7 @@ class Leaving : public ::testing::Test {
   int dials_ = 0;
   std::shared_ptr<Link> link_;
   std::shared_ptr<LinkHost> host_;
+  std::optional<Bytes> secret_;
   bool holds_ = false;  ///< The test says when a link is there.
   LinkHandler held_;
   HandshakeService service_{{}, [](const SideMessage&, const HandshakeService::Reply&) {}};
@@ -349,6 +351,30 @@ TEST_F(Leaving, AFenceWaitsForAnAttemptWithOtherWaysBehindASilentOne) {
   bool dropped = false;
   host_->when_abandoned([&] { dropped = true; });
   EXPECT_TRUE(dropped) << "and not for ever";
+}
+
+// Whoever connects anew, and then doesn't come, is waited for.
+TEST_F(Leaving, AFenceLeavesAConnectionThatWorksTimeForItsAnswer) {
+  constexpr std::chrono::milliseconds timeout{200};
+  secret_ = Bytes(16, std::byte{7});
+  const auto link = std::make_shared<KeepingLink>();
+  connect(link);
+  holds_ = true;
+  bool in_time = false;
+  for (int round = 0; round < 50 && !in_time; ++round) {  // the machine may be busy, but not each time
+    ask();
+    ASSERT_TRUE(held_);
+    const auto deadline = Clock::now() + timeout;
+    bool done = false;
+    directory_->fence("p", deadline, [&](std::error_code, const std::shared_ptr<Link>& current) {
+      done = true;
+      in_time = Clock::now() < deadline;
+      EXPECT_EQ(current, link);
+    });
+    run_until(done);
+    held_ = nullptr;
+  }
+  EXPECT_TRUE(in_time) << "all of it went to the attempt";
 }
 
 /// Answers a probe when the test says so.
