@@ -55,14 +55,15 @@ class Strangers : public ::testing::Test {
     asking_.emplace(ChannelOptions(), [](const auto&) { return std::make_shared<KeepingLink>(); });
   }
 
-  /// Asks as a channel of this id and incarnation. @return how that is answered.
-  std::error_code ask_as(const std::string& id, std::uint64_t incarnation) {
+  /// Asks as a channel of this id and incarnation, in its attempt of this number. @return how that is answered.
+  std::error_code ask_as(const std::string& id, std::uint64_t incarnation, std::optional<std::uint64_t> attempt = {}) {
     InitQuestion question;
     question.transport = "test";
     question.sender_id = id;
     question.receiver_id = "hub";
     question.incarnation = incarnation;
     question.secret = Bytes(16, static_cast<std::byte>(incarnation));
+    question.attempt = attempt;
     std::error_code ec;
     asking_->send_init_side_msg(hub_->peer_init_url(), encode_side_message(question), {}, ec);
     return ec;
@@ -118,6 +119,20 @@ TEST_F(Strangers, WhoAsksAgainTakesTheFirstQuestionsPlace) {
   EXPECT_TRUE(abandoned().empty()) << "either may be the one";
   ASSERT_FALSE(ask_as("p", 2));
   EXPECT_EQ(abandoned(), std::vector<std::size_t>{1});
+}
+
+// They travel on connections of their own, and a peer that has given one up asks the next one at once.
+TEST_F(Strangers, AQuestionThatWasOvertakenEndsNoLaterAttempt) {
+  make_hub(4);
+  ASSERT_FALSE(ask_as("p", 1, 12));
+  EXPECT_EQ(ask_as("p", 1, 11), errc::peer_cancelled) << "of the peer's own attempt";
+  ASSERT_FALSE(ask_as("p", 2, 8)) << "another channel counts for itself";
+  EXPECT_EQ(ask_as("p", 2, 7), errc::peer_cancelled) << "of an attempt beside it";
+  EXPECT_TRUE(abandoned().empty());
+  connected(0, std::make_shared<KeepingLink>());
+  ASSERT_TRUE(hub_->remote_xfer_handler_exists("p"));
+  EXPECT_EQ(ask_as("p", 1, 11), errc::peer_cancelled) << "whose connection is there";
+  ASSERT_FALSE(ask_as("p", 1, 13));
 }
 
 TEST_F(Strangers, OfMoreThanAFewWhoSayThatTheyAreOnePeerTheFirstGiveWay) {
