@@ -2,6 +2,8 @@
 // Which peers are remembered, and what becomes of handshakes that newer ones displace.
 #include <gtest/gtest.h>
 
+#include <asio/use_future.hpp>
+
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -160,6 +162,35 @@ TEST_F(Strangers, WhoAsksTwiceUnderEachOfManyIdsKeepsNobodyOut) {
   }
   EXPECT_GE(abandoned().size(), 16U - 6U) << "as many as fit are awaited";
   EXPECT_FALSE(ask_as("newcomer", 3));
+}
+
+// The peer has it already, and may have begun something on it.
+TEST(Dials, AConnectionThatIsBeingMadeIsKeptForTheNextCallWhenTheTimeOfTheFirstIsOver) {
+  ChannelOptions listening;
+  listening.peer_init_url = kvferry::testing::own_loopback_url();
+  const auto keeping = [](const auto&) { return std::make_shared<KeepingLink>(); };
+  constexpr std::chrono::milliseconds first_ones_time{50};
+  for (bool was_in_time = false; !was_in_time;) {
+    TestChannel b(listening, keeping);
+    TestChannel a(ChannelOptions(), keeping);
+    std::promise<LinkHandler> dialed;
+    std::promise<LinkHandler> dialed_anew;
+    a.when_dialing([&, first = true](const auto&, LinkHandler on_link) mutable {
+      (std::exchange(first, false) ? dialed : dialed_anew).set_value(std::move(on_link));
+    });
+    const auto begun = Clock::now();
+    std::error_code ec;
+    a.lazy_init_peer_connection("a", "b", b.peer_init_url(), {}, {.timeout = first_ones_time}, ec);
+    ASSERT_EQ(ec, errc::timed_out);
+    auto next = a.async_lazy_init_peer_connection("a", "b", b.peer_init_url(), {}, {}, asio::use_future);
+    was_in_time = Clock::now() < begun + first_ones_time + longer_than_the_call && b.remote_xfer_handler_exists("a");
+    if (was_in_time) {
+      EXPECT_EQ(a.dials(), 1);
+      dialed.get_future().get()({}, std::make_shared<KeepingLink>(), {});
+      EXPECT_NO_THROW(next.get());
+    }
+    a.close();
+  }
 }
 
 /// Says whether it was used, and whether it was shut.
