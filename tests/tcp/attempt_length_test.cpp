@@ -7,11 +7,14 @@
 #include <asio/ip/tcp.hpp>
 
 #include <chrono>
+#include <cstdint>
+#include <limits>
 #include <string>
 #include <system_error>
 #include <thread>
 
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/testing/silent_listener.hpp>
 
 #include "channel_pair.hpp"
 #include "init_question.hpp"
@@ -43,6 +46,24 @@ TEST(Handshake, WhoHasAcceptedADialWaitsForItsConnection) {
   }
   a.channel->close();
   EXPECT_THROW(connecting.get(), std::system_error);
+}
+
+// Else one that is tried again and again, each time too shortly, would keep the peer's from ever getting through.
+TEST(Handshake, TheSmallerIncarnationsDialCountsIfItLastsUntilTheOtherAsksAgain) {
+  constexpr auto greatest = std::numeric_limits<std::uint64_t>::max();
+  const kvferry::testing::SilentListener silent;
+  Node probe(1, {}, false);
+  for (const bool lasts : {true, false}) {
+    Node a(4);
+    auto connecting = a.channel->async_lazy_init_peer_connection(
+        "a", "b", silent.url(), {}, {.timeout = lasts ? milliseconds(long_enough) : milliseconds(300)},
+        asio::use_future);
+    const auto [ec, answer] = ask_as(probe, "b", a, "a", greatest);
+    ASSERT_FALSE(ec) << ec.message();
+    EXPECT_EQ(answer->status, lasts ? kit::InitAnswer::yield : kit::InitAnswer::ok);
+    a.channel->close();
+    EXPECT_THROW(connecting.get(), std::system_error);
+  }
 }
 
 TEST(Handshake, LastsAsLongAsTheMoreImpatientSideSays) {

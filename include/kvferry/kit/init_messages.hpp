@@ -65,6 +65,7 @@ struct InitQuestion {
   std::optional<std::uint64_t>
       next_region;  ///< The number that the next region gets. Not there: one more than the last.
   std::optional<std::uint64_t> given_regions;  ///< How many the channel was made with. Not there: all that it ever had.
+  std::optional<std::uint64_t> attempt;        ///< A later attempt of the sender's has a greater number.
 
   static constexpr std::string_view side_message_type = "KvferryInitRequest";
   static constexpr auto side_message_fields() {
@@ -80,7 +81,8 @@ struct InitQuestion {
         side_message_field("fenced_us", &InitQuestion::fenced_us),
         side_message_field("region_numbers", &InitQuestion::region_numbers),
         side_message_field("next_region", &InitQuestion::next_region),
-        side_message_field("given_regions", &InitQuestion::given_regions));
+        side_message_field("given_regions", &InitQuestion::given_regions),
+        side_message_field("attempt", &InitQuestion::attempt));
   }
 };
 

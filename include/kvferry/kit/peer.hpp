@@ -45,6 +45,7 @@ struct PeerDirectory::Instance {
   std::uint64_t incarnation = 0;
   Bytes its_secret;
   Bytes own_secret;
+  std::uint64_t its_attempt = 0;  ///< As it counts its own; 0: it doesn't, or this side dialed.
 
   [[nodiscard]] bool shown_by(std::uint64_t claimed, const std::optional<Bytes>& secret) const noexcept {
     return claimed == incarnation && secret && !its_secret.empty() && equal_secrets(*secret, its_secret);

@@ -9,6 +9,13 @@
 #include <kvferry/kit/peer_attempts-inl.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
+inline namespace internal {
+
+/// Only a dial that lasts until the other side asks again is worth waiting for: else one that is tried again and again, each
+/// time too shortly, would keep the other side's from ever getting through.
+inline constexpr std::chrono::milliseconds least_rest_of_a_winner = longer_than_the_call + 2 * patience_with_the_other;
+
+}  // namespace internal
 
 KVFERRY_INLINE Failure PeerDirectory::check(const InitQuestion& question, const std::string& key) const {
   if (Failure failure = check_id(question.sender_id, "the handshake's sender")) {
@@ -55,10 +62,16 @@ KVFERRY_INLINE InitAnswer PeerDirectory::describe_self(const RegionList& regions
 
 KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply,
                                           Lock& lock) {
+  if (is_outdated(peer, question)) {
+    lock.unlock();
+    reply(refusal(errc::peer_cancelled, "a later attempt of this peer's to connect has come before"));
+    return;
+  }
   const auto told_regions = regions_->now();
   InitAnswer answer = describe_self(*told_regions);
   const bool known = peer.instance.shown_by(question.incarnation, question.secret);
-  const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation;
+  const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation &&
+                              peer.attempt.deadline - Clock::now() > least_rest_of_a_winner;
   // Who has accepted this side's dial awaits its connection: this is an old question of his, or he has lost patience.
   // Whoever else says that he is he isn't, or may wait as well.
   const bool accepted_there = peer.attempt.instance.incarnation == question.incarnation;
@@ -85,6 +98,7 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   attempt.url = told_url;
   attempt.instance.incarnation = question.incarnation;
   attempt.instance.its_secret = question.secret.value_or(Bytes());
+  attempt.instance.its_attempt = question.attempt.value_or(0);
   // Who doesn't prove that he is the peer that was connected isn't told what that one is shown.
   attempt.instance.own_secret = known ? peer.instance.own_secret : new_secret();
   if (&attempt == &peer.attempt) {
@@ -122,6 +136,19 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   answer.status = InitAnswer::ok;
   answer.timeout_ms = milliseconds_until(deadline);
   reply(encode_side_message(answer));
+}
+
+/// Questions travel on connections of their own: that of an attempt that the peer has given up may come after that of its next
+/// one, which it must not end.
+KVFERRY_INLINE bool PeerDirectory::is_outdated(const Peer& peer, const InitQuestion& question) {
+  const auto is_later = [&](const Instance& instance, const std::string& local_id) {
+    return local_id == question.receiver_id && instance.its_attempt > question.attempt.value_or(instance.its_attempt) &&
+           instance.shown_by(question.incarnation, question.secret);
+  };
+  return is_later(peer.instance, peer.local_id) || is_later(peer.attempt.instance, peer.attempt.local_id) ||
+         std::ranges::any_of(peer.candidates, [&](const Attempt& candidate) {
+           return is_later(candidate.instance, candidate.local_id);
+         });
 }
 
 /// The attempt of the peer itself takes the place of this side's dial where that waits for it, and that of one whom nobody

@@ -147,6 +147,7 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   made.told_regions = regions_->now();
   InitQuestion question = question_to(peer, local_id, url, *made.told_regions);
   made.instance.own_secret = *question.secret;
+  question.attempt = attempt;
   made.told_at = Clock::now();
   // The peer may be gone when it is asked.
   const std::string question_url = url;  // NOLINT(performance-unnecessary-copy-initialization)

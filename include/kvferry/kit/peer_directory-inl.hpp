@@ -115,9 +115,11 @@ KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
   if (peer.waiting.size() % clearing_interval == clearing_interval - 1) {
     std::erase_if(peer.waiting, [](const Waiter& waiting) { return waiting.over(); });
   }
-  if (peer.dialing() && !peer.attempt.moves && !peer.attempt.peers_patience &&
+  // Once the time of those whom a dial was made for is over, there is no reason to wait for it. If the peer has answered, it may
+  // have the connection already, and something under way on it.
+  if (peer.dialing() && !peer.attempt.moves && !peer.attempt.peers_patience && !peer.attempt.host &&
       Clock::now() >= peer.attempt.deadline - longer_than_the_call) {
-    end_attempt(peer.attempt);  // the time of those whom it was made for is over: no reason to wait for it
+    end_attempt(peer.attempt);
   }
   peer.waiting.push_back(std::move(waiter));
   if (!peer.link && peer.attempt.number == 0 && !peer.url.empty()) {

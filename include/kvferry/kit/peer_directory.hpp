@@ -256,6 +256,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void accept(Peer& peer, const InitQuestion& question, HandshakeService::Reply reply, Lock& lock);
   void make_room_for_candidate(Peer& peer);
   [[nodiscard]] Attempt& place_for(Peer& peer, const InitQuestion& question, bool known);
+  [[nodiscard]] static bool is_outdated(const Peer& peer, const InitQuestion& question);
   void refuse(HandshakeService::Reply& reply, const std::string& peer_id, const Failure& cause);
 
   // Room for the links of strangers (stranger_links-inl.hpp)

@@ -229,6 +229,23 @@ class ConnectTests : public ConformanceBase {
     expect_connected(a, b);
   }
 
+  /// What is still under way of the one ends nothing of the other.
+  void RightAfterOneThatWasGivenUp() {
+    const auto [a, b] = pair();
+    for (int round = 0; round < 50; ++round) {
+      SCOPED_TRACE(round);
+      std::error_code error;
+      a->lazy_init_peer_connection(a.id(), b.id(), b.url(), {}, {.timeout = std::chrono::milliseconds(0)}, error);
+      std::string why;
+      a->lazy_init_peer_connection(a.id(), b.id(), b.url(), {}, {.diagnostic = &why}, error);
+      ASSERT_FALSE(error) << error.message() << ": " << why;
+      a->disconnect(b.id(), error);
+      ASSERT_FALSE(error) << error.message();
+    }
+    connect(a, b);
+    expect_connected(a, b);
+  }
+
   void UnknownPeer() {
     Node& node = add_node();
     for (const TransferKind kind : kinds()) {
@@ -401,9 +418,9 @@ class ConnectTests : public ConformanceBase {
 KVFERRY_TESTING_SUITE(ConnectTest, ConnectTests, MakesBothDirectionsUsable, AcceptingSideIsReadyAtOnce,
                       WorksWithoutListenerOnOneSide, BlockingForms, AcceptsUrlsWithoutScheme, DescribesThePeer,
                       PeerIdsTakeAnyForm, IsLazy, LaterOneOfTheSameIdIsRefused, PeerThatMovedIsFoundAtItsNewUrl,
-                      ManyThreadsAtOnce, BothSidesAtOnce, BothSidesManyTimesAtOnceAndTransfersMeanwhile, UnknownPeer,
-                      EmptyIds, IdsThatAreNone, InvalidUrls, Itself, NobodyThere, PeerThatNeverAnswers,
-                      PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer, MorePeersThanAllowed,
-                      PeersThatHaveGoneMakeRoom);
+                      ManyThreadsAtOnce, BothSidesAtOnce, BothSidesManyTimesAtOnceAndTransfersMeanwhile,
+                      RightAfterOneThatWasGivenUp, UnknownPeer, EmptyIds, IdsThatAreNone, InvalidUrls, Itself,
+                      NobodyThere, PeerThatNeverAnswers, PageSizesThatMustBeEqualAndAre, PageSizesThatDiffer,
+                      MorePeersThanAllowed, PeersThatHaveGoneMakeRoom);
 
 }  // namespace kvferry::testing

@@ -2,6 +2,8 @@
 // Which peers are remembered, and what becomes of handshakes that newer ones displace.
 #include <gtest/gtest.h>
 
+#include <asio/use_future.hpp>
+
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -55,14 +57,15 @@ class Strangers : public ::testing::Test {
     asking_.emplace(ChannelOptions(), [](const auto&) { return std::make_shared<KeepingLink>(); });
   }
 
-  /// Asks as a channel of this id and incarnation. @return how that is answered.
-  std::error_code ask_as(const std::string& id, std::uint64_t incarnation) {
+  /// Asks as a channel of this id and incarnation, in its attempt of this number. @return how that is answered.
+  std::error_code ask_as(const std::string& id, std::uint64_t incarnation, std::optional<std::uint64_t> attempt = {}) {
     InitQuestion question;
     question.transport = "test";
     question.sender_id = id;
     question.receiver_id = "hub";
     question.incarnation = incarnation;
     question.secret = Bytes(16, static_cast<std::byte>(incarnation));
+    question.attempt = attempt;
     std::error_code ec;
     asking_->send_init_side_msg(hub_->peer_init_url(), encode_side_message(question), {}, ec);
     return ec;
@@ -120,6 +123,20 @@ TEST_F(Strangers, WhoAsksAgainTakesTheFirstQuestionsPlace) {
   EXPECT_EQ(abandoned(), std::vector<std::size_t>{1});
 }
 
+// They travel on connections of their own, and a peer that has given one up asks the next one at once.
+TEST_F(Strangers, AQuestionThatWasOvertakenEndsNoLaterAttempt) {
+  make_hub(4);
+  ASSERT_FALSE(ask_as("p", 1, 12));
+  EXPECT_EQ(ask_as("p", 1, 11), errc::peer_cancelled) << "of the peer's own attempt";
+  ASSERT_FALSE(ask_as("p", 2, 8)) << "another channel counts for itself";
+  EXPECT_EQ(ask_as("p", 2, 7), errc::peer_cancelled) << "of an attempt beside it";
+  EXPECT_TRUE(abandoned().empty());
+  connected(0, std::make_shared<KeepingLink>());
+  ASSERT_TRUE(hub_->remote_xfer_handler_exists("p"));
+  EXPECT_EQ(ask_as("p", 1, 11), errc::peer_cancelled) << "whose connection is there";
+  ASSERT_FALSE(ask_as("p", 1, 13));
+}
+
 TEST_F(Strangers, OfMoreThanAFewWhoSayThatTheyAreOnePeerTheFirstGiveWay) {
   constexpr std::size_t candidates = 8;
   make_hub(64);
@@ -145,6 +162,35 @@ TEST_F(Strangers, WhoAsksTwiceUnderEachOfManyIdsKeepsNobodyOut) {
   }
   EXPECT_GE(abandoned().size(), 16U - 6U) << "as many as fit are awaited";
   EXPECT_FALSE(ask_as("newcomer", 3));
+}
+
+// The peer has it already, and may have begun something on it.
+TEST(Dials, AConnectionThatIsBeingMadeIsKeptForTheNextCallWhenTheTimeOfTheFirstIsOver) {
+  ChannelOptions listening;
+  listening.peer_init_url = kvferry::testing::own_loopback_url();
+  const auto keeping = [](const auto&) { return std::make_shared<KeepingLink>(); };
+  constexpr std::chrono::milliseconds first_ones_time{50};
+  for (bool was_in_time = false; !was_in_time;) {
+    TestChannel b(listening, keeping);
+    TestChannel a(ChannelOptions(), keeping);
+    std::promise<LinkHandler> dialed;
+    std::promise<LinkHandler> dialed_anew;
+    a.when_dialing([&, first = true](const auto&, LinkHandler on_link) mutable {
+      (std::exchange(first, false) ? dialed : dialed_anew).set_value(std::move(on_link));
+    });
+    const auto begun = Clock::now();
+    std::error_code ec;
+    a.lazy_init_peer_connection("a", "b", b.peer_init_url(), {}, {.timeout = first_ones_time}, ec);
+    ASSERT_EQ(ec, errc::timed_out);
+    auto next = a.async_lazy_init_peer_connection("a", "b", b.peer_init_url(), {}, {}, asio::use_future);
+    was_in_time = Clock::now() < begun + first_ones_time + longer_than_the_call && b.remote_xfer_handler_exists("a");
+    if (was_in_time) {
+      EXPECT_EQ(a.dials(), 1);
+      dialed.get_future().get()({}, std::make_shared<KeepingLink>(), {});
+      EXPECT_NO_THROW(next.get());
+    }
+    a.close();
+  }
 }
 
 /// Says whether it was used, and whether it was shut.

@@ -60,6 +60,7 @@ inline ChannelOptions patient(ChannelOptions options) {
 class TestChannel final : public TransferChannelKit {
  public:
   using MakeLink = std::function<std::shared_ptr<Link>(std::shared_ptr<LinkHost>)>;
+  using TakeHandler = std::function<void(std::shared_ptr<LinkHost>, LinkHandler)>;
 
   TestChannel(ChannelOptions options, MakeLink make_link)
       : TransferChannelKit(patient(std::move(options))), make_link_(std::move(make_link)) {
@@ -73,7 +74,9 @@ class TestChannel final : public TransferChannelKit {
   }
 
   /// Who is to have the handlers of links that are accepted, instead of their being made at once. Before anybody asks.
-  void when_accepting(std::function<void(std::shared_ptr<LinkHost>, LinkHandler)> take) { take_ = std::move(take); }
+  void when_accepting(TakeHandler take) { take_ = std::move(take); }
+  /// The same for links that are dialed. Before anybody connects.
+  void when_dialing(TakeHandler take) { take_dialed_ = std::move(take); }
   /// How often a connection has been begun from here.
   [[nodiscard]] int dials() const noexcept { return dials_; }
 
@@ -87,7 +90,7 @@ class TestChannel final : public TransferChannelKit {
  protected:
   [[nodiscard]] std::unique_ptr<Dial> dial(const std::string&) override {
     ++dials_;
-    return std::make_unique<TestDial>(make_link_);
+    return std::make_unique<TestDial>(make_link_, take_dialed_);
   }
   [[nodiscard]] Bytes accept(std::shared_ptr<LinkHost> host, const Bytes&, Clock::time_point,
                              LinkHandler on_link) override {
@@ -102,18 +105,24 @@ class TestChannel final : public TransferChannelKit {
  private:
   class TestDial final : public Dial {
    public:
-    explicit TestDial(MakeLink make_link) : make_link_(std::move(make_link)) {}
+    TestDial(MakeLink make_link, TakeHandler take) : make_link_(std::move(make_link)), take_(std::move(take)) {}
     [[nodiscard]] Bytes local_endpoint() override { return {}; }
     void connect(std::shared_ptr<LinkHost> host, const Bytes&, Clock::time_point, LinkHandler on_link) override {
-      on_link({}, make_link_(std::move(host)), {});
+      if (take_) {
+        take_(std::move(host), std::move(on_link));
+      } else {
+        on_link({}, make_link_(std::move(host)), {});
+      }
     }
 
    private:
     const MakeLink make_link_;
+    const TakeHandler take_;
   };
 
   const MakeLink make_link_;
-  std::function<void(std::shared_ptr<LinkHost>, LinkHandler)> take_;
+  TakeHandler take_;
+  TakeHandler take_dialed_;
   std::atomic<int> dials_{0};
 };
 
