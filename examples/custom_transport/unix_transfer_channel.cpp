@@ -272,7 +272,7 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
 
   /// The channel may call it with locks held, or within a call of this link: so the executor calls the function.
   template <class Function>
-  auto posted(Function function) {
+  std::function<void()> posted(Function function) {
     return [weak = weak_from_this(), executor = executor_, function] {
       asio::post(executor, [weak, function] {
         if (const auto self = weak.lock()) {
