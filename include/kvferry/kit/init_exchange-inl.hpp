@@ -54,9 +54,7 @@ KVFERRY_INLINE void InitExchange::expire() {
                              " ms that the call was given" + (awaited.empty() ? awaited : ": " + awaited)});
 }
 
-KVFERRY_INLINE void InitExchange::stop(const Failure& failure) {
-  finish(failure, {}, true);
-}
+KVFERRY_INLINE void InitExchange::stop(const Failure& failure) { finish(failure, {}, true); }
 
 KVFERRY_INLINE std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMessageCompletion completion,
                                                                   Clock::time_point deadline) {
