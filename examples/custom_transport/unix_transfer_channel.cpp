@@ -121,7 +121,7 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
 
  private:
   using Wait = asio::posix::stream_descriptor::wait_type;
-  /// What a peer may take to answer for an operation that was given up, before the connection is.
+  /// The time that a peer has to answer for an operation that was given up, before the connection is given up, too.
   static constexpr std::chrono::milliseconds drain_time{100};
   static constexpr std::size_t step_bytes = std::size_t{256} << 10;
 

@@ -240,7 +240,7 @@ class KVFERRY_EXPORT Dial {
   ///   road of an `AutoTransferChannel` the transport has to keep it: no other road is tried before.
   virtual void connect(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint, Clock::time_point deadline,
                        LinkHandler on_link) = 0;
-  /// What `connect` is at, for the sentence of a call whose time is over; empty if the transport has only one way.
+  /// Describes the present step of `connect`, for the sentence of a call whose time is over; empty if the transport has only one way.
   /// Thread-safe.
   [[nodiscard]] virtual std::string awaited() const { return {}; }
 };
