@@ -82,7 +82,6 @@ class PostAllocator {
 
   explicit PostAllocator(Owner owner) noexcept : owner_(std::move(owner)) {}
   template <class U>
-  // NOLINTNEXTLINE(google-explicit-constructor): as each allocator's
   PostAllocator(const PostAllocator<U, Owner>& other) noexcept : owner_(other.owner()) {}
 
   [[nodiscard]] T* allocate(std::size_t count) const {

@@ -148,8 +148,8 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   InitQuestion question = question_to(peer, local_id, url, *made.told_regions);
   made.instance.own_secret = *question.secret;
   made.told_at = Clock::now();
-  // The peer may be gone when it is asked.
-  const std::string question_url = url;  // NOLINT(performance-unnecessary-copy-initialization)
+  // NOLINTNEXTLINE(performance-unnecessary-copy-initialization): the peer may be gone when it is asked
+  const std::string question_url = url;
   const Stay stay(*this);
   lock.unlock();
 

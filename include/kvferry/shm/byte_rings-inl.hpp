@@ -35,8 +35,8 @@
 #endif
 
 #ifdef KVFERRY_THREAD_SANITIZER
-extern "C" void __tsan_acquire(void* address);  // NOLINT(bugprone-reserved-identifier)
-extern "C" void __tsan_release(void* address);  // NOLINT(bugprone-reserved-identifier)
+extern "C" void __tsan_acquire(void* address);  // NOLINT(bugprone-reserved-identifier): its name
+extern "C" void __tsan_release(void* address);  // NOLINT(bugprone-reserved-identifier): its name
 #endif
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -75,7 +75,7 @@ KVFERRY_INLINE std::uint64_t bytes_of(std::span<const iovec> pieces) noexcept {
 
 /// A word of the peer's, which this process can't write to.
 KVFERRY_INLINE std::uint64_t load(const std::byte* file, std::uint64_t RingWords::*word) noexcept {
-  auto& words = words_of(const_cast<std::byte*>(file));  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+  auto& words = words_of(const_cast<std::byte*>(file));
   const std::uint64_t value = std::atomic_ref(words.*word).load(std::memory_order_seq_cst);
 #ifdef KVFERRY_THREAD_SANITIZER
   __tsan_acquire(place_of(file));
@@ -365,7 +365,7 @@ KVFERRY_INLINE ssize_t ByteRings::receive_payload(std::span<const iovec> pieces)
     if (by_file()) {
       got = ::preadv(peers_file_.descriptor(), to.data(), static_cast<int>(count), static_cast<off_t>(place));
     } else {
-      const iovec from{const_cast<std::byte*>(peers_ + place), part};  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+      const iovec from{const_cast<std::byte*>(peers_ + place), part};
       got = ::process_vm_readv(::gettid(), to.data(), count, &from, 1, 0);
     }
     if (got <= 0) {
