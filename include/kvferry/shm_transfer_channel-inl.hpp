@@ -96,7 +96,7 @@ KVFERRY_INLINE ShmTransferChannel::ShmTransferChannel(ShmOptions options) try
     kit::refuse_dmabufs(options.regions, "shm");
     start();
   } catch (...) {
-    // What waits for events keeps the I/O threads busy.
+    // Waits for events keep the I/O threads busy.
     stop_listening();
     close();
     throw;

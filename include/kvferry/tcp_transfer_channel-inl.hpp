@@ -274,7 +274,7 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
     }
     start();
   } catch (...) {
-    // What listens keeps the I/O threads busy.
+    // Listeners keep the I/O threads busy.
     stop_listening();
     close();
     throw;

@@ -111,7 +111,7 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
     return OfferedBuffers::offer(regions, domain_->handle(), request.objects, eager, *preparation.offered);
   }
   if (request.kind == TransferKind::send) {
-    // What the protocol may write straight into the peer's buffers; the peer's messages may be smaller than this
+    // The bytes that the protocol may write straight into the peer's buffers; the peer's messages may be smaller than this
     // side's.
     const std::size_t eager_here = protocol_ ? protocol_->eager_bytes() : eager;
     const Slice* hint = nullptr;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rail does with what its driver has taken from the inbox.
+// A rail's reactions to the inbox.
 #include <asio/post.hpp>
 
 #include <algorithm>
@@ -23,7 +23,7 @@ void Rail::apply(Inbox& taken) {
     pair_->take_events();
   }
   if (taken.trouble && !failed_ && !held_) {
-    // What has completed says more of the cause.
+    // Completions say more of the cause.
     catch_up();
     fail(taken.trouble.code, path() + ": " + taken.trouble.sentence);
   }
@@ -43,7 +43,7 @@ void Rail::apply(Inbox& taken) {
     std::ranges::move(taken.probes, std::back_inserter(probes_));
   }
   if (!taken.stops.empty() && protocol_) {
-    // What has completed already counts.
+    // Requests that have completed already count.
     catch_up();
     for (const auto& operation : taken.stops) {
       protocol_->stop(*operation);
@@ -106,7 +106,7 @@ void Rail::await_writes() {
   });
 }
 
-/// Whatever the driver had in hand ends, else nobody would end it.
+/// Ends all that the driver had in hand, else nobody would end it.
 void Rail::give_up(Inbox& taken, const char* what) {
   fail(errc::connection_lost, what);
   if (protocol_) {

@@ -257,7 +257,7 @@ void RailProtocol::fail(std::error_code cause, const std::string& why, std::uint
       continue;
     }
     std::error_code code = stopped ? transfer.failure : transfer.id == culprit ? cause : failed_;
-    // What the peer's adapter has refused isn't under way.
+    // Requests that the peer's adapter has refused aren't under way.
     const bool refused =
         transfer.id == culprit && cause.category() == rdma_category() && cause != condition::may_still_land;
     if (may_land(transfer) && !refused) {

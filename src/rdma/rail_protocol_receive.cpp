@@ -246,7 +246,7 @@ std::error_code RailProtocol::end_recv_post(const MessageHeader& header, std::sp
   if (size > header.total || last != (size == header.total)) {
     return violated("recv of " + text(header.total) + " buffers with " + text(size));
   }
-  // What comes in one message is no more than a receive buffer holds.
+  // One message has no more than a receive buffer holds.
   if (!assembly_.refused && header.first != 0 && !assembly_memory_.take(body.size())) {
     assembly_.refused = true;
     std::vector<PostedBuffer>().swap(assembly_.post.buffers);

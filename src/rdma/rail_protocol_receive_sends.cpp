@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a peer says of sends: their bytes, and how they have ended.
+// A peer's messages about sends: their bytes, and how they have ended.
 #include <algorithm>
 #include <cstring>
 #include <string>

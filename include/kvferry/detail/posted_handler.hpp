@@ -101,7 +101,7 @@ class PostAllocator {
   Owner owner_;
 };
 
-/// What an executor gets. It may be given several for one handler, of which the first to run is the one that counts.
+/// The function that an executor gets. It may be given several for one handler, of which the first to run is the one that counts.
 template <class Owner>
 class PostedRun {
  public:

@@ -221,7 +221,7 @@ KVFERRY_INLINE int RingFile::make(RingFile& made, Descriptor& file) {
     auto& [mutex, files] = ring_files.here();
     const std::lock_guard lock(mutex);
     files.push_back(mapped.data_);
-    // Who forks meanwhile finds it in the list, or is seen here.
+    // A fork meanwhile finds it in the list, or is seen here.
     say_state(mapped.data_, RingState::tells | (process_has_forked() ? RingState::forked : 0));
   } catch (const std::bad_alloc&) {
     return ENOMEM;
@@ -414,7 +414,7 @@ KVFERRY_INLINE bool ByteRings::may_wait(bool for_room) noexcept {
     waiting_ = ++waits_ << 1 | room;
     store(own_, &RingWords::waiting, waiting_);
   }
-  // What can't be is not to be waited for: the next call finds it.
+  // Nobody waits for a state that can't be: the next call finds it.
   const std::uint64_t unread = for_room ? sent_ - load(peers_, &RingWords::taken) : RingFile::ring_bytes;
   const bool has_room = unread <= RingFile::ring_bytes - room_worth_a_bell || unread > RingFile::ring_bytes;
   if (has_bytes() || has_room) {
