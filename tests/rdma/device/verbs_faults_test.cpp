@@ -395,7 +395,7 @@ class ForgetfulHost final : public kit::LinkHost {
   void link_failed(const kit::Link&, std::error_code) override {}
 
  private:
-  const kit::PeerDescription peer_;
+  const kit::PeerDescription peer_{};
 };
 
 TEST(VerbsFaults, ALinkThatThereIsNoMemoryToJoinLeavesNothing) {
