@@ -103,9 +103,9 @@ int main(int argc, char** argv) {
 
   fmt::print("{} descriptors of {} bytes, {} rounds\n\n", sizes.count, sizes.block, sizes.rounds);
   sizes.print_head();
-  pair.measure("page indexes", blocks, {.peer_id = "target", .remote_indexes = order});
-  pair.measure("byte ranges", blocks, {.peer_id = "target", .remote_ranges = ranges});
-  pair.measure("byte ranges, handed over", blocks, {.peer_id = "target", .remote_ranges = ranges}, true);
-  pair.measure("one strided range", {pair.all()},
+  pair.measure("kvferry: page indexes", blocks, {.peer_id = "target", .remote_indexes = order});
+  pair.measure("kvferry: byte ranges", blocks, {.peer_id = "target", .remote_ranges = ranges});
+  pair.measure("kvferry: byte ranges, handed over", blocks, {.peer_id = "target", .remote_ranges = ranges}, true);
+  pair.measure("kvferry: one strided range", {pair.all()},
                {.peer_id = "target", .remote_ranges = strided, .local_strides = stride});
 }

@@ -13,6 +13,7 @@ import sys
 import time
 
 os.environ.setdefault("UCX_TLS", "tcp")  # before NIXL loads UCX
+os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
 
 import numpy as np
 from nixl_cu12._api import nixl_agent
