@@ -3,10 +3,12 @@
 # How long a program's file takes to compile that includes kvferry: the README's program, with the library linked and with
 # all of kvferry in the file, beside a file that includes only Asio. Medians of user seconds, unoptimised and at -O2.
 #
-#   benchmarks/compile_times.sh [ROUNDS]     3 if not given; needs a configured build in build/release
+#   benchmarks/compile_times.sh [ROUNDS [COMPILER]...]     3 if not given, g++ and clang++; needs a configured build in build/release
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 rounds=${1:-3}
+compilers=("${@:2}")
+((${#compilers[@]})) || compilers=(g++ clang++)
 generated=build/release/include
 [[ -f $generated/kvferry/version.hpp ]] || {
   echo "compile_times.sh: no $generated: run cmake --preset release first" >&2
@@ -26,7 +28,7 @@ seconds() {
 median() { sort -n | sed -n "$(((rounds + 1) / 2))p"; }
 
 printf '%-10s %-4s %10s %10s %12s\n' compiler flag asio.hpp linked header-only
-for compiler in g++ clang++; do
+for compiler in "${compilers[@]}"; do
   command -v "$compiler" >/dev/null || continue
   for flag in -O0 -O2; do
     base=("$compiler" -std=c++20 "$flag" -Iinclude "-I$generated" -DASIO_STANDALONE -DASIO_HAS_STD_ALIGNED_ALLOC=1

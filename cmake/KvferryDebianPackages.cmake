@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# What `cpack` makes, in a configured build: a Debian package for what a built program needs, if libraries are shared, and one
-# for development. packaging/try_debian_packages.sh makes them and tries them in a clean system.
+# What `cpack` makes, in a configured build: Debian packages for development, for the tools, and, if libraries are shared, for
+# what a built program needs. packaging/try_debian_packages.sh makes them and tries them in a clean system.
 
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_VENDOR kvferry)
@@ -30,6 +30,16 @@ if(BUILD_SHARED_LIBS)
   set(CPACK_DEBIAN_RUNTIME_PACKAGE_SECTION libs)
   set(CPACK_DEBIAN_RUNTIME_PACKAGE_SHLIBDEPS ON)
   list(APPEND _development_needs "libkvferry${_soname} (= ${PROJECT_VERSION})")
+endif()
+if(KVFERRY_BUILD_TOOLS)
+  list(APPEND CPACK_COMPONENTS_ALL tools)
+  set(CPACK_DEBIAN_TOOLS_PACKAGE_NAME kvferry-tools)
+  set(CPACK_DEBIAN_TOOLS_PACKAGE_SECTION utils)
+  set(CPACK_DEBIAN_TOOLS_PACKAGE_SHLIBDEPS ON)
+  if(BUILD_SHARED_LIBS)
+    set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS "${PROJECT_BINARY_DIR}/src")
+    set(CPACK_DEBIAN_TOOLS_PACKAGE_DEPENDS "libkvferry${_soname} (= ${PROJECT_VERSION})")
+  endif()
 endif()
 list(JOIN _development_needs ", " CPACK_DEBIAN_DEVELOPMENT_PACKAGE_DEPENDS)
 include(CPack)

@@ -4,7 +4,7 @@
 
 include(CMakePackageConfigHelpers)
 
-# Two parts that can be installed by themselves: "runtime", what a built program needs, and "development", all else.
+# Parts that can be installed by themselves: "runtime", what a built program needs; "tools"; and "development", all else.
 set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME development)
 
 set(_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/kvferry")

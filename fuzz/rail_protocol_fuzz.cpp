@@ -54,6 +54,7 @@ struct Lent {
   bool seen_ended = false;
 };
 
+// A long class: all steps of the input work on this one state.
 class Rail {
  public:
   explicit Rail(const std::uint8_t* data, std::size_t size) : input_(data, size) {

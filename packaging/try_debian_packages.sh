@@ -81,6 +81,7 @@ in_system sh -ec '
   cd /program
   cmake -S . -B build >/dev/null && cmake --build build && build/quick_start
   g++ -std=c++20 quick_start.cpp -o with_pkg_config $(pkg-config --cflags --libs kvferry) && ./with_pkg_config
+  kvferry-keygen --help >/dev/null
   apt-get purge -y -qq libkvferry-dev >/dev/null
   build/quick_start # with the libraries alone'
 echo "The packages work in a clean $release:"

@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 ITERATIONS = 1000
 PEERS = 33
+PATIENCE = 60  # seconds until the other half listens
 UNITS = {"B": 1, "K": 1000, "M": 1000**2, "G": 1000**3}  # heaptrack's
 
 
@@ -34,9 +36,10 @@ def run(program, tracked, *options):
         else:
             initiator = heaptrack(folder, initiator)
         with subprocess.Popen(target, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as other:
-            for _ in range(100):
+            until = time.monotonic() + PATIENCE
+            while True:
                 done = subprocess.run(initiator, capture_output=True, text=True, timeout=120)
-                if "refused" not in done.stdout + done.stderr:
+                if "refused" not in done.stdout + done.stderr or time.monotonic() > until:
                     break
             if done.returncode != 0:
                 other.kill()

@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <random>
 
+#include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/make_dial.hpp>
 
 namespace unix_transport {
@@ -46,6 +47,7 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
       shut(errc::closed, "the channel was closed");
       return;
     }
+    host_->when_abandoned(posted([](UnixLink& link) { link.break_off(errc::cancelled, "a newer attempt began"); }));
     locked([&] {
       running_ = !listening_;
       arm_timer(deadline);
@@ -119,7 +121,7 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
 
  private:
   using Wait = asio::posix::stream_descriptor::wait_type;
-  /// What a peer may take to answer for an operation that was given up, before the connection is.
+  /// The time that a peer has to answer for an operation that was given up, before the connection is given up, too.
   static constexpr std::chrono::milliseconds drain_time{100};
   static constexpr std::size_t step_bytes = std::size_t{256} << 10;
 
@@ -236,14 +238,7 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
       if (const auto violation = protocol_.received(static_cast<std::size_t>(received))) {
         break_off(violation, protocol_.violation());
       } else if (protocol_.take_fence()) {
-        // That may be within this call, or with locks of the channel's held.
-        host_->when_writes_ended([weak = weak_from_this(), executor = executor_] {
-          asio::post(executor, [weak] {
-            if (const auto self = weak.lock()) {
-              self->locked([&] { self->protocol_.answer_fence(); });
-            }
-          });
-        });
+        host_->when_writes_ended(posted([](UnixLink& link) { link.protocol_.answer_fence(); }));
       }
     } else if (received == 0) {
       break_off(errc::peer_closed, "the peer closed the connection");
@@ -273,6 +268,18 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
         self->locked([&] { self->timer_expired(); });
       }
     });
+  }
+
+  /// The channel may call it with locks held, or within a call of this link: so the executor calls the function.
+  template <class Function>
+  std::function<void()> posted(Function function) {
+    return [weak = weak_from_this(), executor = executor_, function] {
+      asio::post(executor, [weak, function] {
+        if (const auto self = weak.lock()) {
+          self->locked([&] { function(*self); });
+        }
+      });
+    };
   }
 
   void timer_expired() {
@@ -325,9 +332,7 @@ int open_socket(Call call, const Bytes& name) {
 }  // namespace
 
 UnixTransferChannel::UnixTransferChannel(kvferry::ChannelOptions options) : TransferChannelKit(options) {
-  if (std::ranges::any_of(options.regions, [](const auto& region) { return region.dmabuf_fd != -1; })) {
-    throw TransferError(errc::not_supported, "a Unix-domain socket can't reach memory of a dma-buf");
-  }
+  kit::refuse_dmabufs(options.regions, "unix");
   start();
 }
 
@@ -355,21 +360,11 @@ Bytes UnixTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
   std::ranges::generate(name, [&device] { return static_cast<std::byte>(device()); });
   const int descriptor = open_socket(::bind, name);
   ::listen(descriptor, 4);
-  const auto link = std::make_shared<UnixLink>(get_executor(), host, descriptor, true, std::move(on_link));
-  host->when_abandoned([weak = std::weak_ptr(link), executor = get_executor()] {
-    if (auto abandoned = weak.lock()) {
-      asio::post(executor, [abandoned] { abandoned->shut(errc::cancelled, "a newer attempt took its place"); });
-    }
-  });
-  link->greet(*attempts_, deadline);
+  std::make_shared<UnixLink>(get_executor(), host, descriptor, true, std::move(on_link))->greet(*attempts_, deadline);
   return name;
 }
 
-void UnixTransferChannel::register_region(const LocalRegion& region) {
-  if (region.dmabuf_fd != -1) {
-    throw TransferError(errc::not_supported, "Unix-domain sockets can't reach memory of a dma-buf");
-  }
-}
+void UnixTransferChannel::register_region(const LocalRegion& region) { kit::refuse_dmabuf(region, transport()); }
 
 void UnixTransferChannel::stop_listening() {
   attempts_->close([](UnixLink& link) { link.shut(errc::closed, "the channel was closed"); });

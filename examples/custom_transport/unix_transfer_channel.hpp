@@ -34,8 +34,8 @@ class UnixTransferChannel : public kvferry::kit::TransferChannelKit {
   void register_region(const kvferry::LocalRegion& region) override;
 
  private:
-  using Attempts = kvferry::kit::Attempts<UnixLink>;
-  const std::shared_ptr<Attempts> attempts_ = std::make_shared<Attempts>();
+  const std::shared_ptr<kvferry::kit::Attempts<UnixLink>> attempts_ =
+      std::make_shared<kvferry::kit::Attempts<UnixLink>>();
 };
 
 }  // namespace unix_transport

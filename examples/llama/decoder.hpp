@@ -38,7 +38,7 @@ class Decoder {
         slot.cache.token = next[i];
         const auto now = steady_clock::now();
         const Message token{Kind::token, slot.cache.prompt, 0, 0, slot.done, 0, 0, next[i], 0, now};
-        // Whoever can't be told is gone, which is news of its own.
+        // A peer that can't be told is gone, and that is news of its own.
         channel_.async_notify(slot.peer, bytes_of(token), {}, [](std::error_code) {});
         if (++slot.done == slot.cache.length) free(slot);
       }

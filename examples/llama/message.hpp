@@ -20,7 +20,7 @@ using std::chrono::steady_clock;
 using Options = std::map<std::string, std::string>;
 using Tokens = std::vector<llama_token>;
 
-/// What the two tell each other, in notifications. Both run on machines of one kind.
+/// A message of one to the other, in a notification. Both run on machines of one kind.
 struct Message {
   enum class Kind : std::uint32_t {
     // From the prefiller. Of the last three, one comes when a prompt is computed; the cache is complete when as many

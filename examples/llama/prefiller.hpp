@@ -111,7 +111,7 @@ class Prefiller {
     }
   }
 
-  /// What `answer` has thrown, in words. `errc::closed`: the channel was closed here, because of `cause_`.
+  /// The error that `answer` has thrown, in words. `errc::closed`: the channel was closed here, because of `cause_`.
   [[nodiscard]] std::string explain(const std::system_error& error) const {
     return error.code() == kvferry::errc::closed ? cause_.message() : error.what();
   }

@@ -29,7 +29,7 @@ std::optional<kvferry::SideMessage> CacheDesk::answer(const kvferry::SideMessage
   return std::nullopt;
 }
 
-// What is thrown here travels to prefill, whose call throws it. Nothing that a peer sends is taken on trust.
+// An exception here travels to prefill, whose call throws it. Nothing that a peer sends is taken on trust.
 CacheAccepted CacheDesk::take_offer(CacheOffer offer) {
   const std::lock_guard lock(mutex_);
   if (offer_.has_value()) {

@@ -8,7 +8,7 @@
 
 namespace example {
 
-/// What a peer's process ends with.
+/// The exit status of a peer's process.
 enum class ExitCode : int {
   ok = 0,
   unexpected = 1,

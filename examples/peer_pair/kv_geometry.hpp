@@ -8,7 +8,7 @@
 
 namespace example {
 
-/// What decides how large a model's KV cache is. The names and numbers are those of the model's published config.json.
+/// The sizes that decide how large a model's KV cache is. The names and numbers are those of the model's published config.json.
 struct KvGeometry {
   std::string_view model;
   std::uint64_t num_hidden_layers = 0;

@@ -21,7 +21,7 @@ inline constexpr std::string_view mode_write = "write";        ///< Prefill writ
 inline constexpr std::string_view mode_read = "read";          ///< Decode reads prefill's pages.
 inline constexpr std::string_view mode_sendrecv = "sendrecv";  ///< Prefill sends, decode receives; paired by tag.
 
-/// What prefill says about the cache that it has. Answered with `CacheAccepted`, or with an error.
+/// Describes the cache that prefill has. Answered with `CacheAccepted`, or with an error.
 struct CacheOffer {
   std::string mode;
   std::uint64_t bytes = 0;

@@ -23,7 +23,7 @@
 namespace example {
 namespace {
 
-/// What is on the command line in another form than in the options.
+/// Arguments that have another form on the command line than in the options.
 struct RawOptions {
   std::string model = "llama-3.1-8b";
   double timeout_seconds = 30;

@@ -15,7 +15,7 @@
 
 namespace example {
 
-/// What both peers may be told.
+/// The options of both peers.
 struct CommonOptions {
   std::string transport = "tcp";
   KvGeometry geometry;
@@ -38,7 +38,7 @@ struct CommonOptions {
 
   [[nodiscard]] BatchWindow::Limits window_limits() const noexcept { return {depth, timeout, max_rate}; }
 
-  /// What they mean to a channel that offers one region. @throws kvferry::TransferError for keys that can't be read.
+  /// The same for a channel that offers one region. @throws kvferry::TransferError for keys that can't be read.
   [[nodiscard]] kvferry::ChannelOptions channel_options(const kvferry::MemoryRegion& region) const;
 };
 

@@ -16,7 +16,7 @@
 
 namespace example {
 
-/// What the handlers keep alive.
+/// The state that the handlers keep alive.
 struct PeerWatch::State : std::enable_shared_from_this<State> {
   State(kvferry::BaseTransferChannel& of, std::string_view peer_id, Supervisor& by)
       : channel(of), peer(peer_id), supervisor(by) {

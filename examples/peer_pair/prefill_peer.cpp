@@ -55,7 +55,7 @@ class Prefill {
 
     watch.stand_down();
     const std::string arrived = receive_verdict();
-    // Who sent last closes first: then nobody's last acknowledgement is lost.
+    // The side that sent last closes first: then no last acknowledgement is lost.
     watch.wait_until_gone(options_.timeout);
     if (arrived != checksum) {
       throw Failure(ExitCode::checksum_mismatch,

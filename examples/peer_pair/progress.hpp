@@ -14,7 +14,7 @@ namespace example {
 /// "64 KiB", "1.5 GiB".
 [[nodiscard]] std::string human_bytes(std::uint64_t bytes);
 
-/// What has been moved of a cache, and since when. Shows a bar on a terminal, one plain line elsewhere; on stderr.
+/// Counts how much of a cache has been moved, and since when. Shows a bar on a terminal, one plain line elsewhere; on stderr.
 class Progress {
  public:
   using Clock = std::chrono::steady_clock;

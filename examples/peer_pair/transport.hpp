@@ -15,7 +15,7 @@
 
 namespace example {
 
-/// What carries the pages, apart from what all channels may be told.
+/// The options of one transport, from those that all channels have.
 template <class Options>
 [[nodiscard]] Options transport_options(kvferry::ChannelOptions common) {
   Options options;

@@ -22,7 +22,7 @@ class Prefill : public kvferry::TcpTransferChannel {
   explicit Prefill(kvferry::TcpOptions options) : TcpTransferChannel(std::move(options)) { answer_side_messages(); }
   ~Prefill() override { close(); }
 
-  /// On a thread of the channel's. What it throws becomes the error of decode's call.
+  /// On a thread of the channel's. Its exceptions become the error of decode's call.
   kvferry::SideMessage handle_init_side_msg(const kvferry::SideMessage& message) override {
     if (!message.is<PrefillRequest>()) {
       return TcpTransferChannel::handle_init_side_msg(message);

@@ -65,7 +65,7 @@ KVFERRY_INLINE bool is_missing(const std::error_code& cause, const ChannelOption
          std::ranges::any_of(missing, [&](std::errc one) { return cause == std::make_error_condition(one); });
 }
 
-/// What both have.
+/// The capabilities that both have.
 KVFERRY_INLINE Capabilities common(const Capabilities& one, const Capabilities& other) {
   return {.send_recv = one.send_recv && other.send_recv,
           .write = one.write && other.write,
@@ -93,7 +93,7 @@ KVFERRY_INLINE bool same_memory(const std::vector<MemoryRegion>& one, const std:
 }  // namespace internal
 }  // namespace roads
 
-/// Those that are compared as they are.
+/// Options that are compared as they are.
 #define KVFERRY_COMPARED_OPTIONS(X) \
   X(peer_init_url) X(advertised_init_url) X(peer_lookup_url) X(hold_side_messages) X(require_equal_page_sizes) \
   X(checksums) X(max_peers) X(default_timeout) X(handshake_timeout) X(max_pending_operations) \
@@ -205,7 +205,7 @@ KVFERRY_INLINE AutoTransferChannel::AutoTransferChannel(AutoOptions options)
     impl_->open(given, required, encrypted, common);
     start();
   } catch (...) {
-    // What the roads listen with keeps the I/O threads busy.
+    // The roads' listeners keep the I/O threads busy.
     stop_listening();
     close();
     throw;

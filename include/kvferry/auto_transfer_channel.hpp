@@ -91,7 +91,7 @@ struct AutoOptions : ChannelOptions {
 ///
 /// **Nothing is silent.** `PeerInfo::path` describes the road and gives the reason why no better one was taken: "tcp
 /// 10.0.0.1:40112 -> ...; not rdma: no rail is active". So does the log event "path_chosen". It is a warning if there
-/// is such a reason, other than that the peer is on another host. Which road is better says each side's own order: the
+/// is such a reason, other than that the peer is on another host. Each side's own order decides which road is better: the
 /// side that didn't connect may read "not rdma: the peer prefers tcp". `ChannelStats::roads` counts the connections
 /// over each road. A transport that this host doesn't have is left out, with the warning "road_unavailable": its constructor
 /// threw ENODEV, EOPNOTSUPP, ENOSYS, ENETDOWN or ENOMEM (memory that can't be registered), or `errc::not_supported` if

@@ -29,6 +29,8 @@
 
 namespace kvferry::inline KVFERRY_ABI {
 
+// A long file: it is one class, and half of it is the class's reference.
+
 /// Moves pages of KV caches between peers, over any transport.
 ///
 /// A channel offers regions of memory to its peers, shakes hands with them, and moves batches of objects. An operation

@@ -76,7 +76,7 @@ class QueueState {
   /// Then nothing of it may be touched: a thread of the parent's may have had the lock, and the parent polls the descriptor.
   [[nodiscard]] bool inherited() const noexcept { return origin_.was_forked(); }
 
-  /// What is stored is there when the handle says that the operation has ended.
+  /// The stored result is there when the handle says that the operation has ended.
   void end(std::shared_ptr<QueuedOperation> operation, std::error_code error, std::size_t count, StoreResult store,
            void* result, void* value) {
     std::function<void(asio::cancellation_type)> dropped;

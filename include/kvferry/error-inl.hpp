@@ -140,7 +140,7 @@ inline constexpr std::array system_codes{
     SystemCode{ENETDOWN, failed | retry},
     SystemCode{ENETRESET, failed | retry},
     SystemCode{EIO, failed | retry},  // an adapter that is dead
-    // What this host is out of, for now.
+    // Things that this host has run out of, for now.
     SystemCode{EMFILE, retry},
     SystemCode{ENFILE, retry},
     SystemCode{ENOBUFS, retry},
@@ -151,7 +151,7 @@ inline constexpr std::array system_codes{
     SystemCode{EBUSY, retry},
     SystemCode{EADDRINUSE, retry},
     SystemCode{EADDRNOTAVAIL, retry},  // all ports of the range in use, or an address that is not there yet
-    // What this program may not do, or got wrong.
+    // Things that this program may not do, or got wrong.
     SystemCode{EINVAL, invalid},
     SystemCode{E2BIG, invalid},
     SystemCode{EFBIG, invalid},

@@ -99,10 +99,10 @@ struct RdmaOptions : ChannelOptions {
   /// all. So the keys to memory (rkeys) that a peer is told, with the handshake or with a recv's buffers, are of no use on
   /// another peer's connection. They open nothing any more when `disconnect` has returned, or when the connection has ended.
   /// Without this a key opens its memory to every peer that gets or guesses it, as long as the region, or the recv, lasts.
-  /// What it doesn't change: who may connect gets keys of his own, each as good as the region's `peer_access`. Packets have
-  /// keys and pages in the clear: somebody on the path can still use a connection's keys on that connection.
+  /// Its limits: a peer that may connect gets keys of its own, each as good as the region's `peer_access`. Packets have keys
+  /// and pages in the clear: somebody on the path can still use a connection's keys on that connection.
   ///
-  /// What it costs:
+  /// Its cost:
   /// - Connecting takes as long as the channel's construction does without it, on the calling thread where this side
   ///   connects. `add_region` registers for all connections.
   /// - Deregistering takes its time as well. `disconnect`, a peer's new connection in place of its old one, and the end of
@@ -153,8 +153,8 @@ struct RdmaRailInfo {
 /// descriptor. Its memory can be used for writes and reads, but not for sends and recvs.
 ///
 /// With several rails, an operation may go over another rail than the one before it. A write ends when the peer's adapter has
-/// acknowledged its bytes, which may be a moment before they are in the peer's memory. What follows on the same rail comes behind
-/// them; what follows on another rail may, within that moment, overtake them. That is an exception to **Order** of
+/// acknowledged its bytes, which may be a moment before they are in the peer's memory. Later requests on the same rail come
+/// behind them; requests on another rail may, within that moment, overtake them. That is an exception to **Order** of
 /// `BaseTransferChannel`. It doesn't concern a write's own notification, paired operations of one tag, or `fence`. Where a
 /// write has to follow another one on the same bytes, or be followed by a `notify` or a read of them, give the first one the
 /// notification, or checksums, or use one rail.

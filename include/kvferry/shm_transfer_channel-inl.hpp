@@ -10,6 +10,7 @@
 
 #include <kvferry/detail/text.hpp>
 #include <kvferry/kit/attempts.hpp>
+#include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/make_dial.hpp>
 #include <kvferry/kit/stream_protocol.hpp>
@@ -73,12 +74,6 @@ KVFERRY_INLINE ShmTransferChannel::ShmTransferChannel(ShmOptions options) try
   const auto bounded = [](std::chrono::milliseconds time, std::chrono::milliseconds least) {
     return std::clamp<std::chrono::milliseconds>(time, least, std::chrono::hours(1));
   };
-  for (std::size_t i = 0; i < options.regions.size(); ++i) {
-    if (options.regions[i].dmabuf_fd != -1) {
-      close();
-      throw TransferError(errc::not_supported, "region " + std::to_string(i) + ": shm can't reach memory of a dma-buf");
-    }
-  }
   impl_->events = std::make_shared<tcp::SocketEvents>(get_executor());
   shm::MeetingOptions shared;
   shared.incarnation = incarnation();
@@ -98,9 +93,10 @@ KVFERRY_INLINE ShmTransferChannel::ShmTransferChannel(ShmOptions options) try
   shared.link.lane.buffers = tcp::ReadAheadPool::create(tcp::FrameReader::read_ahead);
   impl_->options = std::make_shared<const shm::MeetingOptions>(std::move(shared));
   try {
+    kit::refuse_dmabufs(options.regions, "shm");
     start();
   } catch (...) {
-    // What waits for events keeps the I/O threads busy.
+    // Waits for events keep the I/O threads busy.
     stop_listening();
     close();
     throw;
@@ -133,10 +129,7 @@ KVFERRY_INLINE ChannelStats ShmTransferChannel::stats() const {
 }
 
 KVFERRY_INLINE void ShmTransferChannel::register_region(const LocalRegion& region) {
-  if (region.dmabuf_fd != -1) {
-    throw TransferError(errc::not_supported,
-                        "region " + std::to_string(region.number) + ": shm can't reach memory of a dma-buf");
-  }
+  kit::refuse_dmabuf(region, transport());
 }
 
 KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::string&) {

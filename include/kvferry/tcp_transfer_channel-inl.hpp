@@ -15,6 +15,7 @@
 #include <kvferry/detail/name_lookups.hpp>
 #include <kvferry/detail/text.hpp>
 #include <kvferry/kit/attempts.hpp>
+#include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/stream_protocol.hpp>
 #include <kvferry/tcp/allowed_hosts.hpp>
@@ -252,13 +253,8 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
       impl_->advertised_data.host.clear();
     }
   }
-  for (std::size_t i = 0; i < given.regions.size(); ++i) {
-    if (given.regions[i].dmabuf_fd != -1) {
-      close();
-      throw TransferError(errc::not_supported, "region " + std::to_string(i) + ": tcp can't reach memory of a dma-buf");
-    }
-  }
   try {
+    kit::refuse_dmabufs(given.regions, "tcp");
     impl_->allowed_hosts = std::make_shared<const tcp::AllowedHosts>(given.allowed_hosts);
     impl_->link_options.tls = tls_of(given);
     if (given.certificates != CertificateFiles()) {
@@ -278,7 +274,7 @@ KVFERRY_INLINE TcpTransferChannel::TcpTransferChannel(TcpOptions options) try
     }
     start();
   } catch (...) {
-    // What listens keeps the I/O threads busy.
+    // Listeners keep the I/O threads busy.
     stop_listening();
     close();
     throw;
@@ -318,10 +314,7 @@ KVFERRY_INLINE std::uint16_t TcpTransferChannel::data_port() const {
 }
 
 KVFERRY_INLINE void TcpTransferChannel::register_region(const LocalRegion& region) {
-  if (region.dmabuf_fd != -1) {
-    throw TransferError(errc::not_supported,
-                        "region " + std::to_string(region.number) + ": tcp can't reach memory of a dma-buf");
-  }
+  kit::refuse_dmabuf(region, transport());
 }
 
 KVFERRY_INLINE std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {

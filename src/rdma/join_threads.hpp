@@ -94,7 +94,7 @@ class JoinThreads {
         threads_.push_back(start_thread("kvferry-join", [this] { work(); }));
         ++idle_;
       } catch (const std::system_error&) {
-        // Those that there are do it, later.
+        // The present threads do it, later.
       }
     }
     return !threads_.empty();

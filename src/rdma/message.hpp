@@ -112,7 +112,7 @@ struct SentObject {
   static constexpr std::uint64_t length_mask = continues - 1;
 };
 
-// What receive buffers may be: bounds that both sides keep, so that each can hold the other to them.
+// Bounds of receive buffers, which both sides keep, so that each can hold the other to them.
 inline constexpr std::size_t min_message_bytes = 1024;
 inline constexpr std::size_t max_message_bytes = std::size_t{64} << 10;
 inline constexpr std::size_t min_messages = 8;

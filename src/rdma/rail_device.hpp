@@ -28,7 +28,7 @@ struct PortAddress {
   ibv_gid_type gid_type = IBV_GID_TYPE_IB;
 };
 
-/// What was still with the adapter whenever a list completed and more was to be posted.
+/// The requests that were still with the adapter whenever a list completed and more was to be posted.
 class WindowCounters {
  public:
   /// @param used the share of the window.

@@ -234,7 +234,7 @@ std::shared_ptr<RailDomain> RailDomains::for_link() {
   std::vector<std::weak_ptr<const ChannelRegion>> regions;  // whoever removes one doesn't wait until its turn has come
   std::size_t bytes = 0;
   {
-    // What is added from here on is registered there by whoever adds it.
+    // Regions that are added from here on are registered there by the calls that add them.
     const std::lock_guard lock(mutex_);
     if (closed_) {
       throw TransferError(errc::closed, "the channel was closed");
@@ -287,7 +287,7 @@ bool RailDomains::register_in(RailDomain& domain, const std::shared_ptr<const Ch
     }
     return false;
   }
-  // Whoever removes a region forgets it first, and then goes through the domains.
+  // A removal forgets the region first, and then goes through the domains.
   const std::lock_guard lock(mutex_);
   if (!is_known(region) || domain.ended()) {
     return false;

@@ -187,7 +187,7 @@ class RailDomains {
   bool register_in(RailDomain& domain, const std::shared_ptr<const ChannelRegion>& region, std::size_t threads);
   /// For so many bytes: to start one takes as long as to register some 100 KiB.
   [[nodiscard]] std::size_t threads_for(std::size_t bytes) const noexcept;
-  /// Those that live. With the lock held.
+  /// The domains that live. With the lock held.
   [[nodiscard]] std::vector<std::shared_ptr<RailDomain>> living();
 
   const std::shared_ptr<RailDevice> device_;

@@ -100,7 +100,7 @@ void Rail::settle() {
         return;
       }
     }
-    // What is said next tells the peer of them.
+    // The next message tells the peer of them.
     speechless_ = speechless_ || pair_->post_receives(taken);
   }
 }

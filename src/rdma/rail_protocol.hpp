@@ -148,7 +148,7 @@ class RailProtocol {
   void completed();
   /// Whether operations have more to move than has been posted.
   [[nodiscard]] bool work_waits() const noexcept { return !moving_.empty(); }
-  /// What is with the adapter, as a share of what may be: of the bytes or of the queue's places, whichever is more.
+  /// The share of the limit that is with the adapter: of the bytes or of the queue's places, whichever is more.
   [[nodiscard]] double window_used() const noexcept;
 
   /// @name Memory for messages, of which there is little at first
@@ -273,7 +273,7 @@ class RailProtocol {
     bool probe = false;  ///< Somebody waits for its answer.
   };
 
-  /// What a recv of the peer's says of its buffers.
+  /// A recv of the peer's, and its buffers.
   struct Post {
     using value_type = PostedBuffer;
     [[nodiscard]] std::size_t size() const noexcept { return buffers.size(); }
@@ -405,7 +405,7 @@ class RailProtocol {
   std::unordered_map<const kit::Operation*, std::uint64_t> ids_;
   std::size_t draining_ = 0;
 
-  // What is with the adapter
+  // Requests with the adapter
   std::deque<Record> records_;
   std::deque<std::function<void()>> probes_;  ///< Of the records that are some, oldest first.
   std::size_t posted_ = 0;
@@ -421,7 +421,7 @@ class RailProtocol {
   bool wants_slots_ = false;
   bool wants_buffers_ = false;
 
-  // What waits to be posted; ids of transfers that have ended, or are in another state by now, are skipped.
+  // Transfers that wait to be posted; ids of transfers that have ended, or are in another state by now, are skipped.
   std::deque<MessageHeader> control_;
   std::deque<std::uint64_t> recv_posts_;
   std::deque<std::uint64_t> notifications_;

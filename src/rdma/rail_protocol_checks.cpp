@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Checksums. Whoever started a write, read or send takes the sums of its objects, a part of 1 MiB at a time, and tells them
+// Checksums. The side that started a write, read or send takes the sums of its objects, a part of 1 MiB at a time, and tells them
 // behind the bytes on the same queue pair; the peer compares them with what lies in its memory then, and answers with a bit
 // for each. So of a write and a send the destination is compared with the source, of a read the source with the destination.
 #include <algorithm>

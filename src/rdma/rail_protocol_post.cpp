@@ -318,7 +318,7 @@ bool RailProtocol::add_work(WorkList& list, std::size_t most_requests) {
   return false;
 }
 
-/// All work requests of a transfer are in the list. What is said next arrives behind what they move.
+/// All work requests of a transfer are in the list. The next message arrives behind the bytes that they move.
 void RailProtocol::planned_all(Transfer& transfer) {
   transfer.state = State::told;
   if (transfer.request().kind == TransferKind::send) {

@@ -59,7 +59,7 @@ void RailProtocol::region_added() {
   const auto now = host_->local_regions();
   const auto told = std::exchange(told_regions_, nullptr);
   if (told) {
-    // Those that have gone since the handshake, whoever waits for that: nobody here. Ahead of those that have come, so that
+    // Regions that have gone since the handshake, whoever waits for that: nobody here. Ahead of those that have come, so that
     // the peer never has more than there may be.
     for (const LocalRegion& region : told->all()) {
       if (now->find(region.number) == nullptr) {

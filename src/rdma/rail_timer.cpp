@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a rail looks after when nothing comes: deadlines, and whether the peer is there.
+// A rail's work when nothing comes: deadlines, and whether the peer is there.
 #include <algorithm>
 #include <chrono>
 #include <optional>
@@ -61,7 +61,7 @@ void Rail::arm_timer() {
   }
   std::optional<kit::Clock::time_point> next;
   if (options_.keepalive_interval.count() > 0 && phase_ == Phase::running) {
-    // What is with the adapter is a probe in itself.
+    // A request that is with the adapter is a probe in itself.
     next = (protocol_->posted() == 0 ? last_activity_ : kit::Clock::now()) + options_.keepalive_interval;
   }
   if (by) {

@@ -22,7 +22,7 @@ constexpr std::chrono::milliseconds goodbye_time{200};
 /// The same on a thread that has others to look after.
 constexpr std::chrono::milliseconds hurried_goodbye_time{20};
 
-/// What is called by each of so many rails, and by the last of them calls `done`.
+/// A function that each of so many rails calls; the last call calls `done`.
 std::function<void()> of_all(std::function<void()> done, std::size_t rails) {
   return [all = std::make_shared<std::function<void()>>(std::move(done)),
           left = std::make_shared<std::atomic<std::size_t>>(rails)] {

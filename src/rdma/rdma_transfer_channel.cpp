@@ -196,7 +196,8 @@ class RdmaTransferChannel::Impl {
   std::shared_ptr<std::atomic<std::size_t>> accepting = std::make_shared<std::atomic<std::size_t>>(0);
 };
 
-RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)  // NOLINT(performance-unnecessary-value-param)
+// NOLINTNEXTLINE(performance-unnecessary-value-param): as the other channels'
+RdmaTransferChannel::RdmaTransferChannel(RdmaOptions options)
     // NOLINTNEXTLINE(cppcoreguidelines-slicing): its part
     : TransferChannelKit(options), impl_(std::make_shared<Impl>(get_executor(), options, incarnation())) {
   try {

@@ -103,57 +103,58 @@ void begin_connect(Node& from, const Node& to, Cancelled& call) {
   from.channel->async_lazy_init_peer_connection("a", "b", to.channel->peer_init_url(), {}, {}, call.token());
 }
 
-TEST(AutoAttempt, OneThatWasCancelledGoesOnOverNoOtherRoad) {
-  const auto silent = std::make_shared<Fate>();
-  const auto second = std::make_shared<Fate>();
-  silent->set(Fate::State::silent);
-  Node b;
-  Node a(with({mortal_shm(silent), mortal_tcp("tcp", second)}));
-  Cancelled call;
-  begin_connect(a, b, call);
-  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
-  EXPECT_EQ(call.cancel(), errc::cancelled);
-  auto wanted = a.begin_connect(b);
-  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; })) << "joined the one that nobody wanted any more";
-  silent->run_out_of_time();
-  EXPECT_NO_THROW((void)wanted.get());
-  EXPECT_EQ(second->connects(), 1U);
+/// A connect that waits at a silent road, and behind it another road.
+class CancelledConnects : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    silent_->set(Fate::State::silent);
+    begin_connect(a_, b_, first_);
+    ASSERT_TRUE(comes_true([&] { return silent_->waiting() == 1; }));
+  }
+  /// Of the attempt that was cancelled.
+  void expect_that_nobody_joins_it() {
+    auto wanted = a_.begin_connect(b_);
+    ASSERT_TRUE(comes_true([&] { return silent_->waiting() == 2; })) << "joined the one that nobody wanted any more";
+    silent_->run_out_of_time();
+    EXPECT_NO_THROW((void)wanted.get());
+    EXPECT_EQ(second_->connects(), 1U);
+  }
+
+  const std::shared_ptr<Fate> silent_ = std::make_shared<Fate>();
+  const std::shared_ptr<Fate> second_ = std::make_shared<Fate>();
+  Node b_;
+  Node a_{with({mortal_shm(silent_), mortal_tcp("tcp", second_)})};
+  Cancelled first_;
+};
+
+TEST_F(CancelledConnects, GoOnOverNoOtherRoad) {
+  EXPECT_EQ(first_.cancel(), errc::cancelled);
+  expect_that_nobody_joins_it();
 }
 
-TEST(AutoAttempt, OneThatSomebodyElseWaitsForGoesOn) {
-  const auto silent = std::make_shared<Fate>();
-  silent->set(Fate::State::silent);
-  Node b;
-  Node a(with({mortal_shm(silent), tcp()}));
-  Cancelled first;
-  begin_connect(a, b, first);
-  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
-  auto wanted = a.begin_connect(b);
+TEST_F(CancelledConnects, GoOnForWhoElseWaits) {
+  auto wanted = a_.begin_connect(b_);
   Cancelled last;
-  begin_connect(a, b, last);
-  EXPECT_EQ(first.cancel(), errc::cancelled);
+  begin_connect(a_, b_, last);
+  EXPECT_EQ(first_.cancel(), errc::cancelled);
   EXPECT_EQ(last.cancel(), errc::cancelled);
-  silent->run_out_of_time();
+  silent_->run_out_of_time();
   EXPECT_NO_THROW((void)wanted.get());
-  EXPECT_EQ(silent->connects(), 1U) << "the dial was ended, and begun anew";
+  EXPECT_EQ(silent_->connects(), 1U) << "the dial was ended, and begun anew";
 }
 
 /// The dial has the time of the one with more.
-TEST(AutoAttempt, OneThatAllHaveLeftInTheirWaysEnds) {
-  const auto silent = std::make_shared<Fate>();
-  silent->set(Fate::State::silent);
-  Node b;
-  Node a(with({mortal_shm(silent), tcp()}));
-  Cancelled first;
-  begin_connect(a, b, first);
-  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 1; }));
-  auto hasty = std::async(std::launch::async, [&] { return a.connect(b, nullptr, milliseconds(100)); });
-  EXPECT_EQ(first.cancel(), errc::cancelled);
-  EXPECT_EQ(hasty.get(), errc::timed_out);
-  auto wanted = a.begin_connect(b);
-  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; })) << "joined the one that nobody wanted any more";
-  silent->run_out_of_time();
-  EXPECT_NO_THROW((void)wanted.get());
+TEST_F(CancelledConnects, EndWhenAllHaveLeftInTheirWays) {
+  auto hasty = a_.channel->async_lazy_init_peer_connection("a", "b", b_.channel->peer_init_url(), {},
+                                                           {milliseconds(100), nullptr}, asio::use_future);
+  EXPECT_EQ(first_.cancel(), errc::cancelled);
+  try {
+    (void)hasty.get();
+    ADD_FAILURE() << "connected over a silent road";
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code(), errc::timed_out);
+  }
+  expect_that_nobody_joins_it();
 }
 
 TEST(AutoAttempt, AnOperationThatWasCancelledReconnectsNobody) {
@@ -188,7 +189,7 @@ class FencesOfSilentRoads : public ::testing::Test {
   /// More than a fence waits where nothing else is to be tried.
   static constexpr milliseconds some_time{1500};
 
-  [[nodiscard]] static AutoOptions patient(std::vector<AutoRoad> roads) {
+  [[nodiscard]] static AutoOptions with_much_time(std::vector<AutoRoad> roads) {
     AutoOptions options = with(std::move(roads));
     options.road_timeout = much_time;
     options.handshake_timeout = 3 * much_time;
@@ -211,8 +212,8 @@ class FencesOfSilentRoads : public ::testing::Test {
   }
 
   const std::shared_ptr<Fate> silent_ = std::make_shared<Fate>();
-  Node b_{patient({shm(), tcp()})};
-  Node a_{patient({mortal_shm(silent_), tcp()})};
+  Node b_{with_much_time({shm(), tcp()})};
+  Node a_{with_much_time({mortal_shm(silent_), tcp()})};
   std::future<std::optional<SideMessage>> connecting_;
 };
 
@@ -263,9 +264,9 @@ TEST(AutoAttempt, ASilentLastRoadIsNamedAndSoAreTheReasonsOfThoseBefore) {
 TEST(AutoAttempt, ASilentRoadHasItsTimeout) {
   const auto fate = std::make_shared<Fate>();
   fate->set(Fate::State::silent);
-  AutoOptions patient;
-  patient.handshake_timeout = std::chrono::hours(1);
-  Node b(std::move(patient));
+  AutoOptions other;
+  other.handshake_timeout = std::chrono::hours(1);
+  Node b(std::move(other));
   AutoOptions options = with({mortal_shm(fate), tcp()});
   options.road_timeout = milliseconds(50);
   Node a(std::move(options));

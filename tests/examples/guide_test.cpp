@@ -45,6 +45,7 @@
 #include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/fault_channel.hpp>
 
 #include "examples/peer_pair.hpp"
 #include "examples/peer_process.hpp"
@@ -343,6 +344,44 @@ TEST_F(GuideTest, OneLoopForEverything) {
   EXPECT_FALSE(ended[0].error);
   EXPECT_EQ(ended[0].count, 1U);
   EXPECT_TRUE(handle.ended());
+}
+
+TEST(GuideMetadata, ConnectsByIt) {
+  std::vector<std::byte> decode_cache(4 * page_size);
+  std::vector<std::byte> prefill_cache(page_size, std::byte{0x2a});
+  kvferry::TcpTransferChannel decode(options_for(decode_cache));
+  kvferry::TcpTransferChannel prefill(options_for(prefill_cache));
+  const std::vector<kvferry::ConstBuffer> pages{{prefill_cache.data(), page_size}};
+  const std::array<std::uint64_t, 1> indexes{3};
+  // clang-format off
+  const std::vector<std::byte> metadata = decode.local_metadata("decode");  // to be sent to the other side
+  // clang-format on
+  // clang-format off
+  const kvferry::PeerInfo peer = prefill.connect("prefill", metadata);
+  prefill.batched_write(pages, {.peer_id = peer.id, .remote_indexes = indexes});
+  // clang-format on
+  EXPECT_EQ(decode_cache[3 * page_size], std::byte{0x2a});
+}
+
+TEST_F(GuideTest, FaultsInTests) {
+  std::vector<std::byte> cache(page_size);
+  const auto options = options_for(cache);
+  const std::string url = decode.peer_init_url();
+  const auto pages = first_pages(1);
+  const std::array<std::uint64_t, 1> indexes{0};
+  // clang-format off
+  kvferry::testing::FaultChannel faulty(std::make_unique<kvferry::TcpTransferChannel>(options));
+  faulty.lazy_init_peer_connection("tested", "decode", url);
+  faulty.fail(2, kvferry::errc::connection_lost);  // the second transfer from now on
+  // clang-format on
+  const kvferry::TransferSpec spec{.peer_id = "decode", .remote_indexes = indexes};
+  std::error_code ec;
+  faulty.batched_write(pages, spec, ec);
+  EXPECT_FALSE(ec) << ec.message();
+  faulty.batched_write(pages, spec, ec);
+  EXPECT_EQ(ec, kvferry::errc::connection_lost);
+  faulty.batched_write(pages, spec, ec);
+  EXPECT_FALSE(ec) << ec.message();
 }
 
 TEST(GuideRanges, OfSeveralRegions) {

@@ -24,6 +24,7 @@
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/own_loopback.hpp>
 
+#include "common/patience.hpp"
 #include "common/process_figures.hpp"
 #include "hostile/attacks.hpp"
 
@@ -130,7 +131,7 @@ class Watch {
   }
   [[nodiscard]] bool sees_it() {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, deadline, [this] { return seen_; });
+    return changed_.wait_for(lock, kvferry_test::long_enough, [this] { return seen_; });
   }
 
  private:

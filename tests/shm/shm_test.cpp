@@ -38,6 +38,7 @@
 
 #include "common/patience.hpp"
 #include "common/small_stack.hpp"
+#include "common/waiting_child.hpp"
 #include "shm/meetings.hpp"
 #include "tcp/protocol_harness.hpp"
 
@@ -321,15 +322,10 @@ TEST_F(Fetching, CountsNothingOfAPeerThatHangsUpBeforeItChangesItsMemory) {
 TEST_F(Fetching, CountsNothingOfAProcessThatHasDied) {
   Mapping from(page);
   Mapping to(page);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::pause();
-    ::_exit(0);
-  }
-  open(child);
+  kvferry_test::WaitingChild child;
+  open(child.pid());
   EXPECT_EQ(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::all);
-  ::kill(child, SIGKILL);
-  ::waitpid(child, nullptr, 0);
+  child.kill();
   EXPECT_EQ(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::failed);
   EXPECT_EQ(ec_, errc::connection_lost);
 }
@@ -338,31 +334,19 @@ TEST_F(Fetching, CountsNothingOfAProcessThatHasDied) {
 TEST_F(Fetching, CountsNothingOfAProcessThatHasBegunAnotherProgram) {
   Mapping from(page);
   Mapping to(page);
-  std::array<int, 2> gate{};
-  ASSERT_EQ(::pipe2(gate.data(), O_CLOEXEC), 0);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    char byte = 0;
-    (void)!::read(gate[0], &byte, 1);
-    ::execl("/bin/sleep", "sleep", "1000", nullptr);
-    ::_exit(1);
-  }
-  open(child);
+  kvferry_test::WaitingChild child([] { return ::execl("/bin/sleep", "sleep", "1000", nullptr); });
+  open(child.pid());
   EXPECT_EQ(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::all);
-  ASSERT_EQ(::write(gate[1], "x", 1), 1);
+  child.go_on();
   const auto until = std::chrono::steady_clock::now() + long_enough;
   std::string name;
   while (name != "sleep" && std::chrono::steady_clock::now() < until) {
-    std::ifstream("/proc/" + std::to_string(child) + "/comm") >> name;
+    std::ifstream("/proc/" + std::to_string(child.pid()) + "/comm") >> name;
   }
   ASSERT_EQ(name, "sleep");
   // What lies there is the new program's, if anything.
   EXPECT_NE(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::all);
   EXPECT_EQ(socket_->peer(UnixSocket::Copied::in_place), UnixSocket::Peer::dead);
-  ::kill(child, SIGKILL);
-  ::waitpid(child, nullptr, 0);
-  ::close(gate[0]);
-  ::close(gate[1]);
 }
 
 TEST(ShmSockets, DiscardAllThatIsAskedFor) {

@@ -23,6 +23,7 @@
 
 #include "certificates_fixture.hpp"
 #include "common/certificates.hpp"
+#include "common/patience.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
@@ -193,8 +194,6 @@ TEST_F(CertificatesTest, AFileThatIsWrittenOverIsTakenUpWhateverItsTimesSay) {
 /// Files that have been as they are for so long that nobody would look at them again if they were sound.
 class OldCertificatesTest : public CertificatesTest {
  protected:
-  static constexpr std::chrono::seconds long_enough{30};
-
   /// Looks at them until they are that old.
   static void grow_old(Certificates& certificates) {
     const auto old = std::chrono::steady_clock::now() + std::chrono::milliseconds(2500);
@@ -204,7 +203,7 @@ class OldCertificatesTest : public CertificatesTest {
     }
   }
   static void expect_taken_up(Certificates& certificates, const Identity& fresh) {
-    const auto deadline = std::chrono::steady_clock::now() + long_enough;
+    const auto deadline = std::chrono::steady_clock::now() + kvferry_test::long_enough;
     while (certificates.current()->hash() != fresh.hash() && std::chrono::steady_clock::now() < deadline) {
       std::this_thread::yield();
     }

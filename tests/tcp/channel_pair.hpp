@@ -17,29 +17,26 @@
 #include <kvferry/keyring.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 
+#include "common/patience.hpp"
 #include "relay.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
 inline constexpr std::size_t page_size = 4096;
-inline constexpr std::chrono::seconds long_enough{30};
+using kvferry_test::long_enough;
 
 /// A channel with one region of memory of its own. Where a test says nothing else, it waits for handshakes and connections as long as
 /// a busy machine may take.
 struct Node {
   explicit Node(std::size_t pages, TcpOptions options = {}, bool listens = true) : memory(pages * page_size) {
-    const TcpOptions defaults;
-    if (options.handshake_timeout == defaults.handshake_timeout) {
-      options.handshake_timeout = long_enough;
-    }
-    if (options.hello_timeout == defaults.hello_timeout) {
+    if (options.hello_timeout == TcpOptions().hello_timeout) {
       options.hello_timeout = long_enough;
     }
     options.regions.push_back({memory.data(), memory.size(), page_size});
     if (listens && options.peer_init_url.empty()) {
       options.peer_init_url = "tcp://127.0.0.1:0";
     }
-    channel.emplace(std::move(options));
+    channel.emplace(kvferry_test::patient(std::move(options)));
   }
 
   [[nodiscard]] MutableBuffer page(std::size_t index, std::size_t size = page_size) {

@@ -34,6 +34,7 @@
 #include <kvferry/error.hpp>
 
 #include "common/allocation_limit.hpp"
+#include "common/patience.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
@@ -287,7 +288,6 @@ class HeldTls final : public TlsContext {
 /// While a newcomer's keys are being agreed on, by a thread that doesn't get on.
 class DataAcceptorWithASlowNewcomer : public DataAcceptorTest {
  protected:
-  static constexpr std::chrono::seconds long_enough{30};
   static constexpr int wait_ms = 30'000;
 
   DataAcceptorWithASlowNewcomer() {
@@ -302,7 +302,7 @@ class DataAcceptorWithASlowNewcomer : public DataAcceptorTest {
     for (int i = 0; i < 2; ++i) {
       threads_.emplace_back([this] { context_.run(); });
     }
-    EXPECT_EQ(begun.wait_for(long_enough), std::future_status::ready);
+    EXPECT_EQ(begun.wait_for(kvferry_test::long_enough), std::future_status::ready);
   }
   ~DataAcceptorWithASlowNewcomer() override {
     let_go();
@@ -342,7 +342,7 @@ class DataAcceptorWithASlowNewcomer : public DataAcceptorTest {
   template <class Call>
   bool returns(Call call) {
     auto done = std::async(std::launch::async, call);
-    const bool in_time = done.wait_for(long_enough) == std::future_status::ready;
+    const bool in_time = done.wait_for(kvferry_test::long_enough) == std::future_status::ready;
     if (!in_time) {
       let_go();
     }
@@ -391,7 +391,7 @@ TEST_F(DataAcceptorWithASlowNewcomer, WhoMakesRoomMeanwhileIsResetByTheThreadTha
     crowd.emplace_back(other_context_, tcp::v4()).connect({asio::ip::address_v4::loopback(), acceptor_->port()});
   }
   // The last of the crowd is one too many, and the slow one is the oldest.
-  const auto deadline = kit::Clock::now() + long_enough;
+  const auto deadline = kit::Clock::now() + kvferry_test::long_enough;
   while (refusals_->snapshot().empty() && kit::Clock::now() < deadline) {
     std::this_thread::yield();
   }

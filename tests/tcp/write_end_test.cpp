@@ -29,6 +29,8 @@
 #include <kvferry/testing/patterns.hpp>
 #include <kvferry/testing/pausable_executor.hpp>
 
+#include "common/patience.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::tcp::write_end {
 namespace {
 
@@ -37,7 +39,7 @@ using std::chrono::milliseconds;
 
 constexpr std::size_t page = std::size_t{256} << 10;
 constexpr std::size_t pages = 8;
-constexpr milliseconds long_enough{60'000};
+using kvferry_test::long_enough;
 
 /// Memory for `pages` pages, and a channel that offers it.
 struct Owner {

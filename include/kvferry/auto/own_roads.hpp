@@ -53,7 +53,7 @@ struct OwnRoads {
 /// Why roads were not taken.
 class Reasons {
  public:
-  /// What a reason says of the attempt, the least first.
+  /// How much a reason says about the attempt, the least first.
   enum class Kind {
     usual,        ///< Nobody need be warned of it: a road within a host doesn't lead to another.
     missing,      ///< One side doesn't have the road, or the other did not come on it.
@@ -67,7 +67,7 @@ class Reasons {
   /// "not shm: the peer is on another host; not rdma: ..."; empty if there is none.
   [[nodiscard]] std::string sentence() const;
   [[nodiscard]] bool usual() const noexcept { return usual_; }
-  /// What an attempt ends with that no road has come to the end of: the first error that trying again doesn't mend; else
+  /// The error of an attempt that no road has brought to its end: the first error that trying again doesn't mend; else
   /// the last, of a road that was tried, if it isn't the road's; else `errc::no_path`.
   [[nodiscard]] kit::Failure failure(const std::string& peer_id) const;
 

@@ -82,7 +82,6 @@ class PostAllocator {
 
   explicit PostAllocator(Owner owner) noexcept : owner_(std::move(owner)) {}
   template <class U>
-  // NOLINTNEXTLINE(google-explicit-constructor): as each allocator's
   PostAllocator(const PostAllocator<U, Owner>& other) noexcept : owner_(other.owner()) {}
 
   [[nodiscard]] T* allocate(std::size_t count) const {
@@ -102,7 +101,7 @@ class PostAllocator {
   Owner owner_;
 };
 
-/// What an executor gets. It may be given several for one handler, of which the first to run is the one that counts.
+/// The function that an executor gets. It may be given several for one handler, of which the first to run is the one that counts.
 template <class Owner>
 class PostedRun {
  public:

@@ -113,7 +113,7 @@ KVFERRY_INLINE KeyPair take_key_pair_from_environment(const char* variable) {
   const std::span<char> text(value, std::strlen(value));
   // Secrets of Kubernetes' that were made of a file end as the file does.
   KeyPair pair = key_pair_of(take_key(text, first_line({text.data(), text.size()}), name));
-  ::unsetenv(variable);  // NOLINT(concurrency-mt-unsafe)
+  ::unsetenv(variable);  // NOLINT(concurrency-mt-unsafe): as above
   return pair;
 }
 

@@ -174,6 +174,19 @@ KVFERRY_INLINE void check_region(const MemoryRegion& region, const std::string& 
   }
 }
 
+KVFERRY_INLINE void refuse_dmabuf(const LocalRegion& region, std::string_view transport) {
+  if (region.dmabuf_fd != -1) {
+    throw TransferError(errc::not_supported, "region " + text(region.number) + ": " + std::string(transport) +
+                                                 " can't reach memory of a dma-buf");
+  }
+}
+
+KVFERRY_INLINE void refuse_dmabufs(std::span<const MemoryRegion> regions, std::string_view transport) {
+  for (std::size_t i = 0; i < regions.size(); ++i) {
+    refuse_dmabuf({regions[i], static_cast<std::uint32_t>(i)}, transport);
+  }
+}
+
 KVFERRY_INLINE Failure check_id(std::string_view id, std::string_view whose) {
   const std::string begins = std::string(whose) + " id ";
   if (id.empty()) {

@@ -26,6 +26,10 @@ void check_regions(std::span<const MemoryRegion> regions);
 /// @param name for the sentence. @throws TransferError `errc::invalid_region`.
 void check_region(const MemoryRegion& region, const std::string& name);
 
+/// For transports that move bytes by the CPU. @throws TransferError `errc::not_supported` for memory of a device.
+void refuse_dmabuf(const LocalRegion& region, std::string_view transport);
+void refuse_dmabufs(std::span<const MemoryRegion> regions, std::string_view transport);
+
 /// Checks the id of a channel. @param whose its name in the sentence.
 [[nodiscard]] Failure check_id(std::string_view id, std::string_view whose);
 

@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <new>
+#include <utility>
 
 #include <kvferry/error.hpp>
 #include <kvferry/log.hpp>
@@ -14,6 +15,10 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE void InitExchange::finish(const Failure& failure, std::optional<SideMessage> answer) {
+  finish(failure, std::move(answer), false);
+}
+
+KVFERRY_INLINE void InitExchange::finish(const Failure& failure, std::optional<SideMessage> answer, bool stopped) {
   if (ended_.exchange(true)) {
     return;
   }
@@ -28,6 +33,9 @@ KVFERRY_INLINE void InitExchange::finish(const Failure& failure, std::optional<S
   }
   auto completion = std::move(completion_);
   owner_->remove(*this);
+  if (stopped) {
+    owner_->stopped_waiting(request_.peer_id);  // before its caller may call again, who would join what is to end
+  }
   completion(failure.code, std::move(answer));
 }
 
@@ -46,10 +54,7 @@ KVFERRY_INLINE void InitExchange::expire() {
                              " ms that the call was given" + (awaited.empty() ? awaited : ": " + awaited)});
 }
 
-KVFERRY_INLINE void InitExchange::stop(const Failure& failure) {
-  finish(failure);
-  owner_->stopped_waiting(request_.peer_id);
-}
+KVFERRY_INLINE void InitExchange::stop(const Failure& failure) { finish(failure, {}, true); }
 
 KVFERRY_INLINE std::shared_ptr<InitExchange> InitExchanges::begin(InitRequest request, SideMessageCompletion completion,
                                                                   Clock::time_point deadline) {

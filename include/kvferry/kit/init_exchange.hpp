@@ -42,6 +42,7 @@ class InitExchange final : public Expirable, public std::enable_shared_from_this
  private:
   /// Its caller doesn't wait any longer.
   void stop(const Failure& failure);
+  void finish(const Failure& failure, std::optional<SideMessage> answer, bool stopped);
 
   const InitRequest request_;
   SideMessageCompletion completion_;

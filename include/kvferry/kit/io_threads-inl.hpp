@@ -60,8 +60,8 @@ KVFERRY_INLINE void IoThreads::finish() {
 
 KVFERRY_INLINE void IoThreads::run(const std::shared_ptr<std::atomic<bool>>& passed) {
   poller_->enter();
-  // What is ready now, not what comes of it: connections that aren't looked at post their next turn, and might go on for
-  // ever while those that are looked at wait.
+  // Only handlers that are ready now, not those that they post: connections that aren't looked at post their next turn, and
+  // might go on for ever while those that are looked at wait.
   const auto run_ready = [this, passed] {
     passed->store(false);
     asio::post(context_, [passed] { passed->store(true); });

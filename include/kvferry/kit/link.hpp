@@ -77,14 +77,16 @@ class KVFERRY_EXPORT Link {
   ///
   /// The default assumes that the peer of a link that has not failed lives: the peer's place becomes free when the link
   /// has failed.
-  virtual void probe(std::function<void()> answered) { answered(); }  // NOLINT(performance-unnecessary-value-param)
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): links keep it
+  virtual void probe(std::function<void()> answered) { answered(); }
 
   /// Calls `done` when no write that the peer had started on this link can land here any more: the peer has confirmed
   /// that its writes have ended, or the link has been shut. Calls it exactly once, from any thread, possibly within the
   /// call, perhaps with locks of the link held. If the link throws, or destroys `done` without a call (because memory is
   /// used up), the caller shuts it, unless nobody waits for the answer any more.
   /// @return false if the link can't ask: then it calls nothing, and the caller shuts the link to be sure.
-  [[nodiscard]] virtual bool fence(std::function<void()> done) {  // NOLINT(performance-unnecessary-value-param)
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): links keep it
+  [[nodiscard]] virtual bool fence(std::function<void()> done) {
     (void)done;
     return false;
   }
@@ -105,7 +107,7 @@ class KVFERRY_EXPORT Link {
   /// it exactly once, from any thread, possibly within the call, perhaps with locks of the link held. If the link
   /// throws, or destroys `done` without a call (because memory is used up), it is shut.
   /// @return false if the link can't ask: then it calls nothing, and the caller shuts the link to be sure.
-  // NOLINTNEXTLINE(performance-unnecessary-value-param)
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): links keep it
   [[nodiscard]] virtual bool region_removed(std::uint32_t number, std::function<void()> done) {
     (void)number;
     (void)done;
@@ -210,7 +212,7 @@ class KVFERRY_EXPORT LinkHost {
   /// attempt has taken its place, or nobody wants the peer any more; at once if it is abandoned already. `drop` frees
   /// the attempt's resources. It may be called with locks of the channel held and must not call into it. Afterwards the
   /// `LinkHandler` needn't be called any more.
-  // NOLINTNEXTLINE(performance-unnecessary-value-param)
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): channels keep it
   virtual void when_abandoned(std::function<void()> drop) { (void)drop; }
   /// Tells until when the attempt may be at ways that don't answer, with others behind them, though nothing is wrong. A
   /// fence gives an attempt up a second after that at the earliest, or at the fence's deadline. The latest time counts.
@@ -222,7 +224,8 @@ class KVFERRY_EXPORT LinkHost {
   /// Calls `done` when the writes to this peer that this channel has started by now have ended, wherever they are: on
   /// this link, on their way to it, or waiting for one. A peer's fence waits for this. `done` may be called within the
   /// call, from any thread, with locks of the channel held.
-  virtual void when_writes_ended(std::function<void()> done) { done(); }  // NOLINT(performance-unnecessary-value-param)
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): channels keep it
+  virtual void when_writes_ended(std::function<void()> done) { done(); }
   /// Reports that the connection broke by itself: the peer counts as failed, and the next call reconnects.
   virtual void link_failed(const Link& link, std::error_code cause) = 0;
 };
@@ -244,7 +247,7 @@ class KVFERRY_EXPORT Dial {
   ///   road of an `AutoTransferChannel` the transport has to keep it: no other road is tried before.
   virtual void connect(std::shared_ptr<LinkHost> host, const Bytes& remote_endpoint, Clock::time_point deadline,
                        LinkHandler on_link) = 0;
-  /// What `connect` is at, for the sentence of a call whose time is over; empty if the transport has only one way.
+  /// Describes the present step of `connect`, for the sentence of a call whose time is over; empty if the transport has only one way.
   /// Thread-safe.
   [[nodiscard]] virtual std::string awaited() const { return {}; }
 };

@@ -210,7 +210,7 @@ KVFERRY_INLINE void Operation::start_on(const std::shared_ptr<Link>& link) {
   } catch (...) {
     Failure failure = failure_being_handled();
     if (in_parts_) {
-      // Those that are under way have buffers in use; it ends with the last of them, whatever is thrown here.
+      // Parts that are under way have buffers in use; it ends with the last of them, whatever is thrown here.
       try {
         request_stop(failure.code);
       } catch (...) {

@@ -155,7 +155,7 @@ KVFERRY_INLINE void OperationRegistry::remove(const Operation& operation) {
     if (pending_.empty()) {
       empty_.notify_all();
     }
-    // What has nothing to wait for any more goes before it is called: a call that throws loses none of the others.
+    // An entry that has nothing to wait for any more is removed before it is called: a call that throws loses none of the others.
     for (auto awaited = awaited_.begin(); awaited != awaited_.end();) {
       if (!awaited->concerns(entry) || --awaited->left != 0) {
         ++awaited;

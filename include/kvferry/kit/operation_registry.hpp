@@ -95,7 +95,7 @@ class OperationRegistry {
   void close(std::error_code cause);
   void wait_until_empty();
   /// Calls `done` when the writes to a peer that have been added by now have ended, wherever they were: with an
-  /// operation's thread, with the registry's lock held, or within the call. What it throws is lost.
+  /// operation's thread, with the registry's lock held, or within the call. Its exceptions are lost.
   void when_writes_ended(std::string_view peer_id, std::function<void()> done);
   /// As above, of all operations with the peer up to a number.
   void when_operations_ended(std::string_view peer_id, std::uint64_t last_number, std::function<void()> done);
@@ -144,7 +144,7 @@ class OperationRegistry {
   std::unordered_map<const Operation*, Entry> pending_;
   SpareNodes<std::unordered_map<const Operation*, Entry>> spares_;
   std::uint64_t last_number_ = 0;
-  /// Who waits for certain operations up to a number, and how many there still are.
+  /// A wait for certain operations up to a number, and how many of them there still are.
   struct Awaited {
     std::function<bool(const TransferRequest&)> concerned;
     std::uint64_t last_number = 0;

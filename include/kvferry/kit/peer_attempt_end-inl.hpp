@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What becomes of an attempt: a link, or the reason why there is none.
+// The end of an attempt: a link, or the reason why there is none.
 #include <algorithm>
 #include <memory>
 #include <utility>
@@ -19,7 +19,7 @@ KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std:
   }
   // Before anybody hears of it, who may then ask for the statistics.
   (*accepting ? refused_ : failed_dials_).count(failure.code);
-  // Whoever called for a connection hears of it; of a peer's attempt nobody here does.
+  // Callers that wait for a connection hear of it; of a peer's attempt nobody here does.
   logger_->log(*accepting ? LogLevel::warning : LogLevel::info, *accepting ? "accept_failed" : "connect_failed",
                peer_id, failure.code, [&] { return failure.sentence; });
   tell(told, failure);
@@ -170,7 +170,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
         if_memory_lasts([&] { remember_kvferry(attempt->url); });
       }
       peer->url = std::move(url);
-      // Whoever says that the peer has moved has the last word.
+      // A caller that says that the peer has moved has the last word.
       Attempt move = peer->attempt.moves && attempt != &peer->attempt ? std::exchange(peer->attempt, {}) : Attempt();
       end_attempts(*peer);
       peer->attempt = std::move(move);

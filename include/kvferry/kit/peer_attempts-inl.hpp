@@ -43,7 +43,7 @@ KVFERRY_INLINE void PeerDirectory::refuse(HandshakeService::Reply& reply, const 
                                           const Failure& cause) {
   refused_.count(cause.code);
   const bool conflict = cause.code == errc::identity_conflict;
-  // Who comes while the channel is being closed has done nothing out of order.
+  // A peer that comes while the channel is being closed has done nothing out of order.
   const auto level = cause.code == errc::closed ? LogLevel::info : LogLevel::warning;
   logger_->log(level, conflict ? "identity_conflict" : "handshake_refused", peer_id, cause.code,
                [&] { return cause.sentence; });
@@ -68,7 +68,7 @@ KVFERRY_INLINE void PeerDirectory::set_deadline(Attempt& attempt, Clock::time_po
   deadlines_->add(deadline, attempt.expiry);
 }
 
-/// Whatever of it is still under way is dropped: no attempt has its number any more.
+/// Answers to it that are still under way are dropped: no attempt has its number any more.
 KVFERRY_INLINE void PeerDirectory::end_attempt(Attempt& attempt) {
   if (attempt.expiry) {
     deadlines_->remove(attempt.deadline, *attempt.expiry);
@@ -149,8 +149,8 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   made.instance.own_secret = *question.secret;
   question.attempt = attempt;
   made.told_at = Clock::now();
-  // The peer may be gone when it is asked.
-  const std::string question_url = url;  // NOLINT(performance-unnecessary-copy-initialization)
+  // NOLINTNEXTLINE(performance-unnecessary-copy-initialization): the peer may be gone when it is asked
+  const std::string question_url = url;
   const Stay stay(*this);
   lock.unlock();
 

@@ -110,7 +110,7 @@ KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
   if (waiter.over()) {
     return;  // on its way here: nobody is to be connected to for it
   }
-  // Those that have ended by themselves are cleared away now and then, not to pile up while an attempt takes long.
+  // Waits that have ended by themselves are cleared away now and then, not to pile up while an attempt takes long.
   constexpr std::size_t clearing_interval = 64;
   if (peer.waiting.size() % clearing_interval == clearing_interval - 1) {
     std::erase_if(peer.waiting, [](const Waiter& waiting) { return waiting.over(); });

@@ -183,7 +183,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void hand_over(const std::string& peer_id, const Link* link);
   void link_failed(const std::string& peer_id, const Link& link, std::error_code cause) noexcept;
 
-  // What is known (peer_facts-inl.hpp)
+  // Facts (peer_facts-inl.hpp)
   /// With the lock held: of one that has a link. All but the path, which only the link knows.
   [[nodiscard]] static PeerInfo describe(const Peer& peer);
   /// @param number of the attempt; nothing: the one for which calls wait.
@@ -293,7 +293,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// @param least_rest a dial that has no more time than this ends by itself.
   void end_dial_for_nobody(std::string_view peer_id, Clock::duration least_rest);
 
-  // Who a peer is (peer_takeover-inl.hpp)
+  // Identities (peer_takeover-inl.hpp)
   void take(InitQuestion question, HandshakeService::Reply reply);
   void refuse_conflict(std::uint64_t taken_by, const InitQuestion& question, HandshakeService::Reply& reply);
   void start_probe(Peer& peer, Lock& lock);

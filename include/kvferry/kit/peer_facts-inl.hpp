@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What is known of the peers, for those who ask.
+// The facts about peers, for callers.
 #include <algorithm>
 #include <memory>
 #include <optional>

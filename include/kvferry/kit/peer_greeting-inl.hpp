@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What is said first at a url where nobody has answered as kvferry yet.
+// The first message to a url where nobody has answered as kvferry yet.
 #include <functional>
 #include <utility>
 
@@ -73,7 +73,7 @@ KVFERRY_INLINE void PeerDirectory::greeted(const std::string& peer_id, const std
                                            const SideMessage& question, Clock::time_point deadline,
                                            HandshakeService::AnswerHandler on_answer, Failure failure,
                                            const SideMessage& answer, const std::string& reached_address) {
-  // Whoever answers with kvferry's error is no listener of LMCache's.
+  // A listener that answers with kvferry's error is none of LMCache's.
   if (failure && failure.code != errc::unhandled_side_message) {
     on_answer(failure.code, {}, std::move(failure.sentence), reached_address);
     return;

@@ -41,8 +41,8 @@ struct PeerMetadata {
 [[nodiscard]] Bytes write_metadata(std::string_view transport, std::string_view id, std::uint64_t incarnation,
                                    const std::string& init_url);
 
-/// Reads what came by whatever road. What it says of an id and a url is checked as an argument of a call is, by whoever
-/// uses it. @param failure why these bytes are no metadata for a channel of this transport.
+/// Reads bytes that came by any road. The id and the url in them are checked where they are used, as a call's arguments
+/// are. @param failure why these bytes are no metadata for a channel of this transport.
 [[nodiscard]] PeerMetadata read_metadata(std::span<const std::byte> bytes, std::string_view transport,
                                          Failure& failure);
 

@@ -111,7 +111,7 @@ KVFERRY_INLINE void PeerDirectory::ask_for_regions(const std::shared_ptr<Operati
       route_later({{operation}}, Routed::has_waited);
       return;
     }
-    // Those that have ended by themselves, not to pile up while a peer is silent.
+    // Questions that have ended by themselves, not to pile up while a peer is silent.
     if (peer.region_askers.size() % clearing_interval == clearing_interval - 1) {
       std::erase_if(peer.region_askers, [](const auto& asker) { return asker.operation->finished(); });
     }

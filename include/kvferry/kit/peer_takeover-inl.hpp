@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Who a peer is: what becomes of somebody who says that he is a peer that is connected, and of a peer that is at another
+// Identities: somebody who says that he is a peer that is connected, and a peer that is at another
 // url now.
 #include <algorithm>
 #include <utility>

@@ -89,7 +89,7 @@ KVFERRY_INLINE bool Poller::look_once(std::vector<Watched>& watched, std::chrono
     const auto found = pollable->poll();
     ++looks_since;
     if (found != Pollable::Found::nothing) {
-      // What was found may have taken longer to move than patience lasts.
+      // Moving the bytes that were found may have taken longer than patience lasts.
       now = std::chrono::steady_clock::now();
       last_found = now;
       looks_since = 0;

@@ -11,7 +11,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE void Refusals::count(std::error_code cause, std::string_view source, std::string_view why) {
   counts_.count(cause);
-  // Who scans the network says nothing about this process; what it can't carry does.
+  // A scan of the network says nothing about this process; a refusal for lack of room does.
   const bool overloaded = cause == errc::resource_limit || cause.category() == std::system_category();
   logger_->log(overloaded ? LogLevel::warning : LogLevel::info, "stranger_refused", source, cause,
                [&] { return std::string(why); });

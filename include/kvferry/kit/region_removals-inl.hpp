@@ -37,7 +37,7 @@ KVFERRY_INLINE bool uses(const TransferRequest& request, const MemoryRegion& reg
 
 }  // namespace internal
 
-/// One region on its way out. What is waited for is counted; each link that has been asked is released once: by its answer, or
+/// One region on its way out. The waits are counted; each link that has been asked is released once: by its answer, or
 /// by whoever shuts it, with which nothing of it touches the region either.
 class RegionRemovals::Removal final : public Expirable, public std::enable_shared_from_this<Removal> {
  public:
@@ -106,7 +106,7 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     end_if_posted();
   }
 
-  /// What is waited for ends with its connection, or as if it had been cancelled.
+  /// The awaited operation ends with its connection, or as if it had been cancelled.
   void expire() override {
     {
       const std::lock_guard lock(mutex_);
@@ -238,7 +238,7 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     }
   }
 
-  /// Whoever brings the news may hold locks of the link's.
+  /// The caller that brings the news may hold locks of the link's.
   void lost(std::uint64_t number) noexcept {
     try {
       all_->deadlines_->add(Clock::now(), std::make_shared<Breaking>(weak_from_this(), number));
@@ -295,7 +295,7 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
       end_if_posted();
       return;
     }
-    // What is to be done takes its time, and whoever brought the news may hold locks.
+    // The work takes its time, and the caller that brought the news may hold locks.
     try {
       asio::post(all_->executor_, [self = shared_from_this()] { self->end_if_posted(); });
     } catch (const std::exception&) {

@@ -31,7 +31,7 @@ KVFERRY_INLINE TransferChannelKit::~TransferChannelKit() {
   run_handlers_left();
   impl_->handshakes.reset();
   if (on_own_thread) {
-    // A handler has called exit, and the channel is a static object. What this thread runs on stays where it is.
+    // A handler has called exit, and the channel is a static object. The memory that this thread runs on stays where it is.
     keep_inherited(std::move(impl_));
   }
 }

@@ -82,7 +82,7 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   /// @param bytes the memory that `answer` takes up while it waits.
   /// @return false if too many answers wait already, for this source or in all: the peer is told so. `answer` isn't
   ///   called.
-  // NOLINTNEXTLINE(performance-unnecessary-value-param)
+  // NOLINTNEXTLINE(performance-unnecessary-value-param): transports keep it
   [[nodiscard]] virtual bool run_accept(const std::string& source, std::size_t bytes, std::function<void()> answer) {
     (void)source;
     (void)bytes;

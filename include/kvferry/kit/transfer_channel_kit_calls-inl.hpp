@@ -100,7 +100,7 @@ KVFERRY_INLINE void TransferChannelKit::start_connect(ConnectRequest request, Co
     completion(failure.code, {});
     return;
   }
-  // What it says is an argument like any other from here on.
+  // From here on its content is an argument like any other.
   const auto found = std::make_shared<PeerInfo>();
   auto connected = SideMessageCompletion::wrapping(
       std::move(completion), [found](ConnectCompletion& end, std::error_code ec, const std::optional<SideMessage>&) {

@@ -117,7 +117,7 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
         ++count_;
         return true;
       }
-      // What makes a call complete needs no room.
+      // An item that completes a call needs no room.
       Items items = take(box, box.items.size());
       items.push_back(std::move(item));
       serve(box, box.calls.begin(), {}, std::move(items), served);
@@ -232,7 +232,7 @@ class WaitQueue : public std::enable_shared_from_this<WaitQueue<Item>> {
       const auto it = std::ranges::find_if(box.calls, [&](const auto& call) { return call.get() == &ended; });
       const bool first = it == box.calls.begin();
       serve(box, it, cause, first && cause == errc::timed_out ? take(box, box.items.size()) : Items(), served);
-      // What it leaves may be all that the next ones want.
+      // The items that it leaves may be all that the next calls want.
       while (first && !box.calls.empty() && box.items.size() >= box.calls.front()->wanted) {
         Items items;
         std::error_code ec;

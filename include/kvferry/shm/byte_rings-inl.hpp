@@ -35,8 +35,8 @@
 #endif
 
 #ifdef KVFERRY_THREAD_SANITIZER
-extern "C" void __tsan_acquire(void* address);  // NOLINT(bugprone-reserved-identifier)
-extern "C" void __tsan_release(void* address);  // NOLINT(bugprone-reserved-identifier)
+extern "C" void __tsan_acquire(void* address);  // NOLINT(bugprone-reserved-identifier): its name
+extern "C" void __tsan_release(void* address);  // NOLINT(bugprone-reserved-identifier): its name
 #endif
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -75,7 +75,7 @@ KVFERRY_INLINE std::uint64_t bytes_of(std::span<const iovec> pieces) noexcept {
 
 /// A word of the peer's, which this process can't write to.
 KVFERRY_INLINE std::uint64_t load(const std::byte* file, std::uint64_t RingWords::*word) noexcept {
-  auto& words = words_of(const_cast<std::byte*>(file));  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+  auto& words = words_of(const_cast<std::byte*>(file));
   const std::uint64_t value = std::atomic_ref(words.*word).load(std::memory_order_seq_cst);
 #ifdef KVFERRY_THREAD_SANITIZER
   __tsan_acquire(place_of(file));
@@ -221,7 +221,7 @@ KVFERRY_INLINE int RingFile::make(RingFile& made, Descriptor& file) {
     auto& [mutex, files] = ring_files.here();
     const std::lock_guard lock(mutex);
     files.push_back(mapped.data_);
-    // Who forks meanwhile finds it in the list, or is seen here.
+    // A fork meanwhile finds it in the list, or is seen here.
     say_state(mapped.data_, RingState::tells | (process_has_forked() ? RingState::forked : 0));
   } catch (const std::bad_alloc&) {
     return ENOMEM;
@@ -365,7 +365,7 @@ KVFERRY_INLINE ssize_t ByteRings::receive_payload(std::span<const iovec> pieces)
     if (by_file()) {
       got = ::preadv(peers_file_.descriptor(), to.data(), static_cast<int>(count), static_cast<off_t>(place));
     } else {
-      const iovec from{const_cast<std::byte*>(peers_ + place), part};  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+      const iovec from{const_cast<std::byte*>(peers_ + place), part};
       got = ::process_vm_readv(::gettid(), to.data(), count, &from, 1, 0);
     }
     if (got <= 0) {
@@ -414,7 +414,7 @@ KVFERRY_INLINE bool ByteRings::may_wait(bool for_room) noexcept {
     waiting_ = ++waits_ << 1 | room;
     store(own_, &RingWords::waiting, waiting_);
   }
-  // What can't be is not to be waited for: the next call finds it.
+  // Nobody waits for a state that can't be: the next call finds it.
   const std::uint64_t unread = for_room ? sent_ - load(peers_, &RingWords::taken) : RingFile::ring_bytes;
   const bool has_room = unread <= RingFile::ring_bytes - room_worth_a_bell || unread > RingFile::ring_bytes;
   if (has_bytes() || has_room) {

@@ -26,7 +26,7 @@ struct RingWords {
   alignas(128) std::uint64_t state;    ///< Of `RingState`, or'ed.
 };
 
-/// What a side tells about the memory that it refers to.
+/// The facts that a side tells about the memory that it refers to.
 struct RingState {
   static constexpr std::uint64_t tells = 1;   ///< It tells the rest here. Without, its connection alone does.
   static constexpr std::uint64_t over = 2;    ///< It may change that memory from now on.
@@ -99,7 +99,7 @@ class ByteRings {
   void end() noexcept { last_sent_ = peers_sent(); }
   /// Tells the peer that what it copies from now on doesn't count. From any thread.
   void say_over() noexcept;
-  /// What the peer tells now, see `RingState`; what was copied before the call was copied before it told more.
+  /// The peer's present `RingState`. Bytes that were copied before the call were copied before the peer told more.
   [[nodiscard]] std::uint64_t peers_state() const noexcept;
   /// Whether a descriptor is kept.
   [[nodiscard]] bool by_file() const noexcept { return peers_file_.descriptor() != -1; }

@@ -22,7 +22,7 @@ inline namespace internal {
 
 /// Of a cache.
 inline constexpr std::size_t line_bytes = 64;
-/// What the CPU fetches ahead by itself ends with a page of memory, and the first access to the next one waits for its translation as
+/// The CPU's own fetching ahead ends with a page of memory, and the first access to the next one waits for its translation as
 /// well. So the next page's first lines are asked for before this page is copied. More of them gained nothing.
 inline constexpr std::size_t lines_ahead = 4;
 

@@ -28,7 +28,7 @@ KVFERRY_INLINE std::uint64_t most_mapped_bytes() noexcept {
 
 KVFERRY_INLINE MappedFile::~MappedFile() {
   if (data_ != nullptr) {
-    ::munmap(const_cast<std::byte*>(data_), size_);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+    ::munmap(const_cast<std::byte*>(data_), size_);
   }
 }
 

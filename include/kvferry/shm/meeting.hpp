@@ -106,7 +106,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
     Candidate(const Candidate&) = delete;
     Candidate& operator=(const Candidate&) = delete;
     ~Candidate() { close(); }
-    /// Whoever waits for its bytes keeps it otherwise.
+    /// Otherwise the waits for its bytes keep it.
     void close() noexcept;
 
     asio::posix::stream_descriptor socket;

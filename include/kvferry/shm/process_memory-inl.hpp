@@ -149,8 +149,8 @@ tcp::PeerMemory::Fetched ProcessMemory::read_in_place(std::span<const Entry> fro
   return fetched;
 }
 
-/// What a copy is worth that has just been made. A process's number stands for other memory only after the process has died
-/// or has begun another program. So what is there afterwards was there all the time. A child of it that lives keeps the
+/// Tells whether a copy counts that has just been made. A process's number stands for other memory only after the process
+/// has died or has begun another program. So what is there afterwards was there all the time. A child of it that lives keeps the
 /// connection, and its memory.
 KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::behind_copy(UnixSocket::Copied copied, Fetched fetched,
                                                                    std::error_code& ec) const {

@@ -146,11 +146,10 @@ KVFERRY_INLINE std::uint32_t MappedRegions::map(const RemoteRegion& region, cons
   }
   if (error == 0) {
     // Nobody writes there: the lists are asked for reads alone.
-    added.region.data =
-        added.way == Way::mapped
-            ? const_cast<std::byte*>(added.file.data())  // NOLINT(cppcoreguidelines-pro-type-const-cast)
-            : reinterpret_cast<std::byte*>(              // NOLINT(performance-no-int-to-ptr): another process's
-                  static_cast<std::uintptr_t>(share.address));
+    added.region.data = added.way == Way::mapped
+                            ? const_cast<std::byte*>(added.file.data())
+                            : reinterpret_cast<std::byte*>(  // NOLINT(performance-no-int-to-ptr): another process's
+                                  static_cast<std::uintptr_t>(share.address));
     added.region.size = static_cast<std::size_t>(region.size);
     added.region.page_size = static_cast<std::size_t>(region.page_size);
     added.region.peer_access = Access::read;

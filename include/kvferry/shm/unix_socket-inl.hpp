@@ -143,7 +143,7 @@ KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> p
   descriptors_.reserve(most_passed);  // once they have come there is to be room
   bool misused = false;
   const ssize_t got = receive_with(socket, pieces, [&](Descriptor& passed) {
-    // What has no seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
+    // A file without seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
     if (descriptors_.size() >= std::min(most, most_passed) || ::fcntl(passed.get(), F_GET_SEALS) < 0) {
       misused = true;
       return false;
@@ -304,7 +304,7 @@ KVFERRY_INLINE bool UnixSocket::look() {
 
 KVFERRY_INLINE bool UnixSocket::may_wait(bool for_room) noexcept {
   ring_if_owed();
-  // Who has a bell to ring tries that again, in turn with others' work.
+  // A side that has a bell to ring tries that again, in turn with others' work.
   return !rings_ || (!ended_ && error_ == 0 && !bell_owed_ && rings_->may_wait(for_room));
 }
 

@@ -257,8 +257,8 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting)
 }
 
 KVFERRY_INLINE void DataAcceptor::drop(const std::shared_ptr<Greeting>& greeting) {
-  // Keeps it alive where the argument is the list's own element.
-  const auto dropped = greeting;  // NOLINT(performance-unnecessary-copy-initialization)
+  // NOLINTNEXTLINE(performance-unnecessary-copy-initialization): keeps it alive where the argument is the list's own element
+  const auto dropped = greeting;
   if (dropped->gone) {
     return;
   }

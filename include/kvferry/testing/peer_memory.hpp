@@ -51,8 +51,8 @@ class PeerMemory {
   [[nodiscard]] std::size_t size() const { return buffer_.size(); }
   [[nodiscard]] PeerMemory first(std::size_t count) const { return PeerMemory(buffer_.first(count)); }
 
-  operator MutableBuffer() const { return buffer_; }  // NOLINT(google-explicit-constructor)
-  operator ConstBuffer() const { return buffer_; }    // NOLINT(google-explicit-constructor)
+  operator MutableBuffer() const { return buffer_; }
+  operator ConstBuffer() const { return buffer_; }
 
  private:
   MutableBuffer buffer_;

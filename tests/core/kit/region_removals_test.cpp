@@ -135,7 +135,7 @@ TEST_F(PeersRegions, ARemovalThatComesWhileTheChannelIsClosedWaitsForThat) {
 class RegionsChannel final : public TransferChannelKit {
  public:
   RegionsChannel(ChannelOptions options, std::shared_ptr<Link> link)
-      : TransferChannelKit(patient(std::move(options))), link_(std::move(link)) {
+      : TransferChannelKit(kvferry_test::patient(std::move(options))), link_(std::move(link)) {
     start();
   }
   RegionsChannel(const RegionsChannel&) = delete;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -13,6 +12,8 @@
 #include <vector>
 
 #include <kvferry/kit/transfer_channel_kit.hpp>
+
+#include "common/patience.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
 
@@ -50,12 +51,6 @@ class NoDial final : public Dial {
   void connect(std::shared_ptr<LinkHost>, const Bytes&, Clock::time_point, LinkHandler) override {}
 };
 
-/// With the time that a handshake may take on a busy machine.
-inline ChannelOptions patient(ChannelOptions options) {
-  options.handshake_timeout = std::chrono::minutes(1);
-  return options;
-}
-
 /// A transport of the kit's that moves nothing, over links of the test's.
 class TestChannel final : public TransferChannelKit {
  public:
@@ -63,7 +58,7 @@ class TestChannel final : public TransferChannelKit {
   using TakeHandler = std::function<void(std::shared_ptr<LinkHost>, LinkHandler)>;
 
   TestChannel(ChannelOptions options, MakeLink make_link)
-      : TransferChannelKit(patient(std::move(options))), make_link_(std::move(make_link)) {
+      : TransferChannelKit(kvferry_test::patient(std::move(options))), make_link_(std::move(make_link)) {
     start();
   }
   TestChannel(const TestChannel&) = delete;

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What adapters and peers may do that Soft-RoCE never does by itself. This program's own definitions of some verbs stand between
-// the library and the adapter.
+// What adapters and peers may do that Soft-RoCE never does by itself.
 #include <gtest/gtest.h>
 
-#include <dlfcn.h>
 #include <infiniband/verbs.h>
 
 #include <asio/io_context.hpp>
@@ -30,129 +28,18 @@
 #include <utility>
 #include <vector>
 
+#include "rdma/device/watched_verbs.hpp"
 #include "rdma/message.hpp"
 #include "rdma/rdma_link.hpp"
 #include "rdma/rdma_node.hpp"
 
-namespace {
-
-/// The adapter's own functions.
-struct Adapter {
-  std::atomic<decltype(ibv_context_ops::post_send)> post_send{nullptr};
-  std::atomic<decltype(ibv_context_ops::post_recv)> post_recv{nullptr};
-};
-
-Adapter& adapter() {
-  static Adapter own;
-  return own;
-}
-
-/// Sees the requests of all queue pairs of this process, while a test has one.
-class Watcher {
- public:
-  Watcher() = default;
-  Watcher(const Watcher&) = delete;
-  Watcher& operator=(const Watcher&) = delete;
-  virtual ~Watcher() = default;
-  virtual int post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
-    return adapter().post_send.load()(pair, list, bad);
-  }
-  virtual int post_recv(ibv_qp* pair, ibv_recv_wr* list, ibv_recv_wr** bad) {
-    return adapter().post_recv.load()(pair, list, bad);
-  }
-};
-
-std::atomic<Watcher*> watcher{nullptr};
-
-int watched_post_send(ibv_qp* pair, ibv_send_wr* list, ibv_send_wr** bad) {
-  Watcher* const present = watcher;
-  return present != nullptr ? present->post_send(pair, list, bad) : adapter().post_send.load()(pair, list, bad);
-}
-
-int watched_post_recv(ibv_qp* pair, ibv_recv_wr* list, ibv_recv_wr** bad) {
-  Watcher* const present = watcher;
-  return present != nullptr ? present->post_recv(pair, list, bad) : adapter().post_recv.load()(pair, list, bad);
-}
-
-/// Devices whose ports have no address at the moment.
-struct Unaddressed {
-  std::mutex mutex;
-  std::vector<std::string> devices;
-};
-
-Unaddressed& unaddressed() {
-  static Unaddressed present;
-  return present;
-}
-
-/// The completion queues that were made last.
-struct MadeQueues {
-  struct Queue {
-    const ibv_context* context = nullptr;
-    int interrupt = 0;
-  };
-  std::mutex mutex;
-  std::vector<Queue> queues;
-};
-
-MadeQueues& made_queues() {
-  static MadeQueues made;
-  return made;
-}
-
-}  // namespace
-
-extern "C" {
-
-ibv_cq* ibv_create_cq(ibv_context* context, int size, void* own, ibv_comp_channel* channel, int vector) {
-  static std::mutex mutex;
-  static const auto of_library = reinterpret_cast<decltype(&ibv_create_cq)>(::dlsym(RTLD_NEXT, "ibv_create_cq"));
-  ibv_cq* const queue = of_library(context, size, own, channel, vector);
-  {
-    const std::lock_guard made_lock(made_queues().mutex);
-    made_queues().queues.push_back({context, vector});
-  }
-  const std::lock_guard lock(mutex);
-  // Another part of this program may put itself before these later, so it is the second one that tells a context that is known.
-  if (queue != nullptr && context->ops.post_recv != &watched_post_recv) {
-    adapter().post_send = context->ops.post_send;
-    adapter().post_recv = context->ops.post_recv;
-    context->ops.post_send = &watched_post_send;
-    context->ops.post_recv = &watched_post_recv;
-  }
-  return queue;
-}
-
-ssize_t _ibv_query_gid_table(ibv_context* context, ibv_gid_entry* entries, std::size_t size, std::uint32_t flags,
-                             std::size_t entry_size) {
-  {
-    const std::lock_guard lock(unaddressed().mutex);
-    if (std::ranges::find(unaddressed().devices, ibv_get_device_name(context->device)) != unaddressed().devices.end()) {
-      return 0;
-    }
-  }
-  static const auto of_library =
-      reinterpret_cast<decltype(&_ibv_query_gid_table)>(::dlsym(RTLD_NEXT, "_ibv_query_gid_table"));
-  return of_library(context, entries, size, flags, entry_size);
-}
-}
-
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
-/// Has a watcher see everything as long as it lives. Channels are made later, and closed before.
-template <class Kind>
-class Watching {
- public:
-  Watching() { watcher = &own_; }
-  Watching(const Watching&) = delete;
-  Watching& operator=(const Watching&) = delete;
-  ~Watching() { watcher = nullptr; }
-  Kind* operator->() { return &own_; }
-
- private:
-  Kind own_;
-};
+using watched_verbs::Addresses;
+using watched_verbs::made_queues;
+using watched_verbs::Watcher;
+using watched_verbs::Watching;
 
 bool is_message(const ibv_send_wr& request, MessageHeader& header) {
   if (request.opcode != IBV_WR_SEND) {
@@ -161,19 +48,6 @@ bool is_message(const ibv_send_wr& request, MessageHeader& header) {
   std::memcpy(&header, reinterpret_cast<const void*>(request.sg_list[0].addr), sizeof(header));
   return true;
 }
-
-/// Has devices lose their addresses, until the test ends.
-class Addresses {
- public:
-  Addresses() = default;
-  Addresses(const Addresses&) = delete;
-  Addresses& operator=(const Addresses&) = delete;
-  ~Addresses() { lose({}); }
-  void lose(std::vector<std::string> devices) {
-    const std::lock_guard lock(unaddressed().mutex);
-    unaddressed().devices = std::move(devices);
-  }
-};
 
 TEST(VerbsFaults, ARailWithoutAnAddressIsLeftOutUntilItHasOne) {
   const auto options = [] { return NodeOptions{.rails = 2}; };
@@ -521,7 +395,7 @@ class ForgetfulHost final : public kit::LinkHost {
   void link_failed(const kit::Link&, std::error_code) override {}
 
  private:
-  const kit::PeerDescription peer_;
+  const kit::PeerDescription peer_{};
 };
 
 TEST(VerbsFaults, ALinkThatThereIsNoMemoryToJoinLeavesNothing) {
