@@ -62,6 +62,14 @@ inline constexpr std::size_t record_cost = 512;
 /// An operation that timed out in less than this says nothing about its connection.
 inline constexpr std::chrono::seconds least_silent_time{1};
 
+/// Calls follow each other at once whose last bytes came within this time.
+inline constexpr std::chrono::microseconds close_together{100};
+/// So long nobody may wait for a lane's bytes between two such calls: what the peer begins then is late by that. A timer that
+/// ends so often takes a hundredth of a CPU.
+inline constexpr std::chrono::microseconds longest_unattended{500};
+/// Rows of calls aren't asked to be longer than this.
+inline constexpr std::uint64_t longest_row = std::uint64_t{1} << 20;
+
 /// A peer within a frame sends at least so many bytes in the time that it has for them.
 inline constexpr std::uint64_t least_progress = std::uint64_t{64} << 10;
 
@@ -153,6 +161,7 @@ KVFERRY_INLINE Lane::Lane(Connection connection, std::shared_ptr<kit::LinkHost> 
       protocol_(host_, options_.buffers ? options_.buffers->take() : ReadAhead::unprotected(FrameReader::read_ahead),
                 options_.memory, socket_->to_buffer()),
       owner_(std::move(owner)),
+      attend_timer_(executor_),
       frame_timer_(executor_) {}
 
 template <class Change>
@@ -229,6 +238,8 @@ KVFERRY_INLINE std::shared_ptr<Socket> Lane::begin_leading() {
   driver_.change([&] {
     leader_ = std::this_thread::get_id();
     watched_ = false;
+    may_leave_ = false;
+    unattended_ = false;
     socket = socket_;
     // With bells it may stay as it is: they ring only if somebody says that he waits.
     if (armed_ != 0 && socket_ && !hears_bells_) {
@@ -240,7 +251,12 @@ KVFERRY_INLINE std::shared_ptr<Socket> Lane::begin_leading() {
 }
 
 KVFERRY_INLINE void Lane::end_leading() {
-  change([&] { leader_ = {}; }, caller_bytes);
+  change(
+      [&] {
+        leader_ = {};
+        may_leave_ = true;
+      },
+      caller_bytes);
 }
 
 template <class Released>
@@ -270,6 +286,9 @@ kit::Pollable::Found Lane::look(Role role, Released released) {
           fail_for(error);
         }
         moved = moved || moved_ != moved_before;
+        if (moved && role == Role::visitor) {
+          calls_in_a_row_ = 0;
+        }
         completed = completed || protocol_.completed() != completed_before;
         found = failed_ ? Found::released : completed ? Found::completed : moved ? Found::something : Found::nothing;
         return done(false);
@@ -420,6 +439,10 @@ KVFERRY_INLINE void Lane::apply(Inbox taken) {
     if (hears_bells_ && socket_) {
       socket_->woken();
     }
+    calls_in_a_row_ = 0;  // what the peer begins comes between them
+  }
+  if (taken.attend) {
+    attend();
   }
   if (taken.broken) {
     protocol_.peer_gone();

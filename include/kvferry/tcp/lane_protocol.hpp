@@ -101,6 +101,10 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
 
   /// Whether nothing is under way here and nothing is left to say.
   [[nodiscard]] bool settled() const noexcept { return transfers_.empty() && control_.empty() && out_.empty(); }
+  /// Whether, besides, no answer of the peer's is awaited, nor the rest of a frame.
+  [[nodiscard]] bool quiet() const noexcept {
+    return settled() && responses_.empty() && fences_.empty() && probes_.empty() && removed_.empty() && !reader_.within_frame();
+  }
   /// Whether something of this side's is under way, or was when the connection failed.
   [[nodiscard]] bool in_flight() const noexcept;
 
