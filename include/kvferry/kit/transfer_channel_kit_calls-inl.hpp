@@ -11,6 +11,10 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
+  begin_transfer(std::move(request), std::move(completion), nullptr);
+}
+
+KVFERRY_INLINE void TransferChannelKit::begin_transfer(TransferRequest request, Completion completion, Serving* serving) {
   if (inherited()) {
     std::ranges::fill(request.statuses, make_error_code(errc::forked));
     say_forked(request.diagnostic);
@@ -46,7 +50,7 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
     return;
   }
   try {
-    impl_->peers->route(operation);
+    impl_->peers->route(operation, serving);
   } catch (...) {
     Failure failure = failure_being_handled();
     operation->finish(failure.code, std::move(failure.sentence));
@@ -59,8 +63,8 @@ KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest requ
   }
   auto [completion, transfer] = Completion::shared<BlockingTransfer>(impl_->events);
   {
-    const Serving serving(impl_->peers->link(request.peer_id), request);
-    start_transfer(std::move(request), std::move(completion));
+    Serving serving;
+    begin_transfer(std::move(request), std::move(completion), &serving);
     if (serving && !transfer->over()) {
       try {
         serving->serve(*transfer);

@@ -87,7 +87,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// Starts receiving and sending, unless the lane has been shut; until then it only takes operations.
   /// @param first the bytes to send before anything else.
   void run(std::span<const std::byte> first);
-  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
+  /// @param led null, or the calling thread leads the lane from here on, as after `begin_leading`, whose result this gets.
+  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range, std::optional<std::shared_ptr<Socket>>* led = nullptr);
   void stop(std::shared_ptr<kit::Operation> operation);
   /// Asks the peer whether it lives; `answered` is called with the lane's engine held.
   void probe(std::function<void()> answered);
@@ -119,6 +120,9 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   [[nodiscard]] std::shared_ptr<Socket> begin_leading();
   /// @param may_wait whether the thread waits for the socket's events next, if this check finds nothing.
   [[nodiscard]] Found lead(bool may_wait = false);
+  /// The same, by a thread that doesn't lead any more once its wait is over.
+  /// @param left becomes true then, and the lane is left as by `end_leading`.
+  [[nodiscard]] Found lead(bool may_wait, const kit::BlockingWait& wait, bool& left);
   /// The socket had something.
   void woken();
   /// Whether a thread has to announce that it is going to wait: see `Socket::may_wait`.
@@ -187,9 +191,11 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   [[nodiscard]] Driven done(bool more);
   /// With the engine let go. @return whether this thread goes on.
   [[nodiscard]] bool let_go(const Driven& driven);
-  /// Drives, having looked for bytes whether or not any were announced, unless `released()`.
-  template <class Released>
-  [[nodiscard]] Found look(Role role, Released released);
+  /// Drives, having looked for bytes whether or not any were announced, unless `released()`. Leaves the lane if `over()`.
+  template <class Released, class Over>
+  [[nodiscard]] Found look(Role role, Released released, Over over, bool& left);
+  void become_leader();
+  void leave_lead();
   /// @return whether the budget ran out with work left.
   bool move_bytes(std::size_t& budget, Role role = Role::visitor);
   void apply(Inbox taken);
@@ -199,6 +205,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   Step send_failed();
   Step receive_step(std::size_t& budget);
   Step copy_step(std::size_t& budget);
+  [[nodiscard]] bool receives_again(std::size_t& budget);
   /// @return false if there is something to move already.
   [[nodiscard]] bool wait_for_more(Role role);
   [[nodiscard]] bool may_wait();

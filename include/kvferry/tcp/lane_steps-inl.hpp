@@ -201,6 +201,11 @@ KVFERRY_INLINE bool Lane::wait_for_more(Role role) {
     return true;
   }
   if (role != Role::visitor || leader_ == std::this_thread::get_id()) {
+    // With bells it may stay as it is: they ring only if somebody says that he waits.
+    if (role != Role::leaving && armed_ != 0 && !hears_bells_) {
+      armed_ = 0;
+      arm(0);
+    }
     wants_to_send_ = !writable_ && !hears_bells_;
     return true;
   }
