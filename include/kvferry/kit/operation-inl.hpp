@@ -12,6 +12,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 
+#include <kvferry/detail/recycled.hpp>
 #include <kvferry/detail/text.hpp>
 
 #include <kvferry/kit/blocks.hpp>
@@ -41,6 +42,11 @@ KVFERRY_INLINE Operation::Operation(TransferRequest request, Completion completi
       registry_(std::move(registry)) {
   std::ranges::fill(request_.statuses, undecided());
   registry_->counters().count_start(request_.kind);
+}
+
+KVFERRY_INLINE Operation::~Operation() {
+  kvferry::detail::let_go(std::move(request_.objects));
+  kvferry::detail::let_go(std::move(request_.remote_indexes));
 }
 
 KVFERRY_INLINE void Operation::landed(std::size_t first, std::size_t count) noexcept {

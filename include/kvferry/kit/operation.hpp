@@ -47,6 +47,10 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   Operation(TransferRequest request, Completion completion, Clock::time_point deadline,
             std::shared_ptr<OperationRegistry> registry);
 
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+  ~Operation() override;
+
   [[nodiscard]] const TransferRequest& request() const noexcept { return request_; }
   [[nodiscard]] std::size_t object_count() const noexcept { return request_.objects.size(); }
   [[nodiscard]] Clock::time_point started() const noexcept { return started_; }

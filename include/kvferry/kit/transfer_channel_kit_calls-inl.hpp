@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include <kvferry/detail/recycled.hpp>
 #include <kvferry/kit/transfer_channel_kit_impl-inl.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -23,7 +24,8 @@ KVFERRY_INLINE void TransferChannelKit::begin_transfer(TransferRequest request, 
   }
   const auto deadline = deadline_after(request.timeout.value_or(impl_->options.default_timeout));
   request.checksums = request.checksums.value_or(impl_->options.checksums);
-  auto operation = std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
+  auto operation =
+      kvferry::detail::make_recycled<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
   if (impl_->closed) {
     operation->finish(errc::closed);
     return;
