@@ -297,7 +297,7 @@ kit::Pollable::Found Lane::look(Role role, Released released, Over over, bool& l
         try {
           // Where the turn ends before all is moved, nobody has said that he waits.
           moved = move_bytes(budget, role) || moved;
-          if (moved_ == moved_before && role == Role::leader && !hears_bells_ && receives_again(budget)) {
+          if (moved_ == moved_before && role != Role::visitor && !hears_bells_ && receives_again(budget)) {
             moved = move_bytes(budget, role) || moved;
           }
         } catch (const std::exception& error) {
