@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Builds transfer_bench and prints what kvferry allocates, as heaptrack counts it: for an operation, for a page of it, and for a
-# peer. From any folder.
+# peer. Then how often a blocking operation of one page calls some functions, as a preloaded library counts them. From any
+# folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,5 +13,6 @@ if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
 fi
 cmake --preset release -DKVFERRY_BUILD_BENCHMARKS=ON >&2
-cmake --build --preset release --target kvferry_transfer_bench --parallel "$(nproc)" >&2
-exec python3 -B benchmarks/compare/allocations.py build/release/benchmarks/transfer_bench
+cmake --build --preset release --target kvferry_transfer_bench kvferry_call_counter --parallel "$(nproc)" >&2
+exec python3 -B benchmarks/compare/allocations.py build/release/benchmarks/transfer_bench \
+  "$PWD/build/release/benchmarks/call_counter.so"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transfer_bench allocates; see allocations.sh."""
+"""What transfer_bench allocates, and which calls it makes; see allocations.sh."""
 
+import os
 import pathlib
 import re
 import socket
@@ -59,8 +60,40 @@ def allocations_of_a_batch(program, tracked, *options):
     return (many - few) / ITERATIONS
 
 
+def counted(program, counter, operation, iterations):
+    """Runs both halves, each on a CPU of its own, with their calls counted. Returns the counts of the initiator and the target."""
+    environment = dict(os.environ, LD_PRELOAD=counter)
+    cpus = sorted(os.sched_getaffinity(0))
+    address = f"127.0.0.1:{free_port()}"
+    target = ["taskset", "--cpu-list", str(cpus[0]), program, "--listen", address]
+    initiator = ["taskset", "--cpu-list", str(cpus[-1]), program, "--connect", address, "--operation", operation]
+    initiator += ["--page", "4096", "--batch", "1", "--poll", "always", "--region", "64M", "--warm-up", "0"]
+    with subprocess.Popen(target, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as other:
+        for _ in range(100):
+            command = [*initiator, "--iterations", str(iterations)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+            if "refused" not in done.stdout + done.stderr:
+                break
+        if done.returncode != 0:
+            other.kill()
+            sys.exit(f"{' '.join(initiator)}: {done.stdout}{done.stderr}")
+        _, said = other.communicate(timeout=60)
+    return [{name: int(number) for name, number in re.findall(r"(\w+)=(\d+)", text)} for text in (done.stderr, said)]
+
+
+def print_calls(program, counter):
+    print("\n| calls of a blocking operation of 4 KiB, always polling | epoll_ctl | mutexes locked | tried | clock read | allocations |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for operation in ("write", "read"):
+        few, many = (counted(program, counter, operation, iterations) for iterations in (ITERATIONS, 21 * ITERATIONS))
+        for side, less, more in zip(("initiator", "target"), few, many):
+            names = ("epoll_ctls", "mutex_locks", "mutex_tries", "clock_reads", "allocations")
+            calls = ((more[name] - less[name]) / (20 * ITERATIONS) for name in names)
+            print(f"| {operation}, {side} | " + " | ".join(f"{number:.2f}" for number in calls) + " |", flush=True)
+
+
 def main():
-    program = sys.argv[1]
+    program, counter = sys.argv[1:]
     print("| calls of allocation functions | of a batch of 16 pages | of a batch of 256 | of a page more |")
     print("| --- | ---: | ---: | ---: |")
     for operation in ("write", "read", "sendrecv"):
@@ -74,6 +107,7 @@ def main():
     ]
     print(f"\nThe initiator's heap at its largest: {peaks[0] / 1024:.0f} KiB with one peer, {peaks[1] / 1024:.0f} KiB with {PEERS}: "
           f"{(peaks[1] - peaks[0]) / (PEERS - 1) / 1024:.1f} KiB a peer, what the benchmark keeps for it included.")  # fmt: skip
+    print_calls(program, counter)
 
 
 if __name__ == "__main__":

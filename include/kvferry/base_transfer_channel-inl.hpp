@@ -11,6 +11,7 @@
 #include <new>
 #include <tuple>
 
+#include <kvferry/detail/recycled.hpp>
 #include <kvferry/detail/text.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
@@ -102,11 +103,13 @@ TransferRequest describe(TransferKind kind, const TransferSpec& spec, std::vecto
   if constexpr (std::is_same_v<Buffer, MutableBuffer>) {
     request.objects = std::move(buffers);
   } else {
+    request.objects = detail::take_spare_vector<MutableBuffer>();
     request.objects.reserve(buffers.size());
     for (const ConstBuffer buffer : buffers) {
       request.objects.emplace_back(const_cast<std::byte*>(buffer.data()), buffer.size());
     }
   }
+  request.remote_indexes = detail::take_spare_vector<std::uint64_t>();
   request.remote_indexes.assign(spec.remote_indexes.begin(), spec.remote_indexes.end());
   request.remote_region = spec.remote_region;
   request.remote_ranges.assign(spec.remote_ranges.begin(), spec.remote_ranges.end());

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include <kvferry/detail/posted_handler.hpp>
+#include <kvferry/detail/recycled.hpp>
 #include <kvferry/peer_event.hpp>
 #include <kvferry/side_message.hpp>
 #include <kvferry/transfer_spec.hpp>
@@ -90,7 +91,7 @@ class CompletionHandler<void(Args...)> {
   /// As `direct`, of a function object that is made of `given` and that the caller shares.
   template <class Function, class... Given>
   [[nodiscard]] static std::pair<CompletionHandler, std::shared_ptr<Function>> shared(Given&&... given) {
-    const auto model = std::make_shared<Direct<Function>>(std::in_place, std::forward<Given>(given)...);
+    const auto model = detail::make_recycled<Direct<Function>>(std::in_place, std::forward<Given>(given)...);
     CompletionHandler handler;
     handler.model_ = model;
     return {std::move(handler), std::shared_ptr<Function>(model, &model->function_)};

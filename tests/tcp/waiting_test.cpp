@@ -110,6 +110,17 @@ TEST_P(BlockingCalls, EndWithTheirChannel) {
   EXPECT_EQ(blocked.get(), errc::closed);
 }
 
+TEST_P(BlockingCalls, LeaveTheConnectionToThosePeersStartAfterManyInARow) {
+  for (unsigned round = 1; round <= 5; ++round) {
+    for (int call = 0; call < 400; ++call) {
+      ASSERT_EQ(a_.channel->batched_write(std::vector{a_.page(0)}, {.peer_id = "b", .remote_indexes = indexes(1)}), 1U);
+    }
+    b_.fill(round);
+    ASSERT_EQ(b_.channel->batched_write(b_.pages(256), {.peer_id = "a", .remote_indexes = indexes(256)}), 256U);
+    ASSERT_EQ(a_.memory, b_.memory);
+  }
+}
+
 TEST_P(BlockingCalls, LeaveTheConnectionToThosePeersStart) {
   EXPECT_EQ(a_.channel->batched_write(std::vector{a_.page(0)}, {.peer_id = "b", .remote_indexes = indexes(1)}), 1U);
   // Nobody at "a" waits for anything now.

@@ -26,11 +26,14 @@ class InboxDriver {
     filled_.exchange(1, std::memory_order_acq_rel);
   }
 
+  /// By the driver, in a step: whether there is nothing to take. What it misses is found when the engine has been released.
+  [[nodiscard]] bool empty() const noexcept { return filled_.load(std::memory_order_relaxed) == 0; }
+
   /// By the driver, in a step: takes what has come since, if anything has.
   [[nodiscard]] std::optional<Inbox> take() {
     // Without the lock, since this happens with each check of a connection. Work that it misses is found in the check
     // after the engine has been released.
-    if (filled_.load(std::memory_order_relaxed) == 0) {
+    if (empty()) {
       return std::nullopt;
     }
     const std::lock_guard lock(inbox_mutex_);

@@ -12,6 +12,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 
+#include <kvferry/detail/recycled.hpp>
 #include <kvferry/detail/text.hpp>
 
 #include <kvferry/kit/blocks.hpp>
@@ -43,6 +44,11 @@ KVFERRY_INLINE Operation::Operation(TransferRequest request, Completion completi
   registry_->counters().count_start(request_.kind);
 }
 
+KVFERRY_INLINE Operation::~Operation() {
+  kvferry::detail::let_go(std::move(request_.objects));
+  kvferry::detail::let_go(std::move(request_.remote_indexes));
+}
+
 KVFERRY_INLINE void Operation::landed(std::size_t first, std::size_t count) noexcept {
   count_landed(first, count, LocalBytes(request_).total(first, first + count));
 }
@@ -67,6 +73,7 @@ KVFERRY_INLINE void Operation::failed(std::size_t index, std::error_code cause) 
   const std::lock_guard lock(mutex_);
   if (!first_object_error_) {
     first_object_error_ = cause;
+    object_failed_.store(true, std::memory_order_release);
   }
 }
 
@@ -76,6 +83,7 @@ KVFERRY_INLINE void Operation::start_over() noexcept {
   std::ranges::fill(request_.statuses, undecided());
   const std::lock_guard lock(mutex_);
   first_object_error_.clear();
+  object_failed_.store(false, std::memory_order_release);
 }
 
 KVFERRY_INLINE void Operation::set_size(std::size_t index, std::size_t bytes) noexcept {
@@ -88,14 +96,12 @@ KVFERRY_INLINE void Operation::finish(std::error_code cause, std::string diagnos
   if (finished_.exchange(true)) {
     return;
   }
-  std::shared_ptr<PeerCounters> counters;
-  {
+  if (!cause && object_failed_.load(std::memory_order_acquire)) {
     const std::lock_guard lock(mutex_);
-    if (!cause) {
-      cause = first_object_error_;
-    }
-    counters = std::move(peer_counters_);
+    cause = first_object_error_;
   }
+  const std::shared_ptr<PeerCounters> counters =
+      counted_.load(std::memory_order_acquire) ? std::move(peer_counters_) : nullptr;
   const std::size_t transferred = landed_.load(std::memory_order_relaxed);
   std::ranges::replace(request_.statuses, undecided(), cause);
   if (cause) {
@@ -142,8 +148,8 @@ KVFERRY_INLINE void Operation::describe_failure(std::error_code cause, std::stri
 }
 
 KVFERRY_INLINE void Operation::count_for(std::shared_ptr<PeerCounters> counters) noexcept {
-  const std::lock_guard lock(mutex_);
   peer_counters_ = std::move(counters);
+  counted_.store(true, std::memory_order_release);
 }
 
 KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {

@@ -47,6 +47,10 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   Operation(TransferRequest request, Completion completion, Clock::time_point deadline,
             std::shared_ptr<OperationRegistry> registry);
 
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+  ~Operation() override;
+
   [[nodiscard]] const TransferRequest& request() const noexcept { return request_; }
   [[nodiscard]] std::size_t object_count() const noexcept { return request_.objects.size(); }
   [[nodiscard]] Clock::time_point started() const noexcept { return started_; }
@@ -78,7 +82,7 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   /// first call sets it; later calls return it.
   std::uint64_t mean_for(std::uint64_t instance) noexcept;
 
-  /// Makes the operation's end count for its peer as well, unless it has ended already.
+  /// Makes the operation's end count for its peer as well, unless it has ended already. At most once.
   void count_for(std::shared_ptr<PeerCounters> counters) noexcept;
 
   /// The reason why the operation has to end; no error if it doesn't have to.
@@ -115,13 +119,16 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
   std::atomic<std::uint64_t> meant_for_{0};
   std::atomic<bool> stop_asked_{false};  ///< There is a `stop_cause_`.
 
+  std::atomic<bool> object_failed_{false};  ///< There is a `first_object_error_`.
+  std::atomic<bool> counted_{false};        ///< There are `peer_counters_`, which don't change any more.
+  std::shared_ptr<PeerCounters> peer_counters_;
+
   mutable std::mutex mutex_;
   std::weak_ptr<Link> link_;
   bool on_link_ = false;
   std::error_code stop_cause_;
   bool stops_again_ = false;  ///< The link was told in part, or not at all.
   std::error_code first_object_error_;
-  std::shared_ptr<PeerCounters> peer_counters_;
 };
 
 }  // namespace kvferry::kit

@@ -37,6 +37,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
+class Serving;
+
 /// The transport's functions that the directory calls.
 struct TransportHooks {
   std::string name;
@@ -92,7 +94,8 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] Failure acknowledge(const std::string& peer_id, std::uint64_t incarnation, PeerInfo& info);
 
   /// Hands an operation to its peer's link, reconnecting if need be, or ends it.
-  void route(const std::shared_ptr<Operation>& operation);
+  /// @param serving the thread that is going to wait for it, if it may serve the link; else null.
+  void route(const std::shared_ptr<Operation>& operation, Serving* serving = nullptr);
 
   /// Answers a peer's `InitQuestion`. On the service's thread.
   void answer(const SideMessage& message, HandshakeService::Reply reply);
@@ -179,7 +182,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
     has_waited,  ///< For a connection.
     has_asked,   ///< The peer, for its regions.
   };
-  void route(const std::shared_ptr<Operation>& operation, Routed how);
+  void route(const std::shared_ptr<Operation>& operation, Routed how, Serving* serving = nullptr);
   void hand_over(const std::string& peer_id, const Link* link);
   void link_failed(const std::string& peer_id, const Link& link, std::error_code cause) noexcept;
 

@@ -14,14 +14,15 @@
 #include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/peer.hpp>
 #include <kvferry/kit/peer_directory.hpp>
+#include <kvferry/kit/serving.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation) {
-  route(operation, Routed::anew);
+KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, Serving* serving) {
+  route(operation, Routed::anew, serving);
 }
 
-KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, Routed how) {
+KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& operation, Routed how, Serving* serving) {
   const bool has_waited = how != Routed::anew;
   const TransferRequest& request = operation->request();
   Lock lock(mutex_);
@@ -101,6 +102,9 @@ KVFERRY_INLINE void PeerDirectory::route(const std::shared_ptr<Operation>& opera
     }
     operation->finish(failure.code, std::move(failure.sentence));
     return;
+  }
+  if (serving != nullptr) {
+    serving->begin(link, request);
   }
   operation->start_on(link);
 }

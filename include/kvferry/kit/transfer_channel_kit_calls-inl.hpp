@@ -6,11 +6,16 @@
 #include <memory>
 #include <utility>
 
+#include <kvferry/detail/recycled.hpp>
 #include <kvferry/kit/transfer_channel_kit_impl-inl.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
+  begin_transfer(std::move(request), std::move(completion), nullptr);
+}
+
+KVFERRY_INLINE void TransferChannelKit::begin_transfer(TransferRequest request, Completion completion, Serving* serving) {
   if (inherited()) {
     std::ranges::fill(request.statuses, make_error_code(errc::forked));
     say_forked(request.diagnostic);
@@ -19,7 +24,8 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
   }
   const auto deadline = deadline_after(request.timeout.value_or(impl_->options.default_timeout));
   request.checksums = request.checksums.value_or(impl_->options.checksums);
-  auto operation = std::make_shared<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
+  auto operation =
+      kvferry::detail::make_recycled<Operation>(std::move(request), std::move(completion), deadline, impl_->operations);
   if (impl_->closed) {
     operation->finish(errc::closed);
     return;
@@ -46,7 +52,7 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
     return;
   }
   try {
-    impl_->peers->route(operation);
+    impl_->peers->route(operation, serving);
   } catch (...) {
     Failure failure = failure_being_handled();
     operation->finish(failure.code, std::move(failure.sentence));
@@ -59,8 +65,8 @@ KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest requ
   }
   auto [completion, transfer] = Completion::shared<BlockingTransfer>(impl_->events);
   {
-    const Serving serving(impl_->peers->link(request.peer_id), request);
-    start_transfer(std::move(request), std::move(completion));
+    Serving serving;
+    begin_transfer(std::move(request), std::move(completion), &serving);
     if (serving && !transfer->over()) {
       try {
         serving->serve(*transfer);

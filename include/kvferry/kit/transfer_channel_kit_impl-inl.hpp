@@ -44,6 +44,7 @@
 #include <kvferry/kit/region_removals.hpp>
 #include <kvferry/kit/region_table.hpp>
 #include <kvferry/kit/road.hpp>
+#include <kvferry/kit/serving.hpp>
 #include <kvferry/kit/side_message_queue.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -88,29 +89,6 @@ KVFERRY_INLINE std::string advertised_url(const ChannelOptions& options, const s
   }
   return advertised.to_url();
 }
-
-/// A blocking call's thread at a link's service, where the link has a use for it.
-class Serving {
- public:
-  Serving(std::shared_ptr<Link> link, const TransferRequest& request) : link_(std::move(link)) {
-    if (link_ && (link_->ends_at_once(request) || !link_->begin_serving())) {
-      link_.reset();
-    }
-  }
-  Serving(const Serving&) = delete;
-  Serving& operator=(const Serving&) = delete;
-  ~Serving() {
-    if (link_) {
-      link_->end_serving();
-    }
-  }
-
-  explicit operator bool() const noexcept { return link_ != nullptr; }
-  Link* operator->() const noexcept { return link_.get(); }
-
- private:
-  std::shared_ptr<Link> link_;
-};
 
 /// Whether a kvferry channel asks who is here, and not one of LMCache's.
 KVFERRY_INLINE bool is_greeting(const SideMessage& message) {

@@ -35,6 +35,9 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 /// records, so that the system call for them costs little.
 inline constexpr std::size_t encrypted_read_ahead = std::size_t{64} << 10;
 
+/// Blocking calls that have to follow each other at once before another one is expected.
+inline constexpr std::uint64_t shortest_row = 64;
+
 /// A data connection: a socket and the protocol on it.
 ///
 /// A thread with work for the lane (a caller with an operation, the reactor with an event, a deadline) drives it, as
@@ -43,7 +46,7 @@ inline constexpr std::size_t encrypted_read_ahead = std::size_t{64} << 10;
 ///
 /// One of three waits for the lane's next bytes: the thread of a blocking call that leads the lane, else a polling I/O
 /// thread that watches it, else an event for which it is armed. Only one at a time, so that none wakes or delays
-/// another.
+/// another. Between blocking calls that follow each other at once nobody does, for a moment: see `leave_unattended`.
 class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Listener, public std::enable_shared_from_this<Lane> {
  public:
   struct Options {
@@ -84,7 +87,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// Starts receiving and sending, unless the lane has been shut; until then it only takes operations.
   /// @param first the bytes to send before anything else.
   void run(std::span<const std::byte> first);
-  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range);
+  /// @param led null, or the calling thread leads the lane from here on, as after `begin_leading`, whose result this gets.
+  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range, std::optional<std::shared_ptr<Socket>>* led = nullptr);
   void stop(std::shared_ptr<kit::Operation> operation);
   /// Asks the peer whether it lives; `answered` is called with the lane's engine held.
   void probe(std::function<void()> answered);
@@ -116,6 +120,9 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   [[nodiscard]] std::shared_ptr<Socket> begin_leading();
   /// @param may_wait whether the thread waits for the socket's events next, if this check finds nothing.
   [[nodiscard]] Found lead(bool may_wait = false);
+  /// The same, by a thread that doesn't lead any more once its wait is over.
+  /// @param left becomes true then, and the lane is left as by `end_leading`.
+  [[nodiscard]] Found lead(bool may_wait, const kit::BlockingWait& wait, bool& left);
   /// The socket had something.
   void woken();
   /// Whether a thread has to announce that it is going to wait: see `Socket::may_wait`.
@@ -156,6 +163,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     bool drain_expired = false;
     bool frame_expired = false;
     bool rest = false;
+    bool attend = false;
     bool writes_ended = false;  ///< For which the peer's fence waits.
   };
 
@@ -183,9 +191,11 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   [[nodiscard]] Driven done(bool more);
   /// With the engine let go. @return whether this thread goes on.
   [[nodiscard]] bool let_go(const Driven& driven);
-  /// Drives, having looked for bytes whether or not any were announced, unless `released()`.
-  template <class Released>
-  [[nodiscard]] Found look(Role role, Released released);
+  /// Drives, having looked for bytes whether or not any were announced, unless `released()`. Leaves the lane if `over()`.
+  template <class Released, class Over>
+  [[nodiscard]] Found look(Role role, Released released, Over over, bool& left);
+  void become_leader();
+  void leave_lead();
   /// @return whether the budget ran out with work left.
   bool move_bytes(std::size_t& budget, Role role = Role::visitor);
   void apply(Inbox taken);
@@ -195,10 +205,20 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   Step send_failed();
   Step receive_step(std::size_t& budget);
   Step copy_step(std::size_t& budget);
+  [[nodiscard]] bool receives_again(std::size_t& budget);
   /// @return false if there is something to move already.
   [[nodiscard]] bool wait_for_more(Role role);
   [[nodiscard]] bool may_wait();
   void arm(std::uint32_t events);
+  /// For the thread that has just led the lane: whether nobody need wait for its next bytes, because the next call is expected
+  /// at once. A timer has the lane attended to if it doesn't come.
+  ///
+  /// Arming the socket and taking that back are two system calls around each blocking call. It can't stay armed while it is
+  /// led: each answer would wake an I/O thread beside the thread that takes it. So after many calls in a row the lane is left
+  /// as it is, up to `longest_unattended`, which what the peer begins just then may have to wait; often enough in vain, and it
+  /// takes longer rows.
+  [[nodiscard]] bool leave_unattended();
+  void attend();
   void close_socket();
   void update_drain_timer();
   void update_frame_timer();
@@ -234,6 +254,13 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   std::uint32_t armed_ = 0;  ///< The events that were asked for and have not come.
   bool watched_ = false;     ///< By the poller.
   std::thread::id leader_;   ///< Of nobody: the lane is not led.
+  bool may_leave_ = false;   ///< The leader has gone, and `leave_unattended` has not been asked.
+  bool unattended_ = false;  ///< Nobody waits for bytes; the timer is armed.
+  bool attend_timer_armed_ = false;
+  std::uint64_t calls_in_a_row_ = 0;
+  std::uint64_t row_ = shortest_row;  ///< So many have to be, for another one to be expected.
+  kit::Clock::time_point last_led_;   ///< When the last bytes for a leader came.
+  asio::steady_timer attend_timer_;
   bool leaving_ = false;  ///< With bells: whoever takes leave looks, and may sleep, until the lane is shut.
   bool tired_ = false;  ///< Nothing has come since the poller gave it up.
   std::uint64_t moved_ = 0;

@@ -42,6 +42,7 @@ KVFERRY_INLINE void Lane::end_all(std::error_code cause, std::string why) {
   failed_ = true;
   failure_ = cause;
   failure_why_ = kit::copied_if_memory_lasts(why);
+  attend_timer_.cancel();
   drain_timer_.cancel();
   frame_timer_.cancel();
   if (socket_) {

@@ -101,6 +101,10 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
 
   /// Whether nothing is under way here and nothing is left to say.
   [[nodiscard]] bool settled() const noexcept { return transfers_.empty() && control_.empty() && out_.empty(); }
+  /// Whether, besides, no answer of the peer's is awaited, nor the rest of a frame.
+  [[nodiscard]] bool quiet() const noexcept {
+    return settled() && responses_.empty() && fences_.empty() && probes_.empty() && removed_.empty() && !reader_.within_frame();
+  }
   /// Whether something of this side's is under way, or was when the connection failed.
   [[nodiscard]] bool in_flight() const noexcept;
 
@@ -361,6 +365,7 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   std::deque<std::function<void()>> probes_;  ///< Not answered yet, oldest first.
   std::uint64_t last_probe_ = 0;
   kit::Fifo<Response> responses_;
+  std::vector<iovec> spare_pieces_;  ///< Empty, with memory for the next response's.
   std::size_t unsent_answers_ = 0;  ///< To reads, in `out_`: they are unanswered until they are sent.
   kit::Fifo<std::uint64_t> ready_data_;    ///< Writes and matched sends with chunks to send, in turn.
   kit::Fifo<std::uint64_t> ready_reads_;   ///< Reads with chunks to ask for, in turn.

@@ -105,6 +105,7 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_read(const Frame& frame) {
     return violated("more than " + text(max_outstanding_reads) + " reads unanswered");
   }
   Response response;
+  response.pieces = std::exchange(spare_pieces_, {});
   std::error_code status;
   if (const auto ec =
           region_pieces(frame.header, frame.descriptors, regions(), Access::read, response.pieces, status)) {

@@ -23,6 +23,9 @@ inline constexpr std::uint64_t no_operation = 0;
 /// Likewise, of a frame that says that a region is gone.
 inline constexpr std::uint64_t region_news = ~std::uint64_t{0};
 
+/// Of an answer to a read; an idle connection keeps the memory for so many.
+inline constexpr std::size_t most_pieces_kept = 64;
+
 // The outgoing queue points to them.
 inline constexpr FrameTrailer good_trailer;
 
@@ -144,6 +147,10 @@ KVFERRY_INLINE bool LaneProtocol::fill_response() {
     out_.add_trailer(good_trailer);
     out_.pin(no_operation);
     ++unsent_answers_;
+  }
+  if (response.pieces.capacity() <= most_pieces_kept) {
+    spare_pieces_ = std::move(response.pieces);
+    spare_pieces_.clear();
   }
   responses_.pop_front();
   return true;

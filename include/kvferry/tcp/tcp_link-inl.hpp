@@ -12,6 +12,8 @@
 
 #include <kvferry/kit/overlap.hpp>
 
+#include <kvferry/detail/recycled.hpp>
+
 namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
 
@@ -74,7 +76,9 @@ KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
     }
   }
   const std::size_t count = request.objects.size();
-  lanes_[lane]->start(std::make_shared<StripedOperation>(std::move(operation), 1), {0, count});
+  // The thread of a blocking call leads its lane from the same moment on, for which it has it anyway.
+  const bool serves = leader_.load(std::memory_order_relaxed) == std::this_thread::get_id();
+  lanes_[lane]->start(kvferry::detail::make_recycled<StripedOperation>(std::move(operation), 1), {0, count}, serves ? &led_socket_ : nullptr);
 }
 
 KVFERRY_INLINE void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
@@ -203,7 +207,7 @@ KVFERRY_INLINE bool TcpLink::begin_serving() {
   if (lanes_.size() != 1 || led_.exchange(true)) {
     return false;
   }
-  led_socket_ = lanes_.front()->begin_leading();
+  leader_ = std::this_thread::get_id();
   return true;
 }
 
@@ -212,8 +216,13 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
   bool found_nothing = false;  // Since then:
   kit::Clock::time_point since;
   bool may_wait = !lane.hears_bells();
-  while (led_socket_ && !wait.over()) {
-    const auto found = lane.lead(may_wait);
+  bool left = false;
+  while (led_socket_ && *led_socket_ && !wait.over()) {
+    const auto found = lane.lead(may_wait, wait, left);
+    if (left) {
+      led_socket_.reset();
+      break;
+    }
     if (found == Lane::Found::released) {
       break;
     }
@@ -232,7 +241,7 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
     if (!may_wait) {
       may_wait = true;  // once more, and it is said
     } else {
-      sleep_until_ready(*led_socket_, lane.wants_to_send(), wait);
+      sleep_until_ready(**led_socket_, lane.wants_to_send(), wait);
       if (lane.hears_bells()) {
         lane.woken();
         may_wait = false;
@@ -242,8 +251,11 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
 }
 
 KVFERRY_INLINE void TcpLink::end_serving() {
-  led_socket_.reset();
-  lanes_.front()->end_leading();
+  if (led_socket_) {
+    led_socket_.reset();
+    lanes_.front()->end_leading();
+  }
+  leader_ = std::thread::id();
   led_ = false;
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
@@ -93,7 +94,9 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   std::atomic<bool> failed_{false};
   const std::shared_ptr<std::atomic<bool>> ended_ = std::make_shared<std::atomic<bool>>(false);
   std::atomic<bool> led_{false};
-  std::shared_ptr<Socket> led_socket_;  ///< Of the thread that leads.
+  std::atomic<std::thread::id> leader_;  ///< The thread that serves; of nobody: there is none.
+  /// Of the thread that serves: nothing until it leads the lane, and when it has left it.
+  std::optional<std::shared_ptr<Socket>> led_socket_;
 };
 
 }  // namespace kvferry::tcp
