@@ -71,6 +71,8 @@ class Leading : public ::testing::TestWithParam<bool> {
     node = std::make_unique<Node>(count, std::move(options));
     peer = std::make_unique<Node>(count);
     node->connect("node", "peer", *peer);
+    // What follows a connect is done when a call has ended.
+    node->channel->batched_write(node->pages(1), {.peer_id = "peer", .remote_indexes = indexes(1)});
     reversed_ = indexes(count);
     std::ranges::reverse(reversed_);  // so that each page takes a request, and there are many lists
   }
