@@ -353,14 +353,22 @@ KVFERRY_INLINE TransferRequest BaseTransferChannel::make_notification(std::strin
   return request;
 }
 
+/// @return the error that a notification without a byte ends with, and why.
+KVFERRY_INLINE std::error_code refuse_empty_notification(const TransferRequest& request) {
+  if (!request.notification.empty()) {
+    return {};
+  }
+  if (request.diagnostic != nullptr) {
+    *request.diagnostic = "a notification has at least one byte";
+  }
+  return std::make_error_code(std::errc::invalid_argument);
+}
+
 KVFERRY_INLINE void BaseTransferChannel::start_notify(TransferRequest request, NotifyCompletion completion) {
   auto ended = Completion::wrapping(std::move(completion),
                                     [](NotifyCompletion& end, std::error_code ec, std::size_t) { end(ec); });
-  if (request.notification.empty()) {
-    if (request.diagnostic != nullptr) {
-      *request.diagnostic = "a notification has at least one byte";
-    }
-    ended(std::make_error_code(std::errc::invalid_argument), 0);
+  if (const auto ec = refuse_empty_notification(request)) {
+    ended(ec, 0);
     return;
   }
   start_transfer(std::move(request), std::move(ended));
@@ -368,16 +376,11 @@ KVFERRY_INLINE void BaseTransferChannel::start_notify(TransferRequest request, N
 
 KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec,
                                                 std::error_code& ec) {
-  ec.clear();
-  if (running_in_io_thread()) {
-    ec = refuse_to_block(spec.diagnostic);
-    return;
+  auto request = make_notification(peer_id, payload, spec);
+  ec = refuse_empty_notification(request);
+  if (!ec) {
+    run_transfer(std::move(request), ec);
   }
-  wait_for_end(
-      [&](NotifyCompletion completion) {
-        start_notify(make_notification(peer_id, payload, spec), std::move(completion));
-      },
-      ec);
 }
 
 KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec) {

@@ -87,10 +87,14 @@ void QueuePair::create() {
   } catch (const std::system_error& error) {
     throw TransferError(error.code(), "RDMA device '" + domain_->device().name() + "': " + error.what());
   }
-  channel_.reset(ibv_create_comp_channel(domain_->device().context()));
-  if (channel_ == nullptr) {
+  CompletionChannelPtr channel(ibv_create_comp_channel(domain_->device().context()));
+  if (channel == nullptr) {
     fail("completion channel");
   }
+  channel_ = std::shared_ptr<ibv_comp_channel>(channel.get(), [domain = domain_](ibv_comp_channel* made) {
+    (void)ibv_destroy_comp_channel(made);  // before the device is closed
+  });
+  (void)channel.release();
   const int flags = ::fcntl(channel_->fd, F_GETFL);
   if (flags < 0 || ::fcntl(channel_->fd, F_SETFL, flags | O_NONBLOCK) != 0) {
     fail("non-blocking completion channel");

@@ -74,6 +74,8 @@ class QueuePair {
 
   /// Readable when there is an event. Belongs to this object.
   [[nodiscard]] int event_descriptor() const noexcept { return channel_->fd; }
+  /// Whoever has it may wait for the descriptor, also when this object is gone.
+  [[nodiscard]] std::shared_ptr<const ibv_comp_channel> event_channel() const noexcept { return channel_; }
   /// Requests an event for the next completion. Poll once more after it, for earlier completions.
   [[nodiscard]] std::error_code arm();
   void take_events();
@@ -99,7 +101,7 @@ class QueuePair {
       memory_;                   ///< In the first one are the first receive buffers, and behind them the first slots.
   std::vector<Buffer> buffers_;  ///< To receive into.
   std::size_t slot_count_ = first_slots;
-  CompletionChannelPtr channel_;
+  std::shared_ptr<ibv_comp_channel> channel_;
   CompletionQueuePtr completions_;
   QueuePairPtr pair_;
   RailEndpoint endpoint_;

@@ -180,7 +180,42 @@ void Rail::device_failed(std::error_code cause, const std::string& why) {
   drive(full_turn);
 }
 
-void Rail::drive(Turn turn) {
+std::shared_ptr<const ibv_comp_channel> Rail::begin_leading() {
+  std::shared_ptr<const ibv_comp_channel> channel;
+  driver_.change([&] {
+    if (!failed_ && !held_ && phase_ == Phase::running) {
+      channel = pair_->event_channel();
+      leader_ = std::this_thread::get_id();
+      leader_sleeps_ = false;
+    }
+  });
+  drive(callers_turn);
+  return channel;
+}
+
+Rail::Found Rail::lead(bool may_sleep) {
+  auto found = Found::busy;
+  Turn turn = full_turn;
+  turn.checks = false;  // those are for the reactor
+  turn.may_sleep = may_sleep;
+  drive(turn, &found);
+  return found;
+}
+
+void Rail::woken() {
+  driver_.put([](Inbox& inbox) { inbox.woken = true; });
+}
+
+void Rail::end_leading() {
+  driver_.change([&] {
+    leader_ = {};
+    leader_sleeps_ = false;
+  });
+  drive(callers_turn);
+}
+
+/// @param found set for the leader, unless another thread drives.
+void Rail::drive(Turn turn, Found* found) {
   struct Driven {
     bool to_be_continued;
     std::shared_ptr<Owner> told_owner;
@@ -190,11 +225,24 @@ void Rail::drive(Turn turn) {
       [&](std::optional<Inbox> given) {
         Inbox taken = std::move(given).value_or(Inbox());
         bool more = false;
+        const std::uint64_t moves_before = moves_;
+        if (found != nullptr) {
+          leader_sleeps_ = false;
+        }
         try {
           apply(taken);
           more = work(turn, taken);
         } catch (const std::exception& error) {
           give_up(taken, error.what());  // memory is used up
+        }
+        // The leader goes on by itself, but for what is the reactor's.
+        more = more && (!leads() || (!failed_ && protocol_->checks_wait()));
+        if (found != nullptr) {
+          *found = failed_ || held_                                       ? Found::released
+                   : moves_ != moves_before || *found == Found::something ? Found::something
+                                                                          : Found::nothing;
+          // Where nothing was found, an event has been asked for, or the reactor goes on.
+          leader_sleeps_ = turn.may_sleep && *found == Found::nothing;
         }
         return Driven{more && !std::exchange(continuation_posted_, true), std::exchange(told_owner_, nullptr),
                       std::exchange(greeted_owner_, nullptr)};
@@ -237,10 +285,12 @@ bool Rail::work(Turn& turn, Inbox& taken) {
     }
     --turn.rounds;
     const bool polled = poll_step() != 0;
+    moves_ += polled ? 1U : 0U;
     await_writes();
     const bool posted = !failed_ && phase_ == Phase::running && post_step();
     const bool probed = !failed_ && phase_ == Phase::running && probe_step();
     const bool grown = !failed_ && phase_ == Phase::running && grow_step();
+    moves_ += posted || probed ? 1U : 0U;
     // However much else there is, at the end of a turn there are some checksums.
     if ((polled || posted || probed || grown) && (!turn.checks || turn.rounds != 0)) {
       continue;
@@ -260,7 +310,11 @@ bool Rail::work(Turn& turn, Inbox& taken) {
     if (polled || posted || probed || grown) {
       continue;
     }
-    if (spins()) {
+    if (leader_ != std::thread::id() && !leader_sleeps_ && !turn.may_sleep) {
+      arm_timer();
+      return false;  // the leader looks again
+    }
+    if (!turn.may_sleep && spins()) {
       arm_timer();
       return true;
     }
@@ -274,7 +328,9 @@ bool Rail::work(Turn& turn, Inbox& taken) {
     armed_ = true;  // what completed before has no event: once more
   }
   arm_timer();
-  wait_for_event();
+  if (leader_ == std::thread::id()) {  // else the leader sleeps on it
+    wait_for_event();
+  }
   return false;
 }
 

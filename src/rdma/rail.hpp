@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -118,6 +119,24 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   /// After `shut`: the regions that were registered for this link alone are so no more. Takes its time.
   void deregister_own() { domain_->link_ended(); }
 
+  /// @name For a thread that waits until its operation ends, and drives the rail meanwhile: its leader, of which there is one at
+  /// a time. As long as it is awake, no other thread waits for completions.
+  /// @{
+  enum class Found : std::uint8_t {
+    nothing,
+    something,
+    busy,      ///< Another thread drives.
+    released,  ///< There is nothing to lead any more.
+  };
+  /// @return what the leader may sleep on: readable when something has completed. Null if there is nothing to lead.
+  [[nodiscard]] std::shared_ptr<const ibv_comp_channel> begin_leading();
+  /// Posts and takes what there is. @param may_sleep if nothing is found, the leader sleeps, and others wake it.
+  [[nodiscard]] Found lead(bool may_sleep);
+  /// The leader has slept.
+  void woken();
+  void end_leading();
+  /// @}
+
   void device_failed(std::error_code cause, const std::string& why) override;
 
   [[nodiscard]] std::string path() const;
@@ -139,14 +158,15 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     bool region_added = false;
     std::size_t ended_fences = 0;  ///< So many of the peer's have had their writes end.
     bool event = false;
+    bool woken = false;
     bool timer = false;
     bool continuation = false;  ///< What was posted to go on driving has run.
     kit::Failure trouble;       ///< Of the device.
 
     [[nodiscard]] bool empty() const noexcept {
       return starts.empty() && stops.empty() && fences.empty() && probes.empty() && removed_regions.empty() &&
-             region_questions.empty() && !region_added && ended_fences == 0 && !event && !timer && !continuation &&
-             !trouble;
+             region_questions.empty() && !region_added && ended_fences == 0 && !event && !woken && !timer &&
+             !continuation && !trouble;
     }
   };
 
@@ -158,13 +178,15 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   struct Turn {
     std::size_t rounds = 0;  ///< Of a batch of completions, a list of requests.
     bool checks = false;     ///< Whether it takes and compares checksums, about a mebibyte for either side.
+    bool may_sleep = false;  ///< The leader's.
   };
   /// On a caller's own thread: only an operation's first requests, and no work for the peer.
-  static constexpr Turn callers_turn{4, false};
+  static constexpr Turn callers_turn{4, false, false};
   /// On the reactor's thread.
-  static constexpr Turn full_turn{64, true};
+  static constexpr Turn full_turn{64, true, false};
 
-  void drive(Turn turn);
+  void drive(Turn turn, Found* found = nullptr);
+  [[nodiscard]] bool leads() const noexcept { return leader_ == std::this_thread::get_id(); }
   /// @return whether the turn ended with work left.
   bool work(Turn& turn, Inbox& taken);
   void apply(Inbox& taken);
@@ -223,6 +245,9 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   bool armed_ = false;
   bool continuation_posted_ = false;  ///< One at a time, however many threads stopped with work left.
   bool waiting_ = false;
+  std::thread::id leader_;  ///< Of nobody: the rail isn't led.
+  bool leader_sleeps_ = false;
+  std::uint64_t moves_ = 0;  ///< Completions taken and lists posted, in steps.
   std::optional<kit::Clock::time_point> timer_at_;
   kit::Clock::time_point last_activity_{};
   bool failed_ = false;

@@ -22,6 +22,10 @@ void Rail::apply(Inbox& taken) {
     armed_ = false;
     pair_->take_events();
   }
+  if (taken.woken && !failed_ && !leaving_) {
+    armed_ = false;
+    pair_->take_events();
+  }
   if (taken.trouble && !failed_ && !held_) {
     // Completions say more of the cause.
     catch_up();

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rdma_link.hpp"
 
+#include <poll.h>
+
 #include <algorithm>
+#include <array>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include <kvferry/error.hpp>
@@ -402,6 +406,49 @@ void RdmaLink::deregister_aside() {
   } catch (const std::exception&) {
     // Memory is used up: with the link, then, or when it is shut.
   }
+}
+
+bool RdmaLink::begin_serving() {
+  if (joined_.size() != 1 || led_.exchange(true)) {
+    return false;
+  }
+  led_channel_ = joined_.front()->begin_leading();
+  return true;
+}
+
+void RdmaLink::serve(kit::BlockingWait& wait) {
+  Rail& rail = *joined_.front();
+  auto last_found = kit::Clock::now();
+  bool may_sleep = false;
+  while (led_channel_ && !wait.over()) {
+    const auto found = rail.lead(may_sleep);
+    if (found == Rail::Found::released) {
+      break;
+    }
+    const auto now = kit::Clock::now();
+    if (found == Rail::Found::something) {
+      last_found = now;
+      may_sleep = false;
+    } else if (found == Rail::Found::busy || now - last_found <= options_.rail.spin) {
+      may_sleep = false;
+      std::this_thread::yield();
+    } else if (!may_sleep) {
+      may_sleep = true;  // once more, and events are asked for
+    } else {
+      std::array<pollfd, 2> waited{{{led_channel_->fd, POLLIN, 0}, {wait.descriptor(), POLLIN, 0}}};
+      if (!wait.over()) {
+        ::poll(waited.data(), waited.size(), -1);
+      }
+      rail.woken();
+      may_sleep = false;
+    }
+  }
+}
+
+void RdmaLink::end_serving() {
+  led_channel_.reset();
+  joined_.front()->end_leading();
+  led_ = false;
 }
 
 std::string RdmaLink::path() const {

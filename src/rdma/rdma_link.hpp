@@ -66,6 +66,10 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   /// Called when regions of this side have been deregistered. Breaks the link if the handshake told the peer of one of
   /// them, and the peer was not asked to confirm its removal, because the link wasn't known yet.
   void regions_deregistered();
+  /// Of one rail. With several, an operation may need all of them.
+  [[nodiscard]] bool begin_serving() override;
+  void serve(kit::BlockingWait& wait) override;
+  void end_serving() override;
   /// Each rail has a channel of events.
   [[nodiscard]] std::size_t descriptors() const noexcept override { return rails_.size(); }
   [[nodiscard]] std::string path() const override;
@@ -93,6 +97,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::atomic<bool> failed_{false};
   std::atomic<bool> has_left_{false};
   std::atomic<bool> deregistering_{false};  ///< Has been handed to `LinkOptions::aside`.
+  std::atomic<bool> led_{false};
+  std::shared_ptr<const ibv_comp_channel> led_channel_;  ///< Of the thread that leads.
   std::optional<kit::Clock::time_point> leaving_until_;  ///< For `take_leave` alone.
 
   std::mutex joining_mutex_;  ///< Guards all below.
