@@ -17,12 +17,8 @@ void Rail::apply(Inbox& taken) {
   if (taken.continuation) {
     continuation_posted_ = false;
   }
-  if (taken.event && !failed_ && !leaving_) {
-    waiting_ = false;
-    armed_ = false;
-    pair_->take_events();
-  }
-  if (taken.woken && !failed_ && !leaving_) {
+  if ((taken.event || taken.woken) && !failed_ && !leaving_) {
+    waiting_ = waiting_ && !taken.event;
     armed_ = false;
     pair_->take_events();
   }
