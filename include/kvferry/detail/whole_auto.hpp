@@ -5,7 +5,10 @@
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_AUTO)
 #define KVFERRY_WHOLE_AUTO
 #pragma GCC system_header  // the warnings that the program turns on are not for the definitions
-#include <kvferry/auto-inl.hpp>
+// In this order:
+// clang-format off
 #include <kvferry/detail/definitions_begin.hpp>
+#include <kvferry/auto-inl.hpp>
 #include <kvferry/detail/definitions_end.hpp>
+// clang-format on
 #endif

@@ -7,7 +7,10 @@
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_CORE)
 #define KVFERRY_WHOLE_CORE
 #pragma GCC system_header  // the warnings that the program turns on are not for the definitions
-#include <kvferry/core-inl.hpp>
+// In this order:
+// clang-format off
 #include <kvferry/detail/definitions_begin.hpp>
+#include <kvferry/core-inl.hpp>
 #include <kvferry/detail/definitions_end.hpp>
+// clang-format on
 #endif

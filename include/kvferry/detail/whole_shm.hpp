@@ -5,7 +5,10 @@
 #if KVFERRY_HEADER_ONLY && !defined(KVFERRY_WHOLE_SHM)
 #define KVFERRY_WHOLE_SHM
 #pragma GCC system_header  // the warnings that the program turns on are not for the definitions
+// In this order:
+// clang-format off
 #include <kvferry/detail/definitions_begin.hpp>
-#include <kvferry/detail/definitions_end.hpp>
 #include <kvferry/shm-inl.hpp>
+#include <kvferry/detail/definitions_end.hpp>
+// clang-format on
 #endif
