@@ -292,6 +292,8 @@ KVFERRY_INLINE void Lane::attend() {
   if (moved_ != moved_before) {
     row_ = std::min(2 * row_, longest_row);  // the peer has waited
     calls_in_a_row_ = 0;
+  } else {
+    tired_ = true;  // no I/O thread is to poll beside callers because the timer has woken it
   }
 }
 
