@@ -15,7 +15,8 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
   begin_transfer(std::move(request), std::move(completion), nullptr);
 }
 
-KVFERRY_INLINE void TransferChannelKit::begin_transfer(TransferRequest request, Completion completion, Serving* serving) {
+KVFERRY_INLINE void TransferChannelKit::begin_transfer(TransferRequest request, Completion completion,
+                                                       Serving* serving) {
   if (inherited()) {
     std::ranges::fill(request.statuses, make_error_code(errc::forked));
     say_forked(request.diagnostic);

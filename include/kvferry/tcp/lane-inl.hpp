@@ -340,7 +340,8 @@ KVFERRY_INLINE kit::Pollable::Found Lane::lead(bool may_wait) {
 
 KVFERRY_INLINE kit::Pollable::Found Lane::lead(bool may_wait, const kit::BlockingWait& wait, bool& left) {
   return look(
-      may_wait ? Role::waiting_leader : Role::leader, [this] { return failed_; }, [&wait] { return wait.over(); }, left);
+      may_wait ? Role::waiting_leader : Role::leader, [this] { return failed_; }, [&wait] { return wait.over(); },
+      left);
 }
 
 KVFERRY_INLINE void Lane::woken() {
