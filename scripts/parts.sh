@@ -29,7 +29,7 @@ _kvferry_run_part() {
   { time { "$@" 2>&1 | tee "$kvferry_parts/$number.log"; }; } 2>"$kvferry_parts/$number.cpu" || status=$?
   read -r user system < <(tail -n 1 "$kvferry_parts/$number.cpu")
   printf '%s\t%s\t%s\t%s\n' "$((SECONDS - start))" \
-    "$(((10#${user/./} + 10#${system/./} + 500) / 1000))" "$status" "$name" >"$kvferry_parts/$number.part"
+    "$(((10#${user//[.,]/} + 10#${system//[.,]/} + 500) / 1000))" "$status" "$name" >"$kvferry_parts/$number.part"
   return "$status"
 }
 

@@ -91,10 +91,9 @@ void QueuePair::create() {
   if (channel == nullptr) {
     fail("completion channel");
   }
-  channel_ = std::shared_ptr<ibv_comp_channel>(channel.get(), [domain = domain_](ibv_comp_channel* made) {
+  channel_ = std::shared_ptr<ibv_comp_channel>(channel.release(), [domain = domain_](ibv_comp_channel* made) {
     (void)ibv_destroy_comp_channel(made);  // before the device is closed
   });
-  (void)channel.release();
   const int flags = ::fcntl(channel_->fd, F_GETFL);
   if (flags < 0 || ::fcntl(channel_->fd, F_SETFL, flags | O_NONBLOCK) != 0) {
     fail("non-blocking completion channel");

@@ -135,11 +135,14 @@ kit::Failure Rail::prepare(const kit::StripedOperation& batch, kit::ObjectRange 
   return failure;
 }
 
-void Rail::start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range) {
+void Rail::start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Led* led) {
   RailProtocol::Preparation preparation;
   if (auto failure = prepare(*batch, range, preparation)) {
     (void)batch->part_done(failure.code, std::move(failure.sentence));
     return;
+  }
+  if (led != nullptr) {  // not before memory was registered, which takes its time
+    *led = begin_leading();
   }
   driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range, std::move(preparation)}); });
   drive(callers_turn);
@@ -180,6 +183,7 @@ void Rail::device_failed(std::error_code cause, const std::string& why) {
   drive(full_turn);
 }
 
+/// To be driven afterwards.
 std::shared_ptr<const ibv_comp_channel> Rail::begin_leading() {
   std::shared_ptr<const ibv_comp_channel> channel;
   driver_.change([&] {
@@ -189,7 +193,6 @@ std::shared_ptr<const ibv_comp_channel> Rail::begin_leading() {
       leader_sleeps_ = false;
     }
   });
-  drive(callers_turn);
   return channel;
 }
 
@@ -266,7 +269,8 @@ void Rail::drive(Turn turn, Found* found) {
         } catch (const std::exception&) {
           // There is no memory to have another thread go on: this one does.
           driver_.put([](Inbox& inbox) { inbox.continuation = true; });
-          turn = full_turn;
+          turn.rounds = full_turn.rounds;
+          turn.checks = true;
           return true;
         }
       });

@@ -94,7 +94,10 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   /// shut.
   void run();
 
-  void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range);
+  /// What a leader may sleep on: readable when something has completed. Null if there is nothing to lead.
+  using Led = std::optional<std::shared_ptr<const ibv_comp_channel>>;
+  /// @param led null, or set as soon as this thread leads the rail, see below.
+  void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Led* led = nullptr);
   void stop(std::shared_ptr<kit::Operation> operation);
   /// See `RailProtocol::fence`.
   void fence(std::function<void()> done);
@@ -128,8 +131,6 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     busy,      ///< Another thread drives.
     released,  ///< There is nothing to lead any more.
   };
-  /// @return what the leader may sleep on: readable when something has completed. Null if there is nothing to lead.
-  [[nodiscard]] std::shared_ptr<const ibv_comp_channel> begin_leading();
   /// Posts and takes what there is. @param may_sleep if nothing is found, the leader sleeps, and others wake it.
   [[nodiscard]] Found lead(bool may_sleep);
   /// The leader has slept.
@@ -185,6 +186,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   /// On the reactor's thread.
   static constexpr Turn full_turn{64, true, false};
 
+  [[nodiscard]] std::shared_ptr<const ibv_comp_channel> begin_leading();
   void drive(Turn turn, Found* found = nullptr);
   [[nodiscard]] bool leads() const noexcept { return leader_ == std::this_thread::get_id(); }
   /// @return whether the turn ended with work left.

@@ -88,8 +88,8 @@ bool RailProtocol::fill_answers(WorkList& list) {
     control_.pop_front();
   }
   if (list.empty()) {
-    // The peer may be leaving as well, with answers that wait for these.
-    return owed_ >= own_buffers_ / 2 && fill_message(list, MessageType::credit, 0, 0);
+    // The peer may be leaving as well, with answers that wait for these as this side's wait for the peer's.
+    return !control_.empty() && owed_ >= own_buffers_ / 2 && fill_message(list, MessageType::credit, 0, 0);
   }
   records_.back().ends_list = true;
   return true;

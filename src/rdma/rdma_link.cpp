@@ -250,7 +250,9 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
     }
   }
   const std::size_t count = request.objects.size();
-  joined_[rail]->start(std::make_shared<kit::StripedOperation>(std::move(operation), 1), {0, count});
+  const bool serves = leader_.load(std::memory_order_relaxed) == std::this_thread::get_id() && !led_channel_;
+  joined_[rail]->start(std::make_shared<kit::StripedOperation>(std::move(operation), 1), {0, count},
+                       serves ? &led_channel_ : nullptr);
 }
 
 /// Each rail has writes of its own.
@@ -412,7 +414,7 @@ bool RdmaLink::begin_serving() {
   if (joined_.size() != 1 || led_.exchange(true)) {
     return false;
   }
-  led_channel_ = joined_.front()->begin_leading();
+  leader_ = std::this_thread::get_id();
   return true;
 }
 
@@ -420,7 +422,7 @@ void RdmaLink::serve(kit::BlockingWait& wait) {
   Rail& rail = *joined_.front();
   auto last_found = kit::Clock::now();
   bool may_sleep = false;
-  while (led_channel_ && !wait.over()) {
+  while (led_channel_ && *led_channel_ && !wait.over()) {
     const auto found = rail.lead(may_sleep);
     if (found == Rail::Found::released) {
       break;
@@ -435,7 +437,7 @@ void RdmaLink::serve(kit::BlockingWait& wait) {
     } else if (!may_sleep) {
       may_sleep = true;  // once more, and events are asked for
     } else {
-      std::array<pollfd, 2> waited{{{led_channel_->fd, POLLIN, 0}, {wait.descriptor(), POLLIN, 0}}};
+      std::array<pollfd, 2> waited{{{(*led_channel_)->fd, POLLIN, 0}, {wait.descriptor(), POLLIN, 0}}};
       if (!wait.over()) {
         ::poll(waited.data(), waited.size(), -1);
       }
@@ -446,8 +448,11 @@ void RdmaLink::serve(kit::BlockingWait& wait) {
 }
 
 void RdmaLink::end_serving() {
-  led_channel_.reset();
-  joined_.front()->end_leading();
+  if (led_channel_) {
+    led_channel_.reset();
+    joined_.front()->end_leading();
+  }
+  leader_ = std::thread::id();
   led_ = false;
 }
 

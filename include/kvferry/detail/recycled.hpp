@@ -4,6 +4,7 @@
 #define KVFERRY_DETAIL_RECYCLED_HPP
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -27,71 +28,66 @@ inline constexpr bool recycles = true;
 inline constexpr bool recycles = true;
 #endif
 
-/// What a thread keeps of one kind for the next who asks; gone with the thread.
-template <class Kept>
-class OfThread {
+/// Memory of one kind that was let go, for whoever asks next. It belongs to all threads, because one of a thread's own would have
+/// to be registered at its end, for which the C library allocates, and ends the process if it can't.
+///
+/// @tparam list which of several lists of this kind.
+template <class Kept, int list = 0>
+class Spares {
  public:
-  /// Null once the thread ends.
-  [[nodiscard]] static Kept* get() noexcept {
-    if (ended_) {
-      return nullptr;
-    }
-    static thread_local OfThread own;
-    return &own.kept_;
-  }
-
- private:
-  OfThread() = default;
-  OfThread(const OfThread&) = delete;
-  OfThread& operator=(const OfThread&) = delete;
-  ~OfThread() { ended_ = true; }
-
-  inline static thread_local bool ended_ = false;
-  Kept kept_;
-};
-
-/// A few blocks of memory.
-class SpareBlocks {
- public:
-  SpareBlocks() = default;
-  SpareBlocks(const SpareBlocks&) = delete;
-  SpareBlocks& operator=(const SpareBlocks&) = delete;
-  ~SpareBlocks() {
-    while (count_ != 0) {
-      ::operator delete(blocks_[--count_].memory);
-    }
-  }
-
-  /// @return null if there is none of this size.
-  [[nodiscard]] void* take(std::size_t size) noexcept {
-    for (std::size_t i = count_; i-- != 0;) {
-      if (blocks_[i].size == size) {
-        return std::exchange(blocks_[i], blocks_[--count_]).memory;
+  /// @return null if there is none.
+  [[nodiscard]] static Kept* take() noexcept {
+    for (auto& place : places_) {
+      if (place.load(std::memory_order_relaxed) != nullptr) {
+        if (Kept* const kept = place.exchange(nullptr, std::memory_order_acquire)) {
+          return kept;
+        }
       }
     }
     return nullptr;
   }
   /// @return whether there was room for it.
-  [[nodiscard]] bool keep(void* memory, std::size_t size) noexcept {
-    if (count_ == blocks_.size()) {
-      return false;
+  [[nodiscard]] static bool keep(Kept* kept) noexcept {
+    (void)&last_;
+    for (auto& place : places_) {
+      Kept* none = place.load(std::memory_order_relaxed);
+      if (none == nullptr && place.compare_exchange_strong(none, kept, std::memory_order_release, std::memory_order_relaxed)) {
+        return true;
+      }
     }
-    blocks_[count_++] = {memory, size};
-    return true;
+    return false;
   }
 
  private:
-  struct Block {
-    void* memory = nullptr;
-    std::size_t size = 0;
+  /// Frees what is kept when the program ends or the library is unloaded. Whoever comes later still finds the places, which
+  /// nothing destroys.
+  struct Last {
+    ~Last() {
+      for (Kept* kept = take(); kept != nullptr; kept = take()) {
+        kept->free();
+      }
+    }
   };
 
-  std::array<Block, 6> blocks_;
-  std::size_t count_ = 0;
+  inline static std::array<std::atomic<Kept*>, 4> places_{};
+  inline static Last last_;
 };
 
-/// Allocates what comes and goes with each operation: from what the same thread has let go. A blocking call begins and ends its
-/// operation on one thread, so that many in a row allocate nothing.
+/// A block of memory for an object that is no more.
+template <class Object>
+struct SpareBlock {
+  void free() noexcept { ::operator delete(this); }
+};
+
+/// A vector's memory.
+template <class Item>
+struct SpareItems {
+  void free() noexcept { std::default_delete<SpareItems>()(this); }
+
+  std::vector<Item> items;
+};
+
+/// Allocates what comes and goes with each operation: from what has been let go. Many blocking calls in a row allocate nothing.
 template <class Object>
 class Recycling {
  public:
@@ -103,19 +99,15 @@ class Recycling {
 
   [[nodiscard]] Object* allocate(std::size_t count) {
     static_assert(alignof(Object) <= __STDCPP_DEFAULT_NEW_ALIGNMENT__);
-    const std::size_t size = count * sizeof(Object);
+    void* memory = nullptr;
     if constexpr (recycles) {
-      SpareBlocks* const spares = OfThread<SpareBlocks>::get();
-      if (void* const memory = spares != nullptr ? spares->take(size) : nullptr) {
-        return static_cast<Object*>(memory);
-      }
+      memory = count == 1 ? Spares<SpareBlock<Object>>::take() : nullptr;
     }
-    return static_cast<Object*>(::operator new(size));
+    return static_cast<Object*>(memory != nullptr ? memory : ::operator new(count * sizeof(Object)));
   }
   void deallocate(Object* object, std::size_t count) noexcept {
     if constexpr (recycles) {
-      SpareBlocks* const spares = OfThread<SpareBlocks>::get();
-      if (spares != nullptr && spares->keep(object, count * sizeof(Object))) {
+      if (count == 1 && Spares<SpareBlock<Object>>::keep(static_cast<SpareBlock<Object>*>(static_cast<void*>(object)))) {
         return;
       }
     }
@@ -132,15 +124,30 @@ template <class Object, class... Given>
   return std::allocate_shared<Object>(Recycling<Object>(), std::forward<Given>(given)...);
 }
 
-/// An empty vector, with the memory of one that the same thread has let go.
+template <class Item>
+using FullSpares = Spares<SpareItems<Item>, 0>;
+/// Those whose memory is in use, so that nothing is allocated to keep it in again.
+template <class Item>
+using EmptySpares = Spares<SpareItems<Item>, 1>;
+
+template <class Item, class List>
+void keep_or_free(std::unique_ptr<SpareItems<Item>> spare, List /*list*/) noexcept {
+  if (List::keep(spare.get())) {
+    (void)spare.release();
+  }
+}
+
+/// An empty vector, with the memory of one that has been let go.
 template <class Item>
 [[nodiscard]] std::vector<Item> take_spare_vector() noexcept {
+  std::vector<Item> items;
   if constexpr (recycles) {
-    if (std::vector<Item>* const spare = OfThread<std::vector<Item>>::get()) {
-      return std::exchange(*spare, {});
+    if (std::unique_ptr<SpareItems<Item>> spare{FullSpares<Item>::take()}) {
+      items = std::move(spare->items);
+      keep_or_free(std::move(spare), EmptySpares<Item>());
     }
   }
-  return {};
+  return items;
 }
 
 /// Keeps a vector's memory, unless there is much of it.
@@ -148,10 +155,17 @@ template <class Item>
 void let_go(std::vector<Item>&& items) noexcept {
   constexpr std::size_t most_kept = 256;
   if constexpr (recycles) {
-    std::vector<Item>* const spare = OfThread<std::vector<Item>>::get();
-    if (spare != nullptr && items.capacity() > spare->capacity() && items.capacity() <= most_kept) {
+    if (items.capacity() == 0 || items.capacity() > most_kept) {
+      return;
+    }
+    std::unique_ptr<SpareItems<Item>> spare{EmptySpares<Item>::take()};
+    if (!spare) {
+      spare.reset(new (std::nothrow) SpareItems<Item>);
+    }
+    if (spare) {
       items.clear();
-      *spare = std::move(items);
+      spare->items = std::move(items);
+      keep_or_free(std::move(spare), FullSpares<Item>());
     }
   }
 }

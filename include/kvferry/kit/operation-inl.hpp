@@ -93,6 +93,10 @@ KVFERRY_INLINE void Operation::set_size(std::size_t index, std::size_t bytes) no
 }
 
 KVFERRY_INLINE void Operation::finish(std::error_code cause, std::string diagnostic) {
+  finish(cause, std::move(diagnostic), false);
+}
+
+KVFERRY_INLINE void Operation::finish(std::error_code cause, std::string diagnostic, bool stopped) {
   if (finished_.exchange(true)) {
     return;
   }
@@ -124,6 +128,9 @@ KVFERRY_INLINE void Operation::finish(std::error_code cause, std::string diagnos
   auto completion = std::move(completion_);
   // Out of the registry first: once the handler can run, the channel may be closed and gone.
   registry_->remove(*this);
+  if (stopped && cause != errc::closed) {
+    registry_->stopped_waiting(request_.peer_id);  // before its caller may call again, who would join what is to end
+  }
   completion(cause, transferred);
 }
 
@@ -185,10 +192,7 @@ KVFERRY_INLINE void Operation::request_stop(std::error_code cause) {
     } catch (const std::exception&) {
       // There is no memory for a sentence. Nobody else ends it.
     }
-    finish(cause, std::move(why));
-    if (cause != errc::closed) {
-      registry_->stopped_waiting(request_.peer_id);
-    }
+    finish(cause, std::move(why), true);
   }
 }
 

@@ -102,6 +102,8 @@ class KVFERRY_EXPORT Operation final : public Expirable, public std::enable_shar
  private:
   friend class StripedOperation;
 
+  /// @param stopped its caller doesn't wait any longer.
+  void finish(std::error_code cause, std::string diagnostic, bool stopped);
   [[nodiscard]] std::error_code locked_stop_cause() const;
   void describe_failure(std::error_code cause, std::string diagnostic, std::size_t transferred) noexcept;
   void count_landed(std::size_t first, std::size_t count, std::uint64_t bytes) noexcept;

@@ -162,8 +162,6 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   [[nodiscard]] bool answers_in_this_thread(std::string_view url) const override;
 
  private:
-  /// @param serving the thread that is going to wait for the end, which may serve the link; else null.
-  void begin_transfer(TransferRequest request, Completion completion, Serving* serving);
   /// @param incarnation the one that the peer must have; 0: any.
   /// @param found gets the peer if `incarnation` isn't 0; else null.
   void connect_to(InitRequest request, std::uint64_t incarnation, std::shared_ptr<PeerInfo> found,

@@ -3,6 +3,7 @@
 
 // Calls of a channel's user: each checks what it was given, and hands it to the part that it is for.
 #include <algorithm>
+#include <exception>
 #include <memory>
 #include <utility>
 
@@ -11,11 +12,32 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
-  begin_transfer(std::move(request), std::move(completion), nullptr);
-}
+/// The service that a blocking call of this thread offers to its operation, on the way through `start_transfer`, which others may
+/// have overridden. Whatever else they start on the way, on this channel or another, the first of the channel's own takes it.
+class OfferedService {
+ public:
+  OfferedService(const TransferChannelKit& channel, Serving& serving) noexcept
+      : channel_before_(std::exchange(channel_, &channel)), serving_before_(std::exchange(serving_, &serving)) {}
+  OfferedService(const OfferedService&) = delete;
+  OfferedService& operator=(const OfferedService&) = delete;
+  ~OfferedService() {
+    channel_ = channel_before_;
+    serving_ = serving_before_;
+  }
 
-KVFERRY_INLINE void TransferChannelKit::begin_transfer(TransferRequest request, Completion completion, Serving* serving) {
+  [[nodiscard]] static Serving* take(const TransferChannelKit& channel) noexcept {
+    return channel_ == &channel ? std::exchange(serving_, nullptr) : nullptr;
+  }
+
+ private:
+  inline static thread_local constinit const TransferChannelKit* channel_ = nullptr;
+  inline static thread_local constinit Serving* serving_ = nullptr;
+  const TransferChannelKit* channel_before_;
+  Serving* serving_before_;
+};
+
+KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, Completion completion) {
+  Serving* const serving = OfferedService::take(*this);
   if (inherited()) {
     std::ranges::fill(request.statuses, make_error_code(errc::forked));
     say_forked(request.diagnostic);
@@ -66,12 +88,15 @@ KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest requ
   auto [completion, transfer] = Completion::shared<BlockingTransfer>(impl_->events);
   {
     Serving serving;
-    begin_transfer(std::move(request), std::move(completion), &serving);
+    {
+      const OfferedService offered(*this, serving);
+      start_transfer(std::move(request), std::move(completion));
+    }
     if (serving && !transfer->over()) {
       try {
         serving->serve(*transfer);
-      } catch (const std::system_error&) {
-        // No descriptor to sleep on beside the link's: the I/O threads move it, and this one sleeps until it has ended.
+      } catch (const std::exception&) {
+        // No descriptor to sleep on beside the link's, or no memory: the I/O threads move it, and this one sleeps until it has ended.
       }
     }
   }

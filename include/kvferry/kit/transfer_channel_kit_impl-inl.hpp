@@ -196,7 +196,7 @@ class TransferChannelKit::Impl {
 
   [[nodiscard]] bool answers_in_this_thread() { return side_message_thread.get_executor().running_in_this_thread(); }
 
-  /// Whether a url is certain to be this channel's own.
+  /// Whether a url is certain to be this channel's own. Several may share one that the program advertises.
   [[nodiscard]] bool leads_here(std::string_view url) const {
     std::error_code ec;
     const HostPort target = parse_url(url, ec);
@@ -206,7 +206,7 @@ class TransferChannelKit::Impl {
     const HostPort bound = parse_url(handshakes->bound_url());
     const auto address = address_of(target.host);
     const bool within_host = target.host == "localhost" || (address && address->is_loopback());
-    return target == parse_url(advertised) ||
+    return (options.advertised_init_url.empty() && target == parse_url(advertised)) ||
            (target.port == bound.port && (target.host == bound.host || (bound.is_wildcard() && within_host)));
   }
 

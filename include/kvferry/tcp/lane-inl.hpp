@@ -313,6 +313,7 @@ kit::Pollable::Found Lane::look(Role role, Released released, Over over, bool& l
           // As another thread that comes by: somebody has to wait for what comes next.
           left = true;
           leave_lead();
+          budget = std::min(budget, caller_bytes);
           return work(budget);
         }
         return done(false);
@@ -340,7 +341,8 @@ KVFERRY_INLINE kit::Pollable::Found Lane::lead(bool may_wait) {
 
 KVFERRY_INLINE kit::Pollable::Found Lane::lead(bool may_wait, const kit::BlockingWait& wait, bool& left) {
   return look(
-      may_wait ? Role::waiting_leader : Role::leader, [this] { return failed_; }, [&wait] { return wait.over(); }, left);
+      may_wait ? Role::waiting_leader : Role::leader, [this] { return failed_; }, [&wait] { return wait.over(); },
+      left);
 }
 
 KVFERRY_INLINE void Lane::woken() {

@@ -88,7 +88,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// @param first the bytes to send before anything else.
   void run(std::span<const std::byte> first);
   /// @param led null, or the calling thread leads the lane from here on, as after `begin_leading`, whose result this gets.
-  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range, std::optional<std::shared_ptr<Socket>>* led = nullptr);
+  void start(std::shared_ptr<StripedOperation> batch, ObjectRange range,
+             std::optional<std::shared_ptr<Socket>>* led = nullptr);
   void stop(std::shared_ptr<kit::Operation> operation);
   /// Asks the peer whether it lives; `answered` is called with the lane's engine held.
   void probe(std::function<void()> answered);

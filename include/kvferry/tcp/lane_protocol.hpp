@@ -103,7 +103,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   [[nodiscard]] bool settled() const noexcept { return transfers_.empty() && control_.empty() && out_.empty(); }
   /// Whether, besides, no answer of the peer's is awaited, nor the rest of a frame.
   [[nodiscard]] bool quiet() const noexcept {
-    return settled() && responses_.empty() && fences_.empty() && probes_.empty() && removed_.empty() && !reader_.within_frame();
+    return settled() && responses_.empty() && fences_.empty() && probes_.empty() && removed_.empty() &&
+           !reader_.within_frame();
   }
   /// Whether something of this side's is under way, or was when the connection failed.
   [[nodiscard]] bool in_flight() const noexcept;

@@ -262,7 +262,8 @@ KVFERRY_INLINE bool Lane::leave_unattended() {
   const auto since = std::exchange(last_led_, protocol_.last_received());
   const bool at_once = since != last_led_ && last_led_ - since < close_together;
   calls_in_a_row_ = at_once ? calls_in_a_row_ + 1 : 0;
-  if (calls_in_a_row_ < row_ || hears_bells_ || !writable_ || outlived_ || watched_ || armed_ != 0 || !protocol_.quiet()) {
+  if (calls_in_a_row_ < row_ || hears_bells_ || !writable_ || outlived_ || watched_ || armed_ != 0 ||
+      !protocol_.quiet()) {
     return false;
   }
   if (!attend_timer_armed_) {
@@ -292,6 +293,8 @@ KVFERRY_INLINE void Lane::attend() {
   if (moved_ != moved_before) {
     row_ = std::min(2 * row_, longest_row);  // the peer has waited
     calls_in_a_row_ = 0;
+  } else {
+    tired_ = true;  // no I/O thread is to poll beside callers because the timer has woken it
   }
 }
 

@@ -78,7 +78,8 @@ KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
   const std::size_t count = request.objects.size();
   // The thread of a blocking call leads its lane from the same moment on, for which it has it anyway.
   const bool serves = leader_.load(std::memory_order_relaxed) == std::this_thread::get_id();
-  lanes_[lane]->start(kvferry::detail::make_recycled<StripedOperation>(std::move(operation), 1), {0, count}, serves ? &led_socket_ : nullptr);
+  lanes_[lane]->start(kvferry::detail::make_recycled<StripedOperation>(std::move(operation), 1), {0, count},
+                      serves ? &led_socket_ : nullptr);
 }
 
 KVFERRY_INLINE void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
