@@ -69,10 +69,11 @@ def counted(program, counter, operation, iterations):
     initiator = ["taskset", "--cpu-list", str(cpus[-1]), program, "--connect", address, "--operation", operation]
     initiator += ["--page", "4096", "--batch", "1", "--poll", "always", "--region", "64M", "--warm-up", "0"]
     with subprocess.Popen(target, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as other:
-        for _ in range(100):
+        until = time.monotonic() + PATIENCE
+        while True:
             command = [*initiator, "--iterations", str(iterations)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-            if "refused" not in done.stdout + done.stderr:
+            if "refused" not in done.stdout + done.stderr or time.monotonic() > until:
                 break
         if done.returncode != 0:
             other.kill()

@@ -2,6 +2,7 @@
 """Plain sockets by system calls and by io_uring, over loopback and over a pair of virtual network interfaces; see uring.sh."""
 
 import argparse
+import ipaddress
 import json
 import os
 import statistics
@@ -9,7 +10,10 @@ import subprocess
 
 IO = ("calls", "ring", "ring-zero-copy")
 NAMESPACE = f"kvferry-uring-{os.getpid()}"
-HERE, THERE = "198.18.0.1", "198.18.0.2"
+NEAR, FAR = f"kvf{os.getpid()}a", f"kvf{os.getpid()}b"
+# Of a network of this run's own, out of those for measurements (RFC 2544).
+NETWORK = ipaddress.ip_network("198.18.0.0/15")
+HERE, THERE = list(list(NETWORK.subnets(new_prefix=30))[os.getpid() % 2**15].hosts())
 PORT = 7000
 
 
@@ -20,11 +24,11 @@ def ip(*arguments):
 def make_pair():
     """A namespace with one of two interfaces, and the other one here."""
     ip("netns", "add", NAMESPACE)
-    ip("link", "add", "kvferry0", "type", "veth", "peer", "name", "kvferry1", "netns", NAMESPACE)
-    ip("address", "add", f"{HERE}/30", "dev", "kvferry0")
-    ip("link", "set", "kvferry0", "up")
-    ip("-n", NAMESPACE, "address", "add", f"{THERE}/30", "dev", "kvferry1")
-    ip("-n", NAMESPACE, "link", "set", "kvferry1", "up")
+    ip("link", "add", NEAR, "type", "veth", "peer", "name", FAR, "netns", NAMESPACE)
+    ip("address", "add", f"{HERE}/30", "dev", NEAR)
+    ip("link", "set", NEAR, "up")
+    ip("-n", NAMESPACE, "address", "add", f"{THERE}/30", "dev", FAR)
+    ip("-n", NAMESPACE, "link", "set", FAR, "up")
 
 
 def run(program, place, cell, operation, io, seconds):
