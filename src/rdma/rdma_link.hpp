@@ -99,8 +99,8 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::atomic<bool> has_left_{false};
   std::atomic<bool> deregistering_{false};  ///< Has been handed to `LinkOptions::aside`.
   std::atomic<bool> led_{false};
-  std::atomic<std::thread::id> leader_;  ///< The thread that serves the link; of nobody: none does.
-  Rail::Led led_channel_;                ///< Of that thread alone; set while it leads the rail.
+  std::atomic<std::thread::id> leader_;                  ///< The thread that serves the link; of nobody: none does.
+  Rail::Led led_channel_;                                ///< Of that thread alone; set while it leads the rail.
   std::optional<kit::Clock::time_point> leaving_until_;  ///< For `take_leave` alone.
 
   std::mutex joining_mutex_;  ///< Guards all below.

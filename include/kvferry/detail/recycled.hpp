@@ -51,7 +51,8 @@ class Spares {
     (void)&last_;
     for (auto& place : places_) {
       Kept* none = place.load(std::memory_order_relaxed);
-      if (none == nullptr && place.compare_exchange_strong(none, kept, std::memory_order_release, std::memory_order_relaxed)) {
+      if (none == nullptr &&
+          place.compare_exchange_strong(none, kept, std::memory_order_release, std::memory_order_relaxed)) {
         return true;
       }
     }
@@ -107,7 +108,8 @@ class Recycling {
   }
   void deallocate(Object* object, std::size_t count) noexcept {
     if constexpr (recycles) {
-      if (count == 1 && Spares<SpareBlock<Object>>::keep(static_cast<SpareBlock<Object>*>(static_cast<void*>(object)))) {
+      if (count == 1 &&
+          Spares<SpareBlock<Object>>::keep(static_cast<SpareBlock<Object>*>(static_cast<void*>(object)))) {
         return;
       }
     }
