@@ -21,6 +21,7 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include <kvferry/kit/init_messages.hpp>
+#include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/testing/own_loopback.hpp>
 #include "test_channel.hpp"
 
