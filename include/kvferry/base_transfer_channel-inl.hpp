@@ -376,6 +376,10 @@ KVFERRY_INLINE void BaseTransferChannel::start_notify(TransferRequest request, N
 
 KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec,
                                                 std::error_code& ec) {
+  if (running_in_io_thread()) {
+    ec = refuse_to_block(spec.diagnostic);
+    return;
+  }
   auto request = make_notification(peer_id, payload, spec);
   ec = refuse_empty_notification(request);
   if (!ec) {
