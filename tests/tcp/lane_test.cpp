@@ -4,11 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <asio/io_context.hpp>
-#include <asio/ip/tcp.hpp>
-#include <asio/read.hpp>
 #include <asio/write.hpp>
 
-#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -33,7 +30,6 @@
 namespace kvferry::inline KVFERRY_ABI::tcp {
 namespace {
 
-using asio::ip::tcp;
 using testing::Connection;
 using testing::Host;
 using testing::WritingLane;
@@ -258,110 +254,6 @@ TEST(Lane, IsWaitedForWhenItsLeaderLeavesWhileSomebodyLooks) {
   lane->shut(errc::closed, "the test ends it");
   lane->disconnect();
   context.poll();
-}
-
-/// A lane whose thread asks its peer whether it lives, and waits for the answer as a blocking call does.
-class AskingLane {
- public:
-  AskingLane() {
-    // What is said is there at once.
-    const int on = 1;
-    EXPECT_EQ(::setsockopt(near_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), 0);
-    connection_.far.set_option(tcp::no_delay(true));
-    lane_->run({});
-  }
-  AskingLane(const AskingLane&) = delete;
-  AskingLane& operator=(const AskingLane&) = delete;
-  ~AskingLane() {
-    lane_->shut(errc::closed, "the test ends it");
-    lane_->disconnect();
-    context_.poll();
-  }
-
-  void call() {
-    const auto socket = lane_->begin_leading();
-    bool answered = false;
-    lane_->probe([&] { answered = true; });
-    FrameHeader header;
-    asio::read(connection_.far, asio::buffer(&header, sizeof(header)));
-    header.type = FrameType::probe_answer;
-    asio::write(connection_.far, asio::buffer(&header, sizeof(header)));
-    while (!answered) {
-      (void)lane_->lead();
-    }
-    lane_->end_leading();
-  }
-
-  /// The peer asks.
-  void ask() {
-    FrameHeader probe;
-    probe.type = FrameType::probe;
-    probe.operation = ++asked_;
-    asio::write(connection_.far, asio::buffer(&probe, sizeof(probe)));
-  }
-  /// Whether the lane has answered by the time.
-  [[nodiscard]] bool answers(kit::Clock::time_point until) {
-    FrameHeader answer;
-    std::error_code ec = asio::error::would_block;
-    connection_.far.non_blocking(true);
-    connection_.far.receive(asio::buffer(&answer, sizeof(answer)), 0, ec);
-    while (ec == asio::error::would_block && kit::Clock::now() < until) {
-      context_.run_one_for(std::chrono::milliseconds(100));
-      connection_.far.receive(asio::buffer(&answer, sizeof(answer)), 0, ec);
-    }
-    connection_.far.non_blocking(false);
-    return !ec && answer.type == FrameType::probe_answer && answer.operation == asked_;
-  }
-  /// How many events were reported.
-  [[nodiscard]] std::size_t run_what_is_ready() { return context_.poll(); }
-
- private:
-  asio::io_context context_;
-  Connection connection_{context_};
-  const int near_ = connection_.near.native_handle();
-  std::shared_ptr<Lane> lane_ = std::make_shared<Lane>(
-      std::move(connection_.near), std::make_shared<Host>(std::vector<MemoryRegion>{}),
-      Lane::Options{std::chrono::seconds(1), std::make_shared<SocketEvents>(context_.get_executor()), {}},
-      std::weak_ptr<Lane::Owner>());
-  std::uint64_t asked_ = 0;
-};
-
-// Between calls that follow each other at once no event is asked for, and yet what the peer begins then is heard.
-TEST(Lane, IsLeftToTheNextCallAfterManyInARow) {
-  AskingLane lane;
-  const auto until = kit::Clock::now() + std::chrono::seconds(30);
-  bool left = false;
-  bool answers = true;
-  while (!left && answers && kit::Clock::now() < until) {
-    for (std::uint64_t call = 0; call < 2 * shortest_row; ++call) {
-      lane.call();
-    }
-    (void)lane.run_what_is_ready();  // what has been asked for before
-    lane.call();
-    lane.ask();
-    left = lane.run_what_is_ready() == 0;
-    answers = lane.answers(until);
-  }
-  EXPECT_TRUE(left) << "each call asks for an event";
-  EXPECT_TRUE(answers) << "nobody waits for what comes";
-}
-
-// One that is left again and again to peers who then have something to say is no more so.
-TEST(Lane, IsWaitedForBetweenCallsWherePeersBeginSomething) {
-  AskingLane lane;
-  const auto until = kit::Clock::now() + std::chrono::seconds(30);
-  bool reported = false;
-  for (int round = 0; round < 1000 && !reported; ++round) {
-    for (std::uint64_t call = 0; call < 2 * shortest_row; ++call) {
-      lane.call();
-    }
-    (void)lane.run_what_is_ready();
-    lane.call();
-    lane.ask();
-    reported = lane.run_what_is_ready() != 0;
-    ASSERT_TRUE(lane.answers(until));
-  }
-  EXPECT_TRUE(reported);
 }
 
 TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
