@@ -35,7 +35,7 @@ Ring::Ring(int socket, const Region& region, bool zero_copy)
     throw std::invalid_argument("a region to send from without a copy has at most 1 GiB");
   }
   io_uring_params params{};
-  // A chain of sends without a copy has two completions each.
+  // A send without a copy has two completions, and a chain many sends.
   params.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE;
   params.cq_entries = 8 * entries;
   check(io_uring_queue_init_params(entries, ring_.get(), &params), "io_uring_setup");

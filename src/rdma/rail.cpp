@@ -446,8 +446,8 @@ bool Rail::grow_step() {
       protocol_->add_buffers(failure ? 0 : buffers - protocol_->buffer_count());
     }
   } catch (const std::exception&) {
-    protocol_->stay_small();  // there is none: messages wait, as they do where all of it is in use
-    return grown;             // or some have room now
+    protocol_->stay_small();  // there is no memory: messages wait for what there is
+    return grown;             // with slots that were added before, some need not wait
   }
   if (failure) {
     fail(failure,

@@ -131,7 +131,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     busy,      ///< Another thread drives.
     released,  ///< There is nothing to lead any more.
   };
-  /// Posts and takes what there is. @param may_sleep if nothing is found, the leader sleeps, and others wake it.
+  /// Posts requests and takes completions. @param may_sleep the leader is going to sleep if this finds nothing: so an event is asked for.
   [[nodiscard]] Found lead(bool may_sleep);
   /// The leader has slept.
   void woken();
