@@ -6,13 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-. scripts/debian_packages.sh
-kvferry_ensure_packages heaptrack
-
-if command -v ccache >/dev/null; then
-  export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
-fi
-cmake --preset release -DKVFERRY_BUILD_BENCHMARKS=ON >&2
-cmake --build --preset release --target kvferry_transfer_bench kvferry_call_counter --parallel "$(nproc)" >&2
+. benchmarks/common/build.sh
+kvferry_build_benchmarks heaptrack kvferry_transfer_bench kvferry_call_counter
 exec python3 -B benchmarks/compare/allocations.py build/release/benchmarks/transfer_bench \
   "$PWD/build/release/benchmarks/call_counter.so"

@@ -8,12 +8,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-. scripts/debian_packages.sh
-kvferry_ensure_packages bench
-
-if command -v ccache >/dev/null; then
-  export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
-fi
-cmake --preset release -DKVFERRY_BUILD_BENCHMARKS=ON >&2
-cmake --build --preset release --target kvferry_raw_socket_bench --parallel "$(nproc)" >&2
+. benchmarks/common/build.sh
+kvferry_build_benchmarks bench kvferry_raw_socket_bench
 exec python3 -B benchmarks/compare/uring.py --program build/release/benchmarks/raw_socket_bench "$@"

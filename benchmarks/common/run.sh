@@ -8,12 +8,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 program=$1
 shift
 
-. scripts/debian_packages.sh
-kvferry_ensure_packages test
-
-if command -v ccache >/dev/null; then
-  export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
-fi
-cmake --preset release -DKVFERRY_BUILD_BENCHMARKS=ON >&2
-cmake --build --preset release --target "kvferry_$program" --parallel "$(nproc)" >&2
+. benchmarks/common/build.sh
+kvferry_build_benchmarks test "kvferry_$program"
 exec "build/release/benchmarks/$program" "$@"
