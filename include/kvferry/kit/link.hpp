@@ -124,7 +124,7 @@ class KVFERRY_EXPORT Link {
 
   /// Whether such an operation has ended when `start` returns, if the link has no other work. The link then has no use
   /// for the waiting thread, and `begin_serving` isn't called. A wrong answer costs only time.
-  /// @param request as the caller gave it; nothing of it has been checked yet.
+  /// @param request has been checked against what the peer told.
   [[nodiscard]] virtual bool ends_at_once(const TransferRequest& request) const noexcept {
     (void)request;
     return false;
