@@ -44,10 +44,8 @@ file(GLOB KVFERRY_PROCESS_TESTS CONFIGURE_DEPENDS "${_tests}/process/*.cpp")
 file(GLOB KVFERRY_HOSTILE_TESTS CONFIGURE_DEPENDS "${_tests}/hostile/*.cpp")
 # Honest peers, many of them.
 file(GLOB KVFERRY_LOAD_TESTS CONFIGURE_DEPENDS "${_tests}/load/*.cpp")
-# With threads, a clock and sockets of the tests' own, under the library's sources; and without ZeroMQ.
+# With threads, a clock and sockets of the tests' own, under the library's objects; and without ZeroMQ.
 file(GLOB KVFERRY_SCHEDULE_TESTS CONFIGURE_DEPENDS "${_tests}/schedules/*.cpp")
-set(KVFERRY_SCHEDULED_SOURCES ${KVFERRY_CORE_SOURCES} ${KVFERRY_TCP_SOURCES})
-list(FILTER KVFERRY_SCHEDULED_SOURCES EXCLUDE REGEX "/handshake\\.cpp$")
 # Those that need a device are programs of their own.
 file(GLOB KVFERRY_RDMA_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/*.cpp")
 file(GLOB KVFERRY_RDMA_DEVICE_TESTS CONFIGURE_DEPENDS "${_tests}/rdma/device/*.cpp")
