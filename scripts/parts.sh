@@ -33,9 +33,13 @@ _kvferry_run_part() {
   return "$status"
 }
 
+# In a shell of its own: the time of this one's children has that of what was queued as well.
 kvferry_part() {
   ((++kvferry_part_count))
-  _kvferry_run_part "$(printf %02d "$kvferry_part_count")" "$@"
+  (
+    trap - EXIT
+    _kvferry_run_part "$(printf %02d "$kvferry_part_count")" "$@"
+  )
 }
 
 kvferry_queue() {

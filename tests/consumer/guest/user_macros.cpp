@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Includes kvferry behind macros that programs and other libraries define.
+// Includes kvferry, all transports but RDMA, behind macros that programs and other libraries define. Pages move between two channels,
+// over shared memory.
 #include <asio.hpp>
 #include <msgpack.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <iostream>
 #include <limits>
 #include <map>
 #include <ranges>
 #include <set>
+#include <vector>
 
 // Qt's
 #define emit
@@ -53,9 +59,33 @@ static_assert(sizeof(small) == 1);
 #error "a macro of the program is gone"
 #endif
 
-int main() {
-  kvferry::TcpOptions options;
+namespace {
+
+bool moves_a_page() {
+  constexpr std::size_t page_size = 4096;
+  const kvferry::SharedRegion cache(4 * page_size);
+  kvferry::AutoOptions options;
+  options.regions = {cache.region(page_size)};
+  options.peer_init_url = "tcp://127.0.0.1:0";
   options.poll = kvferry::PollPolicy::always();
+  kvferry::AutoTransferChannel decode(options);
+
+  kvferry::AutoTransferChannel prefill(kvferry::AutoOptions{});
+  prefill.lazy_init_peer_connection("prefill", "decode", decode.peer_init_url());
+  const std::vector<std::byte> page(page_size, std::byte{0x2a});
+  const std::array<std::uint64_t, 1> index{2};
+  prefill.batched_write({kvferry::ConstBuffer(page)}, {.peer_id = "decode", .remote_indexes = index});
+
+  const auto path = prefill.peer_info("decode")->path;
+  std::cout << path << "\n";
+  const bool arrived = std::ranges::equal(page, cache.bytes().subspan(2 * page_size, page_size));
+  return arrived && path.starts_with("shm");
+}
+
+}  // namespace
+
+int main() {
   const auto message = kvferry::encode_side_message(kvferry::PySocketInitResponse{"ok"});
-  return kvferry::decode_side_message<kvferry::PySocketInitResponse>(message).status == "ok" ? 0 : 1;
+  const bool decodes = kvferry::decode_side_message<kvferry::PySocketInitResponse>(message).status == "ok";
+  return decodes && moves_a_page() ? 0 : 1;
 }
