@@ -11,6 +11,8 @@
 #include <new>
 #include <tuple>
 
+#include <kvferry/kit/logger.hpp>
+
 #include <kvferry/detail/recycled.hpp>
 #include <kvferry/detail/text.hpp>
 
@@ -90,7 +92,9 @@ auto or_throw(const Spec& spec, std::string_view what, Call call) {
 /// Says that a blocking call was made where it could never end.
 KVFERRY_INLINE std::error_code refuse_to_block(std::string* diagnostic) {
   if (diagnostic != nullptr) {
-    *diagnostic = "a blocking call on a thread that runs the channel's executor would wait for itself";
+    *diagnostic = kit::in_log_sink()
+                      ? "a blocking call in a log sink may wait for the thread that the sink was called on"
+                      : "a blocking call on a thread that runs the channel's executor would wait for itself";
   }
   return errc::would_deadlock;
 }

@@ -83,7 +83,7 @@ namespace kvferry::inline KVFERRY_ABI {
 /// **Threads.** All member functions, `close()` included, may be called from any thread at any time. Only construction
 /// and destruction must not overlap with other calls, and the destructor must not run on one of the channel's own
 /// threads. Don't call a blocking form on a thread that runs the channel's executor: it fails with
-/// `errc::would_deadlock` where kvferry can notice it, and hangs elsewhere.
+/// `errc::would_deadlock` where kvferry can notice it, and hangs elsewhere. In a log sink, call no channel (`LogSink`).
 ///
 /// **Errors.** All transports report these alike. Before any I/O: `errc::closed` after `close()`,
 /// `errc::empty_peer_id`, `errc::unknown_peer` (no handshake yet), `errc::count_mismatch`, `errc::unknown_region`,
@@ -608,6 +608,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// peers still wait for. When `close` returns, no buffer and no region is touched any more. Handlers may still be on
   /// their way to their executors. `close` waits for a running `handle_init_side_msg`, unless it is called there. It
   /// may be called again, and from a handler. LMCache: `close`.
+  /// @throws TransferError `errc::would_deadlock` in a log sink (`LogSink`), and nothing is closed.
   virtual void close() = 0;
 
   /// Makes a request of a spec and its objects. It copies their descriptors.

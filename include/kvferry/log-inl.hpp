@@ -26,6 +26,17 @@ inline namespace internal {
 
 inline constexpr std::size_t most_in_interval = 10;
 
+/// Sinks that this thread is within: they may log, too.
+KVFERRY_INLINE constinit thread_local std::size_t sinks_here = 0;
+
+class SinkCall {
+ public:
+  SinkCall() noexcept { ++sinks_here; }
+  SinkCall(const SinkCall&) = delete;
+  SinkCall& operator=(const SinkCall&) = delete;
+  ~SinkCall() { --sinks_here; }
+};
+
 /// While it lasts a write to a pipe that nobody reads is an error, and no signal for the calling thread.
 class NoBrokenPipes {
  public:
@@ -161,6 +172,8 @@ KVFERRY_INLINE void set_log_sink(LogSink sink, LogLevel least) { ProcessSink::in
 
 namespace kit {
 
+KVFERRY_INLINE bool in_log_sink() noexcept { return sinks_here != 0; }
+
 KVFERRY_INLINE bool Logger::enabled(LogLevel level) const noexcept {
   try {
     return level < LogLevel::off && level >= (sink_ ? least_ : ProcessSink::instance().least());
@@ -206,6 +219,7 @@ KVFERRY_INLINE void Logger::write(LogLevel level, std::string_view event, std::s
   }
   const LogRecord record{level,     std::chrono::system_clock::now(), event, transport, shown_peer, cause, shown_text,
                          suppressed};
+  const SinkCall within;
   if (sink_) {
     sink_(record);
   } else {

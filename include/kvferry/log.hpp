@@ -46,8 +46,12 @@ struct LogRecord {
 
 /// Gets each record that is logged.
 ///
-/// Called on the thread of the event, from several threads at a time, perhaps with locks of the channel held. It must
-/// not call a channel, and should be quick. Its exceptions are dropped.
+/// Called on the thread of the event, from several threads at a time, perhaps with locks of the channel held. It should
+/// be quick. Its exceptions are dropped.
+///
+/// It must not call a channel, nor destroy one. What can be noticed is refused, for any channel: blocking forms end with
+/// `errc::would_deadlock`, `close` throws it, and a destructor therefore ends the process (`std::terminate`). Other calls
+/// may wait for ever. To close a channel because of a record, have another thread do it.
 using LogSink = std::function<void(const LogRecord&)>;
 
 /// Sends the records of all channels of the process that have no sink of their own (`ChannelOptions::log_sink`) to `sink`.

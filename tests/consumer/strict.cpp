@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled with all warnings as errors: the public headers, and templates of theirs.
+// Compiled with all warnings as errors: the public headers, those that a transport of the program's own takes, and templates of
+// theirs.
 #include <kvferry/auto_transfer_channel.hpp>
 #include <kvferry/completion_queue.hpp>
+#include <kvferry/kit/attempts.hpp>
+#include <kvferry/kit/checks.hpp>
+#include <kvferry/kit/endpoint_codec.hpp>
+#include <kvferry/kit/make_dial.hpp>
+#include <kvferry/kit/stream_protocol.hpp>
+#include <kvferry/kit/transfer_channel_kit.hpp>
 #include <kvferry/shared_region.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
 #include <kvferry/side_message_codec.hpp>

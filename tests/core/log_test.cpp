@@ -24,6 +24,8 @@
 
 #include <kvferry/error.hpp>
 
+#include "common/allocation_limit.hpp"
+
 namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
@@ -89,6 +91,24 @@ TEST(Log, ATextIsNotMadeForARecordThatNobodyWants) {
   kit::Logger silent(records.sink(), LogLevel::off);
   EXPECT_FALSE(silent.enabled(LogLevel::error));
   EXPECT_FALSE(silent.enabled(LogLevel::off));
+}
+
+TEST(Log, WhatIsNotLoggedAllocatesNothing) {
+  kit::Logger warnings([](const LogRecord&) {}, LogLevel::warning);
+  const auto text = [] { return std::string(100, 'x'); };
+  for (int i = 0; i < 10; ++i) {
+    warnings.log(LogLevel::warning, "often", "peer", errc::timed_out, text);
+  }
+  test::allocation_refused = false;
+  test::allocations_left = 0;
+  warnings.log(LogLevel::info, "event", "peer", errc::timed_out, text);     // below the level
+  warnings.log(LogLevel::warning, "often", "peer", errc::timed_out, text);  // too often
+  const bool allocated = test::allocation_refused;
+  warnings.log(LogLevel::warning, "seldom", "peer", errc::timed_out, text);
+  const bool counted = test::allocation_refused;
+  test::allocations_left = test::unlimited_allocations;
+  EXPECT_FALSE(allocated);
+  EXPECT_TRUE(counted) << "one that is logged does";
 }
 
 TEST(Log, TheSameIsNotRepeatedWithoutEnd) {

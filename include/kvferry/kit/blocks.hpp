@@ -91,7 +91,7 @@ class LocalBytes {
     return Blocks::of(objects_[object].size(), strided() ? strides_[object] : LocalStride{});
   }
   [[nodiscard]] std::size_t size(std::size_t object) const noexcept {
-    return strided() ? static_cast<std::size_t>(blocks(object).bytes) : objects_[object].size();
+    return strided() ? blocks(object).bytes : objects_[object].size();
   }
   /// Where a byte of an object lies in its buffer.
   [[nodiscard]] Blocks::Place place(std::size_t object, std::size_t offset) const noexcept {
@@ -121,9 +121,8 @@ class LocalBytes {
       function(data + offset, length);
       return;
     }
-    blocks(object).for_each_piece(offset, length, [&](std::uint64_t position, std::uint64_t part) {
-      function(data + position, static_cast<std::size_t>(part));
-    });
+    blocks(object).for_each_piece(offset, length,
+                                  [&](std::uint64_t position, std::uint64_t part) { function(data + position, part); });
   }
 
  private:

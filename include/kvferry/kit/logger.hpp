@@ -76,6 +76,9 @@ class KVFERRY_EXPORT Logger {
   std::array<Rate, 64> rates_;  ///< The longest unused gives its place to a new one.
 };
 
+/// Whether this thread is within a call of a log sink: it may hold locks of any channel.
+[[nodiscard]] KVFERRY_EXPORT bool in_log_sink() noexcept;
+
 }  // namespace kvferry::kit
 
 #endif  // KVFERRY_KIT_LOGGER_HPP

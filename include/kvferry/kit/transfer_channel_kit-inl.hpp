@@ -26,7 +26,7 @@ KVFERRY_INLINE TransferChannelKit::~TransferChannelKit() {
     keep_inherited(std::move(impl_));
     return;
   }
-  const bool on_own_thread = (impl_->threads && running_in_io_thread()) || impl_->answers_in_this_thread();
+  const bool on_own_thread = impl_->runs_this_thread() || impl_->answers_in_this_thread();
   TransferChannelKit::close();
   run_handlers_left();
   impl_->handshakes.reset();
@@ -49,7 +49,7 @@ KVFERRY_INLINE void TransferChannelKit::run_handlers_left() {
   if (impl_->handshakes) {
     impl_->handshakes->close();  // what was asked of it meanwhile has ended, too
   }
-  if (impl_->threads && !running_in_io_thread()) {
+  if (impl_->threads && !impl_->runs_this_thread()) {
     impl_->threads->finish();
   }
 }
@@ -230,7 +230,8 @@ KVFERRY_INLINE bool TransferChannelKit::running_in_io_thread() const noexcept {
   if (inherited()) {
     return false;  // the call ends at once
   }
-  return impl_->threads ? impl_->threads->run_this_one() : kvferry::detail::runs_in_this_thread(impl_->executor);
+  return in_log_sink() || impl_->runs_this_thread() ||
+         (!impl_->threads && kvferry::detail::runs_in_this_thread(impl_->executor));
 }
 
 KVFERRY_INLINE bool TransferChannelKit::answers_in_this_thread(std::string_view url) const {
@@ -257,6 +258,10 @@ KVFERRY_INLINE void TransferChannelKit::answer_side_messages() {
 KVFERRY_INLINE void TransferChannelKit::close() {
   if (inherited()) {
     return;
+  }
+  if (in_log_sink()) {
+    throw TransferError(errc::would_deadlock,
+                        "close() in a log sink may wait for the thread that the sink was called on: call it elsewhere");
   }
   std::call_once(impl_->close_once, [this] {
     impl_->closed = true;

@@ -194,6 +194,8 @@ class TransferChannelKit::Impl {
     });
   }
 
+  /// Whether this is one of the channel's own I/O threads.
+  [[nodiscard]] bool runs_this_thread() { return threads && threads->run_this_one(); }
   [[nodiscard]] bool answers_in_this_thread() { return side_message_thread.get_executor().running_in_this_thread(); }
 
   /// Whether a url is certain to be this channel's own. Several may share one that the program advertises.

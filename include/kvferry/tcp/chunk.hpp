@@ -39,7 +39,7 @@ struct Piece {
 class ChunkCursor {
  public:
   ChunkCursor() = default;
-  /// @param strides, ranges as in `TransferRequest`; what they refer to outlives this.
+  /// `strides` and `ranges` are as in `TransferRequest`; what they refer to outlives this.
   ChunkCursor(std::span<const MutableBuffer> objects, ObjectRange range, std::span<const LocalStride> strides = {},
               std::span<const RemoteRange> ranges = {})
       : local_(objects, strides), ranges_(ranges), object_(range.begin), end_(range.end) {
@@ -113,8 +113,8 @@ class ChunkCursor {
       const std::uint64_t length =
           std::min({std::uint64_t{most - chunk.bytes}, local.bytes_of_pieces(offset_, local_left),
                     remote.bytes_of_pieces(offset_, remote_left)});
-      local_left -= static_cast<std::size_t>(local.pieces(offset_, length));
-      remote_left -= static_cast<std::size_t>(remote.pieces(offset_, length));
+      local_left -= local.pieces(offset_, length);
+      remote_left -= remote.pieces(offset_, length);
       chunk.bytes += static_cast<std::size_t>(length);
       offset_ += static_cast<std::size_t>(length);
       chunk.last_end = offset_;

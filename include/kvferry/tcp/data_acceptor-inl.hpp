@@ -89,6 +89,7 @@ struct DataAcceptor::Expected {
   Secret dial_secret = random_secret();
   Secret accept_secret = random_secret();
   std::optional<TlsKey> tls_key;  ///< None: its connections are not encrypted.
+  std::size_t openings = 0;       ///< How many connections have named that key.
   std::vector<std::optional<DataConnection>> connections;
   std::size_t arrived = 0;
   asio::steady_timer timer;
@@ -110,6 +111,8 @@ struct DataAcceptor::Greeting {
   /// It isn't one of the greetings any more: admitted, or dropped, and then the thread that is at it closes it.
   bool gone = false;
   bool comes_again = false;      ///< It is told so first.
+  bool postponed = false;        ///< It waits for a turn, before keys are agreed with it ...
+  bool has_turn = false;         ///< ... and has had it.
   bool refused = false;          ///< It is being told what is wrong with its certificate, and has said since then ...
   std::size_t past_refusal = 0;  ///< ... so many bytes.
 };
@@ -121,7 +124,8 @@ KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor,
       refusals_(std::move(refusals)),
       max_greetings_(max_greetings()),
       acceptor_(executor),
-      accept_pause_(executor) {}
+      accept_pause_(executor),
+      next_turn_(executor) {}
 
 KVFERRY_INLINE void DataAcceptor::listen(const std::string& host, std::uint16_t port,
                                          std::chrono::milliseconds lookup_timeout) {
@@ -352,6 +356,7 @@ KVFERRY_INLINE void DataAcceptor::close() {
     std::error_code ignored;
     acceptor_.close(ignored);
     accept_pause_.cancel();
+    next_turn_.cancel();
     while (!greetings_.empty()) {
       drop(greetings_.front());
     }

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -37,7 +38,8 @@ struct LinkOptions {
 
 /// Accepts data connections. Each has to prove in time that it belongs to a handshake; connections that belong together
 /// become a link. The number of connections without a proof is limited, by source and in all; the oldest gives way and
-/// is told to connect again. Connections that handshakes have announced don't count against their source.
+/// is told to connect again. Connections that handshakes have announced don't count against their source. Agreeing on
+/// keys costs time, so more connections of one handshake than a peer makes wait while others are dealt with.
 class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
  public:
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);
@@ -79,6 +81,10 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   void refuse(const std::shared_ptr<Greeting>& greeting);
   [[nodiscard]] std::string why_refused(const Greeting& greeting) const;
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
+  [[nodiscard]] bool names_a_worn_handshake(std::span<const std::byte> opening) const;
+  void postpone(const std::shared_ptr<Greeting>& greeting);
+  void wait_for_turns();
+  void give_a_turn();
   void make_room(const std::string& source);
   void tell_to_come_again(DataConnection& connection) const;
   void drop(const std::shared_ptr<Greeting>& greeting);
@@ -95,6 +101,8 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   std::list<std::shared_ptr<Greeting>> greetings_;
   std::map<std::string, std::size_t> greetings_of_;  ///< By source.
   std::list<std::shared_ptr<Expected>> expected_;
+  std::list<std::weak_ptr<Greeting>> postponed_;  ///< The oldest first; some may be gone.
+  asio::steady_timer next_turn_;
   /// Whether connections are waited for, or will be after a pause. False where memory was used up: `expect` waits anew.
   bool accepts_ = false;
   bool closed_ = false;

@@ -26,6 +26,10 @@ inline namespace internal {
 
 /// Connections that a source may have beyond those that its handshakes have announced.
 inline constexpr std::size_t unannounced_greetings = 64;
+/// Connections of one handshake that agree on keys at once: twice those that it has announced, as some may be told to come
+/// again, and so many. Of further ones, one does each time that this pause is over.
+inline constexpr std::size_t spare_openings = 8;
+inline constexpr std::chrono::milliseconds turn_pause{4};
 /// A peer of this project's has the end of TLS's handshake and its hello under way when its certificate is refused: a few KiB.
 inline constexpr std::size_t max_past_refusal = std::size_t{64} << 10;
 
@@ -86,7 +90,12 @@ KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
   if (greedy == nullptr) {
     return;
   }
-  const auto oldest = std::ranges::find(greetings_, *greedy, &Greeting::source);
+  const auto of_greedy = [greedy](const auto& greeting) { return greeting->source == *greedy; };
+  auto oldest = std::ranges::find_if(greetings_,
+                                     [&](const auto& greeting) { return greeting->postponed && of_greedy(greeting); });
+  if (oldest == greetings_.end()) {
+    oldest = std::ranges::find_if(greetings_, of_greedy);
+  }
   refusals_->count(errc::resource_limit, *greedy, "a data connection without a hello had to make room for a newer one");
   // Whoever it is, if it means it, comes again.
   (*oldest)->comes_again = true;
@@ -149,7 +158,11 @@ KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& gr
     return;
   }
   if (ec == asio::error::would_block || ec == asio::error::try_again) {
-    wait_for_hello(greeting);
+    if (greeting->postponed) {
+      postpone(greeting);
+    } else {
+      wait_for_hello(greeting);
+    }
   } else if (ec) {
     if (ec == errc::authentication_failed) {
       refuse(greeting);
@@ -159,6 +172,65 @@ KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& gr
   } else {
     admit(greeting, lock);
   }
+}
+
+/// Whoever knows a handshake's name, from its own or from the network, could keep a thread at work with it.
+KVFERRY_INLINE bool DataAcceptor::names_a_worn_handshake(std::span<const std::byte> opening) const {
+  return std::ranges::any_of(expected_, [opening](const std::shared_ptr<Expected>& expected) {
+    if (!expected->tls_key || expected->openings < 2 * expected->connections.size() + spare_openings) {
+      return false;
+    }
+    const auto& name = expected->tls_key->identity;
+    return std::search(opening.begin(), opening.end(), name.begin(), name.end()) != opening.end();
+  });
+}
+
+KVFERRY_INLINE void DataAcceptor::postpone(const std::shared_ptr<Greeting>& greeting) {
+  try {
+    postponed_.push_back(greeting);
+    if (postponed_.size() == 1) {
+      wait_for_turns();
+    }
+  } catch (const std::exception&) {
+    drop(greeting);  // memory is used up
+  }
+}
+
+KVFERRY_INLINE void DataAcceptor::wait_for_turns() {
+  next_turn_.expires_after(turn_pause);
+  next_turn_.async_wait([self = shared_from_this()](std::error_code aborted) {
+    if (!aborted) {
+      self->give_a_turn();
+    }
+  });
+}
+
+KVFERRY_INLINE void DataAcceptor::give_a_turn() {
+  std::shared_ptr<Greeting> next;
+  {
+    const std::lock_guard lock(mutex_);
+    while (!next && !postponed_.empty()) {
+      next = postponed_.front().lock();
+      postponed_.pop_front();
+      if (next && next->gone) {
+        next = nullptr;
+      }
+    }
+    if (closed_ || !next) {
+      return;
+    }
+    next->postponed = false;
+    next->has_turn = true;
+    std::erase_if(postponed_, [](const auto& waiting) { return waiting.expired(); });
+    if (!postponed_.empty()) {
+      try {
+        wait_for_turns();
+      } catch (const std::exception&) {
+        postponed_.clear();  // memory is used up: they end with their time
+      }
+    }
+  }
+  read_hello(next);
 }
 
 KVFERRY_INLINE void DataAcceptor::refuse(const std::shared_ptr<Greeting>& greeting) {
@@ -233,6 +305,13 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting)
       case TlsOpening::none: return errc::authentication_failed;
       case TlsOpening::incomplete: break;
       case TlsOpening::whole:
+        if (!greeting.has_turn) {
+          const std::lock_guard lock(mutex_);
+          if (names_a_worn_handshake(greeting.opening)) {
+            greeting.postponed = true;
+            return asio::error::would_block;
+          }
+        }
         greeting.connection.tls = options_.tls->accept(
             greeting.connection.socket.native_handle(), greeting.opening,
             [this](std::span<const std::byte> identity) -> std::optional<TlsKey> {
@@ -240,7 +319,11 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting)
               const auto expected = std::ranges::find_if(expected_, [identity](const auto& candidate) {
                 return candidate->tls_key && std::ranges::equal(candidate->tls_key->identity, identity);
               });
-              return expected == expected_.end() ? std::nullopt : (*expected)->tls_key;
+              if (expected == expected_.end()) {
+                return std::nullopt;
+              }
+              ++(*expected)->openings;
+              return (*expected)->tls_key;
             });
         std::vector<std::byte>().swap(greeting.opening);
         return {};

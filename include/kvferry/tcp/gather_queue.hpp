@@ -56,7 +56,7 @@ class KVFERRY_EXPORT GatherQueue {
   /// Takes out the frames of `owner` of which nothing has been sent. @return their number.
   std::size_t drop_unbegun(std::uint64_t owner);
 
-  [[nodiscard]] std::size_t bytes() const noexcept { return static_cast<std::size_t>(added_ - sent_); }
+  [[nodiscard]] std::size_t bytes() const noexcept { return added_ - sent_; }
   [[nodiscard]] bool empty() const noexcept { return added_ == sent_; }
 
   /// Picks those of `pieces` (some of `front`'s) that don't lie in this queue's own memory, and so may be missing.
