@@ -88,7 +88,7 @@ KVFERRY_INLINE bool PeerDirectory::wait_for_attempts(Peer& peer, Clock::time_poi
   }
   const std::uint64_t number = ++last_number_;
   const auto much_later = deadline_after(std::chrono::hours(24 * 365));
-  const auto go_on = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number] {
+  const auto go_on = Expiry::make([weak = weak_from_this(), id = peer.id, number] {
     if (const Visit self(weak); self) {
       self->go_on_fencing(id, number);
     }
@@ -131,7 +131,7 @@ KVFERRY_INLINE void PeerDirectory::go_on_fencing(const std::string& peer_id, std
 
 KVFERRY_INLINE std::shared_ptr<Expirable> PeerDirectory::give_up_later(const std::string& peer_id, std::uint64_t number,
                                                                        Clock::time_point deadline) {
-  return std::make_shared<Expiry>([weak = weak_from_this(), peer_id, number, deadline] {
+  return Expiry::make([weak = weak_from_this(), peer_id, number, deadline] {
     if (const Visit self(weak); self) {
       self->give_up_attempts(peer_id, number, deadline);
     }
