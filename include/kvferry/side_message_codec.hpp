@@ -342,7 +342,9 @@ bool decode_value(const msgpack::object& from, T& to, DecodeProblem& problem) {
 template <SideMessageStruct T>
 bool decode_message(const SideMessage& message, T& to, DecodeProblem& problem) {
   constexpr auto wanted = std::apply(
-      [](const auto&... field) { return std::array{std::string_view("type"), std::string_view(field.name)...}; },
+      [](const auto&... field) {
+        return std::array{std::string_view("type"), std::string_view(field.name)...};
+      },
       T::side_message_fields());
   msgpack::object_handle unpacked;
   return unpack_side_message(message.encoded(), wanted, unpacked, problem) &&

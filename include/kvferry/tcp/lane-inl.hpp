@@ -429,7 +429,7 @@ KVFERRY_INLINE void Lane::await_writes() {
 }
 
 KVFERRY_INLINE void Lane::stop_operations(const std::vector<std::shared_ptr<kit::Operation>>& operations) {
-  // What the peer has said may be in the socket still.
+  // The peer's last frames may still be in the socket.
   std::size_t unlimited = receive_step_bytes;
   if (running_ && !failed_) {
     readable_ = true;

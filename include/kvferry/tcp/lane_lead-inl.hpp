@@ -141,8 +141,8 @@ KVFERRY_INLINE kit::Pollable::Found Lane::poll() {
       Role::visitor, [this] { return failed_ || !watched_; }, [] { return false; }, left);
 }
 
-// No event is lost in between. What `unattended_` says is guarded by the engine, and it is true only while the timer is armed
-// that ends it: `attend` looks at the socket, and this thread then has it watched or armed as at any other end of work. Arming
+// No event is lost in between. `unattended_` is guarded by the engine, and it is true only while the timer that ends it is
+// armed: `attend` looks at the socket, and this thread then has it watched or armed as at any other end of work. Arming
 // reports what is there already. A timer that has ended before the lane is left, but has not been dealt with, does so early.
 KVFERRY_INLINE bool Lane::leave_unattended() {
   const auto since = std::exchange(last_led_, protocol_.last_received());

@@ -17,7 +17,7 @@
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
-  // What is not in the outgoing queue yet can still be dropped.
+  // Frames are queued late: until then they can still be dropped.
   if (!writable_) {
     return Step::blocked;
   }
@@ -32,8 +32,7 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
   }
   std::array<iovec, max_pieces> pieces;
   const std::size_t queued = protocol_.out().bytes();
-  // What little would be left takes no call of its own, neither here nor at the receiver: a frame is longer than a step
-  // by its header.
+  // A short rest takes no call of its own, neither here nor at the receiver: a frame is longer than a step by its header.
   const std::size_t bytes = queued - std::min(queued, step) <= step / 4 ? queued : step;
   std::size_t count = protocol_.out().front(pieces, bytes);
   if (careful_out_ != 0) {
@@ -98,7 +97,7 @@ KVFERRY_INLINE Lane::Step Lane::send_failed() {
     return Step::blocked;
   }
   if (errno != EINTR) {
-    // What the peer said before it went may be in the socket still. Nothing that one says counts that says what can't be.
+    // The peer's last frames may still be in the socket. After a senseless frame no further one counts.
     std::size_t left = errno == senseless_peer ? 0 : last_words_bytes;
     const auto cause = last_error();
     std::string why = "sending to " + remote_ + ": " + last_reason();
