@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a channel's statistics cost: the time that counting takes, beside that of the operations that are counted.
+// Measures the cost of a channel's statistics: the time that counting takes, beside that of the operations that are counted.
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
@@ -29,7 +29,7 @@ double nanoseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::nano>(Clock::now() - begin).count();
 }
 
-/// What one operation's counting takes, both readings of the clock and the bytes of two system calls included, while `threads` do
+/// The time of one operation's counting, with both readings of the clock and the bytes of two system calls, while `threads` do
 /// it at once.
 double counting(std::size_t threads) {
   constexpr int operations = 200'000;
@@ -55,7 +55,7 @@ double counting(std::size_t threads) {
   return nanoseconds_since(begin) / operations;
 }
 
-/// What adding up the sizes of a batch's objects takes.
+/// The time that adding up the sizes of a batch's objects takes.
 double adding_up(const std::vector<kvferry::MutableBuffer>& objects) {
   constexpr int batches = 2'000;
   std::size_t sum = 0;

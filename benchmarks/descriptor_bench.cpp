@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What it costs to submit a write of very many descriptors: as page indexes, as byte ranges, and as one strided range.
+// Measures the cost of submitting a write of very many descriptors: as page indexes, as byte ranges, and as one strided range.
 #include <asio/use_future.hpp>
 
 #include <fmt/core.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What plain sockets can do: a ceiling for every transfer library over TCP.
+// The throughput of plain sockets: a ceiling for every transfer library over TCP.
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>

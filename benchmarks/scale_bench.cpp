@@ -58,7 +58,7 @@ kvferry::TcpOptions options_of(std::vector<std::byte>& memory, std::size_t page)
   return options;
 }
 
-/// What another process holds and has used.
+/// The resources that another process holds and has used.
 struct Usage {
   double resident_kib = 0;
   double descriptors = 0;
@@ -142,7 +142,7 @@ class Hub {
   std::string url_;
 };
 
-/// What runs all peers' I/O, and the handlers that start the next batches. Threads of each peer's own would take turns on
+/// Runs all peers' I/O, and the handlers that start the next batches. Threads of each peer's own would take turns on
 /// the machine's cores, and that is what would be measured.
 class SharedThreads {
  public:

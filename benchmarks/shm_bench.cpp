@@ -73,7 +73,7 @@ std::span<std::byte> anonymous(std::size_t size, int sharing) {
   return {static_cast<std::byte*>(memory), size};
 }
 
-/// Which pages of a memory a batch is of: all in turn, in a random order.
+/// Picks a batch's pages: all in turn, in a random order.
 class PageOrder {
  public:
   PageOrder(std::size_t bytes, const Cell& cell, unsigned seed) : pages_(bytes / cell.page), batch_(cell.batch) {

@@ -146,7 +146,7 @@ class Stage {
       case 3: break;
       default: lie(hello); break;
     }
-    // What is left of it, where a part has been said.
+    // The rest of it, if a part has been said.
     const auto bytes = std::as_bytes(std::span(&hello, 1)).subspan(std::min(talk.said.size(), sizeof(hello)));
     talk.say(bytes.first(input_.flag() ? bytes.size() : std::min(bytes.size(), std::size_t{input_.number()})));
   }

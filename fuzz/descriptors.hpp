@@ -12,7 +12,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::fuzz {
 
-/// What this process has open, but for pipes: the fuzzer itself talks to its symbolizer through some.
+/// The open descriptors of this process, but for pipes: the fuzzer itself talks to its symbolizer through some.
 [[nodiscard]] inline std::vector<std::string> open_descriptors() {
   std::vector<std::string> open;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {

@@ -16,7 +16,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::fuzz {
 
-/// What the frames of a `FrameMaker` are about.
+/// The objects that the frames of a `FrameMaker` name.
 struct FrameMakerShape {
   std::size_t pages = 0;
   std::size_t page_size = 0;

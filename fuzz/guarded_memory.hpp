@@ -23,7 +23,7 @@ class GuardedMemory {
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return std::span(all_).subspan(margin, size()); }
   [[nodiscard]] std::size_t size() const noexcept { return all_.size() - 2 * margin; }
 
-  /// What was there at first.
+  /// The first contents.
   [[nodiscard]] std::byte first_value(std::size_t offset) const noexcept {
     return static_cast<std::byte>(pattern_[offset % pattern_.size()]);
   }

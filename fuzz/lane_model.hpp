@@ -17,8 +17,9 @@
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 
-/// What a peer's bytes may do to this side's memory, worked out from docs/wire_protocol.md alone, without the library's reader:
-/// which bytes of a region that peers may write to may have changed, and to what, and whose operations got data.
+/// The effects that a peer's bytes may have on this side's memory, worked out from docs/wire_protocol.md alone, without the
+/// library's reader: which bytes of a region that peers may write to may have changed, and to what, and whose operations got
+/// data.
 ///
 /// It allows more than the protocol does - what comes behind a violation counts as well, and a frame may have been read past -
 /// but no byte that no frame names.
@@ -95,7 +96,7 @@ class LaneModel {
     auto operator<=>(const Change&) const = default;
   };
 
-  /// What references name, up to the first one that names more than there is.
+  /// The bytes that references name, up to the first one that names more than there is.
   [[nodiscard]] std::vector<std::byte> fetch(std::span<const std::byte> bytes) const {
     std::vector<std::byte> fetched;
     for (; !bytes.empty(); bytes = bytes.subspan(sizeof(Reference))) {

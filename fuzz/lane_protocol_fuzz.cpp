@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a data connection makes of any bytes, with a transfer of each kind under way: no byte changes that no frame names, none
+// A data connection gets any bytes, with a transfer of each kind under way: no byte changes that no frame names, none
 // of a region that peers may not read is told to them, every transfer ends exactly once, and memory stays bounded. Each region
 // and each buffer is an allocation of its own, so that AddressSanitizer sees a byte too many.
 #include <algorithm>

@@ -64,7 +64,7 @@ class LentBlocks {
   std::array<std::size_t, 2> next_{};
 };
 
-/// What is in these objects now.
+/// The present contents of these objects.
 [[nodiscard]] inline std::vector<std::vector<std::byte>> contents(std::span<const MutableBuffer> objects) {
   std::vector<std::vector<std::byte>> copies;
   for (const MutableBuffer object : objects) {

@@ -63,7 +63,7 @@ class Wire {
       (void)!::send(descriptor_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     }
   }
-  /// What has come, waiting for it for a while.
+  /// The bytes that have come; waits for them for a while.
   [[nodiscard]] std::vector<std::byte> hear(int milliseconds) const {
     std::vector<std::byte> bytes(std::size_t{64} << 10);
     pollfd ready{descriptor_, POLLIN, 0};
@@ -104,7 +104,7 @@ struct LiarsLane {
   std::size_t looked_at = 0;
 };
 
-/// What the channel says on a lane.
+/// A frame of the channel on a lane.
 struct HeardFrame {
   std::size_t lane = 0;
   tcp::FrameHeader header;

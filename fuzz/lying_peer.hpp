@@ -130,7 +130,7 @@ class LyingPeer {
     say(lane, bytes, input_.choice(8) == 7);
   }
 
-  /// What would be an answer to something that the channel has said, or nearly.
+  /// Sends an answer, or nearly one, to something that the channel has said.
   void reply() {
     if (heard_.empty()) {
       return;

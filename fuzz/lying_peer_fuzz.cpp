@@ -261,7 +261,7 @@ class Session {
   std::shared_ptr<std::atomic<std::size_t>> calls_ended_ = std::make_shared<std::atomic<std::size_t>>(0);
 };
 
-/// What lives longer than an input.
+/// The objects that live longer than an input.
 struct Stage {
   LiarsHandshakes handshakes;
   LiarsListener listener;
@@ -276,7 +276,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static Stage stage;
   if (stage.inputs++ % inputs_of_channel == 0) {
     stage.attacked.reset();
-    // What the process keeps is there after the first channel. ZeroMQ closes its sockets by and by.
+    // The objects that the process keeps are there after the first channel. ZeroMQ closes its sockets by and by.
     if (stage.inputs > 1) {
       const auto until = std::chrono::steady_clock::now() + AttackedChannel::patience;
       stage.descriptors_before = stage.descriptors_before.value_or(open_descriptors().size());

@@ -12,8 +12,8 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 
-/// What a peer's messages put into the buffers of this side's recvs, worked out from docs/wire_protocol.md alone, without the
-/// library's code.
+/// The bytes that a peer's messages put into the buffers of this side's recvs, worked out from docs/wire_protocol.md alone,
+/// without the library's code.
 class RailModel {
  public:
   /// The recv has become known to the peer by this number. @param buffers as they are now.
@@ -21,7 +21,7 @@ class RailModel {
     recvs_.try_emplace(recv, Recv{std::move(buffers), 0, 0});
   }
   [[nodiscard]] bool knows(std::uint64_t recv) const { return recvs_.contains(recv); }
-  /// What the buffers must be now.
+  /// The contents that the buffers must have now.
   [[nodiscard]] const std::vector<std::vector<std::byte>>& buffers(std::uint64_t recv) const {
     return recvs_.at(recv).buffers;
   }

@@ -83,7 +83,7 @@ class Rail {
   }
 
  private:
-  /// What the adapter has of a list.
+  /// The part of a list that the adapter has.
   struct Posted {
     struct Request {
       Lent* lent = nullptr;
@@ -300,7 +300,7 @@ class Rail {
     }
   }
 
-  /// What is sent for a recv fits the buffers that the peer named, or is said not to.
+  /// A message for a recv fits the buffers that the peer named, or says that it doesn't.
   void expect_fitting(const MessageHeader& header, std::span<const std::byte> body) {
     const auto sizes = heard_recvs_.find(header.operation);
     if (sizes == heard_recvs_.end()) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an RDMA peer says of itself: what is taken for sensible can be used - each page has a key, two rails agree upon
+// Endpoints of RDMA peers. An endpoint that is taken for sensible can be used: each page has a key, two rails agree upon
 // values that both have - and so can whatever a device says of its limits.
 #include <cstddef>
 #include <cstdint>

@@ -37,7 +37,7 @@ struct Everything {
   }
 };
 
-/// What can be decoded encodes to something that decodes to the same.
+/// A message that can be decoded encodes to one that decodes to the same.
 template <class Message>
 void decode(const kvferry::SideMessage& message) {
   std::error_code ec;
@@ -59,7 +59,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   std::error_code ec;
   const auto message = kvferry::parse_side_message(frame, ec);
   if (ec) {
-    // What can't be parsed can't be decoded either.
+    // A frame that can't be parsed can't be decoded either.
     kvferry::SideMessage unparsed("E", kvferry::Bytes(frame.begin(), frame.end()));
     std::ignore = kvferry::decode_side_message<Everything>(unparsed, ec);
     if (!ec) {

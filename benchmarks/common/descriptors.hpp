@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the programs share that submit writes of very many descriptors.
+// The common part of the programs that submit writes of very many descriptors.
 #pragma once
 
 #include <fmt/core.h>

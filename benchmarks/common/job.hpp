@@ -13,8 +13,8 @@ namespace bench {
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::json;
 
-/// What is moved, and how; one line of the results. The initiator sends it to the target, so it holds all that both
-/// have to agree on.
+/// A job: the bytes that are moved, and how; one line of the results. The initiator sends it to the target, so it holds all
+/// that both have to agree on.
 struct Job {
   std::string variant;  ///< How the program did it, for the results: "tcp", "polling", ...
   std::string operation = "write";

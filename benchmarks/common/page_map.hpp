@@ -10,8 +10,8 @@
 
 namespace bench {
 
-/// Which page goes where: both sides' pages in random order (or all in order), the same at both. The n-th page of the one order goes to the
-/// n-th page of the other. Each stream has a range of whole batches and goes round in it.
+/// Maps pages to pages: both sides' pages in random order (or all in order), the same at both. The n-th page of the one
+/// order goes to the n-th page of the other. Each stream has a range of whole batches and goes round in it.
 class PageMap {
  public:
   explicit PageMap(const Job& job);

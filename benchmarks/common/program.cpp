@@ -19,7 +19,7 @@
 namespace bench {
 namespace {
 
-/// What arrived is not what was sent.
+/// The bytes that arrived differ from those that were sent.
 class VerificationFailure : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };

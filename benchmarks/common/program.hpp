@@ -38,7 +38,7 @@ class Initiator {
   [[nodiscard]] virtual std::optional<Window> window() const { return std::nullopt; }
 };
 
-/// The other half. Whatever it has to do runs on threads of its own.
+/// The other half. Its work runs on threads of its own.
 class Target {
  public:
   Target() = default;
@@ -46,7 +46,7 @@ class Target {
   Target& operator=(const Target&) = delete;
   virtual ~Target() = default;
 
-  /// What the initiator needs to know in order to connect.
+  /// The facts that the initiator needs in order to connect.
   [[nodiscard]] virtual Json endpoint() const = 0;
   /// Called when the initiator has been made, which means that it is connected.
   virtual void connected() {}
@@ -54,7 +54,7 @@ class Target {
   virtual void finish() {}
 };
 
-/// What both halves of a job are made of.
+/// The parts of both halves of a job.
 struct Setup {
   const Job& job;
   const PageMap& map;

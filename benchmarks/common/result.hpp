@@ -29,7 +29,7 @@ struct Window {
   double left = 0;
 };
 
-/// What a job's timed part showed.
+/// The figures of a job's timed part.
 struct Result {
   std::string program;
   Job job;

@@ -8,7 +8,7 @@
 
 namespace bench {
 
-/// What this process has used since it started.
+/// The resources that this process has used since it started.
 struct Usage {
   double user_seconds = 0;
   double system_seconds = 0;

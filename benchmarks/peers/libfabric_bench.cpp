@@ -38,7 +38,7 @@ struct Close {
 template <class Object>
 using Owned = std::unique_ptr<Object, Close>;
 
-/// What both sides have: an endpoint at an address of the given host, and a region that it knows.
+/// The common part of both sides: an endpoint at an address of the given host, and a region that it knows.
 class Fabric {
  public:
   Fabric(const Region& region, const std::string& provider, const std::string& host, bool is_target) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What UCX takes to submit as many puts as descriptor_bench's writes have descriptors. Prints a row for its table.
+// Measures how long UCX takes to submit as many puts as descriptor_bench's writes have descriptors. Prints a row for its table.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>

@@ -113,7 +113,7 @@ class Lane {
   std::array<iovec, 1024> pieces_{};
 };
 
-/// What a thread does that found nothing to do at any of its lanes.
+/// How a thread idles that found nothing to do at any of its lanes.
 class Idling {
  public:
   /// @param sending whether it is pages that the lanes send.

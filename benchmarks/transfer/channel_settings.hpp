@@ -15,7 +15,7 @@
 
 namespace bench {
 
-/// How the channels of a job are made and used. What is not given is left to the library's defaults.
+/// How the channels of a job are made and used. Settings that are not given have the library's defaults.
 struct ChannelSettings {
   std::string transport = "tcp";
   bool async = false;

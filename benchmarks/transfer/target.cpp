@@ -83,8 +83,8 @@ class TransferTarget final : public Target {
   }
 
   void finish() override {
-    // What the initiator's operations moved is here when they have ended. Receives that are posted ahead end with the channels,
-    // whose threads run their handlers before the destructors return.
+    // The bytes of the initiator's operations are here when these have ended. Receives that are posted ahead end with the
+    // channels, whose threads run their handlers before the destructors return.
     channels_.clear();
     for (const auto& receiver : receivers_) {
       if (receiver.error() != kvferry::condition::cancelled) {

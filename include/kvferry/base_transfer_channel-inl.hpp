@@ -4,100 +4,16 @@
 #include <kvferry/base_transfer_channel.hpp>
 
 #include <algorithm>
-#include <condition_variable>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <new>
-#include <tuple>
 
-#include <kvferry/kit/logger.hpp>
-
+#include <kvferry/detail/blocking_call.hpp>
 #include <kvferry/detail/recycled.hpp>
 #include <kvferry/detail/text.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
 inline namespace internal {
-
-/// Where a blocking call waits for its completion. Shared with the handler, which may still be leaving `complete` when
-/// the waiting thread has gone on.
-template <class... Results>
-class Waiter {
- public:
-  void complete(Results... results) {
-    const std::lock_guard lock(mutex_);
-    results_.emplace(std::move(results)...);
-    ready_.notify_one();
-  }
-
-  std::tuple<Results...> wait() {
-    std::unique_lock lock(mutex_);
-    ready_.wait(lock, [&] { return results_.has_value(); });
-    return std::move(*results_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  std::optional<std::tuple<Results...>> results_;
-};
-
-/// Starts an operation with a handler that wakes this thread, and waits for it.
-template <class Result, class Start>
-Result wait_for(Start start, std::error_code& ec) {
-  auto waiter = std::make_shared<Waiter<std::error_code, Result>>();
-  start(CompletionHandler<void(std::error_code, Result)>::direct(
-      [waiter](std::error_code code, Result result) { waiter->complete(code, std::move(result)); }));
-  auto [code, result] = waiter->wait();
-  ec = code;
-  return std::move(result);
-}
-
-/// As above, for an operation that has no result.
-template <class Start>
-void wait_for_end(Start start, std::error_code& ec) {
-  const auto waiter = std::make_shared<Waiter<std::error_code>>();
-  start(CompletionHandler<void(std::error_code)>::direct([waiter](std::error_code code) { waiter->complete(code); }));
-  ec = std::get<0>(waiter->wait());
-}
-
-KVFERRY_INLINE std::string sentence(const std::string& diagnostic, std::string_view what) {
-  return diagnostic.empty() ? std::string(what) : diagnostic;
-}
-
-/// The throwing form of a call that may write a diagnostic: `call(spec, ec)`.
-template <class Spec, class Call>
-auto or_throw(const Spec& spec, std::string_view what, Call call) {
-  std::string own;
-  Spec with_diagnostic = spec;
-  if (with_diagnostic.diagnostic == nullptr) {
-    with_diagnostic.diagnostic = &own;
-  }
-  std::error_code ec;
-  const auto thrown = [&] { return TransferError(ec, sentence(*with_diagnostic.diagnostic, what)); };
-  if constexpr (std::is_void_v<decltype(call(with_diagnostic, ec))>) {
-    call(with_diagnostic, ec);
-    if (ec) {
-      throw thrown();
-    }
-  } else {
-    auto result = call(with_diagnostic, ec);
-    if (ec) {
-      throw thrown();
-    }
-    return result;
-  }
-}
-
-/// Says that a blocking call was made where it could never end.
-KVFERRY_INLINE std::error_code refuse_to_block(std::string* diagnostic) {
-  if (diagnostic != nullptr) {
-    *diagnostic = kit::in_log_sink()
-                      ? "a blocking call in a log sink may wait for the thread that the sink was called on"
-                      : "a blocking call on a thread that runs the channel's executor would wait for itself";
-  }
-  return errc::would_deadlock;
-}
 
 template <class Buffer>
 TransferRequest describe(TransferKind kind, const TransferSpec& spec, std::vector<Buffer>&& buffers) {

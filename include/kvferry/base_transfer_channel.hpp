@@ -211,7 +211,7 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// Answers a side message. Override it to handle messages of your own. LMCache: `handle_init_side_msg`.
   ///
   /// Runs on a thread that the channel keeps for side messages. It may block, and then delays other side messages, but
-  /// no handshake and no transfer. Whoever waits here for an answer of this very channel waits in vain: a blocking
+  /// no handshake and no transfer. A handler that waits for an answer of this very channel waits in vain: a blocking
   /// `send_init_side_msg` to the channel's own url ends with `errc::would_deadlock` at once, but a message to another
   /// address of it, or a message to a peer whose handler asks this channel in turn, ends when its time is over. If it
   /// throws, the peer gets the error. A code of kvferry's arrives unchanged,

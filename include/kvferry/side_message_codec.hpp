@@ -191,10 +191,11 @@ bool decode_field(const msgpack::object& map, std::string_view name, Value& to, 
 
 template <SideMessageStruct T>
 bool decode_struct(const msgpack::object& from, T& to, DecodeProblem& problem) {
+  constexpr auto fields = T::side_message_fields();
   return expect_kind(from, msgpack::type::MAP, problem) && expect_type(from, T::side_message_type, problem) &&
          std::apply(
              [&](const auto&... field) { return (decode_field(from, field.name, to.*field.member, problem) && ...); },
-             T::side_message_fields());
+             fields);
 }
 
 template <std::integral T>
@@ -340,8 +341,10 @@ bool decode_value(const msgpack::object& from, T& to, DecodeProblem& problem) {
 
 template <SideMessageStruct T>
 bool decode_message(const SideMessage& message, T& to, DecodeProblem& problem) {
-  const auto wanted = std::apply(
-      [](const auto&... field) { return std::array{std::string_view("type"), std::string_view(field.name)...}; },
+  constexpr auto wanted = std::apply(
+      [](const auto&... field) {
+        return std::array{std::string_view("type"), std::string_view(field.name)...};
+      },
       T::side_message_fields());
   msgpack::object_handle unpacked;
   return unpack_side_message(message.encoded(), wanted, unpacked, problem) &&

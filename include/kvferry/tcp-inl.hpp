@@ -15,6 +15,7 @@
 #include <kvferry/tcp/hello-inl.hpp>
 #include <kvferry/tcp/lane-inl.hpp>
 #include <kvferry/tcp/lane_end-inl.hpp>
+#include <kvferry/tcp/lane_lead-inl.hpp>
 #include <kvferry/tcp/lane_protocol-inl.hpp>
 #include <kvferry/tcp/lane_protocol_checksums-inl.hpp>
 #include <kvferry/tcp/lane_protocol_end-inl.hpp>

@@ -104,7 +104,7 @@ std::vector<bool> landing_on_others(const TransferRequest& request, const Region
     }
   };
   mark(extents);
-  // Those whose blocks may only interleave: a closer look, as long as it takes no time to speak of.
+  // The blocks of some may only interleave: a closer look at them, as long as it takes no time to speak of.
   std::uint64_t pieces = 0;
   bool strided = false;
   for (std::size_t i = 0; i < found.size() && !pages; ++i) {

@@ -74,7 +74,7 @@ class QueuePair {
 
   /// Readable when there is an event. Belongs to this object.
   [[nodiscard]] int event_descriptor() const noexcept { return channel_->fd; }
-  /// Whoever has it may wait for the descriptor, also when this object is gone.
+  /// Its owners may wait for the descriptor, also when this object is gone.
   [[nodiscard]] std::shared_ptr<const ibv_comp_channel> event_channel() const noexcept { return channel_; }
   /// Requests an event for the next completion. Poll once more after it, for earlier completions.
   [[nodiscard]] std::error_code arm();

@@ -94,7 +94,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
   /// shut.
   void run();
 
-  /// What a leader may sleep on: readable when something has completed. Null if there is nothing to lead.
+  /// A leader may sleep on this: it is readable when something has completed. Null if there is nothing to lead.
   using Led = std::optional<std::shared_ptr<const ibv_comp_channel>>;
   /// @param led null, or set as soon as this thread leads the rail, see below.
   void start(std::shared_ptr<kit::StripedOperation> batch, kit::ObjectRange range, Led* led = nullptr);

@@ -222,7 +222,7 @@ std::error_code RailProtocol::end_region_removed(const MessageHeader& header) {
   return {};
 }
 
-/// Those of them by which the adapter had nothing that it hasn't completed since.
+/// Answers those removals after which the adapter has completed everything that it had then.
 void RailProtocol::answer_removals() {
   while (!removals_.empty() && removals_.front().behind <= completed_) {
     MessageHeader ack;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What becomes of attempts: those that nobody wants any more, those that cross, and what they end with.
+// Attempts that nobody wants any more, attempts that cross, and the errors that they end with.
 #include <gtest/gtest.h>
 
 #include <asio/bind_cancellation_slot.hpp>
@@ -55,7 +55,7 @@ TEST(AutoAttempt, OneThatWasDroppedGoesOnOverNoOtherRoad) {
   EXPECT_EQ(ec, errc::timed_out) << "there was one connection";
 }
 
-/// What runs on an executor of the user's may come late.
+/// Functions on an executor of the user may run late.
 TEST(AutoAttempt, OneOfAClosedChannelGoesOnOverNoOtherRoad) {
   asio::thread_pool pool(1);
   const auto silent = std::make_shared<Fate>();
@@ -182,7 +182,7 @@ TEST(AutoAttempt, AnOperationThatWasCancelledReconnectsNobody) {
   EXPECT_TRUE(begins(a.path_to("b"), "tcp ")) << a.path_to("b");
 }
 
-/// Whose first road has much time, like the attempt, and is silent.
+/// Channels whose first road has much time, like the attempt, and is silent.
 class FencesOfSilentRoads : public ::testing::Test {
  protected:
   static constexpr std::chrono::minutes much_time{10};

@@ -130,7 +130,7 @@ struct Node {
   std::optional<AutoTransferChannel> channel;
 };
 
-/// What a constructor throws.
+/// The failure that a constructor throws.
 [[nodiscard]] inline kit::Failure failure_of(AutoOptions options) {
   try {
     const Node node(std::move(options));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which road is taken, what is said of it, and what isn't done in its place.
+// The choice of a road, how it is reported, and what isn't done in its place.
 #include <gtest/gtest.h>
 
 #include <sched.h>
@@ -400,7 +400,7 @@ TEST(AutoHosts, ARoadWithinAHostIsJudgedByTheHostBeforeAnythingElse) {
   EXPECT_TRUE(has(why, "not shm: the peer is on another host; not tcp: the peer doesn't offer it")) << why;
 }
 
-/// Who says that it is on this host, and doesn't come, has no more than a part of the descriptors.
+/// A peer that says that it is on this host, and doesn't come, gets no more than a part of the descriptors.
 /// A channel whose system has no name for its host: a sandbox may have a part of /proc (ProcSubset=pid of systemd's).
 /// @return null where this process may not mount anything.
 std::unique_ptr<Node> node_of_an_unnamed_host() {

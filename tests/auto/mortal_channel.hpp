@@ -23,7 +23,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::roads::testing {
 
-/// What happens to a `MortalChannel`, from outside.
+/// The state that a test gives a `MortalChannel` from outside.
 class Fate {
  public:
   enum class State { alive, dead, unreachable, silent };
@@ -77,7 +77,7 @@ class Fate {
   /// Ends these, as the end of their time does.
   void run_out_of_time() { end_waiting(errc::timed_out); }
 
-  /// What an attempt ends with while it is unreachable.
+  /// The error of an attempt while it is unreachable.
   void refuse_with(std::error_code cause) {
     const std::lock_guard lock(mutex_);
     refusal_ = cause;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a channel of several roads isn't made with, and what it doesn't do in spite of a keyring.
+// Security and options of a channel of several roads: options that are refused, and roads that security rules out.
 #include <gtest/gtest.h>
 
 #include <chrono>

@@ -105,7 +105,7 @@ struct Identity {
   }
 };
 
-/// What is to stand in a certificate.
+/// The contents of a certificate.
 struct Wanted {
   std::string name;
   const Identity* by = nullptr;  ///< Null: signed by itself.

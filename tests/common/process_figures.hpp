@@ -14,7 +14,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// What a process holds at this moment.
+/// The resources that a process holds at this moment.
 struct ProcessFigures {
   double resident_mib = 0;
   std::size_t descriptors = 0;

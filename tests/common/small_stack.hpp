@@ -11,8 +11,8 @@
 
 namespace kvferry_test {
 
-/// What the guide says that a thread needs which calls the library ("Limits"). Without optimisation, and with a sanitizer, functions
-/// take several times as much.
+/// The stack that a calling thread needs, according to the guide ("Limits"). Without optimisation, and with a sanitizer,
+/// functions take several times as much.
 #if defined(__OPTIMIZE__)
 inline constexpr std::size_t small_stack = (kvferry::testing::sanitized ? 8 : 1) * (std::size_t{64} << 10);
 #else

@@ -11,7 +11,7 @@
 
 #include <kvferry/config.hpp>
 
-// What a DEALER says on a connection of ZeroMQ's, for those who have to do what ZeroMQ itself would not. Source: ZMTP 3.0,
+// The bytes of a DEALER on a connection of ZeroMQ's, for tests that send what ZeroMQ itself wouldn't. Source: ZMTP 3.0,
 // https://rfc.zeromq.org/spec/23/
 namespace kvferry::inline KVFERRY_ABI::test {
 

@@ -17,7 +17,7 @@ namespace kvferry::inline KVFERRY_ABI::testing {
 
 struct Broken {
   static constexpr std::string_view name = "Channel";
-  /// What is lost here is lost on purpose, and need not be waited for as long; unless there is no fault.
+  /// Events are lost here on purpose, and need not be waited for as long; unless there is no fault.
   static inline const std::chrono::milliseconds wait_limit = requested_fault() == Fault::none
                                                                  ? TraitsFacts().wait_limit
                                                                  : std::chrono::milliseconds(sanitized ? 15'000 : 5000);

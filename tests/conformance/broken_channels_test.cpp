@@ -25,7 +25,7 @@
 namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
 
-/// What ends a run that does not end by itself; the suite's own limits, which are what is tested, are much shorter.
+/// The limit of a run that does not end by itself. The suite's own limits, which are tested, are much shorter.
 constexpr std::chrono::seconds run_limit{sanitized ? 290 : 110};
 
 /// The program of broken_channel_main.cpp lies beside this one.

@@ -12,7 +12,7 @@
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
-/// What a deliberately broken channel does wrong.
+/// The fault of a deliberately broken channel.
 enum class Fault {
   none,                ///< Nothing: for control.
   double_completion,   ///< Calls a completion twice.

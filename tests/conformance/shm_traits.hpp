@@ -63,7 +63,7 @@ struct SharedRegions : ShmTraits<SharedRegions> {
       options.regions.back().peer_access = Access::read;
     }
   }
-  /// Those that touch payload, or end something that does.
+  /// Suites that touch payload, or end something that does.
   static bool takes(std::string_view suite) {
 #ifndef KVFERRY_TESTING_THREAD_SANITIZED  // which has nothing to find in where bytes go
     if (suite == "BatchesTest" || suite == "RangesTest") {

@@ -119,7 +119,7 @@ ChannelStats some_stats() {
   return stats;
 }
 
-/// What Prometheus' own client reads in the text, a line a sample.
+/// The samples that Prometheus' own client reads in the text, a line each.
 std::set<std::string> read_by_prometheus(const std::string& text) {
   const auto file = std::filesystem::temp_directory_path() / ("kvferry_stats_" + std::to_string(::getpid()) + ".prom");
   std::ofstream(file, std::ios::binary) << text;

@@ -23,7 +23,7 @@
 namespace kvferry::inline KVFERRY_ABI {
 namespace {
 
-/// What is logged while it lives.
+/// The records that are logged while it lives.
 class Log {
  public:
   Log() {

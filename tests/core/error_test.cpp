@@ -36,7 +36,7 @@ std::set<errc> own_codes_of(condition wanted) {
   return codes;
 }
 
-/// What the category of another copy of the library, or of Asio, looks like: a plugin may have its own.
+/// The category of another copy of the library, or of Asio: a plugin may have its own.
 class OtherCopy final : public std::error_category {
  public:
   explicit OtherCopy(const std::error_category& own) : own_(own) {}

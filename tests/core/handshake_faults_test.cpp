@@ -38,7 +38,7 @@ using namespace test;
 
 class HandshakeServiceFaults : public HandshakeFixture {};
 
-/// What looks like a `SideMessageError` at first.
+/// A message that looks like a `SideMessageError` at first.
 struct HalfError {
   std::string code = "1";
 

@@ -100,7 +100,7 @@ class HandshakeGateBounds : public ::testing::Test {
     return bounds;
   }
 
-  /// What it has to do until `done`. @throws if that takes too long.
+  /// Serves until `done`. @throws if that takes too long.
   template <class Done>
   void serve_until(Done done) {
     const auto until = Clock::now() + patience;

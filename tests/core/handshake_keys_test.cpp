@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whose requests a listener with keys answers.
+// The requests that a listener with keys answers.
 #include <gtest/gtest.h>
 #include <asio/buffer.hpp>
 #include <asio/io_context.hpp>

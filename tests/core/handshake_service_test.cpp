@@ -112,7 +112,7 @@ TEST_F(HandshakeServiceTest, NamesAreResolvedWhenListeningAndWhenAsking) {
 }
 
 TEST_F(HandshakeServiceTest, ANameIsTriedAtAllItsAddresses) {
-  // What does not speak IPv6 listens at localhost's IPv4 address only.
+  // A listener without IPv6 listens at localhost's IPv4 address only.
   PeerSocket server(context_, zmq::socket_type::rep);
   const auto port = parse_url(server.bind_anywhere()).port;
   HandshakeService client({}, nullptr);

@@ -124,7 +124,7 @@ class PeerSocket : public zmq::socket_t {
   /// Receives a message whose last frame is a side message.
   SideMessage receive_message() { return parse_side_message(receive_frames().back()); }
 
-  /// What a plain REQ peer does.
+  /// Sends and receives as a plain REQ peer does.
   SideMessage exchange(const Bytes& request) {
     send_frames({request});
     const auto frames = receive_frames();

@@ -86,7 +86,7 @@ Value decode_hex(const std::string& hex) {
   return decode_side_message<One<Value>>(SideMessage("One", from_hex("82a474797065a34f6e65a176" + hex))).v;
 }
 
-/// What decoding complains of.
+/// The complaint of decoding.
 template <class Message>
 std::string problem_with(const std::string& hex) {
   const SideMessage message(std::string(Message::side_message_type), from_hex(hex));

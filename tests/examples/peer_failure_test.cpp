@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What becomes of a peer when the other one is interrupted, killed or stopped in the middle of a transfer.
+// A peer whose other side is interrupted, killed or stopped in the middle of a transfer.
 
 #include <gtest/gtest.h>
 

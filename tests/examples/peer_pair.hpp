@@ -53,7 +53,7 @@ class PeerPair {
   PrefillProcess prefill;
 };
 
-/// What run-peer-pair.sh runs when it has built the peers.
+/// The two peers, as run-peer-pair.sh runs them when it has built them.
 class Exchange : public PeerProcess {
  public:
   Exchange(const Arguments& decode, const Arguments& prefill, const Arguments& first = {})
@@ -70,7 +70,7 @@ inline std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-/// What a peer says itself on stderr: not what spdlog writes there of kvferry.
+/// A peer's own lines on stderr, without those that spdlog writes there of kvferry.
 inline std::vector<std::string> own_lines_of(const PeerProcess& peer) {
   auto lines = lines_of(peer.errors());
   std::erase_if(lines, [](const std::string& line) { return line.find("] [kvferry] [") != std::string::npos; });

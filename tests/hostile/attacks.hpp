@@ -28,7 +28,7 @@ struct Target {
 /// Goes on until its process is killed.
 using Attack = void (*)(const Target&);
 
-/// What the channel under attack has.
+/// The protection of the channel under attack.
 enum class Secured { by_nothing, by_keys, by_certificates };
 
 struct NamedAttack {
@@ -47,7 +47,7 @@ struct NamedAttack {
 /// On one with certificates as well, by who has no key, or a key and no certificate that is good, or both.
 [[nodiscard]] std::span<const NamedAttack> attacks_on_certificates();
 
-/// Who has which key, in this process and in those that it forks later.
+/// The keys of the parties, in this process and in those that it forks later.
 struct Keys {
   KeyPair hub = make_key_pair();
   KeyPair honest = make_key_pair();   ///< Good for all ids but "insider".
@@ -59,7 +59,7 @@ struct Keys {
 /// Of a peer of the hub's.
 [[nodiscard]] std::shared_ptr<const Keyring> keyring_with(const KeyPair& own);
 
-/// Who has which certificate, likewise.
+/// The certificates of the parties, likewise.
 struct Certificates {
   testing::Identity ca = testing::authority("ca");
   testing::CertificateDirectory hub{testing::issue({.name = "hub", .by = &ca}), ca};

@@ -60,7 +60,7 @@ void anothers_id(const Target& target) {
   }
 }
 
-/// What a program says first that opens a TLS connection as to any server.
+/// The first bytes of a program that opens a TLS connection as to any server.
 std::string client_hello() {
   const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()), SSL_CTX_free);
   const std::unique_ptr<SSL, decltype(&SSL_free)> session(SSL_new(context.get()), SSL_free);

@@ -36,7 +36,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t page_size = 4096;
 constexpr std::size_t pages = 64;
-/// What a channel with the bounds that it has by default may grow by under attack; docs/security.md adds it up.
+/// How much a channel with default bounds may grow under attack; docs/security.md adds it up.
 constexpr double most_growth_mib = 256;
 /// For what takes milliseconds, on a machine that is busy and attacked.
 constexpr std::chrono::seconds deadline{10};

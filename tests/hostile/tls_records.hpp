@@ -59,7 +59,7 @@ class Records {
     secret_ = expand<32>("traffic upd");
     set_keys();
   }
-  /// What has been added since the last time.
+  /// The bytes that have been added since the last call.
   [[nodiscard]] std::string take() { return std::exchange(bytes_, {}); }
   [[nodiscard]] std::size_t size() const noexcept { return bytes_.size(); }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What an attacker has who speaks TLS with the hub.
+// The means of an attacker who speaks TLS with the hub.
 #include <openssl/bio.h>
 #include <openssl/ssl.h>
 
@@ -38,7 +38,7 @@ using testing::Identity;
 using HandshakesName = std::array<std::byte, 16>;
 using CertificateHash = std::array<std::byte, 32>;
 
-/// What the hub has answered to a question.
+/// The hub's answer to a question.
 struct Answered {
   HandshakesName name{};
   tcp::Hello hello;  ///< That belongs to it.

@@ -47,7 +47,7 @@ class Hub {
   [[nodiscard]] const std::string& url() const noexcept { return url_; }
   [[nodiscard]] testing::ProcessFigures figures() const { return testing::ProcessFigures::of(process_.pid()); }
 
-  /// What it holds when those that have gone are forgotten, or after a minute.
+  /// Its figures when the peers that have gone are forgotten, or after a minute.
   [[nodiscard]] testing::ProcessFigures figures_at_rest(std::size_t descriptors) const {
     const auto until = std::chrono::steady_clock::now() + std::chrono::minutes(1);
     while (figures().descriptors > descriptors && std::chrono::steady_clock::now() < until) {

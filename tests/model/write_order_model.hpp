@@ -41,7 +41,7 @@ struct Counts {
   std::atomic<std::uint64_t> reads{0};
 };
 
-/// What went against the rules; the first of it is enough.
+/// The first violation of the rules.
 class Verdict {
  public:
   void broken(const std::string& rule) {
@@ -340,7 +340,7 @@ class Writer {
   Counts& counts_;
   const std::size_t first_;
   std::mt19937_64 random_;
-  /// What lies in each page since the last operation on it has ended; nothing where that isn't sure.
+  /// The contents of each page since the last operation on it ended; nothing if they aren't certain.
   std::vector<std::optional<std::vector<Word>>> known_;
   std::vector<std::string> how_;
   std::vector<std::byte> buffers_;

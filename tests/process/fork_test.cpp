@@ -251,7 +251,7 @@ KVFERRY_PROGRAM(completion_queues_are_inert) {
     return ::poll(&polled, 1, static_cast<int>(limit.count())) == 1;
   };
   std::array<CompletionEntry, 4> entries;
-  // What the child does on the parent's channel is no word to the parent.
+  // The parent notices nothing of the child's calls on the parent's channel.
   REQUIRE(right_in_child([&] {
     const OperationHandle handle = start_write(*queue, 1);
     REQUIRE(handle.result() && handle.result()->error == errc::forked);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a program that is started while channels are open gets of their descriptors: nothing.
+// A program that is started while channels are open gets none of their descriptors.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <spawn.h>
@@ -40,7 +40,7 @@ class InheritedDescriptors : public ::testing::Test {
     EXPECT_GT(opened, 0U) << when;
   }
 
-  /// What a program that is started now has open, beyond what it would have had when the test began.
+  /// The descriptors of a program that is started now, without those that it would have had when the test began.
   std::string inherited() {
     std::array<int, 2> ends{};
     EXPECT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);

@@ -185,7 +185,7 @@ KVFERRY_PROGRAM(descriptors_used_up_later) {
     prefill.channel->lazy_init_peer_connection("prefill again", "again", decode.channel->peer_init_url(), {}, spec, ec);
     return ec;
   };
-  // What the handshake leaves may be closed after the limit was set, and be enough for another connection: then once more.
+  // The handshake's descriptors may be closed after the limit was set, and be enough for another connection: then once more.
   for (int attempt = 1;; ++attempt) {
     prefill.channel->lazy_init_peer_connection("prefill", "decode", decode.channel->peer_init_url());
     const DescriptorLimit none(0);

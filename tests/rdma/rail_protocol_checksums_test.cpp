@@ -196,7 +196,7 @@ TEST_F(RailProtocolChecksums, WhatABatchOverwritesIsNotCompared) {
   run();
   EXPECT_EQ(written->count, 4U) << written->ec.message();
   EXPECT_EQ(read->count, 2U) << read->ec.message();
-  // What doesn't overlap is.
+  // Objects that don't overlap are.
   const auto again = std::make_shared<Outcome>();
   a.start(with_checksums(one_sided(TransferKind::write, cut(a, 4, page), {7, 9, 7, 8})), again);
   (void)move();

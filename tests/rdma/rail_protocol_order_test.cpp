@@ -155,7 +155,7 @@ class Pair {
     return false;
   }
 
-  /// What an adapter touches belongs to an operation that has not ended.
+  /// The memory that an adapter touches belongs to an operation that has not ended.
   void expect_lent(std::size_t end, const ibv_send_wr& request) {
     const auto is_lent = [&](std::size_t whose, std::uint64_t address, std::size_t size) {
       const std::uint64_t begin = address_of(ends_[whose].side->memory.data());
@@ -256,7 +256,7 @@ class Pair {
       if (kind == 2) {
         fill(objects);
       }
-      // Those that meet may differ in number and size: then they end with errors.
+      // A send and a recv that meet may differ in number and size: then they end with errors.
       active.operation =
           own.side->start(paired(kind == 2 ? TransferKind::send : TransferKind::recv, objects, tag), active.outcome);
     }
@@ -314,7 +314,7 @@ class Pair {
 
   void finish() {
     work_off();
-    // What is left waits for a partner.
+    // The rest waits for partners.
     for (const Active& active : std::vector<Active>(active_)) {
       active.operation->request_stop(errc::cancelled);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is posted and said on a rail, with both of its ends in memory: requests are carried out by this test instead of
+// Work requests and messages of a rail, with both of its ends in memory: requests are carried out by this test instead of
 // an adapter.
 #include <gtest/gtest.h>
 

@@ -30,7 +30,7 @@ TcpOptions any_options() {
   return options;
 }
 
-/// What happens to channels from outside.
+/// The events that happen to channels from outside.
 enum class Weather { calm, rough };
 
 struct World {

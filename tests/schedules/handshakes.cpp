@@ -48,7 +48,7 @@ struct HandshakeService::Impl {
     SideMessage question;
     Reply reply;
   };
-  /// Whose question it is, and which.
+  /// The asker and the number of a question.
   struct Asked {
     std::weak_ptr<Impl> asker;
     std::uint64_t number = 0;

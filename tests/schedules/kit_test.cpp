@@ -265,7 +265,7 @@ TEST(KitSchedules, AFenceThatIsAnsweredWhileItIsBegunLeavesNoDeadlineBehind) {
   });
 }
 
-// Who cancels may be the last to hold the timer of a context that is gone, unless whoever closes waits at the gate.
+// The thread that cancels may be the last to hold the timer of a destroyed context, unless `close` waits at the gate.
 TEST(KitSchedules, WhoCancelsAFenceHasLeftWhenItsChannelIsClosed) {
   explore(500, [] {
     Deadlines deadlines;
@@ -291,7 +291,7 @@ TEST(KitSchedules, WhoCancelsAFenceHasLeftWhenItsChannelIsClosed) {
   });
 }
 
-/// What a driver finds in its inbox.
+/// The entries that a driver finds in its inbox.
 struct Notes {
   std::vector<int> notes;
 };

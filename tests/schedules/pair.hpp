@@ -49,7 +49,7 @@ struct Pair {
   std::shared_ptr<Call> write(std::size_t pages, milliseconds timeout = enough, std::uint64_t notification = 0) {
     return of_a.transfer(TransferKind::write, b, pages, timeout, notification);
   }
-  /// What the connection is worth after all that. A call may find out that it is gone; the next makes another one.
+  /// The connection can still be used. A call may find out that it is gone; the next one makes another.
   void expect_usable() {
     std::error_code ec;
     for (int tries = 0; tries < 3; ++tries) {

@@ -39,7 +39,7 @@ inline constexpr Habits steady_time{.time_jumps = {}};
 /// Deadlines are all around.
 inline constexpr Habits leaping_time{.time_jumps = {4, 15, 60, 250}};
 
-/// What became of a round.
+/// The outcome of a round.
 struct Outcome {
   std::uint64_t steps = 0;
   std::uint64_t trace = 0;  ///< The same for rounds in which the same threads took the same turns.
@@ -134,7 +134,7 @@ class Scheduler {
   sem_t over_{};
 };
 
-/// What stands in for the system begins each round alike.
+/// Puts the system's stand-ins into the state in which each round begins.
 void reset_connections();
 void reset_handshakes();
 

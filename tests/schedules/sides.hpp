@@ -34,7 +34,7 @@ using Clock = std::chrono::steady_clock;
 
 inline constexpr std::size_t page_size = 512;
 inline constexpr std::size_t page_count = 64;
-/// What memory is filled with that nobody may touch.
+/// The contents of memory that nobody may touch.
 inline constexpr std::byte quiet{0xEE};
 
 inline std::uint64_t dice(std::uint64_t sides) { return Scheduler::current()->dice(sides); }
@@ -242,7 +242,7 @@ class User {
     return number;
   }
 
-  /// What a call may take longer than it was given; nothing: not looked at.
+  /// How much longer than its timeout a call may take; nothing: not checked.
   std::optional<milliseconds> lateness;
 
  private:

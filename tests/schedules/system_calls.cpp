@@ -73,7 +73,7 @@ std::uint16_t last_tcp_port = 0;
 
 std::uint16_t next_port() { return ++last_tcp_port; }
 
-/// What stands for a port: a name that no other process has.
+/// Makes the name that stands for a port. No other process has it.
 socklen_t name_of(const sockaddr_in& tcp, sockaddr_un& name) {
   const std::string text = "kvferry-schedule-" + std::to_string(::getpid()) + "-" + std::to_string(ntohs(tcp.sin_port));
   name.sun_family = AF_UNIX;

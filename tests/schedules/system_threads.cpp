@@ -136,7 +136,7 @@ int __wrap_pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex) 
                               : wait_for_condition(*scheduler, condition, mutex, std::nullopt);
 }
 
-// Those who say until when have read the scheduler's clock.
+// Callers that give a deadline have read the scheduler's clock.
 int __wrap_pthread_cond_timedwait(pthread_cond_t* condition, pthread_mutex_t* mutex, const timespec* until) {
   Scheduler* const scheduler = Scheduler::current();
   return scheduler == nullptr ? __real_pthread_cond_timedwait(condition, mutex, until)
@@ -253,7 +253,7 @@ void __wrap___cxa_guard_abort(std::int64_t* guard) {
   }
 }
 
-// What the C++ library does in its own file, in which the linker replaces nothing.
+// Functions that the C++ library has in its own file, where the linker replaces nothing.
 
 void __wrap__ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE(std::condition_variable* condition,
                                                                       std::unique_lock<std::mutex>& lock) {

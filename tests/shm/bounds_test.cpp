@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a peer's regions may take of this process, what closing its connection may take, and what a kernel has to keep to.
+// Bounds: the resources that a peer's regions may take, the time that closing may take, and promises of the kernel.
 #include <gtest/gtest.h>
 
 #include <fcntl.h>

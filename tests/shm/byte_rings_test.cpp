@@ -191,7 +191,7 @@ TEST_F(TwoSides, WhoSaysMoreThanARingHoldsIsFoundOut) {
       EXPECT_EQ(errno, tcp::senseless_peer);
     }
   }
-  // What was received already can't be sent again.
+  // Bytes that were received already can't be sent again.
   lie(*one_file_, &RingWords::sent, 100);
   ASSERT_EQ(receive(other_, received_), 100);
   lie(*one_file_, &RingWords::sent, 99);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What may come over a Unix-domain socket beside its bytes.
+// The descriptors that may come over a Unix-domain socket beside its bytes.
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
@@ -33,7 +33,7 @@ inline std::array<int, 2> connected_ends() {
 /// How many descriptors this process has.
 inline std::size_t open_descriptors() { return kvferry_test::open_descriptors().size(); }
 
-/// What a peer hands out, as it may be.
+/// The files that a peer may hand out.
 class HandedFiles : public ::testing::Test {
  protected:
   static constexpr std::size_t size = std::size_t{64} << 10;

@@ -289,7 +289,7 @@ std::vector<std::uint64_t> rings_of(pid_t pid) {
   return found;
 }
 
-/// The peer is an honest process, whose memory this one writes to behind its back. What becomes of that process is no matter.
+/// The peer is an honest process, whose memory this one writes to behind its back. That process may end in any way.
 TEST(ScribbledRings, EndOperationsAndNotThisProcess) {
   constexpr std::size_t page = 4096;
   constexpr std::size_t pages = 64;

@@ -16,7 +16,7 @@ namespace kvferry::inline KVFERRY_ABI::shm::testing {
 namespace options {
 namespace {
 
-/// Whose payload goes through the socket.
+/// Options of a channel whose payload goes through the socket.
 ShmOptions by_socket() {
   ShmOptions made;
   made.process_memory = false;

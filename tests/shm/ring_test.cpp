@@ -262,7 +262,7 @@ TEST_F(RingSockets, EndAtWhatWasInTheRingThen) {
   ASSERT_EQ(there().receive({&piece, 1}), 4);
   EXPECT_EQ(receive(there()), " words");
   EXPECT_EQ(receive(there()), "");
-  // Who has hung up can still write to its own memory.
+  // A peer that has hung up can still write to its own memory.
   (void)send(here(), "on and on");
   EXPECT_FALSE(there().over());
   EXPECT_EQ(receive(there()), "");

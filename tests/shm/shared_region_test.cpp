@@ -76,7 +76,7 @@ TEST(SharedRegions, AreZerosThatNobodyCanResizeMapForWritingOrWriteAnew) {
   EXPECT_NE(::mprotect(read_only, size, PROT_READ | PROT_WRITE), 0);
   EXPECT_EQ(std::memcmp(read_only, region.data(), size), 0);
   ::munmap(read_only, size);
-  // Who has the descriptor can open the file anew, with all that its mode allows.
+  // A process with the descriptor can open the file anew, with all that its mode allows.
   const Descriptor anew(::open(("/proc/self/fd/" + std::to_string(given)).c_str(), O_RDWR | O_CLOEXEC));
   if (anew) {
     EXPECT_FALSE(can_map(anew.get(), PROT_READ | PROT_WRITE));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the conformance suite can't know: which way the bytes took, who is turned away, and memory that isn't there.
+// Tests of facts that the conformance suite can't know: the way of the bytes, who is turned away, and missing memory.
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
@@ -344,7 +344,7 @@ TEST_F(Fetching, CountsNothingOfAProcessThatHasBegunAnotherProgram) {
     std::ifstream("/proc/" + std::to_string(child.pid()) + "/comm") >> name;
   }
   ASSERT_EQ(name, "sleep");
-  // What lies there is the new program's, if anything.
+  // Anything that lies there is the new program's.
   EXPECT_NE(fetch(from.bytes(), to.bytes()), tcp::PeerMemory::Fetched::all);
   EXPECT_EQ(socket_->peer(UnixSocket::Copied::in_place), UnixSocket::Peer::dead);
 }
@@ -460,7 +460,7 @@ TEST_F(Meetings, StrangersAtTheSocketDoNotKeepThePeerOut) {
   // It took no ring, as peers do that know of none.
   EXPECT_NE(link_->path().find("headers by the socket (no rings: the peer uses none)"), std::string::npos) << link_->path();
   EXPECT_FALSE(options_->refusals->snapshot().empty());
-  // Who was silent has been let go, though its own end is open still.
+  // The silent ones have been let go, though their own ends are still open.
   for (const Descriptor& one : silent) {
     char byte = 0;
     ASSERT_TRUE(kvferry::testing::wait_readable(one.get(), long_enough));

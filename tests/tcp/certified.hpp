@@ -30,7 +30,7 @@ using kvferry::testing::issue;
 
 inline constexpr std::size_t certified_pages = 4;
 
-/// What a channel logs.
+/// The records that a channel logs.
 class CertificateLog {
  public:
   [[nodiscard]] LogSink sink() {

@@ -162,7 +162,7 @@ TEST_F(Certified, ACaThatAnotherOneHasSignedIsTrustedAsItStands) {
   std::string diagnostic;
   ASSERT_FALSE(connect(a, b, &diagnostic)) << diagnostic;
   expect_pages_move(a, b);
-  // What has signed it isn't trusted for that.
+  // The certificate that has signed it isn't trusted for that.
   a_files_.set(issue({.name = "a", .by = &ca_}), between);
   a.channel->disconnect("b");
   EXPECT_EQ(connect(a, b, &diagnostic), errc::authentication_failed);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What becomes of handshakes whose data connections don't come, and of connections that belong to no handshake.
+// Handshakes whose data connections don't come, and connections that belong to no handshake.
 #include <kvferry/tcp/data_acceptor.hpp>
 
 #include <gtest/gtest.h>
@@ -328,7 +328,7 @@ class DataAcceptorWithASlowNewcomer : public DataAcceptorTest {
     std::unique_ptr<TlsStream> tls;
   };
 
-  /// Who has said the first words of TLS.
+  /// A newcomer that has sent the first bytes of TLS.
   std::unique_ptr<Newcomer> newcomer() {
     auto made = std::make_unique<Newcomer>(Newcomer{tcp::socket(other_context_, tcp::v4()), nullptr});
     made->socket.connect({asio::ip::address_v4::loopback(), acceptor_->port()});

@@ -228,7 +228,7 @@ TEST(DataConnections, AWelcomeThatIsWrongInAnyFieldIsRefusedAtOnce) {
       {"incarnation", [](Hello& welcome) { welcome.incarnation ^= 1; }},
   };
   for (const auto& [field, change] : changes) {
-    // What "b" says on its data connection passes somebody who changes the welcome.
+    // The bytes of "b" on its data connection pass somebody who changes the welcome.
     asio::io_context context;
     asio::ip::tcp::acceptor between(context, {asio::ip::make_address("127.0.0.1"), 0});
     TcpOptions options;

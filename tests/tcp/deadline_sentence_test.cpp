@@ -27,7 +27,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds short_time{40};
 constexpr int deadlines_tried = 25;
 
-/// What so many calls say that have no more time than that.
+/// Makes many calls with this little time. @return their sentences.
 std::set<std::string> sentences(const std::function<void(std::string& diagnostic, std::error_code& ec)>& call) {
   std::set<std::string> all;
   for (int round = 0; round < deadlines_tried; ++round) {

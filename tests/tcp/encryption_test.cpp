@@ -233,7 +233,7 @@ TEST(Encryption, AnEndThatThePeerHasNotSaidIsALostConnection) {
   EXPECT_EQ(closed.get_future().get(), errc::peer_closed);
 }
 
-/// What a stranger at the data port hears before it is turned away.
+/// The bytes that a stranger at the data port gets before it is turned away.
 std::string heard_for(std::uint16_t port, std::string_view said, std::error_code& ec) {
   asio::io_context context;
   asio::ip::tcp::socket socket(context);

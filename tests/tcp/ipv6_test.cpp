@@ -35,7 +35,7 @@ class HostInNetwork {
   void stop() {
     network_.run([&] { node_.reset(); });
   }
-  /// What became of it, for people; "ok" if it went well.
+  /// The outcome, for people to read; "ok" if it went well.
   std::string connect(const std::string& url) {
     std::error_code ec;
     std::string why;

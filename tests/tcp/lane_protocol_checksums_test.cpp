@@ -23,7 +23,7 @@ TransferRequest checked(TransferRequest request) {
   return request;
 }
 
-/// What one side sends, as one run of bytes; more than any frame.
+/// All bytes that one side sends.
 std::vector<std::byte> said_by(Side& side) {
   std::vector<std::byte> all;
   for (auto bytes = side.take(whole); !bytes.empty(); bytes = side.take(whole)) {

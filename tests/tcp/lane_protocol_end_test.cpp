@@ -100,7 +100,7 @@ TEST(LaneProtocolEnd, AWriteThatIsGivenUpEndsWhenThePeerHasDealtWithIt) {
   EXPECT_NE(outcome->ec, condition::may_still_land);
   EXPECT_FALSE(a.protocol->draining_since());
 
-  // What is said to have landed has, and nothing more.
+  // The objects that are said to have landed have, and no others.
   EXPECT_GT(outcome->count, 0U);
   EXPECT_LT(outcome->count, 1000U);
   for (std::size_t i = 0; i < 1000; ++i) {

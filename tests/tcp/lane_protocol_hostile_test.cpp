@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a peer may say that no peer of ours would: line 11 of docs/fault_table.md.
+// Frames that only a hostile peer sends: line 11 of docs/fault_table.md.
 #include <kvferry/tcp/lane_protocol.hpp>
 
 #include <gtest/gtest.h>
@@ -24,7 +24,7 @@
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
-/// What a hostile peer may send, and what becomes of it.
+/// Frames of a hostile peer, and how the connection ends.
 struct Hostile {
   const char* name;
   FrameHeader header;
@@ -41,7 +41,7 @@ FrameHeader header(FrameType type, std::uint32_t count = 0, std::uint64_t payloa
   return made;
 }
 
-/// What takes part in this operation's tag.
+/// A frame that takes part in this operation's tag.
 FrameHeader of_recv(FrameType type, std::uint64_t recv, std::uint32_t count) {
   FrameHeader made = header(type, count);
   made.operation = recv;

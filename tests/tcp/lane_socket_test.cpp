@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What has come into a lane's socket and has not been looked at when something else happens.
+// Bytes in a lane's socket that nobody has looked at when something else happens.
 #include <gtest/gtest.h>
 
 #include <sys/ioctl.h>

@@ -144,7 +144,7 @@ class TalkingSocket final : public Socket {
   std::size_t said_after_ = 0;
 };
 
-// What a peer said before its connection broke counts, but one that says ever more doesn't hold the thread.
+// A peer's words before its connection broke count, but a peer that goes on talking doesn't hold the thread.
 TEST(Lane, ListensToLastWordsThatHaveAnEnd) {
   for (const int cause : {EPIPE, senseless_peer}) {
     asio::io_context context;
@@ -166,7 +166,7 @@ TEST(Lane, ListensToLastWordsThatHaveAnEnd) {
   }
 }
 
-// Who looks holds the lane for a moment; what others have for it then is left to the one who looks.
+// A thread that looks holds the lane for a moment. Other threads leave their work for the lane to it.
 void expect_that_work_is_done_while_somebody_looks(bool failed) {
   constexpr int rounds = 100;
   asio::io_context context;
@@ -216,7 +216,7 @@ TEST(Lane, DoesItsWorkWhileSomebodyLooksWhoseTurnItIsNot) { expect_that_work_is_
 
 TEST(Lane, EndsOperationsWhileSomebodyLooksAfterItsEnd) { expect_that_work_is_done_while_somebody_looks(true); }
 
-// Who looks may hold the lane just when its leader leaves; somebody has to wait for the lane's next bytes all the same.
+// A thread that looks may hold the lane just when its leader leaves. Somebody has to wait for the lane's next bytes all the same.
 TEST(Lane, IsWaitedForWhenItsLeaderLeavesWhileSomebodyLooks) {
   constexpr int rounds = 100;
   asio::io_context context;

@@ -34,7 +34,7 @@ using testing::Host;
 class AskingLane {
  public:
   AskingLane() {
-    // What is said is there at once.
+    // Bytes arrive at once.
     const int on = 1;
     EXPECT_EQ(::setsockopt(near_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)), 0);
     connection_.far.set_option(asio::ip::tcp::no_delay(true));

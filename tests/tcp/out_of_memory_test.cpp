@@ -37,7 +37,7 @@ TEST(OutOfMemory, WhoCannotHaveAnotherThreadGoOnGoesOnItself) {
   EXPECT_GT(sent, std::uint64_t{320} << 10) << "that is as much as it would send if another thread went on";
 }
 
-/// What a handler got that was posted without memory; 0 if it wasn't called.
+/// The result of a handler that was posted without memory; 0 if it wasn't called.
 template <class Executor, class Run>
 std::size_t posted_without_memory(const Executor& executor, const asio::any_io_executor& fallback, Run run) {
   std::promise<std::size_t> result;
@@ -84,7 +84,7 @@ TEST(OutOfMemory, AHandlerIsPostedToAsiosExecutorsWithoutAny) {
 }  // namespace
 }  // namespace kvferry::tcp::testing
 
-/// What Asio takes the memory of handlers from.
+/// Asio takes the memory of handlers from this function.
 extern "C" void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
   void* block = nullptr;
   if (kvferry::tcp::testing::posts_fail || !kvferry::test::may_allocate() ||

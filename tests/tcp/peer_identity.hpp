@@ -34,7 +34,7 @@ inline std::error_code connect(Node& from, const std::string& own_id, const std:
   return ec;
 }
 
-/// What a stranger is told who says that he is "a", to a channel that is "b".
+/// Asks "b" as a stranger who says that he is "a". @return the answer.
 inline std::pair<std::error_code, std::optional<kit::InitAnswer>> ask_as_a(Node& stranger, Node& b,
                                                                            const kit::InitQuestion& question) {
   std::error_code ec;
@@ -43,7 +43,7 @@ inline std::pair<std::error_code, std::optional<kit::InitAnswer>> ask_as_a(Node&
   return {ec, ec ? std::nullopt : std::optional(decode_side_message<kit::InitAnswer>(answer))};
 }
 
-/// What he is told who says that he is somebody else.
+/// Asks as a stranger who says that he is somebody else. @return the answer.
 inline auto ask_as(Node& stranger, const std::string& his, Node& asked, const std::string& its,
                    std::uint64_t incarnation) {
   auto made = question();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who a peer is: two channels of one name, and strangers who say that they are a peer.
+// Peers' identities: two channels of one name, and strangers who say that they are a peer.
 #include <gtest/gtest.h>
 
 #include <chrono>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What random frames of a peer's do to memory: line 11 of docs/fault_table.md.
+// The effects of a peer's random frames on memory: line 11 of docs/fault_table.md.
 #include <kvferry/tcp/lane_protocol.hpp>
 
 #include <gtest/gtest.h>
@@ -31,7 +31,7 @@ class RandomFrames : public ::testing::TestWithParam<bool> {
   static constexpr std::array accesses{Access::read_write, Access::none, Access::read, Access::write};
   static constexpr std::array kinds{TransferKind::write, TransferKind::read, TransferKind::send, TransferKind::recv};
 
-  /// What the frames have had by the end.
+  /// The kinds of frames and answers that have occurred by the end.
   struct Seen {
     std::set<FrameType> types;
     std::size_t placed = 0;

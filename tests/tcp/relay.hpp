@@ -75,7 +75,7 @@ class Relay {
   void record() {
     run([this] { recording_ = true; });
   }
-  /// What has passed towards the target, or from it, of all connections.
+  /// The bytes of all connections that have passed towards the target, or from it.
   [[nodiscard]] std::string recorded(bool towards_server) {
     std::string bytes;
     run([&] { bytes = recorded_[towards_server ? 1 : 0]; });

@@ -36,7 +36,7 @@ using kvferry::testing::rsa_key;
 /// OpenSSL as it is, that shows a certificate.
 class Shower {
  public:
-  /// What a dialing one says of the handshake.
+  /// The part of the handshake that a dialing one shows.
   enum class Says { its_name, its_name_and_a_key, nothing };
 
   Shower(int descriptor, bool dials, const Identity* shown, const std::array<std::byte, 16>& identity,
@@ -67,7 +67,7 @@ class Shower {
       EXPECT_EQ(SSL_CTX_use_certificate(context_.get(), shown->certificate.get()), 1);
       EXPECT_EQ(SSL_CTX_use_PrivateKey(context_.get(), shown->key.get()), 1);
     }
-    // Whatever the other side shows is good enough.
+    // Any certificate of the other side is good enough.
     SSL_CTX_set_verify(context_.get(), SSL_VERIFY_PEER, [](int, X509_STORE_CTX*) { return 1; });
     ssl_.reset(SSL_new(context_.get()));
     SSL_set_fd(ssl_.get(), descriptor);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which events of sockets are told, and that none is lost for want of memory.
+// Events of sockets are reported, and none is lost for want of memory.
 #include <kvferry/tcp/socket_events.hpp>
 
 #include <gtest/gtest.h>

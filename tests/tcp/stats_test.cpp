@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a channel counts of what it does.
+// A channel's statistics.
 #include <gtest/gtest.h>
 
 #include <array>

@@ -238,7 +238,7 @@ TEST_F(TlsPeerTest, OneCallTakesNoMoreThanSomeOfManySmallRecords) {
     EXPECT_EQ(socket.records() - before, static_cast<std::uint64_t>(part));
     EXPECT_LT(part, 1024 + static_cast<ssize_t>(piece)) << call;
     total += static_cast<std::size_t>(part);
-    // What is left is in OpenSSL's buffers: no event tells of it.
+    // The rest is in OpenSSL's buffers: no event tells of it.
     ASSERT_TRUE(socket.over() || total == records) << call;
   }
   EXPECT_EQ(heard, said);
@@ -286,7 +286,7 @@ TEST_F(TlsPeerTest, MemoryThatIsUsedUpIsNotAnAttack) {
     EXPECT_EQ(sending ? say(*stream_, bytes) : stream_->receive(bytes), -1);
     EXPECT_EQ(errno, ENOMEM) << sending;
     memory_used_up = false;
-    // Whatever is between them.
+    // With anything between them.
     stream_.reset();
     second_.reset();
     Bytes rest(1000);
@@ -328,7 +328,7 @@ TEST_F(TlsPeerTest, TheSystemsConfigurationChangesNothing) {
   ASSERT_EQ(say(*stream_, bytes), 100);
   Bytes record(5000);
   ssize_t size = ::recv(pair_[1], record.data(), record.size(), MSG_PEEK);
-  // What the dialing side said last in its handshake lies before it.
+  // The dialing side's last words in its handshake come before it.
   EXPECT_LT(size, 300) << "padded";
   EXPECT_EQ(second_->receive(bytes), 100);
   // A cut within a record.

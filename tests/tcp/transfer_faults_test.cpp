@@ -126,7 +126,7 @@ TEST(TransferFaults, Line13_AfterTheDeadlineBuffersAreQuiet) {
     ASSERT_LT(timeout, long_enough);
     std::ranges::fill(pair.a.memory, std::byte{0});
     pair.relay.resume();
-    // What was left of the last try's answer has come through then.
+    // The rest of the last try's answer has come through by then.
     EXPECT_EQ(pair.a.channel->batched_write(pair.a.pages(1), {.peer_id = "b", .remote_indexes = indexes(1)}), 1U);
     pair.relay.pause_after(3 * max_chunk_bytes + max_chunk_bytes / 2);
     std::error_code ec;
@@ -310,7 +310,7 @@ TEST(TransferFaults, Line17_ASilentlyDroppedConnectionIsNotUsedTwice) {
 
 TEST(TransferFaults, Line17_IdleConnectionsAreProbed) {
   RelayedPair pair(1);
-  // Which timer runs on a connection is in /proc/net/tcp (proc(5)): 02 is keepalive.
+  // /proc/net/tcp (proc(5)) has a connection's timer: 02 is keepalive.
   const std::string path = pair.a.channel->peer_info("b")->path;
   const std::string local = path.substr(path.find(':') + 1, path.find(" ->") - path.find(':') - 1);
   std::ostringstream address;

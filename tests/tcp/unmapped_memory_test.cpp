@@ -209,7 +209,7 @@ TEST_P(UnmappedMemory, AWriteToARegionWhoseFileIsCutShortFailsAloneAndTellsNobod
 
 TEST_P(UnmappedMemory, ASendOfWhatCanNotBeReadFailsOnBothSides) {
   a_memory_.protect(bad_from(), PROT_NONE);
-  // What shares a frame with it is lost with it.
+  // Objects in the same frame are lost with it.
   const std::size_t good = page() >= max_chunk_bytes ? 1 : 0;
   auto recv = std::async(std::launch::async, [&] {
     std::error_code ec;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What has ended stays ended: nothing of a write lands afterwards, whatever ended it and whatever carried it.
+// An ended write stays ended: nothing of it lands afterwards, with any cause of the end and any kind of connection.
 #include <gtest/gtest.h>
 
 #include <asio/bind_cancellation_slot.hpp>
@@ -145,7 +145,7 @@ TEST_P(WriteEnd, WhatWasGivenUpDoesNotLandOverWhatWasWrittenAnew) {
     executor_.resume();
     EXPECT_EQ(second.get(), 1U);
     EXPECT_TRUE(owner_.page_is(pages - 1, std::byte{0xbb}));
-    // Whatever else there is goes over the same threads and connections.
+    // The other operations go over the same threads and connections.
     EXPECT_EQ(writer.batched_write(objects(std::byte{1}, pages - 1),
                                    {.peer_id = "owner", .remote_indexes = std::span(all_indexes()).first(pages - 1)}),
               pages - 1);

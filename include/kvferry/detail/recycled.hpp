@@ -60,8 +60,8 @@ class Spares {
   }
 
  private:
-  /// Frees what is kept when the program ends or the library is unloaded. Whoever comes later still finds the places, which
-  /// nothing destroys.
+  /// Frees what is kept when the program ends or the library is unloaded. The places are never
+  /// destroyed, so a later caller still finds them.
   struct Last {
     ~Last() {
       for (Kept* kept = take(); kept != nullptr; kept = take()) {
@@ -128,7 +128,7 @@ template <class Object, class... Given>
 
 template <class Item>
 using FullSpares = Spares<SpareItems<Item>, 0>;
-/// Those whose memory is in use, so that nothing is allocated to keep it in again.
+/// Spares whose memory is in use. They are kept, so that nothing is allocated when the memory comes back.
 template <class Item>
 using EmptySpares = Spares<SpareItems<Item>, 1>;
 

@@ -183,7 +183,7 @@ KVFERRY_INLINE bool KeyCheck::serve_one() {
   if (frames.empty()) {
     return false;
   }
-  // Who asks, an empty frame, version, request, domain, address, identity, mechanism, credentials.
+  // The frames: the asker's identity, an empty one, version, request, domain, address, identity, mechanism, credentials.
   constexpr std::size_t version = 2;
   constexpr std::size_t mechanism = 7;
   const bool whole = frames.size() == mechanism + 2 && frames[version].to_string_view() == zap_version;

@@ -19,8 +19,8 @@ void secure_server(zmq::socket_ref socket, const Keyring& keyring);
 /// Has a socket connect as the keyring's owner, and to nobody but who has `server_key`. @throws zmq::error_t
 void secure_client(zmq::socket_ref socket, const Keyring& keyring, const std::string& server_key);
 
-/// Decides whose connections ZeroMQ takes, for all sockets of a context (ZAP, https://rfc.zeromq.org/spec/27): those who have
-/// a key of the keyring's. Who has been taken is known by the property `key_property` of what he sends. A context has one at most.
+/// Decides whose connections ZeroMQ takes, for all sockets of a context (ZAP, https://rfc.zeromq.org/spec/27): those of peers
+/// with a key of the keyring. The property `key_property` of a message tells the sender's key. A context has one check at most.
 /// Not thread-safe.
 class KeyCheck {
  public:
@@ -32,7 +32,7 @@ class KeyCheck {
   [[nodiscard]] zmq::socket_ref ref() const noexcept { return socket_.ref(); }
   /// Answers the questions that have come. Throws nothing: who isn't answered isn't let in.
   void serve();
-  /// Whose key a message came with; empty if with none.
+  /// The key that a message came with; empty if with none.
   [[nodiscard]] static std::string key_of(const zmq::message_t& frame);
 
  private:

@@ -69,7 +69,7 @@ class HandshakeAttempts {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;
 
-  /// What became of the latest try: nothing was said, or whoever listens hung up within the greeting, or said no.
+  /// The outcome of the latest try: nothing was said, or the listener hung up within the greeting, or said no.
   enum class Verdict { none, hung_up, refused };
 
   /// A connection, or what may become one, and what tells whether it has.

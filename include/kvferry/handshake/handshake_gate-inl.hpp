@@ -55,7 +55,7 @@ KVFERRY_INLINE HandshakeGate::Bounds HandshakeGate::Bounds::of(std::size_t messa
   bounds.unread_bytes = 2 * bounds.source_bytes;
   bounds.source_unread_bytes = 4 * bounds.source_bytes;
   bounds.total_unread_bytes = 8 * bounds.source_bytes;
-  // What is larger may take longer to come.
+  // Larger messages may take longer to come.
   bounds.patience += std::chrono::milliseconds(std::min<std::size_t>(message >> 10, 60'000));
   // Three descriptors each; the rest is for data connections, other channels and all else that the process does.
   bounds.connections = share_of_descriptors(12, 8, 1024);
@@ -79,7 +79,7 @@ KVFERRY_INLINE HandshakeGate::HandshakeGate(zmq::socket_ref router, const HostPo
   // message that is being received, which it does not survive.
   router_.set(zmq::sockopt::reconnect_ivl, static_cast<int>(never.count()));
   router_.set(zmq::sockopt::handshake_ivl, static_cast<int>(bounds.patience.count()));
-  // What is unread is counted here. ZeroMQ's own bound would drop answers without a word, and they would count for ever.
+  // Unread answers are counted here. ZeroMQ's own bound would drop answers without a word, and they would count for ever.
   router_.set(zmq::sockopt::sndhwm, 0);
   // A process that may have no sockets of the kind is told so here, and not each peer by its connection's end.
   if (!open_rendezvous(0)) {
@@ -142,7 +142,7 @@ KVFERRY_INLINE HandshakeGate::Table::iterator HandshakeGate::find(std::string_vi
 }
 
 KVFERRY_INLINE std::string HandshakeGate::request_taken(std::string_view name, std::size_t frames, std::size_t bytes) {
-  // What ZMTP, and a mechanism that encrypts, add to a frame.
+  // The bytes that ZMTP, and a mechanism that encrypts, add to a frame.
   constexpr std::size_t around_a_frame = 64;
   const auto found = find(name);
   if (found == connections_.end()) {

@@ -133,14 +133,14 @@ class HandshakeGate {
   };
   using Table = std::map<std::uint64_t, Connection>;
 
-  /// Whose descriptor an event is of.
+  /// The owner of an event's descriptor.
   enum class Role : std::uint64_t { outer, inner, rendezvous };
   static constexpr std::uint64_t tag_of(std::uint64_t number, Role role) {
     return number * 4 + static_cast<std::uint64_t>(role);
   }
   static constexpr std::uint64_t listener_tag = 0;  // connections are numbered from 1
 
-  // Who comes in (handshake_gate_accept-inl.hpp)
+  // Accepting (handshake_gate_accept-inl.hpp)
   void accept_some();
   bool accept_one();
   void admit(Descriptor descriptor, std::string source);
@@ -166,7 +166,7 @@ class HandshakeGate {
   [[nodiscard]] Table::iterator most_unread(const Source* source);
   void refused(std::error_code cause, const std::string& source, std::string_view why) const;
 
-  // What passes (handshake_gate_bytes-inl.hpp)
+  // Passing bytes on (handshake_gate_bytes-inl.hpp)
   [[nodiscard]] bool pump(Connection& connection);
   [[nodiscard]] bool pump_inward(Connection& connection);
   [[nodiscard]] bool pump_outward(Connection& connection);

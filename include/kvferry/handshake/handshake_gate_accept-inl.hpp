@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Who comes in through the gate, who makes room for him, and how a stranger's connection becomes one of ZeroMQ's.
+// Accepts connections, makes room for them, and hands a stranger's connection to ZeroMQ.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>

@@ -2,7 +2,7 @@
 #pragma once
 
 //
-// What passes through the gate: bytes from peers to ZeroMQ and back, and how many of them.
+// Passes bytes from peers to ZeroMQ and back, and bounds how many.
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -65,7 +65,7 @@ KVFERRY_INLINE bool HandshakeGate::pump_inward(Connection& connection) {
     connection.to_inner.erase(connection.to_inner.begin(),
                               connection.to_inner.begin() + static_cast<std::ptrdiff_t>(*sent));
   }
-  // Who doesn't take its answers needs no more of them.
+  // A peer that doesn't take its answers needs no more of them.
   const std::size_t size = std::min(allowance(connection), buffer_.size());
   if (!connection.to_inner.empty() || !connection.to_outer.empty() || size == 0) {
     return true;
@@ -199,7 +199,7 @@ KVFERRY_INLINE void HandshakeGate::has_left(Connection& connection, std::size_t 
   connection.unread -= answers;
   connection.source->second.unread -= answers;
   unread_ -= answers;
-  // What is no answer is one of ZMTP's own to something that was no request: to the peer's greeting, or to a heartbeat.
+  // Frames that are no answers are ZMTP's own: they answer the peer's greeting, or a heartbeat.
   if (connection.unread == 0) {
     release(connection, bytes - answers);
   }

@@ -37,7 +37,7 @@ inline constexpr std::chrono::steady_clock::duration longest_doubt = std::chrono
 /// A server with too many connections closes some, also of those that wait for their answers.
 inline constexpr std::size_t most_repeats = 5;
 
-/// Who gets one of these twice is no worse off: the second takes the first one's place.
+/// A channel may get one of these twice: the second takes the first one's place.
 KVFERRY_INLINE bool may_be_repeated(const SideMessage& question) {
   return question.is<Greeting>() || question.is<InitQuestion>();
 }
@@ -236,7 +236,7 @@ KVFERRY_INLINE void HandshakeQuestions::judge(Open& open, HandshakeAttempts::Can
     candidate.judged = true;
     open.refusal = std::move(why);
   };
-  // What a server says that has no room for now comes ahead of this side's first word, which ZeroMQ doesn't expect.
+  // A server that has no room for now says so ahead of this side's first word, which ZeroMQ doesn't expect.
   constexpr std::uint32_t later = 300;
   if ((event == ZMQ_EVENT_HANDSHAKE_FAILED_AUTH && value == later) ||
       (event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL && value == ZMQ_PROTOCOL_ERROR_ZMTP_UNEXPECTED_COMMAND)) {
@@ -257,7 +257,7 @@ KVFERRY_INLINE void HandshakeQuestions::judge(Open& open, HandshakeAttempts::Can
   }
 }
 
-/// Who only hangs up may have no room for now: he is thought to have another key when half of the time is over.
+/// A server that only hangs up may have no room for now. When half of the time is over, it counts as one with another key.
 KVFERRY_INLINE std::string HandshakeQuestions::why_hopeless(const Open& open, TimePoint now) const {
   using Verdict = HandshakeAttempts::Verdict;
   if (open.attempts.all(Verdict::refused)) {

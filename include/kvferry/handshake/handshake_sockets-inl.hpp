@@ -36,8 +36,8 @@ struct ProcessContext {
 /// Also for channels that are made or destroyed after main. A context is of no use to a forked child.
 KVFERRY_INLINE constinit PerProcess<ProcessContext> of_process;
 
-/// What libzmq has each of its threads do, and aborts the process for where it is refused: a filter of system calls may forbid
-/// it ("@resources" of systemd's).
+/// Tries a call that each thread of libzmq makes. If a filter of system calls forbids it (systemd's "@resources"), libzmq would
+/// abort the process.
 /// @return an errno, or 0.
 KVFERRY_INLINE int set_own_scheduling() noexcept {
   int policy = 0;

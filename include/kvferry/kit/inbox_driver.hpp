@@ -26,7 +26,7 @@ class InboxDriver {
     filled_.exchange(1, std::memory_order_acq_rel);
   }
 
-  /// By the driver, in a step: whether there is nothing to take. What it misses is found when the engine has been released.
+  /// By the driver, in a step: whether there is nothing to take. Entries that it misses are found when the engine is released.
   [[nodiscard]] bool empty() const noexcept { return filled_.load(std::memory_order_relaxed) == 0; }
 
   /// By the driver, in a step: takes what has come since, if anything has.

@@ -170,6 +170,10 @@ struct PeerDirectory::Peer {
 /// Something to be done at a time unless the attempt is over by then.
 struct PeerDirectory::Expiry final : Expirable {
   explicit Expiry(std::function<void()> what) : run(std::move(what)) {}
+  /// Not a template: all callers share the code of one `std::make_shared`.
+  [[nodiscard]] static std::shared_ptr<Expiry> make(std::function<void()> what) {
+    return std::make_shared<Expiry>(std::move(what));
+  }
   void expire() override { run(); }
 
   std::function<void()> run;

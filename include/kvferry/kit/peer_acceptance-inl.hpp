@@ -72,8 +72,8 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   const bool known = peer.instance.shown_by(question.incarnation, question.secret);
   const bool this_side_wins = !peer.attempt.gave_yield && incarnation_ < question.incarnation &&
                               peer.attempt.deadline - Clock::now() > least_rest_of_a_winner;
-  // Who has accepted this side's dial awaits its connection: this is an old question of his, or he has lost patience.
-  // Whoever else says that he is he isn't, or may wait as well.
+  // A peer that has accepted this side's dial awaits its connection: this is an old question of it, or it has lost patience.
+  // A stranger that uses the peer's id may wait as well.
   const bool accepted_there = peer.attempt.instance.incarnation == question.incarnation;
   if (peer.dialing() && !peer.attempt.yielded && (this_side_wins || accepted_there)) {
     peer.attempt.gave_yield = true;
@@ -99,7 +99,7 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   attempt.instance.incarnation = question.incarnation;
   attempt.instance.its_secret = question.secret.value_or(Bytes());
   attempt.instance.its_attempt = question.attempt.value_or(0);
-  // Who doesn't prove that he is the peer that was connected isn't told what that one is shown.
+  // The old secret is only shown to a peer that has proved to be the one that was connected.
   attempt.instance.own_secret = known ? peer.instance.own_secret : new_secret();
   if (&attempt == &peer.attempt) {
     dial_beside_later(peer);

@@ -52,7 +52,7 @@ KVFERRY_INLINE void PeerDirectory::refuse(HandshakeService::Reply& reply, const 
 
 KVFERRY_INLINE void PeerDirectory::begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline) {
   attempt.number = ++last_number_;
-  attempt.expiry = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number = attempt.number] {
+  attempt.expiry = Expiry::make([weak = weak_from_this(), id = peer.id, number = attempt.number] {
     if (const Visit self(weak); self) {
       self->fail_attempt(id, number,
                          {errc::timed_out, "the connection was not usable in time: " + self->awaited(id, number)});
@@ -235,7 +235,7 @@ KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::
 KVFERRY_INLINE void PeerDirectory::call_later(void (PeerDirectory::*what)(const std::string&, std::uint64_t),
                                               const std::string& peer_id, std::uint64_t attempt) {
   deadlines_->add(Clock::now() + patience_with_the_other,
-                  std::make_shared<Expiry>([weak = weak_from_this(), what, peer_id, attempt] {
+                  Expiry::make([weak = weak_from_this(), what, peer_id, attempt] {
                     if (const Visit self(weak); self) {
                       (*self.operator->().*what)(peer_id, attempt);
                     }

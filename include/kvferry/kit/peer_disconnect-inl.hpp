@@ -48,7 +48,7 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
       // All that needs memory comes before the first change.
       told.reserve(peer.waiting.size() + peer.movers.size() + peer.asking.size());
       number = ++last_number_;
-      go_on = std::make_shared<Expiry>([weak = weak_from_this(), number] {
+      go_on = Expiry::make([weak = weak_from_this(), number] {
         if (const Visit self(weak); self) {
           self->go_on_leaving(number);
         }
@@ -148,7 +148,7 @@ KVFERRY_INLINE void PeerDirectory::go_on_leaving(std::uint64_t number) {
   }
   // An earlier one's link has a goodbye to say still, and nothing of it may land when this one has ended.
   if (!is_first || (leave.link && leave.link->take_leave())) {
-    deadlines_->add(Clock::now() + leave_step, std::make_shared<Expiry>([weak = weak_from_this(), number] {
+    deadlines_->add(Clock::now() + leave_step, Expiry::make([weak = weak_from_this(), number] {
                       if (const Visit self(weak); self) {
                         self->go_on_leaving(number);
                       }

@@ -3,9 +3,9 @@
 
 // Fences: nothing of what a peer had started before is to come in, over whatever connection.
 //
-// What it has started on the link in use, or is about to, it says itself. What waits on its side for a new connection
-// is told with the handshake how long ago the fence was, and ends there. A connection that is being made already, with
-// a handshake from before the fence, is waited for.
+// The peer answers for the operations that it has started on the link in use, or is about to. Operations that wait on its side
+// for a new connection learn from the handshake how long ago the fence was, and end there. A connection that is already being
+// made, with a handshake from before the fence, is waited for.
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -88,13 +88,13 @@ KVFERRY_INLINE bool PeerDirectory::wait_for_attempts(Peer& peer, Clock::time_poi
   }
   const std::uint64_t number = ++last_number_;
   const auto much_later = deadline_after(std::chrono::hours(24 * 365));
-  const auto go_on = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, number] {
+  const auto go_on = Expiry::make([weak = weak_from_this(), id = peer.id, number] {
     if (const Visit self(weak); self) {
       self->go_on_fencing(id, number);
     }
   });
   deadlines_->add(much_later, go_on);
-  // Whoever lets it go last may have no memory. Until the last step here it does so for a fence that there isn't.
+  // The thread that releases it last may be out of memory. Until the last step here there is no fence that it could end.
   const std::shared_ptr<void> hold(
       this, [deadlines = deadlines_, much_later, go_on](void*) { deadlines->hasten(much_later, *go_on); });
   deadlines_->add(std::min(deadline, Clock::now() + attempt_patience), give_up_later(peer.id, number, deadline));
@@ -131,7 +131,7 @@ KVFERRY_INLINE void PeerDirectory::go_on_fencing(const std::string& peer_id, std
 
 KVFERRY_INLINE std::shared_ptr<Expirable> PeerDirectory::give_up_later(const std::string& peer_id, std::uint64_t number,
                                                                        Clock::time_point deadline) {
-  return std::make_shared<Expiry>([weak = weak_from_this(), peer_id, number, deadline] {
+  return Expiry::make([weak = weak_from_this(), peer_id, number, deadline] {
     if (const Visit self(weak); self) {
       self->give_up_attempts(peer_id, number, deadline);
     }

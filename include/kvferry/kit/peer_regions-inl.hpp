@@ -136,7 +136,7 @@ KVFERRY_INLINE void PeerDirectory::ask_for_regions(const std::string& peer_id, c
   link->ask_regions([weak = weak_from_this(), peer_id, asked = std::weak_ptr(link), question] {
     // Not by the thread that tells: it holds the link.
     if (const auto self = weak.lock()) {
-      self->deadlines_->add(Clock::now(), std::make_shared<Expiry>([weak, peer_id, asked, question] {
+      self->deadlines_->add(Clock::now(), Expiry::make([weak, peer_id, asked, question] {
                               if (const Visit visit(weak); visit) {
                                 visit->regions_known(peer_id, asked, question);
                               }
@@ -185,7 +185,7 @@ KVFERRY_INLINE std::vector<PeerDirectory::RegionAsker> PeerDirectory::take_asker
 
 KVFERRY_INLINE void PeerDirectory::route_later(std::vector<RegionAsker> askers, Routed how) {
   if (!askers.empty()) {
-    deadlines_->add(Clock::now(), std::make_shared<Expiry>([weak = weak_from_this(), askers = std::move(askers), how] {
+    deadlines_->add(Clock::now(), Expiry::make([weak = weak_from_this(), askers = std::move(askers), how] {
                       for (const RegionAsker& asker : askers) {
                         if (const Visit self(weak); self) {
                           self->route(asker.operation, how);

@@ -76,7 +76,7 @@ KVFERRY_INLINE void PeerDirectory::start_probe(Peer& peer, Lock& lock) {
   peer.probe = probe;
   peer.last_probe = probe;
   peer.probe_deadline = Clock::now() + probe_patience;
-  peer.probe_expiry = std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id, probe] {
+  peer.probe_expiry = Expiry::make([weak = weak_from_this(), id = peer.id, probe] {
     if (const Visit self(weak); self) {
       self->probe_unanswered(id, probe);
     }
@@ -109,7 +109,7 @@ KVFERRY_INLINE void PeerDirectory::let_newcomers_in(Peer& peer) {
   if (peer.newcomers.empty()) {
     return;
   }
-  deadlines_->add(Clock::now(), std::make_shared<Expiry>([weak = weak_from_this(), id = peer.id] {
+  deadlines_->add(Clock::now(), Expiry::make([weak = weak_from_this(), id = peer.id] {
                     if (const Visit self(weak); self) {
                       self->take_newcomers(id);
                     }
@@ -294,7 +294,7 @@ KVFERRY_INLINE void PeerDirectory::who_answered(const std::string& local_id, con
       self->moved_peer_judged(local_id, peer_id, url, number, asked_on.lock(), lives);
     }
   };
-  deadlines_->add(Clock::now() + probe_patience, std::make_shared<Expiry>([judge] { judge(false); }));
+  deadlines_->add(Clock::now() + probe_patience, Expiry::make([judge] { judge(false); }));
   const Stay stay(*this);
   lock.unlock();
   link->probe([judge] { judge(true); });

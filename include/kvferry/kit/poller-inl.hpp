@@ -21,7 +21,7 @@ inline constexpr std::chrono::microseconds time_between{25};
 /// A connection is looked at so often before it is given up, however long it took to move what others had.
 inline constexpr int least_looks = 16;
 
-/// Whose thread this is.
+/// The poller whose thread this is.
 KVFERRY_INLINE thread_local const Poller* entered = nullptr;
 
 }  // namespace internal

@@ -303,7 +303,7 @@ class RegionRemovals::Removal final : public Expirable, public std::enable_share
     }
   }
 
-  /// Whoever comes first: what was posted, or the channel's close, behind which nobody may run that.
+  /// Called by the posted function and by the channel's close, after which that may never run. The first call counts.
   void end_if_posted() {
     {
       const std::lock_guard lock(mutex_);

@@ -265,8 +265,8 @@ KVFERRY_INLINE void TransferChannelKit::close() {
   }
   std::call_once(impl_->close_once, [this] {
     impl_->closed = true;
-    // Asked to stop first, so that peers can deal with what was sent of them while links take their leave. What is left
-    // then ends with its link.
+    // Operations are asked to stop first, so that peers can deal with the bytes that were sent while links take their leave. The
+    // operations that are left then end with their links.
     impl_->operations->close(errc::closed);
     if (impl_->peers) {
       impl_->peers->close();

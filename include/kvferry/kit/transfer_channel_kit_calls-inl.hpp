@@ -13,7 +13,7 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 /// The service that a blocking call of this thread offers to its operation, on the way through `start_transfer`, which others may
-/// have overridden. Whatever else they start on the way, on this channel or another, the first of the channel's own takes it.
+/// have overridden. They may start others on the way, here or on another channel: the first one of this channel takes it.
 class OfferedService {
  public:
   OfferedService(const TransferChannelKit& channel, Serving& serving) noexcept

@@ -172,7 +172,8 @@ KVFERRY_INLINE void Meeting::read(const std::shared_ptr<Candidate>& candidate) {
   std::string why;
   try {
     while (candidate->received < candidate->bytes.size()) {
-      // Whose connection it is a stranger has yet to show. Then there may be a ring, one, and with the welcome the first of the link's.
+      // A hello may pass no descriptor: it has yet to show whose connection this is. Later a ring may be passed, and with the
+      // welcome also the link's first descriptors.
       iovec rest{candidate->bytes.data() + candidate->received, candidate->bytes.size() - candidate->received};
       const int socket = candidate->socket.native_handle();
       const std::size_t most = awaited_ == Awaited::welcome ? tcp::PeerMemory::max_mapped : 1;

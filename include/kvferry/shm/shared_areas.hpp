@@ -24,7 +24,7 @@ struct SharedArea {
   std::uint64_t inode = 0;               ///< Of the file.
 };
 
-/// Those of this process. Thread-safe.
+/// The shared areas of this process. Thread-safe.
 class SharedAreas {
  public:
   using List = std::vector<SharedArea>;  ///< Ordered by `data`.

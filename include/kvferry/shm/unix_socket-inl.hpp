@@ -33,8 +33,8 @@ inline constexpr std::size_t bells_at_once = 4096;
 /// Room for them in a message.
 using Control = std::array<std::byte, CMSG_SPACE(most_passed * sizeof(int))>;
 
-/// Who looks at the rings all the time looks at the socket so seldom, whose end no bell tells: a look there takes as long as ten
-/// at the rings.
+/// A thread that checks the rings all the time checks the socket for its end once in so many checks: no bell tells of the end,
+/// and that check takes as long as ten of the rings.
 inline constexpr std::uint32_t looks_at_rings_alone = 256;
 /// Of calls that take what came by the socket, before others have their turn. An honest peer's bells are few.
 inline constexpr int most_calls_of_a_look = 256;

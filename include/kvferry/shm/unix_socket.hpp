@@ -126,9 +126,9 @@ class UnixSocket final : public tcp::Socket {
   enum class Peer { there, hung_up, dead };
   /// Of memory that a message of the peer's refers to, or that this side reads by itself: `read` is mapped, too.
   enum class Copied { mapped, read, in_place };
-  /// Whether bytes count that were just copied out of the peer's memory: the peer hadn't hung up by then. What this side reads by
-  /// itself the peer held for valid then: its end hadn't come. Memory that was read in place was this peer's: its process
-  /// lived, with the same program.
+  /// Whether bytes count that were just copied out of the peer's memory: the peer hadn't hung up by then. Memory that
+  /// this side reads by itself was valid for the peer then: its end hadn't come. Memory that was read in place was this peer's:
+  /// its process lived, with the same program.
   [[nodiscard]] Peer peer(Copied copied) const noexcept;
 
  private:

@@ -26,11 +26,11 @@ class Certificates {
   /// @throws TransferError naming the file and what is wrong with it.
   Certificates(std::shared_ptr<TlsContext> tls, CertificateFiles files, std::shared_ptr<kit::Logger> logger);
 
-  /// Those for a new handshake. Its connections keep to them: they are what the peer is told.
+  /// The certificates for a new handshake. Its connections keep to them, because the peer is told of them.
   [[nodiscard]] std::shared_ptr<const TlsCertificates> current();
 
  private:
-  /// What tells a file from what it was before.
+  /// Tells whether a file has changed.
   struct State {
     int error = 0;  ///< An errno.
     dev_t device = 0;

@@ -53,7 +53,7 @@ KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
     greeting->timer.expires_after(options_.hello_timeout);
     greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
       const std::lock_guard lock(self->mutex_);
-      // Whoever took it away meanwhile could not cancel this any more.
+      // Another thread may have taken it away meanwhile, too late to cancel this.
       if (const auto late = weak.lock(); late && !aborted && !late->gone) {
         if (!late->refused) {
           kit::if_memory_lasts([&] {
@@ -97,7 +97,7 @@ KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
     oldest = std::ranges::find_if(greetings_, of_greedy);
   }
   refusals_->count(errc::resource_limit, *greedy, "a data connection without a hello had to make room for a newer one");
-  // Whoever it is, if it means it, comes again.
+  // An honest peer comes again.
   (*oldest)->comes_again = true;
   drop(*oldest);
 }
@@ -107,7 +107,7 @@ KVFERRY_INLINE void DataAcceptor::tell_to_come_again(DataConnection& connection)
   again.magic = Hello::come_again;
   again.incarnation = options_.incarnation;
   std::error_code ignored;
-  // What is unread when a socket is closed makes the kernel drop what was written.
+  // If a socket is closed with bytes unread, the kernel drops the bytes that were written.
   std::array<std::byte, max_tls_opening> unread;
   if (connection.tls && !connection.tls->shaken()) {
     // Within TLS's handshake there is nothing to be said: reset, it comes again as well.
@@ -296,8 +296,8 @@ KVFERRY_INLINE std::error_code DataAcceptor::read_past_refusal(Greeting& greetin
                                                   : std::error_code(asio::error::would_block);
 }
 
-/// Nothing is set aside for a connection before it has said what TLS's begin with. Who then shows no key of a
-/// handshake's is turned away before keys are agreed with him.
+/// No memory is set aside for a connection before it has sent the beginning of TLS. A peer that then shows no key of a
+/// handshake is turned away before keys are agreed.
 KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting) {
   for (;;) {
     std::size_t length = 0;

@@ -43,7 +43,7 @@ KVFERRY_INLINE void DataConnection::write(std::span<const std::byte> bytes, std:
     }
     return;
   }
-  // What is read is only read.
+  // The bytes are only read.
   const std::array pieces{iovec{const_cast<std::byte*>(bytes.data()), bytes.size()}};
   if (tls->send(pieces) < 0 || (tls->holds_back() && tls->flush() != 0 && errno != EAGAIN)) {
     ec = {errno, asio::error::get_system_category()};

@@ -22,7 +22,7 @@ struct DataConnection {
   /// For a connection's first bytes, which always fit its send buffer: if they don't, that is an error. But where certificates
   /// were sent before them they may not fit: what is left then goes with the next `read_some`.
   void write(std::span<const std::byte> bytes, std::error_code& ec);
-  /// What to wait for.
+  /// The event to wait for.
   [[nodiscard]] asio::ip::tcp::socket::wait_type next_event() const noexcept {
     return tls && tls->holds_back() ? asio::ip::tcp::socket::wait_write : asio::ip::tcp::socket::wait_read;
   }

@@ -39,7 +39,7 @@ KVFERRY_INLINE std::size_t FrameReader::prepare(std::span<iovec> out, std::size_
   }
   const bool whole = by_buffer_ || (i == destinations_.size() && (count == 0 || max_bytes != 0));
   if (whole) {
-    // Whatever is in the buffer is the beginning of a header, and there is room for the rest of it.
+    // The buffer holds the beginning of a header, and has room for the rest of it.
     if (begin_ != 0) {
       std::memmove(buffer_.data(), buffer_.data() + begin_, end_ - begin_);
       end_ -= begin_;

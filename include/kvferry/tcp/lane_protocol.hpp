@@ -109,8 +109,8 @@ class KVFERRY_EXPORT LaneProtocol final : private FrameSink {
   /// Whether something of this side's is under way, or was when the connection failed.
   [[nodiscard]] bool in_flight() const noexcept;
 
-  /// The connection is gone: ends all parts with `cause`, later ones too. Those of which something was sent that the peer
-  /// has not answered end with an error for which `condition::may_still_land` holds. Needs no memory: without, there are
+  /// The connection is gone: ends all parts with `cause`, later ones too. If the peer has not answered something that was
+  /// sent of a part, the part's error is one for which `condition::may_still_land` holds. Needs no memory: without, there are
   /// no sentences.
   void fail(std::error_code cause, std::string why);
 

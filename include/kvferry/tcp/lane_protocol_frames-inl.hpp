@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What each type of frame does that has come.
+// Handles received frames, by type.
 #include <algorithm>
 #include <utility>
 

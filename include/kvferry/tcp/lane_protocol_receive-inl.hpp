@@ -221,8 +221,8 @@ KVFERRY_INLINE std::error_code LaneProtocol::end_frame(Frame& frame) {
   return {};
 }
 
-/// Finds the region's memory that a write or read of the peer means. What the peer's own checks should have caught is
-/// its request's `status`; what makes the frame itself senseless is a violation.
+/// Finds the region's memory that a write or read of the peer means. An error that the peer's own
+/// checks should have caught becomes its request's `status`; a frame that makes no sense is a violation.
 KVFERRY_INLINE std::error_code LaneProtocol::region_pieces(const FrameHeader& header,
                                                            std::span<const Descriptor> descriptors,
                                                            const kit::RegionList& all, Access needed,

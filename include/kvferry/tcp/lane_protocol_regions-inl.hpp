@@ -26,8 +26,8 @@ KVFERRY_INLINE void LaneProtocol::region_added() {
   const kit::RegionList& now = regions();
   const auto told = std::exchange(told_regions_, nullptr);
   if (told) {
-    // Those that have gone since the handshake, whoever waits for that: nobody here. Ahead of those that have come, so that
-    // the peer never has more than there may be. Nothing has been read over this connection that they would have to be behind.
+    // Tells of the regions that have gone since the handshake. Nobody waits for that here. It comes ahead of the new regions, so
+    // that the peer never has more than there may be. No answer to a read on this connection has to be ahead of it.
     for (const LocalRegion& region : told->all()) {
       if (now.find(region.number) == nullptr) {
         tell_removed_first(region.number);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What goes out on a lane: the next frame, for as long as there is one and the peer may get it, and what has left.
+// The sending side of a lane: it queues the next frames, as far as the peer may get them, and counts the bytes that have left.
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -29,8 +29,8 @@ inline constexpr std::size_t most_pieces_kept = 64;
 // The outgoing queue points to them.
 inline constexpr FrameTrailer good_trailer;
 
-/// Frames that refer to memory are small, so that the socket's buffer bounds nothing. What the peer hasn't copied yet
-/// can't be taken back, and other operations wait behind it: at most so many, of up to 1 MiB each.
+/// Frames that refer to memory are small, so that the socket's buffer bounds nothing. So this bounds
+/// them, of up to 1 MiB each: a frame that the peer hasn't copied yet can't be taken back, and other operations wait behind it.
 inline constexpr std::size_t most_frames_referring = 16;
 /// Payload of such a frame while the peer has none of the same operation to copy: it begins while the next one is made. Smaller ones
 /// cost more than that gains (docs/performance.md), and so does any where the kernel copies.

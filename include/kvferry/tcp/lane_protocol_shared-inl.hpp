@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Regions that the other side reads by itself. That are copies by the initiator, of which the peer hears nothing. What keeps them
-// right: the peer confirms a removal (lane_protocol_regions-inl.hpp) here, between two copies, and forgets the region before; and
-// who takes memory back from an initiator that doesn't answer hangs up first, which the initiator looks for behind each copy.
+// Regions that the other side reads by itself. The initiator copies, and the peer doesn't notice. Two rules make that safe. The
+// initiator confirms a removal (lane_protocol_regions-inl.hpp) here, between two copies, and forgets the region before. An owner
+// that takes memory back from an initiator that doesn't answer hangs up first, and the initiator checks for that after each copy.
 #include <algorithm>
 #include <utility>
 

@@ -17,7 +17,7 @@
 namespace kvferry::inline KVFERRY_ABI::tcp {
 
 KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
-  // What is not in the outgoing queue yet can still be dropped.
+  // Frames are queued late: until then they can still be dropped.
   if (!writable_) {
     return Step::blocked;
   }
@@ -32,8 +32,7 @@ KVFERRY_INLINE Lane::Step Lane::send_step(std::size_t& budget) {
   }
   std::array<iovec, max_pieces> pieces;
   const std::size_t queued = protocol_.out().bytes();
-  // What little would be left takes no call of its own, neither here nor at the receiver: a frame is longer than a step
-  // by its header.
+  // A short rest takes no call of its own, neither here nor at the receiver: a frame is longer than a step by its header.
   const std::size_t bytes = queued - std::min(queued, step) <= step / 4 ? queued : step;
   std::size_t count = protocol_.out().front(pieces, bytes);
   if (careful_out_ != 0) {
@@ -98,7 +97,7 @@ KVFERRY_INLINE Lane::Step Lane::send_failed() {
     return Step::blocked;
   }
   if (errno != EINTR) {
-    // What the peer said before it went may be in the socket still. Nothing that one says counts that says what can't be.
+    // The peer's last frames may still be in the socket. After a senseless frame no further one counts.
     std::size_t left = errno == senseless_peer ? 0 : last_words_bytes;
     const auto cause = last_error();
     std::string why = "sending to " + remote_ + ": " + last_reason();
@@ -252,49 +251,6 @@ KVFERRY_INLINE void Lane::arm(std::uint32_t events) {
   options_.events->arm(socket_->descriptor(), armed_, ec);
   if (ec) {
     fail(ec, "waiting for " + remote_ + ": " + ec.message());
-  }
-}
-
-// No event is lost in between. What `unattended_` says is guarded by the engine, and it is true only while the timer is armed
-// that ends it: `attend` looks at the socket, and this thread then has it watched or armed as at any other end of work. Arming
-// reports what is there already. A timer that has ended before the lane is left, but has not been dealt with, does so early.
-KVFERRY_INLINE bool Lane::leave_unattended() {
-  const auto since = std::exchange(last_led_, protocol_.last_received());
-  const bool at_once = since != last_led_ && last_led_ - since < close_together;
-  calls_in_a_row_ = at_once ? calls_in_a_row_ + 1 : 0;
-  if (calls_in_a_row_ < row_ || hears_bells_ || !writable_ || outlived_ || watched_ || armed_ != 0 ||
-      !protocol_.quiet()) {
-    return false;
-  }
-  if (!attend_timer_armed_) {
-    attend_timer_.expires_after(longest_unattended);
-    attend_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
-      if (ec != asio::error::operation_aborted) {
-        self->driver_.put([](Inbox& inbox) { inbox.attend = true; });
-        self->drive(turn_bytes);
-      }
-    });
-    attend_timer_armed_ = true;
-  }
-  unattended_ = true;
-  return true;
-}
-
-KVFERRY_INLINE void Lane::attend() {
-  attend_timer_armed_ = false;
-  if (!unattended_ || failed_) {
-    return;
-  }
-  unattended_ = false;
-  const std::uint64_t moved_before = moved_;
-  std::size_t unlimited = receive_step_bytes;
-  readable_ = true;
-  (void)receive_step(unlimited);
-  if (moved_ != moved_before) {
-    row_ = std::min(2 * row_, longest_row);  // the peer has waited
-    calls_in_a_row_ = 0;
-  } else {
-    tired_ = true;  // no I/O thread is to poll beside callers because the timer has woken it
   }
 }
 

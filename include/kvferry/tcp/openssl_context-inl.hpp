@@ -66,8 +66,8 @@ KVFERRY_INLINE OpenSslContext::OpenSslContext(std::uint64_t records_per_key) : r
                         "TcpOptions::encryption: OpenSSL can't do TLS 1.3: " + OpenSslErrors::reason());
   }
   socket_ = socket_method();
-  // What the system's configuration (openssl.cnf) says of these is for other programs: it may allow keys that a stolen
-  // secret opens, take a cut for an end, or pad records beyond what `send` sets aside.
+  // The system's configuration (openssl.cnf) of these is for other programs. It may allow keys that a stolen secret opens,
+  // take a cut for an end, or pad records beyond the room that `send` sets aside.
   SSL_CTX_clear_options(context, SSL_CTX_get_options(context));
   SSL_CTX_set_block_padding(context, 0);
   // Whichever side has no instructions for AES gets ChaCha20. Nothing is resumed: a new connection has a new key.
@@ -88,7 +88,7 @@ KVFERRY_INLINE void OpenSslContext::set_up_certificates() {
   SSL_CTX* const context = context_.get();
   // As strong as the keys that are agreed: RSA from 2,048 bits on, and no SHA-1. The system's policy may ask for more.
   SSL_CTX_set_security_level(context, std::max(SSL_CTX_get_security_level(context), 2));
-  // Those of PKCS #1 are for what a CA has signed.
+  // The signatures of PKCS #1 are allowed for certificates that a CA has signed.
   constexpr const char* signatures =
       "ed25519:ed448:ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512:rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:rsa_pss_rsae_"
       "sha512:"

@@ -188,7 +188,7 @@ KVFERRY_INLINE int OpenSslStream::add_identity(SSL* ssl, unsigned, unsigned, con
   return 1;
 }
 
-/// Who names no handshake that is awaited is turned away before keys are agreed with him and before he sees a certificate.
+/// A peer that names no awaited handshake is turned away before keys are agreed and before it sees a certificate.
 KVFERRY_INLINE int OpenSslStream::see_opening(SSL* ssl, int* alert, void*) {
   OpenSslStream& self = of(ssl);
   const unsigned char* identity = nullptr;
@@ -282,10 +282,10 @@ KVFERRY_INLINE std::error_code OpenSslStream::shake_hands() {
   if (result != 1 && !waits) {
     const int cause = refuses_certificate_ ? EBADMSG : cause_of_failure();
     if (refuses_certificate_) {
-      // It knows a handshake's identity. Whoever else does, too, learns no more than that he is refused.
+      // The peer knows a handshake's identity. Anybody else who knows it learns only that he is refused.
       (void)flush();
     }
-    // Who doesn't hold the key isn't told what was wrong with it.
+    // A peer that doesn't hold the key isn't told what was wrong with it.
     encrypted_.clear();
     begin_ = 0;
     forget_key();

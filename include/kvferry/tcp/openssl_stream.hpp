@@ -29,7 +29,7 @@ namespace kvferry::inline KVFERRY_ABI::tcp {
 inline namespace internal {
 
 inline constexpr std::size_t tls_record = SSL3_RT_MAX_PLAIN_LENGTH;
-/// What a record adds: header, type and tag.
+/// The bytes that a record adds: header, type and tag.
 inline constexpr std::size_t tls_record_overhead = SSL3_RT_HEADER_LENGTH + 1 + 16;
 /// Encrypted bytes in one call that receives.
 inline constexpr std::size_t tls_read_bytes = std::size_t{64} << 10;
@@ -82,7 +82,7 @@ class OpenSslStream final : public TlsStream {
   void dial(const TlsKey& key) {
     key_ = key;
     SSL_set_connect_state(ssl_);
-    // Who doesn't have the key would have to show a certificate. Only one that was told counts.
+    // A peer without the key would have to show a certificate. Only the one that was told counts.
     SSL_set_verify(ssl_, SSL_VERIFY_PEER, nullptr);
     if (key_.certificates && !use_certificates()) {
       throw std::bad_alloc();

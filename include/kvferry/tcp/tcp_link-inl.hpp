@@ -139,7 +139,7 @@ KVFERRY_INLINE void TcpLink::shut(std::error_code cause, const std::string& why)
   }
 }
 
-/// What each lane is to call: the last of them calls `done`.
+/// @return a function for each lane to call. The last call calls `done`.
 KVFERRY_INLINE std::function<void()> TcpLink::when_all_have(std::function<void()> done) const {
   return [unanswered = std::make_shared<std::atomic<std::size_t>>(lanes_.size()), done = std::move(done)] {
     if (--*unanswered == 0) {

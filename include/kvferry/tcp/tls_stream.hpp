@@ -84,7 +84,7 @@ class TlsStream {
   /// held back); `errc::authentication_failed` if the peer doesn't hold the key or the certificate, or speaks something
   /// else; `errc::resource_limit` if memory is used up; an errno.
   [[nodiscard]] virtual std::error_code shake_hands() = 0;
-  /// What is wrong with a certificate, where that is what failed: a sentence's end about the peer. Else empty.
+  /// The end of a sentence about the peer that tells what is wrong with a certificate. Empty if something else failed.
   [[nodiscard]] virtual std::string why() const = 0;
   /// The peer is being told what is wrong with its certificate.
   [[nodiscard]] virtual bool refuses_certificate() const noexcept = 0;

@@ -100,7 +100,7 @@ class ConcurrencyTests : public ConformanceBase {
 
   void ManyPeers() {
     const std::size_t count = 20;
-    // Whatever the channels start late, they have started after this.
+    // After this the channels have started all that they start late.
     Node& first_hub = add_node();
     std::vector<Node*> peers;
     for (std::size_t i = 0; i < count; ++i) {

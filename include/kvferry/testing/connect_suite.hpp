@@ -229,7 +229,7 @@ class ConnectTests : public ConformanceBase {
     expect_connected(a, b);
   }
 
-  /// What is still under way of the one ends nothing of the other.
+  /// The rest of the first attempt ends nothing of the second one.
   void RightAfterOneThatWasGivenUp() {
     const auto [a, b] = pair();
     for (int round = 0; round < 50; ++round) {
@@ -385,7 +385,7 @@ class ConnectTests : public ConformanceBase {
     EXPECT_EQ(start_connect(third, hub)->error(), errc::resource_limit);
     expect_not_connected(hub, third);
 
-    // Those that came by themselves take no room from those that the owner names.
+    // Peers that came by themselves take no room from peers that the owner names.
     Node& fourth = add_node();
     Node& fifth = add_node();
     connect(hub, third);

@@ -57,7 +57,7 @@ class EndingTests : public StalledPeerBase {
     return ::testing::AssertionSuccess();
   }
 
-  /// A stalled peer's memory may be within reach without the peer. Whoever says so has all of it there.
+  /// A stalled peer's memory may be within reach without the peer. An operation that says so has all of its bytes there.
   static void expect_done_if_said(const Outcome& outcome, const Node& peer) {
     if (!outcome.error) {
       const UnwatchedAccess unwatched;

@@ -99,7 +99,7 @@ class MetadataTests : public ConformanceBase {
     Metadata longer = good;
     longer.push_back(std::byte{0});
     EXPECT_EQ(start_connect_by(a, longer)->error(), errc::malformed_message);
-    // Whatever a changed byte makes of it, it ends in time, and connects to nobody else. (The url comes last. Another one
+    // With any byte changed it ends in time, and connects to nobody else. (The url comes last. Another one
     // would lead out of this test.)
     for (std::size_t i = 0; i < good.size() - b.url().size(); ++i) {
       Metadata changed = good;

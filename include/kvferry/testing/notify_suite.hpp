@@ -220,7 +220,7 @@ class NotifyTests : public ConformanceBase {
     EXPECT_FALSE(gathered->error());
     EXPECT_EQ(texts(std::get<1>(gathered->results())), expected);
     EXPECT_EQ(texts(std::get<1>(start_gather(b, 1, 1, limit())->results())), std::vector<std::string>{"of 1"});
-    // Those of no key may be gathered as well.
+    // Notifications without a key may be gathered as well.
     EXPECT_FALSE(start_notify(a, b, "one")->error());
     EXPECT_FALSE(start_notify(a, b, "two")->error());
     EXPECT_EQ(texts(std::get<1>(start_gather(b, 0, 2, limit())->results())), (std::vector<std::string>{"one", "two"}));

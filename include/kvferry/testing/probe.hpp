@@ -51,7 +51,7 @@ class ProbeBase {
 
   bool wait_for(std::chrono::milliseconds limit) {
     std::unique_lock lock(mutex_);
-    // What was missed once is not waited for again.
+    // A call that was missed once is not waited for again.
     const bool settled = changed_.wait_for(lock, reported_ ? std::chrono::milliseconds(0) : limit,
                                            [this] { return calls_ > 0 || dropped_; });
     if (calls_ > 0) {

@@ -169,7 +169,7 @@ class SideMessageTests : public ConformanceBase {
     const auto reply = start_connect(a, a.id(), b.id(), b.url(), encode_side_message(Question{"how many?", 42}));
     ASSERT_FALSE(reply->error()) << reply->error().message();
     EXPECT_EQ(std::get<1>(reply->results()), encode_side_message(Reply{"how many? 42"}));
-    // What the user does not answer, the channel does.
+    // The channel answers messages that the user doesn't.
     expect_lookup_answer(a->send_init_side_msg(b.url(), encode_side_message(P2PInitSideMsg{})));
     expect_usable(a, b);
   }
@@ -183,7 +183,7 @@ class SideMessageTests : public ConformanceBase {
     EXPECT_EQ(refused->error(), errc::resource_limit);
     EXPECT_NE(diagnostic.find("no more questions"), std::string::npos) << diagnostic;
     EXPECT_TRUE(start_side_message(a, b.url(), encode_side_message(Question{"runtime_error", 0}))->error());
-    // Whatever the sentence is, the code arrives.
+    // The code arrives with any sentence.
     for (std::uint64_t sentence = 0; sentence < 3; ++sentence) {
       const auto asked = start_side_message(a, b.url(), encode_side_message(Question{"odd sentence", sentence}));
       EXPECT_EQ(asked->error(), errc::resource_limit) << "sentence " << sentence;
@@ -265,7 +265,7 @@ class SideMessageTests : public ConformanceBase {
     ASSERT_TRUE(answering.try_acquire_for(limit()));
     std::atomic<int> before = answered.load();
     std::promise<void> closes;
-    // A channel may have other things to close first, and thereby wait for threads. What waits for a notification ends late.
+    // A channel may have other things to close first, and thereby wait for threads. A wait for a notification ends late.
     slow->async_receive_notification({}, [&](std::error_code, const Notification&) {
       before = answered.load();
       closes.set_value();

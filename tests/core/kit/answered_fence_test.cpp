@@ -21,7 +21,7 @@
 namespace kvferry::inline KVFERRY_ABI::kit::tests {
 namespace {
 
-/// Whose peer answers a fence at once, or whose connection has just ended.
+/// A link whose peer answers a fence at once, or whose connection has just ended.
 class FencedLink final : public KeepingLink {
  public:
   explicit FencedLink(bool answers) : ended_(std::make_shared<std::atomic<bool>>(!answers)) {}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is refused before it is tried: each bound from both of its sides.
+// Requests that are refused before they are tried: each bound from both of its sides.
 #include <kvferry/kit/checks.hpp>
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What `close` waits for, and links that break at the wrong moment.
+// `close` and its waits, and links that break at the wrong moment.
 #include <gtest/gtest.h>
 
 #include <asio/use_future.hpp>

@@ -54,7 +54,7 @@ struct Meeting {
   }
 };
 
-/// Who stops an operation meets the one that destroys the channel.
+/// The thread that stops an operation meets the one that destroys the channel.
 class MeetingLink final : public tests::KeepingLink {
  public:
   explicit MeetingLink(std::shared_ptr<Meeting> meeting) : meeting_(std::move(meeting)) {}

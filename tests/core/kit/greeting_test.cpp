@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is asked at a url before anything else, when it is asked, and what follows.
+// The first question at a url: when it is asked, and what follows.
 #include <gtest/gtest.h>
 
 #include <atomic>

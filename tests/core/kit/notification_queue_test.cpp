@@ -121,7 +121,7 @@ TEST_F(NotificationQueueTest, WithoutMemoryNoCallAndNoNotificationIsLost) {
                         }));
         ++begun;
       } catch (const std::bad_alloc&) {
-        // Whoever calls knows that it hasn't begun.
+        // The caller knows that it hasn't begun.
       }
     };
     Notification first;
@@ -146,7 +146,7 @@ TEST_F(NotificationQueueTest, WithoutMemoryNoCallAndNoNotificationIsLost) {
     try {
       pushed += std::size_t{queue_->push(first)};
     } catch (const std::bad_alloc&) {
-      // Who has it still knows that it hasn't gone.
+      // Its owner knows that it hasn't gone.
     }
     test::allocations_left = test::unlimited_allocations;
     refused = test::allocation_refused;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which peers are remembered, and what becomes of handshakes that newer ones displace.
+// Peers that are remembered, and handshakes that newer ones displace.
 #include <gtest/gtest.h>
 
 #include <asio/use_future.hpp>
@@ -31,7 +31,7 @@ namespace {
 /// A channel that is asked by strangers, whose connections then don't come unless the test says so.
 class Strangers : public ::testing::Test {
  protected:
-  /// What is kept here of the channel's goes before its threads.
+  /// The channel's objects that are kept here go before its threads.
   ~Strangers() override {
     asking_.reset();
     if (hub_) {
@@ -86,7 +86,7 @@ class Strangers : public ::testing::Test {
     }
     on_link(ec, link, "the test says so");
   }
-  /// Those whose connections are no longer awaited.
+  /// The peers whose connections are no longer awaited.
   std::vector<std::size_t> abandoned() {
     const std::lock_guard lock(abandoned_mutex_);
     return abandoned_;

@@ -353,7 +353,7 @@ TEST_F(Leaving, AFenceWaitsForAnAttemptWithOtherWaysBehindASilentOne) {
   EXPECT_TRUE(dropped) << "and not for ever";
 }
 
-// Whoever connects anew, and then doesn't come, is waited for.
+// A peer that connects anew, and then doesn't come, is waited for.
 TEST_F(Leaving, AFenceLeavesAConnectionThatWorksTimeForItsAnswer) {
   constexpr std::chrono::milliseconds timeout{200};
   secret_ = Bytes(16, std::byte{7});

@@ -16,7 +16,7 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
 
-/// What happened to a channel's links, in order.
+/// The events of a channel's links, in order.
 class Story {
  public:
   void tell(std::string what) {
@@ -46,7 +46,7 @@ class ToldLink final : public Link {
   const std::string name_;
 };
 
-/// Whose links break when the test says so, and are shut by nobody then.
+/// A channel whose links break when the test says so, and are shut by nobody then.
 class ToldChannel final : public TransferChannelKit {
  public:
   ToldChannel(ChannelOptions options, std::shared_ptr<Story> story)

@@ -64,7 +64,7 @@ TEST(StrangerLinks, WhoWasNeverUsedGoesFirstAndThenWhoHasBeenIdleForLongest) {
   const auto* const ids = links.greedy("10.0.0.1", 1);
   ASSERT_NE(ids, nullptr);
   const auto began = StrangerLinks::Clock::now();
-  // Who would give way when so much time has passed and these have been used meanwhile; empty if nobody.
+  // The link that would give way when so much time has passed and these have been used meanwhile; empty if none.
   const auto goes = [&](std::chrono::seconds passed, const std::set<std::string>& used) {
     const auto* const id = links.idle(*ids, began + passed, [&](const std::string& one) { return used.contains(one); });
     return id == nullptr ? std::string() : *id;

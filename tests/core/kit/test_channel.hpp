@@ -68,7 +68,7 @@ class TestChannel final : public TransferChannelKit {
     run_handlers_left();
   }
 
-  /// Who is to have the handlers of links that are accepted, instead of their being made at once. Before anybody asks.
+  /// Takes the handlers of accepted links, which are then not made at once. To be called before anybody asks.
   void when_accepting(TakeHandler take) { take_ = std::move(take); }
   /// The same for links that are dialed. Before anybody connects.
   void when_dialing(TakeHandler take) { take_dialed_ = std::move(take); }

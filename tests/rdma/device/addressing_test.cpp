@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which devices, GIDs and memory a channel is given and picks: line 21 of docs/fault_table.md.
+// The devices, GIDs and memory that a channel is given, and those that it picks: line 21 of docs/fault_table.md.
 #include <gtest/gtest.h>
 
 #include <sys/mman.h>

@@ -69,7 +69,7 @@ class IsolatedPeers : public ::testing::TestWithParam<bool> {
     return ec;
   }
 
-  /// What a thief's write or read with others' keys comes to.
+  /// The result of a thief's write or read with others' keys.
   static void expect_closed(bool closed, const Node& owner, const Node& thief, bool writes) {
     const auto error = access(thief, writes);
     if (closed && thief.channel->rails().size() > 1) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is registered for isolated peers, and how long: as verbs are called.
+// Registrations for isolated peers, and their lifetime: as verbs are called.
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
@@ -215,7 +215,7 @@ TEST(VerbsOrder, RegionsThatComeAndGoWhileIsolatedPeersDoLeaveNoRegistrations) {
   int connected = 0;
   for (int i = 0; i < 15; ++i) {
     std::error_code ec;
-    // Who meets a removal on the way is cut off, and comes again.
+    // A peer that meets a removal on the way is cut off, and comes again.
     peer.channel->lazy_init_peer_connection("peer", "hub", hub.channel->peer_init_url(), {}, {.timeout = long_enough},
                                             ec);
     connected += ec ? 0 : 1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an RDMA channel counts of what it does.
+// An RDMA channel's statistics.
 #include <gtest/gtest.h>
 
 #include <asio/use_future.hpp>
@@ -15,7 +15,7 @@
 namespace kvferry::inline KVFERRY_ABI::rdma::testing {
 namespace {
 
-/// What adapters may reach of this process, in bytes: the kernel keeps it in memory.
+/// The bytes of this process that adapters may reach: the kernel keeps them in memory.
 std::size_t pinned_bytes() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {

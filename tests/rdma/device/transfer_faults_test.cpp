@@ -27,7 +27,7 @@ std::error_code read(const Node& to, const std::string& from, std::size_t count,
   return ec;
 }
 
-/// What a peer may claim of its region, and how the first slice of it comes out.
+/// A peer's claim about its region, and the first slice that it leads to.
 struct Claim {
   const char* what;
   ChangeEndpoint change;
@@ -75,7 +75,7 @@ TEST(RdmaFaults, Line19_APeerThatLiesAboutItsRegionFailsTheOperationAndNothingEl
       SCOPED_TRACE(writes ? "write" : "read");
       const auto ec = writes ? write(node, "liar", 32) : read(node, "liar", 32);
       EXPECT_EQ(ec, wc_status::remote_access_error) << ec.message();
-      // Whatever the adapter had of it is gone: the buffers are this test's.
+      // The adapter has nothing of it any more: the buffers are this test's.
       node.fill(2);
       const std::vector<std::byte> before(node.region.begin(), node.region.end());
       EXPECT_FALSE(write(node, "other", 32));

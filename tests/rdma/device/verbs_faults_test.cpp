@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What adapters and peers may do that Soft-RoCE never does by itself.
+// Faults of adapters and peers that Soft-RoCE never has by itself.
 #include <gtest/gtest.h>
 
 #include <infiniband/verbs.h>

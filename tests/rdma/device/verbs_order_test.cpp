@@ -223,7 +223,7 @@ TEST(VerbsOrder, ScatteredObjectsOutsideOfRegionsAreCopiedRatherThanRegisteredOn
   for (std::size_t i = 0; i < count; ++i) {
     ASSERT_TRUE(std::ranges::equal(scattered[i], peer.page(i))) << i;
   }
-  // What lies end to end is one range, and large.
+  // Buffers that lie end to end are one large range.
   std::vector<MutableBuffer> adjacent;
   for (std::size_t i = 0; i < count; ++i) {
     adjacent.push_back(MutableBuffer(outside).subspan(i * page_size, page_size));

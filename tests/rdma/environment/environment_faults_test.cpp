@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the machine does to a channel: a link that goes down, a peer that is stopped, memory that can't be registered.
+// Faults of the machine: a link that goes down, a peer that is stopped, memory that can't be registered.
 #include <gtest/gtest.h>
 
 #include <linux/capability.h>
@@ -71,7 +71,7 @@ TEST(RdmaEnvironment, ALinkThatGoesDownAndUpInTheMiddleOfABatch) {
     } else {
       EXPECT_EQ(done, count);
     }
-    // What is said to have landed has.
+    // The objects that are said to have landed have.
     for (std::size_t i = 0; i < count; ++i) {
       if (!statuses[i]) {
         ASSERT_TRUE(same(peer.page(i), node.page(i))) << i;

@@ -25,7 +25,7 @@ constexpr std::size_t count = 512;
 /// limit. Less than the limit of its process, so that the test can say what it waited for.
 class Budget {
  public:
-  /// What is left for a wait, of which `what` says what for. Throws if that is nothing.
+  /// The time that is left for a wait; `what` names it. Throws if there is none left.
   [[nodiscard]] milliseconds left(const std::string& what) const {
     const auto left = std::chrono::duration_cast<milliseconds>(end_ - std::chrono::steady_clock::now());
     if (left <= milliseconds(0)) {
@@ -260,7 +260,7 @@ TEST(RdmaTwoHosts, ARailThatIsDownIsLeftOut) {
   tester.expect_transfers(1);
   EXPECT_NE(path().find(second), std::string::npos) << path();
   run("sysctl -q -w net.ipv6.conf.eth1.keep_addr_on_down=1; ip link set eth1 down");
-  // What the rail carries ends with an error that says that it may be tried again, and then goes over the other one.
+  // The rail's operations end with an error that may be tried again. The next ones go over the other rail.
   const auto all = indexes(count);
   std::error_code error;
   do {
