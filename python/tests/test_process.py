@@ -13,7 +13,7 @@ from typing import Any
 
 import kvferry
 import pytest
-from conftest import PAGE, TWO_CHANNELS, Pair, becomes, run_python, signal_when
+from conftest import PAGE, TWO_CHANNELS, Pair, becomes, run_python, signal_when, sleeps
 
 
 def check(program: str, output: str = "done") -> None:
@@ -334,6 +334,28 @@ def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert pair.near.receive_notification(20).payload == b"taken"
+
+
+def test_what_an_interrupted_call_had_taken_is_for_a_thread_that_waits_already(pair: Pair) -> None:
+    received: list[kvferry.Notification] = []
+    thread = threading.Thread(target=lambda: received.append(pair.near.receive_notification(60)))
+
+    def interrupt(*_: object) -> None:
+        thread.start()
+        assert becomes(lambda: sleeps(thread))
+        pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
+        raise Interruption
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Interruption):
+            pair.near.receive_notification()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    thread.join()
+    assert [notification.payload for notification in received] == [b"taken"]
 
 
 def test_a_signal_that_comes_while_a_call_waits_for_the_gil_loses_nothing(pair: Pair) -> None:
