@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union
 
 from ._errors import TransferError
-from ._kvferry import Operation
+from ._kvferry import Channel, Operation
 from ._types import Notification
 
 __all__ = ["Kind", "Unclaimed", "listed"]
@@ -25,11 +26,19 @@ def listed(result: Any) -> list[Any]:
     return result if isinstance(result, list) else [result]
 
 
-class Unclaimed:
-    """What a channel keeps, oldest first. Its methods may be called from any thread."""
+def was_cancelled(operation: Operation) -> bool:
+    return operation.error is not None and operation.error.name == "cancelled"
 
-    def __init__(self, interrupted: Callable[[], list[Operation]]) -> None:
-        self._interrupted = interrupted
+
+class Unclaimed:
+    """What a channel keeps, oldest first. Its methods may be called from any thread.
+
+    Whoever waits for something of the same kind when it is kept - another task, perhaps of another loop, or a thread in a
+    blocking call - has its operation cancelled, and looks here again.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._kept: dict[Kind, deque[Any]] = {}
         self._awaited: dict[Operation, asyncio.AbstractEventLoop] = {}
         self._left: list[Operation] = []
@@ -45,7 +54,17 @@ class Unclaimed:
             for result in results:
                 kind: Kind = result.key if isinstance(result, Notification) else "peer event"
                 self._kept.setdefault(kind, deque()).append(result)
+        if results:
+            self._look_again(kind)  # an operation receives things of one kind
         return bool(results)
+
+    def _look_again(self, kind: Kind) -> None:
+        self._channel.look_again(None if kind == "peer event" else kind)
+
+    @property
+    def seen(self) -> int:
+        """How often something has been kept. To be read before `take`, and given to what is then started."""
+        return self._channel.kept
 
     def leave(self, operation: Operation) -> None:
         """Ends an operation for which nobody waits any more; what it has taken when it has ended is kept."""
@@ -77,7 +96,7 @@ class Unclaimed:
             return ended
 
     def take(self, kind: Kind, most: int) -> list[Any]:
-        for operation in (*self._interrupted(), *self._ended()):
+        for operation in (*self._channel.take_unclaimed(), *self._ended()):
             self.keep(operation)
         if not self._kept:
             return []
@@ -88,19 +107,35 @@ class Unclaimed:
                 self._kept.pop(kind, None)
             return taken
 
-    def put_back(self, kind: Kind, taken: list[Any]) -> None:
+    def put_back(self, kind: Kind, taken: list[Any], for_others: bool) -> None:
         if not taken:
             return
         with self._lock:
             self._kept.setdefault(kind, deque()).extendleft(reversed(taken))
+        if for_others:
+            self._look_again(kind)
 
-    def receive(self, kind: Kind, count: int, start: Callable[[int], Operation]) -> list[Any]:
-        """What is kept, and from ``start(how many)``, which blocks, what lacks."""
-        taken = self.take(kind, count)
-        if taken and len(taken) == count:
-            return taken
-        try:
-            return taken + listed(start(count - len(taken)).result())
-        except BaseException:
-            self.put_back(kind, taken)
-            raise
+    def receive(
+        self,
+        kind: Kind,
+        count: int,
+        timeout: float | None,
+        start: Callable[[int, float | None, int], Operation | None],
+    ) -> list[Any]:
+        """What is kept, and from ``start(how many, timeout, seen)``, which blocks, what lacks."""
+        until = None if timeout is None else time.monotonic() + timeout
+        left = timeout
+        while True:
+            seen = self.seen
+            taken = self.take(kind, count)
+            if taken and len(taken) == count:
+                return taken
+            try:
+                operation = start(count - len(taken), left, seen)
+                if operation is not None and not was_cancelled(operation):
+                    return taken + listed(operation.result())
+            except BaseException:
+                self.put_back(kind, taken, True)
+                raise
+            self.put_back(kind, taken, False)
+            left = None if until is None else max(until - time.monotonic(), 0.0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ._channel import BaseTransferChannel
 from ._kvferry import CompletionQueue, Operation, Region
 from ._types import Notification, PeerEvent, PeerInfo, SideMessage
-from ._unclaimed import Kind, listed
+from ._unclaimed import Kind, listed, was_cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -60,7 +60,6 @@ class AsyncChannel(Generic[_Channel]):
         self._watched: weakref.finalize[[asyncio.AbstractEventLoop, CompletionQueue], Any] | None = None
         self._closing = False
         self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._receiving: dict[Kind, dict[Operation, None]] = {}
         self._last = 0
 
     async def __aenter__(self) -> Self:
@@ -120,42 +119,35 @@ class AsyncChannel(Generic[_Channel]):
             raise cancelled
 
     async def _receive(
-        self, kind: Kind, count: int, timeout: float | None, submit: Callable[[int, float | None], Operation]
+        self,
+        kind: Kind,
+        count: int,
+        timeout: float | None,
+        start: Callable[[int, float | None, int], Operation | None],
     ) -> list[Any]:
-        """What cancelled calls have left, and from ``submit(how many, timeout)`` what lacks."""
+        """What cancelled calls have left, and from ``start(how many, timeout, seen)`` what lacks."""
         unclaimed = self.channel._unclaimed
         now = asyncio.get_running_loop().time
         until = None if timeout is None else now() + timeout
         while True:
+            seen = unclaimed.seen
             taken = unclaimed.take(kind, count)
             if taken and len(taken) == count:
                 return taken
             operation: Operation | None = None
             try:
-                operation = submit(count - len(taken), None if until is None else max(until - now(), 0.0))
-                with unclaimed.awaited(operation, asyncio.get_running_loop()):
-                    await self._received(kind, operation)
-                if operation.error is None or operation.error.name != "cancelled":
-                    return taken + listed(operation.result())
+                operation = start(count - len(taken), None if until is None else max(until - now(), 0.0), seen)
+                if operation is not None:
+                    with unclaimed.awaited(operation, asyncio.get_running_loop()):
+                        await self._ended(operation)
+                    if not was_cancelled(operation):
+                        return taken + listed(operation.result())
             except BaseException as error:
-                cancelled = operation is not None and isinstance(error, asyncio.CancelledError)
-                kept = cancelled and operation is not None and unclaimed.keep(operation)
-                unclaimed.put_back(kind, taken)
-                if kept or taken:
-                    for waiting in self._receiving.get(kind, ()):
-                        waiting.cancel()  # its task looks again for what there is
+                unclaimed.put_back(kind, taken, True)
+                if operation is not None and isinstance(error, asyncio.CancelledError):
+                    unclaimed.keep(operation)
                 raise
-            unclaimed.put_back(kind, taken)
-
-    async def _received(self, kind: Kind, operation: Operation) -> None:
-        receiving = self._receiving.setdefault(kind, {})
-        receiving[operation] = None
-        try:
-            await self._ended(operation)
-        finally:
-            del receiving[operation]
-            if not receiving:
-                del self._receiving[kind]
+            unclaimed.put_back(kind, taken, False)
 
     async def lazy_init_peer_connection(
         self,
@@ -194,7 +186,7 @@ class AsyncChannel(Generic[_Channel]):
         channel = self._here()
         event: PeerEvent
         [event] = await self._receive(
-            "peer event", 1, timeout, lambda _, left: channel.submit_wait_peer_event(self._queue, left)
+            "peer event", 1, timeout, lambda _, left, seen: channel._native.wait_peer_event(left, self._queue, seen)
         )
         return event
 
@@ -233,7 +225,7 @@ class AsyncChannel(Generic[_Channel]):
         channel = self._here()
         notification: Notification
         [notification] = await self._receive(
-            0, 1, timeout, lambda _, left: channel.submit_receive_notification(self._queue, left)
+            0, 1, timeout, lambda _, left, seen: channel._native.receive_notification(left, self._queue, seen)
         )
         return notification
 
@@ -242,5 +234,8 @@ class AsyncChannel(Generic[_Channel]):
     ) -> list[Notification]:
         channel = self._here()
         return await self._receive(
-            key, count, timeout, lambda most, left: channel.submit_receive_notifications(self._queue, key, most, left)
+            key,
+            count,
+            timeout,
+            lambda most, left, seen: channel._native.receive_notifications(key, most, left, self._queue, seen),
         )

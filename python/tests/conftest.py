@@ -58,6 +58,11 @@ def signal_when(condition: Callable[[], bool], number: int) -> threading.Thread:
     return thread
 
 
+def sleeps(thread: threading.Thread) -> bool:
+    with open(f"/proc/self/task/{thread.native_id}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "S"
+
+
 def make_cache(fill: int = 0) -> Cache:
     return np.full((PAGES, PAGE), fill, dtype=np.uint8)
 

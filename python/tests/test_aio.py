@@ -5,10 +5,11 @@ import asyncio
 import gc
 import threading
 import weakref
+from typing import Any
 
 import kvferry
 import pytest
-from conftest import PAGE, Pair
+from conftest import PAGE, Pair, becomes, sleeps
 from kvferry.aio import AsyncChannel
 
 
@@ -149,6 +150,49 @@ def test_what_a_cancelled_task_had_taken_is_for_one_that_waits_already(pair: Pai
         first.cancel()
         assert (await second).payload == b"for the first"
         await near.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [0, 7, "peer event"])
+def test_what_a_cancelled_task_had_taken_is_for_whoever_else_waits_already(pair: Pair, kind: int | str) -> None:
+    def receive(of: Any) -> Any:
+        if kind == "peer event":
+            return of.wait_peer_event(60)
+        return of.receive_notifications(kind, 1, 60) if kind else of.receive_notification(60)
+
+    async def main() -> None:
+        near, of_another_owner = AsyncChannel(pair.near), AsyncChannel(pair.near)
+        if kind == "peer event":
+            await near.wait_peer_event(20)  # of how the pair met
+        for others in ("a task", "a thread"):
+            first = asyncio.create_task(receive(near))
+            await asyncio.sleep(0)
+            received: list[object] = []
+            thread = threading.Thread(target=lambda: received.append(receive(pair.near)))
+            if others == "a thread":
+                thread.start()
+                assert becomes(lambda: sleeps(thread))
+            else:
+                second = asyncio.create_task(receive(of_another_owner))
+                await asyncio.sleep(0)
+            if isinstance(kind, int):
+                pair.far.notify("near", b"for the first", kind)
+            elif others == "a task":
+                pair.near.disconnect("far")
+            else:
+                pair.near.lazy_init_peer_connection("near", "far", pair.far.peer_init_url)
+            assert near._queue.wait(20)
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            if others == "a thread":
+                await asyncio.to_thread(thread.join)
+            else:
+                received.append(await second)
+            assert ("for the first" if isinstance(kind, int) else "PeerEvent") in str(received)
+        await near.close()
+        await of_another_owner.close()
 
     asyncio.run(main())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import kvferry
 import pytest
-from conftest import PAGE, TWO_CHANNELS, Pair, becomes, run_python, signal_when
+from conftest import PAGE, TWO_CHANNELS, Pair, becomes, run_python, signal_when, sleeps
 
 
 def check(program: str, output: str = "done") -> None:
@@ -211,6 +211,7 @@ def test_a_forked_child_makes_its_own_channels() -> None:
         TWO_CHANNELS
         + """
 queue = kvferry.CompletionQueue()
+of_parent = kvferry.CompletionQueue()
 operation = near.submit_recv(queue, [bytearray(8)], "far", tag=1)
 waiting = threading.Thread(target=far.receive_notifications, args=(8, 1))
 waiting.start()
@@ -224,11 +225,23 @@ if child == 0:
             os._exit(2)
     if queue.drain() or operation.done():
         os._exit(3)
+    try:
+        queue.wait()
+        os._exit(5)
+    except kvferry.TransferError as error:
+        if error.name != "forked":
+            os._exit(6)
     del queue, operation, near
     own = kvferry.TcpTransferChannel()
     own.lazy_init_peer_connection("child", "far", far.peer_init_url)
     if own.batched_write([b"from the child"], "far", remote_indexes=[3], notification=b"n") != 1:
         os._exit(4)
+    try:
+        own.submit_write(of_parent, [b"lost"], "far", remote_indexes=[4])
+        os._exit(7)
+    except kvferry.TransferError as error:
+        if error.name != "forked" or len(of_parent):
+            os._exit(8)
     kvferry.flush_logs()
     sys.exit(0)  # as any program ends, through atexit
 assert os.waitpid(child, 0)[1] == 0
@@ -321,6 +334,28 @@ def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert pair.near.receive_notification(20).payload == b"taken"
+
+
+def test_what_an_interrupted_call_had_taken_is_for_a_thread_that_waits_already(pair: Pair) -> None:
+    received: list[kvferry.Notification] = []
+    thread = threading.Thread(target=lambda: received.append(pair.near.receive_notification(60)))
+
+    def interrupt(*_: object) -> None:
+        thread.start()
+        assert becomes(lambda: sleeps(thread))
+        pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
+        raise Interruption
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Interruption):
+            pair.near.receive_notification()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    thread.join()
+    assert [notification.payload for notification in received] == [b"taken"]
 
 
 def test_a_signal_that_comes_while_a_call_waits_for_the_gil_loses_nothing(pair: Pair) -> None:

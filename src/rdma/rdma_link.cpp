@@ -411,7 +411,7 @@ void RdmaLink::deregister_aside() {
 }
 
 bool RdmaLink::begin_serving() {
-  if (joined_.size() != 1 || led_.exchange(true)) {
+  if (joined_.size() != 1 || rank_.was_above_this_thread() || led_.exchange(true)) {
     return false;
   }
   leader_ = std::this_thread::get_id();
@@ -436,6 +436,8 @@ void RdmaLink::serve(kit::BlockingWait& wait) {
       std::this_thread::yield();
     } else if (!may_sleep) {
       may_sleep = true;  // once more, and events are asked for
+    } else if (rank_.is_above_this_thread()) {
+      break;
     } else {
       std::array<pollfd, 2> waited{{{(*led_channel_)->fd, POLLIN, 0}, {wait.descriptor(), POLLIN, 0}}};
       if (!wait.over()) {

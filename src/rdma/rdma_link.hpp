@@ -16,6 +16,7 @@
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/thread_rank.hpp>
 
 #include "endpoint.hpp"
 #include "join_threads.hpp"
@@ -98,6 +99,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::atomic<bool> failed_{false};
   std::atomic<bool> has_left_{false};
   std::atomic<bool> deregistering_{false};  ///< Has been handed to `LinkOptions::aside`.
+  const kit::ThreadRank rank_;              ///< Of the threads that serve it where no blocking call does.
   std::atomic<bool> led_{false};
   std::atomic<std::thread::id> leader_;                  ///< The thread that serves the link; of nobody: none does.
   Rail::Led led_channel_;                                ///< Of that thread alone; set while it leads the rail.

@@ -3,18 +3,27 @@
 
 #include <gtest/gtest.h>
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
 #include <asio/read.hpp>
 #include <asio/write.hpp>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <functional>
+#include <future>
 #include <memory>
 #include <new>
+#include <span>
+#include <thread>
 #include <utility>
 #include <vector>
+
+#include <kvferry/detail/event_descriptor.hpp>
 
 #include "common/allocation_limit.hpp"
 #include "protocol_harness.hpp"
@@ -26,12 +35,12 @@ namespace {
 using asio::ip::tcp;
 using testing::Host;
 
-/// A link of two lanes, of which the test is the peer.
+/// A link of two lanes, or one, of which the test is the peer.
 class TwoLanes : public ::testing::Test {
  protected:
-  explicit TwoLanes(std::chrono::milliseconds drain_timeout = std::chrono::hours(1)) {
+  explicit TwoLanes(std::chrono::milliseconds drain_timeout = std::chrono::hours(1), std::size_t lanes = 2) {
     std::vector<Lane::Connection> near;
-    for (tcp::socket& peer : peers_) {
+    for (tcp::socket& peer : std::span(peers_).first(lanes)) {
       tcp::acceptor acceptor(context_, {asio::ip::address_v4::loopback(), 0});
       tcp::socket socket(context_);
       socket.connect(acceptor.local_endpoint());
@@ -155,6 +164,66 @@ TEST_F(TwoLanes, ALinkLivesAsLongAsALaneOfIt) {
   EXPECT_EQ(error_, errc::closed_in_flight);
   context_.poll();
   EXPECT_TRUE(watched.expired());
+}
+
+class OneLane : public TwoLanes {
+ protected:
+  OneLane() : TwoLanes(std::chrono::hours(1), 1) {}
+
+  void SetUp() override {
+    if (::sched_getscheduler(0) == SCHED_IDLE) {
+      GTEST_SKIP() << "all threads of this process run when nobody else wants to";
+    }
+  }
+};
+
+void have_others_run_first() {
+  const sched_param none{};
+  ASSERT_EQ(::pthread_setschedparam(::pthread_self(), SCHED_IDLE, &none), 0);
+}
+
+/// For an end that never comes by itself.
+class EndlessWait final : public kit::BlockingWait {
+ public:
+  [[nodiscard]] bool over() const noexcept override { return over_; }
+  [[nodiscard]] int descriptor() override { return event_.descriptor(); }
+  void end() {
+    over_ = true;
+    event_.set();
+  }
+
+ private:
+  std::atomic<bool> over_{false};
+  const EventDescriptor event_;
+};
+
+TEST_F(OneLane, IsNotServedByAThreadThatLetsOthersRunFirst) {
+  bool serves = true;
+  std::thread([&] {
+    have_others_run_first();
+    serves = link_->begin_serving();
+  }).join();
+  EXPECT_FALSE(serves);
+  ASSERT_TRUE(link_->begin_serving());
+  link_->end_serving();
+}
+
+TEST_F(OneLane, IsLeftByAThreadThatLetsOthersRunFirstFromNowOn) {
+  EndlessWait wait;
+  std::promise<bool> left;
+  std::thread thread([&] {
+    ASSERT_TRUE(link_->begin_serving());
+    start_write();
+    have_others_run_first();
+    link_->serve(wait);
+    link_->end_serving();
+    left.set_value(!wait.over());
+  });
+  auto left_by_itself = left.get_future();
+  EXPECT_EQ(left_by_itself.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  wait.end();
+  thread.join();
+  EXPECT_TRUE(left_by_itself.get());
 }
 
 TEST_F(TwoLanes, AViolationEndsAllLanesAtOnce) {

@@ -28,6 +28,7 @@ KVFERRY_INLINE std::error_code status_code(std::uint32_t status) {
     case errc::resource_limit:
     case errc::memory_fault:
     case errc::checksum_mismatch:
+    case errc::connection_lost:
     case errc::peer_cancelled: return static_cast<errc>(status);
     default: return status == 0 ? std::error_code() : std::error_code(errc::protocol_violation);
   }

@@ -205,7 +205,7 @@ KVFERRY_INLINE bool TcpLink::ends_at_once(const TransferRequest& request) const 
 }
 
 KVFERRY_INLINE bool TcpLink::begin_serving() {
-  if (lanes_.size() != 1 || led_.exchange(true)) {
+  if (lanes_.size() != 1 || rank_.was_above_this_thread() || led_.exchange(true)) {
     return false;
   }
   leader_ = std::this_thread::get_id();
@@ -241,6 +241,8 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
     }
     if (!may_wait) {
       may_wait = true;  // once more, and it is said
+    } else if (rank_.is_above_this_thread()) {
+      break;
     } else {
       sleep_until_ready(**led_socket_, lane.wants_to_send(), wait);
       if (lane.hears_bells()) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/thread_rank.hpp>
 
 #include <kvferry/tcp/hello.hpp>
 #include <kvferry/tcp/lane.hpp>
@@ -85,6 +86,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   const std::shared_ptr<kit::LinkHost> host_;
   const std::size_t stripe_threshold_;
   const std::chrono::nanoseconds patience_;
+  const kit::ThreadRank rank_;  ///< Of the threads that serve it where no blocking call does.
   const std::string path_;
   const std::shared_ptr<const PeerMemory> memory_;
   const std::chrono::milliseconds drain_timeout_;
