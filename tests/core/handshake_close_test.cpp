@@ -91,6 +91,35 @@ TEST_F(HandshakeClose, Line05_ClosingAndAskingInHandlers) {
   EXPECT_EQ(get(fourth).ec, errc::closed);
 }
 
+// Whatever is queued: else a flood of requests holds up who closes.
+TEST_F(HandshakeClose, Line05_NoFurtherRequestIsTakenOnceItIsClosed) {
+  constexpr std::uint64_t many = 200;
+  std::promise<void> all_sent;
+  auto sent = all_sent.get_future();
+  std::promise<void> closed;
+  std::atomic<HandshakeService*> own = nullptr;
+  std::atomic<std::size_t> taken = 0;
+  HandshakeService service(listening(), [&](const SideMessage& request, HandshakeService::Reply reply) {
+    const std::size_t number = ++taken;
+    if (number == 1) {
+      sent.wait_for(patience);
+    } else if (number == 2) {
+      own.load()->close();
+      closed.set_value();
+    }
+    reply(request);
+  });
+  own = &service;
+  auto peer = connected(zmq::socket_type::dealer, service);
+  for (std::uint64_t i = 0; i < many; ++i) {
+    peer.send_frames({{}, echo(i).encoded()});
+  }
+  all_sent.set_value();
+  get(closed);
+  service.close();
+  EXPECT_EQ(taken, 2U);
+}
+
 TEST_F(HandshakeClose, Line05_CloseAndAskFromManyThreadsEndEverythingOnce) {
   for (int round = 0; round < 20; ++round) {
     constexpr std::size_t askers = 3;

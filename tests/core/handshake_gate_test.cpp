@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <asio/buffer.hpp>
 #include <asio/error.hpp>
 #include <asio/io_context.hpp>
@@ -9,6 +12,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstdint>
+#include <fstream>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -19,6 +25,7 @@
 #include <kvferry/kit/refusals.hpp>
 #include <kvferry/url.hpp>
 
+#include "common/open_descriptors.hpp"
 #include "core/handshake_fixture.hpp"
 
 namespace kvferry::inline KVFERRY_ABI {
@@ -167,6 +174,30 @@ TEST_F(HandshakeGateTest, RequestsThatComeInARowAreAllAnswered) {
     }
   }
   sender.join();
+}
+
+TEST_F(HandshakeGateTest, ItsListenQueueIsAsLongAsTheSystemAllows) {
+  const HandshakeService service(listening(), handler());
+  const std::uint16_t port = parse_url(service.bound_url()).port;
+  int allowed = 0;
+  std::ifstream("/proc/sys/net/core/somaxconn") >> allowed;
+  std::size_t found = 0;
+  for (const auto& [descriptor, what] : kvferry_test::open_descriptors()) {
+    sockaddr_in at{};
+    socklen_t size = sizeof(at);
+    int listens = 0;
+    socklen_t flag_size = sizeof(listens);
+    if (::getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, &listens, &flag_size) != 0 || listens == 0 ||
+        ::getsockname(descriptor, reinterpret_cast<sockaddr*>(&at), &size) != 0 || ntohs(at.sin_port) != port) {
+      continue;
+    }
+    ++found;
+    tcp_info info{};
+    socklen_t info_size = sizeof(info);
+    ASSERT_EQ(::getsockopt(descriptor, IPPROTO_TCP, TCP_INFO, &info, &info_size), 0);
+    EXPECT_EQ(info.tcpi_sacked, static_cast<std::uint32_t>(allowed));  // of a listening socket: the queue's length
+  }
+  EXPECT_EQ(found, 1U);
 }
 
 }  // namespace

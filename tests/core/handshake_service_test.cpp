@@ -235,6 +235,14 @@ TEST_P(HandshakeErrorAnswer, BecomesAnErrorCode) {
   EXPECT_EQ(outcome.diagnostic, server.bound_url() + " answered: field \"version\": 1 is not 2");
 }
 
+TEST_F(HandshakeServiceTest, OfWhatAPeerSaysOfAnErrorAHundredBytesAreQuotedAndEscaped) {
+  HandshakeService server(listening(), [](const SideMessage&, HandshakeService::Reply reply) {
+    reply(encode_side_message(SideMessageError{1, "a\n\x1b[31m" + std::string(10'000, 'x')}));
+  });
+  const auto outcome = get(ask(server, server.bound_url(), echo(1)));
+  EXPECT_EQ(outcome.diagnostic, server.bound_url() + " answered: a\\x0a\\x1b[31m" + std::string(100 - 7, 'x') + "...");
+}
+
 void PrintTo(const ErrorAnswer& answer, std::ostream* stream) { *stream << "code " << answer.code; }
 
 constexpr std::int64_t number_of(errc code) { return static_cast<std::int64_t>(code); }
