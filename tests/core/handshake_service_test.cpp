@@ -240,8 +240,7 @@ TEST_F(HandshakeServiceTest, OfWhatAPeerSaysOfAnErrorAHundredBytesAreQuotedAndEs
     reply(encode_side_message(SideMessageError{1, "a\n\x1b[31m" + std::string(10'000, 'x')}));
   });
   const auto outcome = get(ask(server, server.bound_url(), echo(1)));
-  EXPECT_EQ(outcome.diagnostic,
-            server.bound_url() + " answered: a\\x0a\\x1b[31m" + std::string(100 - 7, 'x') + "...");
+  EXPECT_EQ(outcome.diagnostic, server.bound_url() + " answered: a\\x0a\\x1b[31m" + std::string(100 - 7, 'x') + "...");
 }
 
 void PrintTo(const ErrorAnswer& answer, std::ostream* stream) { *stream << "code " << answer.code; }
