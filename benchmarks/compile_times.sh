@@ -2,10 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # How long a program's file takes to compile that includes kvferry: the README's program, with the library linked and with
 # all of kvferry in the file, beside a file that includes only Asio. Medians of user seconds, unoptimised and at -O2.
+# With --parts: where the seconds go header-only and unoptimised. Without generating code, with it, and to which namespaces the
+# functions belong that are generated.
 #
-#   benchmarks/compile_times.sh [ROUNDS [COMPILER]...]     3 if not given, g++ and clang++; needs a configured build in build/release
+#   benchmarks/compile_times.sh [--parts] [ROUNDS [COMPILER]...]     3 if not given, g++ and clang++; needs a configured build in
+#                                                                    build/release
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+parts=
+if [[ ${1-} == --parts ]]; then
+  parts=1
+  shift
+fi
 rounds=${1:-3}
 compilers=("${@:2}")
 ((${#compilers[@]})) || compilers=(g++ clang++)
@@ -26,6 +34,32 @@ seconds() {
 }
 
 median() { sort -n | sed -n "$(((rounds + 1) / 2))p"; }
+
+# Each function has a section, named after it. A function's mangled name begins with its namespace.
+namespaces() {
+  readelf -SW "$1" | grep -oE '\.text\.(unlikely\.)?_Z\S+' | sed 's/\.unlikely//' | sort -u | sed -E '
+    s/^\.text\._ZT.*/another/; s/^\.text\._Z+(N?K?R?)//
+    s/^(St|S[absiod]|9__gnu_cxx|nw|dl).*/std/; s/^[0-9]+asio.*/asio/; s/^(7msgpack|3zmq).*/msgpack and zmq/; s/^7kvferry.*/kvferry/
+    /^(std|asio|msgpack and zmq|kvferry|another)$/!s/.*/another/'
+}
+
+if [[ $parts ]]; then
+  for compiler in "${compilers[@]}"; do
+    command -v "$compiler" >/dev/null || continue
+    base=("$compiler" -std=c++20 -O0 -Iinclude "-I$generated" -DASIO_STANDALONE -DASIO_HAS_STD_ALIGNED_ALLOC=1
+      -DMSGPACK_NO_BOOST -DKVFERRY_HEADER_ONLY=1 -ffunction-sections)
+    for ((round = 0; round < rounds; ++round)); do
+      seconds "${base[@]}" -fsyntax-only "$program" >>"$folder/parsed"
+      seconds "${base[@]}" -c -o "$folder/out.o" "$program" >>"$folder/compiled"
+    done
+    namespaces "$folder/out.o" >"$folder/functions"
+    printf '%s -O0, header-only: %s s, without generating code %s s; %d functions\n' "$compiler" "$(median <"$folder/compiled")" \
+      "$(median <"$folder/parsed")" "$(wc -l <"$folder/functions")"
+    sort "$folder/functions" | uniq -c | sort -rn
+    rm -f "$folder"/{parsed,compiled}
+  done
+  exit
+fi
 
 printf '%-10s %-4s %10s %10s %12s\n' compiler flag asio.hpp linked header-only
 for compiler in "${compilers[@]}"; do

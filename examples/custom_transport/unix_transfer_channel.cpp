@@ -6,23 +6,22 @@
 #include <unistd.h>
 
 #include <asio/posix/stream_descriptor.hpp>
-#include <asio/post.hpp>
 #include <asio/steady_timer.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <random>
 
 #include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/make_dial.hpp>
+#include <kvferry/kit/random_bytes.hpp>
+#include <kvferry/kit/weak_calls.hpp>
 
 namespace unix_transport {
 
 namespace kit = kvferry::kit;
 using kvferry::Bytes;
 using kvferry::errc;
-using kvferry::LocalRegion;
 using kvferry::TransferError;
 constexpr std::size_t name_bytes = 24;  // of a socket
 
@@ -33,8 +32,7 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
   /// @param descriptor the dialing side's connected socket, or the accepting side's, at which the peer is expected.
   UnixLink(const asio::any_io_executor& executor, std::shared_ptr<kit::LinkHost> host, int descriptor, bool listening,
            kit::LinkHandler on_link)
-      : executor_(executor),
-        host_(std::move(host)),
+      : host_(std::move(host)),
         protocol_(host_),
         socket_(executor, descriptor),
         timer_(executor),
@@ -263,23 +261,15 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
 
   void arm_timer(kit::Clock::time_point when) {
     timer_.expires_at(when);
-    timer_.async_wait([weak = weak_from_this()](std::error_code cancelled) {
-      if (const auto self = weak.lock(); self && !cancelled) {
-        self->locked([&] { self->timer_expired(); });
-      }
-    });
+    timer_.async_wait(
+        kit::when_expired(weak_from_this(), [](UnixLink& self) { self.locked([&self] { self.timer_expired(); }); }));
   }
 
   /// The channel may call it with locks held, or within a call of this link: so the executor calls the function.
   template <class Function>
   std::function<void()> posted(Function function) {
-    return [weak = weak_from_this(), executor = executor_, function] {
-      asio::post(executor, [weak, function] {
-        if (const auto self = weak.lock()) {
-          self->locked([&] { function(*self); });
-        }
-      });
-    };
+    return kit::posted(timer_.get_executor(), weak_from_this(),
+                       [function](UnixLink& self) { self.locked([&] { function(self); }); });
   }
 
   void timer_expired() {
@@ -293,7 +283,6 @@ class UnixLink final : public kit::Link, public std::enable_shared_from_this<Uni
     }
   }
 
-  const asio::any_io_executor executor_;
   const std::shared_ptr<kit::LinkHost> host_;
   std::mutex mutex_;  ///< Guards all below.
   kit::StreamProtocol protocol_;
@@ -355,16 +344,12 @@ std::unique_ptr<kit::Dial> UnixTransferChannel::dial(const std::string&) {
 /// Each attempt has a socket of its own, of a name that nobody guesses: who connects to it is the peer.
 Bytes UnixTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes&, kit::Clock::time_point deadline,
                                   kit::LinkHandler on_link) {
-  Bytes name(name_bytes);
-  std::random_device device;
-  std::ranges::generate(name, [&device] { return static_cast<std::byte>(device()); });
+  const Bytes name = kit::random_bytes(name_bytes);
   const int descriptor = open_socket(::bind, name);
   ::listen(descriptor, 4);
   std::make_shared<UnixLink>(get_executor(), host, descriptor, true, std::move(on_link))->greet(*attempts_, deadline);
   return name;
 }
-
-void UnixTransferChannel::register_region(const LocalRegion& region) { kit::refuse_dmabuf(region, transport()); }
 
 void UnixTransferChannel::stop_listening() {
   attempts_->close([](UnixLink& link) { link.shut(errc::closed, "the channel was closed"); });

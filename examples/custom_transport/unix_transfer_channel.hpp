@@ -31,7 +31,6 @@ class UnixTransferChannel : public kvferry::kit::TransferChannelKit {
                                       const kvferry::Bytes& remote_endpoint, kvferry::kit::Clock::time_point deadline,
                                       kvferry::kit::LinkHandler on_link) override;
   void stop_listening() override;
-  void register_region(const kvferry::LocalRegion& region) override;
 
  private:
   const std::shared_ptr<kvferry::kit::Attempts<UnixLink>> attempts_ =

@@ -3,8 +3,6 @@
 
 #include <kvferry/shm_transfer_channel.hpp>
 
-#include <asio/post.hpp>
-
 #include <algorithm>
 #include <utility>
 
@@ -13,26 +11,14 @@
 #include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/make_dial.hpp>
+#include <kvferry/kit/random_bytes.hpp>
 #include <kvferry/kit/stream_protocol.hpp>
+#include <kvferry/kit/weak_calls.hpp>
 #include <kvferry/shm/awaited_meetings.hpp>
 #include <kvferry/shm/meeting.hpp>
 #include <kvferry/tcp/system_code.hpp>
 
 namespace kvferry::inline KVFERRY_ABI {
-inline namespace internal {
-
-KVFERRY_INLINE Bytes random_bytes(std::size_t count) {
-  Bytes bytes(count);
-  for (std::size_t at = 0; at < count; at += secret_bytes) {
-    tcp::Secret drawn{};
-    make_secret(drawn);
-    std::copy_n(drawn.begin(), std::min(count - at, drawn.size()), bytes.begin() + static_cast<std::ptrdiff_t>(at));
-  }
-  return bytes;
-}
-
-}  // namespace internal
-
 namespace shm {
 inline namespace internal {
 
@@ -48,11 +34,9 @@ template <class... Arguments>
 
 KVFERRY_INLINE void end_when_abandoned(kit::LinkHost& host, const std::shared_ptr<Meeting>& meeting,
                                        const asio::any_io_executor& executor) {
-  host.when_abandoned([weak = std::weak_ptr(meeting), executor] {
-    if (auto abandoned = weak.lock()) {
-      asio::post(executor, [abandoned] { abandoned->fail(errc::cancelled, "it isn't wanted any more"); });
-    }
-  });
+  host.when_abandoned(kit::posted(executor, std::weak_ptr(meeting), [](Meeting& abandoned) {
+    abandoned.fail(errc::cancelled, "it isn't wanted any more");
+  }));
 }
 
 }  // namespace internal
@@ -128,10 +112,6 @@ KVFERRY_INLINE ChannelStats ShmTransferChannel::stats() const {
   return stats;
 }
 
-KVFERRY_INLINE void ShmTransferChannel::register_region(const LocalRegion& region) {
-  kit::refuse_dmabuf(region, transport());
-}
-
 KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::string&) {
   return kit::make_dial({}, [executor = get_executor(), meetings = impl_->meetings, options = impl_->options](
                                 const std::shared_ptr<kit::LinkHost>& host, const Bytes& remote_endpoint,
@@ -158,8 +138,8 @@ KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::st
 
 KVFERRY_INLINE Bytes ShmTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Bytes&,
                                                 kit::Clock::time_point deadline, kit::LinkHandler on_link) {
-  const shm::AcceptEndpoint endpoint{random_bytes(shm::name_bytes), random_bytes(secret_bytes),
-                                     random_bytes(secret_bytes)};
+  const shm::AcceptEndpoint endpoint{kit::random_bytes(shm::name_bytes), kit::random_bytes(secret_bytes),
+                                     kit::random_bytes(secret_bytes)};
   auto settled = [place = impl_->awaited->enter(host->peer().source), on_link = std::move(on_link)](
                      std::error_code ec, std::shared_ptr<kit::Link> link, std::string diagnostic) {
     on_link(ec, std::move(link), std::move(diagnostic));

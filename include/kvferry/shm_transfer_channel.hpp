@@ -84,7 +84,6 @@ class KVFERRY_EXPORT ShmTransferChannel : public kit::TransferChannelKit {
                              kit::Clock::time_point deadline, kit::LinkHandler on_link) override;
   [[nodiscard]] bool leaves_host_in_the_clear() const noexcept override;
   void stop_listening() override;
-  void register_region(const LocalRegion& region) override;
 
  private:
   class Impl;

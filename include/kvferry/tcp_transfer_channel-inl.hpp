@@ -18,6 +18,7 @@
 #include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
 #include <kvferry/kit/stream_protocol.hpp>
+#include <kvferry/kit/weak_calls.hpp>
 #include <kvferry/tcp/allowed_hosts.hpp>
 #include <kvferry/tcp/data_acceptor.hpp>
 #include <kvferry/tcp/data_dialer.hpp>
@@ -149,11 +150,9 @@ class TcpDial final : public kit::Dial {
     }
     auto dialer = std::make_shared<tcp::DataDialer>(executor_, options_, host, std::move(endpoint), lookups_,
                                                     std::move(on_link), certificates_);
-    host->when_abandoned([weak = std::weak_ptr(dialer), executor = executor_] {
-      if (auto abandoned = weak.lock()) {
-        asio::post(executor, [abandoned] { abandoned->fail(errc::cancelled, "it isn't wanted any more"); });
-      }
-    });
+    host->when_abandoned(kit::posted(executor_, std::weak_ptr(dialer), [](tcp::DataDialer& abandoned) {
+      abandoned.fail(errc::cancelled, "it isn't wanted any more");
+    }));
     if (dialers_->add(dialer)) {
       dialer->dial(deadline);
     } else {
@@ -311,10 +310,6 @@ KVFERRY_INLINE ChannelStats TcpTransferChannel::stats() const {
 
 KVFERRY_INLINE std::uint16_t TcpTransferChannel::data_port() const {
   return inherited() || impl_->acceptor == nullptr ? std::uint16_t{0} : impl_->acceptor->port();
-}
-
-KVFERRY_INLINE void TcpTransferChannel::register_region(const LocalRegion& region) {
-  kit::refuse_dmabuf(region, transport());
 }
 
 KVFERRY_INLINE std::unique_ptr<kit::Dial> TcpTransferChannel::dial(const std::string&) {

@@ -61,6 +61,22 @@ using kvferry::testing::PeerProcess;
 using kvferry_test::long_enough;
 using tcp::testing::fill;
 
+/// Options of a channel that logs nothing. Peers may use `memory`, in pages of this size.
+ShmOptions quiet_options(std::span<std::byte> memory = {}, std::size_t page = 4096) {
+  ShmOptions options;
+  options.log_sink = [](const LogRecord&) {};
+  if (!memory.empty()) {
+    options.regions = {{memory.data(), memory.size(), page}};
+  }
+  return kvferry_test::patient(options);
+}
+
+/// The same for a channel to which others connect.
+ShmOptions listening(ShmOptions options) {
+  options.peer_init_url = kvferry::testing::own_loopback_url();
+  return options;
+}
+
 TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
   constexpr std::size_t page = std::size_t{16} << 10;
   constexpr std::size_t pages = 16;
@@ -70,13 +86,10 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
     for (const PollPolicy& of_b : policies) {
       struct Node {
         explicit Node(const PollPolicy& poll, bool listens) : memory(pages * page) {
-          ShmOptions options;
+          ShmOptions options = quiet_options(memory, page);
           options.poll = poll;
           options.process_memory = false;  // so that all of it goes through the rings
-          options.log_sink = [](const LogRecord&) {};
-          options.regions = {{memory.data(), memory.size(), page}};
-          options.peer_init_url = listens ? kvferry::testing::own_loopback_url() : "";
-          channel.emplace(kvferry_test::patient(options));
+          channel.emplace(listens ? listening(options) : options);
         }
         std::vector<std::byte> memory;
         std::optional<ShmTransferChannel> channel;
@@ -125,12 +138,10 @@ TEST(ChannelsOverRings, MoveEverythingHoweverTheirThreadsWait) {
 
 /// The thread of a blocking call sleeps. Others that look at the rings for it, since calls of theirs have timed out, leave it to the bell.
 TEST(ChannelsOverRings, WakeACallThatSleepsThoughOthersHaveLookedMeanwhile) {
-  ShmOptions options = kvferry_test::patient(ShmOptions());
+  ShmOptions options = quiet_options();
   options.poll = PollPolicy::never();
-  options.log_sink = [](const LogRecord&) {};
   ShmTransferChannel a(options);
-  options.peer_init_url = kvferry::testing::own_loopback_url();
-  ShmTransferChannel b(options);
+  ShmTransferChannel b(listening(options));
   a.lazy_init_peer_connection("a", "b", b.peer_init_url());
   std::array<std::byte, 8> first{};
   std::array<std::byte, 8> second{};
@@ -162,14 +173,9 @@ TEST(ChannelsOverRings, WakeACallThatSleepsThoughOthersHaveLookedMeanwhile) {
 /// Where no file can be made for a ring, the bytes go through the socket, as to peers that know of none.
 TEST(ChannelsOverRings, DoWithoutWhereThereCanBeNone) {
   std::vector<std::byte> memory(4096 * 4);
-  ShmOptions options = kvferry_test::patient(ShmOptions());
-  options.log_sink = [](const LogRecord&) {};
-  options.regions = {{memory.data(), memory.size(), 4096}};
-  ShmTransferChannel a(options);
+  ShmTransferChannel a(quiet_options(memory));
   std::vector<std::byte> of_b(memory.size());
-  options.regions = {{of_b.data(), of_b.size(), 4096}};
-  options.peer_init_url = kvferry::testing::own_loopback_url();
-  ShmTransferChannel b(options);
+  ShmTransferChannel b(listening(quiet_options(of_b)));
   rlimit before{};
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
   const rlimit small{4096, before.rlim_max};
@@ -196,9 +202,7 @@ TEST(ChannelsOverRings, DoWithoutWhereThereCanBeNone) {
 TEST(ChannelsOverRings, FindTheEndOfAPeerThatIsKilled) {
   constexpr std::size_t page = 4096;
   std::vector<std::byte> memory(page);
-  ShmOptions options = kvferry_test::patient(ShmOptions());
-  options.log_sink = [](const LogRecord&) {};
-  options.regions = {{memory.data(), memory.size(), page}};
+  ShmOptions options = quiet_options(memory, page);
   if (PeerProcess::is_peer()) {
     auto line = PeerProcess::line_to_starter();
     ShmTransferChannel channel(options);
@@ -211,8 +215,7 @@ TEST(ChannelsOverRings, FindTheEndOfAPeerThatIsKilled) {
   for (const PollPolicy& poll : {PollPolicy::never(), PollPolicy{}, PollPolicy::always()}) {
     PeerProcess process(long_enough);
     options.poll = poll;
-    options.peer_init_url = kvferry::testing::own_loopback_url();
-    ShmTransferChannel channel(options);
+    ShmTransferChannel channel(listening(options));
     ASSERT_EQ(process.ask(channel.peer_init_url()), "connected");
     const std::vector<std::uint64_t> index{0};
     std::error_code ec;

@@ -106,9 +106,9 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
 
   /// Prepares a region that is being added: registers it, or refuses it. Called on the thread that adds it, for one
   /// region at a time. Links don't know the region before this has returned. Not called for the regions with which the
-  /// channel was made.
+  /// channel was made. By default it refuses memory of a dma-buf, which the CPU doesn't reach.
   /// @throws TransferError to refuse the region.
-  virtual void register_region(const LocalRegion& region) { (void)region; }
+  virtual void register_region(const LocalRegion& region);
   /// Called once, by `start`.
   /// @return the function that undoes `register_region`. It is called with the number of a removed region when nothing
   ///   uses it any more, before the removal ends: on any thread, without locks, perhaps after the channel is closed or

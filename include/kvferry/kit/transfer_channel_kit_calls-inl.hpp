@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <kvferry/detail/recycled.hpp>
+#include <kvferry/kit/checks.hpp>
 #include <kvferry/kit/transfer_channel_kit_impl-inl.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
@@ -264,6 +265,10 @@ KVFERRY_INLINE void TransferChannelKit::start_fence(std::string peer_id,
         });
       },
       fence->answered());
+}
+
+KVFERRY_INLINE void TransferChannelKit::register_region(const LocalRegion& region) {
+  refuse_dmabuf(region, transport());
 }
 
 KVFERRY_INLINE std::uint32_t TransferChannelKit::run_add_region(const MemoryRegion& region) {

@@ -16,6 +16,7 @@
 #include <kvferry/detail/text.hpp>
 #include <kvferry/error.hpp>
 #include <kvferry/kit/failure.hpp>
+#include <kvferry/kit/weak_calls.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
 inline namespace internal {
@@ -61,11 +62,8 @@ KVFERRY_INLINE void Meeting::begin(kit::Attempts<Meeting>& attempts, kit::Clock:
     return;  // it was ended meanwhile
   }
   timer_.expires_at(deadline);
-  timer_.async_wait([weak = weak_from_this()](std::error_code aborted) {
-    if (const auto self = weak.lock(); self && !aborted) {
-      self->fail(errc::timed_out, self->who() + " was not there in time");
-    }
-  });
+  timer_.async_wait(kit::when_expired(
+      weak_from_this(), [](Meeting& self) { self.fail(errc::timed_out, self.who() + " was not there in time"); }));
   if (!dialing_) {
     wait_for_connections();
     return;

@@ -16,6 +16,7 @@
 
 #include <kvferry/detail/text.hpp>
 #include <kvferry/kit/failure.hpp>
+#include <kvferry/kit/weak_calls.hpp>
 #include <kvferry/tcp/data_connection.hpp>
 #include <kvferry/tcp/open_socket.hpp>
 #include <kvferry/tcp/system_code.hpp>
@@ -72,12 +73,8 @@ KVFERRY_INLINE void DataDialer::dial(kit::Clock::time_point deadline) {
     return;  // it was ended meanwhile
   }
   timer_.expires_at(deadline);
-  timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
-    const auto self = weak.lock();
-    if (self && ec != asio::error::operation_aborted) {
-      self->fail(errc::timed_out, self->where() + " was not there in time");
-    }
-  });
+  timer_.async_wait(kit::when_expired(
+      weak_from_this(), [](DataDialer& self) { self.fail(errc::timed_out, self.where() + " was not there in time"); }));
   for (std::size_t i = 0; i < endpoint_.lanes; ++i) {
     lanes_.push_back(std::make_shared<LaneDial>(executor_, i));
   }
