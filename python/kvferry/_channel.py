@@ -91,8 +91,8 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
 
     Blocking methods release the GIL. A signal whose handler raises (Ctrl-C) cancels the operation; the exception goes
     on once the operation has ended, so that nothing touches its memory any more. A notification, or news of a peer,
-    that it had taken by then is for the next call of its kind that blocks or is awaited. ``submit_...`` methods return
-    at once: the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
+    that it had taken by then is for a call of its kind that blocks or is awaited, already or next. ``submit_...`` methods
+    return at once: the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
 
     Failures raise ``TransferError``; arguments that make no sense raise ``TypeError`` or ``ValueError``. Timeouts are
     in seconds; None is the channel's default, except where a method says otherwise.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications and news of peers that a call had taken when it was cancelled, for the next call of their kind."""
+"""Notifications and news of peers that a call had taken when it was cancelled, for others of their kind."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class AsyncChannel(Generic[_Channel]):
 
     The methods are those of ``BaseTransferChannel``. A task that is cancelled cancels its operation, and goes on when
     that has ended: nothing touches its memory any more then. A notification, or news of a peer, that it had taken by
-    then is for the next call of its kind. A loop doesn't keep a channel that is lost.
+    then is for a call of its kind that waits already, or the next one. A loop doesn't keep a channel that is lost.
     """
 
     def __init__(self, channel: _Channel) -> None:

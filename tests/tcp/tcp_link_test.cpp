@@ -208,6 +208,15 @@ TEST_F(OneLane, IsNotServedByAThreadThatLetsOthersRunFirst) {
   link_->end_serving();
 }
 
+TEST_F(OneLane, IsDrivenByOthersForAThreadThatLetsThemRunFirst) {
+  std::thread([&] {
+    have_others_run_first();
+    start_write();
+  }).join();
+  EXPECT_EQ(peers_[0].available(), 0U);
+  run_until([&] { return peers_[0].available() >= sizeof(FrameHeader) + page_.size(); });
+}
+
 TEST_F(OneLane, IsLeftByAThreadThatLetsOthersRunFirstFromNowOn) {
   EndlessWait wait;
   std::promise<bool> left;

@@ -211,6 +211,15 @@ KVFERRY_INLINE void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectR
   }
 }
 
+KVFERRY_INLINE void Lane::start_aside(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
+  driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
+  try {
+    asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+  } catch (const std::exception&) {
+    drive(caller_bytes);  // there is no memory to have another thread do it
+  }
+}
+
 KVFERRY_INLINE void Lane::stop(std::shared_ptr<kit::Operation> operation) {
   driver_.put([&](Inbox& inbox) { inbox.stops.push_back(std::move(operation)); });
   drive(caller_bytes);

@@ -90,6 +90,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// @param led null, or the calling thread leads the lane from here on, as after `begin_leading`, whose result this gets.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range,
              std::optional<std::shared_ptr<Socket>>* led = nullptr);
+  /// The same, for a thread that isn't to drive the lane: another one of the executor's does.
+  void start_aside(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
   /// Asks the peer whether it lives; `answered` is called with the lane's engine held.
   void probe(std::function<void()> answered);

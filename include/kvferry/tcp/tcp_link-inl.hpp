@@ -62,6 +62,8 @@ KVFERRY_INLINE void TcpLink::run(std::optional<Hello> welcome) {
 
 KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
   const TransferRequest& request = operation->request();
+  // Whoever drives a lane has the work of all others, who would wait for it while the system has it wait.
+  const bool aside = rank_.was_above_this_thread();
   std::size_t lane = 0;
   if (lanes_.size() > 1) {
     if (!request.one_sided()) {
@@ -69,24 +71,33 @@ KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
     } else {
       const std::size_t total = kit::LocalBytes(request).total();
       if (total >= stripe_threshold_ && request.objects.size() > 1 && !kit::lands_on_itself(request)) {
-        start_striped(operation, total);
+        start_striped(operation, total, aside);
         return;
       }
       lane = next_lane_.fetch_add(1, std::memory_order_relaxed) % lanes_.size();
     }
   }
   const std::size_t count = request.objects.size();
+  if (aside) {
+    lanes_[lane]->start_aside(kvferry::detail::make_recycled<StripedOperation>(std::move(operation), 1), {0, count});
+    return;
+  }
   // The thread of a blocking call leads its lane from the same moment on, for which it has it anyway.
   const bool serves = leader_.load(std::memory_order_relaxed) == std::this_thread::get_id();
   lanes_[lane]->start(kvferry::detail::make_recycled<StripedOperation>(std::move(operation), 1), {0, count},
                       serves ? &led_socket_ : nullptr);
 }
 
-KVFERRY_INLINE void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes) {
+KVFERRY_INLINE void TcpLink::start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes,
+                                           bool aside) {
   const auto ranges = kit::cut_into_stripes(kit::LocalBytes(operation->request()), total_bytes, lanes_.size());
   const auto batch = std::make_shared<StripedOperation>(operation, ranges.size());
   for (std::size_t i = 0; i < ranges.size(); ++i) {
-    lanes_[i]->start(batch, ranges[i]);
+    if (aside) {
+      lanes_[i]->start_aside(batch, ranges[i]);
+    } else {
+      lanes_[i]->start(batch, ranges[i]);
+    }
   }
 }
 

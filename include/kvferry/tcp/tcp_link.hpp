@@ -81,7 +81,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   void lane_breaking(std::error_code cause) override;
   void lane_broken(std::error_code cause, const std::string& why) override;
   [[nodiscard]] std::function<void()> when_all_have(std::function<void()> done) const;
-  void start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes);
+  void start_striped(const std::shared_ptr<kit::Operation>& operation, std::size_t total_bytes, bool aside);
 
   const std::shared_ptr<kit::LinkHost> host_;
   const std::size_t stripe_threshold_;
