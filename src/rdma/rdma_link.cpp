@@ -422,6 +422,7 @@ void RdmaLink::serve(kit::BlockingWait& wait) {
   Rail& rail = *joined_.front();
   auto last_found = kit::Clock::now();
   bool may_sleep = false;
+  bool has_slept = false;
   while (led_channel_ && *led_channel_ && !wait.over()) {
     const auto found = rail.lead(may_sleep);
     if (found == Rail::Found::released) {
@@ -436,8 +437,8 @@ void RdmaLink::serve(kit::BlockingWait& wait) {
       std::this_thread::yield();
     } else if (!may_sleep) {
       may_sleep = true;  // once more, and events are asked for
-    } else if (rank_.is_above_this_thread()) {
-      break;
+    } else if (std::exchange(has_slept, true) && rank_.is_above_this_thread()) {
+      break;  // a call that sleeps once, as most, doesn't ask the system
     } else {
       std::array<pollfd, 2> waited{{{(*led_channel_)->fd, POLLIN, 0}, {wait.descriptor(), POLLIN, 0}}};
       if (!wait.over()) {

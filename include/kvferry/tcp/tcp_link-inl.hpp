@@ -229,6 +229,7 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
   kit::Clock::time_point since;
   bool may_wait = !lane.hears_bells();
   bool left = false;
+  bool has_slept = false;
   while (led_socket_ && *led_socket_ && !wait.over()) {
     const auto found = lane.lead(may_wait, wait, left);
     if (left) {
@@ -252,8 +253,8 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
     }
     if (!may_wait) {
       may_wait = true;  // once more, and it is said
-    } else if (rank_.is_above_this_thread()) {
-      break;
+    } else if (std::exchange(has_slept, true) && rank_.is_above_this_thread()) {
+      break;  // a call that sleeps once, as most, doesn't ask the system
     } else {
       sleep_until_ready(**led_socket_, lane.wants_to_send(), wait);
       if (lane.hears_bells()) {
