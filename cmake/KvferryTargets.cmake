@@ -64,7 +64,7 @@ function(kvferry_add_component name)
       # GCC takes a source file that another one includes for a header, in which a class must not have members of unnamed namespaces.
       target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
     elseif(KVFERRY_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
-      # Names of another file's unnamed namespace; scripts/lint.sh reads each file on its own.
+      # Names of another file's unnamed namespace; the preset "clang" compiles each file on its own.
       target_compile_options(${target} PRIVATE -Wno-shadow)
     endif()
     if(NOT name STREQUAL "core") # whose internals the transports use

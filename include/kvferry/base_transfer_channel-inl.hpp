@@ -8,6 +8,8 @@
 #include <memory>
 #include <new>
 
+#include <kvferry/kit/logger.hpp>
+
 #include <kvferry/detail/blocking_call.hpp>
 #include <kvferry/detail/recycled.hpp>
 #include <kvferry/detail/text.hpp>
@@ -52,7 +54,7 @@ KVFERRY_INLINE std::optional<SideMessage> BaseTransferChannel::lazy_init_peer_co
     std::string_view local_id, std::string_view peer_id, std::string_view peer_init_url,
     std::optional<SideMessage> side_message, const InitSpec& spec, std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(spec.diagnostic);
     return std::nullopt;
   }
@@ -86,7 +88,7 @@ KVFERRY_INLINE SideMessage BaseTransferChannel::handle_init_side_msg(const SideM
 KVFERRY_INLINE SideMessage BaseTransferChannel::send_init_side_msg(std::string_view peer_init_url, SideMessage message,
                                                                    const InitSpec& spec, std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(spec.diagnostic);
     return {};
   }
@@ -152,7 +154,7 @@ KVFERRY_INLINE TransferRequest BaseTransferChannel::make_request(TransferKind ki
 }
 
 KVFERRY_INLINE std::size_t BaseTransferChannel::run_transfer(TransferRequest request, std::error_code& ec) {
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(request.diagnostic);
     std::ranges::fill(request.statuses, ec);
     return 0;
@@ -219,7 +221,7 @@ KVFERRY_INLINE std::size_t BaseTransferChannel::batched_read(MutableObjects obje
 KVFERRY_INLINE Notification BaseTransferChannel::receive_notification(std::optional<std::chrono::milliseconds> timeout,
                                                                       std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(nullptr);
     return {};
   }
@@ -240,7 +242,7 @@ BaseTransferChannel::receive_notification(std::optional<std::chrono::millisecond
 KVFERRY_INLINE std::vector<Notification> BaseTransferChannel::receive_notifications(
     std::uint64_t key, std::size_t count, std::optional<std::chrono::milliseconds> timeout, std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(nullptr);
     return {};
   }
@@ -296,7 +298,7 @@ KVFERRY_INLINE void BaseTransferChannel::start_notify(TransferRequest request, N
 
 KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstBuffer payload, const NotifySpec& spec,
                                                 std::error_code& ec) {
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(spec.diagnostic);
     return;
   }
@@ -314,7 +316,7 @@ KVFERRY_INLINE void BaseTransferChannel::notify(std::string_view peer_id, ConstB
 KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, ConstBuffer metadata,
                                                      const InitSpec& spec, std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(spec.diagnostic);
     return {};
   }
@@ -334,7 +336,7 @@ KVFERRY_INLINE PeerInfo BaseTransferChannel::connect(std::string_view local_id, 
 
 KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id, std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(nullptr);
     return;
   }
@@ -353,7 +355,7 @@ KVFERRY_INLINE void BaseTransferChannel::disconnect(std::string_view peer_id) {
 KVFERRY_INLINE PeerEvent BaseTransferChannel::wait_peer_event(std::optional<std::chrono::milliseconds> timeout,
                                                               std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(nullptr);
     return {};
   }
@@ -373,7 +375,7 @@ KVFERRY_INLINE PeerEvent BaseTransferChannel::wait_peer_event(std::optional<std:
 KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id,
                                                std::optional<std::chrono::milliseconds> timeout, std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(nullptr);
     return;
   }
@@ -390,14 +392,19 @@ KVFERRY_INLINE void BaseTransferChannel::fence(std::string_view peer_id,
   }
 }
 
+KVFERRY_INLINE bool BaseTransferChannel::must_not_block() const noexcept {
+  return kit::in_log_sink() || running_in_io_thread();
+}
+
 KVFERRY_INLINE std::uint32_t BaseTransferChannel::add_region(const MemoryRegion& region) {
+  kit::refuse_in_log_sink("add_region()");
   return run_add_region(region);
 }
 
 KVFERRY_INLINE std::uint32_t BaseTransferChannel::add_region(const MemoryRegion& region, std::error_code& ec) {
   ec.clear();
   try {
-    return run_add_region(region);
+    return add_region(region);
   } catch (const std::system_error& error) {
     ec = error.code();
   } catch (const std::bad_alloc&) {
@@ -410,7 +417,7 @@ KVFERRY_INLINE void BaseTransferChannel::remove_region(std::uint32_t number,
                                                        std::optional<std::chrono::milliseconds> timeout,
                                                        std::error_code& ec) {
   ec.clear();
-  if (running_in_io_thread()) {
+  if (must_not_block()) {
     ec = refuse_to_block(nullptr);
     return;
   }

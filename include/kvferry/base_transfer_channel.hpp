@@ -555,8 +555,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// @param region as for the constructor. The call registers it, which takes its time, and waits for no peer.
   /// @return the region's number: the next one that this channel has never used.
   /// @throws TransferError `errc::invalid_region`, `errc::not_supported` (also memory that this transport can't use),
-  ///   `errc::resource_limit` (too many regions), `errc::closed`, and the errno of a registration that failed. After an
-  ///   error there is no new region, and no peer has heard of one.
+  ///   `errc::resource_limit` (too many regions), `errc::closed`, `errc::would_deadlock` (in a log sink), and the errno of
+  ///   a registration that failed. After an error there is no new region, and no peer has heard of one.
   std::uint32_t add_region(const MemoryRegion& region);
   /// As above, with the error in `ec`; the result is then 0.
   std::uint32_t add_region(const MemoryRegion& region, std::error_code& ec);
@@ -608,7 +608,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// peers still wait for. When `close` returns, no buffer and no region is touched any more. Handlers may still be on
   /// their way to their executors. `close` waits for a running `handle_init_side_msg`, unless it is called there. It
   /// may be called again, and from a handler. LMCache: `close`.
-  /// @throws TransferError `errc::would_deadlock` in a log sink (`LogSink`), and nothing is closed.
+  /// @throws TransferError `errc::would_deadlock` in a log sink (`LogSink`), and nothing is closed. An override that does
+  /// something before it calls its base's calls `kit::refuse_in_log_sink` first.
   virtual void close() = 0;
 
   /// Makes a request of a spec and its objects. It copies their descriptors.
@@ -656,7 +657,8 @@ class KVFERRY_EXPORT BaseTransferChannel {
   /// poll on the caller's thread overrides it.
   virtual std::size_t run_transfer(TransferRequest request, std::error_code& ec);
 
-  /// Whether the calling thread completes operations. A blocking call on it would never return.
+  /// Whether the calling thread completes operations. A blocking call on it would never return. (Nor may one in a log
+  /// sink. Blocking forms ask about both.)
   [[nodiscard]] virtual bool running_in_io_thread() const noexcept { return false; }
   /// The same of another channel: for a decorator, whose operations that one completes.
   [[nodiscard]] static bool running_in_io_thread_of(const BaseTransferChannel& other) noexcept {
@@ -668,6 +670,9 @@ class KVFERRY_EXPORT BaseTransferChannel {
     (void)url;
     return false;
   }
+  /// Whether a blocking call on the calling thread could wait for that thread: it completes operations, or it is in a log
+  /// sink.
+  [[nodiscard]] bool must_not_block() const noexcept;
   /// @}
 
  private:

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,9 @@ inline constexpr std::size_t most_in_interval = 10;
 
 /// Sinks that this thread is within: they may log, too.
 KVFERRY_INLINE constinit thread_local std::size_t sinks_here = 0;
+
+inline constexpr const char* refused_in_sinks =
+    " in a log sink may wait for the thread that the sink was called on: call it elsewhere";
 
 class SinkCall {
  public:
@@ -173,6 +177,23 @@ KVFERRY_INLINE void set_log_sink(LogSink sink, LogLevel least) { ProcessSink::in
 namespace kit {
 
 KVFERRY_INLINE bool in_log_sink() noexcept { return sinks_here != 0; }
+
+KVFERRY_INLINE void tell_of_call_in_log_sink(std::string_view call) noexcept {
+  try {
+    const std::string text = std::string(call) + refused_in_sinks;
+    write_to_standard_error({LogLevel::error, std::chrono::system_clock::now(), "call_in_log_sink", {}, {},
+                             make_error_code(errc::would_deadlock), text, 0});
+  } catch (const std::exception&) {
+    // there is no memory for the sentence
+  }
+}
+
+KVFERRY_INLINE void refuse_in_log_sink(std::string_view call) {
+  if (in_log_sink()) {
+    tell_of_call_in_log_sink(call);
+    throw TransferError(errc::would_deadlock, std::string(call) + refused_in_sinks);
+  }
+}
 
 KVFERRY_INLINE bool Logger::enabled(LogLevel level) const noexcept {
   try {

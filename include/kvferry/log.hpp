@@ -50,8 +50,9 @@ struct LogRecord {
 /// be quick. Its exceptions are dropped.
 ///
 /// It must not call a channel, nor destroy one. What can be noticed is refused, for any channel: blocking forms end with
-/// `errc::would_deadlock`, `close` throws it, and a destructor therefore ends the process (`std::terminate`). Other calls
-/// may wait for ever. To close a channel because of a record, have another thread do it.
+/// `errc::would_deadlock`, `close` and `add_region` throw it, and a destructor ends the process (`std::terminate`). The
+/// last three say so on standard error, too. Other calls may wait for ever. To close a channel because of a record, have
+/// another thread do it.
 using LogSink = std::function<void(const LogRecord&)>;
 
 /// Sends the records of all channels of the process that have no sink of their own (`ChannelOptions::log_sink`) to `sink`.

@@ -2,10 +2,14 @@
 # Checks the port without vcpkg: the manifest, and that the portfile's steps work. vcpkg's functions are replaced by ones that
 # do the same with CMake alone. Ports of dependencies aren't looked for.
 #
-#   cmake -DWORK=FOLDER [-DBUILD=ON] [-DFEATURES="rdma"] -P packaging/vcpkg/check_port.cmake
+#   cmake -DWORK=FOLDER [-DBUILD=ON] [-DFEATURES="rdma"] [-DOPTIONS=OPTION;...] -P packaging/vcpkg/check_port.cmake
 #
-# Without BUILD the project is only configured.
+# FOLDER is for this alone. Without BUILD the project is only configured; OPTIONS are CMake's for that.
 cmake_minimum_required(VERSION 3.25)
+if(NOT WORK)
+  message(FATAL_ERROR "name a folder for the check: -DWORK=FOLDER")
+endif()
+cmake_path(ABSOLUTE_PATH WORK)
 set(CURRENT_PORT_DIR "${CMAKE_CURRENT_LIST_DIR}/ports/kvferry")
 set(PORT kvferry)
 set(CURRENT_PACKAGES_DIR "${WORK}/packages")
@@ -64,7 +68,7 @@ endfunction()
 # An option that the project doesn't know is an error here.
 function(vcpkg_cmake_configure)
   cmake_parse_arguments(PARSE_ARGV 0 arg "" SOURCE_PATH OPTIONS)
-  run("${CMAKE_COMMAND}" -S "${arg_SOURCE_PATH}" -B "${WORK}/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF
+  run("${CMAKE_COMMAND}" -S "${arg_SOURCE_PATH}" -B "${WORK}/build" ${OPTIONS} -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF
       "-DCMAKE_INSTALL_PREFIX=${CURRENT_PACKAGES_DIR}" -DCMAKE_INSTALL_LIBDIR=lib ${arg_OPTIONS})
   if(output MATCHES "Manually-specified variables were not used by the project:([^-]*)")
     message(FATAL_ERROR "the project has no such options:${CMAKE_MATCH_1}")

@@ -22,7 +22,10 @@
 #include <kvferry/error.hpp>
 #include <kvferry/keyring.hpp>
 #include <kvferry/log.hpp>
+#include <kvferry/kit/logger.hpp>
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/tcp_transfer_channel.hpp>
+#include <kvferry/testing/fault_channel.hpp>
 
 #include "channel_pair.hpp"
 
@@ -31,9 +34,9 @@ namespace {
 
 using Codes = std::vector<std::error_code>;
 
-/// What all forms that wait end with.
+/// What all forms that wait, or take locks that a thread may hold while it logs, end with.
 Codes blocking_calls(BaseTransferChannel& channel, const std::string& url) {
-  Codes codes(11);
+  Codes codes(15);
   std::vector<std::byte> memory(page_size);
   const std::vector<MutableBuffer> page{{memory.data(), memory.size()}};
   const std::vector<ConstBuffer> source{{memory.data(), memory.size()}};
@@ -50,6 +53,10 @@ Codes blocking_calls(BaseTransferChannel& channel, const std::string& url) {
   (void)channel.wait_peer_event({}, codes[8]);
   channel.fence("b", {}, codes[9]);
   channel.disconnect("b", codes[10]);
+  (void)channel.connect("a", ConstBuffer(memory.data(), memory.size()), {}, codes[11]);
+  (void)channel.receive_notifications(1, 1, {}, codes[12]);
+  channel.remove_region(0, {}, codes[13]);
+  (void)channel.add_region({memory.data(), memory.size(), page_size}, codes[14]);
   return codes;
 }
 
@@ -127,13 +134,44 @@ TEST(LogSinks, ThatCloseTheirChannelAreToldThatTheyCannot) {
   }
 }
 
+TEST(LogSinks, ThatCloseAChannelAndCatchNothingAreToldOnStandardError) {
+  Called called([](TcpTransferChannel& own) -> Codes {
+    own.close();
+    return {};
+  });
+  ::testing::internal::CaptureStderr();
+  have_much_logged(called);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("call_in_log_sink: close() in a log sink may wait"), std::string::npos) << said;
+}
+
+TEST(LogSinks, ThatCloseADecoratedChannelCloseNothing) {
+  kvferry::testing::FaultChannel faults(std::make_unique<TcpTransferChannel>(TcpOptions()));
+  std::error_code refused;
+  kit::Logger logger([&](const LogRecord&) {
+    try {
+      faults.close();
+    } catch (const TransferError& error) {
+      refused = error.code();
+    }
+  });
+  logger.log(LogLevel::error, "test", {}, {}, [] { return "text"; });
+  EXPECT_EQ(refused, errc::would_deadlock);
+  std::error_code ec;
+  const std::vector<std::uint64_t> first{0};
+  std::vector<std::byte> memory(page_size);
+  const std::vector<ConstBuffer> source{{memory.data(), memory.size()}};
+  (void)faults.batched_write(source, {.peer_id = "b", .remote_indexes = first}, ec);
+  EXPECT_EQ(ec, errc::unknown_peer) << "it goes on";
+}
+
 TEST(LogSinks, ThatMakeBlockingCallsAreToldThatTheyCannot) {
   Called called([](TcpTransferChannel& own) { return blocking_calls(own, own.peer_init_url()); });
   have_much_logged(called);
   const auto ends = called.ends();
   for (const std::string& event : logged) {
     ASSERT_TRUE(ends.contains(event)) << event;
-    EXPECT_EQ(ends.at(event), Codes(11, errc::would_deadlock)) << event;
+    EXPECT_EQ(ends.at(event), Codes(15, errc::would_deadlock)) << event;
   }
 }
 

@@ -79,6 +79,14 @@ class KVFERRY_EXPORT Logger {
 /// Whether this thread is within a call of a log sink: it may hold locks of any channel.
 [[nodiscard]] KVFERRY_EXPORT bool in_log_sink() noexcept;
 
+/// Writes to standard error that a sink made a call that it must not make. What the call throws may be dropped with the
+/// sink's other exceptions.
+KVFERRY_EXPORT void tell_of_call_in_log_sink(std::string_view call) noexcept;
+
+/// For calls that may wait for the thread of a log sink.
+/// @throws TransferError `errc::would_deadlock` in a log sink, after `tell_of_call_in_log_sink`.
+KVFERRY_EXPORT void refuse_in_log_sink(std::string_view call);
+
 }  // namespace kvferry::kit
 
 #endif  // KVFERRY_KIT_LOGGER_HPP

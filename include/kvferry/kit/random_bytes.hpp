@@ -21,7 +21,7 @@ namespace kvferry::inline KVFERRY_ABI::kit {
   for (std::size_t at = 0; at < count; at += secret_bytes) {
     std::array<std::byte, secret_bytes> drawn{};
     make_secret(drawn);
-    std::copy_n(drawn.begin(), std::min(count - at, drawn.size()), bytes.begin() + static_cast<std::ptrdiff_t>(at));
+    std::copy_n(drawn.begin(), (std::min)(count - at, drawn.size()), bytes.begin() + static_cast<std::ptrdiff_t>(at));
   }
   return bytes;
 }

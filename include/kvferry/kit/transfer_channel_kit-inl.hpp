@@ -26,8 +26,12 @@ KVFERRY_INLINE TransferChannelKit::~TransferChannelKit() {
     keep_inherited(std::move(impl_));
     return;
   }
+  if (in_log_sink()) {
+    tell_of_call_in_log_sink("the destructor of a channel");
+    std::terminate();
+  }
   const bool on_own_thread = impl_->runs_this_thread() || impl_->answers_in_this_thread();
-  TransferChannelKit::close();
+  shut();
   run_handlers_left();
   impl_->handshakes.reset();
   if (on_own_thread) {
@@ -230,7 +234,7 @@ KVFERRY_INLINE bool TransferChannelKit::running_in_io_thread() const noexcept {
   if (inherited()) {
     return false;  // the call ends at once
   }
-  return in_log_sink() || impl_->runs_this_thread() ||
+  return impl_->runs_this_thread() ||
          (!impl_->threads && kvferry::detail::runs_in_this_thread(impl_->executor));
 }
 
@@ -259,10 +263,11 @@ KVFERRY_INLINE void TransferChannelKit::close() {
   if (inherited()) {
     return;
   }
-  if (in_log_sink()) {
-    throw TransferError(errc::would_deadlock,
-                        "close() in a log sink may wait for the thread that the sink was called on: call it elsewhere");
-  }
+  refuse_in_log_sink("close()");
+  shut();
+}
+
+KVFERRY_INLINE void TransferChannelKit::shut() {
   std::call_once(impl_->close_once, [this] {
     impl_->closed = true;
     // Operations are asked to stop first, so that peers can deal with the bytes that were sent while links take their leave. The

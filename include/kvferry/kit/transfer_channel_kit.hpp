@@ -166,6 +166,8 @@ class KVFERRY_EXPORT TransferChannelKit : public BaseTransferChannel {
   /// @param found gets the peer if `incarnation` isn't 0; else null.
   void connect_to(InitRequest request, std::uint64_t incarnation, std::shared_ptr<PeerInfo> found,
                   SideMessageCompletion completion);
+  /// What `close` does where it isn't refused.
+  void shut();
 
   class Impl;
   std::shared_ptr<Impl> impl_;

@@ -83,7 +83,7 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
 }
 
 KVFERRY_INLINE std::size_t TransferChannelKit::run_transfer(TransferRequest request, std::error_code& ec) {
-  if (running_in_io_thread() || inherited()) {
+  if (must_not_block() || inherited()) {
     return BaseTransferChannel::run_transfer(std::move(request), ec);
   }
   auto [completion, transfer] = Completion::shared<BlockingTransfer>(impl_->events);

@@ -14,6 +14,8 @@
 #include <system_error>
 #include <utility>
 
+#include <kvferry/kit/logger.hpp>
+
 #include <kvferry/testing/decorated_channel.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::testing {
@@ -63,6 +65,7 @@ class FaultChannel final : public DecoratedChannel {
   }
 
   void close() override {
+    kit::refuse_in_log_sink("close()");
     std::set<std::shared_ptr<Held>> held;
     {
       const std::lock_guard lock(state_->mutex);

@@ -15,6 +15,7 @@
 #include <map>
 #include <ranges>
 #include <set>
+#include <type_traits>
 #include <vector>
 
 // Qt's
@@ -67,7 +68,6 @@ bool moves_a_page() {
   kvferry::AutoOptions options;
   options.regions = {cache.region(page_size)};
   options.peer_init_url = "tcp://127.0.0.1:0";
-  options.poll = kvferry::PollPolicy::always();
   kvferry::AutoTransferChannel decode(options);
 
   kvferry::AutoTransferChannel prefill(kvferry::AutoOptions{});
@@ -86,6 +86,7 @@ bool moves_a_page() {
 
 int main() {
   const auto message = kvferry::encode_side_message(kvferry::PySocketInitResponse{"ok"});
+  static_assert(std::is_same_v<decltype(kvferry::PollPolicy::always()), kvferry::PollPolicy>);
   const bool decodes = kvferry::decode_side_message<kvferry::PySocketInitResponse>(message).status == "ok";
   return decodes && moves_a_page() ? 0 : 1;
 }
