@@ -89,7 +89,7 @@ struct DataAcceptor::Expected {
   Secret dial_secret = random_secret();
   Secret accept_secret = random_secret();
   std::optional<TlsKey> tls_key;  ///< None: its connections are not encrypted.
-  std::size_t openings = 0;       ///< How many connections have named that key.
+  std::size_t openings = 0;  ///< How many connections have begun to agree on keys by it, those that ended included.
   std::vector<std::optional<DataConnection>> connections;
   std::size_t arrived = 0;
   asio::steady_timer timer;
@@ -113,6 +113,8 @@ struct DataAcceptor::Greeting {
   bool comes_again = false;      ///< It is told so first.
   bool postponed = false;        ///< It waits for a turn, before keys are agreed with it ...
   bool has_turn = false;         ///< ... and has had it.
+  std::weak_ptr<Expected> waits_for;                           ///< Whose turn that is.
+  std::list<std::shared_ptr<Greeting>>::const_iterator place;  ///< Among the greetings.
   bool refused = false;          ///< It is being told what is wrong with its certificate, and has said since then ...
   std::size_t past_refusal = 0;  ///< ... so many bytes.
 };

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,6 +33,8 @@ struct LinkOptions {
   std::chrono::milliseconds hello_timeout{0};
   TcpLink::Options link;
   SocketOptions socket;
+  /// Of connections that name a handshake after many others did, one agrees on keys each time that this is over.
+  std::chrono::milliseconds turn_pause{4};
   std::shared_ptr<TlsContext> tls = nullptr;             ///< Null: data connections are not encrypted.
   std::shared_ptr<Certificates> certificates = nullptr;  ///< Null: none are shown, and the handshake's key encrypts.
 };
@@ -81,7 +84,9 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   void refuse(const std::shared_ptr<Greeting>& greeting);
   [[nodiscard]] std::string why_refused(const Greeting& greeting) const;
   void wait_for_hello(const std::shared_ptr<Greeting>& greeting);
-  [[nodiscard]] bool names_a_worn_handshake(std::span<const std::byte> opening) const;
+  void bound_time(const std::shared_ptr<Greeting>& greeting);
+  /// None also if it has to wait for its turn.
+  [[nodiscard]] std::optional<TlsKey> key_for(Greeting& greeting, std::span<const std::byte> identity);
   void postpone(const std::shared_ptr<Greeting>& greeting);
   void wait_for_turns();
   void give_a_turn();

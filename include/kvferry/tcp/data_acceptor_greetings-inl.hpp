@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <exception>
+#include <iterator>
+#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -26,10 +29,9 @@ inline namespace internal {
 
 /// Connections that a source may have beyond those that its handshakes have announced.
 inline constexpr std::size_t unannounced_greetings = 64;
-/// Connections of one handshake that agree on keys at once: twice those that it has announced, as some may be told to come
-/// again, and so many. Of further ones, one does each time that this pause is over.
+/// Connections of one handshake that agree on keys without waiting, in all: twice those that it has announced, as some may be
+/// told to come again, and so many. One that has ended counts on, or whoever makes and ends them would keep threads at work.
 inline constexpr std::size_t spare_openings = 8;
-inline constexpr std::chrono::milliseconds turn_pause{4};
 /// A peer of this project's has the end of TLS's handshake and its hello under way when its certificate is refused: a few KiB.
 inline constexpr std::size_t max_past_refusal = std::size_t{64} << 10;
 
@@ -48,21 +50,10 @@ KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
   auto greeting = std::make_shared<Greeting>(std::move(socket), source_of(*from.data()));
   make_room(greeting->source);
   greetings_.push_back(greeting);
+  greeting->place = std::prev(greetings_.end());
   try {
     ++greetings_of_[greeting->source];
-    greeting->timer.expires_after(options_.hello_timeout);
-    greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
-      const std::lock_guard lock(self->mutex_);
-      // Another thread may have taken it away meanwhile, too late to cancel this.
-      if (const auto late = weak.lock(); late && !aborted && !late->gone) {
-        if (!late->refused) {
-          kit::if_memory_lasts([&] {
-            self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
-          });
-        }
-        self->drop(late);
-      }
-    });
+    bound_time(greeting);
     wait_for_hello(greeting);
   } catch (...) {
     drop(greeting);  // memory is used up
@@ -70,7 +61,34 @@ KVFERRY_INLINE void DataAcceptor::greet(tcp::socket socket) {
   }
 }
 
-/// Lets go of the oldest that waits, of a source that has its share or of the one that has most, if there are too many.
+KVFERRY_INLINE void DataAcceptor::bound_time(const std::shared_ptr<Greeting>& greeting) {
+  greeting->timer.expires_after(options_.hello_timeout);
+  greeting->timer.async_wait([self = shared_from_this(), weak = std::weak_ptr(greeting)](std::error_code aborted) {
+    const std::lock_guard lock(self->mutex_);
+    const auto late = weak.lock();
+    // Another thread may have taken it away meanwhile or given it more time, too late to cancel this.
+    if (aborted || !late || late->gone || late->timer.expiry() > asio::steady_timer::clock_type::now()) {
+      return;
+    }
+    if (!late->refused) {
+      kit::if_memory_lasts([&] {
+        if (late->postponed) {
+          self->refusals_->count(
+              errc::resource_limit, late->source,
+              "a data connection got no turn in time: more of them name its handshake than it announced");
+        } else {
+          self->refusals_->count(errc::timed_out, late->source, "a data connection didn't say its hello in time");
+        }
+      });
+    }
+    late->comes_again = late->postponed;  // it has said all that it could
+    self->drop(late);
+  });
+}
+
+/// Lets go of the oldest, of a source that has its share or of the one that has most, if there are too many: of those that wait
+/// for a turn if they are most of that source's, or else of the others. So neither many silent ones nor many that name one
+/// handshake drive out the other kind.
 KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
   const auto announced = [this](const std::string& from) {
     std::size_t lanes = 0;
@@ -91,11 +109,11 @@ KVFERRY_INLINE void DataAcceptor::make_room(const std::string& source) {
     return;
   }
   const auto of_greedy = [greedy](const auto& greeting) { return greeting->source == *greedy; };
-  auto oldest = std::ranges::find_if(greetings_,
-                                     [&](const auto& greeting) { return greeting->postponed && of_greedy(greeting); });
-  if (oldest == greetings_.end()) {
-    oldest = std::ranges::find_if(greetings_, of_greedy);
-  }
+  const auto postponed = static_cast<std::size_t>(std::ranges::count_if(
+      greetings_, [&](const auto& greeting) { return greeting->postponed && of_greedy(greeting); }));
+  const bool mostly_postponed = postponed > greetings_of_.find(*greedy)->second / 2;
+  const auto oldest = std::ranges::find_if(
+      greetings_, [&](const auto& greeting) { return greeting->postponed == mostly_postponed && of_greedy(greeting); });
   refusals_->count(errc::resource_limit, *greedy, "a data connection without a hello had to make room for a newer one");
   // An honest peer comes again.
   (*oldest)->comes_again = true;
@@ -120,7 +138,7 @@ KVFERRY_INLINE void DataAcceptor::tell_to_come_again(DataConnection& connection)
 
 KVFERRY_INLINE void DataAcceptor::forget(const std::shared_ptr<Greeting>& greeting) {
   greeting->gone = true;
-  greetings_.remove(greeting);
+  greetings_.erase(greeting->place);
   const auto of_source = greetings_of_.find(greeting->source);
   // There was no memory to count it by, perhaps.
   if (of_source != greetings_of_.end() && --of_source->second == 0) {
@@ -175,29 +193,38 @@ KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& gr
 }
 
 /// Whoever knows a handshake's name, from its own or from the network, could keep a thread at work with it.
-KVFERRY_INLINE bool DataAcceptor::names_a_worn_handshake(std::span<const std::byte> opening) const {
-  return std::ranges::any_of(expected_, [opening](const std::shared_ptr<Expected>& expected) {
-    if (!expected->tls_key || expected->openings < 2 * expected->connections.size() + spare_openings) {
-      return false;
-    }
-    const auto& name = expected->tls_key->identity;
-    return std::search(opening.begin(), opening.end(), name.begin(), name.end()) != opening.end();
+KVFERRY_INLINE std::optional<TlsKey> DataAcceptor::key_for(Greeting& greeting, std::span<const std::byte> identity) {
+  const std::lock_guard lock(mutex_);
+  const auto found = std::ranges::find_if(expected_, [identity](const auto& candidate) {
+    return candidate->tls_key && std::ranges::equal(candidate->tls_key->identity, identity);
   });
+  if (found == expected_.end()) {
+    return std::nullopt;
+  }
+  Expected& expected = **found;
+  if (!greeting.has_turn && expected.openings >= 2 * expected.connections.size() + spare_openings) {
+    greeting.postponed = true;
+    greeting.waits_for = *found;
+    return std::nullopt;
+  }
+  ++expected.openings;
+  return expected.tls_key;
 }
 
 KVFERRY_INLINE void DataAcceptor::postpone(const std::shared_ptr<Greeting>& greeting) {
   try {
-    postponed_.push_back(greeting);
-    if (postponed_.size() == 1) {
+    std::list<std::weak_ptr<Greeting>> entry{greeting};
+    if (postponed_.empty()) {
       wait_for_turns();
     }
+    postponed_.splice(postponed_.end(), entry);  // not without a turn to come
   } catch (const std::exception&) {
     drop(greeting);  // memory is used up
   }
 }
 
 KVFERRY_INLINE void DataAcceptor::wait_for_turns() {
-  next_turn_.expires_after(turn_pause);
+  next_turn_.expires_after(options_.turn_pause);
   next_turn_.async_wait([self = shared_from_this()](std::error_code aborted) {
     if (!aborted) {
       self->give_a_turn();
@@ -209,14 +236,18 @@ KVFERRY_INLINE void DataAcceptor::give_a_turn() {
   std::shared_ptr<Greeting> next;
   {
     const std::lock_guard lock(mutex_);
-    while (!next && !postponed_.empty()) {
+    while (!closed_ && !next && !postponed_.empty()) {
       next = postponed_.front().lock();
       postponed_.pop_front();
+      if (next && !next->gone && next->waits_for.expired()) {
+        kit::if_memory_lasts([&] { refuse(next); });
+        drop(next);
+      }
       if (next && next->gone) {
         next = nullptr;
       }
     }
-    if (closed_ || !next) {
+    if (!next) {
       return;
     }
     next->postponed = false;
@@ -226,8 +257,14 @@ KVFERRY_INLINE void DataAcceptor::give_a_turn() {
       try {
         wait_for_turns();
       } catch (const std::exception&) {
-        postponed_.clear();  // memory is used up: they end with their time
+        postponed_.clear();  // memory is used up: when their time is over, they are told to come again
       }
+    }
+    try {
+      bound_time(next);  // that it has waited is none of its own time
+    } catch (const std::exception&) {
+      drop(next);  // memory is used up
+      return;
     }
   }
   read_hello(next);
@@ -272,7 +309,13 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_hello(Greeting& greeting) {
     if (const auto ec = connection.tls ? std::error_code() : receive_opening(greeting)) {
       return ec;
     }
-    if (const auto ec = connection.tls->shake_hands()) {
+    const auto ec = connection.tls->shake_hands();
+    if (greeting.postponed) {
+      connection.tls.reset();  // it has said nothing, and begins anew with the opening
+      return asio::error::would_block;
+    }
+    std::vector<std::byte>().swap(greeting.opening);
+    if (ec) {
       return ec;
     }
   }
@@ -305,27 +348,12 @@ KVFERRY_INLINE std::error_code DataAcceptor::receive_opening(Greeting& greeting)
       case TlsOpening::none: return errc::authentication_failed;
       case TlsOpening::incomplete: break;
       case TlsOpening::whole:
-        if (!greeting.has_turn) {
-          const std::lock_guard lock(mutex_);
-          if (names_a_worn_handshake(greeting.opening)) {
-            greeting.postponed = true;
-            return asio::error::would_block;
-          }
-        }
-        greeting.connection.tls = options_.tls->accept(
-            greeting.connection.socket.native_handle(), greeting.opening,
-            [this](std::span<const std::byte> identity) -> std::optional<TlsKey> {
-              const std::lock_guard lock(mutex_);
-              const auto expected = std::ranges::find_if(expected_, [identity](const auto& candidate) {
-                return candidate->tls_key && std::ranges::equal(candidate->tls_key->identity, identity);
-              });
-              if (expected == expected_.end()) {
-                return std::nullopt;
-              }
-              ++(*expected)->openings;
-              return (*expected)->tls_key;
-            });
-        std::vector<std::byte>().swap(greeting.opening);
+        greeting.connection.tls =
+            options_.tls->accept(greeting.connection.socket.native_handle(), greeting.opening,
+                                 [this, &greeting, asked = false](std::span<const std::byte> identity) mutable {
+                                   // A peer names one handshake. Whoever names many doesn't have them all looked for.
+                                   return std::exchange(asked, true) ? std::nullopt : key_for(greeting, identity);
+                                 });
         return {};
     }
     const std::size_t had = greeting.opening.size();
