@@ -249,7 +249,10 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         takes."""
         event: PeerEvent
         [event] = self._unclaimed.receive(
-            "peer event", 1, timeout, lambda _, left, seen: self._native.wait_peer_event(left, None, seen)
+            "peer event",
+            1,
+            timeout,
+            lambda _, left, seen, started: self._native.wait_peer_event(left, None, seen, started),
         )
         return event
 
@@ -359,7 +362,10 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         """The next notification without a key, oldest first. Without a timeout it waits for as long as it takes."""
         notification: Notification
         [notification] = self._unclaimed.receive(
-            0, 1, timeout, lambda _, left, seen: self._native.receive_notification(left, None, seen)
+            0,
+            1,
+            timeout,
+            lambda _, left, seen, started: self._native.receive_notification(left, None, seen, started),
         )
         return notification
 
@@ -374,7 +380,7 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
             key,
             count,
             timeout,
-            lambda most, left, seen: self._native.receive_notifications(key, most, left, None, seen),
+            lambda most, left, seen, started: self._native.receive_notifications(key, most, left, None, seen, started),
         )
 
     def submit_receive_notifications(

@@ -116,6 +116,8 @@ class Channel:
     def take_unclaimed(self) -> list[Operation]: ...
     @property
     def kept(self) -> int: ...
+    @property
+    def receiving(self) -> int: ...
     def look_again(self, key: int | None) -> None: ...
     @property
     def transport(self) -> str: ...
@@ -161,7 +163,7 @@ class Channel:
     def receive_notification(self, timeout: float | None, queue: CompletionQueue | None) -> Operation: ...
     @overload
     def receive_notification(
-        self, timeout: float | None, queue: CompletionQueue | None, seen: int
+        self, timeout: float | None, queue: CompletionQueue | None, seen: int, started: list[Operation]
     ) -> Operation | None: ...
     @overload
     def receive_notifications(
@@ -169,11 +171,17 @@ class Channel:
     ) -> Operation: ...
     @overload
     def receive_notifications(
-        self, key: int, count: int, timeout: float | None, queue: CompletionQueue | None, seen: int
+        self,
+        key: int,
+        count: int,
+        timeout: float | None,
+        queue: CompletionQueue | None,
+        seen: int,
+        started: list[Operation],
     ) -> Operation | None: ...
     @overload
     def wait_peer_event(self, timeout: float | None, queue: CompletionQueue | None) -> Operation: ...
     @overload
     def wait_peer_event(
-        self, timeout: float | None, queue: CompletionQueue | None, seen: int
+        self, timeout: float | None, queue: CompletionQueue | None, seen: int, started: list[Operation]
     ) -> Operation | None: ...

@@ -9,16 +9,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Union
+from typing import Any, Literal, Optional, Union
 
 from ._errors import TransferError
 from ._kvferry import Channel, Operation
 from ._types import Notification
 
-__all__ = ["Kind", "Unclaimed", "listed"]
+__all__ = ["Kind", "Start", "Unclaimed", "listed"]
 
 #: A notification's key, 0 for those without one; or news of peers.
 Kind = Union[int, Literal["peer event"]]
+
+#: Starts an operation that receives, given how many, a timeout, `Unclaimed.seen` and a list. The operation is in the list,
+#: not in what is returned: a signal's handler may raise between the two. It isn't there if it wasn't started.
+Start = Callable[[int, Optional[float], int, list[Operation]], object]
 
 
 def listed(result: Any) -> list[Any]:
@@ -72,17 +76,24 @@ class Unclaimed:
         with self._lock:
             self._left.append(operation)
 
+    def give_up(self, started: list[Operation]) -> None:
+        """What they have taken is for others, by whatever their caller is ended."""
+        for operation in started:
+            if operation.done():
+                self.keep(operation)
+            else:
+                self.leave(operation)
+
     @contextlib.contextmanager
-    def awaited(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def awaited(self, started: list[Operation], loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """In this loop: once that is closed nobody waits any more."""
+        [operation] = started
         self._awaited[operation] = loop
         try:
             yield
-        except GeneratorExit:  # the task is destroyed
-            self.leave(operation)
-            raise
         finally:
-            self._awaited.pop(operation, None)
+            if self._awaited.pop(operation, None) is None:  # it has been left
+                started.clear()
 
     def _ended(self) -> list[Operation]:
         if not self._left and not self._awaited:
@@ -95,9 +106,13 @@ class Unclaimed:
             self._left = [operation for operation in self._left if operation not in ended]
             return ended
 
-    def take(self, kind: Kind, most: int) -> list[Any]:
+    def keep_ended(self) -> None:
+        """What operations have taken that were left, or whose calls in C++ were interrupted."""
         for operation in (*self._channel.take_unclaimed(), *self._ended()):
             self.keep(operation)
+
+    def take(self, kind: Kind, most: int) -> list[Any]:
+        self.keep_ended()
         if not self._kept:
             return []
         with self._lock:
@@ -120,9 +135,9 @@ class Unclaimed:
         kind: Kind,
         count: int,
         timeout: float | None,
-        start: Callable[[int, float | None, int], Operation | None],
+        start: Start,
     ) -> list[Any]:
-        """What is kept, and from ``start(how many, timeout, seen)``, which blocks, what lacks."""
+        """What is kept, and from ``start``, which blocks, what lacks."""
         until = None if timeout is None else time.monotonic() + timeout
         left = timeout
         while True:
@@ -130,12 +145,15 @@ class Unclaimed:
             taken = self.take(kind, count)
             if taken and len(taken) == count:
                 return taken
+            started: list[Operation] = []
             try:
-                operation = start(count - len(taken), left, seen)
-                if operation is not None and not was_cancelled(operation):
-                    return taken + listed(operation.result())
+                start(count - len(taken), left, seen, started)
+                for operation in started:
+                    if not was_cancelled(operation):
+                        return taken + listed(operation.result())
             except BaseException:
                 self.put_back(kind, taken, True)
+                self.give_up(started)
                 raise
             self.put_back(kind, taken, False)
             left = None if until is None else max(until - time.monotonic(), 0.0)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._channel import BaseTransferChannel
 from ._kvferry import CompletionQueue, Operation, Region
 from ._types import Notification, PeerEvent, PeerInfo, SideMessage
-from ._unclaimed import Kind, listed, was_cancelled
+from ._unclaimed import Kind, Start, listed, was_cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -81,7 +81,9 @@ class AsyncChannel(Generic[_Channel]):
         while ended := self._queue.drain():
             for operation in ended:
                 waiting = self._waiting.pop(operation.user_data, None)
-                if waiting is not None and not waiting.done():
+                if waiting is None:
+                    self.channel._unclaimed.keep_ended()
+                elif not waiting.done():
                     waiting.set_result(None)
         if self._closing and not len(self._queue) and self._watched is not None:
             self._watched()
@@ -123,9 +125,9 @@ class AsyncChannel(Generic[_Channel]):
         kind: Kind,
         count: int,
         timeout: float | None,
-        start: Callable[[int, float | None, int], Operation | None],
+        start: Start,
     ) -> list[Any]:
-        """What cancelled calls have left, and from ``start(how many, timeout, seen)`` what lacks."""
+        """What cancelled calls have left, and from ``start`` what lacks."""
         unclaimed = self.channel._unclaimed
         now = asyncio.get_running_loop().time
         until = None if timeout is None else now() + timeout
@@ -134,18 +136,17 @@ class AsyncChannel(Generic[_Channel]):
             taken = unclaimed.take(kind, count)
             if taken and len(taken) == count:
                 return taken
-            operation: Operation | None = None
+            started: list[Operation] = []
             try:
-                operation = start(count - len(taken), None if until is None else max(until - now(), 0.0), seen)
-                if operation is not None:
-                    with unclaimed.awaited(operation, asyncio.get_running_loop()):
+                start(count - len(taken), None if until is None else max(until - now(), 0.0), seen, started)
+                for operation in started:
+                    with unclaimed.awaited(started, asyncio.get_running_loop()):
                         await self._ended(operation)
                     if not was_cancelled(operation):
                         return taken + listed(operation.result())
-            except BaseException as error:
+            except BaseException:
                 unclaimed.put_back(kind, taken, True)
-                if operation is not None and isinstance(error, asyncio.CancelledError):
-                    unclaimed.keep(operation)
+                unclaimed.give_up(started)
                 raise
             unclaimed.put_back(kind, taken, False)
 
@@ -186,7 +187,10 @@ class AsyncChannel(Generic[_Channel]):
         channel = self._here()
         event: PeerEvent
         [event] = await self._receive(
-            "peer event", 1, timeout, lambda _, left, seen: channel._native.wait_peer_event(left, self._queue, seen)
+            "peer event",
+            1,
+            timeout,
+            lambda _, left, seen, started: channel._native.wait_peer_event(left, self._queue, seen, started),
         )
         return event
 
@@ -225,7 +229,10 @@ class AsyncChannel(Generic[_Channel]):
         channel = self._here()
         notification: Notification
         [notification] = await self._receive(
-            0, 1, timeout, lambda _, left, seen: channel._native.receive_notification(left, self._queue, seen)
+            0,
+            1,
+            timeout,
+            lambda _, left, seen, started: channel._native.receive_notification(left, self._queue, seen, started),
         )
         return notification
 
@@ -237,5 +244,7 @@ class AsyncChannel(Generic[_Channel]):
             key,
             count,
             timeout,
-            lambda most, left, seen: channel._native.receive_notifications(key, most, left, self._queue, seen),
+            lambda most, left, seen, started: channel._native.receive_notifications(
+                key, most, left, self._queue, seen, started
+            ),
         )

@@ -205,11 +205,13 @@ class Channel {
     }
   }
   void begin_receiving(const std::shared_ptr<Operation>& operation, Kind kind) {
-    std::erase_if(receiving_, [](const Receiving& one) {
-      const auto other = one.operation.lock();
-      return !other || other->handle.ended();
-    });
+    forget_received();
     receiving_.push_back({operation, kind});
+  }
+  /// How many wait for what is kept.
+  [[nodiscard]] std::size_t receiving() {
+    forget_received();
+    return receiving_.size();
   }
 
   void close() {
@@ -226,6 +228,13 @@ class Channel {
   }
 
  private:
+  void forget_received() {
+    std::erase_if(receiving_, [](const Receiving& one) {
+      const auto other = one.operation.lock();
+      return !other || other->handle.ended();
+    });
+  }
+
   Regions regions_;
   std::map<std::uint32_t, Leaving> leaving_;
   std::unique_ptr<SideMessageHandler> handler_;
@@ -330,14 +339,15 @@ std::shared_ptr<Operation> notify(const Channel& self, const nb::str& peer_id, c
 
 /// What was taken before a signal's handler raised isn't lost: the channel keeps it.
 /// @param seen given by those who have looked for what is kept: `kept()` before they did.
+/// @param started gets the operation, before a handler can keep the caller from getting it as the result.
 /// @return null if something has been kept since then.
 template <class Result, class Start>
 std::shared_ptr<Operation> receive(Channel& self, const char* name, Kind kind, Queue* queue,
-                                   std::optional<std::uint64_t> seen, Start start) {
+                                   std::optional<std::uint64_t> seen, std::optional<nb::list> started, Start start) {
   struct HasBeenKept {};
   const auto operation = named(name);
   try {
-    return launch_for<Result>(operation, queue, [&](auto token) {
+    launch_for<Result>(operation, queue, [&](auto token) {
       if (seen) {
         if (*seen != self.kept()) {
           throw HasBeenKept();
@@ -346,6 +356,10 @@ std::shared_ptr<Operation> receive(Channel& self, const char* name, Kind kind, Q
       }
       return start(std::move(token));
     });
+    if (started) {
+      started->append(to_object(operation));
+    }
+    return operation;
   } catch (const HasBeenKept&) {
     return nullptr;
   } catch (...) {
@@ -423,7 +437,9 @@ void bind_operations(nb::class_<Channel>& channel) {
   const auto timeout = nb::arg("timeout").none();
   const auto queue = nb::arg("queue").none();
   const auto seen = nb::arg("seen").none() = nb::none();
+  const auto started = nb::arg("started").none() = nb::none();
   using Seen = std::optional<std::uint64_t>;
+  using Started = std::optional<nb::list>;
   channel.def("transfer", &transfer, nb::arg("kind"), nb::arg("objects"), nb::arg("peer_id"), nb::arg("spec"), queue)
       .def("init_peer", &init_peer, nb::arg("local_id"), nb::arg("peer_id"), nb::arg("url"), nb::arg("encoded").none(),
            timeout, queue)
@@ -449,28 +465,29 @@ void bind_operations(nb::class_<Channel>& channel) {
       .def("remove_region", &remove_region, nb::arg("number"), timeout, queue)
       .def(
           "receive_notification",
-          [](Channel& self, Timeout within, Queue* of, Seen kept) {
-            return receive<Notification>(self, "receive_notification", 0, of, kept, [&](auto token) {
+          [](Channel& self, Timeout within, Queue* of, Seen kept, Started list) {
+            return receive<Notification>(self, "receive_notification", 0, of, kept, std::move(list), [&](auto token) {
               return self.native().async_receive_notification(timeout_of(within), std::move(token));
             });
           },
-          timeout, queue, seen)
+          timeout, queue, seen, started)
       .def(
           "receive_notifications",
-          [](Channel& self, std::uint64_t key, std::size_t count, Timeout within, Queue* of, Seen kept) {
-            return receive<std::vector<Notification>>(self, "receive_notifications", key, of, kept, [&](auto token) {
-              return self.native().async_receive_notifications(key, count, timeout_of(within), std::move(token));
-            });
+          [](Channel& self, std::uint64_t key, std::size_t count, Timeout within, Queue* of, Seen kept, Started list) {
+            return receive<std::vector<Notification>>(
+                self, "receive_notifications", key, of, kept, std::move(list), [&](auto token) {
+                  return self.native().async_receive_notifications(key, count, timeout_of(within), std::move(token));
+                });
           },
-          nb::arg("key"), nb::arg("count"), timeout, queue, seen)
+          nb::arg("key"), nb::arg("count"), timeout, queue, seen, started)
       .def(
           "wait_peer_event",
-          [](Channel& self, Timeout within, Queue* of, Seen kept) {
-            return receive<PeerEvent>(self, "wait_peer_event", std::nullopt, of, kept, [&](auto token) {
-              return self.native().async_wait_peer_event(timeout_of(within), std::move(token));
-            });
+          [](Channel& self, Timeout within, Queue* of, Seen kept, Started list) {
+            return receive<PeerEvent>(
+                self, "wait_peer_event", std::nullopt, of, kept, std::move(list),
+                [&](auto token) { return self.native().async_wait_peer_event(timeout_of(within), std::move(token)); });
           },
-          timeout, queue, seen);
+          timeout, queue, seen, started);
 }
 
 }  // namespace
@@ -508,6 +525,7 @@ void bind_channel(nb::module_& module) {
       .def("close", &Channel::close)
       .def("take_unclaimed", &Channel::take_unclaimed)
       .def_prop_ro("kept", &Channel::kept)
+      .def_prop_ro("receiving", &Channel::receiving)
       .def("look_again", &Channel::look_again, nb::arg("key").none())
       .def_prop_ro("transport", [](const Channel& self) { return self.native().transport(); })
       .def_prop_ro("incarnation", [](const Channel& self) { return self.native().incarnation(); })

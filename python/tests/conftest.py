@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import kvferry
@@ -58,9 +59,37 @@ def signal_when(condition: Callable[[], bool], number: int) -> threading.Thread:
     return thread
 
 
-def sleeps(thread: threading.Thread) -> bool:
-    with open(f"/proc/self/task/{thread.native_id}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] == "S"
+def waits(channel: kvferry.TcpTransferChannel, calls: int = 1) -> Callable[[], bool]:
+    """Whether so many calls of the channel, blocking or of tasks, wait for notifications or peer events."""
+    return lambda: channel._native.receiving == calls
+
+
+class Interruption(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_at_return_of(name: str) -> Iterator[None]:
+    """Has this thread get a signal, whose handler raises, where a function of kvferry's that has this name returns."""
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_name == name and "kvferry" in frame.f_globals["__name__"]:
+            if event == "return":
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGALRM)
+            return trace
+        return None
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+        signal.signal(signal.SIGALRM, before)
 
 
 def make_cache(fill: int = 0) -> Cache:

@@ -9,7 +9,7 @@ from typing import Any
 
 import kvferry
 import pytest
-from conftest import PAGE, Pair, becomes, sleeps
+from conftest import PAGE, Interruption, Pair, becomes, interrupted_at_return_of, waits
 from kvferry.aio import AsyncChannel
 
 
@@ -172,7 +172,7 @@ def test_what_a_cancelled_task_had_taken_is_for_whoever_else_waits_already(pair:
             thread = threading.Thread(target=lambda: received.append(receive(pair.near)))
             if others == "a thread":
                 thread.start()
-                assert becomes(lambda: sleeps(thread))
+                assert becomes(waits(pair.near, 2))
             else:
                 second = asyncio.create_task(receive(of_another_owner))
                 await asyncio.sleep(0)
@@ -217,6 +217,38 @@ def test_what_a_task_of_a_closed_loop_had_taken_is_for_the_next(pair: Pair) -> N
             pair.far.notify("near", b"1")
         assert pair.near.receive_notification(20).payload == b"1"
         del task
+        gc.collect()
+        with pytest.raises(kvferry.TransferTimeout):
+            pair.near.receive_notification(0)
+
+
+@pytest.mark.parametrize("of", ["<lambda>", "was_cancelled"])
+def test_what_a_task_that_is_interrupted_had_taken_is_for_the_next(pair: Pair, of: str) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        pair.far.notify("near", b"taken")
+        with pytest.raises(Interruption), interrupted_at_return_of(of):
+            await near.receive_notification()
+        assert (await near.receive_notification(20)).payload == b"taken"
+        with pytest.raises(kvferry.TransferTimeout):
+            await near.receive_notification(0)
+        await near.close()
+
+    asyncio.run(main())
+
+
+def test_what_an_operation_takes_that_was_left_is_for_one_that_waits_already(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        operation = pair.near.submit_receive_notification(near._queue)
+        waiting = asyncio.create_task(near.receive_notification(20))
+        await asyncio.sleep(0)
+        pair.far.notify("near", b"taken")
+        pair.near._unclaimed.leave(operation)  # as its task does if that is interrupted a moment before
+        assert (await waiting).payload == b"taken"
+        await near.close()
+
+    asyncio.run(main())
 
 
 def test_a_lost_channel_isnt_kept_by_its_loop(pair: Pair) -> None:
