@@ -217,6 +217,11 @@ void Rail::end_leading() {
   drive(callers_turn);
 }
 
+void Rail::drive_on_io_thread() {
+  options_.io_rank->note_this_thread();
+  drive(full_turn);
+}
+
 /// @param found set for the leader, unless another thread drives.
 void Rail::drive(Turn turn, Found* found) {
   struct Driven {
@@ -263,7 +268,7 @@ void Rail::drive(Turn turn, Found* found) {
         try {
           asio::post(executor_, [self = shared_from_this()] {
             self->driver_.put([](Inbox& inbox) { inbox.continuation = true; });
-            self->drive(full_turn);
+            self->drive_on_io_thread();
           });
           return false;
         } catch (const std::exception&) {
@@ -482,7 +487,7 @@ void Rail::wait_for_event() {
   events_.async_wait(asio::posix::stream_descriptor::wait_read, [self = shared_from_this()](std::error_code ec) {
     if (ec != asio::error::operation_aborted) {
       self->driver_.put([](Inbox& inbox) { inbox.event = true; });
-      self->drive(full_turn);
+      self->drive_on_io_thread();
     }
   });
 }

@@ -21,6 +21,7 @@
 
 #include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/inbox_driver.hpp>
+#include <kvferry/kit/thread_rank.hpp>
 #include "device_events.hpp"
 #include "queue_pair.hpp"
 #include "rail_domain.hpp"
@@ -36,6 +37,8 @@ struct RailOptions {
   std::chrono::microseconds spin{0};
   /// The channel's, so that no rail breaks because there is no descriptor left for one.
   std::shared_ptr<const MemoryLook> look = {};
+  /// Of the executor's threads: common to all rails.
+  std::shared_ptr<kit::IoThreadRank> io_rank = std::make_shared<kit::IoThreadRank>();
 };
 
 /// A port, its device's events, and the domain in which regions are registered there.
@@ -188,6 +191,8 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
 
   [[nodiscard]] std::shared_ptr<const ibv_comp_channel> begin_leading();
   void drive(Turn turn, Found* found = nullptr);
+  /// Drives, on a thread that the executor lends.
+  void drive_on_io_thread();
   [[nodiscard]] bool leads() const noexcept { return leader_ == std::this_thread::get_id(); }
   /// @return whether the turn ended with work left.
   bool work(Turn& turn, Inbox& taken);

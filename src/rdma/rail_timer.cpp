@@ -76,7 +76,7 @@ void Rail::arm_timer() {
     const auto self = weak.lock();
     if (self && ec != asio::error::operation_aborted) {
       self->driver_.put([](Inbox& inbox) { inbox.timer = true; });
-      self->drive(full_turn);
+      self->drive_on_io_thread();
     }
   });
 }

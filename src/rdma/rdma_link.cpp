@@ -250,7 +250,7 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
     }
   }
   const std::size_t count = request.objects.size();
-  const bool serves = leader_.load(std::memory_order_relaxed) == std::this_thread::get_id() && !led_channel_;
+  const bool serves = place_.is_of_this_thread() && !led_channel_;
   joined_[rail]->start(std::make_shared<kit::StripedOperation>(std::move(operation), 1), {0, count},
                        serves ? &led_channel_ : nullptr);
 }
@@ -410,19 +410,12 @@ void RdmaLink::deregister_aside() {
   }
 }
 
-bool RdmaLink::begin_serving() {
-  if (joined_.size() != 1 || rank_.was_above_this_thread() || led_.exchange(true)) {
-    return false;
-  }
-  leader_ = std::this_thread::get_id();
-  return true;
-}
+bool RdmaLink::begin_serving() { return joined_.size() == 1 && place_.take(); }
 
 void RdmaLink::serve(kit::BlockingWait& wait) {
   Rail& rail = *joined_.front();
   auto last_found = kit::Clock::now();
   bool may_sleep = false;
-  bool has_slept = false;
   while (led_channel_ && *led_channel_ && !wait.over()) {
     const auto found = rail.lead(may_sleep);
     if (found == Rail::Found::released) {
@@ -437,8 +430,8 @@ void RdmaLink::serve(kit::BlockingWait& wait) {
       std::this_thread::yield();
     } else if (!may_sleep) {
       may_sleep = true;  // once more, and events are asked for
-    } else if (std::exchange(has_slept, true) && rank_.is_above_this_thread()) {
-      break;  // a call that sleeps once, as most, doesn't ask the system
+    } else if (!place_.may_sleep()) {
+      break;
     } else {
       std::array<pollfd, 2> waited{{{(*led_channel_)->fd, POLLIN, 0}, {wait.descriptor(), POLLIN, 0}}};
       if (!wait.over()) {
@@ -455,8 +448,7 @@ void RdmaLink::end_serving() {
     led_channel_.reset();
     joined_.front()->end_leading();
   }
-  leader_ = std::thread::id();
-  led_ = false;
+  place_.leave();
 }
 
 std::string RdmaLink::path() const {

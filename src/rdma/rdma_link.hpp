@@ -12,11 +12,10 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
-#include <kvferry/kit/thread_rank.hpp>
+#include <kvferry/kit/serving_place.hpp>
 
 #include "endpoint.hpp"
 #include "join_threads.hpp"
@@ -99,9 +98,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   std::atomic<bool> failed_{false};
   std::atomic<bool> has_left_{false};
   std::atomic<bool> deregistering_{false};  ///< Has been handed to `LinkOptions::aside`.
-  const kit::ThreadRank rank_;              ///< Of the threads that serve it where no blocking call does.
-  std::atomic<bool> led_{false};
-  std::atomic<std::thread::id> leader_;                  ///< The thread that serves the link; of nobody: none does.
+  kit::ServingPlace place_{options_.rail.io_rank};
   Rail::Led led_channel_;                                ///< Of that thread alone; set while it leads the rail.
   std::optional<kit::Clock::time_point> leaving_until_;  ///< For `take_leave` alone.
 

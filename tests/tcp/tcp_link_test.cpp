@@ -11,6 +11,7 @@
 #include <asio/read.hpp>
 #include <asio/write.hpp>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -26,6 +27,7 @@
 #include <kvferry/detail/event_descriptor.hpp>
 
 #include "common/allocation_limit.hpp"
+#include "common/nicer.hpp"
 #include "protocol_harness.hpp"
 #include "writing_lane.hpp"
 
@@ -62,10 +64,11 @@ class TwoLanes : public ::testing::Test {
   }
 
   /// Writes a page over the first lane.
-  void start_write() {
+  void start_write() { start_write(page_); }
+  void start_write(MutableBuffer page) {
     TransferRequest request;
     request.kind = TransferKind::write;
-    request.objects = {page_};
+    request.objects = {page};
     request.remote_indexes = {0};
     const auto operation = std::make_shared<kit::Operation>(
         std::move(request), Completion::direct([this](std::error_code ec, std::size_t) {
@@ -175,11 +178,39 @@ class OneLane : public TwoLanes {
       GTEST_SKIP() << "all threads of this process run when nobody else wants to";
     }
   }
+
+  [[nodiscard]] bool begin_and_end_serving() {
+    const bool begun = link_->begin_serving();
+    if (begun) {
+      link_->end_serving();
+    }
+    return begun;
+  }
+  /// By a new thread, which is as nice as the calling one.
+  [[nodiscard]] bool can_be_served_by_another() {
+    bool served = false;
+    std::thread([&] { served = begin_and_end_serving(); }).join();
+    return served;
+  }
+  [[nodiscard]] static FrameHeader a_probe() {
+    FrameHeader probe;
+    probe.type = FrameType::probe;
+    return probe;
+  }
+  /// The calling thread does what an I/O thread does: it answers the peer.
+  void answer_the_peer() {
+    const FrameHeader probe = a_probe();
+    asio::write(peers_[0], asio::buffer(&probe, sizeof(probe)));
+    run_until([&] { return peers_[0].available() >= sizeof(FrameHeader); });
+    FrameHeader answer;
+    asio::read(peers_[0], asio::buffer(&answer, sizeof(answer)));
+    EXPECT_EQ(answer.type, FrameType::probe_answer);
+  }
 };
 
-void have_others_run_first() {
+[[nodiscard]] bool have_others_run_first() {
   const sched_param none{};
-  ASSERT_EQ(::pthread_setschedparam(::pthread_self(), SCHED_IDLE, &none), 0);
+  return ::pthread_setschedparam(::pthread_self(), SCHED_IDLE, &none) == 0;
 }
 
 /// For an end that never comes by itself.
@@ -200,8 +231,8 @@ class EndlessWait final : public kit::BlockingWait {
 TEST_F(OneLane, IsNotServedByAThreadThatLetsOthersRunFirst) {
   bool serves = true;
   std::thread([&] {
-    have_others_run_first();
-    serves = link_->begin_serving();
+    EXPECT_TRUE(have_others_run_first());
+    serves = begin_and_end_serving();
   }).join();
   EXPECT_FALSE(serves);
   ASSERT_TRUE(link_->begin_serving());
@@ -210,29 +241,98 @@ TEST_F(OneLane, IsNotServedByAThreadThatLetsOthersRunFirst) {
 
 TEST_F(OneLane, IsDrivenByOthersForAThreadThatLetsThemRunFirst) {
   std::thread([&] {
-    have_others_run_first();
+    EXPECT_TRUE(have_others_run_first());
     start_write();
   }).join();
   EXPECT_EQ(peers_[0].available(), 0U);
   run_until([&] { return peers_[0].available() >= sizeof(FrameHeader) + page_.size(); });
 }
 
+TEST_F(OneLane, BeginsWhatAThreadHasLeftToOthersBeforeWhatIsStartedLater) {
+  std::vector<std::byte> first(64, std::byte{0xa1});
+  std::vector<std::byte> second(64, std::byte{0xa2});
+  std::thread([&] {
+    EXPECT_TRUE(have_others_run_first());
+    start_write(first);
+  }).join();
+  start_write(second);
+  const std::size_t least = 2 * (sizeof(FrameHeader) + first.size());
+  run_until([&] { return peers_[0].available() >= least; });
+  std::vector<std::byte> sent(peers_[0].available());
+  asio::read(peers_[0], asio::buffer(sent));
+  const auto begin_of_second = std::ranges::search(sent, second).begin();
+  EXPECT_NE(begin_of_second, sent.end());
+  EXPECT_NE(std::search(sent.begin(), begin_of_second, first.begin(), first.end()), begin_of_second);
+}
+
 TEST_F(OneLane, IsLeftByAThreadThatLetsOthersRunFirstFromNowOn) {
   EndlessWait wait;
-  std::promise<bool> left;
-  std::thread thread([&] {
-    ASSERT_TRUE(link_->begin_serving());
+  auto left_by_itself = std::async(std::launch::async, [&] {
+    if (!link_->begin_serving()) {
+      return false;
+    }
     start_write();
-    have_others_run_first();
+    const bool others_run_first = have_others_run_first();
     link_->serve(wait);
     link_->end_serving();
-    left.set_value(!wait.over());
+    return others_run_first && !wait.over();
   });
-  auto left_by_itself = left.get_future();
-  EXPECT_EQ(left_by_itself.wait_for(std::chrono::seconds(60)), std::future_status::ready);
+  // It asks for its priority when it goes to sleep again. Until then the peer has it wake up.
+  const FrameHeader probe = a_probe();
+  const auto limit = kit::Clock::now() + std::chrono::seconds(60);
+  while (left_by_itself.wait_for(std::chrono::milliseconds(1)) != std::future_status::ready &&
+         kit::Clock::now() < limit) {
+    asio::write(peers_[0], asio::buffer(&probe, sizeof(probe)));
+  }
   wait.end();
-  thread.join();
   EXPECT_TRUE(left_by_itself.get());
+}
+
+class OneLaneOfNicerThreads : public OneLane {
+ protected:
+  void SetUp() override {
+    if (!test::may_be_nicer()) {
+      GTEST_SKIP() << "no thread of this process can be nicer than others";
+    }
+  }
+};
+
+TEST_F(OneLaneOfNicerThreads, IsNotServedByThem) {
+  std::thread([&] {
+    EXPECT_TRUE(test::be_nicer());
+    EXPECT_FALSE(begin_and_end_serving());
+    start_write();
+  }).join();
+  EXPECT_EQ(peers_[0].available(), 0U);
+  EXPECT_TRUE(link_->begin_serving());
+  link_->end_serving();
+}
+
+TEST_F(OneLaneOfNicerThreads, IsServedByThemOnceAnIoThreadThatIsAsNiceHasDoneWhatTheyLeftToIt) {
+  std::thread io([&] {
+    EXPECT_TRUE(test::be_nicer());
+    EXPECT_FALSE(can_be_served_by_another());
+    std::thread([&] { start_write(); }).join();
+    EXPECT_EQ(peers_[0].available(), 0U);
+    run_until([&] { return peers_[0].available() != 0; });
+    EXPECT_TRUE(can_be_served_by_another());
+  });
+  io.join();
+}
+
+// As when the whole process gets another priority while it runs.
+TEST_F(OneLaneOfNicerThreads, IsServedByThemAgainWhenItsIoThreadHasBecomeAsNice) {
+  std::thread io([&] {
+    answer_the_peer();
+    EXPECT_TRUE(can_be_served_by_another());
+    EXPECT_TRUE(test::be_nicer());
+    EXPECT_FALSE(can_be_served_by_another());
+    for (int looks = 0; looks < 1024; ++looks) {
+      answer_the_peer();
+    }
+    EXPECT_TRUE(can_be_served_by_another());
+  });
+  io.join();
 }
 
 TEST_F(TwoLanes, AViolationEndsAllLanesAtOnce) {

@@ -214,7 +214,7 @@ KVFERRY_INLINE void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectR
 KVFERRY_INLINE void Lane::start_aside(std::shared_ptr<StripedOperation> batch, ObjectRange range) {
   driver_.put([&](Inbox& inbox) { inbox.starts.push_back({std::move(batch), range}); });
   try {
-    asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+    asio::post(executor_, [self = shared_from_this()] { self->drive_on_io_thread(); });
   } catch (const std::exception&) {
     drive(caller_bytes);  // there is no memory to have another thread do it
   }
@@ -256,6 +256,11 @@ KVFERRY_INLINE void Lane::socket_ready(bool readable, bool writable, bool broken
     inbox.writable |= writable;
     inbox.broken |= broken;
   });
+  drive_on_io_thread();
+}
+
+KVFERRY_INLINE void Lane::drive_on_io_thread() {
+  options_.io_rank->note_this_thread();
   drive(turn_bytes);
 }
 
@@ -324,7 +329,7 @@ KVFERRY_INLINE bool Lane::let_go(const Driven& driven) {
     return true;
   }
   try {
-    asio::post(executor_, [self = shared_from_this()] { self->drive(turn_bytes); });
+    asio::post(executor_, [self = shared_from_this()] { self->drive_on_io_thread(); });
     return false;
   } catch (const std::exception&) {
     // There is no memory to have another thread go on: this one does.

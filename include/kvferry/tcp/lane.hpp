@@ -21,6 +21,7 @@
 
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/poller.hpp>
+#include <kvferry/kit/thread_rank.hpp>
 
 #include <kvferry/kit/inbox_driver.hpp>
 #include <kvferry/tcp/lane_protocol.hpp>
@@ -58,6 +59,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
     std::shared_ptr<ReadAheadPool> buffers = nullptr;
     std::chrono::milliseconds frame_timeout{60'000};
     std::shared_ptr<PeerMemory> memory = nullptr;  ///< See `LaneProtocol`.
+    /// Of the executor's threads: common to all lanes.
+    std::shared_ptr<kit::IoThreadRank> io_rank = std::make_shared<kit::IoThreadRank>();
   };
 
   /// A connection, with what its ends are called in errors.
@@ -90,7 +93,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// @param led null, or the calling thread leads the lane from here on, as after `begin_leading`, whose result this gets.
   void start(std::shared_ptr<StripedOperation> batch, ObjectRange range,
              std::optional<std::shared_ptr<Socket>>* led = nullptr);
-  /// The same, for a thread that isn't to drive the lane: another one of the executor's does.
+  /// The same, for a thread that isn't to drive the lane: one of the executor's does. There is no such form of what follows: it is
+  /// rare, or somebody relies on its having been done.
   void start_aside(std::shared_ptr<StripedOperation> batch, ObjectRange range);
   void stop(std::shared_ptr<kit::Operation> operation);
   /// Asks the peer whether it lives; `answered` is called with the lane's engine held.
@@ -185,6 +189,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   template <class Change>
   void change(Change change_engine, std::size_t budget);
   void drive(std::size_t budget);
+  /// Drives, on a thread that the executor lends.
+  void drive_on_io_thread();
   /// How a thread drives that has `budget` for its first turn, and does `first` with the engine held, before it moves
   /// anything. @param with calls the driver with a step, and with what is done when the engine has been let go.
   template <class First, class With>

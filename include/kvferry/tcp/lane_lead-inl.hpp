@@ -157,7 +157,7 @@ KVFERRY_INLINE bool Lane::leave_unattended() {
     attend_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
       if (ec != asio::error::operation_aborted) {
         self->driver_.put([](Inbox& inbox) { inbox.attend = true; });
-        self->drive(turn_bytes);
+        self->drive_on_io_thread();
       }
     });
     attend_timer_armed_ = true;

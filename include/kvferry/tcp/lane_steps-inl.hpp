@@ -270,7 +270,7 @@ KVFERRY_INLINE void Lane::update_drain_timer() {
   drain_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
     if (ec != asio::error::operation_aborted) {
       self->driver_.put([](Inbox& inbox) { inbox.drain_expired = true; });
-      self->drive(turn_bytes);
+      self->drive_on_io_thread();
     }
   });
 }
@@ -285,7 +285,7 @@ KVFERRY_INLINE void Lane::update_frame_timer() {
   frame_timer_.async_wait([self = shared_from_this()](std::error_code ec) {
     if (ec != asio::error::operation_aborted) {
       self->driver_.put([](Inbox& inbox) { inbox.frame_expired = true; });
-      self->drive(turn_bytes);
+      self->drive_on_io_thread();
     }
   });
 }

@@ -62,8 +62,9 @@ KVFERRY_INLINE void TcpLink::run(std::optional<Hello> welcome) {
 
 KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
   const TransferRequest& request = operation->request();
+  const bool serves = place_.is_of_this_thread();
   // Whoever drives a lane has the work of all others, who would wait for it while the system has it wait.
-  const bool aside = rank_.was_above_this_thread();
+  const bool aside = !serves && io_rank_->was_above_this_thread_lately();
   std::size_t lane = 0;
   if (lanes_.size() > 1) {
     if (!request.one_sided()) {
@@ -83,7 +84,6 @@ KVFERRY_INLINE void TcpLink::start(std::shared_ptr<kit::Operation> operation) {
     return;
   }
   // The thread of a blocking call leads its lane from the same moment on, for which it has it anyway.
-  const bool serves = leader_.load(std::memory_order_relaxed) == std::this_thread::get_id();
   lanes_[lane]->start(kvferry::detail::make_recycled<StripedOperation>(std::move(operation), 1), {0, count},
                       serves ? &led_socket_ : nullptr);
 }
@@ -215,13 +215,7 @@ KVFERRY_INLINE bool TcpLink::ends_at_once(const TransferRequest& request) const 
          kit::LocalBytes(request).total() <= copied_at_once;
 }
 
-KVFERRY_INLINE bool TcpLink::begin_serving() {
-  if (lanes_.size() != 1 || rank_.was_above_this_thread() || led_.exchange(true)) {
-    return false;
-  }
-  leader_ = std::this_thread::get_id();
-  return true;
-}
+KVFERRY_INLINE bool TcpLink::begin_serving() { return lanes_.size() == 1 && place_.take(); }
 
 KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
   Lane& lane = *lanes_.front();
@@ -229,7 +223,6 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
   kit::Clock::time_point since;
   bool may_wait = !lane.hears_bells();
   bool left = false;
-  bool has_slept = false;
   while (led_socket_ && *led_socket_ && !wait.over()) {
     const auto found = lane.lead(may_wait, wait, left);
     if (left) {
@@ -253,8 +246,8 @@ KVFERRY_INLINE void TcpLink::serve(kit::BlockingWait& wait) {
     }
     if (!may_wait) {
       may_wait = true;  // once more, and it is said
-    } else if (std::exchange(has_slept, true) && rank_.is_above_this_thread()) {
-      break;  // a call that sleeps once, as most, doesn't ask the system
+    } else if (!place_.may_sleep()) {
+      break;
     } else {
       sleep_until_ready(**led_socket_, lane.wants_to_send(), wait);
       if (lane.hears_bells()) {
@@ -270,8 +263,7 @@ KVFERRY_INLINE void TcpLink::end_serving() {
     led_socket_.reset();
     lanes_.front()->end_leading();
   }
-  leader_ = std::thread::id();
-  led_ = false;
+  place_.leave();
 }
 
 KVFERRY_INLINE bool TcpLink::take_used() noexcept {

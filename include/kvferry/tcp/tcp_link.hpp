@@ -9,10 +9,10 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include <kvferry/kit/link.hpp>
+#include <kvferry/kit/serving_place.hpp>
 #include <kvferry/kit/thread_rank.hpp>
 
 #include <kvferry/tcp/hello.hpp>
@@ -74,6 +74,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
       : host_(std::move(host)),
         stripe_threshold_(options.stripe_threshold),
         patience_(options.patience),
+        io_rank_(options.lane.io_rank),
         path_(options.path),
         memory_(options.lane.memory),
         drain_timeout_(options.lane.drain_timeout) {}
@@ -86,7 +87,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   const std::shared_ptr<kit::LinkHost> host_;
   const std::size_t stripe_threshold_;
   const std::chrono::nanoseconds patience_;
-  const kit::ThreadRank rank_;  ///< Of the threads that serve it where no blocking call does.
+  const std::shared_ptr<const kit::IoThreadRank> io_rank_;
   const std::string path_;
   const std::shared_ptr<const PeerMemory> memory_;
   const std::chrono::milliseconds drain_timeout_;
@@ -95,8 +96,7 @@ class KVFERRY_EXPORT TcpLink final : public kit::Link,
   std::atomic<std::size_t> next_lane_{0};
   std::atomic<bool> failed_{false};
   const std::shared_ptr<std::atomic<bool>> ended_ = std::make_shared<std::atomic<bool>>(false);
-  std::atomic<bool> led_{false};
-  std::atomic<std::thread::id> leader_;  ///< The thread that serves; of nobody: there is none.
+  kit::ServingPlace place_{io_rank_};
   /// Of the thread that serves: nothing until it leads the lane, and when it has left it.
   std::optional<std::shared_ptr<Socket>> led_socket_;
 };
