@@ -82,7 +82,11 @@ bool has_objects(std::string_view format) {
 /// As far as NumPy, which has types that no format tells of, says so by an array's type.
 bool has_objects(nb::handle exporter) {
   const nb::object type = nb::getattr(exporter, "dtype", nb::none());
-  return PyObject_IsTrue(nb::getattr(type, "hasobject", nb::none()).ptr()) == 1;
+  const int has = PyObject_IsTrue(nb::getattr(type, "hasobject", nb::none()).ptr());
+  if (has < 0) {
+    throw nb::python_error();
+  }
+  return has == 1;
 }
 
 /// @return false if `object` has no such buffer. @throws nb::python_error what else its code raises, as a signal's handler does.
