@@ -260,7 +260,7 @@ TEST_F(OneLane, BeginsWhatAThreadHasLeftToOthersBeforeWhatIsStartedLater) {
   run_until([&] { return peers_[0].available() >= least; });
   std::vector<std::byte> sent(peers_[0].available());
   asio::read(peers_[0], asio::buffer(sent));
-  const auto begin_of_second = std::ranges::search(sent, second).begin();
+  const auto begin_of_second = std::search(sent.begin(), sent.end(), second.begin(), second.end());
   EXPECT_NE(begin_of_second, sent.end());
   EXPECT_NE(std::search(sent.begin(), begin_of_second, first.begin(), first.end()), begin_of_second);
 }
