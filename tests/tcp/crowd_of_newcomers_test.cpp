@@ -100,6 +100,16 @@ class DataAcceptorInACrowd : public DataAcceptorTest {
     EXPECT_EQ(made->tls->shake_hands(), asio::error::would_block);
     return made;
   }
+  /// Or it is turned away.
+  bool is_served(Named& one) {
+    std::error_code ec;
+    EXPECT_TRUE(comes_true([&] {
+      ec = one.tls->shake_hands();
+      return ec != asio::error::would_block;
+    }));
+    one.answered = !ec;
+    return one.answered;
+  }
   /// The acceptor does its work until then.
   template <class Condition>
   bool comes_true(Condition condition) {
@@ -224,17 +234,39 @@ TEST_F(DataAcceptorInACrowd, WhoGetsNoTurnInTimeIsToldToComeAgainAndGetsOneLater
   for (bool served = false; !served || told == 0;) {
     ASSERT_LT(kit::Clock::now(), deadline) << told;
     const auto one = named(key);
-    std::error_code ec;
-    EXPECT_TRUE(comes_true([&] {
-      ec = one->tls->shake_hands();
-      return ec != asio::error::would_block;
-    }));
-    served = !ec;
+    served = is_served(*one);
     const auto said = one->tls->first_received();
-    told += ec && said.size() == 8 && std::memcmp(said.data(), &Hello::come_again, said.size()) == 0 ? 1U : 0U;
+    told += !served && said.size() == 8 && std::memcmp(said.data(), &Hello::come_again, said.size()) == 0 ? 1U : 0U;
   }
   const auto counts = refusals_->snapshot();
   EXPECT_TRUE(std::ranges::any_of(counts, [](const auto& one) { return one.cause == errc::resource_limit; }));
+}
+
+TEST_F(DataAcceptorInACrowd, WhatSomeoneHasWaitedIsNoneOfTheTimeForItsHello) {
+  constexpr std::chrono::milliseconds pause{150};
+  constexpr std::chrono::milliseconds time{300};
+  const auto deadline = kit::Clock::now() + kvferry_test::long_enough;
+  for (bool answered = false; !answered;) {  // on a busy machine their time is over before they have got so far
+    ASSERT_LT(kit::Clock::now(), deadline);
+    acceptor_->close();
+    acceptor_ = acceptor_at(context_, pause, time);
+    const TlsKey key = handshake();
+    Crowd crowd;
+    do {
+      crowd.push_back(named(key));
+    } while (is_served(*crowd.back()) && crowd.size() < at_once);
+    if (crowd.size() < at_once || !crowd.back()->answered) {
+      continue;
+    }
+    const auto begin = kit::Clock::now();
+    const auto one = named(key);
+    answered = is_served(*one);
+    if (answered) {
+      std::vector<std::byte> said;
+      EXPECT_TRUE(comes_true([&] { return is_closed(one->socket, said); }));
+      EXPECT_GE(kit::Clock::now() - begin, pause + time);
+    }
+  }
 }
 
 /// So that as many turns as there are connections would take too long.
