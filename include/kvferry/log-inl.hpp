@@ -181,8 +181,14 @@ KVFERRY_INLINE bool in_log_sink() noexcept { return sinks_here != 0; }
 KVFERRY_INLINE void tell_of_call_in_log_sink(std::string_view call) noexcept {
   try {
     const std::string text = std::string(call) + refused_in_sinks;
-    write_to_standard_error({LogLevel::error, std::chrono::system_clock::now(), "call_in_log_sink", {}, {},
-                             make_error_code(errc::would_deadlock), text, 0});
+    write_to_standard_error({LogLevel::error,
+                             std::chrono::system_clock::now(),
+                             "call_in_log_sink",
+                             {},
+                             {},
+                             make_error_code(errc::would_deadlock),
+                             text,
+                             0});
   } catch (const std::exception&) {
     // there is no memory for the sentence
   }

@@ -21,8 +21,8 @@
 
 #include <kvferry/error.hpp>
 #include <kvferry/keyring.hpp>
-#include <kvferry/log.hpp>
 #include <kvferry/kit/logger.hpp>
+#include <kvferry/log.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/fault_channel.hpp>

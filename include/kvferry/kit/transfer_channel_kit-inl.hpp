@@ -234,8 +234,7 @@ KVFERRY_INLINE bool TransferChannelKit::running_in_io_thread() const noexcept {
   if (inherited()) {
     return false;  // the call ends at once
   }
-  return impl_->runs_this_thread() ||
-         (!impl_->threads && kvferry::detail::runs_in_this_thread(impl_->executor));
+  return impl_->runs_this_thread() || (!impl_->threads && kvferry::detail::runs_in_this_thread(impl_->executor));
 }
 
 KVFERRY_INLINE bool TransferChannelKit::answers_in_this_thread(std::string_view url) const {
