@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <kvferry/kit/logger.hpp>
 #include <kvferry/side_message.hpp>
 
 #include <chrono>
@@ -76,6 +77,7 @@ class DecodeChannel final : public Transport {
   }
 
   void close() override {
+    kvferry::kit::refuse_in_log_sink("close()");
     desk_.close();
     Transport::close();
   }

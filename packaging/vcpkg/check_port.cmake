@@ -13,7 +13,7 @@ cmake_path(ABSOLUTE_PATH WORK)
 set(CURRENT_PORT_DIR "${CMAKE_CURRENT_LIST_DIR}/ports/kvferry")
 set(PORT kvferry)
 set(CURRENT_PACKAGES_DIR "${WORK}/packages")
-file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}")
+file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}" "${WORK}/build")
 
 file(READ "${CURRENT_PORT_DIR}/vcpkg.json" manifest)
 string(JSON name GET "${manifest}" name)

@@ -79,14 +79,27 @@ bool has_objects(std::string_view format) {
   return false;
 }
 
+/// None if there is none. @throws nb::python_error what else its code raises, as a signal's handler does.
+nb::object attribute(nb::handle object, const char* name) {
+  nb::object found = nb::steal(PyObject_GetAttrString(object.ptr(), name));
+  if (!found.is_valid()) {
+    nb::python_error raised;
+    if (!raised.matches(PyExc_AttributeError)) {
+      throw raised;
+    }
+    return nb::none();
+  }
+  return found;
+}
+
 /// As far as NumPy, which has types that no format tells of, says so by an array's type.
 bool has_objects(nb::handle exporter) {
-  const nb::object type = nb::getattr(exporter, "dtype", nb::none());
-  const int has = PyObject_IsTrue(nb::getattr(type, "hasobject", nb::none()).ptr());
-  if (has < 0) {
+  const nb::object has = attribute(attribute(exporter, "dtype"), "hasobject");
+  const int truth = PyObject_IsTrue(has.ptr());
+  if (truth < 0) {
     throw nb::python_error();
   }
-  return has == 1;
+  return truth == 1;
 }
 
 /// @return false if `object` has no such buffer. @throws nb::python_error what else its code raises, as a signal's handler does.
@@ -225,7 +238,7 @@ void Memory::take_buffer(nb::handle object, bool writable) {
     throw nb::python_error();
   }
   try {
-    if (view_.format != nullptr ? has_objects(std::string_view(view_.format)) : has_objects(nb::handle(view_.obj))) {
+    if (view_.format != nullptr ? has_objects(std::string_view(view_.format)) : has_objects(view_.obj != nullptr ? nb::handle(view_.obj) : object)) {
       throw wrong_type("this " + class_name(object) +
                        " is made of references to objects, which mean nothing to a peer");
     }

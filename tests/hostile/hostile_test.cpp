@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include <kvferry/kit/logger.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/own_loopback.hpp>
 
@@ -104,6 +105,7 @@ class Hub : public TcpTransferChannel {
   }
 
   void close() override {
+    kit::refuse_in_log_sink("close()");
     {
       const std::lock_guard lock(mutex_);
       closed_ = true;

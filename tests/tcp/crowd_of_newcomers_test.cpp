@@ -198,6 +198,9 @@ TEST_F(DataAcceptorInACrowd, ClosedItLetsThoseGoThatWait) {
   EXPECT_TRUE(context_.stopped()) << "a timer or a connection is left";
   std::vector<std::byte> said;
   for (const auto& one : further) {
+    if (one->is_answered()) {
+      continue;  // it had its turn before, on a machine that was busy for so long
+    }
     EXPECT_TRUE(comes_to_be_closed(one->socket, said));
     EXPECT_TRUE(said.empty());
   }
@@ -243,11 +246,14 @@ TEST_F(DataAcceptorInACrowd, WhoGetsNoTurnInTimeIsToldToComeAgainAndGetsOneLater
 }
 
 TEST_F(DataAcceptorInACrowd, WhatSomeoneHasWaitedIsNoneOfTheTimeForItsHello) {
-  constexpr std::chrono::milliseconds pause{150};
-  constexpr std::chrono::milliseconds time{300};
+  std::chrono::milliseconds pause{75};
+  std::chrono::milliseconds time{150};
   const auto deadline = kit::Clock::now() + kvferry_test::long_enough;
-  for (bool answered = false; !answered;) {  // on a busy machine their time is over before they have got so far
+  for (bool answered = false; !answered;) {
     ASSERT_LT(kit::Clock::now(), deadline);
+    // On a busy machine their time may be over before they have got so far.
+    pause *= 2;
+    time *= 2;
     acceptor_->close();
     acceptor_ = acceptor_at(context_, pause, time);
     const TlsKey key = handshake();

@@ -178,8 +178,12 @@ KVFERRY_INLINE void DataAcceptor::read_hello(const std::shared_ptr<Greeting>& gr
   if (ec == asio::error::would_block || ec == asio::error::try_again) {
     if (greeting->postponed) {
       postpone(greeting);
-    } else {
+      return;
+    }
+    try {
       wait_for_hello(greeting);
+    } catch (const std::exception&) {
+      drop(greeting);  // memory is used up
     }
   } else if (ec) {
     if (ec == errc::authentication_failed) {
