@@ -238,7 +238,8 @@ void Memory::take_buffer(nb::handle object, bool writable) {
     throw nb::python_error();
   }
   try {
-    if (view_.format != nullptr ? has_objects(std::string_view(view_.format)) : has_objects(view_.obj != nullptr ? nb::handle(view_.obj) : object)) {
+    if (view_.format != nullptr ? has_objects(std::string_view(view_.format))
+                                : has_objects(view_.obj != nullptr ? nb::handle(view_.obj) : object)) {
       throw wrong_type("this " + class_name(object) +
                        " is made of references to objects, which mean nothing to a peer");
     }

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import kvferry
@@ -337,11 +338,7 @@ def test_the_thread_of_log_records_takes_no_signals(pair: Pair) -> None:
     assert blocked & 1 << signal.SIGINT - 1 and not blocked & 1 << signal.SIGSEGV - 1
 
 
-def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
-    def interrupt(*_: object) -> None:
-        pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
-        raise Interruption
-
+def receive_until_interrupted(pair: Pair, interrupt: Callable[..., None]) -> None:
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(Interruption):
@@ -349,6 +346,14 @@ def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
             pair.near.receive_notification()
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
+    def interrupt(*_: object) -> None:
+        pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
+        raise Interruption
+
+    receive_until_interrupted(pair, interrupt)
     assert pair.near.receive_notification(20).payload == b"taken"
 
 
@@ -362,13 +367,7 @@ def test_what_an_interrupted_call_had_taken_is_for_a_thread_that_waits_already(p
         pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
         raise Interruption
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with pytest.raises(Interruption):
-            signal_when(waits(pair.near), signal.SIGALRM)
-            pair.near.receive_notification()
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    receive_until_interrupted(pair, interrupt)
     thread.join()
     assert [notification.payload for notification in received] == [b"taken"]
 

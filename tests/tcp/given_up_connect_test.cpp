@@ -42,6 +42,18 @@ class GivenUpConnect : public ::testing::Test {
     EXPECT_FALSE(a_.channel->remote_xfer_handler_exists("b"));
     EXPECT_FALSE(b_->channel->remote_xfer_handler_exists("a"));
   }
+  /// A connect of a's, until the peer has the connection.
+  void begin_a_connect() {
+    a_.channel->async_lazy_init_peer_connection(
+        "a", "b", b_->channel->peer_init_url(), {}, {.timeout = std::chrono::hours(1)},
+        asio::bind_cancellation_slot(
+            signal_.slot(), [this](std::error_code ec, const std::optional<SideMessage>&) { ended_.set_value(ec); }));
+    EXPECT_EQ(next_event().kind, PeerEventKind::connected);
+  }
+  void cancel_it() {
+    signal_.emit(asio::cancellation_type::terminal);
+    EXPECT_EQ(ended_.get_future().get(), errc::cancelled);
+  }
   void expect_that_a_can_connect() {
     relay_.resume();
     a_.channel->lazy_init_peer_connection("a", "b", b_->channel->peer_init_url());
@@ -52,20 +64,15 @@ class GivenUpConnect : public ::testing::Test {
   }
 
   Relay relay_;
+  asio::cancellation_signal signal_;
+  std::promise<std::error_code> ended_;
   Node a_{4, {}, false};
   std::optional<Node> b_;
 };
 
 TEST_F(GivenUpConnect, ThePeerHearsOfACancellationAtOnce) {
-  asio::cancellation_signal signal;
-  std::promise<std::error_code> ended;
-  a_.channel->async_lazy_init_peer_connection(
-      "a", "b", b_->channel->peer_init_url(), {}, {.timeout = std::chrono::hours(1)},
-      asio::bind_cancellation_slot(
-          signal.slot(), [&](std::error_code ec, const std::optional<SideMessage>&) { ended.set_value(ec); }));
-  EXPECT_EQ(next_event().kind, PeerEventKind::connected);
-  signal.emit(asio::cancellation_type::terminal);
-  EXPECT_EQ(ended.get_future().get(), errc::cancelled);
+  begin_a_connect();
+  cancel_it();
   expect_b_to_hear_of_it();
   expect_that_a_can_connect();
 }
@@ -87,19 +94,12 @@ TEST_F(GivenUpConnect, ThePeerHearsOfADeadlineAtOnce) {
 
 // An operation of b's under way on that connection ends, too.
 TEST_F(GivenUpConnect, WhatThePeerHasStartedOnItEnds) {
-  asio::cancellation_signal signal;
-  std::promise<std::error_code> ended;
-  a_.channel->async_lazy_init_peer_connection(
-      "a", "b", b_->channel->peer_init_url(), {}, {.timeout = std::chrono::hours(1)},
-      asio::bind_cancellation_slot(
-          signal.slot(), [&](std::error_code ec, const std::optional<SideMessage>&) { ended.set_value(ec); }));
-  EXPECT_EQ(next_event().kind, PeerEventKind::connected);
+  begin_a_connect();
   std::promise<std::error_code> written;
   b_->channel->async_batched_write(b_->pages(1),
                                    {.peer_id = "a", .remote_indexes = indexes(1), .timeout = std::chrono::hours(1)},
                                    [&](std::error_code ec, std::size_t) { written.set_value(ec); });
-  signal.emit(asio::cancellation_type::terminal);
-  EXPECT_EQ(ended.get_future().get(), errc::cancelled);
+  cancel_it();
   auto end = written.get_future();
   ASSERT_EQ(end.wait_for(long_enough), std::future_status::ready);
   EXPECT_EQ(end.get(), condition::peer_failed);
