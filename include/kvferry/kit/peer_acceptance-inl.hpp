@@ -128,7 +128,7 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   } catch (...) {
     const Failure failure = failure_being_handled();
     std::vector<Waiter> told;
-    drop_attempt(question.sender_id, number, failure, told);
+    drop_attempt(question.sender_id, number, failure, {}, told);
     tell(told, failure);
     refuse(reply, question.sender_id, failure);
     return;

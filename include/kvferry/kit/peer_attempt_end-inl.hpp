@@ -13,9 +13,18 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number,
                                                 const Failure& failure) {
   std::vector<Waiter> told;
-  const auto accepting = drop_attempt(peer_id, number, failure, told);
+  std::string last_awaited;
+  const bool was_late = failure.code == errc::timed_out;
+  if (was_late) {
+    if_memory_lasts([&] { last_awaited = awaited(peer_id, number); });
+  }
+  const auto accepting = drop_attempt(peer_id, number, failure, std::move(last_awaited), told);
   if (!accepting) {
     return;
+  }
+  if (was_late) {
+    // A call whose own time is over, too, has a timer of its own, and says itself that it had too little time.
+    std::erase_if(told, [now = Clock::now()](const Waiter& waiting) { return waiting.deadline <= now; });
   }
   // Before anybody hears of it, who may then ask for the statistics.
   (*accepting ? refused_ : failed_dials_).count(failure.code);
@@ -31,9 +40,12 @@ KVFERRY_INLINE void PeerDirectory::tell(const std::vector<Waiter>& told, const F
   }
 }
 
-/// @param told those who are to hear of it. @return whether it was a peer's attempt; nothing if it is over already.
+/// @param awaited for what the attempt waited, if it ends because it is late.
+/// @param told those who are to hear of it.
+/// @return whether it was a peer's attempt; nothing if it is over already.
 KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string& peer_id, std::uint64_t number,
-                                                               const Failure& failure, std::vector<Waiter>& told) {
+                                                               const Failure& failure, std::string awaited,
+                                                               std::vector<Waiter>& told) {
   // Where a peer gives so little time, trying again at once would be all that this side does.
   constexpr std::chrono::milliseconds least_patience{50};
   bool was_acceptance = false;
@@ -61,6 +73,7 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
     if (!peer->link && peer->attempt.number == 0 && !may_come) {
       peer->out_of_use_since = now;
       peer->last_failure = failure;
+      peer->last_awaited = std::move(awaited);
       // A call that came later may have more time than the attempt had, and one that waited for the peer's own attempt
       // has had no attempt yet.
       const bool again = !peer->url.empty() && (was_acceptance || was_move || had_its_time || given_up);
@@ -178,6 +191,7 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       links_.push_back(std::move(entry));
       replaced = std::move(others);
       askers = take_askers(*peer);
+      peer->last_awaited.clear();
       peer->link = std::move(link);
       peer->host = host.get();
       peer->description = host->description();

@@ -242,7 +242,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   void fail_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure);
   static void tell(const std::vector<Waiter>& told, const Failure& failure) noexcept;
   std::optional<bool> drop_attempt(const std::string& peer_id, std::uint64_t number, const Failure& failure,
-                                                 std::vector<Waiter>& told);
+                                   std::string awaited, std::vector<Waiter>& told);
   void publish(const std::string& peer_id, std::uint64_t number, const std::shared_ptr<Host>& host,
                std::shared_ptr<Link> link);
   [[nodiscard]] LinkHandler link_handler(std::string peer_id, std::uint64_t attempt, std::shared_ptr<Host> host,

@@ -82,6 +82,7 @@ KVFERRY_INLINE void PeerDirectory::disconnect(const std::string& peer_id, std::f
         });
       }
       peer.last_failure = std::move(last_failure);
+      peer.last_awaited.clear();
     }
   }
   if (refused) {

@@ -89,8 +89,11 @@ KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std:
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
-    if (closed_ || it == peers_.end() || (!number && it->second.attempt.number == 0)) {
+    if (closed_ || it == peers_.end()) {
       return {};
+    }
+    if (!number && it->second.attempt.number == 0) {
+      return it->second.last_awaited;
     }
     const Attempt& attempt = it->second.attempt;
     if (attempt.accepting || attempt.yielded || (number && *number != attempt.number)) {

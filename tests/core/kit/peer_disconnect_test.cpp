@@ -21,6 +21,7 @@
 
 #include <kvferry/kit/fence.hpp>
 #include <kvferry/kit/init_messages.hpp>
+#include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/peer_directory.hpp>
 #include "common/allocation_limit.hpp"
 #include "test_channel.hpp"
@@ -167,6 +168,26 @@ TEST_F(Leaving, NothingIsDialedForOperationsThatWereStopped) {
   EXPECT_TRUE(late->finished());
   EXPECT_EQ(dials_, 2);
   EXPECT_TRUE(directory_->awaited("p").empty()) << directory_->awaited("p");
+}
+
+TEST_F(Leaving, ACallThatIsLateWithItsAttemptSaysItselfForWhatItWaited) {
+  connect(std::make_shared<KeepingLink>());
+  break_link();
+  std::vector<std::error_code> told;
+  const auto wait_until = [&](Clock::time_point deadline) {
+    directory_->connect(
+        "here", "p", "tcp://127.0.0.1:1", 0,
+        {deadline, [&](const Failure& failure) { told.push_back(failure.code); }, [] { return false; }});
+  };
+  const auto first = Clock::now() + std::chrono::milliseconds(50);
+  const auto attempts_end = first + longer_than_the_call;
+  wait_until(first);
+  wait_until(attempts_end - std::chrono::milliseconds(1));
+  run_for(attempts_end + std::chrono::milliseconds(50) - Clock::now());
+  context_.restart();
+  context_.poll();
+  EXPECT_TRUE(told.empty()) << told.front() << ", by the attempt";
+  EXPECT_EQ(directory_->awaited("p"), "no answer from tcp://127.0.0.1:1");
 }
 
 /// Has something to say for as long as the test wants.
