@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstddef>
@@ -19,6 +20,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <random>
@@ -31,6 +33,9 @@
 
 #include <kvferry/shared_region.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
+#ifdef KVFERRY_BENCH_WITH_UCX
+#include "peers/ucx_neighbours.hpp"
+#endif
 
 namespace {
 
@@ -95,7 +100,8 @@ class PageOrder {
 };
 
 /// The other process: a channel with both memories as regions for each size of page. Ends with the line to its parent.
-[[noreturn]] void be_target(const Settings& settings, std::span<std::byte> own, std::span<std::byte> mapped, int line) {
+[[noreturn]] void be_target(const Settings& settings, std::span<std::byte> own, std::span<std::byte> mapped,
+                            [[maybe_unused]] const std::atomic<bool>& ucx_busy, int line) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   std::ranges::fill(own, std::byte{1});  // pages of its own
   std::ranges::fill(mapped, std::byte{1});
@@ -106,8 +112,14 @@ class PageOrder {
   options.log_sink = [](const kvferry::LogRecord&) {};
   options.regions = {shared.region(latency_page), {own.data(), own.size(), latency_page}};
   kvferry::ShmTransferChannel channel(options);
-  const std::string url = channel.peer_init_url() + "\n";
+  const std::string url = channel.peer_init_url();
   (void)!::write(line, url.data(), url.size());
+#ifdef KVFERRY_BENCH_WITH_UCX
+  const bench::UcxTarget ucx_allocated({static_cast<std::byte*>(nullptr), mapped.size()}, ucx_busy);
+  const bench::UcxTarget ucx_own(own, ucx_busy);
+  ucx_allocated.tell(line);
+  ucx_own.tell(line);
+#endif
   char byte = 0;
   (void)!::read(line, &byte, 1);
   channel.close();
@@ -120,15 +132,16 @@ class Bench {
       : settings_(settings),
         size_(settings.mebibytes << 20),
         target_own_(anonymous(size_, MAP_PRIVATE)),
-        target_mapped_(anonymous(size_, MAP_SHARED)) {
+        target_mapped_(anonymous(size_, MAP_SHARED)),
+        ucx_busy_(*new (anonymous(sizeof(std::atomic<bool>), MAP_SHARED).data()) std::atomic<bool>(false)) {
     std::array<int, 2> ends{};
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) {
+    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0) {
       throw std::system_error(errno, std::system_category(), "socketpair");
     }
     target_ = ::fork();
     if (target_ == 0) {
       ::close(ends[0]);
-      be_target(settings_, target_own_, target_mapped_, ends[1]);
+      be_target(settings_, target_own_, target_mapped_, ucx_busy_, ends[1]);
     }
     ::close(ends[1]);
     line_ = ends[0];
@@ -142,10 +155,9 @@ class Bench {
     options.log_sink = [](const kvferry::LogRecord&) {};
     options.regions = {shared_->region(latency_page), {own_.data(), own_.size(), latency_page}};
     channel_.emplace(options);
-    std::string url;
-    for (char byte = 0; ::read(line_, &byte, 1) == 1 && byte != '\n';) {
-      url += byte;
-    }
+    std::string url(100, '\0');
+    const ssize_t got = ::read(line_, url.data(), url.size());
+    url.resize(got < 0 ? 0 : static_cast<std::size_t>(got));
     channel_->lazy_init_peer_connection("initiator", "target", url);
     const auto until = Clock::now() + std::chrono::seconds(10);
     while (path().find("1 of the peer's regions mapped; the peer maps 1 of") == std::string::npos) {
@@ -153,6 +165,10 @@ class Bench {
         throw std::runtime_error("the regions were not mapped: " + path());
       }
     }
+#ifdef KVFERRY_BENCH_WITH_UCX
+    ucx_allocated_.emplace(shared_->bytes(), line_, ucx_busy_);
+    ucx_own_.emplace(own_, line_, ucx_busy_);
+#endif
   }
   Bench(const Bench&) = delete;
   Bench& operator=(const Bench&) = delete;
@@ -176,6 +192,16 @@ class Bench {
         {"memcpy", [this](auto kind, const auto& cell, auto here, auto there) { by_memcpy(kind, cell, here, there); }},
         {"process_vm",
          [this](auto kind, const auto& cell, auto here, auto there) { by_process_vm(kind, cell, here, there); }},
+#ifdef KVFERRY_BENCH_WITH_UCX
+        {"UCX, its memory",
+         [this](auto kind, const auto& cell, auto here, auto there) {
+           ucx_allocated_->move(kind == TransferKind::write, cell.page, here, there);
+         }},
+        {"UCX, own memory",
+         [this](auto kind, const auto& cell, auto here, auto there) {
+           ucx_own_->move(kind == TransferKind::write, cell.page, here, there);
+         }},
+#endif
     };
   }
 
@@ -212,7 +238,7 @@ class Bench {
       const std::array<std::uint64_t, 1> from{3};
       const std::array<std::uint64_t, 1> to{size_ / latency_page - 1};
       const std::array<std::uint64_t, 1> back{5};
-      const bool shared = name == "kvferry, SharedRegion" || name == "memcpy";
+      const bool shared = name == "kvferry, SharedRegion" || name == "memcpy" || name == "UCX, its memory";
       const std::span<std::byte> memory = shared ? shared_->bytes() : own_;
       std::byte* const source = memory.data() + from[0] * latency_page;
       std::ranges::generate(source, source + latency_page,
@@ -280,6 +306,7 @@ class Bench {
   const std::size_t size_;
   const std::span<std::byte> target_own_;     ///< The other process has pages of its own there.
   const std::span<std::byte> target_mapped_;  ///< Both processes have the same pages there.
+  std::atomic<bool>& ucx_busy_;               ///< In memory of both.
   std::span<std::byte> own_;
   std::optional<kvferry::SharedRegion> shared_;
   pid_t target_ = -1;
@@ -290,6 +317,10 @@ class Bench {
   std::vector<kvferry::MutableBuffer> destinations_;
   std::vector<iovec> local_;
   std::vector<iovec> remote_;
+#ifdef KVFERRY_BENCH_WITH_UCX
+  std::optional<bench::UcxInitiator> ucx_allocated_;
+  std::optional<bench::UcxInitiator> ucx_own_;
+#endif
 };
 
 double median(std::vector<double> values) {
@@ -314,7 +345,11 @@ void print_throughput(Bench& bench, const Settings& settings) {
   for (const auto& [name, way] : ways) {
     fmt::print(" {} |", name);
   }
-  fmt::print(" ratio, SharedRegion | ratio, own |\n|---|---|---|---|---|---|---|---|\n");
+  fmt::print(" ratio, SharedRegion | ratio, own |\n|---|---|---|---|");
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    fmt::print("---|");
+  }
+  fmt::print("\n");
   for (const auto kind : kinds) {
     for (const Cell& cell : cells) {
       if (!settings.only.empty() && std::ranges::find(settings.only, cell.name()) == settings.only.end()) {
@@ -350,7 +385,11 @@ void print_latency(Bench& bench, const Settings& settings) {
   for (const auto& [name, way] : ways) {
     fmt::print(" {} |", name);
   }
-  fmt::print("\n|---|---|---|---|---|\n");
+  fmt::print("\n|---|");
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    fmt::print("---|");
+  }
+  fmt::print("\n");
   for (const auto kind : kinds) {
     const Cell cell{latency_page, 1};
     PageOrder here(settings.mebibytes << 20, cell, 3);

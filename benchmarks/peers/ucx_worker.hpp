@@ -19,13 +19,14 @@ inline void check(ucs_status_t status, const char* what) {
   }
 }
 
-/// A worker that speaks tcp only, and a region that it knows: what both sides of a transfer have.
+/// A worker that speaks tcp only, or what else it is told, and a region that it knows: what both sides of a transfer have.
 class Worker {
  public:
-  Worker(std::span<std::byte> region, bool sleeps) : sleeps_(sleeps) {
+  /// @param region without an address: UCX allocates as much, where other processes of the host can map it.
+  Worker(std::span<std::byte> region, bool sleeps, const char* transports = "tcp") : sleeps_(sleeps) {
     ucp_config_t* config = nullptr;
     check(ucp_config_read(nullptr, nullptr, &config), "ucp_config_read");
-    check(ucp_config_modify(config, "TLS", "tcp"), "UCX_TLS=tcp");
+    check(ucp_config_modify(config, "TLS", transports), "UCX_TLS");
     ucp_params_t parameters{};
     parameters.field_mask = UCP_PARAM_FIELD_FEATURES;
     parameters.features = UCP_FEATURE_RMA;
@@ -40,10 +41,16 @@ class Worker {
     worker.thread_mode = UCS_THREAD_MODE_SINGLE;
     check(ucp_worker_create(context_, &worker, &worker_), "ucp_worker_create");
     ucp_mem_map_params_t memory{};
-    memory.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
+    memory.field_mask =
+        UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
     memory.address = region.data();
     memory.length = region.size();
+    memory.flags = region.data() == nullptr ? unsigned{UCP_MEM_MAP_ALLOCATE} : 0U;
     check(ucp_mem_map(context_, &memory, &memory_), "ucp_mem_map");
+    ucp_mem_attr_t mapped{};
+    mapped.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
+    check(ucp_mem_query(memory_, &mapped), "ucp_mem_query");
+    memory_at_ = static_cast<std::byte*>(mapped.address);
     if (sleeps) {
       check(ucp_worker_get_efd(worker_, &descriptor_), "ucp_worker_get_efd");
     }
@@ -57,6 +64,7 @@ class Worker {
   }
 
   [[nodiscard]] ucp_worker_h get() const { return worker_; }
+  [[nodiscard]] std::byte* memory() const { return memory_at_; }
 
   /// For the other side's `RemoteWorker`.
   [[nodiscard]] std::vector<std::uint8_t> address() const {
@@ -79,8 +87,8 @@ class Worker {
   }
 
   /// Does what there is to do; if that is nothing, sleeps until there is something or for a while, if it is one that sleeps.
-  void progress() const {
-    if (ucp_worker_progress(worker_) != 0 || !sleeps_ || ucp_worker_arm(worker_) != UCS_OK) {
+  void progress(bool busy = false) const {
+    if (ucp_worker_progress(worker_) != 0 || !sleeps_ || busy || ucp_worker_arm(worker_) != UCS_OK) {
       return;
     }
     constexpr int milliseconds = 100;  // So that a target notices that it is to end.
@@ -108,6 +116,7 @@ class Worker {
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   ucp_mem_h memory_ = nullptr;
+  std::byte* memory_at_ = nullptr;
   int descriptor_ = -1;
 };
 
