@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -32,6 +33,8 @@
 #include <vector>
 
 #include <kvferry/tcp_transfer_channel.hpp>
+
+#include "scale/many_sockets.hpp"
 
 namespace {
 
@@ -267,9 +270,20 @@ double batches_per_second(std::vector<std::unique_ptr<Peer>>& peers, std::chrono
   return static_cast<double>(batches) / seconds_since(begin);
 }
 
+/// CPU time of this process, which holds all peers.
+double own_cpu_seconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
+}
+
 void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::milliseconds time) {
-  const Hub hub(pages_in_batch, page_size);
   std::vector<std::byte> memory(pages_in_batch * page_size, std::byte{1});
+  bench::ManySockets sockets(count, memory);  // forks, as the hub does
+  const Hub hub(pages_in_batch, page_size);
+  constexpr double gigabytes_in_batch = static_cast<double>(pages_in_batch * page_size) / 1e9;
+  (void)sockets.batches_per_second(time / 4);  // buffers grow
+  const double sockets_before = sockets.batches_per_second(time / 2) * gigabytes_in_batch;
   SharedThreads threads(peer_threads);
   std::vector<std::unique_ptr<Peer>> peers;
   for (std::size_t i = 0; i < count; ++i) {
@@ -281,9 +295,13 @@ void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::mil
 
   (void)batches_per_second(peers, time / 4);  // sockets' buffers grow
   const Usage quiet = hub.usage();
+  const double quiet_peers = own_cpu_seconds();
   const auto moving = Clock::now();
-  const double rate = batches_per_second(peers, time) * static_cast<double>(pages_in_batch * page_size) / 1e9;
-  const double hub_seconds = (hub.usage().cpu_seconds - quiet.cpu_seconds) / (rate * seconds_since(moving));
+  const double rate = batches_per_second(peers, time) * gigabytes_in_batch;
+  const double moved = rate * seconds_since(moving);
+  const double peers_seconds = (own_cpu_seconds() - quiet_peers) / moved;
+  const double hub_seconds = (hub.usage().cpu_seconds - quiet.cpu_seconds) / moved;
+  const double of_sockets = (sockets_before + sockets.batches_per_second(time / 2) * gigabytes_in_batch) / 2;
 
   // One peer's small writes, while another one writes as much as it can.
   std::string beside = "-";
@@ -308,9 +326,10 @@ void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::mil
   std::this_thread::sleep_for(time);  // nothing happens: that is what is measured
   const double idle = (hub.usage().cpu_seconds - resting.cpu_seconds) / Seconds(time).count();
   const auto peers_of = static_cast<double>(count);
-  fmt::print("| {} | {:.0f} | {:.1f} | {:.1f} | {:.2f} | {:.3f} | {} | {:.1f} |\n", count, peers_of / connecting,
-             (connected.resident_kib - before.resident_kib) / peers_of,
-             (connected.descriptors - before.descriptors) / peers_of, rate, hub_seconds, beside, idle * 100);
+  fmt::print("| {} | {:.0f} | {:.1f} | {:.1f} | {:.2f} | {:.2f} | {:.2f} | {:.3f} | {:.3f} | {} | {:.1f} |\n", count,
+             peers_of / connecting, (connected.resident_kib - before.resident_kib) / peers_of,
+             (connected.descriptors - before.descriptors) / peers_of, rate, of_sockets, rate / of_sockets, hub_seconds,
+             peers_seconds, beside, idle * 100);
   std::fflush(stdout);
 }
 
@@ -372,9 +391,10 @@ int main(int argc, char** argv) {
     raise_descriptor_limit();
     const std::chrono::milliseconds time(milliseconds);
     fmt::print(
-        "| peers | handshakes/s, all at once | KiB a peer | descriptors a peer | GB/s in all | hub's CPU, s a GB | "
-        "4 KiB write beside a large one, ms (median, 99 %) | idle, % of a CPU |\n"
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+        "| peers | handshakes/s, all at once | KiB a peer | descriptors a peer | GB/s in all | plain sockets | ratio | "
+        "hub's CPU, s a GB | peers' CPU, s a GB | 4 KiB write beside a large one, ms (median, 99 %) | idle, % of a CPU "
+        "|\n"
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     std::fflush(stdout);
     for (const std::size_t count : peers) {
       measure_peers(count, peer_threads, time);
