@@ -48,6 +48,23 @@ class UnansweringPort {
 
   [[nodiscard]] std::uint16_t port() const { return ntohs(at_.sin_port); }
 
+  /// Those that asked before get no connection by that, but must ask again.
+  void make_room() {
+    for (std::size_t i = descriptors_.size(); i-- > 1;) {
+      ::close(descriptors_[i]);
+    }
+    descriptors_.resize(1);
+    take_all();
+  }
+  /// @return how many connections there were.
+  std::size_t take_all() {
+    std::size_t count = 0;
+    for (int taken = 0; (taken = ::accept4(descriptors_.front(), nullptr, nullptr, SOCK_CLOEXEC)) != -1; ++count) {
+      ::close(taken);
+    }
+    return count;
+  }
+
  private:
   [[nodiscard]] sockaddr* name() { return reinterpret_cast<sockaddr*>(&at_); }
   int open() {

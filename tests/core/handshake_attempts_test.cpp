@@ -2,9 +2,14 @@
 #include <kvferry/handshake/handshake_attempts.hpp>
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <future>
 #include <utility>
 #include <vector>
@@ -37,6 +42,15 @@ TEST(ConnectSlots, WhatIsTriedAgainLeavesSomeToWhatIsNew) {
   EXPECT_FALSE(slots.take(owner, false, now)) << "nobody has had the time to connect";
   taken[3].give_back();
   EXPECT_TRUE(slots.take(owner, false, now));
+}
+
+/// This process's sockets that have asked for a connection and have got no answer.
+std::ptrdiff_t unanswered() {
+  return std::ranges::count_if(kvferry_test::open_descriptors(), [](const auto& one) {
+    tcp_info info{};
+    socklen_t size = sizeof(info);
+    return ::getsockopt(one.first, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_SYN_SENT;
+  });
 }
 
 class HandshakeAttemptsTest : public test::HandshakeFixture {};
@@ -90,6 +104,24 @@ TEST_F(HandshakeAttemptsTest, QuestionsToHostsThatAreGoneHoldFewDescriptorsAndNo
   }
   few.rlim_cur = allowed;
   ::setrlimit(RLIMIT_NOFILE, &few);
+}
+
+// The kernel would ask again after a second.
+TEST_F(HandshakeAttemptsTest, WhoFindsTheListenQueueFullComesAgainWithinASecond) {
+  HandshakeService client({}, nullptr);
+  bool came_again = false;
+  for (int i = 0; i < 20 && !came_again; ++i) {  // a busy machine may leave it no time
+    test::UnansweringPort port("127.0.0.1");
+    const auto others = unanswered();
+    const auto outcome = ask(client, "tcp://127.0.0.1:" + std::to_string(port.port()), echo(1), 900ms);
+    while (unanswered() == others && outcome.wait_for(1ms) != std::future_status::ready) {
+    }
+    port.make_room();
+    while (!came_again && outcome.wait_for(5ms) != std::future_status::ready) {
+      came_again = port.take_all() > 0;
+    }
+  }
+  EXPECT_TRUE(came_again);
 }
 
 }  // namespace

@@ -21,15 +21,20 @@ inline constexpr std::chrono::milliseconds first_pause{20};
 inline constexpr std::size_t longest_pause_doublings = 5;
 /// Until those that have the slots are looked at again.
 inline constexpr std::chrono::milliseconds slot_pause{20};
-/// The kernel waits for minutes, with growing pauses, for a host that does not respond.
-inline constexpr int connect_timeout_ms = 2000;
+/// The kernel waits for minutes, with growing pauses, for a host that does not respond. The first pause alone is a second:
+/// too long where the other side's listen queue was full for a moment. Doubled each time, for hosts that are far away.
+inline constexpr int first_connect_timeout_ms = 300;
+inline constexpr int longest_connect_timeout_ms = 2000;
 
-KVFERRY_INLINE HandshakeSocket connected_socket(const SharedContext& context, std::size_t max_message_bytes) {
+KVFERRY_INLINE HandshakeSocket connected_socket(const SharedContext& context, std::size_t max_message_bytes,
+                                                std::size_t failures) {
   occupy_standard_descriptors();
   // A REQ, unlike a DEALER, takes none but servers for its peer: no other client, and not itself, to which TCP may
   // connect it while nobody listens at a port of the ephemeral range.
   HandshakeSocket socket(context, zmq::socket_type::req, max_message_bytes);
-  socket.ref().set(zmq::sockopt::connect_timeout, connect_timeout_ms);
+  socket.ref().set(
+      zmq::sockopt::connect_timeout,
+      std::min(first_connect_timeout_ms << std::min(failures, longest_pause_doublings), longest_connect_timeout_ms));
   return socket;
 }
 
@@ -81,7 +86,7 @@ KVFERRY_INLINE void HandshakeAttempts::advance(const SharedContext& context, Con
       continue;
     }
     try {
-      auto socket = connected_socket(context, max_message_bytes);
+      auto socket = connected_socket(context, max_message_bytes, trying.failures);
       // ZMQ_IMMEDIATE would tell of a connection with less effort, but loses the answer of a server that hangs up after it.
       HandshakeMonitor monitor(context, socket,
                                ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CLOSED |

@@ -271,6 +271,7 @@ KVFERRY_INLINE void HandshakeGate::close(Table::iterator at) {
     retired_.push_back(std::move(connection.endpoint));
   }
   starved_.erase(connection.number);
+  was_greeted(connection);
   const SourceEntry source = connection.source;
   connections_.erase(at);
   if (--source->second.connections == 0) {

@@ -126,6 +126,7 @@ class HandshakeGate {
     std::size_t requests = 0;  ///< Taken and not answered.
     std::size_t unread = 0;    ///< Bytes of answers that ZeroMQ still has.
     bool has_asked = false;
+    bool ungreeted = false;    ///< See `ungreeted_`.
     std::size_t greeted = 0;   ///< Bytes of ZeroMQ's greeting that have left.
     bool peer_greets = false;  ///< What shows the peer's version has come in.
     std::vector<char> to_inner;
@@ -143,6 +144,7 @@ class HandshakeGate {
   // Accepting (handshake_gate_accept-inl.hpp)
   void accept_some();
   bool accept_one();
+  [[nodiscard]] static bool has_hung_up(const Descriptor& outer);
   void admit(Descriptor descriptor, std::string source);
   [[nodiscard]] bool make_room(const std::string& source);
   [[nodiscard]] static bool awaits_answer(const Connection& connection);
@@ -155,6 +157,8 @@ class HandshakeGate {
   [[nodiscard]] std::string rendezvous_name(std::uint64_t number) const;
   void join(Connection& connection);
   void joined(Connection& connection);
+  /// Or won't be any more.
+  void was_greeted(Connection& connection);
   void say_no_room(const Descriptor& outer) const;
 
   // Requests, and who has to go (handshake_gate-inl.hpp)
@@ -189,6 +193,7 @@ class HandshakeGate {
   Descriptor spare_;  ///< Given up for a moment to turn a connection away when the process has no other.
   std::uint16_t port_ = 0;
   bool accepting_ = true;
+  std::size_t ungreeted_ = 0;  ///< Connections that ZeroMQ has got and from which nothing has come out of it yet.
   std::uint64_t last_number_ = 0;
   std::map<std::string, Source> sources_;
   Table connections_;

@@ -4,6 +4,7 @@
 // Accepts connections, makes room for them, and hands a stranger's connection to ZeroMQ.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -29,8 +30,12 @@
 namespace kvferry::inline KVFERRY_ABI::kit {
 inline namespace internal {
 
-/// In one turn, so that a flood leaves time for all else that the thread does.
-inline constexpr int accepts_a_turn = 16;
+/// In one turn, so that a flood leaves time for all else that the thread does: those that are taken in, and those that are
+/// looked at. The latter are cheap, and have to go faster than anybody can connect and hang up, or the listen queue fills.
+inline constexpr std::uint64_t accepts_a_turn = 16;
+inline constexpr int knocks_a_turn = 128;
+/// Those that ZeroMQ has got and not greeted yet.
+inline constexpr std::size_t most_ungreeted = 32;
 /// The time that a connection has while the thread is busy, before it gives way to a newer one.
 inline constexpr std::chrono::milliseconds silent_grace{20};
 inline constexpr std::chrono::milliseconds open_grace{50};
@@ -51,8 +56,26 @@ KVFERRY_INLINE std::string not_now() {
 }  // namespace internal
 
 KVFERRY_INLINE void HandshakeGate::accept_some() {
-  for (int i = 0; i < accepts_a_turn && accept_one(); ++i) {
+  const std::uint64_t enough = last_number_ + accepts_a_turn;
+  for (int i = 0; i < knocks_a_turn && last_number_ < enough && ungreeted_ < most_ungreeted && accept_one(); ++i) {
   }
+  // Who is in ZeroMQ needs several turns, and in each waits for all others. In the listen queue he waits once, and if he
+  // gives up there, he costs ZeroMQ nothing.
+  if (ungreeted_ >= most_ungreeted) {
+    pause_accepting(true);
+  }
+}
+
+KVFERRY_INLINE void HandshakeGate::was_greeted(Connection& connection) {
+  if (std::exchange(connection.ungreeted, false) && --ungreeted_ <= most_ungreeted / 2 && !accepting_) {
+    pause_accepting(false);
+  }
+}
+
+/// Who has sent his last byte can't go on with ZMTP's handshake.
+KVFERRY_INLINE bool HandshakeGate::has_hung_up(const Descriptor& outer) {
+  pollfd end{outer.get(), POLLRDHUP, 0};
+  return ::poll(&end, 1, 0) > 0;
 }
 
 KVFERRY_INLINE bool HandshakeGate::accept_one() {
@@ -65,7 +88,9 @@ KVFERRY_INLINE bool HandshakeGate::accept_one() {
   socklen_t size = sizeof(from);
   Descriptor outer(::accept4(listener_.get(), reinterpret_cast<sockaddr*>(&from), &size, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (outer) {
-    admit(std::move(outer), source_of(reinterpret_cast<const sockaddr&>(from)));
+    if (!has_hung_up(outer)) {
+      admit(std::move(outer), source_of(reinterpret_cast<const sockaddr&>(from)));
+    }
     return true;
   }
   if (errno == ECONNABORTED || errno == EINTR) {
@@ -220,6 +245,8 @@ KVFERRY_INLINE Descriptor HandshakeGate::open_rendezvous(std::uint64_t number) c
 
 KVFERRY_INLINE void HandshakeGate::join(Connection& connection) {
   connection.phase = Phase::joining;
+  connection.ungreeted = true;
+  ++ungreeted_;
   watch(connection);
   connection.rendezvous = open_rendezvous(connection.number);
   epoll_event event{EPOLLIN, {.u64 = tag_of(connection.number, Role::rendezvous)}};

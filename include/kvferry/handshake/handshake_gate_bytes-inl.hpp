@@ -111,6 +111,7 @@ KVFERRY_INLINE bool HandshakeGate::pump_outward(Connection& connection) {
     }
     return true;
   }
+  was_greeted(connection);
   connection.greeted = std::min(connection.greeted + static_cast<std::size_t>(received), greeting_bytes);
   has_left(connection, static_cast<std::size_t>(received));
   const ssize_t sent = send_some(buffer_.data(), static_cast<std::size_t>(received));
