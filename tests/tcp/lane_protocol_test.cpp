@@ -35,8 +35,8 @@ class LaneProtocolSteps : public ::testing::TestWithParam<std::size_t> {
     Side& b = ends.b;
     fill(a.memory, 1);
     fill(b.memory, 2);
-    const auto before_a = a.memory;
-    const auto before_b = b.memory;
+    auto expected_a = a.memory;
+    auto expected_b = b.memory;
     std::vector<MutableBuffer> local;
     std::vector<MutableBuffer> remote;
     std::vector<std::uint64_t> remote_indexes;
@@ -61,15 +61,13 @@ class LaneProtocolSteps : public ::testing::TestWithParam<std::size_t> {
     EXPECT_EQ(outcome->calls, 1);
     EXPECT_FALSE(outcome->ec) << outcome->diagnostic;
     EXPECT_EQ(outcome->count, count);
-    auto expected_a = before_a;
-    auto expected_b = before_b;
     for (std::size_t i = 0; i < count; ++i) {
       const auto a_offset = static_cast<std::size_t>(local[i].data() - a.memory.data());
       const auto b_offset = static_cast<std::size_t>(remote[i].data() - b.memory.data());
       if (kind == TransferKind::read) {
-        std::memcpy(expected_a.data() + a_offset, before_b.data() + b_offset, local[i].size());
+        std::memcpy(expected_a.data() + a_offset, expected_b.data() + b_offset, local[i].size());
       } else {
-        std::memcpy(expected_b.data() + b_offset, before_a.data() + a_offset, local[i].size());
+        std::memcpy(expected_b.data() + b_offset, expected_a.data() + a_offset, local[i].size());
       }
     }
     EXPECT_TRUE(kvferry::testing::same_bytes(a.memory, expected_a));
