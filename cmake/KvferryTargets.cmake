@@ -59,7 +59,8 @@ function(kvferry_add_component name)
                  POSITION_INDEPENDENT_CODE ON
                  VISIBILITY_INLINES_HIDDEN ON
                  UNITY_BUILD ${KVFERRY_UNITY_BUILD}
-                 UNITY_BUILD_BATCH_SIZE 24)
+                 UNITY_BUILD_BATCH_SIZE 24
+                 UNITY_BUILD_CODE_BEFORE_INCLUDE "// NOLINTNEXTLINE(bugprone-suspicious-include)")
     if(KVFERRY_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       # GCC takes a source file that another one includes for a header, in which a class must not have members of unnamed namespaces.
       target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
