@@ -50,9 +50,9 @@ class Caller {
     }
   }
 
-  /// Returns when the kernel of the other side knows it.
-  void hang_up() const {
-    ::shutdown(socket_.get(), SHUT_WR);
+  void hang_up() const { ::shutdown(socket_.get(), SHUT_WR); }
+  /// Returns when the kernel of the other side knows that this one has hung up.
+  void wait_until_known() const {
     tcp_info info{};
     for (const auto until = Clock::now() + kvferry_test::long_enough; info.tcpi_state != TCP_FIN_WAIT2;) {
       socklen_t size = sizeof(info);
@@ -147,6 +147,7 @@ TEST_F(HandshakeGateCrowd, WhoHangsUpInTheListenQueueCostsZeroMqNothing) {
   for (std::size_t i = 0; i < callers; ++i) {
     callers_.emplace_back(gate_->port()).hang_up();
   }
+  std::ranges::for_each(callers_, &Caller::wait_until_known);
   const Caller& newcomer = callers_.emplace_back(gate_->port());
   serve_until([&] { return newcomer.hears_something(); });
   EXPECT_EQ(taken_in(), 1U);

@@ -56,12 +56,16 @@ KVFERRY_INLINE std::string not_now() {
 }  // namespace internal
 
 KVFERRY_INLINE void HandshakeGate::accept_some() {
-  const std::uint64_t enough = last_number_ + accepts_a_turn;
-  for (int i = 0; i < knocks_a_turn && last_number_ < enough && ungreeted_ < most_ungreeted && accept_one(); ++i) {
+  const std::uint64_t before = last_number_;
+  const auto is_enough = [&] {
+    const std::uint64_t taken = last_number_ - before;
+    return taken == accepts_a_turn || (taken > 0 && ungreeted_ >= most_ungreeted);
+  };
+  for (int i = 0; i < knocks_a_turn && !is_enough() && accept_one(); ++i) {
   }
   // Who is in ZeroMQ needs several turns, and in each waits for all others. In the listen queue he waits once, and if he
-  // gives up there, he costs ZeroMQ nothing.
-  if (ungreeted_ >= most_ungreeted) {
+  // gives up there, he costs ZeroMQ nothing. But for those who are still there, the queue is emptied meanwhile, too.
+  if (last_number_ > before && ungreeted_ >= most_ungreeted) {
     pause_accepting(true);
   }
 }
