@@ -34,6 +34,15 @@ __all__ = [
 _HANDSHAKE_FAILED = 24
 
 
+def _text_of(error: BaseException) -> str:
+    """For the peer. An exception need not be able to say what it is."""
+    try:
+        text = str(error) if isinstance(error, TransferError) else f"{type(error).__name__}: {error}"
+    except Exception:
+        text = type(error).__name__
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
 class _AnsweringOnceMade(type):
     """Lets side messages through to an object's methods when all of its ``__init__`` have run."""
 
@@ -56,16 +65,18 @@ def _handler_of(channel: BaseTransferChannel) -> Callable[[str, bytes], bytes | 
             answered = channel.handle_init_side_msg(SideMessage(kind, encoded))
             if not isinstance(answered, SideMessage):
                 raise TypeError(f"handle_init_side_msg returned no SideMessage, but {answered!r}")
+            if not isinstance(answered.encoded, bytes):
+                raise TypeError(f"handle_init_side_msg returned a SideMessage of {answered.encoded!r}, which is no bytes")
             return answered.encoded
         except TransferError as error:
-            code = error.code if error.category == "kvferry" and error.code else _HANDSHAKE_FAILED
-            return code, str(error)
-        except Exception as error:
+            own = error.category == "kvferry" and isinstance(error.code, int) and 0 < error.code < 1 << 31
+            return error.code if own else _HANDSHAKE_FAILED, _text_of(error)
+        except BaseException as error:  # SystemExit, too: it would end a thread that is the channel's
             _logging.log_exception(
                 "side_message_failed", f"handle_init_side_msg of a message of type {kind!r}", channel.transport,
                 "handshake_failed",
             )  # fmt: skip
-            return _HANDSHAKE_FAILED, f"{type(error).__name__}: {error}"
+            return _HANDSHAKE_FAILED, _text_of(error)
 
     return answer
 

@@ -216,9 +216,9 @@ const char* name_of(TransferKind kind) {
 }
 
 std::shared_ptr<Operation> transfer(const Channel& self, const std::string& kind, nb::handle objects,
-                                    std::string peer_id, const nb::dict& spec, Queue* queue) {
+                                    const nb::str& peer_id, const nb::dict& spec, Queue* queue) {
   auto operation = named(name_of(kind_of(kind)));
-  TransferRequest request = make_request(kind_of(kind), objects, std::move(peer_id), spec, self.regions(), *operation);
+  TransferRequest request = make_request(kind_of(kind), objects, text_of(peer_id), spec, self.regions(), *operation);
   return launch(std::move(operation), queue, [&](CompletionToken<void> token) {
     return self.native().async_transfer(std::move(request), std::move(token));
   });
@@ -237,41 +237,42 @@ std::optional<SideMessage> message_of(const std::optional<nb::bytes>& encoded) {
 
 using Timeout = std::optional<double>;
 
-std::shared_ptr<Operation> init_peer(const Channel& self, const std::string& local_id, const std::string& peer_id,
-                                     const std::string& url, const std::optional<nb::bytes>& encoded, Timeout timeout,
+std::shared_ptr<Operation> init_peer(const Channel& self, const nb::str& local_id, const nb::str& peer_id,
+                                     const nb::str& url, const std::optional<nb::bytes>& encoded, Timeout timeout,
                                      Queue* queue) {
   auto operation = named("lazy_init_peer_connection");
   const InitSpec spec = init_spec(timeout, *operation);
   return launch_for<std::optional<SideMessage>>(std::move(operation), queue, [&](auto token) {
-    return self.native().async_lazy_init_peer_connection(local_id, peer_id, url, message_of(encoded), spec,
-                                                         std::move(token));
+    return self.native().async_lazy_init_peer_connection(text_of(local_id), text_of(peer_id), text_of(url),
+                                                         message_of(encoded), spec, std::move(token));
   });
 }
 
-std::shared_ptr<Operation> send_message(const Channel& self, const std::string& url, const nb::bytes& encoded,
+std::shared_ptr<Operation> send_message(const Channel& self, const nb::str& url, const nb::bytes& encoded,
                                         Timeout timeout, Queue* queue) {
   auto operation = named("send_init_side_msg");
   const InitSpec spec = init_spec(timeout, *operation);
   return launch_for<std::optional<SideMessage>>(std::move(operation), queue, [&](auto token) {
-    return self.native().async_send_init_side_msg(url, parse_side_message(bytes_of(encoded)), spec, std::move(token));
+    return self.native().async_send_init_side_msg(text_of(url), parse_side_message(bytes_of(encoded)), spec,
+                                                  std::move(token));
   });
 }
 
-std::shared_ptr<Operation> connect(const Channel& self, const std::string& local_id, const nb::bytes& metadata,
+std::shared_ptr<Operation> connect(const Channel& self, const nb::str& local_id, const nb::bytes& metadata,
                                    Timeout timeout, Queue* queue) {
   auto operation = named("connect");
   const InitSpec spec = init_spec(timeout, *operation);
   return launch_for<PeerInfo>(std::move(operation), queue, [&](auto token) {
-    return self.native().async_connect(local_id, bytes_of(metadata), spec, std::move(token));
+    return self.native().async_connect(text_of(local_id), bytes_of(metadata), spec, std::move(token));
   });
 }
 
-std::shared_ptr<Operation> notify(const Channel& self, const std::string& peer_id, const nb::bytes& payload,
+std::shared_ptr<Operation> notify(const Channel& self, const nb::str& peer_id, const nb::bytes& payload,
                                   std::uint64_t key, Timeout timeout, Queue* queue) {
   auto operation = named("notify");
   const NotifySpec spec{.key = key, .timeout = timeout_of(timeout), .diagnostic = &operation->diagnostic};
   return launch(std::move(operation), queue, [&](CompletionToken<void> token) {
-    return self.native().async_notify(peer_id, bytes_of(payload), spec, std::move(token));
+    return self.native().async_notify(text_of(peer_id), bytes_of(payload), spec, std::move(token));
   });
 }
 
@@ -330,8 +331,8 @@ nb::dict capabilities_of(const Channel& self) {
   return result;
 }
 
-nb::object peer_info(const Channel& self, const std::string& peer_id) {
-  const auto peer = self.native().peer_info(peer_id);
+nb::object peer_info(const Channel& self, const nb::str& peer_id) {
+  const auto peer = self.native().peer_info(text_of(peer_id));
   return peer ? to_python(*peer) : nb::none();
 }
 
@@ -363,17 +364,17 @@ void bind_operations(nb::class_<Channel>& channel) {
       .def("notify", &notify, nb::arg("peer_id"), nb::arg("payload"), nb::arg("key"), timeout, queue)
       .def(
           "disconnect",
-          [](const Channel& self, const std::string& peer_id, Queue* of) {
+          [](const Channel& self, const nb::str& peer_id, Queue* of) {
             return launch(named("disconnect"), of, [&](CompletionToken<void> token) {
-              return self.native().async_disconnect(peer_id, std::move(token));
+              return self.native().async_disconnect(text_of(peer_id), std::move(token));
             });
           },
           nb::arg("peer_id"), queue)
       .def(
           "fence",
-          [](const Channel& self, const std::string& peer_id, Timeout within, Queue* of) {
+          [](const Channel& self, const nb::str& peer_id, Timeout within, Queue* of) {
             return launch(named("fence"), of, [&](CompletionToken<void> token) {
-              return self.native().async_fence(peer_id, timeout_of(within), std::move(token));
+              return self.native().async_fence(text_of(peer_id), timeout_of(within), std::move(token));
             });
           },
           nb::arg("peer_id"), timeout, queue)
@@ -423,9 +424,10 @@ SideMessage SideMessageHandler::answer(const SideMessage& message) const {
     const auto [code, sentence] = nb::cast<std::pair<int, std::string>>(answer);
     throw TransferError(static_cast<errc>(code), sentence);
   } catch (nb::python_error& raised) {
-    const std::string sentence = raised.what();
+    // Nor is the peer told where in this program it happened.
+    const auto name = nb::cast<std::string>(raised.type().attr("__name__"));
     raised.discard_as_unraisable("handle_init_side_msg");
-    throw std::runtime_error(sentence);
+    throw TransferError(errc::handshake_failed, name);
   }
 }
 
@@ -452,11 +454,11 @@ void bind_channel(nb::module_& module) {
            })
       .def(
           "exists",
-          [](const Channel& self, const std::string& id) { return self.native().remote_xfer_handler_exists(id); },
+          [](const Channel& self, const nb::str& id) { return self.native().remote_xfer_handler_exists(text_of(id)); },
           nb::arg("peer_id"))
       .def(
           "local_metadata",
-          [](const Channel& self, const std::string& id) { return to_bytes(self.native().local_metadata(id)); },
+          [](const Channel& self, const nb::str& id) { return to_bytes(self.native().local_metadata(text_of(id))); },
           nb::arg("local_id"))
       .def("add_region", &Channel::add_region, nb::arg("region"))
       .def("let_removed_go", &Channel::let_removed_go)

@@ -67,6 +67,18 @@ bool import_tensor(nb::handle object, MutableBuffer& bytes, std::shared_ptr<void
   return true;
 }
 
+/// Whether a buffer's format, as that of the `struct` module, has references to objects.
+bool has_objects(std::string_view format) {
+  bool in_name = false;  // of a field, between colons
+  for (const char c : format) {
+    in_name = in_name != (c == ':');
+    if (!in_name && c == 'O') {
+      return true;
+    }
+  }
+  return false;
+}
+
 Access access_of(std::string_view name) {
   for (const auto& [text, access] : {std::pair{"none", Access::none}, std::pair{"read", Access::read},
                                      std::pair{"write", Access::write}, std::pair{"read_write", Access::read_write}}) {
@@ -153,7 +165,7 @@ Memory::~Memory() {
 
 void Memory::take_address(nb::handle object) {
   std::pair<std::uint64_t, std::uint64_t> given;
-  if (!nb::try_cast(object, given, false)) {
+  if (!nb::try_cast(object, given, true)) {  // NumPy's integers, too
     throw nb::type_error("memory by its address is a tuple of two integers, (address, size)");
   }
   // NOLINTNEXTLINE(performance-no-int-to-ptr): this is what the caller asks for
@@ -161,8 +173,16 @@ void Memory::take_address(nb::handle object) {
 }
 
 void Memory::take_buffer(nb::handle object, bool writable) {
-  if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0) {
-    throw nb::python_error();
+  const int flags = writable ? PyBUF_WRITABLE : PyBUF_SIMPLE;
+  if (PyObject_GetBuffer(object.ptr(), &view_, flags | PyBUF_FORMAT) != 0) {
+    PyErr_Clear();  // NumPy has types that no format tells of
+    if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) {
+      throw nb::python_error();
+    }
+  }
+  if (view_.format != nullptr && has_objects(view_.format)) {
+    PyBuffer_Release(&view_);
+    throw wrong_type("this " + class_name(object) + " is made of references to objects, which mean nothing to a peer");
   }
   bytes_ = {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
 }

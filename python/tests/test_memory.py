@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import mmap
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import kvferry
@@ -90,6 +92,45 @@ def test_scattered_arrays_are_refused(pair: Pair) -> None:
         pair.near.batched_write([scattered], "far", remote_indexes=[0])
     with pytest.raises((TypeError, BufferError)):
         pair.near.batched_write([Tensor(scattered)], "far", remote_indexes=[0])
+
+
+def objects_of_ctypes() -> Any:
+    return (ctypes.py_object * 2)()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: np.array([b"a page", b"another"], dtype=object),
+        lambda: np.zeros(2, dtype=[("number", np.uint8), ("page", object)]),
+        objects_of_ctypes,
+    ],
+)
+def test_references_to_objects_are_no_bytes(pair: Pair, made: Callable[[], Any]) -> None:
+    # Read into they would be pointers to wherever the peer's bytes point.
+    for start in (pair.near.batched_read, pair.near.batched_write):
+        memory = made()
+        with pytest.raises(TypeError, match="references to objects"):
+            start([memory], "far", remote_indexes=[0])
+    with pytest.raises(TypeError, match="references to objects"):
+        kvferry.Region(made(), 2)
+
+
+def test_memory_need_not_tell_its_format(pair: Pair) -> None:
+    times = np.array(["2024-02-29", "1970-01-01"], dtype="datetime64[D]")
+    named = np.array([(7,)], dtype=[("O", np.uint8)])
+    assert pair.near.batched_write([times, named], "far", remote_indexes=[1, 2]) == 2
+    assert bytes(pair.far_cache[1, :16]) == times.tobytes() and pair.far_cache[2, 0] == 7
+    assert pair.near.batched_read([times], "far", remote_indexes=[2]) == 1
+
+
+def test_numpys_integers_are_addresses(pair: Pair) -> None:
+    held = np.frombuffer(b"addressed", dtype=np.uint8)
+    address = np.uint64(held.ctypes.data)
+    assert pair.near.batched_write([(address, np.int64(held.size))], "far", remote_indexes=[1]) == 1  # type: ignore[list-item]
+    assert bytes(pair.far_cache[1, :9]) == b"addressed"
+    with pytest.raises(TypeError, match="two integers"):
+        pair.near.batched_write([(float(address), 9)], "far", remote_indexes=[1])  # type: ignore[list-item]
 
 
 def test_a_region_holds_its_memory_until_close() -> None:

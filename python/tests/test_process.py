@@ -211,6 +211,7 @@ def test_a_forked_child_makes_its_own_channels() -> None:
         TWO_CHANNELS
         + """
 queue = kvferry.CompletionQueue()
+of_parent = kvferry.CompletionQueue()
 operation = near.submit_recv(queue, [bytearray(8)], "far", tag=1)
 waiting = threading.Thread(target=far.receive_notifications, args=(8, 1))
 waiting.start()
@@ -224,11 +225,23 @@ if child == 0:
             os._exit(2)
     if queue.drain() or operation.done():
         os._exit(3)
+    try:
+        queue.wait()
+        os._exit(5)
+    except kvferry.TransferError as error:
+        if error.name != "forked":
+            os._exit(6)
     del queue, operation, near
     own = kvferry.TcpTransferChannel()
     own.lazy_init_peer_connection("child", "far", far.peer_init_url)
     if own.batched_write([b"from the child"], "far", remote_indexes=[3], notification=b"n") != 1:
         os._exit(4)
+    try:
+        own.submit_write(of_parent, [b"lost"], "far", remote_indexes=[4])
+        os._exit(7)
+    except kvferry.TransferError as error:
+        if error.name != "forked" or len(of_parent):
+            os._exit(8)
     kvferry.flush_logs()
     sys.exit(0)  # as any program ends, through atexit
 assert os.waitpid(child, 0)[1] == 0
