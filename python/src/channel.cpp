@@ -159,6 +159,14 @@ class Channel {
     made_.answer_side_messages();
   }
 
+  /// For calls that block. @throws TransferError errc::would_deadlock
+  void check_url(const std::string& url) const {
+    if (made_.would_wait_for_itself && made_.would_wait_for_itself(url)) {
+      throw TransferError(errc::would_deadlock,
+                          "handle_init_side_msg waits for a message to its own channel, which only it could answer");
+    }
+  }
+
   [[nodiscard]] SideMessage own_answer(const SideMessage& message) const { return made_.own_answer(message); }
 
   /// Keeps an operation that had taken something when the call that waited for it was interrupted.
@@ -251,10 +259,13 @@ std::shared_ptr<Operation> init_peer(const Channel& self, const nb::str& local_i
 std::shared_ptr<Operation> send_message(const Channel& self, const nb::str& url, const nb::bytes& encoded,
                                         Timeout timeout, Queue* queue) {
   auto operation = named("send_init_side_msg");
+  const std::string to = text_of(url);
+  if (queue == nullptr) {
+    self.check_url(to);
+  }
   const InitSpec spec = init_spec(timeout, *operation);
   return launch_for<std::optional<SideMessage>>(std::move(operation), queue, [&](auto token) {
-    return self.native().async_send_init_side_msg(text_of(url), parse_side_message(bytes_of(encoded)), spec,
-                                                  std::move(token));
+    return self.native().async_send_init_side_msg(to, parse_side_message(bytes_of(encoded)), spec, std::move(token));
   });
 }
 

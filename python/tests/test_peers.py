@@ -142,6 +142,17 @@ def test_whatever_a_handler_does_the_peer_is_told_in_a_sentence(
         assert any("handle_init_side_msg" in record.getMessage() for record in caplog.records)
 
 
+def test_a_handler_that_would_wait_for_itself_is_told(asker: kvferry.TcpTransferChannel) -> None:
+    class Introvert(kvferry.TcpTransferChannel):
+        def handle_init_side_msg(self, message: kvferry.SideMessage) -> kvferry.SideMessage:
+            return self.send_init_side_msg(self.peer_init_url, message, timeout=60)
+
+    with Introvert(peer_init_url="tcp://127.0.0.1:0") as channel:
+        with pytest.raises(kvferry.TransferError, match="which only it could answer") as caught:
+            asker.send_init_side_msg(channel.peer_init_url, message_of(Question("go")), timeout=60)
+        assert caught.value.name == "would_deadlock"
+
+
 def test_a_log_filter_that_raises_is_no_answer_to_the_peer(oracle: Oracle, asker: kvferry.TcpTransferChannel) -> None:
     def careless(record: logging.LogRecord) -> bool:
         raise RuntimeError("careless")
