@@ -91,8 +91,8 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
 
     Blocking methods release the GIL. A signal whose handler raises (Ctrl-C) cancels the operation; the exception goes
     on once the operation has ended, so that nothing touches its memory any more. A notification, or news of a peer,
-    that it had taken by then is for the next call of its kind that blocks or is awaited. ``submit_...`` methods return
-    at once: the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
+    that it had taken by then is for a call of its kind that blocks or is awaited, already or next. ``submit_...`` methods
+    return at once: the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
 
     Failures raise ``TransferError``; arguments that make no sense raise ``TypeError`` or ``ValueError``. Timeouts are
     in seconds; None is the channel's default, except where a method says otherwise.
@@ -112,7 +112,7 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         self._native = _kvferry.Channel(
             self._transport, list(regions), options, _handler_of(self) if overridden else None
         )
-        self._unclaimed = Unclaimed(self._native.take_unclaimed)
+        self._unclaimed = Unclaimed(self._native)
 
     def __enter__(self) -> Self:
         return self
@@ -248,7 +248,12 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         """The next thing that happened to any peer, oldest first. Without a timeout it waits for as long as it
         takes."""
         event: PeerEvent
-        [event] = self._unclaimed.receive("peer event", 1, lambda _: self.submit_wait_peer_event(None, timeout))
+        [event] = self._unclaimed.receive(
+            "peer event",
+            1,
+            timeout,
+            lambda _, left, seen, started: self._native.wait_peer_event(left, None, seen, started),
+        )
         return event
 
     def submit_wait_peer_event(self, queue: CompletionQueue | None, timeout: float | None = None) -> Operation:
@@ -356,7 +361,12 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
     def receive_notification(self, timeout: float | None = None) -> Notification:
         """The next notification without a key, oldest first. Without a timeout it waits for as long as it takes."""
         notification: Notification
-        [notification] = self._unclaimed.receive(0, 1, lambda _: self.submit_receive_notification(None, timeout))
+        [notification] = self._unclaimed.receive(
+            0,
+            1,
+            timeout,
+            lambda _, left, seen, started: self._native.receive_notification(left, None, seen, started),
+        )
         return notification
 
     def submit_receive_notification(self, queue: CompletionQueue | None, timeout: float | None = None) -> Operation:
@@ -367,7 +377,10 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         """The next ``count`` notifications of a key, from whatever peers; fewer if the timeout passes first. Without a
         timeout it waits for as long as it takes."""
         return self._unclaimed.receive(
-            key, count, lambda left: self.submit_receive_notifications(None, key, left, timeout)
+            key,
+            count,
+            timeout,
+            lambda most, left, seen, started: self._native.receive_notifications(key, most, left, None, seen, started),
         )
 
     def submit_receive_notifications(
