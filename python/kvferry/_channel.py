@@ -34,6 +34,15 @@ __all__ = [
 _HANDSHAKE_FAILED = 24
 
 
+def _text_of(error: BaseException) -> str:
+    """For the peer. An exception need not be able to say what it is."""
+    try:
+        text = str(error) if isinstance(error, TransferError) else f"{type(error).__name__}: {error}"
+    except Exception:
+        text = type(error).__name__
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
 class _AnsweringOnceMade(type):
     """Lets side messages through to an object's methods when all of its ``__init__`` have run."""
 
@@ -56,16 +65,18 @@ def _handler_of(channel: BaseTransferChannel) -> Callable[[str, bytes], bytes | 
             answered = channel.handle_init_side_msg(SideMessage(kind, encoded))
             if not isinstance(answered, SideMessage):
                 raise TypeError(f"handle_init_side_msg returned no SideMessage, but {answered!r}")
+            if not isinstance(answered.encoded, bytes):
+                raise TypeError(f"handle_init_side_msg returned a SideMessage of {answered.encoded!r}, which is no bytes")
             return answered.encoded
         except TransferError as error:
-            code = error.code if error.category == "kvferry" and error.code else _HANDSHAKE_FAILED
-            return code, str(error)
-        except Exception as error:
+            own = error.category == "kvferry" and isinstance(error.code, int) and 0 < error.code < 1 << 31
+            return error.code if own else _HANDSHAKE_FAILED, _text_of(error)
+        except BaseException as error:  # SystemExit, too: it would end a thread that is the channel's
             _logging.log_exception(
                 "side_message_failed", f"handle_init_side_msg of a message of type {kind!r}", channel.transport,
                 "handshake_failed",
             )  # fmt: skip
-            return _HANDSHAKE_FAILED, f"{type(error).__name__}: {error}"
+            return _HANDSHAKE_FAILED, _text_of(error)
 
     return answer
 
@@ -80,8 +91,8 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
 
     Blocking methods release the GIL. A signal whose handler raises (Ctrl-C) cancels the operation; the exception goes
     on once the operation has ended, so that nothing touches its memory any more. A notification, or news of a peer,
-    that it had taken by then is for the next call of its kind that blocks or is awaited. ``submit_...`` methods return
-    at once: the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
+    that it had taken by then is for a call of its kind that blocks or is awaited, already or next. ``submit_...`` methods
+    return at once: the operation ends in a ``CompletionQueue``. For asyncio see ``kvferry.aio``.
 
     Failures raise ``TransferError``; arguments that make no sense raise ``TypeError`` or ``ValueError``. Timeouts are
     in seconds; None is the channel's default, except where a method says otherwise.
@@ -101,7 +112,7 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         self._native = _kvferry.Channel(
             self._transport, list(regions), options, _handler_of(self) if overridden else None
         )
-        self._unclaimed = Unclaimed(self._native.take_unclaimed)
+        self._unclaimed = Unclaimed(self._native)
 
     def __enter__(self) -> Self:
         return self
@@ -237,7 +248,12 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         """The next thing that happened to any peer, oldest first. Without a timeout it waits for as long as it
         takes."""
         event: PeerEvent
-        [event] = self._unclaimed.receive("peer event", 1, lambda _: self.submit_wait_peer_event(None, timeout))
+        [event] = self._unclaimed.receive(
+            "peer event",
+            1,
+            timeout,
+            lambda _, left, seen, started: self._native.wait_peer_event(left, None, seen, started),
+        )
         return event
 
     def submit_wait_peer_event(self, queue: CompletionQueue | None, timeout: float | None = None) -> Operation:
@@ -345,7 +361,12 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
     def receive_notification(self, timeout: float | None = None) -> Notification:
         """The next notification without a key, oldest first. Without a timeout it waits for as long as it takes."""
         notification: Notification
-        [notification] = self._unclaimed.receive(0, 1, lambda _: self.submit_receive_notification(None, timeout))
+        [notification] = self._unclaimed.receive(
+            0,
+            1,
+            timeout,
+            lambda _, left, seen, started: self._native.receive_notification(left, None, seen, started),
+        )
         return notification
 
     def submit_receive_notification(self, queue: CompletionQueue | None, timeout: float | None = None) -> Operation:
@@ -356,7 +377,10 @@ class BaseTransferChannel(metaclass=_AnsweringOnceMade):
         """The next ``count`` notifications of a key, from whatever peers; fewer if the timeout passes first. Without a
         timeout it waits for as long as it takes."""
         return self._unclaimed.receive(
-            key, count, lambda left: self.submit_receive_notifications(None, key, left, timeout)
+            key,
+            count,
+            timeout,
+            lambda most, left, seen, started: self._native.receive_notifications(key, most, left, None, seen, started),
         )
 
     def submit_receive_notifications(

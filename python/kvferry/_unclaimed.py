@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications and news of peers that a call had taken when it was cancelled, for the next call of their kind."""
+"""Notifications and news of peers that a call had taken when it was cancelled, for others of their kind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Union
+from typing import Any, Literal, Optional, Union
 
 from ._errors import TransferError
-from ._kvferry import Operation
+from ._kvferry import Channel, Operation
 from ._types import Notification
 
-__all__ = ["Kind", "Unclaimed", "listed"]
+__all__ = ["Kind", "Start", "Unclaimed", "listed"]
 
 #: A notification's key, 0 for those without one; or news of peers.
 Kind = Union[int, Literal["peer event"]]
+
+#: Starts an operation that receives, given how many, a timeout, `Unclaimed.seen` and a list. The operation is in the list,
+#: not in what is returned: a signal's handler may raise between the two. It isn't there if it wasn't started.
+Start = Callable[[int, Optional[float], int, list[Operation]], object]
 
 
 def listed(result: Any) -> list[Any]:
@@ -25,11 +30,19 @@ def listed(result: Any) -> list[Any]:
     return result if isinstance(result, list) else [result]
 
 
-class Unclaimed:
-    """What a channel keeps, oldest first. Its methods may be called from any thread."""
+def was_cancelled(operation: Operation) -> bool:
+    return operation.error is not None and operation.error.name == "cancelled"
 
-    def __init__(self, interrupted: Callable[[], list[Operation]]) -> None:
-        self._interrupted = interrupted
+
+class Unclaimed:
+    """What a channel keeps, oldest first. Its methods may be called from any thread.
+
+    Whoever waits for something of the same kind when it is kept - another task, perhaps of another loop, or a thread in a
+    blocking call - has its operation cancelled, and looks here again.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._kept: dict[Kind, deque[Any]] = {}
         self._awaited: dict[Operation, asyncio.AbstractEventLoop] = {}
         self._left: list[Operation] = []
@@ -45,7 +58,17 @@ class Unclaimed:
             for result in results:
                 kind: Kind = result.key if isinstance(result, Notification) else "peer event"
                 self._kept.setdefault(kind, deque()).append(result)
+        if results:
+            self._look_again(kind)  # an operation receives things of one kind
         return bool(results)
+
+    def _look_again(self, kind: Kind) -> None:
+        self._channel.look_again(None if kind == "peer event" else kind)
+
+    @property
+    def seen(self) -> int:
+        """How often something has been kept. To be read before `take`, and given to what is then started."""
+        return self._channel.kept
 
     def leave(self, operation: Operation) -> None:
         """Ends an operation for which nobody waits any more; what it has taken when it has ended is kept."""
@@ -53,17 +76,24 @@ class Unclaimed:
         with self._lock:
             self._left.append(operation)
 
+    def give_up(self, started: list[Operation]) -> None:
+        """What they have taken is for others, by whatever their caller is ended."""
+        for operation in started:
+            if operation.done():
+                self.keep(operation)
+            else:
+                self.leave(operation)
+
     @contextlib.contextmanager
-    def awaited(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def awaited(self, started: list[Operation], loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """In this loop: once that is closed nobody waits any more."""
+        [operation] = started
         self._awaited[operation] = loop
         try:
             yield
-        except GeneratorExit:  # the task is destroyed
-            self.leave(operation)
-            raise
         finally:
-            self._awaited.pop(operation, None)
+            if self._awaited.pop(operation, None) is None:  # it has been left
+                started.clear()
 
     def _ended(self) -> list[Operation]:
         if not self._left and not self._awaited:
@@ -76,9 +106,13 @@ class Unclaimed:
             self._left = [operation for operation in self._left if operation not in ended]
             return ended
 
-    def take(self, kind: Kind, most: int) -> list[Any]:
-        for operation in (*self._interrupted(), *self._ended()):
+    def keep_ended(self) -> None:
+        """What operations have taken that were left, or whose calls in C++ were interrupted."""
+        for operation in (*self._channel.take_unclaimed(), *self._ended()):
             self.keep(operation)
+
+    def take(self, kind: Kind, most: int) -> list[Any]:
+        self.keep_ended()
         if not self._kept:
             return []
         with self._lock:
@@ -88,19 +122,38 @@ class Unclaimed:
                 self._kept.pop(kind, None)
             return taken
 
-    def put_back(self, kind: Kind, taken: list[Any]) -> None:
+    def put_back(self, kind: Kind, taken: list[Any], for_others: bool) -> None:
         if not taken:
             return
         with self._lock:
             self._kept.setdefault(kind, deque()).extendleft(reversed(taken))
+        if for_others:
+            self._look_again(kind)
 
-    def receive(self, kind: Kind, count: int, start: Callable[[int], Operation]) -> list[Any]:
-        """What is kept, and from ``start(how many)``, which blocks, what lacks."""
-        taken = self.take(kind, count)
-        if taken and len(taken) == count:
-            return taken
-        try:
-            return taken + listed(start(count - len(taken)).result())
-        except BaseException:
-            self.put_back(kind, taken)
-            raise
+    def receive(
+        self,
+        kind: Kind,
+        count: int,
+        timeout: float | None,
+        start: Start,
+    ) -> list[Any]:
+        """What is kept, and from ``start``, which blocks, what lacks."""
+        until = None if timeout is None else time.monotonic() + timeout
+        left = timeout
+        while True:
+            seen = self.seen
+            taken = self.take(kind, count)
+            if taken and len(taken) == count:
+                return taken
+            started: list[Operation] = []
+            try:
+                start(count - len(taken), left, seen, started)
+                for operation in started:
+                    if not was_cancelled(operation):
+                        return taken + listed(operation.result())
+            except BaseException:
+                self.put_back(kind, taken, True)
+                self.give_up(started)
+                raise
+            self.put_back(kind, taken, False)
+            left = None if until is None else max(until - time.monotonic(), 0.0)

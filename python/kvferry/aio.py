@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._channel import BaseTransferChannel
 from ._kvferry import CompletionQueue, Operation, Region
 from ._types import Notification, PeerEvent, PeerInfo, SideMessage
-from ._unclaimed import Kind, listed
+from ._unclaimed import Kind, Start, listed, was_cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -50,7 +50,7 @@ class AsyncChannel(Generic[_Channel]):
 
     The methods are those of ``BaseTransferChannel``. A task that is cancelled cancels its operation, and goes on when
     that has ended: nothing touches its memory any more then. A notification, or news of a peer, that it had taken by
-    then is for the next call of its kind. A loop doesn't keep a channel that is lost.
+    then is for a call of its kind that waits already, or the next one. A loop doesn't keep a channel that is lost.
     """
 
     def __init__(self, channel: _Channel) -> None:
@@ -60,7 +60,6 @@ class AsyncChannel(Generic[_Channel]):
         self._watched: weakref.finalize[[asyncio.AbstractEventLoop, CompletionQueue], Any] | None = None
         self._closing = False
         self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._receiving: dict[Kind, dict[Operation, None]] = {}
         self._last = 0
 
     async def __aenter__(self) -> Self:
@@ -82,7 +81,9 @@ class AsyncChannel(Generic[_Channel]):
         while ended := self._queue.drain():
             for operation in ended:
                 waiting = self._waiting.pop(operation.user_data, None)
-                if waiting is not None and not waiting.done():
+                if waiting is None:
+                    self.channel._unclaimed.keep_ended()
+                elif not waiting.done():
                     waiting.set_result(None)
         if self._closing and not len(self._queue) and self._watched is not None:
             self._watched()
@@ -120,42 +121,34 @@ class AsyncChannel(Generic[_Channel]):
             raise cancelled
 
     async def _receive(
-        self, kind: Kind, count: int, timeout: float | None, submit: Callable[[int, float | None], Operation]
+        self,
+        kind: Kind,
+        count: int,
+        timeout: float | None,
+        start: Start,
     ) -> list[Any]:
-        """What cancelled calls have left, and from ``submit(how many, timeout)`` what lacks."""
+        """What cancelled calls have left, and from ``start`` what lacks."""
         unclaimed = self.channel._unclaimed
         now = asyncio.get_running_loop().time
         until = None if timeout is None else now() + timeout
         while True:
+            seen = unclaimed.seen
             taken = unclaimed.take(kind, count)
             if taken and len(taken) == count:
                 return taken
-            operation: Operation | None = None
+            started: list[Operation] = []
             try:
-                operation = submit(count - len(taken), None if until is None else max(until - now(), 0.0))
-                with unclaimed.awaited(operation, asyncio.get_running_loop()):
-                    await self._received(kind, operation)
-                if operation.error is None or operation.error.name != "cancelled":
-                    return taken + listed(operation.result())
-            except BaseException as error:
-                cancelled = operation is not None and isinstance(error, asyncio.CancelledError)
-                kept = cancelled and operation is not None and unclaimed.keep(operation)
-                unclaimed.put_back(kind, taken)
-                if kept or taken:
-                    for waiting in self._receiving.get(kind, ()):
-                        waiting.cancel()  # its task looks again for what there is
+                start(count - len(taken), None if until is None else max(until - now(), 0.0), seen, started)
+                for operation in started:
+                    with unclaimed.awaited(started, asyncio.get_running_loop()):
+                        await self._ended(operation)
+                    if not was_cancelled(operation):
+                        return taken + listed(operation.result())
+            except BaseException:
+                unclaimed.put_back(kind, taken, True)
+                unclaimed.give_up(started)
                 raise
-            unclaimed.put_back(kind, taken)
-
-    async def _received(self, kind: Kind, operation: Operation) -> None:
-        receiving = self._receiving.setdefault(kind, {})
-        receiving[operation] = None
-        try:
-            await self._ended(operation)
-        finally:
-            del receiving[operation]
-            if not receiving:
-                del self._receiving[kind]
+            unclaimed.put_back(kind, taken, False)
 
     async def lazy_init_peer_connection(
         self,
@@ -194,7 +187,10 @@ class AsyncChannel(Generic[_Channel]):
         channel = self._here()
         event: PeerEvent
         [event] = await self._receive(
-            "peer event", 1, timeout, lambda _, left: channel.submit_wait_peer_event(self._queue, left)
+            "peer event",
+            1,
+            timeout,
+            lambda _, left, seen, started: channel._native.wait_peer_event(left, self._queue, seen, started),
         )
         return event
 
@@ -233,7 +229,10 @@ class AsyncChannel(Generic[_Channel]):
         channel = self._here()
         notification: Notification
         [notification] = await self._receive(
-            0, 1, timeout, lambda _, left: channel.submit_receive_notification(self._queue, left)
+            0,
+            1,
+            timeout,
+            lambda _, left, seen, started: channel._native.receive_notification(left, self._queue, seen, started),
         )
         return notification
 
@@ -242,5 +241,10 @@ class AsyncChannel(Generic[_Channel]):
     ) -> list[Notification]:
         channel = self._here()
         return await self._receive(
-            key, count, timeout, lambda most, left: channel.submit_receive_notifications(self._queue, key, most, left)
+            key,
+            count,
+            timeout,
+            lambda most, left, seen, started: channel._native.receive_notifications(
+                key, most, left, self._queue, seen, started
+            ),
         )

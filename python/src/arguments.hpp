@@ -48,6 +48,16 @@ inline std::span<const std::byte> bytes_of(const nb::bytes& bytes) {
 
 inline nb::bytes to_bytes(std::span<const std::byte> bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
+/// @throws nb::python_error UnicodeEncodeError if it has halves of surrogate pairs.
+inline std::string text_of(const nb::str& given) {
+  Py_ssize_t size = 0;
+  const char* const text = PyUnicode_AsUTF8AndSize(given.ptr(), &size);
+  if (text == nullptr) {
+    throw nb::python_error();
+  }
+  return {text, static_cast<std::size_t>(size)};
+}
+
 /// @throws nb::type_error "`what` can't be ..." if it is nothing of that type.
 template <class T>
 T converted(nb::handle given, const std::string& what) {

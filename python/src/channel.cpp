@@ -59,6 +59,23 @@ void destroy_leftovers() {
   }
 }
 
+/// Of what an operation receives: notifications of a key, 0 for those without one, or news of peers.
+using Kind = std::optional<std::uint64_t>;
+
+Kind kind_received(const Operation::Result& received) {
+  if (const auto* one = std::get_if<Notification>(&received)) {
+    return one->key;
+  }
+  const auto* several = std::get_if<std::vector<Notification>>(&received);
+  return several != nullptr && !several->empty() ? Kind(several->front().key) : Kind();
+}
+
+/// An operation that is started anew if something of its kind is kept meanwhile, which it would not see.
+struct Receiving {
+  std::weak_ptr<Operation> operation;
+  Kind kind;
+};
+
 /// A region that is being removed.
 struct Leaving {
   std::optional<Region> region;  ///< Not there: there was none when the removal was started.
@@ -159,11 +176,43 @@ class Channel {
     made_.answer_side_messages();
   }
 
+  /// For calls that block. @throws TransferError errc::would_deadlock
+  void check_url(const std::string& url) const {
+    if (made_.would_wait_for_itself && made_.would_wait_for_itself(url)) {
+      throw TransferError(errc::would_deadlock,
+                          "handle_init_side_msg waits for a message to its own channel, which only it could answer");
+    }
+  }
+
   [[nodiscard]] SideMessage own_answer(const SideMessage& message) const { return made_.own_answer(message); }
 
   /// Keeps an operation that had taken something when the call that waited for it was interrupted.
-  void leave(std::shared_ptr<Operation> operation) { unclaimed_.push_back(std::move(operation)); }
+  void leave(std::shared_ptr<Operation> operation) {
+    const Kind kind = kind_received(operation->result);
+    unclaimed_.push_back(std::move(operation));
+    look_again(kind);
+  }
   [[nodiscard]] std::vector<std::shared_ptr<Operation>> take_unclaimed() { return std::exchange(unclaimed_, {}); }
+  /// How often something has been kept.
+  [[nodiscard]] std::uint64_t kept() const noexcept { return kept_; }
+  /// Something has been kept: those who wait for its kind are cancelled, to look for it.
+  void look_again(Kind kind) {
+    ++kept_;
+    for (const Receiving& one : receiving_) {
+      if (const auto operation = one.operation.lock(); operation && one.kind == kind) {
+        operation->handle.cancel();
+      }
+    }
+  }
+  void begin_receiving(const std::shared_ptr<Operation>& operation, Kind kind) {
+    forget_received();
+    receiving_.push_back({operation, kind});
+  }
+  /// How many wait for what is kept.
+  [[nodiscard]] std::size_t receiving() {
+    forget_received();
+    return receiving_.size();
+  }
 
   void close() {
     {
@@ -179,11 +228,20 @@ class Channel {
   }
 
  private:
+  void forget_received() {
+    std::erase_if(receiving_, [](const Receiving& one) {
+      const auto other = one.operation.lock();
+      return !other || other->handle.ended();
+    });
+  }
+
   Regions regions_;
   std::map<std::uint32_t, Leaving> leaving_;
   std::unique_ptr<SideMessageHandler> handler_;
   MadeChannel made_;
   std::vector<std::shared_ptr<Operation>> unclaimed_;
+  std::vector<Receiving> receiving_;
+  std::uint64_t kept_ = 0;
 };
 
 void close_all() {
@@ -216,9 +274,9 @@ const char* name_of(TransferKind kind) {
 }
 
 std::shared_ptr<Operation> transfer(const Channel& self, const std::string& kind, nb::handle objects,
-                                    std::string peer_id, const nb::dict& spec, Queue* queue) {
+                                    const nb::str& peer_id, const nb::dict& spec, Queue* queue) {
   auto operation = named(name_of(kind_of(kind)));
-  TransferRequest request = make_request(kind_of(kind), objects, std::move(peer_id), spec, self.regions(), *operation);
+  TransferRequest request = make_request(kind_of(kind), objects, text_of(peer_id), spec, self.regions(), *operation);
   return launch(std::move(operation), queue, [&](CompletionToken<void> token) {
     return self.native().async_transfer(std::move(request), std::move(token));
   });
@@ -237,50 +295,73 @@ std::optional<SideMessage> message_of(const std::optional<nb::bytes>& encoded) {
 
 using Timeout = std::optional<double>;
 
-std::shared_ptr<Operation> init_peer(const Channel& self, const std::string& local_id, const std::string& peer_id,
-                                     const std::string& url, const std::optional<nb::bytes>& encoded, Timeout timeout,
+std::shared_ptr<Operation> init_peer(const Channel& self, const nb::str& local_id, const nb::str& peer_id,
+                                     const nb::str& url, const std::optional<nb::bytes>& encoded, Timeout timeout,
                                      Queue* queue) {
   auto operation = named("lazy_init_peer_connection");
   const InitSpec spec = init_spec(timeout, *operation);
   return launch_for<std::optional<SideMessage>>(std::move(operation), queue, [&](auto token) {
-    return self.native().async_lazy_init_peer_connection(local_id, peer_id, url, message_of(encoded), spec,
-                                                         std::move(token));
+    return self.native().async_lazy_init_peer_connection(text_of(local_id), text_of(peer_id), text_of(url),
+                                                         message_of(encoded), spec, std::move(token));
   });
 }
 
-std::shared_ptr<Operation> send_message(const Channel& self, const std::string& url, const nb::bytes& encoded,
+std::shared_ptr<Operation> send_message(const Channel& self, const nb::str& url, const nb::bytes& encoded,
                                         Timeout timeout, Queue* queue) {
   auto operation = named("send_init_side_msg");
+  const std::string to = text_of(url);
+  if (queue == nullptr) {
+    self.check_url(to);
+  }
   const InitSpec spec = init_spec(timeout, *operation);
   return launch_for<std::optional<SideMessage>>(std::move(operation), queue, [&](auto token) {
-    return self.native().async_send_init_side_msg(url, parse_side_message(bytes_of(encoded)), spec, std::move(token));
+    return self.native().async_send_init_side_msg(to, parse_side_message(bytes_of(encoded)), spec, std::move(token));
   });
 }
 
-std::shared_ptr<Operation> connect(const Channel& self, const std::string& local_id, const nb::bytes& metadata,
+std::shared_ptr<Operation> connect(const Channel& self, const nb::str& local_id, const nb::bytes& metadata,
                                    Timeout timeout, Queue* queue) {
   auto operation = named("connect");
   const InitSpec spec = init_spec(timeout, *operation);
   return launch_for<PeerInfo>(std::move(operation), queue, [&](auto token) {
-    return self.native().async_connect(local_id, bytes_of(metadata), spec, std::move(token));
+    return self.native().async_connect(text_of(local_id), bytes_of(metadata), spec, std::move(token));
   });
 }
 
-std::shared_ptr<Operation> notify(const Channel& self, const std::string& peer_id, const nb::bytes& payload,
+std::shared_ptr<Operation> notify(const Channel& self, const nb::str& peer_id, const nb::bytes& payload,
                                   std::uint64_t key, Timeout timeout, Queue* queue) {
   auto operation = named("notify");
   const NotifySpec spec{.key = key, .timeout = timeout_of(timeout), .diagnostic = &operation->diagnostic};
   return launch(std::move(operation), queue, [&](CompletionToken<void> token) {
-    return self.native().async_notify(peer_id, bytes_of(payload), spec, std::move(token));
+    return self.native().async_notify(text_of(peer_id), bytes_of(payload), spec, std::move(token));
   });
 }
 
 /// What was taken before a signal's handler raised isn't lost: the channel keeps it.
+/// @param seen given by those who have looked for what is kept: `kept()` before they did.
+/// @param started gets the operation, before a handler can keep the caller from getting it as the result.
+/// @return null if something has been kept since then.
 template <class Result, class Start>
-std::shared_ptr<Operation> receive(Channel& self, const char* name, Queue* queue, Start start) {
+std::shared_ptr<Operation> receive(Channel& self, const char* name, Kind kind, Queue* queue,
+                                   std::optional<std::uint64_t> seen, std::optional<nb::list> started, Start start) {
+  struct HasBeenKept {};
   const auto operation = named(name);
   try {
-    return launch_for<Result>(operation, queue, start);
+    launch_for<Result>(operation, queue, [&](auto token) {
+      if (seen) {
+        if (*seen != self.kept()) {
+          throw HasBeenKept();
+        }
+        self.begin_receiving(operation, kind);
+      }
+      return start(std::move(token));
+    });
+    if (started) {
+      started->append(to_object(operation));
+    }
+    return operation;
+  } catch (const HasBeenKept&) {
+    return nullptr;
   } catch (...) {
     if (operation->end) {
       self.leave(operation);
@@ -330,8 +411,8 @@ nb::dict capabilities_of(const Channel& self) {
   return result;
 }
 
-nb::object peer_info(const Channel& self, const std::string& peer_id) {
-  const auto peer = self.native().peer_info(peer_id);
+nb::object peer_info(const Channel& self, const nb::str& peer_id) {
+  const auto peer = self.native().peer_info(text_of(peer_id));
   return peer ? to_python(*peer) : nb::none();
 }
 
@@ -355,6 +436,10 @@ std::string prometheus_of(const std::vector<std::pair<const Channel*, std::map<s
 void bind_operations(nb::class_<Channel>& channel) {
   const auto timeout = nb::arg("timeout").none();
   const auto queue = nb::arg("queue").none();
+  const auto seen = nb::arg("seen").none() = nb::none();
+  const auto started = nb::arg("started").none() = nb::none();
+  using Seen = std::optional<std::uint64_t>;
+  using Started = std::optional<nb::list>;
   channel.def("transfer", &transfer, nb::arg("kind"), nb::arg("objects"), nb::arg("peer_id"), nb::arg("spec"), queue)
       .def("init_peer", &init_peer, nb::arg("local_id"), nb::arg("peer_id"), nb::arg("url"), nb::arg("encoded").none(),
            timeout, queue)
@@ -363,45 +448,46 @@ void bind_operations(nb::class_<Channel>& channel) {
       .def("notify", &notify, nb::arg("peer_id"), nb::arg("payload"), nb::arg("key"), timeout, queue)
       .def(
           "disconnect",
-          [](const Channel& self, const std::string& peer_id, Queue* of) {
+          [](const Channel& self, const nb::str& peer_id, Queue* of) {
             return launch(named("disconnect"), of, [&](CompletionToken<void> token) {
-              return self.native().async_disconnect(peer_id, std::move(token));
+              return self.native().async_disconnect(text_of(peer_id), std::move(token));
             });
           },
           nb::arg("peer_id"), queue)
       .def(
           "fence",
-          [](const Channel& self, const std::string& peer_id, Timeout within, Queue* of) {
+          [](const Channel& self, const nb::str& peer_id, Timeout within, Queue* of) {
             return launch(named("fence"), of, [&](CompletionToken<void> token) {
-              return self.native().async_fence(peer_id, timeout_of(within), std::move(token));
+              return self.native().async_fence(text_of(peer_id), timeout_of(within), std::move(token));
             });
           },
           nb::arg("peer_id"), timeout, queue)
       .def("remove_region", &remove_region, nb::arg("number"), timeout, queue)
       .def(
           "receive_notification",
-          [](Channel& self, Timeout within, Queue* of) {
-            return receive<Notification>(self, "receive_notification", of, [&](auto token) {
+          [](Channel& self, Timeout within, Queue* of, Seen kept, Started list) {
+            return receive<Notification>(self, "receive_notification", 0, of, kept, std::move(list), [&](auto token) {
               return self.native().async_receive_notification(timeout_of(within), std::move(token));
             });
           },
-          timeout, queue)
+          timeout, queue, seen, started)
       .def(
           "receive_notifications",
-          [](Channel& self, std::uint64_t key, std::size_t count, Timeout within, Queue* of) {
-            return receive<std::vector<Notification>>(self, "receive_notifications", of, [&](auto token) {
-              return self.native().async_receive_notifications(key, count, timeout_of(within), std::move(token));
-            });
+          [](Channel& self, std::uint64_t key, std::size_t count, Timeout within, Queue* of, Seen kept, Started list) {
+            return receive<std::vector<Notification>>(
+                self, "receive_notifications", key, of, kept, std::move(list), [&](auto token) {
+                  return self.native().async_receive_notifications(key, count, timeout_of(within), std::move(token));
+                });
           },
-          nb::arg("key"), nb::arg("count"), timeout, queue)
+          nb::arg("key"), nb::arg("count"), timeout, queue, seen, started)
       .def(
           "wait_peer_event",
-          [](Channel& self, Timeout within, Queue* of) {
-            return receive<PeerEvent>(self, "wait_peer_event", of, [&](auto token) {
-              return self.native().async_wait_peer_event(timeout_of(within), std::move(token));
-            });
+          [](Channel& self, Timeout within, Queue* of, Seen kept, Started list) {
+            return receive<PeerEvent>(
+                self, "wait_peer_event", std::nullopt, of, kept, std::move(list),
+                [&](auto token) { return self.native().async_wait_peer_event(timeout_of(within), std::move(token)); });
           },
-          timeout, queue);
+          timeout, queue, seen, started);
 }
 
 }  // namespace
@@ -423,9 +509,10 @@ SideMessage SideMessageHandler::answer(const SideMessage& message) const {
     const auto [code, sentence] = nb::cast<std::pair<int, std::string>>(answer);
     throw TransferError(static_cast<errc>(code), sentence);
   } catch (nb::python_error& raised) {
-    const std::string sentence = raised.what();
+    // Nor is the peer told where in this program it happened.
+    const auto name = nb::cast<std::string>(raised.type().attr("__name__"));
     raised.discard_as_unraisable("handle_init_side_msg");
-    throw std::runtime_error(sentence);
+    throw TransferError(errc::handshake_failed, name);
   }
 }
 
@@ -437,6 +524,9 @@ void bind_channel(nb::module_& module) {
       .def("answer_side_messages", &Channel::answer_side_messages)
       .def("close", &Channel::close)
       .def("take_unclaimed", &Channel::take_unclaimed)
+      .def_prop_ro("kept", &Channel::kept)
+      .def_prop_ro("receiving", &Channel::receiving)
+      .def("look_again", &Channel::look_again, nb::arg("key").none())
       .def_prop_ro("transport", [](const Channel& self) { return self.native().transport(); })
       .def_prop_ro("incarnation", [](const Channel& self) { return self.native().incarnation(); })
       .def_prop_ro("peer_init_url", [](const Channel& self) { return self.native().peer_init_url(); })
@@ -452,11 +542,11 @@ void bind_channel(nb::module_& module) {
            })
       .def(
           "exists",
-          [](const Channel& self, const std::string& id) { return self.native().remote_xfer_handler_exists(id); },
+          [](const Channel& self, const nb::str& id) { return self.native().remote_xfer_handler_exists(text_of(id)); },
           nb::arg("peer_id"))
       .def(
           "local_metadata",
-          [](const Channel& self, const std::string& id) { return to_bytes(self.native().local_metadata(id)); },
+          [](const Channel& self, const nb::str& id) { return to_bytes(self.native().local_metadata(text_of(id))); },
           nb::arg("local_id"))
       .def("add_region", &Channel::add_region, nb::arg("region"))
       .def("let_removed_go", &Channel::let_removed_go)

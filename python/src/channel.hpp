@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <kvferry/base_transfer_channel.hpp>
@@ -36,6 +37,8 @@ struct MadeChannel {
   std::shared_ptr<BaseTransferChannel> channel;
   /// Lets side messages through to the handler.
   std::function<void()> answer_side_messages;
+  /// Whether this thread is the handler's, which alone could answer a message to that url. Null: there is no handler.
+  std::function<bool(std::string_view)> would_wait_for_itself;
   /// What the transport answers to a message by itself.
   std::function<SideMessage(const SideMessage&)> own_answer;
 };

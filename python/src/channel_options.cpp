@@ -198,6 +198,7 @@ class Answering final : public Transport {
 
   SideMessage handle_init_side_msg(const SideMessage& message) override { return handler_.answer(message); }
   using Transport::answer_side_messages;
+  using Transport::answers_in_this_thread;
 
  private:
   const SideMessageHandler& handler_;
@@ -222,6 +223,9 @@ MadeChannel make(const nb::dict& given, const Regions& regions, const SideMessag
     options.hold_side_messages = true;
     const auto answering = std::make_shared<Answering<Transport>>(std::move(options), *handler);
     made.answer_side_messages = [one = answering.get()] { one->answer_side_messages(); };
+    made.would_wait_for_itself = [one = answering.get()](std::string_view url) {
+      return one->answers_in_this_thread(url);
+    };
     channel = answering;
   }
   made.own_answer = [one = channel.get()](const SideMessage& message) {

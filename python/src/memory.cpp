@@ -67,6 +67,72 @@ bool import_tensor(nb::handle object, MutableBuffer& bytes, std::shared_ptr<void
   return true;
 }
 
+/// Whether a buffer's format, as that of the `struct` module, has references to objects.
+bool has_objects(std::string_view format) {
+  bool in_name = false;  // of a field, between colons
+  for (const char c : format) {
+    in_name = in_name != (c == ':');
+    if (!in_name && c == 'O') {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// None if there is none. @throws nb::python_error what else its code raises, as a signal's handler does.
+nb::object attribute(nb::handle object, const char* name) {
+  nb::object found = nb::steal(PyObject_GetAttrString(object.ptr(), name));
+  if (!found.is_valid()) {
+    nb::python_error raised;
+    if (!raised.matches(PyExc_AttributeError)) {
+      throw raised;
+    }
+    return nb::none();
+  }
+  return found;
+}
+
+/// As far as NumPy, which has types that no format tells of, says so by an array's type.
+bool has_objects(nb::handle exporter) {
+  const nb::object has = attribute(attribute(exporter, "dtype"), "hasobject");
+  const int truth = PyObject_IsTrue(has.ptr());
+  if (truth < 0) {
+    throw nb::python_error();
+  }
+  return truth == 1;
+}
+
+/// @return false if `object` has no such buffer. @throws nb::python_error what else its code raises, as a signal's handler does.
+bool get_buffer(nb::handle object, Py_buffer& view, int flags) {
+  if (PyObject_GetBuffer(object.ptr(), &view, flags) == 0) {
+    return true;
+  }
+  nb::python_error raised;
+  if (raised.matches(PyExc_BufferError) || raised.matches(PyExc_ValueError)) {
+    return false;
+  }
+  throw raised;
+}
+
+/// One element of (address, size), by `__index__`.
+std::uint64_t number_of(nb::handle given) {
+  const nb::object number = nb::steal(PyNumber_Index(given.ptr()));
+  if (!number.is_valid()) {
+    nb::python_error raised;
+    if (raised.matches(PyExc_TypeError)) {
+      throw nb::type_error("memory by its address is a tuple of two integers, (address, size)");
+    }
+    throw raised;
+  }
+  const auto value = PyLong_AsUnsignedLongLong(number.ptr());
+  if (PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw wrong_value("memory's address and size have 64 bits and no sign: " + nb::cast<std::string>(nb::repr(number)) +
+                      " is none");
+  }
+  return value;
+}
+
 Access access_of(std::string_view name) {
   for (const auto& [text, access] : {std::pair{"none", Access::none}, std::pair{"read", Access::read},
                                      std::pair{"write", Access::write}, std::pair{"read_write", Access::read_write}}) {
@@ -82,7 +148,10 @@ std::pair<std::shared_ptr<Memory>, bool> memory_of_region(nb::handle memory, Acc
   if (!allows(access, Access::write)) {
     try {
       return {std::make_shared<Memory>(memory, true), true};
-    } catch (const nb::python_error&) {
+    } catch (const nb::python_error& raised) {
+      if (!raised.matches(PyExc_Exception)) {  // Ctrl-C, say
+        throw;
+      }
     } catch (const nb::builtin_exception&) {
     }
     return {std::make_shared<Memory>(memory, false), false};
@@ -152,17 +221,31 @@ Memory::~Memory() {
 }
 
 void Memory::take_address(nb::handle object) {
-  std::pair<std::uint64_t, std::uint64_t> given;
-  if (!nb::try_cast(object, given, false)) {
+  const auto given = nb::borrow<nb::tuple>(object);
+  if (given.size() != 2) {
     throw nb::type_error("memory by its address is a tuple of two integers, (address, size)");
   }
+  const std::uint64_t address = number_of(given[0]);
   // NOLINTNEXTLINE(performance-no-int-to-ptr): this is what the caller asks for
-  bytes_ = {reinterpret_cast<std::byte*>(given.first), given.second};
+  bytes_ = {reinterpret_cast<std::byte*>(address), number_of(given[1])};
 }
 
 void Memory::take_buffer(nb::handle object, bool writable) {
-  if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) != 0) {
+  const int flags = writable ? PyBUF_WRITABLE : PyBUF_SIMPLE;
+  // A memoryview tells its format to those only who ask for the shape, too. Without strides the bytes lie end to end.
+  if (!get_buffer(object, view_, flags | PyBUF_ND | PyBUF_FORMAT) &&
+      PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) {
     throw nb::python_error();
+  }
+  try {
+    if (view_.format != nullptr ? has_objects(std::string_view(view_.format))
+                                : has_objects(view_.obj != nullptr ? nb::handle(view_.obj) : object)) {
+      throw wrong_type("this " + class_name(object) +
+                       " is made of references to objects, which mean nothing to a peer");
+    }
+  } catch (...) {
+    PyBuffer_Release(&view_);
+    throw;
   }
   bytes_ = {static_cast<std::byte*>(view_.buf), static_cast<std::size_t>(view_.len)};
 }

@@ -189,7 +189,15 @@ int Queue::traverse(visitproc visit, void* arg) const {
   return 0;
 }
 
+void Queue::check_process() const {
+  if (origin_.was_forked()) {
+    throw TransferError(errc::forked,
+                        "the completion queue was made before this process was forked; make another one here");
+  }
+}
+
 std::uint64_t Queue::add(std::shared_ptr<Operation> operation) {
+  check_process();
   nb::object object = to_object(std::move(operation));
   pending_.emplace(++last_, std::move(object));
   return last_;
@@ -219,6 +227,7 @@ std::vector<nb::object> Queue::drain(std::size_t most) {
 }
 
 bool Queue::wait(std::optional<double> seconds) const {
+  check_process();
   std::optional<Clock::time_point> until;
   if (seconds) {
     until = Clock::now() + std::max(duration_of<std::chrono::microseconds>(std::min(*seconds, 1e9)),

@@ -16,6 +16,7 @@
 
 #include <kvferry/base_transfer_channel.hpp>
 #include <kvferry/completion_queue.hpp>
+#include <kvferry/detail/process.hpp>
 
 #include "released.hpp"
 
@@ -60,20 +61,23 @@ class Queue {
   ~Queue();
 
   [[nodiscard]] const std::shared_ptr<CompletionQueue>& native() const noexcept { return queue_; }
-  /// @return the number for its token.
+  /// @return the number for its token. @throws as `check_process`.
   [[nodiscard]] std::uint64_t add(std::shared_ptr<Operation> operation);
   /// As its destructor does.
   void let_go();
   [[nodiscard]] int traverse(visitproc visit, void* arg) const;
+  /// @throws TransferError `errc::forked` in a forked child of the process that made it: nothing ends in it there.
+  void check_process() const;
   void forget(std::uint64_t number) { pending_.erase(number); }
 
   [[nodiscard]] std::size_t pending() const noexcept { return pending_.size(); }
   [[nodiscard]] std::vector<nb::object> drain(std::size_t most);
-  /// Sleeps until there are entries. @return whether there are.
+  /// Sleeps until there are entries. @return whether there are. @throws as `check_process`.
   [[nodiscard]] bool wait(std::optional<double> seconds) const;
 
  private:
   std::shared_ptr<CompletionQueue> queue_ = std::make_shared<CompletionQueue>();
+  ProcessOfOrigin origin_;
   std::unordered_map<std::uint64_t, nb::object> pending_;  ///< `Operation`s.
   std::uint64_t last_ = 0;
 };

@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import kvferry
@@ -56,6 +57,39 @@ def signal_when(condition: Callable[[], bool], number: int) -> threading.Thread:
     thread = threading.Thread(target=send)
     thread.start()
     return thread
+
+
+def waits(channel: kvferry.TcpTransferChannel, calls: int = 1) -> Callable[[], bool]:
+    """Whether so many calls of the channel, blocking or of tasks, wait for notifications or peer events."""
+    return lambda: channel._native.receiving == calls
+
+
+class Interruption(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_at_return_of(name: str) -> Iterator[None]:
+    """Has this thread get a signal, whose handler raises, where a function of kvferry's that has this name returns."""
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_name == name and "kvferry" in frame.f_globals["__name__"]:
+            if event == "return":
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGALRM)
+            return trace
+        return None
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+        signal.signal(signal.SIGALRM, before)
 
 
 def make_cache(fill: int = 0) -> Cache:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import kvferry
@@ -67,6 +68,31 @@ def test_wrong_types_are_type_errors(pair: Pair) -> None:
         kvferry.TcpTransferChannel(regions=[5])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="timeout can't be 'soon'"):
         pair.near.batched_write([b"x"], "far", remote_indexes=[0], timeout="soon")  # type: ignore[arg-type]
+
+
+HALF = "half of a pair: \udc80"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda channel: channel.lazy_init_peer_connection(HALF, "far", "tcp://127.0.0.1:1"),
+        lambda channel: channel.lazy_init_peer_connection("near", HALF, "tcp://127.0.0.1:1"),
+        lambda channel: channel.lazy_init_peer_connection("near", "far", HALF),
+        lambda channel: channel.send_init_side_msg(HALF, kvferry.SideMessage("Q", b"\x81\xa4type\xa1Q")),
+        lambda channel: channel.connect(HALF, b""),
+        lambda channel: channel.batched_write([b"x"], HALF, remote_indexes=[0]),
+        lambda channel: channel.notify(HALF, b"x"),
+        lambda channel: channel.disconnect(HALF),
+        lambda channel: channel.fence(HALF),
+        lambda channel: channel.peer_info(HALF),
+        lambda channel: channel.remote_xfer_handler_exists(HALF),
+        lambda channel: channel.local_metadata(HALF),
+    ],
+)
+def test_text_that_has_no_utf8_is_refused_as_such(pair: Pair, call: Callable[[Any], object]) -> None:
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        call(pair.near)
 
 
 @pytest.mark.parametrize(

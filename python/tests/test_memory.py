@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import mmap
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import kvferry
@@ -84,12 +87,113 @@ def test_what_is_no_memory(pair: Pair, wrong: Any) -> None:
         pair.near.batched_write([wrong], "far", remote_indexes=[0])
 
 
+def view_of(exporter: Any) -> memoryview:
+    return memoryview(exporter)
+
+
 def test_scattered_arrays_are_refused(pair: Pair) -> None:
     scattered = np.zeros((4, 4), dtype=np.uint8)[:, ::2]
-    with pytest.raises((ValueError, BufferError), match="contiguous"):
-        pair.near.batched_write([scattered], "far", remote_indexes=[0])
+    for view in (scattered, view_of(scattered), memoryview(bytearray(8))[::2], np.zeros((4, 2)).T):
+        for start in (pair.near.batched_write, pair.near.batched_read):
+            with pytest.raises((ValueError, BufferError), match="contiguous"):
+                start([view], "far", remote_indexes=[0])
     with pytest.raises((TypeError, BufferError)):
         pair.near.batched_write([Tensor(scattered)], "far", remote_indexes=[0])
+
+
+def objects_of_ctypes() -> Any:
+    return (ctypes.py_object * 2)()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: np.array([b"a page", b"another"], dtype=object),
+        lambda: np.zeros(2, dtype=[("number", np.uint8), ("page", object)]),
+        objects_of_ctypes,
+        lambda: view_of(np.array([b"a page", b"another"], dtype=object)),
+        lambda: view_of(objects_of_ctypes()),
+        lambda: np.zeros(2, dtype=[("day", "M8[D]"), ("page", object)]),
+        pytest.param(
+            lambda: np.array(["text"], dtype=np.dtypes.StringDType()),
+            marks=pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy 1 has no such type"),
+        ),
+    ],
+)
+def test_references_to_objects_are_no_bytes(pair: Pair, made: Callable[[], Any]) -> None:
+    # Read into they would be pointers to wherever the peer's bytes point.
+    for start in (pair.near.batched_read, pair.near.batched_write):
+        memory = made()
+        with pytest.raises(TypeError, match="references to objects"):
+            start([memory], "far", remote_indexes=[0])
+    with pytest.raises(TypeError, match="references to objects"):
+        kvferry.Region(made(), 2)
+
+
+def test_memory_need_not_tell_its_format(pair: Pair) -> None:
+    times = np.array(["2024-02-29", "1970-01-01"], dtype="datetime64[D]")
+    named = np.array([(7,)], dtype=[("O", np.uint8)])
+    assert pair.near.batched_write([times, named], "far", remote_indexes=[1, 2]) == 2
+    assert bytes(pair.far_cache[1, :16]) == times.tobytes() and pair.far_cache[2, 0] == 7
+    assert pair.near.batched_read([times], "far", remote_indexes=[2]) == 1
+
+
+def test_ctrl_c_goes_through_whoever_exports_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def interrupt_first(*arguments: object, **_: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    class Interrupted(Tensor):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            interrupt_first()
+            return super().__dlpack_device__()
+
+    with pytest.raises(KeyboardInterrupt):
+        kvferry.Region(Interrupted(np.zeros(PAGE, dtype=np.uint8)), PAGE, "read")
+    calls.clear()
+    warned_of, _ = np.broadcast_arrays(np.zeros(4), np.zeros((1, 4)))  # NumPy warns who asks for such a buffer, to write to
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", interrupt_first)
+        with pytest.raises(KeyboardInterrupt):
+            pair.near.batched_read([warned_of], "far", remote_indexes=[0])
+
+
+def test_an_address_and_a_size_are_integers_of_64_bits(pair: Pair) -> None:
+    held = np.frombuffer(b"addressed", dtype=np.uint8)
+    address = int(held.ctypes.data)
+    wrong: Any
+    for wrong in (float(address), np.float32(9), str(address), "123", None, np.bool_(True), b"1"):
+        for given in ((wrong, 9), (address, wrong)):
+            with pytest.raises(TypeError, match="two integers"):
+                pair.near.batched_write([given], "far", remote_indexes=[0])
+    for wrong in (-1, np.int64(-1), 1 << 64):
+        for given in ((wrong, 9), (address, wrong)):
+            with pytest.raises(ValueError, match=f"64 bits and no sign: {int(wrong)} is none"):
+                pair.near.batched_write([given], "far", remote_indexes=[0])
+    with pytest.raises(TypeError, match="two integers"):
+        pair.near.batched_write([(address, 9, 9)], "far", remote_indexes=[0])  # type: ignore[list-item]
+    assert pair.near.batched_write([(address, True)], "far", remote_indexes=[1]) == 1  # which is an int to Python
+    assert bytes(pair.far_cache[1, :2]) == b"ae"
+
+    class Interrupted:
+        def __index__(self) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pair.near.batched_write([(address, Interrupted())], "far", remote_indexes=[0])  # type: ignore[list-item]
+
+
+def test_numpys_integers_are_addresses(pair: Pair) -> None:
+    held = np.frombuffer(b"addressed", dtype=np.uint8)
+    address = np.uint64(held.ctypes.data)
+    assert pair.near.batched_write([(address, np.int64(held.size))], "far", remote_indexes=[1]) == 1  # type: ignore[list-item]
+    assert bytes(pair.far_cache[1, :9]) == b"addressed"
+    with pytest.raises(TypeError, match="two integers"):
+        pair.near.batched_write([(float(address), 9)], "far", remote_indexes=[1])  # type: ignore[list-item]
 
 
 def test_a_region_holds_its_memory_until_close() -> None:

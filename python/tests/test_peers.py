@@ -26,6 +26,25 @@ class P2PInitSideMsg(msgspec.Struct, tag="P2PInitSideMsg"):
     pass
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+#: What a handler returns or raises that is no answer.
+ANSWERS: dict[str, kvferry.SideMessage | BaseException] = {
+    "interrupt": KeyboardInterrupt(),
+    "exit": SystemExit(3),
+    "speechless": Speechless(),
+    "half a pair": ValueError("half: \udc80"),
+    "zero": ValueError("a\0b"),
+    "no code": kvferry.TransferError("no code", code="x"),  # type: ignore[arg-type]
+    "large code": kvferry.TransferError("large \udc80", code=1 << 40),
+    "no bytes": kvferry.SideMessage("Answer", bytearray(b"junk")),  # type: ignore[arg-type]
+    "words": kvferry.SideMessage("Answer", "junk"),  # type: ignore[arg-type]
+}
+
+
 def message_of(struct: msgspec.Struct) -> kvferry.SideMessage:
     return kvferry.SideMessage.decode(msgspec.msgpack.encode(struct))
 
@@ -45,6 +64,11 @@ class Oracle(kvferry.TcpTransferChannel):
             raise kvferry.TransferError("not today", "access_denied", "kvferry", 10)
         if question.text == "nothing":
             return None  # type: ignore[return-value]
+        if question.text in ANSWERS:
+            answer = ANSWERS[question.text]
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
         return message_of(Answer(self.answers[question.text]))
 
 
@@ -90,6 +114,43 @@ def test_an_exception_becomes_an_error_and_is_logged(
 
     with pytest.raises(kvferry.TransferError, match="returned no SideMessage"):
         asker.send_init_side_msg(oracle.peer_init_url, message_of(Question("nothing")))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("interrupt", "answered: KeyboardInterrupt"),
+        ("exit", "answered: SystemExit: 3"),
+        ("speechless", "answered: Speechless"),
+        ("half a pair", r"answered: ValueError: half: .*udc80"),
+        ("zero", r"answered: ValueError: a.*x00b"),
+        ("no code", "answered: no code"),
+        ("large code", r"answered: large .*udc80"),
+        ("no bytes", "answered: TypeError: .*which is no bytes"),
+        ("words", "answered: TypeError: .*which is no bytes"),
+    ],
+)
+def test_whatever_a_handler_does_the_peer_is_told_in_a_sentence(
+    oracle: Oracle, asker: kvferry.TcpTransferChannel, caplog: pytest.LogCaptureFixture, question: str, answer: str
+) -> None:
+    for _ in range(2):  # the thread that calls handlers is still there
+        with pytest.raises(kvferry.TransferError, match=answer) as caught:
+            asker.send_init_side_msg(oracle.peer_init_url, message_of(Question(question)))
+        assert caught.value.name == "handshake_failed"
+        assert "Traceback" not in str(caught.value) and __file__ not in str(caught.value)
+    if not question.endswith("code"):
+        assert any("handle_init_side_msg" in record.getMessage() for record in caplog.records)
+
+
+def test_a_handler_that_would_wait_for_itself_is_told(asker: kvferry.TcpTransferChannel) -> None:
+    class Introvert(kvferry.TcpTransferChannel):
+        def handle_init_side_msg(self, message: kvferry.SideMessage) -> kvferry.SideMessage:
+            return self.send_init_side_msg(self.peer_init_url, message, timeout=60)
+
+    with Introvert(peer_init_url="tcp://127.0.0.1:0") as channel:
+        with pytest.raises(kvferry.TransferError, match="which only it could answer") as caught:
+            asker.send_init_side_msg(channel.peer_init_url, message_of(Question("go")), timeout=60)
+        assert caught.value.name == "would_deadlock"
 
 
 def test_a_log_filter_that_raises_is_no_answer_to_the_peer(oracle: Oracle, asker: kvferry.TcpTransferChannel) -> None:

@@ -9,20 +9,27 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import kvferry
 import pytest
-from conftest import PAGE, TWO_CHANNELS, Pair, becomes, run_python, signal_when
+from conftest import (
+    PAGE,
+    TWO_CHANNELS,
+    Interruption,
+    Pair,
+    becomes,
+    interrupted_at_return_of,
+    run_python,
+    signal_when,
+    waits,
+)
 
 
 def check(program: str, output: str = "done") -> None:
     ran = run_python(program)
     assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, output, ""), ran.stderr
-
-
-class Interruption(Exception):
-    pass
 
 
 def is_let_go(buffer: bytearray) -> bool:
@@ -48,7 +55,7 @@ def test_a_signal_ends_a_blocking_call(pair: Pair) -> None:
             pair.near.batched_recv([buffer], "far", tag=4)
         buffer.append(0)  # nobody has it any more
         with pytest.raises(Interruption):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            signal_when(waits(pair.near), signal.SIGALRM)
             pair.near.receive_notification()
         with pytest.raises(Interruption):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
@@ -211,6 +218,8 @@ def test_a_forked_child_makes_its_own_channels() -> None:
         TWO_CHANNELS
         + """
 queue = kvferry.CompletionQueue()
+region = kvferry.Region(bytearray(4096), 4096)
+of_parent = kvferry.CompletionQueue()
 operation = near.submit_recv(queue, [bytearray(8)], "far", tag=1)
 waiting = threading.Thread(target=far.receive_notifications, args=(8, 1))
 waiting.start()
@@ -224,11 +233,33 @@ if child == 0:
             os._exit(2)
     if queue.drain() or operation.done():
         os._exit(3)
+    if len(queue) != 1 or queue.fileno() < 0 or near.peers() or near.stats()["connected_peers"]:
+        os._exit(9)
+    for refused in far.receive_notification, lambda: far.local_metadata("far"), lambda: far.add_region(region):
+        try:
+            refused()
+            os._exit(10)
+        except kvferry.TransferError as error:
+            if error.name != "forked":
+                os._exit(11)
+    near.close()
+    try:
+        queue.wait()
+        os._exit(5)
+    except kvferry.TransferError as error:
+        if error.name != "forked":
+            os._exit(6)
     del queue, operation, near
     own = kvferry.TcpTransferChannel()
     own.lazy_init_peer_connection("child", "far", far.peer_init_url)
     if own.batched_write([b"from the child"], "far", remote_indexes=[3], notification=b"n") != 1:
         os._exit(4)
+    try:
+        own.submit_write(of_parent, [b"lost"], "far", remote_indexes=[4])
+        os._exit(7)
+    except kvferry.TransferError as error:
+        if error.name != "forked" or len(of_parent):
+            os._exit(8)
     kvferry.flush_logs()
     sys.exit(0)  # as any program ends, through atexit
 assert os.waitpid(child, 0)[1] == 0
@@ -307,20 +338,48 @@ def test_the_thread_of_log_records_takes_no_signals(pair: Pair) -> None:
     assert blocked & 1 << signal.SIGINT - 1 and not blocked & 1 << signal.SIGSEGV - 1
 
 
+def receive_until_interrupted(pair: Pair, interrupt: Callable[..., None]) -> None:
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interruption):
+            signal_when(waits(pair.near), signal.SIGALRM)
+            pair.near.receive_notification()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_what_an_interrupted_call_had_taken_is_for_the_next(pair: Pair) -> None:
     def interrupt(*_: object) -> None:
         pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
         raise Interruption
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(Interruption):
-            pair.near.receive_notification()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    receive_until_interrupted(pair, interrupt)
     assert pair.near.receive_notification(20).payload == b"taken"
+
+
+def test_what_an_interrupted_call_had_taken_is_for_a_thread_that_waits_already(pair: Pair) -> None:
+    received: list[kvferry.Notification] = []
+    thread = threading.Thread(target=lambda: received.append(pair.near.receive_notification(60)))
+
+    def interrupt(*_: object) -> None:
+        thread.start()
+        assert becomes(waits(pair.near, 2))
+        pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
+        raise Interruption
+
+    receive_until_interrupted(pair, interrupt)
+    thread.join()
+    assert [notification.payload for notification in received] == [b"taken"]
+
+
+@pytest.mark.parametrize("of", ["<lambda>", "was_cancelled"])
+def test_what_a_call_that_is_interrupted_at_its_end_had_taken_is_for_the_next(pair: Pair, of: str) -> None:
+    pair.far.notify("near", b"taken")
+    with pytest.raises(Interruption), interrupted_at_return_of(of):
+        pair.near.receive_notification()
+    assert pair.near.receive_notification(20).payload == b"taken"
+    with pytest.raises(kvferry.TransferTimeout):
+        pair.near.receive_notification(0)
 
 
 def test_a_signal_that_comes_while_a_call_waits_for_the_gil_loses_nothing(pair: Pair) -> None:
