@@ -66,6 +66,7 @@ struct Settings {
   std::size_t mebibytes = 256;    ///< Of each memory of each side.
   std::size_t latency_samples = 2000;
   bool huge_pages = false;
+  bool rings = false;
   std::vector<std::string> only;  ///< Names of cells; empty: all, and single pages.
 };
 
@@ -110,6 +111,7 @@ class PageOrder {
   kvferry::ShmOptions options;
   options.peer_init_url = "tcp://127.0.0.1:0";
   options.log_sink = [](const kvferry::LogRecord&) {};
+  options.process_memory = !settings.rings;
   options.regions = {shared.region(latency_page), {own.data(), own.size(), latency_page}};
   kvferry::ShmTransferChannel channel(options);
   const std::string url = channel.peer_init_url();
@@ -153,6 +155,7 @@ class Bench {
     std::ranges::copy(own_, shared_->data());
     kvferry::ShmOptions options;
     options.log_sink = [](const kvferry::LogRecord&) {};
+    options.process_memory = !settings_.rings;
     options.regions = {shared_->region(latency_page), {own_.data(), own_.size(), latency_page}};
     channel_.emplace(options);
     std::string url(100, '\0');
@@ -427,6 +430,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_flag("--huge-pages", settings.huge_pages, "SharedRegions are of huge pages");
+  app.add_flag("--rings", settings.rings, "Own memory is copied through rings, not by the kernel");
   app.add_option("--only", settings.only, "Cells, such as 4Kx256, in place of all cells and single pages");
   CLI11_PARSE(app, argc, argv);
   try {
