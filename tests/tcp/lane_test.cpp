@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <asio/io_context.hpp>
+#include <asio/post.hpp>
 #include <asio/write.hpp>
 
 #include <sys/socket.h>
@@ -262,6 +263,17 @@ TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
   EXPECT_LE(sent, std::uint64_t{320} << 10);
   writing.context.poll();
   EXPECT_GT(writing.traffic->sent.load(), sent) << "an I/O thread goes on";
+}
+
+// It would be the one that goes on; but other lanes would have their turns first.
+TEST(Lane, AThreadOfTheExecutorSendsAllThatFits) {
+  WritingLane writing;
+  std::uint64_t sent = 0;
+  asio::post(writing.context, [&] { sent = writing.sent_by_start(); });
+  writing.context.run_one();
+  EXPECT_GT(sent, std::uint64_t{320} << 10);
+  writing.context.poll();
+  EXPECT_EQ(writing.traffic->sent.load(), sent) << "nothing was left for others";
 }
 
 TEST(Lane, ACallerWhoWaitsSendsWholeFrames) {

@@ -196,7 +196,8 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   template <class First, class With>
   void drive(std::size_t budget, First first, With with);
   void take(std::optional<Inbox> taken);
-  [[nodiscard]] Driven work(std::size_t& budget);
+  /// @param may_go_on when the budget is used up, with that of a turn, if this is a thread of the executor; is cleared then.
+  [[nodiscard]] Driven work(std::size_t& budget, bool* may_go_on = nullptr);
   [[nodiscard]] Driven done(bool more);
   /// With the engine let go. @return whether this thread goes on.
   [[nodiscard]] bool let_go(const Driven& driven);
