@@ -280,7 +280,7 @@ double own_cpu_seconds() {
 void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::milliseconds time) {
   std::vector<std::byte> memory(pages_in_batch * page_size, std::byte{1});
   bench::ManySockets sockets(count, memory);  // forks, as the hub does
-  const Hub hub(pages_in_batch, page_size);
+  const Hub hub(pages_in_batch, page_size);   // has copies of the sockets, so it has to end before them
   constexpr double gigabytes_in_batch = static_cast<double>(pages_in_batch * page_size) / 1e9;
   (void)sockets.batches_per_second(time / 4);  // buffers grow
   const double sockets_before = sockets.batches_per_second(time / 2) * gigabytes_in_batch;

@@ -100,9 +100,15 @@ class PageOrder {
   std::size_t at_ = 0;
 };
 
+/// Whether UCX's targets poll.
+struct UcxBusy {
+  std::atomic<bool> allocated{false};
+  std::atomic<bool> own{false};
+};
+
 /// The other process: a channel with both memories as regions for each size of page. Ends with the line to its parent.
 [[noreturn]] void be_target(const Settings& settings, std::span<std::byte> own, std::span<std::byte> mapped,
-                            [[maybe_unused]] const std::atomic<bool>& ucx_busy, int line) {
+                            [[maybe_unused]] const UcxBusy& ucx_busy, int line) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   std::ranges::fill(own, std::byte{1});  // pages of its own
   std::ranges::fill(mapped, std::byte{1});
@@ -117,10 +123,8 @@ class PageOrder {
   const std::string url = channel.peer_init_url();
   (void)!::write(line, url.data(), url.size());
 #ifdef KVFERRY_BENCH_WITH_UCX
-  const bench::UcxTarget ucx_allocated({static_cast<std::byte*>(nullptr), mapped.size()}, ucx_busy);
-  const bench::UcxTarget ucx_own(own, ucx_busy);
-  ucx_allocated.tell(line);
-  ucx_own.tell(line);
+  const bench::UcxTarget ucx_allocated({static_cast<std::byte*>(nullptr), mapped.size()}, ucx_busy.allocated, line);
+  const bench::UcxTarget ucx_own(own, ucx_busy.own, line);
 #endif
   char byte = 0;
   (void)!::read(line, &byte, 1);
@@ -135,7 +139,7 @@ class Bench {
         size_(settings.mebibytes << 20),
         target_own_(anonymous(size_, MAP_PRIVATE)),
         target_mapped_(anonymous(size_, MAP_SHARED)),
-        ucx_busy_(*new (anonymous(sizeof(std::atomic<bool>), MAP_SHARED).data()) std::atomic<bool>(false)) {
+        ucx_busy_(*new (anonymous(sizeof(UcxBusy), MAP_SHARED).data()) UcxBusy) {
     std::array<int, 2> ends{};
     if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0) {
       throw std::system_error(errno, std::system_category(), "socketpair");
@@ -169,13 +173,17 @@ class Bench {
       }
     }
 #ifdef KVFERRY_BENCH_WITH_UCX
-    ucx_allocated_.emplace(shared_->bytes(), line_, ucx_busy_);
-    ucx_own_.emplace(own_, line_, ucx_busy_);
+    ucx_allocated_.emplace(shared_->bytes(), line_, ucx_busy_.allocated);
+    ucx_own_.emplace(own_, line_, ucx_busy_.own);
 #endif
   }
   Bench(const Bench&) = delete;
   Bench& operator=(const Bench&) = delete;
   ~Bench() {
+#ifdef KVFERRY_BENCH_WITH_UCX
+    ucx_own_.reset();  // takes leave of the other process
+    ucx_allocated_.reset();
+#endif
     channel_.reset();
     ::close(line_);
     ::waitpid(target_, nullptr, 0);
@@ -209,7 +217,7 @@ class Bench {
   }
 
   /// GB/s. @param order those of here and there, which go on from call to call.
-  double throughput(const Way& way, TransferKind kind, const Cell& cell, PageOrder& here, PageOrder& there) const {
+  double throughput(const Way& way, TransferKind kind, const Cell& cell, PageOrder& here, PageOrder& there) {
     const auto time = std::chrono::milliseconds(settings_.milliseconds);
     const auto begin = Clock::now();
     std::size_t batches = 0;
@@ -219,12 +227,13 @@ class Bench {
       ++batches;
       now = Clock::now();
     } while (now - begin < time);
+    rest();
     return static_cast<double>(batches * cell.batch * cell.page) /
            std::chrono::duration<double, std::nano>(now - begin).count();
   }
 
   /// Microseconds, of one page each.
-  std::vector<double> latencies(const Way& way, TransferKind kind, PageOrder& here, PageOrder& there) const {
+  std::vector<double> latencies(const Way& way, TransferKind kind, PageOrder& here, PageOrder& there) {
     std::vector<double> samples;
     samples.reserve(settings_.latency_samples);
     for (std::size_t i = 0; i < settings_.latency_samples; ++i) {
@@ -232,6 +241,7 @@ class Bench {
       way(kind, {latency_page, 1}, here.next(), there.next());
       samples.push_back(std::chrono::duration<double, std::micro>(Clock::now() - begin).count());
     }
+    rest();
     return samples;
   }
 
@@ -255,6 +265,12 @@ class Bench {
   }
 
  private:
+  /// For the next way both CPUs are free.
+  void rest() {
+    ucx_busy_.allocated = false;
+    ucx_busy_.own = false;
+  }
+
   void by_kvferry(TransferKind kind, const Cell& cell, std::span<const std::uint64_t> here,
                   std::span<const std::uint64_t> there, std::span<std::byte> memory, std::uint32_t region) {
     ranges_.clear();
@@ -309,7 +325,7 @@ class Bench {
   const std::size_t size_;
   const std::span<std::byte> target_own_;     ///< The other process has pages of its own there.
   const std::span<std::byte> target_mapped_;  ///< Both processes have the same pages there.
-  std::atomic<bool>& ucx_busy_;               ///< In memory of both.
+  UcxBusy& ucx_busy_;                         ///< In memory of both.
   std::span<std::byte> own_;
   std::optional<kvferry::SharedRegion> shared_;
   pid_t target_ = -1;

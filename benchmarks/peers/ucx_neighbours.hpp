@@ -4,7 +4,6 @@
 
 #include <sys/socket.h>
 
-#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstddef>
@@ -12,6 +11,7 @@
 #include <cstring>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <stop_token>
 #include <system_error>
 #include <vector>
@@ -28,29 +28,26 @@ class UcxTarget {
  public:
   /// @param memory without an address: UCX allocates as much.
   /// @param busy in memory of both processes. While it is set the worker is polled, else it sleeps.
-  UcxTarget(std::span<std::byte> memory, const std::atomic<bool>& busy)
-      : sleeping_or_busy_(busy), worker_(memory, true, transports_of_one_host) {
-    serving_.start([this](const std::stop_token& stop) {
-      while (!stop.stop_requested()) {
-        worker_.progress(sleeping_or_busy_);
-      }
-    });
-  }
-
-  /// Tells the initiator where the memory is. @param line a socket of records, whose other end has the initiator.
-  void tell(int line) const {
-    std::byte* const memory = worker_.memory();
-    std::vector<std::uint8_t> address(sizeof(memory));
-    std::memcpy(address.data(), &memory, sizeof(memory));
-    for (const auto& record : {worker_.address(), worker_.key(), address}) {
+  /// @param line a socket of records, whose other end has the initiator: it is told where the memory is.
+  UcxTarget(std::span<std::byte> memory, const std::atomic<bool>& busy, int line)
+      : busy_(busy), worker_(memory, true, transports_of_one_host) {
+    std::byte* const begin = worker_.memory();
+    std::vector<std::uint8_t> where(sizeof(begin));
+    std::memcpy(where.data(), &begin, sizeof(begin));
+    for (const auto& record : {worker_.address(), worker_.key(), where}) {
       if (::send(line, record.data(), record.size(), MSG_NOSIGNAL) < 0) {
         throw std::system_error(errno, std::system_category(), "send");
       }
     }
+    serving_.start([this](const std::stop_token& stop) {
+      while (!stop.stop_requested()) {
+        worker_.progress(busy_);
+      }
+    });
   }
 
  private:
-  const std::atomic<bool>& sleeping_or_busy_;
+  const std::atomic<bool>& busy_;
   const Worker worker_;
   ServingThread serving_;
 };
@@ -70,7 +67,7 @@ class UcxInitiator {
     busy_ = false;
   }
 
-  /// Moves pages, and returns when all have been moved.
+  /// Moves pages, and returns when all have been moved. The target polls from now on.
   void move(bool write, std::size_t page, std::span<const std::uint64_t> here, std::span<const std::uint64_t> there) {
     busy_ = true;
     requests_.clear();
@@ -86,7 +83,6 @@ class UcxInitiator {
       worker_.wait(request, "a put or get");
     }
     remote_->flush();
-    busy_ = false;
   }
 
  private:
@@ -94,7 +90,7 @@ class UcxInitiator {
     std::vector<std::uint8_t> bytes(std::size_t{64} << 10);
     const auto size = ::recv(line, bytes.data(), bytes.size(), 0);
     if (size <= 0) {
-      throw std::system_error(errno, std::system_category(), "recv");
+      throw std::runtime_error("the other process did not tell where its memory is");
     }
     bytes.resize(static_cast<std::size_t>(size));
     return bytes;

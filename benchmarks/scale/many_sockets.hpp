@@ -15,11 +15,10 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <exception>
 #include <span>
 #include <stdexcept>
 #include <system_error>
-#include <utility>
 #include <vector>
 
 #include <kvferry/detail/descriptor.hpp>
@@ -42,6 +41,7 @@ class ManySockets {
     check(::listen(listener.get(), static_cast<int>(count)), "listen");
     check(::getsockname(listener.get(), generic, &size), "getsockname");
     target_ = ::fork();
+    check(target_, "fork");
     if (target_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       be_target(listener.get());
@@ -56,24 +56,29 @@ class ManySockets {
   ManySockets(const ManySockets&) = delete;
   ManySockets& operator=(const ManySockets&) = delete;
   ~ManySockets() {
-    connections_.clear();  // the other side ends then
+    connections_.clear();  // the other side ends then, unless a process that was forked later still has them
     ::waitpid(target_, nullptr, 0);
   }
 
-  /// Moves batches on all connections. @return how many a second.
+  /// Moves batches on all connections, and returns when all have been answered. @return how many a second.
   double batches_per_second(std::chrono::milliseconds time) {
     const auto begin = std::chrono::steady_clock::now();
     std::uint64_t batches = 0;
-    auto now = begin;
-    do {
+    goes_on_ = true;
+    under_way_ = connections_.size();
+    for (Connection& connection : connections_) {
+      batches += serve(connection);
+    }
+    while (under_way_ != 0) {
       std::array<epoll_event, most_events> events{};
       const int count = ::epoll_wait(epoll_.get(), events.data(), most_events, 100);
       for (const epoll_event& event : std::span(events).first(count < 0 ? 0 : static_cast<std::size_t>(count))) {
         batches += serve(connections_[event.data.u64]);
       }
-      now = std::chrono::steady_clock::now();
-    } while (now - begin < time);
-    return static_cast<double>(batches) / std::chrono::duration<double>(now - begin).count();
+      goes_on_ = goes_on_ && std::chrono::steady_clock::now() - begin < time;
+    }
+    return static_cast<double>(batches) /
+           std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
 
  private:
@@ -106,11 +111,19 @@ class ManySockets {
     while (true) {
       if (connection.moved == batch_.size()) {
         std::byte answer{};
-        if (::recv(connection.socket.get(), &answer, 1, MSG_DONTWAIT) != 1) {
+        const ssize_t got = ::recv(connection.socket.get(), &answer, 1, MSG_DONTWAIT);
+        if (got == 0 || (got < 0 && errno != EAGAIN)) {
+          throw std::runtime_error("the other side of plain sockets is gone");
+        }
+        if (got < 0) {
           return answered;
         }
         connection.moved = 0;
         ++answered;
+        under_way_ -= goes_on_ ? 0U : 1U;
+      }
+      if (connection.moved == 0 && !goes_on_) {
+        return answered;
       }
       const auto rest = std::span(batch_).subspan(connection.moved);
       const ssize_t sent = ::send(connection.socket.get(), rest.data(), rest.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -157,6 +170,8 @@ class ManySockets {
   std::vector<std::byte>& batch_;
   const kvferry::Descriptor epoll_{::epoll_create1(EPOLL_CLOEXEC)};
   std::vector<Connection> connections_;
+  bool goes_on_ = false;       ///< Whether an answered batch is followed by another one.
+  std::size_t under_way_ = 0;  ///< Batches that have not been answered.
   pid_t target_ = -1;
 };
 

@@ -11,6 +11,7 @@
 #include <asio/system_executor.hpp>
 #include <asio/thread_pool.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <future>
 #include <memory>
@@ -51,9 +52,13 @@ class OwnExecutor {
   asio::io_context* context_;
 };
 
+/// More than an asynchronous call sends at once where it isn't known to be on a thread of the executor.
+constexpr std::size_t executors_pages = (std::size_t{1} << 20) / testing::page_size;
+
 /// Two channels on the user's executor.
 struct Pair {
-  explicit Pair(const asio::any_io_executor& executor) : a(4, on(executor)), b(4, on(executor)) {
+  explicit Pair(const asio::any_io_executor& executor)
+      : a(executors_pages, on(executor)), b(executors_pages, on(executor)) {
     a.channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
   }
   [[nodiscard]] static TcpOptions on(const asio::any_io_executor& executor) {
@@ -64,7 +69,8 @@ struct Pair {
   [[nodiscard]] std::error_code write(unsigned seed) {
     a.fill(seed);
     std::error_code ec;
-    a.channel->batched_write(a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}, ec);
+    a.channel->batched_write(a.pages(executors_pages), {.peer_id = "b", .remote_indexes = indexes(executors_pages)},
+                             ec);
     return ec;
   }
 
@@ -77,9 +83,10 @@ void expect_to_work(Pair& pair) {
   EXPECT_EQ(pair.a.memory, pair.b.memory);
   pair.a.fill(2);
   EXPECT_EQ(pair.a.channel
-                ->async_batched_write(pair.a.pages(4), {.peer_id = "b", .remote_indexes = indexes(4)}, asio::use_future)
+                ->async_batched_write(pair.a.pages(executors_pages),
+                                      {.peer_id = "b", .remote_indexes = indexes(executors_pages)}, asio::use_future)
                 .get(),
-            4U);
+            executors_pages);
   EXPECT_EQ(pair.a.memory, pair.b.memory);
 }
 

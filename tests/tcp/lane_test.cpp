@@ -266,14 +266,12 @@ TEST(Lane, ACallerWhoDoesNotWaitSendsTheBeginningOnly) {
 }
 
 // It would be the one that goes on; but other lanes would have their turns first.
-TEST(Lane, AThreadOfTheExecutorSendsAllThatFits) {
+TEST(Lane, AThreadOfTheExecutorSendsMoreThanTheBeginning) {
   WritingLane writing;
   std::uint64_t sent = 0;
   asio::post(writing.context, [&] { sent = writing.sent_by_start(); });
   writing.context.run_one();
   EXPECT_GT(sent, std::uint64_t{320} << 10);
-  writing.context.poll();
-  EXPECT_EQ(writing.traffic->sent.load(), sent) << "nothing was left for others";
 }
 
 TEST(Lane, ACallerWhoWaitsSendsWholeFrames) {

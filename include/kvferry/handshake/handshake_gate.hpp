@@ -157,7 +157,7 @@ class HandshakeGate {
   [[nodiscard]] std::string rendezvous_name(std::uint64_t number) const;
   void join(Connection& connection);
   void joined(Connection& connection);
-  /// Or won't be any more.
+  /// ZeroMQ has greeted it, or it is being closed.
   void was_greeted(Connection& connection);
   void say_no_room(const Descriptor& outer) const;
 

@@ -64,7 +64,7 @@ KVFERRY_INLINE void HandshakeGate::accept_some() {
   for (int i = 0; i < knocks_a_turn && !is_enough() && accept_one(); ++i) {
   }
   // Who is in ZeroMQ needs several turns, and in each waits for all others. In the listen queue he waits once, and if he
-  // gives up there, he costs ZeroMQ nothing. But for those who are still there, the queue is emptied meanwhile, too.
+  // gives up there, he costs ZeroMQ nothing: while accepting is paused, each sweep takes those out who have hung up.
   if (last_number_ > before && ungreeted_ >= most_ungreeted) {
     pause_accepting(true);
   }
@@ -128,6 +128,7 @@ KVFERRY_INLINE void HandshakeGate::admit(Descriptor descriptor, std::string sour
     refused(errc::resource_limit, source,
             "this address has all the connections to the handshake's port that one may have");
     say_no_room(descriptor);
+    ++last_number_;  // it took as long as one that is taken in
     return;
   }
   set_option(descriptor.get(), IPPROTO_TCP, TCP_NODELAY, 1);

@@ -124,7 +124,8 @@ struct PeerDirectory::Peer {
   std::uint64_t acknowledged_instance = 0;
   Clock::time_point out_of_use_since;  ///< Of an unconnected one.
   Failure last_failure;
-  std::string last_awaited;  ///< By the attempt that had its time last: calls whose time ended with it tell that.
+  std::string last_awaited;              ///< What the last attempt that ran out of time had waited for.
+  Clock::time_point last_awaited_until;  ///< Calls whose time ends at about the same moment tell that.
 
   Clock::time_point fenced_at = Clock::time_point::min();  ///< By this side's user, the last time.
   /// Whether `instance`, under `local_id`, has answered that fence. Null: nobody else's answer counts.

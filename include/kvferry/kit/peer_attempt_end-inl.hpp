@@ -10,6 +10,13 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
+inline namespace internal {
+
+/// How much later than its attempt's a call's timer may be.
+inline constexpr std::chrono::seconds last_awaited_lasts{2};
+
+}  // namespace internal
+
 KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number,
                                                 const Failure& failure) {
   std::vector<Waiter> told;
@@ -60,6 +67,7 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
     was_acceptance = attempt.accepting;
     const bool had_its_time =
         now >= attempt.deadline && attempt.peers_patience.value_or(least_patience) >= least_patience;
+    const auto deadline = attempt.deadline;
     const bool was_move = attempt.moves;
     const bool given_up = attempt.given_up;
     if (was_move) {
@@ -73,7 +81,9 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
     if (!peer->link && peer->attempt.number == 0 && !may_come) {
       peer->out_of_use_since = now;
       peer->last_failure = failure;
-      peer->last_awaited = std::move(awaited);
+      // A refusal by the peer may have this code, too.
+      peer->last_awaited = now >= deadline ? std::move(awaited) : std::string();
+      peer->last_awaited_until = now + last_awaited_lasts;
       // A call that came later may have more time than the attempt had, and one that waited for the peer's own attempt
       // has had no attempt yet.
       const bool again = !peer->url.empty() && (was_acceptance || was_move || had_its_time || given_up);

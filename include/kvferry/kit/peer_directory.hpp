@@ -107,7 +107,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   [[nodiscard]] std::shared_ptr<Link> link(std::string_view peer_id) const;
   /// `url` with the address that answered there when the peer was connected to, instead of a name that may have several.
   [[nodiscard]] std::string reached_url(std::string_view peer_id, const std::string& url) const;
-  /// Describes the event for which the peer's connection still waits; empty if no connection is being made.
+  /// Describes the event for which the peer's connection still waits, or waited until a moment ago; else empty.
   [[nodiscard]] std::string awaited(std::string_view peer_id);
   /// Somebody doesn't wait any longer for a peer's connection: a dial for which nobody waits ends.
   void stopped_waiting(std::string_view peer_id) noexcept;

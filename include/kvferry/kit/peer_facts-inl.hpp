@@ -93,7 +93,7 @@ KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std:
       return {};
     }
     if (!number && it->second.attempt.number == 0) {
-      return it->second.last_awaited;
+      return Clock::now() < it->second.last_awaited_until ? it->second.last_awaited : std::string();
     }
     const Attempt& attempt = it->second.attempt;
     if (attempt.accepting || attempt.yielded || (number && *number != attempt.number)) {

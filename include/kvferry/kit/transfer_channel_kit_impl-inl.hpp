@@ -255,7 +255,7 @@ class TransferChannelKit::Impl {
     handshakes->ask(
         url, asked.side_message.value_or(SideMessage{}), exchange->deadline() + longer_than_the_call,
         [exchange](std::error_code ec, SideMessage answer, std::string diagnostic, const std::string&) {
-          if (ec == errc::timed_out) {
+          if (ec == errc::timed_out && Clock::now() >= exchange->deadline()) {
             exchange->expire();  // which it would do itself by now, on a machine with less to do
           } else {
             exchange->finish({ec, std::move(diagnostic)}, ec ? std::nullopt : std::optional(std::move(answer)));

@@ -23,7 +23,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
-#include <kvferry/tcp/executor_thread.hpp>
+#include <kvferry/detail/known_executor.hpp>
 #include <kvferry/tcp/tls_socket.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
@@ -45,7 +45,8 @@ inline constexpr std::size_t turn_bytes = std::size_t{4} << 20;
 /// Of what a peer said before its connection broke so much is still listened to: more than there is in any socket, but a peer
 /// may go on talking over a connection that it doesn't listen to any more.
 inline constexpr std::size_t last_words_bytes = std::size_t{64} << 20;
-/// Bytes that a caller who doesn't wait sends on its own thread: an operation's first bytes, not its whole.
+/// Bytes that a caller who doesn't wait sends on its own thread, unless that is one of the executor's: an operation's first
+/// bytes, not its whole.
 inline constexpr std::size_t caller_bytes = std::size_t{256} << 10;
 /// A call that moves nothing because some of its memory isn't there has failed within its first so many bytes: the
 /// kernel copies by no larger pieces.
@@ -202,7 +203,10 @@ KVFERRY_INLINE void Lane::start(std::shared_ptr<StripedOperation> batch, ObjectR
     }
   };
   bool drove = false;
-  drive(caller_bytes, begin, [&](auto step, auto released) { drove = driver_.drive(step, released); });
+  // The parts of a striped operation are for several threads of the executor.
+  bool may_go_on = batch && batch->parts() == 1;
+  drive(
+      caller_bytes, begin, [&](auto step, auto released) { drove = driver_.drive(step, released); }, &may_go_on);
   if (led != nullptr) {
     driver_.change(lead);
   }
@@ -271,9 +275,8 @@ KVFERRY_INLINE void Lane::drive(std::size_t budget) {
 }
 
 template <class First, class With>
-void Lane::drive(std::size_t budget, First first, With with) {
+void Lane::drive(std::size_t budget, First first, With with, bool* may_go_on) {
   std::optional<std::size_t> left;
-  bool may_go_on = budget < turn_bytes;
   with(
       [&](std::optional<Inbox> taken) {
         take(std::move(taken));
@@ -281,7 +284,7 @@ void Lane::drive(std::size_t budget, First first, With with) {
         if (!left) {
           left = leader_ == std::this_thread::get_id() ? turn_bytes : budget;
         }
-        return work(*left, &may_go_on);
+        return work(*left, may_go_on);
       },
       [&](const Driven& driven) {
         const bool goes_on = let_go(driven);
@@ -310,8 +313,9 @@ KVFERRY_INLINE Lane::Driven Lane::work(std::size_t& budget, bool* may_go_on) {
     more = move_bytes(budget);
     // One of the executor's threads goes on: this one, if it is one. Else others' lanes would have their turns first, and with a
     // hundred of them all that lies in the sockets meanwhile is more than a CPU's cache.
-    if (more && may_go_on != nullptr && *may_go_on && runs_in_this_thread(executor_)) {
+    if (more && may_go_on != nullptr && *may_go_on && detail::runs_in_this_thread(executor_)) {
       *may_go_on = false;
+      options_.io_rank->note_this_thread();
       budget = turn_bytes;
       more = move_bytes(budget);
     }

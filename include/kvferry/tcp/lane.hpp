@@ -194,7 +194,7 @@ class KVFERRY_EXPORT Lane final : public kit::Pollable, public SocketEvents::Lis
   /// How a thread drives that has `budget` for its first turn, and does `first` with the engine held, before it moves
   /// anything. @param with calls the driver with a step, and with what is done when the engine has been let go.
   template <class First, class With>
-  void drive(std::size_t budget, First first, With with);
+  void drive(std::size_t budget, First first, With with, bool* may_go_on = nullptr);
   void take(std::optional<Inbox> taken);
   /// @param may_go_on when the budget is used up, with that of a turn, if this is a thread of the executor; is cleared then.
   [[nodiscard]] Driven work(std::size_t& budget, bool* may_go_on = nullptr);
