@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
@@ -111,23 +112,24 @@ class Unclaimed:
         for operation in (*self._channel.take_unclaimed(), *self._ended()):
             self.keep(operation)
 
-    def take(self, kind: Kind, most: int) -> list[Any]:
+    def take(self, kind: Kind, most: int, taken: list[Any]) -> None:
+        """Moves what is kept to ``taken``, in one call: a signal's handler that raises leaves each thing in one of them."""
         self.keep_ended()
         if not self._kept:
-            return []
-        with self._lock:
-            kept = self._kept.get(kind, deque())
-            taken = [kept.popleft() for _ in range(min(most, len(kept)))]
-            if not kept:
-                self._kept.pop(kind, None)
-            return taken
-
-    def put_back(self, kind: Kind, taken: list[Any], for_others: bool) -> None:
-        if not taken:
             return
         with self._lock:
-            self._kept.setdefault(kind, deque()).extendleft(reversed(taken))
-        if for_others:
+            kept = self._kept.get(kind, deque())
+            taken.extend(map(deque.popleft, itertools.repeat(kept, min(most, len(kept)))))
+            if not kept:
+                self._kept.pop(kind, None)
+
+    def put_back(self, kind: Kind, taken: list[Any], for_others: bool) -> None:
+        """Moves it back, in one call as `take`. To be called again if it is interrupted."""
+        if taken:
+            with self._lock:
+                kept = self._kept.setdefault(kind, deque())
+                kept.extendleft(map(list.pop, itertools.repeat(taken, len(taken))))
+        if for_others and self._kept.get(kind):
             self._look_again(kind)
 
     def receive(
@@ -142,18 +144,19 @@ class Unclaimed:
         left = timeout
         while True:
             seen = self.seen
-            taken = self.take(kind, count)
-            if taken and len(taken) == count:
-                return taken
+            taken: list[Any] = []
             started: list[Operation] = []
             try:
+                self.take(kind, count, taken)
+                if taken and len(taken) == count:
+                    return taken
                 start(count - len(taken), left, seen, started)
                 for operation in started:
                     if not was_cancelled(operation):
                         return taken + listed(operation.result())
+                self.put_back(kind, taken, False)
             except BaseException:
                 self.put_back(kind, taken, True)
                 self.give_up(started)
                 raise
-            self.put_back(kind, taken, False)
             left = None if until is None else max(until - time.monotonic(), 0.0)

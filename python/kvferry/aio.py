@@ -107,16 +107,20 @@ class AsyncChannel(Generic[_Channel]):
 
     async def _ended(self, operation: Operation) -> None:
         self._last += 1
-        operation.user_data = self._last
+        number = self._last
+        operation.user_data = number
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[self._last] = ended
+        self._waiting[number] = ended
         cancelled: asyncio.CancelledError | None = None
-        while not ended.done():
-            try:
-                await asyncio.shield(ended)
-            except asyncio.CancelledError as error:
-                cancelled = error
-                operation.cancel()
+        try:
+            while not ended.done():
+                try:
+                    await asyncio.shield(ended)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                    operation.cancel()
+        finally:
+            self._waiting.pop(number, None)
         if cancelled is not None:
             raise cancelled
 
@@ -133,22 +137,23 @@ class AsyncChannel(Generic[_Channel]):
         until = None if timeout is None else now() + timeout
         while True:
             seen = unclaimed.seen
-            taken = unclaimed.take(kind, count)
-            if taken and len(taken) == count:
-                return taken
+            taken: list[Any] = []
             started: list[Operation] = []
             try:
+                unclaimed.take(kind, count, taken)
+                if taken and len(taken) == count:
+                    return taken
                 start(count - len(taken), None if until is None else max(until - now(), 0.0), seen, started)
                 for operation in started:
                     with unclaimed.awaited(started, asyncio.get_running_loop()):
                         await self._ended(operation)
                     if not was_cancelled(operation):
                         return taken + listed(operation.result())
+                unclaimed.put_back(kind, taken, False)
             except BaseException:
                 unclaimed.put_back(kind, taken, True)
                 unclaimed.give_up(started)
                 raise
-            unclaimed.put_back(kind, taken, False)
 
     async def lazy_init_peer_connection(
         self,

@@ -23,6 +23,20 @@ namespace nb = nanobind;
 inline nb::builtin_exception wrong_type(const std::string& text) { return nb::type_error(text.c_str()); }
 inline nb::builtin_exception wrong_value(const std::string& text) { return nb::value_error(text.c_str()); }
 
+/// None if there is none. @throws nb::python_error what else its code raises, as a signal's handler does: nb::hasattr takes
+/// that for none.
+inline nb::object attribute(nb::handle object, const char* name) {
+  nb::object found = nb::steal(PyObject_GetAttrString(object.ptr(), name));
+  if (!found.is_valid()) {
+    if (PyErr_ExceptionMatches(PyExc_AttributeError) == 0) {
+      throw nb::python_error();
+    }
+    PyErr_Clear();
+    return nb::none();
+  }
+  return found;
+}
+
 /// Seconds, as Python has them. A part of a unit counts as a whole one, so that what is short isn't none.
 template <class Duration>
 Duration duration_of(double seconds) {

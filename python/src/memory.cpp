@@ -79,19 +79,6 @@ bool has_objects(std::string_view format) {
   return false;
 }
 
-/// None if there is none. @throws nb::python_error what else its code raises, as a signal's handler does.
-nb::object attribute(nb::handle object, const char* name) {
-  nb::object found = nb::steal(PyObject_GetAttrString(object.ptr(), name));
-  if (!found.is_valid()) {
-    nb::python_error raised;
-    if (!raised.matches(PyExc_AttributeError)) {
-      throw raised;
-    }
-    return nb::none();
-  }
-  return found;
-}
-
 /// As far as NumPy, which has types that no format tells of, says so by an array's type.
 bool has_objects(nb::handle exporter) {
   const nb::object has = attribute(attribute(exporter, "dtype"), "hasobject");
@@ -199,14 +186,14 @@ void bind_shared_region(nb::module_& module) {
 
 Memory::Memory(nb::handle object, bool writable) {
   const IntoPython calling;
-  if (nb::hasattr(object, "__dlpack_device__")) {
+  if (!attribute(object, "__dlpack_device__").is_none()) {
     check_device(object);
   }
   if (nb::isinstance<nb::tuple>(object)) {
     take_address(object);
   } else if (PyObject_CheckBuffer(object.ptr()) != 0) {
     take_buffer(object, writable);
-  } else if (nb::hasattr(object, "__dlpack__")) {
+  } else if (!attribute(object, "__dlpack__").is_none()) {
     take_dlpack(object, writable);
   } else {
     throw wrong_type("'" + class_name(object) +

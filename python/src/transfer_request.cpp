@@ -95,7 +95,7 @@ std::vector<MutableBuffer> buffers_of(const Pages& pages, const Regions& own, bo
 /// is divided.
 bool is_of_memory(nb::handle given) {
   return nb::isinstance<nb::sequence>(given) && PyObject_CheckBuffer(given.ptr()) == 0 &&
-         !nb::isinstance<nb::str>(given) && !nb::hasattr(given, "__dlpack__");
+         !nb::isinstance<nb::str>(given) && attribute(given, "__dlpack__").is_none();
 }
 
 std::vector<MutableBuffer> objects_of(nb::handle given, bool written, const Regions& own, Operation& operation) {

@@ -76,19 +76,19 @@ def interrupted_at_return_of(name: str) -> Iterator[None]:
         raise Interruption
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_name == name and "kvferry" in frame.f_globals["__name__"]:
+        if frame.f_code.co_name == name and "kvferry" in frame.f_globals.get("__name__", ""):
             if event == "return":
                 sys.settrace(None)
                 signal.raise_signal(signal.SIGALRM)
             return trace
         return None
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before, traced = signal.signal(signal.SIGALRM, interrupt), sys.gettrace()
     sys.settrace(trace)
     try:
         yield
     finally:
-        sys.settrace(None)
+        sys.settrace(traced)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -190,7 +190,12 @@ def test_what_a_cancelled_task_had_taken_is_for_whoever_else_waits_already(pair:
                 await asyncio.to_thread(thread.join)
             else:
                 received.append(await second)
-            assert ("for the first" if isinstance(kind, int) else "PeerEvent") in str(received)
+            [result] = received
+            if kind == "peer event":
+                assert isinstance(result, kvferry.PeerEvent)
+                assert (result.kind, result.peer_id) == ("gone" if others == "a task" else "connected", "far")
+            else:
+                assert "for the first" in str(result)
         await near.close()
         await of_another_owner.close()
 
@@ -232,6 +237,39 @@ def test_what_a_task_that_is_interrupted_had_taken_is_for_the_next(pair: Pair, o
         assert (await near.receive_notification(20)).payload == b"taken"
         with pytest.raises(kvferry.TransferTimeout):
             await near.receive_notification(0)
+        await near.close()
+
+    asyncio.run(main())
+
+
+def test_what_a_task_that_is_interrupted_had_taken_of_what_is_kept_is_for_the_next(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        pair.far.notify("near", b"kept", 7)
+        with pytest.raises(Interruption), interrupted_at_return_of("was_cancelled"):
+            await near.receive_notifications(7, 1)
+        with pytest.raises(Interruption), interrupted_at_return_of("take"):
+            await near.receive_notifications(7, 2, 60)
+        task = asyncio.create_task(near.receive_notifications(7, 2, 60))
+        await asyncio.sleep(0)
+        pair.near._native.look_again(7)
+        with pytest.raises(Interruption), interrupted_at_return_of("put_back"):
+            await task
+        assert [n.payload for n in await near.receive_notifications(7, 1, 20)] == [b"kept"]
+        assert not await near.receive_notifications(7, 1, 0)
+        await near.close()
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_destroyed_leaves_nothing(pair: Pair) -> None:
+    async def main() -> None:
+        near = AsyncChannel(pair.near)
+        waiting = near.receive_notification()
+        waiting.send(None)  # as a task does
+        assert len(near._waiting) == 1
+        waiting.close()
+        assert not near._waiting
         await near.close()
 
     asyncio.run(main())

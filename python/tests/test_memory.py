@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import sys
 import warnings
+from collections import UserList
 from collections.abc import Callable
 from typing import Any
 
@@ -153,6 +154,22 @@ def test_ctrl_c_goes_through_whoever_exports_memory(pair: Pair, monkeypatch: pyt
 
     with pytest.raises(KeyboardInterrupt):
         kvferry.Region(Interrupted(np.zeros(PAGE, dtype=np.uint8)), PAGE, "read")
+    asked_for = ""
+
+    class InterruptedWhenAsked:
+        def __getattr__(self, name: str) -> Any:
+            if name == asked_for:
+                raise KeyboardInterrupt
+            raise AttributeError(name)
+
+    class Sequence(InterruptedWhenAsked, UserList[Any]):
+        pass
+
+    for asked_for in ("__dlpack_device__", "__dlpack__"):
+        with pytest.raises(KeyboardInterrupt):
+            kvferry.Region(InterruptedWhenAsked(), PAGE)
+    with pytest.raises(KeyboardInterrupt):
+        pair.near.batched_write(Sequence([b"x"]), "far", remote_indexes=[0])
     calls.clear()
     warned_of, _ = np.broadcast_arrays(np.zeros(4), np.zeros((1, 4)))  # NumPy warns who asks for such a buffer, to write to
     with warnings.catch_warnings():

@@ -56,7 +56,7 @@ def test_a_signal_ends_a_blocking_call(pair: Pair) -> None:
         buffer.append(0)  # nobody has it any more
         with pytest.raises(Interruption):
             signal_when(waits(pair.near), signal.SIGALRM)
-            pair.near.receive_notification()
+            pair.near.receive_notification(60)
         with pytest.raises(Interruption):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             kvferry.CompletionQueue().wait()
@@ -343,7 +343,7 @@ def receive_until_interrupted(pair: Pair, interrupt: Callable[..., None]) -> Non
     try:
         with pytest.raises(Interruption):
             signal_when(waits(pair.near), signal.SIGALRM)
-            pair.near.receive_notification()
+            pair.near.receive_notification(60)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -380,6 +380,26 @@ def test_what_a_call_that_is_interrupted_at_its_end_had_taken_is_for_the_next(pa
     assert pair.near.receive_notification(20).payload == b"taken"
     with pytest.raises(kvferry.TransferTimeout):
         pair.near.receive_notification(0)
+
+
+def test_what_a_call_that_is_interrupted_had_taken_of_what_is_kept_is_for_the_next(pair: Pair) -> None:
+    with pytest.raises(Interruption), interrupted_at_return_of("was_cancelled"):
+        pair.far.notify("near", b"kept", 7)
+        pair.near.receive_notifications(7, 1, 60)
+    with pytest.raises(Interruption), interrupted_at_return_of("take"):
+        pair.near.receive_notifications(7, 2, 60)
+
+    def end_it() -> None:
+        if becomes(waits(pair.near)):
+            pair.near._native.look_again(7)
+
+    looks_again = threading.Thread(target=end_it)
+    looks_again.start()
+    with pytest.raises(Interruption), interrupted_at_return_of("put_back"):
+        pair.near.receive_notifications(7, 2, 60)
+    looks_again.join()
+    assert [notification.payload for notification in pair.near.receive_notifications(7, 1, 20)] == [b"kept"]
+    assert not pair.near.receive_notifications(7, 1, 0)
 
 
 def test_a_signal_that_comes_while_a_call_waits_for_the_gil_loses_nothing(pair: Pair) -> None:
