@@ -311,8 +311,8 @@ KVFERRY_INLINE Lane::Driven Lane::work(std::size_t& budget, bool* may_go_on) {
   bool more = false;
   try {
     more = move_bytes(budget);
-    // One of the executor's threads goes on: this one, if it is one. Else others' lanes would have their turns first, and with a
-    // hundred of them all that lies in the sockets meanwhile is more than a CPU's cache.
+    // One of the executor's threads goes on: this one, if it is one. Else other lanes would have their turns first. Then the begun
+    // batches of all lie in sockets at once, and of a hundred peers that is probably more than a CPU's cache holds.
     if (more && may_go_on != nullptr && *may_go_on && detail::runs_in_this_thread(executor_)) {
       *may_go_on = false;
       options_.io_rank->note_this_thread();
