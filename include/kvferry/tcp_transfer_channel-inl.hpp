@@ -199,9 +199,10 @@ class TcpTransferChannel::Impl {
   explicit Impl(const asio::any_io_executor& io_executor) : executor(io_executor) {}
 
   void listen(std::shared_ptr<kit::Refusals> refusals) {
-    const std::string host = options.data_host.empty() ? parse_url(options.peer_init_url).host : options.data_host;
+    const HostPort init = parse_url(options.peer_init_url);
+    const std::string host = options.data_host.empty() ? init.host : options.data_host;
     acceptor = std::make_shared<tcp::DataAcceptor>(executor, link_options, std::move(refusals));
-    acceptor->listen(host, options.data_port, options.handshake_timeout);
+    acceptor->listen(host, options.data_port, options.handshake_timeout, init.port);
     if (options.advertised_data_address.empty() && !options.data_host.empty() && !HostPort{host, 0}.is_wildcard() &&
         zone_of(host).empty()) {
       advertised_data.host = host;

@@ -22,6 +22,7 @@
 #include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/testing/patterns.hpp>
 
+#include "common/comes_true.hpp"
 #include "common/patience.hpp"
 #include "mortal_channel.hpp"
 
@@ -29,6 +30,7 @@ namespace kvferry::inline KVFERRY_ABI::roads::testing {
 
 inline constexpr std::size_t page = std::size_t{64} << 10;
 inline constexpr std::size_t pages = 4;
+using kvferry_test::comes_true;
 using kvferry_test::long_enough;
 inline const std::vector<std::uint64_t> all_pages{0, 1, 2, 3};
 
@@ -138,19 +140,6 @@ struct Node {
     return {error.code(), error.what()};
   }
   return {};
-}
-
-/// Not for ever. @return whether it came to be so.
-template <class Condition>
-[[nodiscard]] bool comes_true(Condition condition) {
-  const auto until = std::chrono::steady_clock::now() + long_enough;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() >= until) {
-      return false;
-    }
-    std::this_thread::yield();
-  }
-  return true;
 }
 
 }  // namespace kvferry::roads::testing

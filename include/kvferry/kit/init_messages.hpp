@@ -107,6 +107,7 @@ struct InitAnswer {
   std::optional<std::vector<std::uint64_t>> region_numbers;  ///< As in the question.
   std::optional<std::uint64_t> next_region;                  ///< As in the question.
   std::optional<std::uint64_t> given_regions;                ///< As in the question.
+  std::optional<bool> crowded;  ///< Whether the attempt may have to make room for others before its connection comes.
 
   static constexpr std::string_view side_message_type = "KvferryInitResponse";
   static constexpr auto side_message_fields() {
@@ -119,7 +120,8 @@ struct InitAnswer {
         side_message_field("fenced_us", &InitAnswer::fenced_us),
         side_message_field("region_numbers", &InitAnswer::region_numbers),
         side_message_field("next_region", &InitAnswer::next_region),
-        side_message_field("given_regions", &InitAnswer::given_regions));
+        side_message_field("given_regions", &InitAnswer::given_regions),
+        side_message_field("crowded", &InitAnswer::crowded));
   }
 };
 

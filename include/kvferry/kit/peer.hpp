@@ -82,6 +82,8 @@ struct PeerDirectory::Attempt {
   bool as_known = false;    ///< Asked with the secret of a peer that answers at the same place.
   bool moves = false;       ///< To a peer that is connected, because the user says that it is at another url now.
   std::optional<std::chrono::milliseconds> peers_patience;  ///< If that is what it lasts.
+  bool crowded = false;     ///< The peer may have to let go of it, to make room for others.
+  std::string let_go;       ///< Why it failed, if that is what the peer did: it is made anew.
 };
 
 struct PeerDirectory::Peer {

@@ -114,6 +114,9 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   std::optional<AttemptSlots::Attempt> displaced;
   if (!peer.description && !peer.named) {
     displaced = slots_.enter({peer.id, number}, source);
+    if (slots_.crowded()) {
+      answer.crowded = true;
+    }
   }
   const Stay stay(*this);
   lock.unlock();

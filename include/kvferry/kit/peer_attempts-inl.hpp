@@ -23,6 +23,8 @@ inline namespace internal {
 /// How long a side that yielded to the other's dial, or accepted it, waits for it before it asks itself: the other may not
 /// get through.
 inline constexpr std::chrono::milliseconds patience_with_the_other{250};
+/// Before a peer that has let go of an attempt is asked again: long enough for a peer that lets go of all to get on.
+inline constexpr std::chrono::milliseconds pause_of_one_let_go{50};
 /// Dials of those who may be a peer, or were to be it.
 inline constexpr std::size_t max_candidates = 8;
 
@@ -210,7 +212,7 @@ KVFERRY_INLINE void PeerDirectory::ask_again(const std::string& peer_id, std::ui
 KVFERRY_INLINE void PeerDirectory::dial_beside_later(Peer& peer) {
   if (!peer.link && peer.attempt.accepting && !peer.attempt.awaited && !peer.waiting.empty() && !peer.url.empty()) {
     peer.attempt.awaited = true;
-    call_later(&PeerDirectory::dial_beside, peer.id, peer.attempt.number);
+    call_later(patience_with_the_other, &PeerDirectory::dial_beside, peer.id, peer.attempt.number);
   }
 }
 
@@ -232,14 +234,48 @@ KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::
   start_dial(*peer, lock);
 }
 
-KVFERRY_INLINE void PeerDirectory::call_later(void (PeerDirectory::*what)(const std::string&, std::uint64_t),
+KVFERRY_INLINE void PeerDirectory::call_later(Clock::duration when,
+                                              void (PeerDirectory::*what)(const std::string&, std::uint64_t),
                                               const std::string& peer_id, std::uint64_t attempt) {
-  deadlines_->add(Clock::now() + patience_with_the_other,
+  deadlines_->add(Clock::now() + when,
                   Expiry::make([weak = weak_from_this(), what, peer_id, attempt] {
                     if (const Visit self(weak); self) {
                       (*self.operator->().*what)(peer_id, attempt);
                     }
                   }));
+}
+
+/// A peer in a crowd lets go of attempts whose connections take long, and closes the connections that come then. It looks the
+/// same where a peer goes, which is noticed when it is asked again.
+KVFERRY_INLINE void PeerDirectory::dial_failed(const std::string& peer_id, std::uint64_t attempt,
+                                               const Failure& failure) {
+  bool again = false;
+  if_memory_lasts([&] {
+    const Lock lock(mutex_);
+    Peer* const peer = current(peer_id, attempt);
+    if (peer != nullptr && peer->attempt.number == attempt && peer->attempt.crowded &&
+        failure.code == condition::retryable && failure.code != condition::timed_out) {
+      peer->attempt.let_go = failure.sentence.empty() ? failure.code.message() : failure.sentence;
+      call_later(pause_of_one_let_go, &PeerDirectory::dial_anew, peer_id, attempt);
+      again = true;
+    }
+  });
+  if (again) {
+    logger_->log(LogLevel::info, "connect_again", peer_id, failure.code, [&] { return failure.sentence; });
+  } else {
+    fail_attempt(peer_id, attempt, failure);
+  }
+}
+
+KVFERRY_INLINE void PeerDirectory::dial_anew(const std::string& peer_id, std::uint64_t attempt) {
+  Lock lock(mutex_);
+  Peer* const peer = current(peer_id, attempt);
+  if (peer == nullptr || peer->attempt.number != attempt) {
+    return;
+  }
+  const std::string local_id = peer->attempt.local_id;
+  const std::string url = peer->attempt.url;
+  start_dial(*peer, local_id, url, lock);
 }
 
 KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure,
@@ -273,7 +309,7 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
   if (answer.status == InitAnswer::yield || crosses) {
     answered.crossed = answered.crossed || crosses;
     answered.yielded = true;
-    call_later(&PeerDirectory::ask_again, peer_id, attempt);
+    call_later(patience_with_the_other, &PeerDirectory::ask_again, peer_id, attempt);
     return;
   }
   if (peer->fenced_at >= answered.told_at && !answered.told_again) {
@@ -286,6 +322,7 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
   answered.instance.incarnation = answer.incarnation;
   answered.fenced_until = fenced_until(answer.fenced_us);
   answered.instance.its_secret = answer.secret.value_or(Bytes());
+  answered.crowded = answer.crowded.value_or(false);
   answered.known = peer->instance.shown_by(answer.incarnation, answer.secret);
   if (answer.timeout_ms) {
     const auto patience = bounded_milliseconds(*answer.timeout_ms);
@@ -342,6 +379,8 @@ KVFERRY_INLINE LinkHandler PeerDirectory::link_handler(std::string peer_id, std:
       self->fail_attempt(peer_id, attempt, {errc::handshake_failed, "no connection was made"});
     } else if (self && !ec) {
       self->publish(peer_id, attempt, host, std::move(link));
+    } else if (self && dial) {
+      self->dial_failed(peer_id, attempt, {ec, std::move(diagnostic)});
     } else if (self) {
       self->fail_attempt(peer_id, attempt, {ec, std::move(diagnostic)});
     } else if (link) {

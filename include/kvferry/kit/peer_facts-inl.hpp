@@ -99,6 +99,9 @@ KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std:
     if (attempt.accepting || attempt.yielded || (number && *number != attempt.number)) {
       return "the peer's own connection has not come";
     }
+    if (!attempt.let_go.empty()) {
+      return "a peer that has many handshakes is to be asked again: " + attempt.let_go;
+    }
     if (attempt.instance.incarnation == 0) {
       return "no answer from " + printable(attempt.url);
     }

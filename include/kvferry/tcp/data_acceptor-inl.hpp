@@ -130,10 +130,17 @@ KVFERRY_INLINE DataAcceptor::DataAcceptor(const asio::any_io_executor& executor,
       next_turn_(executor) {}
 
 KVFERRY_INLINE void DataAcceptor::listen(const std::string& host, std::uint16_t port,
-                                         std::chrono::milliseconds lookup_timeout) {
+                                         std::chrono::milliseconds lookup_timeout, std::uint16_t left_free) {
   const HostPort address = kit::listening_address({host, port}, lookup_timeout);
   const std::unique_lock lock(mutex_);
-  if (const auto ec = listen_at(acceptor_, address)) {
+  auto ec = listen_at(acceptor_, address);
+  std::error_code ignored;
+  if (!ec && port == 0 && left_free != 0 && acceptor_.local_endpoint(ignored).port() == left_free) {
+    // As long as the one that was got is in use, the next is another.
+    const tcp::acceptor got = std::exchange(acceptor_, tcp::acceptor(executor_));
+    ec = listen_at(acceptor_, address);
+  }
+  if (ec) {
     throw TransferError(system_code(ec), "data connections: cannot listen at " + HostPort{host, port}.to_string());
   }
   accept_next();

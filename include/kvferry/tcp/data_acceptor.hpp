@@ -48,8 +48,10 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);
 
   /// @param host an address or name; `*` for all addresses. @param port 0 for any. @param lookup_timeout of a name.
+  /// @param left_free somebody else is going to listen at this port: "any" isn't this one. 0: nobody is.
   /// @throws TransferError with the errno of the failure, naming the address; `errc::timed_out` for a name.
-  void listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout);
+  void listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout,
+              std::uint16_t left_free = 0);
   [[nodiscard]] std::uint16_t port() const;
 
   /// Called for each handshake: hellos with the returned secret form its link.

@@ -29,6 +29,18 @@ TEST(AttemptSlots, ANewOneOfAnotherSourceDisplacesTheOldestOfTheGreediest) {
   EXPECT_EQ(slots.size(), 8U);
 }
 
+TEST(AttemptSlots, AreCrowdedLongBeforeTheyAreFull) {
+  AttemptSlots slots(64);
+  for (std::uint64_t number = 1; number <= 3; ++number) {
+    EXPECT_EQ(enter(slots, number, "10.0.0.1"), std::nullopt);
+    EXPECT_FALSE(slots.crowded());
+  }
+  EXPECT_EQ(enter(slots, 4, "10.0.0.2"), std::nullopt);
+  EXPECT_TRUE(slots.crowded());
+  slots.leave(1);
+  EXPECT_FALSE(slots.crowded());
+}
+
 TEST(AttemptSlots, AttemptsOfOneIdHaveASlotEach) {
   AttemptSlots slots(4);
   EXPECT_FALSE(slots.enter({"p", 1}, "10.0.0.1"));
