@@ -7,6 +7,7 @@
 #include <iterator>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "arguments.hpp"
 #include "channel_registry.hpp"
@@ -121,6 +122,13 @@ void Channel::leave(std::shared_ptr<Operation> operation) {
   const Kind kind = kind_received(operation->result);
   unclaimed_.push_back(std::move(operation));
   look_again(kind);
+}
+
+void Channel::take_unclaimed(nb::dict left) {
+  for (const auto& operation : std::vector(unclaimed_)) {
+    left[to_object(operation)] = nb::none();
+    std::erase(unclaimed_, operation);
+  }
 }
 
 void Channel::look_again(Kind kind) {

@@ -9,7 +9,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <kvferry/base_transfer_channel.hpp>
@@ -51,7 +50,8 @@ class Channel {
 
   /// Keeps an operation that had taken something when the call that waited for it was interrupted.
   void leave(std::shared_ptr<Operation> operation);
-  [[nodiscard]] std::vector<std::shared_ptr<Operation>> take_unclaimed() { return std::exchange(unclaimed_, {}); }
+  /// Moves those that are kept to `left`, as keys, at once: a signal's handler that raises finds each in one of them.
+  void take_unclaimed(nb::dict left);
   /// How often something has been kept.
   [[nodiscard]] std::uint64_t kept() const noexcept { return kept_; }
   /// Something has been kept: those who wait for its kind are cancelled, to look for it.

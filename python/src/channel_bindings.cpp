@@ -272,7 +272,7 @@ void bind_channel(nb::module_& module) {
            nb::arg("regions"), nb::arg("options"), nb::arg("handler").none())
       .def("answer_side_messages", &Channel::answer_side_messages)
       .def("close", &Channel::close)
-      .def("take_unclaimed", &Channel::take_unclaimed)
+      .def("take_unclaimed", &Channel::take_unclaimed, nb::arg("left"))
       .def_prop_ro("kept", &Channel::kept)
       .def_prop_ro("receiving", &Channel::receiving)
       .def("look_again", &Channel::look_again, nb::arg("key").none())
