@@ -46,22 +46,20 @@ class Unclaimed:
         self._channel = channel
         self._kept: dict[Kind, deque[Any]] = {}
         self._awaited: dict[Operation, asyncio.AbstractEventLoop] = {}
-        self._left: list[Operation] = []
+        self._left: dict[Operation, None] = {}  # oldest first
         self._lock = threading.RLock()  # a signal's handler may come back here
 
-    def keep(self, operation: Operation) -> bool:
-        """Keeps what an operation that has ended had taken, if it had."""
+    def _keep(self, operation: Operation) -> None:
+        """Keeps what an operation that has ended had taken, if it had and it isn't kept already."""
         try:
             results = listed(operation.result())
         except TransferError:
-            return False
-        with self._lock:
-            for result in results:
-                kind: Kind = result.key if isinstance(result, Notification) else "peer event"
-                self._kept.setdefault(kind, deque()).append(result)
+            return
         if results:
-            self._look_again(kind)  # an operation receives things of one kind
-        return bool(results)
+            first = results[0]  # an operation receives things of one kind
+            kind: Kind = first.key if isinstance(first, Notification) else "peer event"
+            self._look_again(kind)  # before: those who wait are told whatever comes, and wait for the lock
+            operation._hand_over(self._kept.setdefault(kind, deque()), results)
 
     def _look_again(self, kind: Kind) -> None:
         self._channel.look_again(None if kind == "peer event" else kind)
@@ -73,44 +71,42 @@ class Unclaimed:
 
     def leave(self, operation: Operation) -> None:
         """Ends an operation for which nobody waits any more; what it has taken when it has ended is kept."""
+        self._left[operation] = None
         operation.cancel()
-        with self._lock:
-            self._left.append(operation)
 
     def give_up(self, started: list[Operation]) -> None:
         """What they have taken is for others, by whatever their caller is ended."""
         for operation in started:
-            if operation.done():
-                self.keep(operation)
-            else:
-                self.leave(operation)
+            self.leave(operation)
+        self.keep_ended()  # of others, too, if that is what was interrupted
 
     @contextlib.contextmanager
-    def awaited(self, started: list[Operation], loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    def awaited(self, operation: Operation, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """In this loop: once that is closed nobody waits any more."""
-        [operation] = started
         self._awaited[operation] = loop
         try:
             yield
         finally:
-            if self._awaited.pop(operation, None) is None:  # it has been left
-                started.clear()
-
-    def _ended(self) -> list[Operation]:
-        if not self._left and not self._awaited:
-            return []
-        with self._lock:
-            for operation, loop in list(self._awaited.items()):
-                if loop.is_closed() and self._awaited.pop(operation, None) is not None:
-                    self.leave(operation)
-            ended = [operation for operation in self._left if operation.done()]
-            self._left = [operation for operation in self._left if operation not in ended]
-            return ended
+            self._awaited.pop(operation, None)
 
     def keep_ended(self) -> None:
-        """What operations have taken that were left, or whose calls in C++ were interrupted."""
-        for operation in (*self._channel.take_unclaimed(), *self._ended()):
-            self.keep(operation)
+        """What operations have taken that were left, or whose calls in C++ were interrupted.
+
+        An operation is forgotten in one place when it is in the next, and what it has taken is handed over once: after a
+        signal's handler that raises the next call goes on.
+        """
+        self._channel.take_unclaimed(self._left)
+        if not self._left and not self._awaited:
+            return
+        with self._lock:
+            for operation, loop in list(self._awaited.items()):
+                if loop.is_closed():
+                    self.leave(operation)
+                    self._awaited.pop(operation, None)
+            for operation in list(self._left):
+                if operation.done():
+                    self._keep(operation)
+                    self._left.pop(operation, None)
 
     def take(self, kind: Kind, most: int, taken: list[Any]) -> None:
         """Moves what is kept to ``taken``, in one call: a signal's handler that raises leaves each thing in one of them."""

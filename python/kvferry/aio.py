@@ -145,7 +145,7 @@ class AsyncChannel(Generic[_Channel]):
                     return taken
                 start(count - len(taken), None if until is None else max(until - now(), 0.0), seen, started)
                 for operation in started:
-                    with unclaimed.awaited(started, asyncio.get_running_loop()):
+                    with unclaimed.awaited(operation, asyncio.get_running_loop()):
                         await self._ended(operation)
                     if not was_cancelled(operation):
                         return taken + listed(operation.result())

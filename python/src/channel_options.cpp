@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "channel_options.hpp"
+
 #include <kvferry/auto_transfer_channel.hpp>
 #include <kvferry/keyring.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
@@ -19,7 +21,6 @@
 #include <utility>
 
 #include "arguments.hpp"
-#include "channel.hpp"
 #include "released.hpp"
 #include "verbs_at_run_time.hpp"
 

@@ -3,7 +3,7 @@
 
 #include <kvferry/config.hpp>
 
-#include "channel.hpp"
+#include "channel_bindings.hpp"
 #include "errors.hpp"
 #include "log_records.hpp"
 #include "operation.hpp"

@@ -278,6 +278,13 @@ void wait_for_end(CompletionQueue& queue, Operation& operation) {
 
 namespace {
 
+/// Adds what an operation has received, `things`, to the end of a list or deque: the first time.
+void hand_over(Operation& operation, nb::handle to, const nb::list& things) {
+  if (!std::exchange(operation.handed_over, true)) {
+    to.attr("extend")(things);
+  }
+}
+
 /// What is kept for the channel isn't shown to the collector: it stays until the operation has ended, whoever asks.
 int traverse_operation(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(self));
@@ -326,6 +333,7 @@ void bind_operation(nb::module_& module) {
       .def("done", &Operation::look)
       .def("cancel", [](const Operation& self) { self.handle.cancel(); })
       .def("result", &result_of)
+      .def("_hand_over", &hand_over, nb::arg("to"), nb::arg("things"))
       .def_prop_ro("error",
                    [](Operation& self) {
                      self.look();

@@ -40,6 +40,7 @@ struct Operation {
   std::shared_ptr<const void> kept_region;  ///< The memory of a region whose pages it uses.
   nb::object user_data = nb::none();
   std::optional<CompletionEntry> end;
+  bool handed_over = false;  ///< What it has received is somebody else's.
   /// Where it ends: a queue that is gone would lose its result.
   std::shared_ptr<CompletionQueue> queue;
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
+import linecache
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -69,19 +71,19 @@ class Interruption(Exception):
 
 
 @contextmanager
-def interrupted_at_return_of(name: str) -> Iterator[None]:
-    """Has this thread get a signal, whose handler raises, where a function of kvferry's that has this name returns."""
+def interrupted_when(due: Callable[[FrameType, str], bool]) -> Iterator[None]:
+    """Has this thread get a signal, whose handler raises, at the first event of a trace of kvferry's functions that is due."""
 
     def interrupt(*_: object) -> None:
         raise Interruption
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_name == name and "kvferry" in frame.f_globals.get("__name__", ""):
-            if event == "return":
-                sys.settrace(None)
-                signal.raise_signal(signal.SIGALRM)
-            return trace
-        return None
+        if "kvferry" not in frame.f_globals.get("__name__", ""):
+            return None
+        if due(frame, event):
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGALRM)
+        return trace
 
     before, traced = signal.signal(signal.SIGALRM, interrupt), sys.gettrace()
     sys.settrace(trace)
@@ -90,6 +92,28 @@ def interrupted_at_return_of(name: str) -> Iterator[None]:
     finally:
         sys.settrace(traced)
         signal.signal(signal.SIGALRM, before)
+
+
+def interrupted_at_return_of(name: str) -> AbstractContextManager[None]:
+    """Where a function of kvferry's that has this name returns."""
+    return interrupted_when(lambda frame, event: event == "return" and frame.f_code.co_name == name)
+
+
+def interrupted_in(name: str, step: int) -> AbstractContextManager[None]:
+    """At a step of a function of kvferry's that has this name, or of those that it calls: the beginning of one, a line, a
+    return. With more steps than there are nothing happens."""
+    steps = itertools.count()
+
+    def due(frame: FrameType, event: str) -> bool:
+        # The line of a `with` comes again at its end, where CPython calls no handler before the lock is released.
+        if event == "line" and linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+            return False
+        inner: FrameType | None = frame
+        while inner is not None and inner.f_code.co_name != name:
+            inner = inner.f_back
+        return inner is not None and next(steps) == step
+
+    return interrupted_when(due)
 
 
 def make_cache(fill: int = 0) -> Cache:

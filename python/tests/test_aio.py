@@ -9,7 +9,7 @@ from typing import Any
 
 import kvferry
 import pytest
-from conftest import PAGE, Interruption, Pair, becomes, interrupted_at_return_of, waits
+from conftest import PAGE, Interruption, Pair, becomes, interrupted_at_return_of, interrupted_in, waits
 from kvferry.aio import AsyncChannel
 
 
@@ -202,17 +202,22 @@ def test_what_a_cancelled_task_had_taken_is_for_whoever_else_waits_already(pair:
     asyncio.run(main())
 
 
-def test_what_a_task_of_a_closed_loop_had_taken_is_for_the_next(pair: Pair) -> None:
-    async def begin(near: AsyncChannel[kvferry.TcpTransferChannel]) -> asyncio.Task[kvferry.Notification]:
+def receiving_in_a_loop(
+    near: AsyncChannel[kvferry.TcpTransferChannel],
+) -> tuple[asyncio.AbstractEventLoop, asyncio.Task[kvferry.Notification]]:
+    async def begin() -> asyncio.Task[kvferry.Notification]:
         task = asyncio.create_task(near.receive_notification())
         await asyncio.sleep(0)
         return task
 
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # which is told that the task is destroyed
+    return loop, loop.run_until_complete(begin())
+
+
+def test_what_a_task_of_a_closed_loop_had_taken_is_for_the_next(pair: Pair) -> None:
     for taken in (True, False):
-        loop = asyncio.new_event_loop()
-        loop.set_exception_handler(lambda *_: None)  # which is told that the task is destroyed
-        near = AsyncChannel(pair.near)
-        task = loop.run_until_complete(begin(near))
+        loop, task = receiving_in_a_loop(AsyncChannel(pair.near))
         if taken:
             pair.far.notify("near", b"1")
         loop.close()
@@ -225,6 +230,27 @@ def test_what_a_task_of_a_closed_loop_had_taken_is_for_the_next(pair: Pair) -> N
         gc.collect()
         with pytest.raises(kvferry.TransferTimeout):
             pair.near.receive_notification(0)
+
+
+def test_a_signal_loses_nothing_of_a_closed_loop_wherever_it_comes(pair: Pair) -> None:
+    step, interrupted = 0, True
+    while interrupted:
+        loop, task = receiving_in_a_loop(AsyncChannel(pair.near))
+        pair.far.notify("near", b"1")
+        loop.close()
+        try:
+            with interrupted_in("keep_ended", step):
+                assert not pair.near.receive_notifications(9, 1, 0)
+            interrupted = False
+        except Interruption:
+            pass
+        assert pair.near.receive_notification(20).payload == b"1", step
+        del task
+        gc.collect()
+        with pytest.raises(kvferry.TransferTimeout):
+            pair.near.receive_notification(0)
+        step += 1
+    assert step > 10
 
 
 @pytest.mark.parametrize("of", ["<lambda>", "was_cancelled"])

@@ -21,6 +21,7 @@ from conftest import (
     Pair,
     becomes,
     interrupted_at_return_of,
+    interrupted_in,
     run_python,
     signal_when,
     waits,
@@ -338,12 +339,17 @@ def test_the_thread_of_log_records_takes_no_signals(pair: Pair) -> None:
     assert blocked & 1 << signal.SIGINT - 1 and not blocked & 1 << signal.SIGSEGV - 1
 
 
-def receive_until_interrupted(pair: Pair, interrupt: Callable[..., None]) -> None:
+def receive_until_interrupted(
+    pair: Pair, interrupt: Callable[..., None], receive: Callable[[], object] | None = None
+) -> None:
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(Interruption):
             signal_when(waits(pair.near), signal.SIGALRM)
-            pair.near.receive_notification(60)
+            if receive is not None:
+                receive()
+            else:
+                pair.near.receive_notification(60)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -400,6 +406,41 @@ def test_what_a_call_that_is_interrupted_had_taken_of_what_is_kept_is_for_the_ne
     looks_again.join()
     assert [notification.payload for notification in pair.near.receive_notifications(7, 1, 20)] == [b"kept"]
     assert not pair.near.receive_notifications(7, 1, 0)
+
+
+def test_a_signal_loses_nothing_of_what_was_left_wherever_it_comes(pair: Pair) -> None:
+    def interrupt(*_: object) -> None:
+        pair.far.notify("near", b"taken")  # which returns when the call that is interrupted has it
+        raise Interruption
+
+    native, queue = pair.near._native, kvferry.CompletionQueue()
+    step, interrupted = 0, True
+    while interrupted:
+        # Of an operation whose call in C++ was interrupted, and of one that was left.
+        receive_until_interrupted(pair, interrupt, lambda: native.receive_notification(60, None, native.kept, []))
+        operation = pair.near.submit_receive_notifications(queue, 7, 2)
+        received: list[kvferry.Notification] = []
+        thread = threading.Thread(target=lambda: received.extend(pair.near.receive_notifications(7, 2, 60)))
+        thread.start()
+        assert becomes(waits(pair.near))
+        for payload in (b"1", b"2"):
+            pair.far.notify("near", payload, 7)
+        assert becomes(operation.done)
+        pair.near._unclaimed.leave(operation)  # as its task does if that is interrupted
+        try:
+            with interrupted_in("keep_ended", step):
+                assert not pair.near.receive_notifications(9, 1, 0)
+            interrupted = False
+        except Interruption:
+            pass
+        thread.join()
+        assert [notification.payload for notification in received] == [b"1", b"2"], step
+        assert pair.near.receive_notification(20).payload == b"taken", step
+        with pytest.raises(kvferry.TransferTimeout):
+            pair.near.receive_notification(0)
+        assert not pair.near.receive_notifications(7, 1, 0), step
+        step += 1
+    assert step > 10
 
 
 def test_a_signal_that_comes_while_a_call_waits_for_the_gil_loses_nothing(pair: Pair) -> None:
