@@ -2,7 +2,6 @@
 // Roads that end while they are used, and peers that come back on another one.
 #include <gtest/gtest.h>
 
-#include <asio/post.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/use_future.hpp>
 
@@ -186,8 +185,7 @@ TEST(AutoDeath, AFenceHoldsForWhatWasUnderWayOnAnotherRoad) {
   Node b(std::move(options));
   Node a(with({mortal_shm(fate), tcp()}));
   ASSERT_FALSE(a.connect(b));
-  std::promise<void> go_on;
-  asio::post(pool, [gate = go_on.get_future().share()] { gate.wait(); });
+  HeldThread held(pool);
   for (const std::uint64_t index : all_pages) {
     kvferry::testing::fill(a.at(index), 1);
   }
@@ -209,7 +207,7 @@ TEST(AutoDeath, AFenceHoldsForWhatWasUnderWayOnAnotherRoad) {
   } catch (const std::system_error& error) {
     EXPECT_EQ(error.code(), condition::may_still_land);
   }
-  go_on.set_value();
+  held.let_go();
   b.channel->fence("a", long_enough);
   for (const std::uint64_t index : all_pages) {
     kvferry::testing::fill(b.at(index), 50 + index);
