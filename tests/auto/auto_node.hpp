@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include <asio/post.hpp>
+#include <asio/thread_pool.hpp>
 #include <asio/use_future.hpp>
 
 #include <kvferry/auto_transfer_channel.hpp>
@@ -141,5 +143,29 @@ struct Node {
   }
   return {};
 }
+
+/// Holds the only thread of a pool until it is let go. Nothing else runs there once this has been made: before, the thread
+/// may still be within something, such as a turn that serves peers.
+class HeldThread {
+ public:
+  explicit HeldThread(asio::thread_pool& pool) {
+    std::promise<void> entered;
+    auto is_held = entered.get_future();
+    asio::post(pool, [entered = std::move(entered), go_on = go_on_.get_future()]() mutable {
+      entered.set_value();
+      go_on.wait();
+    });
+    is_held.wait();
+  }
+  HeldThread(const HeldThread&) = delete;
+  HeldThread& operator=(const HeldThread&) = delete;
+  /// A promise that is broken lets it go, too: so a test that fails before doesn't wait for ever.
+  ~HeldThread() = default;
+
+  void let_go() { go_on_.set_value(); }
+
+ private:
+  std::promise<void> go_on_;
+};
 
 }  // namespace kvferry::roads::testing

@@ -59,6 +59,9 @@ class BrokenChannel final : public DecoratedChannel {
       : DecoratedChannel(std::move(inner_channel)), fault_(fault) {}
 
   ~BrokenChannel() override {
+    if (fault_ == Fault::late_read && threads_.empty()) {
+      let_peers_scribble();
+    }
     done_ = true;
     for (std::thread& thread : threads_) {
       thread.join();
@@ -350,6 +353,7 @@ class BrokenChannel final : public DecoratedChannel {
                       const std::lock_guard lock(mutex_);
                       scribbled_.push_back(buffers.front());
                       if (threads_.empty()) {
+                        ++scribbling_;
                         threads_.emplace_back([this] { scribble(); });
                       }
                     }
@@ -365,6 +369,17 @@ class BrokenChannel final : public DecoratedChannel {
           std::ranges::fill(buffer, std::byte{0xee});
         }
       }
+      ++scribbled_rounds_;
+      std::this_thread::yield();
+    }
+    --scribbling_;
+  }
+
+  /// Before this channel is gone they have written to those buffers once more, however busy the machine is.
+  static void let_peers_scribble() {
+    const std::size_t enough = scribbled_rounds_ + 2;  // the one under way may be behind them already
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+    while (scribbling_ != 0 && scribbled_rounds_ < enough && std::chrono::steady_clock::now() < until) {
       std::this_thread::yield();
     }
   }
@@ -460,6 +475,9 @@ class BrokenChannel final : public DecoratedChannel {
     transfer_then(std::move(request), std::move(completion),
                   [wide](Completion& end, std::error_code error, std::size_t count) { end(error, count); });
   }
+
+  static inline std::atomic<int> scribbling_{0};  ///< The threads that do it, of all channels.
+  static inline std::atomic<std::size_t> scribbled_rounds_{0};
 
   const Fault fault_;
   std::mutex mutex_;

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cstddef>
 #include <future>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -96,7 +97,14 @@ TEST_F(HandshakeAttemptsTest, QuestionsToHostsThatAreGoneHoldFewDescriptorsAndNo
   }
   for (std::uint64_t i = 0; i < 5; ++i) {
     EXPECT_EQ(get(ask(client, server.bound_url(), echo(i), 30s)).message, echo(i));
-    EXPECT_LT(open_descriptors(), before + 100);
+    // ZeroMQ closes what has been given up on a thread of its own, which a busy machine may leave behind.
+    const auto until = std::chrono::steady_clock::now() + 30s;
+    std::size_t now = open_descriptors();
+    while (now >= before + 100 && std::chrono::steady_clock::now() < until) {
+      std::this_thread::yield();
+      now = open_descriptors();
+    }
+    EXPECT_LT(now, before + 100);
   }
   client.close();
   for (auto& outcome : outcomes) {

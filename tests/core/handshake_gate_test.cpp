@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <fstream>
@@ -93,6 +94,7 @@ TEST_F(HandshakeGateTest, ConnectionsThatSayNothingGiveWay) {
   ::setrlimit(RLIMIT_NOFILE, &few);
   const HandshakeService service(telling(), handler());
   ::setrlimit(RLIMIT_NOFILE, &descriptors);
+  const auto begun = std::chrono::steady_clock::now();
   std::vector<asio::ip::tcp::socket> silent;
   for (int i = 0; i < 400; ++i) {
     silent.push_back(stranger(service));
@@ -109,11 +111,12 @@ TEST_F(HandshakeGateTest, ConnectionsThatSayNothingGiveWay) {
   }
   EXPECT_GT(made_room, 10U);
   const std::lock_guard lock(records_mutex_);
-  EXPECT_EQ(std::ranges::count_if(records_,
-                                  [](const std::string& record) {
-                                    return record.find("warning stranger_refused peer \"127.0.0.1\"") != std::string::npos;
-                                  }),
-            10)
+  const auto logged = std::ranges::count_if(records_, [](const std::string& record) {
+    return record.find("warning stranger_refused peer \"127.0.0.1\"") != std::string::npos;
+  });
+  EXPECT_GE(logged, 10);
+  // A busy machine may take more than the first ten seconds.
+  EXPECT_LE(logged, 10 * (1 + (std::chrono::steady_clock::now() - begun) / std::chrono::seconds(10)))
       << "no more of them in ten seconds";
 }
 
