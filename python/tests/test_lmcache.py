@@ -139,7 +139,7 @@ def test_a_client_is_closed_while_another_one_is_polled(context: Callable[[], An
 
     closing = threading.Thread(target=close, daemon=True)
     closing.start()
-    closing.join(20)
+    closing.join(60)
     assert overtaken.is_set() and not closing.is_alive()
     near.queue = queue
 

@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -36,6 +37,11 @@ class UnansweringPort {
     constexpr std::size_t more_than_fit = 4;
     for (std::size_t i = 0; i < more_than_fit; ++i) {
       (void)::connect(open(), name(), size);
+    }
+    // The kernel may get to them a little later, and has room until then.
+    pollfd full{listener, POLLIN, 0};
+    if (::poll(&full, 1, 30'000) != 1) {
+      throw std::runtime_error("nobody comes to " + address);
     }
   }
   UnansweringPort(const UnansweringPort&) = delete;

@@ -143,7 +143,9 @@ Callers callers;
 }  // namespace
 
 KVFERRY_PROGRAM(exit_while_threads_call) {
-  callers.pair = std::make_unique<StaticPair>();
+  TcpOptions options;
+  options.drain_timeout = long_enough;  // else a peer that is slow to answer leaves a call in doubt
+  callers.pair = std::make_unique<StaticPair>(options);
   for (int i = 0; i < 2; ++i) {
     callers.threads.emplace_back([] { callers.call(); });
   }

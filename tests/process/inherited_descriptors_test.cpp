@@ -15,6 +15,7 @@
 #include <thread>
 
 #include <kvferry/side_message_codec.hpp>
+#include <kvferry/url.hpp>
 
 #include "common/lasting_port.hpp"
 #include "common/open_descriptors.hpp"
@@ -131,7 +132,9 @@ TEST_F(InheritedDescriptors, NoneOfChannelsInAnyState) {
 TEST_F(InheritedDescriptors, AServerRestartsWhileAProgramThatItStartedRuns) {
   TcpOptions options;
   options.peer_init_url = kvferry_test::lasting_url();
-  options.data_port = kvferry_test::lasting_port();
+  do {
+    options.data_port = kvferry_test::lasting_port();
+  } while (options.data_port == parse_url(options.peer_init_url).port);
   std::array<int, 2> ends{};
   ASSERT_EQ(::pipe2(ends.data(), O_CLOEXEC), 0);
   pid_t child = 0;

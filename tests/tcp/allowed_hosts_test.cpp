@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
+#include <system_error>
 #include <tuple>
 
 #include <kvferry/error.hpp>
@@ -110,12 +112,21 @@ TEST(AllowedHosts, APeerCantMakeAChannelLookUpNames) {
 }
 
 TEST(AllowedHosts, ANameThatIsAllowedIsLookedUpAndItsAddressesAreRaced) {
-  const UnansweringPort dead("127.0.0.2");
-  TcpOptions options;
-  options.data_host = "127.0.0.3";
-  options.data_port = dead.port();
-  options.advertised_data_address = "data.test:" + std::to_string(dead.port());
-  const Node server(4, options);
+  std::optional<UnansweringPort> dead;
+  std::optional<Node> server;
+  for (int tries = 0; !server; ++tries) {
+    dead.emplace("127.0.0.2");
+    TcpOptions options;
+    options.data_host = "127.0.0.3";
+    options.data_port = dead->port();
+    options.advertised_data_address = "data.test:" + std::to_string(dead->port());
+    try {
+      server.emplace(4, options);
+    } catch (const TransferError& error) {
+      ASSERT_TRUE(error.code() == std::errc::address_in_use && tries < 20)
+          << error.what();  // another process has it there
+    }
+  }
   ScriptedNames names;
   names.answer("data.test", {{"127.0.0.2", "127.0.0.3"}});
   TcpOptions allowing;
@@ -124,7 +135,7 @@ TEST(AllowedHosts, ANameThatIsAllowedIsLookedUpAndItsAddressesAreRaced) {
   Node node(4, allowing, false);
   std::error_code ec;
   std::string why;
-  node.channel->lazy_init_peer_connection("node", "server", server.channel->peer_init_url(), {},
+  node.channel->lazy_init_peer_connection("node", "server", server->channel->peer_init_url(), {},
                                           {.timeout = long_enough, .diagnostic = &why}, ec);
   ASSERT_FALSE(ec) << ec.message() << ": " << why;
   const auto path = node.channel->peer_info("server")->path;

@@ -77,7 +77,7 @@ TEST(Handshake, LastsAsLongAsTheMoreImpatientSideSays) {
   Node a(4, options, false);
   std::string diagnostic;
   auto connecting = a.channel->async_lazy_init_peer_connection(
-      "a", "b", b.channel->peer_init_url(), {}, {.timeout = milliseconds(20'000), .diagnostic = &diagnostic},
+      "a", "b", b.channel->peer_init_url(), {}, {.timeout = milliseconds(long_enough), .diagnostic = &diagnostic},
       asio::use_future);
   Node other(1, {}, false);
   const auto asked = std::chrono::steady_clock::now();

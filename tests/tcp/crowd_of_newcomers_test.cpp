@@ -110,6 +110,15 @@ class DataAcceptorInACrowd : public DataAcceptorTest {
     one.answered = !ec;
     return one.answered;
   }
+  /// Ends them, and returns when the acceptor has noticed.
+  void leave(Crowd& crowd) {
+    for (const auto& one : crowd) {
+      one->socket.shutdown(tcp::socket::shutdown_send);
+      std::vector<std::byte> said;
+      EXPECT_TRUE(comes_true([&] { return is_closed(one->socket, said); }));
+    }
+    crowd.clear();
+  }
   /// The acceptor does its work until then.
   template <class Condition>
   bool comes_true(Condition condition) {
@@ -171,8 +180,7 @@ TEST_F(DataAcceptorInACrowd, FurtherOnesOfAHandshakeMakeRoomBeforeOlderConnectio
 
 // Or whoever says nothing could keep a peer out whose handshake others have named.
 TEST_F(DataAcceptorInACrowd, FurtherOnesOfAHandshakeDoNotMakeRoomForManySilentOnes) {
-  crowd_.clear();
-  context_.poll();
+  leave(crowd_);
   std::vector<tcp::socket> silent;
   silent.push_back(stranger());
   const auto further = named(one_);
@@ -292,12 +300,13 @@ TEST_F(DataAcceptorThatGivesFewTurns, GivesNoneToThoseWhoseHandshakeIsNotAwaited
   const auto awaited = named(other);
   const auto newcomer = named(handshake());
   EXPECT_TRUE(comes_true([&] { return newcomer->is_answered(); })) << "all others have named theirs by then";
+  (void)waiting(further);  // on a busy machine some have had a turn before
   abandon_one_();
   EXPECT_TRUE(comes_true([&] { return awaited->is_answered(); }));
   std::vector<std::byte> said;
   for (const auto& one : further) {
     EXPECT_TRUE(comes_to_be_closed(one->socket, said));
-    EXPECT_TRUE(said.empty());
+    EXPECT_TRUE(one->answered || said.empty());
   }
 }
 

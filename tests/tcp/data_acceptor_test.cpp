@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
@@ -26,6 +27,7 @@
 #include <kvferry/error.hpp>
 
 #include "common/allocation_limit.hpp"
+#include "common/patience.hpp"
 #include "tcp/data_acceptor_fixture.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp {
@@ -223,7 +225,6 @@ TEST_F(DataAcceptorTest, AConnectionThatThereIsNoMemoryForDoesNotKeepLaterOnesOu
   acceptor_->listen("127.0.0.1", 0, std::chrono::seconds(30));
   std::vector<std::byte> said;
   std::vector<tcp::socket> unlucky;
-  std::size_t lost = 0;
   bool refused = true;
   for (std::size_t allocations = 0; refused; ++allocations) {
     context_.poll();
@@ -238,7 +239,6 @@ TEST_F(DataAcceptorTest, AConnectionThatThereIsNoMemoryForDoesNotKeepLaterOnesOu
     context_.restart();  // it may have run out of work
     refused = test::allocation_refused;
     unlucky.back().non_blocking(true);
-    lost += std::size_t{is_closed(unlucky.back(), said)};
 
     // A handshake comes before a connection, and this one's hello is none, so it is let go as soon as it has come.
     (void)expect(std::chrono::hours(1));
@@ -246,11 +246,18 @@ TEST_F(DataAcceptorTest, AConnectionThatThereIsNoMemoryForDoesNotKeepLaterOnesOu
     next.connect({asio::ip::address_v4::loopback(), acceptor_->port()});
     next.write_some(asio::buffer(std::array<char, sizeof(Hello)>{}));
     next.non_blocking(true);
+    // The kernel may deliver that a little later, when there is nothing more to run.
+    const auto until = kit::Clock::now() + kvferry_test::long_enough;
     while (!is_closed(next, said)) {
-      ASSERT_NE(context_.run_one_for(std::chrono::seconds(10)), 0U) << allocations;
+      ASSERT_LT(kit::Clock::now(), until) << allocations;
+      context_.run_one_for(std::chrono::milliseconds(10));
     }
   }
-  EXPECT_GT(lost, 2U);
+  std::ptrdiff_t lost = 0;
+  for (const auto until = kit::Clock::now() + kvferry_test::long_enough; lost <= 2 && kit::Clock::now() < until;) {
+    lost = std::ranges::count_if(unlucky, [&](tcp::socket& one) { return is_closed(one, said); });
+  }
+  EXPECT_GT(lost, 2);
 }
 
 TEST_F(DataAcceptorTest, AHandshakeThatThereIsNoMemoryForIsNotAwaitedWithoutADeadline) {
@@ -284,7 +291,8 @@ TEST_F(ImpatientDataAcceptor, LetsThoseGoThatDoNotSayWhoTheyAre) {
   tcp::socket socket = stranger();
   std::vector<std::byte> said;
   while (!is_closed(socket, said)) {
-    context_.run_one();
+    context_.run_one_for(
+        std::chrono::milliseconds(10));  // the kernel may deliver that when there is nothing more to run
   }
   EXPECT_TRUE(said.empty());
 }

@@ -8,7 +8,9 @@
 #include <asio/read.hpp>
 #include <asio/write.hpp>
 
+#include <linux/sockios.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 
 #include <array>
 #include <chrono>
@@ -36,6 +38,12 @@ class Intruder {
   void send(std::span<const std::byte> bytes) {
     std::error_code ignored;
     asio::write(socket_, asio::buffer(bytes.data(), bytes.size()), ignored);
+  }
+  /// Waits until all of that is in the other side's socket, which stays open.
+  void wait_until_delivered() {
+    for (int unacknowledged = 1; unacknowledged != 0;) {
+      ASSERT_EQ(::ioctl(socket_.native_handle(), SIOCOUTQ, &unacknowledged), 0);
+    }
   }
   /// Waits for the other side to close, and tells whether it sent anything before.
   [[nodiscard]] bool closed_without_a_word() {
@@ -204,6 +212,7 @@ TEST(DataConnections, AHelloThatIsWrongInAnyFieldIsRefused) {
   std::ranges::copy(endpoint.dial_secret, hello.secret.begin());
   Intruder first(b.channel->data_port());
   first.send(std::as_bytes(std::span(&hello, 1)));
+  first.wait_until_delivered();  // so it is heard before those that come later
   hello.lane = 1;
   for (const auto& [field, change] : changes) {
     Hello wrong = hello;

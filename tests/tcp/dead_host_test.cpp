@@ -4,9 +4,12 @@
 
 #include <linux/filter.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <array>
+#include <chrono>
+#include <cstdint>
 #include <future>
 #include <string>
 #include <system_error>
@@ -71,6 +74,21 @@ struct DeadHost : ::testing::Test {
     return bytes;
   }
 
+  /// Whether the kernel takes much more on a's connection to b.
+  [[nodiscard]] bool has_room() const {
+    for (const auto& [descriptor, what] : kvferry_test::open_descriptors()) {
+      sockaddr_in remote{};
+      socklen_t size = sizeof(remote);
+      pollfd writable{descriptor, POLLOUT, 0};
+      if (::getpeername(descriptor, reinterpret_cast<sockaddr*>(&remote), &size) == 0 && remote.sin_family == AF_INET &&
+          ntohs(remote.sin_port) == b.channel->data_port() && ::poll(&writable, 1, 0) == 1 &&
+          (writable.revents & POLLOUT) != 0) {
+        return true;
+      }
+    }
+    return false;
+  }
+
   Node b{pages};
   std::optional<Node> a;
 };
@@ -95,9 +113,9 @@ TEST_F(DeadHost, AnOperationThatGetsNothingOutFindsItsConnectionDead) {
   const auto all = indexes(pages);
   auto patient = a->channel->async_batched_write(
       a->pages(pages), {.peer_id = "b", .remote_indexes = all, .timeout = std::chrono::minutes(5)}, asio::use_future);
-  // Until the socket is full: then nothing of what follows gets into it.
+  // Until the socket is full: then nothing of what follows gets into it. A thread that is to fill it may stand still meanwhile.
   std::uint64_t before = 0;
-  for (int same = 0; same < 20; same = sent() == before ? same + 1 : 0) {
+  for (int same = 0; same < 20; same = sent() == before && !has_room() ? same + 1 : 0) {
     before = sent();
     std::error_code ec;
     a->channel->batched_recv(a->pages(1), {.peer_id = "b", .tag = 1, .timeout = milliseconds(10)}, ec);
@@ -141,16 +159,26 @@ TEST_F(DeadHost, WhoIsSaidToBeElsewhereIsConnectedToAnewBeforeTheCallEnds) {
   connect_without_the_kernels_help();
   const LostPackets lost(b.channel->data_port());
   ASSERT_EQ(lost.connections(), 1);
-  std::string elsewhere = b.channel->peer_init_url();
+  std::string here = b.channel->peer_init_url();
+  std::string elsewhere = here;
   elsewhere.replace(elsewhere.find("127.0.0.1"), 9, "localhost");
   a->channel->lazy_init_peer_connection("a", "b", elsewhere);
   std::error_code ec;
   a->channel->batched_write(a->pages(1), {.peer_id = "b", .remote_indexes = indexes(1), .timeout = long_enough}, ec);
   EXPECT_FALSE(ec) << "the old connection was taken for a living one: " << ec.message();
   EXPECT_EQ(a->channel->stats().handshakes.reconnected, 1U);
-  // A connection that lives stays.
-  a->channel->lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
-  EXPECT_EQ(a->channel->stats().handshakes.reconnected, 1U);
+  // A connection that lives stays. A busy machine may keep the peer from answering within the second that it has: then once more.
+  std::uint64_t before = 0;
+  std::uint64_t after = 1;
+  for (bool in_time = false; before != after && !in_time;) {
+    before = a->channel->stats().handshakes.reconnected;
+    elsewhere.swap(here);
+    const auto asked = std::chrono::steady_clock::now();
+    a->channel->lazy_init_peer_connection("a", "b", elsewhere);
+    in_time = std::chrono::steady_clock::now() - asked < std::chrono::seconds(1);
+    after = a->channel->stats().handshakes.reconnected;
+  }
+  EXPECT_EQ(after, before);
 }
 
 }  // namespace

@@ -20,10 +20,13 @@
 #include <kvferry/tcp_transfer_channel.hpp>
 #include <kvferry/testing/own_loopback.hpp>
 
+#include "common/patience.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::testing {
 namespace {
 
 using namespace std::chrono_literals;
+using kvferry_test::long_enough;
 
 /// A channel with faults, and the peer that it writes to.
 class FaultChannelTest : public ::testing::Test {
@@ -40,12 +43,12 @@ class FaultChannelTest : public ::testing::Test {
     return options;
   }
 
-  [[nodiscard]] TransferSpec spec(std::chrono::milliseconds timeout = 20s) {
+  [[nodiscard]] TransferSpec spec(std::chrono::milliseconds timeout = long_enough) {
     return {.peer_id = "server", .remote_indexes = index_, .timeout = timeout, .statuses = status_, .diagnostic = &why_};
   }
   [[nodiscard]] ConstObjects page() { return {ConstBuffer(mine_.data(), page_size)}; }
 
-  std::error_code write(std::chrono::milliseconds timeout = 20s) {
+  std::error_code write(std::chrono::milliseconds timeout = long_enough) {
     std::error_code ec;
     (void)channel_.batched_write(page(), spec(timeout), ec);
     return ec;
@@ -74,7 +77,7 @@ TEST_F(FaultChannelTest, NoticesABlockingCallInAHandler) {
     errors[0] = write();
     channel_.notify("server", ConstBuffer(mine_.data(), 1), {}, errors[1]);
     channel_.fence("server", {}, errors[2]);
-    channel_.receive_notification(20s, errors[3]);
+    channel_.receive_notification(long_enough, errors[3]);
     promise.set_value(errors);
   });
   EXPECT_EQ(promise.get_future().get(), std::vector<std::error_code>(4, errc::would_deadlock));

@@ -63,6 +63,21 @@ class Fence : public ::testing::Test {
     return std::ranges::all_of(b_->page(0), [value](std::byte byte) { return byte == value; });
   }
 
+  /// Connects while fences are made, each of which gives a connection up that takes longer than a second to be made: once more then.
+  template <class Connect>
+  static std::error_code connected_in_time(Connect connect) {
+    const auto deadline = std::chrono::steady_clock::now() + long_enough;
+    for (;;) {
+      const auto began = std::chrono::steady_clock::now();
+      std::error_code error;
+      connect(error);
+      const auto now = std::chrono::steady_clock::now();
+      if (!error || now - began < std::chrono::seconds(1) || now > deadline) {
+        return error;
+      }
+    }
+  }
+
   /// Both sides know of it.
   void cut() {
     data_.cut();
@@ -153,8 +168,9 @@ TEST_F(Fence, FencesWithoutPauseLetConnectionsBeMade) {
   });
   for (int round = 0; round < 10; ++round) {
     cut();
-    std::error_code error;
-    a_.channel->lazy_init_peer_connection("a", "b", handshakes_.address(), {}, {.timeout = long_enough}, error);
+    const auto error = connected_in_time([&](std::error_code& ec) {
+      a_.channel->lazy_init_peer_connection("a", "b", handshakes_.address(), {}, {.timeout = long_enough}, ec);
+    });
     EXPECT_FALSE(error) << error.message();
   }
   done = true;
@@ -178,9 +194,10 @@ TEST_F(Fence, WhoFencesMayBeTheOneThatConnects) {
     again.peer_init_url = kvferry::testing::own_loopback_url();
     again.regions = {{writer.memory.data(), writer.memory.size(), page_size}};
     writer.channel.emplace(std::move(again));
-    std::error_code error;
-    b_->channel->lazy_init_peer_connection("b", "writer", writer.channel->peer_init_url(), {}, {.timeout = long_enough},
-                                           error);
+    const auto error = connected_in_time([&](std::error_code& ec) {
+      b_->channel->lazy_init_peer_connection("b", "writer", writer.channel->peer_init_url(), {},
+                                             {.timeout = long_enough}, ec);
+    });
     EXPECT_FALSE(error) << error.message();
   }
   done = true;

@@ -6,6 +6,8 @@
 #include <asio/error.hpp>
 
 #include <chrono>
+#include <exception>
+#include <functional>
 #include <future>
 #include <optional>
 #include <string>
@@ -37,10 +39,42 @@ TcpOptions listening_at(const std::string& host, std::uint16_t port = 0, std::ui
 
 std::uint16_t init_port(const Node& node) { return parse_url(node.channel->peer_init_url()).port; }
 
+/// Makes what takes a port at one address that is free at another one: `make` is called until it is free there, too.
+void find_free_port(const std::function<void()>& make) {
+  for (int tries = 0;; ++tries) {
+    try {
+      make();
+      return;
+    } catch (const std::exception&) {
+      if (tries == 20) {
+        throw;
+      }
+    }
+  }
+}
+
+/// Two servers that have the same ports at two addresses.
+struct TwoPods {
+  explicit TwoPods(const std::string& lookup_url_of_first = {}, const std::string& lookup_url_of_second = {}) {
+    find_free_port([&] {
+      TcpOptions one = listening_at("127.0.0.2");
+      one.peer_lookup_url = lookup_url_of_first;
+      first.emplace(4, one);
+      TcpOptions other = listening_at("127.0.0.3", init_port(*first), first->channel->data_port());
+      other.peer_lookup_url = lookup_url_of_second;
+      second.emplace(4, other);
+    });
+  }
+
+  std::optional<Node> first;
+  std::optional<Node> second;
+};
+
 TEST(PeerNames, DataGoesToThePodThatAnsweredTheHandshake) {
   // One name, two servers, in another order at each lookup; the servers have the same ports, as pods do.
-  const Node first(4, listening_at("127.0.0.2"));
-  const Node second(4, listening_at("127.0.0.3", init_port(first), first.channel->data_port()));
+  const TwoPods pods;
+  const Node& first = *pods.first;
+  const Node& second = *pods.second;
   ScriptedNames names;
   std::vector<std::vector<std::string>> turns;
   for (int i = 0; i < 5; ++i) {
@@ -134,30 +168,30 @@ TEST(PeerNames, AConstructorNamesTheHostToListenAtThatHasNoAddress) {
 }
 
 TEST(PeerNames, ASideMessageGoesToThePodThatTheConnectionGoesTo) {
-  TcpOptions one = listening_at("127.0.0.2");
-  one.peer_lookup_url = "one";
-  const Node first(4, one);
-  TcpOptions other = listening_at("127.0.0.3", init_port(first), first.channel->data_port());
-  other.peer_lookup_url = "other";
-  const Node second(4, other);
+  const TwoPods pods("one", "other");
   ScriptedNames names;
   names.answer("pods.test", {{"127.0.0.2"}, {"127.0.0.3"}});
   Node node(4, {}, false);
   const auto answer = node.channel->lazy_init_peer_connection(
-      "node", "pod", "tcp://pods.test:" + std::to_string(init_port(first)), encode_side_message(P2PInitSideMsg{}));
+      "node", "pod", "tcp://pods.test:" + std::to_string(init_port(*pods.first)),
+      encode_side_message(P2PInitSideMsg{}));
   ASSERT_TRUE(answer);
   EXPECT_EQ(decode_side_message<P2PInitSideRetMsg>(*answer).peer_lookup_url, "one");
 }
 
 TEST(PeerNames, AnAddressThatDoesNotAnswerDoesNotUseUpTheDeadline) {
-  const Node server(4, listening_at("127.0.0.3"));
-  const UnansweringPort dead("127.0.0.2", init_port(server));
+  std::optional<Node> server;
+  std::optional<UnansweringPort> dead;
+  find_free_port([&] {
+    server.emplace(4, listening_at("127.0.0.3"));
+    dead.emplace("127.0.0.2", init_port(*server));
+  });
   ScriptedNames names;
   names.answer("half.test", {{"127.0.0.2", "127.0.0.3"}});
   Node node(4, {}, false);
   std::error_code ec;
   std::string why;
-  node.channel->lazy_init_peer_connection("node", "server", "tcp://half.test:" + std::to_string(init_port(server)), {},
+  node.channel->lazy_init_peer_connection("node", "server", "tcp://half.test:" + std::to_string(init_port(*server)), {},
                                           {.timeout = long_enough, .diagnostic = &why}, ec);
   EXPECT_FALSE(ec) << ec.message() << ": " << why;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "channel_pair.hpp"
+#include "common/patience.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -39,7 +40,7 @@ class CountingChannel final : public TcpTransferChannel {
 TEST(OverriddenTransfer, SeesBlockingCallsAndOthers) {
   Node b(4);
   std::vector<std::byte> page(page_size, std::byte{1});
-  CountingChannel a{TcpOptions()};
+  CountingChannel a{kvferry_test::patient(TcpOptions())};
   a.lazy_init_peer_connection("a", "b", b.channel->peer_init_url());
   const auto first = indexes(1);
   EXPECT_EQ(a.batched_write({ConstBuffer(page)}, {.peer_id = "b", .remote_indexes = first}), 1U);

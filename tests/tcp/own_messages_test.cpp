@@ -13,6 +13,8 @@
 #include <kvferry/testing/own_loopback.hpp>
 #include <kvferry/url.hpp>
 
+#include "common/patience.hpp"
+
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
 
@@ -37,13 +39,13 @@ class Asking final : public TcpTransferChannel {
 };
 
 TcpOptions options_of_one_asked_at(std::string url) {
-  TcpOptions options;
+  TcpOptions options = kvferry_test::patient(TcpOptions());
   options.peer_init_url = std::move(url);
   return options;
 }
 
 void expect_would_deadlock(Asking& channel, const std::string& url) {
-  TcpTransferChannel client{TcpOptions()};
+  TcpTransferChannel client{kvferry_test::patient(TcpOptions())};
   channel.url = url;
   const std::string reached = "tcp://127.0.0.1:" + std::to_string(parse_url(channel.peer_init_url()).port);
   const bool at_wildcard = parse_url(channel.peer_init_url()).is_wildcard();

@@ -6,6 +6,7 @@
 #include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -14,6 +15,7 @@
 #include <thread>
 #include <utility>
 
+#include <kvferry/error.hpp>
 #include <kvferry/side_message_codec.hpp>
 
 #include "channel_pair.hpp"
@@ -32,6 +34,39 @@ inline std::error_code connect(Node& from, const std::string& own_id, const std:
   std::error_code ec;
   from.channel->lazy_init_peer_connection(own_id, peer, url, {}, {.diagnostic = diagnostic}, ec);
   return ec;
+}
+
+/// A peer that is connected has a second to answer when somebody says that he is that peer, or that it is elsewhere. A busy machine may
+/// keep it from that: then it is taken for a dead one, as it should be.
+class SecondToAnswer {
+ public:
+  [[nodiscard]] bool is_over() const { return std::chrono::steady_clock::now() - began_ >= std::chrono::seconds(1); }
+
+ private:
+  const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
+};
+
+/// Whether somebody is refused who says that he is a connected peer, which answers. False only where it came to nothing, as above.
+template <class Call>
+[[nodiscard]] bool is_refused_for_one_that_lives(Call call) {
+  const SecondToAnswer second;
+  const std::error_code ec = call();
+  if (!ec && second.is_over()) {
+    return false;
+  }
+  EXPECT_EQ(ec, errc::identity_conflict) << ec.message();
+  return true;
+}
+
+/// Tries until what is to be shown has been: `shown` begins from the beginning each time.
+template <class Shown>
+void show_in_the_end(Shown shown) {
+  for (int tries = 0; tries < 20; ++tries) {
+    if (shown()) {
+      return;
+    }
+  }
+  ADD_FAILURE() << "a machine this busy shows nothing";
 }
 
 /// Asks "b" as a stranger who says that he is "a". @return the answer.

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "channel_pair.hpp"
+#include "common/patience.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -167,7 +168,7 @@ TEST(Stats, AHandshakeThatIsRefusedIsCountedOnBothSidesAndLogged) {
   Node b(4, listening);
   Node first(4);
   (void)first.channel->lazy_init_peer_connection("first", "b", b.channel->peer_init_url());
-  TcpTransferChannel a(TcpOptions{});
+  TcpTransferChannel a(kvferry_test::patient(TcpOptions{}));
   std::error_code ec;
   (void)a.lazy_init_peer_connection("a", "b", b.channel->peer_init_url(), {}, {}, ec);
   EXPECT_EQ(ec, errc::resource_limit);

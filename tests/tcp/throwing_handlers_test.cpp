@@ -17,6 +17,7 @@
 #include <kvferry/testing/own_loopback.hpp>
 
 #include "channel_pair.hpp"
+#include "common/patience.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::tcp::testing {
 namespace {
@@ -99,7 +100,7 @@ TEST(ThrowingSideMessageHandlers, SayWhetherToAskAgain) {
   TcpOptions options;
   options.peer_init_url = kvferry::testing::own_loopback_url();
   ExhaustedChannel b(options);
-  TcpTransferChannel a{TcpOptions()};
+  TcpTransferChannel a{kvferry_test::patient(TcpOptions())};
   std::error_code ec;
   std::string why;
   a.send_init_side_msg(b.peer_init_url(), encode_side_message(P2PInitSideMsg{}), {.diagnostic = &why}, ec);
@@ -112,7 +113,7 @@ TEST(ThrowingSideMessageHandlers, AnswerWithAnError) {
   TcpOptions options;
   options.peer_init_url = kvferry::testing::own_loopback_url();
   ThrowingChannel b(options);
-  TcpTransferChannel a{TcpOptions()};
+  TcpTransferChannel a{kvferry_test::patient(TcpOptions())};
   for (int i = 0; i < 3; ++i) {
     std::error_code ec;
     a.send_init_side_msg(b.peer_init_url(), encode_side_message(P2PInitSideMsg{}), {}, ec);
