@@ -40,7 +40,8 @@ long sleeps() {
 /// was over before they came to wait for anything.
 std::set<std::string> sentences(const std::function<void(std::string& diagnostic, std::error_code& ec)>& call) {
   std::set<std::string> all;
-  for (int waited = 0; waited < deadlines_tried;) {
+  int waited = 0;
+  for (int tries = 0; waited < deadlines_tried && tries < 40 * deadlines_tried; ++tries) {
     std::string diagnostic;
     std::error_code ec;
     const long before = sleeps();
@@ -51,6 +52,7 @@ std::set<std::string> sentences(const std::function<void(std::string& diagnostic
       ++waited;
     }
   }
+  EXPECT_EQ(waited, deadlines_tried);
   return all;
 }
 
