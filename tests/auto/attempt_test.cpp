@@ -75,6 +75,34 @@ TEST(AutoAttempt, OneOfAClosedChannelGoesOnOverNoOtherRoad) {
   EXPECT_EQ(second->connects(), 0U);
 }
 
+/// A peer in a crowd may have let go of the attempt, whichever road it was on.
+TEST(AutoAttempt, OfAPeerInACrowdThatClosesItsConnectionIsMadeAnew) {
+  AutoOptions small = with({tcp()});
+  small.max_peers = 16;
+  Node b(std::move(small));
+  const auto silent = std::make_shared<Fate>();
+  silent->set(Fate::State::silent);
+  Node strangers(with({mortal_tcp("tcp", silent)}));
+  std::vector<std::future<std::optional<SideMessage>>> waiting;
+  for (const std::string own_id : {"one", "two"}) {
+    waiting.push_back(strangers.channel->async_lazy_init_peer_connection(
+        own_id, "b of " + own_id, b.channel->peer_init_url(), {}, {}, asio::use_future));
+  }
+  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; }));
+  const auto fate = std::make_shared<Fate>();
+  fate->set(Fate::State::unreachable);
+  fate->refuse_with(errc::peer_closed);
+  Node a(with({mortal_tcp("tcp", fate)}));
+  auto attempt = a.begin_connect(b);
+  EXPECT_TRUE(comes_true([&] { return fate->connects() >= 3; }));
+  fate->set(Fate::State::alive);
+  EXPECT_NO_THROW((void)attempt.get());
+  strangers.channel->close();
+  for (auto& call : waiting) {
+    EXPECT_THROW((void)call.get(), std::system_error);
+  }
+}
+
 /// A call that the test cancels, on its own thread, as Asio wants it.
 class Cancelled {
  public:

@@ -4,10 +4,13 @@
 
 #include <asio/use_future.hpp>
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include <kvferry/error.hpp>
 
@@ -24,6 +27,7 @@ using kvferry_test::comes_true;
 class CrowdedHandshakes : public ::testing::Test {
  protected:
   static constexpr int room_of_an_address = 9;
+  static constexpr int crowd = 2;
 
   CrowdedHandshakes() {
     TcpOptions options;
@@ -34,6 +38,14 @@ class CrowdedHandshakes : public ::testing::Test {
     relay_.pause();
   }
 
+  /// Handshakes that their askers don't go on with.
+  void ask(int count) {
+    for (int i = 0; i < count; ++i) {
+      const auto [ec, answer] = ask_as(stranger_, "stranger " + std::to_string(++strangers_), *b_, "b", 100);
+      ASSERT_FALSE(ec) << ec.message();
+      ASSERT_EQ(answer->status, kit::InitAnswer::ok);
+    }
+  }
   /// Returns when the handshake is over and the data connection under way.
   auto begin_connect(std::chrono::milliseconds timeout) {
     auto connecting = a_.channel->async_lazy_init_peer_connection(
@@ -50,36 +62,56 @@ class CrowdedHandshakes : public ::testing::Test {
       return error.code();
     }
   }
+  static std::uint64_t count_of(errc cause, const std::vector<CauseCount>& counts) {
+    const auto found = std::ranges::find(counts, make_error_code(cause), &CauseCount::cause);
+    return found == counts.end() ? 0 : found->count;
+  }
 
   Relay relay_;
   std::optional<Node> b_;
+  Node stranger_{1, {}, false};
+  int strangers_ = 0;
   Node a_{4, {}, false};
   std::string why_;
 };
 
 TEST_F(CrowdedHandshakes, APeerThatHadToMakeRoomAsksAnew) {
+  ask(crowd);
   auto connecting = begin_connect(long_enough);
-  Node stranger(1, {}, false);
-  for (int i = 0; i < room_of_an_address; ++i) {
-    const auto [ec, answer] = ask_as(stranger, "stranger " + std::to_string(i), *b_, "b", 100);
-    ASSERT_FALSE(ec) << ec.message();
-    ASSERT_EQ(answer->status, kit::InitAnswer::ok);
-  }
-  const auto refused = b_->channel->stats().handshakes.refused;
-  ASSERT_EQ(refused.size(), 1U) << "the peer's has made room";
-  EXPECT_EQ(refused.front().cause, errc::resource_limit);
-  EXPECT_EQ(refused.front().count, 1U);
+  ask(room_of_an_address);
+  EXPECT_EQ(count_of(errc::resource_limit, b_->channel->stats().handshakes.refused), crowd + 1U)
+      << "the peer's has made room";
   relay_.resume();
   EXPECT_FALSE(outcome(connecting)) << why_;
   EXPECT_FALSE(write_one(a_, "b"));
+  EXPECT_EQ(count_of(errc::peer_closed, a_.channel->stats().handshakes.failed), 1U);
 }
 
 TEST_F(CrowdedHandshakes, OneThatIsGoneIsAskedUntilTheDeadline) {
+  ask(crowd);
   auto connecting = begin_connect(long_enough / 8);
   b_.reset();
   relay_.resume();
   EXPECT_EQ(outcome(connecting), errc::timed_out) << why_;
   EXPECT_NE(why_.find("no answer from"), std::string::npos) << why_;
+  EXPECT_NE(why_.find("was closed before it was welcomed"), std::string::npos) << why_;
+}
+
+TEST_F(CrowdedHandshakes, NobodyIsAskedWhenNoCallWaitsAnyLonger) {
+  ask(crowd);
+  relay_.set_target(1);  // where nobody listens: each connection is closed at once
+  auto connecting = begin_connect(long_enough / 30);
+  EXPECT_EQ(outcome(connecting), errc::timed_out) << why_;
+  const auto ended = [&] { return count_of(errc::timed_out, a_.channel->stats().handshakes.failed) == 1; };
+  EXPECT_TRUE(comes_true(ended)) << "the last attempt goes on";
+  EXPECT_GE(relay_.connections(), 2);
+}
+
+TEST_F(CrowdedHandshakes, WhereThereIsNoCrowdTheCallEndsAtOnce) {
+  auto connecting = begin_connect(long_enough);
+  b_.reset();
+  relay_.resume();
+  EXPECT_EQ(outcome(connecting), errc::peer_closed) << why_;
 }
 
 }  // namespace

@@ -197,6 +197,10 @@ KVFERRY_INLINE void RoadDial::give_up(std::size_t before, const Handler& on_link
   (*on_link)(failure.code, nullptr, failure.sentence);
 }
 
+KVFERRY_INLINE bool RoadDial::was_cut_off() const noexcept {
+  return std::ranges::any_of(ways_, [](const Way& way) { return kit::is_cut_off(way.failure.code); });
+}
+
 KVFERRY_INLINE Reasons RoadDial::reasons(std::size_t before) const {
   Reasons reasons;
   for (std::size_t i = 0; i < before; ++i) {

@@ -24,6 +24,7 @@ class RoadDial final : public kit::Dial {
   void connect(std::shared_ptr<kit::LinkHost> host, const Bytes& remote_endpoint, kit::Clock::time_point deadline,
                kit::LinkHandler on_link) override;
   [[nodiscard]] std::string awaited() const override { return progress_->described(); }
+  [[nodiscard]] bool was_cut_off() const noexcept override;
 
  private:
   /// A road of this side, in its order.

@@ -64,9 +64,9 @@ class AttemptSlots {
   }
 
   [[nodiscard]] std::size_t size() const noexcept { return holders_.size(); }
-  /// Whether so many are here that one that enters now may have to give way. Long before all slots are taken: in a flood that
-  /// takes no longer than a peer's connection needs.
-  [[nodiscard]] bool crowded() const noexcept { return holders_.size() * 16 >= slots_; }
+  /// Whether so many are here that one of them may have to give way. Long before all slots are taken: in a flood that takes no
+  /// longer than a peer's connection needs. One alone is no crowd, however few slots there are.
+  [[nodiscard]] bool crowded() const noexcept { return holders_.size() > 1 && holders_.size() * 16 >= slots_; }
 
  private:
   using Attempts = std::list<Attempt>;  ///< The oldest first.

@@ -36,6 +36,12 @@ struct Failure {
   }
 }
 
+/// Whether a connection ended so because the other side closed it.
+[[nodiscard]] inline bool is_cut_off(const std::error_code& cause) noexcept {
+  return cause == errc::peer_closed || cause == errc::connection_lost || cause == std::errc::connection_reset ||
+         cause == std::errc::broken_pipe;
+}
+
 /// Runs work that may be left undone if there is no memory for it.
 template <class Work>
 void if_memory_lasts(Work work) noexcept {

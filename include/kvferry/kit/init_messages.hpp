@@ -107,7 +107,8 @@ struct InitAnswer {
   std::optional<std::vector<std::uint64_t>> region_numbers;  ///< As in the question.
   std::optional<std::uint64_t> next_region;                  ///< As in the question.
   std::optional<std::uint64_t> given_regions;                ///< As in the question.
-  std::optional<bool> crowded;  ///< Whether the attempt may have to make room for others before its connection comes.
+  /// Whether the attempt may have to make room for others before its connection comes: only one of an id that isn't known here.
+  std::optional<bool> crowded;
 
   static constexpr std::string_view side_message_type = "KvferryInitResponse";
   static constexpr auto side_message_fields() {

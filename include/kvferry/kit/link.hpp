@@ -250,6 +250,9 @@ class KVFERRY_EXPORT Dial {
   /// Describes the present step of `connect`, for the sentence of a call whose time is over; empty if the transport has only one way.
   /// Thread-safe.
   [[nodiscard]] virtual std::string awaited() const { return {}; }
+  /// Whether the peer closed a connection of a `connect` that has failed since with a code that doesn't say so. Called within the
+  /// `LinkHandler`, or after it.
+  [[nodiscard]] virtual bool was_cut_off() const noexcept { return false; }
 };
 
 }  // namespace kvferry::kit

@@ -75,7 +75,7 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
   // A peer that has accepted this side's dial awaits its connection: this is an old question of it, or it has lost patience.
   // A stranger that uses the peer's id may wait as well.
   const bool accepted_there = peer.attempt.instance.incarnation == question.incarnation;
-  if (peer.dialing() && !peer.attempt.yielded && (this_side_wins || accepted_there)) {
+  if (peer.dialing() && !peer.attempt.gives_way() && (this_side_wins || accepted_there)) {
     peer.attempt.gave_yield = true;
     answer.status = InitAnswer::yield;
     lock.unlock();
@@ -159,7 +159,7 @@ KVFERRY_INLINE bool PeerDirectory::is_outdated(const Peer& peer, const InitQuest
 /// whose connection will never come.
 KVFERRY_INLINE PeerDirectory::Attempt& PeerDirectory::place_for(Peer& peer, const InitQuestion& question, bool known) {
   const bool first = !peer.description && peer.attempt.number == 0;
-  if ((known && (!peer.dialing() || peer.attempt.yielded) && !peer.attempt.moves) || first) {
+  if ((known && (!peer.dialing() || peer.attempt.gives_way()) && !peer.attempt.moves) || first) {
     end_attempt(peer.attempt);
     return peer.attempt;
   }

@@ -78,6 +78,10 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
     // The peer's own dial may still be under way. Of a peer that nobody knows yet it may be any.
     const bool may_come = std::ranges::any_of(
         peer->candidates, [&](const Attempt& candidate) { return candidate.known || !peer->description; });
+    if (!was_acceptance) {
+      peer->times_let_go = 0;
+      peer->let_go_because.clear();
+    }
     if (!peer->link && peer->attempt.number == 0 && !may_come) {
       peer->out_of_use_since = now;
       peer->last_failure = failure;
@@ -202,6 +206,8 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       replaced = std::move(others);
       askers = take_askers(*peer);
       peer->last_awaited.clear();
+      peer->times_let_go = 0;
+      peer->let_go_because.clear();
       peer->link = std::move(link);
       peer->host = host.get();
       peer->description = host->description();

@@ -23,8 +23,9 @@ inline namespace internal {
 /// How long a side that yielded to the other's dial, or accepted it, waits for it before it asks itself: the other may not
 /// get through.
 inline constexpr std::chrono::milliseconds patience_with_the_other{250};
-/// Before a peer that has let go of an attempt is asked again: long enough for a peer that lets go of all to get on.
-inline constexpr std::chrono::milliseconds pause_of_one_let_go{50};
+/// Before a peer that has let go of an attempt is asked again; twice as long each time, up to the longest.
+inline constexpr std::chrono::milliseconds first_pause_of_one_let_go{50};
+inline constexpr unsigned pause_doublings_of_one_let_go = 4;
 /// Dials of those who may be a peer, or were to be it.
 inline constexpr std::size_t max_candidates = 8;
 
@@ -142,7 +143,7 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   begin_attempt(peer, made, deadline);
   made.local_id = local_id;
   made.url = url;
-  made.moves = peer.link != nullptr;
+  made.moves = peer.link != nullptr || !peer.movers.empty();
   made.told_again = once_more;
   const std::uint64_t attempt = made.number;
   const std::string peer_id = peer.id;
@@ -234,11 +235,10 @@ KVFERRY_INLINE void PeerDirectory::dial_beside(const std::string& peer_id, std::
   start_dial(*peer, lock);
 }
 
-KVFERRY_INLINE void PeerDirectory::call_later(Clock::duration when,
+KVFERRY_INLINE void PeerDirectory::call_later(Clock::duration pause,
                                               void (PeerDirectory::*what)(const std::string&, std::uint64_t),
                                               const std::string& peer_id, std::uint64_t attempt) {
-  deadlines_->add(Clock::now() + when,
-                  Expiry::make([weak = weak_from_this(), what, peer_id, attempt] {
+  deadlines_->add(Clock::now() + pause, Expiry::make([weak = weak_from_this(), what, peer_id, attempt] {
                     if (const Visit self(weak); self) {
                       (*self.operator->().*what)(peer_id, attempt);
                     }
@@ -248,19 +248,27 @@ KVFERRY_INLINE void PeerDirectory::call_later(Clock::duration when,
 /// A peer in a crowd lets go of attempts whose connections take long, and closes the connections that come then. It looks the
 /// same where a peer goes, which is noticed when it is asked again.
 KVFERRY_INLINE void PeerDirectory::dial_failed(const std::string& peer_id, std::uint64_t attempt,
-                                               const Failure& failure) {
+                                               const Failure& failure, bool was_cut_off) {
   bool again = false;
+  std::shared_ptr<Dial> dial;  // destroyed without the lock
   if_memory_lasts([&] {
     const Lock lock(mutex_);
     Peer* const peer = current(peer_id, attempt);
-    if (peer != nullptr && peer->attempt.number == attempt && peer->attempt.crowded &&
-        failure.code == condition::retryable && failure.code != condition::timed_out) {
-      peer->attempt.let_go = failure.sentence.empty() ? failure.code.message() : failure.sentence;
-      call_later(pause_of_one_let_go, &PeerDirectory::dial_anew, peer_id, attempt);
-      again = true;
+    if (peer == nullptr || peer->attempt.number != attempt || !peer->attempt.crowded || !was_cut_off) {
+      return;
     }
+    Attempt& made = peer->attempt;
+    peer->let_go_because = failure.sentence;
+    call_later(first_pause_of_one_let_go * (1U << std::min(peer->times_let_go, pause_doublings_of_one_let_go)),
+               &PeerDirectory::dial_anew, peer_id, attempt);
+    ++peer->times_let_go;
+    made.let_go = true;
+    made.fences.clear();  // nothing comes by it any more
+    dial = std::move(made.dial);
+    again = true;
   });
   if (again) {
+    failed_dials_.count(failure.code);
     logger_->log(LogLevel::info, "connect_again", peer_id, failure.code, [&] { return failure.sentence; });
   } else {
     fail_attempt(peer_id, attempt, failure);
@@ -273,9 +281,16 @@ KVFERRY_INLINE void PeerDirectory::dial_anew(const std::string& peer_id, std::ui
   if (peer == nullptr || peer->attempt.number != attempt) {
     return;
   }
-  const std::string local_id = peer->attempt.local_id;
-  const std::string url = peer->attempt.url;
-  start_dial(*peer, local_id, url, lock);
+  const auto waits = [now = Clock::now()](const Waiter& waiter) { return waiter.deadline > now && !waiter.over(); };
+  if (std::ranges::any_of(peer->waiting, waits) || std::ranges::any_of(peer->movers, waits)) {
+    const std::string local_id = peer->attempt.local_id;
+    const std::string url = peer->attempt.url;
+    start_dial(*peer, local_id, url, lock);
+    return;
+  }
+  lock.unlock();
+  fail_attempt(peer_id, attempt,
+               {errc::timed_out, "the connection was not usable in time: " + awaited(peer_id, attempt)});
 }
 
 KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure,
@@ -380,7 +395,7 @@ KVFERRY_INLINE LinkHandler PeerDirectory::link_handler(std::string peer_id, std:
     } else if (self && !ec) {
       self->publish(peer_id, attempt, host, std::move(link));
     } else if (self && dial) {
-      self->dial_failed(peer_id, attempt, {ec, std::move(diagnostic)});
+      self->dial_failed(peer_id, attempt, {ec, std::move(diagnostic)}, is_cut_off(ec) || dial->was_cut_off());
     } else if (self) {
       self->fail_attempt(peer_id, attempt, {ec, std::move(diagnostic)});
     } else if (link) {

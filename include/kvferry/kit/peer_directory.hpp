@@ -230,9 +230,11 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   void dial_beside_later(Peer& peer);
   void dial_beside(const std::string& peer_id, std::uint64_t attempt);
-  void call_later(Clock::duration when, void (PeerDirectory::*what)(const std::string& peer_id, std::uint64_t attempt),
+  /// When the other side has had a while.
+  void call_later(Clock::duration pause, void (PeerDirectory::*what)(const std::string& peer_id, std::uint64_t attempt),
                   const std::string& peer_id, std::uint64_t attempt);
-  void dial_failed(const std::string& peer_id, std::uint64_t attempt, const Failure& failure);
+  /// Ends the attempt, or has it made anew.
+  void dial_failed(const std::string& peer_id, std::uint64_t attempt, const Failure& failure, bool was_cut_off);
   void dial_anew(const std::string& peer_id, std::uint64_t attempt);
   void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& message,
                      const std::string& reached_address);

@@ -86,30 +86,35 @@ KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id) { re
 KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std::optional<std::uint64_t> number) {
   std::optional<Stay> stay;  // the transport is asked, which `close` waits for
   std::shared_ptr<Dial> dial;
+  std::string before;
   {
     const Lock lock(mutex_);
     const auto it = peers_.find(peer_id);
     if (closed_ || it == peers_.end()) {
       return {};
     }
-    if (!number && it->second.attempt.number == 0) {
-      return Clock::now() < it->second.last_awaited_until ? it->second.last_awaited : std::string();
+    const Peer& peer = it->second;
+    const Attempt& attempt = peer.attempt;
+    if (!number && attempt.number == 0) {
+      return Clock::now() < peer.last_awaited_until ? peer.last_awaited : std::string();
     }
-    const Attempt& attempt = it->second.attempt;
+    if (attempt.let_go) {
+      return "the peer has many handshakes, and is to be asked again: " + peer.let_go_because;
+    }
     if (attempt.accepting || attempt.yielded || (number && *number != attempt.number)) {
       return "the peer's own connection has not come";
     }
-    if (!attempt.let_go.empty()) {
-      return "a peer that has many handshakes is to be asked again: " + attempt.let_go;
+    if (!peer.let_go_because.empty()) {
+      before = "; before that: " + peer.let_go_because;
     }
     if (attempt.instance.incarnation == 0) {
-      return "no answer from " + printable(attempt.url);
+      return "no answer from " + printable(attempt.url) + before;
     }
     stay.emplace(*this);
     dial = attempt.dial;
   }
   const std::string at = dial ? dial->awaited() : std::string();
-  return "the data connection was not welcomed" + (at.empty() ? at : ": " + at);
+  return "the data connection was not welcomed" + (at.empty() ? at : ": " + at) + before;
 }
 
 KVFERRY_INLINE bool PeerDirectory::usable(std::string_view peer_id) const { return link(peer_id) != nullptr; }

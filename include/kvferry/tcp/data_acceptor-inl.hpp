@@ -136,9 +136,11 @@ KVFERRY_INLINE void DataAcceptor::listen(const std::string& host, std::uint16_t 
   auto ec = listen_at(acceptor_, address);
   std::error_code ignored;
   if (!ec && port == 0 && left_free != 0 && acceptor_.local_endpoint(ignored).port() == left_free) {
-    // As long as the one that was got is in use, the next is another.
-    const tcp::acceptor got = std::exchange(acceptor_, tcp::acceptor(executor_));
-    ec = listen_at(acceptor_, address);
+    // As long as the one that was got is in use, the next is another. Where there is no other, the one who comes later says so.
+    tcp::acceptor got = std::exchange(acceptor_, tcp::acceptor(executor_));
+    if (listen_at(acceptor_, address)) {
+      acceptor_ = std::move(got);
+    }
   }
   if (ec) {
     throw TransferError(system_code(ec), "data connections: cannot listen at " + HostPort{host, port}.to_string());

@@ -48,7 +48,7 @@ class DataAcceptor : public std::enable_shared_from_this<DataAcceptor> {
   DataAcceptor(const asio::any_io_executor& executor, LinkOptions options, std::shared_ptr<kit::Refusals> refusals);
 
   /// @param host an address or name; `*` for all addresses. @param port 0 for any. @param lookup_timeout of a name.
-  /// @param left_free somebody else is going to listen at this port: "any" isn't this one. 0: nobody is.
+  /// @param left_free somebody else is going to listen at this port, so "any" is another one, if there is one. 0: nobody is.
   /// @throws TransferError with the errno of the failure, naming the address; `errc::timed_out` for a name.
   void listen(const std::string& host, std::uint16_t port, std::chrono::milliseconds lookup_timeout,
               std::uint16_t left_free = 0);

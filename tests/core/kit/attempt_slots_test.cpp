@@ -41,6 +41,14 @@ TEST(AttemptSlots, AreCrowdedLongBeforeTheyAreFull) {
   EXPECT_FALSE(slots.crowded());
 }
 
+TEST(AttemptSlots, OneAloneIsNoCrowd) {
+  AttemptSlots slots(4);
+  EXPECT_EQ(enter(slots, 1, "10.0.0.1"), std::nullopt);
+  EXPECT_FALSE(slots.crowded());
+  EXPECT_EQ(enter(slots, 2, "10.0.0.1"), std::nullopt);
+  EXPECT_TRUE(slots.crowded());
+}
+
 TEST(AttemptSlots, AttemptsOfOneIdHaveASlotEach) {
   AttemptSlots slots(4);
   EXPECT_FALSE(slots.enter({"p", 1}, "10.0.0.1"));
