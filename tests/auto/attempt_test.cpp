@@ -75,32 +75,53 @@ TEST(AutoAttempt, OneOfAClosedChannelGoesOnOverNoOtherRoad) {
   EXPECT_EQ(second->connects(), 0U);
 }
 
-/// A peer in a crowd may have let go of the attempt, whichever road it was on.
-TEST(AutoAttempt, OfAPeerInACrowdThatClosesItsConnectionIsMadeAnew) {
-  AutoOptions small = with({tcp()});
-  small.max_peers = 16;
-  Node b(std::move(small));
-  const auto silent = std::make_shared<Fate>();
-  silent->set(Fate::State::silent);
-  Node strangers(with({mortal_tcp("tcp", silent)}));
-  std::vector<std::future<std::optional<SideMessage>>> waiting;
-  for (const std::string own_id : {"one", "two"}) {
-    waiting.push_back(strangers.channel->async_lazy_init_peer_connection(
-        own_id, "b of " + own_id, b.channel->peer_init_url(), {}, {}, asio::use_future));
+/// A peer that says that it is in a crowd: two have asked it, and don't go on.
+class AutoAttemptAtACrowd : public ::testing::Test {
+ protected:
+  AutoAttemptAtACrowd() : b_(small()) {
+    silent_->set(Fate::State::silent);
+    for (const std::string own_id : {"one", "two"}) {
+      waiting_.push_back(strangers_.channel->async_lazy_init_peer_connection(
+          own_id, "b of " + own_id, b_.channel->peer_init_url(), {}, {}, asio::use_future));
+    }
+    EXPECT_TRUE(comes_true([this] { return silent_->waiting() == 2; }));
+    closed_->set(Fate::State::unreachable);
+    closed_->refuse_with(errc::peer_closed);
   }
-  ASSERT_TRUE(comes_true([&] { return silent->waiting() == 2; }));
-  const auto fate = std::make_shared<Fate>();
-  fate->set(Fate::State::unreachable);
-  fate->refuse_with(errc::peer_closed);
-  Node a(with({mortal_tcp("tcp", fate)}));
-  auto attempt = a.begin_connect(b);
-  EXPECT_TRUE(comes_true([&] { return fate->connects() >= 3; }));
-  fate->set(Fate::State::alive);
+  ~AutoAttemptAtACrowd() override {
+    strangers_.channel->close();
+    for (auto& call : waiting_) {
+      EXPECT_THROW((void)call.get(), std::system_error);
+    }
+  }
+
+  static AutoOptions small() {
+    AutoOptions options = with({tcp_named("one"), tcp_named("other")});
+    options.max_peers = 16;
+    return options;
+  }
+
+  Node b_;
+  const std::shared_ptr<Fate> silent_ = std::make_shared<Fate>();
+  Node strangers_{with({mortal_tcp("one", silent_)})};
+  std::vector<std::future<std::optional<SideMessage>>> waiting_;
+  const std::shared_ptr<Fate> closed_ = std::make_shared<Fate>();
+};
+
+TEST_F(AutoAttemptAtACrowd, IsMadeAnewIfThePeerClosesItsConnection) {
+  Node a(with({mortal_tcp("one", closed_)}));
+  auto attempt = a.begin_connect(b_);
+  EXPECT_TRUE(comes_true([&] { return closed_->connects() >= 3; }));
+  closed_->set(Fate::State::alive);
   EXPECT_NO_THROW((void)attempt.get());
-  strangers.channel->close();
-  for (auto& call : waiting) {
-    EXPECT_THROW((void)call.get(), std::system_error);
-  }
+}
+
+TEST_F(AutoAttemptAtACrowd, EndsWithWhatTryingAgainDoesNotMend) {
+  const auto forged = std::make_shared<Fate>();
+  forged->set(Fate::State::unreachable);
+  forged->refuse_with(errc::authentication_failed);
+  Node a(with({mortal_tcp("one", closed_), mortal_tcp("other", forged)}));
+  EXPECT_EQ(a.connect(b_), errc::authentication_failed);
 }
 
 /// A call that the test cancels, on its own thread, as Asio wants it.

@@ -198,7 +198,9 @@ KVFERRY_INLINE void RoadDial::give_up(std::size_t before, const Handler& on_link
 }
 
 KVFERRY_INLINE bool RoadDial::was_cut_off() const noexcept {
-  return std::ranges::any_of(ways_, [](const Way& way) { return kit::is_cut_off(way.failure.code); });
+  const auto was_tried = [](const Way& way) { return way.dial != nullptr; };
+  return std::ranges::any_of(ways_,
+                             [&](const Way& way) { return was_tried(way) && kit::is_cut_off(way.failure.code); });
 }
 
 KVFERRY_INLINE Reasons RoadDial::reasons(std::size_t before) const {

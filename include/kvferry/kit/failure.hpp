@@ -36,7 +36,7 @@ struct Failure {
   }
 }
 
-/// Whether a connection ended so because the other side closed it.
+/// Whether a connection that ended so may have been closed by the other side.
 [[nodiscard]] inline bool is_cut_off(const std::error_code& cause) noexcept {
   return cause == errc::peer_closed || cause == errc::connection_lost || cause == std::errc::connection_reset ||
          cause == std::errc::broken_pipe;

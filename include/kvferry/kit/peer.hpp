@@ -82,11 +82,21 @@ struct PeerDirectory::Attempt {
   bool as_known = false;    ///< Asked with the secret of a peer that answers at the same place.
   bool moves = false;       ///< To a peer that is connected, because the user says that it is at another url now.
   std::optional<std::chrono::milliseconds> peers_patience;  ///< If that is what it lasts.
-  bool crowded = false;  ///< The peer may have to let go of it, to make room for others.
-  bool let_go = false;   ///< That has happened, it seems: it is over, and made anew after a pause.
+  bool crowded = false;        ///< The peer may have to let go of it, to make room for others.
+  bool let_go = false;         ///< That has happened, it seems: it is over, and made anew after a pause.
+  unsigned times_let_go = 0;   ///< With those that it continues.
+  std::string let_go_because;  ///< How it, or the one before it, ended.
 
-  /// A peer's own attempt may take the place of this one.
-  [[nodiscard]] bool gives_way() const noexcept { return accepting || yielded || let_go; }
+  /// A peer's own attempt may take the place of this dial.
+  [[nodiscard]] bool gives_way() const noexcept { return yielded || let_go; }
+};
+
+struct PeerDirectory::Continued {
+  bool moves = false;
+  bool told_again =
+      false;  ///< The peer has been asked already, and is to be told of a fence that there has been since.
+  unsigned times_let_go = 0;
+  std::string let_go_because;
 };
 
 struct PeerDirectory::Peer {
@@ -131,8 +141,6 @@ struct PeerDirectory::Peer {
   Failure last_failure;
   std::string last_awaited;              ///< What the last attempt that ran out of time had waited for.
   Clock::time_point last_awaited_until;  ///< Calls whose time ends at about the same moment tell that.
-  unsigned times_let_go = 0;             ///< In a row.
-  std::string let_go_because;            ///< How the last of these ended.
 
   Clock::time_point fenced_at = Clock::time_point::min();  ///< By this side's user, the last time.
   /// Whether `instance`, under `local_id`, has answered that fence. Null: nobody else's answer counts.

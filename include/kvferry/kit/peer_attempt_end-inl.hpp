@@ -10,13 +10,6 @@
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
-inline namespace internal {
-
-/// How much later than its attempt's a call's timer may be.
-inline constexpr std::chrono::seconds last_awaited_lasts{2};
-
-}  // namespace internal
-
 KVFERRY_INLINE void PeerDirectory::fail_attempt(const std::string& peer_id, std::uint64_t number,
                                                 const Failure& failure) {
   std::vector<Waiter> told;
@@ -78,10 +71,6 @@ KVFERRY_INLINE std::optional<bool> PeerDirectory::drop_attempt(const std::string
     // The peer's own dial may still be under way. Of a peer that nobody knows yet it may be any.
     const bool may_come = std::ranges::any_of(
         peer->candidates, [&](const Attempt& candidate) { return candidate.known || !peer->description; });
-    if (!was_acceptance) {
-      peer->times_let_go = 0;
-      peer->let_go_because.clear();
-    }
     if (!peer->link && peer->attempt.number == 0 && !may_come) {
       peer->out_of_use_since = now;
       peer->last_failure = failure;
@@ -206,8 +195,6 @@ KVFERRY_INLINE void PeerDirectory::publish(const std::string& peer_id, std::uint
       replaced = std::move(others);
       askers = take_askers(*peer);
       peer->last_awaited.clear();
-      peer->times_let_go = 0;
-      peer->let_go_because.clear();
       peer->link = std::move(link);
       peer->host = host.get();
       peer->description = host->description();

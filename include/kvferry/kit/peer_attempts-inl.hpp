@@ -26,6 +26,8 @@ inline constexpr std::chrono::milliseconds patience_with_the_other{250};
 /// Before a peer that has let go of an attempt is asked again; twice as long each time, up to the longest.
 inline constexpr std::chrono::milliseconds first_pause_of_one_let_go{50};
 inline constexpr unsigned pause_doublings_of_one_let_go = 4;
+/// How much later than its attempt's a call's timer may be.
+inline constexpr std::chrono::seconds last_awaited_lasts{2};
 /// Dials of those who may be a peer, or were to be it.
 inline constexpr std::size_t max_candidates = 8;
 
@@ -130,7 +132,12 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, Lock& lock) {
 }
 
 KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const std::string& url,
-                                              Lock& lock, bool once_more) {
+                                              Lock& lock) {
+  start_dial(peer, local_id, url, lock, {});
+}
+
+KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& local_id, const std::string& url,
+                                              Lock& lock, const Continued& continued) {
   Clock::time_point deadline = Clock::now();
   for (const auto* const list : {&peer.waiting, &peer.movers}) {
     for (const auto& waiting : *list) {
@@ -143,8 +150,10 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   begin_attempt(peer, made, deadline);
   made.local_id = local_id;
   made.url = url;
-  made.moves = peer.link != nullptr || !peer.movers.empty();
-  made.told_again = once_more;
+  made.moves = peer.link != nullptr || continued.moves;
+  made.told_again = continued.told_again;
+  made.times_let_go = continued.times_let_go;
+  made.let_go_because = continued.let_go_because;
   const std::uint64_t attempt = made.number;
   const std::string peer_id = peer.id;
   made.told_regions = regions_->now();
@@ -254,14 +263,19 @@ KVFERRY_INLINE void PeerDirectory::dial_failed(const std::string& peer_id, std::
   if_memory_lasts([&] {
     const Lock lock(mutex_);
     Peer* const peer = current(peer_id, attempt);
-    if (peer == nullptr || peer->attempt.number != attempt || !peer->attempt.crowded || !was_cut_off) {
+    if (peer == nullptr || peer->attempt.number != attempt || !peer->attempt.crowded || !was_cut_off ||
+        failure.code != condition::retryable || failure.code == condition::timed_out) {
       return;
     }
     Attempt& made = peer->attempt;
-    peer->let_go_because = failure.sentence;
-    call_later(first_pause_of_one_let_go * (1U << std::min(peer->times_let_go, pause_doublings_of_one_let_go)),
-               &PeerDirectory::dial_anew, peer_id, attempt);
-    ++peer->times_let_go;
+    made.let_go_because = failure.sentence.empty() ? failure.code.message() : failure.sentence;
+    const Clock::duration pause =
+        first_pause_of_one_let_go * (1U << std::min(made.times_let_go, pause_doublings_of_one_let_go));
+    // Not the whole time that is left.
+    const Clock::duration most =
+        std::max<Clock::duration>((made.deadline - Clock::now()) / 2, first_pause_of_one_let_go);
+    call_later(std::min(pause, most), &PeerDirectory::dial_anew, peer_id, attempt);
+    ++made.times_let_go;
     made.let_go = true;
     made.fences.clear();  // nothing comes by it any more
     dial = std::move(made.dial);
@@ -276,21 +290,44 @@ KVFERRY_INLINE void PeerDirectory::dial_failed(const std::string& peer_id, std::
 }
 
 KVFERRY_INLINE void PeerDirectory::dial_anew(const std::string& peer_id, std::uint64_t attempt) {
-  Lock lock(mutex_);
-  Peer* const peer = current(peer_id, attempt);
-  if (peer == nullptr || peer->attempt.number != attempt) {
-    return;
+  Failure failure{errc::timed_out, {}};
+  std::vector<Waiter> waiting;  // destroyed without the lock, as the others
+  std::vector<Waiter> movers;
+  {
+    Lock lock(mutex_);
+    Peer* const peer = current(peer_id, attempt);
+    if (peer == nullptr || peer->attempt.number != attempt) {
+      return;
+    }
+    Attempt& made = peer->attempt;
+    const auto waits = [now = Clock::now()](const Waiter& waiter) { return waiter.deadline > now && !waiter.over(); };
+    if (std::ranges::any_of(made.moves ? peer->movers : peer->waiting, waits)) {
+      const std::string local_id = made.local_id;
+      const std::string url = made.url;
+      start_dial(*peer, local_id, url, lock,
+                 {made.moves, made.told_again, made.times_let_go, std::move(made.let_go_because)});
+      return;
+    }
+    if (!peer->link && std::ranges::any_of(peer->waiting, waits)) {
+      start_dial(*peer, lock);  // for them nobody has moved
+      return;
+    }
+    std::string awaited = awaited_of_one_let_go(made);
+    failure.sentence = "the connection was not usable in time: " + awaited;
+    peer->last_failure = failure;
+    peer->last_awaited = std::move(awaited);
+    peer->out_of_use_since = Clock::now();
+    peer->last_awaited_until = peer->out_of_use_since + last_awaited_lasts;
+    waiting.swap(peer->waiting);
+    movers.swap(peer->movers);
+    end_attempt(made);
   }
-  const auto waits = [now = Clock::now()](const Waiter& waiter) { return waiter.deadline > now && !waiter.over(); };
-  if (std::ranges::any_of(peer->waiting, waits) || std::ranges::any_of(peer->movers, waits)) {
-    const std::string local_id = peer->attempt.local_id;
-    const std::string url = peer->attempt.url;
-    start_dial(*peer, local_id, url, lock);
-    return;
-  }
-  lock.unlock();
-  fail_attempt(peer_id, attempt,
-               {errc::timed_out, "the connection was not usable in time: " + awaited(peer_id, attempt)});
+  failed_dials_.count(failure.code);
+  logger_->log(LogLevel::info, "connect_failed", peer_id, failure.code, [&] { return failure.sentence; });
+}
+
+KVFERRY_INLINE std::string PeerDirectory::awaited_of_one_let_go(const Attempt& attempt) {
+  return "the peer has many handshakes, and is to be asked again: " + attempt.let_go_because;
 }
 
 KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure,
@@ -331,7 +368,8 @@ KVFERRY_INLINE void PeerDirectory::dial_answered(const std::string& peer_id, std
     // The peer is to know of the fence, too.
     const std::string local_id = answered.local_id;
     const std::string url = answered.url;
-    start_dial(*peer, local_id, url, lock, true);
+    start_dial(*peer, local_id, url, lock,
+               {answered.moves, true, answered.times_let_go, std::move(answered.let_go_because)});
     return;
   }
   answered.instance.incarnation = answer.incarnation;

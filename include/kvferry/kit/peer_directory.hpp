@@ -212,8 +212,11 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
 
   // Attempts to connect (peer_attempts-inl.hpp)
   void start_dial(Peer& peer, Lock& lock);
-  /// @param once_more the peer has been asked already, and is to be told of a fence that there has been since.
-  void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock, bool once_more = false);
+  void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock);
+  /// Of the attempt that a new one takes the place of.
+  struct Continued;
+  void start_dial(Peer& peer, const std::string& local_id, const std::string& url, Lock& lock,
+                  const Continued& continued);
   void ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url, const SideMessage& question,
            Clock::time_point deadline);
   void ask_again(const std::string& peer_id, std::uint64_t attempt);
@@ -236,6 +239,7 @@ class PeerDirectory : public std::enable_shared_from_this<PeerDirectory> {
   /// Ends the attempt, or has it made anew.
   void dial_failed(const std::string& peer_id, std::uint64_t attempt, const Failure& failure, bool was_cut_off);
   void dial_anew(const std::string& peer_id, std::uint64_t attempt);
+  [[nodiscard]] static std::string awaited_of_one_let_go(const Attempt& attempt);
   void dial_answered(const std::string& peer_id, std::uint64_t attempt, Failure failure, const SideMessage& message,
                      const std::string& reached_address);
   void begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline);

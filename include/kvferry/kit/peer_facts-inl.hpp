@@ -98,14 +98,14 @@ KVFERRY_INLINE std::string PeerDirectory::awaited(std::string_view peer_id, std:
     if (!number && attempt.number == 0) {
       return Clock::now() < peer.last_awaited_until ? peer.last_awaited : std::string();
     }
-    if (attempt.let_go) {
-      return "the peer has many handshakes, and is to be asked again: " + peer.let_go_because;
-    }
     if (attempt.accepting || attempt.yielded || (number && *number != attempt.number)) {
       return "the peer's own connection has not come";
     }
-    if (!peer.let_go_because.empty()) {
-      before = "; before that: " + peer.let_go_because;
+    if (attempt.let_go) {
+      return awaited_of_one_let_go(attempt);
+    }
+    if (!attempt.let_go_because.empty()) {
+      before = "; before that: " + attempt.let_go_because;
     }
     if (attempt.instance.incarnation == 0) {
       return "no answer from " + printable(attempt.url) + before;

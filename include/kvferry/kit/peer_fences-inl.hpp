@@ -81,7 +81,7 @@ KVFERRY_INLINE bool PeerDirectory::wait_for_attempts(Peer& peer, Clock::time_poi
   const auto is_waited_for = [](const Attempt& attempt) {
     // A dial that has not been answered is asked anew, once, when it is.
     const bool told = attempt.accepting || attempt.instance.incarnation != 0 || attempt.told_again;
-    return attempt.number != 0 && told;
+    return attempt.number != 0 && told && !attempt.let_go;
   };
   if (!is_waited_for(peer.attempt) && std::ranges::none_of(peer.candidates, is_waited_for)) {
     return false;
