@@ -93,8 +93,8 @@ struct PeerDirectory::Attempt {
 
 struct PeerDirectory::Continued {
   bool moves = false;
-  bool told_again =
-      false;  ///< The peer has been asked already, and is to be told of a fence that there has been since.
+  /// The peer has been asked already, and is to be told of a fence that there has been since.
+  bool told_again = false;
   unsigned times_let_go = 0;
   std::string let_go_because;
 };
