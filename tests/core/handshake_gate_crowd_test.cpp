@@ -180,6 +180,7 @@ TEST_F(HandshakeGateCrowd, WhoHangsUpWhileItWaitsOutsideIsLetGo) {
     return std::all_of(first_to_go, callers_.end(), [](const Caller& caller) { return caller.hears_something(); });
   });
   EXPECT_LE(taken_in(), callers / 2) << "ZeroMQ is still behind";
+  listen_to_zeromq();  // or it leaks what it would say
 }
 
 }  // namespace
