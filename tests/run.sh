@@ -3,13 +3,17 @@
 # Builds kvferry and runs its tests, from any folder, on a Debian 12 that needs nothing but this checkout; says at the end
 # how long each part took, and what was skipped.
 #
-#   tests/run.sh [--rdma] [CTEST OPTION]...   e.g. tests/run.sh -R handshake, tests/run.sh --repeat until-fail:20
+#   tests/run.sh [--rdma] [--packages] [CTEST OPTION]...
+#                                             e.g. tests/run.sh -R handshake, tests/run.sh --repeat until-fail:20
 #   tests/run.sh --filter PATTERN             single tests, by GoogleTest's names: tests/run.sh --filter '*Line08*';
 #                                             those that take RDMA devices only where this machine has one
 #
 # Tests with the label rdma take RDMA devices, those with rdma_two_hosts a pair of hosts that have some. The former run
 # where this machine has one. With --rdma, both run in virtual machines that soft_roce/run.sh boots, once for each label,
 # which takes longer than all else. $KVFERRY_RDMA_TIMEOUT is what each boot may take, in seconds.
+#
+# Tests with the label package build kvferry and other projects anew, as users do. They take as long as all others, so only
+# --packages runs them here. .ci/run always does.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,11 +21,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/parts.sh
 
 rdma=
+packages=
 filter=
-if [[ ${1-} == --rdma ]]; then
-  rdma=yes
+while [[ ${1-} == --rdma || ${1-} == --packages ]]; do
+  [[ $1 != --rdma ]] || rdma=yes
+  [[ $1 != --packages ]] || packages=yes
   shift
-elif [[ ${1-} == --filter ]]; then
+done
+if [[ ${1-} == --filter ]]; then
   filter=${2:?"--filter needs a pattern"}
   shift 2
 fi
@@ -30,7 +37,7 @@ if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=${CMAKE_CXX_COMPILER_LAUNCHER-ccache}
 fi
 
-packages() { kvferry_ensure_packages test rdma; }
+install_packages() { kvferry_ensure_packages test rdma; }
 build() { cmake --preset release && cmake --build --preset release --parallel "$(nproc)"; }
 
 stop() {
@@ -39,7 +46,7 @@ stop() {
   exit 1
 }
 
-kvferry_part "packages" packages || stop "packages are missing"
+kvferry_part "packages" install_packages || stop "packages are missing"
 kvferry_part "build" build || stop "the build failed"
 
 has_rdma_device() { grep -qs ACTIVE /sys/class/infiniband/*/ports/*/state; }
@@ -118,6 +125,10 @@ elif has_rdma_device; then
   not_here='^rdma_two_hosts'
 else
   echo "What takes an RDMA device does not run: there is none here, and no --rdma"
+fi
+if [[ -z $packages ]]; then
+  not_here+='|^package$'
+  echo "What builds other projects with kvferry does not run: $(count -L '^package$' "${here_options[@]}") tests, without --packages"
 fi
 # Last, so that the last lines are of the most tests.
 run "tests" -- --parallel "$((2 * $(nproc)))" -LE "$not_here$excluded" "${here_options[@]}"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C++ of docs/guide.md and docs/security.md, as it stands there, in programs that run. package.guide and
-// package.security look for it here.
+// The C++ of docs/guide.md and docs/security.md, as it stands there, in programs that run. pages.guide and
+// pages.security look for it here.
 #include <gtest/gtest.h>
 
 #include <poll.h>
