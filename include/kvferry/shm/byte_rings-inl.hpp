@@ -162,15 +162,12 @@ std::size_t go_round(std::uint64_t at, std::uint64_t left, std::span<const iovec
 }  // namespace internal
 
 KVFERRY_INLINE RingFile::~RingFile() {
-  if (data_ == nullptr) {
-    return;
+  if (data_ == nullptr || origin_.was_forked()) {
+    return;  // a child has other memory there by now, or none
   }
-  try {
-    auto& [mutex, files] = ring_files.here();
-    const std::lock_guard lock(mutex);
-    std::erase(files, data_);
-  } catch (const std::bad_alloc&) {
-    // A forked child that has none of its own, and so none to forget.
+  if (RingFiles* const rings = ring_files.if_here()) {
+    const std::lock_guard lock(rings->mutex);
+    std::erase(rings->files, data_);
   }
   ::munmap(data_, bytes);
 }

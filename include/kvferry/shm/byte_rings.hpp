@@ -12,6 +12,7 @@
 
 #include <kvferry/config.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/detail/process.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -42,8 +43,10 @@ class RingFile {
   static_assert(sizeof(RingWords) <= words_bytes);
 
   RingFile() = default;
-  RingFile(RingFile&& other) noexcept : data_(std::exchange(other.data_, nullptr)), inode_(other.inode_) {}
+  RingFile(RingFile&& other) noexcept
+      : origin_(other.origin_), data_(std::exchange(other.data_, nullptr)), inode_(other.inode_) {}
   RingFile& operator=(RingFile&& other) noexcept {
+    std::swap(origin_, other.origin_);
     std::swap(data_, other.data_);
     std::swap(inode_, other.inode_);
     return *this;
@@ -62,6 +65,7 @@ class RingFile {
   [[nodiscard]] static bool process_has_forked() noexcept;
 
  private:
+  ProcessOfOrigin origin_;  ///< Of the mapping, which no child gets.
   std::byte* data_ = nullptr;
   std::uint64_t inode_ = 0;
 };

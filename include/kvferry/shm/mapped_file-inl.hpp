@@ -27,7 +27,7 @@ KVFERRY_INLINE std::uint64_t most_mapped_bytes() noexcept {
 }
 
 KVFERRY_INLINE MappedFile::~MappedFile() {
-  if (data_ != nullptr) {
+  if (data_ != nullptr && !origin_.was_forked()) {
     ::munmap(const_cast<std::byte*>(data_), size_);
   }
 }

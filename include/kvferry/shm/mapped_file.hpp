@@ -9,6 +9,7 @@
 
 #include <kvferry/config.hpp>
 #include <kvferry/detail/descriptor.hpp>
+#include <kvferry/detail/process.hpp>
 #include <kvferry/shm/held.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::shm {
@@ -32,11 +33,13 @@ class MappedFile {
 
   MappedFile() = default;
   MappedFile(MappedFile&& other) noexcept
-      : file_(std::move(other.file_)),
+      : origin_(other.origin_),
+        file_(std::move(other.file_)),
         held_(std::move(other.held_)),
         data_(std::exchange(other.data_, nullptr)),
         size_(other.size_) {}
   MappedFile& operator=(MappedFile&& other) noexcept {
+    std::swap(origin_, other.origin_);
     std::swap(file_, other.file_);
     std::swap(held_, other.held_);
     std::swap(data_, other.data_);
@@ -63,6 +66,7 @@ class MappedFile {
  private:
   struct Mapped {};
 
+  ProcessOfOrigin origin_;  ///< Of the mapping, which no child gets.
   PassedDescriptor file_;
   Held<Mapped> held_;
   const std::byte* data_ = nullptr;

@@ -16,6 +16,7 @@
 #include <system_error>
 #include <vector>
 
+#include <kvferry/detail/process.hpp>
 #include <kvferry/kit/attempts.hpp>
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/logger.hpp>
@@ -92,7 +93,11 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
 
   Meeting(const Meeting&) = delete;
   Meeting& operator=(const Meeting&) = delete;
-  ~Meeting() { stop_listening(); }
+  ~Meeting() {
+    if (!origin_.was_forked()) {  // a child shares the sockets with its parent
+      stop_listening();
+    }
+  }
 
   /// Calls the `LinkHandler` once, after this call.
   void begin(kit::Attempts<Meeting>& attempts, kit::Clock::time_point deadline);
@@ -105,10 +110,15 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
     explicit Candidate(asio::posix::stream_descriptor connection) : socket(std::move(connection)) {}
     Candidate(const Candidate&) = delete;
     Candidate& operator=(const Candidate&) = delete;
-    ~Candidate() { close(); }
+    ~Candidate() {
+      if (!origin.was_forked()) {
+        close();
+      }
+    }
     /// Otherwise the waits for its bytes keep it.
     void close() noexcept;
 
+    const ProcessOfOrigin origin;
     asio::posix::stream_descriptor socket;
     std::array<std::byte, sizeof(Greeting)> bytes{};
     std::size_t received = 0;
@@ -139,6 +149,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   void end(std::error_code cause, std::string why, std::unique_lock<std::mutex>& lock);
   [[nodiscard]] std::string who() const;
 
+  const ProcessOfOrigin origin_;
   const asio::any_io_executor executor_;
   const std::shared_ptr<const MeetingOptions> options_;
   const std::shared_ptr<kit::LinkHost> host_;

@@ -79,8 +79,8 @@ class UnixSocket final : public tcp::Socket {
   ~UnixSocket() override {
     if (!origin_.was_forked()) {  // a child hasn't its parent's file, and must not end its parent's connection
       operations_end();
+      read_empty(descriptor());
     }
-    read_empty(descriptor());
   }
 
   [[nodiscard]] ssize_t send(std::span<iovec> pieces) override { return send_into(&ByteRings::send, pieces); }
