@@ -7,6 +7,8 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,18 +18,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <future>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/shm/mapped_file.hpp>
 #include <kvferry/shm/process_memory.hpp>
+#include <kvferry/shm/region_exchange.hpp>
 
+#include "common/forbidden_calls.hpp"
 #include "common/patience.hpp"
 #include "shm/handed_files.hpp"
 #include "tcp/protocol_harness.hpp"
@@ -98,6 +104,48 @@ TEST_F(HandedFiles, AndSocketsThatLingerHoldUpNobody) {
     ASSERT_EQ(received.wait_for(long_enough), std::future_status::ready) << "it waits for the peer's socket";
     EXPECT_EQ(received.get(), before_the_secret ? 1 : -1);
   }
+}
+
+/// A filter for system calls may come between, and is for one of the threads.
+TEST_F(HandedFiles, AreCopiedInTheWayThatEachOfThemNeeds) {
+  const auto ends = connected_ends();
+  UnixSocket receiving(ends[0], OpenMemory());
+  UnixSocket sending(ends[1], OpenMemory());
+  MappedRegions regions;
+  std::byte byte{};
+  iovec piece{&byte, 1};
+  const auto map_next = [&](std::uint32_t number) {
+    auto file = std::make_shared<const Descriptor>(make(MappedFile::seals));
+    struct stat status {};
+    EXPECT_EQ(::fstat(file->get(), &status), 0);
+    sending.pass(std::move(file));
+    EXPECT_EQ(sending.send({&piece, 1}), 1);
+    EXPECT_EQ(receiving.receive({&piece, 1}), 1);
+    EXPECT_EQ(regions.map({size, size, Access::read, number}, {number * size, status.st_ino}, false, receiving), 0U);
+  };
+  std::vector<std::byte> to(2 * size, std::byte{7});
+  std::error_code ec;
+  const auto copy = [&](std::initializer_list<std::uint32_t> numbers) {
+    std::vector<iovec> from;
+    for (const std::uint32_t number : numbers) {
+      from.push_back({regions.list(MappedRegions::Way::mapped).find(number)->data, size});
+    }
+    const iovec all{to.data(), numbers.size() * size};
+    return regions.read(from, {&all, 1}, ec);
+  };
+  using Fetched = tcp::PeerMemory::Fetched;
+  map_next(0);
+  std::thread([&] {
+    ASSERT_TRUE(kvferry_test::forbid({__NR_process_vm_readv}));
+    map_next(1);
+    EXPECT_EQ(copy({1}), Fetched::all);
+    EXPECT_EQ(copy({0}), Fetched::failed) << "it is no fault of this side's memory";
+    EXPECT_EQ(ec, std::errc::operation_not_permitted);
+  }).join();
+  EXPECT_EQ(copy({0}), Fetched::all) << "another region is copied from its file";
+  EXPECT_EQ(copy({0, 1}), Fetched::all);
+  EXPECT_EQ(copy({1, 0}), Fetched::all);
+  EXPECT_EQ(to, std::vector<std::byte>(2 * size)) << "it wasn't copied";
 }
 
 /// A peer that says what it likes of regions and references.

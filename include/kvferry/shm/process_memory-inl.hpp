@@ -178,7 +178,7 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched ProcessMemory::copy_mapped(UnixSocket::C
     const bool large = bytes >= least_streamed_bytes && bytes / from.size() >= least_streamed_piece;
     shm::copy(from, to, large ? Stores::streaming : Stores::cached);
   } else {
-    fetched = mapped_.read(from, to);
+    fetched = mapped_.read(from, to, ec);
   }
   fetched = behind_copy(copied, fetched, ec);
   if (fetched == Fetched::all) {

@@ -211,19 +211,19 @@ KVFERRY_INLINE bool MappedRegions::find(std::span<const tcp::Reference> referenc
          });
 }
 
-/// As preadv(2), from the file of the region in which this lies here.
-KVFERRY_INLINE ssize_t MappedRegions::read_file(const iovec& from, std::span<const iovec> to) const {
-  const auto* const begin = static_cast<const std::byte*>(from.iov_base);
+KVFERRY_INLINE const MappedRegions::Region* MappedRegions::with_file(const iovec& piece) const {
   const auto region = std::ranges::find_if(regions_, [&](const Region& one) {
-    return one.way == Way::mapped && lies_within(reinterpret_cast<std::uintptr_t>(one.region.data), one.region.size,
-                                                 {reinterpret_cast<std::uintptr_t>(begin), from.iov_len});
+    return one.file.descriptor() != -1 &&
+           lies_within(reinterpret_cast<std::uintptr_t>(one.region.data), one.region.size,
+                       {reinterpret_cast<std::uintptr_t>(piece.iov_base), piece.iov_len});
   });
-  return ::preadv(region->file.descriptor(), to.data(), static_cast<int>(to.size()),
-                  static_cast<off_t>(begin - region->region.data));
+  return region == regions_.end() ? nullptr : &*region;
 }
 
-KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iovec> from,
-                                                            std::span<const iovec> to) const {
+/// Each region in the way that the kernel allowed when it was mapped: a filter for system calls may have come later, or have
+/// been another thread's.
+KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iovec> from, std::span<const iovec> to,
+                                                            std::error_code& ec) const {
   using Fetched = tcp::PeerMemory::Fetched;
   Pieces<iovec> sources(from);
   Pieces<iovec> destinations(to);
@@ -231,9 +231,11 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iove
   std::array<iovec, most_pieces> there;
   while (!sources.empty() && !destinations.empty()) {
     ssize_t got = 0;
-    if (by_file_) {
-      const iovec source = sources.front();
-      got = read_file(source, std::span(here).first(destinations.next(here, source.iov_len)));
+    const iovec source = sources.front();
+    if (const Region* const kept = by_file_ ? with_file(source) : nullptr) {
+      const std::size_t count = destinations.next(here, source.iov_len);
+      got = ::preadv(kept->file.descriptor(), here.data(), static_cast<int>(count),
+                     static_cast<off_t>(static_cast<const std::byte*>(source.iov_base) - kept->region.data));
     } else {
       const std::size_t count = destinations.next(here);
       got = ::process_vm_readv(::gettid(), here.data(), count, there.data(), sources.next(there), 0);
@@ -241,8 +243,11 @@ KVFERRY_INLINE tcp::PeerMemory::Fetched MappedRegions::read(std::span<const iove
     if (got > 0) {
       sources.use(static_cast<std::size_t>(got));
       destinations.use(static_cast<std::size_t>(got));
-    } else if (got == 0 || errno != EINTR) {
+    } else if (got == 0 || errno == EFAULT) {
       return Fetched::unwritable;
+    } else if (errno != EINTR) {
+      ec = {errno, std::system_category()};
+      return Fetched::failed;
     }
   }
   return Fetched::all;

@@ -12,6 +12,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include <kvferry/config.hpp>
@@ -83,8 +84,11 @@ class MappedRegions {
   }
   /// Translates these pieces to this process's addresses. @return false if not all of them are mapped here.
   [[nodiscard]] bool find(std::span<const tcp::Reference> references, std::vector<iovec>& pieces) const;
-  /// Has the kernel copy from mapped memory to memory that may be missing. @return `all` or `unwritable`.
-  [[nodiscard]] tcp::PeerMemory::Fetched read(std::span<const iovec> from, std::span<const iovec> to) const;
+  /// Has the kernel copy from mapped memory to memory that may be missing.
+  /// @param ec why, if it `failed`: the kernel doesn't copy any more. A new connection finds another way.
+  /// @return `all`, `unwritable` or `failed`.
+  [[nodiscard]] tcp::PeerMemory::Fetched read(std::span<const iovec> from, std::span<const iovec> to,
+                                              std::error_code& ec) const;
   [[nodiscard]] std::string path() const;
 
  private:
@@ -98,11 +102,12 @@ class MappedRegions {
     return std::make_unique<const kit::RegionList>(std::vector<LocalRegion>(), 0, 0);
   }
   void make_lists();
-  [[nodiscard]] ssize_t read_file(const iovec& from, std::span<const iovec> to) const;
+  /// The region in which this lies here, if its descriptor was kept; else null.
+  [[nodiscard]] const Region* with_file(const iovec& piece) const;
 
   std::vector<Region> regions_;  ///< Ordered by number.
   std::uint32_t next_ = 0;
-  bool by_file_ = false;                       ///< The kernel copies from regions' files alone.
+  bool by_file_ = false;                       ///< There may be regions that the kernel copies from their files alone.
   std::atomic<std::uint64_t> low_numbers_{0};  ///< A bit for each of the regions with a number below 64.
   std::array<std::unique_ptr<const kit::RegionList>, 2> lists_{none(), none()};  ///< By `Way`.
 
