@@ -365,9 +365,12 @@ KVFERRY_INLINE std::shared_ptr<tcp::TcpLink> Meeting::make_link() {
   if (has_rings()) {
     rings = std::make_unique<ByteRings>(std::move(ring_), std::move(peers_ring_));
   }
+  // Owned by the one or the other all the time: there may be no memory for the socket.
+  Descriptor descriptor(found.socket.release());
   const auto socket =
-      std::make_shared<UnixSocket>(found.socket.release(), std::exchange(peers_memory_, {}), std::move(found.passed),
+      std::make_shared<UnixSocket>(descriptor.get(), std::exchange(peers_memory_, {}), std::move(found.passed),
                                    std::move(rings), dialing_ ? 0 : sizeof(tcp::Hello));
+  descriptor.release();
   memory_->begin(socket, reach_.possible(), options_->process_memory && peers_reach_.possible());
   const std::string remote = "process " + std::to_string(peer_.pid);
   std::vector<tcp::Lane::Connection> connections;
