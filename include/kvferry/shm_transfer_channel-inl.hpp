@@ -127,8 +127,12 @@ KVFERRY_INLINE std::unique_ptr<kit::Dial> ShmTransferChannel::dial(const std::st
     try {
       socket = shm::connect_to(endpoint.name);
     } catch (const TransferError& error) {
-      throw TransferError(error.code(), who + " has gone, or is on another host or in another network namespace: " +
-                                            error.code().message());
+      const bool absent = error.code() == std::errc::connection_refused;
+      throw TransferError(error.code(),
+                          who +
+                              (absent ? " has gone, or is on another host or in another network namespace: "
+                                      : ": connecting to its Unix-domain socket: ") +
+                              error.code().message());
     }
     const auto meeting = shm::meet(executor, options, host, std::move(socket), false, endpoint, std::move(on_link));
     shm::end_when_abandoned(*host, meeting, executor);

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -274,7 +275,29 @@ TEST_F(RingsOfStrangers, ComeOneAtATime) {
   ASSERT_EQ(send_with(socket_.get(), {&piece, 1}, numbers), ssize_t{sizeof(settled)});
   auto ended = ended_.get_future();
   ASSERT_EQ(ended.wait_for(limit), std::future_status::ready);
-  EXPECT_TRUE(ended.get());
+  EXPECT_EQ(ended.get(), errc::protocol_violation);
+  EXPECT_EQ(why_.find("closed"), std::string::npos) << why_;
+}
+
+TEST_F(RingsOfStrangers, AreDoneWithoutWhereThereIsNoDescriptorForThemAndThatIsSaid) {
+  socket_ = connect_to(endpoint_.name);
+  say(socket_, hello());
+  Greeting answer;
+  receive(answer);
+  Descriptor file;
+  ASSERT_EQ(RingFile::make(own_, file), 0);
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  pass(file);
+  auto ended = ended_.get_future();
+  const auto waited = ended.wait_for(limit);
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  ASSERT_EQ(waited, std::future_status::ready);
+  ASSERT_TRUE(link_) << why_;
+  EXPECT_NE(link_->path().find("no room for the descriptor"), std::string::npos) << link_->path();
 }
 
 /// Where a process has its own halves of rings mapped.

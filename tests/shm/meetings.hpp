@@ -37,13 +37,14 @@ class Meetings : public ::testing::Test {
     options->refusals = std::make_shared<kit::Refusals>(options->logger);
     options->link.lane.events = std::make_shared<tcp::SocketEvents>(context_.get_executor());
     options_ = options;
-    meeting_ = std::make_shared<Meeting>(
-        context_.get_executor(), options_, std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{}),
-        listen_at(endpoint_.name), true, endpoint_,
-        [this](std::error_code ec, std::shared_ptr<kit::Link> link, const std::string&) {
-          link_ = std::move(link);
-          ended_.set_value(ec);
-        });
+    meeting_ = std::make_shared<Meeting>(context_.get_executor(), options_,
+                                         std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{}),
+                                         listen_at(endpoint_.name), true, endpoint_,
+                                         [this](std::error_code ec, std::shared_ptr<kit::Link> link, std::string why) {
+                                           link_ = std::move(link);
+                                           why_ = std::move(why);
+                                           ended_.set_value(ec);
+                                         });
     meeting_->begin(attempts_, kit::Clock::now() + limit);
     thread_ = std::thread([this] { context_.run(); });
   }
@@ -81,6 +82,7 @@ class Meetings : public ::testing::Test {
   kit::Attempts<Meeting> attempts_;
   std::shared_ptr<const MeetingOptions> options_;
   std::promise<std::error_code> ended_;
+  std::string why_;  ///< Once it has ended.
   std::shared_ptr<kit::Link> link_;
   std::shared_ptr<Meeting> meeting_;
   std::thread thread_;

@@ -2,15 +2,24 @@
 // Options of which each has to reach the part that keeps it, and regions that a host's other processes can't reach.
 #include <gtest/gtest.h>
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cstddef>
+#include <memory>
 #include <string>
+#include <system_error>
 #include <vector>
 
+#include <kvferry/detail/descriptor.hpp>
 #include <kvferry/error.hpp>
+#include <kvferry/kit/link.hpp>
 #include <kvferry/shm_transfer_channel.hpp>
 
 #include "common/half_frame.hpp"
+#include "common/patience.hpp"
+#include "tcp/protocol_harness.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::shm::testing {
 namespace options {
@@ -46,6 +55,52 @@ TEST(ShmFrameTimeout, OfForEverIsNotOver) {
   EXPECT_FALSE(half.landed());
   EXPECT_FALSE(half.go_on());
   EXPECT_TRUE(half.landed());
+}
+
+class Open : public ShmTransferChannel {
+ public:
+  using ShmTransferChannel::accept;
+  using ShmTransferChannel::dial;
+  using ShmTransferChannel::ShmTransferChannel;
+};
+
+TEST(ShmConnecting, OnlyAPeerThatIsNotThereIsSaidToHaveGone) {
+  Open channel{ShmOptions()};
+  const auto host = std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{});
+  std::error_code accepted;
+  const auto remember = [&](std::error_code ec, const std::shared_ptr<kit::Link>&, const std::string&) {
+    accepted = ec;
+  };
+  const auto ignore = [](std::error_code, const std::shared_ptr<kit::Link>&, const std::string&) {};
+  const auto deadline = kit::Clock::now() + kvferry_test::long_enough;
+  const Bytes endpoint = channel.accept(host, {}, deadline, remember);
+  const auto refusal = [&] {
+    try {
+      channel.dial("b")->connect(host, endpoint, deadline, ignore);
+    } catch (const TransferError& error) {
+      return std::string(error.what());
+    }
+    return std::string("it connects");
+  };
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = 256;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  std::vector<Descriptor> others;
+  do {
+    others.emplace_back(::dup(0));
+  } while (others.back());
+  const std::string full = refusal();
+  others.clear();
+  ::setrlimit(RLIMIT_NOFILE, &before);
+  EXPECT_NE(full.find("Too many open files"), std::string::npos) << full;
+  EXPECT_EQ(full.find("gone"), std::string::npos) << full;
+  EXPECT_EQ(full.find("namespace"), std::string::npos) << full;
+  channel.close();  // nobody waits at the name any more
+  EXPECT_EQ(accepted, errc::closed);
+  const std::string absent = refusal();
+  EXPECT_NE(absent.find("has gone, or is on another host"), std::string::npos) << absent;
 }
 
 TEST(ShmConstruction, MemoryOfADmaBufIsRefused) {

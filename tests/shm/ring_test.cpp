@@ -324,6 +324,44 @@ TEST_F(RingSockets, EndTheConnectionOfWhoPassesOtherThings) {
   EXPECT_EQ(receive(there()), "errno " + std::to_string(EPROTO));
 }
 
+/// Who owns a lane, and what he is told of its end.
+class Told final : public tcp::Lane::Owner {
+ public:
+  void lane_breaking(std::error_code) override {}
+  void lane_broken(std::error_code ec, const std::string& sentence) override {
+    cause = ec;
+    why = sentence;
+  }
+  std::error_code cause;
+  std::string why;
+};
+
+TEST_F(RingSockets, EndTheConnectionOfWhoPassesOtherThingsAndSayThatTheyDo) {
+  asio::io_context context;
+  const auto told = std::make_shared<Told>();
+  const auto lane = std::make_shared<tcp::Lane>(
+      tcp::Lane::Connection{context.get_executor(), sockets_[1], "there", "here"},
+      std::make_shared<tcp::testing::Host>(std::vector<MemoryRegion>{}),
+      tcp::Lane::Options{std::chrono::seconds(1), std::make_shared<tcp::SocketEvents>(context.get_executor()), {}},
+      told);
+  lane->run({});
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC), 0);
+  const Descriptor reads(pipe[0]);
+  const Descriptor writes(pipe[1]);
+  std::byte byte{};
+  iovec piece{&byte, 1};
+  const int number = writes.get();
+  ASSERT_EQ(send_with(here().descriptor(), {&piece, 1}, {&number, 1}), 1);
+  const auto until = std::chrono::steady_clock::now() + long_enough;
+  while (!told->cause && std::chrono::steady_clock::now() < until) {
+    context.run_one_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_EQ(told->cause, errc::protocol_violation);
+  EXPECT_NE(told->why.find("passed"), std::string::npos) << told->why;
+  lane->shut(errc::closed, "the test ends it");
+}
+
 TEST_F(RingSockets, ThrowAwayWhatIsAskedFor) {
   EXPECT_EQ(send(here(), "0123456789"), 10);
   EXPECT_EQ(there().discard(4), 4);

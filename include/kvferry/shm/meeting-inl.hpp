@@ -181,10 +181,14 @@ KVFERRY_INLINE void Meeting::read(const std::shared_ptr<Candidate>& candidate) {
         wait_for_bytes(candidate);
         return;
       }
-      if (got <= 0) {
-        throw TransferError(
-            got == 0 ? std::error_code(errc::peer_closed) : std::error_code(errno, std::system_category()),
-            "its connection was closed before it was welcomed");
+      if (got == 0) {
+        throw TransferError(errc::peer_closed, "its connection was closed before it was welcomed");
+      }
+      if (got < 0 && errno == EPROTO) {
+        throw TransferError(errc::protocol_violation, "it passed descriptors that it may not pass");
+      }
+      if (got < 0) {
+        throw TransferError({errno, std::system_category()}, "receiving on its connection before it was welcomed");
       }
       candidate->received += static_cast<std::size_t>(got);
     }
@@ -231,7 +235,7 @@ KVFERRY_INLINE Meeting::Next Meeting::take(const std::shared_ptr<Candidate>& can
     case Awaited::answer:
       look_at_peer(candidate->socket.native_handle(), greeting);
       peers_reach_ = greeting.reach;
-      map_ring(candidate->passed.take());
+      map_ring(candidate->passed);
       if (const Descriptor own = has_rings() ? make_ring() : Descriptor()) {
         say(Greeting::settled_with_ring, own);
       } else {
@@ -245,7 +249,7 @@ KVFERRY_INLINE Meeting::Next Meeting::take(const std::shared_ptr<Candidate>& can
         throw TransferError(errc::protocol_violation, "it uses a ring that it was not passed");
       }
       if (with_ring) {
-        map_ring(candidate->passed.take());
+        map_ring(candidate->passed);
       } else if (ring_.data() != nullptr) {
         why_no_rings_ = "the peer uses none";
       }
@@ -281,9 +285,10 @@ KVFERRY_INLINE Descriptor Meeting::make_ring() {
   return file;
 }
 
-KVFERRY_INLINE void Meeting::map_ring(PassedDescriptor passed) {
+KVFERRY_INLINE void Meeting::map_ring(PassedDescriptors& all_passed) {
+  PassedDescriptor passed = all_passed.take();
   if (!passed.file) {
-    why_no_rings_ = "the peer passed none";
+    why_no_rings_ = all_passed.lost() ? "no room for the descriptor of the peer's" : "the peer passed none";
     return;
   }
   // If it is kept, it counts as one of the connection's own (`UnixSocket::descriptors`), not of those that regions need.

@@ -138,7 +138,7 @@ class Meeting final : public std::enable_shared_from_this<Meeting> {
   void look_at_peer(int descriptor, const Greeting& greeting);
   void say(std::uint64_t magic, const Descriptor& passed = {});
   [[nodiscard]] Descriptor make_ring();
-  void map_ring(PassedDescriptor passed);
+  void map_ring(PassedDescriptors& all_passed);
   [[nodiscard]] bool has_rings() const noexcept { return why_no_rings_.empty(); }
   void turn_away(std::error_code cause, const std::string& why);
   [[nodiscard]] bool is_allowed(std::uint32_t user) const;

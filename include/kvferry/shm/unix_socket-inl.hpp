@@ -59,9 +59,10 @@ template <class Call>
 
 /// As recvmsg(2), which doesn't wait. There is room for all descriptors that a message may bring: those for which there
 /// is none would be closed within the call, and whether closing a socket waits, and how long, is a setting of the peer's.
-/// @param keep `bool(Descriptor&)`: takes it, or has it closed.
+/// @param keep `bool(Descriptor&)`: takes it, or has it closed. Not called for those for which the process's table has no room.
+/// @param no_room set if there were such.
 template <class Keep>
-ssize_t receive_with(int socket, std::span<iovec> pieces, Keep keep) {
+ssize_t receive_with(int socket, std::span<iovec> pieces, Keep keep, bool& no_room) {
   constexpr std::size_t most_of_a_message = 253;  // SCM_MAX_FD
   alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(most_of_a_message * sizeof(int))> control;
   msghdr message{};
@@ -76,6 +77,7 @@ ssize_t receive_with(int socket, std::span<iovec> pieces, Keep keep) {
   if (got < 0) {
     return got;
   }
+  no_room = no_room || (message.msg_flags & MSG_CTRUNC) != 0;
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) {
       continue;
@@ -97,7 +99,9 @@ ssize_t receive_with(int socket, std::span<iovec> pieces, Keep keep) {
 }  // namespace internal
 
 KVFERRY_INLINE ssize_t receive_bytes(int socket, std::span<iovec> pieces) {
-  return receive_with(socket, pieces, [](Descriptor& /*passed*/) { return false; });
+  bool ignored = false;
+  return receive_with(
+      socket, pieces, [](Descriptor& /*passed*/) { return false; }, ignored);
 }
 
 KVFERRY_INLINE ssize_t send_with(int socket, std::span<iovec> pieces, std::span<const int> descriptors) {
@@ -142,7 +146,7 @@ KVFERRY_INLINE void refuse_all(int listening) noexcept {
 KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> pieces, std::size_t most) {
   descriptors_.reserve(most_passed);  // once they have come there is to be room
   bool misused = false;
-  const ssize_t got = receive_with(socket, pieces, [&](Descriptor& passed) {
+  const auto keep = [&](Descriptor& passed) {
     // A file without seals is no file in memory. To ask for more of it may take as long as whoever serves it likes.
     if (descriptors_.size() >= std::min(most, most_passed) || ::fcntl(passed.get(), F_GET_SEALS) < 0) {
       misused = true;
@@ -152,8 +156,10 @@ KVFERRY_INLINE ssize_t PassedDescriptors::receive(int socket, std::span<iovec> p
     if (held) {
       descriptors_.push_back({std::move(passed), std::move(*held)});
     }
+    lost_ = lost_ || !held;
     return held.has_value();
-  });
+  };
+  const ssize_t got = receive_with(socket, pieces, keep, lost_);
   if (misused) {
     errno = EPROTO;
     return -1;

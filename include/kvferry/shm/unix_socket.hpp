@@ -51,6 +51,8 @@ class PassedDescriptors {
   /// process's descriptors, new ones are closed.
   /// @param most the most descriptors that may wait here.
   [[nodiscard]] ssize_t receive(int socket, std::span<iovec> pieces, std::size_t most = tcp::PeerMemory::max_mapped);
+  /// Whether one has come that was closed because this process may have no more.
+  [[nodiscard]] bool lost() const noexcept { return lost_; }
   /// @return the one of the file with this inode; none if it isn't there.
   [[nodiscard]] PassedDescriptor take(std::uint64_t inode);
   /// @return the oldest one; none if there is none.
@@ -58,6 +60,7 @@ class PassedDescriptors {
 
  private:
   std::vector<PassedDescriptor> descriptors_;
+  bool lost_ = false;
 };
 
 /// The socket of a link: a Unix-domain socket of type SOCK_STREAM, and the memory of the peer's process. With
@@ -113,6 +116,7 @@ class UnixSocket final : public tcp::Socket {
   }
   [[nodiscard]] bool kernel_copies() const noexcept override { return rings_ && by_socket_ == 0 && rings_->kernel_copies(); }
   [[nodiscard]] bool hears_bells() const noexcept override { return rings_ != nullptr; }
+  [[nodiscard]] bool brings_descriptors() const noexcept override { return true; }
   [[nodiscard]] bool may_wait(bool for_room) noexcept override;
   void woken() noexcept override { look_ = true; }
 

@@ -96,10 +96,10 @@ KVFERRY_INLINE std::string remote_address_of(const asio::ip::tcp::socket& socket
 }
 
 /// The kernel's own deadlines (TCP_USER_TIMEOUT, keepalive) aren't the operations'. The others are TLS's.
-KVFERRY_INLINE std::error_code last_error() {
+KVFERRY_INLINE std::error_code last_error(const Socket& socket) {
   switch (errno) {
+    case EPROTO: return socket.brings_descriptors() ? errc::protocol_violation : errc::connection_lost;
     case ETIMEDOUT:
-    case EPROTO:
     case EBADMSG:
     case ENOMEM:
     case EIO: return errc::connection_lost;
@@ -108,10 +108,14 @@ KVFERRY_INLINE std::error_code last_error() {
   }
 }
 
-KVFERRY_INLINE std::string last_reason() {
+KVFERRY_INLINE std::string last_reason(const Socket& socket) {
   switch (errno) {
     case ETIMEDOUT: return "the peer's host has not answered for too long";
-    case EPROTO: return "the encrypted connection ended without the peer's word";
+    case EPROTO:
+      if (socket.brings_descriptors()) {
+        return "the peer passed descriptors of other things than files in memory, or too many";
+      }
+      return "the encrypted connection ended without the peer's word";
     case EBADMSG: return "what came is not what the peer encrypted, or not what TLS is used for here";
     case EIO: return "OpenSSL could not encrypt it";
     case senseless_peer: return "the peer says of its ring, or of this side's, what can't be";

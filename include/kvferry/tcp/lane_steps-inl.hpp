@@ -99,8 +99,8 @@ KVFERRY_INLINE Lane::Step Lane::send_failed() {
   if (errno != EINTR) {
     // The peer's last frames may still be in the socket. After a senseless frame no further one counts.
     std::size_t left = errno == senseless_peer ? 0 : last_words_bytes;
-    const auto cause = last_error();
-    std::string why = "sending to " + remote_ + ": " + last_reason();
+    const auto cause = last_error(*socket_);
+    std::string why = "sending to " + remote_ + ": " + last_reason(*socket_);
     readable_ = true;
     const auto socket = socket_;  // a failure takes it away
     while (!failed_ && left != 0) {
@@ -171,7 +171,7 @@ KVFERRY_INLINE Lane::Step Lane::receive_step(std::size_t& budget) {
   } else if (errno == EFAULT && reader.destination_failed()) {
     careful_in_ = 0;
   } else if (errno != EINTR) {
-    fail(last_error(), "receiving from " + remote_ + ": " + last_reason());
+    fail(last_error(*socket_), "receiving from " + remote_ + ": " + last_reason(*socket_));
   }
   return Step::progress;
 }

@@ -103,6 +103,9 @@ class KVFERRY_EXPORT Socket {
   virtual void woken() noexcept {}
   /// @}
 
+  /// Whether descriptors come with the bytes. EPROTO then says that the peer has passed what it may not.
+  [[nodiscard]] virtual bool brings_descriptors() const noexcept { return false; }
+
   /// Throws received bytes away. @return as recv(2) does, which doesn't wait.
   [[nodiscard]] virtual ssize_t discard(std::size_t bytes) {
     // On a TCP socket MSG_TRUNC drops the bytes in the kernel (tcp(7)). The sanitizers' wrapper of recv(2) doesn't know
