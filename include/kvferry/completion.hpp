@@ -51,11 +51,18 @@ class CompletionHandler;
 /// none) and the handler's cancellation slot. Calling it never runs the handler inside the call: the handler is posted
 /// to its executor. (Asio 1.22 has no `any_completion_handler`.)
 ///
+/// An executor that is asked for `blocking.never`, and runs the handler inside the call all the same, breaks that. The library
+/// may then hold locks while the handler runs, and a `close` in it hangs.
+///
 /// **A handler that throws.** If the handler runs on the user's executor, the exception comes out of that executor's
 /// `run`, as usual with Asio. On the channel's own threads the exception is dropped and logged (`exception_dropped`),
 /// and the thread goes on.
 ///
-/// **No memory.** The memory for posting is allocated when the handler is handed over, by its associated allocator. So
+/// **Memory.** A handler with an allocator of its own (`asio::associated_allocator`) is kept in that allocator's memory until
+/// it runs. When it is called, all of the memory has been given back, on the same thread, as Asio's own operations do it. So a
+/// handler may own the memory, or start an operation that uses it anew.
+///
+/// **No memory.** The memory for posting is allocated when the handler is handed over. So
 /// posting to an `asio::io_context` (the channel's own threads run one), an `asio::thread_pool`, or a strand of one
 /// allocates nothing. Another executor (`asio::use_future` has one) allocates by itself. If it throws `std::bad_alloc`,
 /// posting is tried again, up to a hundred times. The handler runs once, even if an executor has taken it and thrown.
@@ -144,7 +151,7 @@ class CompletionHandler<void(Args...)> {
 
     template <class Given>
     Model(Given&& handler, const asio::any_io_executor& fallback)
-        : handler_(std::in_place, std::forward<Given>(handler)),
+        : handler_(asio::get_associated_allocator(handler), std::forward<Given>(handler)),
           work_(asio::get_associated_executor(*handler_, fallback)) {}
 
     void post(std::shared_ptr<Concept> self, Args... args) override {
@@ -155,8 +162,7 @@ class CompletionHandler<void(Args...)> {
 
     void run(std::shared_ptr<PostedHandler> self) override {
       // Nothing of the handler stays behind for the thread that has posted it, which may let go of this last.
-      Handler handler(std::move(*handler_));
-      handler_.reset();
+      Handler handler(handler_.take());
       std::tuple<Args...> args(std::move(*args_));
       args_.reset();
       self.reset();
@@ -176,7 +182,7 @@ class CompletionHandler<void(Args...)> {
       return asio::get_associated_cancellation_slot(*handler_).is_connected();
     }
 
-    std::optional<Handler> handler_;           ///< Until it runs.
+    detail::KeptHandler<Handler, asio::associated_allocator_t<Handler>> handler_;  ///< Until it runs.
     std::optional<std::tuple<Args...>> args_;  ///< From when it is posted until it runs.
     asio::executor_work_guard<Executor> work_;
   };
@@ -218,11 +224,7 @@ class CompletionHandler<void(Args...)> {
     if constexpr (detail::CompletesDirectly<std::decay_t<Handler>>) {
       return std::make_shared<Direct<std::decay_t<Handler>>>(std::forward<Handler>(handler));
     } else {
-      using Allocated = Model<std::decay_t<Handler>>;
-      using Allocator = typename std::allocator_traits<
-          asio::associated_allocator_t<std::decay_t<Handler>>>::template rebind_alloc<Allocated>;
-      const Allocator allocator(asio::get_associated_allocator(handler));
-      return std::allocate_shared<Allocated>(allocator, std::forward<Handler>(handler), fallback);
+      return std::make_shared<Model<std::decay_t<Handler>>>(std::forward<Handler>(handler), fallback);
     }
   }
 

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <optional>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -63,6 +64,74 @@ class PostedHandler {
   std::atomic<std::size_t> used_{0};
   /// A strand has two blocks: for the handler, and for itself.
   alignas(std::max_align_t) std::array<std::byte, 192> reserve_;
+};
+
+/// A handler until it runs, in memory of its own allocator. Whoever posts a handler may still hold the owner of this while the handler runs,
+/// whose end may free the allocator's memory.
+template <class Handler, class Allocator>
+class KeptHandler {
+ public:
+  template <class Given>
+  KeptHandler(const Allocator& allocator, Given&& handler) : allocator_(std::in_place, allocator) {
+    place_ = Traits::allocate(*allocator_, 1);
+    try {
+      // Not by the allocator: std::pmr's would take a handler that names its allocator for one that is to be given it.
+      std::construct_at(std::to_address(place_), std::forward<Given>(handler));
+    } catch (...) {
+      Traits::deallocate(*allocator_, place_, 1);
+      throw;
+    }
+  }
+  KeptHandler(const KeptHandler&) = delete;
+  KeptHandler& operator=(const KeptHandler&) = delete;
+  ~KeptHandler() {
+    if (allocator_) {
+      (void)take();  // it may own the memory that it is in
+    }
+  }
+
+  [[nodiscard]] Handler& operator*() noexcept { return *place_; }
+  [[nodiscard]] const Handler& operator*() const noexcept { return *place_; }
+  /// To be called once; nothing is kept afterwards.
+  [[nodiscard]] Handler take() {
+    Handler handler(std::move(*place_));
+    free();
+    return handler;
+  }
+
+ private:
+  using Own = typename std::allocator_traits<Allocator>::template rebind_alloc<Handler>;
+  using Traits = std::allocator_traits<Own>;
+
+  void free() noexcept {
+    Own allocator(std::move(*allocator_));
+    allocator_.reset();
+    std::destroy_at(std::to_address(place_));
+    Traits::deallocate(allocator, place_, 1);
+  }
+
+  std::optional<Own> allocator_;
+  typename Traits::pointer place_{};
+};
+
+/// The heap's: it needs no memory of its own.
+template <class Handler, class Any>
+class KeptHandler<Handler, std::allocator<Any>> {
+ public:
+  template <class Given>
+  KeptHandler(const std::allocator<Any>& /*allocator*/, Given&& handler)
+      : handler_(std::in_place, std::forward<Given>(handler)) {}
+
+  [[nodiscard]] Handler& operator*() noexcept { return *handler_; }
+  [[nodiscard]] const Handler& operator*() const noexcept { return *handler_; }
+  [[nodiscard]] Handler take() {
+    Handler handler(std::move(*handler_));
+    handler_.reset();
+    return handler;
+  }
+
+ private:
+  std::optional<Handler> handler_;
 };
 
 /// Whether an executor uses an allocator only while its block holds what it was given: it need not keep the block alive then.

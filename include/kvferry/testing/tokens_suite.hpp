@@ -3,10 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <asio/any_io_executor.hpp>
 #include <asio/bind_executor.hpp>
+#include <asio/executor_work_guard.hpp>
 #include <asio/experimental/as_tuple.hpp>
 #include <asio/experimental/deferred.hpp>
 #include <asio/io_context.hpp>
+#include <asio/strand.hpp>
+#include <asio/thread_pool.hpp>
 #include <asio/use_future.hpp>
 
 #ifdef ASIO_HAS_CO_AWAIT
@@ -24,6 +28,7 @@
 #include <cstdint>
 #include <future>
 #include <memory>
+#include <memory_resource>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -55,6 +60,37 @@ struct CountingAllocator {
   friend bool operator==(const CountingAllocator&, const CountingAllocator&) { return true; }
 
   std::shared_ptr<std::atomic<int>> count;
+};
+
+/// Memory that belongs to a handler, which knows how many blocks of it are in use.
+struct HandlersMemory {
+  std::atomic<int> blocks{0};
+};
+
+/// Allocates from a handler's memory.
+template <class T>
+struct HandlersAllocator {
+  using value_type = T;
+
+  explicit HandlersAllocator(HandlersMemory* given) : memory(given) {}
+  template <class U>
+  HandlersAllocator(const HandlersAllocator<U>& other) : memory(other.memory) {}
+
+  T* allocate(std::size_t n) {
+    T* const pointer = std::allocator<T>().allocate(n);
+    ++memory->blocks;
+    return pointer;
+  }
+  void deallocate(T* pointer, std::size_t n) {
+    std::allocator<T>().deallocate(pointer, n);
+    --memory->blocks;
+  }
+  template <class U>
+  bool operator==(const HandlersAllocator<U>& other) const {
+    return memory == other.memory;
+  }
+
+  HandlersMemory* memory;
 };
 
 /// Any completion token works: Asio's own, and all kinds of handlers.
@@ -216,6 +252,62 @@ class TokensTests : public ConformanceBase {
     EXPECT_GT(allocations->load(), 0) << "the handler's allocator was not used to post it";
   }
 
+  /// Asio's operations give it back before they call the handler, which may then free it.
+  void HandlerFindsItsAllocatorsMemoryFree() {
+    KVFERRY_TESTING_REQUIRE(write);
+    const auto [a, b] = connected_pair();
+    const Objects objects = a.objects({64, 64}).fill(6);
+    asio::thread_pool pool(1);
+    asio::io_context loop;
+    auto busy = asio::make_work_guard(loop);
+    std::thread runs([&] { loop.run(); });
+    const auto blocks_in_use = [&, &from = a, &to = b](const auto& executor) {
+      struct Handler {
+        using allocator_type = HandlersAllocator<std::byte>;
+        [[nodiscard]] allocator_type get_allocator() const { return allocator_type(memory.get()); }
+        void operator()(std::error_code, std::size_t) { blocks.set_value(memory->blocks); }
+        std::unique_ptr<HandlersMemory> memory = std::make_unique<HandlersMemory>();
+        std::promise<int> blocks;
+      };
+      Handler handler;
+      auto blocks = handler.blocks.get_future();
+      from->async_batched_write(objects.readable(), two_pages(to), asio::bind_executor(executor, std::move(handler)));
+      return in_time(blocks);
+    };
+    for (int i = 0; i < 100 && !HasFailure(); ++i) {
+      EXPECT_EQ(blocks_in_use(pool.get_executor()), 0);
+      EXPECT_EQ(blocks_in_use(asio::make_strand(pool)), 0);
+      EXPECT_EQ(blocks_in_use(asio::any_io_executor(pool.get_executor())), 0);
+      EXPECT_EQ(blocks_in_use(loop.get_executor()), 0);
+      EXPECT_EQ(blocks_in_use(asio::any_io_executor(asio::make_strand(loop))), 0);
+    }
+    busy.reset();
+    runs.join();
+  }
+
+  /// It owns the memory, and its executor never runs it.
+  void HandlerThatNeverRunsGivesItsAllocatorsMemoryBack() {
+    const auto [a, b] = connected_pair();
+    struct Memory : std::pmr::monotonic_buffer_resource {
+      explicit Memory(bool& given_back) : freed(given_back) {}
+      void do_deallocate(void*, std::size_t, std::size_t) override { freed = true; }
+      bool& freed;
+    };
+    struct Handler {
+      using allocator_type = std::pmr::polymorphic_allocator<std::byte>;
+      [[nodiscard]] allocator_type get_allocator() const { return {memory.get()}; }
+      void operator()(std::error_code, const Notification&) const { ADD_FAILURE() << "it ran"; }
+      std::unique_ptr<Memory> memory;
+    };
+    bool freed = false;
+    {
+      asio::io_context loop;
+      a->async_receive_notification({}, asio::bind_executor(loop, Handler{std::make_unique<Memory>(freed)}));
+      a->close();
+    }
+    EXPECT_TRUE(freed);
+  }
+
   void Coroutine() {
 #ifdef ASIO_HAS_CO_AWAIT
     KVFERRY_TESTING_REQUIRE(write);
@@ -281,6 +373,7 @@ class TokensTests : public ConformanceBase {
 
 KVFERRY_TESTING_SUITE(TokensTest, TokensTests, UseFuture, UseFutureForEverythingElse, AsTuple,
                       DeferredStartsLaterWithCopiesOfTheSpec, BoundExecutor, BoundExecutorIsKeptBusyMeanwhile,
-                      MoveOnlyHandler, HandlerWithAnAllocator, Coroutine, CoroutineWithATimer);
+                      MoveOnlyHandler, HandlerWithAnAllocator, HandlerFindsItsAllocatorsMemoryFree,
+                      HandlerThatNeverRunsGivesItsAllocatorsMemoryBack, Coroutine, CoroutineWithATimer);
 
 }  // namespace kvferry::testing
