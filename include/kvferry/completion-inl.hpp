@@ -4,9 +4,6 @@
 #include <kvferry/completion.hpp>
 
 #include <asio/any_io_executor.hpp>
-#include <asio/io_context.hpp>
-#include <asio/strand.hpp>
-#include <asio/thread_pool.hpp>
 
 #include <cstddef>
 #include <exception>
@@ -40,28 +37,10 @@ KVFERRY_INLINE void log_exception(std::string_view where) noexcept {
   }
 }
 
-inline namespace internal {
-
-/// Posts to an executor of this type, if that is what is hidden.
-template <class Executor>
-[[nodiscard]] bool posted_to(const asio::any_io_executor& executor, const std::shared_ptr<PostedHandler>& handler) {
-  const auto* known = known_executor<Executor>(executor);
-  if (known != nullptr) {
-    post_handler(*known, handler);
-  }
-  return known != nullptr;
-}
-
-}  // namespace internal
-
 KVFERRY_INLINE void post_handler(const asio::any_io_executor& executor, const std::shared_ptr<PostedHandler>& handler) {
-  if (posted_to<asio::io_context::executor_type>(executor, handler) ||
-      posted_to<asio::strand<asio::io_context::executor_type>>(executor, handler) ||
-      posted_to<asio::thread_pool::executor_type>(executor, handler) ||
-      posted_to<asio::strand<asio::thread_pool::executor_type>>(executor, handler)) {
-    return;
+  if (!with_context_executor(executor, [&](const auto& known) { post_handler(known, handler); })) {
+    post_handler<asio::any_io_executor>(executor, handler);
   }
-  post_handler<asio::any_io_executor>(executor, handler);
 }
 
 }  // namespace kvferry::detail

@@ -4,9 +4,11 @@
 #include <asio/any_io_executor.hpp>
 #include <asio/execution/blocking.hpp>
 #include <asio/execution/context.hpp>
+#include <asio/execution/outstanding_work.hpp>
 #include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
+#include <asio/require.hpp>
 #include <asio/strand.hpp>
 #include <asio/system_executor.hpp>
 #include <asio/thread_pool.hpp>
@@ -109,10 +111,15 @@ struct RunContext {
 TEST(Executors, OfOneThreadRefuseBlockingCallsThere) {
   RunContext run;
   asio::thread_pool pool(1);
+  const auto tracked = asio::execution::outstanding_work.tracked;
   for (const asio::any_io_executor& executor :
        {asio::any_io_executor(run.context.get_executor()), asio::any_io_executor(asio::make_strand(run.context)),
         asio::any_io_executor(pool.get_executor()), asio::any_io_executor(asio::make_strand(pool)),
-        asio::any_io_executor(asio::make_strand(asio::any_io_executor(pool.get_executor())))}) {
+        asio::any_io_executor(asio::make_strand(asio::any_io_executor(pool.get_executor()))),
+        asio::any_io_executor(asio::require(run.context.get_executor(), tracked)),
+        asio::any_io_executor(asio::require(pool.get_executor(), tracked)),
+        asio::any_io_executor(asio::make_strand(asio::require(pool.get_executor(), tracked))),
+        asio::any_io_executor(asio::make_strand(asio::make_strand(run.context)))}) {
     Pair pair(executor);
     expect_to_work(pair);
     EXPECT_EQ(written_on(executor, pair), errc::would_deadlock);

@@ -2,13 +2,17 @@
 #pragma once
 
 #include <asio/any_io_executor.hpp>
+#include <asio/execution/outstanding_work.hpp>
 #include <asio/io_context.hpp>
+#include <asio/require.hpp>
 #include <asio/strand.hpp>
 #include <asio/thread_pool.hpp>
 
 #include <concepts>
 #include <exception>
+#include <type_traits>
 #include <typeinfo>
+#include <utility>
 
 #include <kvferry/config.hpp>
 
@@ -38,27 +42,53 @@ template <class Executor>
   return nullptr;
 }
 
-/// Whether the calling thread runs what is posted to `executor`, as far as its type is one of Asio's that tell. Of a strand,
-/// the threads are meant that run it, whether or not they do so now.
-[[nodiscard]] inline bool runs_in_this_thread(const asio::any_io_executor& executor) noexcept {
+template <class... Listed>
+struct Types {};
+
+/// An executor that counts as work of its context (`asio::execution::outstanding_work.tracked`), as work guards have it.
+template <class Executor>
+using Tracking =
+    std::decay_t<decltype(asio::require(std::declval<const Executor&>(), asio::execution::outstanding_work.tracked))>;
+
+/// Calls `function` with the executor that `executor` hides, if it is one of Asio's contexts, or a strand of one, or a strand of that.
+/// @return whether it has been called.
+template <class Function>
+bool with_context_executor(const asio::any_io_executor& executor, Function function) {
+  const auto tried = [&]<class Executor>(const Executor* known) {
+    if (known != nullptr) {
+      function(*known);
+    }
+    return known != nullptr;
+  };
+  const auto tried_each = [&]<class... Executors>(Types<Executors...>) {
+    return (tried(known_executor<Executors>(executor)) || ...) ||
+           (tried(known_executor<asio::strand<Executors>>(executor)) || ...) ||
+           (tried(known_executor<asio::strand<asio::strand<Executors>>>(executor)) || ...);
+  };
   using Context = asio::io_context::executor_type;
   using Pool = asio::thread_pool::executor_type;
-  if (const auto* context = known_executor<Context>(executor)) {
-    return context->running_in_this_thread();
-  }
-  if (const auto* strand = known_executor<asio::strand<Context>>(executor)) {
-    return strand->get_inner_executor().running_in_this_thread();
-  }
-  if (const auto* pool = known_executor<Pool>(executor)) {
-    return pool->running_in_this_thread();
-  }
-  if (const auto* strand = known_executor<asio::strand<Pool>>(executor)) {
-    return strand->get_inner_executor().running_in_this_thread();
-  }
+  return tried_each(Types<Context, Pool, Tracking<Context>, Tracking<Pool>>());
+}
+
+template <class Executor>
+[[nodiscard]] bool context_runs_in_this_thread(const Executor& executor) noexcept {
+  return executor.running_in_this_thread();
+}
+/// The threads are meant that run the strand, whether or not they do so now.
+template <class Executor>
+[[nodiscard]] bool context_runs_in_this_thread(const asio::strand<Executor>& strand) noexcept {
+  return context_runs_in_this_thread(strand.get_inner_executor());
+}
+
+/// Whether the calling thread runs what is posted to `executor`, or to the context that it is a strand of, as far as its type is one of
+/// Asio's that tell.
+[[nodiscard]] inline bool runs_in_this_thread(const asio::any_io_executor& executor) noexcept {
   if (const auto* strand = known_executor<asio::strand<asio::any_io_executor>>(executor)) {
     return runs_in_this_thread(strand->get_inner_executor());
   }
-  return false;
+  bool runs = false;
+  with_context_executor(executor, [&](const auto& known) { runs = context_runs_in_this_thread(known); });
+  return runs;
 }
 
 }  // namespace kvferry::detail
