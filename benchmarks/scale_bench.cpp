@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One channel and very many peers of it over TCP, on loopback: how fast they come in, what each costs, how much they move in
-// all, how a small write fares beside a large one, and what all of them cost while nothing happens.
-#include <sys/prctl.h>
+// all, how a small write fares beside a large one, and what all of them cost while nothing happens. Over RDMA: how fast they
+// come in, what each costs, and that each one's bytes are moved.
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <fmt/core.h>
 #include <CLI/CLI.hpp>
@@ -15,25 +13,26 @@
 #include <atomic>
 #include <barrier>
 #include <chrono>
-#include <csignal>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <ctime>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <latch>
+#include <map>
 #include <memory>
 #include <numeric>
+#include <random>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
 
+#include <kvferry/error.hpp>
 #include <kvferry/tcp_transfer_channel.hpp>
 
+#include "scale/hub.hpp"
 #include "scale/many_sockets.hpp"
 
 namespace {
@@ -51,99 +50,6 @@ double quantile(std::vector<double>& values, double q) {
   std::ranges::sort(values);
   return values[std::min(static_cast<std::size_t>(q * static_cast<double>(values.size())), values.size() - 1)];
 }
-
-kvferry::TcpOptions options_of(std::vector<std::byte>& memory, std::size_t page) {
-  kvferry::TcpOptions options;
-  options.regions = {{memory.data(), memory.size(), page}};
-  options.poll = kvferry::PollPolicy::never();  // thousands of threads that poll would measure each other
-  options.max_peers = std::size_t{1} << 16;
-  options.log_sink = [](const kvferry::LogRecord&) {};
-  return options;
-}
-
-/// The resources that another process holds and has used.
-struct Usage {
-  double resident_kib = 0;
-  double descriptors = 0;
-  double cpu_seconds = 0;
-
-  [[nodiscard]] static Usage of(pid_t process) {
-    const std::string folder = "/proc/" + std::to_string(process);
-    Usage usage;
-    std::ifstream statm(folder + "/statm");
-    double total = 0;
-    statm >> total >> usage.resident_kib;
-    usage.resident_kib *= static_cast<double>(::sysconf(_SC_PAGESIZE)) / 1024;
-    usage.descriptors =
-        static_cast<double>(std::distance(std::filesystem::directory_iterator(folder + "/fd"), {}));
-    std::ifstream stat(folder + "/stat");
-    std::string line;
-    std::getline(stat, line);
-    // Fields 14 and 15, counted from behind the name, which may hold anything.
-    const std::vector<std::string> fields = CLI::detail::split(line.substr(line.rfind(')') + 2), ' ');
-    usage.cpu_seconds = (std::stod(fields.at(11)) + std::stod(fields.at(12))) / static_cast<double>(::sysconf(_SC_CLK_TCK));
-    return usage;
-  }
-};
-
-/// The channel that all others connect to, in a process of its own. To be made before any thread is.
-class Hub {
- public:
-  Hub(std::size_t pages, std::size_t page) {
-    std::array<int, 2> url{};
-    std::array<int, 2> end{};
-    if (::pipe(url.data()) != 0 || ::pipe(end.data()) != 0 || (process_ = ::fork()) == -1) {
-      throw std::runtime_error("no process for the hub");
-    }
-    if (process_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      ::close(url[0]);
-      ::close(end[1]);
-      ::_exit(serve(pages, page, url[1], end[0]));
-    }
-    ::close(url[1]);
-    ::close(end[0]);
-    end_ = end[1];
-    for (char byte = 0; ::read(url[0], &byte, 1) == 1;) {
-      url_ += byte;
-    }
-    ::close(url[0]);
-    if (url_.empty()) {
-      throw std::runtime_error("the hub does not listen");
-    }
-  }
-  Hub(const Hub&) = delete;
-  Hub& operator=(const Hub&) = delete;
-  ~Hub() {
-    ::close(end_);
-    ::waitpid(process_, nullptr, 0);
-  }
-
-  [[nodiscard]] const std::string& url() const noexcept { return url_; }
-  [[nodiscard]] Usage usage() const { return Usage::of(process_); }
-
- private:
-  static int serve(std::size_t pages, std::size_t page, int url, int end) try {
-    std::vector<std::byte> memory(pages * page);
-    kvferry::TcpOptions options = options_of(memory, page);
-    options.peer_init_url = "tcp://127.0.0.1:0";
-    const kvferry::TcpTransferChannel channel(options);
-    const std::string own = channel.peer_init_url();
-    if (::write(url, own.data(), own.size()) != static_cast<ssize_t>(own.size())) {
-      return 1;
-    }
-    ::close(url);
-    char ignored = 0;
-    return ::read(end, &ignored, 1) == 0 ? 0 : 1;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "the hub: {}\n", error.what());
-    return 1;
-  }
-
-  pid_t process_ = -1;
-  int end_ = -1;
-  std::string url_;
-};
 
 /// Runs all peers' I/O, and the handlers that start the next batches. Threads of each peer's own would take turns on
 /// the machine's cores, and that is what would be measured.
@@ -166,8 +72,8 @@ class SharedThreads {
   std::vector<std::jthread> threads_;
 };
 
-kvferry::TcpOptions options_of_peer(std::vector<std::byte>& memory, SharedThreads& threads) {
-  kvferry::TcpOptions options = options_of(memory, page_size);
+kvferry::ChannelOptions options_of_peer(std::vector<std::byte>& memory, std::size_t page, SharedThreads& threads) {
+  kvferry::ChannelOptions options = bench::options_of(memory, page);
   options.executor = threads.executor();
   return options;
 }
@@ -176,18 +82,40 @@ class Peer {
  public:
   /// @param memory of all peers: a thousand peers' own would not be in any cache of this machine, and on other machines they
   ///   would have one each.
-  Peer(std::size_t number, std::vector<std::byte>& memory, SharedThreads& threads)
-      : number_(number), memory_(memory), channel_(options_of_peer(memory, threads)) {}
+  Peer(bench::Transport transport, std::size_t number, std::vector<std::byte>& memory, std::size_t page,
+       SharedThreads& threads)
+      : number_(number),
+        memory_(memory),
+        channel_(bench::make_channel(transport, options_of_peer(memory, page, threads))) {}
 
-  void connect(const Hub& hub) {
-    channel_.lazy_init_peer_connection("peer-" + std::to_string(number_), "hub", hub.url(), {}, {.timeout = patience});
+  void connect(const bench::Hub& hub) {
+    channel_->lazy_init_peer_connection("peer-" + std::to_string(number_), "hub", hub.url(), {}, {.timeout = patience});
   }
 
   void write(std::size_t bytes, std::size_t pages) {
     const std::vector<kvferry::ConstBuffer> objects(pages, {memory_.data(), bytes});
     std::vector<std::uint64_t> indexes(pages);
     std::iota(indexes.begin(), indexes.end(), std::uint64_t{0});
-    channel_.batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience});
+    channel_->batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience});
+  }
+
+  /// Writes something to a page of the hub that no other peer uses, and reads it back. Its memory has two pages for that.
+  /// @throws std::runtime_error if other bytes come back.
+  void check(std::size_t page) {
+    const std::span<std::byte> written = std::span(memory_).first(page);
+    const std::span<std::byte> read = std::span(memory_).subspan(page, page);
+    std::mt19937_64 random(number_);
+    for (std::size_t i = 0; i < page; ++i) {
+      written[i] = static_cast<std::byte>(random());
+    }
+    const std::vector<std::uint64_t> index{number_};
+    const std::vector<kvferry::ConstBuffer> from{written};
+    const std::vector<kvferry::MutableBuffer> into{read};
+    channel_->batched_write(from, {.peer_id = "hub", .remote_indexes = index, .timeout = patience});
+    channel_->batched_read(into, {.peer_id = "hub", .remote_indexes = index, .timeout = patience});
+    if (!std::ranges::equal(written, read)) {
+      throw std::runtime_error("the hub's page has other bytes than were written");
+    }
   }
 
   /// Writes batches one after the other, on the shared threads.
@@ -197,20 +125,20 @@ class Peer {
     const std::vector<kvferry::ConstBuffer> objects(pages_in_batch, {memory_.data(), page_size});
     std::array<std::uint64_t, pages_in_batch> indexes{};
     std::iota(indexes.begin(), indexes.end(), std::uint64_t{0});
-    channel_.async_batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience},
-                                 [this, goes_on, failed](std::error_code ec, std::size_t /*written*/) {
-                                   if (ec) {
-                                     failed(ec);
-                                   } else if (goes_on()) {
-                                     keep_writing(goes_on, failed);
-                                   }
-                                 });
+    channel_->async_batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience},
+                                  [this, goes_on, failed](std::error_code ec, std::size_t /*written*/) {
+                                    if (ec) {
+                                      failed(ec);
+                                    } else if (goes_on()) {
+                                      keep_writing(goes_on, failed);
+                                    }
+                                  });
   }
 
  private:
   std::size_t number_;
   std::vector<std::byte>& memory_;
-  kvferry::TcpTransferChannel channel_;
+  std::unique_ptr<kvferry::BaseTransferChannel> channel_;
 };
 
 /// Runs `work(i)` for each i on a thread of its own, all at once. @return how long it took until the last one was done.
@@ -280,21 +208,22 @@ double own_cpu_seconds() {
 void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::milliseconds time) {
   std::vector<std::byte> memory(pages_in_batch * page_size, std::byte{1});
   bench::ManySockets sockets(count, memory);  // forks, as the hub does
-  const Hub hub(pages_in_batch, page_size);   // has copies of the sockets, so it has to end before them
+  const bench::Hub hub(bench::Transport::tcp, pages_in_batch,
+                       page_size);  // has copies of the sockets, so it has to end before them
   constexpr double gigabytes_in_batch = static_cast<double>(pages_in_batch * page_size) / 1e9;
   (void)sockets.batches_per_second(time / 4);  // buffers grow
   const double sockets_before = sockets.batches_per_second(time / 2) * gigabytes_in_batch;
   SharedThreads threads(peer_threads);
   std::vector<std::unique_ptr<Peer>> peers;
   for (std::size_t i = 0; i < count; ++i) {
-    peers.push_back(std::make_unique<Peer>(i, memory, threads));
+    peers.push_back(std::make_unique<Peer>(bench::Transport::tcp, i, memory, page_size, threads));
   }
-  const Usage before = hub.usage();
+  const bench::ProcessUsage before = hub.usage();
   const double connecting = all_at_once(count, [&](std::size_t i) { peers[i]->connect(hub); });
-  const Usage connected = hub.usage();
+  const bench::ProcessUsage connected = hub.usage();
 
   (void)batches_per_second(peers, time / 4);  // sockets' buffers grow
-  const Usage quiet = hub.usage();
+  const bench::ProcessUsage quiet = hub.usage();
   const double quiet_peers = own_cpu_seconds();
   const auto moving = Clock::now();
   const double rate = batches_per_second(peers, time) * gigabytes_in_batch;
@@ -322,7 +251,7 @@ void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::mil
     beside = fmt::format("{:.2f}, {:.2f}", quantile(took, 0.5), quantile(took, 0.99));
   }
 
-  const Usage resting = hub.usage();
+  const bench::ProcessUsage resting = hub.usage();
   std::this_thread::sleep_for(time);  // nothing happens: that is what is measured
   const double idle = (hub.usage().cpu_seconds - resting.cpu_seconds) / Seconds(time).count();
   const auto peers_of = static_cast<double>(count);
@@ -333,13 +262,38 @@ void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::mil
   std::fflush(stdout);
 }
 
+/// Over RDMA: what a peer costs the hub once it has moved bytes, which are compared.
+void measure_rdma_peers(std::size_t count, std::size_t peer_threads, std::chrono::milliseconds time) {
+  constexpr std::size_t page = 4096;
+  const bench::Hub hub(bench::Transport::rdma, count, page);
+  SharedThreads threads(peer_threads);
+  std::vector<std::vector<std::byte>> memory(count, std::vector<std::byte>(2 * page));
+  std::vector<std::unique_ptr<Peer>> peers;
+  for (std::size_t i = 0; i < count; ++i) {
+    peers.push_back(std::make_unique<Peer>(bench::Transport::rdma, i, memory[i], page, threads));
+  }
+  const bench::ProcessUsage before = hub.usage();
+  const double connecting = all_at_once(count, [&](std::size_t i) { peers[i]->connect(hub); });
+  const double checking = all_at_once(count, [&](std::size_t i) { peers[i]->check(page); });
+  const bench::ProcessUsage resting = hub.usage();
+  std::this_thread::sleep_for(time);  // nothing happens: that is what is measured
+  const double idle = (hub.usage().cpu_seconds - resting.cpu_seconds) / Seconds(time).count();
+  const auto peers_of = static_cast<double>(count);
+  fmt::print("| {} | {:.0f} | {:.1f} | {:.1f} | {:.1f} | {:.0f}, {:.0f} | {:.0f} | {:.1f} |\n", count,
+             peers_of / connecting, (resting.pinned_kib - before.pinned_kib) / peers_of,
+             (resting.resident_kib - before.resident_kib) / peers_of,
+             (resting.descriptors - before.descriptors) / peers_of, before.threads, resting.threads,
+             peers_of / checking, idle * 100);
+  std::fflush(stdout);
+}
+
 void measure_batches(std::size_t most, std::chrono::milliseconds time) {
   constexpr std::size_t page = 512;
   fmt::print("\n| pages of {} bytes in a batch | us a batch (median) | ns a page | GB/s |\n| ---: | ---: | ---: | ---: |\n", page);
-  const Hub hub(most, page);
+  const bench::Hub hub(bench::Transport::tcp, most, page);
   std::vector<std::byte> memory(most * page, std::byte{1});
-  kvferry::TcpTransferChannel channel(options_of(memory, page));
-  channel.lazy_init_peer_connection("peer", "hub", hub.url());
+  const auto channel = bench::make_channel(bench::Transport::tcp, bench::options_of(memory, page));
+  channel->lazy_init_peer_connection("peer", "hub", hub.url());
   for (std::size_t count = 1; count <= most; count *= 10) {
     std::vector<kvferry::ConstBuffer> objects;
     std::vector<std::uint64_t> indexes;
@@ -350,7 +304,7 @@ void measure_batches(std::size_t most, std::chrono::milliseconds time) {
     std::vector<double> took;
     for (const auto end = Clock::now() + time; took.empty() || Clock::now() < end;) {
       const auto begin = Clock::now();
-      channel.batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience});
+      channel->batched_write(objects, {.peer_id = "hub", .remote_indexes = indexes, .timeout = patience});
       took.push_back(seconds_since(begin) * 1e6);
     }
     const double median = quantile(took, 0.5);
@@ -375,12 +329,19 @@ int main(int argc, char** argv) {
   std::size_t peer_threads = 1;
   std::size_t pages = 1'000'000;
   int milliseconds = 1000;
-  CLI::App app("Measures one channel with very many peers over TCP, on loopback, and batches of very many pages.");
+  auto transport = bench::Transport::tcp;
+  CLI::App app(
+      "Measures one channel with very many peers over TCP, on loopback, and batches of very many pages; or with very "
+      "many "
+      "peers over RDMA.");
+  app.add_option("--transport", transport, "What carries the pages: tcp, rdma")
+      ->transform(CLI::Transformer(
+          std::map<std::string, bench::Transport>{{"tcp", bench::Transport::tcp}, {"rdma", bench::Transport::rdma}}));
   app.add_option("--peers", peers, "How many peers; several, separated by commas")->delimiter(',')->capture_default_str();
   app.add_option("--peer-threads", peer_threads, "Threads that all peers share")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
-  app.add_option("--pages", pages, "The most pages of a batch")
+  app.add_option("--pages", pages, "The most pages of a batch (tcp)")
       ->check(CLI::Range(std::size_t{1}, std::size_t{1} << 24))
       ->capture_default_str();
   app.add_option("--time", milliseconds, "Milliseconds that each measurement takes")
@@ -390,6 +351,17 @@ int main(int argc, char** argv) {
   try {
     raise_descriptor_limit();
     const std::chrono::milliseconds time(milliseconds);
+    if (transport == bench::Transport::rdma) {
+      fmt::print(
+          "| peers | handshakes/s, all at once | pinned KiB a peer | resident KiB a peer | descriptors a peer | hub's "
+          "threads, before and after | pages written, read back and compared/s, all at once | idle, % of a CPU |\n"
+          "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
+      std::fflush(stdout);
+      for (const std::size_t count : peers) {
+        measure_rdma_peers(count, peer_threads, time);
+      }
+      return 0;
+    }
     fmt::print(
         "| peers | handshakes/s, all at once | KiB a peer | descriptors a peer | GB/s in all | plain sockets | ratio | "
         "hub's CPU, s a GB | peers' CPU, s a GB | 4 KiB write beside a large one, ms (median, 99 %) | idle, % of a CPU "
