@@ -52,6 +52,9 @@ void add_options(CLI::App& app, RawOptions& raw) {
                  "Connections to a peer; with rdma, the first of this machine's rails (default: the library's)")
       ->type_name("N")
       ->check(between(1, 64));
+  app.add_option("--queue-pairs", raw.channel.queue_pairs, "Queue pairs of each rail, of rdma (default: the library's)")
+      ->type_name("N")
+      ->check(between(1, 8));
   app.add_option("--io-threads", raw.channel.io_threads, "I/O threads of a channel (default: the library's)")
       ->type_name("N")
       ->check(between(1, 256));

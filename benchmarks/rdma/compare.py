@@ -81,6 +81,8 @@ def main():
     cases = [
         ("write, 64 KiB pages", "ib_write_bw", 65536, 700, "write", 65536, 64, 3, []),
         ("write, 1 MiB pages, one batch of 32", "ib_write_bw", 65536, 700, "write", 1048576, 32, 1, []),
+        ("write, 1 MiB pages, one batch of 32, four queue pairs", "ib_write_bw", 65536, 700, "write", 1048576, 32, 1,
+         ["--queue-pairs", "4"]),
         ("read, 64 KiB pages", "ib_read_bw", 65536, 700, "read", 65536, 64, 3, []),
         ("write, scattered 4 KiB pages, batches of 256", "ib_write_bw", 4096, 5000, "write", 4096, 256, 1, []),
         ("the same, two batches in flight", "ib_write_bw", 4096, 5000, "write", 4096, 256, 2, []),

@@ -55,6 +55,9 @@ std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings
     // As many rails as a connection is to have lanes.
     options.rails = kvferry::RdmaTransferChannel::active_rails();
     options.rails.resize(std::min(settings.lanes, options.rails.size()));
+    if (settings.queue_pairs != 0) {
+      options.queue_pairs_per_rail = settings.queue_pairs;
+    }
     return std::make_unique<kvferry::RdmaTransferChannel>(std::move(options));
   }
 #endif

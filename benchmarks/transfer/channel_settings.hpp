@@ -22,6 +22,7 @@ struct ChannelSettings {
   std::string poll;             ///< never, adaptive, always; empty: the default.
   std::uint64_t spin_us = 0;    ///< Of adaptive polling; 0: 50.
   std::size_t lanes = 0;        ///< 0: the default.
+  std::size_t queue_pairs = 0;  ///< Of each of rdma's rails; 0: the default.
   std::size_t io_threads = 0;   ///< 0: the default.
   std::size_t send_buffer = 0;  ///< 0: the default.
   std::size_t receive_buffer = 0;
@@ -31,8 +32,9 @@ struct ChannelSettings {
   bool unregistered = false;       ///< The initiator's objects lie outside of every region.
   std::size_t receives_ahead = 0;  ///< sendrecv: batches that the target has posted, for each stream.
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ChannelSettings, transport, async, poll, spin_us, lanes, io_threads, send_buffer,
-                                   receive_buffer, congestion, key, checksums, unregistered, receives_ahead)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ChannelSettings, transport, async, poll, spin_us, lanes, queue_pairs, io_threads,
+                                   send_buffer, receive_buffer, congestion, key, checksums, unregistered,
+                                   receives_ahead)
 
 /// @param init_host where to listen; empty: not at all.
 [[nodiscard]] std::unique_ptr<kvferry::BaseTransferChannel> make_channel(const ChannelSettings& settings,

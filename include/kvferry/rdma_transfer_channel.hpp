@@ -45,6 +45,23 @@ struct RdmaOptions : ChannelOptions {
   /// one rail each, in turn. An object goes over one rail, however large it is: cut a large range into several.
   std::size_t stripe_threshold = std::size_t{1} << 20;
 
+  /// Queue pairs to each peer on each rail, 1 to 8; the smaller of both sides' numbers counts. They share the rail's protection
+  /// domain and registrations. Some adapters, and networks with several paths, move large batches faster over several; on others
+  /// nothing is gained. Nobody has measured it with kvferry on an adapter. Raise it only where a measurement says so: `ib_write_bw
+  /// -q` of perftest, or `transfer_bench --queue-pairs`.
+  ///
+  /// Each further queue pair costs what the first one does, for each peer on each rail: 64 KiB of pinned memory for messages, and
+  /// up to 768 KiB if many are sent at a time; a descriptor; of the device, a queue pair and a completion queue (`max_qp` and
+  /// `max_cq` of `ibv_devinfo -v`) for `queue_depth` requests. Announcements of regions, and probes (`keepalive_interval`), go over
+  /// each one. A connection does with fewer if there is no room for more: `PeerInfo::path` names those in use. If one breaks, the
+  /// connection does.
+  std::size_t queue_pairs_per_rail = 1;
+
+  /// With several queue pairs on a rail: a one-sided batch, or a rail's part of one that is spread over the rails, of at least this
+  /// many bytes is spread over all queue pairs of the rail, in parts of whole objects. All other operations use the first one. The
+  /// thread of a blocking call moves bytes itself only over the first one.
+  std::size_t queue_pair_threshold = std::size_t{1} << 20;
+
   /// Regions are registered in slices of this size. Some adapters are slower with larger memory regions.
   std::size_t slice_bytes = std::size_t{3584} << 20;
 
@@ -152,12 +169,12 @@ struct RdmaRailInfo {
 /// large ones are registered for the time of their operation. A region with a `dmabuf_fd` is registered by that
 /// descriptor. Its memory can be used for writes and reads, but not for sends and recvs.
 ///
-/// With several rails, an operation may go over another rail than the one before it. A write ends when the peer's adapter has
-/// acknowledged its bytes, which may be a moment before they are in the peer's memory. Later requests on the same rail come
-/// behind them; requests on another rail may, within that moment, overtake them. That is an exception to **Order** of
+/// With several rails, or queue pairs of a rail, an operation may go over another one than the one before it. A write ends when the
+/// peer's adapter has acknowledged its bytes, which may be a moment before they are in the peer's memory. Later requests on the
+/// same queue pair come behind them; requests on another one may, within that moment, overtake them. That is an exception to **Order** of
 /// `BaseTransferChannel`. It doesn't concern a write's own notification, paired operations of one tag, or `fence`. Where a
 /// write has to follow another one on the same bytes, or be followed by a `notify` or a read of them, give the first one the
-/// notification, or checksums, or use one rail.
+/// notification, or checksums, or use one rail with one queue pair.
 ///
 /// If a deadline passes while the adapters work on an operation's requests, the operation may end up to
 /// `RdmaOptions::drain_timeout` later.

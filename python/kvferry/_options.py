@@ -115,6 +115,9 @@ class RdmaOptions(ChannelOptions, total=False):
 
     rails: Sequence[RdmaRail] | None
     stripe_threshold: int | None
+    #: Connections to each peer on each rail, of which large batches use all; each costs adapter resources and pinned memory.
+    queue_pairs_per_rail: int | None
+    queue_pair_threshold: int | None
     slice_bytes: int | None
     #: The adapters may put bytes into regions in any order, as long as notifications come behind them.
     relaxed_ordering: bool | None

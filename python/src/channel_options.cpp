@@ -120,6 +120,8 @@ void read(Arguments& given, RdmaOptions& options) {
     }
   }
   given.read("stripe_threshold", options.stripe_threshold);
+  given.read("queue_pairs_per_rail", options.queue_pairs_per_rail);
+  given.read("queue_pair_threshold", options.queue_pair_threshold);
   given.read("slice_bytes", options.slice_bytes);
   given.read("relaxed_ordering", options.relaxed_ordering);
   given.read("queue_depth", options.queue_depth);

@@ -27,6 +27,17 @@ std::string check_rail(const RailEndpoint& rail, std::span<const RemoteRegion> r
            ", packet number " + std::to_string(rail.packet_number) + ", lid " + std::to_string(rail.lid) + ", mtu " +
            std::to_string(rail.mtu) + ", largest request " + std::to_string(rail.max_message);
   }
+  if (queue_pairs_of(rail) > max_queue_pairs) {
+    return "rail " + std::to_string(rail.rail) + " with " + std::to_string(queue_pairs_of(rail)) +
+           " queue pairs, at most " + std::to_string(max_queue_pairs);
+  }
+  for (std::size_t i = 1; i < queue_pairs_of(rail); ++i) {
+    const FurtherQueuePair& further = (*rail.further)[i - 1];
+    if (further.queue_pair > max_24_bits || further.packet_number > max_24_bits) {
+      return "rail " + std::to_string(rail.rail) + " with further queue pair " + std::to_string(further.queue_pair) +
+             ", packet number " + std::to_string(further.packet_number);
+    }
+  }
   for (std::size_t i = 0; i < rail.regions.size(); ++i) {
     const std::uint64_t number = rail.regions[i].number;
     if (i != 0 && number <= rail.regions[i - 1].number) {
@@ -44,6 +55,18 @@ std::string check_rail(const RailEndpoint& rail, std::span<const RemoteRegion> r
 }
 
 }  // namespace
+
+RailEndpoint queue_pair_of(const RailEndpoint& rail, std::size_t number) {
+  RailEndpoint one = rail;
+  one.regions.clear();
+  one.further.reset();
+  if (number != 0) {
+    const FurtherQueuePair& further = rail.further->at(number - 1);
+    one.queue_pair = further.queue_pair;
+    one.packet_number = further.packet_number;
+  }
+  return one;
+}
 
 std::string check_region_keys(const RegionKeys& keys, const RemoteRegion& region) {
   if (region.access == Access::none) {

@@ -30,6 +30,18 @@ struct RegionKeys {
   }
 };
 
+/// A further queue pair of a rail: what it has that the rail's first one doesn't have as well.
+struct FurtherQueuePair {
+  std::uint64_t queue_pair = 0;
+  std::uint64_t packet_number = 0;
+
+  static constexpr std::string_view side_message_type = "RdmaQueuePair";
+  static constexpr auto side_message_fields() {
+    return std::tuple(side_message_field("queue_pair", &FurtherQueuePair::queue_pair),
+                      side_message_field("packet_number", &FurtherQueuePair::packet_number));
+  }
+};
+
 /// A queue pair, with all data that the peer needs to join it with one of its own.
 struct RailEndpoint {
   std::uint64_t rail = 0;  ///< Its number; joined with the one of the same number.
@@ -46,6 +58,8 @@ struct RailEndpoint {
   std::vector<RegionKeys> regions;  ///< Ordered by number.
   /// 1 if packets to it need a global route even within its subnet. None: they don't.
   std::optional<std::uint64_t> global_route = {};
+  /// The rail's other queue pairs, each joined with the one of the same place. None: there aren't any.
+  std::optional<std::vector<FurtherQueuePair>> further = {};
 
   static constexpr std::string_view side_message_type = "RdmaRail";
   static constexpr auto side_message_fields() {
@@ -58,7 +72,8 @@ struct RailEndpoint {
         side_message_field("reads_made", &RailEndpoint::reads_made),
         side_message_field("max_message", &RailEndpoint::max_message),
         side_message_field("regions", &RailEndpoint::regions),
-        side_message_field("global_route", &RailEndpoint::global_route));
+        side_message_field("global_route", &RailEndpoint::global_route),
+        side_message_field("further", &RailEndpoint::further));
   }
 };
 
@@ -82,6 +97,15 @@ struct Endpoint {
 };
 
 inline constexpr std::size_t max_rails = 16;
+/// Of a rail.
+inline constexpr std::size_t max_queue_pairs = 8;
+
+/// How many queue pairs a rail has.
+[[nodiscard]] inline std::size_t queue_pairs_of(const RailEndpoint& rail) noexcept {
+  return 1 + (rail.further ? rail.further->size() : 0);
+}
+/// A queue pair of a rail, without the keys of regions. @param number less than `queue_pairs_of`; 0 is the first one.
+[[nodiscard]] RailEndpoint queue_pair_of(const RailEndpoint& rail, std::size_t number);
 
 /// Checks a region's keys against its description; empty if they match.
 [[nodiscard]] std::string check_region_keys(const RegionKeys& keys, const RemoteRegion& region);

@@ -14,10 +14,10 @@
 
 namespace kvferry::inline KVFERRY_ABI::rdma {
 
-Rail::Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
-           std::weak_ptr<Owner> owner)
+Rail::Rail(const asio::any_io_executor& executor, const RailPort& port, std::shared_ptr<RailDomain> domain,
+           std::size_t number, const RailOptions& options, std::weak_ptr<Owner> owner)
     : executor_(executor),
-      domain_(port.domains->for_link()),
+      domain_(std::move(domain)),
       device_events_(port.events),
       options_(options),
       pair_(std::make_unique<QueuePair>(domain_, number, options.queue_pair)),

@@ -51,7 +51,7 @@ struct RailPort {
 /// The side of a handshake: the dialing one says hello, the accepting one welcome.
 enum class Role : std::uint8_t { dialing, accepting };
 
-/// A connection on one rail: a queue pair and the protocol on it.
+/// A connection on one rail: a queue pair and the protocol on it. A link may have several on the same rail.
 ///
 /// A thread with work for the rail (a caller with an operation, the reactor with an event, a deadline) drives it, as
 /// `InboxDriver` describes. So an operation's requests are posted on the caller's own thread. Only the driver ends
@@ -71,9 +71,10 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     virtual void rail_broken(std::error_code cause, const std::string& why) = 0;
   };
 
-  /// @throws TransferError if there can't be a queue pair, or a region be registered for it.
-  Rail(const asio::any_io_executor& executor, const RailPort& port, std::size_t number, const RailOptions& options,
-       std::weak_ptr<Owner> owner);
+  /// @param domain of the port, and of all of the link's queue pairs on it. @param number the rail's.
+  /// @throws TransferError if there can't be a queue pair.
+  Rail(const asio::any_io_executor& executor, const RailPort& port, std::shared_ptr<RailDomain> domain,
+       std::size_t number, const RailOptions& options, std::weak_ptr<Owner> owner);
 
   Rail(const Rail&) = delete;
   Rail& operator=(const Rail&) = delete;
@@ -88,7 +89,7 @@ class Rail : public DeviceEvents::Listener, public std::enable_shared_from_this<
     const Endpoint& peer;
     const RailEndpoint& rail;
     std::shared_ptr<LinkRegions> regions;
-    std::size_t place = 0;  ///< Among the link's rails.
+    std::size_t place = 0;  ///< The rail's, among the link's rails.
   };
   /// Joins the queue pair with the peer's and, on the dialing side, says hello.
   [[nodiscard]] kit::Failure connect(std::shared_ptr<kit::LinkHost> host, const Joint& joint, Role role,

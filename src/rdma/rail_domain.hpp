@@ -61,7 +61,7 @@ class RailDomain {
  public:
   enum class Use : std::uint8_t {
     of_channel,  ///< By the queue pairs of all peers.
-    of_link,     ///< By the one queue pair that a link has on the rail: see `RdmaOptions::isolate_peers`.
+    of_link,     ///< By the queue pairs that a link has on the rail: see `RdmaOptions::isolate_peers`.
   };
   /// Without regions. @throws TransferError naming the device.
   RailDomain(std::shared_ptr<RailDevice> device, const RegistrationOptions& options, Use use);
@@ -86,7 +86,7 @@ class RailDomain {
   [[nodiscard]] std::vector<RegionKeys> region_keys() const;
   [[nodiscard]] std::optional<RegionKeys> keys_of(std::uint32_t number) const;
 
-  /// The queue pair of the link that has this domain is gone: its regions' registrations go as well, those included that others
+  /// The queue pairs of the link that has this domain are gone: its regions' registrations go as well, those included that others
   /// are making or ending at this moment. None is left when this returns. Keys and addresses stay known, for who finds out later
   /// than this. Does nothing to the domain of all peers.
   void link_ended();

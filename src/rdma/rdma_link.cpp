@@ -11,8 +11,6 @@
 
 #include <kvferry/error.hpp>
 
-#include <kvferry/detail/text.hpp>
-#include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/pause.hpp>
 
 #include "checksums.hpp"
@@ -36,150 +34,7 @@ std::function<void()> of_all(std::function<void()> done, std::size_t rails) {
   };
 }
 
-/// Whether it is the host, rather than one of its rails, that lacks something.
-bool is_of_host(std::error_code error) {
-  return error == std::errc::not_enough_memory || error == std::errc::too_many_files_open ||
-         error == std::errc::too_many_files_open_in_system;
-}
-
 }  // namespace
-
-std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor, const std::vector<RailPort>& ports,
-                                           const LinkOptions& options) {
-  std::shared_ptr<RdmaLink> link(new RdmaLink(executor, options));
-  const std::shared_ptr<Rail::Owner> owner(link, link.get());
-  std::string inactive;
-  std::string failed;
-  std::size_t failures = 0;
-  std::exception_ptr first_failure;
-  std::error_code cause;
-  for (std::size_t i = 0; i < ports.size(); ++i) {
-    // A device may be gone for good, and a port without an address for a while: the other rails do without it.
-    try {
-      if (ports[i].device->address().active) {
-        link->rails_.push_back(std::make_shared<Rail>(executor, ports[i], i, options.rail, owner));
-      } else {
-        inactive +=
-            (inactive.empty() ? "" : ", ") + ports[i].device->name() + ":" + std::to_string(ports[i].device->port());
-      }
-    } catch (const TransferError& error) {
-      if (is_of_host(error.code())) {
-        throw;
-      }
-      if (++failures == 1) {
-        first_failure = std::current_exception();
-        cause = error.code();
-      }
-      failed += (failed.empty() ? "" : "; ") + std::string(error.what());
-    }
-  }
-  if (!link->rails_.empty()) {
-    return link;
-  }
-  if (failures == 0) {
-    throw TransferError(std::make_error_code(std::errc::network_down), "no rail is active: " + inactive);
-  }
-  if (failures == 1 && inactive.empty()) {
-    std::rethrow_exception(first_failure);
-  }
-  throw TransferError(cause, "no rail can be used: " + failed + (inactive.empty() ? "" : "; not active: " + inactive));
-}
-
-Endpoint RdmaLink::endpoint() const {
-  Endpoint endpoint;
-  endpoint.message_bytes = message_bytes;
-  endpoint.messages = messages;
-  endpoint.checks = max_checks;
-  endpoint.first_messages = first_messages;
-  const auto add = [&](const Rail& rail) {
-    endpoint.rails.push_back(rail.endpoint());
-    endpoint.rails.back().regions = rail.domain()->region_keys();
-  };
-  if (joined_.empty()) {
-    std::ranges::for_each(rails_, [&](const auto& rail) { add(*rail); });
-  } else {
-    std::ranges::for_each(joined_, [&](const Rail* rail) { add(*rail); });
-  }
-  return endpoint;
-}
-
-void RdmaLink::join(std::shared_ptr<kit::LinkHost> host,  // NOLINT(performance-unnecessary-value-param): is kept
-                    const Endpoint& peer, Role role, kit::Clock::time_point deadline, kit::LinkHandler on_link) {
-  const std::string who = "peer " + in_quotes(host->peer().id) + ": ";
-  if (const auto wrong = check_endpoint(peer, host->peer().regions); !wrong.empty()) {
-    throw TransferError(errc::malformed_message, who + wrong);
-  }
-  std::vector<const RailEndpoint*> peers_rails;
-  std::string own_numbers;
-  for (const auto& rail : rails_) {
-    const auto same = std::ranges::find(peer.rails, rail->endpoint().rail, &RailEndpoint::rail);
-    own_numbers += (own_numbers.empty() ? "" : ", ") + std::to_string(rail->endpoint().rail);
-    if (same != peer.rails.end()) {
-      joined_.push_back(rail.get());
-      peers_rails.push_back(&*same);
-    }
-  }
-  if (joined_.empty()) {
-    throw TransferError(errc::handshake_failed, who + "its first active rail is number " +
-                                                    std::to_string(peer.rails.front().rail) +
-                                                    ", this side's active ones are: " + own_numbers);
-  }
-  std::vector<std::uint64_t> numbers;
-  std::vector<std::shared_ptr<const RailDomain>> domains;
-  for (const Rail* const rail : joined_) {
-    numbers.push_back(rail->endpoint().rail);
-    domains.push_back(rail->domain());
-  }
-  regions_ = std::make_shared<LinkRegions>(
-      std::move(numbers),
-      [domains = std::move(domains)](std::size_t place, std::uint32_t number) {
-        return domains[place]->keys_of(number);
-      },
-      LinkRegions::told(host->peer().regions, peers_rails), host->peer().next_region);
-  host_ = host;
-  kit::Failure failure;
-  std::exception_ptr thrown;
-  try {
-    {
-      const std::lock_guard lock(joining_mutex_);
-      on_link_ = std::move(on_link);
-      self_ = shared_from_this();
-      timer_.expires_at(deadline);
-      timer_.async_wait([weak = weak_from_this()](std::error_code ec) {
-        const auto self = weak.lock();
-        if (self && ec != asio::error::operation_aborted) {
-          self->fail(errc::timed_out,
-                     "peer " + in_quotes(self->host_->peer().id) + " did not greet on all rails in time");
-        }
-      });
-    }
-    host->when_abandoned([weak = weak_from_this(), executor = timer_.get_executor()] {
-      asio::post(executor, [weak] {
-        if (const auto self = weak.lock()) {
-          self->fail(errc::cancelled, "a newer attempt has taken its place");
-        }
-      });
-    });
-    for (std::size_t i = 0; i < joined_.size() && !failure; ++i) {
-      failure = joined_[i]->connect(host, {peer, *peers_rails[i], regions_, i}, role, options_.incarnation);
-    }
-  } catch (...) {
-    thrown = std::current_exception();
-  }
-  if (!failure && !thrown) {
-    return;
-  }
-  std::shared_ptr<RdmaLink> kept;
-  if (!take_handler(kept)) {
-    return;  // another rail broke meanwhile, and the handler has been told
-  }
-  if (thrown) {
-    shut(errc::connection_lost, {});
-    std::rethrow_exception(thrown);
-  }
-  shut(failure.code, failure.sentence);
-  throw TransferError(failure.code, who + failure.sentence);
-}
 
 kit::LinkHandler RdmaLink::take_handler(std::shared_ptr<RdmaLink>& kept) {
   const std::lock_guard lock(joining_mutex_);
@@ -234,19 +89,27 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
   std::size_t rail = 0;
   if (joined_.size() > 1) {
     if (!request.one_sided()) {
-      rail = static_cast<std::size_t>(request.tag % joined_.size());
+      rail = static_cast<std::size_t>(request.tag % joined_rails_);
     } else {
       const std::size_t total = kit::LocalBytes(request).total();
-      if (total >= options_.stripe_threshold && request.objects.size() > 1 &&
-          !lands_on_itself(request, regions_->addresses_of_peers())) {
-        const auto ranges = kit::cut_into_stripes(kit::LocalBytes(request), total, joined_.size());
+      const std::size_t pairs = joined_.size() / joined_rails_;
+      const bool over_rails = joined_rails_ > 1 && total >= options_.stripe_threshold;
+      const bool over_pairs = pairs > 1 && total / (over_rails ? joined_rails_ : 1) >= options_.queue_pair_threshold;
+      const bool in_parts = (over_rails || over_pairs) && request.objects.size() > 1 &&
+                            !lands_on_itself(request, regions_->addresses_of_peers());
+      if (!in_parts || !over_rails) {
+        rail = joined_rails_ == 1 ? 0 : next_rail_.fetch_add(1, std::memory_order_relaxed) % joined_rails_;
+      }
+      if (in_parts) {
+        const std::size_t step = over_rails ? 1 : joined_rails_;
+        const auto ranges = kit::cut_into_stripes(kit::LocalBytes(request), total,
+                                                  (over_rails ? joined_rails_ : 1) * (over_pairs ? pairs : 1));
         const auto batch = std::make_shared<kit::StripedOperation>(operation, ranges.size());
         for (std::size_t i = 0; i < ranges.size(); ++i) {
-          joined_[i]->start(batch, ranges[i]);
+          joined_[rail + i * step]->start(batch, ranges[i]);
         }
         return;
       }
-      rail = next_rail_.fetch_add(1, std::memory_order_relaxed) % joined_.size();
     }
   }
   const std::size_t count = request.objects.size();
@@ -255,7 +118,7 @@ void RdmaLink::start(std::shared_ptr<kit::Operation> operation) {
                        serves ? &led_channel_ : nullptr);
 }
 
-/// Each rail has writes of its own.
+/// Each queue pair has writes of its own.
 bool RdmaLink::fence(std::function<void()> done) {
   const auto one_has = of_all(std::move(done), joined_.size());
   for (Rail* const rail : joined_) {
@@ -410,7 +273,7 @@ void RdmaLink::deregister_aside() {
   }
 }
 
-bool RdmaLink::begin_serving() { return joined_.size() == 1 && place_.take(); }
+bool RdmaLink::begin_serving() { return joined_rails_ == 1 && place_.take(); }
 
 void RdmaLink::serve(kit::BlockingWait& wait) {
   Rail& rail = *joined_.front();

@@ -26,6 +26,8 @@ namespace kvferry::inline KVFERRY_ABI::rdma {
 struct LinkOptions {
   std::uint64_t incarnation = 0;
   std::size_t stripe_threshold = 0;
+  std::size_t queue_pairs = 1;  ///< Of each rail, at most.
+  std::size_t queue_pair_threshold = 0;
   RailOptions rail;
   /// Where a link that breaks deregisters the regions of its own domains: that takes longer than others on the executor can wait.
   /// Gone with the channel. Empty without `RdmaOptions::isolate_peers`.
@@ -36,9 +38,13 @@ struct LinkOptions {
 /// rails in turn, large ones over all of them. A paired one goes over the rail that its tag selects, the same on both
 /// sides, so operations of a tag stay in order. If a rail breaks, the link breaks: the next call makes a new one, of
 /// the rails that are active then.
+///
+/// A rail may have further queue pairs: each is a `Rail` of the same number, in the same domain. They differ from other rails
+/// in that only large one-sided operations use them, and that keys are told of rails, not of queue pairs.
 class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable_shared_from_this<RdmaLink> {
  public:
-  /// Makes a queue pair on each rail that is active now. @throws TransferError if there is none.
+  /// Makes queue pairs on each rail that is active now; fewer than there may be if a device, or the process, has no room for
+  /// more. @throws TransferError if there is no rail.
   [[nodiscard]] static std::shared_ptr<RdmaLink> create(const asio::any_io_executor& executor,
                                                         const std::vector<RailPort>& ports, const LinkOptions& options);
 
@@ -71,13 +77,17 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   [[nodiscard]] bool begin_serving() override;
   void serve(kit::BlockingWait& wait) override;
   void end_serving() override;
-  /// Each rail has a channel of events.
+  /// Each queue pair has a channel of events.
   [[nodiscard]] std::size_t descriptors() const noexcept override { return rails_.size(); }
   [[nodiscard]] std::string path() const override;
 
  private:
   RdmaLink(const asio::any_io_executor& executor, const LinkOptions& options) : options_(options), timer_(executor) {}
 
+  void add_further(const RailPort& port, std::size_t number);
+  /// Sets `joined_` and `joined_rails_`, and lets go of further queue pairs that the peer has no counterparts of.
+  /// @return what the peer has said of the joined queue pairs, in the same order. @throws TransferError if there is none.
+  [[nodiscard]] std::vector<RailEndpoint> pick_joined(const Endpoint& peer, const std::string& who);
   /// Ends joining. @return the handler, if it hasn't been taken yet.
   [[nodiscard]] kit::LinkHandler take_handler(std::shared_ptr<RdmaLink>& kept);
   [[nodiscard]] bool say_farewell(bool& answered);
@@ -90,8 +100,11 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
   void rail_broken(std::error_code cause, const std::string& why) override;
 
   const LinkOptions options_;
-  std::vector<std::shared_ptr<Rail>> rails_;  ///< All that were made.
-  std::vector<Rail*> joined_;                 ///< Those in use; set before the link is handed over.
+  std::vector<std::shared_ptr<Rail>> rails_;  ///< All queue pairs that were made, those of a rail behind its first one.
+  /// Those in use: the first ones of all rails, then their second ones, and so on: all rails have as many. Set before the link is
+  /// handed over, as the following.
+  std::vector<Rail*> joined_;
+  std::size_t joined_rails_ = 0;
   std::shared_ptr<kit::LinkHost> host_;
   std::shared_ptr<LinkRegions> regions_;      ///< As the former.
   std::atomic<std::size_t> next_rail_{0};

@@ -28,7 +28,7 @@ namespace {
 
 using Links = kit::Attempts<rdma::RdmaLink>;
 
-/// Peers whose greetings are awaited at a time: each costs a queue pair.
+/// Peers whose greetings are awaited at a time: each costs the queue pairs of a connection.
 constexpr std::size_t max_joining = 256;
 
 /// An adapter waits 4.096 us times 2 to the power of this.
@@ -130,6 +130,8 @@ class RdmaTransferChannel::Impl {
     };
     link_options.incarnation = incarnation;
     link_options.stripe_threshold = given.stripe_threshold;
+    link_options.queue_pairs = std::clamp<std::size_t>(given.queue_pairs_per_rail, 1, rdma::max_queue_pairs);
+    link_options.queue_pair_threshold = given.queue_pair_threshold;
     rdma::RailOptions& rail = link_options.rail;
     rail.keepalive_interval = bounded(given.keepalive_interval);
     rail.drain_timeout = bounded(given.drain_timeout);
@@ -276,7 +278,13 @@ Bytes RdmaTransferChannel::accept(std::shared_ptr<kit::LinkHost> host, const Byt
   if (joining > max_joining) {
     throw TransferError(errc::resource_limit, std::to_string(joining) + " handshakes await their peers' greetings");
   }
-  const auto link = rdma::RdmaLink::create(get_executor(), impl_->ports, impl_->link_options);
+  rdma::LinkOptions options = impl_->link_options;
+  std::size_t peers_pairs = 1;
+  for (const rdma::RailEndpoint& rail : endpoint.rails) {
+    peers_pairs = std::max(peers_pairs, rdma::queue_pairs_of(rail));
+  }
+  options.queue_pairs = std::min(options.queue_pairs, peers_pairs);
+  const auto link = rdma::RdmaLink::create(get_executor(), impl_->ports, options);
   link->join(std::move(host), endpoint, rdma::Role::accepting, deadline,
              [counted, handler = std::move(on_link)](std::error_code error, std::shared_ptr<kit::Link> made,
                                                      std::string diagnostic) {

@@ -3,4 +3,4 @@
 
 #include <kvferry/testing/conformance_transports.hpp>
 
-KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Rdma, OneRail, TwoRails, IsolatedPeers);
+KVFERRY_INSTANTIATE_CONFORMANCE_SUITE(Rdma, OneRail, TwoRails, QueuePairs, IsolatedPeers);

@@ -63,6 +63,17 @@ struct TwoRails : RdmaTraits<TwoRails, 2> {
   }
 };
 
+/// Several queue pairs on each rail.
+struct QueuePairs : RdmaTraits<QueuePairs, 2> {
+  static constexpr std::string_view name = "QueuePairs";
+  static void configure(RdmaOptions& options) {
+    // So that batches go over one rail's, and over all.
+    options.queue_pairs_per_rail = 3;
+    options.queue_pair_threshold = 1024;
+    options.stripe_threshold = std::size_t{64} << 10;
+  }
+};
+
 /// Each peer with registrations of its own: what connections, regions and memory have to do with.
 struct IsolatedPeers : RdmaTraits<IsolatedPeers, 2> {
   static constexpr std::string_view name = "IsolatedPeers";

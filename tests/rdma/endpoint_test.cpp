@@ -5,6 +5,9 @@
 
 #include <set>
 #include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
 
 #include <kvferry/error.hpp>
 #include <kvferry/kit/endpoint_codec.hpp>
@@ -91,6 +94,56 @@ TEST(RdmaEndpoint, Line11_KeysAreAsManyAsSlices) {
   EXPECT_EQ(check_endpoint(endpoint, regions), "") << "region 0 has been removed since";
   endpoint.rails[0].regions = {{4096, 5000, {1, 2}, 0}, {0, 0, {}, 3}, {4096, 5000, {1, 2}, 4}};
   EXPECT_EQ(check_endpoint(endpoint, regions), "") << "region 4 has been added since";
+}
+
+TEST(RdmaEndpoint, FurtherQueuePairsDifferInTwoNumbers) {
+  RailEndpoint several = rail();
+  several.queue_pair = 17;
+  several.packet_number = 1000;
+  EXPECT_EQ(queue_pairs_of(several), 1U);
+  several.further.emplace();
+  EXPECT_EQ(queue_pairs_of(several), 1U);
+  several.further->assign({{18, 2000}, {19, 3000}});
+  several.regions = {{4096, 5000, {1, 2}, 0}};
+  ASSERT_EQ(queue_pairs_of(several), 3U);
+  const std::vector<std::pair<std::uint64_t, std::uint64_t>> numbers{{17, 1000}, {18, 2000}, {19, 3000}};
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const RailEndpoint one = queue_pair_of(several, i);
+    EXPECT_EQ(std::pair(one.queue_pair, one.packet_number), numbers[i]);
+    EXPECT_EQ(queue_pairs_of(one), 1U);
+    EXPECT_TRUE(one.regions.empty());
+    EXPECT_EQ(check_pairing(rail(), one), "");
+    EXPECT_EQ(one.mtu, several.mtu);
+    EXPECT_EQ(one.gid, several.gid);
+  }
+}
+
+TEST(RdmaEndpoint, FurtherQueuePairsTravelWhereThereAreSome) {
+  Endpoint endpoint{8192, 64, {rail(), rail()}};
+  endpoint.rails[1].rail = 1;
+  endpoint.rails[1].further = {{18, 2000}, {19, 3000}};
+  std::error_code ec;
+  const auto heard = kit::decode_endpoint<Endpoint>(kit::encode_endpoint(endpoint), ec);
+  ASSERT_FALSE(ec) << ec.message();
+  EXPECT_FALSE(heard.rails.at(0).further);
+  ASSERT_EQ(queue_pairs_of(heard.rails.at(1)), 3U);
+  EXPECT_EQ(queue_pair_of(heard.rails[1], 2).queue_pair, 19U);
+  EXPECT_EQ(queue_pair_of(heard.rails[1], 2).packet_number, 3000U);
+}
+
+TEST(RdmaEndpoint, FurtherQueuePairsAreHeldToTheirBounds) {
+  const auto is_sensible = [](std::vector<FurtherQueuePair> further) {
+    Endpoint endpoint{min_message_bytes, min_messages, {rail()}};
+    endpoint.rails[0].further = std::move(further);
+    return check_endpoint(endpoint, {}).empty();
+  };
+  constexpr std::uint64_t most = (1U << 24) - 1;
+  EXPECT_TRUE(is_sensible({}));
+  EXPECT_TRUE(is_sensible({{most, most}}));
+  EXPECT_FALSE(is_sensible({{most + 1, most}}));
+  EXPECT_FALSE(is_sensible({{1, 1}, {most, most + 1}}));
+  EXPECT_TRUE(is_sensible(std::vector<FurtherQueuePair>(max_queue_pairs - 1)));
+  EXPECT_FALSE(is_sensible(std::vector<FurtherQueuePair>(max_queue_pairs)));
 }
 
 TEST(RdmaEndpoint, Line11_IsHeldToItsBounds) {

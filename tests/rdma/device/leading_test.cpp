@@ -101,6 +101,37 @@ TEST_P(Leading, ABlockingCallNeedsNoOtherThread) {
   EXPECT_TRUE(same(*node, *peer));
 }
 
+TEST_P(Leading, ABlockingCallOverTheFirstOfSeveralQueuePairsNeedsNoOtherThread) {
+  NodeOptions options;
+  options.channel.executor = executor_.get();
+  options.channel.poll = GetParam() ? PollPolicy::never() : PollPolicy::always();
+  options.channel.queue_pairs_per_rail = 3;
+  options.channel.queue_pair_threshold = 64 * page_size;
+  Node several(count, std::move(options));
+  NodeOptions of_target;
+  of_target.channel.queue_pairs_per_rail = 3;
+  Node target(count, std::move(of_target));
+  several.connect("several", "target", target);
+  several.channel->batched_write(several.pages(1), {.peer_id = "target", .remote_indexes = indexes(1)});
+  several.fill(4);
+  std::size_t moved = 0;
+  EXPECT_TRUE(ends_alone(executor_, [&] {
+    for (std::size_t i = 0; i < 63; ++i) {
+      moved += several.channel->batched_write(several.pages(10, i * 10),
+                                              {.peer_id = "target", .remote_indexes = indexes(10, i * 10)});
+    }
+  }));
+  EXPECT_EQ(moved, 630U);
+  // Over all of them others help.
+  EXPECT_EQ(several.channel->batched_write(several.pages(count), {.peer_id = "target", .remote_indexes = reversed_}),
+            count);
+  EXPECT_EQ(
+      several.channel->batched_write(several.pages(count), {.peer_id = "target", .remote_indexes = indexes(count)}),
+      count);
+  EXPECT_TRUE(same(several, target));
+  several.channel->close();
+}
+
 TEST_P(Leading, WhatAPeerAnswersIsTakenToo) {
   const std::vector<std::byte> notification(100, std::byte{7});
   EXPECT_TRUE(ends_alone(executor_, [&] {
