@@ -12,7 +12,11 @@ import msgspec
 
 from .push_messages import Want
 
-__all__ = ["MOST_BYTES", "EarlyWants"]
+__all__ = ["GIVEN_UP", "MOST_BYTES", "OTHERS", "EarlyWants"]
+
+#: Why a question isn't taken.
+OTHERS = "another request of the reader's has asked for it"
+GIVEN_UP = "the reader has given it up"
 
 #: Of all questions together, as they are kept. Whoever reaches the port can ask.
 MOST_BYTES = 32 << 20
@@ -49,15 +53,22 @@ class EarlyWants:
     def add(self, want: Want) -> str:
         """Why it isn't kept; empty if it is."""
         found = self._transfers.get(want.transfer_id)
+        before = b""
         if found is not None and want.reader in found.wants:
-            return "another request of the reader's has asked for it"
+            before = found.wants[want.reader][1]
+            known = msgspec.msgpack.decode(before, type=Want)
+            if not want.repeats(known.question, known.attempt):
+                return OTHERS
+            if want.heads.num_heads and not known.heads.num_heads:
+                return GIVEN_UP
         encoded = msgspec.msgpack.encode(want)
-        if self._bytes + len(encoded) + _MORE_BYTES > MOST_BYTES:
+        more = len(encoded) - len(before) if before else len(encoded) + _MORE_BYTES
+        if self._bytes + more > MOST_BYTES:
             return "too many wait for requests that have not come here yet"
         if found is None:
             found = self._transfers[want.transfer_id] = _Transfer(self._clock())
         found.wants[want.reader] = want.peer_id, encoded
-        self._bytes += len(encoded) + _MORE_BYTES
+        self._bytes += more
         return ""
 
     def stop(self, transfer_id: str, rank: int, peer_id: str) -> None:

@@ -128,6 +128,10 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     prompt_digest: str
     checksums: bool | None
+    #: Which question of all there are. Whoever isn't answered asks it again. Empty: it is asked once.
+    question: str = ""
+    #: How often it had been asked before.
+    attempt: int = 0
 
     def fault(self) -> str:
         """What makes no sense in it; empty if all does. It comes from outside."""
@@ -137,6 +141,8 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
             return f"reader {self.reader}, one of {self.readers}, and there are at most {MAX_WORKERS}"
         if not 0 < len(self.transfer_id) <= _LONGEST_ID or self.heads.num_heads < 0:
             return f"a transfer_id of {len(self.transfer_id)} characters, {self.heads.num_heads} heads"
+        if len(self.question) > _LONGEST_ID or self.attempt < 0:
+            return f"a question with a name of {len(self.question)} characters, asked {self.attempt} times before"
         if not self.heads.num_heads:
             return ""
         wrong = layout.fault()
@@ -148,6 +154,11 @@ class Want(msgspec.Struct, frozen=True, kw_only=True):
         if len(self.block_ids) < blocks:
             return f"{len(self.block_ids)} blocks, and tokens [{self.first_token}, {self.num_tokens}) are in {blocks}"
         return ""
+
+
+    def repeats(self, question: str, attempt: int) -> bool:
+        """Whether it is this question, asked later. One that was overtaken is none."""
+        return bool(question) and self.question == question and self.attempt > attempt
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):

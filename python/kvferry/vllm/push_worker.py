@@ -13,6 +13,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
+import uuid
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +28,7 @@ from .push_messages import ENDED, STOP, WANT, Ended, Sender, Want
 from .pushes import Pushes
 from .scheduler import Load, Step
 from .steps import Asking, Signal, Steps, Waited
-from .worker import RENEWAL_BYTES, Loading, Worker
+from .worker import MOST_ASKED, RENEWAL_BYTES, Loading, Worker
 
 __all__ = ["PushWorker"]
 
@@ -206,11 +208,11 @@ class PushWorker(Worker):
         push = self._pushed[key] = _Push(loading, link)
         try:
             refused = yield from self._ask_for(push, source, server, readers)
+            link = push.link
             if refused is None:  # whether it has begun isn't known
                 yield from self._end(server, link)
                 return every
             if refused:
-                self._say(loading, f"{server.url} does not push: {refused}")
                 return every
             push.agreed = True
             self._say_path(server, link)
@@ -236,30 +238,54 @@ class PushWorker(Worker):
     def _ask_for(
         self, push: _Push, source: HeadSource, server: Server, readers: int
     ) -> Generator[Waited, Any, str | None]:
-        """Why it isn't pushed; empty if it will be; None if nothing is known."""
-        try:
-            wanted = self._wanted(push.loading.load, source, server, readers, push.link)
-            operation = self._ask_over(push.link, server, wanted)
-        except Exception as error:  # nothing was sent
-            return str(error)
-        yield operation
-        try:
-            return str(parse(operation.result())["refused"])
-        except Exception as error:
-            self._unanswered(server, push.link, error)
-            not_begun = isinstance(error, TransferError) and (error.invalid_argument or error.name in _NOT_ASKED)
-            if not_begun:
-                return str(error)
-            self._say(push.loading, str(error))
-            return None
+        """Why it isn't pushed; empty if it will be, or its end has been heard; None if nothing is known.
 
-    def _wanted(self, load: Load, source: HeadSource, server: Server, readers: int, link: _Link) -> SideMessage:
+        What was lost with its connection is asked again, over the next one if need be, until ``timeout`` has passed.
+        """
+        load, question = push.loading.load, uuid.uuid4().hex
+        until = time.monotonic() + self._options.timeout
+        lost: _Link | None = None  # the one over which it was asked in vain
+        for attempt in range(MOST_ASKED):
+            if push.link.breaking and lost is push.link:  # nothing that was asked for over it lands any more
+                yield lost.broken
+                push.link = yield from self._link_to(server)
+            if attempt and push.loading.cancelled:
+                return None if lost is push.link else "it was cancelled"
+            operation = None
+            try:
+                wanted = self._wanted(load, source, server, readers, push.link, question, attempt)
+                operation = self._ask_over(push.link, server, wanted, max(until - time.monotonic(), 0.0))
+                yield operation
+                refused = str(parse(operation.result())["refused"])
+            except Exception as error:
+                if push.ended.told:
+                    return ""
+                refused = str(error)
+                is_known = isinstance(error, TransferError) and (error.invalid_argument or error.name in _NOT_ASKED)
+                if operation is not None and not is_known:
+                    if self._is_lost(error) and attempt + 1 < MOST_ASKED:
+                        lost = push.link
+                        continue
+                    self._unanswered(server, push.link, error)
+                    self._say(push.loading, refused)
+                    return None
+            if push.ended.told or not refused:
+                return ""
+            self._say(push.loading, f"{server.url} does not push: {refused}")
+            # What was lost may still arrive there, and find that it can be done.
+            return None if lost is push.link else refused
+        raise AssertionError("the last attempt returns")
+
+    def _wanted(
+        self, load: Load, source: HeadSource, server: Server, readers: int, link: _Link,
+        question: str = "", attempt: int = 0,
+    ) -> SideMessage:  # fmt: skip
         sender: Sender = load.remote
         want = Want(
             transfer_id=sender.transfer_id, reader=self._layout.tp_rank, readers=readers, peer_id=link.local_id,
             asked_rank=source.rank, asked_ranks=len(sender.urls), heads=source, layout=self._layout,
             block_ids=tuple(load.block_ids), first_token=load.first_token, num_tokens=load.num_tokens,
-            prompt_digest=sender.prompt_digest, checksums=self._options.checksums,
+            prompt_digest=sender.prompt_digest, checksums=self._options.checksums, question=question, attempt=attempt,
         )  # fmt: skip
         return message(WANT, want=want)
 
@@ -286,10 +312,15 @@ class PushWorker(Worker):
     def _leave(self, remote: Any, server: Server, readers: int) -> Asking:
         nothing = HeadSource(remote.servers().index(server), 0, 0, 0)
         try:
-            link = yield from self._link_to(server)
-            load = Load("", remote, [], 0, remote.num_tokens)
-            operation = self._ask_over(link, server, self._wanted(load, nothing, server, readers, link))
-            yield operation
+            load, question = Load("", remote, [], 0, remote.num_tokens), uuid.uuid4().hex
+            until = time.monotonic() + self._options.timeout
+            for attempt in range(MOST_ASKED):
+                link = yield from self._link_to(server)
+                wanted = self._wanted(load, nothing, server, readers, link, question, attempt)
+                operation = self._ask_over(link, server, wanted, max(until - time.monotonic(), 0.0))
+                yield operation
+                if not self._is_lost(operation.error):
+                    break
             try:
                 operation.result()
             except TransferError as error:
@@ -326,11 +357,10 @@ class PushWorker(Worker):
                 return link
             yield link.broken
 
-    def _ask_over(self, link: _Link, server: Server, asked: SideMessage) -> Operation:
-        operation: Operation = self._channel.submit_lazy_init_peer_connection(
-            self._queue, link.local_id, server.peer_id, server.url, asked, timeout=self._options.timeout
-        )
-        return operation
+    def _ask_over(
+        self, link: _Link, server: Server, asked: SideMessage, timeout: float | None = None
+    ) -> Operation:
+        return self._ask(server, asked, link.local_id, self._options.timeout if timeout is None else timeout)
 
     def _unanswered(self, server: Server, link: _Link, error: Exception) -> None:
         """Nobody who asks next has to wait for a worker that isn't there."""
@@ -424,39 +454,44 @@ class PushWorker(Worker):
 
     def _send_renewals(self, server: Server, request_ids: Iterable[str]) -> Steps:
         for part in parts_of(request_ids, RENEWAL_BYTES):
-            # The other side knows of a transfer from the moment that it has agreed.
-            agreed = [self._pushed.get((server.peer_id, name)) for name in part]
-            agreed = [push if push is not None and push.agreed else None for push in agreed]
-            try:
-                link = yield from self._link_to(server)
-            except ConnectionError:
-                return
-            try:
-                operation = self._ask_over(link, server, message(RENEW, transfer_ids=part))
-                yield operation
-                answer = parse(operation.result())
-            except Exception as error:
-                if self._closing:
+            for left in reversed(range(MOST_ASKED)):
+                # The other side knows of a transfer from the moment that it has agreed.
+                agreed = [self._pushed.get((server.peer_id, name)) for name in part]
+                agreed = [push if push is not None and push.agreed else None for push in agreed]
+                try:
+                    link = yield from self._link_to(server)
+                except ConnectionError:
                     return
-                _logger.warning("%d leases at %s are not renewed: %s", len(part), server.url, error)
-                self._unanswered(server, link, error)
-                if isinstance(error, TransferError) and (error.peer_failed or error.timed_out):
-                    link.unanswered += 1
-                    if error.peer_failed or link.unanswered >= _MOST_UNANSWERED:
-                        self._break(server.peer_id, link, f"it does not answer: {error}")
-                    return  # nor would it answer the others
+                try:
+                    operation = self._ask_over(link, server, message(RENEW, transfer_ids=part))
+                    yield operation
+                    self._renewed(link, agreed, parse(operation.result()))
+                except Exception as error:
+                    if left and self._is_lost(error):
+                        continue
+                    if self._closing:
+                        return
+                    _logger.warning("%d leases at %s are not renewed: %s", len(part), server.url, error)
+                    self._unanswered(server, link, error)
+                    if isinstance(error, TransferError) and (error.peer_failed or error.timed_out):
+                        link.unanswered += 1
+                        if error.peer_failed or link.unanswered >= _MOST_UNANSWERED:
+                            self._break(server.peer_id, link, f"it does not answer: {error}")
+                        return  # nor would it answer the others
+                break
+
+    def _renewed(self, link: _Link, agreed: list[_Push | None], answer: dict[str, Any]) -> None:
+        link.unanswered = 0
+        lease = float(answer["lease"])
+        if link.lease != lease > 0:
+            link.lease = lease
+            self._renewals.reckon()
+        for push, held in zip(agreed, answer["held"]):
+            if push is None:
                 continue
-            link.unanswered = 0
-            lease = float(answer["lease"])
-            if link.lease != lease > 0:
-                link.lease = lease
-                self._renewals.reckon()
-            for push, held in zip(agreed, answer["held"]):
-                if push is None:
-                    continue
-                if not held and push.doubted:
-                    self._runner.tell(push.ended, "nothing is known of it there any more")
-                push.doubted = not held
+            if not held and push.doubted:
+                self._runner.tell(push.ended, "nothing is known of it there any more")
+            push.doubted = not held
 
     def _closed(self) -> None:
         with self._lock:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import Addresses, Operation
-from .early_wants import EarlyWants
+from .early_wants import GIVEN_UP, OTHERS, EarlyWants
 from .layout import MAX_ROWS, KvLayout, LayoutMismatch, Plan, plan
 from .leases import Leases
 from .push_messages import ENDED, MOST_REMEMBERED, Announced, Ended, Progress, Want
@@ -24,6 +24,15 @@ __all__ = ["Pushes"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
+
+@dataclass
+class _Asked:
+    """A reader's question, as it was asked last."""
+
+    peer_id: str
+    question: str
+    attempt: int
+    given_up: bool = False
 
 
 @dataclass(eq=False)
@@ -58,7 +67,7 @@ class _Push:
     block_ids: list[int] = field(default_factory=list)
     readers: dict[int, _Reader] = field(default_factory=dict)
     #: All who have asked.
-    asked: set[int] = field(default_factory=set)
+    asked: dict[int, _Asked] = field(default_factory=dict)
 
 
 class Pushes:
@@ -183,9 +192,13 @@ class Pushes:
         if push is None:
             self._early.stop(transfer_id, rank, peer_id)
             return
+        asked = push.asked.get(rank)
+        if asked is None or asked.peer_id != peer_id:
+            return
+        asked.given_up = True
         reader = push.readers.get(rank)
-        if reader is not None and reader.want.peer_id == peer_id:
-            self._break(push, reader, "the reader has given it up")
+        if reader is not None:
+            self._break(push, reader, GIVEN_UP)
 
     def renew(self, transfer_id: str) -> bool:
         """Whether anything of it is still to be expected."""
@@ -198,10 +211,15 @@ class Pushes:
     def _attach(self, push: _Push, want: Want) -> str:
         """A reader more. Why it isn't one; empty if it is."""
         announced = push.announced
-        if want.reader in push.asked:
-            return "another request of the reader's has asked for it"
+        asked = _Asked(want.peer_id, want.question, want.attempt)
+        before = push.asked.get(want.reader)
+        if before is not None:
+            if not want.repeats(before.question, before.attempt):
+                return OTHERS
+            if before.given_up or want.heads.num_heads == 0:
+                return GIVEN_UP
         if want.heads.num_heads == 0:
-            push.asked.add(want.reader)
+            push.asked[want.reader] = replace(asked, given_up=True)
             self._leases.release(announced.request_id, want.reader, want.readers)
             return ""
         if (want.prompt_digest, want.num_tokens) != (announced.prompt_digest, announced.num_tokens):
@@ -212,7 +230,15 @@ class Pushes:
         missing = {name for name, _, _ in want.layout.layers} - set(self._layers)
         if missing:
             return f"{len(missing)} of its layers are not here, one of them {min(missing)!r}"
-        push.asked.add(want.reader)
+        if before is not None and before.peer_id != want.peer_id:
+            former = push.readers.pop(want.reader, None)
+            if former is None:
+                return "it has ended, and over another connection"
+            former.ended = True  # nobody is told, and the blocks are needed on
+            self._break(push, former, "it is wanted over another connection")
+        push.asked[want.reader] = asked
+        if want.reader in push.readers or before is not None and before.peer_id == want.peer_id:
+            return ""  # it goes on, or the last word on it has been said
         reader = push.readers[want.reader] = _Reader(
             want, {name: want.first_token for name, _, _ in want.layout.layers}
         )

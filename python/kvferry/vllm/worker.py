@@ -25,12 +25,15 @@ from .renewals import Renewals
 from .scheduler import Load, Step
 from .steps import Asking, Runner, Steps, Waited
 
-__all__ = ["RENEWAL_BYTES", "Loading", "Worker"]
+__all__ = ["MOST_ASKED", "RENEWAL_BYTES", "Loading", "Worker"]
 
 _logger = logging.getLogger("kvferry.vllm")
 
 #: Of request ids in one renewal: well below a channel's ``max_handshake_bytes``.
 RENEWAL_BYTES = 32 << 10
+#: How often one question is asked at most, where the connection is lost each time before the answer comes. A peer that takes
+#: none of its size looks like that, too.
+MOST_ASKED = 3
 
 
 @dataclass
@@ -312,8 +315,7 @@ class Worker:
             raise ConnectionError(f"{server.instance_id} at {server.url} could not be reached a moment ago")
         known, peer = self._peers.get(server.peer_id), self._channel.peer_info(server.peer_id)
         if known is None or peer is None or known[0] != peer.incarnation:
-            operation = self._ask(server, message(LAYOUT))
-            yield from self._ended(loading, operation)
+            operation = yield from self._asked(server, message(LAYOUT), loading)
             error = operation.error
             if error is not None and (error.peer_failed or error.timed_out):
                 self._give_up(server)
@@ -347,20 +349,38 @@ class Worker:
                 reader=self._layout.tp_rank,
                 readers=readers,
             )
-            operation = self._ask(server, asked)
-            yield operation
+            operation = yield from self._asked(server, asked)
             return bool(parse(operation.result()).get("held"))
         except Exception as error:
             if not self._closing:
                 _logger.warning("request %s at %s ends with its lease: %s", request_id, server.url, error)
             return False
 
-    def _ask(self, server: Server, asked: SideMessage) -> Operation:
+    def _ask(self, server: Server, asked: SideMessage, local_id: str, timeout: float) -> Operation:
         """On the connection to it, which is made if there is none: with many keys a question needs an addressee."""
         operation: Operation = self._channel.submit_lazy_init_peer_connection(
-            self._queue, self._local_id, server.peer_id, server.url, asked, timeout=self._options.timeout
+            self._queue, local_id, server.peer_id, server.url, asked, timeout=timeout
         )
         return operation
+
+    def _asked(
+        self, server: Server, asked: SideMessage, loading: Loading | None = None
+    ) -> Generator[Waited, Any, Operation]:
+        """The question that has ended. It is asked again if it was lost with its connection: one that may be asked twice."""
+        until = time.monotonic() + self._options.timeout
+        for left in reversed(range(MOST_ASKED)):
+            operation = self._ask(server, asked, self._local_id, max(until - time.monotonic(), 0.0))
+            if loading is not None:
+                yield from self._ended(loading, operation)
+            else:
+                yield operation
+            if not left or not self._is_lost(operation.error) or (loading is not None and loading.cancelled):
+                break
+        return operation
+
+    def _is_lost(self, error: Exception | None) -> bool:
+        """Whether a question's connection was lost before the answer came."""
+        return isinstance(error, TransferError) and error.peer_failed and not error.timed_out and not self._closing
 
     def _lease_of(self, remote: Any) -> float:
         lease: float = remote.lease
@@ -381,8 +401,8 @@ class Worker:
             if self._closing:
                 return
             try:
-                operation = self._ask(server, message(RENEW, instance_id=server.instance_id, request_ids=part))
-                yield operation
+                asked = message(RENEW, instance_id=server.instance_id, request_ids=part)
+                operation = yield from self._asked(server, asked)
                 operation.result()
             except Exception as error:
                 if not self._closing:
