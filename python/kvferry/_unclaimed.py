@@ -31,6 +31,11 @@ def listed(result: Any) -> list[Any]:
     return result if isinstance(result, list) else [result]
 
 
+def _at_once(calls: Iterator[Any]) -> None:
+    """Makes the calls of a ``map``: no signal's handler, which may come back to what they change, runs between them."""
+    deque(calls, maxlen=0)
+
+
 def was_cancelled(operation: Operation) -> bool:
     return operation.error is not None and operation.error.name == "cancelled"
 
@@ -59,7 +64,11 @@ class Unclaimed:
             first = results[0]  # an operation receives things of one kind
             kind: Kind = first.key if isinstance(first, Notification) else "peer event"
             self._look_again(kind)  # before: those who wait are told whatever comes, and wait for the lock
-            operation._hand_over(self._kept.setdefault(kind, deque()), results)
+            _at_once(map(operation._hand_over, self._deque_of(kind), [results]))
+
+    def _deque_of(self, kind: Kind) -> Iterator[deque[Any]]:
+        """To be used in `_at_once`: an empty one is forgotten in any call."""
+        return map(self._kept.setdefault, [kind], [deque()])
 
     def _look_again(self, kind: Kind) -> None:
         self._channel.look_again(None if kind == "peer event" else kind)
@@ -109,22 +118,23 @@ class Unclaimed:
                     self._left.pop(operation, None)
 
     def take(self, kind: Kind, most: int, taken: list[Any]) -> None:
-        """Moves what is kept to ``taken``, in one call: a signal's handler that raises leaves each thing in one of them."""
+        """Moves what is kept to ``taken``, in one call: a signal's handler that raises, or takes something itself, leaves
+        each thing in one of them."""
         self.keep_ended()
         if not self._kept:
             return
         with self._lock:
             kept = self._kept.get(kind, deque())
-            taken.extend(map(deque.popleft, itertools.repeat(kept, min(most, len(kept)))))
-            if not kept:
-                self._kept.pop(kind, None)
+            taken.extend(map(deque.popleft, itertools.takewhile(bool, itertools.repeat(kept, most))))
+            empty = itertools.filterfalse(self._kept.get, [kind])
+            _at_once(map(self._kept.pop, empty, [None]))
 
     def put_back(self, kind: Kind, taken: list[Any], for_others: bool) -> None:
         """Moves it back, in one call as `take`. To be called again if it is interrupted."""
         if taken:
             with self._lock:
-                kept = self._kept.setdefault(kind, deque())
-                kept.extendleft(map(list.pop, itertools.repeat(taken, len(taken))))
+                backwards = map(list.pop, itertools.repeat(taken, len(taken)))
+                _at_once(map(deque.extendleft, self._deque_of(kind), [backwards]))
         if for_others and self._kept.get(kind):
             self._look_again(kind)
 

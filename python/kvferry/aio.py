@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["AsyncChannel"]
 
 _Channel = TypeVar("_Channel", bound=BaseTransferChannel)
+
+_MOST_DRAINED = 1024
 
 
 def _drain_of(reference: weakref.ref[AsyncChannel[Any]]) -> None:
@@ -60,6 +64,8 @@ class AsyncChannel(Generic[_Channel]):
         self._watched: weakref.finalize[[asyncio.AbstractEventLoop, CompletionQueue], Any] | None = None
         self._closing = False
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        #: Operations that have ended, and whose tasks may not know it yet.
+        self._drained: deque[Operation] = deque()
         self._last = 0
 
     async def __aenter__(self) -> Self:
@@ -78,16 +84,29 @@ class AsyncChannel(Generic[_Channel]):
             self._drain()
 
     def _drain(self) -> None:
-        while ended := self._queue.drain():
-            for operation in ended:
-                waiting = self._waiting.pop(operation.user_data, None)
+        try:
+            self._drain_queue()
+        except BaseException:  # of a signal's handler. The queue has told of what is drained
+            if self._loop is not None:
+                self._loop.call_soon(_drain_of, weakref.ref(self))
+            raise
+
+    def _drain_queue(self) -> None:
+        while True:
+            # In one call: no handler that raises comes between the two.
+            self._drained.extend(itertools.chain.from_iterable(map(self._queue.drain, [_MOST_DRAINED])))
+            if not self._drained:
+                break
+            while self._drained:
+                waiting = self._waiting.get(self._drained[0].user_data)
                 if waiting is None:
                     self.channel._unclaimed.keep_ended()
                 elif not waiting.done():
                     waiting.set_result(None)
-        if self._closing and not len(self._queue) and self._watched is not None:
-            self._watched()
-            self._watched = None
+                self._drained.popleft()
+        if self._closing and not len(self._queue) and self._loop is not None and self._watched is not None:
+            _let_go(self._loop, self._queue)
+            self._watched.detach()
             self._loop = None
 
     def _here(self) -> _Channel:

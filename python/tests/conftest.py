@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import contextlib
 import itertools
 import linecache
 import signal
@@ -70,12 +71,18 @@ class Interruption(Exception):
     pass
 
 
+def raise_interruption() -> None:
+    raise Interruption
+
+
 @contextmanager
-def interrupted_when(due: Callable[[FrameType, str], bool]) -> Iterator[None]:
-    """Has this thread get a signal, whose handler raises, at the first event of a trace of kvferry's functions that is due."""
+def interrupted_when(
+    due: Callable[[FrameType, str], bool], handler: Callable[[], object] = raise_interruption
+) -> Iterator[None]:
+    """Has this thread get a signal, with this handler, at the first event of a trace of kvferry's functions that is due."""
 
     def interrupt(*_: object) -> None:
-        raise Interruption
+        handler()
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         if "kvferry" not in frame.f_globals.get("__name__", ""):
@@ -99,7 +106,9 @@ def interrupted_at_return_of(name: str) -> AbstractContextManager[None]:
     return interrupted_when(lambda frame, event: event == "return" and frame.f_code.co_name == name)
 
 
-def interrupted_in(name: str, step: int) -> AbstractContextManager[None]:
+def interrupted_in(
+    name: str, step: int, handler: Callable[[], object] = raise_interruption
+) -> AbstractContextManager[None]:
     """At a step of a function of kvferry's that has this name, or of those that it calls: the beginning of one, a line, a
     return. With more steps than there are nothing happens."""
     steps = itertools.count()
@@ -113,7 +122,32 @@ def interrupted_in(name: str, step: int) -> AbstractContextManager[None]:
             inner = inner.f_back
         return inner is not None and next(steps) == step
 
-    return interrupted_when(due)
+    return interrupted_when(due, handler)
+
+
+def each_step_of(
+    name: str, call: Callable[[], object], handler: Callable[[], object] = raise_interruption
+) -> Iterator[Callable[[], None]]:
+    """For each step of a function of kvferry's what makes the call and has it interrupted there, as ``interrupted_in``; in
+    the end what makes it without. The loop's body prepares, calls it once, and looks at what has become of all."""
+    interrupted = True
+
+    def handle() -> None:
+        nonlocal interrupted
+        interrupted = True
+        handler()
+
+    for step in itertools.count():
+        if not interrupted:
+            assert step > 10
+            return
+        interrupted = False
+
+        def call_interrupted(at: int = step) -> None:
+            with contextlib.suppress(Interruption), interrupted_in(name, at, handle):
+                call()
+
+        yield call_interrupted
 
 
 def make_cache(fill: int = 0) -> Cache:
@@ -144,6 +178,11 @@ def pair() -> Iterator[Pair]:
     ):
         near.lazy_init_peer_connection("near", "far", far.peer_init_url)
         yield Pair(near, far, near_cache, far_cache)
+
+
+def receives_nothing(pair: Pair) -> None:
+    """A call that looks for what is kept."""
+    assert not pair.near.receive_notifications(9, 1, 0)
 
 
 @pytest.fixture

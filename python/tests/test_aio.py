@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import weakref
@@ -9,7 +10,7 @@ from typing import Any
 
 import kvferry
 import pytest
-from conftest import PAGE, Interruption, Pair, becomes, interrupted_at_return_of, interrupted_in, waits
+from conftest import PAGE, Interruption, Pair, becomes, each_step_of, interrupted_at_return_of, receives_nothing, waits
 from kvferry.aio import AsyncChannel
 
 
@@ -233,24 +234,69 @@ def test_what_a_task_of_a_closed_loop_had_taken_is_for_the_next(pair: Pair) -> N
 
 
 def test_a_signal_loses_nothing_of_a_closed_loop_wherever_it_comes(pair: Pair) -> None:
-    step, interrupted = 0, True
-    while interrupted:
+    for receive_interrupted in each_step_of("keep_ended", lambda: receives_nothing(pair)):
         loop, task = receiving_in_a_loop(AsyncChannel(pair.near))
         pair.far.notify("near", b"1")
         loop.close()
-        try:
-            with interrupted_in("keep_ended", step):
-                assert not pair.near.receive_notifications(9, 1, 0)
-            interrupted = False
-        except Interruption:
-            pass
-        assert pair.near.receive_notification(20).payload == b"1", step
+        receive_interrupted()
+        assert pair.near.receive_notification(20).payload == b"1"
         del task
         gc.collect()
         with pytest.raises(kvferry.TransferTimeout):
             pair.near.receive_notification(0)
-        step += 1
-    assert step > 10
+
+
+async def all_end(near: AsyncChannel[kvferry.TcpTransferChannel], tasks: list[asyncio.Task[Any]]) -> None:
+    _, waiting = await asyncio.wait(tasks, timeout=20)
+    for ended in near._waiting.values():
+        ended.set_result(None)  # else a loop whose test has failed waits for them
+    assert not waiting
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_signal_loses_no_end_of_an_operation_wherever_it_comes(pair: Pair, closing: bool) -> None:
+    """Nor does the loop go on watching a channel that is closed."""
+    failures: list[object] = []
+
+    async def main(near: AsyncChannel[kvferry.TcpTransferChannel]) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context.get("exception")))
+        tasks = [asyncio.create_task(near.receive_notifications(key, 1)) for key in (7, 8)]
+        tasks.append(asyncio.create_task(near.receive_notifications(7, 1)))
+        await asyncio.sleep(0)
+        left = pair.near.submit_receive_notifications(near._queue, 9, 1)
+        for key in (9, 8, 7, 7):
+            pair.far.notify("near", str(key).encode(), key)
+        assert becomes(left.done)
+        pair.near._unclaimed.leave(left)  # as its task does if that is interrupted
+        await all_end(near, tasks)
+        received = [notification.payload for task in tasks for notification in task.result()]
+        assert received == [b"7", b"8", b"7"]
+        assert [notification.payload for notification in await near.receive_notifications(9, 1, 20)] == [b"9"]
+
+    async def close(near: AsyncChannel[kvferry.TcpTransferChannel]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: failures.append(context.get("exception")))
+        task = asyncio.create_task(near.receive_notifications(8, 1))
+        await asyncio.sleep(0)
+        with contextlib.suppress(Interruption):
+            await near.close()
+        await all_end(near, [task])
+        assert "closed" in str(task.exception())
+        until = loop.time() + 20
+        while near._loop is not None and loop.time() < until:
+            await asyncio.sleep(0)
+        assert not loop.remove_reader(near._queue.fileno())
+
+    def call() -> None:
+        if not closing:
+            asyncio.run(main(AsyncChannel(pair.near)))
+            return
+        with kvferry.TcpTransferChannel() as channel:
+            asyncio.run(close(AsyncChannel(channel)))
+
+    for call_interrupted in each_step_of("_drain", call):
+        call_interrupted()
+    assert len(failures) > 10 and all(isinstance(failure, Interruption) for failure in failures)
 
 
 @pytest.mark.parametrize("of", ["<lambda>", "was_cancelled"])

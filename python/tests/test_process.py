@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import signal
 import sys
 import threading
@@ -20,8 +21,9 @@ from conftest import (
     Interruption,
     Pair,
     becomes,
+    each_step_of,
     interrupted_at_return_of,
-    interrupted_in,
+    receives_nothing,
     run_python,
     signal_when,
     waits,
@@ -414,8 +416,7 @@ def test_a_signal_loses_nothing_of_what_was_left_wherever_it_comes(pair: Pair) -
         raise Interruption
 
     native, queue = pair.near._native, kvferry.CompletionQueue()
-    step, interrupted = 0, True
-    while interrupted:
+    for receive_interrupted in each_step_of("keep_ended", lambda: receives_nothing(pair)):
         # Of an operation whose call in C++ was interrupted, and of one that was left.
         receive_until_interrupted(pair, interrupt, lambda: native.receive_notification(60, None, native.kept, []))
         operation = pair.near.submit_receive_notifications(queue, 7, 2)
@@ -427,20 +428,62 @@ def test_a_signal_loses_nothing_of_what_was_left_wherever_it_comes(pair: Pair) -
             pair.far.notify("near", payload, 7)
         assert becomes(operation.done)
         pair.near._unclaimed.leave(operation)  # as its task does if that is interrupted
-        try:
-            with interrupted_in("keep_ended", step):
-                assert not pair.near.receive_notifications(9, 1, 0)
-            interrupted = False
-        except Interruption:
-            pass
+        receive_interrupted()
         thread.join()
-        assert [notification.payload for notification in received] == [b"1", b"2"], step
-        assert pair.near.receive_notification(20).payload == b"taken", step
+        assert [notification.payload for notification in received] == [b"1", b"2"]
+        assert pair.near.receive_notification(20).payload == b"taken"
         with pytest.raises(kvferry.TransferTimeout):
             pair.near.receive_notification(0)
-        assert not pair.near.receive_notifications(7, 1, 0), step
-        step += 1
-    assert step > 10
+        assert not pair.near.receive_notifications(7, 1, 0)
+
+
+@pytest.mark.parametrize("of", ["take", "put_back", "keep_ended"])
+@pytest.mark.parametrize("does", ["receives", "keeps", "receives and keeps"])
+def test_a_handler_that_receives_itself_takes_nothing_twice_and_loses_nothing(pair: Pair, of: str, does: str) -> None:
+    unclaimed, queue = pair.near._unclaimed, kvferry.CompletionQueue()
+    numbers = itertools.count()
+    came: list[bytes] = []
+    received: list[bytes] = []
+
+    def notify() -> None:
+        came.append(str(next(numbers)).encode())
+        pair.far.notify("near", came[-1], 7)
+
+    def receive(count: int) -> None:
+        received.extend(each.payload for each in pair.near.receive_notifications(7, count, 0))
+
+    def leave(count: int) -> None:
+        """What an operation has taken is kept in the next call."""
+        operation = pair.near.submit_receive_notifications(queue, 7, count)
+        for _ in range(count):
+            notify()
+        assert becomes(operation.done)
+        unclaimed.leave(operation)
+
+    def handle() -> None:
+        if "receives" in does:
+            receive(1)
+        if "keeps" in does:
+            leave(1)
+            unclaimed.keep_ended()
+
+    def call() -> None:
+        if of == "put_back":
+            taken: list[kvferry.Notification] = []
+            unclaimed.take(7, 2, taken)
+            unclaimed.put_back(7, taken, True)
+        elif of == "take":
+            receive(2)
+        else:
+            unclaimed.keep_ended()
+
+    for call_interrupted in each_step_of(of, call, handle):
+        leave(2)
+        if of != "keep_ended":
+            unclaimed.keep_ended()
+        call_interrupted()
+        receive(100)
+        assert sorted(received) == sorted(came) and not unclaimed._kept
 
 
 def test_a_signal_that_comes_while_a_call_waits_for_the_gil_loses_nothing(pair: Pair) -> None:
