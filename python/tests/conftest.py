@@ -211,6 +211,12 @@ def run_python(program: str, *, timeout: float = 60) -> subprocess.CompletedProc
     )
 
 
+def check(program: str, output: str = "done") -> None:
+    """Runs a program that says "done", or something else, and nothing more."""
+    ran = run_python(program)
+    assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, output, ""), ran.stderr
+
+
 #: For programs of their own: a listening channel "far", and "near" connected to it.
 TWO_CHANNELS = """
 import gc, os, signal, sys, threading, weakref

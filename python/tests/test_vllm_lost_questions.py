@@ -314,7 +314,12 @@ def test_questions_of_loads_that_are_read_are_asked_again(
     prefill, decode = make("prefill", True, 100), make("decode", False)
     renewed: list[str] = []
     renew = prefill.worker._leases.renew
-    monkeypatch.setattr(prefill.worker._leases, "renew", lambda name: renewed.append(name) or renew(name))
+
+    def counted(name: str) -> bool:
+        renewed.append(name)
+        return bool(renew(name))
+
+    monkeypatch.setattr(prefill.worker._leases, "renew", counted)
     with lossy_road(prefill.worker.url) as road:
         remote = prefill.remote("p", urls=(road.url,), peer_ids=(road.url,))
         prefill.step(expected=["p"], granted=["p"])
