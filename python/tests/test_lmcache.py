@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from conftest import becomes, each_step_of
 
 SIZE = 16 << 20
 
@@ -142,6 +143,21 @@ def test_a_client_is_closed_while_another_one_is_polled(context: Callable[[], An
     closing.join(60)
     assert overtaken.is_set() and not closing.is_alive()
     near.queue = queue
+
+
+def test_each_read_has_a_number_of_its_own_whoever_else_begins_one(context: Callable[[], Any]) -> None:
+    near, first, second = context(), context(), context()
+    ours, others = (near.get_transfer_channel_client(each.channel.peer_init_url) for each in (first, second))
+    page = near.get_transfer_channel_address([(0, 4096)])
+    numbers: list[int] = []
+
+    def read(client: Any) -> None:
+        numbers.append(client.submit_read(page, page))
+        assert becomes(lambda: client.query_read_status(numbers[-1]).finished)
+
+    for read_interrupted in each_step_of("submit_read", lambda: read(ours), lambda: read(others)):
+        read_interrupted()  # by what another thread may do just then
+    assert len(set(numbers)) == len(numbers) and not ours._tasks and not others._tasks
 
 
 def test_event_loops_that_are_over_leave_nothing(ours: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kvferry.vllm import early_wants, pushes
 from kvferry.vllm.early_wants import EarlyWants
 from kvferry.vllm.options import Options
-from kvferry.vllm.push_messages import Announced, Sender
+from kvferry.vllm.push_messages import Announced, Ended, Sender
 from kvferry.vllm.push_worker import PushWorker
 from kvferry.vllm.pushes import _Reader
 from push_sides import PushSide, pair, want_of
@@ -232,3 +232,18 @@ def test_who_asked_for_a_request_that_does_not_come_is_told(make: Callable[..., 
     prefill.compute("t", [5, 6, 7], 10)
     prefill.step(granted=["p-t"])
     assert prefill.freed() == {"p-t"} and prefill.worker._leases.expired == 0
+
+
+@pytest.mark.parametrize("failed", [(3,), (-1,), (0, 1 << 40)])
+def test_a_last_word_on_blocks_that_nobody_wanted_makes_no_other_count(
+    pair: tuple[PushSide, PushSide], failed: tuple[int, ...]
+) -> None:
+    prefill, decode = pair
+    prefill.announce("t")
+    decode.wants("d", prefill.sender("t"), [1, 2, 3])
+    pushes = prefill.push._pushes
+    prefill.until(lambda: bool(pushes._by_transfer["t"].readers))
+    with prefill.push._lock:
+        want = pushes._by_transfer["t"].readers[0].want
+        prefill.push._perform(pushes._tell(want, Ended(transfer_id="t", failed=failed, reason="")))
+    assert decode.loaded("d") == {1, 2, 3}

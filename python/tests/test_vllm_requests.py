@@ -47,6 +47,10 @@ def test_options_have_known_names_and_values() -> None:
     for extra, match in (
         ({"leese": 1}, "has 'leese', and may have advertised_host"),
         ({"timeout": 0}, "above 0"),
+        ({"lease": float("nan")}, "above 0"),
+        ({"timeout": float("nan")}, "above 0"),
+        ({"lease": float("inf")}, "a lease is up to [0-9]+ seconds"),  # the thread that renews would not begin to wait
+        ({"lease": 1e11}, "a lease is up to"),
         ({"transport": "pigeon"}, "no transport 'pigeon', but tcp"),
     ):
         with pytest.raises(ValueError, match=match):

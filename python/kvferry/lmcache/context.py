@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from typing import Any, ClassVar
 
@@ -66,9 +67,9 @@ class KvferryClient(TransferChannelClient):
         operation = self._context.channel.submit_read(
             self._context.queue, Addresses(rows), self._peer, remote_ranges=ranges, statuses=True
         )
-        self._context.tasks += 1
-        self._tasks[self._context.tasks] = operation
-        return self._context.tasks
+        number = next(self._context.numbers)
+        self._tasks[number] = operation
+        return number
 
     def query_read_status(self, task_id: int) -> TransferChannelReadResult:
         self._context.queue.drain()
@@ -112,7 +113,8 @@ class KvferryContext(TransferChannelContext):
         self.size = l1_memory_desc.size
         self.local_id = uuid.uuid4().hex
         self.queue = CompletionQueue()
-        self.tasks = 0
+        #: Of reads. Clients may be used on a thread each.
+        self.numbers = itertools.count(1)
         # Peers name bytes and no pages.
         region = Region((self.address, self.size), page_size=self.size, access="read")
         self.channel = self.channel_class(

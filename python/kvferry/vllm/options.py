@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import stat
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -73,8 +74,10 @@ class Options:
         if unknown:
             raise ValueError(f"kv_connector_extra_config has {unknown[0]!r}, and may have {', '.join(sorted(known))}")
         made = cls(**{**extra, "allowed_hosts": _texts(extra.get("allowed_hosts", ()))})
-        if made.lease <= 0 or made.timeout <= 0:
+        if not made.lease > 0 or not made.timeout > 0:
             raise ValueError("kv_connector_extra_config: lease and timeout are above 0")
+        if made.lease > threading.TIMEOUT_MAX:
+            raise ValueError(f"kv_connector_extra_config: a lease is up to {threading.TIMEOUT_MAX:.0f} seconds")
         if made.mode not in ("pull", "push"):
             raise ValueError(f"kv_connector_extra_config: mode is 'pull' or 'push', and not {made.mode!r}")
         if made.mode == "push" and made.id:

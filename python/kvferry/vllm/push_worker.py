@@ -233,7 +233,9 @@ class PushWorker(Worker):
             self._say(loading, f"{server.url} has not pushed all of it: {ended.reason}")
             return every
         self._say(loading, f"{server.url} could not push {len(ended.failed)} of its blocks, and what follows them")
-        return {load.block_ids[index] for index in ended.failed if index < len(load.block_ids)}
+        if not all(0 <= index < len(load.block_ids) for index in ended.failed):
+            return every  # which blocks it means isn't known
+        return {load.block_ids[index] for index in ended.failed}
 
     def _ask_for(
         self, push: _Push, source: HeadSource, server: Server, readers: int
