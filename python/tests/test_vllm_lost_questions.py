@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from kvferry.vllm.messages import LAYOUT, RELEASE, RENEW
-from kvferry.vllm.push_messages import WANT, Sender, Want
+from kvferry.vllm.push_messages import STOP, WANT, Sender, Want
 from kvferry.vllm.pushes import Pushes
 from kvferry.vllm.scheduler import Load
 from lossy_road import LossyRoad, lossy_road
@@ -181,6 +181,23 @@ def test_a_renewal_that_is_lost_is_asked_again_and_ends_nothing(
     assert road.lost == 2 and not link.breaking
     prefill.compute("t", [5, 6, 7], 10)
     assert decode.loaded("d") == set()
+
+
+@pytest.mark.parametrize("when", ["asked", "answered"])
+def test_a_stop_that_is_lost_is_asked_again_and_ends_no_other_push(
+    pair: tuple[PushSide, PushSide], road: LossyRoad, when: str
+) -> None:
+    prefill, decode = pair
+    for name, blocks in (("t", [1, 2, 3]), ("u", [4, 5, 6])):
+        prefill.announce(name)
+        decode.wants(name, over(road, prefill.sender(name)), blocks)
+    decode.until(lambda: [push.agreed for push in list(decode.push._pushed.values())] == [True, True])
+    road.lose(STOP, 2, when)
+    decode.step(cancelled=["t"])
+    assert decode.loaded("t") == set() and road.lost == 2  # the blocks are free
+    for name in ("t", "u"):
+        prefill.compute(name, [5, 6, 7], 10)
+    assert decode.loaded("u") == set() and (decode.cache[:, 4] == 105).all() and not decode.cache[:, 1:4].any()
 
 
 class Held:

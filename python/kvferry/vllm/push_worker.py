@@ -298,8 +298,11 @@ class PushWorker(Worker):
                 asked = message(
                     STOP, transfer_id=load.remote.transfer_id, reader=self._layout.tp_rank, peer_id=link.local_id
                 )
-                operation = self._ask_over(link, server, asked)
-                yield operation
+                for left in reversed(range(MOST_ASKED)):
+                    operation = self._ask_over(link, server, asked)
+                    yield operation
+                    if link.breaking or not left or not self._is_lost(operation.error):
+                        break
                 operation.result()
                 operation = self._channel.submit_fence(self._queue, server.peer_id, self._options.timeout)
                 yield operation
@@ -359,9 +362,7 @@ class PushWorker(Worker):
                 return link
             yield link.broken
 
-    def _ask_over(
-        self, link: _Link, server: Server, asked: SideMessage, timeout: float | None = None
-    ) -> Operation:
+    def _ask_over(self, link: _Link, server: Server, asked: SideMessage, timeout: float | None = None) -> Operation:
         return self._ask(server, asked, link.local_id, self._options.timeout if timeout is None else timeout)
 
     def _unanswered(self, server: Server, link: _Link, error: Exception) -> None:
