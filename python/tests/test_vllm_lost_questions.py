@@ -124,6 +124,30 @@ def test_a_want_whose_connection_is_made_anew_is_asked_over_the_new_one(
     assert prefill.freed() == {"p-t"}
 
 
+def test_a_want_that_is_answered_when_its_connection_is_lost_already_is_asked_over_the_next(
+    pair: tuple[PushSide, PushSide], road: LossyRoad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the worker is another one by then."""
+    prefill, decode = pair
+    meets(prefill, decode, road)
+    prefill.announce("t")
+    worker = decode.push
+    link, ask = worker._links[road.url], worker._ask_over
+
+    def ask_over(of: Any, *arguments: Any) -> Any:
+        operation = ask(of, *arguments)
+        if of is link:
+            decode.until(operation.done)
+            worker._break(road.url, link, "it is lost")
+        return operation
+
+    monkeypatch.setattr(worker, "_ask_over", ask_over)
+    decode.wants("d", over(road, prefill.sender("t")), [1, 2, 3])
+    decode.until(lambda: any(push.agreed for push in list(worker._pushed.values())))
+    prefill.compute("t", [5, 6, 7], 10)
+    assert decode.loaded("d") == set() and (decode.cache[:, 1] == 105).all()
+
+
 def test_a_want_that_is_lost_as_its_worker_is_started_again(
     pair: tuple[PushSide, PushSide], make: Callable[..., Any]
 ) -> None:

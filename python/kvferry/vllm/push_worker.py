@@ -271,6 +271,9 @@ class PushWorker(Worker):
                     self._unanswered(server, push.link, error)
                     self._say(push.loading, refused)
                     return None
+            if not refused and push.link.breaking and not push.ended.told and attempt + 1 < MOST_ASKED:
+                lost = push.link  # it goes on over the next one
+                continue
             if push.ended.told or not refused:
                 return ""
             self._say(push.loading, f"{server.url} does not push: {refused}")
