@@ -3,8 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <asio/any_io_executor.hpp>
 #include <asio/bind_cancellation_slot.hpp>
+#include <asio/bind_executor.hpp>
 #include <asio/cancellation_signal.hpp>
+#include <asio/execution/outstanding_work.hpp>
+#include <asio/io_context.hpp>
+#include <asio/post.hpp>
+#include <asio/require.hpp>
 #include <asio/use_future.hpp>
 
 #include <array>
@@ -15,6 +21,7 @@
 #include <memory>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include <kvferry/tcp_transfer_channel.hpp>
@@ -162,6 +169,40 @@ TEST_F(FaultChannelTest, KillsTheChannel) {
   channel_.kill(1);
   (void)write();
   EXPECT_EQ(write(), errc::closed);
+}
+
+/// The program's handlers run on a context of its own, perhaps after the channel and its threads are gone.
+TEST(FaultChannelThatIsGone, HasLeftNothingInCancellationSlots) {
+  asio::io_context programs;
+  asio::io_context channels;
+  asio::cancellation_signal signal;
+  std::error_code ended = errc::timed_out;
+  std::unique_ptr<FaultChannel> channel;
+  {
+    TcpOptions options;
+    // Counts as work for as long as anybody has a copy.
+    options.executor =
+        asio::any_io_executor(asio::require(channels.get_executor(), asio::execution::outstanding_work.tracked));
+    channel = std::make_unique<FaultChannel>(std::make_unique<TcpTransferChannel>(std::move(options)));
+  }
+  std::promise<void> stopped;
+  std::thread thread([&] {
+    channels.run();
+    stopped.set_value();
+  });
+  channel->async_batched_write(
+      ConstObjects(), {.peer_id = "nobody"},
+      asio::bind_cancellation_slot(
+          signal.slot(),
+          asio::bind_executor(programs.get_executor(), [&ended](std::error_code ec, std::size_t) { ended = ec; })));
+  asio::post(channels, asio::use_future).get();  // the operation has ended, and its handler is on its way
+  channel.reset();
+  EXPECT_EQ(stopped.get_future().wait_for(long_enough), std::future_status::ready)
+      << "something has the channel's executor still";
+  signal.emit(asio::cancellation_type::terminal);
+  programs.run();
+  thread.join();
+  EXPECT_EQ(ended, std::error_code()) << "there was nothing to move";
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include <kvferry/base_transfer_channel.hpp>
+#include <kvferry/kit/gate.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::testing {
 
@@ -28,6 +29,11 @@ namespace kvferry::inline KVFERRY_ABI::testing {
 class DecoratedChannel : public BaseTransferChannel {
  public:
   explicit DecoratedChannel(std::unique_ptr<BaseTransferChannel> inner) : inner_(std::move(inner)) {}
+  DecoratedChannel(const DecoratedChannel&) = delete;
+  DecoratedChannel& operator=(const DecoratedChannel&) = delete;
+  ~DecoratedChannel() override {
+    gate_->close();  // before the inner channel goes, and with it the threads for which cancellations are posted
+  }
 
   [[nodiscard]] std::string_view transport() const noexcept override { return inner_->transport(); }
   [[nodiscard]] Capabilities capabilities() const noexcept override { return inner_->capabilities(); }
@@ -50,6 +56,8 @@ class DecoratedChannel : public BaseTransferChannel {
 
  protected:
   [[nodiscard]] BaseTransferChannel& inner() { return *inner_; }
+  /// For what cancellation slots call, which may outlive the channel: see `kit::cancellation`.
+  [[nodiscard]] const std::shared_ptr<kit::Gate>& gate() const noexcept { return gate_; }
 
   [[nodiscard]] bool running_in_io_thread() const noexcept override { return running_in_io_thread_of(*inner_); }
 
@@ -119,17 +127,29 @@ class DecoratedChannel : public BaseTransferChannel {
   /// handler and the inner signal meet on a strand, as Asio asks.
   template <class... Results, class Start>
   void forward(CompletionHandler<void(std::error_code, Results...)> completion, Start start) {
-    const auto signal = std::make_shared<asio::cancellation_signal>();
-    const asio::any_io_executor strand = asio::make_strand(inner_->get_executor());
-    completion.on_cancel(
-        [signal, strand](asio::cancellation_type type) { asio::post(strand, [signal, type] { signal->emit(type); }); });
+    const auto forwarded = std::make_shared<Forwarded>(asio::make_strand(inner_->get_executor()));
+    completion.on_cancel(kit::cancellation(gate_, std::weak_ptr(forwarded), [](Forwarded& cancelled) {
+      asio::post(cancelled.strand,
+                 [held = cancelled.shared_from_this()] { held->signal.emit(asio::cancellation_type::terminal); });
+    }));
     start(asio::bind_cancellation_slot(
-        signal->slot(), asio::bind_executor(strand, [signal, completion = std::move(completion)](
-                                                        std::error_code error, Results... results) mutable {
+        forwarded->signal.slot(),
+        asio::bind_executor(forwarded->strand, [forwarded, completion = std::move(completion)](
+                                                   std::error_code error, Results... results) mutable {
           completion(error, std::move(results)...);
         })));
   }
 
+  /// An operation of the inner channel. The caller's cancellation slot may outlive that channel and its executor, and
+  /// doesn't keep this.
+  struct Forwarded : std::enable_shared_from_this<Forwarded> {
+    explicit Forwarded(asio::any_io_executor own_strand) : strand(std::move(own_strand)) {}
+
+    const asio::any_io_executor strand;
+    asio::cancellation_signal signal;
+  };
+
+  const std::shared_ptr<kit::Gate> gate_ = std::make_shared<kit::Gate>();
   std::unique_ptr<BaseTransferChannel> inner_;
 };
 

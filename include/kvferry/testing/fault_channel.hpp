@@ -14,6 +14,7 @@
 #include <system_error>
 #include <utility>
 
+#include <kvferry/kit/gate.hpp>
 #include <kvferry/kit/logger.hpp>
 
 #include <kvferry/testing/decorated_channel.hpp>
@@ -145,11 +146,8 @@ class FaultChannel final : public DecoratedChannel {
       request.timeout = timeout - fault.by;
     }
     const auto held = std::make_shared<Held>(std::move(request), std::move(completion), get_executor());
-    held->completion.on_cancel([weak = std::weak_ptr(held)](asio::cancellation_type) {
-      if (const auto cancelled = weak.lock()) {
-        end(*cancelled, errc::cancelled);
-      }
-    });
+    held->completion.on_cancel(
+        kit::cancellation(gate(), std::weak_ptr(held), [](Held& cancelled) { end(cancelled, errc::cancelled); }));
     const std::unique_lock lock(state_->mutex);
     if (state_->channel == nullptr) {
       end(*held, errc::closed);
