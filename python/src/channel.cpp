@@ -4,7 +4,9 @@
 #include <kvferry/error.hpp>
 #include <kvferry/memory_region.hpp>
 
+#include <algorithm>
 #include <iterator>
+#include <memory>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -84,16 +86,20 @@ void Channel::take_back(std::uint32_t number, const std::shared_ptr<Operation>& 
 }
 
 void Channel::let_removed_go() {
-  std::vector<Region> gone;  // their exporters' code may run, and call this
+  // Code of the regions' exporters may run, and of what programs have operations hold, and call this.
+  std::vector<Region> gone;
+  std::vector<std::shared_ptr<Operation>> ended;
   for (auto it = leaving_.begin(); it != leaving_.end();) {
     Leaving& leaving = it->second;
     bool removed = false;
-    std::erase_if(leaving.removals, [&](const auto& operation) {
-      const bool ended = operation->look();
+    const auto first_ended =
+        std::ranges::stable_partition(leaving.removals, [](const auto& operation) { return !operation->look(); });
+    for (const auto& operation : first_ended) {
       // Who comes too late has nothing to wait for.
-      removed = removed || (ended && (!operation->end->error || operation->end->error == errc::region_gone));
-      return ended;
-    });
+      removed = removed || !operation->end->error || operation->end->error == errc::region_gone;
+    }
+    ended.insert(ended.end(), std::make_move_iterator(first_ended.begin()), std::make_move_iterator(first_ended.end()));
+    leaving.removals.erase(first_ended.begin(), first_ended.end());
     const bool refused = !removed && leaving.removals.empty() && find_region(native().regions(), it->first) != nullptr;
     if (refused && leaving.region) {
       regions_.emplace(it->first, std::move(*leaving.region));

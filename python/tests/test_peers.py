@@ -275,6 +275,26 @@ def test_pages_of_a_region_that_is_being_removed_are_refused(pair: Pair) -> None
     assert held() is None
 
 
+def test_what_goes_with_a_removal_may_use_the_channel(pair: Pair) -> None:
+    class AddsAnother:
+        def __del__(self) -> None:
+            numbers.append(pair.near.add_region(kvferry.Region(bytearray(PAGE), PAGE)))
+
+    numbers: list[int] = []
+    queue = kvferry.CompletionQueue()
+    number = pair.near.add_region(kvferry.Region(bytearray(PAGE), PAGE))
+    removal = pair.near.submit_remove_region(queue, number, 20)
+    removal.user_data = AddsAnother()
+    del removal
+    while len(queue) != 0:
+        assert queue.wait(20)
+        queue.drain()
+    first = pair.near.add_region(kvferry.Region(bytearray(PAGE), PAGE))
+    assert sorted([first, *numbers]) == [number + 1, number + 2]
+    for added in (first, *numbers):
+        pair.near.remove_region(added, 20)
+
+
 def test_a_removal_that_is_refused_leaves_the_region(pair: Pair) -> None:
     with pytest.raises(kvferry.TransferError):
         pair.near.remove_region(7)
