@@ -28,7 +28,11 @@ KVFERRY_INLINE thread_local const Poller* entered = nullptr;
 
 KVFERRY_INLINE Poller::Poller(PollPolicy policy)
     : patience_(std::clamp<std::chrono::microseconds>(policy.spin, std::chrono::microseconds::zero(),
-                                                      std::chrono::hours(1))) {}
+                                                      std::chrono::hours(1))) {
+  // Who has a connection watched asks for no event of it: later there may be no memory.
+  added_.reserve(most_watched);
+  watched_.reserve(most_watched);
+}
 
 KVFERRY_INLINE void Poller::enter() noexcept { entered = this; }
 
@@ -47,31 +51,25 @@ KVFERRY_INLINE bool Poller::watch(std::shared_ptr<Pollable> pollable) {
 }
 
 KVFERRY_INLINE void Poller::look(const std::function<void()>& run_ready) {
-  std::vector<Watched> watched;
-  watched.reserve(most_watched);  // before anybody relies on this thread
   std::chrono::steady_clock::time_point last_run{};
-  bool entered_now = true;
-  for (;;) {
+  for (bool looks = false;; looks = true) {
     auto now = std::chrono::steady_clock::now();
-    if (watched.empty() || any_added_.load(std::memory_order_acquire)) {
+    if (!looks || watched_.empty() || any_added_.load(std::memory_order_acquire)) {
       const std::lock_guard lock(mutex_);
-      if (std::exchange(entered_now, false)) {
-        if (looking_) {
-          return;
-        }
-        looking_ = true;
+      if (!looks && std::exchange(looking_, true)) {
+        return;
       }
       for (auto& pollable : added_) {
-        watched.push_back({std::move(pollable), now, 0});
+        watched_.push_back({std::move(pollable), now, 0});
       }
       added_.clear();
       any_added_.store(false, std::memory_order_relaxed);
-      if (watched.empty()) {
+      if (watched_.empty()) {
         looking_ = false;
         return;
       }
     }
-    if (look_once(watched, now) || now - last_run >= time_between) {
+    if (look_once(now) || now - last_run >= time_between) {
       last_run = now;
       try {
         run_ready();
@@ -82,10 +80,10 @@ KVFERRY_INLINE void Poller::look(const std::function<void()>& run_ready) {
   }
 }
 
-KVFERRY_INLINE bool Poller::look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point& now) {
+KVFERRY_INLINE bool Poller::look_once(std::chrono::steady_clock::time_point& now) {
   bool completed = false;
-  for (std::size_t i = 0; i < watched.size();) {
-    auto& [pollable, last_found, looks_since] = watched[i];
+  for (std::size_t i = 0; i < watched_.size();) {
+    auto& [pollable, last_found, looks_since] = watched_[i];
     const auto found = pollable->poll();
     ++looks_since;
     if (found != Pollable::Found::nothing) {
@@ -101,7 +99,7 @@ KVFERRY_INLINE bool Poller::look_once(std::vector<Watched>& watched, std::chrono
       continue;
     }
     const auto gone = std::move(pollable);
-    watched.erase(watched.begin() + static_cast<std::ptrdiff_t>(i));
+    watched_.erase(watched_.begin() + static_cast<std::ptrdiff_t>(i));
     {
       const std::lock_guard lock(mutex_);
       --count_;

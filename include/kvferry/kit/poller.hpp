@@ -68,7 +68,7 @@ class KVFERRY_EXPORT Poller {
 
   /// @param now updated if something was moved, since that takes time.
   /// @return whether handlers may have become ready to run.
-  [[nodiscard]] bool look_once(std::vector<Watched>& watched, std::chrono::steady_clock::time_point& now);
+  [[nodiscard]] bool look_once(std::chrono::steady_clock::time_point& now);
 
   const std::chrono::nanoseconds patience_;
   std::mutex mutex_;
@@ -76,6 +76,7 @@ class KVFERRY_EXPORT Poller {
   std::atomic<bool> any_added_{false};
   std::size_t count_ = 0;
   bool looking_ = false;
+  std::vector<Watched> watched_;  ///< By the thread that looks, which has it for as long as it does.
 };
 
 }  // namespace kvferry::kit

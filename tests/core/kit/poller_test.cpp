@@ -5,8 +5,11 @@
 
 #include <chrono>
 #include <memory>
+#include <new>
 #include <thread>
 #include <vector>
+
+#include "common/allocation_limit.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
@@ -54,6 +57,25 @@ TEST(Poller, AConnectionOnWhichNothingHappensIsLeftToItsEvents) {
   EXPECT_GT(connection->polls, 1000);
   EXPECT_EQ(connection->rests, 1);
   poller.look(nothing_else);
+  EXPECT_EQ(connection->rests, 1);
+}
+
+/// Whoever has it watched relies on that: no event is asked for.
+TEST(Poller, WithoutMemoryAConnectionIsLookedAtAllTheSame) {
+  Poller poller(PollPolicy{std::chrono::microseconds(10)});
+  poller.enter();
+  const auto connection = std::make_shared<Connection>(1000);
+  test::allocations_left = 0;
+  bool watched = false;
+  try {
+    watched = poller.watch(connection);
+    poller.look(nothing_else);
+  } catch (const std::bad_alloc&) {
+    // As `IoThreads` does.
+  }
+  test::allocations_left = test::unlimited_allocations;
+  EXPECT_TRUE(watched);
+  EXPECT_GT(connection->polls, 1000);
   EXPECT_EQ(connection->rests, 1);
 }
 
