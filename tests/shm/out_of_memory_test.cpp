@@ -8,7 +8,7 @@
 
 #include <asio/io_context.hpp>
 
-#include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -70,6 +70,7 @@ bool meet_with(std::size_t allocations) {
   iovec piece{&answer, sizeof(answer)};
   EXPECT_EQ(receive_bytes(peer.get(), {&piece, 1}), ssize_t{sizeof(answer)});
   say(Greeting::settled);
+  meeting.reset();  // what it waits for keeps it
   test::allocation_refused = false;
   test::allocations_left = allocations;
   try {
@@ -78,7 +79,9 @@ bool meet_with(std::size_t allocations) {
     // As `IoThreads` does.
   }
   test::allocations_left = test::unlimited_allocations;
-  meeting->fail(errc::closed, "the test ends");
+  EXPECT_TRUE(kvferry::testing::wait_readable(peer.get(), std::chrono::milliseconds(1)))
+      << "the peer isn't told, with memory for " << allocations << " allocations";
+  attempts.close([](Meeting& left) { left.fail(errc::closed, "the test ends"); });
   if (made) {
     made->shut(errc::closed, "the test ends");
   }

@@ -2,9 +2,12 @@
 // Memory that is used up when a thread has something for another to do.
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+
 #include <asio/any_io_executor.hpp>
 #include <asio/bind_executor.hpp>
 #include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
 #include <asio/strand.hpp>
 #include <asio/thread_pool.hpp>
 
@@ -13,11 +16,13 @@
 #include <cstdlib>
 #include <future>
 #include <memory>
+#include <new>
 #include <system_error>
 #include <type_traits>
 #include <utility>
 
 #include <kvferry/completion.hpp>
+#include <kvferry/tcp/lane.hpp>
 
 #include "common/failing_allocations.hpp"
 #include "writing_lane.hpp"
@@ -79,6 +84,26 @@ TEST(OutOfMemory, AHandlerIsPostedToAsiosExecutorsWithoutAny) {
   EXPECT_EQ(posted_without_memory(asio::make_strand(pool), any, wait), 7U);
   EXPECT_EQ(posted_without_memory(asio::any_io_executor(pool.get_executor()), any, wait), 7U);
   pool.join();
+}
+
+TEST(OutOfMemory, ASocketThatNoLaneGetsIsClosed) {
+  asio::io_context context;
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    ASSERT_LT(allocations, 100U);
+    asio::ip::tcp::socket socket(context, asio::ip::tcp::v4());
+    const int descriptor = socket.native_handle();
+    test::allocation_refused = false;
+    test::allocations_left = allocations;
+    try {
+      (void)connection_of(std::move(socket));
+    } catch (const std::bad_alloc&) {
+      // There is no connection.
+    }
+    test::allocations_left = test::unlimited_allocations;
+    refused = test::allocation_refused;
+    ASSERT_EQ(::fcntl(descriptor, F_GETFD), -1) << "with memory for " << allocations << " allocations";
+  }
 }
 
 }  // namespace

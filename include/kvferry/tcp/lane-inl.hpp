@@ -23,6 +23,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/url.hpp>
 
+#include <kvferry/detail/descriptor.hpp>
 #include <kvferry/detail/known_executor.hpp>
 #include <kvferry/tcp/tls_socket.hpp>
 
@@ -130,10 +131,15 @@ KVFERRY_INLINE Lane::Connection connection_of(asio::ip::tcp::socket socket, std:
                               congestion_control_of(socket)};
   if (tls) {
     connection.encryption = tls->description();
-    connection.socket = std::make_shared<TlsSocket>(socket.release(), std::move(tls));
-  } else {
-    connection.socket = std::make_shared<Socket>(socket.release());
   }
+  // Owned by the one or the other all the time: there may be no memory for the lane's socket.
+  kvferry::Descriptor descriptor(socket.release());
+  if (tls) {
+    connection.socket = std::make_shared<TlsSocket>(descriptor.get(), std::move(tls));
+  } else {
+    connection.socket = std::make_shared<Socket>(descriptor.get());
+  }
+  descriptor.release();
   return connection;
 }
 
@@ -175,12 +181,16 @@ KVFERRY_INLINE void Lane::run(std::span<const std::byte> first) {
         }
         running_ = true;
         readable_ = by_cpu_;  // it may have read on, past what was said before the lane
-        protocol_.say(first);
-        protocol_.region_added();  // since the handshake was made
-        std::error_code ec;
-        options_.events->add(socket_->descriptor(), shared_from_this(), ec);
-        if (ec) {
-          fail(ec, "waiting for " + remote_ + ": " + ec.message());
+        try {
+          protocol_.say(first);
+          protocol_.region_added();  // since the handshake was made
+          std::error_code ec;
+          options_.events->add(socket_->descriptor(), shared_from_this(), ec);
+          if (ec) {
+            fail(ec, "waiting for " + remote_ + ": " + ec.message());
+          }
+        } catch (const std::exception& error) {
+          fail_for(error);  // the link is its peer's already
         }
       },
       turn_bytes);
