@@ -119,12 +119,8 @@ KVFERRY_INLINE void Operation::finish(std::error_code cause, std::string diagnos
     (cause ? counters->failed : counters->succeeded).fetch_add(1, std::memory_order_relaxed);
     counters->bytes.fetch_add(landed_bytes_.load(std::memory_order_relaxed), std::memory_order_relaxed);
   }
-  try {
-    registry_->counters().count_end(
-        request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});
-  } catch (const std::bad_alloc&) {
-    // Of a cause that is counted for the first time. The end is worth more.
-  }
+  registry_->counters().count_end(
+      request_.kind, {cause, transferred, landed_bytes_.load(std::memory_order_relaxed), Clock::now() - started_});
   auto completion = std::move(completion_);
   // Out of the registry first: once the handler can run, the channel may be closed and gone.
   registry_->remove(*this);

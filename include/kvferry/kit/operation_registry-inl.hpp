@@ -127,17 +127,17 @@ KVFERRY_INLINE void DeadlineQueue::on_timer() {
 }
 
 KVFERRY_INLINE std::error_code OperationRegistry::add(const std::shared_ptr<Operation>& operation) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (closed_) {
-      return errc::closed;
-    }
-    if (pending_.size() >= limit_) {
-      return errc::resource_limit;
-    }
-    spares_.add(pending_, operation.get())->second = {operation, ++last_number_};
-  }
   try {
+    {
+      const std::lock_guard lock(mutex_);
+      if (closed_) {
+        return errc::closed;
+      }
+      if (pending_.size() >= limit_) {
+        return errc::resource_limit;
+      }
+      spares_.add(pending_, operation.get())->second = {operation, ++last_number_};
+    }
     deadlines_->add(operation->deadline(), operation);
   } catch (const std::bad_alloc&) {
     remove(*operation);  // or the channel would wait for its end

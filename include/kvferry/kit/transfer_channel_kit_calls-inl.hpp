@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <exception>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include <kvferry/detail/recycled.hpp>
@@ -53,28 +54,28 @@ KVFERRY_INLINE void TransferChannelKit::start_transfer(TransferRequest request, 
     operation->finish(errc::closed);
     return;
   }
-  if (Failure failure = check_request(operation->request(), capabilities())) {
-    operation->finish(failure.code, std::move(failure.sentence));
-    return;
-  }
-  if (operation->object_count() == 0 && operation->request().notification.empty()) {
-    operation->finish({});
-    return;
-  }
-  operation->accept_cancellation();  // while nobody else can end it
-  if (const auto refused = impl_->operations->add(operation)) {
-    operation->finish(refused);
-    return;
-  }
-  if (operation->finished()) {
-    impl_->operations->remove(*operation);  // cancelled before it was entered
-    return;
-  }
-  if (deadline <= operation->started()) {
-    operation->request_stop(errc::timed_out);
-    return;
-  }
   try {
+    if (Failure failure = check_request(operation->request(), capabilities())) {
+      operation->finish(failure.code, std::move(failure.sentence));
+      return;
+    }
+    if (operation->object_count() == 0 && operation->request().notification.empty()) {
+      operation->finish({});
+      return;
+    }
+    operation->accept_cancellation();  // while nobody else can end it
+    if (const auto refused = impl_->operations->add(operation)) {
+      operation->finish(refused);
+      return;
+    }
+    if (operation->finished()) {
+      impl_->operations->remove(*operation);  // cancelled before it was entered
+      return;
+    }
+    if (deadline <= operation->started()) {
+      operation->request_stop(errc::timed_out);
+      return;
+    }
     impl_->peers->route(operation, serving);
   } catch (...) {
     Failure failure = failure_being_handled();
@@ -256,13 +257,21 @@ KVFERRY_INLINE void TransferChannelKit::start_fence(std::string peer_id,
           fence->end(refused);
           return;
         }
-        fence->wait_for(*link, [peers, fenced = std::weak_ptr(link), peer_id] {
-          const auto directory = peers.lock();
-          const auto asked = fenced.lock();
-          if (directory && asked) {
-            directory->break_link(peer_id, *asked, errc::connection_lost, "the peer did not answer a fence in time");
+        try {
+          fence->wait_for(*link, [peers, fenced = std::weak_ptr(link), peer_id] {
+            const auto directory = peers.lock();
+            const auto asked = fenced.lock();
+            if (directory && asked) {
+              directory->break_link(peer_id, *asked, errc::connection_lost, "the peer did not answer a fence in time");
+            }
+          });
+        } catch (const std::bad_alloc&) {
+          // The link has not been asked, and nobody calls this again.
+          if (const auto directory = peers.lock()) {
+            directory->break_link(peer_id, *link, errc::connection_lost, "there was no memory to ask it for a fence");
           }
-        });
+          fence->end({});
+        }
       },
       fence->answered());
 }

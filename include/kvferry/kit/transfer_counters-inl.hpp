@@ -3,19 +3,31 @@
 
 #include <kvferry/kit/transfer_counters.hpp>
 
+#include <new>
+
 namespace kvferry::inline KVFERRY_ABI::kit {
 
 KVFERRY_INLINE void TransferCounters::count_start(TransferKind kind) noexcept {
   kinds_[static_cast<std::size_t>(kind)].started.fetch_add(1, std::memory_order_relaxed);
 }
 
-KVFERRY_INLINE void TransferCounters::count_end(TransferKind kind, const Outcome& outcome) {
+KVFERRY_INLINE TransferCounters::TransferCounters() {
+  for (OfKind& kind : kinds_) {
+    kind.failures.emplace(std::make_error_code(std::errc::not_enough_memory), 0);
+  }
+}
+
+KVFERRY_INLINE void TransferCounters::count_end(TransferKind kind, const Outcome& outcome) noexcept {
   OfKind& counters = kinds_[static_cast<std::size_t>(kind)];
   counters.objects.fetch_add(outcome.objects, std::memory_order_relaxed);
   counters.bytes.fetch_add(outcome.bytes, std::memory_order_relaxed);
   if (outcome.cause) {
     const std::lock_guard lock(mutex_);
-    ++counters.failures[outcome.cause];
+    try {
+      ++counters.failures[outcome.cause];
+    } catch (const std::bad_alloc&) {
+      ++counters.failures.find(std::make_error_code(std::errc::not_enough_memory))->second;
+    }
     return;
   }
   counters.nanoseconds.fetch_add(static_cast<std::uint64_t>(outcome.took.count()), std::memory_order_relaxed);
@@ -39,7 +51,9 @@ KVFERRY_INLINE TransferStats TransferCounters::snapshot_of(const OfKind& kind) c
     const std::lock_guard lock(mutex_);
     stats.failures.reserve(kind.failures.size());
     for (const auto& [cause, operations] : kind.failures) {
-      stats.failures.push_back({cause, operations});
+      if (operations != 0) {
+        stats.failures.push_back({cause, operations});
+      }
     }
   }
   stats.objects = kind.objects.load(std::memory_order_relaxed);

@@ -22,6 +22,8 @@ namespace kvferry::inline KVFERRY_ABI::kit {
 /// takes a lock.
 class TransferCounters {
  public:
+  TransferCounters();
+
   /// The outcome of an operation.
   struct Outcome {
     std::error_code cause;
@@ -31,7 +33,8 @@ class TransferCounters {
   };
 
   void count_start(TransferKind kind) noexcept;
-  void count_end(TransferKind kind, const Outcome& outcome);
+  /// A cause that is new when memory is used up counts as `std::errc::not_enough_memory`.
+  void count_end(TransferKind kind, const Outcome& outcome) noexcept;
   void count_checksum_mismatches(std::size_t objects) noexcept {
     checksum_mismatches_.fetch_add(objects, std::memory_order_relaxed);
   }
@@ -52,7 +55,7 @@ class TransferCounters {
     std::atomic<std::uint64_t> bytes{0};
     std::atomic<std::uint64_t> nanoseconds{0};
     std::array<std::atomic<std::uint64_t>, LatencyHistogram::bucket_count> latency{};
-    std::map<std::error_code, std::uint64_t> failures;  ///< Guarded by `mutex_`.
+    std::map<std::error_code, std::uint64_t> failures;  ///< Guarded by `mutex_`; one has not happened, perhaps.
   };
 
   [[nodiscard]] TransferStats snapshot_of(const OfKind& kind) const;

@@ -4,12 +4,17 @@
 
 #include <asio/io_context.hpp>
 
+#include <array>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <functional>
+#include <future>
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -19,12 +24,15 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/operation.hpp>
+#include <kvferry/side_message_codec.hpp>
+#include <kvferry/testing/own_loopback.hpp>
 
-#include "common/failing_allocations.hpp"
-#include "test_channel.hpp"
 #include <kvferry/kit/init_exchange.hpp>
+#include <kvferry/kit/init_messages.hpp>
 #include <kvferry/kit/operation_registry.hpp>
 #include <kvferry/kit/striped_operation.hpp>
+#include "common/failing_allocations.hpp"
+#include "test_channel.hpp"
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 namespace {
@@ -151,6 +159,93 @@ TEST(CallsShortOfMemory, WriteNothingOnceTheyHaveThrown) {
     EXPECT_TRUE(!threw || *diagnostic == "the caller's") << allocations << ": " << *diagnostic;
   }
   EXPECT_GT(thrown, 0);
+}
+
+TEST(CallsShortOfMemory, AreOverInTheStatisticsToo) {
+  const std::vector<std::byte> page(64);
+  const std::array<std::uint64_t, 1> index{0};
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    tests::TestChannel channel({}, nullptr);  // that has counted no failure yet
+    std::error_code ec;
+    const bool threw = throws_with(allocations, [&] {
+      (void)channel.batched_write({ConstBuffer(page)},
+                                  {.peer_id = "a peer of a name that is too long for a string's own buffer",
+                                   .remote_indexes = index,
+                                   .timeout = std::chrono::seconds(1)},
+                                  ec);
+    });
+    refused = allocation_refused;
+    EXPECT_TRUE(threw || ec == errc::unknown_peer || ec == std::errc::not_enough_memory) << allocations << ": " << ec;
+    const TransferStats writes = channel.stats().of(TransferKind::write);
+    EXPECT_EQ(writes.in_flight(), 0U) << allocations;
+    EXPECT_EQ(writes.failed(), writes.started) << allocations;
+  }
+}
+
+/// How a channel introduces itself: who has the same number is the same channel.
+[[nodiscard]] SideMessage question_of(std::uint64_t incarnation, std::uint64_t attempt) {
+  InitQuestion question;
+  question.transport = "test";
+  question.sender_id = "a peer of a name that is too long for a string's own buffer";
+  question.receiver_id = "here";
+  question.incarnation = incarnation;
+  question.secret = Bytes(16, static_cast<std::byte>(incarnation));
+  question.attempt = attempt;
+  return encode_side_message(question);
+}
+
+/// Is fenced off at once.
+class FencedAtOnce final : public tests::KeepingLink {
+ public:
+  [[nodiscard]] bool fence(std::function<void()> done) override {
+    done();
+    return true;
+  }
+};
+
+TEST(CallsShortOfMemory, AFenceEndsThatWaitedForAConnection) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    asio::io_context context;
+    ChannelOptions options;
+    options.executor = context.get_executor();
+    options.peer_init_url = kvferry::testing::own_loopback_url();
+    std::promise<LinkHandler> awaited;
+    bool first = true;
+    tests::TestChannel channel(options, [](const auto&) { return std::make_shared<FencedAtOnce>(); });
+    channel.when_accepting([&](const std::shared_ptr<LinkHost>&, LinkHandler on_link) {
+      if (std::exchange(first, false)) {
+        on_link({}, std::make_shared<FencedAtOnce>(), {});
+      } else {
+        awaited.set_value(std::move(on_link));
+      }
+    });
+    tests::TestChannel asking({}, nullptr);
+    asking.send_init_side_msg(channel.peer_init_url(), question_of(2, 1));
+    asking.send_init_side_msg(channel.peer_init_url(), question_of(2, 2));
+    const LinkHandler on_link = awaited.get_future().get();
+    auto alive = std::make_shared<int>();
+    const std::weak_ptr<int> seen = alive;
+    int calls = 0;
+    channel.async_fence("a peer of a name that is too long for a string's own buffer", std::chrono::hours(1),
+                        [&calls, alive = std::move(alive)](std::error_code) { ++calls; });
+    context.restart();
+    context.poll();
+    ASSERT_EQ(calls, 0) << "it waits for the connection that is being made";
+    on_link(errc::connection_lost, nullptr, "the test says so");
+    allocation_refused = false;
+    allocations_left = allocations;
+    context.restart();
+    context.poll();
+    allocations_left = test::unlimited_allocations;
+    refused = allocation_refused;
+    while (!seen.expired() && context.run_one_for(std::chrono::seconds(30)) != 0) {
+    }
+    EXPECT_EQ(calls, 1) << allocations;
+    context.restart();
+    channel.close();
+  }
 }
 
 /// Begins as many parts of an operation as it is told, and then has no memory for more.
