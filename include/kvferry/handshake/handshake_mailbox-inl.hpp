@@ -9,6 +9,7 @@
 #include <kvferry/side_message_codec.hpp>
 
 #include <kvferry/detail/side_message_error.hpp>
+#include <kvferry/kit/failure.hpp>
 
 namespace kvferry::inline KVFERRY_ABI::kit {
 
@@ -73,8 +74,11 @@ KVFERRY_INLINE HandshakeService::Reply& HandshakeService::Reply::operator=(Reply
 
 KVFERRY_INLINE HandshakeService::Reply::~Reply() {
   if (state_) {
-    state_->send(ServedRequest::State::dropped,
-                 refusal(errc::handshake_failed, "the request was dropped without an answer"));
+    // It goes, above all, where memory is used up. Then who has asked isn't told, either.
+    if_memory_lasts([&] {
+      state_->send(ServedRequest::State::dropped,
+                   refusal(errc::handshake_failed, "the request was dropped without an answer"));
+    });
   }
 }
 

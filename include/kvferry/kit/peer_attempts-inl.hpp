@@ -56,15 +56,17 @@ KVFERRY_INLINE void PeerDirectory::refuse(HandshakeService::Reply& reply, const 
 }
 
 KVFERRY_INLINE void PeerDirectory::begin_attempt(const Peer& peer, Attempt& attempt, Clock::time_point deadline) {
-  attempt.number = ++last_number_;
-  attempt.expiry = Expiry::make([weak = weak_from_this(), id = peer.id, number = attempt.number] {
+  const std::uint64_t number = ++last_number_;
+  auto expiry = Expiry::make([weak = weak_from_this(), id = peer.id, number] {
     if (const Visit self(weak); self) {
       self->fail_attempt(id, number,
                          {errc::timed_out, "the connection was not usable in time: " + self->awaited(id, number)});
     }
   });
+  deadlines_->add(deadline, expiry);
+  attempt.number = number;  // from here on there is one, which its deadline ends
+  attempt.expiry = std::move(expiry);
   attempt.deadline = deadline;
-  deadlines_->add(deadline, attempt.expiry);
 }
 
 KVFERRY_INLINE void PeerDirectory::set_deadline(Attempt& attempt, Clock::time_point deadline) {
@@ -147,45 +149,49 @@ KVFERRY_INLINE void PeerDirectory::start_dial(Peer& peer, const std::string& loc
   deadline += longer_than_the_call;
   end_attempt(peer.attempt);
   Attempt& made = peer.attempt;
-  begin_attempt(peer, made, deadline);
-  made.local_id = local_id;
-  made.url = url;
-  made.moves = peer.link != nullptr || continued.moves;
-  made.told_again = continued.told_again;
-  made.times_let_go = continued.times_let_go;
-  made.let_go_because = continued.let_go_because;
-  const std::uint64_t attempt = made.number;
+  InitQuestion question;
   const std::string peer_id = peer.id;
-  made.told_regions = regions_->now();
-  InitQuestion question = question_to(peer, local_id, url, *made.told_regions);
-  made.instance.own_secret = *question.secret;
-  question.attempt = attempt;
-  made.told_at = Clock::now();
   // NOLINTNEXTLINE(performance-unnecessary-copy-initialization): the peer may be gone when it is asked
   const std::string question_url = url;
+  try {
+    begin_attempt(peer, made, deadline);
+    made.local_id = local_id;
+    made.url = url;
+    made.moves = peer.link != nullptr || continued.moves;
+    made.told_again = continued.told_again;
+    made.times_let_go = continued.times_let_go;
+    made.let_go_because = continued.let_go_because;
+    made.told_regions = regions_->now();
+    question = question_to(peer, local_id, url, *made.told_regions);
+    made.instance.own_secret = *question.secret;
+  } catch (...) {
+    end_attempt(made);  // nobody is asked, and the next call is not to wait for an answer
+    throw;
+  }
+  const std::uint64_t attempt = made.number;
+  question.attempt = attempt;
+  made.told_at = Clock::now();
   const Stay stay(*this);
   lock.unlock();
 
-  std::shared_ptr<Dial> dial;
   try {
-    dial = hooks_.dial(peer_id);
+    const std::shared_ptr<Dial> dial = hooks_.dial(peer_id);
     question.endpoint = dial->local_endpoint();
+    question.timeout_ms = milliseconds_until(deadline);
+    const SideMessage message = encode_side_message(question);
+    {
+      const Lock relock(mutex_);
+      Peer* const still = current(peer_id, attempt);
+      if (still == nullptr) {
+        return;
+      }
+      still->attempt.dial = dial;
+      still->attempt.question = message;
+    }
+    ask(peer_id, attempt, question_url, message, deadline);
   } catch (...) {
     fail_attempt(peer_id, attempt, failure_being_handled());
-    return;
   }
-  question.timeout_ms = milliseconds_until(deadline);
-  const SideMessage message = encode_side_message(question);
-  {
-    const Lock relock(mutex_);  // let go before the stay ends, whatever is thrown
-    Peer* const still = current(peer_id, attempt);
-    if (still == nullptr) {
-      return;
-    }
-    still->attempt.dial = dial;
-    still->attempt.question = message;
-  }
-  ask(peer_id, attempt, question_url, message, deadline);
 }
 
 KVFERRY_INLINE void PeerDirectory::ask(const std::string& peer_id, std::uint64_t attempt, const std::string& url,

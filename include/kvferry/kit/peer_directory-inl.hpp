@@ -99,11 +99,11 @@ KVFERRY_INLINE PeerDirectory::Peer* PeerDirectory::find_or_add(const std::string
     fenced_forgotten_at_ = std::max(fenced_forgotten_at_, oldest->second.fenced_at);
     peers_.erase(oldest);
   }
-  Peer& peer = peers_[peer_id];
+  Peer peer;
   peer.id = peer_id;
   peer.fenced_at = fenced_forgotten_at_;
   peer.named = named;
-  return &peer;
+  return &peers_.emplace(peer_id, std::move(peer)).first->second;
 }
 
 KVFERRY_INLINE void PeerDirectory::wait(Peer& peer, Waiter waiter, Lock& lock) {
@@ -255,24 +255,27 @@ KVFERRY_INLINE void PeerDirectory::close() {
   std::vector<Published> links;
   std::map<std::uint64_t, FenceHandler> fences;
   std::map<std::uint64_t, Leave> leaves;
+  std::vector<std::shared_ptr<Link>> open;
+  // All that needs memory, but for goodbyes, comes before the first change: a call that has none can be made again.
+  const std::string why = "the channel was closed";
   {
     Lock lock(mutex_);
     closed_ = true;
     no_visits_.wait(lock, [&] { return visits_ == 0; });
+    open.reserve(links_.size());
+    for (const auto& published : links_) {
+      if (auto link = published.link.lock()) {
+        open.push_back(std::move(link));
+      }
+    }
     peers.swap(peers_);
     links.swap(links_);
     fences.swap(fences_);
     leaves.swap(leaves_);
   }
-  std::vector<std::shared_ptr<Link>> open;
-  for (const auto& published : links) {
-    if (auto link = published.link.lock()) {
-      open.push_back(std::move(link));
-    }
-  }
-  take_leave(open);
+  if_memory_lasts([&] { take_leave(open); });
   for (const auto& link : open) {
-    link->shut(errc::closed, "the channel was closed");
+    link->shut(errc::closed, why);
   }
   for (const auto& [number, then] : fences) {
     then(errc::closed, nullptr);
@@ -290,7 +293,7 @@ KVFERRY_INLINE void PeerDirectory::close() {
       asking.tell({errc::closed, {}});
     }
     for (auto& newcomer : peer.newcomers) {
-      newcomer.reply(refusal(errc::closed, "the channel is closed"));
+      if_memory_lasts([&] { newcomer.reply(refusal(errc::closed, "the channel is closed")); });
     }
   }
 }

@@ -67,30 +67,40 @@ KVFERRY_INLINE void PeerDirectory::take(InitQuestion question, HandshakeService:
   }
   peer->newcomers.push_back({std::move(question), std::move(reply)});
   if (peer->probe == 0) {
-    start_probe(*peer, lock);
+    try {
+      start_probe(*peer, lock);
+    } catch (...) {
+      if (lock.owns_lock()) {
+        peer->newcomers.pop_back();  // who hears that the handshake failed
+      }
+      throw;
+    }
   }
 }
 
 KVFERRY_INLINE void PeerDirectory::start_probe(Peer& peer, Lock& lock) {
   const std::uint64_t probe = ++last_number_;
-  peer.probe = probe;
-  peer.last_probe = probe;
-  peer.probe_deadline = Clock::now() + probe_patience;
-  peer.probe_expiry = Expiry::make([weak = weak_from_this(), id = peer.id, probe] {
+  const auto deadline = Clock::now() + probe_patience;
+  auto expiry = Expiry::make([weak = weak_from_this(), id = peer.id, probe] {
     if (const Visit self(weak); self) {
       self->probe_unanswered(id, probe);
     }
   });
-  deadlines_->add(peer.probe_deadline, peer.probe_expiry);
-  const auto link = peer.link;
-  const std::string peer_id = peer.id;
-  const Stay stay(*this);
-  lock.unlock();
-  link->probe([weak = weak_from_this(), id = peer_id, probe] {
+  std::function<void()> answered = [weak = weak_from_this(), id = peer.id, probe] {
     if (const Visit self(weak); self) {
       self->probe_answered(id, probe);
     }
-  });
+  };
+  // Where memory is used up, nobody is probed, and who comes next begins.
+  deadlines_->add(deadline, expiry);
+  peer.probe = probe;
+  peer.last_probe = probe;
+  peer.probe_deadline = deadline;
+  peer.probe_expiry = std::move(expiry);
+  const auto link = peer.link;
+  const Stay stay(*this);
+  lock.unlock();
+  link->probe(std::move(answered));
 }
 
 KVFERRY_INLINE void PeerDirectory::end_probe(Peer& peer) {

@@ -5,12 +5,14 @@
 #include <asio/io_context.hpp>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <future>
+#include <latch>
 #include <limits>
 #include <memory>
 #include <new>
@@ -24,6 +26,7 @@
 #include <kvferry/error.hpp>
 #include <kvferry/kit/link.hpp>
 #include <kvferry/kit/operation.hpp>
+#include <kvferry/log.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/testing/own_loopback.hpp>
 
@@ -138,7 +141,14 @@ TEST_F(OperationEnd, OfACallThatConnectsNeedsNoMemory) {
   }
 }
 
-TEST(CallsShortOfMemory, WriteNothingOnceTheyHaveThrown) {
+/// What they drop is logged, at most so often: other tests are to find theirs.
+class CallsShortOfMemory : public ::testing::Test {
+ protected:
+  CallsShortOfMemory() { set_log_sink({}, LogLevel::off); }
+  ~CallsShortOfMemory() override { set_log_sink({}); }
+};
+
+TEST_F(CallsShortOfMemory, WriteNothingOnceTheyHaveThrown) {
   bool refused = true;
   int thrown = 0;
   for (std::size_t allocations = 0; refused; ++allocations) {
@@ -161,7 +171,7 @@ TEST(CallsShortOfMemory, WriteNothingOnceTheyHaveThrown) {
   EXPECT_GT(thrown, 0);
 }
 
-TEST(CallsShortOfMemory, AreOverInTheStatisticsToo) {
+TEST_F(CallsShortOfMemory, AreOverInTheStatisticsToo) {
   const std::vector<std::byte> page(64);
   const std::array<std::uint64_t, 1> index{0};
   bool refused = true;
@@ -204,7 +214,7 @@ class FencedAtOnce final : public tests::KeepingLink {
   }
 };
 
-TEST(CallsShortOfMemory, AFenceEndsThatWaitedForAConnection) {
+TEST_F(CallsShortOfMemory, AFenceEndsThatWaitedForAConnection) {
   bool refused = true;
   for (std::size_t allocations = 0; refused; ++allocations) {
     asio::io_context context;
@@ -245,6 +255,92 @@ TEST(CallsShortOfMemory, AFenceEndsThatWaitedForAConnection) {
     EXPECT_EQ(calls, 1) << allocations;
     context.restart();
     channel.close();
+  }
+}
+
+class ShutLink final : public tests::KeepingLink {
+ public:
+  void shut(std::error_code cause, const std::string& why) override {
+    is_shut = true;
+    KeepingLink::shut(cause, why);
+  }
+
+  std::atomic<bool> is_shut{false};
+};
+
+TEST_F(CallsShortOfMemory, CloseShutsAllLinksIfItIsCalledAgain) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    ChannelOptions options;
+    options.peer_init_url = kvferry::testing::own_loopback_url();
+    const auto link = std::make_shared<ShutLink>();
+    tests::TestChannel channel(options, [&](const auto&) { return link; });
+    tests::TestChannel asking({}, nullptr);
+    asking.send_init_side_msg(channel.peer_init_url(), question_of(2, 1));
+    ASSERT_EQ(channel.peers().size(), 1U);
+    (void)throws_with(allocations, [&] { channel.close(); });
+    refused = allocation_refused;
+    channel.close();
+    EXPECT_TRUE(link->is_shut) << allocations;
+  }
+}
+
+/// A link whose peer is silent, and keeps what it is asked.
+class NeverProbed final : public tests::KeepingLink {
+ public:
+  void probe(std::function<void()>) override { is_asked.count_down(); }
+
+  std::latch is_asked{1};
+};
+
+TEST_F(CallsShortOfMemory, WhoSaysThatHeIsAPeerIsJudgedAlsoAfterOneWhoCouldNotBe) {
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    asio::io_context context;
+    ChannelOptions options;
+    options.executor = context.get_executor();
+    options.peer_init_url = kvferry::testing::own_loopback_url();
+    const auto silent = std::make_shared<NeverProbed>();
+    bool first = true;
+    tests::TestChannel channel(options, [&](const auto&) -> std::shared_ptr<Link> {
+      return std::exchange(first, false) ? std::shared_ptr<Link>(silent) : std::make_shared<tests::KeepingLink>();
+    });
+    tests::TestChannel asking({}, nullptr);
+    asking.send_init_side_msg(channel.peer_init_url(), question_of(2, 1));
+    asking.async_send_init_side_msg(channel.peer_init_url(), question_of(3, 1), {},
+                                    [](std::error_code, const std::optional<SideMessage>&) {});
+    silent->is_asked.wait();
+    asking.send_init_side_msg(channel.peer_init_url(), question_of(2, 2));  // on whose new link it is asked again
+    allocation_refused = false;
+    allocations_left = allocations;
+    context.poll();
+    allocations_left = test::unlimited_allocations;
+    refused = allocation_refused;
+    std::error_code ec;
+    asking.send_init_side_msg(channel.peer_init_url(), question_of(4, 1), {}, ec);
+    ASSERT_EQ(ec, errc::identity_conflict) << allocations;
+  }
+}
+
+TEST_F(CallsShortOfMemory, ThatConnectDoNotKeepTheNextFromIt) {
+  ChannelOptions options;
+  options.peer_init_url = kvferry::testing::own_loopback_url();
+  const auto make_link = [](const auto&) { return std::make_shared<tests::KeepingLink>(); };
+  tests::TestChannel there(options, make_link);
+  bool refused = true;
+  for (std::size_t allocations = 0; refused; ++allocations) {
+    const std::string here =
+        "a channel of a name that is too long for a string's own buffer, " + std::to_string(allocations);
+    tests::TestChannel channel({}, make_link);
+    std::error_code ec;
+    const auto connect = [&] {
+      channel.lazy_init_peer_connection(here, "a peer of a name that is too long for a string's own buffer",
+                                        there.peer_init_url(), {}, {.timeout = kvferry_test::long_enough}, ec);
+    };
+    (void)throws_with(allocations, connect);
+    refused = allocation_refused;
+    connect();
+    ASSERT_FALSE(ec) << allocations << ": " << ec.message();
   }
 }
 
