@@ -11,6 +11,7 @@
 
 #include <kvferry/error.hpp>
 
+#include <kvferry/kit/failure.hpp>
 #include <kvferry/kit/pause.hpp>
 
 #include "checksums.hpp"
@@ -243,12 +244,14 @@ void RdmaLink::end_rails(std::error_code cause, const std::string& why) {
     rail->hold();
   }
   if (!has_left_.exchange(true) && cause != errc::peer_closed) {
-    const auto until = kit::Clock::now() + hurried_goodbye_time;
-    bool answered = false;
-    while (!say_farewell(answered) && kit::Clock::now() < until) {
-      const Pause pause{event_descriptors(), until};
-      kit::wait_for({&pause, 1});
-    }
+    kit::if_memory_lasts([&] {
+      const auto until = kit::Clock::now() + hurried_goodbye_time;
+      bool answered = false;
+      while (!say_farewell(answered) && kit::Clock::now() < until) {
+        const Pause pause{event_descriptors(), until};
+        kit::wait_for({&pause, 1});
+      }
+    });
   }
   for (const auto& rail : rails_) {
     rail->shut(cause, why);

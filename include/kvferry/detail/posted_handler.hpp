@@ -86,7 +86,11 @@ class KeptHandler {
   KeptHandler& operator=(const KeptHandler&) = delete;
   ~KeptHandler() {
     if (allocator_) {
-      (void)take();  // it may own the memory that it is in
+      try {
+        (void)take();  // it may own the memory that it is in
+      } catch (...) {
+        free();  // moving it takes memory, and there is none
+      }
     }
   }
 

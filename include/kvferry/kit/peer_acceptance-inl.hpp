@@ -88,7 +88,13 @@ KVFERRY_INLINE void PeerDirectory::accept(Peer& peer, const InitQuestion& questi
     deadline = std::min(deadline, deadline_after(bounded_milliseconds(*question.timeout_ms)));
   }
   Attempt& attempt = place_for(peer, question, known);
-  begin_attempt(peer, attempt, deadline);
+  try {
+    begin_attempt(peer, attempt, deadline);
+  } catch (...) {
+    std::erase_if(peer.candidates,
+                  [](const Attempt& candidate) { return candidate.number == 0; });  // no deadline ends it
+    throw;
+  }
   attempt.accepting = true;
   attempt.known = known;
   attempt.silent_probe = peer.link && !peer.lives() ? peer.last_probe : 0;

@@ -256,7 +256,7 @@ KVFERRY_INLINE void PeerDirectory::close() {
   std::map<std::uint64_t, FenceHandler> fences;
   std::map<std::uint64_t, Leave> leaves;
   std::vector<std::shared_ptr<Link>> open;
-  // All that needs memory, but for goodbyes, comes before the first change: a call that has none can be made again.
+  // What needs memory here comes before the first change: a call that has none can be made again.
   const std::string why = "the channel was closed";
   {
     Lock lock(mutex_);
@@ -273,24 +273,25 @@ KVFERRY_INLINE void PeerDirectory::close() {
     fences.swap(fences_);
     leaves.swap(leaves_);
   }
+  // From here on nobody else knows of them: what one of them throws must not keep the others from their end.
   if_memory_lasts([&] { take_leave(open); });
   for (const auto& link : open) {
-    link->shut(errc::closed, why);
+    if_memory_lasts([&] { link->shut(errc::closed, why); });
   }
   for (const auto& [number, then] : fences) {
-    then(errc::closed, nullptr);
+    if_memory_lasts([&end = then] { end(errc::closed, nullptr); });
   }
   for (const auto& [number, leave] : leaves) {
-    leave.then(errc::closed);
+    if_memory_lasts([&end = leave.then] { end(errc::closed); });
   }
   for (auto& [id, peer] : peers) {
     for (const auto* const list : {&peer.waiting, &peer.movers}) {
       for (const auto& waiting : *list) {
-        waiting.tell({errc::closed, {}});
+        if_memory_lasts([&] { waiting.tell({errc::closed, {}}); });
       }
     }
     for (const auto& [number, asking] : peer.asking) {
-      asking.tell({errc::closed, {}});
+      if_memory_lasts([&tell = asking.tell] { tell({errc::closed, {}}); });
     }
     for (auto& newcomer : peer.newcomers) {
       if_memory_lasts([&] { newcomer.reply(refusal(errc::closed, "the channel is closed")); });

@@ -91,7 +91,7 @@ KVFERRY_INLINE void PeerDirectory::start_probe(Peer& peer, Lock& lock) {
       self->probe_answered(id, probe);
     }
   };
-  // Where memory is used up, nobody is probed, and who comes next begins.
+  // Up to here, where memory is used up, there is no probe, and who comes next begins one. From here on its time ends it.
   deadlines_->add(deadline, expiry);
   peer.probe = probe;
   peer.last_probe = probe;
