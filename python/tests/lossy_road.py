@@ -69,11 +69,13 @@ class LossyRoad:
         return True
 
     def _carry(self, source: socket.socket, target: socket.socket, way: str) -> None:
+        before = b""  # a kind may come in two parts
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 20):
-                if self._is_lost(way, data):
+                if self._is_lost(way, before + data):
                     break
                 target.sendall(data)
+                before = (before + data)[-max(len(self._kind) - 1, 1) :]
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -84,7 +84,7 @@ class RdmaLink final : public kit::Link, private Rail::Owner, public std::enable
  private:
   RdmaLink(const asio::any_io_executor& executor, const LinkOptions& options) : options_(options), timer_(executor) {}
 
-  void add_further(const RailPort& port, std::size_t number);
+  void add_further(const std::vector<RailPort>& ports);
   /// Sets `joined_` and `joined_rails_`, and lets go of further queue pairs that the peer has no counterparts of.
   /// @return what the peer has said of the joined queue pairs, in the same order. @throws TransferError if there is none.
   [[nodiscard]] std::vector<RailEndpoint> pick_joined(const Endpoint& peer, const std::string& who);

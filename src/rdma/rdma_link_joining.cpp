@@ -5,6 +5,7 @@
 #include <asio/post.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <exception>
 #include <span>
 #include <utility>
@@ -41,7 +42,6 @@ std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor
       if (ports[i].device->address().active) {
         link->rails_.push_back(
             std::make_shared<Rail>(executor, ports[i], ports[i].domains->for_link(), i, options.rail, owner));
-        link->add_further(ports[i], i);
       } else {
         inactive +=
             (inactive.empty() ? "" : ", ") + ports[i].device->name() + ":" + std::to_string(ports[i].device->port());
@@ -58,6 +58,7 @@ std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor
     }
   }
   if (!link->rails_.empty()) {
+    link->add_further(ports);
     return link;
   }
   if (failures == 0) {
@@ -69,20 +70,29 @@ std::shared_ptr<RdmaLink> RdmaLink::create(const asio::any_io_executor& executor
   throw TransferError(cause, "no rail can be used: " + failed + (inactive.empty() ? "" : "; not active: " + inactive));
 }
 
-void RdmaLink::add_further(const RailPort& port, std::size_t number) {
-  const std::shared_ptr<Rail> first = rails_.back();
+/// In rounds, one queue pair for each rail: what there is no room for for one rail, the others can't use, either.
+void RdmaLink::add_further(const std::vector<RailPort>& ports) {
+  const auto firsts = rails_;
   const std::shared_ptr<Rail::Owner> owner(shared_from_this(), this);
+  rails_.reserve(firsts.size() * options_.queue_pairs);
   try {
-    for (std::size_t i = 1; i < options_.queue_pairs; ++i) {
-      const auto rail =
-          std::make_shared<Rail>(timer_.get_executor(), port, first->domain(), number, options_.rail, owner);
-      // The peer is told all but two numbers only once.
-      const auto as_first = [&](const auto field) { return rail->endpoint().*field == first->endpoint().*field; };
-      if (!as_first(&RailEndpoint::gid) || !as_first(&RailEndpoint::lid) || !as_first(&RailEndpoint::mtu) ||
-          !as_first(&RailEndpoint::gid_type) || !as_first(&RailEndpoint::global_route)) {
-        return;  // the port's address has just changed
+    for (std::size_t have = 1; have < options_.queue_pairs; ++have) {
+      std::vector<std::shared_ptr<Rail>> round;
+      for (const auto& first : firsts) {
+        const std::uint64_t number = first->endpoint().rail;
+        round.push_back(std::make_shared<Rail>(timer_.get_executor(), ports[number], first->domain(), number,
+                                               options_.rail, owner));
+        const RailEndpoint& made = round.back()->endpoint();
+        // The peer is told all but two numbers only once.
+        const auto as_first = [&](const auto field) { return made.*field == first->endpoint().*field; };
+        if (!as_first(&RailEndpoint::gid) || !as_first(&RailEndpoint::lid) || !as_first(&RailEndpoint::mtu) ||
+            !as_first(&RailEndpoint::gid_type) || !as_first(&RailEndpoint::global_route)) {
+          return;  // the port's address has just changed
+        }
       }
-      rails_.push_back(rail);
+      for (std::size_t i = 0; i < round.size(); ++i) {
+        rails_.insert(rails_.begin() + static_cast<std::ptrdiff_t>(i * (have + 1) + have), round[i]);
+      }
     }
   } catch (const TransferError&) {
     // There is no room for more: those that there are will do.

@@ -247,12 +247,16 @@ class PushWorker(Worker):
         load, question = push.loading.load, uuid.uuid4().hex
         until = time.monotonic() + self._options.timeout
         lost: _Link | None = None  # the one over which it was asked in vain
+        refused = ""
         for attempt in range(MOST_ASKED):
             if push.link.breaking and lost is push.link:  # nothing that was asked for over it lands any more
                 yield lost.broken
                 push.link = yield from self._link_to(server)
             if attempt and push.loading.cancelled:
                 return None if lost is push.link else "it was cancelled"
+            if attempt and time.monotonic() >= until:
+                self._say(push.loading, f"no time to ask {server.url} again: {refused or 'its connection was lost'}")
+                return None if lost is push.link else "it was not asked in time"
             operation = None
             try:
                 wanted = self._wanted(load, source, server, readers, push.link, question, attempt)
@@ -262,7 +266,7 @@ class PushWorker(Worker):
             except Exception as error:
                 if push.ended.told:
                     return ""
-                refused = str(error)
+                refused = str(error) or repr(error)
                 is_known = isinstance(error, TransferError) and (error.invalid_argument or error.name in _NOT_ASKED)
                 if operation is not None and not is_known:
                     if self._is_lost(error) and attempt + 1 < MOST_ASKED:
@@ -327,7 +331,7 @@ class PushWorker(Worker):
                 wanted = self._wanted(load, nothing, server, readers, link, question, attempt)
                 operation = self._ask_over(link, server, wanted, max(until - time.monotonic(), 0.0))
                 yield operation
-                if not self._is_lost(operation.error):
+                if not self._is_lost(operation.error) or time.monotonic() >= until:
                     break
             try:
                 operation.result()

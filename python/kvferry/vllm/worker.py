@@ -374,7 +374,9 @@ class Worker:
                 yield from self._ended(loading, operation)
             else:
                 yield operation
-            if not left or not self._is_lost(operation.error) or (loading is not None and loading.cancelled):
+            if not left or not self._is_lost(operation.error) or time.monotonic() >= until:
+                break
+            if loading is not None and loading.cancelled:
                 break
         return operation
 

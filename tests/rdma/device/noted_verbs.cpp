@@ -29,6 +29,7 @@ BeforeCall& before_deregistering() {
   return before;
 }
 
+std::atomic<int> room_for_queue_pairs{-1};
 std::atomic<ino_t> dmabuf_file{0};
 std::atomic<int> registered_dmabuf{-1};
 
@@ -109,6 +110,11 @@ Function* library_function(const char* name) {
 extern "C" {
 
 ibv_qp* ibv_create_qp(ibv_pd* domain, ibv_qp_init_attr* attributes) {
+  if (room_for_queue_pairs >= 0 && room_for_queue_pairs-- == 0) {
+    room_for_queue_pairs = 0;
+    errno = ENOMEM;
+    return nullptr;
+  }
   ibv_qp* const pair = library_function<decltype(ibv_create_qp)>("ibv_create_qp")(domain, attributes);
   if (pair != nullptr && pair->context->ops.post_send != &post_send) {
     real_post_send = pair->context->ops.post_send;

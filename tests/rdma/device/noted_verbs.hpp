@@ -72,6 +72,9 @@ struct BeforeCall {
   std::function<void()> call;
 };
 
+/// How many more queue pairs the device makes; any number if negative.
+extern std::atomic<int> room_for_queue_pairs;
+
 BeforeCall& before_registering();
 BeforeCall& before_deregistering();
 

@@ -248,6 +248,26 @@ TEST(RdmaQueuePairs, TheSmallerNumberCountsAndTheOthersAreLetGo) {
   }
 }
 
+TEST(RdmaQueuePairs, WithoutRoomForAllEachRailHasAsManyAsThereIsRoomFor) {
+  struct Case {
+    int room;
+    std::size_t used;
+  };
+  for (const auto& [room, used] : {Case{2, 2}, Case{3, 2}, Case{4, 4}, Case{5, 4}, Case{6, 6}}) {
+    SCOPED_TRACE(room);
+    NodeOptions dialing = with_pairs(3, 2);
+    dialing.asked = [](Endpoint& /*endpoint*/) { room_for_queue_pairs = -1; };  // it has made its own
+    Node node(256, std::move(dialing));
+    Node peer(256, with_pairs(3, 2));
+    room_for_queue_pairs = room;
+    node.connect("node", "peer", peer);
+    EXPECT_EQ(pairs_of(node, "peer"), used);
+    node.fill(static_cast<unsigned>(room));
+    EXPECT_FALSE(move_pages(node, 256, true));
+    EXPECT_TRUE(same(node, peer));
+  }
+}
+
 TEST(RdmaQueuePairs, OneThatBreaksEndsTheConnectionAndTheNextCallMakesANewOne) {
   constexpr std::size_t count = 256;
   for (const bool writes : {true, false}) {
