@@ -356,7 +356,7 @@ def test_a_prefilling_worker_that_dies_between_two_chunks_and_its_successor(
     prefill.announce("t")
     sender = prefill.sender("t")
     decode.wants("d", sender, [1, 2, 3])
-    prefill.until(lambda: bool(prefill.push._pushes._by_transfer["t"].readers))
+    decode.until(lambda: any(push.agreed for push in list(decode.push._pushed.values())))
     prefill.compute("t", [5], 4)
     prefill.worker.close()
     assert decode.loaded("d") == {1, 2, 3}

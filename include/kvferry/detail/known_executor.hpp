@@ -50,24 +50,30 @@ template <class Executor>
 using Tracking =
     std::decay_t<decltype(asio::require(std::declval<const Executor&>(), asio::execution::outstanding_work.tracked))>;
 
+/// @return whether there was an executor to call it with.
+template <class Executor, class Function>
+bool call_with(const Executor* known, Function& function) {
+  if (known != nullptr) {
+    function(*known);
+  }
+  return known != nullptr;
+}
+
+/// With the executor that is hidden, if it is one of these, or a strand of one, or a strand of that.
+template <class Function, class... Executors>
+bool call_with_one_of(const asio::any_io_executor& executor, Function& function, Types<Executors...> /*these*/) {
+  return (call_with(known_executor<Executors>(executor), function) || ...) ||
+         (call_with(known_executor<asio::strand<Executors>>(executor), function) || ...) ||
+         (call_with(known_executor<asio::strand<asio::strand<Executors>>>(executor), function) || ...);
+}
+
 /// Calls `function` with the executor that `executor` hides, if it is one of Asio's contexts, or a strand of one, or a strand of that.
 /// @return whether it has been called.
 template <class Function>
 bool with_context_executor(const asio::any_io_executor& executor, Function function) {
-  const auto tried = [&]<class Executor>(const Executor* known) {
-    if (known != nullptr) {
-      function(*known);
-    }
-    return known != nullptr;
-  };
-  const auto tried_each = [&]<class... Executors>(Types<Executors...>) {
-    return (tried(known_executor<Executors>(executor)) || ...) ||
-           (tried(known_executor<asio::strand<Executors>>(executor)) || ...) ||
-           (tried(known_executor<asio::strand<asio::strand<Executors>>>(executor)) || ...);
-  };
   using Context = asio::io_context::executor_type;
   using Pool = asio::thread_pool::executor_type;
-  return tried_each(Types<Context, Pool, Tracking<Context>, Tracking<Pool>>());
+  return call_with_one_of(executor, function, Types<Context, Pool, Tracking<Context>, Tracking<Pool>>());
 }
 
 template <class Executor>

@@ -269,7 +269,9 @@ class PushWorker(Worker):
                 refused = str(error) or repr(error)
                 is_known = isinstance(error, TransferError) and (error.invalid_argument or error.name in _NOT_ASKED)
                 if operation is not None and not is_known:
-                    if self._is_lost(error) and attempt + 1 < MOST_ASKED:
+                    # This side may have ended the connection, because it has heard of the end of the former one meanwhile.
+                    is_lost = self._is_lost(error) or (push.link.breaking and not self._closing)
+                    if is_lost and attempt + 1 < MOST_ASKED:
                         lost = push.link
                         continue
                     self._unanswered(server, push.link, error)
