@@ -257,10 +257,12 @@ class TokensTests : public ConformanceBase {
     KVFERRY_TESTING_REQUIRE(write);
     const auto [a, b] = connected_pair();
     const Objects objects = a.objects({64, 64}).fill(6);
-    asio::thread_pool pool(1);
-    asio::io_context loop;
+    // To the program's end: the thread that has posted a handler may let go of its strand after the handler has run.
+    static asio::thread_pool pool(1);
+    static asio::io_context loop;
+    loop.restart();
     auto busy = asio::make_work_guard(loop);
-    std::thread runs([&] { loop.run(); });
+    std::thread runs([] { loop.run(); });
     const auto blocks_in_use = [&, &from = a, &to = b](const auto& executor) {
       struct Handler {
         using allocator_type = HandlersAllocator<std::byte>;
