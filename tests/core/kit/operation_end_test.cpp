@@ -29,6 +29,7 @@
 #include <kvferry/log.hpp>
 #include <kvferry/side_message_codec.hpp>
 #include <kvferry/testing/own_loopback.hpp>
+#include <kvferry/testing/traits.hpp>
 
 #include <kvferry/kit/init_exchange.hpp>
 #include <kvferry/kit/init_messages.hpp>
@@ -269,6 +270,9 @@ class ShutLink final : public tests::KeepingLink {
 };
 
 TEST_F(CallsShortOfMemory, CloseShutsAllLinksIfItIsCalledAgain) {
+#ifdef KVFERRY_TESTING_THREAD_SANITIZED
+  GTEST_SKIP() << "ThreadSanitizer's pthread_once knows no exceptions: who calls again waits for ever";
+#endif
   bool refused = true;
   for (std::size_t allocations = 0; refused; ++allocations) {
     ChannelOptions options;
