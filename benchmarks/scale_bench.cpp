@@ -205,6 +205,12 @@ double own_cpu_seconds() {
   return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) / 1e9;
 }
 
+/// The part of a CPU that the hub takes while nothing happens.
+double idle_share(const bench::Hub& hub, const bench::ProcessUsage& resting, std::chrono::milliseconds time) {
+  std::this_thread::sleep_for(time);  // nothing happens: that is what is measured
+  return (hub.usage().cpu_seconds - resting.cpu_seconds) / Seconds(time).count();
+}
+
 void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::milliseconds time) {
   std::vector<std::byte> memory(pages_in_batch * page_size, std::byte{1});
   bench::ManySockets sockets(count, memory);  // forks, as the hub does
@@ -252,8 +258,7 @@ void measure_peers(std::size_t count, std::size_t peer_threads, std::chrono::mil
   }
 
   const bench::ProcessUsage resting = hub.usage();
-  std::this_thread::sleep_for(time);  // nothing happens: that is what is measured
-  const double idle = (hub.usage().cpu_seconds - resting.cpu_seconds) / Seconds(time).count();
+  const double idle = idle_share(hub, resting, time);
   const auto peers_of = static_cast<double>(count);
   fmt::print("| {} | {:.0f} | {:.1f} | {:.1f} | {:.2f} | {:.2f} | {:.2f} | {:.3f} | {:.3f} | {} | {:.1f} |\n", count,
              peers_of / connecting, (connected.resident_kib - before.resident_kib) / peers_of,
@@ -276,8 +281,7 @@ void measure_rdma_peers(std::size_t count, std::size_t peer_threads, std::chrono
   const double connecting = all_at_once(count, [&](std::size_t i) { peers[i]->connect(hub); });
   const double checking = all_at_once(count, [&](std::size_t i) { peers[i]->check(page); });
   const bench::ProcessUsage resting = hub.usage();
-  std::this_thread::sleep_for(time);  // nothing happens: that is what is measured
-  const double idle = (hub.usage().cpu_seconds - resting.cpu_seconds) / Seconds(time).count();
+  const double idle = idle_share(hub, resting, time);
   const auto peers_of = static_cast<double>(count);
   fmt::print("| {} | {:.0f} | {:.1f} | {:.1f} | {:.1f} | {:.0f}, {:.0f} | {:.0f} | {:.1f} |\n", count,
              peers_of / connecting, (resting.pinned_kib - before.pinned_kib) / peers_of,
